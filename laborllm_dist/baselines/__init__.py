@@ -1,0 +1,1 @@
+"""Models to compare with; each ends in a score table."""

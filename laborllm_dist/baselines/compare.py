@@ -1,0 +1,94 @@
+"""Score the comparators of a run on its own people, each into a score table beside the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from laborllm_dist import __version__
+from laborllm_dist.baselines.frequency import first_order_table, marginal_table
+from laborllm_dist.careers.synthetic import make_market
+from laborllm_dist.errors import RunError
+from laborllm_dist.files import fingerprint_of
+from laborllm_dist.score_table import ScoreTableInfo, read_score_table, write_score_table
+from laborllm_dist.scoring.evaluate import observation_facts
+from laborllm_dist.settings import CompareSettings, DataSettings
+from laborllm_dist.tokens.store import CareerRows, TokenStore, open_store
+from laborllm_dist.run_folder import read_run
+
+NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
+FORMAT = 1
+
+
+def score_comparators(settings: CompareSettings, say: Callable[[str], None]) -> list[Path]:
+    """Write the score table of every comparator that is asked for and not there yet.
+
+    Raises:
+        RunError: if the truth is asked of careers whose true probabilities nobody knows.
+    """
+    run, run_settings, store_folder = read_run(Path(settings.run))
+    store = open_store(store_folder)
+    written: list[Path] = []
+    for name in settings.comparators:
+        path = run.scores(settings.split, name)
+        details = {"comparator": fingerprint_of([FORMAT, name, settings.split])}
+        if path.is_file() and _is_same(path, store.careers_fingerprint, details):
+            say(f"comparators: {NAMES[name]} is there ({path})")
+            continue
+        careers = store.careers(settings.split)
+        scores, more = _scores(name, store, careers, run_settings.data)
+        info = ScoreTableInfo(
+            model=NAMES[name],
+            split=settings.split,
+            careers=store.careers_fingerprint,
+            code=__version__,
+            details={**details, **more},
+        )
+        _write(careers, scores, info, path)
+        say(f"comparators: {NAMES[name]} scored on {len(scores):,} observations ({path})")
+        written.append(path)
+    return written
+
+
+def _scores(
+    name: str, store: TokenStore, careers: CareerRows, data: DataSettings
+) -> tuple[npt.NDArray[np.float64], dict[str, str]]:
+    if name == "truth":
+        return _true_scores(careers, data), {}
+    if name == "marginal":
+        table = marginal_table(store.careers("train"))
+    else:
+        table = first_order_table(store.careers("train"), store.careers("validation"))
+    return table.scores(careers), table.details
+
+
+def _true_scores(careers: CareerRows, data: DataSettings) -> npt.NDArray[np.float64]:
+    markets = {
+        corpus.survey: make_market(corpus.synthetic) for corpus in data.corpora.values() if corpus.synthetic is not None
+    }
+    if len(markets) < len(data.corpora):
+        raise RunError("the true probabilities are known for synthetic careers only; leave `truth` out of comparators")
+    scores: list[float] = []
+    for row in range(len(careers)):
+        career = careers.history(row)
+        scores.extend(markets[career.survey].log_probabilities(career))
+    return np.asarray(scores)
+
+
+def _write(careers: CareerRows, scores: npt.NDArray[np.float64], info: ScoreTableInfo, path: Path) -> None:
+    facts = observation_facts(careers).drop_columns(["career"])
+    # A table over occupations is a proper distribution: `title` and `terminated` are the same number, without tokens.
+    columns: dict[str, Any] = {name: facts[name] for name in facts.column_names}
+    columns["num_tokens"] = pa.array(np.zeros(len(scores), dtype=np.int32))
+    columns["title"] = columns["terminated"] = pa.array(scores)
+    write_score_table(pa.table(columns), info, path)
+
+
+def _is_same(path: Path, careers: str, details: dict[str, str]) -> bool:
+    info = read_score_table(path)[1]
+    return info.careers == careers and all(info.details.get(name) == value for name, value in details.items())

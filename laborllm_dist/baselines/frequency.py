@@ -1,0 +1,71 @@
+"""Frequency tables: the marginal distribution of occupations, and P(occupation | occupation before).
+
+The marginal has add-one smoothing over the vocabulary. A row of the first-order table is drawn towards the marginal
+as by `strength` extra observations,  P(y | x) = (n_xy + strength * m_y) / (n_x + strength),  and the strength is the
+one of a grid with the highest likelihood of the validation people. "No occupation yet" is a row of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from laborllm_dist.tokens.store import CareerRows
+
+STRENGTHS = tuple(float(2**power) for power in range(-3, 11))
+Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+Table = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class FrequencyTable:
+    """log P(y | x) in nats, [occupations + 1, occupations]; the last row is for a first observation."""
+
+    log_probabilities: Table
+    details: dict[str, str]
+
+    def scores(self, careers: CareerRows) -> npt.NDArray[np.float64]:
+        """Return log P of every observation, in the order of careers and jobs."""
+        before, after = transitions(careers)
+        return self.log_probabilities[before, after]
+
+
+def transitions(careers: CareerRows) -> Pairs:
+    """Return occupation before (num_occupations where there is none) and occupation, of every observation."""
+    after = np.asarray(pc.list_flatten(careers.table["occupations"]), dtype=np.int64)
+    before = np.roll(after, 1)
+    num_jobs = careers.num_observations()
+    before[np.cumsum(num_jobs) - num_jobs] = len(careers.vocabulary)
+    return before, after
+
+
+def marginal_table(train: CareerRows) -> FrequencyTable:
+    """Return the share of every occupation, whatever was held before."""
+    shares = _marginal(transitions(train)[1], len(train.vocabulary))
+    rows = np.broadcast_to(np.log(shares), (len(shares) + 1, len(shares)))
+    return FrequencyTable(rows.copy(), {"smoothing": "add one"})
+
+
+def first_order_table(train: CareerRows, validation: CareerRows) -> FrequencyTable:
+    """Return P(occupation | occupation before), smoothed as the validation people like it best."""
+    num_occupations = len(train.vocabulary)
+    before, after = transitions(train)
+    counts = np.zeros((num_occupations + 1, num_occupations))
+    np.add.at(counts, (before, after), 1.0)
+    marginal = _marginal(after, num_occupations)
+    seen = transitions(validation)
+    tables = {strength: _smoothed(counts, marginal, strength) for strength in STRENGTHS}
+    best = max(tables, key=lambda strength: float(tables[strength][seen].sum()))
+    return FrequencyTable(tables[best], {"smoothing": f"{best:g} observations of the marginal"})
+
+
+def _marginal(after: npt.NDArray[np.int64], num_occupations: int) -> Table:
+    counts = np.bincount(after, minlength=num_occupations) + 1.0
+    return counts / counts.sum()
+
+
+def _smoothed(counts: Table, marginal: Table, strength: float) -> Table:
+    return np.log((counts + strength * marginal) / (counts.sum(axis=1, keepdims=True) + strength))

@@ -1,0 +1,1 @@
+"""Careers: histories, occupations, readers of data files, splits and the text template. No torch here."""

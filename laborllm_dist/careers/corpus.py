@@ -1,0 +1,100 @@
+"""Open the corpora of a run: one vocabulary, a stream of careers, and a fingerprint of what they were read from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+
+from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
+from laborllm_dist.careers.long_panel import read_long_panel, read_long_panel_vocabulary, vocabulary_path
+from laborllm_dist.careers.synthetic import make_market
+from laborllm_dist.careers.synthetic_titles import synthetic_vocabulary
+from laborllm_dist.careers.wage_panel import read_wage_panel, wage_panel_vocabulary
+from laborllm_dist.errors import DataFileError, VocabularyError
+from laborllm_dist.files import sha256_of
+from laborllm_dist.settings import CorpusSettings, DataSettings, LongPanelSettings, SyntheticSettings
+
+
+def check_sources(data: DataSettings) -> None:
+    """Refuse the first corpus whose file is missing, saying how to get it.
+
+    Raises:
+        DataFileError: naming the setting to change.
+    """
+    for name, corpus in data.corpora.items():
+        if corpus.long_panel is not None and not Path(corpus.long_panel.path).exists():
+            advice = f"; {corpus.how_to_get}" if corpus.how_to_get else ""
+            raise DataFileError(
+                f"no careers of {corpus.survey} at {corpus.long_panel.path} "
+                f"(setting data.corpora.{name}.long_panel.path){advice}"
+            )
+
+
+def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
+    """Return the occupations of all corpora, in order of first appearance.
+
+    Raises:
+        VocabularyError: if two corpora give one code two titles.
+    """
+    titles: dict[str, str] = {}
+    for corpus in data.corpora.values():
+        for code, title in _vocabulary(corpus).title_of().items():
+            if titles.setdefault(code, title) != title:
+                raise VocabularyError(f"occupation {code!r} is {titles[code]!r} in one corpus and {title!r} in {corpus.survey}")
+    return OccupationVocabulary(codes=tuple(titles), titles=tuple(titles.values()))
+
+
+def read_careers(data: DataSettings) -> Iterator[CareerHistory]:
+    """Yield the careers of all corpora; every panel file is checked as a whole before the first career."""
+    check_sources(data)
+    streams = [_careers(corpus) for corpus in data.corpora.values()]
+    for stream in streams:
+        yield from stream
+
+
+def fingerprint_sources(data: DataSettings) -> dict[str, str]:
+    """Return, for each corpus, what identifies its content: a file's SHA-256, a package's version, a seed."""
+    check_sources(data)
+    return {name: _fingerprint(corpus) for name, corpus in data.corpora.items()}
+
+
+def _vocabulary(corpus: CorpusSettings) -> OccupationVocabulary:
+    if corpus.kind == "wage_panel":
+        return wage_panel_vocabulary()
+    if corpus.kind == "synthetic":
+        return synthetic_vocabulary()
+    return read_long_panel_vocabulary(_long_panel(corpus))
+
+
+def _careers(corpus: CorpusSettings) -> Iterator[CareerHistory]:
+    if corpus.kind == "wage_panel":
+        return read_wage_panel(survey=corpus.survey)
+    if corpus.kind == "synthetic":
+        settings = _synthetic(corpus)
+        return make_market(settings).careers(settings.num_people, survey=corpus.survey)
+    return read_long_panel(_long_panel(corpus), survey=corpus.survey)
+
+
+def _fingerprint(corpus: CorpusSettings) -> str:
+    if corpus.kind == "wage_panel":
+        return f"linearmodels {importlib.metadata.version('linearmodels')}"
+    if corpus.kind == "synthetic":
+        code = hashlib.sha256()
+        for module in ("synthetic.py", "synthetic_titles.py"):
+            code.update((Path(__file__).parent / module).read_bytes())
+        return f"seed {_synthetic(corpus).seed}, code {code.hexdigest()[:16]}"
+    settings = _long_panel(corpus)
+    return f"{sha256_of(Path(settings.path))}, occupations {sha256_of(vocabulary_path(settings))}"
+
+
+def _long_panel(corpus: CorpusSettings) -> LongPanelSettings:
+    assert corpus.long_panel is not None  # CorpusSettings refuses a long_panel without its group
+    return corpus.long_panel
+
+
+def _synthetic(corpus: CorpusSettings) -> SyntheticSettings:
+    assert corpus.synthetic is not None
+    return corpus.synthetic
+

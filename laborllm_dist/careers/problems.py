@@ -1,0 +1,39 @@
+"""Collect what is wrong with a data file, so that a user hears of all of it at once, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from laborllm_dist.errors import DataFileError
+
+NUM_SHOWN = 10
+
+
+@dataclass(slots=True)
+class Problems:
+    """Problems of one file; `unit` is what its places are counted in, line (of a CSV) or row (of a Parquet file)."""
+
+    path: Path
+    unit: str
+    num_found: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, place: int, column: str | None, what: str) -> None:
+        """Note a problem at a line or row, counted from 1."""
+        self.num_found += 1
+        if len(self.shown) < NUM_SHOWN:
+            where = f"{self.unit} {place}" + (f", column {column}" if column else "")
+            self.shown.append(f"  {where}: {what}")
+
+    def refuse_if_any(self) -> None:
+        """Raise if there is a problem.
+
+        Raises:
+            DataFileError: with the file, the number of problems and the first ten.
+        """
+        if not self.num_found:
+            return
+        first = "" if self.num_found <= NUM_SHOWN else f", the first {NUM_SHOWN} of them"
+        count = "1 problem" if self.num_found == 1 else f"{self.num_found:,} problems"
+        raise DataFileError("\n".join([f"{self.path}: {count}{first}:", *self.shown]))

@@ -1,0 +1,94 @@
+"""Read the rows of a CSV (plain or gzip) or Parquet file as text, with the line or row each one stands in.
+
+A row that cannot be read as text is noted in `problems` and passed over, so that one look finds every problem.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laborllm_dist.careers.problems import Problems
+from laborllm_dist.errors import DataFileError
+
+Row = tuple[int, list[str]]
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether the file's name says Parquet."""
+    return path.suffix in (".parquet", ".pq")
+
+
+def read_rows(path: Path, problems: Problems) -> Iterator[Row]:
+    """Yield (place, values) with the header first, at place 1 of a CSV and 0 of a Parquet file.
+
+    Raises:
+        DataFileError: if the file is missing, empty, or breaks off (truncated gzip, damaged Parquet).
+    """
+    if not path.exists():
+        raise DataFileError(f"no file at {path}")
+    if not path.is_file():
+        raise DataFileError(f"{path} is not a file")
+    if path.stat().st_size == 0:
+        raise DataFileError(f"{path}: the file is empty")
+    yield from _parquet_rows(path) if is_parquet(path) else _csv_rows(path, problems)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            yield 0, names
+            place = 0
+            for batch in file.iter_batches(batch_size=10_000):
+                columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    place += 1
+                    yield place, list(values)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataFileError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _csv_rows(path: Path, problems: Problems) -> Iterator[Row]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    place = 0
+    try:
+        with opener(path, "rb") as file:
+            reader = csv.reader(_text_lines(file, problems), strict=True)
+            while True:
+                try:
+                    values = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    problems.add(reader.line_num, None, f"not CSV ({error})")
+                    continue
+                place = reader.line_num
+                if values:
+                    yield place, values
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataFileError(f"{path}: the gzip data breaks off or is damaged after line {place} ({error})") from None
+    except OSError as error:
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _text_lines(file: IO[bytes], problems: Problems) -> Iterator[str]:
+    for line, raw in enumerate(file, start=1):
+        if line == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs put before UTF-8
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            problems.add(line, None, f"byte {raw[error.start : error.start + 1]!r} is not UTF-8; save the file as UTF-8")
+            text = "\n"
+        if "\0" in text:
+            problems.add(line, None, "holds a NUL byte")
+            text = "\n"
+        yield text

@@ -1,0 +1,71 @@
+"""Compose settings with Hydra, and turn refusals into one clear line. The only place where Hydra is imported.
+
+    conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)  ->  frozen settings
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from laborllm_dist.errors import LaborError, RankFailed, SettingsError
+from laborllm_dist.settings import Settings, read_settings
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+HELP = ("--help", "-h")
+
+
+def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence[str]) -> Settings:
+    """Compose a file of conf/ with overrides, and read it strictly.
+
+    Raises:
+        SettingsError: if a group, file, override or setting is unknown or wrong.
+    """
+    return read_settings(kind, compose_values(config_name, overrides))
+
+
+def compose_values(config_name: str, overrides: Sequence[str]) -> dict[str, object]:
+    """Compose a file of conf/ with overrides into plain values."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(config_name, overrides=list(overrides))
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(_one_line(str(error))) from None
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
+    """Run a script: settings from the command line, one clear line instead of a traceback where they are refused."""
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    if any(argument in HELP for argument in arguments):
+        sys.stdout.write(help_text.strip() + "\n\nSettings and their values now:\n\n")
+        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(compose_values(config_name, _without_help(arguments)))))
+        raise SystemExit(0)
+    try:
+        work(compose_settings(kind, config_name, arguments))
+    except RankFailed as refusal:
+        raise SystemExit(refusal.exit_code) from None
+    except LaborError as refusal:
+        if os.environ.get("RANK", "0") == "0" or not isinstance(refusal, SettingsError):
+            sys.stderr.write(f"error: {refusal}\n")
+            sys.stderr.flush()
+        raise SystemExit(refusal.exit_code) from None
+    raise SystemExit(0)
+
+
+def _without_help(arguments: Sequence[str]) -> list[str]:
+    return [argument for argument in arguments if argument not in HELP]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())

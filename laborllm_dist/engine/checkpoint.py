@@ -1,0 +1,224 @@
+"""Checkpoints that survive anything: written beside, checked, renamed; read by any number of ranks at any ZeRO stage.
+
+    checkpoints/step_00000120/
+        rank_00000.safetensors ...   the fragments of one rank: weight, exp_avg, exp_avg_sq, fp32 (no pickle)
+        manifest.json                written last: step, state of the run, where every fragment lies, sizes, SHA-256
+
+A folder without a valid manifest is not a checkpoint. Weights can be put together from the files alone
+(`full_weights`), so export needs neither ranks nor DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from laborllm_dist.engine.fragments import STATE_NAMES, Fragment, set_steps_taken, spread_weights, state_fragments
+from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.engine.zero import ZeroEngine
+from laborllm_dist.errors import CheckpointError, DiskFull
+from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of, write_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointManifest:
+    """What a complete checkpoint says of itself. `state` is the run's, as plain values."""
+
+    step: int
+    run: str  # fingerprint of the run's settings
+    world_size: int
+    stage: int
+    state: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]  # name -> bytes, sha256, fragments
+    format: int = FORMAT
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: str, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint of this step; it exists as a whole or not at all. Collective.
+
+    Raises:
+        DiskFull: on every rank, if any has no room; older checkpoints are untouched.
+    """
+    ranks, folder = engine.ranks, checkpoint_folder(checkpoints, step)
+    partial = folder.with_name(folder.name + ".partial")
+    if ranks.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+    ranks.barrier()
+    name = f"rank_{ranks.rank:05d}.safetensors"
+    outcome: dict[str, Any] | str
+    try:
+        with no_room_is_said(partial / name):
+            outcome = {name: _write_fragments(state_fragments(engine), partial / name)}
+    except DiskFull as error:
+        outcome = str(error)
+    outcomes = _everyones(outcome, ranks)
+    if full := [each for each in outcomes if isinstance(each, str)]:
+        if ranks.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise DiskFull(full[0])
+    files = {name: entry for each in outcomes for name, entry in each.items()}
+    manifest = CheckpointManifest(
+        step=step, run=run, world_size=ranks.world_size, stage=engine.settings.stage, state=dict(state), files=files
+    )
+    ranks.on_first(lambda: _finish(partial, folder, manifest))
+
+
+def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManifest) -> None:
+    """Bring weights and Adam's state back, each rank reading the stretches it holds. Collective.
+
+    Raises:
+        CheckpointError: if the checkpoint has not every element of every weight of this model.
+    """
+    index = _fragment_index(manifest)
+    opened = {name: safe_open(folder / name, framework="pt") for name in manifest.files}
+    for fragment in state_fragments(engine):
+        for kind, view in zip(STATE_NAMES, fragment.views, strict=True):
+            num_found = 0
+            for file, saved in index.get(fragment.name, ()):
+                if tuple(saved["shape"]) != fragment.shape:
+                    raise CheckpointError(f"{folder}: {fragment.name} has shape {saved['shape']}, the model {fragment.shape}")
+                low = max(saved["start"], fragment.start)
+                high = min(saved["start"] + saved["numel"], fragment.start + fragment.numel)
+                if low < high:
+                    stored = opened[file].get_slice(_key(kind, fragment.name))
+                    view[low - fragment.start : high - fragment.start].copy_(stored[low - saved["start"] : high - saved["start"]])
+                    num_found += high - low
+            if num_found != fragment.numel:
+                raise CheckpointError(f"{folder}: holds {num_found} of {fragment.numel} elements of {kind} of {fragment.name}")
+    set_steps_taken(engine, manifest.step)
+    spread_weights(engine)
+
+
+def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> tuple[Path, CheckpointManifest] | None:
+    """Return the newest checkpoint whose files are all as they were written; what is passed over is said."""
+    for folder in sorted(checkpoints.glob("step_????????"), reverse=True):
+        try:
+            return folder, check_checkpoint(folder)
+        except CheckpointError as error:
+            say(f"checkpoint passed over: {error}")
+    return None
+
+
+def check_checkpoint(folder: Path) -> CheckpointManifest:
+    """Read the manifest and compare every file with it.
+
+    Raises:
+        CheckpointError: if the manifest is missing or damaged, or a file has another size or checksum.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            found = f"{path.stat().st_size:,} bytes" if path.is_file() else "nothing"
+            raise CheckpointError(f"{path}: {found}, the manifest says {entry['bytes']:,} bytes")
+        if sha256_of(path) != entry["sha256"]:
+            raise CheckpointError(f"{path}: the content has changed since it was written (SHA-256)")
+    return manifest
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """Read a manifest without a look at the files.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or of another format.
+    """
+    try:
+        manifest = CheckpointManifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished") from None
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is damaged ({error})") from None
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"{folder} has format {manifest.format}, this version reads {FORMAT}")
+    return manifest
+
+
+def keep_checkpoints(checkpoints: Path, *, num_newest: int, best_step: int | None) -> None:
+    """Delete all but the newest checkpoints and the best one."""
+    folders = sorted(checkpoints.glob("step_????????"), reverse=True)
+    best = None if best_step is None else checkpoint_folder(checkpoints, best_step)
+    for folder in folders[num_newest:]:
+        if folder != best:
+            doomed = folder.with_name(folder.name + ".partial")  # first it stops being a checkpoint, then it goes
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def full_weights(folder: Path, manifest: CheckpointManifest) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every weight's name and fp32 value, put together from its fragments."""
+    opened = {name: safe_open(folder / name, framework="pt") for name in manifest.files}
+    for name, pieces in _fragment_index(manifest).items():
+        shape = tuple(pieces[0][1]["shape"])
+        whole = torch.empty(torch.Size(shape).numel(), dtype=torch.float32)
+        num_found = 0
+        for file, saved in pieces:
+            whole[saved["start"] : saved["start"] + saved["numel"]] = opened[file].get_tensor(_key("weight", name))
+            num_found += saved["numel"]
+        if num_found != whole.numel():
+            raise CheckpointError(f"{folder}: holds {num_found} of {whole.numel()} elements of {name}")
+        yield name, whole.view(shape)
+
+
+def _write_fragments(fragments: Sequence[Fragment], path: Path) -> dict[str, Any]:
+    mine = [fragment for fragment in fragments if fragment.is_mine and fragment.numel]
+    tensors = {
+        _key(kind, fragment.name): view.cpu().contiguous().clone()
+        for fragment in mine
+        for kind, view in zip(STATE_NAMES, fragment.views, strict=True)
+    }
+    save_file(tensors, path)
+    flush_to_disk(path)
+    places = [
+        {"name": fragment.name, "shape": list(fragment.shape), "start": fragment.start, "numel": fragment.numel}
+        for fragment in mine
+    ]
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path), "fragments": places}
+
+
+def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
+    values = {name: getattr(manifest, name) for name in CheckpointManifest.__slots__}
+    with no_room_is_said(folder):
+        write_json(partial / MANIFEST, values)
+        flush_to_disk(partial)
+        if folder.exists():  # an older, unusable checkpoint of this very step
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        flush_to_disk(folder.parent)
+
+
+def _fragment_index(manifest: CheckpointManifest) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    index: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for file, entry in manifest.files.items():
+        for saved in entry["fragments"]:
+            index.setdefault(saved["name"], []).append((file, saved))
+    return index
+
+
+def _key(kind: str, name: str) -> str:
+    return f"{kind}/{name}"
+
+
+def _everyones(outcome: Any, ranks: Ranks) -> list[Any]:
+    if ranks.world_size == 1:
+        return [outcome]
+    outcomes: list[Any] = [None] * ranks.world_size
+    torch.distributed.all_gather_object(outcomes, outcome)
+    return outcomes

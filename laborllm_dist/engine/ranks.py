@@ -1,0 +1,120 @@
+"""The processes of a run: who am I, how many are we, and what must be agreed on.
+
+A process that no launcher started is rank 0 of 1. Everything collective takes part in on all ranks or hangs until
+the time limit; such functions say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed
+
+from laborllm_dist.errors import LaborError, RankFailed
+from laborllm_dist.settings import RanksSettings
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective."""
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def sum(self, *values: float) -> list[float]:
+        """Return the sums over ranks, added in float64 in the order of ranks. Collective."""
+        if self.world_size == 1:
+            return list(values)
+        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(everyone, mine)
+        return [float(value) for value in torch.stack(everyone).cpu().sum(dim=0)]
+
+    def on_first(self, work: Callable[[], Result]) -> Result:
+        """Do `work` on rank 0 while the others wait, and return its result on every rank. Collective.
+
+        Raises:
+            LaborError: on rank 0, what `work` raised.
+            RankFailed: on the other ranks, if it raised.
+        """
+        answer: list[object] = [None, False]
+        failure: BaseException | None = None
+        if self.is_first:
+            try:
+                answer = [work(), True]
+            except LaborError as error:
+                failure = error
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(answer, src=0)
+        if failure is not None:
+            raise failure
+        if not answer[1]:
+            raise RankFailed("rank 0 has refused")
+        return answer[0]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
+    """Join the process group of the launcher (deepspeed, torchrun), or stand alone; leave it at the end. Collective."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
+    torch.set_num_threads(settings.threads_per_rank)
+    deepspeed = import_deepspeed()
+    # shm_comm serves inference_all_reduce alone, which nothing here calls; building it takes a compiler, a minute,
+    # and a lock file that makes every later process wait for ever after a kill.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if has_gpu else "gloo",
+        timeout=timedelta(minutes=settings.timeout_minutes),
+        verbose=False,
+    )
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def import_deepspeed():  # type: ignore[no-untyped-def]
+    """Import deepspeed with its chatter turned down to warnings."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

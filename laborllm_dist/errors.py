@@ -1,0 +1,79 @@
+"""Every mistake a user can make, one class each; the text says what was found, what was wanted, what to do.
+
+Launch scripts print the text of a `LaborError` as one line and exit with its `exit_code`; anything else is a bug of
+this software and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class LaborError(Exception):
+    """Base of all refusals of this software."""
+
+    exit_code = 2
+
+
+class SettingsError(LaborError):
+    """A setting is unknown, missing, of the wrong type or out of range."""
+
+
+class DataFileError(LaborError):
+    """A data file is missing, unreadable or holds rows that cannot be a career."""
+
+
+class VocabularyError(LaborError):
+    """A list of occupations has an empty or doubled code or title."""
+
+
+class TemplateError(LaborError):
+    """A template cannot be rendered, or its titles cannot be found again in the text."""
+
+
+class TokenizerError(LaborError):
+    """A tokenizer is missing, or does not keep titles apart from their prompt."""
+
+
+class TitleInsideToken(TokenizerError):
+    """A token begins before a title and ends inside it, so the title has no probability of its own."""
+
+
+class StoreError(LaborError):
+    """A token store is missing, incomplete, damaged or made from something else."""
+
+
+class RowTooShort(LaborError):
+    """A career has more tokens than a row or the model's context; it is never cut."""
+
+
+class PlanError(LaborError):
+    """A plan cannot be made from these settings."""
+
+
+class ModelError(LaborError):
+    """Model weights are missing, incomplete or do not fit the tokenizer."""
+
+
+class CheckpointError(LaborError):
+    """No usable checkpoint, or one of another run."""
+
+
+class ScoreTableError(LaborError):
+    """A score table is missing, incomplete, has doubled keys or belongs to other data."""
+
+
+class RunError(LaborError):
+    """A run's folder is missing, unfinished or was made with other settings."""
+
+
+class RankFailed(LaborError):
+    """Another rank has refused and already said why; this one only leaves."""
+
+
+class DiskFull(LaborError):
+    """There is no room left to write; what was complete before is untouched."""
+
+
+class Interrupted(LaborError):
+    """The run was asked to stop, has saved, and goes on when started again."""
+
+    exit_code = 75  # EX_TEMPFAIL: try again, which schedulers know as a reason to requeue

@@ -1,0 +1,90 @@
+"""Write files so that a reader never sees half of one: to `NAME.partial`, to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from laborllm_dist.errors import DiskFull
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a name to write to, and rename it to `path` when the block ends well.
+
+    Raises:
+        DiskFull: if there is no room left; the partial file is removed and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with no_room_is_said(path):
+        try:
+            yield partial
+            flush_to_disk(partial)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def no_room_is_said(path: Path) -> Iterator[None]:
+    """Turn "no space left" into one clear line.
+
+    Raises:
+        DiskFull: naming what could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"no room left on the disk of {path.parent} while writing {path.name}; "
+                "make room and start the same command again: what was complete before is untouched"
+            ) from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, with sorted keys."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_of(value: Any) -> str:
+    """Return 16 hexadecimal digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def newest_first(folder: Path, pattern: str, order: Callable[[Path], Any]) -> list[Path]:
+    """Return the entries of a folder that match, largest `order` first; none where there is no folder."""
+    return sorted(folder.glob(pattern), key=order, reverse=True)

@@ -1,0 +1,247 @@
+"""Draw a report's figures: a dot and its interval per row, narrow enough to be read on a phone.
+
+Figures are 4.6 inches wide with 10-point text: that is the width of a phone, and on a desk they grow to a column.
+A model keeps its colour and its marker in every figure; the marker serves those who do not tell the colours apart.
+The same numbers give the same bytes: no date goes in, and the ids inside an SVG come from a fixed salt.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from laborllm_dist.report.analysis import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
+from laborllm_dist.report.bootstrap import Estimate
+from laborllm_dist.report.number_text import MINUS, format_count, format_nats, format_perplexity
+
+WIDTH_INCHES = 4.6
+LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle
+# Okabe and Ito's colours, in an order that keeps the first few far apart; the true model is always black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+TRUE_COLOUR, TRUE_MARKER = "#1a1a1a", "*"
+INK, FAINT, BAND = "#1f2328", "#d0d5db", "#f3f5f7"
+STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.axisbelow": True,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "laborllm_dist",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnFigure:
+    """A figure as two files, with the words that stand for it where it cannot be seen."""
+
+    name: str
+    alternative: str
+    svg: bytes
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    colour: str
+    marker: str
+
+
+def draw_perplexities(models: Sequence[ModelNumbers], *, measure: str) -> DrawnFigure:
+    """Draw every model's perplexity with its interval, best on top."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _new_figure(0.55 * len(models) + 0.75)
+        marks = _marks(models)
+        for row, model in enumerate(models):
+            _write_above(axes, row, _model_label(model), format_perplexity(model.perplexity.value))
+            _draw_estimate(axes, row, model.perplexity, marks[row], size=7)
+        _set_perplexity_axis(axes, (model.perplexity for model in models), measure)
+        axes.set_ylim(len(models) - 0.65, -0.75)
+        return _render(figure, "perplexity", "Perplexity of every model with its 95 % interval")
+
+
+def draw_differences(pairs: Sequence[PairNumbers], *, measure: str) -> DrawnFigure:
+    """Draw the paired difference of every two models in nats, with its interval."""
+    with matplotlib.rc_context(STYLE):
+        labels = [_pair_label(pair) for pair in pairs]
+        lines = max(label.count("\n") for label in labels) + 1
+        row_inches = 0.32 + 0.17 * lines
+        figure, axes = _new_figure(row_inches * len(pairs) + 0.85)
+        axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
+        for row, pair in enumerate(pairs):
+            _write_above(axes, row, labels[row], format_nats(pair.difference_nats.value))
+            _draw_estimate(axes, row, pair.difference_nats, _Mark(COLOURS[0], "o"), size=7)
+        _set_difference_axis(axes, [pair.difference_nats for pair in pairs])
+        axes.set_xlabel(f"difference in log-likelihood ({measure}),\nnats per observation; above 0 the first is better")
+        axes.set_ylim(len(pairs) - 0.65, -0.85)
+        return _render(figure, "differences", "Paired differences between models in nats per observation")
+
+
+def draw_grouping(grouping: GroupingNumbers, models: Sequence[ModelNumbers], *, measure: str) -> DrawnFigure:
+    """Draw the perplexities of all models in each group: a band per group, a dot and interval per model."""
+    groups, marks = grouping.groups, _marks(models)
+    many = len(groups) > 12
+    line_inches = 0.12 if many else 0.16
+    legend_rows, legend_columns = _legend_shape(models)
+    band_inches = max(0.3 if many else 0.5, line_inches * (len(models) + 1))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _new_figure(band_inches * len(groups) + 0.75 + 0.22 * legend_rows)
+        step = line_inches / band_inches
+        for row, group in enumerate(groups):
+            if row % 2 == 0:
+                axes.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
+            for index, score in enumerate(group.scores):
+                place = row + (index - (len(models) - 1) / 2) * step
+                _draw_estimate(axes, place, score.perplexity, marks[index], size=4.5 if many else 6)
+        axes.set_yticks(range(len(groups)), [_group_label(group, short=many) for group in groups])
+        _set_perplexity_axis(axes, (score.perplexity for group in groups for score in group.scores), measure)
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        handles = [_legend_handle(model, mark) for model, mark in zip(models, marks, strict=True)]
+        figure.legend(handles=handles, loc="outside upper left", ncols=legend_columns, frameon=False)
+        return _render(figure, f"by_{grouping.name}", f"Perplexity {grouping.title.lower()}, with 95 % intervals")
+
+
+def _new_figure(height_inches: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+    axes.tick_params(length=0)
+    axes.yaxis.set_major_locator(NullLocator())
+    return figure, axes
+
+
+def _marks(models: Sequence[ModelNumbers]) -> list[_Mark]:
+    marks, used = [], 0
+    for model in models:
+        if model.true_model:
+            marks.append(_Mark(TRUE_COLOUR, TRUE_MARKER))
+            continue
+        # Past eight models the colours come again with other markers, so that a pair of both stays one model's.
+        marks.append(_Mark(COLOURS[used % len(COLOURS)], MARKERS[(used + used // len(COLOURS)) % len(MARKERS)]))
+        used += 1
+    return marks
+
+
+def _draw_estimate(axes: Axes, place: float, numbers: Estimate, mark: _Mark, *, size: float) -> None:
+    if not math.isfinite(numbers.value):
+        return
+    if numbers.low is not None and numbers.high is not None and math.isfinite(numbers.high):
+        axes.plot([numbers.low, numbers.high], [place, place], color=mark.colour, linewidth=2, solid_capstyle="round")
+    size += 3 * (mark.marker == TRUE_MARKER)  # a star of equal size looks smaller
+    axes.plot([numbers.value], [place], mark.marker, color=mark.colour, markersize=size, markeredgewidth=0, zorder=3)
+
+
+def _write_above(axes: Axes, row: int, label: str, value: str) -> None:
+    # Above its dot a name may be as long as the figure is wide; beside it, it would squeeze the axis on a phone.
+    place, along = row - 0.22, axes.get_yaxis_transform()
+    clear: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    axes.text(0, place, label, transform=along, ha="left", va="bottom", bbox=clear)
+    axes.text(1, place, value, transform=along, ha="right", va="bottom", fontweight="bold", bbox=clear)
+
+
+def _model_label(model: ModelNumbers) -> str:
+    name = f"{model.model} (true model)" if model.true_model else model.model
+    return _shorten(name, LETTERS_ACROSS)
+
+
+def _pair_label(pair: PairNumbers) -> str:
+    label = f"{pair.first} {MINUS} {pair.second}"
+    if len(label) <= LETTERS_ACROSS:
+        return label
+    return f"{_shorten(pair.first, LETTERS_ACROSS)}\n{MINUS} {_shorten(pair.second, LETTERS_ACROSS - 2)}"
+
+
+def _shorten(name: str, letters: int) -> str:
+    # Cut in the middle: long names tend to differ at either end, such as in the run's name.
+    return name if len(name) <= letters else f"{name[: letters // 2]}…{name[-(letters - letters // 2 - 1) :]}"
+
+
+def _group_label(group: GroupNumbers, *, short: bool) -> str:
+    name = "\n".join(textwrap.wrap(group.group, width=17, max_lines=3, placeholder=" …"))
+    few = "*" if group.few_people else ""
+    return f"{name}{few}" if short else f"{name}\n{format_count(group.num_people)} people{few}"
+
+
+def _legend_shape(models: Sequence[ModelNumbers]) -> tuple[int, int]:
+    columns = 2 if max(len(model.model) for model in models) <= 14 else 1
+    return math.ceil(len(models) / columns), columns
+
+
+def _legend_handle(model: ModelNumbers, mark: _Mark) -> Line2D:
+    size = 10 if mark.marker == TRUE_MARKER else 7
+    label = _model_label(model)
+    return Line2D([], [], color=mark.colour, marker=mark.marker, markersize=size, linewidth=2, label=label)
+
+
+def _finite_ends(estimates: Iterable[Estimate]) -> list[float]:
+    ends = [end for numbers in estimates for end in (numbers.value, numbers.low, numbers.high)]
+    return [end for end in ends if end is not None and math.isfinite(end)]
+
+
+def _set_perplexity_axis(axes: Axes, estimates: Iterable[Estimate], measure: str) -> None:
+    ends = _finite_ends(estimates)
+    if ends and max(ends) > 5 * min(ends):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(_log_ticks(min(ends), max(ends))))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.set_xlabel(f"perplexity ({measure}), logarithmic axis;\nlower is better")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+        axes.set_xlabel(f"perplexity ({measure}); lower is better")
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Give ticks of the form 1, 2, 5 times a power of ten in [low, high], thinned to at most seven."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for leads in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [lead * 10.0**power for power in powers for lead in leads if low <= lead * 10.0**power <= high]
+        if len(ticks) <= 7:
+            break
+    return ticks[:: math.ceil(len(ticks) / 7)] if ticks else []
+
+
+def _set_difference_axis(axes: Axes, estimates: Sequence[Estimate]) -> None:
+    sizes = sorted(abs(numbers.value) for numbers in estimates if numbers.value)
+    if not sizes or max(abs(end) for end in _finite_ends(estimates)) <= 20 * sizes[0]:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return
+    # Small differences are the interesting ones: linear around 0, logarithmic beyond, so that both can be seen.
+    largest = max(abs(end) for end in _finite_ends(estimates))
+    threshold = 10.0 ** max(math.floor(math.log10(sizes[0])), math.ceil(math.log10(largest)) - 3)
+    axes.set_xscale("symlog", linthresh=threshold, linscale=0.7)
+    decades = range(round(math.log10(threshold)), math.floor(math.log10(largest)) + 1)
+    ticks = [10.0**power for power in decades]
+    if any(end < -threshold for end in _finite_ends(estimates)):
+        ticks = [-tick for tick in ticks] + ticks
+    axes.xaxis.set_major_locator(FixedLocator([0.0, *ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _render(figure: Figure, name: str, alternative: str) -> DrawnFigure:
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=200)
+    return DrawnFigure(name, alternative, svg.getvalue(), png.getvalue())

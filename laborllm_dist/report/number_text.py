@@ -1,0 +1,62 @@
+"""Write numbers as a reader wants them: enough digits to compare, no more, with a proper minus and an en dash.
+
+Full precision is in summary.json; what these functions give is for eyes only.
+"""
+
+from __future__ import annotations
+
+import math
+
+from laborllm_dist.report.bootstrap import Estimate
+
+ABSENT = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+
+def format_count(count: int) -> str:
+    """Give 12345 as '12,345'."""
+    return f"{count:,}"
+
+
+def format_perplexity(value: float) -> str:
+    """Give three decimals, as the papers of this field do, and none where they say nothing: 8.184, 364.655, 12,345."""
+    if not math.isfinite(value):
+        return "too large"
+    decimals = 3 if abs(value) < 1_000 else 0
+    return f"{value:,.{decimals}f}".replace("-", MINUS)
+
+
+def format_signed_perplexity(value: float) -> str:
+    """Give a difference of perplexities with its sign: +0.412, 0.000."""
+    return f"+{format_perplexity(value)}" if value > 0 else format_perplexity(value)
+
+
+def format_nats(value: float) -> str:
+    """Give four decimals and the sign: +0.0123."""
+    return f"{value:+.4f}".replace("-", MINUS) if value else "0.0000"
+
+
+def format_share(share: float) -> str:
+    """Give a share as a percentage with one decimal: 97.5 %; the space does not break."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def format_perplexity_interval(numbers: Estimate) -> str:
+    """Give '8.01 to 8.36', or a dash where there is no interval."""
+    if numbers.low is None or numbers.high is None:
+        return ABSENT
+    return f"{format_perplexity(numbers.low)} to {format_perplexity(numbers.high)}"
+
+
+def format_signed_perplexity_interval(numbers: Estimate) -> str:
+    """Give '-0.51 to +0.02', or a dash where there is no interval."""
+    if numbers.low is None or numbers.high is None:
+        return ABSENT
+    return f"{format_signed_perplexity(numbers.low)} to {format_signed_perplexity(numbers.high)}"
+
+
+def format_nats_interval(numbers: Estimate) -> str:
+    """Give '+0.0101 to +0.0145', or a dash where there is no interval."""
+    if numbers.low is None or numbers.high is None:
+        return ABSENT
+    return f"{format_nats(numbers.low)} to {format_nats(numbers.high)}"

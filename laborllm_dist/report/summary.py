@@ -1,0 +1,47 @@
+"""Write summary.json: every number of the page in full precision, under keys that stay.
+
+    format                   1; another number means that keys have changed
+    split, measure           whose observations; which log-likelihood (`title` or `terminated`)
+    num_people, num_observations
+    interval_level           0.95; all `low` and `high` are percentiles over resamples of people
+    bootstrap_draws, seed
+    few_people_below         groups with fewer people are flagged `few_people`
+    models[]                 best first: model, true_model, perplexity, mean_log_likelihood_nats,
+                             nats_to_truth (null without a true model), num_people, num_observations
+    pairs[]                  first, second, difference_nats (first minus second, per observation; above 0: the first is
+                             better), perplexity_ratio (first / second), perplexity_difference (first - second),
+                             share_first_better (of resamples, a tie counts half)
+    groupings[]              name (transition, gender, ethnicity, region, education, birth_decade, survey, year),
+                             title, note, groups[]
+    groupings[].groups[]     group, recorded, few_people, num_people, num_observations,
+                             scores[]: model, perplexity, mean_log_likelihood_nats
+    sources[]                model, name_in_file, run, file, split, store, code, details
+
+An estimate is {value, low, high}. `low` and `high` are null where resampling people gives no interval, as in a group
+of one person; a number too large for float64 is null too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from laborllm_dist.report.analysis import ReportNumbers
+
+FORMAT = 1
+
+
+def summary_text(numbers: ReportNumbers) -> str:
+    """Give the report's numbers as JSON text, ending in a newline."""
+    values = {"format": FORMAT, **asdict(numbers)}
+    return json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,86 @@
+"""Compare the models of several runs: report.html, summary.json and the figures, from score tables alone.
+
+Nothing in the output depends on the clock or the machine: the same score tables and settings give the same bytes.
+summary.json is written last, so where it is, the rest of the report is too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from laborllm_dist.files import write_text, writing
+from laborllm_dist.report.analysis import ModelNumbers, ReportNumbers, analyse
+from laborllm_dist.report.compared import compare_runs
+from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
+from laborllm_dist.report.number_text import format_count, format_nats, format_perplexity, format_perplexity_interval
+from laborllm_dist.report.page import render_page
+from laborllm_dist.report.summary import summary_text
+from laborllm_dist.settings import ReportSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult:
+    """Where the report lies, and its main table (best model first)."""
+
+    page: Path
+    summary: Path
+    figures: tuple[Path, ...]
+    split: str
+    measure: str
+    models: tuple[ModelNumbers, ...]
+
+
+def write_report(settings: ReportSettings) -> ReportResult:
+    """Compute the comparison and write it to `settings.output`, or to report/ in the first run.
+
+    Raises:
+        RunError: if a run's folder does not exist.
+        ScoreTableError: if a run has no scores of the split, or two tables are not about the same observations.
+    """
+    compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure)
+    numbers = analyse(compared, settings)
+    drawn = draw_figures(numbers)
+    folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
+    figures = tuple(folder / "figures" / f"{figure.name}.png" for figure in drawn)
+    for path, figure in zip(figures, drawn, strict=True):
+        with writing(path) as partial:
+            partial.write_bytes(figure.png)
+    page, summary = folder / "report.html", folder / "summary.json"
+    write_text(page, render_page(numbers, drawn))
+    write_text(summary, summary_text(numbers))
+    return ReportResult(page, summary, figures, numbers.split, numbers.measure, numbers.models)
+
+
+def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
+    """Draw all figures of a report; with one model there is no figure of differences."""
+    figures = [draw_perplexities(numbers.models, measure=numbers.measure)]
+    if numbers.pairs:
+        figures.append(draw_differences(numbers.pairs, measure=numbers.measure))
+    figures += [draw_grouping(grouping, numbers.models, measure=numbers.measure) for grouping in numbers.groupings]
+    return tuple(figures)
+
+
+def terminal_table(result: ReportResult) -> Table:
+    """Give the main table for a terminal."""
+    has_truth = any(model.true_model for model in result.models)
+    table = Table(title=f"Perplexity ({result.measure}) on the {result.split} people")
+    table.add_column("model", overflow="fold")
+    headings = ["perplexity", "95 % interval", "people", "observations"]
+    for heading in headings + ["nats to the truth"] * has_truth:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for model in result.models:
+        name = f"{model.model} (true model)" if model.true_model else model.model
+        cells = [
+            format_perplexity(model.perplexity.value),
+            format_perplexity_interval(model.perplexity),
+            format_count(model.num_people),
+            format_count(model.num_observations),
+        ]
+        if has_truth and model.nats_to_truth is not None:
+            cells.append(format_nats(model.nats_to_truth.value))
+        table.add_row(Text(name), *cells)  # Text: square brackets in a name are no markup
+    return table

@@ -1,0 +1,124 @@
+"""A run's folder: where everything of a run lies, and the settings that decided it.
+
+    settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (README, "A run's folder")
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laborllm_dist import __version__
+from laborllm_dist.errors import RunError
+from laborllm_dist.files import fingerprint_of, write_json
+from laborllm_dist.settings import RunSettings, read_settings, settings_to_values
+
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
+# What may change between two starts of one run: where and how it is run, not what comes out.
+FREE = ("ranks", "tracking", "runs", "store", "evaluation")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run; `fingerprint` stands for the settings that decide its weights."""
+
+    path: Path
+    fingerprint: str
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of resumable checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """Hugging Face folder of the best weights."""
+        return self.path / "export"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.path / "metrics.jsonl"
+
+    def scores(self, split: str, model: str | None = None) -> Path:
+        """Score table of a split, by the run's own model or another."""
+        return self.path / "scores" / (f"{split}.parquet" if model is None else f"{split}.{model}.parquet")
+
+
+def run_fingerprint(settings: RunSettings, store: str) -> str:
+    """Return what stands for the weights a run will end with: its settings and its store's fingerprint."""
+    values = {name: value for name, value in settings_to_values(settings).items() if name not in (*FREE, "name", "data")}
+    return fingerprint_of({**values, "store": store})
+
+
+def open_run(settings: RunSettings, store: str, store_folder: Path) -> RunFolder:
+    """Make a run's folder, or go on with the one that is there.
+
+    Raises:
+        RunError: if it was made with other settings, naming the first that differs.
+    """
+    folder = RunFolder(path=Path(settings.runs) / settings.name, fingerprint=run_fingerprint(settings, store))
+    record = folder.path / "settings.json"
+    if record.is_file():
+        known = _read_record(record)
+        if known["fingerprint"] != folder.fingerprint:
+            change = _first_difference(known["settings"], settings_to_values(settings)) or "the data behind it"
+            raise RunError(
+                f"{folder.path} was made with other settings ({change}); "
+                "give this run another name (name=...), or delete the folder to start anew"
+            )
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(
+        record,
+        {
+            "fingerprint": folder.fingerprint,
+            "store": {"fingerprint": store, "folder": str(store_folder)},
+            "settings": settings_to_values(settings),
+            "versions": {
+                "laborllm_dist": __version__,
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in PACKAGES},
+            },
+        },
+    )
+    return folder
+
+
+def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
+    """Open an existing run: its folder, settings and token store.
+
+    Raises:
+        RunError: if there is no run at this path, or its record is damaged.
+    """
+    record = path / "settings.json"
+    if not record.is_file():
+        nearby = sorted(found.parent.name for found in path.parent.glob("*/settings.json")) if path.parent.is_dir() else []
+        hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
+        raise RunError(f"no run at {path} (no settings.json){hint}")
+    known = _read_record(record)
+    settings = read_settings(RunSettings, known["settings"])
+    return RunFolder(path=path, fingerprint=known["fingerprint"]), settings, Path(known["store"]["folder"])
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        _ = known["fingerprint"], known["settings"], known["store"]["folder"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{record} is damaged ({error}); delete the folder {record.parent} and start anew") from None
+    return known
+
+
+def _first_difference(known: Any, wanted: Any, where: str = "") -> str | None:
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        for name in sorted({*known, *wanted} - (set(FREE) if not where else set())):
+            change = _first_difference(known.get(name), wanted.get(name), f"{where}.{name}" if where else name)
+            if change:
+                return change
+        return None
+    same = list(known) == list(wanted) if isinstance(known, (list, tuple)) and isinstance(wanted, (list, tuple)) else known == wanted
+    return None if same else f"{where}: {known} then, {wanted} now"

@@ -1,0 +1,120 @@
+"""The score table: what every model, of whatever kind, ends in. One row per observation of the test people.
+
+The key of an observation is (survey, person, position), `position` counting a person's jobs from 0. The covariates
+stand beside the scores, so that a report needs nothing but score tables. Probabilities are log-likelihoods in nats,
+float64. Rows are sorted by key, the file's metadata is sorted too, and no clock or host name goes in: equal scores
+are equal bytes, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laborllm_dist.errors import ScoreTableError
+from laborllm_dist.files import writing
+
+KEY = ("survey", "person", "position")
+COVARIATES = ("gender", "ethnicity", "region", "education")
+
+SCORE_SCHEMA = pa.schema(
+    [
+        pa.field("survey", pa.string(), nullable=False),
+        pa.field("person", pa.string(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("year", pa.int32(), nullable=False),
+        pa.field("occupation", pa.string(), nullable=False),
+        pa.field("previous", pa.string()),  # null: this is the person's first observation
+        pa.field("birth_year", pa.int32()),
+        pa.field("gender", pa.string()),
+        pa.field("ethnicity", pa.string()),
+        pa.field("region", pa.string()),
+        pa.field("education", pa.string()),
+        pa.field("num_tokens", pa.int32(), nullable=False),  # tokens of the title; 0 for models that have none
+        pa.field("title", pa.float64(), nullable=False),  # log P(title's tokens | prompt), the paper's number
+        pa.field("terminated", pa.float64(), nullable=False),  # log P(title's tokens, then the line's end | prompt)
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTableInfo:
+    """Where scores come from. `careers` stands for the people, their jobs and splits: equal ones can be compared."""
+
+    model: str
+    split: str
+    careers: str
+    code: str
+    details: Mapping[str, str]
+
+
+def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
+    """Sort by key, check, and write atomically.
+
+    Args:
+        table: columns of SCORE_SCHEMA, any row order.
+
+    Raises:
+        ScoreTableError: if a column is missing or of another type, a key is doubled, or a score is not a log-probability.
+    """
+    try:
+        table = table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
+    except (KeyError, pa.ArrowInvalid, ValueError) as error:
+        raise ScoreTableError(f"scores of {info.model} do not have the columns of a score table: {error}") from None
+    table = table.sort_by([(name, "ascending") for name in KEY]).combine_chunks()
+    check_scores(table, str(path))
+    facts = {"model": info.model, "split": info.split, "careers": info.careers, "code": info.code, **info.details}
+    metadata = {b"laborllm_dist": json.dumps(facts, sort_keys=True).encode()}
+    with writing(path) as partial:
+        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd", store_schema=False)
+
+
+def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
+    """Return the rows and where they come from.
+
+    Raises:
+        ScoreTableError: if the file is missing, damaged or not a score table.
+    """
+    if not path.is_file():
+        raise ScoreTableError(f"no score table at {path}; `deepspeed launch/evaluate.py run=...` makes it")
+    try:
+        table = pq.read_table(path)
+        facts = json.loads((table.schema.metadata or {})[b"laborllm_dist"])
+        table = table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise ScoreTableError(f"{path} is not a score table or is damaged: {str(error).splitlines()[0]}") from None
+    check_scores(table, str(path))
+    named = {key: facts.pop(key) for key in ("model", "split", "careers", "code")}
+    return table, ScoreTableInfo(**named, details=facts)
+
+
+def check_scores(table: pa.Table, where: str) -> None:
+    """Refuse doubled keys and values that are no log-probability.
+
+    Raises:
+        ScoreTableError: naming the first offending person.
+    """
+    counts = table.group_by(list(KEY)).aggregate([([], "count_all")])
+    doubled = counts.filter(pc.greater(counts["count_all"], 1))
+    if doubled.num_rows:
+        first = doubled.slice(0, 1).to_pylist()[0]
+        raise ScoreTableError(
+            f"{where}: observation {first['position']} of person {first['person']!r} of {first['survey']} "
+            f"stands {first['count_all']} times"
+        )
+    for column in ("title", "terminated"):
+        # Rounding may put log P of a sure thing a hair above 0.
+        proper = pc.and_(pc.is_finite(table[column]), pc.less_equal(table[column], 1e-6))
+        wrong = table.filter(pc.invert(proper))
+        if wrong.num_rows:
+            first = wrong.slice(0, 1).to_pylist()[0]
+            raise ScoreTableError(
+                f"{where}: {column} log-likelihood of person {first['person']!r}, observation {first['position']} "
+                f"is {first[column]}; wanted a finite number of nats <= 0"
+            )

@@ -1,0 +1,66 @@
+"""From the log-likelihood of tokens to that of observed titles.
+
+Slot t of a row scores the token at t + 1, so a title on tokens [start, end) is scored by slots [start - 1, end - 1),
+and the line's end, the token at `end`, by slot end - 1. Sums are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from laborllm_dist.batches.packed import IGNORED, PackedBatch, pack_batch
+from laborllm_dist.tokens.store import CareerRows
+
+Spans = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringBatch:
+    """Rows of careers of which only titles and their line ends are targets.
+
+    `spans` is [observations, 3]: row of the batch, first and last-but-one-past token of the title in that row;
+    `keys` is [observations, 2]: career's row in the store, position of the job in the career.
+    """
+
+    batch: PackedBatch
+    spans: Spans
+    keys: Spans
+
+
+def scoring_batch(careers: CareerRows, rows: Sequence[Sequence[int]], row_length: int) -> ScoringBatch:
+    """Lay careers into rows, with titles and line ends as the only targets."""
+    packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], row_length)
+    spans: list[Spans] = [np.zeros((0, 3), dtype=np.int64)]
+    keys: list[Spans] = [np.zeros((0, 2), dtype=np.int64)]
+    wanted = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
+    for row, members in enumerate(rows):
+        offset = 0
+        for career in members:
+            titles = careers.title_spans(career).astype(np.int64) + offset
+            for start, end in titles:
+                wanted[row, start - 1 : end] = True
+            spans.append(np.column_stack([np.full(len(titles), row), titles]))
+            keys.append(np.column_stack([np.full(len(titles), career), np.arange(len(titles))]))
+            offset += len(careers.token_ids(career))
+    batch = PackedBatch(
+        packed.token_ids_BT,
+        packed.targets_BT.masked_fill(~wanted, IGNORED),
+        packed.positions_BT,
+        packed.segments_BT,
+    )
+    return ScoringBatch(batch=batch, spans=np.concatenate(spans), keys=np.concatenate(keys))
+
+
+def observation_scores(token_scores_BT: npt.NDArray[np.float32], spans: Spans) -> npt.NDArray[np.float64]:
+    """Return `title` and `terminated` log-likelihoods in nats, [observations, 2] float64."""
+    num_rows = token_scores_BT.shape[0]
+    running = np.zeros((num_rows, token_scores_BT.shape[1] + 1), dtype=np.float64)
+    np.cumsum(token_scores_BT, axis=1, dtype=np.float64, out=running[:, 1:])
+    rows, starts, ends = spans.T
+    before = running[rows, starts - 1]
+    return np.stack([running[rows, ends - 1] - before, running[rows, ends] - before], axis=1)

@@ -1,0 +1,186 @@
+"""The token store: all careers of a run as ids with title spans, split by people, in Arrow files that `datasets` opens.
+
+    stores/NAME-FINGERPRINT/
+        train-00000.arrow ...      one row a career, with all facts of it, so that no other file is needed later
+        occupations.csv            the vocabulary, in order
+        tokenizer/                 the tokenizer as it was used
+        manifest.json              written last: counts, sizes and checksums; without it the folder is not a store
+
+The folder's name is a function of data, split, template and tokenizer. A store never changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary, read_vocabulary
+from laborllm_dist.careers.splits import Split
+from laborllm_dist.errors import StoreError
+from laborllm_dist.files import sha256_of
+from laborllm_dist.tokens.tokenise import TokenisedCareer
+
+FORMAT = 1
+MANIFEST, OCCUPATIONS, TOKENIZER = "manifest.json", "occupations.csv", "tokenizer"
+STORE_SCHEMA = pa.schema(
+    [
+        ("survey", pa.string()),
+        ("person", pa.string()),
+        ("birth_year", pa.int32()),
+        ("gender", pa.string()),
+        ("ethnicity", pa.string()),
+        ("region", pa.string()),
+        ("years", pa.list_(pa.int32())),
+        ("occupations", pa.list_(pa.int32())),  # positions in the vocabulary
+        ("educations", pa.list_(pa.string())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("title_starts", pa.list_(pa.int32())),
+        ("title_ends", pa.list_(pa.int32())),
+    ]
+)
+
+
+def store_rows(
+    careers: Sequence[CareerHistory], tokenised: Sequence[TokenisedCareer], index_of: Mapping[str, int]
+) -> pa.Table:
+    """Return careers and their tokens as rows of a store."""
+    columns: dict[str, list[Any]] = {
+        "survey": [career.survey for career in careers],
+        "person": [career.person for career in careers],
+        "birth_year": [career.birth_year for career in careers],
+        "gender": [career.gender for career in careers],
+        "ethnicity": [career.ethnicity for career in careers],
+        "region": [career.region for career in careers],
+        "years": [[job.year for job in career.jobs] for career in careers],
+        "occupations": [[index_of[job.occupation] for job in career.jobs] for career in careers],
+        "educations": [[job.education for job in career.jobs] for career in careers],
+        "token_ids": [career.ids for career in tokenised],
+        "title_starts": [[start for start, _ in career.title_spans] for career in tokenised],
+        "title_ends": [[end for _, end in career.title_spans] for career in tokenised],
+    }
+    return pa.table(columns, schema=STORE_SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStore:
+    """A complete store. `facts` is its manifest."""
+
+    folder: Path
+    facts: Mapping[str, Any]
+    vocabulary: OccupationVocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """What the store was made from, as 16 hexadecimal digits."""
+        return str(self.facts["fingerprint"])
+
+    @property
+    def careers_fingerprint(self) -> str:
+        """What people, jobs and splits were read from, whatever the text and the tokens."""
+        return str(self.facts["careers_fingerprint"])
+
+    @property
+    def num_ids(self) -> int:
+        """Number of ids of the tokenizer."""
+        return int(self.facts["tokenizer"]["num_ids"])
+
+    def describe(self) -> str:
+        """Return folder and counts as a line."""
+        counts = self.facts["splits"]
+        people = ", ".join(f"{counts[split]['careers']:,} {split}" for split in counts)
+        observations, tokens = (sum(count[name] for count in counts.values()) for name in ("observations", "tokens"))
+        return f"{people} people; {observations:,} observations, {tokens:,} tokens; {self.folder}"
+
+    def num_careers(self, split: Split) -> int:
+        """Return the number of people in a split."""
+        return int(self.facts["splits"][split]["careers"])
+
+    def careers(self, split: Split) -> CareerRows:
+        """Open the careers of a split, memory-mapped.
+
+        Raises:
+            StoreError: if the split has no people.
+        """
+        names = self.facts["splits"][split]["shards"]
+        if not names:
+            raise StoreError(f"the store {self.folder} has no people in its {split} split")
+        shards = [datasets.Dataset.from_file(str(self.folder / name)) for name in names]
+        table = datasets.concatenate_datasets(shards).data.table.combine_chunks()
+        return CareerRows(table=table, vocabulary=self.vocabulary)
+
+
+@dataclass(frozen=True, slots=True)
+class CareerRows:
+    """The careers of one split, by row number."""
+
+    table: pa.Table
+    vocabulary: OccupationVocabulary
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def num_tokens(self) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of every career, [people]."""
+        return np.asarray(pc.list_value_length(self.table["token_ids"]), dtype=np.int64)
+
+    def num_observations(self) -> npt.NDArray[np.int64]:
+        """Return the number of jobs of every career, [people]."""
+        return np.asarray(pc.list_value_length(self.table["years"]), dtype=np.int64)
+
+    def token_ids(self, row: int) -> npt.NDArray[np.int32]:
+        """Return the ids of a career, [tokens]."""
+        return np.asarray(self.table["token_ids"][row].values, dtype=np.int32)
+
+    def title_spans(self, row: int) -> npt.NDArray[np.int32]:
+        """Return start and end of every title's tokens, [jobs, 2]."""
+        starts, ends = self.table["title_starts"][row].values, self.table["title_ends"][row].values
+        return np.stack([np.asarray(starts, dtype=np.int32), np.asarray(ends, dtype=np.int32)], axis=1)
+
+    def person(self, row: int) -> tuple[str, str]:
+        """Return survey and person of a career, for messages."""
+        return self.table["survey"][row].as_py(), self.table["person"][row].as_py()
+
+    def history(self, row: int) -> CareerHistory:
+        """Return a career as it was read."""
+        facts = {name: self.table[name][row].as_py() for name in STORE_SCHEMA.names[:9]}
+        jobs = zip(facts.pop("years"), facts.pop("occupations"), facts.pop("educations"), strict=True)
+        codes = self.vocabulary.codes
+        return CareerHistory(**facts, jobs=tuple(Job(year, codes[index], education) for year, index, education in jobs))
+
+
+def open_store(folder: Path) -> TokenStore:
+    """Open a store, its files' sizes checked against the manifest.
+
+    Raises:
+        StoreError: if it is missing, unfinished, of another format, or a file is missing or has another size.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise StoreError(f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it")
+    try:
+        facts = json.loads(manifest.read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise StoreError(f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again")
+        sizes = {name: int(entry["bytes"]) for name, entry in facts["files"].items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{manifest} is damaged ({error}); delete {folder} and prepare again") from None
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found:,} bytes, the manifest says {size:,}"
+            raise StoreError(f"{folder / name} {state}; delete {folder} and prepare again")
+    return TokenStore(folder=folder, facts=facts, vocabulary=read_vocabulary(folder / OCCUPATIONS))
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return size and checksum of a file, for a manifest."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

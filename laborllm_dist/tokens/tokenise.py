@@ -1,0 +1,84 @@
+"""Turn a career's text into ids, and the characters of every title into a span of tokens.
+
+Whole texts are tokenised, never pieces: the same words have other ids at the start of a text than in its middle. A
+title's tokens begin and end where its characters do; the token after it is the line's end, whose probability makes
+the difference between `title` and `terminated`. A tokenizer that joins a title to its neighbours is refused.
+
+    text     1984 (some college): Cooks\\n1985 ...
+    tokens   ... |):| Co|oks|\\n|19|85 ...
+    span              [-----)       title: 2 tokens; terminated: these and the next one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from laborllm_dist.careers.history import OccupationVocabulary
+from laborllm_dist.careers.template import CareerText
+from laborllm_dist.errors import TitleInsideToken
+from laborllm_dist.tokens.tokenizer import CareerTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedCareer:
+    """A text's ids and, for each title, its tokens [start, end); the token at `end` is the line's end."""
+
+    ids: tuple[int, ...]
+    title_spans: tuple[tuple[int, int], ...]
+
+
+def tokenise_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) -> list[TokenisedCareer]:
+    """Tokenise texts, in order, on all cores.
+
+    Raises:
+        TitleInsideToken: if a token reaches over an end of a title, or the line's end is not a token of its own.
+    """
+    encodings = tokenizer.backend.encode_batch([text.text for text in texts], add_special_tokens=False)
+    return [
+        TokenisedCareer(
+            ids=(*tokenizer.leading, *encoding.ids),
+            title_spans=_token_spans(text, encoding.offsets, len(tokenizer.leading)),
+        )
+        for text, encoding in zip(texts, encodings, strict=True)
+    ]
+
+
+def _token_spans(text: CareerText, offsets: Sequence[tuple[int, int]], num_leading: int) -> tuple[tuple[int, int], ...]:
+    spans: list[tuple[int, int]] = []
+    token = 0
+    for start, end in text.title_spans:
+        # Only ends are compared: some tokenizers leave the blank before a word out of the token's characters.
+        while offsets[token][1] <= start:
+            token += 1
+        first = token
+        while token < len(offsets) and offsets[token][1] <= end:
+            token += 1
+        closed = token < len(offsets) and offsets[token] == (end, end + 1)
+        if offsets[first][0] < start or offsets[token - 1][1] != end or not closed:
+            raise TitleInsideToken(
+                f"the tokenizer does not keep the title {text.text[start + 1 : end]!r} apart from its neighbours in "
+                f"{text.text[max(0, start - 20) : end + 6]!r}; a title must begin and end at a token, and so must its line"
+            )
+        spans.append((first + num_leading, token + num_leading))
+    return tuple(spans)
+
+
+def check_titles(prompt: str, vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer) -> None:
+    """Check for every title that ids(prompt) begin ids(prompt + title), so that P(title | prompt) is well defined.
+
+    Args:
+        prompt: the text up to and without the blank before a title, from the template.
+
+    Raises:
+        TitleInsideToken: naming the first title that changes the prompt's tokens or ends inside a token.
+    """
+    prompt_ids = tokenizer.backend.encode(prompt, add_special_tokens=False).ids
+    texts = [
+        CareerText(text=f"{prompt} {title}\n", title_spans=((len(prompt), len(prompt) + 1 + len(title)),))
+        for title in vocabulary.titles
+    ]
+    for title, career in zip(vocabulary.titles, tokenise_careers(texts, tokenizer), strict=True):
+        num_prompt = career.title_spans[0][0]
+        if list(career.ids[len(tokenizer.leading) : num_prompt]) != prompt_ids:
+            raise TitleInsideToken(f"the title {title!r} changes the tokens of the prompt before it, {prompt[-20:]!r}")

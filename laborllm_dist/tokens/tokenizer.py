@@ -1,0 +1,110 @@
+"""The tokenizer of a run: any fast Hugging Face one, or byte-level BPE learned from the training people.
+
+A text's ids are: the tokenizer's own leading marks, or its BOS where it adds none, then the text. Nothing follows
+the text. The first token of a text has no prediction, so a mark in front lets every word of the text have one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from laborllm_dist.errors import TokenizerError
+
+BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
+PROBE = "The worker was born in 1963.\n1984 (some college): Cooks\n1985 (some college): Food servers, nonrestaurant\n"
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # careers are encoded by threads, never after a fork
+
+
+@dataclass(frozen=True, slots=True)
+class CareerTokenizer:
+    """A tokenizer that has been checked: `leading` are the ids put before a text."""
+
+    hugging_face: PreTrainedTokenizerBase
+    backend: Tokenizer
+    leading: tuple[int, ...]
+
+    @property
+    def num_ids(self) -> int:
+        """Number of ids, the rows an embedding needs."""
+        return len(self.hugging_face)
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits: two tokenizers with equal ones give equal ids."""
+        content = self.backend.to_str() + repr(self.leading)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Write the files that AutoTokenizer reads."""
+        self.hugging_face.save_pretrained(str(folder))
+
+
+def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | None = None) -> CareerTokenizer:
+    """Open a folder or a hub id.
+
+    Raises:
+        TokenizerError: if it is missing, has no fast version, or does not give a text back as it was.
+    """
+    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+        raise TokenizerError(f"no tokenizer at {path}: neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision or "main", subfolder=subfolder or "", use_fast=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"no tokenizer could be opened at {path}: {str(error).strip().splitlines()[0]}") from None
+    return check_tokenizer(tokenizer, path)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> CareerTokenizer:
+    """Make a CareerTokenizer, after a text has come back from its ids unchanged.
+
+    Raises:
+        TokenizerError: if it has no fast version, or loses blanks, digits or line breaks.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TokenizerError(f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions")
+    ids = list(tokenizer(PROBE)["input_ids"])
+    plain = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    if ids[len(ids) - len(plain) :] == plain:
+        leading = ids[: len(ids) - len(plain)]
+    else:  # marks after the text, such as EOS: left out, a career ends with its own last line
+        start = next((at for at in range(len(ids)) if ids[at : at + len(plain)] == plain), 0)
+        leading = ids[:start]
+    if not leading and tokenizer.bos_token_id is not None:
+        leading = [tokenizer.bos_token_id]
+    back = tokenizer.decode(plain, clean_up_tokenization_spaces=False)
+    if back.strip() != PROBE.strip():
+        raise TokenizerError(
+            f"the tokenizer at {path} does not give a text back as it was: {PROBE!r} became {back!r}; "
+            "a folder with tokenizer.model alone lacks the settings in tokenizer_config.json or tokenizer.json"
+        )
+    return CareerTokenizer(hugging_face=tokenizer, backend=tokenizer.backend_tokenizer, leading=tuple(leading))
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> CareerTokenizer:
+    """Learn byte-level BPE of at most `vocabulary_size` pieces, the 256 bytes and 4 marks included."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[BOS, EOS, PAD, UNKNOWN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN
+    )
+    return check_tokenizer(tokenizer, "the trained tokenizer")

@@ -1,0 +1,1 @@
+"""Training: schedule, validation, the loop, and the run's folder."""

@@ -1,0 +1,79 @@
+"""The plan of a training run: how many steps, which of them validate and save, how full the rows are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from laborllm_dist.batches.order import TrainingOrder
+from laborllm_dist.batches.packing import PackPlan, pack_step
+from laborllm_dist.batches.sharding import ShardPlan, shard_rows
+from laborllm_dist.errors import RowTooShort
+from laborllm_dist.settings import BatchSettings, TrainingSettings
+from laborllm_dist.tokens.store import CareerRows
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: its careers (rows of the store), how they are packed, who forwards what."""
+
+    careers: npt.NDArray[np.int64]
+    packing: PackPlan
+    shards: ShardPlan
+    num_targets: int  # tokens that are predicted, over all ranks and passes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """All steps of a run, each a function of data, settings and its number."""
+
+    order: TrainingOrder
+    lengths: npt.NDArray[np.int64]  # tokens of every training career
+    batch: BatchSettings
+    training: TrainingSettings
+    world_size: int
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps over all epochs."""
+        return self.training.epochs * self.order.steps_per_epoch
+
+    def step(self, step: int) -> StepPlan:
+        """Return the plan of a step, counted from 0."""
+        careers = self.order.careers_of_step(step)
+        lengths = self.lengths[careers].tolist()
+        packing = pack_step(lengths, self.batch.row_length)
+        shards = shard_rows(len(packing.rows), world_size=self.world_size, rows_per_pass=self.batch.rows_per_pass)
+        return StepPlan(careers=careers, packing=packing, shards=shards, num_targets=sum(lengths) - len(lengths))
+
+    def validates_after(self, num_done: int) -> bool:
+        """Return whether a validation follows the first `num_done` steps: so many times an epoch, and at the end."""
+        per_epoch, parts = self.order.steps_per_epoch, self.training.validations_per_epoch
+        return any(num_done % per_epoch == per_epoch * part // parts % per_epoch for part in range(1, parts + 1))
+
+    def saves_after(self, num_done: int) -> bool:
+        """Return whether a checkpoint follows: at every validation, and every so many steps where set."""
+        every = self.training.checkpoint_every_steps
+        return self.validates_after(num_done) or (every is not None and num_done % every == 0)
+
+
+def plan_training(
+    careers: CareerRows, batch: BatchSettings, training: TrainingSettings, *, world_size: int
+) -> TrainingPlan:
+    """Plan a run.
+
+    Raises:
+        RowTooShort: naming the person, if a career does not fit a row.
+    """
+    lengths = careers.num_tokens()
+    longest = int(lengths.argmax())
+    if lengths[longest] > batch.row_length:
+        survey, person = careers.person(longest)
+        raise RowTooShort(
+            f"career {person!r} of {survey} has {lengths[longest]} tokens, batch.row_length is {batch.row_length}; "
+            f"set batch.row_length to {lengths[longest]} or more"
+        )
+    order = TrainingOrder(num_careers=len(careers), careers_per_step=batch.careers_per_step, seed=training.seed)
+    return TrainingPlan(order=order, lengths=lengths, batch=batch, training=training, world_size=world_size)

@@ -1,0 +1,23 @@
+"""The learning rate as a function of the step, so that a resumed run needs no memory of it."""
+
+from __future__ import annotations
+
+import math
+
+from laborllm_dist.settings import OptimizerSettings
+
+
+def learning_rate_at(step: int, num_steps: int, settings: OptimizerSettings) -> float:
+    """Return the learning rate of a step, counted from 0.
+
+    Warm-up rises linearly to the peak, which the first step after it has; decay ends at final_share of the peak at
+    the last planned step.
+    """
+    num_warmup = round(settings.warmup_share * num_steps)
+    if step < num_warmup:
+        return settings.learning_rate * (step + 1) / (num_warmup + 1)
+    progress = (step - num_warmup) / max(1, num_steps - 1 - num_warmup)
+    if settings.decay == "constant":
+        return settings.learning_rate
+    left = 1 - progress if settings.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return settings.learning_rate * (settings.final_share + (1 - settings.final_share) * left)

@@ -1,0 +1,45 @@
+"""Validation: loss per token and per title of the validation people, sharded over ranks in equal passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.batches.packing import pack_careers
+from laborllm_dist.batches.sharding import shard_rows
+from laborllm_dist.engine.zero import ZeroEngine
+from laborllm_dist.settings import BatchSettings
+from laborllm_dist.tokens.store import CareerRows
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationLoss:
+    """Mean negative log-likelihoods in nats: of every token, and of the observed titles (terminated)."""
+
+    nats_per_token: float
+    nats_per_title: float
+
+
+def validate(engine: ZeroEngine, careers: CareerRows, batch: BatchSettings) -> ValidationLoss:
+    """Return the losses on a split. Collective."""
+    lengths = careers.num_tokens()
+    row_length = max(batch.row_length, int(lengths.max()))
+    rows = pack_careers(lengths.tolist(), row_length).rows
+    plan = shard_rows(len(rows), world_size=engine.ranks.world_size, rows_per_pass=batch.rows_per_pass)
+    token_sum = title_sum = 0.0
+    for ranks_rows in plan.passes:
+        members = [rows[row] for row in ranks_rows[engine.ranks.rank]]
+        packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], row_length)
+        scores_BT = engine.log_likelihood(packed).double().cpu().numpy()
+        token_sum += float(scores_BT.sum())
+        for row, careers_of_row in enumerate(members):
+            offset = 0
+            for career in careers_of_row:
+                for start, end in careers.title_spans(career) + offset:
+                    title_sum += float(scores_BT[row, start - 1 : end].sum())
+                offset += int(lengths[career])
+    token_total, title_total = engine.ranks.sum(token_sum, title_sum)
+    num_tokens, num_titles = int(lengths.sum()) - len(careers), int(np.sum(careers.num_observations()))
+    return ValidationLoss(nats_per_token=-token_total / num_tokens, nats_per_title=-title_total / num_titles)

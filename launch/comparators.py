@@ -1,0 +1,22 @@
+"""Score models without weights on a run's people: python launch/comparators.py run=runs/NAME."""
+
+from laborllm_dist.baselines.compare import score_comparators
+from laborllm_dist.compose import launch
+from laborllm_dist.settings import CompareSettings
+from laborllm_dist.training.run_log import say
+
+HELP = """
+Score the comparators on the test people of a run: marginal, first_order, and truth for synthetic careers.
+
+    python launch/comparators.py run=runs/quickstart
+    python launch/comparators.py run=runs/synthetic_small comparators='[marginal,first_order,truth]'
+"""
+
+
+def main(settings: CompareSettings) -> None:
+    """Score all comparators that are asked for."""
+    score_comparators(settings, say)
+
+
+if __name__ == "__main__":
+    launch(CompareSettings, "comparators", main, HELP)

@@ -1,0 +1,29 @@
+"""Score a run's test people: deepspeed launch/evaluate.py run=runs/NAME [model.path=FOLDER_OR_HUB_ID]."""
+
+import dataclasses
+from pathlib import Path
+
+from laborllm_dist.compose import launch
+from laborllm_dist.engine.ranks import open_ranks
+from laborllm_dist.run_folder import read_run
+from laborllm_dist.scoring.score_run import score_run
+from laborllm_dist.settings import EvaluateSettings
+from laborllm_dist.training.run_log import say, silence
+
+HELP = """
+Compute the exact log-likelihood of every observed occupation, sharded over ranks; a killed evaluation goes on.
+
+    deepspeed launch/evaluate.py run=runs/pooled_13b
+    deepspeed launch/evaluate.py run=runs/pooled_13b model.path=meta-llama/Llama-2-7b-hf precision=bf16
+"""
+
+
+def main(settings: EvaluateSettings) -> None:
+    """Join the ranks and score."""
+    ranks_settings = settings.ranks or read_run(Path(settings.run))[1].ranks
+    with open_ranks(ranks_settings) as ranks:
+        score_run(dataclasses.replace(settings, ranks=ranks_settings), ranks, say if ranks.is_first else silence)
+
+
+if __name__ == "__main__":
+    launch(EvaluateSettings, "evaluate", main, HELP)

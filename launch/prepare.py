@@ -1,0 +1,21 @@
+"""Make the token store of an experiment: python launch/prepare.py +experiment=NAME [setting=value ...]."""
+
+from laborllm_dist.compose import launch
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.training.run_log import say
+
+HELP = """
+Turn careers into a token store: read, check, write as text, tokenise. Training does it too where the store is missing.
+
+    python launch/prepare.py +experiment=synthetic_small
+"""
+
+
+def main(settings: RunSettings) -> None:
+    """Prepare, and say where the store lies."""
+    say(f"prepare: {prepare_store(settings, say).describe()}")
+
+
+if __name__ == "__main__":
+    launch(RunSettings, "run", main, HELP)

@@ -1,0 +1,25 @@
+"""Compare models: python launch/report.py runs='[runs/A,runs/B]'."""
+
+from rich.console import Console
+
+from laborllm_dist.compose import launch
+from laborllm_dist.report.write import terminal_table, write_report
+from laborllm_dist.settings import ReportSettings
+
+HELP = """
+Write report.html and summary.json from the score tables of runs: perplexities, paired differences, groups, figures.
+
+    python launch/report.py runs='[runs/quickstart]'
+"""
+
+
+def main(settings: ReportSettings) -> None:
+    """Write the report, and print its main table."""
+    result = write_report(settings)
+    console = Console()
+    console.print(terminal_table(result))
+    console.print(f"report: {result.html}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    launch(ReportSettings, "report", main, HELP)

@@ -1,0 +1,23 @@
+"""Train a model: deepspeed launch/train.py +experiment=NAME [setting=value ...]."""
+
+from laborllm_dist.compose import launch
+from laborllm_dist.engine.ranks import open_ranks
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.training.loop import train
+
+HELP = """
+Fine-tune a causal language model on careers, over all ranks of the launcher; the same command goes on after a stop.
+
+    deepspeed launch/train.py +experiment=pooled_13b
+    deepspeed --num_gpus 2 launch/train.py +experiment=quickstart optimizer.learning_rate=2e-3 name=faster
+"""
+
+
+def main(settings: RunSettings) -> None:
+    """Join the ranks and train."""
+    with open_ranks(settings.ranks) as ranks:
+        train(settings, ranks)
+
+
+if __name__ == "__main__":
+    launch(RunSettings, "run", main, HELP)

@@ -1,0 +1,237 @@
+"""Score files in, report files out: what is found, what is refused, what is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from laborllm_dist.errors import RunError, ScoreTableError
+from laborllm_dist.report.compared import compare_runs
+from laborllm_dist.report.number_text import format_nats, format_perplexity
+from laborllm_dist.report.write import ReportResult, terminal_table, write_report
+from laborllm_dist.score_table import SCORE_SCHEMA, ScoreTableInfo, write_score_table
+from laborllm_dist.settings import ReportSettings
+
+KEYS = [("PSID", "a", 0), ("PSID", "a", 1), ("PSID", "b", 0), ("PSID", "c", 0), ("PSID", "c", 1)]
+
+
+def write_scores(
+    path: Path,
+    model: str,
+    halvings: Sequence[float],
+    *,
+    keys: Sequence[tuple[str, str, int]] = KEYS,
+    gender: str = "female",
+    info: tuple[str, str] = ("test", "store-1"),
+) -> None:
+    """Write a table in which observation i has probability 2 ** -halvings[i]."""
+    rows = [
+        {
+            "survey": survey, "person": person, "position": position, "year": 1990 + position, "occupation": "1",
+            "previous": "1" if position else None, "gender": gender, "num_tokens": 1,
+            "title": -halving * math.log(2), "terminated": -(halving + 1) * math.log(2),
+        }
+        for (survey, person, position), halving in zip(keys, halvings, strict=True)
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(rows, schema=SCORE_SCHEMA)
+    write_score_table(table, ScoreTableInfo(model, info[0], info[1], "code-1", {"weights": "w-" + model}), path)
+
+
+def report_on(*runs: Path, output: Path | None = None, measure: str = "title") -> ReportResult:
+    folder = None if output is None else str(output)
+    return write_report(ReportSettings(tuple(map(str, runs)), "test", folder, measure, 50, 1))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Give a run with an LLM of perplexity 4 and a comparator of perplexity 8."""
+    write_scores(tmp_path / "run/scores/test.parquet", "llm", [1, 2, 2, 3, 2])
+    write_scores(tmp_path / "run/scores/test.marginal.parquet", "marginal", [3, 3, 3, 3, 3])
+    return tmp_path / "run"
+
+
+def test_a_run_without_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no run folder at .*/absent"):
+        report_on(tmp_path / "absent")
+
+
+def test_a_run_without_scores_of_the_split_is_refused(tmp_path: Path) -> None:
+    write_scores(tmp_path / "run/scores/validation.parquet", "llm", [1] * 5, info=("validation", "store-1"))
+    write_scores(tmp_path / "run/scores/test_titles.parquet", "llm", [1] * 5)  # another kind of table
+    with pytest.raises(ScoreTableError, match=r"no scores of the test people .*evaluate\.py run="):
+        report_on(tmp_path / "run")
+
+
+def test_a_table_of_another_split_is_refused(tmp_path: Path) -> None:
+    write_scores(tmp_path / "run/scores/test.parquet", "llm", [1] * 5, info=("validation", "store-1"))
+    with pytest.raises(ScoreTableError, match="scores of the validation people by its metadata, wanted test"):
+        report_on(tmp_path / "run")
+
+
+def test_an_empty_table_is_refused(tmp_path: Path) -> None:
+    write_scores(tmp_path / "run/scores/test.parquet", "llm", [], keys=[])
+    with pytest.raises(ScoreTableError, match="has no observations"):
+        report_on(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("keys", "lone"),
+    [
+        (KEYS[:1] + KEYS[2:], "observation 1 of person 'a' of PSID is only in that of 'llm'"),
+        (KEYS[:4], "observation 1 of person 'c' of PSID is only in that of 'llm'"),
+        ([*KEYS, ("PSID", "d", 0)], "observation 0 of person 'd' of PSID is only in that of 'logit'"),
+        ([("NLSY79", "z", 0), *KEYS], "observation 0 of person 'z' of NLSY79 is only in that of 'logit'"),
+    ],
+)
+def test_other_observations_are_refused_with_the_first_that_differs(
+    run: Path, keys: list[tuple[str, str, int]], lone: str
+) -> None:
+    write_scores(run / "scores/test.logit.parquet", "logit", [1] * len(keys), keys=keys)
+    with pytest.raises(ScoreTableError, match=re.escape(lone)) as refusal:
+        report_on(run)
+    assert "'llm'" in str(refusal.value) and "'logit'" in str(refusal.value)
+
+
+def test_other_covariates_are_refused(run: Path) -> None:
+    write_scores(run / "scores/test.logit.parquet", "logit", [1] * 5, gender="male")
+    wanted = "observation 0 of person 'a' of PSID has gender 'female' in the first and 'male' in the second"
+    with pytest.raises(ScoreTableError, match=wanted):
+        report_on(run)
+
+
+def test_another_store_is_refused(run: Path) -> None:
+    write_scores(run / "scores/test.logit.parquet", "logit", [1] * 5, info=("test", "store-2"))
+    with pytest.raises(ScoreTableError, match=r"'llm' .*'logit' .*token stores store-1 and store-2"):
+        report_on(run)
+
+
+def test_equal_scores_of_two_runs_are_one_model_and_others_get_the_name_of_their_run(run: Path, tmp_path: Path) -> None:
+    write_scores(tmp_path / "second/scores/test.parquet", "llm", [1, 1, 1, 1, 1])
+    write_scores(tmp_path / "second/scores/test.marginal.parquet", "marginal", [3, 3, 3, 3, 3])
+    models = compare_runs([str(run), str(tmp_path / "second")], split="test", measure="title").models
+    assert [model.name for model in models] == ["llm (second)", "llm (run)", "marginal"]
+    assert [len(model.files) for model in models] == [1, 1, 2]
+
+
+def test_runs_of_one_folder_name_are_told_apart_by_their_files(run: Path, tmp_path: Path) -> None:
+    write_scores(tmp_path / "elsewhere/run/scores/test.parquet", "llm", [1, 1, 1, 1, 1])
+    models = compare_runs([str(run), str(tmp_path / "elsewhere/run")], split="test", measure="title").models
+    second = f"llm ({tmp_path}/elsewhere/run/scores/test.parquet)"
+    assert [model.name for model in models] == [second, f"llm ({run}/scores/test.parquet)", "marginal"]
+
+
+def test_the_measure_decides_the_column(run: Path) -> None:
+    assert report_on(run, measure="title").models[0].perplexity.value == pytest.approx(4)
+    assert report_on(run, measure="terminated").models[0].perplexity.value == pytest.approx(8)
+
+
+def test_the_page_shows_the_numbers_of_the_summary(run: Path) -> None:
+    result = report_on(run)
+    page, summary = result.page.read_text(), json.loads(result.summary.read_text())
+    assert [(model["model"], round(model["perplexity"]["value"], 9)) for model in summary["models"]] == [
+        ("llm", 4.0),
+        ("marginal", 8.0),
+    ]
+    assert summary["pairs"][0]["difference_nats"]["value"] == pytest.approx(math.log(2))
+    assert summary["pairs"][0]["share_first_better"] == 1.0
+    assert summary["sources"][0]["details"] == {"weights": "w-llm"}
+    for shown in ("<strong>4.000</strong>", "<strong>8.000</strong>", "+0.6931", "w-llm", "store-1", "code-1"):
+        assert shown in page
+    shown_groups = [score for each in summary["groupings"] for group in each["groups"] for score in group["scores"]]
+    assert len(shown_groups) == 2 * (2 + 1 + 2)  # two models; first and staying, female, two years
+    for score in shown_groups:
+        assert f"<td>{format_perplexity(score['perplexity']['value'])}<small>" in page
+
+
+def test_the_page_loads_nothing_and_escapes_names(run: Path) -> None:
+    write_scores(run / "scores/test.odd.parquet", "<b>odd</b> $x$", [2] * 5)
+    page = report_on(run).page.read_text()
+    loads = re.findall(r"""(?:src|href|url|@import)\s*[=(]?\s*["']?([^"'\s>)]+)""", page)
+    assert len([load for load in loads if load.startswith("data:image/svg+xml;base64,")]) == 5
+    assert all(load.startswith(("data:", "#")) for load in loads)
+    assert "<script" not in page and "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert "&lt;b&gt;odd&lt;/b&gt;" in page and "<b>odd" not in page
+
+
+def test_figures_lie_beside_the_page_and_nothing_partial_remains(run: Path, tmp_path: Path) -> None:
+    result = report_on(run, output=tmp_path / "out")
+    assert result.page == tmp_path / "out/report.html" and result.summary == tmp_path / "out/summary.json"
+    names = {path.name for path in (tmp_path / "out/figures").iterdir()}
+    assert names == {"perplexity.png", "differences.png", "by_transition.png", "by_gender.png", "by_year.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in result.figures)
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_second_call_writes_the_same_bytes(run: Path) -> None:
+    first = {path: path.read_bytes() for path in _written(report_on(run))}
+    second = {path: path.read_bytes() for path in _written(report_on(run))}
+    assert len(first) == 7 and first == second
+
+
+def _written(result: ReportResult) -> list[Path]:
+    return [result.page, result.summary, *result.figures]
+
+
+def test_one_model_alone_has_a_report_without_differences(tmp_path: Path) -> None:
+    write_scores(tmp_path / "run/scores/test.parquet", "llm", [1, 2, 3, 2, 2])
+    result = report_on(tmp_path / "run")
+    assert json.loads(result.summary.read_text())["pairs"] == []
+    assert 'id="pairs"' not in result.page.read_text()
+
+
+def test_a_perplexity_beyond_float64_is_null_in_the_summary_and_said_on_the_page(run: Path) -> None:
+    write_scores(run / "scores/test.lost.parquet", "lost", [2000, 2000, 2000, 2000, 2000])
+    result = report_on(run)
+    lost = json.loads(result.summary.read_text())["models"][2]
+    assert lost["model"] == "lost"
+    assert lost["perplexity"]["value"] is None
+    assert lost["mean_log_likelihood_nats"]["value"] == pytest.approx(-2000 * math.log(2))
+    assert "<strong>too large</strong>" in result.page.read_text()
+
+
+def test_the_true_model_is_marked_and_others_have_a_distance_to_it(run: Path) -> None:
+    write_scores(run / "scores/test.truth.parquet", "truth", [1, 1, 1, 1, 1])
+    result = report_on(run)
+    assert [model.model for model in result.models] == ["truth", "llm", "marginal"]
+    page = result.page.read_text()
+    assert '<span class="tag">true model</span>' in page
+    assert "The lowest perplexity after the true model is that of <strong>llm</strong>" in page
+    llm = json.loads(result.summary.read_text())["models"][1]
+    assert llm["nats_to_truth"]["value"] == pytest.approx(math.log(2))
+
+
+def test_the_terminal_table_has_the_main_numbers(run: Path) -> None:
+    screen = io.StringIO()
+    Console(width=120, file=screen).print(terminal_table(report_on(run)))
+    lines = [re.split(r"\s*│\s*", line)[1:-1] for line in screen.getvalue().splitlines() if "│" in line]
+    assert [(line[0], line[1], line[3], line[4]) for line in lines] == [
+        ("llm", "4.000", "3", "5"),
+        ("marginal", "8.000", "3", "5"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8.1844, "8.184"),
+        (364.655, "364.655"),
+        (12345.6, "12,346"),
+        (-0.5, "\N{MINUS SIGN}0.500"),
+        (math.inf, "too large"),
+    ],
+)
+def test_perplexities_have_three_decimals_until_they_are_large(value: float, text: str) -> None:
+    assert format_perplexity(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.01234, "+0.0123"), (-0.5, "\N{MINUS SIGN}0.5000"), (0.0, "0.0000")])
+def test_nats_have_four_decimals_and_a_sign(value: float, text: str) -> None:
+    assert format_nats(value) == text
