@@ -72,7 +72,7 @@ def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None
     facts = {"model": info.model, "split": info.split, "careers": info.careers, "code": info.code, **info.details}
     metadata = {b"laborllm_dist": json.dumps(facts, sort_keys=True).encode()}
     with writing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd", store_schema=False)
+        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
 
 
 def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:

@@ -18,7 +18,7 @@ def main(settings: ReportSettings) -> None:
     result = write_report(settings)
     console = Console()
     console.print(terminal_table(result))
-    console.print(f"report: {result.html}", soft_wrap=True, highlight=False)
+    console.print(f"report: {result.page}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def write_scores(
     *,
     keys: Sequence[tuple[str, str, int]] = KEYS,
     gender: str = "female",
-    info: tuple[str, str] = ("test", "store-1"),
+    info: tuple[str, str] = ("test", "careers-1"),
 ) -> None:
     """Write a table in which observation i has probability 2 ** -halvings[i]."""
     rows = [
@@ -64,14 +64,14 @@ def test_a_run_without_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_without_scores_of_the_split_is_refused(tmp_path: Path) -> None:
-    write_scores(tmp_path / "run/scores/validation.parquet", "llm", [1] * 5, info=("validation", "store-1"))
+    write_scores(tmp_path / "run/scores/validation.parquet", "llm", [1] * 5, info=("validation", "careers-1"))
     write_scores(tmp_path / "run/scores/test_titles.parquet", "llm", [1] * 5)  # another kind of table
     with pytest.raises(ScoreTableError, match=r"no scores of the test people .*evaluate\.py run="):
         report_on(tmp_path / "run")
 
 
 def test_a_table_of_another_split_is_refused(tmp_path: Path) -> None:
-    write_scores(tmp_path / "run/scores/test.parquet", "llm", [1] * 5, info=("validation", "store-1"))
+    write_scores(tmp_path / "run/scores/test.parquet", "llm", [1] * 5, info=("validation", "careers-1"))
     with pytest.raises(ScoreTableError, match="scores of the validation people by its metadata, wanted test"):
         report_on(tmp_path / "run")
 
@@ -107,9 +107,9 @@ def test_other_covariates_are_refused(run: Path) -> None:
         report_on(run)
 
 
-def test_another_store_is_refused(run: Path) -> None:
-    write_scores(run / "scores/test.logit.parquet", "logit", [1] * 5, info=("test", "store-2"))
-    with pytest.raises(ScoreTableError, match=r"'llm' .*'logit' .*token stores store-1 and store-2"):
+def test_other_careers_are_refused(run: Path) -> None:
+    write_scores(run / "scores/test.logit.parquet", "logit", [1] * 5, info=("test", "careers-2"))
+    with pytest.raises(ScoreTableError, match=r"'llm' .*'logit' .*fingerprints careers-1 and careers-2"):
         report_on(run)
 
 
@@ -143,7 +143,7 @@ def test_the_page_shows_the_numbers_of_the_summary(run: Path) -> None:
     assert summary["pairs"][0]["difference_nats"]["value"] == pytest.approx(math.log(2))
     assert summary["pairs"][0]["share_first_better"] == 1.0
     assert summary["sources"][0]["details"] == {"weights": "w-llm"}
-    for shown in ("<strong>4.000</strong>", "<strong>8.000</strong>", "+0.6931", "w-llm", "store-1", "code-1"):
+    for shown in ("<strong>4.000</strong>", "<strong>8.000</strong>", "+0.6931", "w-llm", "careers-1", "code-1"):
         assert shown in page
     shown_groups = [score for each in summary["groupings"] for group in each["groups"] for score in group["scores"]]
     assert len(shown_groups) == 2 * (2 + 1 + 2)  # two models; first and staying, female, two years

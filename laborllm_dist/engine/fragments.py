@@ -46,7 +46,7 @@ def state_fragments(engine: ZeroEngine) -> list[Fragment]:
     ]
     if engine.settings.stage == 3:
         return [_stage3_fragment(engine, name, parameter) for name, parameter in learnt]
-    if engine.settings.stage == 0 and engine.settings.precision == "fp32":
+    if engine.settings.stage == 0:
         world = engine.ranks.world_size  # every rank holds all; each saves its share
         return [
             Fragment(

@@ -86,6 +86,7 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
     if not has_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
     torch.set_num_threads(settings.threads_per_rank)
+    _quiet_libraries()
     deepspeed = import_deepspeed()
     # shm_comm serves inference_all_reduce alone, which nothing here calls; building it takes a compiler, a minute,
     # and a lock file that makes every later process wait for ever after a kill.
@@ -112,6 +113,15 @@ def import_deepspeed():  # type: ignore[no-untyped-def]
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
     return deepspeed
+
+
+def _quiet_libraries() -> None:
+    """Leave out bars and notes of libraries that say nothing about the run."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _free_port() -> int:

@@ -54,8 +54,8 @@ class ZeroEngine:
         return scores_BT
 
     def _plain_gradient_norm(self) -> float | None:
-        """Return the norm at stage 0 in fp32, where DeepSpeed does not keep it; the gradients are complete by now."""
-        if self.settings.stage != 0 or self.settings.precision != "fp32":
+        """Return the norm at stage 0, where DeepSpeed does not keep it; the gradients are complete by now."""
+        if self.settings.stage != 0:
             return None
         gradients = [parameter.grad for parameter in self.deepspeed.module.parameters() if parameter.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
@@ -96,12 +96,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration. Defaults that have changed between its versions are all set."""
     bucket = zero.bucket_elements
+    # Stage 0 has no fp32 master weights of its own: there, bf16 is autocast over fp32 weights.
+    is_autocast = zero.stage == 0 and zero.precision == "bf16"
     return {
         "train_batch_size": world_size,  # nominal: passes and tokens are counted by the plan
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_gradient_norm or 0.0,
-        "bf16": {"enabled": zero.precision == "bf16"},
+        "bf16": {"enabled": zero.precision == "bf16" and not is_autocast},
+        "torch_autocast": {"enabled": is_autocast, "dtype": "bfloat16"},
         "fp16": {"enabled": False},
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},

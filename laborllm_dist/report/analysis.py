@@ -30,7 +30,7 @@ class SourceNumbers:
     run: str
     file: str
     split: str
-    store: str
+    careers: str
     code: str
     details: Mapping[str, str]
 
@@ -238,7 +238,7 @@ def _sources(models: tuple[ScoredModel, ...]) -> tuple[SourceNumbers, ...]:
             run=file.run,
             file=str(file.path),
             split=file.info.split,
-            store=file.info.store,
+            careers=file.info.careers,
             code=file.info.code,
             details=dict(sorted(file.info.details.items())),
         )

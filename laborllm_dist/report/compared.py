@@ -1,8 +1,8 @@
 """Find the score tables of several runs and put them side by side, so that every number compares like with like.
 
 Models are compared on the same observations only: same keys, same facts about each (occupation, year, covariates),
-same token store. Anything else is refused with the first observation that differs, since perplexities over different
-people differ for reasons that have nothing to do with the models.
+made from the same careers and split. Anything else is refused with the first observation that differs, since
+perplexities over different people differ for reasons that have nothing to do with the models.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _read_score_file(run: str, path: Path, split: str) -> ScoreFile:
 
 
 def check_same_observations(first: ScoreFile, other: ScoreFile) -> None:
-    """Refuse two tables that are not about the same observations of the same token store.
+    """Refuse two tables that are not about the same observations of the same careers.
 
     Raises:
         ScoreTableError: naming both models and the first observation that differs.
@@ -130,12 +130,12 @@ def check_same_observations(first: ScoreFile, other: ScoreFile) -> None:
             row = next(row for row, (value, found) in enumerate(zip(values, others, strict=True)) if value != found)
             raise ScoreTableError(
                 f"{pair} cannot be compared: {_describe_key(keys, row)} has {fact} {values[row]!r} in the first "
-                f"and {others[row]!r} in the second; score both from the same store"
+                f"and {others[row]!r} in the second; score both on the same data"
             )
-    if first.info.store != other.info.store:
+    if first.info.careers != other.info.careers:
         raise ScoreTableError(
-            f"{pair} cannot be compared: they were scored from token stores {first.info.store} and "
-            f"{other.info.store}; score both from the same store"
+            f"{pair} cannot be compared: their careers have fingerprints {first.info.careers} and "
+            f"{other.info.careers}; score both on the same data and split"
         )
 
 

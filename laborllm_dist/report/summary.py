@@ -15,7 +15,7 @@
                              title, note, groups[]
     groupings[].groups[]     group, recorded, few_people, num_people, num_observations,
                              scores[]: model, perplexity, mean_log_likelihood_nats
-    sources[]                model, name_in_file, run, file, split, store, code, details
+    sources[]                model, name_in_file, run, file, split, careers, code, details
 
 An estimate is {value, low, high}. `low` and `high` are null where resampling people gives no interval, as in a group
 of one person; a number too large for float64 is null too.

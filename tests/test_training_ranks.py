@@ -1,0 +1,155 @@
+"""Training over real ranks: ZeRO stages against plain torch, kills and resumes, other numbers of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launching import EXTENSIONS, kill_ranks, run_ranks, run_well, start_ranks
+from worlds import settings_of, small_run
+
+from laborllm_dist.engine.checkpoint import checkpoint_folder, full_weights, read_manifest
+from laborllm_dist.engine.model import new_llama
+from laborllm_dist.tokens.prepare import prepare_store
+
+
+def final_weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    checkpoint = checkpoint_folder(folder / "runs/small/checkpoints", step)
+    return dict(full_weights(checkpoint, read_manifest(checkpoint)))
+
+
+def relative_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
+    assert found.keys() == wanted.keys()
+    difference = sum(float((found[name].double() - wanted[name].double()).square().sum()) for name in wanted)
+    return (difference / sum(float(wanted[name].double().square().sum()) for name in wanted)) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def plain_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], float]:
+    """Take one step with plain torch, career by career: no packing, no ranks, no DeepSpeed."""
+    folder = tmp_path_factory.mktemp("plain")
+    settings = settings_of(small_run(folder, "training.epochs=1", "batch.careers_per_step=64"))
+    store = prepare_store(settings, lambda line: None)
+    careers = store.careers("train")
+    model = new_llama(settings.model.llama, num_ids=store.num_ids, attention_dropout=0.0, seed=settings.training.seed)
+    total, num_targets = torch.zeros(()), 0
+    for row in range(len(careers)):
+        ids = torch.from_numpy(careers.token_ids(row).astype("int64"))[None]
+        logits = model(input_ids=ids).logits
+        total = total + torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+        num_targets += ids.shape[1] - 1
+    (total / num_targets).backward()
+    wanted = settings.optimizer
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": wanted.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=wanted.learning_rate, betas=(wanted.beta1, wanted.beta2), eps=wanted.epsilon
+    )
+    torch.nn.utils.clip_grad_norm_(model.parameters(), wanted.max_gradient_norm)
+    optimizer.step()
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return folder, weights, float(total / num_targets)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_on_two_ranks_equals_plain_torch(stage: int, plain_step, tmp_path: Path) -> None:
+    stores, wanted, loss = plain_step
+    run = small_run(
+        tmp_path,
+        f"store.root={stores}/stores",
+        "training.epochs=1",
+        "batch.careers_per_step=64",
+        f"zero=stage{stage}",
+    )
+    run_well("train.py", run, world_size=2, log=tmp_path / "log")
+    (line,) = (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["loss_nats_per_token"] == pytest.approx(loss, rel=1e-6)
+    assert relative_error(final_weights(tmp_path, 1), wanted) <= 1e-6
+    assert not os.listdir(EXTENSIONS), "something was compiled at run time"
+
+
+def steps_logged(folder: Path) -> int:
+    metrics = folder / "runs/small/metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+
+
+THIRTY_STEPS = ["training.epochs=10", "batch.careers_per_step=16", "training.checkpoint_every_steps=5", "training.log_every_steps=1"]
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["stage2", "stage3"])
+def thirty_steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """Train thirty steps on two ranks without a break."""
+    folder = tmp_path_factory.mktemp("straight")
+    run = small_run(folder, *THIRTY_STEPS, f"zero=stage{request.param}")
+    run_well("train.py", run, world_size=2, log=folder / "log")
+    assert steps_logged(folder) == 30
+    return request.param, folder, final_weights(folder, 30)
+
+
+def test_kill_and_resume_gives_bitwise_equal_weights(thirty_steps, tmp_path: Path) -> None:
+    stage, straight, wanted = thirty_steps
+    run = small_run(tmp_path, *THIRTY_STEPS, f"zero=stage{stage}", f"store.root={straight}/stores")
+    killed = run_ranks(
+        "train.py", run, world_size=2, log=tmp_path / "log", kill_when=lambda: steps_logged(tmp_path) >= 15
+    )
+    assert -signal.SIGKILL in killed.codes, "the run ended before it was killed"
+    text = run_well("train.py", run, world_size=2, log=tmp_path / "log")
+    assert "train: goes on after step" in text
+    found = final_weights(tmp_path, 30)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    numbers = [json.loads(line) for line in (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in (straight / "runs/small/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in numbers] == list(range(1, 31))
+    assert [line["loss_nats_per_token"] for line in numbers] == [line["loss_nats_per_token"] for line in before]
+
+
+def test_one_rank_goes_on_where_two_were_killed(thirty_steps, tmp_path: Path) -> None:
+    stage, straight, wanted = thirty_steps
+    run = small_run(tmp_path, *THIRTY_STEPS, f"zero=stage{stage}", f"store.root={straight}/stores")
+    run_ranks("train.py", run, world_size=2, log=tmp_path / "log", kill_when=lambda: steps_logged(tmp_path) >= 15)
+    run_well("train.py", run, world_size=1, log=tmp_path / "log")
+    # Thirty Adam steps amplify the last bits of sums that are added in another order.
+    assert relative_error(final_weights(tmp_path, 30), wanted) <= 2e-5
+
+
+def test_a_request_to_stop_saves_the_step_and_exits_with_its_own_code(tmp_path: Path) -> None:
+    run = small_run(tmp_path, *THIRTY_STEPS, "training.checkpoint_every_steps=null", "training.epochs=1000")
+    processes = start_ranks("train.py", run, world_size=2, log=tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while steps_logged(tmp_path) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kill_ranks(processes, signal.SIGTERM)
+    try:
+        codes = [process.wait(timeout=60) for process in processes]
+    finally:
+        kill_ranks(processes)
+    text = (tmp_path / "log").read_text()
+    assert codes == [75, 75], text
+    assert "which is saved; the same command goes on" in text
+    done = steps_logged(tmp_path)
+    assert read_manifest(checkpoint_folder(tmp_path / "runs/small/checkpoints", done)).step == done
+
+
+def test_bf16_trains_at_every_stage_close_to_fp32(tmp_path: Path) -> None:
+    losses = {}
+    for stage in (0, 1, 2, 3):
+        folder = tmp_path / str(stage)
+        run = small_run(
+            folder, f"store.root={tmp_path}/stores", "training.epochs=2", f"zero=stage{stage}", "zero.precision=bf16"
+        )
+        run_well("train.py", run, world_size=1, log=tmp_path / "log")
+        lines = (folder / "runs/small/metrics.jsonl").read_text().splitlines()
+        losses[stage] = [json.loads(line)["loss_nats_per_token"] for line in lines]
+    folder = tmp_path / "fp32"
+    run = small_run(folder, f"store.root={tmp_path}/stores", "training.epochs=2", "zero=stage1")
+    run_well("train.py", run, world_size=1, log=tmp_path / "log")
+    wanted = [json.loads(line)["loss_nats_per_token"] for line in (folder / "runs/small/metrics.jsonl").read_text().splitlines()]
+    for stage, found in losses.items():
+        assert found == pytest.approx(wanted, rel=5e-3), f"stage {stage}"
