@@ -1,6 +1,6 @@
 """Compose settings with Hydra, and turn refusals into one clear line. The only place where Hydra is imported.
 
-    conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)  ->  frozen settings
+conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)  ->  frozen settings
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from laborllm_dist.errors import LaborError, RankFailed, SettingsError
-from laborllm_dist.settings import Settings, read_settings
+from laborllm_dist.errors import Interrupted, LaborError, RankFailed, SettingsError
+from laborllm_dist.settings_reader import Settings, read_settings
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = ("--help", "-h")
@@ -56,8 +56,9 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
     except RankFailed as refusal:
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
-        if os.environ.get("RANK", "0") == "0" or not isinstance(refusal, SettingsError):
-            sys.stderr.write(f"error: {refusal}\n")
+        # These two are the same on every rank; of others, the rank that met one is the only one that knows.
+        if os.environ.get("RANK", "0") == "0" or not isinstance(refusal, (SettingsError, Interrupted)):
+            sys.stderr.write(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}\n")
             sys.stderr.flush()
         raise SystemExit(refusal.exit_code) from None
     raise SystemExit(0)

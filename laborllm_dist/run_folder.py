@@ -1,6 +1,6 @@
 """A run's folder: where everything of a run lies, and the settings that decided it.
 
-    settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (README, "A run's folder")
+settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (README, "A run's folder")
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from laborllm_dist import __version__
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import fingerprint_of, write_json
-from laborllm_dist.settings import RunSettings, read_settings, settings_to_values
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.settings_reader import read_settings, settings_to_values
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
 # What may change between two starts of one run: where and how it is run, not what comes out.
@@ -51,7 +52,9 @@ class RunFolder:
 
 def run_fingerprint(settings: RunSettings, store: str) -> str:
     """Return what stands for the weights a run will end with: its settings and its store's fingerprint."""
-    values = {name: value for name, value in settings_to_values(settings).items() if name not in (*FREE, "name", "data")}
+    values = {
+        name: value for name, value in settings_to_values(settings).items() if name not in (*FREE, "name", "data")
+    }
     return fingerprint_of({**values, "store": store})
 
 
@@ -96,7 +99,9 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
     """
     record = path / "settings.json"
     if not record.is_file():
-        nearby = sorted(found.parent.name for found in path.parent.glob("*/settings.json")) if path.parent.is_dir() else []
+        nearby = (
+            sorted(found.parent.name for found in path.parent.glob("*/settings.json")) if path.parent.is_dir() else []
+        )
         hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
         raise RunError(f"no run at {path} (no settings.json){hint}")
     known = _read_record(record)
@@ -120,5 +125,9 @@ def _first_difference(known: Any, wanted: Any, where: str = "") -> str | None:
             if change:
                 return change
         return None
-    same = list(known) == list(wanted) if isinstance(known, (list, tuple)) and isinstance(wanted, (list, tuple)) else known == wanted
+    same = (
+        list(known) == list(wanted)
+        if isinstance(known, (list, tuple)) and isinstance(wanted, (list, tuple))
+        else known == wanted
+    )
     return None if same else f"{where}: {known} then, {wanted} now"

@@ -59,9 +59,11 @@ def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None
 
     Args:
         table: columns of SCORE_SCHEMA, any row order.
+        info: where the scores come from, kept in the file's metadata.
+        path: the Parquet file.
 
     Raises:
-        ScoreTableError: if a column is missing or of another type, a key is doubled, or a score is not a log-probability.
+        ScoreTableError: if a column is missing or of another type, a key is doubled, or a score is no log-probability.
     """
     try:
         table = table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)

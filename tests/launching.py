@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -62,10 +63,8 @@ def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: 
 def kill_ranks(processes: Sequence[subprocess.Popen[bytes]], number: int = signal.SIGKILL) -> None:
     """Send a signal to every rank and its children."""
     for process in processes:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass
     if number == signal.SIGKILL:
         for process in processes:
             process.wait()

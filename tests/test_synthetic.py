@@ -15,8 +15,8 @@ from laborllm_dist.careers import synthetic_titles as numbers
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.synthetic import SyntheticMarket, make_market
 from laborllm_dist.careers.synthetic_titles import EDUCATIONS, FAMILIES, GENDERS, Slope, synthetic_vocabulary
+from laborllm_dist.data_settings import SyntheticSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.settings import SyntheticSettings
 
 CODES = synthetic_vocabulary().codes
 TITLE_OF = synthetic_vocabulary().title_of()

@@ -13,13 +13,14 @@ import pyarrow as pa
 from laborllm_dist import __version__
 from laborllm_dist.baselines.frequency import first_order_table, marginal_table
 from laborllm_dist.careers.synthetic import make_market
+from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import fingerprint_of
+from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo, read_score_table, write_score_table
 from laborllm_dist.scoring.evaluate import observation_facts
-from laborllm_dist.settings import CompareSettings, DataSettings
+from laborllm_dist.settings import CompareSettings
 from laborllm_dist.tokens.store import CareerRows, TokenStore, open_store
-from laborllm_dist.run_folder import read_run
 
 NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
 FORMAT = 1

@@ -64,8 +64,10 @@ def first_order_table(train: CareerRows, validation: CareerRows) -> FrequencyTab
 
 def _marginal(after: npt.NDArray[np.int64], num_occupations: int) -> Table:
     counts = np.bincount(after, minlength=num_occupations) + 1.0
-    return counts / counts.sum()
+    shares: Table = counts / counts.sum()
+    return shares
 
 
 def _smoothed(counts: Table, marginal: Table, strength: float) -> Table:
-    return np.log((counts + strength * marginal) / (counts.sum(axis=1, keepdims=True) + strength))
+    rows: Table = (counts + strength * marginal) / (counts.sum(axis=1, keepdims=True) + strength)
+    return np.log(rows)

@@ -1,9 +1,9 @@
 """The tensors of a forward: careers side by side in rows, each blind to the others.
 
-    tokens      <s> a  b  c  <s> d  e   .
-    positions    0  1  2  3   0  1  2   0      start anew in each career
-    segments     1  1  1  1   2  2  2   0      attention stays inside a segment; 0 is padding
-    targets      a  b  c  -   d  e  -   -      the next token; - is IGNORED
+tokens      <s> a  b  c  <s> d  e   .
+positions    0  1  2  3   0  1  2   0      start anew in each career
+segments     1  1  1  1   2  2  2   0      attention stays inside a segment; 0 is padding
+targets      a  b  c  -   d  e  -   -      the next token; - is IGNORED
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PackedBatch:
     positions_BT: Tensor
     segments_BT: Tensor
 
-    def to(self, device: torch.device) -> "PackedBatch":
+    def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on a device."""
         return PackedBatch(
             self.token_ids_BT.to(device, non_blocking=True),
@@ -46,6 +46,7 @@ def pack_batch(rows: Sequence[Sequence[TokenIds]], row_length: int) -> PackedBat
 
     Args:
         rows: for each row the token ids of its careers; no rows make one short row without targets.
+        row_length: T, at least the sum of the careers of every row.
     """
     num_rows = max(1, len(rows))
     length = row_length if rows else min(GRANULE, row_length)

@@ -66,7 +66,7 @@ def pack_step(lengths: Sequence[int], row_length: int) -> PackPlan:
 class _FirstFit:
     """The first row with enough room, found in log(rows): a tree whose nodes hold the most room below them."""
 
-    __slots__ = ("size", "most")
+    __slots__ = ("most", "size")
 
     def __init__(self, num_rows: int, row_length: int) -> None:
         self.size = 1

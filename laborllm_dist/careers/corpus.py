@@ -12,9 +12,9 @@ from laborllm_dist.careers.long_panel import read_long_panel, read_long_panel_vo
 from laborllm_dist.careers.synthetic import make_market
 from laborllm_dist.careers.synthetic_titles import synthetic_vocabulary
 from laborllm_dist.careers.wage_panel import read_wage_panel, wage_panel_vocabulary
+from laborllm_dist.data_settings import CorpusSettings, DataSettings, LongPanelSettings, SyntheticSettings
 from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.files import sha256_of
-from laborllm_dist.settings import CorpusSettings, DataSettings, LongPanelSettings, SyntheticSettings
 
 
 def check_sources(data: DataSettings) -> None:
@@ -42,7 +42,9 @@ def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
     for corpus in data.corpora.values():
         for code, title in _vocabulary(corpus).title_of().items():
             if titles.setdefault(code, title) != title:
-                raise VocabularyError(f"occupation {code!r} is {titles[code]!r} in one corpus and {title!r} in {corpus.survey}")
+                raise VocabularyError(
+                    f"occupation {code!r} is {titles[code]!r} in one corpus and {title!r} in {corpus.survey}"
+                )
     return OccupationVocabulary(codes=tuple(titles), titles=tuple(titles.values()))
 
 
@@ -97,4 +99,3 @@ def _long_panel(corpus: CorpusSettings) -> LongPanelSettings:
 def _synthetic(corpus: CorpusSettings) -> SyntheticSettings:
     assert corpus.synthetic is not None
     return corpus.synthetic
-

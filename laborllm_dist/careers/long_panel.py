@@ -15,8 +15,8 @@ from pathlib import Path
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary, read_vocabulary
 from laborllm_dist.careers.problems import Problems
 from laborllm_dist.careers.table_rows import is_parquet, read_rows
+from laborllm_dist.data_settings import LongPanelSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.settings import LongPanelSettings
 
 FIXED = ("birth_year", "gender", "ethnicity")
 OPTIONAL = (*FIXED, "region", "education")
@@ -111,7 +111,11 @@ def _add_row(
         return
     worker = workers.setdefault(person, _Worker())
     if year in worker.jobs:
-        problems.add(place, column_of.year, f"person {person!r} has {year} twice, first at {problems.unit} {worker.jobs[year][2]}")
+        problems.add(
+            place,
+            column_of.year,
+            f"person {person!r} has {year} twice, first at {problems.unit} {worker.jobs[year][2]}",
+        )
         return
     facts = {name: cells[name] for name in OPTIONAL if name in cells and cells[name] not in settings.missing}
     occupation = cells["occupation"]
@@ -130,7 +134,9 @@ def _add_row(
     for name, value in facts.items():
         if worker.facts.setdefault(name, value) != value:
             known = worker.facts[name]
-            problems.add(place, getattr(column_of, name), f"{value!r}, but {known!r} in an earlier row of person {person!r}")
+            problems.add(
+                place, getattr(column_of, name), f"{value!r}, but {known!r} in an earlier row of person {person!r}"
+            )
 
 
 def _whole_number(text: str) -> int | None:
@@ -147,5 +153,7 @@ def _career(person: str, worker: _Worker, survey: str) -> CareerHistory:
         gender=worker.facts.get("gender"),
         ethnicity=worker.facts.get("ethnicity"),
         region=worker.regions[min(worker.regions)] if worker.regions else None,
-        jobs=tuple(Job(year, occupation, education) for year, (occupation, education, _) in sorted(worker.jobs.items())),
+        jobs=tuple(
+            Job(year, occupation, education) for year, (occupation, education, _) in sorted(worker.jobs.items())
+        ),
     )

@@ -1,11 +1,11 @@
-"""Assign people to train, validation and test by a keyed hash, so that a person's split never depends on other people."""
+"""Assign people to train, validation and test by a keyed hash: a person's split never depends on other people."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Literal
 
-from laborllm_dist.settings import SplitSettings
+from laborllm_dist.data_settings import SplitSettings
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -37,8 +37,8 @@ from laborllm_dist.careers.synthetic_titles import (
     stratum_of,
     synthetic_vocabulary,
 )
+from laborllm_dist.data_settings import SyntheticSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.settings import SyntheticSettings
 
 # Shapes: P people of a block, W waves, S strata (education, decade, age class), O occupations, T tenures, G genders.
 Indices = NDArray[np.int64]

@@ -8,9 +8,8 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,7 +47,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             yield 0, names
             place = 0
             for batch in file.iter_batches(batch_size=10_000):
-                columns = [["" if value is None else str(value) for value in column.to_pylist()] for column in batch.columns]
+                columns = [
+                    ["" if value is None else str(value) for value in column.to_pylist()] for column in batch.columns
+                ]
                 for values in zip(*columns, strict=True):
                     place += 1
                     yield place, list(values)
@@ -79,14 +80,16 @@ def _csv_rows(path: Path, problems: Problems) -> Iterator[Row]:
         raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _text_lines(file: IO[bytes], problems: Problems) -> Iterator[str]:
+def _text_lines(file: Iterable[bytes], problems: Problems) -> Iterator[str]:
     for line, raw in enumerate(file, start=1):
         if line == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs put before UTF-8
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            problems.add(line, None, f"byte {raw[error.start : error.start + 1]!r} is not UTF-8; save the file as UTF-8")
+            problems.add(
+                line, None, f"byte {raw[error.start : error.start + 1]!r} is not UTF-8; save the file as UTF-8"
+            )
             text = "\n"
         if "\0" in text:
             problems.add(line, None, "holds a NUL byte")

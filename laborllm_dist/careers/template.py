@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from laborllm_dist.careers.history import CareerHistory
+from laborllm_dist.data_settings import TemplateSettings
 from laborllm_dist.errors import TemplateError
-from laborllm_dist.settings import TemplateSettings
 
 CAREER_FIELDS = ("survey", "birth_year", "gender", "ethnicity", "region")
 ENTRY_FIELDS = ("year", "education")
@@ -95,7 +95,9 @@ def _parse_line(line: str, known: tuple[str, ...], where: str) -> tuple[Part, ..
             raise TemplateError(f"template.{where}: {error} in {line!r}") from None
         for _, name in pieces:
             if name is not None and name not in known:
-                raise TemplateError(f"template.{where}: unknown field {{{name}}} in {line!r}; known: {', '.join(known)}")
+                raise TemplateError(
+                    f"template.{where}: unknown field {{{name}}} in {line!r}; known: {', '.join(known)}"
+                )
         if optional and all(name is None for _, name in pieces):
             raise TemplateError(f"template.{where}: [{inner}] has no field, so nothing says when to leave it out")
         if pieces:

@@ -88,21 +88,27 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManife
         CheckpointError: if the checkpoint has not every element of every weight of this model.
     """
     index = _fragment_index(manifest)
-    opened = {name: safe_open(folder / name, framework="pt") for name in manifest.files}
+    opened: dict[str, Any] = {name: safe_open(folder / name, framework="pt") for name in manifest.files}
     for fragment in state_fragments(engine):
         for kind, view in zip(STATE_NAMES, fragment.views, strict=True):
             num_found = 0
             for file, saved in index.get(fragment.name, ()):
                 if tuple(saved["shape"]) != fragment.shape:
-                    raise CheckpointError(f"{folder}: {fragment.name} has shape {saved['shape']}, the model {fragment.shape}")
+                    raise CheckpointError(
+                        f"{folder}: {fragment.name} has shape {saved['shape']}, the model {fragment.shape}"
+                    )
                 low = max(saved["start"], fragment.start)
                 high = min(saved["start"] + saved["numel"], fragment.start + fragment.numel)
                 if low < high:
                     stored = opened[file].get_slice(_key(kind, fragment.name))
-                    view[low - fragment.start : high - fragment.start].copy_(stored[low - saved["start"] : high - saved["start"]])
+                    view[low - fragment.start : high - fragment.start].copy_(
+                        stored[low - saved["start"] : high - saved["start"]]
+                    )
                     num_found += high - low
             if num_found != fragment.numel:
-                raise CheckpointError(f"{folder}: holds {num_found} of {fragment.numel} elements of {kind} of {fragment.name}")
+                raise CheckpointError(
+                    f"{folder}: holds {num_found} of {fragment.numel} elements of {kind} of {fragment.name}"
+                )
     set_steps_taken(engine, manifest.step)
     spread_weights(engine)
 
@@ -164,7 +170,7 @@ def keep_checkpoints(checkpoints: Path, *, num_newest: int, best_step: int | Non
 
 def full_weights(folder: Path, manifest: CheckpointManifest) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every weight's name and fp32 value, put together from its fragments."""
-    opened = {name: safe_open(folder / name, framework="pt") for name in manifest.files}
+    opened: dict[str, Any] = {name: safe_open(folder / name, framework="pt") for name in manifest.files}
     for name, pieces in _fragment_index(manifest).items():
         shape = tuple(pieces[0][1]["shape"])
         whole = torch.empty(torch.Size(shape).numel(), dtype=torch.float32)

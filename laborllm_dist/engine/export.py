@@ -71,7 +71,7 @@ def sha256_of_all(files: list[Path]) -> str:
 
 
 def _with_both_rope_forms(path: Path) -> None:
-    """Write rope_theta beside rope_parameters: transformers 4 reads only the former, and falls back to 10,000 silently."""
+    """Write rope_theta beside rope_parameters: transformers 4 reads only the former, or takes 10,000 silently."""
     config = json.loads(path.read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:

@@ -12,6 +12,7 @@ are DeepSpeed's own buffers: what is copied into them is what the next step uses
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Fragment:
 
 
 def state_fragments(engine: ZeroEngine) -> list[Fragment]:
-    """Return this rank's fragments of every weight that is learnt, Adam's moments made (as zeros) where still absent."""
+    """Return this rank's fragments of every weight that is learnt; Adam's moments are made (zeros) where absent."""
     learnt = [
         (name.removeprefix("hugging_face."), parameter)
         for name, parameter in engine.deepspeed.module.named_parameters()
@@ -85,7 +86,7 @@ def spread_weights(engine: ZeroEngine) -> None:
         optimizer.update_lp_params()
 
 
-def _stage3_fragment(engine: ZeroEngine, name: str, parameter: torch.nn.Parameter) -> Fragment:
+def _stage3_fragment(engine: ZeroEngine, name: str, parameter: Any) -> Fragment:
     optimizer = engine.deepspeed.optimizer
     group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = min(parameter.partition_numel() * engine.ranks.rank, parameter.ds_numel)
@@ -94,7 +95,7 @@ def _stage3_fragment(engine: ZeroEngine, name: str, parameter: torch.nn.Paramete
     return Fragment(name, tuple(parameter.ds_shape), start, views, is_mine=True)
 
 
-def _partition_fragment(engine: ZeroEngine, name: str, parameter: torch.nn.Parameter) -> Fragment | None:
+def _partition_fragment(engine: ZeroEngine, name: str, parameter: Any) -> Fragment | None:
     mapping = parameter._hp_mapping
     if mapping is None:
         return None  # this weight lies wholly on other ranks

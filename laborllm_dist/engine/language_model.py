@@ -1,6 +1,6 @@
 """A causal language model over packed careers, and the one log-likelihood that training and scoring share.
 
-Softmax and its logarithm are float32 whatever the weights are; only slots with a target get logits summed.
+Softmax and its logarithm are float32 or better whatever the weights are; only slots with a target get logits summed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from laborllm_dist.batches.packed import IGNORED, PackedBatch
 
 
 def token_log_likelihood(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Return log p(target) in nats for every slot, [B, T] float32; 0 where the target is IGNORED.
+    """Return log p(target) in nats for every slot, [B, T]; 0 where the target is IGNORED.
+
+    The softmax is float32, or float64 where the logits are.
 
     Raises:
         ValueError: if targets are not [B, T] of the logits.
     """
     if logits_BTV.shape[:-1] != targets_BT.shape:
         raise ValueError(f"targets {tuple(targets_BT.shape)} do not fit logits {tuple(logits_BTV.shape)}")
+    precise = logits_BTV.dtype if logits_BTV.dtype == torch.float64 else torch.float32
     loss_N = nn.functional.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+        logits_BTV.flatten(0, 1).to(precise), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return -loss_N.view(targets_BT.shape)
 
@@ -47,7 +50,7 @@ class CareerLanguageModel(nn.Module):
         self._can_skip = "logits_to_keep" in inspect.signature(hugging_face.forward).parameters
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Return log p(target) of every slot, [B, T] float32; 0 where the target is IGNORED."""
+        """Return log p(target) of every slot, [B, T]; 0 where the target is IGNORED."""
         kept_K = (batch.targets_BT != IGNORED).any(dim=0).nonzero().flatten()
         if not self._can_skip or not len(kept_K):
             kept_K = torch.arange(batch.targets_BT.shape[1], device=batch.targets_BT.device)

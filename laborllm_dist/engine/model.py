@@ -78,7 +78,7 @@ def pretrained_model(settings: ModelSettings, *, dtype: torch.dtype) -> PreTrain
         raise ModelError(f"cannot open the weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def check_fit(model: PreTrainedModel, *, num_ids: int, longest_career: int, row_of: str) -> None:
@@ -90,7 +90,9 @@ def check_fit(model: PreTrainedModel, *, num_ids: int, longest_career: int, row_
     """
     num_embeddings = model.get_input_embeddings().num_embeddings
     if num_ids > num_embeddings:
-        raise ModelError(f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together")
+        raise ModelError(
+            f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
+        )
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and longest_career > context:
         raise RowTooShort(

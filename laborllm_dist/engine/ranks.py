@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -106,7 +106,7 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
         torch.distributed.destroy_process_group()
 
 
-def import_deepspeed():  # type: ignore[no-untyped-def]
+def import_deepspeed() -> Any:
     """Import deepspeed with its chatter turned down to warnings."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     import deepspeed

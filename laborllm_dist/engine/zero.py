@@ -29,12 +29,13 @@ class ZeroEngine:
     settings: ZeroSettings
 
     def learn_from(self, batch: PackedBatch, *, step_tokens: int, is_last_pass: bool) -> Tensor:
-        """Add a batch's gradients to the step's; return its summed log-likelihood in nats, a float64 scalar. Collective."""
+        """Add a batch's gradients to the step's; return its summed log-likelihood, nats, float64. Collective."""
         self.deepspeed.set_gradient_accumulation_boundary(is_last_pass)
         scores_BT = self.deepspeed(batch.to(self.ranks.device))
         loss = -scores_BT.sum() * (self.ranks.world_size / step_tokens)
         self.deepspeed.backward(loss, scale_wrt_gas=False)
-        return scores_BT.detach().sum(dtype=torch.float64)
+        total: Tensor = scores_BT.detach().sum(dtype=torch.float64)
+        return total
 
     def update(self, *, learning_rate: float) -> float:
         """Apply the step's gradients; return their norm before clipping. Collective."""

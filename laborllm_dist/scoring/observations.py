@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ def scoring_batch(careers: CareerRows, rows: Sequence[Sequence[int]], row_length
     return ScoringBatch(batch=batch, spans=np.concatenate(spans), keys=np.concatenate(keys))
 
 
-def observation_scores(token_scores_BT: npt.NDArray[np.float32], spans: Spans) -> npt.NDArray[np.float64]:
+def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: Spans) -> npt.NDArray[np.float64]:
     """Return `title` and `terminated` log-likelihoods in nats, [observations, 2] float64."""
     num_rows = token_scores_BT.shape[0]
     running = np.zeros((num_rows, token_scores_BT.shape[1] + 1), dtype=np.float64)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from laborllm_dist import __version__
+from laborllm_dist.data_settings import TokenizerSettings
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import check_fit, check_weights, pretrained_model
@@ -20,11 +21,12 @@ from laborllm_dist.run_folder import RunFolder, read_run
 from laborllm_dist.score_table import ScoreTableInfo, read_score_table
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate
 from laborllm_dist.scoring.units import EvaluationPlan, plan_evaluation
-from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, ModelSettings, RunSettings, TokenizerSettings
+from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, ModelSettings, RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import CareerRows, TokenStore, open_store
 
 Say = Callable[[str], None]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +48,24 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     run, run_settings, store_folder = ranks.on_first(lambda: read_run(Path(settings.run)))
     wanted = _evaluation_settings(settings, run_settings)
     if settings.model.path is None:
-        subject = _own_model(run, store_folder, run_settings, wanted)
+        subject = ranks.on_first(lambda: _own_model(run, store_folder, run_settings, wanted))
     else:
         subject = ranks.on_first(lambda: _other_model(settings, run, run_settings, wanted, say))
     careers = subject.store.careers(wanted.split)
-    plan = plan_evaluation(careers, wanted)
+    plan = ranks.on_first(lambda: plan_evaluation(careers, wanted))
     info = ranks.on_first(lambda: _info(subject, wanted, run_settings if settings.ranks is None else settings, ranks))
     if ranks.on_first(lambda: _is_there(subject.table, info)):
         say(f"evaluate: {subject.name} is there ({subject.table})")
         return subject.table
-    model = pretrained_model(
-        subject.model, dtype=torch.bfloat16 if wanted.precision == "bf16" else torch.float32
-    )
-    check_fit(
-        model,
-        num_ids=subject.store.num_ids,
-        longest_career=int(careers.num_tokens().max()),
-        row_of=f"the longest {wanted.split} career",
+    model = pretrained_model(subject.model, dtype=DTYPES[wanted.precision])
+    longest = int(careers.num_tokens().max())
+    ranks.on_first(
+        lambda: check_fit(
+            model,
+            num_ids=subject.store.num_ids,
+            longest_career=longest,
+            row_of=f"the longest {wanted.split} career",
+        )
     )
     say(describe_evaluation(subject, careers, plan, wanted, ranks))
     parts = subject.table.with_suffix(f".{fingerprint_of(dataclasses.asdict(info))}.parts")
@@ -78,9 +81,10 @@ def describe_evaluation(
     """Return the plan as a line."""
     num_rows = sum(len(unit) for unit in plan.units)
     fill = int(careers.num_tokens().sum()) / (num_rows * plan.row_length)
+    num_observations = int(careers.num_observations().sum())
     return (
-        f"evaluate: {subject.name} on {len(careers):,} {wanted.split} people, {int(careers.num_observations().sum()):,} "
-        f"observations; {len(plan.units):,} forwards of {wanted.rows_per_unit} x {plan.row_length} tokens, {fill:.0%} full, "
+        f"evaluate: {subject.name} on {len(careers):,} {wanted.split} people, {num_observations:,} observations; "
+        f"{len(plan.units):,} forwards of {wanted.rows_per_unit} x {plan.row_length} tokens, {fill:.0%} full, "
         f"over {ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
     )
 
@@ -119,9 +123,13 @@ def _other_model(
     return Subject(model=model, store=store, name=name, table=run.scores(wanted.split, name))
 
 
-def _info(subject: Subject, wanted: EvaluationSettings, threads_of: RunSettings | EvaluateSettings, ranks: Ranks) -> ScoreTableInfo:
+def _info(
+    subject: Subject, wanted: EvaluationSettings, threads_of: RunSettings | EvaluateSettings, ranks: Ranks
+) -> ScoreTableInfo:
     folder = Path(subject.model.path or "") / (subject.model.subfolder or "")
-    weights = weights_fingerprint(folder) if folder.is_dir() else f"{subject.model.path}@{subject.model.revision or 'main'}"
+    weights = (
+        weights_fingerprint(folder) if folder.is_dir() else f"{subject.model.path}@{subject.model.revision or 'main'}"
+    )
     assert threads_of.ranks is not None
     return ScoreTableInfo(
         model=subject.name,

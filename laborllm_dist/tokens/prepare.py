@@ -20,9 +20,11 @@ from laborllm_dist.careers.corpus import fingerprint_sources, pooled_vocabulary,
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary, write_vocabulary
 from laborllm_dist.careers.splits import SPLITS, Split, split_of
 from laborllm_dist.careers.template import Template, compile_template, render_career
+from laborllm_dist.data_settings import TokenizerSettings
 from laborllm_dist.errors import DataFileError
 from laborllm_dist.files import fingerprint_of, flush_to_disk, no_room_is_said, sha256_of, write_json
-from laborllm_dist.settings import RunSettings, TokenizerSettings, settings_to_values
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.store import (
     FORMAT,
     MANIFEST,
@@ -108,7 +110,7 @@ def _write_careers(
     vocabulary: OccupationVocabulary,
     template: Template,
     tokenizer: CareerTokenizer,
-    writer: "_StoreWriter",
+    writer: _StoreWriter,
     say: Progress,
 ) -> None:
     title_of, index_of = vocabulary.title_of(), vocabulary.index_of()
@@ -124,7 +126,9 @@ def _write_careers(
         say(f"prepare: {num_careers:,} careers")
     writer.close()
     if not writer.counts["train"]["careers"]:
-        raise DataFileError(f"none of {num_careers} people is in the training split; the corpus is too small to train on")
+        raise DataFileError(
+            f"none of {num_careers} people is in the training split; the corpus is too small to train on"
+        )
 
 
 @dataclass(slots=True)
@@ -134,7 +138,9 @@ class _StoreWriter:
     folder: Path
     careers_per_shard: int
     counts: dict[Split, dict[str, Any]] = field(
-        default_factory=lambda: {split: {"careers": 0, "observations": 0, "tokens": 0, "shards": []} for split in SPLITS}
+        default_factory=lambda: {
+            split: {"careers": 0, "observations": 0, "tokens": 0, "shards": []} for split in SPLITS
+        }
     )
     open_shards: dict[Split, tuple[pa.ipc.RecordBatchStreamWriter, int]] = field(default_factory=dict)
 
@@ -234,7 +240,13 @@ def _tokenizer_files(settings: RunSettings) -> dict[str, str]:
     folder = Path(_tokenizer_path(settings)) / ("" if settings.tokenizer.path else settings.model.subfolder or "")
     if not folder.is_dir():
         return {"revision": settings.model.revision or "main"}
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    names = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    )
     return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
 
 

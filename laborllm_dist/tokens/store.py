@@ -165,11 +165,15 @@ def open_store(folder: Path) -> TokenStore:
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise StoreError(f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it")
+        raise StoreError(
+            f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it"
+        )
     try:
         facts = json.loads(manifest.read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
-            raise StoreError(f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again")
+            raise StoreError(
+                f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again"
+            )
         sizes = {name: int(entry["bytes"]) for name, entry in facts["files"].items()}
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{manifest} is damaged ({error}); delete {folder} and prepare again") from None

@@ -1,11 +1,11 @@
-"""Turn a career's text into ids, and the characters of every title into a span of tokens.
+r"""Turn a career's text into ids, and the characters of every title into a span of tokens.
 
 Whole texts are tokenised, never pieces: the same words have other ids at the start of a text than in its middle. A
 title's tokens begin and end where its characters do; the token after it is the line's end, whose probability makes
 the difference between `title` and `terminated`. A tokenizer that joins a title to its neighbours is refused.
 
-    text     1984 (some college): Cooks\\n1985 ...
-    tokens   ... |):| Co|oks|\\n|19|85 ...
+    text     1984 (some college): Cooks\n1985 ...
+    tokens   ... |):| Co|oks|\n|19|85 ...
     span              [-----)       title: 2 tokens; terminated: these and the next one
 """
 
@@ -54,11 +54,11 @@ def _token_spans(text: CareerText, offsets: Sequence[tuple[int, int]], num_leadi
         first = token
         while token < len(offsets) and offsets[token][1] <= end:
             token += 1
-        closed = token < len(offsets) and offsets[token] == (end, end + 1)
+        closed = token < len(offsets) and offsets[token] == (end, end + 1) and text.text[end] == "\n"
         if offsets[first][0] < start or offsets[token - 1][1] != end or not closed:
             raise TitleInsideToken(
                 f"the tokenizer does not keep the title {text.text[start + 1 : end]!r} apart from its neighbours in "
-                f"{text.text[max(0, start - 20) : end + 6]!r}; a title must begin and end at a token, and so must its line"
+                f"{text.text[max(0, start - 20) : end + 6]!r}; a title and its line must begin and end at a token"
             )
         spans.append((first + num_leading, token + num_leading))
     return tuple(spans)
@@ -69,6 +69,8 @@ def check_titles(prompt: str, vocabulary: OccupationVocabulary, tokenizer: Caree
 
     Args:
         prompt: the text up to and without the blank before a title, from the template.
+        vocabulary: the titles.
+        tokenizer: the tokenizer of the careers.
 
     Raises:
         TitleInsideToken: naming the first title that changes the prompt's tokens or ends inside a token.

@@ -70,7 +70,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> CareerToke
         TokenizerError: if it has no fast version, or loses blanks, digits or line breaks.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise TokenizerError(f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions")
+        raise TokenizerError(
+            f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions"
+        )
     ids = list(tokenizer(PROBE)["input_ids"])
     plain = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
     if ids[len(ids) - len(plain) :] == plain:

@@ -11,8 +11,8 @@ from types import FrameType
 import psutil
 import torch
 
-from laborllm_dist.careers.corpus import check_sources
 from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.careers.corpus import check_sources
 from laborllm_dist.engine.checkpoint import (
     check_checkpoint,
     checkpoint_folder,
@@ -28,7 +28,8 @@ from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.zero import ZeroEngine, make_engine
 from laborllm_dist.errors import CheckpointError, Interrupted, ModelError
 from laborllm_dist.run_folder import RunFolder, open_run
-from laborllm_dist.settings import RunSettings, settings_to_values
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TOKENIZER, CareerRows, TokenStore, open_store
 from laborllm_dist.training.plan import TrainingPlan, plan_training
@@ -61,14 +62,20 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     store = open_store(ranks.on_first(lambda: prepare_store(settings, tell).folder))
     run = ranks.on_first(lambda: open_run(settings, store.fingerprint, store.folder))
     careers = store.careers("train")
-    plan = plan_training(careers, settings.batch, settings.training, world_size=ranks.world_size)
+    plan = ranks.on_first(
+        lambda: plan_training(careers, settings.batch, settings.training, world_size=ranks.world_size)
+    )
     newest = ranks.on_first(lambda: newest_checkpoint(run.checkpoints, tell))
     state = RunState() if newest is None else _state_of(newest[1].state, newest[1].run, run)
     if state.step == plan.num_steps and ranks.on_first(lambda: exported_step(run.export, run.fingerprint)) is not None:
         tell(f"train: {run.path} is finished ({plan.num_steps} steps, best after {state.best_step})")
         return run
 
-    model = _make_model(settings, store, plan)
+    model = _make_model(settings, store)
+    longest = int(plan.lengths.max())
+    ranks.on_first(
+        lambda: check_fit(model, num_ids=store.num_ids, longest_career=longest, row_of="the longest training career")
+    )
     config = model.config
     tell(describe(settings, store, plan, sum(parameter.numel() for parameter in model.parameters())))
     engine = make_engine(CareerLanguageModel(model), settings.zero, settings.optimizer, ranks)
@@ -114,7 +121,10 @@ def _run_steps(work: Work, state: RunState) -> RunState:
             if work.plan.validates_after(state.step):
                 loss = validate(work.engine, work.validation, work.settings.batch)
                 state = _with_validation(state, loss)
-                numbers |= {"validation_nats_per_token": loss.nats_per_token, "validation_nats_per_title": loss.nats_per_title}
+                numbers |= {
+                    "validation_nats_per_token": loss.nats_per_token,
+                    "validation_nats_per_title": loss.nats_per_title,
+                }
             if log is not None:
                 log.write({"step": state.step, "epoch": state.step / work.plan.order.steps_per_epoch, **numbers})
             if "validation_nats_per_token" in numbers or state.step % training.log_every_steps == 0:
@@ -128,7 +138,7 @@ def _run_steps(work: Work, state: RunState) -> RunState:
                         work.run.checkpoints, num_newest=training.keep_checkpoints, best_step=state.best_step
                     )
             if num_stops and state.step < num_steps:
-                raise Interrupted(f"stopped on request after step {state.step}, which is saved; the same command goes on")
+                raise Interrupted(f"on request, after step {state.step}, which is saved; the same command goes on")
     if log is not None:
         log.close()
     return state
@@ -209,7 +219,7 @@ def peak_memory_gib(device: torch.device) -> float:
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
-def _make_model(settings: RunSettings, store: TokenStore, plan: TrainingPlan):  # type: ignore[no-untyped-def]
+def _make_model(settings: RunSettings, store: TokenStore):  # type: ignore[no-untyped-def]
     shape = settings.model.llama
     if shape is not None:
         model = new_llama(
@@ -223,13 +233,14 @@ def _make_model(settings: RunSettings, store: TokenStore, plan: TrainingPlan):  
         model = pretrained_model(settings.model, dtype=dtype)
     if settings.zero.precision == "bf16":
         model.config.dtype = torch.bfloat16
-    check_fit(model, num_ids=store.num_ids, longest_career=int(plan.lengths.max()), row_of="the longest training career")
     return model
 
 
 def _with_validation(state: RunState, loss: ValidationLoss) -> RunState:
     if not loss.nats_per_token < float("inf"):
-        raise ModelError(f"the validation loss after step {state.step} is {loss.nats_per_token}; lower the learning rate")
+        raise ModelError(
+            f"the validation loss after step {state.step} is {loss.nats_per_token}; lower the learning rate"
+        )
     if state.best_loss is not None and state.best_loss <= loss.nats_per_token:
         return state
     return RunState(state.step, state.tokens_seen, best_step=state.step, best_loss=loss.nats_per_token)
@@ -254,7 +265,7 @@ class _StopSignals:
     def __init__(self) -> None:
         self.wanted = False
 
-    def __enter__(self) -> "_StopSignals":
+    def __enter__(self) -> _StopSignals:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 

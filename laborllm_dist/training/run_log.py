@@ -26,7 +26,9 @@ def silence(line: str) -> None:
 class RunLog:
     """Metrics of one run, written by rank 0."""
 
-    def __init__(self, path: Path, tracking: TrackingSettings, *, name: str, settings: Mapping[str, Any], step: int) -> None:
+    def __init__(
+        self, path: Path, tracking: TrackingSettings, *, name: str, settings: Mapping[str, Any], step: int
+    ) -> None:
         """Open the log at `step` steps done; lines of later steps, which a kill has undone, are dropped."""
         self._path = path
         _keep_until(path, step)

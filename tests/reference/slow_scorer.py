@@ -30,5 +30,7 @@ def slow_score(model: PreTrainedModel, encode, leading: list[int], prompt: str, 
         logits_TV = model(input_ids=torch.tensor([through_line])).logits[0]
     assert logits_TV.dtype == torch.float64
     log_probabilities_TV = torch.log_softmax(logits_TV, dim=-1)
-    scores = [float(log_probabilities_TV[place - 1, through_line[place]]) for place in range(len(before), len(through_line))]
+    scores = [
+        float(log_probabilities_TV[place - 1, through_line[place]]) for place in range(len(before), len(through_line))
+    ]
     return sum(scores[:-1]), sum(scores), len(through_title) - len(before)

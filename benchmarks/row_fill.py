@@ -1,0 +1,65 @@
+"""How full are rows? python benchmarks/row_fill.py [panel.csv.gz [tokenizer]]
+
+Packs one epoch of training steps and one evaluation, and prints the share of slots that hold a token. Without
+arguments it takes the wage panel; the results file is of the NLSY97 careers with the Llama-2 tokenizer.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+
+import numpy as np
+import numpy.typing as npt
+
+from laborllm_dist.batches.order import TrainingOrder
+from laborllm_dist.batches.packing import pack_careers, pack_step
+from laborllm_dist.compose import compose_settings
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.prepare import prepare_store
+
+ROW_LENGTH = 2048
+
+
+def epoch_fill(lengths: npt.NDArray[np.int64], careers_per_step: int, *, balanced: bool) -> float:
+    """Return tokens / slots over one epoch: rows as short as their number allows, or all of ROW_LENGTH."""
+    order = TrainingOrder(num_careers=len(lengths), careers_per_step=careers_per_step, seed=1)
+    slots = 0
+    for step in range(order.steps_per_epoch):
+        careers = lengths[order.careers_of_step(step)].tolist()
+        plan = pack_step(careers, ROW_LENGTH) if balanced else pack_careers(careers, ROW_LENGTH)
+        slots += len(plan.rows) * plan.row_length
+    return int(lengths.sum()) / slots
+
+
+def padded_fill(lengths: npt.NDArray[np.int64], careers_per_step: int) -> float:
+    """Return tokens / slots where every career of a step is padded to the longest one."""
+    order = TrainingOrder(num_careers=len(lengths), careers_per_step=careers_per_step, seed=1)
+    steps = (lengths[order.careers_of_step(step)] for step in range(order.steps_per_epoch))
+    return int(lengths.sum()) / sum(len(careers) * int(careers.max()) for careers in steps)
+
+
+def main() -> None:
+    """Print the fill of training steps and of an evaluation."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [f"store.root={folder}", f"batch.row_length={ROW_LENGTH}"]
+        if len(sys.argv) > 1:
+            overrides += ["data=long_panel", f"data.corpora.long_panel.long_panel.path={sys.argv[1]}"]
+        if len(sys.argv) > 2:
+            overrides += ["tokenizer=pretrained", f"tokenizer.path={sys.argv[2]}"]
+        store = prepare_store(compose_settings(RunSettings, "run", overrides), lambda line: None)
+        lengths = store.careers("train").num_tokens()
+    print(f"{len(lengths):,} training careers, {lengths.sum():,} tokens, mean {lengths.mean():.0f}, longest {lengths.max()}")
+    print(f"rows of at most {ROW_LENGTH} tokens; share of slots that hold a token, over one epoch")
+    for careers_per_step in (16, 32, 64):
+        balanced, full = (epoch_fill(lengths, careers_per_step, balanced=each) for each in (True, False))
+        padded = padded_fill(lengths, careers_per_step)
+        print(
+            f"  {careers_per_step} careers a step: {balanced:.1%}"
+            f"   (rows always {ROW_LENGTH} long: {full:.1%}; one career a row, padded: {padded:.1%})"
+        )
+    print(f"  all careers packed at once, as in evaluation: {pack_careers(lengths.tolist(), ROW_LENGTH).fill:.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The house keeps its floors: who may import whom, and where the heavy libraries may be imported."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from launching import PROJECT
+
+PACKAGE = PROJECT / "laborllm_dist"
+GROUND = {"errors", "files", "settings", "data_settings", "settings_reader", "score_table", "run_folder", "__init__"}
+# A floor may import itself, what stands right of it, and the ground.
+BELOW = {
+    "careers": set(),
+    "tokens": {"careers"},
+    "batches": {"careers", "tokens"},
+    "engine": {"careers", "tokens", "batches"},
+    "scoring": {"careers", "tokens", "batches", "engine"},
+    "training": {"careers", "tokens", "batches", "engine", "scoring"},
+    "baselines": {"careers", "tokens", "batches", "engine", "scoring"},
+    "report": set(),
+}
+ONLY_IN = {
+    "deepspeed": {"engine"},
+    "peft": {"engine"},
+    "bitsandbytes": {"engine"},
+    "transformers": {"engine", "tokens"},
+    "torch": {"batches", "engine", "scoring", "training"},
+    "hydra": {"compose"},
+    "omegaconf": {"compose"},
+    "datasets": {"tokens"},
+    "wandb": {"training"},
+    "matplotlib": {"report"},
+    "linearmodels": {"careers"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            if node.module == "laborllm_dist":
+                found |= {f"laborllm_dist.{name.name}" for name in node.names if name.name != "__version__"}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_floors_below(path: Path) -> None:
+    room = room_of(path)
+    for name in imports_of(path):
+        top = name.split(".")[0]
+        assert room in ONLY_IN.get(top, {room}), f"{top} may not be imported in {room}"
+        if top == "laborllm_dist" and "." in name:
+            floor = name.split(".")[1]
+            allowed = GROUND if room in (*GROUND, "compose") else {room, *BELOW[room], *GROUND}
+            assert floor in allowed, f"{room} may not import {name}"
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted((PROJECT / "launch").glob("*.py"))], ids=lambda path: path.name)
+def test_files_are_short(path: Path) -> None:
+    limit = 60 if path.parent.name == "launch" else 300
+    assert len(path.read_text().splitlines()) <= limit
+
+
+def test_launch_scripts_have_no_logic_of_their_own() -> None:
+    for path in (PROJECT / "launch").glob("*.py"):
+        branches = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.If)]
+        assert len(branches) == 1, f"{path.name}: an `if` besides the one that starts it"

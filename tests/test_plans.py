@@ -1,0 +1,131 @@
+"""Packing, sharding, order of careers, schedule: values that can be checked by hand or by brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import settings_of
+
+from laborllm_dist.batches.order import TrainingOrder
+from laborllm_dist.batches.packed import IGNORED, pack_batch
+from laborllm_dist.batches.packing import pack_careers, pack_step
+from laborllm_dist.batches.sharding import shard_rows
+from laborllm_dist.engine.language_model import attention_mask
+from laborllm_dist.errors import RowTooShort
+from laborllm_dist.training.plan import TrainingPlan
+from laborllm_dist.training.schedule import learning_rate_at
+
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
+
+
+def first_fit_by_search(lengths: list[int], row_length: int) -> list[list[int]]:
+    """First-fit decreasing as its definition says, by looking at every row."""
+    rows: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        for row in rows:
+            if sum(lengths[member] for member in row) + lengths[index] <= row_length:
+                row.append(index)
+                break
+        else:
+            rows.append([index])
+    return rows
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(50, 120))
+def test_packing_is_first_fit_decreasing(lengths: list[int], row_length: int) -> None:
+    plan = pack_careers(lengths, row_length)
+    assert [list(row) for row in plan.rows] == first_fit_by_search(lengths, row_length)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(50, 120))
+def test_a_step_s_rows_are_as_few_and_not_longer(lengths: list[int], row_length: int) -> None:
+    step, widest = pack_step(lengths, row_length), pack_careers(lengths, row_length)
+    assert sorted(career for row in step.rows for career in row) == list(range(len(lengths)))
+    assert len(step.rows) == len(widest.rows)
+    assert step.row_length <= row_length
+    assert all(sum(lengths[career] for career in row) <= step.row_length for row in step.rows)
+    assert step.fill >= widest.fill
+
+
+def test_a_career_longer_than_a_row_is_refused() -> None:
+    with pytest.raises(RowTooShort, match="career 1 has 9 tokens, a row has 8"):
+        pack_careers([3, 9], 8)
+
+
+@given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4))
+def test_every_row_has_one_rank_and_all_ranks_make_equal_passes(rows: int, world: int, per_pass: int) -> None:
+    plan = shard_rows(rows, world_size=world, rows_per_pass=per_pass)
+    assert [row for ranks in plan.passes for members in ranks for row in members] == list(range(rows))
+    assert all(len(ranks) == world for ranks in plan.passes)
+    assert all(len(members) <= per_pass for ranks in plan.passes for members in ranks)
+    assert len(plan.passes) == math.ceil(rows / (world * per_pass))
+
+
+def test_five_rows_on_two_ranks_by_hand() -> None:
+    assert shard_rows(5, world_size=2, rows_per_pass=2).passes == (((0, 1), (2, 3)), ((), (4,)))
+
+
+def test_an_epoch_takes_every_career_once_and_depends_on_seed_and_step_only() -> None:
+    order = TrainingOrder(num_careers=10, careers_per_step=4, seed=5)
+    assert order.steps_per_epoch == 3
+    epochs = [np.concatenate([order.careers_of_step(3 * epoch + at) for at in range(3)]) for epoch in range(3)]
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
+    assert epochs[0].tolist() != epochs[1].tolist()
+    again = TrainingOrder(num_careers=10, careers_per_step=4, seed=5)
+    np.testing.assert_array_equal(again.careers_of_step(7), order.careers_of_step(7))
+    assert order.careers_of_step(2).tolist() != TrainingOrder(10, 4, seed=6).careers_of_step(2).tolist()
+
+
+def test_a_batch_of_two_careers_by_hand() -> None:
+    batch = pack_batch([[np.array([1, 5, 6], dtype=np.int32), np.array([1, 7], dtype=np.int32)]], 6)
+    assert batch.token_ids_BT.tolist() == [[1, 5, 6, 1, 7, 0]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 0, 1, 0]]
+    assert batch.segments_BT.tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert batch.targets_BT.tolist() == [[5, 6, IGNORED, 7, IGNORED, IGNORED]]
+
+
+def test_an_empty_pass_is_one_short_row_without_targets() -> None:
+    batch = pack_batch([], 2048)
+    assert batch.token_ids_BT.shape == (1, 8)
+    assert (batch.targets_BT == IGNORED).all()
+
+
+def test_the_mask_by_its_definition() -> None:
+    segments = torch.tensor([[1, 1, 2, 2, 0]])
+    mask = attention_mask(segments)[0, 0]
+    for query in range(5):
+        for key in range(5):
+            assert bool(mask[query, key]) == (key <= query and segments[0, key] == segments[0, query])
+
+
+def test_the_learning_rate_by_hand() -> None:
+    wanted = settings_of([
+        "optimizer.learning_rate=1.0", "optimizer.warmup_share=0.2", "optimizer.decay=linear",
+        "optimizer.final_share=0.1",
+    ]).optimizer  # fmt: skip
+    rates = [learning_rate_at(step, 10, wanted) for step in range(10)]
+    # Two steps of warm-up towards the peak at step 2, then seven equal steps down to a tenth of it.
+    assert rates == pytest.approx([1 / 3, 2 / 3, *(1 - 0.9 * at / 7 for at in range(8))])
+
+
+def test_cosine_is_half_way_down_in_the_middle() -> None:
+    wanted = settings_of(
+        ["optimizer.learning_rate=2.0", "optimizer.warmup_share=0", "optimizer.final_share=0"]
+    ).optimizer
+    assert learning_rate_at(50, 101, wanted) == pytest.approx(1.0)
+    assert learning_rate_at(100, 101, wanted) == pytest.approx(0.0)
+
+
+def test_validations_fall_at_even_places_and_at_the_end() -> None:
+    run = settings_of(["training.epochs=2", "training.validations_per_epoch=2", "training.checkpoint_every_steps=3"])
+    order = TrainingOrder(num_careers=10, careers_per_step=2, seed=1)
+    plan = TrainingPlan(order, np.full(10, 20), run.batch, run.training, world_size=1)
+    assert [step for step in range(1, 11) if plan.validates_after(step)] == [2, 5, 7, 10]
+    assert [step for step in range(1, 11) if plan.saves_after(step)] == [2, 3, 5, 6, 7, 9, 10]

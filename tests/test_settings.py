@@ -1,0 +1,106 @@
+"""Settings: strict reading, and every file that ships composes and is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launching import PROJECT
+
+from laborllm_dist.compose import compose_settings
+from laborllm_dist.errors import SettingsError
+from laborllm_dist.settings import CompareSettings, EvaluateSettings, ReportSettings, RunSettings
+from laborllm_dist.settings_reader import read_settings, settings_to_values
+
+CONF = PROJECT / "conf"
+UNFINISHED = ("model", "pretrained")
+GROUPS = ("batch", "data", "evaluation", "model", "optimizer", "template", "tokenizer", "training", "zero")
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes_and_says_how_it_is_run(experiment: str) -> None:
+    settings = compose_settings(RunSettings, "run", [f"+experiment={experiment}"])
+    assert settings.name == experiment
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].endswith(f"launch/train.py +experiment={experiment}")
+    assert lines[2].endswith("?"), "the third line is the experiment's question"
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, option) for group in GROUPS for option in options(group) if option != "pretrained" or group != "model"],
+)
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
+    compose_settings(RunSettings, "run", [f"{group}={option}"])
+
+
+def test_the_pretrained_model_wants_a_path() -> None:
+    with pytest.raises(SettingsError, match=r"model\.path"):
+        compose_settings(RunSettings, "run", ["model=pretrained"])
+    settings = compose_settings(RunSettings, "run", ["model=pretrained", "model.path=folder", "tokenizer=pretrained"])
+    assert settings.model.path == "folder"
+
+
+def test_every_corpus_is_reached_by_a_data_setting() -> None:
+    used = "".join(path.read_text() for path in (CONF / "data").glob("*.yaml"))
+    assert [corpus for corpus in options("corpus") if f": {corpus}\n" not in used] == []
+
+
+def test_settings_survive_being_written_and_read() -> None:
+    settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b"])
+    assert read_settings(RunSettings, settings_to_values(settings)) == settings
+
+
+def test_the_paper_s_settings_stand_in_the_experiment() -> None:
+    settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b"])
+    assert (settings.batch.careers_per_step, settings.optimizer.learning_rate) == (32, 1e-5)
+    assert (settings.zero.stage, settings.zero.precision) == (3, "bf16")
+    assert [corpus.survey for corpus in settings.data.corpora.values()] == ["PSID", "NLSY79", "NLSY97"]
+
+
+REFUSED = {
+    "+training.epoks=3": r"unknown setting training.epoks; did you mean training.epochs\?",
+    "training.epochs=0": r"setting training.epochs: wanted a number above 0, found 0",
+    "training.epochs=two": r"setting training.epochs: wanted int, found 'two'",
+    "training.epochs=true": r"setting training.epochs: wanted int, found True",
+    "zero.stage=4": r"setting zero.stage: wanted one of 0, 1, 2, 3, found 4",
+    "split.train=0.95": r"setting split.train: wanted train \+ validation below 1",
+    "template.heading=x": r"setting template.heading: wanted a list, found 'x'",
+    "+model.path=x": r"setting model.path: wanted either model.path .* not both",
+    "name=a/b": r"setting name: wanted a folder name without '/'",
+    "tokenizer.vocabulary_size=100": r"setting tokenizer.vocabulary_size: wanted at least 260",
+    "model.llama.hidden_size=33": r"setting model.llama.hidden_size: wanted a multiple of 2 x num_heads",
+    "data.corpora.wage_panel.kind=psid": r"setting data.corpora.wage_panel.kind: wanted one of wage_panel, long_panel",
+    "data.corpora.wage_panel.kind=synthetic": r"wanted the settings of a synthetic, found none",
+    "nonsense": r"nonsense",
+    "trainin.epochs=3": r"trainin",
+    "model=llama3": r"llama3.*tiny",
+    "+experiment=quickstrat": r"quickstrat.*quickstart",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_wrong_override_is_refused_in_one_line(override: str) -> None:
+    with pytest.raises(SettingsError, match=REFUSED[override]) as refusal:
+        compose_settings(RunSettings, "run", [override])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_setting_is_named() -> None:
+    with pytest.raises(SettingsError, match="run"):
+        compose_settings(EvaluateSettings, "evaluate", [])
+    with pytest.raises(SettingsError, match="setting split is missing"):
+        read_settings(CompareSettings, {"run": "x", "comparators": ["marginal"]})
+
+
+def test_the_other_scripts_compose(tmp_path: Path) -> None:
+    assert compose_settings(EvaluateSettings, "evaluate", ["run=runs/x", "model.path=a/b"]).model.path == "a/b"
+    assert compose_settings(CompareSettings, "comparators", ["run=runs/x"]).comparators == ("marginal", "first_order")
+    assert compose_settings(ReportSettings, "report", ["runs=[runs/x,runs/y]"]).runs == ("runs/x", "runs/y")
+    with pytest.raises(SettingsError, match="setting runs: wanted a list"):
+        compose_settings(ReportSettings, "report", ["runs=runs/x"])
