@@ -1,4 +1,6 @@
-"""Does prepare's memory stay flat, and how fast is it? python benchmarks/prepare_throughput.py [people ...]
+"""Does prepare's memory stay flat, and how fast is it?
+
+    python benchmarks/prepare_throughput.py [people ...]
 
 Prepares token stores of synthetic people, each in a process of its own, and prints careers per minute, peak resident
 memory and bytes per career. Default: 10,000, 100,000 and 1,000,000 people.

@@ -1,4 +1,6 @@
-"""How full are rows? python benchmarks/row_fill.py [panel.csv.gz [tokenizer]]
+"""How full are rows?
+
+    python benchmarks/row_fill.py [panel.csv.gz [tokenizer]]
 
 Packs one epoch of training steps and one evaluation, and prints the share of slots that hold a token. Without
 arguments it takes the wage panel; the results file is of the NLSY97 careers with the Llama-2 tokenizer.
@@ -49,7 +51,9 @@ def main() -> None:
             overrides += ["tokenizer=pretrained", f"tokenizer.path={sys.argv[2]}"]
         store = prepare_store(compose_settings(RunSettings, "run", overrides), lambda line: None)
         lengths = store.careers("train").num_tokens()
-    print(f"{len(lengths):,} training careers, {lengths.sum():,} tokens, mean {lengths.mean():.0f}, longest {lengths.max()}")
+    print(
+        f"{len(lengths):,} training careers, {lengths.sum():,} tokens, mean {lengths.mean():.0f}, longest {lengths.max()}"
+    )
     print(f"rows of at most {ROW_LENGTH} tokens; share of slots that hold a token, over one epoch")
     for careers_per_step in (16, 32, 64):
         balanced, full = (epoch_fill(lengths, careers_per_step, balanced=each) for each in (True, False))

@@ -5,9 +5,11 @@ conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,7 +41,7 @@ def compose_values(config_name: str, overrides: Sequence[str]) -> dict[str, obje
             config = compose(config_name, overrides=list(overrides))
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SettingsError(_one_line(str(error))) from None
+        raise SettingsError(_explain(str(error), config_name, overrides)) from None
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
 
@@ -68,5 +70,20 @@ def _without_help(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if argument not in HELP]
 
 
-def _one_line(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Return Hydra's message as one line; for a setting that is not there, the nearest one that is."""
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    name = unknown[1]
+    others = [override for override in overrides if not override.startswith(name)]
+    known = list(_names(compose_values(config_name, others)))
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "; --help shows all settings")
+
+
+def _names(values: Mapping[str, object], where: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield where + name
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{where}{name}.")

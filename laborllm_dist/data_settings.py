@@ -18,11 +18,11 @@ class ColumnSettings:
     person: str
     year: str
     occupation: str
-    birth_year: str | None = None
-    gender: str | None = None
-    ethnicity: str | None = None
-    region: str | None = None
-    education: str | None = None
+    birth_year: str | None
+    gender: str | None
+    ethnicity: str | None
+    region: str | None
+    education: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class LongPanelSettings:
     path: str
     vocabulary: str  # CSV of occupation codes and titles; `builtin:NAME` is one that this software ships
     columns: ColumnSettings
-    vocabulary_code: str = "code"
-    vocabulary_title: str = "title"
-    missing: tuple[str, ...] = ("",)  # cells that mean: not known (allowed in covariates only)
+    vocabulary_code: str  # its column of codes
+    vocabulary_title: str  # its column of titles
+    missing: tuple[str, ...]  # cells that mean: not known (allowed in covariates only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +110,16 @@ class TokenizerSettings:
     """
 
     kind: Literal["pretrained", "trained"]
-    path: str | None = None
-    vocabulary_size: int | None = None
-    training_people: int = 10_000
+    path: str | None
+    vocabulary_size: int | None
+    training_people: int | None
 
     def __post_init__(self) -> None:
         check_positive(self, "vocabulary_size", "training_people")
         if self.kind == "trained" and (self.vocabulary_size is None or self.vocabulary_size < 260):
             raise OutOfRange("vocabulary_size", "at least 260 (256 bytes and 4 marks) for a trained tokenizer")
+        if self.kind == "trained" and self.training_people is None:
+            raise OutOfRange("training_people", "a number of people for a trained tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,8 @@ class StoreSettings:
     """Where token stores lie. A store's folder is named by data and fingerprint, so it is made once."""
 
     root: str
-    careers_per_batch: int = 2_000  # careers held in memory while preparing
-    careers_per_shard: int = 100_000
+    careers_per_batch: int  # careers held in memory while preparing
+    careers_per_shard: int
 
     def __post_init__(self) -> None:
         check_positive(self, "careers_per_batch", "careers_per_shard")

@@ -25,9 +25,9 @@ class LlamaSettings:
     num_heads: int
     num_key_value_heads: int
     max_positions: int
-    rope_theta: float = 10_000.0
-    tied_embeddings: bool = True
-    initializer_range: float = 0.02
+    rope_theta: float
+    tied_embeddings: bool  # input and output share one matrix
+    initializer_range: float
 
     def __post_init__(self) -> None:
         check_positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_key_value_heads")
@@ -43,11 +43,11 @@ class ModelSettings:
     """Pretrained weights by `path` (a folder or a hub id), or a `llama` made from nothing."""
 
     name: str
-    path: str | None = None
-    revision: str | None = None
-    subfolder: str | None = None
-    llama: LlamaSettings | None = None
-    attention_dropout: float = 0.0
+    path: str | None
+    revision: str | None
+    subfolder: str | None
+    llama: LlamaSettings | None
+    attention_dropout: float
 
     def __post_init__(self) -> None:
         check_share(self, "attention_dropout")
@@ -73,7 +73,7 @@ class ZeroSettings:
 
     stage: Literal[0, 1, 2, 3]
     precision: Literal["fp32", "bf16"]
-    bucket_elements: int = 50_000_000
+    bucket_elements: int  # of one collective; larger is faster and takes more memory
 
     def __post_init__(self) -> None:
         check_positive(self, "bucket_elements")
@@ -177,10 +177,10 @@ class RunSettings:
 class OtherModelSettings:
     """A model to score in place of the run's own: a folder or a hub id. `name` is its name in tables."""
 
-    path: str | None = None
-    revision: str | None = None
-    subfolder: str | None = None
-    name: str | None = None
+    path: str | None
+    revision: str | None
+    subfolder: str | None
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,15 @@ COLUMNS = ColumnSettings(
 )
 
 
+def panel_of(path: Path, vocabulary: str) -> LongPanelSettings:
+    return LongPanelSettings(
+        str(path), vocabulary, COLUMNS, vocabulary_code="code", vocabulary_title="title", missing=("",)
+    )
+
+
 def panel(folder: Path, name: str = "panel.csv") -> LongPanelSettings:
     (folder / "titles.csv").write_text("code,title\na,Cooks\nb,Bakers\n")
-    return LongPanelSettings(path=str(folder / name), vocabulary=str(folder / "titles.csv"), columns=COLUMNS)
+    return panel_of(folder / name, str(folder / "titles.csv"))
 
 
 def read(settings: LongPanelSettings) -> list[CareerHistory]:
@@ -170,8 +176,7 @@ def test_a_bad_list_of_occupations_is_refused(text: str, tmp_path: Path) -> None
 
 
 def test_the_real_nlsy97_panel_reads_whole(nlsy97_dev: Path) -> None:
-    settings = LongPanelSettings(path=str(nlsy97_dev), vocabulary="builtin:occ1990dd", columns=COLUMNS)
-    careers = read(settings)
+    careers = read(panel_of(nlsy97_dev, "builtin:occ1990dd"))
     assert len(careers) == 7134
     assert sum(len(career.jobs) for career in careers) == 159_222
     assert len({job.occupation for career in careers for job in career.jobs}) == 324

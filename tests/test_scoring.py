@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from laborllm_dist.engine.model import new_llama, pretrained_model
 from laborllm_dist.errors import RowTooShort
 from laborllm_dist.scoring.observations import observation_scores, scoring_batch
 from laborllm_dist.scoring.units import plan_evaluation
-from laborllm_dist.settings import EvaluationSettings, LlamaSettings, ModelSettings
+from laborllm_dist.settings import EvaluationSettings, ModelSettings
 from laborllm_dist.tokens.store import CareerRows, store_rows
 from laborllm_dist.tokens.tokenise import check_titles, tokenise_careers
 from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
@@ -86,14 +87,8 @@ def trained_tokenizer() -> CareerTokenizer:
 @pytest.mark.parametrize("row_length", [600, 1500])
 def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(row_length: int) -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
-    shape = LlamaSettings(
-        hidden_size=48,
-        intermediate_size=96,
-        num_layers=3,
-        num_heads=4,
-        num_key_value_heads=2,
-        max_positions=2048,
-        initializer_range=0.1,
+    shape = dataclasses.replace(
+        settings_of([]).model.llama, hidden_size=48, num_layers=3, num_key_value_heads=2, initializer_range=0.1
     )
     model = new_llama(shape, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=3)
     found = packed_scores(CareerLanguageModel(model).eval(), rows_of(careers, tokenizer), row_length)
@@ -110,7 +105,7 @@ def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(row_length: int) 
 def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolerance, stories260k: Path) -> None:
     tokenizer, careers = load_tokenizer(str(stories260k)), careers_of_every_kind()[:2]
     check_titles("1984 (high school):", VOCABULARY, tokenizer)
-    model = pretrained_model(ModelSettings(name="stories", path=str(stories260k)), dtype=dtype)
+    model = pretrained_model(ModelSettings("stories", str(stories260k), None, None, None, 0.0), dtype=dtype)
     rows = rows_of(careers, tokenizer)
     found = packed_scores(CareerLanguageModel(model).eval(), rows, int(rows.num_tokens().sum()))
     np.testing.assert_allclose(found, slow_scores(model, careers, tokenizer), **tolerance)

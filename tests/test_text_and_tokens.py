@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launching import PROJECT
 from worlds import settings_of
 
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary, read_vocabulary
-from laborllm_dist.careers.long_panel import vocabulary_path
 from laborllm_dist.careers.template import CareerText, compile_template, render_career
-from laborllm_dist.data_settings import ColumnSettings, LongPanelSettings, TemplateSettings
+from laborllm_dist.data_settings import TemplateSettings
 from laborllm_dist.errors import TemplateError, TitleInsideToken, TokenizerError
 from laborllm_dist.tokens.tokenise import check_titles, tokenise_careers
 from laborllm_dist.tokens.tokenizer import load_tokenizer, train_tokenizer
@@ -85,8 +85,7 @@ def check_spans(texts: list[CareerText], tokenizer) -> None:
 
 
 def occ1990dd() -> OccupationVocabulary:
-    columns = ColumnSettings(person="p", year="y", occupation="o")
-    return read_vocabulary(vocabulary_path(LongPanelSettings(path="", vocabulary="builtin:occ1990dd", columns=columns)))
+    return read_vocabulary(PROJECT / "laborllm_dist/careers/tables/occ1990dd.csv")
 
 
 def long_careers(vocabulary: OccupationVocabulary) -> list[CareerText]:

@@ -26,6 +26,7 @@ from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import CareerRows, TokenStore, open_store
 
 Say = Callable[[str], None]
+OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -102,7 +103,7 @@ def _own_model(run: RunFolder, store: Path, settings: RunSettings, wanted: Evalu
     if not (run.export / "config.json").is_file():
         raise RunError(f"{run.path} has no export yet; its training has not finished (start train.py again to go on)")
     return Subject(
-        model=ModelSettings(name=settings.model.name, path=str(run.export)),
+        model=_pretrained(settings.model.name, str(run.export)),
         store=open_store(store),
         name=run.path.name,
         table=run.scores(wanted.split),
@@ -115,12 +116,16 @@ def _other_model(
     other = settings.model
     assert other.path is not None
     name = other.name or "-".join(filter(None, (Path(other.path).name, other.subfolder and Path(other.subfolder).name)))
-    model = ModelSettings(name=name, path=other.path, revision=other.revision, subfolder=other.subfolder)
+    model = _pretrained(name, other.path, other.revision, other.subfolder)
     check_weights(model)
-    store = prepare_store(
-        dataclasses.replace(run_settings, model=model, tokenizer=TokenizerSettings(kind="pretrained")), say
-    )
+    store = prepare_store(dataclasses.replace(run_settings, model=model, tokenizer=OWN_TOKENIZER), say)
     return Subject(model=model, store=store, name=name, table=run.scores(wanted.split, name))
+
+
+def _pretrained(name: str, path: str, revision: str | None = None, subfolder: str | None = None) -> ModelSettings:
+    return ModelSettings(
+        name=name, path=path, revision=revision, subfolder=subfolder, llama=None, attention_dropout=0.0
+    )
 
 
 def _info(

@@ -1,0 +1,154 @@
+"""The token store: made once, whole or not at all, the careers in it the careers that were read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from worlds import settings_of, small_run
+
+from laborllm_dist.careers.corpus import read_careers
+from laborllm_dist.careers.long_panel import OPTIONAL
+from laborllm_dist.careers.splits import SPLITS, split_of
+from laborllm_dist.careers.template import compile_template, render_career
+from laborllm_dist.data_settings import SplitSettings
+from laborllm_dist.errors import DataFileError, StoreError, VocabularyError
+from laborllm_dist.tokens.prepare import prepare_store, store_folder
+from laborllm_dist.tokens.store import open_store
+from laborllm_dist.tokens.tokenizer import load_tokenizer
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("store")
+    # Batches and shards that do not divide the number of people, so that their seams are crossed.
+    settings = settings_of(small_run(folder, "store.careers_per_batch=7", "store.careers_per_shard=20", num_people=90))
+    return settings, prepare_store(settings, quiet)
+
+
+def test_every_career_is_in_its_split_once_and_unchanged(prepared) -> None:
+    settings, store = prepared
+    found = {}
+    for split in SPLITS:
+        careers = store.careers(split)
+        for row in range(len(careers)):
+            history = careers.history(row)
+            assert split_of(history.survey, history.person, settings.split) == split
+            found[history.person] = history
+    wanted = {career.person: career for career in read_careers(settings.data)}
+    assert found == wanted
+    assert sum(store.num_careers(split) for split in SPLITS) == len(wanted) == 90
+    assert len(store.facts["splits"]["train"]["shards"]) > 1
+
+
+def test_tokens_are_those_of_the_career_s_text(prepared) -> None:
+    settings, store = prepared
+    tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
+    careers = store.careers("test")
+    template = compile_template(settings.template)
+    for row in range(len(careers)):
+        text = render_career(careers.history(row), template, store.vocabulary.title_of())
+        ids = careers.token_ids(row)
+        assert tokenizer.hugging_face.decode(ids[1:]) == text.text
+        for (start, end), (first, last) in zip(text.title_spans, careers.title_spans(row), strict=True):
+            assert tokenizer.hugging_face.decode(ids[first:last]) == text.text[start:end]
+
+
+def test_a_second_call_uses_the_store_and_changed_settings_make_another(prepared, tmp_path: Path) -> None:
+    settings, store = prepared
+    before = (store.folder / "manifest.json").stat().st_mtime_ns
+    assert prepare_store(settings, quiet).folder == store.folder
+    assert (store.folder / "manifest.json").stat().st_mtime_ns == before
+    root = str(store.folder.parent.parent)
+    changed = settings_of(small_run(Path(root), "tokenizer.vocabulary_size=300", num_people=90))
+    assert store_folder(changed) != store.folder
+    batches = settings_of(small_run(Path(root), "store.careers_per_batch=11", num_people=90))
+    assert store_folder(batches) == store.folder
+
+
+def test_batch_size_does_not_change_a_store(prepared, tmp_path: Path) -> None:
+    _, store = prepared
+    other = prepare_store(settings_of(small_run(tmp_path, "store.careers_per_batch=1000", num_people=90)), quiet)
+    for split in SPLITS:
+        assert other.careers(split).table.equals(store.careers(split).table)
+
+
+def damaged(prepared, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared[1].folder, tmp_path / "copy"))
+
+
+def test_unfinished_and_damaged_stores_are_refused(prepared, tmp_path: Path) -> None:
+    folder = damaged(prepared, tmp_path)
+    shard = folder / "train-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"train-00000.arrow has [\d,]+ bytes, the manifest says"):
+        open_store(folder)
+    shard.unlink()
+    with pytest.raises(StoreError, match=r"train-00000\.arrow is missing"):
+        open_store(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        open_store(folder)
+    (folder / "manifest.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(StoreError, match="has format 99, this version reads 1"):
+        open_store(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="no complete token store at"):
+        open_store(folder)
+
+
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "panel.csv").write_text("person,year,occupation\n1,1984,4\n1,1984,4\n")
+    settings = settings_of([
+        "data=long_panel",
+        f"data.corpora.long_panel.long_panel.path={tmp_path}/panel.csv", f"store.root={tmp_path}/stores",
+        *(f"data.corpora.long_panel.long_panel.columns.{name}=null" for name in OPTIONAL),
+    ])  # fmt: skip
+    with pytest.raises(DataFileError, match="has 1984 twice"):
+        prepare_store(settings, quiet)
+    assert list((tmp_path / "stores").iterdir()) == []
+
+
+def test_a_missing_corpus_says_how_to_get_it(tmp_path: Path) -> None:
+    settings = settings_of(["+experiment=pooled_13b", f"data.corpora.psid81.long_panel.path={tmp_path}/none.csv"])
+    with pytest.raises(
+        DataFileError, match=r"no careers of PSID at .*none.csv \(setting data.corpora.psid81.*PSID Data Center"
+    ):
+        prepare_store(settings, quiet)
+
+
+def test_a_corpus_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
+    settings = settings_of(small_run(tmp_path, "split.train=0", "tokenizer.kind=trained", num_people=5))
+    with pytest.raises(DataFileError, match="none of 5 people is in the training split"):
+        prepare_store(settings, quiet)
+
+
+def test_two_corpora_may_not_give_one_code_two_titles(tmp_path: Path) -> None:
+    for name, title in (("a", "Cooks"), ("b", "Bakers")):
+        (tmp_path / f"{name}_titles.csv").write_text(f"code,title\n1,{title}\n")
+        (tmp_path / f"{name}.csv").write_text("person,year,occupation\n1,1984,1\n")
+    overrides = ["+experiment=pooled_7b", f"store.root={tmp_path}/stores"]
+    for corpus, name in (("psid81", "a"), ("nlsy79", "b"), ("nlsy97", "b")):
+        place = f"data.corpora.{corpus}.long_panel"
+        overrides += [f"{place}.path={tmp_path}/{name}.csv", f"{place}.vocabulary={tmp_path}/{name}_titles.csv"]
+    from laborllm_dist.careers.corpus import pooled_vocabulary
+
+    with pytest.raises(VocabularyError, match=r"occupation '1' is 'Cooks' in one corpus and 'Bakers' in NLSY79"):
+        pooled_vocabulary(settings_of(overrides).data)
+
+
+def test_splits_are_near_their_shares_and_ignore_other_people() -> None:
+    settings = SplitSettings(key="k", train=0.7, validation=0.1)
+    splits = [split_of("S", str(person), settings) for person in range(20_000)]
+    shares = [splits.count(split) / len(splits) for split in SPLITS]
+    # Three standard errors of a share of 20,000 people are at most .0098.
+    np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.0098)
+    assert split_of("S", "1", settings) == splits[1]
+    assert [split_of("T", str(person), settings) for person in range(50)] != splits[:50]
