@@ -51,9 +51,8 @@ def main() -> None:
             overrides += ["tokenizer=pretrained", f"tokenizer.path={sys.argv[2]}"]
         store = prepare_store(compose_settings(RunSettings, "run", overrides), lambda line: None)
         lengths = store.careers("train").num_tokens()
-    print(
-        f"{len(lengths):,} training careers, {lengths.sum():,} tokens, mean {lengths.mean():.0f}, longest {lengths.max()}"
-    )
+    num_tokens, longest = lengths.sum(), lengths.max()
+    print(f"{len(lengths):,} training careers, {num_tokens:,} tokens, mean {lengths.mean():.0f}, longest {longest}")
     print(f"rows of at most {ROW_LENGTH} tokens; share of slots that hold a token, over one epoch")
     for careers_per_step in (16, 32, 64):
         balanced, full = (epoch_fill(lengths, careers_per_step, balanced=each) for each in (True, False))

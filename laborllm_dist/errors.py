@@ -69,6 +69,10 @@ class RankFailed(LaborError):
     """Another rank has refused and already said why; this one only leaves."""
 
 
+class AlreadyRunning(LaborError):
+    """Another process is at work on the same folder."""
+
+
 class DiskFull(LaborError):
     """There is no room left to write; what was complete before is untouched."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from laborllm_dist.errors import DiskFull
+from laborllm_dist.errors import AlreadyRunning, DiskFull
 
 
 @contextmanager
@@ -49,6 +50,26 @@ def no_room_is_said(path: Path) -> Iterator[None]:
                 "make room and start the same command again: what was complete before is untouched"
             ) from None
         raise
+
+
+@contextmanager
+def locked(path: Path, *, busy: str | None) -> Iterator[None]:
+    """Hold a lock that the system gives back when this process ends, however it ends.
+
+    Args:
+        path: the lock's file, made if it is missing.
+        busy: what to refuse with while another process holds it; None: wait for it.
+
+    Raises:
+        AlreadyRunning: with `busy`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise AlreadyRunning(str(busy)) from None
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -92,9 +92,9 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def scores(**changes: object) -> pa.Table:
     row = {
-        "survey": "S", "person": "1", "position": 0, "year": 1984, "occupation": "a", "previous": None, "birth_year": 1960,
-        "gender": None, "ethnicity": None, "region": None, "education": None, "num_tokens": 2, "title": -1.0,
-        "terminated": -1.5,
+        "survey": "S", "person": "1", "position": 0, "year": 1984, "occupation": "a", "previous": None,
+        "birth_year": 1960, "gender": None, "ethnicity": None, "region": None, "education": None, "num_tokens": 2,
+        "title": -1.0, "terminated": -1.5,
     }  # fmt: skip
     return pa.Table.from_pylist([{**row, "position": 1}, {**row, **changes}], schema=SCORE_SCHEMA)
 

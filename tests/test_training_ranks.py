@@ -143,6 +143,20 @@ def test_a_request_to_stop_saves_the_step_and_exits_with_its_own_code(tmp_path: 
     assert read_manifest(checkpoint_folder(tmp_path / "runs/small/checkpoints", done)).step == done
 
 
+def test_a_second_start_of_a_run_is_refused_while_the_first_works(tmp_path: Path) -> None:
+    run = small_run(tmp_path, *THIRTY_STEPS, "training.epochs=1000")
+    first = start_ranks("train.py", run, world_size=1, log=tmp_path / "first")
+    try:
+        deadline = time.monotonic() + 120
+        while steps_logged(tmp_path) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = run_ranks("train.py", run, world_size=1, log=tmp_path / "second")
+    finally:
+        kill_ranks(first)
+    assert second.codes == [2]
+    assert f"error: another start is at work on {tmp_path}/runs/small; wait for it" in second.text
+
+
 def test_bf16_trains_at_every_stage_close_to_fp32(tmp_path: Path) -> None:
     losses = {}
     for stage in (0, 1, 2, 3):

@@ -14,12 +14,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 
 from laborllm_dist.errors import LaborError, RankFailed
+from laborllm_dist.files import locked
 from laborllm_dist.settings import RanksSettings
 
 Result = TypeVar("Result")
@@ -74,6 +76,19 @@ class Ranks:
         if not answer[1]:
             raise RankFailed("rank 0 has refused")
         return answer[0]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def alone(ranks: Ranks, folder: Path) -> Iterator[None]:
+    """Work on a folder while no other start does. Collective.
+
+    Raises:
+        AlreadyRunning: on rank 0, if another start is at work on it (RankFailed on the others).
+    """
+    with contextlib.ExitStack() as held:
+        busy = f"another start is at work on {folder}; wait for it, or end it first"
+        ranks.on_first(lambda: held.enter_context(locked(folder / "lock", busy=busy)))
+        yield
 
 
 @contextlib.contextmanager

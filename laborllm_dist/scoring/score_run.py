@@ -14,7 +14,7 @@ from laborllm_dist.data_settings import TokenizerSettings
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import check_fit, check_weights, pretrained_model
-from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import fingerprint_of
 from laborllm_dist.run_folder import RunFolder, read_run
@@ -55,9 +55,18 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     careers = subject.store.careers(wanted.split)
     plan = ranks.on_first(lambda: plan_evaluation(careers, wanted))
     info = ranks.on_first(lambda: _info(subject, wanted, run_settings if settings.ranks is None else settings, ranks))
+    with alone(ranks, run.path / "scores"):
+        _score_alone(subject, wanted, plan, info, ranks, say)
+    return subject.table
+
+
+def _score_alone(
+    subject: Subject, wanted: EvaluationSettings, plan: EvaluationPlan, info: ScoreTableInfo, ranks: Ranks, say: Say
+) -> None:
+    careers = subject.store.careers(wanted.split)
     if ranks.on_first(lambda: _is_there(subject.table, info)):
         say(f"evaluate: {subject.name} is there ({subject.table})")
-        return subject.table
+        return
     model = pretrained_model(subject.model, dtype=DTYPES[wanted.precision])
     longest = int(careers.num_tokens().max())
     ranks.on_first(
@@ -73,7 +82,6 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     work = Evaluation(careers=careers, plan=plan, info=info, parts=parts, table=subject.table)
     evaluate(work, CareerLanguageModel(model).to(ranks.device), ranks, say)
     say(f"evaluate: {subject.table}")
-    return subject.table
 
 
 def describe_evaluation(

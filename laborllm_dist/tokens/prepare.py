@@ -22,7 +22,7 @@ from laborllm_dist.careers.splits import SPLITS, Split, split_of
 from laborllm_dist.careers.template import Template, compile_template, render_career
 from laborllm_dist.data_settings import TokenizerSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.files import fingerprint_of, flush_to_disk, no_room_is_said, sha256_of, write_json
+from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said, sha256_of, write_json
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.store import (
@@ -84,6 +84,13 @@ def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
     folder = store_folder(settings)
     if (folder / MANIFEST).is_file():
         return open_store(folder)
+    with locked(folder.with_name(folder.name + ".lock"), busy=None):
+        if not (folder / MANIFEST).is_file():  # another start may have made it while this one waited
+            _build_store(settings, folder, say)
+    return open_store(folder)
+
+
+def _build_store(settings: RunSettings, folder: Path, say: Progress) -> None:
     vocabulary, template = pooled_vocabulary(settings.data), compile_template(settings.template)
     building = folder.with_name(folder.name + ".partial")
     shutil.rmtree(building, ignore_errors=True)
@@ -102,7 +109,6 @@ def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
             shutil.rmtree(building, ignore_errors=True)
             raise
     flush_to_disk(folder.parent)
-    return open_store(folder)
 
 
 def _write_careers(

@@ -24,7 +24,7 @@ from laborllm_dist.engine.checkpoint import (
 from laborllm_dist.engine.export import export_checkpoint, exported_step
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import check_fit, check_weights, new_llama, pretrained_model
-from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.engine.zero import ZeroEngine, make_engine
 from laborllm_dist.errors import CheckpointError, Interrupted, ModelError
 from laborllm_dist.run_folder import RunFolder, open_run
@@ -61,6 +61,14 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     ranks.on_first(lambda: check_weights(settings.model))
     store = open_store(ranks.on_first(lambda: prepare_store(settings, tell).folder))
     run = ranks.on_first(lambda: open_run(settings, store.fingerprint, store.folder))
+    with alone(ranks, run.path):
+        _train_alone(settings, ranks, store, run)
+    return run
+
+
+def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, run: RunFolder) -> None:
+    """Resume or begin, do all steps that are left, and export."""
+    tell = say if ranks.is_first else silence
     careers = store.careers("train")
     plan = ranks.on_first(
         lambda: plan_training(careers, settings.batch, settings.training, world_size=ranks.world_size)
@@ -69,7 +77,7 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     state = RunState() if newest is None else _state_of(newest[1].state, newest[1].run, run)
     if state.step == plan.num_steps and ranks.on_first(lambda: exported_step(run.export, run.fingerprint)) is not None:
         tell(f"train: {run.path} is finished ({plan.num_steps} steps, best after {state.best_step})")
-        return run
+        return
 
     model = _make_model(settings, store)
     longest = int(plan.lengths.max())
@@ -86,7 +94,6 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     del engine
     ranks.on_first(lambda: _export_best(state, run, config, store))
     tell(f"train: weights of step {state.best_step} (best on validation) in {run.export}")
-    return run
 
 
 @dataclass(frozen=True, slots=True)
