@@ -69,6 +69,10 @@ class RankFailed(LaborError):
     """Another rank has refused and already said why; this one only leaves."""
 
 
+class PeerLost(LaborError):
+    """Another rank has failed, been killed, or cannot be reached any more."""
+
+
 class AlreadyRunning(LaborError):
     """Another process is at work on the same folder."""
 

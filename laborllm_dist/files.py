@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from laborllm_dist.errors import AlreadyRunning, DiskFull
 
 
@@ -43,13 +45,20 @@ def no_room_is_said(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"no room left on the disk of {path.parent} while writing {path.name}; "
-                "make room and start the same command again: what was complete before is untouched"
-            ) from None
-        raise
+    except (OSError, SafetensorError) as error:
+        if not _is_no_room(error):
+            raise
+        raise DiskFull(
+            f"no room left on the disk of {path.parent} while writing {path.name}; "
+            "make room and start the same command again: what was complete before is untouched"
+        ) from None
+
+
+def _is_no_room(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # Rust's error comes as a text.
+    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 @contextmanager

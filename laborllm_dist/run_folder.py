@@ -19,8 +19,9 @@ from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
-# What may change between two starts of one run: where and how it is run, not what comes out.
+# What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
 FREE = ("ranks", "tracking", "runs", "store", "evaluation")
+FREE_IN_TRAINING = ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,14 @@ class RunFolder:
 
 def run_fingerprint(settings: RunSettings, store: str) -> str:
     """Return what stands for the weights a run will end with: its settings and its store's fingerprint."""
-    values = {
-        name: value for name, value in settings_to_values(settings).items() if name not in (*FREE, "name", "data")
-    }
-    return fingerprint_of({**values, "store": store})
+    return fingerprint_of({**_deciding(settings), "data": None, "name": None, "store": store})
+
+
+def _deciding(settings: RunSettings) -> dict[str, Any]:
+    """Return the settings that decide the weights."""
+    values = {name: value for name, value in settings_to_values(settings).items() if name not in FREE}
+    training = {name: value for name, value in values["training"].items() if name not in FREE_IN_TRAINING}
+    return {**values, "training": training}
 
 
 def open_run(settings: RunSettings, store: str, store_folder: Path) -> RunFolder:
@@ -69,7 +74,8 @@ def open_run(settings: RunSettings, store: str, store_folder: Path) -> RunFolder
     if record.is_file():
         known = _read_record(record)
         if known["fingerprint"] != folder.fingerprint:
-            change = _first_difference(known["settings"], settings_to_values(settings)) or "the data behind it"
+            then = read_settings(RunSettings, known["settings"])
+            change = _first_difference(_deciding(then), _deciding(settings)) or "the data behind it"
             raise RunError(
                 f"{folder.path} was made with other settings ({change}); "
                 "give this run another name (name=...), or delete the folder to start anew"
@@ -120,14 +126,9 @@ def _read_record(record: Path) -> dict[str, Any]:
 
 def _first_difference(known: Any, wanted: Any, where: str = "") -> str | None:
     if isinstance(known, dict) and isinstance(wanted, dict):
-        for name in sorted({*known, *wanted} - (set(FREE) if not where else set())):
+        for name in sorted({*known, *wanted}):
             change = _first_difference(known.get(name), wanted.get(name), f"{where}.{name}" if where else name)
             if change:
                 return change
         return None
-    same = (
-        list(known) == list(wanted)
-        if isinstance(known, (list, tuple)) and isinstance(wanted, (list, tuple))
-        else known == wanted
-    )
-    return None if same else f"{where}: {known} then, {wanted} now"
+    return None if known == wanted else f"{where}: {known} then, {wanted} now"

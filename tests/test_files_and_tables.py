@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from worlds import settings_of, small_run
 
@@ -24,7 +25,7 @@ from laborllm_dist.engine.checkpoint import (
     read_manifest,
 )
 from laborllm_dist.errors import CheckpointError, DiskFull, RunError, ScoreTableError
-from laborllm_dist.files import sha256_of, write_text, writing
+from laborllm_dist.files import no_room_is_said, sha256_of, write_text, writing
 from laborllm_dist.run_folder import open_run, read_run
 from laborllm_dist.score_table import SCORE_SCHEMA, ScoreTableInfo, read_score_table, write_score_table
 from laborllm_dist.scoring.evaluate import observation_facts
@@ -145,6 +146,14 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path: Path) -
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (tmp_path / "f").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_full_disk_is_known_from_safetensors_too(tmp_path: Path) -> None:
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(DiskFull, match="while writing w"), no_room_is_said(tmp_path / "w"):
+        raise SafetensorError(text)
+    with pytest.raises(SafetensorError, match="other"), no_room_is_said(tmp_path / "w"):
+        raise SafetensorError("other")
 
 
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:

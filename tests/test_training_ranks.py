@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from launching import EXTENSIONS, kill_ranks, run_ranks, run_well, start_ranks
 from worlds import settings_of, small_run
 
-from laborllm_dist.engine.checkpoint import checkpoint_folder, full_weights, read_manifest
+from laborllm_dist.engine.checkpoint import check_checkpoint, checkpoint_folder, full_weights, read_manifest
 from laborllm_dist.engine.model import new_llama
 from laborllm_dist.tokens.prepare import prepare_store
 
@@ -155,6 +158,54 @@ def test_a_second_start_of_a_run_is_refused_while_the_first_works(tmp_path: Path
         kill_ranks(first)
     assert second.codes == [2]
     assert f"error: another start is at work on {tmp_path}/runs/small; wait for it" in second.text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    run = small_run(
+        tmp_path, *THIRTY_STEPS, f"runs={small_disk}", "training.epochs=2", "training.keep_checkpoints=1000"
+    )
+    outcome = run_ranks("train.py", [*run, "training.checkpoint_every_steps=1"], world_size=2, log=tmp_path / "log")
+    assert 2 in outcome.codes, outcome.text[-2000:]
+    assert "error: no room left on the disk of" in outcome.text
+    assert "Traceback" not in outcome.text
+    whole = [folder for folder in (small_disk / "small/checkpoints").glob("step_????????") if check_checkpoint(folder)]
+    assert whole
+    for folder in sorted(whole)[:-1]:
+        shutil.rmtree(folder)
+    text = run_well("train.py", [*run, "training.keep_checkpoints=1"], world_size=2, log=tmp_path / "log")
+    assert f"train: goes on after step {int(max(whole).name.removeprefix('step_'))} of" in text
+
+
+def test_when_one_rank_is_killed_the_other_says_so_and_ends(tmp_path: Path) -> None:
+    run = small_run(tmp_path, *THIRTY_STEPS, "training.epochs=1000")
+    processes = start_ranks("train.py", run, world_size=2, log=tmp_path / "log")
+    try:
+        deadline = time.monotonic() + 120
+        while steps_logged(tmp_path) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        kill_ranks(processes[1:])
+        assert processes[0].wait(timeout=60) == 2
+    finally:
+        kill_ranks(processes)
+    text = (tmp_path / "log").read_text()
+    assert "error: rank 0 has lost another rank" in text
+    assert "Traceback" not in text
 
 
 def test_bf16_trains_at_every_stage_close_to_fp32(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
-from laborllm_dist.errors import LaborError, RankFailed
+from laborllm_dist.errors import LaborError, PeerLost, RankFailed
 from laborllm_dist.files import locked
 from laborllm_dist.settings import RanksSettings
 
@@ -115,8 +115,16 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
+    ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
     try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
+        yield ranks
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        raise PeerLost(
+            f"rank {ranks.rank} has lost another rank, which failed, was killed or cannot be reached; "
+            "what it said, if anything, stands above; the same command goes on from what is saved"
+        ) from None
     finally:
         torch.distributed.destroy_process_group()
 
@@ -137,6 +145,11 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    # NCCL has a class of its own; gloo tells by text only.
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def _free_port() -> int:
