@@ -208,13 +208,20 @@ def test_the_true_model_is_marked_and_others_have_a_distance_to_it(run: Path) ->
     assert llm["nats_to_truth"]["value"] == pytest.approx(math.log(2))
 
 
-def test_the_terminal_table_has_the_main_numbers(run: Path) -> None:
+def test_the_terminal_table_has_the_main_numbers_in_80_columns(run: Path) -> None:
+    write_scores(run / "scores/test.truth.parquet", "truth", [1, 1, 1, 1, 1])
     screen = io.StringIO()
-    Console(width=120, file=screen).print(terminal_table(report_on(run)))
-    lines = [re.split(r"\s*│\s*", line)[1:-1] for line in screen.getvalue().splitlines() if "│" in line]
-    assert [(line[0], line[1], line[3], line[4]) for line in lines] == [
-        ("llm", "4.000", "3", "5"),
-        ("marginal", "8.000", "3", "5"),
+    Console(width=80, file=screen).print(terminal_table(report_on(run)))
+    lines = [re.split(r"\s{2,}", line.strip()) for line in screen.getvalue().splitlines()]
+    rows = [
+        (line[0], line[1], line[3], line[4], line[5])
+        for line in lines
+        if line[0] in ("truth (true)", "llm", "marginal")
+    ]
+    assert rows == [
+        ("truth (true)", "2.000", "3", "5", "0.0000"),
+        ("llm", "4.000", "3", "5", "+0.6931"),
+        ("marginal", "8.000", "3", "5", "+1.3863"),
     ]
 
 

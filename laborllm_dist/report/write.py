@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import rich.box
 from rich.table import Table
 from rich.text import Text
 
@@ -67,16 +68,18 @@ def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
 def terminal_table(result: ReportResult) -> Table:
     """Give the main table for a terminal."""
     has_truth = any(model.true_model for model in result.models)
-    table = Table(title=f"Perplexity ({result.measure}) on the {result.split} people")
-    table.add_column("model", overflow="fold")
+    # With names of 15 letters it fits a terminal of 80 columns.
+    title = f"Perplexity ({result.measure}) on the {result.split} people"
+    table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    table.add_column("model", overflow="fold", min_width=15)
     headings = ["perplexity", "95 % interval", "people", "observations"]
-    for heading in headings + ["nats to the truth"] * has_truth:
+    for heading in headings + ["nats to\nthe truth"] * has_truth:
         table.add_column(heading, justify="right", no_wrap=True)
     for model in result.models:
-        name = f"{model.model} (true model)" if model.true_model else model.model
+        name = f"{model.model} (true)" if model.true_model else model.model
         cells = [
             format_perplexity(model.perplexity.value),
-            format_perplexity_interval(model.perplexity),
+            format_perplexity_interval(model.perplexity).replace(" to ", "–"),
             format_count(model.num_people),
             format_count(model.num_observations),
         ]
