@@ -24,17 +24,30 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-quickstart: install
-	@$(DEEPSPEED) launch/train.py +experiment=quickstart
-	@$(DEEPSPEED) launch/evaluate.py run=runs/quickstart
-	@python launch/comparators.py run=runs/quickstart
+# A step is done again only where something it is made from has changed; the scripts themselves go on where they were.
+SOURCES := $(shell find conf laborllm_dist launch -name '*.py' -o -name '*.yaml' -o -name '*.csv')
+COMPARATORS_quickstart := [marginal,first_order]
+COMPARATORS_synthetic_small := [marginal,first_order,truth]
+
+quickstart: runs/quickstart/scores/comparators
 	@python launch/report.py runs='[runs/quickstart]'
 
-synthetic: install
-	@$(DEEPSPEED) launch/train.py +experiment=synthetic_small
-	@$(DEEPSPEED) launch/evaluate.py run=runs/synthetic_small
-	@python launch/comparators.py run=runs/synthetic_small comparators='[marginal,first_order,truth]'
+synthetic: runs/synthetic_small/scores/comparators
 	@python launch/report.py runs='[runs/synthetic_small]'
+
+runs/%/export/laborllm_dist.json: $(INSTALLED) $(SOURCES)
+	@$(DEEPSPEED) launch/train.py +experiment=$*
+	@touch $@
+
+runs/%/scores/test.parquet: runs/%/export/laborllm_dist.json
+	@$(DEEPSPEED) launch/evaluate.py run=runs/$*
+	@touch $@
+
+runs/%/scores/comparators: runs/%/scores/test.parquet
+	@python launch/comparators.py run=runs/$* comparators='$(COMPARATORS_$*)'
+	@touch $@
+
+.PRECIOUS: runs/%/export/laborllm_dist.json runs/%/scores/test.parquet runs/%/scores/comparators
 
 test: install
 	@pytest -q
