@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -118,7 +119,7 @@ def _run_steps(work: Work, state: RunState) -> RunState:
         if ranks.is_first
         else None
     )
-    with _StopSignals() as stop:
+    with _StopSignals() as stop, contextlib.closing(log) if log is not None else contextlib.nullcontext():
         while state.step < num_steps:
             numbers = _one_step(work, state.step)
             state = RunState(
@@ -146,8 +147,6 @@ def _run_steps(work: Work, state: RunState) -> RunState:
                     )
             if num_stops and state.step < num_steps:
                 raise Interrupted(f"on request, after step {state.step}, which is saved; the same command goes on")
-    if log is not None:
-        log.close()
     return state
 
 

@@ -47,7 +47,7 @@ class RunLog:
         """Finish the log."""
         self._file.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def _keep_until(path: Path, step: int) -> None:

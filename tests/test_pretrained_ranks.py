@@ -1,0 +1,81 @@
+"""Pretrained weights: fine-tuned under ZeRO-3, exported, scored as another model; offline tracking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import run_ranks, run_well
+from transformers import AutoModelForCausalLM
+from worlds import small_run
+
+from laborllm_dist.score_table import read_score_table
+
+pytestmark = pytest.mark.ranks
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a small model, whose export is then somebody's pretrained model."""
+    folder = tmp_path_factory.mktemp("first")
+    run = small_run(folder, "training.epochs=1", "tracking.wandb=offline")
+    run_well("train.py", run, world_size=1, log=folder / "log")
+    return folder
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def pretrained_run(first_run: Path, *more: str) -> list[str]:
+    """Return overrides for fine-tuning the export of the first run."""
+    export = f"{first_run}/runs/small/export"
+    run = [each for each in small_run(first_run) if not each.startswith(("model.", "tokenizer.", "name="))]
+    return [*run, "model=pretrained", f"model.path={export}", "tokenizer=pretrained", *more]
+
+
+def test_wandb_offline_writes_beside_the_run(first_run: Path) -> None:
+    (folder,) = (first_run / "runs/small/wandb").glob("offline-run-*")
+    assert list(folder.glob("run-*.wandb"))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_pretrained_weights_reach_every_rank_whole(first_run: Path, stage: int) -> None:
+    # One step at a learning rate of almost nothing: what is exported is what was read.
+    run = pretrained_run(
+        first_run, f"name=second{stage}", f"zero=stage{stage}", "training.epochs=1", "optimizer.learning_rate=1e-12"
+    )
+    run_well("train.py", run, world_size=2, log=first_run / "log")
+    before, after = weights_of(first_run / "runs/small/export"), weights_of(first_run / f"runs/second{stage}/export")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_another_model_is_scored_with_its_own_tokenizer_under_its_name(first_run: Path) -> None:
+    run = f"run={first_run}/runs/small"
+    run_well("evaluate.py", [run], world_size=1, log=first_run / "log")
+    other = [run, f"model.path={first_run}/runs/small/export", "model.name=twin", "precision=fp64"]
+    run_well("evaluate.py", other, world_size=2, log=first_run / "log")
+    own, info = read_score_table(first_run / "runs/small/scores/test.parquet")
+    twin, twin_info = read_score_table(first_run / "runs/small/scores/test.twin.parquet")
+    assert (info.model, twin_info.model, twin_info.details["precision"]) == ("small", "twin", "fp64")
+    assert info.careers == twin_info.careers
+    np.testing.assert_allclose(own["title"].to_numpy(), twin["title"].to_numpy(), atol=1e-4)
+    assert twin_info.details["weights"] == info.details["weights"]
+
+
+def test_a_career_longer_than_the_model_s_context_is_refused(first_run: Path) -> None:
+    run = small_run(first_run, "name=short", "model.llama.max_positions=64")
+    outcome = run_ranks("train.py", run, world_size=2, log=first_run / "log")
+    assert outcome.codes == [2, 2]
+    assert "error: the longest training career has" in outcome.text
+    assert outcome.text.count("error:") == 1
+
+
+def test_evaluating_an_unfinished_run_is_refused(first_run: Path) -> None:
+    outcome = run_ranks("evaluate.py", [f"run={first_run}/runs/short"], world_size=1, log=first_run / "log")
+    assert outcome.codes == [2]
+    assert "has no export yet; its training has not finished" in outcome.text
