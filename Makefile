@@ -10,7 +10,9 @@ INSTALLED := $(VENV)/installed
 # Without a GPU, deepspeed is told so; else every process says that it found none.
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 export PATH := $(abspath $(BIN)):$(PATH)
-DEEPSPEED := deepspeed --num_gpus $(RANKS) --log_level error
+# A port of its own, so that two runs on one machine do not meet.
+PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
+DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
 .PHONY: install quickstart synthetic test test-quick lint benchmarks clean
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from laborllm_dist.errors import Interrupted, LaborError, RankFailed, SettingsError
+from laborllm_dist.errors import Interrupted, LaborError, RankFailed, RunError, SettingsError
 from laborllm_dist.settings_reader import Settings, read_settings
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -34,12 +35,12 @@ def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence
     return read_settings(kind, compose_values(config_name, overrides))
 
 
-def compose_values(config_name: str, overrides: Sequence[str]) -> dict[str, object]:
-    """Compose a file of conf/ with overrides into plain values."""
+def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bool = False) -> dict[str, object]:
+    """Compose a file of conf/ with overrides into plain values; `incomplete` ones keep ??? for what must be given."""
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(config_name, overrides=list(overrides))
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_explain(str(error), config_name, overrides)) from None
     assert isinstance(values, dict)
@@ -49,35 +50,45 @@ def compose_values(config_name: str, overrides: Sequence[str]) -> dict[str, obje
 def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
     """Run a script: settings from the command line, one clear line instead of a traceback where they are refused."""
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
-    if any(argument in HELP for argument in arguments):
-        sys.stdout.write(help_text.strip() + "\n\nSettings and their values now:\n\n")
-        sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(compose_values(config_name, _without_help(arguments)))))
-        raise SystemExit(0)
     try:
-        work(compose_settings(kind, config_name, arguments))
+        if any(argument in HELP for argument in arguments):
+            _show_help(config_name, [argument for argument in arguments if argument not in HELP], help_text)
+        else:
+            work(compose_settings(kind, config_name, arguments))
     except RankFailed as refusal:
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
-        # These two are the same on every rank; of others, the rank that met one is the only one that knows.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(refusal, (SettingsError, Interrupted)):
-            sys.stderr.write(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}\n")
-            sys.stderr.flush()
+        # These are the same on every rank; of others, the rank that met one is the only one that knows.
+        if os.environ.get("RANK", "0") == "0" or not isinstance(refusal, (SettingsError, Interrupted, RunError)):
+            _complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
         raise SystemExit(refusal.exit_code) from None
+    except KeyboardInterrupt:
+        _complain("stopped: by Ctrl-C; the same command goes on from what is finished")
+        raise SystemExit(128 + signal.SIGINT) from None
     raise SystemExit(0)
 
 
-def _without_help(arguments: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if argument not in HELP]
+def _complain(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _show_help(config_name: str, overrides: Sequence[str], help_text: str) -> None:
+    values = OmegaConf.create(compose_values(config_name, overrides, incomplete=True))
+    sys.stdout.write(f"{help_text.strip()}\n\nSettings and their values now (???: must be given):\n\n")
+    sys.stdout.write(OmegaConf.to_yaml(values))
 
 
 def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:
     """Return Hydra's message as one line; for a setting that is not there, the nearest one that is."""
     unknown = re.match(r"Could not override '([^']+)'", text)
+    if (missing := re.search(r"Missing mandatory value.*full_key: (\S+)", text, re.DOTALL)) is not None:
+        return f"setting {missing[1]} must be given ({missing[1]}=...); --help shows all settings"
     if unknown is None:
         return " ".join(line.strip() for line in text.splitlines() if line.strip())
     name = unknown[1]
     others = [override for override in overrides if not override.startswith(name)]
-    known = list(_names(compose_values(config_name, others)))
+    known = list(_names(compose_values(config_name, others, incomplete=True)))
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"unknown setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "; --help shows all settings")
 

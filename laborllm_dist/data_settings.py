@@ -88,6 +88,7 @@ class SplitSettings:
 
     def __post_init__(self) -> None:
         check_share(self, "train", "validation")
+        check_positive(self, "train", "validation")
         if not self.train + self.validation < 1:
             raise OutOfRange("train", "train + validation below 1, so that people are left to test on")
 

@@ -45,10 +45,6 @@ class RowTooShort(LaborError):
     """A career has more tokens than a row or the model's context; it is never cut."""
 
 
-class PlanError(LaborError):
-    """A plan cannot be made from these settings."""
-
-
 class ModelError(LaborError):
     """Model weights are missing, incomplete or do not fit the tokenizer."""
 
@@ -71,6 +67,10 @@ class RankFailed(LaborError):
 
 class PeerLost(LaborError):
     """Another rank has failed, been killed, or cannot be reached any more."""
+
+
+class PortTaken(LaborError):
+    """The port the ranks were to meet at is in use."""
 
 
 class AlreadyRunning(LaborError):

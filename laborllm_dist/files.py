@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_all(paths: Sequence[Path]) -> str:
+    """Return 16 hexadecimal digits that stand for the content of files, in this order."""
+    return hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()[:16]
+
+
 def fingerprint_of(value: Any) -> str:
     """Return 16 hexadecimal digits that stand for a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def newest_first(folder: Path, pattern: str, order: Callable[[Path], Any]) -> list[Path]:
-    """Return the entries of a folder that match, largest `order` first; none where there is no folder."""
-    return sorted(folder.glob(pattern), key=order, reverse=True)

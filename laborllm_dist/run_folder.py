@@ -18,10 +18,15 @@ from laborllm_dist.files import fingerprint_of, write_json
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
+TokenStoreRecord = dict[str, str]  # fingerprint and folder
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
 # What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
 FREE = ("ranks", "tracking", "runs", "store", "evaluation")
-FREE_IN_TRAINING = ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps")
+FREE_INSIDE = {
+    "training": ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
+    "zero": ("stage", "bucket_elements"),
+    "batch": ("rows_per_pass",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,50 +56,63 @@ class RunFolder:
         return self.path / "scores" / (f"{split}.parquet" if model is None else f"{split}.{model}.parquet")
 
 
-def run_fingerprint(settings: RunSettings, store: str) -> str:
-    """Return what stands for the weights a run will end with: its settings and its store's fingerprint."""
-    return fingerprint_of({**_deciding(settings), "data": None, "name": None, "store": store})
+def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> str:
+    """Return what stands for the weights a run will end with.
+
+    Args:
+        settings: of the run.
+        store: fingerprint of its token store.
+        weights: what identifies the pretrained weights it begins with; None for a new model.
+    """
+    deciding = _deciding(settings)
+    model = {**deciding["model"], "path": weights, "revision": None, "subfolder": None}
+    return fingerprint_of({**deciding, "model": model, "data": None, "tokenizer": None, "name": None, "store": store})
 
 
 def _deciding(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that decide the weights."""
     values = {name: value for name, value in settings_to_values(settings).items() if name not in FREE}
-    training = {name: value for name, value in values["training"].items() if name not in FREE_IN_TRAINING}
-    return {**values, "training": training}
+    for group, free in FREE_INSIDE.items():
+        values[group] = {name: value for name, value in values[group].items() if name not in free}
+    return values
 
 
-def open_run(settings: RunSettings, store: str, store_folder: Path) -> RunFolder:
+def open_run(settings: RunSettings, store: TokenStoreRecord, weights: str | None) -> RunFolder:
     """Make a run's folder, or go on with the one that is there.
 
     Raises:
-        RunError: if it was made with other settings, naming the first that differs.
+        RunError: if checkpoints in it were made with other settings, naming the first that differs.
     """
-    folder = RunFolder(path=Path(settings.runs) / settings.name, fingerprint=run_fingerprint(settings, store))
+    fingerprint = run_fingerprint(settings, store["fingerprint"], weights)
+    folder = RunFolder(path=Path(settings.runs) / settings.name, fingerprint=fingerprint)
     record = folder.path / "settings.json"
-    if record.is_file():
-        known = _read_record(record)
-        if known["fingerprint"] != folder.fingerprint:
-            then = read_settings(RunSettings, known["settings"])
-            change = _first_difference(_deciding(then), _deciding(settings)) or "the data behind it"
-            raise RunError(
-                f"{folder.path} was made with other settings ({change}); "
-                "give this run another name (name=...), or delete the folder to start anew"
-            )
+    versions = _versions()
+    known = _read_record(record) if record.is_file() and any(folder.checkpoints.glob("step_*")) else None
+    if known is not None and known["fingerprint"] != fingerprint:
+        then = read_settings(RunSettings, known["settings"])
+        change = _first_difference(_deciding(then), _deciding(settings)) or "the data or the weights behind it"
+        raise RunError(
+            f"{folder.path} was made with other settings ({change}); "
+            "give this run another name (name=...), or delete the folder to start anew"
+        )
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    starts = [] if known is None else list(known["versions"])
     write_json(
         record,
         {
-            "fingerprint": folder.fingerprint,
-            "store": {"fingerprint": store, "folder": str(store_folder)},
+            "fingerprint": fingerprint,
+            "store": store,
+            "weights": weights,
             "settings": settings_to_values(settings),
-            "versions": {
-                "laborllm_dist": __version__,
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in PACKAGES},
-            },
+            "versions": starts if versions in starts else [*starts, versions],  # all it was trained with, first to last
         },
     )
     return folder
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"laborllm_dist": __version__, "python": platform.python_version(), **packages}
 
 
 def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
@@ -118,7 +136,7 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
 def _read_record(record: Path) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-        _ = known["fingerprint"], known["settings"], known["store"]["folder"]
+        _ = known["fingerprint"], known["settings"], known["store"]["folder"], known["versions"]
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged ({error}); delete the folder {record.parent} and start anew") from None
     return known

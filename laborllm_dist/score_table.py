@@ -54,6 +54,14 @@ class ScoreTableInfo:
     details: Mapping[str, str]
 
 
+TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
+
+
+def is_true_model(info: ScoreTableInfo) -> bool:
+    """Return whether scores are the truth itself, which no model can beat."""
+    return TRUE_MODEL.items() <= dict(info.details).items()
+
+
 def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
     """Sort by key, check, and write atomically.
 

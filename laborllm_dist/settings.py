@@ -14,6 +14,8 @@ from laborllm_dist.data_settings import (
 )
 from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
 
+COMPARATORS = ("marginal", "first_order", "truth")
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaSettings:
@@ -96,6 +98,11 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         check_positive(self, "learning_rate", "epsilon", "max_gradient_norm")
         check_share(self, "beta1", "beta2", "warmup_share", "final_share")
+        for field in ("beta1", "beta2"):
+            if getattr(self, field) == 1:
+                raise OutOfRange(field, "a number below 1")
+        if self.weight_decay < 0:
+            raise OutOfRange("weight_decay", f"a number from 0 up, found {self.weight_decay}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name or self.name in (".", ".."):
             raise OutOfRange("name", f"a folder name without '/', found {self.name!r}")
+        if self.model.path is not None and self.tokenizer.kind == "trained":
+            raise OutOfRange("tokenizer.kind", "pretrained, since pretrained weights know their own tokenizer only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +190,11 @@ class OtherModelSettings:
     revision: str | None
     subfolder: str | None
     name: str | None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and ("/" in self.name or not self.name or self.name in COMPARATORS):
+            taken = ", ".join(COMPARATORS)
+            raise OutOfRange("name", f"a file name without '/', other than {taken}, found {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +207,10 @@ class EvaluateSettings:
     row_length: int | None
     rows_per_unit: int | None
     precision: Literal["bf16", "fp32", "fp64"] | None
-    ranks: RanksSettings | None
+    threads_per_rank: int | None
 
     def __post_init__(self) -> None:
-        check_positive(self, "row_length", "rows_per_unit")
+        check_positive(self, "row_length", "rows_per_unit", "threads_per_rank")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,8 @@
 """Score a run's test people: deepspeed launch/evaluate.py run=runs/NAME [model.path=FOLDER_OR_HUB_ID]."""
 
-import dataclasses
-from pathlib import Path
-
 from laborllm_dist.compose import launch
 from laborllm_dist.engine.ranks import open_ranks
-from laborllm_dist.run_folder import read_run
-from laborllm_dist.scoring.score_run import score_run
+from laborllm_dist.scoring.score_run import evaluation_ranks, score_run
 from laborllm_dist.settings import EvaluateSettings
 from laborllm_dist.training.run_log import say, silence
 
@@ -20,9 +16,8 @@ Compute the exact log-likelihood of every observed occupation, sharded over rank
 
 def main(settings: EvaluateSettings) -> None:
     """Join the ranks and score."""
-    ranks_settings = settings.ranks or read_run(Path(settings.run))[1].ranks
-    with open_ranks(ranks_settings) as ranks:
-        score_run(dataclasses.replace(settings, ranks=ranks_settings), ranks, say if ranks.is_first else silence)
+    with open_ranks(evaluation_ranks(settings)) as ranks:
+        score_run(settings, ranks, say if ranks.is_first else silence)
 
 
 if __name__ == "__main__":

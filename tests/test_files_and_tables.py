@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -156,19 +157,49 @@ def test_a_full_disk_is_known_from_safetensors_too(tmp_path: Path) -> None:
         raise SafetensorError("other")
 
 
+STORE = {"fingerprint": "store", "folder": "stores/x"}
+
+
+def begun_run(folder: Path, *more: str, weights: str | None = None, store: str = "store"):
+    """Open a run that has a checkpoint already."""
+    run = open_run(settings_of(small_run(folder, *more)), {**STORE, "fingerprint": store}, weights)
+    if not list(run.checkpoints.iterdir()):
+        write_checkpoint(run.checkpoints, 1)
+    return run
+
+
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
-    settings = settings_of(small_run(tmp_path))
-    first = open_run(settings, "store", tmp_path / "stores/x")
-    assert open_run(settings_of(small_run(tmp_path, "ranks.timeout_minutes=9")), "store", tmp_path) == first
+    first = begun_run(tmp_path)
+    free = ["ranks.timeout_minutes=9", "zero=stage3", "batch.rows_per_pass=7", "training.keep_checkpoints=5"]
+    assert begun_run(tmp_path, *free) == first
     with pytest.raises(RunError, match=r"made with other settings \(training.epochs: 3 then, 4 now\)"):
-        open_run(settings_of(small_run(tmp_path, "training.epochs=4")), "store", tmp_path)
-    with pytest.raises(RunError, match=r"made with other settings \(the data behind it\)"):
-        open_run(settings, "other", tmp_path)
-    assert read_run(first.path)[1] == settings_of(small_run(tmp_path, "ranks.timeout_minutes=9"))
+        begun_run(tmp_path, "training.epochs=4")
+    with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
+        begun_run(tmp_path, store="other")
+    with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
+        begun_run(tmp_path, weights="other")
+    assert read_run(first.path)[1] == settings_of(small_run(tmp_path, *free))
+
+
+def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path) -> None:
+    first = open_run(settings_of(small_run(tmp_path)), STORE, None)
+    second = open_run(settings_of(small_run(tmp_path, "batch.row_length=2000")), STORE, None)
+    assert (second.path, second.fingerprint != first.fingerprint) == (first.path, True)
+
+
+def test_versions_of_every_start_are_kept(tmp_path: Path) -> None:
+    run = begun_run(tmp_path)
+    record = json.loads((run.path / "settings.json").read_text())
+    record["versions"][0]["torch"] = "1.0"
+    (run.path / "settings.json").write_text(json.dumps(record))
+    begun_run(tmp_path)
+    begun_run(tmp_path)
+    versions = json.loads((run.path / "settings.json").read_text())["versions"]
+    assert [each["torch"] for each in versions] == ["1.0", importlib.metadata.version("torch")]
 
 
 def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
-    open_run(settings_of(small_run(tmp_path)), "store", tmp_path)
+    begun_run(tmp_path)
     with pytest.raises(RunError, match=r"no run at .*smal \(no settings.json\); runs there: small"):
         read_run(tmp_path / "runs/smal")
     (tmp_path / "runs/small/settings.json").write_text("{")

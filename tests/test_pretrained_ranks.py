@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,11 @@ def test_wandb_offline_writes_beside_the_run(first_run: Path) -> None:
 def test_pretrained_weights_reach_every_rank_whole(first_run: Path, stage: int) -> None:
     # One step at a learning rate of almost nothing: what is exported is what was read.
     run = pretrained_run(
-        first_run, f"name=second{stage}", f"zero=stage{stage}", "training.epochs=1", "optimizer.learning_rate=1e-12"
+        first_run,
+        f"name=second{stage}",
+        f"zero=stage{stage}",
+        "training.epochs=1",
+        f"optimizer.learning_rate={1e-12 * stage}",
     )
     run_well("train.py", run, world_size=2, log=first_run / "log")
     before, after = weights_of(first_run / "runs/small/export"), weights_of(first_run / f"runs/second{stage}/export")
@@ -71,8 +76,23 @@ def test_a_career_longer_than_the_model_s_context_is_refused(first_run: Path) ->
     run = small_run(first_run, "name=short", "model.llama.max_positions=64")
     outcome = run_ranks("train.py", run, world_size=2, log=first_run / "log")
     assert outcome.codes == [2, 2]
-    assert "error: the longest training career has" in outcome.text
+    assert re.search(
+        r"error: career '\d+' of SYNTHETIC \(train\) has \d+ tokens, the model's context is 64", outcome.text
+    )
     assert outcome.text.count("error:") == 1
+
+
+def test_scores_of_other_weights_are_not_replaced_under_the_same_name(first_run: Path) -> None:
+    table = first_run / "runs/small/scores/test.second2.parquet"
+    export = first_run / "runs/second2/export"
+    arguments = [f"run={first_run}/runs/small", f"model.path={export}"]
+    run_well("evaluate.py", arguments, world_size=1, log=first_run / "log")  # named by its run
+    before = table.read_bytes()
+    other = [arguments[0], f"model.path={first_run}/runs/second3/export", "model.name=second2"]
+    outcome = run_ranks("evaluate.py", other, world_size=1, log=first_run / "log")
+    assert outcome.codes == [2]
+    assert "test.second2.parquet holds the scores of other weights; give these another name" in outcome.text
+    assert table.read_bytes() == before
 
 
 def test_evaluating_an_unfinished_run_is_refused(first_run: Path) -> None:

@@ -26,7 +26,9 @@ def test_pooled_13b_composes_plans_and_names_the_first_missing_thing(tmp_path: P
     plan, error = outcome.text.strip().splitlines()
     assert plan.startswith("plan: pooled_13b: careers of PSID, NLSY79, NLSY97; model llama2-13b")
     assert "ZeRO-3 bf16 on 2 x cpu; 32 careers a step in rows of at most 4096 tokens" in plan
-    assert error.startswith("error: no careers of PSID at data/psid81_careers.csv.gz (setting data.corpora.psid81")
+    assert error.startswith(
+        "error: no careers of PSID: no file at data/psid81_careers.csv.gz (setting data.corpora.psid81"
+    )
     assert "PSID Data Center" in error
 
 
@@ -55,10 +57,10 @@ def test_the_launcher_s_local_rank_is_accepted(tmp_path: Path) -> None:
         ),
         ("train.py", ["+experiment=quickstrat"], "error: In 'run': Could not find 'experiment/quickstrat'"),
         ("evaluate.py", ["run=runs/nowhere"], "error: no run at runs/nowhere (no settings.json)"),
-        ("evaluate.py", [], "error: Missing mandatory value: run"),
+        ("evaluate.py", [], "error: setting run must be given (run=...)"),
         ("comparators.py", ["run=runs/nowhere"], "error: no run at runs/nowhere"),
         ("report.py", ["runs=[runs/nowhere]"], "error: "),
-        ("prepare.py", ["+experiment=psid81_7b"], "error: no careers of PSID at"),
+        ("prepare.py", ["+experiment=psid81_7b"], "error: no careers of PSID: no file at"),
     ],
 )
 def test_one_clear_line_and_exit_code_two(script: str, arguments: list[str], message: str) -> None:
@@ -70,7 +72,6 @@ def test_one_clear_line_and_exit_code_two(script: str, arguments: list[str], mes
 
 @pytest.mark.parametrize("script", ["train.py", "prepare.py", "evaluate.py", "comparators.py", "report.py"])
 def test_help_shows_how_the_script_is_run(script: str) -> None:
-    needed = {"evaluate.py": ["run=x"], "comparators.py": ["run=x"], "report.py": ["runs=[x]"]}
-    outcome = run_alone(script, "--help", *needed.get(script, []))
+    outcome = run_alone(script, "--help")
     assert outcome.returncode == 0, outcome.stderr
     assert f"launch/{script}" in outcome.stdout

@@ -17,7 +17,7 @@ from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.report.compared import compare_runs
 from laborllm_dist.report.number_text import format_nats, format_perplexity
 from laborllm_dist.report.write import ReportResult, terminal_table, write_report
-from laborllm_dist.score_table import SCORE_SCHEMA, ScoreTableInfo, write_score_table
+from laborllm_dist.score_table import SCORE_SCHEMA, TRUE_MODEL, ScoreTableInfo, write_score_table
 from laborllm_dist.settings import ReportSettings
 
 KEYS = [("PSID", "a", 0), ("PSID", "a", 1), ("PSID", "b", 0), ("PSID", "c", 0), ("PSID", "c", 1)]
@@ -42,7 +42,8 @@ def write_scores(
         for (survey, person, position), halving in zip(keys, halvings, strict=True)
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=SCORE_SCHEMA)
-    write_score_table(table, ScoreTableInfo(model, info[0], info[1], "code-1", {"weights": "w-" + model}), path)
+    details = {"weights": "w-" + model, **(TRUE_MODEL if model == "truth" else {})}
+    write_score_table(table, ScoreTableInfo(model, info[0], info[1], "code-1", details), path)
 
 
 def report_on(*runs: Path, output: Path | None = None, measure: str = "title") -> ReportResult:

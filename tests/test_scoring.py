@@ -57,10 +57,10 @@ def packed_scores(model: CareerLanguageModel, rows: CareerRows, row_length: int)
     found = np.full((int(rows.num_observations().sum()), 2), np.nan)
     first = np.cumsum(rows.num_observations()) - rows.num_observations()
     for unit in plan_evaluation(rows, settings).units:
-        prepared = scoring_batch(rows, unit, row_length)
+        batch, places = scoring_batch(rows, unit, row_length)
         with torch.inference_mode():
-            scores = observation_scores(model(prepared.batch).numpy(), prepared.spans)
-        found[first[prepared.keys[:, 0]] + prepared.keys[:, 1]] = scores
+            scores = observation_scores(model(batch).numpy(), places.spans)
+        found[first[places.keys[:, 0]] + places.keys[:, 1]] = scores
     return found
 
 

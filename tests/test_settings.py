@@ -13,7 +13,6 @@ from laborllm_dist.settings import CompareSettings, EvaluateSettings, ReportSett
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
 CONF = PROJECT / "conf"
-UNFINISHED = ("model", "pretrained")
 GROUPS = ("batch", "data", "evaluation", "model", "optimizer", "template", "tokenizer", "training", "zero")
 
 
@@ -31,19 +30,38 @@ def test_every_experiment_composes_and_says_how_it_is_run(experiment: str) -> No
     assert lines[2].endswith("?"), "the third line is the experiment's question"
 
 
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [(group, option) for group in GROUPS for option in options(group) if option != "pretrained" or group != "model"],
-)
+def all_options() -> list[tuple[str, str]]:
+    """Return every option that stands by itself; pretrained models need their tokenizer too."""
+    options_of = {group: ["tiny"] if group == "model" else options(group) for group in GROUPS}
+    return [(group, option) for group, names in options_of.items() for option in names]
+
+
+@pytest.mark.parametrize(("group", "option"), all_options())
 def test_every_option_of_every_group_composes(group: str, option: str) -> None:
     compose_settings(RunSettings, "run", [f"{group}={option}"])
 
 
 def test_the_pretrained_model_wants_a_path() -> None:
-    with pytest.raises(SettingsError, match=r"model\.path"):
+    with pytest.raises(SettingsError, match=r"setting model.path must be given"):
         compose_settings(RunSettings, "run", ["model=pretrained"])
     settings = compose_settings(RunSettings, "run", ["model=pretrained", "model.path=folder", "tokenizer=pretrained"])
     assert settings.model.path == "folder"
+
+
+@pytest.mark.parametrize("model", ["llama2_7b", "llama2_13b"])
+def test_pretrained_models_compose_with_their_tokenizer(model: str) -> None:
+    assert compose_settings(RunSettings, "run", [f"model={model}", "tokenizer=pretrained"]).model.path
+
+
+@pytest.mark.parametrize("name", ["truth", "a/b", "''"])
+def test_a_scored_model_may_not_take_a_comparator_s_name(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"setting model.name: wanted a file name"):
+        compose_settings(EvaluateSettings, "evaluate", ["run=x", f"model.name={name}"])
+
+
+def test_a_typo_beside_a_missing_setting_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"unknown setting rum; did you mean run\?"):
+        compose_settings(EvaluateSettings, "evaluate", ["rum=runs/x"])
 
 
 def test_every_corpus_is_reached_by_a_data_setting() -> None:
@@ -77,6 +95,10 @@ REFUSED = {
     "model.llama.hidden_size=33": r"setting model.llama.hidden_size: wanted a multiple of 2 x num_heads",
     "data.corpora.wage_panel.kind=psid": r"setting data.corpora.wage_panel.kind: wanted one of wage_panel, long_panel",
     "data.corpora.wage_panel.kind=synthetic": r"wanted the settings of a synthetic, found none",
+    "split.validation=0": r"setting split.validation: wanted a number above 0",
+    "optimizer.beta1=1": r"setting optimizer.beta1: wanted a number below 1",
+    "optimizer.weight_decay=-1": r"setting optimizer.weight_decay: wanted a number from 0 up",
+    "model=llama2_7b": r"setting tokenizer.kind: wanted pretrained, since pretrained weights know their own",
     "nonsense": r"nonsense",
     "trainin.epochs=3": r"unknown setting trainin.epochs; did you mean training.epochs\?",
     "training.epoks=3": r"unknown setting training.epoks; did you mean training.epochs\?",

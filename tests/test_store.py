@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.data_settings import SplitSettings
 from laborllm_dist.errors import DataFileError, StoreError, VocabularyError
 from laborllm_dist.tokens.prepare import prepare_store, store_folder
-from laborllm_dist.tokens.store import open_store
+from laborllm_dist.tokens.store import FORMAT, open_store, verify_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
 
 
@@ -77,7 +78,7 @@ def test_batch_size_does_not_change_a_store(prepared, tmp_path: Path) -> None:
     _, store = prepared
     other = prepare_store(settings_of(small_run(tmp_path, "store.careers_per_batch=1000", num_people=90)), quiet)
     for split in SPLITS:
-        assert other.careers(split).table.equals(store.careers(split).table)
+        assert other.careers(split).table.combine_chunks().equals(store.careers(split).table.combine_chunks())
 
 
 def damaged(prepared, tmp_path: Path) -> Path:
@@ -119,13 +120,46 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_missing_corpus_says_how_to_get_it(tmp_path: Path) -> None:
     settings = settings_of(["+experiment=pooled_13b", f"data.corpora.psid81.long_panel.path={tmp_path}/none.csv"])
     with pytest.raises(
-        DataFileError, match=r"no careers of PSID at .*none.csv \(setting data.corpora.psid81.*PSID Data Center"
+        DataFileError,
+        match=r"no careers of PSID: no file at .*none.csv \(setting data.corpora.psid81.*PSID Data Center",
     ):
         prepare_store(settings, quiet)
 
 
+def test_a_folder_and_a_missing_vocabulary_are_refused(tmp_path: Path) -> None:
+    place = "data.corpora.long_panel.long_panel"
+    with pytest.raises(DataFileError, match=r"no careers of PANEL: a folder at"):
+        prepare_store(settings_of(["data=long_panel", f"{place}.path={tmp_path}"]), quiet)
+    (tmp_path / "panel.csv").write_text("person,year,occupation\n1,1984,4\n")
+    wrong = ["data=long_panel", f"{place}.path={tmp_path}/panel.csv", f"{place}.vocabulary=builtin:occ1990"]
+    with pytest.raises(DataFileError, match=r"no list of occupations for PANEL: builtin:occ1990 .*builtin:occ1990dd"):
+        prepare_store(settings_of(wrong), quiet)
+
+
+def test_a_changed_store_file_is_refused(prepared, tmp_path: Path) -> None:
+    folder = damaged(prepared, tmp_path)
+    shard = folder / "train-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match=r"train-00000.arrow has changed since it was written"):
+        verify_store(open_store(folder))
+
+
+def test_the_content_of_a_store_is_pinned_to_its_format(tmp_path: Path) -> None:
+    """A store is found again by its settings; so code that changes what is in it must raise FORMAT."""
+    store = prepare_store(settings_of(small_run(tmp_path, num_people=30)), quiet)
+    content = hashlib.sha256()
+    for split in SPLITS:
+        for row in store.careers(split).table.to_pylist():
+            content.update(repr(row).encode())
+    assert (FORMAT, content.hexdigest()[:16]) == (1, "3e806055e28fb943"), (
+        "the content changed: raise FORMAT in tokens/store.py"
+    )
+
+
 def test_a_corpus_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
-    settings = settings_of(small_run(tmp_path, "split.train=0", "tokenizer.kind=trained", num_people=5))
+    settings = settings_of(small_run(tmp_path, "split.train=0.0001", "tokenizer.kind=trained", num_people=5))
     with pytest.raises(DataFileError, match="none of 5 people is in the training split"):
         prepare_store(settings, quiet)
 

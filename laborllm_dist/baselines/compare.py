@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from laborllm_dist import __version__
 from laborllm_dist.baselines.frequency import first_order_table, marginal_table
+from laborllm_dist.careers.corpus import fingerprint_sources
 from laborllm_dist.careers.synthetic import make_market
 from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import fingerprint_of
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.score_table import ScoreTableInfo, read_score_table, write_score_table
+from laborllm_dist.score_table import TRUE_MODEL, ScoreTableInfo, read_score_table, write_score_table
 from laborllm_dist.scoring.evaluate import observation_facts
 from laborllm_dist.settings import CompareSettings
 from laborllm_dist.tokens.store import CareerRows, TokenStore, open_store
@@ -60,7 +61,7 @@ def _scores(
     name: str, store: TokenStore, careers: CareerRows, data: DataSettings
 ) -> tuple[npt.NDArray[np.float64], dict[str, str]]:
     if name == "truth":
-        return _true_scores(careers, data), {}
+        return _true_scores(store, careers, data), TRUE_MODEL
     if name == "marginal":
         table = marginal_table(store.careers("train"))
     else:
@@ -68,12 +69,17 @@ def _scores(
     return table.scores(careers), table.details
 
 
-def _true_scores(careers: CareerRows, data: DataSettings) -> npt.NDArray[np.float64]:
+def _true_scores(store: TokenStore, careers: CareerRows, data: DataSettings) -> npt.NDArray[np.float64]:
     markets = {
         corpus.survey: make_market(corpus.synthetic) for corpus in data.corpora.values() if corpus.synthetic is not None
     }
     if len(markets) < len(data.corpora):
         raise RunError("the true probabilities are known for synthetic careers only; leave `truth` out of comparators")
+    if fingerprint_sources(data) != store.facts["identity"]["careers"]["sources"]:
+        raise RunError(
+            "the synthetic market's code has changed since these careers were drawn, so their true probabilities are "
+            "not known any more; train again under another name"
+        )
     scores: list[float] = []
     for row in range(len(careers)):
         career = careers.history(row)
@@ -92,4 +98,5 @@ def _write(careers: CareerRows, scores: npt.NDArray[np.float64], info: ScoreTabl
 
 def _is_same(path: Path, careers: str, details: dict[str, str]) -> bool:
     info = read_score_table(path)[1]
-    return info.careers == careers and all(info.details.get(name) == value for name, value in details.items())
+    same_details = all(info.details.get(name) == value for name, value in details.items())
+    return (info.careers, info.code) == (careers, __version__) and same_details

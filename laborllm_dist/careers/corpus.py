@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
-from laborllm_dist.careers.long_panel import read_long_panel, read_long_panel_vocabulary, vocabulary_path
+from laborllm_dist.careers.long_panel import (
+    read_long_panel,
+    read_long_panel_vocabulary,
+    shipped_vocabularies,
+    vocabulary_path,
+)
 from laborllm_dist.careers.synthetic import make_market
 from laborllm_dist.careers.synthetic_titles import synthetic_vocabulary
 from laborllm_dist.careers.wage_panel import read_wage_panel, wage_panel_vocabulary
@@ -24,11 +30,19 @@ def check_sources(data: DataSettings) -> None:
         DataFileError: naming the setting to change.
     """
     for name, corpus in data.corpora.items():
-        if corpus.long_panel is not None and not Path(corpus.long_panel.path).exists():
+        panel, place = corpus.long_panel, f"data.corpora.{name}.long_panel"
+        if panel is None:
+            continue
+        if not Path(panel.path).is_file():
             advice = f"; {corpus.how_to_get}" if corpus.how_to_get else ""
+            found = "a folder" if Path(panel.path).is_dir() else "no file"
             raise DataFileError(
-                f"no careers of {corpus.survey} at {corpus.long_panel.path} "
-                f"(setting data.corpora.{name}.long_panel.path){advice}"
+                f"no careers of {corpus.survey}: {found} at {panel.path} (setting {place}.path){advice}"
+            )
+        if not vocabulary_path(panel).is_file():
+            raise DataFileError(
+                f"no list of occupations for {corpus.survey}: {panel.vocabulary} (setting {place}.vocabulary); give "
+                f"a CSV with columns {panel.vocabulary_code} and {panel.vocabulary_title}, or {shipped_vocabularies()}"
             )
 
 
@@ -48,12 +62,15 @@ def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
     return OccupationVocabulary(codes=tuple(titles), titles=tuple(titles.values()))
 
 
-def read_careers(data: DataSettings) -> Iterator[CareerHistory]:
-    """Yield the careers of all corpora; every panel file is checked as a whole before the first career."""
+def career_streams(data: DataSettings) -> list[Iterator[CareerHistory]]:
+    """Return a stream of careers for each corpus; every panel file is checked as a whole when its stream begins."""
     check_sources(data)
-    streams = [_careers(corpus) for corpus in data.corpora.values()]
-    for stream in streams:
-        yield from stream
+    return [_careers(corpus) for corpus in data.corpora.values()]
+
+
+def read_careers(data: DataSettings) -> Iterator[CareerHistory]:
+    """Return the careers of all corpora, one corpus after the other."""
+    return itertools.chain.from_iterable(career_streams(data))
 
 
 def fingerprint_sources(data: DataSettings) -> dict[str, str]:

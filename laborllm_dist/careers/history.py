@@ -6,11 +6,13 @@ These values know nothing of text, tokens or models. A field that the source doe
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from laborllm_dist.errors import VocabularyError
+from laborllm_dist.careers.problems import Problems
+from laborllm_dist.careers.table_rows import Row, read_rows, unit_of
+from laborllm_dist.errors import DataFileError, VocabularyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,48 +85,45 @@ class OccupationVocabulary:
 
 
 def read_vocabulary(path: Path, *, code_column: str = "code", title_column: str = "title") -> OccupationVocabulary:
-    """Read the occupations from a CSV with a header; other columns are ignored.
+    """Read the occupations from a CSV or Parquet file with a header; other columns are ignored.
 
     Raises:
-        VocabularyError: naming file and line, if the file is missing, not UTF-8, lacks a column or has a bad entry.
+        VocabularyError: if the file is missing, unreadable or empty, or with all its problems counted and ten named.
     """
+    problems = Problems(path, unit_of(path))
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return _vocabulary_from_rows(csv.reader(file), path, (code_column, title_column))
-    except FileNotFoundError:
-        raise VocabularyError(f"no list of occupations at {path}") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise VocabularyError(f"{path}: cannot be read as a file ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise VocabularyError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    except csv.Error as error:
-        raise VocabularyError(f"{path}: not a CSV file ({error})") from None
+        rows = read_rows(path, problems)
+        place, header = next(rows, (1, []))
+        missing = [column for column in (code_column, title_column) if column not in header]
+        for column in missing:
+            problems.add(place, column, f"missing; the columns are {', '.join(header)}")
+        entries = [] if missing else _entries(rows, header, (code_column, title_column), problems)
+        problems.refuse_if_any()
+        return OccupationVocabulary(*(tuple(each) for each in zip(*entries, strict=True)) if entries else ((), ()))
+    except (DataFileError, VocabularyError) as error:
+        raise VocabularyError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
-def _vocabulary_from_rows(rows: Iterator[list[str]], path: Path, columns: tuple[str, str]) -> OccupationVocabulary:
-    header = next(rows, None)
-    if header is None:
-        raise VocabularyError(f"{path}: the file is empty; wanted a header with {columns[0]!r} and {columns[1]!r}")
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise VocabularyError(f"{path}: line 1: no column {missing[0]!r}; the columns are {', '.join(header)}")
-    at_code, at_title = (header.index(column) for column in columns)
-    codes: list[str] = []
-    titles: list[str] = []
-    for line, row in enumerate(rows, start=2):
-        if not row:
+def _entries(
+    rows: Iterator[Row], header: list[str], columns: tuple[str, str], problems: Problems
+) -> list[tuple[str, str]]:
+    """Return codes and titles; note those that are empty, doubled, or no line of text."""
+    first_place: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    entries: list[tuple[str, str]] = []
+    for place, values in rows:
+        if len(values) != len(header):
+            problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
             continue
-        if len(row) != len(header):
-            raise VocabularyError(f"{path}: line {line}: {len(row)} values, the header has {len(header)}")
-        codes.append(row[at_code].strip())
-        titles.append(row[at_title].strip())
-        if not codes[-1] or not titles[-1]:
-            empty = columns[0] if not codes[-1] else columns[1]
-            raise VocabularyError(f"{path}: line {line}: column {empty!r} is empty")
-    try:
-        return OccupationVocabulary(codes=tuple(codes), titles=tuple(titles))
-    except VocabularyError as error:
-        raise VocabularyError(f"{path}: {error}") from None
+        code, title = (values[header.index(column)].strip() for column in columns)
+        for column, value, seen in zip(columns, (code, title), first_place, strict=True):
+            if not value:
+                problems.add(place, column, "empty")
+            elif not value.isprintable():
+                problems.add(place, column, f"{value!r} holds a line break, tab or control character")
+            elif seen.setdefault(value, place) != place:
+                problems.add(place, column, f"{value!r} stands at {problems.unit} {seen[value]} already")
+        entries.append((code, title))
+    return entries
 
 
 def write_vocabulary(vocabulary: OccupationVocabulary, path: Path) -> None:
@@ -133,8 +132,3 @@ def write_vocabulary(vocabulary: OccupationVocabulary, path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("code", "title"))
         writer.writerows(zip(vocabulary.codes, vocabulary.titles, strict=True))
-
-
-def previous_occupations(jobs: Sequence[Job]) -> Iterable[str | None]:
-    """Return the occupation held before each job, None before the first."""
-    return [None, *(job.occupation for job in jobs[:-1])] if jobs else []

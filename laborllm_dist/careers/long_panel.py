@@ -14,7 +14,7 @@ from pathlib import Path
 
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary, read_vocabulary
 from laborllm_dist.careers.problems import Problems
-from laborllm_dist.careers.table_rows import is_parquet, read_rows
+from laborllm_dist.careers.table_rows import read_rows, unit_of
 from laborllm_dist.data_settings import LongPanelSettings
 from laborllm_dist.errors import DataFileError
 
@@ -40,6 +40,11 @@ def vocabulary_path(settings: LongPanelSettings) -> Path:
     return Path(settings.vocabulary)
 
 
+def shipped_vocabularies() -> str:
+    """Return the names of the vocabularies that come with this software, for messages."""
+    return ", ".join(sorted(BUILTIN + path.stem for path in (Path(__file__).parent / "tables").glob("*.csv")))
+
+
 def read_long_panel_vocabulary(settings: LongPanelSettings) -> OccupationVocabulary:
     """Return the occupations a panel's codes refer to."""
     return read_vocabulary(
@@ -56,7 +61,7 @@ def read_long_panel(settings: LongPanelSettings, *, survey: str) -> Iterator[Car
     """
     path = Path(settings.path)
     occupations = set(read_long_panel_vocabulary(settings).codes)
-    problems = Problems(path, "row" if is_parquet(path) else "line")
+    problems = Problems(path, unit_of(path))
     rows = read_rows(path, problems)
     place, header = next(rows, (1, []))
     columns = _locate_columns(settings, header, place, problems)

@@ -25,6 +25,11 @@ def is_parquet(path: Path) -> bool:
     return path.suffix in (".parquet", ".pq")
 
 
+def unit_of(path: Path) -> str:
+    """Return what places of a file are counted in."""
+    return "row" if is_parquet(path) else "line"
+
+
 def read_rows(path: Path, problems: Problems) -> Iterator[Row]:
     """Yield (place, values) with the header first, at place 1 of a CSV and 0 of a Parquet file.
 
@@ -34,7 +39,7 @@ def read_rows(path: Path, problems: Problems) -> Iterator[Row]:
     if not path.exists():
         raise DataFileError(f"no file at {path}")
     if not path.is_file():
-        raise DataFileError(f"{path} is not a file")
+        raise DataFileError(f"{path} is a folder, not a file")
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty")
     yield from _parquet_rows(path) if is_parquet(path) else _csv_rows(path, problems)
@@ -47,14 +52,21 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             yield 0, names
             place = 0
             for batch in file.iter_batches(batch_size=10_000):
-                columns = [
-                    ["" if value is None else str(value) for value in column.to_pylist()] for column in batch.columns
-                ]
+                columns = [[_as_text(value) for value in column.to_pylist()] for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     place += 1
                     yield place, list(values)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataFileError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _as_text(value: object) -> str:
+    """Return a Parquet value as a CSV would have it; pandas writes absent numbers as NaN and codes as floats."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def _csv_rows(path: Path, problems: Problems) -> Iterator[Row]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from laborllm_dist.engine.checkpoint import CheckpointManifest, full_weights
 from laborllm_dist.errors import ModelError
-from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of, write_json
+from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of_all, write_json
 
+ModelConfig: TypeAlias = PretrainedConfig
 ORIGIN = "laborllm_dist.json"
 
 
 def export_checkpoint(
-    checkpoint: Path, manifest: CheckpointManifest, config: PretrainedConfig, tokenizer: Path, export: Path
+    checkpoint: Path, manifest: CheckpointManifest, config: ModelConfig, tokenizer: Path, export: Path
 ) -> None:
     """Write config, weights (in the config's dtype) and tokenizer to `export`, atomically.
 
@@ -61,13 +63,6 @@ def weights_fingerprint(folder: Path) -> str:
     if len(files) < 2 or not files[0].is_file():
         raise ModelError(f"{folder} is not a model folder: wanted config.json and *.safetensors")
     return sha256_of_all(files)
-
-
-def sha256_of_all(files: list[Path]) -> str:
-    """Return 16 hexadecimal digits that stand for the content of files, in this order."""
-    import hashlib
-
-    return hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()[:16]
 
 
 def _with_both_rope_forms(path: Path) -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
-from laborllm_dist.errors import ModelError, RowTooShort
-from laborllm_dist.settings import LlamaSettings, ModelSettings
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.engine.export import weights_fingerprint
+from laborllm_dist.engine.language_model import CareerLanguageModel, token_log_likelihood
+from laborllm_dist.errors import ModelError
+from laborllm_dist.settings import LlamaSettings, ModelSettings, RunSettings
+from laborllm_dist.tokens.store import TokenStore, check_lengths
+from laborllm_dist.tokens.tokenizer import hub_commit
 
 
 def check_weights(settings: ModelSettings) -> None:
@@ -74,31 +81,97 @@ def pretrained_model(settings: ModelSettings, *, dtype: torch.dtype) -> PreTrain
             attention_dropout=settings.attention_dropout,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot open the weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
     return model
 
 
-def check_fit(model: PreTrainedModel, *, num_ids: int, longest_career: int, row_of: str) -> None:
-    """Refuse a model that cannot read the careers.
+def make_model(settings: RunSettings, *, num_ids: int) -> PreTrainedModel:
+    """Return the model a run begins with.
 
     Raises:
-        ModelError: if the tokenizer has ids the model has no embedding for.
-        RowTooShort: if a career is longer than the model's context.
+        ModelError: if pretrained weights cannot be opened whole.
+    """
+    shape, zero = settings.model.llama, settings.zero
+    # At stage 0, bf16 is autocast over fp32 weights (engine/zero.py); above, DeepSpeed keeps fp32 master weights.
+    dtype = torch.bfloat16 if zero.precision == "bf16" and zero.stage > 0 else torch.float32
+    if shape is None:
+        model = pretrained_model(settings.model, dtype=dtype)
+    else:
+        dropout = settings.model.attention_dropout
+        model = new_llama(shape, num_ids=num_ids, attention_dropout=dropout, seed=settings.training.seed)
+    if zero.precision == "bf16":
+        model.config.dtype = torch.bfloat16  # of the export
+    return model
+
+
+def weights_identity(settings: ModelSettings) -> str:
+    """Return what decides pretrained weights: a checksum of a folder's files, or a hub repository's commit.
+
+    Raises:
+        ModelError: if there are no safetensors in the folder, or the hub id can be found nowhere.
+    """
+    assert settings.path is not None
+    if Path(settings.path).is_dir():
+        return weights_fingerprint(Path(settings.path) / (settings.subfolder or ""))
+    try:
+        commit = hub_commit(settings.path, revision=settings.revision, subfolder=settings.subfolder, file="config.json")
+    except OSError as error:
+        raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
+    return "/".join(filter(None, (f"{settings.path}@{commit}", settings.subfolder)))
+
+
+def check_fit(model: PreTrainedModel, store: TokenStore) -> None:
+    """Refuse a model that cannot read the careers of every split exactly.
+
+    Raises:
+        ModelError: if the tokenizer has ids the model has no embedding for, or its attention has a window that a
+            career is longer than.
+        RowTooShort: naming the person, if a career is longer than the model's context.
     """
     num_embeddings = model.get_input_embeddings().num_embeddings
-    if num_ids > num_embeddings:
+    if store.num_ids > num_embeddings:
         raise ModelError(
-            f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
+            f"the tokenizer has {store.num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
         )
     context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and longest_career > context:
-        raise RowTooShort(
-            f"{row_of} has {longest_career} tokens, the model's context is {context}; a career is never cut: "
-            "take a model with a longer context or a shorter template"
-        )
+    advice = "a career is never cut: take a model with a longer context or a shorter template"
+    if context is not None:
+        check_lengths(store, context, f"the model's context is {context}; {advice}")
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None:
+        check_lengths(store, window, f"the model's attention reaches back {window}; take a model without such a window")
+
+
+def check_packing(model: PreTrainedModel, *, device: torch.device) -> None:
+    """Refuse a model that does not keep packed careers apart: two in a row must score as each alone.
+
+    Llama is left out: the tests hold it, and a large one would take a while here on a CPU.
+
+    Raises:
+        ModelError: if the model cannot take a block mask, or heeds it wrongly.
+    """
+    if model.config.model_type == "llama":
+        return
+    careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 7)]
+    wrapped = CareerLanguageModel(model).eval()
+    try:
+        with torch.inference_mode():
+            together = wrapped(pack_batch([careers], 24).to(device))[0]
+            alone = [model(input_ids=torch.from_numpy(ids).long()[None].to(device)).logits for ids in careers]
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ModelError(f"models of type {model.config.model_type} cannot score packed careers: {error}") from None
+    for place, (ids, logits) in enumerate(zip(careers, alone, strict=True)):
+        wanted = token_log_likelihood(logits[:, :-1], torch.from_numpy(ids[1:]).long()[None].to(device))[0]
+        error_nats = float((together[12 * place : 12 * place + 11] - wanted).abs().max())
+        tolerance = 1e-3 if model.dtype != torch.bfloat16 else 0.2
+        if not error_nats <= tolerance:
+            raise ModelError(
+                f"models of type {model.config.model_type} do not keep packed careers apart "
+                f"({error_nats:.2g} nats on one token)"
+            )
 
 
 def _where(settings: ModelSettings) -> dict[str, str]:

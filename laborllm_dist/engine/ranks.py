@@ -6,13 +6,16 @@ the time limit; such functions say so.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import itertools
 import logging
 import os
+import pickle
 import socket
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
-from laborllm_dist.errors import LaborError, PeerLost, RankFailed
+from laborllm_dist.errors import PeerLost, PortTaken, RankFailed
 from laborllm_dist.files import locked
 from laborllm_dist.settings import RanksSettings
 
@@ -35,6 +38,7 @@ class Ranks:
     world_size: int
     local_rank: int
     device: torch.device
+    _calls: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -56,26 +60,45 @@ class Ranks:
         return [float(value) for value in torch.stack(everyone).cpu().sum(dim=0)]
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """Do `work` on rank 0 while the others wait, and return its result on every rank. Collective.
+        """Do `work` on rank 0 while the others wait, however long, and return its result on every rank. Collective.
+
+        The answer goes through the store the ranks met in, not through a collective, whose time limit is for
+        communication: preparing a large corpus may take hours.
 
         Raises:
-            LaborError: on rank 0, what `work` raised.
+            Exception: on rank 0, whatever `work` raised.
             RankFailed: on the other ranks, if it raised.
         """
-        answer: list[object] = [None, False]
-        failure: BaseException | None = None
+        if self.world_size == 1:
+            return work()
+        key = f"laborllm_dist/on_first/{next(self._calls)}"
+        store = torch.distributed.distributed_c10d._get_default_store()  # there is no public name for it
         if self.is_first:
             try:
-                answer = [work(), True]
-            except LaborError as error:
-                failure = error
-        if self.world_size > 1:
-            torch.distributed.broadcast_object_list(answer, src=0)
-        if failure is not None:
-            raise failure
-        if not answer[1]:
+                result = work()
+            except BaseException:
+                store.set(key, "")
+                raise
+            store.set(key, base64.b64encode(pickle.dumps(result)).decode())
+            return result
+        while not _is_set(store, key):
+            pass
+        answer = store.get(key)
+        if not answer:
             raise RankFailed("rank 0 has refused")
-        return answer[0]  # type: ignore[return-value]
+        result = pickle.loads(base64.b64decode(answer))  # made by rank 0 of this very run
+        return result
+
+
+def _is_set(store: Any, key: str) -> bool:
+    """Wait a while for a key; the waiting ends with an error where rank 0, which keeps the store, is gone."""
+    try:
+        store.wait([key], timedelta(seconds=30))
+    except torch.distributed.DistStoreError as error:
+        if "timeout" in str(error).lower():
+            return False
+        raise
+    return True
 
 
 @contextlib.contextmanager
@@ -106,11 +129,19 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
     # shm_comm serves inference_all_reduce alone, which nothing here calls; building it takes a compiler, a minute,
     # and a lock file that makes every later process wait for ever after a kill.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if has_gpu else "gloo",
-        timeout=timedelta(minutes=settings.timeout_minutes),
-        verbose=False,
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if has_gpu else "gloo",
+            timeout=timedelta(minutes=settings.timeout_minutes),
+            verbose=False,
+        )
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise PortTaken(
+            f"port {os.environ['MASTER_PORT']} is taken by another run on this machine; "
+            "start with another one (deepspeed --master_port=29600, torchrun --master-port=29600)"
+        ) from None
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
@@ -144,7 +175,7 @@ def _quiet_libraries() -> None:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails is said in the end
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

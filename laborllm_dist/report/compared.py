@@ -17,14 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist.errors import RunError, ScoreTableError
-from laborllm_dist.score_table import KEY, SCORE_SCHEMA, ScoreTableInfo, read_score_table
+from laborllm_dist.score_table import KEY, SCORE_SCHEMA, ScoreTableInfo, is_true_model, read_score_table
 
 FloatArray = npt.NDArray[np.float64]
 CodeArray = npt.NDArray[np.int64]
 
 SCORES = ("num_tokens", "title", "terminated")  # what may differ from model to model
 FACTS = tuple(name for name in SCORE_SCHEMA.names if name not in KEY and name not in SCORES)
-TRUE_MODEL = "truth"  # the name under which the true probabilities of a synthetic market are scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
     observations = files[0].table.drop_columns(list(SCORES))
     person_of_row, num_people = _number_people(observations)
     models = [
-        ScoredModel(name, same[0].info.model == TRUE_MODEL, _floats(same[0].table, measure), tuple(same))
+        ScoredModel(name, is_true_model(same[0].info), _floats(same[0].table, measure), tuple(same))
         for name, same in _name_models(files)
     ]
     models.sort(key=lambda model: -float(np.mean(model.log_likelihood)))  # stable: ties keep the order of the runs

@@ -56,11 +56,11 @@ def score_part(work: Evaluation, model: CareerLanguageModel, part: int, device: 
     """Score one part and write its file; return the number of observations."""
     keys, scores = [], []
     for unit in work.plan.units_of_part(part):
-        prepared = scoring_batch(work.careers, work.plan.units[unit], work.plan.row_length)
+        batch, places = scoring_batch(work.careers, work.plan.units[unit], work.plan.row_length)
         with torch.inference_mode():
-            token_scores_BT = model(prepared.batch.to(device)).cpu().numpy()
-        keys.append(prepared.keys)
-        scores.append(observation_scores(token_scores_BT, prepared.spans))
+            token_scores_BT = model(batch.to(device)).cpu().numpy()
+        keys.append(places.keys)
+        scores.append(observation_scores(token_scores_BT, places.spans))
     all_keys = np.concatenate(keys)
     write_part(part_path(work.parts, part), all_keys, np.concatenate(scores))
     return len(all_keys)

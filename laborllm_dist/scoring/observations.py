@@ -6,6 +6,7 @@ and the line's end, the token at `end`, by slot end - 1. Sums are float64.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,47 +18,48 @@ import torch
 from laborllm_dist.batches.packed import IGNORED, PackedBatch, pack_batch
 from laborllm_dist.tokens.store import CareerRows
 
-Spans = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class ScoringBatch:
-    """Rows of careers of which only titles and their line ends are targets.
+class TitlePlaces:
+    """Where the titles of packed careers stand.
 
-    `spans` is [observations, 3]: row of the batch, first and last-but-one-past token of the title in that row;
+    `spans` is [observations, 3]: row of the batch, first token of the title in that row and the one past its last;
     `keys` is [observations, 2]: career's row in the store, position of the job in the career.
     """
 
-    batch: PackedBatch
-    spans: Spans
-    keys: Spans
+    spans: Integers
+    keys: Integers
 
 
-def scoring_batch(careers: CareerRows, rows: Sequence[Sequence[int]], row_length: int) -> ScoringBatch:
-    """Lay careers into rows, with titles and line ends as the only targets."""
-    packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], row_length)
-    spans: list[Spans] = [np.zeros((0, 3), dtype=np.int64)]
-    keys: list[Spans] = [np.zeros((0, 2), dtype=np.int64)]
-    wanted = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
+def title_places(careers: CareerRows, rows: Sequence[Sequence[int]]) -> TitlePlaces:
+    """Find the titles of careers laid side by side in rows, as `pack_batch` does."""
+    spans: list[Integers] = [np.zeros((0, 3), dtype=np.int64)]
+    keys: list[Integers] = [np.zeros((0, 2), dtype=np.int64)]
     for row, members in enumerate(rows):
         offset = 0
         for career in members:
             titles = careers.title_spans(career).astype(np.int64) + offset
-            for start, end in titles:
-                wanted[row, start - 1 : end] = True
             spans.append(np.column_stack([np.full(len(titles), row), titles]))
             keys.append(np.column_stack([np.full(len(titles), career), np.arange(len(titles))]))
             offset += len(careers.token_ids(career))
-    batch = PackedBatch(
-        packed.token_ids_BT,
-        packed.targets_BT.masked_fill(~wanted, IGNORED),
-        packed.positions_BT,
-        packed.segments_BT,
-    )
-    return ScoringBatch(batch=batch, spans=np.concatenate(spans), keys=np.concatenate(keys))
+    return TitlePlaces(spans=np.concatenate(spans), keys=np.concatenate(keys))
 
 
-def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: Spans) -> npt.NDArray[np.float64]:
+def scoring_batch(
+    careers: CareerRows, rows: Sequence[Sequence[int]], row_length: int
+) -> tuple[PackedBatch, TitlePlaces]:
+    """Lay careers into rows, with titles and line ends as the only targets."""
+    packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], row_length)
+    places = title_places(careers, rows)
+    wanted = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
+    for row, start, end in places.spans:
+        wanted[row, start - 1 : end] = True
+    return dataclasses.replace(packed, targets_BT=packed.targets_BT.masked_fill(~wanted, IGNORED)), places
+
+
+def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: Integers) -> npt.NDArray[np.float64]:
     """Return `title` and `terminated` log-likelihoods in nats, [observations, 2] float64."""
     num_rows = token_scores_BT.shape[0]
     running = np.zeros((num_rows, token_scores_BT.shape[1] + 1), dtype=np.float64)

@@ -54,8 +54,8 @@ def plan_evaluation(careers: CareerRows, settings: EvaluationSettings) -> Evalua
     if lengths[longest] > settings.row_length:
         survey, person = careers.person(longest)
         raise RowTooShort(
-            f"career {person!r} of {survey} has {lengths[longest]} tokens, "
-            f"evaluation.row_length is {settings.row_length}; set evaluation.row_length to {lengths[longest]} or more"
+            f"career {person!r} of {survey} has {lengths[longest]} tokens, evaluation.row_length is "
+            f"{settings.row_length}; evaluate with row_length={lengths[longest]} or more"
         )
     rows = pack_careers(lengths.tolist(), settings.row_length).rows
     step = settings.rows_per_unit

@@ -16,13 +16,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laborllm_dist.careers.corpus import fingerprint_sources, pooled_vocabulary, read_careers
+from laborllm_dist.careers.corpus import (
+    career_streams,
+    check_sources,
+    fingerprint_sources,
+    pooled_vocabulary,
+    read_careers,
+)
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary, write_vocabulary
 from laborllm_dist.careers.splits import SPLITS, Split, split_of
 from laborllm_dist.careers.template import Template, compile_template, render_career
-from laborllm_dist.data_settings import TokenizerSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said, sha256_of, write_json
+from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said, write_json
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.store import (
@@ -35,9 +40,10 @@ from laborllm_dist.tokens.store import (
     file_entry,
     open_store,
     store_rows,
+    verify_store,
 )
 from laborllm_dist.tokens.tokenise import check_titles, tokenise_careers
-from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
+from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, tokenizer_identity, train_tokenizer
 
 Progress = Callable[[str], None]
 
@@ -51,12 +57,12 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
     values = settings_to_values(settings)
     tokenizer = values["tokenizer"]
     if settings.tokenizer.kind == "pretrained":
-        tokenizer = {"path": _tokenizer_path(settings), "files": _tokenizer_files(settings)}
+        tokenizer = tokenizer_identity(*_tokenizer_place(settings))
     return {
         "format": FORMAT,
         "careers": {
             "sources": fingerprint_sources(settings.data),
-            "corpora": {name: _without_places(corpus) for name, corpus in values["data"]["corpora"].items()},
+            "corpora": [[name, _without_places(corpus)] for name, corpus in values["data"]["corpora"].items()],
             "split": values["split"],
         },
         "template": values["template"],
@@ -81,9 +87,10 @@ def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
     Raises:
         LaborError: if the data, the template or the tokenizer is unusable; nothing is left behind then.
     """
+    check_sources(settings.data)
     folder = store_folder(settings)
     if (folder / MANIFEST).is_file():
-        return open_store(folder)
+        return verify_store(open_store(folder))
     with locked(folder.with_name(folder.name + ".lock"), busy=None):
         if not (folder / MANIFEST).is_file():  # another start may have made it while this one waited
             _build_store(settings, folder, say)
@@ -199,31 +206,22 @@ def _make_tokenizer(
 ) -> CareerTokenizer:
     wanted = settings.tokenizer
     if wanted.kind == "pretrained":
-        model = settings.model
-        own = wanted.path is not None and wanted.path != model.path
-        return load_tokenizer(
-            _tokenizer_path(settings),
-            revision=None if own else model.revision,
-            subfolder=None if own else model.subfolder,
-        )
+        path, revision, subfolder = _tokenizer_place(settings)
+        return load_tokenizer(path, revision=revision, subfolder=subfolder)
     say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
     assert wanted.vocabulary_size is not None  # TokenizerSettings refuses a trained one without
-    return train_tokenizer(
-        _training_texts(settings, wanted, vocabulary, template), vocabulary_size=wanted.vocabulary_size
-    )
+    texts = _training_texts(settings, vocabulary, template)
+    return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size)
 
 
-def _training_texts(
-    settings: RunSettings, wanted: TokenizerSettings, vocabulary: OccupationVocabulary, template: Template
-) -> Iterator[str]:
-    title_of = vocabulary.title_of()
-    careers = (
-        career
-        for career in read_careers(settings.data)
-        if split_of(career.survey, career.person, settings.split) == "train"
-    )
-    for career in itertools.islice(careers, wanted.training_people):
-        yield render_career(career, template, title_of).text
+def _training_texts(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> Iterator[str]:
+    """Yield texts of training people, as many of each corpus."""
+    title_of, streams = vocabulary.title_of(), career_streams(settings.data)
+    share = -(-(settings.tokenizer.training_people or 0) // len(streams))
+    for stream in streams:
+        people = (each for each in stream if split_of(each.survey, each.person, settings.split) == "train")
+        for career in itertools.islice(people, share):
+            yield render_career(career, template, title_of).text
 
 
 def _sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> str:
@@ -234,26 +232,13 @@ def _sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, temp
     raise DataFileError(f"the corpora of data={settings.data.name} hold no careers")
 
 
-def _tokenizer_path(settings: RunSettings) -> str:
-    path = settings.tokenizer.path or settings.model.path
-    if path is None:
+def _tokenizer_place(settings: RunSettings) -> tuple[str, str | None, str | None]:
+    """Return path, revision and subfolder: the tokenizer's own path, or the model's."""
+    if settings.tokenizer.path is not None:
+        return settings.tokenizer.path, None, None
+    if settings.model.path is None:
         raise DataFileError("tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken")
-    return path
-
-
-def _tokenizer_files(settings: RunSettings) -> dict[str, str]:
-    """Return the checksums of a local tokenizer's files, nothing for a hub id, whose revision stands for it."""
-    folder = Path(_tokenizer_path(settings)) / ("" if settings.tokenizer.path else settings.model.subfolder or "")
-    if not folder.is_dir():
-        return {"revision": settings.model.revision or "main"}
-    names = (
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    )
-    return {name: sha256_of(folder / name) for name in names if (folder / name).is_file()}
+    return settings.model.path, settings.model.revision, settings.model.subfolder
 
 
 def batched(items: Iterable[CareerHistory], size: int) -> Iterator[list[CareerHistory]]:

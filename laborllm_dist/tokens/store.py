@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary, read_vocabulary
-from laborllm_dist.careers.splits import Split
-from laborllm_dist.errors import StoreError
+from laborllm_dist.careers.splits import SPLITS, Split
+from laborllm_dist.errors import RowTooShort, StoreError
 from laborllm_dist.files import sha256_of
 from laborllm_dist.tokens.tokenise import TokenisedCareer
 
@@ -112,9 +112,17 @@ class TokenStore:
         """
         names = self.facts["splits"][split]["shards"]
         if not names:
-            raise StoreError(f"the store {self.folder} has no people in its {split} split")
+            raise StoreError(
+                f"the store {self.folder} has no people in its {split} split; "
+                "take more people, or give the split a larger share (split.train, split.validation)"
+            )
         shards = [datasets.Dataset.from_file(str(self.folder / name)) for name in names]
-        table = datasets.concatenate_datasets(shards).data.table.combine_chunks()
+        table = datasets.concatenate_datasets(shards).data.table
+        if table.num_rows != self.num_careers(split):
+            raise StoreError(
+                f"the {split} files of {self.folder} hold {table.num_rows:,} careers, the manifest says "
+                f"{self.num_careers(split):,}; delete the folder and prepare again"
+            )
         return CareerRows(table=table, vocabulary=self.vocabulary)
 
 
@@ -183,6 +191,36 @@ def open_store(folder: Path) -> TokenStore:
             state = "is missing" if found is None else f"has {found:,} bytes, the manifest says {size:,}"
             raise StoreError(f"{folder / name} {state}; delete {folder} and prepare again")
     return TokenStore(folder=folder, facts=facts, vocabulary=read_vocabulary(folder / OCCUPATIONS))
+
+
+def verify_store(store: TokenStore) -> TokenStore:
+    """Return the store after every file's checksum has been compared with the manifest.
+
+    Raises:
+        StoreError: naming the first file that has changed.
+    """
+    for name, entry in store.facts["files"].items():
+        if sha256_of(store.folder / name) != entry["sha256"]:
+            raise StoreError(
+                f"{store.folder / name} has changed since it was written (SHA-256); "
+                f"delete {store.folder} and prepare again"
+            )
+    return store
+
+
+def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[Split] = SPLITS) -> None:
+    """Refuse careers of more than `limit` tokens, naming the longest of the first split that has one.
+
+    Raises:
+        RowTooShort: with the advice.
+    """
+    for split in splits:
+        careers = store.careers(split)
+        lengths = careers.num_tokens()
+        longest = int(lengths.argmax())
+        if lengths[longest] > limit:
+            survey, person = careers.person(longest)
+            raise RowTooShort(f"career {person!r} of {survey} ({split}) has {lengths[longest]} tokens, {advice}")
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -14,10 +14,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from laborllm_dist.errors import TokenizerError
+from laborllm_dist.files import sha256_of
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 PROBE = "The worker was born in 1963.\n1984 (some college): Cooks\n1985 (some college): Food servers, nonrestaurant\n"
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # careers are encoded by threads, never after a fork
@@ -61,6 +66,32 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     except (OSError, ValueError) as error:
         raise TokenizerError(f"no tokenizer could be opened at {path}: {str(error).strip().splitlines()[0]}") from None
     return check_tokenizer(tokenizer, path)
+
+
+def tokenizer_identity(path: str, revision: str | None, subfolder: str | None) -> dict[str, str]:
+    """Return what decides a tokenizer's ids: the checksums of its files, or a hub repository's commit and subfolder.
+
+    Raises:
+        TokenizerError: if a hub id can be found neither on the hub nor among what was downloaded before.
+    """
+    if Path(path).is_dir():
+        files = [Path(path) / (subfolder or "") / name for name in TOKENIZER_FILES]
+        return {file.name: sha256_of(file) for file in files if file.is_file()}
+    try:
+        commit = hub_commit(path, revision=revision, subfolder=subfolder, file="tokenizer_config.json")
+    except OSError as error:
+        raise TokenizerError(f"no tokenizer at {path}: {str(error).strip().splitlines()[0]}") from None
+    return {"hub": path, "commit": commit, "subfolder": subfolder or ""}
+
+
+def hub_commit(path: str, *, revision: str | None, subfolder: str | None, file: str) -> str:
+    """Return the commit that a hub id's revision means now, or meant when it was downloaded, where the hub is away.
+
+    Raises:
+        OSError: if the file can be found in neither place.
+    """
+    found = cached_file(path, file, revision=revision or "main", subfolder=subfolder or "")
+    return str(extract_commit_hash(found, None))
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> CareerTokenizer:

@@ -1,1 +1,1 @@
-"""Training: schedule, validation, the loop, and the run's folder."""
+"""Training: plan, schedule, validation, the loop, and what a run says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,9 +23,9 @@ from laborllm_dist.engine.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from laborllm_dist.engine.export import export_checkpoint, exported_step
+from laborllm_dist.engine.export import ModelConfig, export_checkpoint, exported_step
 from laborllm_dist.engine.language_model import CareerLanguageModel
-from laborllm_dist.engine.model import check_fit, check_weights, new_llama, pretrained_model
+from laborllm_dist.engine.model import check_fit, check_packing, check_weights, make_model, weights_identity
 from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.engine.zero import ZeroEngine, make_engine
 from laborllm_dist.errors import CheckpointError, Interrupted, ModelError
@@ -61,30 +62,36 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     ranks.on_first(lambda: check_sources(settings.data))
     ranks.on_first(lambda: check_weights(settings.model))
     store = open_store(ranks.on_first(lambda: prepare_store(settings, tell).folder))
-    run = ranks.on_first(lambda: open_run(settings, store.fingerprint, store.folder))
+    plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks))
+    run = ranks.on_first(lambda: _open_run(settings, store))
     with alone(ranks, run.path):
-        _train_alone(settings, ranks, store, run)
+        _train_alone(settings, ranks, store, plan, run)
     return run
 
 
-def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, run: RunFolder) -> None:
+def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: Ranks) -> TrainingPlan:
+    store.careers("test")  # a split without people is refused now, not after the training
+    return plan_training(store, settings.batch, settings.training, world_size=ranks.world_size)
+
+
+def _open_run(settings: RunSettings, store: TokenStore) -> RunFolder:
+    weights = None if settings.model.path is None else weights_identity(settings.model)
+    return open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, weights)
+
+
+def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: TrainingPlan, run: RunFolder) -> None:
     """Resume or begin, do all steps that are left, and export."""
     tell = say if ranks.is_first else silence
     careers = store.careers("train")
-    plan = ranks.on_first(
-        lambda: plan_training(careers, settings.batch, settings.training, world_size=ranks.world_size)
-    )
     newest = ranks.on_first(lambda: newest_checkpoint(run.checkpoints, tell))
     state = RunState() if newest is None else _state_of(newest[1].state, newest[1].run, run)
     if state.step == plan.num_steps and ranks.on_first(lambda: exported_step(run.export, run.fingerprint)) is not None:
         tell(f"train: {run.path} is finished ({plan.num_steps} steps, best after {state.best_step})")
         return
 
-    model = _make_model(settings, store)
-    longest = int(plan.lengths.max())
-    ranks.on_first(
-        lambda: check_fit(model, num_ids=store.num_ids, longest_career=longest, row_of="the longest training career")
-    )
+    model = make_model(settings, num_ids=store.num_ids)
+    ranks.on_first(lambda: check_fit(model, store))
+    ranks.on_first(lambda: check_packing(model, device=torch.device("cpu")))
     config = model.config
     tell(describe(settings, store, plan, sum(parameter.numel() for parameter in model.parameters())))
     engine = make_engine(CareerLanguageModel(model), settings.zero, settings.optimizer, ranks)
@@ -133,21 +140,24 @@ def _run_steps(work: Work, state: RunState) -> RunState:
                     "validation_nats_per_token": loss.nats_per_token,
                     "validation_nats_per_title": loss.nats_per_title,
                 }
+            line = {"step": state.step, "epoch": state.step / work.plan.order.steps_per_epoch, **numbers}
             if log is not None:
-                log.write({"step": state.step, "epoch": state.step / work.plan.order.steps_per_epoch, **numbers})
+                log.write({**line, "tokens_seen": state.tokens_seen})
             if "validation_nats_per_token" in numbers or state.step % training.log_every_steps == 0:
                 work.tell(progress_line(state.step, num_steps, numbers))
             if work.plan.saves_after(state.step) or num_stops:
                 save_checkpoint(
                     work.engine, work.run.checkpoints, step=state.step, run=work.run.fingerprint, state=asdict(state)
                 )
-                if ranks.is_first:
-                    keep_checkpoints(
-                        work.run.checkpoints, num_newest=training.keep_checkpoints, best_step=state.best_step
-                    )
+                ranks.on_first(functools.partial(_keep, work, state))
             if num_stops and state.step < num_steps:
                 raise Interrupted(f"on request, after step {state.step}, which is saved; the same command goes on")
     return state
+
+
+def _keep(work: Work, state: RunState) -> None:
+    newest = work.settings.training.keep_checkpoints
+    keep_checkpoints(work.run.checkpoints, num_newest=newest, best_step=state.best_step)
 
 
 def _one_step(work: Work, step: int) -> dict[str, float]:
@@ -225,23 +235,6 @@ def peak_memory_gib(device: torch.device) -> float:
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
-def _make_model(settings: RunSettings, store: TokenStore):  # type: ignore[no-untyped-def]
-    shape = settings.model.llama
-    if shape is not None:
-        model = new_llama(
-            shape,
-            num_ids=store.num_ids,
-            attention_dropout=settings.model.attention_dropout,
-            seed=settings.training.seed,
-        )
-    else:
-        dtype = torch.bfloat16 if settings.zero.precision == "bf16" else torch.float32
-        model = pretrained_model(settings.model, dtype=dtype)
-    if settings.zero.precision == "bf16":
-        model.config.dtype = torch.bfloat16
-    return model
-
-
 def _with_validation(state: RunState, loss: ValidationLoss) -> RunState:
     if not loss.nats_per_token < float("inf"):
         raise ModelError(
@@ -259,7 +252,7 @@ def _state_of(values: object, checkpoint_run: str, run: RunFolder) -> RunState:
     return RunState(**values)
 
 
-def _export_best(state: RunState, run: RunFolder, config, store: TokenStore) -> None:  # type: ignore[no-untyped-def]
+def _export_best(state: RunState, run: RunFolder, config: ModelConfig, store: TokenStore) -> None:
     assert state.best_step is not None  # the last step validates
     folder = checkpoint_folder(run.checkpoints, state.best_step)
     export_checkpoint(folder, check_checkpoint(folder), config, store.folder / TOKENIZER, run.export)

@@ -10,9 +10,8 @@ import numpy.typing as npt
 from laborllm_dist.batches.order import TrainingOrder
 from laborllm_dist.batches.packing import PackPlan, pack_step
 from laborllm_dist.batches.sharding import ShardPlan, shard_rows
-from laborllm_dist.errors import RowTooShort
 from laborllm_dist.settings import BatchSettings, TrainingSettings
-from laborllm_dist.tokens.store import CareerRows
+from laborllm_dist.tokens.store import TokenStore, check_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +59,15 @@ class TrainingPlan:
 
 
 def plan_training(
-    careers: CareerRows, batch: BatchSettings, training: TrainingSettings, *, world_size: int
+    store: TokenStore, batch: BatchSettings, training: TrainingSettings, *, world_size: int
 ) -> TrainingPlan:
     """Plan a run.
 
     Raises:
-        RowTooShort: naming the person, if a career does not fit a row.
+        RowTooShort: naming the person, if a career of training or validation does not fit a row.
     """
-    lengths = careers.num_tokens()
-    longest = int(lengths.argmax())
-    if lengths[longest] > batch.row_length:
-        survey, person = careers.person(longest)
-        raise RowTooShort(
-            f"career {person!r} of {survey} has {lengths[longest]} tokens, batch.row_length is {batch.row_length}; "
-            f"set batch.row_length to {lengths[longest]} or more"
-        )
-    order = TrainingOrder(num_careers=len(careers), careers_per_step=batch.careers_per_step, seed=training.seed)
+    longer = f"batch.row_length is {batch.row_length}; set batch.row_length to that or more"
+    check_lengths(store, batch.row_length, longer, ("train", "validation"))
+    lengths = store.careers("train").num_tokens()
+    order = TrainingOrder(num_careers=len(lengths), careers_per_step=batch.careers_per_step, seed=training.seed)
     return TrainingPlan(order=order, lengths=lengths, batch=batch, training=training, world_size=world_size)

@@ -10,6 +10,7 @@ from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.batches.packing import pack_careers
 from laborllm_dist.batches.sharding import shard_rows
 from laborllm_dist.engine.zero import ZeroEngine
+from laborllm_dist.scoring.observations import observation_scores, title_places
 from laborllm_dist.settings import BatchSettings
 from laborllm_dist.tokens.store import CareerRows
 
@@ -25,21 +26,15 @@ class ValidationLoss:
 def validate(engine: ZeroEngine, careers: CareerRows, batch: BatchSettings) -> ValidationLoss:
     """Return the losses on a split. Collective."""
     lengths = careers.num_tokens()
-    row_length = max(batch.row_length, int(lengths.max()))
-    rows = pack_careers(lengths.tolist(), row_length).rows
+    rows = pack_careers(lengths.tolist(), batch.row_length).rows
     plan = shard_rows(len(rows), world_size=engine.ranks.world_size, rows_per_pass=batch.rows_per_pass)
     token_sum = title_sum = 0.0
     for ranks_rows in plan.passes:
         members = [rows[row] for row in ranks_rows[engine.ranks.rank]]
-        packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], row_length)
+        packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], batch.row_length)
         scores_BT = engine.log_likelihood(packed).double().cpu().numpy()
         token_sum += float(scores_BT.sum())
-        for row, careers_of_row in enumerate(members):
-            offset = 0
-            for career in careers_of_row:
-                for start, end in careers.title_spans(career) + offset:
-                    title_sum += float(scores_BT[row, start - 1 : end].sum())
-                offset += int(lengths[career])
+        title_sum += float(observation_scores(scores_BT, title_places(careers, members).spans)[:, 1].sum())
     token_total, title_total = engine.ranks.sum(token_sum, title_sum)
     num_tokens, num_titles = int(lengths.sum()) - len(careers), int(np.sum(careers.num_observations()))
     return ValidationLoss(nats_per_token=-token_total / num_tokens, nats_per_title=-title_total / num_titles)

@@ -1,0 +1,113 @@
+"""The subject of an evaluation: which model, whose tokens, under what name, and everything that decides its scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from laborllm_dist import __version__
+from laborllm_dist.data_settings import TokenizerSettings
+from laborllm_dist.engine.model import check_weights, weights_identity
+from laborllm_dist.errors import RunError
+from laborllm_dist.run_folder import RunFolder
+from laborllm_dist.score_table import ScoreTableInfo, read_score_table
+from laborllm_dist.settings import EvaluationSettings, ModelSettings, OtherModelSettings, RunSettings
+from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.tokens.store import TokenStore, open_store
+
+OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model with the store of its tokens, its score table's file, and what that table must say of itself."""
+
+    model: ModelSettings
+    store: TokenStore
+    table: Path
+    info: ScoreTableInfo
+
+
+def own_subject(
+    run: RunFolder, settings: RunSettings, store: Path, wanted: EvaluationSettings, device: torch.device
+) -> Subject:
+    """Return the run's own export.
+
+    Raises:
+        RunError: if training has not finished.
+    """
+    if not (run.export / "config.json").is_file():
+        raise RunError(f"{run.path} has no export yet; its training has not finished (start train.py again to go on)")
+    model = _pretrained(run.path.name, OtherModelSettings(str(run.export), None, None, None))
+    return _subject(model, open_store(store), run.scores(wanted.split), (settings, wanted, device))
+
+
+def other_subject(
+    other: OtherModelSettings,
+    run: RunFolder,
+    settings: RunSettings,
+    wanted: EvaluationSettings,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> Subject:
+    """Return another model, the run's people told with its own tokenizer.
+
+    Raises:
+        RunError: if the run has scores of other weights under the same name.
+    """
+    model = _pretrained(other.name or default_name(other), other)
+    check_weights(model)
+    store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
+    subject = _subject(model, store, run.scores(wanted.split, model.name), (settings, wanted, device))
+    if subject.table.is_file():
+        known = read_score_table(subject.table)[1].details.get("weights")
+        if known != subject.info.details["weights"]:
+            raise RunError(
+                f"{subject.table} holds the scores of other weights; give these another name (model.name=...)"
+            )
+    return subject
+
+
+def default_name(other: OtherModelSettings) -> str:
+    """Return a name made from path and subfolder: that of the run for a run's export, else their last parts."""
+    path = Path(other.path or "")
+    last = path.parent.name if path.name == "export" else path.name
+    return "-".join(filter(None, (last, other.subfolder and Path(other.subfolder).name)))
+
+
+def _pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
+    return ModelSettings(
+        name=name,
+        path=other.path,
+        revision=other.revision,
+        subfolder=other.subfolder,
+        llama=None,
+        attention_dropout=0.0,
+    )
+
+
+def _subject(
+    model: ModelSettings,
+    store: TokenStore,
+    table: Path,
+    conditions: tuple[RunSettings, EvaluationSettings, torch.device],
+) -> Subject:
+    settings, wanted, device = conditions
+    details = {
+        "weights": weights_identity(model),
+        "store": store.fingerprint,
+        "row_length": str(wanted.row_length),
+        "rows_per_unit": str(wanted.rows_per_unit),
+        "precision": wanted.precision,
+        "threads_per_rank": str(settings.ranks.threads_per_rank),
+        "device": device.type,
+        "torch": torch.__version__,
+    }
+    info = ScoreTableInfo(
+        model=model.name, split=wanted.split, careers=store.careers_fingerprint, code=__version__, details=details
+    )
+    return Subject(model=model, store=store, table=table, info=info)

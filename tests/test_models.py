@@ -1,0 +1,145 @@
+"""Models: what is read, what is refused, what stands for them in fingerprints."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, set_seed
+from worlds import settings_of, small_run
+
+from laborllm_dist.engine.model import (
+    check_fit,
+    check_packing,
+    make_model,
+    new_llama,
+    pretrained_model,
+    weights_identity,
+)
+from laborllm_dist.errors import ModelError, RowTooShort
+from laborllm_dist.settings import ModelSettings
+from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.tokens.tokenizer import tokenizer_identity
+
+CPU = torch.device("cpu")
+
+
+def settings_for(path: str, **more: str | None) -> ModelSettings:
+    known = ModelSettings(name="m", path=path, revision=None, subfolder=None, llama=None, attention_dropout=0.0)
+    return dataclasses.replace(known, **more)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a random Llama, as anybody's pretrained model."""
+    folder = tmp_path_factory.mktemp("saved")
+    new_llama(settings_of(small_run(folder)).model.llama, num_ids=400, attention_dropout=0.0, seed=1).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "wanted"),
+    [(0, "bf16", torch.float32), (1, "bf16", torch.bfloat16), (3, "bf16", torch.bfloat16), (0, "fp32", torch.float32)],
+)
+def test_weights_are_fp32_wherever_deepspeed_keeps_no_master_copy(stage, precision, wanted, saved: Path) -> None:
+    overrides = ["model=pretrained", f"model.path={saved}", "tokenizer=pretrained", f"zero.stage={stage}"]
+    model = make_model(settings_of([*overrides, f"zero.precision={precision}"]), num_ids=400)
+    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
+
+
+def test_a_model_that_keeps_packed_careers_apart_passes() -> None:
+    set_seed(1)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = MistralForCausalLM(MistralConfig(vocab_size=50, num_key_value_heads=1, sliding_window=None, **shape))
+    check_packing(model, device=CPU)
+
+
+def test_a_model_that_cannot_take_a_block_mask_is_refused() -> None:
+    class Forgetful(GPT2LMHeadModel):
+        """Heeds neither mask nor positions, as models with a memory of their own do."""
+
+        def forward(self, input_ids, attention_mask=None, position_ids=None, **more):  # type: ignore[no-untyped-def]
+            return super().forward(input_ids=input_ids)
+
+    set_seed(1)
+    shape = {
+        "vocab_size": 50,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "initializer_range": 0.5,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    check_packing(GPT2LMHeadModel(GPT2Config(**shape)).eval(), device=CPU)
+    with pytest.raises(ModelError, match=r"models of type gpt2 do not keep packed careers apart \([0-9.]+ nats"):
+        check_packing(Forgetful(GPT2Config(**shape)).eval(), device=CPU)
+
+
+def test_careers_must_fit_the_vocabulary_the_context_and_the_window(tmp_path: Path) -> None:
+    settings = settings_of(small_run(tmp_path))
+    store = prepare_store(settings, lambda line: None)
+    shape = settings.model.llama
+    good = new_llama(shape, num_ids=store.num_ids, attention_dropout=0.0, seed=1)
+    check_fit(good, store)
+    with pytest.raises(ModelError, match="the tokenizer has 400 ids, the model embeds 300"):
+        check_fit(new_llama(shape, num_ids=300, attention_dropout=0.0, seed=1), store)
+    good.config.max_position_embeddings = 100
+    with pytest.raises(
+        RowTooShort, match=r"career '\d+' of SYNTHETIC \(train\) has \d+ tokens, the model's context is 100"
+    ):
+        check_fit(good, store)
+    good.config.max_position_embeddings, good.config.sliding_window = 2048, 64
+    with pytest.raises(RowTooShort, match=r"the model's attention reaches back 64"):
+        check_fit(good, store)
+
+
+def test_broken_weights_are_refused_in_one_line(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((saved / "config.json").read_text())
+    with pytest.raises(ModelError, match="cannot open the weights at"):
+        pretrained_model(settings_for(str(tmp_path)), dtype=torch.float32)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match="cannot open the weights at"):
+        pretrained_model(settings_for(str(tmp_path)), dtype=torch.float32)
+    wider = (saved / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64')
+    (tmp_path / "config.json").write_text(wider)
+    (tmp_path / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    with pytest.raises(ModelError, match="cannot open the weights at"):
+        pretrained_model(settings_for(str(tmp_path)), dtype=torch.float32)
+
+
+def test_the_identity_of_weights_is_their_content(saved: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((saved / name).read_bytes())
+    assert weights_identity(settings_for(str(tmp_path))) == weights_identity(settings_for(str(saved)))
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert weights_identity(settings_for(str(tmp_path))) != weights_identity(settings_for(str(saved)))
+    with pytest.raises(ModelError, match="is not a model folder"):
+        weights_identity(settings_for(str(tmp_path / "nothing").replace("nothing", "")[:-1] + "/.."))
+
+
+def test_the_identity_of_a_hub_model_is_its_commit_and_subfolder(tmp_path: Path, monkeypatch) -> None:
+    # A hub's files as they lie after a download, and the hub out of reach.
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--somebody--weights"
+    for subfolder in ("7b", "13b"):
+        folder = repository / "snapshots" / commit / subfolder
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    small, large = (weights_identity(settings_for("somebody/weights", subfolder=name)) for name in ("7b", "13b"))
+    assert (small, large) == (f"somebody/weights@{commit}/7b", f"somebody/weights@{commit}/13b")
+    assert tokenizer_identity("somebody/weights", None, "7b") == {
+        "hub": "somebody/weights", "commit": commit, "subfolder": "7b",
+    }  # fmt: skip
