@@ -14,7 +14,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic test test-quick lint benchmarks clean
+.PHONY: install quickstart synthetic goals test test-quick lint benchmarks clean
 
 install: $(INSTALLED)
 
@@ -61,6 +61,9 @@ lint: install
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+goals: quickstart synthetic
+	@python benchmarks/goals.py
 
 benchmarks: install
 	@python benchmarks/row_fill.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections import Counter
@@ -304,3 +305,11 @@ def test_a_career_that_the_rule_cannot_judge_is_refused(
 def test_a_prediction_for_a_year_already_seen_is_refused(market: SyntheticMarket) -> None:
     with pytest.raises(DataFileError, match="year 1981 is not after the last job, of 1981"):
         market.occupation_distribution(CAREER, year=1981, education="high school")
+
+
+def test_people_and_probabilities_are_pinned_to_the_market_s_version(careers: list[CareerHistory], market) -> None:
+    """Stores and true scores are found again by the version; so what changes either must raise it."""
+    people = hashlib.sha256(repr(careers[:100]).encode()).hexdigest()[:16]
+    total = sum(sum(market.log_probabilities(career)) for career in careers[:100])
+    found = (numbers.MARKET_VERSION, people, round(total, 4))
+    assert found == (1, "9f35a0c0ff212e0b", -4360.3531), "people or probabilities changed: raise MARKET_VERSION"

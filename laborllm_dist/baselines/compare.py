@@ -24,7 +24,7 @@ from laborllm_dist.settings import CompareSettings
 from laborllm_dist.tokens.store import CareerRows, TokenStore, open_store
 
 NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
-FORMAT = 1
+FORMAT = 2  # of the tables made here: raise it when what is in them changes
 
 
 def score_comparators(settings: CompareSettings, say: Callable[[str], None]) -> list[Path]:

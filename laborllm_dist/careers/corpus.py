@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import itertools
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from laborllm_dist.careers.long_panel import (
     vocabulary_path,
 )
 from laborllm_dist.careers.synthetic import make_market
-from laborllm_dist.careers.synthetic_titles import synthetic_vocabulary
+from laborllm_dist.careers.synthetic_titles import MARKET_VERSION, synthetic_vocabulary
 from laborllm_dist.careers.wage_panel import read_wage_panel, wage_panel_vocabulary
 from laborllm_dist.data_settings import CorpusSettings, DataSettings, LongPanelSettings, SyntheticSettings
 from laborllm_dist.errors import DataFileError, VocabularyError
@@ -100,10 +99,7 @@ def _fingerprint(corpus: CorpusSettings) -> str:
     if corpus.kind == "wage_panel":
         return f"linearmodels {importlib.metadata.version('linearmodels')}"
     if corpus.kind == "synthetic":
-        code = hashlib.sha256()
-        for module in ("synthetic.py", "synthetic_titles.py"):
-            code.update((Path(__file__).parent / module).read_bytes())
-        return f"seed {_synthetic(corpus).seed}, code {code.hexdigest()[:16]}"
+        return f"market {MARKET_VERSION}"
     settings = _long_panel(corpus)
     return f"{sha256_of(Path(settings.path))}, occupations {sha256_of(vocabulary_path(settings))}"
 

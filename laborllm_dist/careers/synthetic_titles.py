@@ -33,6 +33,7 @@ from laborllm_dist.careers.history import OccupationVocabulary
 # Shapes: S strata (education, decade, age class), O occupations, T tenures, G genders.
 Floats = NDArray[np.float64]
 
+MARKET_VERSION = 1  # of people and probabilities: raise it when either changes (tests/test_synthetic.py pins both)
 EDUCATIONS = ("less than high school", "high school", "some college", "bachelor", "graduate degree")
 GENDERS = ("female", "male")
 
