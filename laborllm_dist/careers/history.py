@@ -119,7 +119,7 @@ def _entries(
             if not value:
                 problems.add(place, column, "empty")
             elif not value.isprintable():
-                problems.add(place, column, f"{value!r} holds a line break, tab or control character")
+                problems.add(place, column, f"{value!r} holds a line break, control character or odd blank")
             elif seen.setdefault(value, place) != place:
                 problems.add(place, column, f"{value!r} stands at {problems.unit} {seen[value]} already")
         entries.append((code, title))

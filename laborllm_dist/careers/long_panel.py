@@ -60,23 +60,22 @@ def read_long_panel(settings: LongPanelSettings, *, survey: str) -> Iterator[Car
         VocabularyError: if the list of occupations is unusable.
     """
     path = Path(settings.path)
-    occupations = set(read_long_panel_vocabulary(settings).codes)
+    occupations = frozenset(read_long_panel_vocabulary(settings).codes)
     problems = Problems(path, unit_of(path))
     rows = read_rows(path, problems)
     place, header = next(rows, (1, []))
     columns = _locate_columns(settings, header, place, problems)
     problems.refuse_if_any()
-    workers: dict[str, _Worker] = {}
+    panel = _Panel(settings, occupations, problems)
     for place, values in rows:
-        if len(values) != len(header):
+        if len(values) == len(header):
+            panel.add(place, {name: values[index].strip() for name, index in columns.items()})
+        else:
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
-            continue
-        cells = {name: values[index].strip() for name, index in columns.items()}
-        _add_row(workers, cells, settings, (place, occupations, problems))
-    if not workers and not problems.num_found:
+    if not panel.workers and not problems.num_found:
         raise DataFileError(f"{path}: a header, but no rows")
     problems.refuse_if_any()
-    return (_career(person, worker, survey) for person, worker in workers.items())
+    return (_career(person, worker, survey) for person, worker in panel.workers.items())
 
 
 def _locate_columns(settings: LongPanelSettings, header: list[str], place: int, problems: Problems) -> dict[str, int]:
@@ -95,70 +94,74 @@ def _locate_columns(settings: LongPanelSettings, header: list[str], place: int, 
     return located
 
 
-def _add_row(
-    workers: dict[str, _Worker],
-    cells: Mapping[str, str],
-    settings: LongPanelSettings,
-    context: tuple[int, set[str], Problems],
-) -> None:
-    place, occupations, problems = context
-    column_of = settings.columns
-    for name, cell in cells.items():
-        if any(ord(character) < 32 or character in "\x7f\u0085\u2028\u2029" for character in cell):
-            problems.add(place, getattr(column_of, name), f"{cell!r} holds a line break or control character")
-            return
-    person, year = cells["person"], _whole_number(cells["year"])
-    if not person:
-        problems.add(place, column_of.person, "empty")
-        return
-    if year is None or not EARLIEST_YEAR <= year <= LATEST_YEAR:
-        problems.add(place, column_of.year, f"{cells['year']!r} is not a year from {EARLIEST_YEAR} to {LATEST_YEAR}")
-        return
-    worker = workers.setdefault(person, _Worker())
-    if year in worker.jobs:
-        problems.add(
-            place,
-            column_of.year,
-            f"person {person!r} has {year} twice, first at {problems.unit} {worker.jobs[year][2]}",
-        )
-        return
-    facts = {name: cells[name] for name in OPTIONAL if name in cells and cells[name] not in settings.missing}
-    occupation = cells["occupation"]
-    worker.jobs[year] = (occupation, facts.pop("education", None), place)
-    if occupation not in occupations:
-        what = "empty" if not occupation else f"code {occupation!r} is not in {settings.vocabulary}"
-        problems.add(place, column_of.occupation, what)
-    if (birth := facts.get("birth_year")) is not None:
-        birth_year = _whole_number(birth)
-        if birth_year is None or not EARLIEST_YEAR <= birth_year <= LATEST_YEAR:
-            problems.add(place, column_of.birth_year, f"{birth!r} is not a year from {EARLIEST_YEAR} to {LATEST_YEAR}")
-        elif year < birth_year:
-            problems.add(place, column_of.year, f"{year} is before the person's birth in {birth_year}")
-    if (region := facts.pop("region", None)) is not None:
-        worker.regions[year] = region
-    for name, value in facts.items():
-        if worker.facts.setdefault(name, value) != value:
-            known = worker.facts[name]
-            problems.add(
-                place, getattr(column_of, name), f"{value!r}, but {known!r} in an earlier row of person {person!r}"
-            )
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """What has been read of a panel so far. A row that is wrong is noted, and the reading goes on."""
+
+    settings: LongPanelSettings
+    occupations: frozenset[str]
+    problems: Problems
+    workers: dict[str, _Worker] = field(default_factory=dict)
+
+    def add(self, place: int, cells: Mapping[str, str]) -> None:
+        """Take in one row."""
+        for name, cell in cells.items():
+            if not cell.isprintable():
+                self._note(place, name, f"{cell!r} holds a line break, control character or odd blank")
+                return
+        person, year = cells["person"], _as_year(cells["year"])
+        if not person:
+            self._note(place, "person", "empty")
+        elif year is None:
+            self._note(place, "year", f"{cells['year']!r} is not a year from {EARLIEST_YEAR} to {LATEST_YEAR}")
+        else:
+            worker = self.workers.setdefault(person, _Worker())
+            if year in worker.jobs:
+                first = f"first at {self.problems.unit} {worker.jobs[year][2]}"
+                self._note(place, "year", f"person {person!r} has {year} twice, {first}")
+            else:
+                self._add_year(place, cells, worker, year)
+
+    def _add_year(self, place: int, cells: Mapping[str, str], worker: _Worker, year: int) -> None:
+        missing = self.settings.missing
+        facts = {name: cells[name] for name in OPTIONAL if name in cells and cells[name] not in missing}
+        occupation = cells["occupation"]
+        worker.jobs[year] = (occupation, facts.pop("education", None), place)
+        if occupation not in self.occupations:
+            known = f"code {occupation!r} is not in {self.settings.vocabulary}"
+            self._note(place, "occupation", known if occupation else "empty")
+        if (region := facts.pop("region", None)) is not None:
+            worker.regions[year] = region
+        if (birth := facts.get("birth_year")) is not None:
+            birth_year = _as_year(birth)
+            if birth_year is None:
+                self._note(place, "birth_year", f"{birth!r} is not a year from {EARLIEST_YEAR} to {LATEST_YEAR}")
+            elif year < birth_year:
+                self._note(place, "year", f"{year} is before the person's birth in {birth_year}")
+        for name, value in facts.items():
+            if (known := worker.facts.setdefault(name, value)) != value:
+                self._note(place, name, f"{value!r}, but {known!r} in an earlier row of person {cells['person']!r}")
+
+    def _note(self, place: int, name: str, what: str) -> None:
+        self.problems.add(place, getattr(self.settings.columns, name), what)
 
 
-def _whole_number(text: str) -> int | None:
+def _as_year(text: str) -> int | None:
     digits = text.removesuffix(".0")  # a whole number as pandas writes it in a column that has gaps
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 9 else None
+    if not (digits.isascii() and digits.isdigit() and len(digits) == 4):
+        return None
+    return int(digits) if EARLIEST_YEAR <= int(digits) <= LATEST_YEAR else None
 
 
 def _career(person: str, worker: _Worker, survey: str) -> CareerHistory:
     birth = worker.facts.get("birth_year")
+    jobs = (Job(year, occupation, education) for year, (occupation, education, _) in sorted(worker.jobs.items()))
     return CareerHistory(
         person=person,
         survey=survey,
-        birth_year=None if birth is None else _whole_number(birth),
+        birth_year=None if birth is None else _as_year(birth),
         gender=worker.facts.get("gender"),
         ethnicity=worker.facts.get("ethnicity"),
         region=worker.regions[min(worker.regions)] if worker.regions else None,
-        jobs=tuple(
-            Job(year, occupation, education) for year, (occupation, education, _) in sorted(worker.jobs.items())
-        ),
+        jobs=tuple(jobs),
     )

@@ -7,7 +7,6 @@ the text. The first token of a text has no prediction, so a mark in front lets e
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 PROBE = "The worker was born in 1963.\n1984 (some college): Cooks\n1985 (some college): Food servers, nonrestaurant\n"
-
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # careers are encoded by threads, never after a fork
 
 
 @dataclass(frozen=True, slots=True)
