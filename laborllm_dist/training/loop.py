@@ -7,6 +7,7 @@ import functools
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 
@@ -63,8 +64,8 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     ranks.on_first(lambda: check_weights(settings.model))
     store = open_store(ranks.on_first(lambda: prepare_store(settings, tell).folder))
     plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks))
-    run = ranks.on_first(lambda: _open_run(settings, store))
-    with alone(ranks, run.path):
+    with alone(ranks, Path(settings.runs) / settings.name):
+        run = ranks.on_first(lambda: _open_run(settings, store))
         _train_alone(settings, ranks, store, plan, run)
     return run
 
