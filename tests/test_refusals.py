@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_missing_weights_are_named_with_how_to_get_them(tmp_path: Path) -> None:
 def test_the_launcher_s_local_rank_is_accepted(tmp_path: Path) -> None:
     outcome = run_ranks("train.py", ["--local_rank=0", "+experiment=pooled_7b"], world_size=1, log=tmp_path / "log")
     assert "error: no careers of PSID" in outcome.text
+
+
+def test_ranks_wait_for_a_preparation_longer_than_their_time_limit(tmp_path: Path) -> None:
+    # The limit is three seconds; the model's context is too short, so the run ends as soon as the store is there.
+    more = ["ranks.timeout_minutes=0.05", "model.llama.max_positions=64", "batch.row_length=2000"]
+    started = time.monotonic()
+    outcome = run_ranks("train.py", small_run(tmp_path, *more, num_people=30_000), world_size=2, log=tmp_path / "log")
+    assert time.monotonic() - started > 10
+    assert outcome.codes == [2, 2], outcome.text[-2000:]
+    assert outcome.text.count("error:") == 1
+    assert "the model's context is 64" in outcome.text
 
 
 @pytest.mark.parametrize(

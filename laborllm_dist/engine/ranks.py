@@ -78,6 +78,9 @@ class Ranks:
                 result = work()
             except BaseException:
                 store.set(key, "")
+                # The store ends with this process: the others are given time to look.
+                with contextlib.suppress(torch.distributed.DistStoreError):
+                    store.wait([f"{key}/{rank}" for rank in range(1, self.world_size)], timedelta(seconds=10))
                 raise
             store.set(key, base64.b64encode(pickle.dumps(result)).decode())
             return result
@@ -85,6 +88,7 @@ class Ranks:
             pass
         answer = store.get(key)
         if not answer:
+            store.set(f"{key}/{self.rank}", "seen")
             raise RankFailed("rank 0 has refused")
         result = pickle.loads(base64.b64decode(answer))  # made by rank 0 of this very run
         return result
@@ -149,6 +153,7 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
     try:
         yield ranks
+        ranks.barrier()  # rank 0 keeps the store: it is the last to leave
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
