@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from laborllm_dist.batches.packing import pack_careers, pack_step
 from laborllm_dist.batches.sharding import shard_rows
 from laborllm_dist.engine.language_model import attention_mask
 from laborllm_dist.errors import RowTooShort
+from laborllm_dist.training.loop import peak_memory_gib
 from laborllm_dist.training.plan import TrainingPlan
 from laborllm_dist.training.schedule import learning_rate_at
 
@@ -66,6 +68,11 @@ def test_every_row_has_one_rank_and_all_ranks_make_equal_passes(rows: int, world
     assert all(len(ranks) == world for ranks in plan.passes)
     assert all(len(members) <= per_pass for ranks in plan.passes for members in ranks)
     assert len(plan.passes) == math.ceil(rows / (world * per_pass))
+
+
+def test_peak_memory_is_the_one_the_system_has_seen() -> None:
+    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM"))
+    assert peak_memory_gib(torch.device("cpu")) == pytest.approx(int(line.split()[1]) / 2**20, rel=0.02)
 
 
 def test_five_rows_on_two_ranks_by_hand() -> None:

@@ -84,6 +84,14 @@ def steps_logged(folder: Path) -> int:
     return len(metrics.read_text().splitlines()) if metrics.is_file() else 0
 
 
+def wait_for_steps(folder: Path, num_steps: int) -> None:
+    """Wait until a run that was started has logged so many steps."""
+    deadline = time.monotonic() + 120
+    while steps_logged(folder) < num_steps:
+        assert time.monotonic() < deadline, f"no {num_steps} steps within two minutes"
+        time.sleep(0.05)
+
+
 THIRTY_STEPS = [
     "training.epochs=10",
     "batch.careers_per_step=16",
@@ -133,9 +141,7 @@ def test_one_rank_at_another_stage_goes_on_where_two_were_killed(thirty_steps, t
 def test_a_request_to_stop_saves_the_step_and_exits_with_its_own_code(tmp_path: Path) -> None:
     run = small_run(tmp_path, *THIRTY_STEPS, "training.checkpoint_every_steps=null", "training.epochs=1000")
     processes = start_ranks("train.py", run, world_size=2, log=tmp_path / "log")
-    deadline = time.monotonic() + 120
-    while steps_logged(tmp_path) < 4 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_steps(tmp_path, 4)
     kill_ranks(processes, signal.SIGTERM)
     try:
         codes = [process.wait(timeout=60) for process in processes]
@@ -152,9 +158,7 @@ def test_a_second_start_of_a_run_is_refused_while_the_first_works(tmp_path: Path
     run = small_run(tmp_path, *THIRTY_STEPS, "training.epochs=1000")
     first = start_ranks("train.py", run, world_size=1, log=tmp_path / "first")
     try:
-        deadline = time.monotonic() + 120
-        while steps_logged(tmp_path) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_steps(tmp_path, 2)
         second = run_ranks("train.py", run, world_size=1, log=tmp_path / "second")
     finally:
         kill_ranks(first)
@@ -198,9 +202,7 @@ def test_when_one_rank_is_killed_the_other_says_so_and_ends(tmp_path: Path) -> N
     run = small_run(tmp_path, *THIRTY_STEPS, "training.epochs=1000")
     processes = start_ranks("train.py", run, world_size=2, log=tmp_path / "log")
     try:
-        deadline = time.monotonic() + 120
-        while steps_logged(tmp_path) < 4 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_steps(tmp_path, 4)
         kill_ranks(processes[1:])
         assert processes[0].wait(timeout=60) == 2
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import resource
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ from pathlib import Path
 from time import monotonic
 from types import FrameType
 
-import psutil
 import torch
 
 from laborllm_dist.batches.packed import pack_batch
@@ -230,10 +230,10 @@ def describe(settings: RunSettings, store: TokenStore, plan: TrainingPlan, num_p
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory this rank has held: of the GPU, or on a CPU of the process now."""
+    """Return the most memory this rank has held: of the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return float(psutil.Process().memory_info().rss) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB
 
 
 def _with_validation(state: RunState, loss: ValidationLoss) -> RunState:
