@@ -1,55 +1,119 @@
 """Does prepare's memory stay flat, and how fast is it?
 
-    python benchmarks/prepare_throughput.py [people ...]
+    python benchmarks/prepare_throughput.py [--synthetic | --resumes] [--shards N] [people ...]
 
-Prepares token stores of synthetic people, each in a process of its own, and prints careers per minute, peak resident
-memory and bytes per career. Default: 10,000, 100,000 and 1,000,000 people.
+Prepares token stores, each in a process of its own, and prints people per minute, peak resident memory and bytes per
+career. `--synthetic`: careers of the made labour market. `--resumes`: a JSONL file of made resumes, one row a job, with
+free job titles (titles of the Census index with ranks, employers and typing errors), which are coded to occ1990dd.
+Default: synthetic, one process; 10,000, 100,000 and 1,000,000 people.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from laborllm_dist.careers.titles.index import read_index
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 
-ONE = "--one"
+RANKS = ("", "", "", "", "Senior ", "Junior ", "Lead ", "Asst. ")
+EMPLOYERS = ("", "", "", " at Acme", " (contract)", " - night shift", " II")
+LAST_YEAR = 2024
+ABSENT = ("code", "education", "birth_year", "gender", "ethnicity", "region")
 
 
-def prepare_one(num_people: int) -> None:
+def made_titles(random: np.random.Generator) -> list[str]:
+    """Return 120,000 free job titles: the index's, with ranks and employers, one in ten with a letter missing."""
+    known = [each.title for each in read_index()]
+    titles = []
+    for _ in range(120_000):
+        title = known[int(random.integers(len(known)))]
+        if random.random() < 0.1 and len(title) > 6:
+            at = int(random.integers(1, len(title) - 1))
+            title = title[:at] + title[at + 1 :]
+        titles.append(RANKS[int(random.integers(len(RANKS)))] + title + EMPLOYERS[int(random.integers(len(EMPLOYERS)))])
+    return titles
+
+
+def made_rows(num_people: int) -> Iterator[str]:
+    """Yield the JSON lines of people with one to eight jobs of up to seven years, one after the other."""
+    random = np.random.default_rng(1)
+    titles = made_titles(random)
+    for person in range(num_people):
+        num_jobs = 1 + int(random.integers(8))
+        year = LAST_YEAR - int(random.integers(3, 40))
+        # A few titles are common, most are rare, as in real resumes.
+        picks = (len(titles) * random.random(num_jobs) ** 4).astype(int)
+        for pick, length, month in zip(
+            picks, random.integers(0, 7, num_jobs), random.integers(1, 13, num_jobs), strict=True
+        ):
+            if year > LAST_YEAR:
+                break
+            end = min(year + int(length), LAST_YEAR)
+            row = {"id": f"r{person:08d}", "title": titles[pick], "start": f"{year}-{month:02d}", "end": f"{end}-12"}
+            yield json.dumps(row) + "\n"
+            year = end + 1
+
+
+def prepare_one(kind: str, num_people: int, num_shards: int, folder: Path) -> None:
     """Prepare one store and print its line."""
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = [
-            "data=synthetic",
-            f"data.corpora.synthetic.synthetic.num_people={num_people}",
-            f"store.root={folder}",
-        ]
-        settings = compose_settings(RunSettings, "run", overrides)
-        started = time.monotonic()
-        store = prepare_store(settings, lambda line: None)
-        seconds = time.monotonic() - started
-        num_bytes = sum(path.stat().st_size for path in Path(store.folder).rglob("*") if path.is_file())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    overrides = [f"store.root={folder}/stores", f"prepare.num_shards={num_shards}"]
+    if kind == "resumes":
+        source = folder / "resumes.jsonl"
+        with source.open("w") as file:
+            file.writelines(made_rows(num_people))
+        columns = "data.corpora.resumes.resumes.columns"
+        overrides += [
+            "data=resumes", f"data.corpora.resumes.resumes.path={source}",
+            "data.corpora.resumes.resumes.occupation_from=title",
+            f"data.corpora.resumes.resumes.last_year={LAST_YEAR}",
+            f"{columns}.person=id", f"{columns}.title=title", f"{columns}.start=start", f"{columns}.end=end",
+            *(f"{columns}.{name}=null" for name in ABSENT),
+        ]  # fmt: skip
+    else:
+        overrides += ["data=synthetic", f"data.corpora.synthetic.synthetic.num_people={num_people}"]
+    settings = compose_settings(RunSettings, "run", overrides)
+    started = time.monotonic()
+    store = prepare_store(settings, lambda line: None)
+    seconds = time.monotonic() - started
+    num_careers = sum(store.num_people(split) for split in ("train", "validation", "test"))
+    num_bytes = sum(path.stat().st_size for path in Path(store.folder).rglob("*") if path.is_file())
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     print(
-        f"{num_people:>9,} people  {num_people / seconds * 60:>9,.0f} careers/minute  peak {peak:>6,.0f} MiB  "
-        f"{num_bytes / num_people:>6,.0f} bytes a career",
+        f"{kind:<9}  {num_shards} shards  {num_people:>9,} people  {num_people / seconds * 60:>9,.0f} people/minute  "
+        f"peak of a process {peak:>6,.0f} MiB  {num_bytes / num_careers:>6,.0f} bytes a career  "
+        f"({num_careers:,} careers, {seconds:,.0f} s)",
         flush=True,
     )
 
 
 def main() -> None:
     """Run each size in a process of its own, so that each has its own peak."""
-    if ONE in sys.argv:
-        prepare_one(int(sys.argv[-1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("people", nargs="*", type=int, default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--resumes", dest="kind", action="store_const", const="resumes", default="synthetic")
+    parser.add_argument("--synthetic", dest="kind", action="store_const", const="synthetic")
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    if wanted.one is not None:
+        prepare_one(wanted.kind, wanted.people[0], wanted.shards, wanted.one)
         return
-    for num_people in [int(text) for text in sys.argv[1:]] or [10_000, 100_000, 1_000_000]:
-        subprocess.run([sys.executable, __file__, ONE, str(num_people)], check=True)
+    for num_people in wanted.people:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, f"--{wanted.kind}", "--shards", str(wanted.shards), "--one", folder]
+            subprocess.run([*command, str(num_people)], check=True)
 
 
 if __name__ == "__main__":

@@ -8,59 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from laborllm_dist.corpus_settings import CorpusSettings
 from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnSettings:
-    """Which column of a long panel holds what; None: the panel does not have it."""
-
-    person: str
-    year: str
-    occupation: str
-    birth_year: str | None
-    gender: str | None
-    ethnicity: str | None
-    region: str | None
-    education: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class LongPanelSettings:
-    """A CSV (plain or .gz) or Parquet file with one row per person and year."""
-
-    path: str
-    vocabulary: str  # CSV of occupation codes and titles; `builtin:NAME` is one that this software ships
-    columns: ColumnSettings
-    vocabulary_code: str  # its column of codes
-    vocabulary_title: str  # its column of titles
-    missing: tuple[str, ...]  # cells that mean: not known (allowed in covariates only)
-
-
-@dataclass(frozen=True, slots=True)
-class SyntheticSettings:
-    """A made labour market with known probabilities (careers/synthetic.py)."""
-
-    num_people: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_positive(self, "num_people")
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusSettings:
-    """One source of careers. `kind` names its reader; the group of the same name holds the reader's settings."""
-
-    kind: Literal["wage_panel", "long_panel", "synthetic"]
-    survey: str  # the dataset tag of the template, such as PSID
-    long_panel: LongPanelSettings | None = None
-    synthetic: SyntheticSettings | None = None
-    how_to_get: str = ""  # said where the files are missing
-
-    def __post_init__(self) -> None:
-        if self.kind != "wage_panel" and getattr(self, self.kind) is None:
-            raise OutOfRange(self.kind, f"the settings of a {self.kind}, found none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +43,37 @@ class SplitSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TitleSettings:
+    """How an occupation is written.
+
+    `english`: its title. `numeric`: `prefix` and a number, such as job_144. `shuffled`: the title of another
+    occupation, always the same one, drawn by `seed`. `perturbed`: `prefix` before the title, such as "Sr. Cooks".
+    """
+
+    style: Literal["english", "numeric", "shuffled", "perturbed"]
+    prefix: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        needed = {"numeric": "prefix", "perturbed": "prefix", "shuffled": "seed"}.get(self.style)
+        if needed is not None and getattr(self, needed) is None:
+            raise OutOfRange(needed, f"a value, since titles.style is {self.style}")
+
+
+@dataclass(frozen=True, slots=True)
 class TemplateSettings:
     """The text of a career. `[...]` is left out where a field inside it is absent; `{title}` ends `entry`."""
 
     heading: tuple[str, ...]
     entry: str
     ending: tuple[str, ...]
+    titles: TitleSettings
+    hidden: tuple[str, ...]  # fields that are treated as absent
+    history_lines: int | None  # the most lines of history before a predicted one; None: all
+
+    def __post_init__(self) -> None:
+        if self.history_lines is not None and self.history_lines < 0:
+            raise OutOfRange("history_lines", f"a number from 0 up, found {self.history_lines}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +102,31 @@ class StoreSettings:
     """Where token stores lie. A store's folder is named by data and fingerprint, so it is made once."""
 
     root: str
-    careers_per_batch: int  # careers held in memory while preparing
-    careers_per_shard: int
+    people_per_piece: int  # a piece is what is written at once, held in memory, and never made twice
 
     def __post_init__(self) -> None:
-        check_positive(self, "careers_per_batch", "careers_per_shard")
+        check_positive(self, "people_per_piece")
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareSettings:
+    """Who makes the pieces of a store; nothing here changes what is in it.
+
+    With `num_shards` above 1, shard i makes the pieces i, i + num_shards, ... of every corpus. `shard` null starts all
+    shards, as processes of this machine (`where: local`) or as an array of Slurm jobs (`where: slurm`), and merges. A
+    number makes that shard alone, and merges if it is the last to be done.
+    """
+
+    shard: int | None
+    num_shards: int
+    where: Literal["local", "slurm"]
+    slurm_partition: str | None
+    minutes: int  # the time limit of a shard
+    memory_gib: int  # of a shard, under Slurm
+    cpus: int  # of a shard, under Slurm
+    career_text: str | None  # a new folder to write the store's careers to, too, as CAREER's parallel text files
+
+    def __post_init__(self) -> None:
+        check_positive(self, "num_shards", "minutes", "memory_gib", "cpus")
+        if self.shard is not None and not 0 <= self.shard < self.num_shards:
+            raise OutOfRange("shard", f"a number from 0 to {self.num_shards - 1} (num_shards - 1), found {self.shard}")

@@ -77,6 +77,10 @@ class AlreadyRunning(LaborError):
     """Another process is at work on the same folder."""
 
 
+class ShardFailed(LaborError):
+    """One of several processes that prepare a store has died or could not be started."""
+
+
 class DiskFull(LaborError):
     """There is no room left to write; what was complete before is untouched."""
 

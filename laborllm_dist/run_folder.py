@@ -21,7 +21,7 @@ from laborllm_dist.settings_reader import read_settings, settings_to_values
 TokenStoreRecord = dict[str, str]  # fingerprint and folder
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
 # What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
-FREE = ("ranks", "tracking", "runs", "store", "evaluation")
+FREE = ("ranks", "tracking", "runs", "store", "prepare", "evaluation")
 FREE_INSIDE = {
     "training": ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
     "zero": ("stage", "bucket_elements"),
@@ -66,7 +66,10 @@ def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> s
     """
     deciding = _deciding(settings)
     model = {**deciding["model"], "path": weights, "revision": None, "subfolder": None}
-    return fingerprint_of({**deciding, "model": model, "data": None, "tokenizer": None, "name": None, "store": store})
+    trained_on = {name: (corpus.fraction, corpus.weight) for name, corpus in settings.data.corpora.items()}
+    return fingerprint_of(
+        {**deciding, "model": model, "data": trained_on, "tokenizer": None, "name": None, "store": store}
+    )
 
 
 def _deciding(settings: RunSettings) -> dict[str, Any]:

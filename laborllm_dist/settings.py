@@ -7,6 +7,7 @@ from typing import Literal
 
 from laborllm_dist.data_settings import (
     DataSettings,
+    PrepareSettings,
     SplitSettings,
     StoreSettings,
     TemplateSettings,
@@ -166,6 +167,7 @@ class RunSettings:
     template: TemplateSettings
     tokenizer: TokenizerSettings
     store: StoreSettings
+    prepare: PrepareSettings
     model: ModelSettings
     batch: BatchSettings
     zero: ZeroSettings

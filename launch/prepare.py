@@ -2,19 +2,22 @@
 
 from laborllm_dist.compose import launch
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.tokens.prepare import prepare
 from laborllm_dist.training.run_log import say
 
 HELP = """
 Turn careers into a token store: read, check, write as text, tokenise. Training does it too where the store is missing.
 
     python launch/prepare.py +experiment=synthetic_small
+    python launch/prepare.py +experiment=NAME prepare.num_shards=8                     eight processes, then merged
+    python launch/prepare.py +experiment=NAME prepare.num_shards=64 prepare.where=slurm   an array of Slurm jobs
+    python launch/prepare.py +experiment=NAME prepare.num_shards=8 prepare.shard=3     one share; the last one merges
 """
 
 
 def main(settings: RunSettings) -> None:
     """Prepare, and say where the store lies."""
-    say(f"prepare: {prepare_store(settings, say).describe()}")
+    say(f"prepare: {prepare(settings, say)}")
 
 
 if __name__ == "__main__":

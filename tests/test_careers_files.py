@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laborllm_dist.careers.history import CareerHistory, Job, read_vocabulary
+from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.long_panel import read_long_panel
+from laborllm_dist.careers.vocabularies import read_vocabulary
 from laborllm_dist.careers.wage_panel import read_wage_panel
-from laborllm_dist.data_settings import ColumnSettings, LongPanelSettings
+from laborllm_dist.corpus_settings import ColumnSettings, LongPanelSettings, VocabularySettings
 from laborllm_dist.errors import DataFileError, VocabularyError
 
 HEADER = "person,year,occupation,birth_year,gender,ethnicity,region,education"
@@ -32,9 +33,8 @@ COLUMNS = ColumnSettings(
 
 
 def panel_of(path: Path, vocabulary: str) -> LongPanelSettings:
-    return LongPanelSettings(
-        str(path), vocabulary, COLUMNS, vocabulary_code="code", vocabulary_title="title", missing=("",)
-    )
+    titles = VocabularySettings(vocabulary, code="code", title="title", same_titles="refuse")
+    return LongPanelSettings(str(path), titles, COLUMNS, missing=("",))
 
 
 def panel(folder: Path, name: str = "panel.csv") -> LongPanelSettings:

@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from worlds import settings_of, small_run
 
-from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table, transitions
+from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
+from laborllm_dist.careers.template import CareerText
 from laborllm_dist.engine.checkpoint import (
     check_checkpoint,
     checkpoint_folder,
@@ -31,6 +32,7 @@ from laborllm_dist.run_folder import open_run, read_run
 from laborllm_dist.score_table import SCORE_SCHEMA, ScoreTableInfo, read_score_table, write_score_table
 from laborllm_dist.scoring.evaluate import observation_facts
 from laborllm_dist.settings import TrackingSettings
+from laborllm_dist.tokens.pooling import TrainingPool
 from laborllm_dist.tokens.store import CareerRows, store_rows
 from laborllm_dist.tokens.tokenise import TokenisedCareer
 from laborllm_dist.training.run_log import RunLog
@@ -228,22 +230,27 @@ def rows_of(*careers: str) -> CareerRows:
     ]
     tokenised = [TokenisedCareer(ids=(0,), title_spans=((1, 2),) * len(jobs)) for jobs in careers]
     vocabulary = OccupationVocabulary(codes=("a", "b", "c"), titles=("A", "B", "C"))
-    return CareerRows(table=store_rows(histories, tokenised, vocabulary.index_of()), vocabulary=vocabulary)
+    texts = [CareerText("", ((0, 1),) * len(jobs)) for jobs in careers]
+    return CareerRows(store_rows(histories, texts, tokenised, vocabulary.index_of()), vocabulary)
+
+
+def everybody(careers: CareerRows) -> TrainingPool:
+    return TrainingPool(np.arange(len(careers)), np.ones(len(careers)))
 
 
 def test_transitions_begin_anew_with_every_person() -> None:
-    before, after = transitions(rows_of("aab", "c"))
+    before, after = rows_of("aab", "c").transitions()
     assert before.tolist() == [3, 0, 0, 3]  # 3: no occupation yet
     assert after.tolist() == [0, 0, 1, 2]
 
 
 def test_frequency_tables_by_hand() -> None:
     train, validation = rows_of("aab", "ab"), rows_of("aaa")
-    marginal = marginal_table(train)
+    marginal = marginal_table(train, everybody(train))
     # a 3, b 2, c 0 of 5 observations, one added to each.
     np.testing.assert_allclose(np.exp(marginal.log_probabilities[0]), [4 / 8, 3 / 8, 1 / 8])
     np.testing.assert_allclose(marginal.scores(validation), np.log([4 / 8] * 3))
-    table = first_order_table(train, validation)
+    table = first_order_table(train, everybody(train), validation)
     strength = float(table.details["smoothing"].split()[0])
     # After a: once a, twice b; drawn towards the marginal.
     wanted = (np.array([1, 2, 0]) + strength * np.array([4, 3, 1]) / 8) / (3 + strength)
@@ -254,8 +261,8 @@ def test_frequency_tables_by_hand() -> None:
 
 
 def first_at(train: CareerRows, strength: float) -> FrequencyTable:
-    before, after = transitions(train)
-    marginal = np.exp(marginal_table(train).log_probabilities[0])
+    before, after = train.transitions()
+    marginal = np.exp(marginal_table(train, everybody(train)).log_probabilities[0])
     counts = np.array([[np.sum((before == x) & (after == y)) for y in range(3)] for x in range(4)])
     rows = (counts + strength * marginal) / (counts.sum(axis=1, keepdims=True) + strength)
     return FrequencyTable(np.log(rows), {})

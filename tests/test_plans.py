@@ -22,6 +22,12 @@ from laborllm_dist.training.loop import peak_memory_gib
 from laborllm_dist.training.plan import TrainingPlan
 from laborllm_dist.training.schedule import learning_rate_at
 
+
+def order_of(num_careers: int, *, careers_per_step: int, seed: int) -> TrainingOrder:
+    """Every career once an epoch."""
+    return TrainingOrder(np.arange(num_careers), np.ones(num_careers), careers_per_step, seed)
+
+
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
 
@@ -80,14 +86,14 @@ def test_five_rows_on_two_ranks_by_hand() -> None:
 
 
 def test_an_epoch_takes_every_career_once_and_depends_on_seed_and_step_only() -> None:
-    order = TrainingOrder(num_careers=10, careers_per_step=4, seed=5)
+    order = order_of(10, careers_per_step=4, seed=5)
     assert order.steps_per_epoch == 3
     epochs = [np.concatenate([order.careers_of_step(3 * epoch + at) for at in range(3)]) for epoch in range(3)]
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
-    again = TrainingOrder(num_careers=10, careers_per_step=4, seed=5)
+    again = order_of(10, careers_per_step=4, seed=5)
     np.testing.assert_array_equal(again.careers_of_step(7), order.careers_of_step(7))
-    assert order.careers_of_step(2).tolist() != TrainingOrder(10, 4, seed=6).careers_of_step(2).tolist()
+    assert order.careers_of_step(2).tolist() != order_of(10, careers_per_step=4, seed=6).careers_of_step(2).tolist()
 
 
 def test_a_batch_of_two_careers_by_hand() -> None:
@@ -132,7 +138,7 @@ def test_cosine_is_half_way_down_in_the_middle() -> None:
 
 def test_validations_fall_at_even_places_and_at_the_end() -> None:
     run = settings_of(["training.epochs=2", "training.validations_per_epoch=2", "training.checkpoint_every_steps=3"])
-    order = TrainingOrder(num_careers=10, careers_per_step=2, seed=1)
+    order = order_of(10, careers_per_step=2, seed=1)
     plan = TrainingPlan(order, np.full(10, 20), run.batch, run.training, world_size=1)
     assert [step for step in range(1, 11) if plan.validates_after(step)] == [2, 5, 7, 10]
     assert [step for step in range(1, 11) if plan.saves_after(step)] == [2, 3, 5, 6, 7, 9, 10]

@@ -45,8 +45,8 @@ def template():
 
 
 def rows_of(careers: list[CareerHistory], tokenizer: CareerTokenizer) -> CareerRows:
-    texts = [render_career(career, template(), VOCABULARY.title_of()) for career in careers]
-    table = store_rows(careers, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
+    texts = [render_career(career, template(), VOCABULARY.title_of())[0] for career in careers]
+    table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
     return CareerRows(table=table.combine_chunks(), vocabulary=VOCABULARY)
 
 
@@ -72,7 +72,7 @@ def slow_scores(model, careers: list[CareerHistory], tokenizer: CareerTokenizer)
 
     scores = []
     for career in careers:
-        text = render_career(career, template(), VOCABULARY.title_of())
+        (text,) = render_career(career, template(), VOCABULARY.title_of())
         for (start, _), job in zip(text.title_spans, career.jobs, strict=True):
             title = VOCABULARY.title_of()[job.occupation]
             scores.append(slow_score(model, encode, list(tokenizer.leading), text.text[:start], title)[:2])
@@ -80,7 +80,7 @@ def slow_scores(model, careers: list[CareerHistory], tokenizer: CareerTokenizer)
 
 
 def trained_tokenizer() -> CareerTokenizer:
-    texts = [render_career(career, template(), VOCABULARY.title_of()).text for career in careers_of_every_kind()]
+    texts = [render_career(career, template(), VOCABULARY.title_of())[0].text for career in careers_of_every_kind()]
     return train_tokenizer(texts, vocabulary_size=350)
 
 

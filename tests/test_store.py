@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from worlds import settings_of, small_run
 
-from laborllm_dist.careers.corpus import read_careers
+from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers
 from laborllm_dist.careers.long_panel import OPTIONAL
 from laborllm_dist.careers.splits import SPLITS, split_of
 from laborllm_dist.careers.template import compile_template, render_career
-from laborllm_dist.data_settings import SplitSettings
+from laborllm_dist.data_settings import DataSettings, SplitSettings
 from laborllm_dist.errors import DataFileError, StoreError, VocabularyError
 from laborllm_dist.tokens.prepare import prepare_store, store_folder
 from laborllm_dist.tokens.store import FORMAT, open_store, verify_store
@@ -29,8 +30,8 @@ def quiet(line: str) -> None:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("store")
-    # Batches and shards that do not divide the number of people, so that their seams are crossed.
-    settings = settings_of(small_run(folder, "store.careers_per_batch=7", "store.careers_per_shard=20", num_people=90))
+    # Pieces that do not divide the number of people, so that their seams are crossed.
+    settings = settings_of(small_run(folder, "store.people_per_piece=20", num_people=90))
     return settings, prepare_store(settings, quiet)
 
 
@@ -45,7 +46,7 @@ def test_every_career_is_in_its_split_once_and_unchanged(prepared) -> None:
             found[history.person] = history
     wanted = {career.person: career for career in read_careers(settings.data)}
     assert found == wanted
-    assert sum(store.num_careers(split) for split in SPLITS) == len(wanted) == 90
+    assert sum(store.num_people(split) for split in SPLITS) == len(wanted) == 90
     assert len(store.facts["splits"]["train"]["shards"]) > 1
 
 
@@ -55,7 +56,7 @@ def test_tokens_are_those_of_the_career_s_text(prepared) -> None:
     careers = store.careers("test")
     template = compile_template(settings.template)
     for row in range(len(careers)):
-        text = render_career(careers.history(row), template, store.vocabulary.title_of())
+        (text,) = render_career(careers.history(row), template, store.vocabulary.title_of())
         ids = careers.token_ids(row)
         assert tokenizer.hugging_face.decode(ids[1:]) == text.text
         for (start, end), (first, last) in zip(text.title_spans, careers.title_spans(row), strict=True):
@@ -70,13 +71,13 @@ def test_a_second_call_uses_the_store_and_changed_settings_make_another(prepared
     root = str(store.folder.parent.parent)
     changed = settings_of(small_run(Path(root), "tokenizer.vocabulary_size=300", num_people=90))
     assert store_folder(changed) != store.folder
-    batches = settings_of(small_run(Path(root), "store.careers_per_batch=11", num_people=90))
+    batches = settings_of(small_run(Path(root), "prepare.num_shards=3", num_people=90))
     assert store_folder(batches) == store.folder
 
 
-def test_batch_size_does_not_change_a_store(prepared, tmp_path: Path) -> None:
+def test_the_size_of_pieces_does_not_change_what_is_in_a_store(prepared, tmp_path: Path) -> None:
     _, store = prepared
-    other = prepare_store(settings_of(small_run(tmp_path, "store.careers_per_batch=1000", num_people=90)), quiet)
+    other = prepare_store(settings_of(small_run(tmp_path, "store.people_per_piece=1000", num_people=90)), quiet)
     for split in SPLITS:
         assert other.careers(split).table.combine_chunks().equals(store.careers(split).table.combine_chunks())
 
@@ -87,18 +88,18 @@ def damaged(prepared, tmp_path: Path) -> Path:
 
 def test_unfinished_and_damaged_stores_are_refused(prepared, tmp_path: Path) -> None:
     folder = damaged(prepared, tmp_path)
-    shard = folder / "train-00000.arrow"
+    shard = folder / "pieces/synthetic-00000/train.arrow"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(StoreError, match=r"train-00000.arrow has [\d,]+ bytes, the manifest says"):
+    with pytest.raises(StoreError, match=r"train.arrow has [\d,]+ bytes, the manifest says"):
         open_store(folder)
     shard.unlink()
-    with pytest.raises(StoreError, match=r"train-00000\.arrow is missing"):
+    with pytest.raises(StoreError, match=r"train.arrow is missing"):
         open_store(folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(StoreError, match="is damaged"):
         open_store(folder)
     (folder / "manifest.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(StoreError, match="has format 99, this version reads 1"):
+    with pytest.raises(StoreError, match="has format 99, this version reads 2"):
         open_store(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(StoreError, match="no complete token store at"):
@@ -118,10 +119,10 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_missing_corpus_says_how_to_get_it(tmp_path: Path) -> None:
-    settings = settings_of(["+experiment=pooled_13b", f"data.corpora.psid81.long_panel.path={tmp_path}/none.csv"])
+    settings = settings_of(["+experiment=pooled_13b", f"data.corpora.psid81.extract.path={tmp_path}/none.zip"])
     with pytest.raises(
         DataFileError,
-        match=r"no careers of PSID: no file at .*none.csv \(setting data.corpora.psid81.*PSID Data Center",
+        match=r"no careers of PSID: .*none.zip.* \(setting data.corpora.psid81.*PSID Data Center",
     ):
         prepare_store(settings, quiet)
 
@@ -131,18 +132,18 @@ def test_a_folder_and_a_missing_vocabulary_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"no careers of PANEL: a folder at"):
         prepare_store(settings_of(["data=long_panel", f"{place}.path={tmp_path}"]), quiet)
     (tmp_path / "panel.csv").write_text("person,year,occupation\n1,1984,4\n")
-    wrong = ["data=long_panel", f"{place}.path={tmp_path}/panel.csv", f"{place}.vocabulary=builtin:occ1990"]
+    wrong = ["data=long_panel", f"{place}.path={tmp_path}/panel.csv", f"{place}.vocabulary.path=builtin:occ1990"]
     with pytest.raises(DataFileError, match=r"no list of occupations for PANEL: builtin:occ1990 .*builtin:occ1990dd"):
         prepare_store(settings_of(wrong), quiet)
 
 
 def test_a_changed_store_file_is_refused(prepared, tmp_path: Path) -> None:
     folder = damaged(prepared, tmp_path)
-    shard = folder / "train-00000.arrow"
+    shard = folder / "pieces/synthetic-00000/train.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(StoreError, match=r"train-00000.arrow has changed since it was written"):
+    with pytest.raises(StoreError, match=r"train.arrow has changed since it was written"):
         verify_store(open_store(folder))
 
 
@@ -153,29 +154,38 @@ def test_the_content_of_a_store_is_pinned_to_its_format(tmp_path: Path) -> None:
     for split in SPLITS:
         for row in store.careers(split).table.to_pylist():
             content.update(repr(row).encode())
-    assert (FORMAT, content.hexdigest()[:16]) == (1, "3e806055e28fb943"), (
+    assert (FORMAT, content.hexdigest()[:16]) == (2, "b3a26c240a8d4fd4"), (
         "the content changed: raise FORMAT in tokens/store.py"
     )
 
 
 def test_a_corpus_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, "split.train=0.0001", "tokenizer.kind=trained", num_people=5))
-    with pytest.raises(DataFileError, match="none of 5 people is in the training split"):
+    with pytest.raises(DataFileError, match="none of 5 people of data=synthetic is in the training split"):
         prepare_store(settings, quiet)
 
 
-def test_two_corpora_may_not_give_one_code_two_titles(tmp_path: Path) -> None:
-    for name, title in (("a", "Cooks"), ("b", "Bakers")):
-        (tmp_path / f"{name}_titles.csv").write_text(f"code,title\n1,{title}\n")
-        (tmp_path / f"{name}.csv").write_text("person,year,occupation\n1,1984,1\n")
-    overrides = ["+experiment=pooled_7b", f"store.root={tmp_path}/stores"]
-    for corpus, name in (("psid81", "a"), ("nlsy79", "b"), ("nlsy97", "b")):
-        place = f"data.corpora.{corpus}.long_panel"
-        overrides += [f"{place}.path={tmp_path}/{name}.csv", f"{place}.vocabulary={tmp_path}/{name}_titles.csv"]
-    from laborllm_dist.careers.corpus import pooled_vocabulary
+def panels(folder: Path, *surveys: str, **changes) -> DataSettings:
+    """Return long panels `SURVEY.csv` with titles `SURVEY_titles.csv`, pooled."""
+    one = settings_of(["data=long_panel"]).data.corpora["long_panel"]
+    corpora = {}
+    for survey in surveys:
+        panel = dataclasses.replace(
+            one.long_panel,
+            path=str(folder / f"{survey}.csv"),
+            vocabulary=dataclasses.replace(one.long_panel.vocabulary, path=str(folder / f"{survey}_titles.csv")),
+            columns=dataclasses.replace(one.long_panel.columns, **dict.fromkeys(OPTIONAL)),
+        )
+        corpora[survey] = dataclasses.replace(one, survey=survey, long_panel=panel, **changes)
+    return DataSettings("panels", corpora)
 
-    with pytest.raises(VocabularyError, match=r"occupation '1' is 'Cooks' in one corpus and 'Bakers' in NLSY79"):
-        pooled_vocabulary(settings_of(overrides).data)
+
+def test_two_corpora_may_not_give_one_code_two_titles(tmp_path: Path) -> None:
+    for survey, title in (("A", "Cooks"), ("B", "Bakers")):
+        (tmp_path / f"{survey}_titles.csv").write_text(f"code,title\n1,{title}\n")
+        (tmp_path / f"{survey}.csv").write_text("person,year,occupation\n1,1984,1\n")
+    with pytest.raises(VocabularyError, match=r"occupation '1' is 'Cooks' in one corpus and 'Bakers' in B"):
+        pooled_vocabulary(panels(tmp_path, "A", "B"))
 
 
 def test_splits_are_near_their_shares_and_ignore_other_people() -> None:

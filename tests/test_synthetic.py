@@ -16,7 +16,7 @@ from laborllm_dist.careers import synthetic_titles as numbers
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.synthetic import SyntheticMarket, make_market
 from laborllm_dist.careers.synthetic_titles import EDUCATIONS, FAMILIES, GENDERS, Slope, synthetic_vocabulary
-from laborllm_dist.data_settings import SyntheticSettings
+from laborllm_dist.corpus_settings import SyntheticSettings
 from laborllm_dist.errors import DataFileError
 
 CODES = synthetic_vocabulary().codes

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from launching import PROJECT
 from worlds import settings_of
 
-from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary, read_vocabulary
+from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.careers.template import CareerText, compile_template, render_career
-from laborllm_dist.data_settings import TemplateSettings
+from laborllm_dist.careers.vocabularies import read_vocabulary
+from laborllm_dist.data_settings import TemplateSettings, TitleSettings
 from laborllm_dist.errors import TemplateError, TitleInsideToken, TokenizerError
 from laborllm_dist.tokens.tokenise import check_titles, tokenise_careers
 from laborllm_dist.tokens.tokenizer import load_tokenizer, train_tokenizer
@@ -25,7 +26,7 @@ CAREER = CareerHistory(
 
 
 def test_the_paper_s_resume_word_for_word() -> None:
-    found = render_career(CAREER, compile_template(settings_of([]).template), TITLE_OF)
+    (found,) = render_career(CAREER, compile_template(settings_of([]).template), TITLE_OF)
     assert found.text == (
         "<A worker from the PSID dataset>\n"
         "The following information is available about the work history of a female black or african american US worker "
@@ -45,8 +46,13 @@ def test_the_paper_s_resume_word_for_word() -> None:
 
 def test_parts_about_absent_facts_are_left_out() -> None:
     bare = CareerHistory("7", "PSID", None, None, None, None, CAREER.jobs[:1])
-    text = render_career(bare, compile_template(settings_of([]).template), TITLE_OF).text
+    text = render_career(bare, compile_template(settings_of([]).template), TITLE_OF)[0].text
     assert "work history of a US worker.\nThe worker has the following" in text
+
+
+def template_of(entry: str, *, heading: tuple[str, ...] = (), **changes) -> TemplateSettings:
+    plain = {"titles": TitleSettings("english"), "hidden": (), "history_lines": None}
+    return TemplateSettings(heading, entry, ending=(), **{**plain, **changes})
 
 
 BAD_TEMPLATES = {
@@ -62,12 +68,12 @@ BAD_TEMPLATES = {
 @pytest.mark.parametrize("entry", BAD_TEMPLATES)
 def test_a_bad_entry_is_refused(entry: str) -> None:
     with pytest.raises(TemplateError) as refusal:
-        compile_template(TemplateSettings(heading=(), entry=entry, ending=()))
+        compile_template(template_of(entry))
     assert BAD_TEMPLATES[entry] in str(refusal.value)
 
 
 def test_a_fact_that_the_template_needs_but_a_person_lacks_is_named() -> None:
-    template = compile_template(TemplateSettings(heading=("Born {birth_year}.",), entry="{year}: {title}", ending=()))
+    template = compile_template(template_of("{year}: {title}", heading=("Born {birth_year}.",)))
     bare = CareerHistory("7", "PSID", None, None, None, None, CAREER.jobs)
     with pytest.raises(TemplateError, match="person '7' of PSID has no birth_year"):
         render_career(bare, template, TITLE_OF)
@@ -102,7 +108,7 @@ def long_careers(vocabulary: OccupationVocabulary) -> list[CareerText]:
         )
         for codes in (vocabulary.codes[first : first + 30] for first in range(0, len(vocabulary), 30))
     ]
-    return [render_career(career, template, vocabulary.title_of()) for career in careers]
+    return [text for career in careers for text in render_career(career, template, vocabulary.title_of())]
 
 
 def test_every_occ1990dd_title_keeps_its_tokens_with_llama2(llama2_tokenizer: Path) -> None:
@@ -138,12 +144,12 @@ def test_every_occ1990dd_title_keeps_its_tokens_with_trained_bpe() -> None:
     )
 )
 def test_spans_hold_for_any_title(titles: list[str]) -> None:
-    template = compile_template(TemplateSettings(heading=("x",), entry="{year}: {title}", ending=()))
+    template = compile_template(template_of("{year}: {title}", heading=("x",)))
     codes = [str(at) for at in range(len(titles))]
     career = CareerHistory(
         "1", "S", None, None, None, None, tuple(Job(1990 + at, code) for at, code in enumerate(codes))
     )
-    texts = [render_career(career, template, dict(zip(codes, titles, strict=True)))]
+    texts = render_career(career, template, dict(zip(codes, titles, strict=True)))
     tokenizer = train_tokenizer([CAREER.person], vocabulary_size=260)
     check_spans(texts, tokenizer)
 

@@ -20,7 +20,8 @@ from laborllm_dist.files import fingerprint_of
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import TRUE_MODEL, ScoreTableInfo, read_score_table, write_score_table
 from laborllm_dist.scoring.evaluate import observation_facts
-from laborllm_dist.settings import CompareSettings
+from laborllm_dist.settings import CompareSettings, RunSettings
+from laborllm_dist.tokens.pooling import training_pool
 from laborllm_dist.tokens.store import CareerRows, TokenStore, open_store
 
 NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
@@ -38,12 +39,12 @@ def score_comparators(settings: CompareSettings, say: Callable[[str], None]) -> 
     written: list[Path] = []
     for name in settings.comparators:
         path = run.scores(settings.split, name)
-        details = {"comparator": fingerprint_of([FORMAT, name, settings.split])}
+        details = {"comparator": fingerprint_of([FORMAT, name, settings.split, _trained_on(run_settings)])}
         if path.is_file() and _is_same(path, store.careers_fingerprint, details):
             say(f"comparators: {NAMES[name]} is there ({path})")
             continue
         careers = store.careers(settings.split)
-        scores, more = _scores(name, store, careers, run_settings.data)
+        scores, more = _scores(name, store, careers, run_settings)
         info = ScoreTableInfo(
             model=NAMES[name],
             split=settings.split,
@@ -58,15 +59,20 @@ def score_comparators(settings: CompareSettings, say: Callable[[str], None]) -> 
 
 
 def _scores(
-    name: str, store: TokenStore, careers: CareerRows, data: DataSettings
+    name: str, store: TokenStore, careers: CareerRows, settings: RunSettings
 ) -> tuple[npt.NDArray[np.float64], dict[str, str]]:
     if name == "truth":
-        return _true_scores(store, careers, data), TRUE_MODEL
+        return _true_scores(store, careers, settings.data), TRUE_MODEL
+    train, pool = store.careers("train"), training_pool(store, settings)
     if name == "marginal":
-        table = marginal_table(store.careers("train"))
+        table = marginal_table(train, pool)
     else:
-        table = first_order_table(store.careers("train"), store.careers("validation"))
+        table = first_order_table(train, pool, store.careers("validation"))
     return table.scores(careers), table.details
+
+
+def _trained_on(settings: RunSettings) -> dict[str, tuple[float, float]]:
+    return {name: (corpus.fraction, corpus.weight) for name, corpus in settings.data.corpora.items()}
 
 
 def _true_scores(store: TokenStore, careers: CareerRows, data: DataSettings) -> npt.NDArray[np.float64]:
@@ -80,6 +86,8 @@ def _true_scores(store: TokenStore, careers: CareerRows, data: DataSettings) -> 
             "the synthetic market's code has changed since these careers were drawn, so their true probabilities are "
             "not known any more; train again under another name"
         )
+    if careers.num_people() < len(careers):
+        raise RunError("the true probabilities need whole careers, template.history_lines has cut them into parts")
     scores: list[float] = []
     for row in range(len(careers)):
         career = careers.history(row)

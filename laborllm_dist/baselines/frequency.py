@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
+from laborllm_dist.tokens.pooling import TrainingPool
 from laborllm_dist.tokens.store import CareerRows
 
 STRENGTHS = tuple(float(2**power) for power in range(-3, 11))
-Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 Table = npt.NDArray[np.float64]
 
 
@@ -29,41 +28,41 @@ class FrequencyTable:
 
     def scores(self, careers: CareerRows) -> npt.NDArray[np.float64]:
         """Return log P of every observation, in the order of careers and jobs."""
-        before, after = transitions(careers)
+        before, after = careers.transitions()
         return self.log_probabilities[before, after]
 
 
-def transitions(careers: CareerRows) -> Pairs:
-    """Return occupation before (num_occupations where there is none) and occupation, of every observation."""
-    after = np.asarray(pc.list_flatten(careers.table["occupations"]), dtype=np.int64)
-    before = np.roll(after, 1)
-    num_jobs = careers.num_observations()
-    before[np.cumsum(num_jobs) - num_jobs] = len(careers.vocabulary)
-    return before, after
-
-
-def marginal_table(train: CareerRows) -> FrequencyTable:
-    """Return the share of every occupation, whatever was held before."""
-    shares = _marginal(transitions(train)[1], len(train.vocabulary))
+def marginal_table(train: CareerRows, pool: TrainingPool) -> FrequencyTable:
+    """Return the share of every occupation, whatever was held before, among those a run trains on."""
+    after, weights = train.transitions()[1], _weights(train, pool)
+    shares = _marginal(after, weights, len(train.vocabulary))
     rows = np.broadcast_to(np.log(shares), (len(shares) + 1, len(shares)))
     return FrequencyTable(rows.copy(), {"smoothing": "add one"})
 
 
-def first_order_table(train: CareerRows, validation: CareerRows) -> FrequencyTable:
-    """Return P(occupation | occupation before), smoothed as the validation people like it best."""
+def first_order_table(train: CareerRows, pool: TrainingPool, validation: CareerRows) -> FrequencyTable:
+    """Return P(occupation | occupation before) of those a run trains on, smoothed as validation people like it best."""
     num_occupations = len(train.vocabulary)
-    before, after = transitions(train)
+    before, after = train.transitions()
+    weights = _weights(train, pool)
     counts = np.zeros((num_occupations + 1, num_occupations))
-    np.add.at(counts, (before, after), 1.0)
-    marginal = _marginal(after, num_occupations)
-    seen = transitions(validation)
+    np.add.at(counts, (before, after), weights)
+    marginal = _marginal(after, weights, num_occupations)
+    seen = validation.transitions()
     tables = {strength: _smoothed(counts, marginal, strength) for strength in STRENGTHS}
     best = max(tables, key=lambda strength: float(tables[strength][seen].sum()))
     return FrequencyTable(tables[best], {"smoothing": f"{best:g} observations of the marginal"})
 
 
-def _marginal(after: npt.NDArray[np.int64], num_occupations: int) -> Table:
-    counts = np.bincount(after, minlength=num_occupations) + 1.0
+def _weights(train: CareerRows, pool: TrainingPool) -> Table:
+    """Return the weight of every observation, [observations]; 0 where its person is not trained on."""
+    weights = np.zeros(len(train))
+    weights[pool.rows] = pool.weights
+    return np.repeat(weights, train.num_observations())
+
+
+def _marginal(after: npt.NDArray[np.int64], weights: Table, num_occupations: int) -> Table:
+    counts = np.bincount(after, weights, minlength=num_occupations) + 1.0
     shares: Table = counts / counts.sum()
     return shares
 

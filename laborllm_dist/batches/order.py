@@ -1,6 +1,8 @@
 """Say which careers a training step learns from: a function of (seed, step) alone.
 
-Each epoch takes every career once, in an order drawn for that epoch; its last step takes what is left.
+Each epoch takes every career as many times as its weight says, in an order drawn for that epoch; its last step takes
+what is left. Of a weight with a fraction, such as 1.5, every career is taken once, and half of them, drawn anew for
+each epoch, once more. So every epoch has the same number of steps.
 """
 
 from __future__ import annotations
@@ -12,32 +14,48 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+Rows = npt.NDArray[np.int64]
+
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """Return a generator made from a seed, what it is for, and where in that it stands."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers])))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TrainingOrder:
-    """The order in which people are learnt from."""
+    """The order in which careers are learnt from: rows of the store, [careers], and their weights, [careers]."""
 
-    num_careers: int
+    rows: Rows
+    weights: npt.NDArray[np.float64]
     careers_per_step: int
     seed: int
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Number of steps that take every career once."""
-        return -(-self.num_careers // self.careers_per_step)
+    def careers_per_epoch(self) -> int:
+        """Number of careers an epoch takes, one that it takes twice counted twice."""
+        values, counts = np.unique(self.weights, return_counts=True)
+        return int(np.rint(values * counts).sum())
 
-    def careers_of_step(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the careers of a step, counted from 0 through all epochs."""
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of every epoch."""
+        return -(-self.careers_per_epoch // self.careers_per_step)
+
+    def careers_of_step(self, step: int) -> Rows:
+        """Return the rows of a step, counted from 0 through all epochs."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = _epoch_order(self.num_careers, self.seed, epoch)
+        order = _epoch_order(self, epoch)
         return order[place * self.careers_per_step : (place + 1) * self.careers_per_step]
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(num_careers: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return generator(seed, "order of careers", epoch).permutation(num_careers)
+def _epoch_order(order: TrainingOrder, epoch: int) -> Rows:
+    taken: list[Rows] = []
+    for index, weight in enumerate(np.unique(order.weights)):
+        rows = order.rows[order.weights == weight]
+        num_times, num_all = int(weight), int(np.rint(weight * len(rows)))
+        once_more = generator(order.seed, "careers taken once more", epoch, index).permutation(len(rows))
+        taken += [rows] * num_times + [rows[np.sort(once_more[: num_all - num_times * len(rows)])]]
+    careers = np.concatenate(taken)
+    return careers[generator(order.seed, "order of careers", epoch).permutation(len(careers))]

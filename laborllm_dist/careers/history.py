@@ -5,14 +5,9 @@ These values know nothing of text, tokens or models. A field that the source doe
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from laborllm_dist.careers.problems import Problems
-from laborllm_dist.careers.table_rows import Row, read_rows, unit_of
-from laborllm_dist.errors import DataFileError, VocabularyError
+from laborllm_dist.errors import VocabularyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,53 +77,3 @@ class OccupationVocabulary:
     def index_of(self) -> dict[str, int]:
         """Return the position of every code in the vocabulary."""
         return {code: index for index, code in enumerate(self.codes)}
-
-
-def read_vocabulary(path: Path, *, code_column: str = "code", title_column: str = "title") -> OccupationVocabulary:
-    """Read the occupations from a CSV or Parquet file with a header; other columns are ignored.
-
-    Raises:
-        VocabularyError: if the file is missing, unreadable or empty, or with all its problems counted and ten named.
-    """
-    problems = Problems(path, unit_of(path))
-    try:
-        rows = read_rows(path, problems)
-        place, header = next(rows, (1, []))
-        missing = [column for column in (code_column, title_column) if column not in header]
-        for column in missing:
-            problems.add(place, column, f"missing; the columns are {', '.join(header)}")
-        entries = [] if missing else _entries(rows, header, (code_column, title_column), problems)
-        problems.refuse_if_any()
-        return OccupationVocabulary(*(tuple(each) for each in zip(*entries, strict=True)) if entries else ((), ()))
-    except (DataFileError, VocabularyError) as error:
-        raise VocabularyError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-
-
-def _entries(
-    rows: Iterator[Row], header: list[str], columns: tuple[str, str], problems: Problems
-) -> list[tuple[str, str]]:
-    """Return codes and titles; note those that are empty, doubled, or no line of text."""
-    first_place: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    entries: list[tuple[str, str]] = []
-    for place, values in rows:
-        if len(values) != len(header):
-            problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
-            continue
-        code, title = (values[header.index(column)].strip() for column in columns)
-        for column, value, seen in zip(columns, (code, title), first_place, strict=True):
-            if not value:
-                problems.add(place, column, "empty")
-            elif not value.isprintable():
-                problems.add(place, column, f"{value!r} holds a line break, control character or odd blank")
-            elif seen.setdefault(value, place) != place:
-                problems.add(place, column, f"{value!r} stands at {problems.unit} {seen[value]} already")
-        entries.append((code, title))
-    return entries
-
-
-def write_vocabulary(vocabulary: OccupationVocabulary, path: Path) -> None:
-    """Write the occupations as a CSV that `read_vocabulary` reads."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("code", "title"))
-        writer.writerows(zip(vocabulary.codes, vocabulary.titles, strict=True))

@@ -12,16 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary, read_vocabulary
+from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.problems import Problems
 from laborllm_dist.careers.table_rows import read_rows, unit_of
-from laborllm_dist.data_settings import LongPanelSettings
+from laborllm_dist.careers.vocabularies import read_occupations
+from laborllm_dist.corpus_settings import EARLIEST_YEAR, LATEST_YEAR, LongPanelSettings
 from laborllm_dist.errors import DataFileError
 
 FIXED = ("birth_year", "gender", "ethnicity")
 OPTIONAL = (*FIXED, "region", "education")
-EARLIEST_YEAR, LATEST_YEAR = 1850, 2100
-BUILTIN = "builtin:"
 
 
 @dataclass(slots=True)
@@ -33,25 +32,6 @@ class _Worker:
     jobs: dict[int, tuple[str, str | None, int]] = field(default_factory=dict)  # year -> occupation, education, line
 
 
-def vocabulary_path(settings: LongPanelSettings) -> Path:
-    """Return the file of occupations; `builtin:occ1990dd` is the table beside this module."""
-    if settings.vocabulary.startswith(BUILTIN):
-        return Path(__file__).parent / "tables" / f"{settings.vocabulary.removeprefix(BUILTIN)}.csv"
-    return Path(settings.vocabulary)
-
-
-def shipped_vocabularies() -> str:
-    """Return the names of the vocabularies that come with this software, for messages."""
-    return ", ".join(sorted(BUILTIN + path.stem for path in (Path(__file__).parent / "tables").glob("*.csv")))
-
-
-def read_long_panel_vocabulary(settings: LongPanelSettings) -> OccupationVocabulary:
-    """Return the occupations a panel's codes refer to."""
-    return read_vocabulary(
-        vocabulary_path(settings), code_column=settings.vocabulary_code, title_column=settings.vocabulary_title
-    )
-
-
 def read_long_panel(settings: LongPanelSettings, *, survey: str) -> Iterator[CareerHistory]:
     """Yield the careers of a panel, people in the order of their first row, jobs in order of year.
 
@@ -60,13 +40,13 @@ def read_long_panel(settings: LongPanelSettings, *, survey: str) -> Iterator[Car
         VocabularyError: if the list of occupations is unusable.
     """
     path = Path(settings.path)
-    occupations = frozenset(read_long_panel_vocabulary(settings).codes)
+    code_of = read_occupations(settings.vocabulary).code_of
     problems = Problems(path, unit_of(path))
     rows = read_rows(path, problems)
     place, header = next(rows, (1, []))
     columns = _locate_columns(settings, header, place, problems)
     problems.refuse_if_any()
-    panel = _Panel(settings, occupations, problems)
+    panel = _Panel(settings, code_of, problems)
     for place, values in rows:
         if len(values) == len(header):
             panel.add(place, {name: values[index].strip() for name, index in columns.items()})
@@ -99,7 +79,7 @@ class _Panel:
     """What has been read of a panel so far. A row that is wrong is noted, and the reading goes on."""
 
     settings: LongPanelSettings
-    occupations: frozenset[str]
+    code_of: Mapping[str, str]
     problems: Problems
     workers: dict[str, _Worker] = field(default_factory=dict)
 
@@ -126,10 +106,11 @@ class _Panel:
         missing = self.settings.missing
         facts = {name: cells[name] for name in OPTIONAL if name in cells and cells[name] not in missing}
         occupation = cells["occupation"]
-        worker.jobs[year] = (occupation, facts.pop("education", None), place)
-        if occupation not in self.occupations:
-            known = f"code {occupation!r} is not in {self.settings.vocabulary}"
-            self._note(place, "occupation", known if occupation else "empty")
+        code = self.code_of.get(occupation)
+        worker.jobs[year] = (code or occupation, facts.pop("education", None), place)
+        if code is None:
+            unknown = f"code {occupation!r} is not in {self.settings.vocabulary.path}"
+            self._note(place, "occupation", unknown if occupation else "empty")
         if (region := facts.pop("region", None)) is not None:
             worker.regions[year] = region
         if (birth := facts.get("birth_year")) is not None:

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from laborllm_dist.careers.history import OccupationVocabulary
 
+TABLES_VERSION = 1  # of what is read from tables/ and how; a test pins its content
 TABLES = Path(__file__).parent / "tables"
 UNEMPLOYED, NOT_IN_LABOR_FORCE, EDUCATION = "unemployed", "not_in_labor_force", "education"
 STATES = (UNEMPLOYED, NOT_IN_LABOR_FORCE, EDUCATION)

@@ -26,8 +26,11 @@ class Problems:
             where = f"{self.unit} {place}" + (f", column {column}" if column else "")
             self.shown.append(f"  {where}: {what}")
 
-    def refuse_if_any(self) -> None:
+    def refuse_if_any(self, advice: str = "") -> None:
         """Raise if there is a problem.
+
+        Args:
+            advice: what to do about them, where one thing helps against all.
 
         Raises:
             DataFileError: with the file, the number of problems and the first ten.
@@ -36,4 +39,5 @@ class Problems:
             return
         first = "" if self.num_found <= NUM_SHOWN else f", the first {NUM_SHOWN} of them"
         count = "1 problem" if self.num_found == 1 else f"{self.num_found:,} problems"
-        raise DataFileError("\n".join([f"{self.path}: {count}{first}:", *self.shown]))
+        last = [f"  {advice}"] if advice else []
+        raise DataFileError("\n".join([f"{self.path}: {count}{first}:", *self.shown, *last]))

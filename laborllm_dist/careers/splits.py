@@ -1,4 +1,8 @@
-"""Assign people to train, validation and test by a keyed hash: a person's split never depends on other people."""
+"""Assign people to train, validation and test by a keyed hash: a person's split never depends on other people.
+
+People are told apart by population and person. Two corpora of one population (two extracts of one survey, say) put a
+person into the same split, so that nobody is trained on under one name and tested on under another.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,25 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-def split_of(survey: str, person: str, settings: SplitSettings) -> Split:
-    """Return the split of a person: a function of key, survey and person alone."""
-    digest = hashlib.blake2b(f"{survey}\0{person}".encode(), key=settings.key.encode()[:64], digest_size=8).digest()
-    share = int.from_bytes(digest, "big") / 2**64
+def person_digest(population: str, person: str, key: str) -> int:
+    """Return 64 bits that stand for a person under a key."""
+    digest = hashlib.blake2b(f"{population}\0{person}".encode(), key=key.encode()[:64], digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def split_of_digest(digest: int, settings: SplitSettings) -> Split:
+    """Return the split of a person by the digest under the key of the settings."""
+    share = digest / 2**64
     if share < settings.train:
         return "train"
     return "validation" if share < settings.train + settings.validation else "test"
+
+
+def split_of(population: str, person: str, settings: SplitSettings) -> Split:
+    """Return the split of a person: a function of key, population and person alone."""
+    return split_of_digest(person_digest(population, person, settings.key), settings)
+
+
+def in_fraction(population: str, person: str, settings: SplitSettings, fraction: float) -> bool:
+    """Return whether a person is among this fraction of the population; the people of 20 % are among those of 40 %."""
+    return person_digest(population, person, f"fraction {settings.key}") < fraction * 2**64

@@ -37,7 +37,7 @@ from laborllm_dist.careers.synthetic_titles import (
     stratum_of,
     synthetic_vocabulary,
 )
-from laborllm_dist.data_settings import SyntheticSettings
+from laborllm_dist.corpus_settings import SyntheticSettings
 from laborllm_dist.errors import DataFileError
 
 # Shapes: P people of a block, W waves, S strata (education, decade, age class), O occupations, T tenures, G genders.

@@ -74,25 +74,31 @@ def _csv_rows(path: Path, problems: Problems) -> Iterator[Row]:
     place = 0
     try:
         with opener(path, "rb") as file:
-            reader = csv.reader(_text_lines(file, problems), strict=True)
-            while True:
-                try:
-                    values = next(reader)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    problems.add(reader.line_num, None, f"not CSV ({error})")
-                    continue
-                place = reader.line_num
-                if values:
-                    yield place, values
+            for place, values in csv_rows(file, problems):
+                yield place, values
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataFileError(f"{path}: the gzip data breaks off or is damaged after line {place} ({error})") from None
     except OSError as error:
         raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _text_lines(file: Iterable[bytes], problems: Problems) -> Iterator[str]:
+def csv_rows(file: Iterable[bytes], problems: Problems) -> Iterator[Row]:
+    """Yield (line, values) of an open CSV, the header first; blank lines are passed over."""
+    reader = csv.reader(text_lines(file, problems), strict=True)
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problems.add(reader.line_num, None, f"not CSV ({error})")
+            continue
+        if values:
+            yield reader.line_num, values
+
+
+def text_lines(file: Iterable[bytes], problems: Problems) -> Iterator[str]:
+    """Yield the lines of a file as text; one that is not UTF-8, or holds a NUL byte, is noted and given as blank."""
     for line, raw in enumerate(file, start=1):
         if line == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs put before UTF-8

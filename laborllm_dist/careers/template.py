@@ -3,6 +3,11 @@
 A template is lines with fields in braces; a part in brackets is left out where a field inside it is absent. The span
 of a title begins at the blank before it: the prompt of an observation is the text before that blank, so it ends in
 "YEAR (EDUCATION):", and its continuation is " TITLE".
+
+A career is one text, since the prompts of all its observations are nested. Where only the last k lines of history may
+stand before a prediction, they are not: the first text has the first k + 1 jobs, and each later job a text of its own.
+
+    k = 2, five jobs    text 1: jobs 1 2 3, predicts 1 2 3    text 2: 2 3 4, predicts 4    text 3: 3 4 5, predicts 5
 """
 
 from __future__ import annotations
@@ -27,10 +32,14 @@ Part = tuple[bool, tuple[Piece, ...]]
 
 @dataclass(frozen=True, slots=True)
 class CareerText:
-    """A career's text and, for each job, the characters [start, end) of " TITLE"."""
+    """A text and, for each job that it predicts, the characters [start, end) of " TITLE".
+
+    The jobs are those of the career from `first_job` on.
+    """
 
     text: str
     title_spans: tuple[tuple[int, int], ...]
+    first_job: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,8 @@ class Template:
     heading: tuple[tuple[Part, ...], ...]
     prompt: tuple[Part, ...]  # the entry's line before the blank and the title
     ending: tuple[tuple[Part, ...], ...]
+    hidden: frozenset[str]
+    history_lines: int | None
 
 
 def compile_template(settings: TemplateSettings) -> Template:
@@ -52,32 +63,59 @@ def compile_template(settings: TemplateSettings) -> Template:
         raise TemplateError(f"template.entry must end in one blank and {{title}}, found {settings.entry!r}")
     prompt = settings.entry.removesuffix(TITLE_MARK)
     known = (*CAREER_FIELDS, *ENTRY_FIELDS)
+    for name in settings.hidden:
+        if name not in known or name == "year":
+            raise TemplateError(
+                f"template.hidden: {name!r} cannot be hidden; {', '.join(CAREER_FIELDS)} and education can"
+            )
     return Template(
         heading=tuple(_parse_line(line, CAREER_FIELDS, "heading") for line in settings.heading),
         prompt=_parse_line(prompt, known, "entry"),
         ending=tuple(_parse_line(line, CAREER_FIELDS, "ending") for line in settings.ending),
+        hidden=frozenset(settings.hidden),
+        history_lines=settings.history_lines,
     )
 
 
-def render_career(career: CareerHistory, template: Template, title_of: Mapping[str, str]) -> CareerText:
-    """Write a career as text.
+def render_career(career: CareerHistory, template: Template, title_of: Mapping[str, str]) -> tuple[CareerText, ...]:
+    """Write a career as text, or as several where the template limits the history.
 
     Raises:
         TemplateError: if the template needs a field that the career does not have.
     """
-    facts = {name: getattr(career, name) for name in CAREER_FIELDS}
+    num_jobs, limit = len(career.jobs), template.history_lines
+    if limit is None or num_jobs <= limit + 1:
+        return (_render_jobs(career, template, title_of, range(num_jobs), num_jobs),)
+    first = _render_jobs(career, template, title_of, range(limit + 1), limit + 1)
+    return (
+        first,
+        *(
+            _render_jobs(career, template, title_of, range(job - limit, job + 1), 1)
+            for job in range(limit + 1, num_jobs)
+        ),
+    )
+
+
+def _render_jobs(
+    career: CareerHistory, template: Template, title_of: Mapping[str, str], shown: range, num_predicted: int
+) -> CareerText:
+    """Write these jobs of a career; the last `num_predicted` of them get spans."""
+    facts = {name: None if name in template.hidden else getattr(career, name) for name in CAREER_FIELDS}
     lines = [text for line in template.heading if (text := _fill(line, facts, career)) is not None]
     length = sum(len(line) + 1 for line in lines)
     spans: list[tuple[int, int]] = []
-    for job in career.jobs:
-        facts["year"], facts["education"] = job.year, job.education
+    for job in career.jobs[shown.start : shown.stop]:
+        facts["year"] = job.year
+        facts["education"] = None if "education" in template.hidden else job.education
         prompt = _fill(template.prompt, facts, career) or ""
         title = " " + title_of[job.occupation]
         spans.append((length + len(prompt), length + len(prompt) + len(title)))
         lines.append(prompt + title)
         length += len(lines[-1]) + 1
-    lines.extend(text for line in template.ending if (text := _fill(line, facts, career)) is not None)
-    return CareerText(text="".join(line + "\n" for line in lines), title_spans=tuple(spans))
+    if shown.stop == len(career.jobs):
+        lines.extend(text for line in template.ending if (text := _fill(line, facts, career)) is not None)
+    text = "".join(line + "\n" for line in lines)
+    return CareerText(text, tuple(spans[len(spans) - num_predicted :]), shown.stop - num_predicted)
 
 
 def _parse_line(line: str, known: tuple[str, ...], where: str) -> tuple[Part, ...]:

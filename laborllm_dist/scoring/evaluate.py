@@ -95,11 +95,11 @@ def observation_facts(careers: CareerRows) -> pa.Table:
     """
     num_jobs = careers.num_observations()
     career = np.repeat(np.arange(len(careers)), num_jobs)
-    position = np.arange(len(career)) - np.repeat(np.cumsum(num_jobs) - num_jobs, num_jobs)
+    in_row = np.arange(len(career)) - np.repeat(np.cumsum(num_jobs) - num_jobs, num_jobs)
     table = careers.table
     codes = pa.array(careers.vocabulary.codes)
-    occupation = codes.take(pc.list_flatten(table["occupations"]).combine_chunks())
-    held_before = pa.array(np.where(position == 0, 0, np.arange(len(career)) - 1), mask=position == 0)
+    held_before, occupation = careers.transitions()
+    never = held_before == len(codes)
     lengths = pc.subtract(pc.list_flatten(table["title_ends"]), pc.list_flatten(table["title_starts"]))
     fixed = {
         name: table[name].take(pa.array(career))
@@ -107,10 +107,10 @@ def observation_facts(careers: CareerRows) -> pa.Table:
     }
     columns = {
         "career": pa.array(career),
-        "position": pa.array(position.astype(np.int32)),
+        "position": pa.array((np.asarray(table["first_position"])[career] + in_row).astype(np.int32)),
         "year": pc.list_flatten(table["years"]),
-        "occupation": occupation,
-        "previous": occupation.take(held_before),
+        "occupation": codes.take(pa.array(occupation)),
+        "previous": codes.take(pa.array(np.where(never, 0, held_before), mask=never)),
         "education": pc.list_flatten(table["educations"]),
         "num_tokens": lengths,
         **fixed,

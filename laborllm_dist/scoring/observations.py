@@ -42,7 +42,8 @@ def title_places(careers: CareerRows, rows: Sequence[Sequence[int]]) -> TitlePla
         for career in members:
             titles = careers.title_spans(career).astype(np.int64) + offset
             spans.append(np.column_stack([np.full(len(titles), row), titles]))
-            keys.append(np.column_stack([np.full(len(titles), career), np.arange(len(titles))]))
+            first = careers.first_position(career)
+            keys.append(np.column_stack([np.full(len(titles), career), first + np.arange(len(titles))]))
             offset += len(careers.token_ids(career))
     return TitlePlaces(spans=np.concatenate(spans), keys=np.concatenate(keys))
 

@@ -1,51 +1,64 @@
-"""Make a token store: careers -> text -> ids, in batches of bounded size, so that memory does not grow with the data.
+"""Make a token store: careers -> text -> ids, in pieces of bounded size, so that memory does not grow with the data.
 
 The fingerprint of what a store is made from is known before any work, so a store that exists is used as it is. The
-new one is built in `FOLDER.partial` and renamed when its manifest is written: a kill leaves nothing that looks whole.
+new one is built in `FOLDER.partial` and renamed when its manifest is written. A piece that is whole stays whole: a
+killed prepare goes on where it was, and several processes may make pieces of one store (tokens/shards.py).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
+from laborllm_dist.careers.career_text import write_career_text
 from laborllm_dist.careers.corpus import (
-    career_streams,
     check_sources,
+    corpus_careers,
     fingerprint_sources,
     pooled_vocabulary,
     read_careers,
 )
-from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary, write_vocabulary
+from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
+from laborllm_dist.careers.shown_titles import shown_vocabulary
 from laborllm_dist.careers.splits import SPLITS, Split, split_of
 from laborllm_dist.careers.template import Template, compile_template, render_career
-from laborllm_dist.errors import DataFileError
-from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said, write_json
+from laborllm_dist.careers.vocabularies import write_vocabulary
+from laborllm_dist.corpus_settings import CorpusSettings
+from laborllm_dist.errors import (
+    AlreadyRunning,
+    DataFileError,
+    DiskFull,
+    Interrupted,
+    LaborError,
+    ShardFailed,
+    StoreError,
+)
+from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import settings_to_values
+from laborllm_dist.tokens.merge import all_pieces, merge_pieces
+from laborllm_dist.tokens.pieces import PieceTools, make_pieces
+from laborllm_dist.tokens.shards import refusal_of, run_shards
 from laborllm_dist.tokens.store import (
     FORMAT,
     MANIFEST,
     OCCUPATIONS,
-    STORE_SCHEMA,
     TOKENIZER,
     TokenStore,
-    file_entry,
     open_store,
-    store_rows,
     verify_store,
 )
-from laborllm_dist.tokens.tokenise import check_titles, tokenise_careers
+from laborllm_dist.tokens.tokenise import check_titles
 from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, tokenizer_identity, train_tokenizer
 
 Progress = Callable[[str], None]
+# After these the same command goes on; after any other refusal the pieces are of no use.
+_GOES_ON = (AlreadyRunning, DiskFull, Interrupted, ShardFailed)
+_PLACES = ("path", "vocabulary")
 
 
 def store_identity(settings: RunSettings) -> dict[str, Any]:
@@ -70,15 +83,47 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
     }
 
 
-def _without_places(corpus: dict[str, Any]) -> dict[str, Any]:
-    """Leave out where files lie: their checksums stand for them."""
-    panel = corpus["long_panel"]
-    return {**corpus, "how_to_get": "", "long_panel": panel and {**panel, "path": "", "vocabulary": ""}}
+def _without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out where files lie, since their checksums stand for them, and what decides training only."""
+    kept = {name: value for name, value in corpus.items() if name not in ("how_to_get", "fraction", "weight")}
+    for name, group in kept.items():
+        if isinstance(group, dict) and "path" in group:
+            kept[name] = {**group, "path": ""}
+            if "vocabulary" in group:
+                kept[name]["vocabulary"] = {**group["vocabulary"], "path": ""}
+    return kept
 
 
 def store_folder(settings: RunSettings) -> Path:
     """Return where the store of these settings lies, whether it exists or not."""
     return Path(settings.store.root) / f"{settings.data.name}-{fingerprint_of(store_identity(settings))}"
+
+
+def prepare(settings: RunSettings, say: Progress) -> str:
+    """Make the store, or the one shard that is asked for; return what there is now as a line."""
+    wanted = settings.prepare
+    store = prepare_store(settings, say) if wanted.shard is None else prepare_shard(settings, say)
+    if store is None:
+        return f"shard {wanted.shard} of {wanted.num_shards} is done; the last one to be done makes the store"
+    if wanted.career_text is not None:
+        counts = write_career_text(_careers_of(store), Path(wanted.career_text))
+        people = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        say(f"prepare: CAREER's text files of {people} people in {wanted.career_text}")
+    return store.describe()
+
+
+def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
+    """Yield the careers of a store, split by split.
+
+    Raises:
+        StoreError: if the store holds parts of careers.
+    """
+    for split in SPLITS:
+        if store.num_texts(split) > store.num_people(split):
+            raise StoreError("a store made with template.history_lines holds parts of careers; write whole ones")
+        careers = store.careers(split)
+        for row in range(len(careers)):
+            yield split, careers.history(row)
 
 
 def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
@@ -97,108 +142,98 @@ def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
     return open_store(folder)
 
 
+def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
+    """Make the pieces of shard `prepare.shard`; return the store if all shards are done now, else None.
+
+    Raises:
+        AlreadyRunning: if another process is at work on the same shard.
+        LaborError: as `prepare_store`.
+    """
+    check_sources(settings.data)
+    folder, shard = store_folder(settings), settings.prepare.shard or 0
+    if not (folder / MANIFEST).is_file():
+        _make_share(settings, shard, say)
+        building = _building(folder)
+        with locked(folder.with_name(folder.name + ".lock"), busy=None):
+            if not (folder / MANIFEST).is_file():
+                if all_pieces(building, settings.data) is None:
+                    return None
+                _merge(settings, folder)
+    return verify_store(open_store(folder))
+
+
+def _building(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
 def _build_store(settings: RunSettings, folder: Path, say: Progress) -> None:
-    vocabulary, template = pooled_vocabulary(settings.data), compile_template(settings.template)
-    building = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(building, ignore_errors=True)
-    with no_room_is_said(folder):
-        try:
-            building.mkdir(parents=True)
+    building, wanted = _building(folder), settings.prepare
+    try:
+        if wanted.num_shards == 1:
+            _make_share(settings, 0, say)
+        else:
+            run_shards(functools.partial(_shard_job, settings), wanted, building / "work" / "jobs", say)
+        _merge(settings, folder)
+    except _GOES_ON:
+        raise
+    except LaborError:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _shard_job(settings: RunSettings, shard: int) -> str | None:
+    """Make one shard in a process of its own."""
+    return refusal_of(lambda: _make_share(settings, shard, lambda line: None))
+
+
+def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
+    """Make the pieces of one shard that are not there yet."""
+    building, num_shards = _building(store_folder(settings)), settings.prepare.num_shards
+    lock = building / "work" / f"shard-{shard}-of-{num_shards}.lock"
+    busy = f"another process is preparing shard {shard} of {num_shards} of {building}; wait for it or end it"
+    with no_room_is_said(building), locked(lock, busy=busy):
+        tools = _make_tools(settings, building, say)
+        before = 0
+        for name, corpus in settings.data.corpora.items():
+            num_people = 0
+            for num_people in make_pieces(name, corpus, tools, range(shard, num_shards)):
+                say(f"prepare: {before + num_people:,} careers")
+            before += num_people
+
+
+def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
+    """Return what pieces are made with; the first process to come makes the tokenizer, the others wait for it."""
+    vocabulary = shown_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
+    template = compile_template(settings.template)
+    with locked(building / "work" / "tokenizer.lock", busy=None):
+        if (building / OCCUPATIONS).is_file():
+            tokenizer = load_tokenizer(str(building / TOKENIZER))
+        else:
             tokenizer = _make_tokenizer(settings, vocabulary, template, say)
             check_titles(_sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
+            shutil.rmtree(building / TOKENIZER, ignore_errors=True)
             tokenizer.save(building / TOKENIZER)
+            # Written last, so that it says that the tokenizer is whole.
             write_vocabulary(vocabulary, building / OCCUPATIONS)
-            writer = _StoreWriter(building, settings.store.careers_per_shard)
-            _write_careers(settings, vocabulary, template, tokenizer, writer, say)
-            _write_manifest(settings, tokenizer, writer)
-            building.rename(folder)
-        except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
-            raise
+    return PieceTools(building, vocabulary, template, tokenizer, settings.split, settings.store.people_per_piece)
+
+
+def _merge(settings: RunSettings, folder: Path) -> None:
+    building = _building(folder)
+    pieces = all_pieces(building, settings.data)
+    assert pieces is not None  # every shard has read its sources to their ends
+    identity, tokenizer = store_identity(settings), load_tokenizer(str(building / TOKENIZER))
+    facts = {
+        "format": FORMAT,
+        "fingerprint": fingerprint_of(identity),
+        "careers_fingerprint": fingerprint_of(identity["careers"]),
+        "identity": identity,
+        "tokenizer": {"fingerprint": tokenizer.fingerprint(), "num_ids": tokenizer.num_ids},
+    }
+    with no_room_is_said(folder):
+        merge_pieces(building, settings, facts, pieces)
+        building.rename(folder)
     flush_to_disk(folder.parent)
-
-
-def _write_careers(
-    settings: RunSettings,
-    vocabulary: OccupationVocabulary,
-    template: Template,
-    tokenizer: CareerTokenizer,
-    writer: _StoreWriter,
-    say: Progress,
-) -> None:
-    title_of, index_of = vocabulary.title_of(), vocabulary.index_of()
-    num_careers = 0
-    for batch in batched(read_careers(settings.data), settings.store.careers_per_batch):
-        texts = [render_career(career, template, title_of) for career in batch]
-        rows = store_rows(batch, tokenise_careers(texts, tokenizer), index_of)
-        splits = [split_of(career.survey, career.person, settings.split) for career in batch]
-        for split in SPLITS:
-            chosen = pa.array([each == split for each in splits])
-            writer.add(split, rows.filter(chosen))
-        num_careers += len(batch)
-        say(f"prepare: {num_careers:,} careers")
-    writer.close()
-    if not writer.counts["train"]["careers"]:
-        raise DataFileError(
-            f"none of {num_careers} people is in the training split; the corpus is too small to train on"
-        )
-
-
-@dataclass(slots=True)
-class _StoreWriter:
-    """Append rows to the current shard of each split."""
-
-    folder: Path
-    careers_per_shard: int
-    counts: dict[Split, dict[str, Any]] = field(
-        default_factory=lambda: {
-            split: {"careers": 0, "observations": 0, "tokens": 0, "shards": []} for split in SPLITS
-        }
-    )
-    open_shards: dict[Split, tuple[pa.ipc.RecordBatchStreamWriter, int]] = field(default_factory=dict)
-
-    def add(self, split: Split, rows: pa.Table) -> None:
-        """Write rows to the split's current shard, and start the next one when it is full."""
-        if not rows.num_rows:
-            return
-        count = self.counts[split]
-        if split not in self.open_shards:
-            name = f"{split}-{len(count['shards']):05d}.arrow"
-            count["shards"].append(name)
-            self.open_shards[split] = (pa.ipc.new_stream(str(self.folder / name), STORE_SCHEMA), 0)
-        stream, written = self.open_shards[split]
-        stream.write_table(rows)
-        count["careers"] += rows.num_rows
-        count["observations"] += sum(pc.list_value_length(rows["years"]).to_pylist())
-        count["tokens"] += sum(pc.list_value_length(rows["token_ids"]).to_pylist())
-        self.open_shards[split] = (stream, written + rows.num_rows)
-        if written + rows.num_rows >= self.careers_per_shard:
-            self.open_shards.pop(split)[0].close()
-
-    def close(self) -> None:
-        """Finish all shards."""
-        for stream, _ in self.open_shards.values():
-            stream.close()
-        self.open_shards.clear()
-
-
-def _write_manifest(settings: RunSettings, tokenizer: CareerTokenizer, writer: _StoreWriter) -> None:
-    identity = store_identity(settings)
-    files = sorted(path for path in writer.folder.rglob("*") if path.is_file())
-    for path in files:
-        flush_to_disk(path)
-    write_json(
-        writer.folder / MANIFEST,
-        {
-            "format": FORMAT,
-            "fingerprint": fingerprint_of(identity),
-            "careers_fingerprint": fingerprint_of(identity["careers"]),
-            "identity": identity,
-            "splits": writer.counts,
-            "tokenizer": {"fingerprint": tokenizer.fingerprint(), "num_ids": tokenizer.num_ids},
-            "files": {str(path.relative_to(writer.folder)): file_entry(path) for path in files},
-        },
-    )
 
 
 def _make_tokenizer(
@@ -215,20 +250,25 @@ def _make_tokenizer(
 
 
 def _training_texts(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> Iterator[str]:
-    """Yield texts of training people, as many of each corpus."""
-    title_of, streams = vocabulary.title_of(), career_streams(settings.data)
-    share = -(-(settings.tokenizer.training_people or 0) // len(streams))
-    for stream in streams:
-        people = (each for each in stream if split_of(each.survey, each.person, settings.split) == "train")
+    """Yield texts of training people, of as many from each corpus."""
+    title_of, corpora = vocabulary.title_of(), settings.data.corpora.values()
+    share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
+    for corpus in corpora:
+        people = (each for each in corpus_careers(corpus) if _is_training(each.person, corpus, settings))
         for career in itertools.islice(people, share):
-            yield render_career(career, template, title_of).text
+            for rendered in render_career(career, template, title_of):
+                yield rendered.text
+
+
+def _is_training(person: str, corpus: CorpusSettings, settings: RunSettings) -> bool:
+    return split_of(corpus.people_of, person, settings.split) == "train"
 
 
 def _sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> str:
     """Return a real prompt: the text of the first career up to its last title."""
     for career in read_careers(settings.data):
-        text = render_career(career, template, vocabulary.title_of())
-        return text.text[: text.title_spans[-1][0]]
+        rendered = render_career(career, template, vocabulary.title_of())[-1]
+        return rendered.text[: rendered.title_spans[-1][0]]
     raise DataFileError(f"the corpora of data={settings.data.name} hold no careers")
 
 
@@ -239,10 +279,3 @@ def _tokenizer_place(settings: RunSettings) -> tuple[str, str | None, str | None
     if settings.model.path is None:
         raise DataFileError("tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken")
     return settings.model.path, settings.model.revision, settings.model.subfolder
-
-
-def batched(items: Iterable[CareerHistory], size: int) -> Iterator[list[CareerHistory]]:
-    """Yield lists of `size` items; the last one may be shorter."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch

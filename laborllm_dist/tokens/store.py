@@ -1,7 +1,9 @@
 """The token store: all careers of a run as ids with title spans, split by people, in Arrow files that `datasets` opens.
 
     stores/NAME-FINGERPRINT/
-        train-00000.arrow ...      one row a career, with all facts of it, so that no other file is needed later
+        pieces/psid81-00000/       train.arrow, validation.arrow, test.arrow: one row a text, with all facts of the
+                                   career in it, so that no other file is needed later; piece.json, people.npy
+        data_card.md, .json        what is in it and what was left out
         occupations.csv            the vocabulary, in order
         tokenizer/                 the tokenizer as it was used
         manifest.json              written last: counts, sizes and checksums; without it the folder is not a store
@@ -23,14 +25,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary, read_vocabulary
+from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.careers.splits import SPLITS, Split
+from laborllm_dist.careers.template import CareerText
+from laborllm_dist.careers.vocabularies import read_vocabulary
 from laborllm_dist.errors import RowTooShort, StoreError
 from laborllm_dist.files import sha256_of
 from laborllm_dist.tokens.tokenise import TokenisedCareer
 
-FORMAT = 1
-MANIFEST, OCCUPATIONS, TOKENIZER = "manifest.json", "occupations.csv", "tokenizer"
+FORMAT = 2
+MANIFEST, OCCUPATIONS, TOKENIZER, CARD = "manifest.json", "occupations.csv", "tokenizer", "data_card"
 STORE_SCHEMA = pa.schema(
     [
         ("survey", pa.string()),
@@ -42,17 +46,26 @@ STORE_SCHEMA = pa.schema(
         ("years", pa.list_(pa.int32())),
         ("occupations", pa.list_(pa.int32())),  # positions in the vocabulary
         ("educations", pa.list_(pa.string())),
+        ("first_position", pa.int32()),  # of the row's first job in the career; above 0 where history is limited
+        ("previous", pa.int32()),  # the occupation before that job; null at the career's beginning
         ("token_ids", pa.list_(pa.int32())),
         ("title_starts", pa.list_(pa.int32())),
         ("title_ends", pa.list_(pa.int32())),
     ]
 )
 
+_HISTORY = STORE_SCHEMA.names[: STORE_SCHEMA.get_field_index("educations") + 1]
+
 
 def store_rows(
-    careers: Sequence[CareerHistory], tokenised: Sequence[TokenisedCareer], index_of: Mapping[str, int]
+    careers: Sequence[CareerHistory],
+    texts: Sequence[CareerText],
+    tokenised: Sequence[TokenisedCareer],
+    index_of: Mapping[str, int],
 ) -> pa.Table:
-    """Return careers and their tokens as rows of a store."""
+    """Return texts and their tokens as rows of a store, each with the career it is of."""
+    places = [(text.first_job, text.first_job + len(text.title_spans)) for text in texts]
+    predicted = [career.jobs[first:last] for career, (first, last) in zip(careers, places, strict=True)]
     columns: dict[str, list[Any]] = {
         "survey": [career.survey for career in careers],
         "person": [career.person for career in careers],
@@ -60,12 +73,17 @@ def store_rows(
         "gender": [career.gender for career in careers],
         "ethnicity": [career.ethnicity for career in careers],
         "region": [career.region for career in careers],
-        "years": [[job.year for job in career.jobs] for career in careers],
-        "occupations": [[index_of[job.occupation] for job in career.jobs] for career in careers],
-        "educations": [[job.education for job in career.jobs] for career in careers],
-        "token_ids": [career.ids for career in tokenised],
-        "title_starts": [[start for start, _ in career.title_spans] for career in tokenised],
-        "title_ends": [[end for _, end in career.title_spans] for career in tokenised],
+        "years": [[job.year for job in jobs] for jobs in predicted],
+        "occupations": [[index_of[job.occupation] for job in jobs] for jobs in predicted],
+        "educations": [[job.education for job in jobs] for jobs in predicted],
+        "first_position": [first for first, _ in places],
+        "previous": [
+            index_of[career.jobs[first - 1].occupation] if first else None
+            for career, (first, _) in zip(careers, places, strict=True)
+        ],
+        "token_ids": [text.ids for text in tokenised],
+        "title_starts": [[start for start, _ in text.title_spans] for text in tokenised],
+        "title_ends": [[end for _, end in text.title_spans] for text in tokenised],
     }
     return pa.table(columns, schema=STORE_SCHEMA)
 
@@ -96,13 +114,17 @@ class TokenStore:
     def describe(self) -> str:
         """Return folder and counts as a line."""
         counts = self.facts["splits"]
-        people = ", ".join(f"{counts[split]['careers']:,} {split}" for split in counts)
+        people = ", ".join(f"{counts[split]['people']:,} {split}" for split in SPLITS)
         observations, tokens = (sum(count[name] for count in counts.values()) for name in ("observations", "tokens"))
         return f"{people} people; {observations:,} observations, {tokens:,} tokens; {self.folder}"
 
-    def num_careers(self, split: Split) -> int:
+    def num_people(self, split: Split) -> int:
         """Return the number of people in a split."""
-        return int(self.facts["splits"][split]["careers"])
+        return int(self.facts["splits"][split]["people"])
+
+    def num_texts(self, split: Split) -> int:
+        """Return the number of rows of a split: one a person, or more where history is limited."""
+        return int(self.facts["splits"][split]["texts"])
 
     def careers(self, split: Split) -> CareerRows:
         """Open the careers of a split, memory-mapped.
@@ -118,10 +140,10 @@ class TokenStore:
             )
         shards = [datasets.Dataset.from_file(str(self.folder / name)) for name in names]
         table = datasets.concatenate_datasets(shards).data.table
-        if table.num_rows != self.num_careers(split):
+        if table.num_rows != self.num_texts(split):
             raise StoreError(
                 f"the {split} files of {self.folder} hold {table.num_rows:,} careers, the manifest says "
-                f"{self.num_careers(split):,}; delete the folder and prepare again"
+                f"{self.num_texts(split):,}; delete the folder and prepare again"
             )
         return CareerRows(table=table, vocabulary=self.vocabulary)
 
@@ -135,6 +157,10 @@ class CareerRows:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def num_people(self) -> int:
+        """Return the number of people: rows that begin a career."""
+        return int(pc.sum(pc.equal(self.table["first_position"], 0)).as_py() or 0)
 
     def num_tokens(self) -> npt.NDArray[np.int64]:
         """Return the number of tokens of every career, [people]."""
@@ -153,13 +179,26 @@ class CareerRows:
         starts, ends = self.table["title_starts"][row].values, self.table["title_ends"][row].values
         return np.stack([np.asarray(starts, dtype=np.int32), np.asarray(ends, dtype=np.int32)], axis=1)
 
+    def first_position(self, row: int) -> int:
+        """Return the position in its career of the first job that a row predicts."""
+        return int(self.table["first_position"][row].as_py())
+
+    def transitions(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the occupation before (num_occupations where there is none) and the occupation, [observations]."""
+        after = np.asarray(pc.list_flatten(self.table["occupations"]), dtype=np.int64)
+        before = np.roll(after, 1)
+        num_jobs = self.num_observations()
+        started = pc.fill_null(self.table["previous"], len(self.vocabulary))
+        before[np.cumsum(num_jobs) - num_jobs] = np.asarray(started, dtype=np.int64)
+        return before, after
+
     def person(self, row: int) -> tuple[str, str]:
         """Return survey and person of a career, for messages."""
         return self.table["survey"][row].as_py(), self.table["person"][row].as_py()
 
     def history(self, row: int) -> CareerHistory:
-        """Return a career as it was read."""
-        facts = {name: self.table[name][row].as_py() for name in STORE_SCHEMA.names[:9]}
+        """Return a career as it was read; where history is limited, the part of it that the row predicts."""
+        facts = {name: self.table[name][row].as_py() for name in _HISTORY}
         jobs = zip(facts.pop("years"), facts.pop("occupations"), facts.pop("educations"), strict=True)
         codes = self.vocabulary.codes
         return CareerHistory(**facts, jobs=tuple(Job(year, codes[index], education) for year, index, education in jobs))
@@ -221,8 +260,3 @@ def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[S
         if lengths[longest] > limit:
             survey, person = careers.person(longest)
             raise RowTooShort(f"career {person!r} of {survey} ({split}) has {lengths[longest]} tokens, {advice}")
-
-
-def file_entry(path: Path) -> dict[str, Any]:
-    """Return size and checksum of a file, for a manifest."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

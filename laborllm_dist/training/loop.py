@@ -72,7 +72,7 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: Ranks) -> TrainingPlan:
     store.careers("test")  # a split without people is refused now, not after the training
-    return plan_training(store, settings.batch, settings.training, world_size=ranks.world_size)
+    return plan_training(store, settings, world_size=ranks.world_size)
 
 
 def _open_run(settings: RunSettings, store: TokenStore) -> RunFolder:
@@ -94,7 +94,7 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     ranks.on_first(lambda: check_fit(model, store))
     ranks.on_first(lambda: check_packing(model, device=torch.device("cpu")))
     config = model.config
-    tell(describe(settings, store, plan, sum(parameter.numel() for parameter in model.parameters())))
+    tell(describe(settings, plan, sum(parameter.numel() for parameter in model.parameters())))
     engine = make_engine(CareerLanguageModel(model), settings.zero, settings.optimizer, ranks)
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1])
@@ -217,12 +217,12 @@ def describe_settings(settings: RunSettings, ranks: Ranks) -> str:
     )
 
 
-def describe(settings: RunSettings, store: TokenStore, plan: TrainingPlan, num_parameters: int) -> str:
+def describe(settings: RunSettings, plan: TrainingPlan, num_parameters: int) -> str:
     """Return the short plan that stands before the first step."""
     first = plan.step(0)
-    tokens = int(plan.lengths.sum())
+    tokens = int((plan.lengths[plan.order.rows] * plan.order.weights).sum())
     return (
-        f"plan: {store.num_careers('train'):,} careers of {tokens:,} tokens, {plan.num_steps} steps of "
+        f"plan: {plan.order.careers_per_epoch:,} careers of {tokens:,} tokens an epoch, {plan.num_steps} steps of "
         f"{settings.batch.careers_per_step} careers ({settings.training.epochs} epochs); a step has about "
         f"{len(first.packing.rows)} rows, {first.packing.fill:.0%} full, in {len(first.shards.passes)} passes\n"
         f"plan: {num_parameters:,} parameters"

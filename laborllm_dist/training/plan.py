@@ -10,7 +10,8 @@ import numpy.typing as npt
 from laborllm_dist.batches.order import TrainingOrder
 from laborllm_dist.batches.packing import PackPlan, pack_step
 from laborllm_dist.batches.sharding import ShardPlan, shard_rows
-from laborllm_dist.settings import BatchSettings, TrainingSettings
+from laborllm_dist.settings import BatchSettings, RunSettings, TrainingSettings
+from laborllm_dist.tokens.pooling import training_pool
 from laborllm_dist.tokens.store import TokenStore, check_lengths
 
 
@@ -58,16 +59,17 @@ class TrainingPlan:
         return self.validates_after(num_done) or (every is not None and num_done % every == 0)
 
 
-def plan_training(
-    store: TokenStore, batch: BatchSettings, training: TrainingSettings, *, world_size: int
-) -> TrainingPlan:
+def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) -> TrainingPlan:
     """Plan a run.
 
     Raises:
         RowTooShort: naming the person, if a career of training or validation does not fit a row.
+        DataFileError: if fractions and weights leave nobody to train on.
     """
+    batch, training = settings.batch, settings.training
     longer = f"batch.row_length is {batch.row_length}; set batch.row_length to that or more"
     check_lengths(store, batch.row_length, longer, ("train", "validation"))
+    pool = training_pool(store, settings)
+    order = TrainingOrder(pool.rows, pool.weights, careers_per_step=batch.careers_per_step, seed=training.seed)
     lengths = store.careers("train").num_tokens()
-    order = TrainingOrder(num_careers=len(lengths), careers_per_step=batch.careers_per_step, seed=training.seed)
     return TrainingPlan(order=order, lengths=lengths, batch=batch, training=training, world_size=world_size)

@@ -1,0 +1,1 @@
+"""Read extracts of the NLS Investigator: NLSY79 and NLSY97."""

@@ -1,0 +1,119 @@
+"""Read the wanted variables of an extract as columns of whole numbers, one value a person.
+
+Headers may be reference numbers (R0000100) or question names with the survey year (SAMPLE_SEX_1979), both are options
+of the site. Every cell of a wanted column must be a whole number; whatever else is there is refused with its line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from laborllm_dist.careers.members import Member
+from laborllm_dist.careers.nls.codebook import VariableName, check_counts, read_codebook, read_variable_names
+from laborllm_dist.careers.nls.files import ExtractFiles
+from laborllm_dist.careers.nls.missing import Values
+from laborllm_dist.careers.problems import Problems
+from laborllm_dist.careers.table_rows import Row, csv_rows, text_lines
+
+_REFERENCE = re.compile(r"^[A-Z]\d{7}$")
+_WHOLE_NUMBER = re.compile(r"^[+-]?\d{1,9}$")
+_DOWNLOAD_AGAIN = "download the extract again and leave its files as they are"
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """The columns of an extract that were asked for and are there, by reference number."""
+
+    table: Member
+    columns: Mapping[str, Values]
+    num_people: int
+    num_variables: int
+
+
+def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract:
+    """Read the wanted variables that the extract has, and check them against its codebook.
+
+    Args:
+        files: the files of the extract.
+        wanted: variables; one that the extract lacks is left out of the result.
+
+    Raises:
+        DataFileError: for rows of other lengths, cells that are no whole numbers, or counts that differ from those of
+            the codebook.
+    """
+    problems = Problems(files.table.label, "line")
+    with files.table.open() as file:
+        if files.table.suffix == ".csv":
+            rows = csv_rows(file, problems)
+            _, header = next(rows, (1, []))
+            references = _references(header, _known_names(files, wanted))
+        else:
+            assert files.variables is not None  # find_extract refuses a .dat without
+            rows = _blank_separated(file, problems)
+            references = [name.reference for name in read_variable_names(files.variables)]
+        asked = {name.reference for name in wanted}
+        places = {reference: place for place, reference in enumerate(references) if reference in asked}
+        for reference in sorted({each for each in places if references.count(each) > 1}):
+            problems.add(1, reference, "this column stands twice")
+        columns = _read_columns(rows, places, len(references), problems)
+    problems.refuse_if_any(_DOWNLOAD_AGAIN)
+    if files.codebook is not None:
+        check_counts(columns, read_codebook(files.codebook), files.table)
+    num_people = len(next(iter(columns.values()))) if columns else 0
+    return Extract(files.table, columns, num_people, len(references))
+
+
+def _read_columns(
+    rows: Iterator[Row], places: Mapping[str, int], num_variables: int, problems: Problems
+) -> dict[str, Values]:
+    order = list(places.items())
+    people: list[list[int]] = []
+    line = 0
+    for line, values in rows:
+        if values and not values[-1].strip() and len(values) == num_variables + 1:
+            values = values[:-1]
+        if len(values) != num_variables:
+            problems.add(line, None, f"{len(values)} values, wanted {num_variables}")
+            continue
+        cells = [values[place].strip() for _, place in order]
+        if not all(map(_WHOLE_NUMBER.match, cells)):
+            _note_bad_cells(line, order, cells, problems)
+            continue
+        people.append(list(map(int, cells)))
+    if not people and not problems.num_found:
+        problems.add(line or 1, None, "no people in the file")
+    table = np.asarray(people, dtype=np.int32).reshape(len(people), len(order))
+    return {reference: table[:, index].copy() for index, (reference, _) in enumerate(order)}
+
+
+def _note_bad_cells(line: int, order: Sequence[tuple[str, int]], cells: Sequence[str], problems: Problems) -> None:
+    for (reference, _), cell in zip(order, cells, strict=True):
+        if not _WHOLE_NUMBER.match(cell):
+            problems.add(line, reference, f"{cell!r} is not a whole number" if cell else "empty")
+
+
+def _blank_separated(file: Iterator[bytes], problems: Problems) -> Iterator[Row]:
+    for line, text in enumerate(text_lines(file, problems), start=1):
+        if values := text.split():
+            yield line, values
+
+
+def _known_names(files: ExtractFiles, wanted: Sequence[VariableName]) -> dict[str, str]:
+    """Return the reference number of every question name, written so that the site's spellings are one."""
+    named = [*wanted, *(read_variable_names(files.variables) if files.variables else [])]
+    return {question_key(name.question, name.year): name.reference for name in named}
+
+
+def _references(header: Sequence[str], known: Mapping[str, str]) -> list[str]:
+    names = [name.strip() for name in header]
+    return [name if _REFERENCE.match(name) else known.get(question_key(name, None), name) for name in names]
+
+
+def question_key(question: str, year: str | None) -> str:
+    """Return a question name with its year, with all marks alike: KEY!SEX of 1997 and KEY_SEX_1997 are one."""
+    key = re.sub(r"[^0-9A-Za-z]+", "_", question).strip("_").upper()
+    return key if year is None or key.endswith(f"_{year.upper()}") else f"{key}_{year.upper()}"

@@ -1,0 +1,79 @@
+"""Find the data files of a PSID download and the set-up file of each.
+
+A Data Center cart is J######.txt with J######.do, .sas or .sps; packaged files are FAM1981ER.txt ... and
+IND2021ER.txt, each with set-up files of its own. They lie in a folder (also each in a .zip, as downloaded), or in one
+.zip. Where a data file has several set-up files, .do is taken before .sas before .sps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from laborllm_dist.careers.members import Member, members_of_zip
+from laborllm_dist.careers.psid.layout import SETUP_SUFFIXES
+from laborllm_dist.errors import DataFileError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A fixed-width data file and its set-up file."""
+
+    data: Member
+    setup: Member
+
+
+def find_sources(path: Path) -> list[Source]:
+    """Return the data files of a download, in order of name.
+
+    Raises:
+        DataFileError: if there are none, or one has no set-up file.
+    """
+    members = _members(path)
+    tables = [member for member in members if member.suffix == ".txt"]
+    setups = [member for member in members if member.suffix in SETUP_SUFFIXES and not _is_formats(member)]
+    if not tables:
+        raise DataFileError(
+            f"no .txt file in {path}; a PSID download has its data as NAME.txt, their layout as NAME.do, .sas or .sps"
+        )
+    sources = [Source(table, setup) for table in tables if (setup := _setup_of(table, tables, setups)) is not None]
+    if not sources:
+        raise DataFileError(
+            f"{tables[0].label}: no set-up file beside it ({tables[0].label.stem}.do, .sas or .sps), which alone says "
+            "where the variables stand; download the cart with statements for Stata, SAS or SPSS"
+        )
+    return sources
+
+
+def psid_files(path: Path) -> list[Path]:
+    """Return the files on the disk that a download is read from.
+
+    Raises:
+        DataFileError: as `find_sources`.
+    """
+    return sorted({member.path for source in find_sources(path) for member in (source.data, source.setup)})
+
+
+def _is_formats(member: Member) -> bool:
+    return member.label.stem.lower().endswith("_formats")
+
+
+def _setup_of(table: Member, tables: Sequence[Member], setups: Sequence[Member]) -> Member | None:
+    """Return the set-up file of the same name, or the only one there is where there is one data file."""
+    stem = table.label.stem.lower()
+    named = [setup for setup in setups if setup.label.stem.lower() == stem]
+    candidates = named or (list(setups) if len(tables) == 1 and len({each.label.stem for each in setups}) == 1 else [])
+    return min(candidates, key=lambda setup: SETUP_SUFFIXES.index(setup.suffix), default=None)
+
+
+def _members(path: Path) -> list[Member]:
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        zips = [member for each in files if each.suffix.lower() == ".zip" for member in members_of_zip(each)]
+        return [Member(each) for each in files if each.suffix.lower() != ".zip"] + zips
+    if not path.is_file():
+        raise DataFileError(f"no file at {path}")
+    if path.suffix.lower() == ".zip":
+        return members_of_zip(path)
+    return [Member(each) for each in sorted(path.parent.iterdir()) if each.stem.lower() == path.stem.lower()]

@@ -1,0 +1,1 @@
+"""Read files of dated jobs (resumes) as careers."""

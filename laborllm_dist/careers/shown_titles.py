@@ -1,0 +1,41 @@
+"""How occupations are written in a text: their titles, numbers, each other's titles, or titles with a prefix.
+
+The variants ask what a model gets from the words of a title (LABOR-LLM, arXiv 2406.17972): with numbers it gets
+nothing, with shuffled titles it gets something wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+from laborllm_dist.careers.history import OccupationVocabulary
+from laborllm_dist.data_settings import TitleSettings
+
+
+def shown_vocabulary(vocabulary: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
+    """Return the same codes with the titles that a text shows."""
+    if settings.style == "english":
+        return vocabulary
+    titles = vocabulary.titles
+    if settings.style == "numeric":
+        # Of one width, so that no title begins another.
+        width = len(str(len(titles)))
+        titles = tuple(f"{settings.prefix}{number:0{width}d}" for number in range(1, len(titles) + 1))
+    elif settings.style == "perturbed":
+        titles = tuple(f"{settings.prefix}{title}" for title in titles)
+    else:
+        titles = _shuffled(vocabulary, settings.seed or 0)
+    return dataclasses.replace(vocabulary, titles=titles)
+
+
+def _shuffled(vocabulary: OccupationVocabulary, seed: int) -> tuple[str, ...]:
+    """Give every code the title of the next one in an order drawn by the seed: no title stays where it was."""
+    key = str(seed).encode()
+    order = sorted(
+        range(len(vocabulary)), key=lambda index: hashlib.blake2b(vocabulary.codes[index].encode(), key=key).digest()
+    )
+    titles = list(vocabulary.titles)
+    for index, following in zip(order, [*order[1:], order[0]], strict=True):
+        titles[index] = vocabulary.titles[following]
+    return tuple(titles)

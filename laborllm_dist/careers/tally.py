@@ -1,0 +1,83 @@
+"""Count what a corpus holds and what was left out of it, person by person; counts of parts add up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from laborllm_dist.careers.reading import PersonRead
+from laborllm_dist.careers.splits import Split
+
+KINDS = ("first", "moving", "staying")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of one corpus or of a part of it. `people_read` has those of whom nothing is left, too."""
+
+    people_read: int = 0
+    people: Counter[str] = field(default_factory=Counter)  # by split
+    kinds: Counter[str] = field(default_factory=Counter)  # observations: first, moving, staying
+    occupations: Counter[str] = field(default_factory=Counter)  # observations by code
+    years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code
+    drops: Counter[str] = field(default_factory=Counter)  # left out, by reason
+
+    def __add__(self, other: Tally) -> Tally:
+        years = {year: Counter(codes) for year, codes in self.years.items()}
+        for year, codes in other.years.items():
+            years.setdefault(year, Counter()).update(codes)
+        return Tally(
+            self.people_read + other.people_read,
+            self.people + other.people,
+            self.kinds + other.kinds,
+            self.occupations + other.occupations,
+            years,
+            self.drops + other.drops,
+        )
+
+    @property
+    def observations(self) -> int:
+        """Number of person-years."""
+        return self.kinds.total()
+
+    def to_values(self) -> dict[str, Any]:
+        """Return the counts as JSON takes them."""
+        return {
+            "people_read": self.people_read,
+            "people": dict(self.people),
+            "kinds": dict(self.kinds),
+            "occupations": dict(self.occupations),
+            "years": {str(year): dict(codes) for year, codes in self.years.items()},
+            "drops": dict(self.drops),
+        }
+
+
+def tally_from_values(values: dict[str, Any]) -> Tally:
+    """Return the counts that `Tally.to_values` gave."""
+    return Tally(
+        people_read=int(values["people_read"]),
+        people=Counter(values["people"]),
+        kinds=Counter(values["kinds"]),
+        occupations=Counter(values["occupations"]),
+        years={int(year): Counter(codes) for year, codes in values["years"].items()},
+        drops=Counter(values["drops"]),
+    )
+
+
+def tally_people(people: list[tuple[PersonRead, Split | None]]) -> Tally:
+    """Count people as they were read, each with the split of its career."""
+    tally = Tally(people_read=len(people))
+    for read, split in people:
+        tally.drops.update(drop.reason for drop in read.drops)
+        if read.career is None:
+            continue
+        tally.people[str(split)] += 1
+        previous: str | None = None
+        for job in read.career.jobs:
+            kind = "first" if previous is None else "staying" if previous == job.occupation else "moving"
+            tally.kinds[kind] += 1
+            tally.occupations[job.occupation] += 1
+            tally.years.setdefault(job.year, Counter())[job.occupation] += 1
+            previous = job.occupation
+    return tally

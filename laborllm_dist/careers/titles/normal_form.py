@@ -1,0 +1,121 @@
+"""Bring a job title into a normal form, in which spellings of one title are the same text.
+
+    "Sr. Mgrs., Marketing (EMEA)"  ->  "manager marketing"
+    "Manager, marketing"           ->  "manager marketing"
+
+Words stand in sorted order, since the Census index writes "Engineer, chief" for chief engineer.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Mapping
+
+# Said of the rank or the contract of a job, not of the work. `lead`, `chief`, `principal`, `associate` and `assistant`
+# are not here: they belong to titles of the index that have codes of their own.
+_RANKS = frozenset(("senior", "sr", "junior", "jr", "i", "ii", "iii", "iv", "v", "vi", "level", "entry", "experienced"))
+_CONTRACTS = frozenset(("interim", "acting", "former", "ex", "temporary", "temp", "permanent", "freelance", "seasonal"))
+_SMALL = frozenset(("a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to", "with"))
+_LEFT_OUT = _RANKS | _CONTRACTS | _SMALL
+_ABBREVIATIONS: Mapping[str, str] = {
+    "acct": "accountant",
+    "adm": "administrative",
+    "admin": "administrative",
+    "asst": "assistant",
+    "assoc": "associate",
+    "atty": "attorney",
+    "avp": "vice president",
+    "ceo": "chief executive officer",
+    "cfo": "chief financial officer",
+    "cio": "chief information officer",
+    "cna": "certified nursing assistant",
+    "coo": "chief operating officer",
+    "coord": "coordinator",
+    "cpa": "certified public accountant",
+    "csr": "customer service representative",
+    "cto": "chief technology officer",
+    "cust": "customer",
+    "dept": "department",
+    "dev": "developer",
+    "dir": "director",
+    "dr": "doctor",
+    "elec": "electrical",
+    "emt": "emergency medical technician",
+    "eng": "engineer",
+    "engr": "engineer",
+    "evp": "vice president",
+    "exec": "executive",
+    "gm": "general manager",
+    "hr": "human resources",
+    "insp": "inspector",
+    "lpn": "licensed practical nurse",
+    "lvn": "licensed vocational nurse",
+    "maint": "maintenance",
+    "mech": "mechanic",
+    "mfg": "manufacturing",
+    "mgmt": "management",
+    "mgr": "manager",
+    "mkt": "marketing",
+    "mktg": "marketing",
+    "op": "operator",
+    "ops": "operations",
+    "qa": "quality assurance",
+    "qc": "quality control",
+    "rep": "representative",
+    "rn": "registered nurse",
+    "spec": "specialist",
+    "supt": "superintendent",
+    "supv": "supervisor",
+    "svc": "service",
+    "svp": "vice president",
+    "swe": "software engineer",
+    "tech": "technician",
+    "vp": "vice president",
+}
+_HOURS = re.compile(r"\b(?:full|part)[ -]?time\b")
+_IN_PARENTHESES = re.compile(r"\([^()]*\)")
+_EMPLOYER = re.compile(r"(?:\s+at\s+|\s*@\s*).*", re.DOTALL)
+_DOTS_OF_LETTERS = re.compile(r"(?<=\b[a-z])\.(?=[a-z]\b)")
+_APOSTROPHES = re.compile(r"['’`´]")
+_WORDS = re.compile(r"[^\W\d_]+")
+
+
+def normal_form(title: str) -> str:
+    """Return the words of a title that say what the work is, in sorted order; "" where none is left.
+
+    Left out are what stands in parentheses or after "at" or "@" (the employer), digits, marks, accents, small words
+    (of, the), and words of rank or contract (senior, II, part time). Abbreviations are written out, and plurals made
+    singular by their ending.
+    """
+    text = _EMPLOYER.sub("", _IN_PARENTHESES.sub(" ", _plain(title)))
+    text = _HOURS.sub(" ", _DOTS_OF_LETTERS.sub("", _APOSTROPHES.sub("", text)))
+    words = (_word(word) for word in _WORDS.findall(text) if word not in _LEFT_OUT)
+    return " ".join(sorted(" ".join(words).split()))
+
+
+def _plain(title: str) -> str:
+    """Return a title in small letters without accents."""
+    if title.isascii():
+        return title.lower()
+    folded = unicodedata.normalize("NFKD", title.casefold())
+    return "".join(sign for sign in folded if not unicodedata.combining(sign))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _word(word: str) -> str:
+    """Return the words that a word stands for, singular."""
+    singular = _singular(word)
+    return " ".join(map(_singular, _ABBREVIATIONS.get(singular, singular).split()))
+
+
+def _singular(word: str) -> str:
+    """Return a plural's singular; simple endings only, the same for a word of the index and a word of a title."""
+    if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    if word.endswith(("sses", "xes", "ches", "shes")):
+        return word[:-2]
+    return word[:-1]

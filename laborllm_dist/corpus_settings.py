@@ -1,0 +1,203 @@
+"""Settings of a corpus: which kind of source, where its files lie, what in them means what.
+
+As in `settings`: values live in conf/corpus, here are their meaning, units and checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
+
+EARLIEST_YEAR, LATEST_YEAR = 1850, 2100
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularySettings:
+    """The list of occupations that a source's codes refer to."""
+
+    path: str  # CSV or Parquet; `builtin:NAME` is one that this software ships
+    code: str  # its column of codes
+    title: str  # its column of titles
+    same_titles: Literal["refuse", "merge"]  # of codes that share a title; merged into the first of them
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnSettings:
+    """Which column of a long panel holds what; None: the panel does not have it."""
+
+    person: str
+    year: str
+    occupation: str
+    birth_year: str | None
+    gender: str | None
+    ethnicity: str | None
+    region: str | None
+    education: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LongPanelSettings:
+    """A CSV (plain or .gz) or Parquet file with one row per person and year."""
+
+    path: str
+    vocabulary: VocabularySettings
+    columns: ColumnSettings
+    missing: tuple[str, ...]  # cells that mean: not known (allowed in covariates only)
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticSettings:
+    """A made labour market with known probabilities (careers/synthetic.py)."""
+
+    num_people: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_positive(self, "num_people")
+
+
+@dataclass(frozen=True, slots=True)
+class SurveySettings:
+    """An extract of a survey as its site gives it, and which person-years of it are taken; None: no bound.
+
+    `variables`: `all` refuses an extract that lacks a variable of the method, and names it; `available` goes on with
+    what is there and says what is not.
+    """
+
+    path: str  # a folder, a .zip, or one of the extract's files
+    variables: Literal["all", "available"]
+    first_year: int | None
+    last_year: int | None
+    youngest_age: int | None  # in the calendar year: year - birth year
+    oldest_age: int | None
+
+    def __post_init__(self) -> None:
+        check_in_order(self, "first_year", "last_year")
+        check_in_order(self, "youngest_age", "oldest_age")
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeColumnSettings:
+    """Which column of a resume file holds what; None: the file does not have it.
+
+    With one row per person, the columns of its jobs carry a number: `title_{}` stands for title_0, title_1, ...
+    """
+
+    person: str
+    title: str | None
+    code: str | None
+    start: str
+    end: str | None
+    education: str | None
+    birth_year: str | None
+    gender: str | None
+    ethnicity: str | None
+    region: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeSettings:
+    """JSONL, CSV (each plain or .gz) or Parquet files of dated jobs.
+
+    `occupation_from`: `code`, a code of the vocabulary; `title`, free text that the title coder turns into an
+    occ1990dd code where its score is at least `min_score`; `code_or_title`, the title where there is no code.
+    `year_rule`: which of several jobs is a year's: the one held for most `days` of it, or the `latest` to begin.
+    """
+
+    path: str  # a file, or a folder of files of one kind
+    rows: Literal["job", "person"]
+    people: Literal["together", "anywhere"]  # a person's rows stand together, or anywhere (then all are held in memory)
+    num_slots: int | None  # with one row per person: the most jobs that a row has columns for
+    columns: ResumeColumnSettings
+    occupation_from: Literal["code", "title", "code_or_title"]
+    min_score: float  # of the title coder, 0 to 1
+    vocabulary: VocabularySettings
+    year_rule: Literal["days", "latest"]
+    ongoing: tuple[str, ...]  # an end that means: the job is still held
+    last_year: int  # the calendar year in which the resumes were collected; ongoing jobs end with it
+    missing: tuple[str, ...]  # cells that mean: not known
+
+    def __post_init__(self) -> None:
+        check_share(self, "min_score")
+        check_positive(self, "num_slots")
+        if not EARLIEST_YEAR <= self.last_year <= LATEST_YEAR:
+            raise OutOfRange("last_year", f"a year from {EARLIEST_YEAR} to {LATEST_YEAR}, found {self.last_year}")
+        numbered = [
+            name for name in ("title", "code", "start", "end", "education") if "{}" in (self._column(name) or "")
+        ]
+        if self.rows == "person" and (self.num_slots is None or "start" not in numbered):
+            raise OutOfRange("rows", "num_slots, and columns with {} in their names, where rows=person")
+        if self.rows == "job" and numbered:
+            raise OutOfRange(f"columns.{numbered[0]}", "a name without {} where rows=job")
+        needed = {"code": ("code",), "title": ("title",), "code_or_title": ("code", "title")}[self.occupation_from]
+        for name in needed:
+            if self._column(name) is None:
+                raise OutOfRange(f"columns.{name}", f"a column, since occupation_from is {self.occupation_from}")
+
+    def _column(self, name: str) -> str | None:
+        column: str | None = getattr(self.columns, name)
+        return column
+
+
+@dataclass(frozen=True, slots=True)
+class CareerTextSettings:
+    """A folder of CAREER's parallel files `{train,valid,test}.{job,year,education,ethnicity,gender,location}`."""
+
+    path: str
+    vocabulary: VocabularySettings
+    missing: tuple[str, ...]  # values that mean: not known
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSettings:
+    """One source of careers. `kind` names its reader; the group of the same kind holds the reader's settings."""
+
+    kind: Literal["wage_panel", "long_panel", "synthetic", "nlsy79", "nlsy97", "psid", "resumes", "career_text"]
+    survey: str  # the dataset tag of the template, such as PSID
+    population: str | None  # whose people these are, by default the survey's: who shares it, shares its splits
+    fraction: float  # of its training people, those that are trained on; the 20 % are among the 40 %
+    weight: float  # how many times an epoch takes each of them; 0: never, the corpus is evaluated only
+    long_panel: LongPanelSettings | None = None
+    synthetic: SyntheticSettings | None = None
+    extract: SurveySettings | None = None
+    resumes: ResumeSettings | None = None
+    career_text: CareerTextSettings | None = None
+    how_to_get: str = ""  # said where the files are missing
+
+    def __post_init__(self) -> None:
+        group = GROUP_OF_KIND.get(self.kind)
+        if group is not None and getattr(self, group) is None:
+            raise OutOfRange(group, f"the settings of a {self.kind} corpus, found none")
+        check_share(self, "fraction")
+        if not 0 <= self.weight <= 1000:
+            raise OutOfRange("weight", f"a number from 0 to 1000, found {self.weight}")
+
+    @property
+    def group(self) -> str:
+        """The name of the group that holds the reader's settings."""
+        return GROUP_OF_KIND.get(self.kind, self.kind)
+
+    @property
+    def people_of(self) -> str:
+        """The population: the name under which people are told apart and split."""
+        return self.population or self.survey
+
+
+GROUP_OF_KIND = {
+    "long_panel": "long_panel",
+    "synthetic": "synthetic",
+    "nlsy79": "extract",
+    "nlsy97": "extract",
+    "psid": "extract",
+    "resumes": "resumes",
+    "career_text": "career_text",
+}
+
+
+def check_in_order(settings: object, first: str, last: str) -> None:
+    """Refuse a lower bound above the upper one."""
+    low, high = getattr(settings, first), getattr(settings, last)
+    if low is not None and high is not None and low > high:
+        raise OutOfRange(first, f"at most {last} ({high}), found {low}")

@@ -1,0 +1,132 @@
+"""The data card of a store: what is in it by corpus, year and occupation, and what was left out, for people to read.
+
+`data_card.json` has every number, `data_card.md` the same as tables. Beside the three surveys stand the figures that
+LABOR-LLM reports for them, so that a user sees at once how near an extract comes to the paper's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from laborllm_dist.careers.corpus import reachable_by_year
+from laborllm_dist.careers.splits import SPLITS
+from laborllm_dist.careers.tally import KINDS, Tally
+from laborllm_dist.corpus_settings import CorpusSettings
+from laborllm_dist.data_settings import DataSettings
+
+# People, person-years, and shares of first, moving and staying observations in LABOR-LLM (arXiv 2406.17972, v4), as
+# noted from the paper; its tables were not at hand to check them against.
+PAPER: Mapping[str, tuple[int, int, tuple[float, float, float]]] = {
+    "psid": (31_056, 313_622, (0.099, 0.427, 0.474)),
+    "nlsy79": (12_479, 259_778, (0.048, 0.440, 0.512)),
+    "nlsy97": (8_984, 148_795, (0.060, 0.454, 0.485)),
+}
+
+
+def card_values(tallies: Mapping[str, Tally], data: DataSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
+    """Return the card as JSON takes it.
+
+    Args:
+        tallies: counts by corpus.
+        data: the corpora.
+        title_of: title of every occupation.
+    """
+    corpora = {name: _corpus_values(tally, data.corpora[name], title_of) for name, tally in tallies.items()}
+    return {"data": data.name, "corpora": corpora}
+
+
+def _corpus_values(tally: Tally, corpus: CorpusSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
+    num_people, num_observations = tally.people.total(), tally.observations
+    paper = PAPER.get(corpus.kind)
+    reachable = reachable_by_year(corpus)
+    return {
+        "survey": corpus.survey,
+        "people_read": tally.people_read,
+        "people": {"all": num_people, **{split: tally.people[split] for split in SPLITS}},
+        "observations": num_observations,
+        "shares": {kind: tally.kinds[kind] / num_observations if num_observations else None for kind in KINDS},
+        "paper": paper
+        and {"people": paper[0], "observations": paper[1], "shares": dict(zip(KINDS, paper[2], strict=True))},
+        "years": [
+            {
+                "year": year,
+                "observations": codes.total(),
+                "occupations": len(codes),
+                "reachable": len(reachable[year]) if year in reachable else None,
+            }
+            for year, codes in sorted(tally.years.items())
+        ],
+        "occupations": [
+            {"code": code, "title": title_of[code], "observations": count}
+            for code, count in sorted(tally.occupations.items(), key=lambda item: (-item[1], item[0]))
+        ],
+        "left_out": [
+            {"reason": reason, "count": count}
+            for reason, count in sorted(tally.drops.items(), key=lambda item: (-item[1], item[0]))
+        ],
+    }
+
+
+def card_markdown(card: Mapping[str, Any]) -> str:
+    """Return the card as Markdown."""
+    lines = [f"# Data card of {card['data']}", ""]
+    for name, values in card["corpora"].items():
+        lines += [f"## {values['survey']} (`{name}`)", "", *_summary(values), ""]
+        lines += ["### Left out", "", *_left_out(values["left_out"]), ""]
+        lines += ["### Years", "", *_years(values["years"]), ""]
+        lines += ["### Occupations", "", *_occupations(values), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _summary(values: Mapping[str, Any]) -> list[str]:
+    paper = values["paper"]
+    rows: list[tuple[str, str, str]] = [
+        ("people in the source", f"{values['people_read']:,}", ""),
+        ("people with a career", f"{values['people']['all']:,}", f"{paper['people']:,}" if paper else ""),
+        *((f"of them {split}", f"{values['people'][split]:,}", "") for split in SPLITS),
+        ("person-years", f"{values['observations']:,}", f"{paper['observations']:,}" if paper else ""),
+        *(
+            (f"share {kind}", _share(values["shares"][kind]), _share(paper["shares"][kind]) if paper else "")
+            for kind in KINDS
+        ),
+    ]
+    if paper is None:
+        return _table(("", "here"), [row[:2] for row in rows], right=(1,))
+    note = "LABOR-LLM: figures noted from arXiv 2406.17972, not checked against its tables."
+    return [*_table(("", "here", "LABOR-LLM"), rows, right=(1, 2)), "", note]
+
+
+def _left_out(reasons: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not reasons:
+        return ["Nothing."]
+    return _table(("reason", "count"), [(each["reason"], f"{each['count']:,}") for each in reasons], right=(1,))
+
+
+def _years(years: Sequence[Mapping[str, Any]]) -> list[str]:
+    known = any(each["reachable"] is not None for each in years)
+    rows = [
+        (str(each["year"]), f"{each['observations']:,}", f"{each['occupations']:,}", str(each["reachable"] or ""))
+        for each in years
+    ]
+    note = "Reachable: occupations and states that the year's census codes lead to; no other can be observed."
+    if not known:
+        return _table(("year", "person-years", "occupations"), [row[:3] for row in rows], right=(1, 2))
+    return [*_table(("year", "person-years", "occupations", "reachable"), rows, right=(1, 2, 3)), "", note]
+
+
+def _occupations(values: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (each["code"], each["title"].replace("|", "\\|"), f"{each['observations']:,}") for each in values["occupations"]
+    ]
+    return _table(("code", "title", "person-years"), rows, right=(2,))
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> list[str]:
+    """Return a Markdown table; the columns of `right` hold numbers."""
+    rule = [("---:" if place in right else "---") for place in range(len(header))]
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]

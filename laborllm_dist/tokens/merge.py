@@ -1,0 +1,149 @@
+"""Make a store of its pieces: check that each is whole and each person stands once, count, write card and manifest.
+
+Nothing is copied: the store is the folder the pieces were made in, under its final name.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from laborllm_dist.careers.corpus import pooled_vocabulary
+from laborllm_dist.careers.splits import SPLITS, person_digest
+from laborllm_dist.careers.tally import Tally, tally_from_values
+from laborllm_dist.data_settings import DataSettings
+from laborllm_dist.errors import DataFileError, StoreError
+from laborllm_dist.files import flush_to_disk, sha256_of, write_json, write_text
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.data_card import card_markdown, card_values
+from laborllm_dist.tokens.pieces import PEOPLE, PIECES, num_pieces, piece_folder, read_piece
+from laborllm_dist.tokens.store import CARD, MANIFEST
+
+
+def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None:
+    """Return the folders of all pieces by corpus, in order; None as long as one is missing."""
+    pieces: dict[str, list[Path]] = {}
+    for name in data.corpora:
+        number = num_pieces(folder, name)
+        if number is None:
+            return None
+        pieces[name] = [piece_folder(folder, name, index) for index in range(number)]
+    return pieces if all(piece.is_dir() for found in pieces.values() for piece in found) else None
+
+
+def merge_pieces(
+    folder: Path, settings: RunSettings, facts: Mapping[str, Any], pieces: Mapping[str, list[Path]]
+) -> None:
+    """Write the data card and the manifest into the folder of the pieces.
+
+    Args:
+        folder: where tokenizer, occupations and pieces lie.
+        settings: of the run.
+        facts: what else the manifest says: format, fingerprints, identity, tokenizer.
+        pieces: from `all_pieces`.
+
+    Raises:
+        DataFileError: if a person stands twice in a corpus, or in two splits, or nobody is in the training split.
+        StoreError: if a piece has changed since it was written.
+    """
+    records = {name: [(piece, read_piece(piece)) for piece in found] for name, found in pieces.items()}
+    data = settings.data
+    _check_people(settings, pieces)
+    counts: dict[str, dict[str, Any]] = {}
+    for split in SPLITS:
+        of_split = [(piece, record["splits"][split]) for found in records.values() for piece, record in found]
+        names = ("people", "texts", "observations", "tokens")
+        counts[split] = {name: sum(each[name] for _, each in of_split) for name in names}
+        counts[split]["shards"] = [
+            str((piece / f"{split}.arrow").relative_to(folder)) for piece, each in of_split if each["texts"]
+        ]
+    tallies = {
+        name: sum((tally_from_values(record["tally"]) for _, record in found), Tally())
+        for name, found in records.items()
+    }
+    _check_training_people(data, tallies)
+    shutil.rmtree(folder / "ends", ignore_errors=True)
+    shutil.rmtree(folder / "work", ignore_errors=True)
+    for leftover in (folder / PIECES).glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    card = card_values(tallies, data, pooled_vocabulary(data).title_of())
+    write_json(folder / f"{CARD}.json", card)
+    write_text(folder / f"{CARD}.md", card_markdown(card))
+    _write_manifest(folder, facts, counts, records)
+
+
+def _write_manifest(
+    folder: Path,
+    facts: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    records: Mapping[str, list[tuple[Path, dict[str, Any]]]],
+) -> None:
+    # The pieces' files have just been compared with the checksums in their records.
+    known = {
+        piece / name: checksum
+        for found in records.values()
+        for piece, record in found
+        for name, checksum in record["files"].items()
+    }
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        if path not in known:
+            flush_to_disk(path)
+    entries = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": known.get(path) or sha256_of(path)}
+        for path in files
+    }
+    write_json(folder / MANIFEST, {**facts, "splits": dict(counts), "files": entries})
+
+
+def _check_training_people(data: DataSettings, tallies: Mapping[str, Tally]) -> None:
+    if any(tally.people["train"] for tally in tallies.values()):
+        return
+    num_people = sum(tally.people.total() for tally in tallies.values())
+    reasons = sum((tally.drops for tally in tallies.values()), Tally().drops).most_common(3)
+    why = "; left out: " + ", ".join(f"{reason} ({count:,})" for reason, count in reasons) if reasons else ""
+    raise DataFileError(
+        f"none of {num_people} people of data={data.name} is in the training split; the corpus is too small to train "
+        f"on{why}"
+    )
+
+
+def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> None:
+    """Refuse a person who stands twice in a corpus, or in one split here and in another there."""
+    tables = {name: [np.load(piece / PEOPLE) for piece in found] for name, found in pieces.items()}
+    for name, found in tables.items():
+        digests = np.concatenate([people["digest"] for people in found]) if found else np.zeros(0, np.uint64)
+        values, times = np.unique(digests, return_counts=True)
+        if len(values) < len(digests):
+            person = _person_of(int(values[times.argmax()]), settings, name, pieces[name])
+            raise DataFileError(
+                f"corpus {name}: person {person!r} stands twice; a person must be one career, so give the two other "
+                "numbers, or bring their rows together"
+            )
+    everybody = np.concatenate([people for found in tables.values() for people in found])
+    people = np.unique(everybody)
+    doubled = people["digest"][1:][people["digest"][1:] == people["digest"][:-1]]
+    if len(doubled):
+        splits = " and ".join(SPLITS[code] for code in people["split"][people["digest"] == doubled[0]])
+        owners = [name for name, found in tables.items() if any(doubled[0] in each["digest"] for each in found)]
+        person = _person_of(int(doubled[0]), settings, owners[0], pieces[owners[0]])
+        raise DataFileError(
+            f"person {person!r} is in the splits {splits} of {' and '.join(owners)} ({len(doubled):,} such people), so "
+            "that a test person would be trained on; leave these people out of one of the two"
+        )
+
+
+def _person_of(digest: int, settings: RunSettings, corpus: str, pieces: list[Path]) -> str:
+    """Return the name of the person with this digest."""
+    population = settings.data.corpora[corpus].people_of
+    for path in (path for piece in pieces for path in sorted(piece.glob("*.arrow"))):
+        with pa.ipc.open_stream(str(path)) as stream:
+            for person in stream.read_all()["person"].to_pylist():
+                if person_digest(population, person, settings.split.key) == digest:
+                    return str(person)
+    raise StoreError(f"no piece of {corpus} holds the person with digest {digest}; delete the folder and start again")

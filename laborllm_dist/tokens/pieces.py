@@ -1,0 +1,174 @@
+"""Make the pieces of a token store: so many people of a corpus, in the order of its source, in a folder of their own.
+
+    pieces/psid81-00000/   train.arrow  validation.arrow  test.arrow    rows of each split that has any
+                           people.npy                                   who they are, to find one who stands twice
+                           piece.json                                   counts, what was left out, checksums
+
+What is in a piece depends on the source and the settings only, never on who makes it. It is written under another name
+and renamed when it is whole, so that a piece that is there is never made again, after a kill or by another process.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laborllm_dist.careers.corpus import read_people
+from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
+from laborllm_dist.careers.reading import PersonRead, ReadPerson
+from laborllm_dist.careers.splits import SPLITS, Split, person_digest, split_of_digest
+from laborllm_dist.careers.tally import tally_people
+from laborllm_dist.careers.template import CareerText, Template, render_career
+from laborllm_dist.corpus_settings import CorpusSettings
+from laborllm_dist.data_settings import SplitSettings
+from laborllm_dist.errors import StoreError
+from laborllm_dist.files import batched, flush_to_disk, sha256_of, write_json
+from laborllm_dist.tokens.store import STORE_SCHEMA, store_rows
+from laborllm_dist.tokens.tokenise import tokenise_careers
+from laborllm_dist.tokens.tokenizer import CareerTokenizer
+
+PIECES, RECORD, PEOPLE = "pieces", "piece.json", "people.npy"
+PERSON_TYPE = np.dtype([("digest", "<u8"), ("split", "u1")])
+
+
+@dataclass(frozen=True, slots=True)
+class PieceTools:
+    """What all pieces are made with. `vocabulary` has the titles that the texts show."""
+
+    folder: Path  # of the store that is being built
+    vocabulary: OccupationVocabulary
+    template: Template
+    tokenizer: CareerTokenizer
+    split: SplitSettings
+    people_per_piece: int
+
+
+def make_pieces(name: str, corpus: CorpusSettings, tools: PieceTools, share: range) -> Iterator[int]:
+    """Make the pieces of a corpus that are in `share` and not there yet; yield the people read after each piece.
+
+    Args:
+        name: the corpus in the settings.
+        corpus: its settings.
+        tools: what pieces are made with.
+        share: pieces to make are those whose number modulo share.stop is share.start.
+
+    Raises:
+        LaborError: if the source is unusable.
+
+    When the source has been read to its end, the number of its pieces is recorded.
+    """
+    number = num_people = 0
+    for number, people in enumerate(batched(read_people(corpus), tools.people_per_piece), start=1):
+        num_people += len(people)
+        if (number - 1) % share.stop == share.start and not piece_folder(tools.folder, name, number - 1).exists():
+            _make_piece(piece_folder(tools.folder, name, number - 1), people, corpus, tools)
+        yield num_people
+    end = tools.folder / "ends" / f"{name}-{share.start}-of-{share.stop}.json"
+    end.parent.mkdir(exist_ok=True)
+    write_json(end, {"pieces": number})
+
+
+def piece_folder(store: Path, corpus: str, number: int) -> Path:
+    """Return where a piece lies."""
+    return store / PIECES / f"{corpus}-{number:05d}"
+
+
+def num_pieces(store: Path, corpus: str) -> int | None:
+    """Return how many pieces a corpus has; None as long as nobody has read it to its end."""
+    ends = sorted((store / "ends").glob(f"{corpus}-*-of-*.json"))
+    return int(json.loads(ends[0].read_text(encoding="utf-8"))["pieces"]) if ends else None
+
+
+def read_piece(folder: Path) -> dict[str, Any]:
+    """Return the record of a piece after its files have been compared with it.
+
+    Raises:
+        StoreError: if a file is missing or has changed since it was written.
+    """
+    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    for name, checksum in record["files"].items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != checksum:
+            raise StoreError(
+                f"{folder / name} is missing or has changed since it was written; delete {folder} and start again"
+            )
+    return record
+
+
+def _make_piece(folder: Path, people: Sequence[ReadPerson], corpus: CorpusSettings, tools: PieceTools) -> None:
+    reads = [read() for read in people]
+    careers = [read.career for read in reads if read.career is not None]
+    digests = [person_digest(corpus.people_of, career.person, tools.split.key) for career in careers]
+    given = [read.split for read in reads if read.career is not None]
+    splits = [split or split_of_digest(digest, tools.split) for split, digest in zip(given, digests, strict=True)]
+    folder.parent.mkdir(exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        counts = _write_rows(building, careers, splits, tools)
+        codes = [SPLITS.index(split) for split in splits]
+        np.save(building / PEOPLE, np.array(list(zip(digests, codes, strict=True)), dtype=PERSON_TYPE))
+        tally = tally_people(_with_splits(reads, splits))
+        files = {path.name: sha256_of(path) for path in sorted(building.iterdir())}
+        write_json(building / RECORD, {"splits": counts, "tally": tally.to_values(), "files": files})
+        for path in building.iterdir():
+            flush_to_disk(path)
+        building.chmod(0o755)
+        _publish(building, folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _publish(building: Path, folder: Path) -> None:
+    try:
+        building.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(building)  # another process has made the same piece meanwhile
+    flush_to_disk(folder.parent)
+
+
+def _with_splits(reads: Sequence[PersonRead], splits: Sequence[Split]) -> list[tuple[PersonRead, Split | None]]:
+    remaining = iter(splits)
+    return [(read, None if read.career is None else next(remaining)) for read in reads]
+
+
+def _write_rows(
+    building: Path, careers: Sequence[CareerHistory], splits: Sequence[Split], tools: PieceTools
+) -> dict[str, dict[str, int]]:
+    """Write one file for each split that has people; return people, texts, observations and tokens of each split."""
+    title_of = tools.vocabulary.title_of()
+    texts: list[CareerText] = []
+    owners: list[int] = []
+    for owner, career in enumerate(careers):
+        rendered = render_career(career, tools.template, title_of)
+        texts.extend(rendered)
+        owners.extend([owner] * len(rendered))
+    tokenised = tokenise_careers(texts, tools.tokenizer)
+    rows = store_rows([careers[owner] for owner in owners], texts, tokenised, tools.vocabulary.index_of())
+    counts: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        chosen = rows.filter(pa.array([splits[owner] == split for owner in owners], type=pa.bool_())).combine_chunks()
+        counts[split] = {
+            "people": splits.count(split),
+            "texts": chosen.num_rows,
+            "observations": _total_length(chosen["years"]),
+            "tokens": _total_length(chosen["token_ids"]),
+        }
+        if chosen.num_rows:
+            with pa.ipc.new_stream(str(building / f"{split}.arrow"), STORE_SCHEMA) as stream:
+                stream.write_table(chosen)
+    return counts
+
+
+def _total_length(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(pc.list_value_length(column)).as_py() or 0)

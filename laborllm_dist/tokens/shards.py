@@ -1,0 +1,87 @@
+"""Make the pieces of a store by several processes: of this machine, or as an array of Slurm jobs, through submitit.
+
+A shard is a share of the pieces. Every shard reads the whole source and does the work for its own pieces only. The
+array's jobs need the folder of the store and the project on a file system that all hosts share.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, UncompletedJobError
+
+from laborllm_dist.data_settings import PrepareSettings
+from laborllm_dist.errors import DataFileError, LaborError, ShardFailed
+
+Say = Callable[[str], None]
+Work = Callable[[int], str | None]
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> None:
+    """Run `work(shard)` for every shard at once, and wait for all.
+
+    Args:
+        work: makes a shard; returns None, or the text of the refusal that ended it. It is sent to other processes by
+            pickle.
+        wanted: how many shards, where they run, what they may take.
+        logs: folder for the jobs' own output.
+        say: takes a line of progress.
+
+    Raises:
+        DataFileError: with the refusal of the first shard that has refused; the others are stopped.
+        ShardFailed: if a shard has died or run over its time.
+    """
+    limits: dict[str, Any] = {"timeout_min": wanted.minutes, "name": "laborllm_prepare"}
+    if wanted.where == "slurm":
+        limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
+        limits["slurm_array_parallelism"] = wanted.num_shards
+    try:
+        executor = submitit.AutoExecutor(folder=str(logs), cluster=wanted.where)
+        executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
+        jobs = executor.map_array(work, list(range(wanted.num_shards)))
+    except (RuntimeError, OSError) as error:
+        raise ShardFailed(f"the shards could not be started on {wanted.where} ({error})") from None
+    try:
+        _wait_for_all(jobs, say)
+    finally:
+        for job in jobs:
+            if not job.done():
+                job.cancel()
+
+
+def _wait_for_all(jobs: Sequence[submitit.Job[str | None]], say: Say) -> None:
+    done: set[int] = set()
+    while len(done) < len(jobs):
+        for shard, job in enumerate(jobs):
+            if shard not in done and job.done():
+                _check(shard, job, len(jobs))
+                done.add(shard)
+                say(f"prepare: shard {shard} is done ({len(done)} of {len(jobs)})")
+        time.sleep(_SECONDS_BETWEEN_LOOKS if len(done) < len(jobs) else 0)
+
+
+def _check(shard: int, job: submitit.Job[str | None], num_shards: int) -> None:
+    try:
+        refusal: Any = job.result()
+    except (FailedJobError, UncompletedJobError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ShardFailed(
+            f"shard {shard} of {num_shards} ended before it was done ({reason}); its output is in {job.paths.stderr}. "
+            "Start the same command again: finished pieces are kept"
+        ) from None
+    if refusal is not None:
+        raise DataFileError(refusal)
+
+
+def refusal_of(work: Callable[[], object]) -> str | None:
+    """Do something; return the text of the refusal that ended it, None where it went well."""
+    try:
+        work()
+    except LaborError as refusal:
+        return str(refusal)
+    return None

@@ -1,0 +1,328 @@
+"""NLS Investigator extracts: the files as the site gives them, and the careers in them, worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import shared_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_nls import made_rows, write_extract
+
+from laborllm_dist.careers.history import CareerHistory, Job
+from laborllm_dist.careers.members import Member
+from laborllm_dist.careers.nls.codebook import read_codebook, read_variable_names
+from laborllm_dist.careers.nls.extract import read_extract
+from laborllm_dist.careers.nls.files import find_extract, nls_files
+from laborllm_dist.careers.nls.people import nls_people
+from laborllm_dist.careers.nls.variables import Cohort, nls_variables
+from laborllm_dist.careers.occ1990dd import TABLES, crosswalk, occ1990dd_vocabulary
+from laborllm_dist.careers.reading import Drop, PersonRead
+from laborllm_dist.corpus_settings import SurveySettings
+from laborllm_dist.errors import DataFileError, LaborError
+
+BOUNDS = {"first_year": None, "last_year": None, "youngest_age": None, "oldest_age": None}
+
+
+def read(path: Path, cohort: Cohort = "NLSY79", **changes) -> list[PersonRead]:
+    wanted = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
+    return [person() for person in nls_people(wanted, cohort, survey=cohort)]
+
+
+# Occupations by hand: 1970 code 912 Cooks, 1980 code 436 Cooks, 2000 code 402 Cooks, 4020 with four digits; all 436.
+# 1980 code 4 Chief executives -> 4. 1980 code 243 Supervisors of sales jobs -> 243.
+WOMAN = {
+    ("person_id", 1979): 7, ("sex", 1979): 2, ("race_ethnicity", 1978): 2, ("birth_year", 1979): 62,
+    ("region", 1979): 3, ("highest_grade", 1979): 10, ("employment_status", 1979): 3, ("enrollment", 1979): 2,
+    ("employment_status", 1980): 1, ("occupation", 1980): 912, ("region", 1980): 4,
+    ("employment_status", 1981): 2, ("occupation", 1981): 912, ("highest_grade", 1981): 12,
+    ("employment_status", 1982): 1, ("occupation", 1982): 436,
+    ("employment_status", 1983): 3, ("enrollment", 1983): 4, ("occupation", 1983): 436,
+    ("employment_status", 1984): 1, ("occupation", 1984): 990,
+    ("employment_status", 1985): 1, ("occupation", 1985): -3,
+    ("weekly_status", 2002): 1503, ("occupation", 2002): 402, ("highest_grade", 2002): 13,
+    ("weekly_status", 2004): 5, ("occupation", 2004): 4020,
+    ("weekly_status", 2006): 4, ("employment_status", 2006): 1, ("occupation", 2006): 4020,
+    ("weekly_status", 2008): 2, ("occupation", 2008): -4,
+    ("weekly_status", 2010): 0, ("occupation", 2010): 9840,
+}  # fmt: skip
+WOMAN_YEARS = {1979, 1980, 1981, 1982, 1983, 1984, 1985, 2002, 2004, 2006, 2008, 2010}
+WOMAN_CAREER = CareerHistory(
+    "7", "NLSY79", 1962, "female", "black", "south",
+    (
+        Job(1979, "education", "less than high school"),
+        Job(1980, "436", "less than high school"),
+        Job(1981, "unemployed", "high school"),
+        Job(1982, "436", "high school"),
+        Job(1983, "not_in_labor_force", "high school"),
+        Job(2002, "436", "some college"),
+        Job(2004, "not_in_labor_force", "some college"),
+        Job(2006, "436", "some college"),  # the status of the interview's week counts before that of the year's weeks
+        Job(2010, "905", "some college"),
+    ),
+)  # fmt: skip
+WOMAN_DROPS = (
+    Drop("working, occupation not codeable", 1984),
+    Drop("working, occupation invalid skip", 1985),
+    Drop("not working, unemployed or out of the labor force not told apart", 2008),
+)
+# Interviewed once, refused to say what the work was; and one who never worked after being listed.
+SILENT = {("person_id", 1979): 8, ("sex", 1979): 1, ("employment_status", 1990): 1, ("occupation", 1990): -1}
+NOBODY = {("person_id", 1979): 9, ("sex", 1979): 1, ("race_ethnicity", 1978): 3, ("birth_year", 1979): 57}
+
+
+@pytest.mark.parametrize("form", ["references", "questions", "dat", "zip"])
+def test_careers_of_the_nlsy79_by_hand_in_every_form_of_the_extract(form: str, tmp_path: Path) -> None:
+    rows = made_rows("NLSY79", [WOMAN, SILENT, NOBODY], [WOMAN_YEARS, {1990}, set()])
+    woman, silent, nobody = read(write_extract(tmp_path, "NLSY79", rows, form=form))
+    assert woman == PersonRead(WOMAN_CAREER, WOMAN_DROPS)
+    # Of 1979 nothing is known but that there was an interview.
+    unknown = Drop("employment status not known, occupation valid skip", 1979)
+    nothing = Drop("person without any observation")
+    assert silent == PersonRead(None, (unknown, Drop("working, occupation refused", 1990), nothing))
+    assert nobody == PersonRead(None, (unknown, nothing))
+
+
+def test_careers_of_the_nlsy97_by_hand(tmp_path: Path) -> None:
+    weeks = [each.name.question for each in nls_variables("NLSY97") if each.name.question.startswith("EMP_STATUS_2005")]
+    assert len(weeks) == 12
+    person = {
+        ("person_id", 1997): 3, ("sex", 1997): 1, ("race_ethnicity", 1997): 4, ("birth_year", 1997): 1981,
+        ("region", 1997): 2, ("enrollment", 1997): 8, ("weekly_status", 1997): 5, ("highest_grade", 1997): 9,
+        # 2002 codes: 4020 Cooks; 3600 Nursing aides -> 447.
+        ("occupation", 2000): 4020, ("weekly_status", 2000): 200001, ("highest_grade", 2000): 13,
+        ("highest_degree", 2000): 2, ("enrollment", 2000): 10,
+        ("occupation", 2005): 3600, ("highest_degree", 2005): 4, ("highest_grade", 2005): 16, ("enrollment", 2005): 6,
+        ("occupation", 2011): 3600, ("weekly_status", 2011): 1, ("enrollment", 2011): 7, ("highest_degree", 2011): 5,
+    }  # fmt: skip
+    # Six weeks of work, four unemployed, two without information: working, since half of the known weeks or more are.
+    for week, status in zip(weeks, [9701, 200501, 200501, 3, 6, 200501, 4, 4, 4, 4, 0, 0], strict=True):
+        person["week " + week, 0] = status
+    rows = made_rows("NLSY97", [person], [{1997, 2000, 2005, 2011}])
+    (found,) = read(write_extract(tmp_path, "NLSY97", rows), "NLSY97")
+    assert found.drops == ()
+    assert found.career == CareerHistory(
+        "3", "NLSY97", 1981, "male", "non-black non-hispanic", "north central",
+        (
+            Job(1997, "education", "less than high school"),
+            Job(2000, "436", "some college"),  # a high school diploma and 13 grades
+            Job(2005, "447", "college"),
+            Job(2011, "not_in_labor_force", "graduate school"),
+        ),
+    )  # fmt: skip
+
+
+def test_bounds_of_year_and_age(tmp_path: Path) -> None:
+    folder = write_extract(tmp_path, "NLSY79", made_rows("NLSY79", [WOMAN], [WOMAN_YEARS]))
+    (found,) = read(folder, first_year=1980, last_year=1990, youngest_age=20, oldest_age=22)
+    assert [job.year for job in found.career.jobs] == [1982, 1983]
+    assert Counter(drop.reason for drop in found.drops) == {
+        "younger than 20": 2, "working, occupation not codeable": 1, "older than 22": 1,
+    }  # fmt: skip
+    (found,) = read(folder, first_year=1980, last_year=1990)
+    assert found.career.region == "west"  # of the first year taken
+
+
+def test_the_tagsets_hold_every_variable_of_the_table_and_nothing_else() -> None:
+    for cohort in ("NLSY79", "NLSY97"):
+        tagset = (TABLES / f"laborllm.{cohort}").read_text().split()
+        assert sorted(each.name.reference for each in nls_variables(cohort)) == tagset
+        assert len(set(tagset)) == len(tagset)
+
+
+def test_the_shared_reference_numbers_are_those_of_the_table() -> None:
+    import csv
+
+    with shared_file("data/nls/nlsy_key_reference_numbers.csv").open() as file:
+        shared = {(row["cohort"], row["reference_number"]): row["year"] for row in csv.DictReader(file)}
+    found = [(cohort, each.name) for cohort in ("NLSY79", "NLSY97") for each in nls_variables(cohort)]
+    common = [(cohort, name) for cohort, name in found if (cohort, name.reference) in shared]
+    assert len(common) > 150
+    assert all(name.year == shared[cohort, name.reference] for cohort, name in common)
+
+
+def test_every_target_of_the_crosswalks_is_an_occupation_or_a_state() -> None:
+    known = set(occ1990dd_vocabulary().codes)
+    assert len(known) == 334
+    for each in nls_variables("NLSY79") + nls_variables("NLSY97"):
+        if each.scheme is not None:
+            assert set(crosswalk(each.scheme).values()) <= known
+
+
+# ---------------------------------------------------------------------------------------------- the real extracts
+
+
+@pytest.mark.parametrize(
+    ("name", "people", "variables"), [("nlsy79_extract", 12_686, 25), ("nlsy97_extract", 8_984, 59)]
+)
+def test_a_real_extract_reads_whole_and_agrees_with_its_codebook(name: str, people: int, variables: int) -> None:
+    files = find_extract(shared_file(f"data/nls/{name}"))
+    extract = read_extract(files, read_variable_names(files.variables))
+    assert (extract.num_people, len(extract.columns)) == (people, variables)
+    counted = read_codebook(files.codebook)
+    assert sum(bool(counts.values) for counts in counted.values()) >= variables - 2
+
+
+def test_the_occupations_of_2016_map_to_occ1990dd() -> None:
+    files = find_extract(shared_file("data/nls/nlsy79_extract"))
+    (variable,) = (each for each in nls_variables("NLSY79") if each.name.reference == "T5256900")
+    codes = read_extract(files, [variable.name]).columns["T5256900"]
+    valid = [int(code) for code in codes if code > 0 and code != 9990]
+    mapped = [code for code in valid if code in crosswalk(variable.scheme)]
+    assert len(valid) == 5319
+    assert len(mapped) / len(valid) >= 0.998
+
+
+def test_a_real_extract_with_one_changed_cell_is_refused_by_its_codebook(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shared_file("data/nls/nlsy79_extract"), tmp_path / "copy"))
+    table = folder / "NLS_79.csv"
+    lines = table.read_bytes().split(b"\r\n")
+    assert lines[1].startswith(b"1,20,")
+    table.write_bytes(b"\r\n".join([lines[0], b"1,21," + lines[1][5:], *lines[2:]]))
+    files = find_extract(folder)
+    with pytest.raises(DataFileError, match=r"R0000600: 1,665 people have the value 20, the codebook says 1,666"):
+        read_extract(files, read_variable_names(files.variables))
+    table.write_bytes(b"\r\n".join(lines[:9000]))
+    with pytest.raises(DataFileError, match=r"the file has been cut or changed since it was downloaded"):
+        read_extract(files, read_variable_names(files.variables))
+
+
+def test_a_real_extract_lacks_variables_and_says_which() -> None:
+    folder = shared_file("data/nls/nlsy79_extract")
+    with pytest.raises(DataFileError, match=r"451 variables of the method are not in .*R0000500 \(birth_year 1979\).*"
+                       r"upload the tagset .*laborllm.NLSY79 to the NLS Investigator"):  # fmt: skip
+        read(folder)
+    people = read(folder, variables="available")
+    assert len(people) == 12_686
+    assert sum(person.career is not None for person in people) == 5_313
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    return write_extract(tmp_path / "made", "NLSY79", made_rows("NLSY79", [WOMAN, NOBODY], [WOMAN_YEARS, {1979}]))
+
+
+def changed(folder: Path, old: str, new: str, name: str = "made.csv") -> None:
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+
+
+def test_broken_extracts_are_refused_with_file_line_and_advice(made: Path) -> None:
+    header = (made / "made.csv").read_text().splitlines()[0]
+    columns = header.replace('"', "").split(",")
+    changed(made, "\n7,", "\n7x,")
+    with pytest.raises(DataFileError, match=rf"1 problem:\n  line 2, column {columns[0]}: '7x' is not a whole"):
+        read(made)
+    changed(made, "\n7x,", "\n,")
+    with pytest.raises(DataFileError, match=r"line 2, column .*: empty\n  download the extract again"):
+        read(made)
+    changed(made, "\n,", "\n7,1,")
+    with pytest.raises(DataFileError, match=rf"line 2: {len(columns) + 1} values, wanted {len(columns)}"):
+        read(made)
+    changed(made, "\n7,1,", "\n9,")
+    with pytest.raises(DataFileError, match=r"the person number 9 is there twice"):
+        read(made)
+    changed(made, "\n9,", "\n-4,")
+    with pytest.raises(DataFileError, match=r"the person number -4 is not above 0"):
+        read(made)
+    changed(made, "\n-4,", "\n7,")
+    changed(made, ",-4,", ",-9,")
+    with pytest.raises(DataFileError, match=r"person 7, column .*: -9 is no code of this variable"):
+        read(made)
+    changed(made, header, header.replace(columns[3], columns[4]))
+    with pytest.raises(DataFileError, match=rf"column {columns[4]}: this column stands twice"):
+        read(made)
+    (made / "made.csv").write_text(header + "\n")
+    with pytest.raises(DataFileError, match=r"no people in the file"):
+        read(made)
+
+
+def test_an_extract_of_the_other_cohort_is_refused(made: Path) -> None:
+    with pytest.raises(DataFileError, match=r"R0000100 is of 1979 in the extract's list .* another cohort"):
+        read(made, "NLSY97", variables="available")
+
+
+def test_without_a_person_number_or_any_occupation_nothing_can_be_read(made: Path) -> None:
+    changed(made, '"R0000100"', '"X0000100"')
+    with pytest.raises(DataFileError, match=r"1 variables of the method .*R0000100 \(person_id 1979\)"):
+        read(made, variables="available")
+
+
+def test_folders_and_zips_that_are_no_extract_are_refused(tmp_path: Path, made: Path) -> None:
+    with pytest.raises(DataFileError, match=r"no file at .*nowhere"):
+        nls_files(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataFileError, match=r"no .csv or .dat file in .*empty"):
+        nls_files(tmp_path / "empty")
+    shutil.copy(made / "made.csv", made / "other.csv")
+    with pytest.raises(DataFileError, match=r"more than one in .*made.csv, .*other.csv\); name the one file"):
+        nls_files(made)
+    assert nls_files(made / "made.csv") == [made / "made.csv", made / "made.sdf"]
+    (tmp_path / "bad.zip").write_bytes(b"PK not a zip")
+    with pytest.raises(DataFileError, match=r"bad.zip: not a readable zip"):
+        nls_files(tmp_path / "bad.zip")
+    (tmp_path / "only.dat").write_text("1 2\n")
+    with pytest.raises(DataFileError, match=r"a .dat file has no header, so only.sdf must lie beside it"):
+        nls_files(tmp_path / "only.dat")
+    (tmp_path / "only.sdf").write_text("nothing\n")
+    with pytest.raises(DataFileError, match=r"only.sdf: no variables in it"):
+        read(tmp_path / "only.dat")
+
+
+def test_a_folder_with_the_downloaded_zip_alone_is_that_extract(tmp_path: Path) -> None:
+    rows = made_rows("NLSY79", [WOMAN], [WOMAN_YEARS])
+    path = write_extract(tmp_path / "zips", "NLSY79", rows, form="zip")
+    assert read(path.parent) == read(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataFileError, match=r"not a readable zip file"):
+        read(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "x")
+    with pytest.raises(DataFileError, match=r"no .csv or .dat file"):
+        read(path)
+
+
+def test_a_member_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match=r"gone.csv: cannot be read"), Member(tmp_path / "gone.csv").open():
+        raise AssertionError("not reached")
+
+
+SMALL = {key: value for key, value in WOMAN.items() if key[1] <= 1983}
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    damage=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=3)), min_size=1, max_size=4),
+    cut=st.integers(0, 3000),
+    name=st.sampled_from(["made.csv", "made.csv", "made.sdf", "made.dat", "made.zip"]),
+)
+def test_any_damage_is_read_or_refused_with_the_file_never_a_traceback(
+    tmp_path_factory, damage, cut: int, name: str
+) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    form = {"made.dat": "dat", "made.zip": "zip"}.get(name, "references")
+    rows = made_rows("NLSY79", [SMALL, NOBODY], [{1979, 1980, 1981, 1982, 1983}, {1979}])
+    path = write_extract(folder, "NLSY79", rows, form=form)
+    content = bytearray((folder / name).read_bytes())
+    for place, replacement in damage:
+        at = place % len(content)
+        content[at : at + len(replacement)] = replacement
+    (folder / name).write_bytes(content[: max(1, len(content) - cut)])
+    try:
+        people = read(path, last_year=1983)
+    except LaborError as refusal:
+        assert str(folder) in str(refusal)
+    else:
+        # Nobody vanishes: every row is a person, with a career or with reasons.
+        assert all(person.career is not None or person.drops for person in people)
+        assert dataclasses.is_dataclass(people[0])
