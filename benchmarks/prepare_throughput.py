@@ -30,7 +30,7 @@ from laborllm_dist.tokens.prepare import prepare_store
 RANKS = ("", "", "", "", "Senior ", "Junior ", "Lead ", "Asst. ")
 EMPLOYERS = ("", "", "", " at Acme", " (contract)", " - night shift", " II")
 LAST_YEAR = 2024
-ABSENT = ("code", "education", "birth_year", "gender", "ethnicity", "region")
+ABSENT = ("code", "education")
 
 
 def made_titles(random: np.random.Generator) -> list[str]:
@@ -78,7 +78,6 @@ def prepare_one(kind: str, num_people: int, num_shards: int, folder: Path) -> No
             "data=resumes", f"data.corpora.resumes.resumes.path={source}",
             "data.corpora.resumes.resumes.occupation_from=title",
             f"data.corpora.resumes.resumes.last_year={LAST_YEAR}",
-            f"{columns}.person=id", f"{columns}.title=title", f"{columns}.start=start", f"{columns}.end=end",
             *(f"{columns}.{name}=null" for name in ABSENT),
         ]  # fmt: skip
     else:

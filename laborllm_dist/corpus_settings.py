@@ -88,8 +88,9 @@ class ResumeColumnSettings:
     person: str
     title: str | None
     code: str | None
-    start: str
+    start: str | None
     end: str | None
+    order: str | None  # in place of dates: whole numbers in which a person's jobs follow each other
     education: str | None
     birth_year: str | None
     gender: str | None
@@ -124,10 +125,11 @@ class ResumeSettings:
         check_positive(self, "num_slots")
         if not EARLIEST_YEAR <= self.last_year <= LATEST_YEAR:
             raise OutOfRange("last_year", f"a year from {EARLIEST_YEAR} to {LATEST_YEAR}, found {self.last_year}")
-        numbered = [
-            name for name in ("title", "code", "start", "end", "education") if "{}" in (self._column(name) or "")
-        ]
-        if self.rows == "person" and (self.num_slots is None or "start" not in numbered):
+        if (self.columns.start is None) == (self.columns.order is None):
+            raise OutOfRange("columns.start", "either a column of dates, or columns.order where there are none")
+        per_job = ("title", "code", "start", "end", "order", "education")
+        numbered = [name for name in per_job if "{}" in (self._column(name) or "")]
+        if self.rows == "person" and (self.num_slots is None or not {"start", "order"} & set(numbered)):
             raise OutOfRange("rows", "num_slots, and columns with {} in their names, where rows=person")
         if self.rows == "job" and numbered:
             raise OutOfRange(f"columns.{numbered[0]}", "a name without {} where rows=job")
@@ -135,6 +137,11 @@ class ResumeSettings:
         for name in needed:
             if self._column(name) is None:
                 raise OutOfRange(f"columns.{name}", f"a column, since occupation_from is {self.occupation_from}")
+
+    @property
+    def when(self) -> str:
+        """What says when a job was held, for messages."""
+        return "a start date" if self.columns.order is None else "a number of its order"
 
     def _column(self, name: str) -> str | None:
         column: str | None = getattr(self.columns, name)

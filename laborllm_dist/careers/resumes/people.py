@@ -23,7 +23,7 @@ from laborllm_dist.careers.reading import Drop, PersonRead, ReadPerson
 from laborllm_dist.careers.resumes.dates import NotADate, read_days
 from laborllm_dist.careers.resumes.first_places import FirstPlaces
 from laborllm_dist.careers.resumes.occupations import Matches, OccupationReader, resume_occupations, resume_vocabulary
-from laborllm_dist.careers.resumes.rows import Cells, read_cells, resume_files
+from laborllm_dist.careers.resumes.rows import Cells, read_cells, refuse_if_many, resume_files
 from laborllm_dist.careers.resumes.spells import Spell, SpellReader, slot_after_last, slots_of
 from laborllm_dist.careers.resumes.years import job_of_years
 from laborllm_dist.careers.table_rows import unit_of
@@ -34,7 +34,6 @@ __all__ = ["resume_people", "resume_vocabulary"]
 
 _FACTS = ("birth_year", "gender", "ethnicity", "region")
 _PEOPLE_PER_BLOCK = 250  # whose titles are coded at once: a thousand or so
-_MANY_PROBLEMS = 1_000
 _PLACES_PER_FILE = 1 << 40
 
 
@@ -95,7 +94,8 @@ def _in_blocks(reader: _Reader, occupations: OccupationReader, survey: str) -> I
 
 
 def _read_person(person: _Person, block: _Block, occupations: OccupationReader, survey: str) -> PersonRead:
-    drops = [Drop("job without a start date") for spell in person.spells if spell.start is None]
+    undated = [spell for spell in person.spells if spell.start is None and spell.order is None]
+    drops = [Drop(f"job without {occupations.settings.when}") for _ in undated]
     if not person.spells:
         drops.append(Drop("no jobs"))
     jobs: list[Job] = []
@@ -169,8 +169,7 @@ class _Reader:
                     problems.add(place, self.settings.columns.person, _not_printable(person))
                 else:
                     yield _Row(number, place, person, cells, problems)
-                if problems.num_found >= _MANY_PROBLEMS:
-                    problems.refuse_if_any("the rest of the file was not read")
+                refuse_if_many(problems)
             problems.refuse_if_any()
 
     def _cells(self, path: Path, problems: Problems) -> Iterator[tuple[int, Cells]]:

@@ -22,6 +22,7 @@ from laborllm_dist.errors import DataFileError
 Cells = Mapping[str, str]
 CellRow = tuple[int, Cells]
 
+_MANY_PROBLEMS = 1_000
 _KIND_OF_ENDING = {
     ".jsonl": "JSONL",
     ".ndjson": "JSONL",
@@ -53,6 +54,12 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
     if len(kinds) > 1:
         raise DataFileError(f"{path}: a folder with files of several kinds ({', '.join(kinds)}); keep one kind in it")
     return files
+
+
+def refuse_if_many(problems: Problems) -> None:
+    """Refuse a file that has more problems than reading on could be worth."""
+    if problems.num_found >= _MANY_PROBLEMS:
+        problems.refuse_if_any("the rest of the file was not read")
 
 
 def read_cells(
@@ -125,7 +132,7 @@ def _json_cells(path: Path, problems: Problems, required: Sequence[str], wanted:
             cells[name] = _as_text(value)
         else:
             yield place, cells
-    for name in sorted(unseen) if place else ():
+    for name in sorted(unseen) if seen_names else ():
         problems.add(place, name, f"in none of the lines; the names in them are {', '.join(seen_names)}")
 
 
@@ -149,6 +156,7 @@ def _json_object(text: str, place: int, problems: Problems) -> dict[str, object]
         value = json.loads(text, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         problems.add(place, None, f"not JSON ({error})")
+        refuse_if_many(problems)
         return None
     if not isinstance(value, dict):
         problems.add(place, None, f"not a JSON object: {text.strip()[:60]!r}")

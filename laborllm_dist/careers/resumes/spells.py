@@ -1,7 +1,8 @@
 """Read the jobs of a row: one job, or numbered columns of many.
 
 A job lasts from the first day of its start to the last day of its end. A job that has not ended, or ends after the
-year in which the resumes were collected (`last_year`), lasts to the end of that year.
+year in which the resumes were collected (`last_year`), lasts to the end of that year. Where the file has no dates,
+jobs have a number in which they follow each other.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from laborllm_dist.careers.resumes.dates import NotADate, read_days
 from laborllm_dist.careers.resumes.rows import Cells
 from laborllm_dist.corpus_settings import ResumeColumnSettings, ResumeSettings
 
-PER_JOB = ("title", "code", "start", "end", "education")
+PER_JOB = ("title", "code", "start", "end", "order", "education")
 
 
 @dataclass(frozen=True, slots=True)
 class Spell:
-    """A job with its first and last day; `place` is its line or row. `start` is None where the file has none."""
+    """A job with its first and last day, or the number in which it follows others; `place` is its line or row.
+
+    `start` and `order` are None where the file has none.
+    """
 
     start: date | None
     end: date
+    order: int | None
     title: str | None
     code: str | None
     education: str | None
@@ -65,16 +70,18 @@ class SpellReader:
         for slot in self.slots:
             known = {name: cells.get(column, "") for name, column in slot.columns.items()}
             known = {name: cell for name, cell in known.items() if cell not in self.settings.missing and cell}
-            if self.settings.rows == "person" and not known.keys() & {"title", "code", "start"}:
+            if self.settings.rows == "person" and not known.keys() & {"title", "code", "start", "order"}:
                 continue
             if (spell := self._spell(place, known, slot, problems)) is not None:
                 yield spell
 
     def _spell(self, place: int, known: Mapping[str, str], slot: Slot, problems: Problems) -> Spell | None:
         last_day = date(self.settings.last_year, 12, 31)
-        start, end = None, last_day
+        start, end, order = None, last_day, None
         name = "start"
         try:
+            if "order" in known:
+                name, order = "order", _whole_number(known["order"])
             if "start" in known:
                 start = read_days(known["start"])[0]
             name = "end"
@@ -90,7 +97,7 @@ class SpellReader:
         if start is not None and (wrong := self._wrong_order(start, end, known)):
             problems.add(place, slot.columns["start"], wrong)
             return None
-        return Spell(start, min(end, last_day), known.get("title"), known.get("code"), education, place)
+        return Spell(start, min(end, last_day), order, known.get("title"), known.get("code"), education, place)
 
     def _wrong_order(self, start: date, end: date, known: Mapping[str, str]) -> str:
         if start.year > self.settings.last_year:
@@ -98,3 +105,9 @@ class SpellReader:
         if end < start:
             return f"the job ends ({known['end']!r}) before it starts ({known['start']!r})"
         return ""
+
+
+def _whole_number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise NotADate(f"{text!r} is not a whole number")
+    return int(text)

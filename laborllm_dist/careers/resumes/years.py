@@ -5,6 +5,8 @@
 
 Of jobs that are equal in this, the year belongs to the one that starts later, then the one that ends later, then the
 one that stands later in the file. A year without a job has no line in the career.
+
+Jobs that have an order and no dates are the years 1, 2, 3 of their career.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ def job_of_years(spells: Sequence[Spell], rule: YearRule) -> dict[int, Spell]:
     """Return the job of every year that has one, in order of year.
 
     Args:
-        spells: jobs in the order of the file; one without a start has no year.
+        spells: jobs in the order of the file; one without a start or order has no year.
         rule: which of several jobs is a year's.
     """
+    in_order = sorted((spell for spell in spells if spell.order is not None), key=lambda spell: spell.order or 0)
+    if in_order:
+        return dict(enumerate(in_order, start=1))
     best: dict[int, tuple[_Key, Spell]] = {}
     for order, spell in enumerate(spells):
         if spell.start is None:
