@@ -68,6 +68,7 @@ class SurveySettings:
 
     path: str  # a folder, a .zip, or one of the extract's files
     variables: Literal["all", "available"]
+    unknown_status: Literal["leave_out", "count"]  # occupations of a present or last job, where nobody knows which
     first_year: int | None
     last_year: int | None
     youngest_age: int | None  # in the calendar year: year - birth year
@@ -97,6 +98,11 @@ class ResumeColumnSettings:
     ethnicity: str | None
     region: str | None
 
+    def per_job(self) -> dict[str, str]:
+        """Return the columns that say something of a job, by what they say."""
+        named = {name: getattr(self, name) for name in ("title", "code", "start", "end", "order", "education")}
+        return {name: column for name, column in named.items() if column is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class ResumeSettings:
@@ -105,6 +111,8 @@ class ResumeSettings:
     `occupation_from`: `code`, a code of the vocabulary; `title`, free text that the title coder turns into an
     occ1990dd code where its score is at least `min_score`; `code_or_title`, the title where there is no code.
     `year_rule`: which of several jobs is a year's: the one held for most `days` of it, or the `latest` to begin.
+    `no_end`: a job without an end lasts until the day before the `next_start` (the last one is ongoing), is `ongoing`,
+    or is left out. `ongoing` and `missing` are compared without regard to capitals.
     """
 
     path: str  # a file, or a folder of files of one kind
@@ -117,6 +125,7 @@ class ResumeSettings:
     vocabulary: VocabularySettings
     year_rule: Literal["days", "latest"]
     ongoing: tuple[str, ...]  # an end that means: the job is still held
+    no_end: Literal["next_start", "ongoing", "leave_out"]
     last_year: int  # the calendar year in which the resumes were collected; ongoing jobs end with it
     missing: tuple[str, ...]  # cells that mean: not known
 
@@ -127,25 +136,36 @@ class ResumeSettings:
             raise OutOfRange("last_year", f"a year from {EARLIEST_YEAR} to {LATEST_YEAR}, found {self.last_year}")
         if (self.columns.start is None) == (self.columns.order is None):
             raise OutOfRange("columns.start", "either a column of dates, or columns.order where there are none")
-        per_job = ("title", "code", "start", "end", "order", "education")
-        numbered = [name for name in per_job if "{}" in (self._column(name) or "")]
+        numbered = [name for name, column in self.columns.per_job().items() if "{}" in column]
         if self.rows == "person" and (self.num_slots is None or not {"start", "order"} & set(numbered)):
             raise OutOfRange("rows", "num_slots, and columns with {} in their names, where rows=person")
         if self.rows == "job" and numbered:
             raise OutOfRange(f"columns.{numbered[0]}", "a name without {} where rows=job")
         needed = {"code": ("code",), "title": ("title",), "code_or_title": ("code", "title")}[self.occupation_from]
         for name in needed:
-            if self._column(name) is None:
+            if name not in self.columns.per_job():
                 raise OutOfRange(f"columns.{name}", f"a column, since occupation_from is {self.occupation_from}")
+        if self.occupation_from != "code" and self.vocabulary.path != "builtin:occ1990dd":
+            raise OutOfRange(
+                "vocabulary.path", "builtin:occ1990dd, which titles are coded to; or set occupation_from=code"
+            )
 
     @property
     def when(self) -> str:
         """What says when a job was held, for messages."""
         return "a start date" if self.columns.order is None else "a number of its order"
 
-    def _column(self, name: str) -> str | None:
-        column: str | None = getattr(self.columns, name)
-        return column
+    def is_missing(self, cell: str) -> bool:
+        """Return whether a cell says that something is not known."""
+        return not cell or _is_among(cell, self.missing)
+
+    def is_ongoing(self, cell: str) -> bool:
+        """Return whether an end says that the job is still held."""
+        return _is_among(cell, self.ongoing)
+
+
+def _is_among(cell: str, words: tuple[str, ...]) -> bool:
+    return cell in words or cell.casefold() in {word.casefold() for word in words}
 
 
 @dataclass(frozen=True, slots=True)

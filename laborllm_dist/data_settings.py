@@ -5,6 +5,7 @@ As in `settings`: values live in conf/, here are their meaning, units and checks
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,8 @@ class DataSettings:
         tags = [corpus.survey for corpus in self.corpora.values()]
         if len(set(tags)) < len(tags):
             raise OutOfRange("corpora", f"a survey tag of its own for each corpus, found {', '.join(tags)}")
+        if odd := [name for name in self.corpora if not re.fullmatch(r"\w+", name)]:
+            raise OutOfRange("corpora", f"names of letters, digits and _, since files are named so; found {odd[0]!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,14 @@ class ModelError(LaborError):
     """Model weights are missing, incomplete or do not fit the tokenizer."""
 
 
+class BadStep(LaborError):
+    """A step's loss or gradient is no number, or a spike; it was not learnt from."""
+
+
+class DoesNotFit(LaborError):
+    """The plan needs more memory than there is."""
+
+
 class CheckpointError(LaborError):
     """No usable checkpoint, or one of another run."""
 

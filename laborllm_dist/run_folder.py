@@ -21,12 +21,15 @@ from laborllm_dist.settings_reader import read_settings, settings_to_values
 TokenStoreRecord = dict[str, str]  # fingerprint and folder
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
 # What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
-FREE = ("ranks", "tracking", "runs", "store", "prepare", "evaluation")
+FREE = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
 FREE_INSIDE = {
-    "training": ("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
-    "zero": ("stage", "bucket_elements"),
+    "training": (
+        "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
+        "patience", "bad_step", "spike_ratio", "spike_window",
+    ),
+    "zero": ("stage", "bucket_elements", "offload_optimizer", "offload_weights", "offload_folder"),
     "batch": ("rows_per_pass",),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,11 @@ class RunFolder:
     def export(self) -> Path:
         """Hugging Face folder of the best weights."""
         return self.path / "export"
+
+    @property
+    def adapter(self) -> Path:
+        """The additions that LoRA has learnt, alone, as a peft folder."""
+        return self.path / "adapter"
 
     @property
     def metrics(self) -> Path:

@@ -13,49 +13,17 @@ from laborllm_dist.data_settings import (
     TemplateSettings,
     TokenizerSettings,
 )
-from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
+from laborllm_dist.engine_settings import (
+    AdapterSettings,
+    ComputeSettings,
+    ModelSettings,
+    OptimizerSettings,
+    ZeroSettings,
+    check_together,
+)
+from laborllm_dist.settings_reader import OutOfRange, check_positive
 
 COMPARATORS = ("marginal", "first_order", "truth")
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaSettings:
-    """Shape of a Llama made from nothing; the vocabulary's size is the tokenizer's."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_key_value_heads: int
-    max_positions: int
-    rope_theta: float
-    tied_embeddings: bool  # input and output share one matrix
-    initializer_range: float
-
-    def __post_init__(self) -> None:
-        check_positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_key_value_heads")
-        check_positive(self, "max_positions", "rope_theta", "initializer_range")
-        if self.hidden_size % (2 * self.num_heads):
-            raise OutOfRange("hidden_size", "a multiple of 2 x num_heads")
-        if self.num_heads % self.num_key_value_heads:
-            raise OutOfRange("num_heads", "a multiple of num_key_value_heads")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """Pretrained weights by `path` (a folder or a hub id), or a `llama` made from nothing."""
-
-    name: str
-    path: str | None
-    revision: str | None
-    subfolder: str | None
-    llama: LlamaSettings | None
-    attention_dropout: float
-
-    def __post_init__(self) -> None:
-        check_share(self, "attention_dropout")
-        if (self.path is None) == (self.llama is None):
-            raise OutOfRange("path", "either model.path (pretrained weights) or model.llama (a new model), not both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,42 +39,6 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ZeroSettings:
-    """What DeepSpeed shards over ranks (0 nothing, 1 optimizer, 2 gradients too, 3 weights too), in what precision."""
-
-    stage: Literal[0, 1, 2, 3]
-    precision: Literal["fp32", "bf16"]
-    bucket_elements: int  # of one collective; larger is faster and takes more memory
-
-    def __post_init__(self) -> None:
-        check_positive(self, "bucket_elements")
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSettings:
-    """AdamW with warm-up and decay over the planned steps."""
-
-    learning_rate: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    warmup_share: float  # of all planned steps
-    decay: Literal["linear", "cosine", "constant"]
-    final_share: float  # of learning_rate, at the last step
-    max_gradient_norm: float | None  # None: no clipping
-
-    def __post_init__(self) -> None:
-        check_positive(self, "learning_rate", "epsilon", "max_gradient_norm")
-        check_share(self, "beta1", "beta2", "warmup_share", "final_share")
-        for field in ("beta1", "beta2"):
-            if getattr(self, field) == 1:
-                raise OutOfRange(field, "a number below 1")
-        if self.weight_decay < 0:
-            raise OutOfRange("weight_decay", f"a number from 0 up, found {self.weight_decay}")
-
-
-@dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """How long, from which seed, and what is kept."""
 
@@ -116,11 +48,18 @@ class TrainingSettings:
     checkpoint_every_steps: int | None  # besides those at validations
     keep_checkpoints: int  # the newest; the best one is kept besides
     log_every_steps: int
+    patience: int | None  # so many validations in a row without a better one end the training; None: all epochs
+    bad_step: Literal["stop", "skip"]  # what follows a loss or gradient that is no number, or a spike
+    spike_ratio: float | None  # a loss above so many times the median of recent ones is a spike; None: none is
+    spike_window: int  # recent steps; the first so many steps of a run are not judged
 
     def __post_init__(self) -> None:
         check_positive(
             self, "epochs", "validations_per_epoch", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"
         )
+        check_positive(self, "patience", "spike_window")
+        if self.spike_ratio is not None and self.spike_ratio <= 1:
+            raise OutOfRange("spike_ratio", f"a number above 1, found {self.spike_ratio}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +108,9 @@ class RunSettings:
     store: StoreSettings
     prepare: PrepareSettings
     model: ModelSettings
+    adapter: AdapterSettings
     batch: BatchSettings
+    compute: ComputeSettings
     zero: ZeroSettings
     optimizer: OptimizerSettings
     training: TrainingSettings
@@ -182,6 +123,11 @@ class RunSettings:
             raise OutOfRange("name", f"a folder name without '/', found {self.name!r}")
         if self.model.path is not None and self.tokenizer.kind == "trained":
             raise OutOfRange("tokenizer.kind", "pretrained, since pretrained weights know their own tokenizer only")
+        parts = [name for name, corpus in self.data.corpora.items() if corpus.weight % 1]
+        if self.template.history_lines is not None and parts:
+            wanted = "a whole number with template.history_lines, where a person is many texts"
+            raise OutOfRange(f"data.corpora.{parts[0]}.weight", wanted)
+        check_together(self.model, self.adapter, self.zero, self.optimizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +138,7 @@ class OtherModelSettings:
     revision: str | None
     subfolder: str | None
     name: str | None
+    weights: Literal["safetensors", "pickle"]
 
     def __post_init__(self) -> None:
         if self.name is not None and ("/" in self.name or not self.name or self.name in COMPARATORS):

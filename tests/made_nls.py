@@ -24,6 +24,35 @@ def made_rows(cohort: Cohort, people: list[Person], interviews: list[set[int]]) 
     return rows
 
 
+def made_codebook(cohort: Cohort, rows: list[list[int]]) -> str:
+    """Return a codebook with the counts of these rows, in the site's layout; values from 1000 on in one range."""
+    blocks = []
+    for place, each in enumerate(nls_variables(cohort)):
+        values = [row[place] for row in rows]
+        valid = sorted(value for value in values if value >= 0)
+        counts = {code: values.count(code) for code in (-1, -2, -3, -4, -5)}
+        lines = [
+            f"{each.name.reference[:-2]}.{each.name.reference[-2:]}    [{each.name.question}]   Survey Year: {each.name.year}"
+        ]
+        lines += ["  PRIMARY VARIABLE", "", f"             {each.concept.upper()}", ""]
+        small = sorted({value for value in valid if value < 1000})
+        lines += [f"{valid.count(value):8d} {value:11d}: CODE {value}" for value in small]
+        if large := [value for value in valid if value >= 1000]:
+            lines.append(f"{len(large):8d}        1000 TO 99999999: 1000 and more")
+        lines += ["  -------", f"{len(valid):8d}", ""]
+        lines += [f"Refusal(-1)         {counts[-1]:4d}", f"Don't Know(-2)      {counts[-2]:4d}"]
+        lines.append(f"Invalid Skip(-3)    {counts[-3]:4d}")
+        total = len(values) - counts[-4] - counts[-5]
+        lines.append(
+            f"TOTAL =========>    {total:4d}   VALID SKIP(-4)    {counts[-4]:4d}     NON-INTERVIEW(-5)    {counts[-5]:4d}"
+        )
+        if valid:
+            mean = sum(valid) / len(valid)
+            lines += ["", f"Min:         {valid[0]}        Max:       {valid[-1]}        Mean:      {mean:.2f}"]
+        blocks.append("\n".join([*lines, "", "Lead In: None.", "-" * 80]))
+    return "\n".join(blocks) + "\n"
+
+
 def write_extract(folder: Path, cohort: Cohort, rows: list[list[int]], *, form: str = "references") -> Path:
     """Write an extract in one of the forms in which the site gives it; return what a user would point at."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,9 +80,12 @@ def write_extract(folder: Path, cohort: Cohort, rows: list[list[int]], *, form: 
         with zipfile.ZipFile(folder / "made.zip", "w") as archive:
             archive.writestr("made.csv", table)
             archive.writestr("made.sdf", listing)
+            archive.writestr("made.cdb", made_codebook(cohort, rows))
         return folder / "made.zip"
     else:
         (folder / "made.csv").write_text(table)
-        if form == "references":
+        if form in ("references", "codebook"):
             (folder / "made.sdf").write_text(listing)
+        if form == "codebook":
+            (folder / "made.cdb").write_text(made_codebook(cohort, rows))
     return folder

@@ -21,11 +21,11 @@ from laborllm_dist.careers.template import CareerText
 from laborllm_dist.engine.checkpoint import (
     check_checkpoint,
     checkpoint_folder,
-    full_weights,
     keep_checkpoints,
     newest_checkpoint,
     read_manifest,
 )
+from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.errors import CheckpointError, DiskFull, RunError, ScoreTableError
 from laborllm_dist.files import no_room_is_said, sha256_of, write_text, writing
 from laborllm_dist.run_folder import open_run, read_run
@@ -46,9 +46,9 @@ def write_checkpoint(checkpoints: Path, step: int) -> Path:
     for rank, (start, values) in enumerate([(0, [1.0, 2.0, 3.0]), (3, [4.0, 5.0])]):
         path = folder / f"rank_{rank:05d}.safetensors"
         save_file({f"{kind}/w": torch.tensor(values) for kind in ("weight", "exp_avg", "exp_avg_sq")}, path)
-        place = {"name": "w", "shape": [5], "start": start, "numel": len(values)}
+        place = {"name": "w", "shape": [5], "start": start, "numel": len(values), "block_offset": 0}
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "fragments": [place]}
-    manifest = {"format": 1, "step": step, "run": "r", "world_size": 2, "stage": 2, "state": {}, "files": files}
+    manifest = {"format": 2, "step": step, "run": "r", "world_size": 2, "stage": 2, "state": {}, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_that_lacks_elements_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]["rank_00001.safetensors"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="holds 3 of 5 elements of w"):
+    with pytest.raises(CheckpointError, match="holds 3 of 5 elements of weight of w"):
         dict(full_weights(folder, check_checkpoint(folder)))
 
 

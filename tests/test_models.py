@@ -18,8 +18,9 @@ from laborllm_dist.engine.model import (
     pretrained_model,
     weights_identity,
 )
+from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError, RowTooShort
-from laborllm_dist.settings import ModelSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.tokenizer import tokenizer_identity
 
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def settings_for(path: str, **more: str | None) -> ModelSettings:
-    known = ModelSettings(name="m", path=path, revision=None, subfolder=None, llama=None, attention_dropout=0.0)
+    known = ModelSettings("m", path, None, None, None, 0.0, "safetensors")
     return dataclasses.replace(known, **more)
 
 
@@ -43,11 +44,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("stage", "precision", "wanted"),
-    [(0, "bf16", torch.float32), (1, "bf16", torch.bfloat16), (3, "bf16", torch.bfloat16), (0, "fp32", torch.float32)],
+    [(0, "bf16", torch.float32), (1, "bf16", torch.bfloat16), (2, "bf16", torch.bfloat16), (0, "fp32", torch.float32)],
 )
 def test_weights_are_fp32_wherever_deepspeed_keeps_no_master_copy(stage, precision, wanted, saved: Path) -> None:
     overrides = ["model=pretrained", f"model.path={saved}", "tokenizer=pretrained", f"zero.stage={stage}"]
-    model = make_model(settings_of([*overrides, f"zero.precision={precision}"]), num_ids=400)
+    settings = settings_of([*overrides, f"zero.precision={precision}"])
+    model = make_model(settings, Ranks(0, 1, 0, CPU), num_ids=400)
     assert {parameter.dtype for parameter in model.parameters()} == {wanted}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import re
 import shutil
 import zipfile
 from collections import Counter
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import shared_file
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_nls import made_rows, write_extract
 
@@ -19,14 +19,20 @@ from laborllm_dist.careers.members import Member
 from laborllm_dist.careers.nls.codebook import read_codebook, read_variable_names
 from laborllm_dist.careers.nls.extract import read_extract
 from laborllm_dist.careers.nls.files import find_extract, nls_files
-from laborllm_dist.careers.nls.people import nls_people
+from laborllm_dist.careers.nls.people import missing_variables, nls_people
 from laborllm_dist.careers.nls.variables import Cohort, nls_variables
 from laborllm_dist.careers.occ1990dd import TABLES, crosswalk, occ1990dd_vocabulary
 from laborllm_dist.careers.reading import Drop, PersonRead
 from laborllm_dist.corpus_settings import SurveySettings
 from laborllm_dist.errors import DataFileError, LaborError
 
-BOUNDS = {"first_year": None, "last_year": None, "youngest_age": None, "oldest_age": None}
+BOUNDS = {
+    "unknown_status": "leave_out",
+    "first_year": None,
+    "last_year": None,
+    "youngest_age": None,
+    "oldest_age": None,
+}
 
 
 def read(path: Path, cohort: Cohort = "NLSY79", **changes) -> list[PersonRead]:
@@ -49,7 +55,7 @@ WOMAN = {
     ("weekly_status", 2004): 5, ("occupation", 2004): 4020,
     ("weekly_status", 2006): 4, ("employment_status", 2006): 1, ("occupation", 2006): 4020,
     ("weekly_status", 2008): 2, ("occupation", 2008): -4,
-    ("weekly_status", 2010): 0, ("occupation", 2010): 9840,
+    ("weekly_status", 2010): 7, ("occupation", 2010): 9840,
 }  # fmt: skip
 WOMAN_YEARS = {1979, 1980, 1981, 1982, 1983, 1984, 1985, 2002, 2004, 2006, 2008, 2010}
 WOMAN_CAREER = CareerHistory(
@@ -76,7 +82,7 @@ SILENT = {("person_id", 1979): 8, ("sex", 1979): 1, ("employment_status", 1990):
 NOBODY = {("person_id", 1979): 9, ("sex", 1979): 1, ("race_ethnicity", 1978): 3, ("birth_year", 1979): 57}
 
 
-@pytest.mark.parametrize("form", ["references", "questions", "dat", "zip"])
+@pytest.mark.parametrize("form", ["references", "questions", "dat", "zip", "codebook"])
 def test_careers_of_the_nlsy79_by_hand_in_every_form_of_the_extract(form: str, tmp_path: Path) -> None:
     rows = made_rows("NLSY79", [WOMAN, SILENT, NOBODY], [WOMAN_YEARS, {1990}, set()])
     woman, silent, nobody = read(write_extract(tmp_path, "NLSY79", rows, form=form))
@@ -158,14 +164,20 @@ def test_every_target_of_the_crosswalks_is_an_occupation_or_a_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "people", "variables"), [("nlsy79_extract", 12_686, 25), ("nlsy97_extract", 8_984, 59)]
+    ("name", "people", "variables", "unlisted"),
+    # The codebooks list no values of the person's number, and of the year of birth.
+    [("nlsy79_extract", 12_686, 25, {"R0000100"}), ("nlsy97_extract", 8_984, 59, {"R0536402"})],
 )
-def test_a_real_extract_reads_whole_and_agrees_with_its_codebook(name: str, people: int, variables: int) -> None:
+def test_a_real_extract_reads_whole_and_agrees_with_its_codebook(
+    name: str, people: int, variables: int, unlisted: set[str]
+) -> None:
     files = find_extract(shared_file(f"data/nls/{name}"))
     extract = read_extract(files, read_variable_names(files.variables))
     assert (extract.num_people, len(extract.columns)) == (people, variables)
     counted = read_codebook(files.codebook)
-    assert sum(bool(counts.values) for counts in counted.values()) >= variables - 2
+    assert len(counted) == variables
+    assert all(counts.total is not None for counts in counted.values())
+    assert {name for name, counts in counted.items() if not counts.values} == unlisted
 
 
 def test_the_occupations_of_2016_map_to_occ1990dd() -> None:
@@ -194,12 +206,19 @@ def test_a_real_extract_with_one_changed_cell_is_refused_by_its_codebook(tmp_pat
 
 def test_a_real_extract_lacks_variables_and_says_which() -> None:
     folder = shared_file("data/nls/nlsy79_extract")
-    with pytest.raises(DataFileError, match=r"451 variables of the method are not in .*R0000500 \(birth_year 1979\).*"
+    with pytest.raises(DataFileError, match=r"352 variables of the method are not in .*R0000500 \(birth_year 1979\).*"
                        r"upload the tagset .*laborllm.NLSY79 to the NLS Investigator"):  # fmt: skip
         read(folder)
-    people = read(folder, variables="available")
+    # The extract has one occupation, of 2016, and no status of that year.
+    people = read(folder, variables="available", unknown_status="count")
     assert len(people) == 12_686
     assert sum(person.career is not None for person in people) == 5_313
+    people = read(folder, variables="available")
+    assert sum(person.career is not None for person in people) == 0
+    reasons = Counter(drop.reason for person in people for drop in person.drops)
+    assert reasons["employment status not known, occupation is of the present or last job"] == 5_313
+    wanted = SurveySettings(path=str(folder), variables="available", **BOUNDS)
+    assert len(missing_variables(wanted, "NLSY79")) == 352
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -300,29 +319,108 @@ def test_a_member_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 SMALL = {key: value for key, value in WOMAN.items() if key[1] <= 1983}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(
-    damage=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=3)), min_size=1, max_size=4),
+    damage=st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4),
     cut=st.integers(0, 3000),
-    name=st.sampled_from(["made.csv", "made.csv", "made.sdf", "made.dat", "made.zip"]),
+    name=st.sampled_from(["made.csv", "made.csv", "made.sdf", "made.dat", "made.zip", "made.cdb"]),
 )
 def test_any_damage_is_read_or_refused_with_the_file_never_a_traceback(
     tmp_path_factory, damage, cut: int, name: str
 ) -> None:
     folder = tmp_path_factory.mktemp("damage")
-    form = {"made.dat": "dat", "made.zip": "zip"}.get(name, "references")
-    rows = made_rows("NLSY79", [SMALL, NOBODY], [{1979, 1980, 1981, 1982, 1983}, {1979}])
-    path = write_extract(folder, "NLSY79", rows, form=form)
-    content = bytearray((folder / name).read_bytes())
+    form = {"made.dat": "dat", "made.zip": "zip", "made.cdb": "codebook"}.get(name, "references")
+    path = write_extract(folder, "NLSY79", SMALL_ROWS, form=form)
+    original = (folder / name).read_bytes()
+    content = bytearray(original)
     for place, replacement in damage:
         at = place % len(content)
         content[at : at + len(replacement)] = replacement
     (folder / name).write_bytes(content[: max(1, len(content) - cut)])
+    assume((folder / name).read_bytes() != original)
     try:
         people = read(path, last_year=1983)
     except LaborError as refusal:
         assert str(folder) in str(refusal)
+        assert ADVICE.search(str(refusal)), str(refusal)
     else:
-        # Nobody vanishes: every row is a person, with a career or with reasons.
+        # Nobody vanishes: a row that is still there is a person, with a career or with reasons.
         assert all(person.career is not None or person.drops for person in people)
-        assert dataclasses.is_dataclass(people[0])
+        if name in ("made.csv", "made.dat"):
+            num_lines = len([line for line in (folder / name).read_bytes().split(b"\n") if line.strip()])
+            assert len(people) == num_lines - (name == "made.csv")
+        elif name in ("made.sdf", "made.cdb"):
+            assert len(people) == 2
+
+
+SMALL_ROWS = made_rows("NLSY79", [SMALL, NOBODY], [{1979, 1980, 1981, 1982, 1983}, {1979}])
+ADVICE = re.compile(r"download|name the one file|remove this file|is no code of")
+
+
+def test_a_codebook_finds_any_cell_that_has_changed(tmp_path: Path) -> None:
+    """Not one cell can change unseen, but between the two codes that codebooks count together (-4 and -5)."""
+    path = write_extract(tmp_path, "NLSY79", SMALL_ROWS, form="codebook")
+    assert len(read(path, last_year=1983)) == 2
+    lines = (path / "made.csv").read_text().splitlines()
+    cells = lines[1].split(",")
+    for place in range(len(cells)):
+        changed_cells = [*cells]
+        changed_cells[place] = str(int(cells[place]) + 1) if cells[place] != "-5" else "3"
+        (path / "made.csv").write_text("\n".join([lines[0], ",".join(changed_cells), lines[2]]) + "\n")
+        with pytest.raises(DataFileError, match=r"the codebook says|stands twice|there twice"):
+            read(path, last_year=1983)
+
+
+def test_a_codebook_of_nothing_or_of_another_download_is_refused(tmp_path: Path) -> None:
+    path = write_extract(tmp_path, "NLSY79", SMALL_ROWS, form="codebook")
+    text = (path / "made.cdb").read_text()
+    (path / "made.cdb").write_text(text.replace("R02148.00", "R99999.00"))
+    with pytest.raises(DataFileError, match=r"made.cdb does not know this variable; the two are not of one download"):
+        read(path, last_year=1983)
+    (path / "made.cdb").write_text("")
+    with pytest.raises(DataFileError, match=r"made.cdb: no variable in it, .*remove this file"):
+        read(path, last_year=1983)
+
+
+def test_2010_codes_in_a_late_round_are_what_they_say() -> None:
+    """Codes of the "2002" scheme that do not end in 0 are 2010 codes; occ1990dd by Dorn's crosswalk of 2010."""
+    found = {code: crosswalk("census2002").get(code) for code in (3255, 3645, 3945, 4465, 4020, 4025)}
+    assert found == {
+        3255: "95",
+        3645: "447",
+        3945: crosswalk("census2010").get(3945),
+        4465: "19",
+        4020: "436",
+        4025: None,
+    }
+    assert {code for code in crosswalk("census2000_4digit") if code % 10} == set()
+
+
+def test_the_armed_forces_are_the_military_where_no_occupation_is_given(tmp_path: Path) -> None:
+    person = {
+        ("person_id", 1979): 1, ("sex", 1979): 1,
+        ("employment_status", 1982): 4, ("occupation", 1982): -4,
+        ("weekly_status", 2002): 7, ("occupation", 2002): -4,
+    }  # fmt: skip
+    (read_person,) = read(write_extract(tmp_path, "NLSY79", made_rows("NLSY79", [person], [{1982, 2002}])))
+    assert [(job.year, job.occupation) for job in read_person.career.jobs] == [(1982, "905"), (2002, "905")]
+
+
+def test_a_last_occupation_of_unknown_status_is_left_out_unless_the_settings_count_it(tmp_path: Path) -> None:
+    person = {
+        ("person_id", 1979): 1,
+        ("occupation", 2014): 4020,
+        ("occupation", 2002): 402,
+        ("weekly_status", 2002): 100,
+    }
+    path = write_extract(tmp_path, "NLSY79", made_rows("NLSY79", [person], [{2002, 2014}]))
+    (left_out,) = read(path)
+    assert [job.year for job in left_out.career.jobs] == [2002]
+    assert Drop("employment status not known, occupation is of the present or last job", 2014) in left_out.drops
+    (counted,) = read(path, unknown_status="count")
+    assert [job.year for job in counted.career.jobs] == [2002, 2014]
+
+
+def test_bounds_without_any_year_of_the_survey_are_refused(made: Path) -> None:
+    with pytest.raises(DataFileError, match=r"no year of the NLSY79 lies from 2050 to None; its years are 1979 to"):
+        read(made, first_year=2050)

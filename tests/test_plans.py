@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from laborllm_dist.batches.packing import pack_careers, pack_step
 from laborllm_dist.batches.sharding import shard_rows
 from laborllm_dist.engine.language_model import attention_mask
 from laborllm_dist.errors import RowTooShort
-from laborllm_dist.training.loop import peak_memory_gib
 from laborllm_dist.training.plan import TrainingPlan
 from laborllm_dist.training.schedule import learning_rate_at
+from laborllm_dist.training.step import peak_memory_gib
 
 
 def order_of(num_careers: int, *, careers_per_step: int, seed: int) -> TrainingOrder:
@@ -100,7 +101,9 @@ def test_a_batch_of_two_careers_by_hand() -> None:
     batch = pack_batch([[np.array([1, 5, 6], dtype=np.int32), np.array([1, 7], dtype=np.int32)]], 6)
     assert batch.token_ids_BT.tolist() == [[1, 5, 6, 1, 7, 0]]
     assert batch.positions_BT.tolist() == [[0, 1, 2, 0, 1, 0]]
-    assert batch.segments_BT.tolist() == [[1, 1, 1, 2, 2, 0]]
+    assert batch.lengths == (3, 2, 1)
+    assert batch.scored_N.tolist() == [0, 1, 3]
+    assert batch.at_their_slots(torch.tensor([-1.0, -2.0, -3.0])).tolist() == [[-1, -2, 0, -3, 0, 0]]
     assert batch.targets_BT.tolist() == [[5, 6, IGNORED, 7, IGNORED, IGNORED]]
 
 
@@ -108,14 +111,16 @@ def test_an_empty_pass_is_one_short_row_without_targets() -> None:
     batch = pack_batch([], 2048)
     assert batch.token_ids_BT.shape == (1, 8)
     assert (batch.targets_BT == IGNORED).all()
+    assert batch.lengths == (8,)
+    assert batch.scored_N.tolist() == []
 
 
 def test_the_mask_by_its_definition() -> None:
-    segments = torch.tensor([[1, 1, 2, 2, 0]])
-    mask = attention_mask(segments)[0, 0]
-    for query in range(5):
-        for key in range(5):
-            assert bool(mask[query, key]) == (key <= query and segments[0, key] == segments[0, query])
+    mask = attention_mask((2, 2, 1, 5), 5, torch.device("cpu"))
+    assert mask.shape == (2, 1, 5, 5)
+    stretches = [[0, 0, 1, 1, 2], [3, 3, 3, 3, 3]]
+    for row, query, key in itertools.product(range(2), range(5), range(5)):
+        assert bool(mask[row, 0, query, key]) == (key <= query and stretches[row][key] == stretches[row][query])
 
 
 def test_the_learning_rate_by_hand() -> None:

@@ -7,13 +7,14 @@ import functools
 import gzip
 import itertools
 import json
+import re
 from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from worlds import settings_of
 
@@ -22,8 +23,9 @@ from laborllm_dist.careers.reading import Drop, PersonRead
 from laborllm_dist.careers.resumes.dates import NotADate, read_days
 from laborllm_dist.careers.resumes.first_places import FirstPlaces
 from laborllm_dist.careers.resumes.people import resume_people
+from laborllm_dist.careers.resumes.person_rows import PersonRows
 from laborllm_dist.careers.resumes.rows import resume_files
-from laborllm_dist.careers.resumes.spells import Spell
+from laborllm_dist.careers.resumes.spells import Spell, SpellReader, slots_of, with_ends
 from laborllm_dist.careers.resumes.years import job_of_years
 from laborllm_dist.corpus_settings import ResumeSettings
 from laborllm_dist.errors import DataFileError, LaborError, SettingsError
@@ -40,7 +42,7 @@ def shipped(name: str, path: Path, **changes) -> ResumeSettings:
 
 def coded(path: Path, **changes) -> ResumeSettings:
     """Settings of a file of codes: 1 Cooks, 2 Bakers, 3 Cooks (merged into 1)."""
-    titles = path.parent / "codes_of_jobs.txt"
+    titles = path.parent / ".codes.csv"
     titles.write_text("code,title\n1,Cooks\n2,Bakers\n3,Cooks\n")
     wanted = shipped("resumes", path)
     columns = dataclasses.replace(wanted.columns, title=None, code="code")
@@ -68,6 +70,12 @@ DATES = {
     "2013-05-17T08:30:00Z": (date(2013, 5, 17), date(2013, 5, 17)),
     "05/17/2013": (date(2013, 5, 17), date(2013, 5, 17)),
     "17/05/2013": (date(2013, 5, 17), date(2013, 5, 17)),
+    "17.05.2013": (date(2013, 5, 17), date(2013, 5, 17)),
+    "17 May 2013": (date(2013, 5, 17), date(2013, 5, 17)),
+    "May 17, 2013": (date(2013, 5, 17), date(2013, 5, 17)),
+    "20130517": (date(2013, 5, 17), date(2013, 5, 17)),
+    "01-2013": (date(2013, 1, 1), date(2013, 1, 31)),
+    "2013.05": (date(2013, 5, 1), date(2013, 5, 31)),
 }
 NO_DATES = {
     "05/06/2013": r"can be month/day or day/month; write 2013-05-06 or 2013-06-05",
@@ -122,9 +130,10 @@ def test_one_job_a_year_by_hand(tmp_path: Path) -> None:
         )
     )  # fmt: skip
     assert b.career.jobs == (Job(2001, "2"),)
-    reasons = [("job without a start date", None), ("code not in the vocabulary", 2005)]
-    reasons += [("code not in the vocabulary", 2006), ("job without a code", 2007)]
-    assert c == PersonRead(None, tuple(Drop(reason, year) for reason, year in reasons))
+    reasons = [("code not in the vocabulary", 2005), ("code not in the vocabulary", 2006), ("job without a code", 2007)]
+    undated = Drop("job without a start date", of="job")
+    assert c == PersonRead(None, (undated, *(Drop(reason, year) for reason, year in reasons)))
+    assert b.drops == (Drop("job that no year belongs to, by the year rule", of="job"),)
     a, _, _ = read(coded(path, last_year=2013, year_rule="latest"))
     assert [each.occupation for each in a.career.jobs] == ["2", "2", "1", "1"]
 
@@ -222,8 +231,78 @@ def test_the_shape_of_decorte(tmp_path: Path) -> None:
         (2010, "436"), (2011, "436"), (2012, "804"), (2013, "804"),
     ]  # fmt: skip
     wide = shipped("decorte", tmp_path / "d.csv", last_year=2013, num_slots=1)
-    with pytest.raises(DataFileError, match=r"line 2, column start_1: a job more than num_slots=1 allows; raise it"):
+    with pytest.raises(
+        DataFileError, match=r"line 2, column start_1: a job more than num_slots=1 allows; raise num_slots"
+    ):
         read(wide)
+
+
+def test_jobs_beyond_the_slots_are_seen_wherever_they_stand(tmp_path: Path) -> None:
+    columns = [f"{name}_{at}" for at in range(4) for name in ("title", "start", "end")]
+    empty = dict.fromkeys(columns, "")
+    row = {"identifier": "7", "industry": "", **empty, "title_0": "Cook", "start_0": "2010", "end_0": "2011"}
+    path = tmp_path / "d.csv"
+    for name in ("title_3", "end_2"):
+        path.write_text(",".join(row) + "\n" + ",".join({**row, name: "2012"}.values()) + "\n")
+        with pytest.raises(DataFileError, match=rf"line 2, column {name}: a job more than num_slots=1 allows"):
+            read(shipped("decorte", path, num_slots=1))
+
+
+def test_numbered_columns_with_an_order_and_no_dates(tmp_path: Path) -> None:
+    wanted = shipped("decorte", tmp_path / "d.csv", num_slots=2)
+    columns = dataclasses.replace(wanted.columns, start=None, end=None, order="order_{}")
+    (tmp_path / "d.csv").write_text("identifier,title_0,order_0,title_1,order_1\n7,Cook,2,Lawyer,1\n")
+    (person,) = read(dataclasses.replace(wanted, columns=columns))
+    assert [(each.year, each.occupation) for each in person.career.jobs] == [(1, "178"), (2, "436")]
+
+
+@pytest.mark.parametrize(
+    ("no_end", "occupations", "num_left_out"),
+    [
+        ("next_start", {2000: "1", 2001: "1", 2002: "1", 2003: "2", 2004: "2", 2005: "1", 2006: "1"}, 0),
+        ("ongoing", {year: "1" if year < 2003 or year > 2004 else "2" for year in range(2000, 2007)}, 0),
+        ("leave_out", {2003: "2", 2004: "2"}, 2),
+    ],
+)
+def test_what_becomes_of_a_job_without_an_end(no_end, occupations, num_left_out: int, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(
+        rows_of(job("a", "1", "2000", None), job("a", "2", "2003", "2004"), job("a", "3", "2005", "n/a", "bachelor"))
+    )
+    (person,) = read(coded(path, no_end=no_end, last_year=2006))
+    assert {each.year: each.occupation for each in person.career.jobs} == occupations
+    assert person.drops == (Drop("job without an end", of="job"),) * num_left_out
+
+
+def test_every_job_has_a_year_or_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(
+        rows_of(
+            job("a", "1", "2010-01", "2010-12"),
+            job("a", "2", "2010-03", "2010-06"),
+            job("a", "9", "2010-02", "2010-03"),
+        )
+    )
+    (person,) = read(coded(path))
+    assert [each.occupation for each in person.career.jobs] == ["1"]
+    assert person.drops == (Drop("job that no year belongs to, by the year rule", of="job"),) * 2
+
+
+def test_missing_and_ongoing_words_are_read_without_regard_to_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(rows_of(job("a", "1", "2019", "PRESENT", "None")))
+    (person,) = read(coded(path))
+    assert [(each.year, each.education) for each in person.career.jobs] == [(2019, None), (2020, None)]
+    path.write_text(rows_of(job("NaN", "1", "2019", "2019")))
+    with pytest.raises(DataFileError, match=r"line 1, column id: empty"):
+        read(coded(path))
+
+
+def test_parquet_columns_that_hold_no_cells_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a"], "code": ["1"], "start": ["2010"], "end": ["2011"], "education": [["x", "y"]]})
+    pq.write_table(table, tmp_path / "r.parquet")
+    with pytest.raises(DataFileError, match=r"r.parquet: column education holds list<.*>, wanted texts"):
+        read(coded(tmp_path / "r.parquet"))
 
 
 def test_people_whose_rows_stand_apart(tmp_path: Path) -> None:
@@ -287,13 +366,18 @@ def test_missing_files_and_mixed_folders_are_refused(tmp_path: Path) -> None:
         resume_files(shipped("resumes", tmp_path / "a.txt"))
     with pytest.raises(DataFileError, match=r"a folder without files that end in"):
         resume_files(shipped("resumes", tmp_path))
-    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.CSV").write_text("x")
+    with pytest.raises(DataFileError, match=r"a.txt: the name ends in none of .*; move what is not read out of"):
+        resume_files(shipped("resumes", tmp_path))
+    (tmp_path / "a.txt").rename(tmp_path / "README.txt")
+    assert [file.name for file in resume_files(shipped("resumes", tmp_path))] == ["a.CSV"]
     (tmp_path / "a.jsonl").write_text("x")
     with pytest.raises(DataFileError, match=r"a folder with files of several kinds \(CSV, JSONL\)"):
         resume_files(shipped("resumes", tmp_path))
 
 
 WRONG_SETTINGS = {
+    "vocabulary.path=titles.csv": r"vocabulary.path: wanted builtin:occ1990dd, which titles are coded to",
     "columns.start=null": r"columns.start: wanted either a column of dates, or columns.order",
     "columns.title=null": r"columns.title: wanted a column, since occupation_from is title",
     "columns.start='start_{}'": r"columns.start: wanted a name without \{\} where rows=job",
@@ -321,37 +405,72 @@ GOOD_ROWS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+WIDE_ROWS = [
+    {"id": "a", "code_0": "1", "start_0": "2010", "end_0": "2011", "code_1": "2", "start_1": "2012", "end_1": ""},
+    {"id": "b", "code_0": "2", "start_0": "2001", "end_0": "2004", "code_1": "", "start_1": "", "end_1": ""},
+]
+
+
+def as_csv(rows: list[dict]) -> bytes:
+    lines = [list(rows[0]), *(["" if cell is None else cell for cell in row.values()] for row in rows)]
+    return "".join(",".join(line) + "\n" for line in lines).encode()
+
+
+def content_of(form: str, path: Path) -> bytes:
+    if form == "parquet":
+        pq.write_table(pa.table({key: [row[key] for row in GOOD_ROWS] for key in GOOD_ROWS[0]}), path)
+        return path.read_bytes()
+    plain = (
+        as_csv(WIDE_ROWS if form.startswith("wide") else GOOD_ROWS) if "csv" in form else rows_of(*GOOD_ROWS).encode()
+    )
+    return gzip.compress(plain) if form.endswith("gz") else plain
+
+
+def settings_for(form: str, path: Path, people: str) -> ResumeSettings:
+    if not form.startswith("wide"):
+        return coded(path, people=people)
+    columns = dataclasses.replace(coded(path).columns, code="code_{}", start="start_{}", end="end_{}", education=None)
+    return coded(path, people=people, rows="person", num_slots=2, columns=columns)
+
+
+@settings(max_examples=800, deadline=None)
 @given(
-    damage=st.lists(st.tuples(st.integers(0, 10**4), st.binary(max_size=3)), min_size=1, max_size=4),
+    damage=st.lists(st.tuples(st.integers(0, 10**4), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4),
     cut=st.integers(0, 60),
-    form=st.sampled_from(["jsonl", "csv", "jsonl.gz", "parquet"]),
+    form=st.sampled_from(["jsonl", "csv", "jsonl.gz", "csv.gz", "parquet", "wide.csv"]),
     people=st.sampled_from(["together", "anywhere"]),
 )
 def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, cut: int, form: str, people) -> None:
     path = tmp_path_factory.mktemp("damage") / f"r.{form}"
-    if form == "csv":
-        header = ",".join(GOOD_ROWS[0]) + "\n"
-        body = "".join(",".join("" if cell is None else cell for cell in row.values()) + "\n" for row in GOOD_ROWS)
-        content = bytearray((header + body).encode())
-    elif form == "parquet":
-        pq.write_table(pa.table({key: [row[key] for row in GOOD_ROWS] for key in GOOD_ROWS[0]}), path)
-        content = bytearray(path.read_bytes())
-    else:
-        content = bytearray(rows_of(*GOOD_ROWS).encode())
-        content = bytearray(gzip.compress(content)) if form.endswith("gz") else content
+    original = content_of(form, path)
+    content = bytearray(original)
     for place, replacement in damage:
         at = place % len(content)
         content[at : at + len(replacement)] = replacement
     path.write_bytes(content[: max(1, len(content) - cut)])
+    assume(path.read_bytes() != original)
+    wanted = settings_for(form, path, people)
     try:
-        found = read(coded(path, people=people))
+        found = read(wanted)
     except LaborError as refusal:
         assert str(path) in str(refusal)
+        assert PLACE_OR_WHOLE.search(str(refusal)), str(refusal)
     else:
-        # Nobody vanishes: a person is a career, or reasons why there is none.
+        # Nobody and no job vanishes: whoever is read has a career or reasons, and each job a year or a reason.
         assert all(person.career is not None or person.drops for person in found)
         assert found
+        for person, rows in zip(
+            found, PersonRows(wanted, [path], SpellReader(wanted, tuple(slots_of(wanted)))), strict=True
+        ):
+            years = job_of_years(with_ends(rows.spells, wanted.no_end, date(wanted.last_year, 12, 31)), "days")
+            num_dropped = sum(drop.unit == "job" for drop in person.drops)
+            assert len({id(spell) for spell in years.values()}) + num_dropped == len(rows.spells)
+
+
+# A refusal names the line or row of each problem; what concerns the whole file says what is wrong with it.
+PLACE_OR_WHOLE = re.compile(
+    r"\b(line|row) \d+|the file is empty|no rows|not a readable Parquet|holds a value|wanted texts|gzip"
+)
 
 
 def test_titles_are_coded_for_the_people_who_are_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 from reference.slow_scorer import slow_score
-from worlds import settings_of, small_run
+from worlds import COMPUTE, settings_of, small_run
 
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import new_llama, pretrained_model
+from laborllm_dist.engine_settings import ComputeSettings, ModelSettings
 from laborllm_dist.errors import RowTooShort
 from laborllm_dist.scoring.observations import observation_scores, scoring_batch
 from laborllm_dist.scoring.units import plan_evaluation
-from laborllm_dist.settings import EvaluationSettings, ModelSettings
+from laborllm_dist.settings import EvaluationSettings
 from laborllm_dist.tokens.store import CareerRows, store_rows
 from laborllm_dist.tokens.tokenise import check_titles, tokenise_careers
 from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
@@ -59,7 +60,7 @@ def packed_scores(model: CareerLanguageModel, rows: CareerRows, row_length: int)
     for unit in plan_evaluation(rows, settings).units:
         batch, places = scoring_batch(rows, unit, row_length)
         with torch.inference_mode():
-            scores = observation_scores(model(batch).numpy(), places.spans)
+            scores = observation_scores(batch.at_their_slots(model(batch)[1]), places.spans)
         found[first[places.keys[:, 0]] + places.keys[:, 1]] = scores
     return found
 
@@ -85,13 +86,14 @@ def trained_tokenizer() -> CareerTokenizer:
 
 
 @pytest.mark.parametrize("row_length", [600, 1500])
-def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(row_length: int) -> None:
+@pytest.mark.parametrize("compute", [COMPUTE, dataclasses.replace(COMPUTE, attention="mask", loss_chunk_tokens=7)])
+def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(row_length: int, compute: ComputeSettings) -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     shape = dataclasses.replace(
         settings_of([]).model.llama, hidden_size=48, num_layers=3, num_key_value_heads=2, initializer_range=0.1
     )
     model = new_llama(shape, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=3)
-    found = packed_scores(CareerLanguageModel(model).eval(), rows_of(careers, tokenizer), row_length)
+    found = packed_scores(CareerLanguageModel(model, compute).eval(), rows_of(careers, tokenizer), row_length)
     wanted = slow_scores(model, careers, tokenizer)
     assert wanted.std() > 1  # observations differ, so agreement is no accident
     np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
@@ -105,9 +107,11 @@ def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(row_length: int) 
 def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolerance, stories260k: Path) -> None:
     tokenizer, careers = load_tokenizer(str(stories260k)), careers_of_every_kind()[:2]
     check_titles("1984 (high school):", VOCABULARY, tokenizer)
-    model = pretrained_model(ModelSettings("stories", str(stories260k), None, None, None, 0.0), dtype=dtype)
+    model = pretrained_model(
+        ModelSettings("stories", str(stories260k), None, None, None, 0.0, "safetensors"), dtype=dtype
+    )
     rows = rows_of(careers, tokenizer)
-    found = packed_scores(CareerLanguageModel(model).eval(), rows, int(rows.num_tokens().sum()))
+    found = packed_scores(CareerLanguageModel(model, COMPUTE).eval(), rows, int(rows.num_tokens().sum()))
     np.testing.assert_allclose(found, slow_scores(model, careers, tokenizer), **tolerance)
 
 

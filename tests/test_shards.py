@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -18,12 +19,21 @@ from launching import PROJECT
 from test_store import panels, quiet
 from worlds import settings_of, small_run
 
+from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.data_settings import DataSettings
-from laborllm_dist.errors import AlreadyRunning, DataFileError, ShardFailed, StoreError
+from laborllm_dist.errors import AlreadyRunning, DataFileError, DiskFull, ShardFailed, StoreError
 from laborllm_dist.files import locked
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.pieces import make_pieces
-from laborllm_dist.tokens.prepare import _make_tools, prepare, prepare_shard, prepare_store, store_folder
+from laborllm_dist.tokens.prepare import (
+    _make_tools,
+    building_folder,
+    prepare,
+    prepare_shard,
+    prepare_store,
+    store_folder,
+)
+from laborllm_dist.tokens.shards import refusal_of
 
 NUM_PEOPLE = 90
 
@@ -91,7 +101,7 @@ def test_without_slurm_the_refusal_says_so(tmp_path: Path) -> None:
 
 def begun(settings: RunSettings, num_done: int) -> Path:
     """Make the first pieces of a store as a process does that is killed then; return the folder it leaves."""
-    building = store_folder(settings).with_name(store_folder(settings).name + ".partial")
+    building = building_folder(settings)
     tools = _make_tools(settings, building, quiet)
     making = make_pieces("synthetic", settings.data.corpora["synthetic"], tools, range(0, 1))
     for _ in itertools.islice(making, num_done):
@@ -120,7 +130,7 @@ def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
 
 def test_one_process_a_shard(tmp_path: Path) -> None:
     settings = small(tmp_path, "prepare.num_shards=2", "prepare.shard=1")
-    lock = store_folder(settings).with_name(store_folder(settings).name + ".partial") / "work" / "shard-1-of-2.lock"
+    lock = building_folder(settings) / "work" / "shard-1-of-2.lock"
     with locked(lock, busy="here"), pytest.raises(AlreadyRunning, match="another process is preparing shard 1 of 2"):
         prepare_shard(settings, quiet)
 
@@ -130,7 +140,7 @@ def test_kill_9_at_any_moment_loses_no_finished_piece(whole, tmp_path: Path) -> 
     overrides = small_run(tmp_path, "store.people_per_piece=20", num_people=NUM_PEOPLE)
     command = [sys.executable, str(PROJECT / "launch/prepare.py"), *overrides]
     folder = store_folder(small(tmp_path))
-    pieces = folder.with_name(folder.name + ".partial") / "pieces"
+    pieces = building_folder(small(tmp_path)) / "pieces"
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         waited_until = time.monotonic() + 120
@@ -146,15 +156,118 @@ def test_kill_9_at_any_moment_loses_no_finished_piece(whole, tmp_path: Path) -> 
     assert found or folder.is_dir()
 
 
+def test_pieces_of_another_size_are_not_taken_for_these(whole, tmp_path: Path) -> None:
+    begun(small(tmp_path, "store.people_per_piece=7"), 3)
+    store = prepare_store(small(tmp_path), quiet)
+    assert content(store.folder) == whole
+    assert sum(store.num_people(split) for split in SPLITS) == NUM_PEOPLE
+
+
+@pytest.mark.parametrize("leftover", ["manifest.json", "manifest.json.partial", "data_card.json.partial"])
+def test_a_kill_between_manifest_and_name_leaves_a_store_that_opens(leftover: str, whole, tmp_path: Path) -> None:
+    settings = small(tmp_path)
+    (begun(settings, 5) / leftover).write_text('{"half": ')
+    assert content(prepare_store(settings, quiet).folder) == whole
+
+
+def test_a_list_of_occupations_is_there_whole_or_not_at_all(whole, tmp_path: Path, monkeypatch) -> None:
+    settings = small(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("laborllm_dist.files.flush_to_disk", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(settings, quiet)
+    monkeypatch.undo()
+    assert not (building_folder(settings) / "occupations.csv").exists()
+    assert content(prepare_store(settings, quiet).folder) == whole
+
+
+def test_a_folder_without_its_manifest_is_refused_before_any_work(tmp_path: Path) -> None:
+    settings = small(tmp_path)
+    store_folder(settings).mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"is there without its manifest.json, so it is no store; delete it"):
+        prepare_store(settings, quiet)
+    assert not building_folder(settings).exists()
+
+
+@pytest.mark.ranks
+def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tmp_path: Path) -> None:
+    overrides = small_run(tmp_path, "store.people_per_piece=5", "prepare.num_shards=2", num_people=600)
+    command = [sys.executable, str(PROJECT / "launch/prepare.py"), *overrides]
+    settings = settings_of(overrides)
+    pieces = building_folder(settings) / "pieces"
+
+    def found() -> set[str]:
+        return {path.name for path in pieces.glob("synthetic-*")} if pieces.is_dir() else set()
+
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        waited_until = time.monotonic() + 120
+        while len(found()) < 3 and process.poll() is None and time.monotonic() < waited_until:
+            time.sleep(0.01)
+        process.kill()  # the parent alone
+        process.wait()
+        time.sleep(3)
+        made = found()
+        assert made
+        time.sleep(2)
+        assert found() == made, "shards work on although nobody waits for them"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    times = {name: (pieces / name).stat().st_mtime_ns for name in made}
+    subprocess.run(command, cwd=PROJECT, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    kept = store_folder(settings) / "pieces"
+    assert all((kept / name).stat().st_mtime_ns == at for name, at in times.items())
+
+
+def test_a_shard_s_refusal_keeps_its_class() -> None:
+    def full() -> None:
+        raise DiskFull("no room")
+
+    assert refusal_of(full) == ("DiskFull", "no room")
+    assert refusal_of(lambda: None) is None
+
+
+def test_the_tokenizer_learns_from_training_people_as_the_source_splits_them(tmp_path: Path) -> None:
+    """Independent: a word that stands with test people only is in no learnt piece."""
+    folder = tmp_path / "career"
+    folder.mkdir()
+    for split, education in (("train", "college"), ("valid", "college"), ("test", "zzyzx")):
+        lines = {"job": "436 435", "year": "1984 1985", "education": f"{education} {education}"}
+        lines |= {"ethnicity": "white", "gender": "female", "location": "south"}
+        for kind, line in lines.items():
+            (folder / f"{split}.{kind}").write_text(f"{line}\n" * 60)
+    settings = settings_of([
+        "data=career_text", f"data.corpora.career_text.career_text.path={folder}", f"store.root={tmp_path}/stores",
+        "tokenizer.vocabulary_size=600",
+    ])  # fmt: skip
+    pieces = json.loads((prepare_store(settings, quiet).folder / "tokenizer/tokenizer.json").read_text())["model"][
+        "vocab"
+    ]
+    assert any("colle" in piece for piece in pieces)
+    assert not any("zz" in piece for piece in pieces)
+
+
 # ------------------------------------------------------------------------------------------------- people
 
 
 def pooled(folder: Path, *surveys: str, **changes) -> RunSettings:
     for survey in surveys:
-        rows = "".join(f"{person},{year},1\n" for person in range(40) for year in (1984, 1985))
+        years = (1984, 1984 + ord(survey[0]))  # corpora differ
+        rows = "".join(f"{person},{year},1\n" for person in range(40) for year in years)
         (folder / f"{survey}.csv").write_text("person,year,occupation\n" + rows)
         (folder / f"{survey}_titles.csv").write_text("code,title\n1,Cooks\n")
     return dataclasses.replace(small(folder), data=panels(folder, *surveys, **changes))
+
+
+def test_the_same_files_as_two_populations_are_refused(tmp_path: Path) -> None:
+    settings = pooled(tmp_path, "A", "B")
+    (tmp_path / "B.csv").write_bytes((tmp_path / "A.csv").read_bytes())
+    with pytest.raises(DataFileError, match=r"corpora A and B have the same files but not the same population"):
+        prepare_store(settings, quiet)
 
 
 def test_two_corpora_of_one_population_put_a_person_into_one_split(tmp_path: Path) -> None:
@@ -226,10 +339,14 @@ def test_the_surveys_stand_beside_the_paper_s_figures(tmp_path: Path) -> None:
     assert card["shares"]["first"] == pytest.approx(1 / 9)
     assert card["shares"]["staying"] == 0
     assert card["left_out"] == [
-        {"reason": "not working, unemployed or out of the labor force not told apart", "count": 40},
-        {"reason": "working, occupation invalid skip", "count": 40},
-        {"reason": "working, occupation not codeable", "count": 40},
+        {"unit": "person-year", "reason": reason, "count": 40, "years": {str(year): 40}}
+        for reason, year in (
+            ("not working, unemployed or out of the labor force not told apart", 2008),
+            ("working, occupation invalid skip", 1985),
+            ("working, occupation not codeable", 1984),
+        )
     ]
+    assert card["variables_missing"] == []
     years = {each["year"]: each["reachable"] for each in card["years"]}
     # 266 occupations can be reached from 1970 codes, one of them the state unemployed; two more states.
     assert years[1980] == 268

@@ -15,8 +15,9 @@ import torch
 from launching import EXTENSIONS, kill_ranks, run_ranks, run_well, start_ranks
 from worlds import settings_of, small_run
 
-from laborllm_dist.engine.checkpoint import check_checkpoint, checkpoint_folder, full_weights, read_manifest
+from laborllm_dist.engine.checkpoint import check_checkpoint, checkpoint_folder, read_manifest
 from laborllm_dist.engine.model import new_llama
+from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.tokens.prepare import prepare_store
 
 pytestmark = pytest.mark.ranks

@@ -12,7 +12,7 @@ from launching import PROJECT
 from reference.slow_scorer import slow_score
 from test_scoring import TITLES, VOCABULARY, careers_of_every_kind
 from test_store import quiet
-from worlds import settings_of, small_run
+from worlds import COMPUTE, settings_of, small_run
 
 from laborllm_dist.baselines.compare import score_comparators
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
@@ -153,7 +153,8 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(history_lines: int) -> 
     for unit in plan.units:
         batch, places = scoring_batch(rows, unit, 512)
         with torch.inference_mode():
-            scores = observation_scores(CareerLanguageModel(llama)(batch).numpy(), places.spans)
+            scores_N = CareerLanguageModel(llama, COMPUTE)(batch)[1]
+            scores = observation_scores(batch.at_their_slots(scores_N), places.spans)
         for (row, position), score in zip(places.keys, scores, strict=True):
             found[rows.person(row)[1], int(position)] = score
 

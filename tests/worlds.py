@@ -33,3 +33,6 @@ def small_run(folder: Path, *more: str, num_people: int = 60) -> list[str]:
 def settings_of(overrides: list[str]) -> RunSettings:
     """Compose the settings that these overrides make."""
     return compose_settings(RunSettings, "run", overrides)
+
+
+COMPUTE = settings_of([]).compute

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -33,6 +34,8 @@ _NEEDED, _OPTIONAL = ("job", "year"), ("education", "ethnicity", "gender", "loca
 _FIXED = {"ethnicity": "ethnicity", "gender": "gender", "location": "region"}
 _CareerReader = Callable[[str, int, dict[str, str | None], dict[str, Problems]], CareerHistory | None]
 MISSING = "unknown"  # written for a value that a person has not
+_ESCAPED = re.compile("%([0-9A-F]{2})")
+_MISSING_WORDS = (MISSING, "<unk>")  # a value that reads like one of them is escaped
 
 
 def career_text_files(settings: CareerTextSettings) -> list[Path]:
@@ -149,13 +152,24 @@ def _years(texts: list[str]) -> list[int] | None:
 
 
 def escaped(value: str) -> str:
-    """Return a value as one word."""
-    return "_".join(value.replace("%", "%25").replace("_", "%5F").split(" "))
+    """Return a value as one word, other than the words that mean: not known."""
+    word = "_".join(value.replace("%", "%25").replace("_", "%5F").split(" "))
+    return f"%{ord(word[0]):02X}{word[1:]}" if word in _MISSING_WORDS else word
 
 
 def unescaped(word: str) -> str:
     """Return the value that `escaped` was given."""
-    return word.replace("_", " ").replace("%5F", "_").replace("%25", "%")
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), word.replace("_", " "))
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that is there.
+
+    Raises:
+        DataFileError: naming it.
+    """
+    if folder.exists():
+        raise DataFileError(f"{folder} exists; name a new folder (prepare.career_text)")
 
 
 def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Path) -> dict[str, int]:
@@ -167,8 +181,7 @@ def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Pa
         DataFileError: if the folder exists, or an occupation's code has a blank.
         DiskFull: if there is no room left; nothing is left behind then.
     """
-    if folder.exists():
-        raise DataFileError(f"{folder} exists; name a new folder")
+    check_new_folder(folder)
     building = folder.with_name(folder.name + ".partial")
     shutil.rmtree(building, ignore_errors=True)
     with no_room_is_said(folder):

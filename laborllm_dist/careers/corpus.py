@@ -12,10 +12,12 @@ from laborllm_dist.careers.career_text import career_text_files, career_text_peo
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
 from laborllm_dist.careers.long_panel import read_long_panel
 from laborllm_dist.careers.nls.files import nls_files
+from laborllm_dist.careers.nls.people import missing_variables as missing_nls_variables
 from laborllm_dist.careers.nls.people import nls_people
-from laborllm_dist.careers.nls.variables import nls_schemes
+from laborllm_dist.careers.nls.variables import Cohort, nls_schemes, years_with_status
 from laborllm_dist.careers.occ1990dd import STATES, TABLES_VERSION, occ1990dd_vocabulary, reachable_codes
 from laborllm_dist.careers.psid.concepts import psid_schemes
+from laborllm_dist.careers.psid.download import missing_variables as missing_psid_variables
 from laborllm_dist.careers.psid.people import psid_people
 from laborllm_dist.careers.psid.sources import psid_files
 from laborllm_dist.careers.reading import PersonRead, ReadPerson
@@ -74,6 +76,20 @@ def source_files(corpus: CorpusSettings) -> list[Path]:
             return resume_files(_group(corpus.resumes))
         case "career_text":
             return career_text_files(_group(corpus.career_text))
+
+
+def missing_variables(data: DataSettings) -> dict[str, list[str]]:
+    """Return, for each survey that goes on without them, the variables of the method that its extract lacks."""
+    lacking: dict[str, list[str]] = {}
+    for name, corpus in data.corpora.items():
+        extract = corpus.extract
+        if extract is None or extract.variables == "all":
+            continue
+        if corpus.kind == "psid":
+            lacking[name] = missing_psid_variables(extract)
+        else:
+            lacking[name] = missing_nls_variables(extract, "NLSY79" if corpus.kind == "nlsy79" else "NLSY97")
+    return lacking
 
 
 def read_people(corpus: CorpusSettings) -> Iterator[ReadPerson]:
@@ -140,12 +156,16 @@ def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
     """
     match corpus.kind:
         case "nlsy79" | "nlsy97":
-            schemes = nls_schemes("NLSY79" if corpus.kind == "nlsy79" else "NLSY97")
+            cohort: Cohort = "NLSY79" if corpus.kind == "nlsy79" else "NLSY97"
+            schemes, states = nls_schemes(cohort), years_with_status(cohort)
         case "psid":
             schemes = psid_schemes()
+            states = set(schemes)
         case _:
             return {}
-    return {year: reachable_codes(scheme) | set(STATES) for year, scheme in schemes.items()}
+    return {
+        year: reachable_codes(scheme) | (set(STATES) if year in states else set()) for year, scheme in schemes.items()
+    }
 
 
 def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
@@ -165,9 +185,23 @@ def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
 
 
 def fingerprint_sources(data: DataSettings) -> dict[str, str]:
-    """Return, for each corpus, what identifies its content: its files' SHA-256, a package's version, a seed."""
+    """Return, for each corpus, what identifies its content: its files' SHA-256, a package's version, a seed.
+
+    Raises:
+        DataFileError: if a corpus is missing, or two read the same files as if these were of different people.
+    """
     check_sources(data)
-    return {name: _fingerprint(corpus) for name, corpus in data.corpora.items()}
+    found = {name: _fingerprint(corpus) for name, corpus in data.corpora.items()}
+    owner: dict[str, str] = {}
+    for name, corpus in data.corpora.items():
+        other = owner.setdefault(found[name], name)
+        if source_files(corpus) and data.corpora[other].people_of != corpus.people_of:
+            population = data.corpora[other].people_of
+            raise DataFileError(
+                f"corpora {other} and {name} have the same files but not the same population, so that test people of "
+                f"one would be trained on in the other; set data.corpora.{name}.population={population}"
+            )
+    return found
 
 
 def _fingerprint(corpus: CorpusSettings) -> str:

@@ -43,7 +43,8 @@ class Member:
             except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError) as error:
                 raise DataFileError(f"{self.label}: the zip cannot be read ({error}); download it again") from None
             except OSError as error:
-                raise DataFileError(f"{self.label}: cannot be read ({error.strerror or error})") from None
+                again = "" if self.name is None else "; download the zip again"
+                raise DataFileError(f"{self.label}: cannot be read ({error.strerror or error}){again}") from None
             try:
                 yield file
             except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
@@ -72,6 +73,12 @@ def members_of_zip(path: Path) -> list[Member]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return [Member(path, name) for name in sorted(archive.namelist()) if not name.endswith("/")]
+            names = sorted(name for name in archive.namelist() if not name.endswith("/"))
+            return [Member(path, name) for name in names if not _is_of_a_mac(name)]
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise DataFileError(f"{path}: not a readable zip file ({error}); download it again") from None
+
+
+def _is_of_a_mac(name: str) -> bool:
+    """Return whether a member is what macOS adds to a zip beside every file."""
+    return name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1].startswith("._")

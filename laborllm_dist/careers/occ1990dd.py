@@ -17,18 +17,19 @@ from typing import Literal, get_args
 
 from laborllm_dist.careers.history import OccupationVocabulary
 
-TABLES_VERSION = 1  # of what is read from tables/ and how; a test pins its content
+TABLES_VERSION = 2  # of what is read from tables/ and how; a test pins its content
 TABLES = Path(__file__).parent / "tables"
 UNEMPLOYED, NOT_IN_LABOR_FORCE, EDUCATION = "unemployed", "not_in_labor_force", "education"
 STATES = (UNEMPLOYED, NOT_IN_LABOR_FORCE, EDUCATION)
 _SPECIAL = {"991": UNEMPLOYED, "999": None}
 _MERGED = {"874": "873"}
-_MILITARY = {984: "905"}  # the NLS write 9840 for the armed forces; the crosswalks have 980 to 983 only
+MILITARY = "905"
+_MILITARY = {984: MILITARY}  # the NLS write 9840 for the armed forces; the crosswalks have 980 to 983 only
 
 Scheme = Literal["census1970", "census1980", "census2000", "census2000_4digit", "census2002", "census2010"]
 # Which crosswalks a scheme's code is looked up in, in turn, and the power of ten it is divided by before.
-# Four digits of the 2000 and 2002 codes are the three of the crosswalk and a zero. Some "2002" codes of late rounds
-# are 2010 codes, which have four digits of their own.
+# Four digits of the 2000 and 2002 codes are the three of the crosswalk and a zero; a code that ends in another digit is
+# none of them. Some "2002" codes of late rounds are 2010 codes, which use all four digits (3255 registered nurses).
 _LOOKUPS: Mapping[Scheme, tuple[tuple[int, int], ...]] = {
     "census1970": ((1970, 1),),
     "census1980": ((1980, 1),),
@@ -59,10 +60,8 @@ def crosswalk(scheme: Scheme) -> Mapping[int, str]:
     found: dict[int, str | None] = {}
     for census, divisor in _LOOKUPS[scheme]:
         table = {**_crosswalks()[census], **(_MILITARY if census == 2005 else {})}
-        sources = table if divisor == 1 else [code * divisor + last for code in table for last in range(divisor)]
-        for source in sources:
-            target = table[source // divisor]
-            found.setdefault(source, _SPECIAL.get(target, _MERGED.get(target, target)))
+        for code, target in table.items():
+            found.setdefault(code * divisor, _SPECIAL.get(target, _MERGED.get(target, target)))
     return MappingProxyType({source: target for source, target in found.items() if target is not None})
 
 

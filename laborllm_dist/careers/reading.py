@@ -8,17 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from laborllm_dist.careers.history import CareerHistory
 from laborllm_dist.careers.splits import Split
 
+DropUnit = Literal["person-year", "job", "person"]
+
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """An observation that the source has and the career has not; without a year, it stands for the whole person."""
+    """What the source has and the career has not: a year of a person, a job of unknown years, or the whole person."""
 
     reason: str
     year: int | None = None
+    of: DropUnit = "person"
+
+    @property
+    def unit(self) -> DropUnit:
+        """What was left out."""
+        return self.of if self.year is None else "person-year"
 
 
 @dataclass(frozen=True, slots=True)

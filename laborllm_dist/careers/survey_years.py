@@ -3,12 +3,14 @@
     employment status    occupation        the observation is
     unemployed           any               the state unemployed
     not working          any               education if enrolled, else the state not in the labour force
-    working, unknown     known             the occupation
-    working, unknown     not known         left out, with the reason
+    armed forces         any               the occupation, or the military where there is none
+    working              known             the occupation
+    not known            known             the occupation; left out where the question was for the present or last job
+    working, not known   not known         left out, with the reason
     not working, of which kind is not known: left out
 
-So a "present or last" occupation counts while the person works only. The last level of education on record stands
-until the next one: it is the education to date.
+So a "present or last" occupation counts while the person is known to work only, unless settings.unknown_status is
+"count". The last level of education on record stands until the next one: it is the education to date.
 """
 
 from __future__ import annotations
@@ -18,23 +20,28 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from laborllm_dist.careers.history import CareerHistory, Job
-from laborllm_dist.careers.occ1990dd import EDUCATION, NOT_IN_LABOR_FORCE, UNEMPLOYED
+from laborllm_dist.careers.occ1990dd import EDUCATION, MILITARY, NOT_IN_LABOR_FORCE, UNEMPLOYED
 from laborllm_dist.careers.reading import Drop, PersonRead
 from laborllm_dist.corpus_settings import SurveySettings
 
 # enrolled: not working, and in school; not_told_apart: not working, and whether unemployed or not is not known.
-Status = Literal["working", "unemployed", "not_working", "enrolled", "not_told_apart"]
+Status = Literal["working", "armed_forces", "unemployed", "not_working", "enrolled", "not_told_apart"]
 _STATES = {"unemployed": UNEMPLOYED, "not_working": NOT_IN_LABOR_FORCE, "enrolled": EDUCATION}
 
 
 @dataclass(frozen=True, slots=True)
 class PersonYear:
-    """What an interview says. `why_none` says why there is no occupation, for the count of what is left out."""
+    """What an interview says.
+
+    `why_none` says why there is no occupation, for the count of what is left out. `may_be_last`: the question was for
+    the present or last job, so that the occupation may be one that the person has left.
+    """
 
     year: int
     status: Status | None  # None: not known
     occupation: str | None  # occ1990dd
     why_none: str | None
+    may_be_last: bool
     education: str | None
     region: str | None
 
@@ -76,13 +83,14 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
     drops: list[Drop] = []
     for each in _with_education_to_date(wanted):
         reason = _age_reason(each.year, worker.birth_year, settings)
-        occupation = None if reason else _occupation_of(each)
+        occupation = None if reason else _occupation_of(each, settings)
         if occupation is not None:
             jobs.append(Job(each.year, occupation, each.education))
         else:
             drops.append(Drop(reason or _missing_reason(each), each.year))
     if not jobs:
-        return PersonRead(None, (*drops, Drop("person without any observation")))
+        why = "person without any observation" if wanted else "person never interviewed in these years"
+        return PersonRead(None, (*drops, Drop(why)))
     career = CareerHistory(
         person=worker.person,
         survey=worker.survey,
@@ -104,16 +112,20 @@ def _with_education_to_date(years: list[PersonYear]) -> list[PersonYear]:
     return [replace(each, education=known) for each, known in zip(years, levels, strict=True)]
 
 
-def _occupation_of(each: PersonYear) -> str | None:
-    if each.status is None or each.status == "working":
-        return each.occupation
-    return _STATES.get(each.status)
+def _occupation_of(each: PersonYear, settings: SurveySettings) -> str | None:
+    if each.status == "armed_forces":
+        return each.occupation or MILITARY
+    if each.status is None:
+        return None if each.may_be_last and settings.unknown_status == "leave_out" else each.occupation
+    return each.occupation if each.status == "working" else _STATES.get(each.status)
 
 
 def _missing_reason(each: PersonYear) -> str:
     if each.status == "not_told_apart":
         return "not working, unemployed or out of the labor force not told apart"
     status = "employment status not known" if each.status is None else "working"
+    if each.status is None and each.occupation is not None:
+        return f"{status}, occupation is of the present or last job"
     return f"{status}, occupation {each.why_none or 'not known'}"
 
 

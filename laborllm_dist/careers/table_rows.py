@@ -49,6 +49,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
+            if odd := [each.name for each in file.schema_arrow if _is_no_text(each.type)]:
+                raise DataFileError(
+                    f"{path}: column {odd[0]} holds {file.schema_arrow.field(odd[0]).type}, wanted texts, numbers or "
+                    "dates; save it as text, or leave the column out"
+                )
             yield 0, names
             place = 0
             for batch in file.iter_batches(batch_size=10_000):
@@ -58,6 +63,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     yield place, list(values)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataFileError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _is_no_text(kind: pa.DataType) -> bool:
+    """Return whether values of a column cannot be written as one cell: lists, structs, true and false, bytes."""
+    return bool(pa.types.is_nested(kind) or pa.types.is_boolean(kind) or pa.types.is_binary(kind))
 
 
 def _as_text(value: object) -> str:

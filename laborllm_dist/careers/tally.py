@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
-from laborllm_dist.careers.reading import PersonRead
+from laborllm_dist.careers.reading import DropUnit, PersonRead
 from laborllm_dist.careers.splits import Split
 
 KINDS = ("first", "moving", "staying")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many person-years, jobs or people (`unit`) were left out for a reason, and in which years."""
+
+    unit: str
+    reason: str
+    count: int
+    years: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +31,7 @@ class Tally:
     kinds: Counter[str] = field(default_factory=Counter)  # observations: first, moving, staying
     occupations: Counter[str] = field(default_factory=Counter)  # observations by code
     years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code
-    drops: Counter[str] = field(default_factory=Counter)  # left out, by reason
+    drops: Counter[tuple[str, str, int | None]] = field(default_factory=Counter)  # left out: unit, reason, year
 
     def __add__(self, other: Tally) -> Tally:
         years = {year: Counter(codes) for year, codes in self.years.items()}
@@ -36,6 +46,22 @@ class Tally:
             self.drops + other.drops,
         )
 
+    def left_out(self) -> list[LeftOut]:
+        """Return what was left out by reason: person-years first, then jobs, then people; most of each first."""
+        years: dict[tuple[str, str], dict[int, int]] = {}
+        counts: Counter[tuple[str, str]] = Counter()
+        for (unit, reason, year), count in self.drops.items():
+            counts[unit, reason] += count
+            if year is not None:
+                years.setdefault((unit, reason), {})[year] = count
+        order = {unit: place for place, unit in enumerate(get_args(DropUnit))}
+        return [
+            LeftOut(unit, reason, count, dict(sorted(years.get((unit, reason), {}).items())))
+            for (unit, reason), count in sorted(
+                counts.items(), key=lambda item: (order[item[0][0]], -item[1], item[0][1])
+            )
+        ]
+
     @property
     def observations(self) -> int:
         """Number of person-years."""
@@ -49,7 +75,7 @@ class Tally:
             "kinds": dict(self.kinds),
             "occupations": dict(self.occupations),
             "years": {str(year): dict(codes) for year, codes in self.years.items()},
-            "drops": dict(self.drops),
+            "drops": [[*key, count] for key, count in self.drops.items()],
         }
 
 
@@ -61,7 +87,7 @@ def tally_from_values(values: dict[str, Any]) -> Tally:
         kinds=Counter(values["kinds"]),
         occupations=Counter(values["occupations"]),
         years={int(year): Counter(codes) for year, codes in values["years"].items()},
-        drops=Counter(values["drops"]),
+        drops=Counter({(unit, reason, year): count for unit, reason, year, count in values["drops"]}),
     )
 
 
@@ -69,7 +95,7 @@ def tally_people(people: list[tuple[PersonRead, Split | None]]) -> Tally:
     """Count people as they were read, each with the split of its career."""
     tally = Tally(people_read=len(people))
     for read, split in people:
-        tally.drops.update(drop.reason for drop in read.drops)
+        tally.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)
         if read.career is None:
             continue
         tally.people[str(split)] += 1

@@ -7,6 +7,7 @@ refused, or merged into the code that comes first, as the settings say.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from laborllm_dist.careers.problems import Problems
 from laborllm_dist.careers.table_rows import Row, read_rows, unit_of
 from laborllm_dist.corpus_settings import VocabularySettings
 from laborllm_dist.errors import DataFileError, VocabularyError
+from laborllm_dist.files import write_text
 
 BUILTIN = "builtin:"
 _BUILTINS = {f"{BUILTIN}occ1990dd": Path(__file__).parent / "tables" / "occ1990dd.csv"}
@@ -107,8 +109,9 @@ def _entries(
 
 
 def write_vocabulary(vocabulary: OccupationVocabulary, path: Path) -> None:
-    """Write the occupations as a CSV that `read_vocabulary` reads."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("code", "title"))
-        writer.writerows(zip(vocabulary.codes, vocabulary.titles, strict=True))
+    """Write the occupations atomically as a CSV that `read_vocabulary` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("code", "title"))
+    writer.writerows(zip(vocabulary.codes, vocabulary.titles, strict=True))
+    write_text(path, text.getvalue())

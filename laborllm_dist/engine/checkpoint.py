@@ -1,34 +1,32 @@
 """Checkpoints that survive anything: written beside, checked, renamed; read by any number of ranks at any ZeRO stage.
 
     checkpoints/step_00000120/
-        rank_00000.safetensors ...   the fragments of one rank: weight, exp_avg, exp_avg_sq, fp32 (no pickle)
+        rank_00000.safetensors ...   the fragments of one rank: fp32 weights, Adam's moments (no pickle)
         manifest.json                written last: step, state of the run, where every fragment lies, sizes, SHA-256
 
-A folder without a valid manifest is not a checkpoint. Weights can be put together from the files alone
-(`full_weights`), so export needs neither ranks nor DeepSpeed.
+A folder without a valid manifest is not a checkpoint. engine/restore.py reads what is written here.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
-from safetensors import safe_open
 from safetensors.torch import save_file
 
-from laborllm_dist.engine.fragments import STATE_NAMES, Fragment, set_steps_taken, spread_weights, state_fragments
+from laborllm_dist.engine.fragments import Fragment, fragment_groups
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.zero import ZeroEngine
 from laborllm_dist.errors import CheckpointError, DiskFull
 from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of, write_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -66,7 +64,7 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
     outcome: dict[str, Any] | str
     try:
         with no_room_is_said(partial / name):
-            outcome = {name: _write_fragments(state_fragments(engine), partial / name)}
+            outcome = {name: _write_fragments(fragment_groups(engine), partial / name)}
     except DiskFull as error:
         outcome = str(error)
     outcomes = _everyones(outcome, ranks)
@@ -79,38 +77,6 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
         step=step, run=run, world_size=ranks.world_size, stage=engine.settings.stage, state=dict(state), files=files
     )
     ranks.on_first(lambda: _finish(partial, folder, manifest))
-
-
-def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManifest) -> None:
-    """Bring weights and Adam's state back, each rank reading the stretches it holds. Collective.
-
-    Raises:
-        CheckpointError: if the checkpoint has not every element of every weight of this model.
-    """
-    index = _fragment_index(manifest)
-    opened: dict[str, Any] = {name: safe_open(folder / name, framework="pt") for name in manifest.files}
-    for fragment in state_fragments(engine):
-        for kind, view in zip(STATE_NAMES, fragment.views, strict=True):
-            num_found = 0
-            for file, saved in index.get(fragment.name, ()):
-                if tuple(saved["shape"]) != fragment.shape:
-                    raise CheckpointError(
-                        f"{folder}: {fragment.name} has shape {saved['shape']}, the model {fragment.shape}"
-                    )
-                low = max(saved["start"], fragment.start)
-                high = min(saved["start"] + saved["numel"], fragment.start + fragment.numel)
-                if low < high:
-                    stored = opened[file].get_slice(_key(kind, fragment.name))
-                    view[low - fragment.start : high - fragment.start].copy_(
-                        stored[low - saved["start"] : high - saved["start"]]
-                    )
-                    num_found += high - low
-            if num_found != fragment.numel:
-                raise CheckpointError(
-                    f"{folder}: holds {num_found} of {fragment.numel} elements of {kind} of {fragment.name}"
-                )
-    set_steps_taken(engine, manifest.step)
-    spread_weights(engine)
 
 
 def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> tuple[Path, CheckpointManifest] | None:
@@ -168,34 +134,26 @@ def keep_checkpoints(checkpoints: Path, *, num_newest: int, best_step: int | Non
             shutil.rmtree(doomed)
 
 
-def full_weights(folder: Path, manifest: CheckpointManifest) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every weight's name and fp32 value, put together from its fragments."""
-    opened: dict[str, Any] = {name: safe_open(folder / name, framework="pt") for name in manifest.files}
-    for name, pieces in _fragment_index(manifest).items():
-        shape = tuple(pieces[0][1]["shape"])
-        whole = torch.empty(torch.Size(shape).numel(), dtype=torch.float32)
-        num_found = 0
-        for file, saved in pieces:
-            whole[saved["start"] : saved["start"] + saved["numel"]] = opened[file].get_tensor(_key("weight", name))
-            num_found += saved["numel"]
-        if num_found != whole.numel():
-            raise CheckpointError(f"{folder}: holds {num_found} of {whole.numel()} elements of {name}")
-        yield name, whole.view(shape)
-
-
-def _write_fragments(fragments: Sequence[Fragment], path: Path) -> dict[str, Any]:
-    mine = [fragment for fragment in fragments if fragment.is_mine and fragment.numel]
-    tensors = {
-        _key(kind, fragment.name): view.cpu().contiguous().clone()
-        for fragment in mine
-        for kind, view in zip(STATE_NAMES, fragment.views, strict=True)
-    }
+def _write_fragments(groups: Iterable[list[Fragment]], path: Path) -> dict[str, Any]:
+    tensors: dict[str, torch.Tensor] = {}
+    places: list[dict[str, Any]] = []
+    for group in groups:
+        for fragment in group:
+            if not fragment.is_mine or not fragment.numel:
+                continue
+            kept = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
+            tensors |= {tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in kept.items()}
+            places.append(
+                {
+                    "name": fragment.name,
+                    "shape": list(fragment.shape),
+                    "start": fragment.start,
+                    "numel": fragment.numel,
+                    "block_offset": fragment.block_offset,
+                }
+            )
     save_file(tensors, path)
     flush_to_disk(path)
-    places = [
-        {"name": fragment.name, "shape": list(fragment.shape), "start": fragment.start, "numel": fragment.numel}
-        for fragment in mine
-    ]
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path), "fragments": places}
 
 
@@ -210,15 +168,8 @@ def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
         flush_to_disk(folder.parent)
 
 
-def _fragment_index(manifest: CheckpointManifest) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
-    index: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
-    for file, entry in manifest.files.items():
-        for saved in entry["fragments"]:
-            index.setdefault(saved["name"], []).append((file, saved))
-    return index
-
-
-def _key(kind: str, name: str) -> str:
+def tensor_key(kind: str, name: str) -> str:
+    """Return the name in a file of a weight's `weight`, `exp_avg` and so on."""
     return f"{kind}/{name}"
 
 

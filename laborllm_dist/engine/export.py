@@ -1,18 +1,27 @@
-"""Write the weights of a checkpoint as a Hugging Face folder, which AutoModelForCausalLM opens. No ranks needed."""
+"""Write the weights of a checkpoint as a Hugging Face folder, which AutoModelForCausalLM opens. No ranks needed.
+
+What LoRA has learnt is written twice: alone (run/adapter, a peft folder), and merged into the base (run/export).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from laborllm_dist.engine.checkpoint import CheckpointManifest, full_weights
+from laborllm_dist.engine.adapters import ADAPTER_FILE, merged, write_adapter
+from laborllm_dist.engine.checkpoint import CheckpointManifest
+from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.errors import ModelError
 from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of_all, write_json
+from laborllm_dist.run_folder import RunFolder
+from laborllm_dist.settings import RunSettings
 
 ModelConfig: TypeAlias = PretrainedConfig
 ORIGIN = "laborllm_dist.json"
@@ -26,22 +35,68 @@ def export_checkpoint(
     Raises:
         DiskFull: if there is no room; an older export is untouched.
     """
-    partial = export.with_name(export.name + ".partial")
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    with no_room_is_said(export):
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(tokenizer, partial)
+    dtype = _dtype_of(config)
+    with _writing_folder(export, tokenizer, manifest) as partial:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         weights = {name: value.to(dtype) for name, value in full_weights(checkpoint, manifest)}
         model.save_pretrained(partial, state_dict=weights)
-        _with_both_rope_forms(partial / "config.json")
+
+
+def export_adapter(
+    saved: tuple[Path, CheckpointManifest],
+    settings: RunSettings,
+    config: ModelConfig,
+    tokenizer: Path,
+    run: RunFolder,
+) -> None:
+    """Write what LoRA has learnt alone, and merged into the base as it is on disk, unquantised.
+
+    Args:
+        saved: checkpoint and its manifest.
+        settings: of the run.
+        config: of the base.
+        tokenizer: folder.
+        run: whose folders are written.
+
+    Raises:
+        DiskFull: if there is no room; older exports are untouched.
+    """
+    checkpoint, manifest = saved
+    dtype, base = _dtype_of(config), settings.model
+    with _writing_folder(run.adapter, tokenizer, manifest) as partial:
+        write_adapter(full_weights(checkpoint, manifest), settings.adapter, str(base.path), dtype, partial)
+    with _writing_folder(run.export, tokenizer, manifest) as partial:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.path,
+            revision=base.revision or "main",
+            subfolder=base.subfolder or "",
+            dtype=dtype,
+            use_safetensors=base.weights == "safetensors",
+        )
+        merged(model, run.adapter).save_pretrained(partial)
+
+
+@contextlib.contextmanager
+def _writing_folder(folder: Path, tokenizer: Path, manifest: CheckpointManifest) -> Iterator[Path]:
+    """Give a folder that holds the tokenizer to write to, and rename it to `folder` when the block ends well."""
+    partial = folder.with_name(folder.name + ".partial")
+    with no_room_is_said(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(tokenizer, partial)
+        yield partial
+        if (partial / "config.json").is_file():
+            _with_both_rope_forms(partial / "config.json")
         write_json(partial / ORIGIN, {"run": manifest.run, "step": manifest.step})
         for path in partial.iterdir():
             flush_to_disk(path)
-        shutil.rmtree(export, ignore_errors=True)
-        partial.rename(export)
-        flush_to_disk(export.parent)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        flush_to_disk(folder.parent)
+
+
+def _dtype_of(config: ModelConfig) -> torch.dtype:
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
 def exported_step(export: Path, run: str) -> int | None:
@@ -54,11 +109,13 @@ def exported_step(export: Path, run: str) -> int | None:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Return 16 hexadecimal digits that stand for the weights and configuration of a model folder.
+    """Return 16 hexadecimal digits that stand for the weights and configuration of a model's or adapter's folder.
 
     Raises:
         ModelError: if it holds no safetensors.
     """
+    if (folder / ADAPTER_FILE).is_file():
+        return sha256_of_all([folder / "adapter_config.json", folder / ADAPTER_FILE])
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     if len(files) < 2 or not files[0].is_file():
         raise ModelError(f"{folder} is not a model folder: wanted config.json and *.safetensors")

@@ -4,81 +4,89 @@
     rank 0                               [-----------)                      start 0
     rank 1                                           [------------------)   start 17
 
-Whatever the ZeRO stage, the state is: fp32 weight, Adam's first and second moment of every element. Fragments make
-it addressable without regard to stage and world size, so a checkpoint written by 8 ranks is read by 3. The views
-are DeepSpeed's own buffers: what is copied into them is what the next step uses (after `spread_weights`).
+Whatever the ZeRO stage and wherever it lies (device, host, NVMe), the state is: the fp32 weight and Adam's two moments
+of every element that is learnt. Fragments make it addressable without regard to stage and world size, so a checkpoint
+written by 8 ranks is read by 3. The views are DeepSpeed's own buffers: what is copied into them is what the next step
+uses (after `spread_weights`).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from laborllm_dist.engine import optimizers
+from laborllm_dist.engine.optimizers import BLOCK
 from laborllm_dist.engine.zero import ZeroEngine
 
-STATE_NAMES = ("weight", "exp_avg", "exp_avg_sq")
+SCALES = {"state1": "absmax1", "state2": "absmax2"}
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A stretch [start, start + numel) of a flattened weight and its state; `is_mine`: this rank saves it."""
+    """A stretch [start, start + numel) of a flattened weight and its state.
+
+    `weight` and each of `moments` are views of numel elements. Where moments have 8 bits, `scales` are those of the
+    blocks that the stretch touches, and it begins `block_offset` elements into the first of them. `flat` is the long
+    stretch of the optimizer in which this one begins at `offset`. `is_mine`: this rank saves it.
+    """
 
     name: str
     shape: tuple[int, ...]
     start: int
-    views: tuple[Tensor, Tensor, Tensor]  # in the order of STATE_NAMES
+    weight: Tensor
+    moments: Mapping[str, Tensor]
+    scales: Mapping[str, Tensor]
+    flat: Tensor
+    offset: int
     is_mine: bool
 
     @property
     def numel(self) -> int:
         """Number of elements."""
-        return self.views[0].numel()
+        return self.weight.numel()
+
+    @property
+    def block_offset(self) -> int:
+        """Place of the first element in its block of 8-bit moments."""
+        return self.offset % BLOCK if self.scales else 0
 
 
-def state_fragments(engine: ZeroEngine) -> list[Fragment]:
-    """Return this rank's fragments of every weight that is learnt; Adam's moments are made (zeros) where absent."""
+def fragment_groups(engine: ZeroEngine) -> Iterator[list[Fragment]]:
+    """Yield this rank's fragments in groups; the views of a group are good until the next one is asked for.
+
+    A group is what DeepSpeed holds in memory at once: everything, or one group of ZeRO-3's weights where the
+    optimizer's state lies on NVMe.
+    """
     learnt = [
         (name.removeprefix("hugging_face."), parameter)
         for name, parameter in engine.deepspeed.module.named_parameters()
         if parameter.requires_grad
     ]
     if engine.settings.stage == 3:
-        return [_stage3_fragment(engine, name, parameter) for name, parameter in learnt]
-    if engine.settings.stage == 0:
+        yield from _stage3_groups(engine, learnt)
+    elif engine.settings.stage == 0:
         world = engine.ranks.world_size  # every rank holds all; each saves its share
-        return [
-            Fragment(
-                name,
-                tuple(parameter.shape),
-                0,
-                _views(engine, parameter, slice(0, parameter.numel())),
-                index % world == engine.ranks.rank,
-            )
+        yield [
+            _fragment(engine, (name, tuple(parameter.shape), 0), (parameter, 0, parameter.numel()), index % world)
             for index, (name, parameter) in enumerate(learnt)
         ]
-    found = (_partition_fragment(engine, name, parameter) for name, parameter in learnt)
-    return [fragment for fragment in found if fragment is not None]
-
-
-def set_steps_taken(engine: ZeroEngine, num_steps: int) -> None:
-    """Tell Adam how many updates it has made, which its bias correction depends on."""
-    for state in engine.adam.state.values():
-        state["step"] = torch.tensor(float(num_steps))
+    else:
+        found = (_partition_fragment(engine, name, parameter) for name, parameter in learnt)
+        yield [fragment for fragment in found if fragment is not None]
 
 
 def spread_weights(engine: ZeroEngine) -> None:
     """Bring changed fp32 fragments into the weights that the forward uses, on all ranks. Collective."""
     optimizer = engine.deepspeed.optimizer
     if engine.settings.stage == 3:
-        for fragment, parameter in zip(
-            state_fragments(engine),
-            (parameter for parameter in engine.deepspeed.module.parameters() if parameter.requires_grad),
-            strict=True,
-        ):
-            parameter.ds_tensor.data.view(-1)[: fragment.numel].copy_(fragment.views[0])
+        for group in range(len(optimizer.fp16_groups)):
+            with _swapped_in(optimizer, group):
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters, has_been_updated=False)
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
@@ -86,13 +94,32 @@ def spread_weights(engine: ZeroEngine) -> None:
         optimizer.update_lp_params()
 
 
+def _stage3_groups(engine: ZeroEngine, learnt: list[tuple[str, Any]]) -> Iterator[list[Fragment]]:
+    optimizer = engine.deepspeed.optimizer
+    name_of = {id(parameter): name for name, parameter in learnt}
+    for number, group in enumerate(optimizer.fp16_groups):
+        with _swapped_in(optimizer, number):
+            yield [_stage3_fragment(engine, name_of[id(parameter)], parameter) for parameter in group]
+
+
+@contextlib.contextmanager
+def _swapped_in(optimizer: Any, group: int) -> Iterator[None]:
+    """Hold a group of ZeRO-3's optimizer state in memory, and write it back where it lies on NVMe."""
+    if not optimizer._swappable_optimizer_subgroup(group):
+        yield
+        return
+    optimizer._optimizer_states_and_gradient_swap_in(group)
+    yield
+    optimizer._optimizer_states_and_gradient_swap_out(group)
+
+
 def _stage3_fragment(engine: ZeroEngine, name: str, parameter: Any) -> Fragment:
     optimizer = engine.deepspeed.optimizer
     group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = min(parameter.partition_numel() * engine.ranks.rank, parameter.ds_numel)
     numel = min(parameter.partition_numel(), parameter.ds_numel - start)  # the last ranks' stretches are padded
-    views = _views(engine, optimizer.fp32_partitioned_groups_flat[group], slice(offset, offset + numel))
-    return Fragment(name, tuple(parameter.ds_shape), start, views, is_mine=True)
+    place = (optimizer.fp32_partitioned_groups_flat[group], offset, numel)
+    return _fragment(engine, (name, tuple(parameter.ds_shape), start), place)
 
 
 def _partition_fragment(engine: ZeroEngine, name: str, parameter: Any) -> Fragment | None:
@@ -102,18 +129,34 @@ def _partition_fragment(engine: ZeroEngine, name: str, parameter: Any) -> Fragme
     optimizer = engine.deepspeed.optimizer
     groups = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
     address = mapping.hp_fragment_address
-    stretch = slice(address.start, address.start + address.numel)
-    views = _views(engine, groups[mapping.param_group_index], stretch)
-    return Fragment(name, tuple(parameter.shape), mapping.lp_fragment_address.start, views, is_mine=True)
+    place = (groups[mapping.param_group_index], address.start, address.numel)
+    return _fragment(engine, (name, tuple(parameter.shape), mapping.lp_fragment_address.start), place)
 
 
-def _views(engine: ZeroEngine, flat: Tensor, stretch: slice) -> tuple[Tensor, Tensor, Tensor]:
-    state = engine.adam.state[flat]
-    if not state:
-        state["step"] = torch.tensor(0.0)
-        state["exp_avg"] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
-        state["exp_avg_sq"] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
-    weight, first, second = (
-        tensor.detach().view(-1)[stretch] for tensor in (flat, state["exp_avg"], state["exp_avg_sq"])
+def _fragment(
+    engine: ZeroEngine,
+    what: tuple[str, tuple[int, ...], int],
+    place: tuple[Tensor, int, int],
+    owner: int | None = None,
+) -> Fragment:
+    """Make the views of a weight (name, shape, start of the stretch) at a place (flat, offset, numel) of the optimizer.
+
+    `owner` is the rank that saves it; None: each rank has a stretch of its own.
+    """
+    name, shape, start = what
+    flat, offset, numel = place
+    stretch = slice(offset, offset + numel)
+    blocks = slice(offset // BLOCK, -(-(offset + numel) // BLOCK))
+    kept = optimizers.moments(engine.adam, engine.kind, flat)
+    state = {each: tensor.detach().view(-1) for each, tensor in kept.items()}
+    return Fragment(
+        name=name,
+        shape=shape,
+        start=start,
+        weight=flat.detach().view(-1)[stretch],
+        moments={each: tensor[stretch] for each, tensor in state.items() if each not in SCALES.values()},
+        scales={each: tensor[blocks] for each, tensor in state.items() if each in SCALES.values()},
+        flat=flat,
+        offset=offset,
+        is_mine=owner in (None, engine.ranks.rank),
     )
-    return weight, first, second

@@ -1,66 +1,123 @@
 """A causal language model over packed careers, and the one log-likelihood that training and scoring share.
 
-Softmax and its logarithm are float32 or better whatever the weights are; only slots with a target get logits summed.
+A model of a known type is asked for its hidden states; logits are made for slots with a target alone, a chunk at a time
+(engine/token_scores.py), and attention stays inside careers without a mask (engine/packed_attention.py). Any other
+causal model is asked for logits under a block mask.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import IGNORED, PackedBatch
+from laborllm_dist.engine.packed_attention import MODEL_TYPES, PACKED, career_bounds, register_packed_attention
+from laborllm_dist.engine.token_scores import chunked_log_likelihood, fused_log_likelihood, token_log_likelihood
+from laborllm_dist.engine_settings import ComputeSettings
+from laborllm_dist.errors import ModelError
 
 
-def token_log_likelihood(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Return log p(target) in nats for every slot, [B, T]; 0 where the target is IGNORED.
+def attention_mask(lengths: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
+    """Return [B, 1, T, T] bool: a slot sees itself and earlier slots of its own stretch.
 
-    The softmax is float32, or float64 where the logits are.
-
-    Raises:
-        ValueError: if targets are not [B, T] of the logits.
+    Stretches lie end to end in rows of `num_slots`. Padding is a stretch too, so no row of the mask is empty.
     """
-    if logits_BTV.shape[:-1] != targets_BT.shape:
-        raise ValueError(f"targets {tuple(targets_BT.shape)} do not fit logits {tuple(logits_BTV.shape)}")
-    precise = logits_BTV.dtype if logits_BTV.dtype == torch.float64 else torch.float32
-    loss_N = nn.functional.cross_entropy(
-        logits_BTV.flatten(0, 1).to(precise), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return -loss_N.view(targets_BT.shape)
-
-
-def attention_mask(segments_BT: Tensor) -> Tensor:
-    """Return [B, 1, T, T] bool: a slot sees itself and earlier slots of its own segment.
-
-    Padding is a segment too, so that no row of the mask is empty.
-    """
-    num_slots = segments_BT.shape[1]
-    causal_TT = torch.ones(num_slots, num_slots, dtype=torch.bool, device=segments_BT.device).tril()
-    return (segments_BT[:, :, None] == segments_BT[:, None, :]).logical_and(causal_TT)[:, None]
+    stretch_BT = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).view(-1, num_slots).to(device)
+    causal_TT = torch.ones(num_slots, num_slots, dtype=torch.bool, device=device).tril()
+    return (stretch_BT[:, :, None] == stretch_BT[:, None, :]).logical_and(causal_TT)[:, None]
 
 
 class CareerLanguageModel(nn.Module):
     """Wraps a transformers model, so that DeepSpeed's hooks see one forward from ids to log-likelihoods."""
 
-    def __init__(self, hugging_face: nn.Module) -> None:
+    def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
+        """Set the model up for packed careers.
+
+        Raises:
+            ModelError: if packed attention is asked of a model that cannot have it.
+        """
         super().__init__()
         self.hugging_face = hugging_face
+        self._chunk_tokens = compute.loss_chunk_tokens
         # Models that can leave out logits nobody asks for are asked to.
         self._can_skip = "logits_to_keep" in inspect.signature(hugging_face.forward).parameters
+        self._is_known = is_known_type(hugging_face)
+        self._is_packed = _takes_bounds(hugging_face, compute)
+        if self._is_known:
+            head = hugging_face.get_output_embeddings()  # type: ignore[operator]
+            head.forward = functools.partial(_head_forward, head, compute.loss, compute.loss_chunk_tokens)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Return log p(target) of every slot, [B, T]; 0 where the target is IGNORED."""
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Return the sum of log p(target), which has gradients, and log p(target) of every slot with one, [N].
+
+        The latter are in the order of `batch.scored_N`, and have no gradients; with `compute.loss=liger` they are there
+        in evaluation only, and empty in training.
+        """
+        if self._is_known:
+            hidden_BTD = self._decoder()(**self._inputs(batch)).last_hidden_state
+            hidden_ND = hidden_BTD.flatten(0, 1)[batch.scored_N]
+            targets_N = batch.targets_BT.flatten()[batch.scored_N]
+            total, scores_N = self.hugging_face.get_output_embeddings()(hidden_ND, targets_N)  # type: ignore[operator]
+            return total, scores_N
         kept_K = (batch.targets_BT != IGNORED).any(dim=0).nonzero().flatten()
         if not self._can_skip or not len(kept_K):
             kept_K = torch.arange(batch.targets_BT.shape[1], device=batch.targets_BT.device)
-        logits_BKV = self.hugging_face(
-            input_ids=batch.token_ids_BT,
-            position_ids=batch.positions_BT,
-            attention_mask=attention_mask(batch.segments_BT),
-            use_cache=False,
-            **({"logits_to_keep": kept_K} if self._can_skip else {}),
-        ).logits
-        kept_BK = token_log_likelihood(logits_BKV, batch.targets_BT[:, kept_K])
-        scores_BT = torch.zeros(batch.targets_BT.shape, dtype=kept_BK.dtype, device=kept_BK.device)
-        return scores_BT.index_copy(1, kept_K, kept_BK)
+        skipping = {"logits_to_keep": kept_K} if self._can_skip else {}
+        logits_BKV = self.hugging_face(**self._inputs(batch), **skipping).logits
+        targets_BK = batch.targets_BT[:, kept_K]
+        scores_BK = token_log_likelihood(logits_BKV, targets_BK)
+        return scores_BK.sum(), scores_BK.detach()[targets_BK != IGNORED]
+
+    def _decoder(self) -> nn.Module:
+        """Return the model without its output layer, inside an adapter too."""
+        base: Any = self.hugging_face
+        if hasattr(base, "peft_config"):
+            base = base.get_base_model()
+        decoder: nn.Module = base.get_decoder()
+        return decoder
+
+    def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
+        inputs = {"input_ids": batch.token_ids_BT, "position_ids": batch.positions_BT, "use_cache": False}
+        device = batch.token_ids_BT.device
+        if self._is_packed:
+            return {**inputs, "bounds": career_bounds(batch.lengths, device)}
+        return {**inputs, "attention_mask": attention_mask(batch.lengths, batch.token_ids_BT.shape[1], device)}
+
+
+def is_known_type(model: nn.Module) -> bool:
+    """Return whether logits are the output layer's product with the hidden states and nothing else."""
+    config: Any = model.config
+    if config.model_type not in MODEL_TYPES:
+        return False
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return isinstance(head, nn.Linear) and head.bias is None
+
+
+def _takes_bounds(model: nn.Module, compute: ComputeSettings) -> bool:
+    config: Any = model.config
+    can = config.model_type in MODEL_TYPES and getattr(config, "sliding_window", None) is None
+    if compute.attention == "packed" and not can:
+        raise ModelError(
+            f"compute.attention=packed knows models of type {', '.join(MODEL_TYPES)} without a sliding window, "
+            f"this one is {config.model_type}; set compute.attention=mask"
+        )
+    if not can or compute.attention == "mask":
+        return False
+    register_packed_attention()
+    model.set_attn_implementation(PACKED)  # type: ignore[operator]
+    return True
+
+
+def _head_forward(
+    head: nn.Linear, loss: str, chunk_tokens: int, hidden_ND: Tensor, targets_N: Tensor | None = None
+) -> Any:
+    """Stand in for the output layer's forward, inside which ZeRO-3 has its weight at hand."""
+    if targets_N is None:
+        return nn.functional.linear(hidden_ND, head.weight)
+    if loss == "liger" and torch.is_grad_enabled():
+        return fused_log_likelihood(hidden_ND, head.weight, targets_N)
+    return chunked_log_likelihood(hidden_ND, head.weight, targets_N, chunk_tokens=chunk_tokens)

@@ -1,8 +1,10 @@
-"""Make models: a Llama from nothing, or pretrained weights from a folder or the hub."""
+"""Make models: a Llama from nothing, or pretrained weights from a folder or the hub, whole or in ZeRO-3 shards."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +12,21 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.engine.adapters import quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
-from laborllm_dist.engine.language_model import CareerLanguageModel, token_log_likelihood
+from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.packed_attention import MODEL_TYPES
+from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.engine.token_scores import check_fused, token_log_likelihood
+from laborllm_dist.engine.weight_files import model_in_shards
+from laborllm_dist.engine.zero import deepspeed_config
+from laborllm_dist.engine_settings import ComputeSettings, LlamaSettings, ModelSettings
 from laborllm_dist.errors import ModelError
-from laborllm_dist.settings import LlamaSettings, ModelSettings, RunSettings
+from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.store import TokenStore, check_lengths
 from laborllm_dist.tokens.tokenizer import hub_commit
+
+MASKED = ComputeSettings(attention="mask", loss="chunked", loss_chunk_tokens=4096, gradient_checkpointing=False)
 
 
 def check_weights(settings: ModelSettings) -> None:
@@ -64,47 +75,93 @@ def new_llama(shape: LlamaSettings, *, num_ids: int, attention_dropout: float, s
     )
 
 
-def pretrained_model(settings: ModelSettings, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Open pretrained weights, safetensors only.
+def pretrained_model(
+    settings: ModelSettings, *, dtype: torch.dtype, base: str = "full", device: torch.device | None = None
+) -> PreTrainedModel:
+    """Open pretrained weights, safetensors only unless the settings say otherwise; an adapter's folder with its base.
+
+    Args:
+        settings: of the model.
+        dtype: of the weights, and of products with quantised ones.
+        base: full, int8 or nf4: how weights are held.
+        device: where quantised weights go; others stay on the CPU.
 
     Raises:
         ModelError: if weights are missing, in another format, or some tensors of the model are not among them.
     """
+    held = quantisation(base, dtype)
+    placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             settings.path,
             **_where(settings),
+            **placed,
             dtype=dtype,
             attn_implementation="sdpa",
-            use_safetensors=True,
+            use_safetensors=settings.weights == "safetensors",
             trust_remote_code=False,
             attention_dropout=settings.attention_dropout,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(f"cannot open the weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
     return model
 
 
-def make_model(settings: RunSettings, *, num_ids: int) -> PreTrainedModel:
-    """Return the model a run begins with.
+def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLanguageModel:
+    """Return the model a run begins with, with its adapter if it has one. Collective where weights go into shards.
 
     Raises:
-        ModelError: if pretrained weights cannot be opened whole.
+        ModelError: if pretrained weights cannot be opened whole, or the adapter does not fit the model.
+        SettingsError: if the fused loss cannot run here.
     """
-    shape, zero = settings.model.llama, settings.zero
+    zero, adapter, compute = settings.zero, settings.adapter, settings.compute
+    if compute.loss == "liger":
+        check_fused(ranks.device)
     # At stage 0, bf16 is autocast over fp32 weights (engine/zero.py); above, DeepSpeed keeps fp32 master weights.
     dtype = torch.bfloat16 if zero.precision == "bf16" and zero.stage > 0 else torch.float32
-    if shape is None:
-        model = pretrained_model(settings.model, dtype=dtype)
-    else:
+    shape = settings.model.llama
+    if shape is not None:
         dropout = settings.model.attention_dropout
         model = new_llama(shape, num_ids=num_ids, attention_dropout=dropout, seed=settings.training.seed)
+    elif _goes_into_shards(settings):
+        config = deepspeed_config(zero, settings.optimizer.max_gradient_norm, ranks.world_size)
+        model = model_in_shards(settings.model, dtype=dtype, config=config, ranks=ranks)
+    else:
+        model = pretrained_model(settings.model, dtype=dtype, base=adapter.base, device=ranks.device)
     if zero.precision == "bf16":
         model.config.dtype = torch.bfloat16  # of the export
-    return model
+    if compute.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    learnt = model if adapter.kind == "none" else with_adapter(model, adapter, seed=settings.training.seed)
+    return CareerLanguageModel(learnt, compute)
+
+
+def num_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Return the number of all weights and of those that are learnt, whole ones, whatever shards they lie in."""
+    sizes = [(_num_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, is_learnt in sizes if is_learnt)
+
+
+def _num_elements(parameter: Any) -> int:
+    if hasattr(parameter, "ds_numel"):
+        return int(parameter.ds_numel)
+    packed = getattr(parameter, "quant_state", None)  # 4-bit weights lie two in a byte
+    return int(parameter.numel() if packed is None else torch.Size(packed.shape).numel())
+
+
+def _goes_into_shards(settings: RunSettings) -> bool:
+    """Return whether pretrained weights are read straight into ZeRO-3 shards.
+
+    Types that are not known here may name their tensors otherwise in files, and are tried whole first (check_packing).
+    """
+    model, zero = settings.model, settings.zero
+    if zero.stage != 3 or zero.offload_weights == "nvme" or model.weights != "safetensors":
+        return False
+    config = AutoConfig.from_pretrained(model.path, **_where(model))
+    return config.model_type in MODEL_TYPES
 
 
 def weights_identity(settings: ModelSettings) -> str:
@@ -148,24 +205,24 @@ def check_fit(model: PreTrainedModel, store: TokenStore) -> None:
 def check_packing(model: PreTrainedModel, *, device: torch.device) -> None:
     """Refuse a model that does not keep packed careers apart: two in a row must score as each alone.
 
-    Llama is left out: the tests hold it, and a large one would take a while here on a CPU.
+    Known types are left out: the tests hold them, and a large one would take a while here on a CPU.
 
     Raises:
         ModelError: if the model cannot take a block mask, or heeds it wrongly.
     """
-    if model.config.model_type == "llama":
+    if model.config.model_type in MODEL_TYPES:
         return
     careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 7)]
-    wrapped = CareerLanguageModel(model).eval()
+    wrapped = CareerLanguageModel(model, MASKED).eval()
     try:
         with torch.inference_mode():
-            together = wrapped(pack_batch([careers], 24).to(device))[0]
+            together_N = wrapped(pack_batch([careers], 24).to(device))[1]
             alone = [model(input_ids=torch.from_numpy(ids).long()[None].to(device)).logits for ids in careers]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ModelError(f"models of type {model.config.model_type} cannot score packed careers: {error}") from None
     for place, (ids, logits) in enumerate(zip(careers, alone, strict=True)):
         wanted = token_log_likelihood(logits[:, :-1], torch.from_numpy(ids[1:]).long()[None].to(device))[0]
-        error_nats = float((together[12 * place : 12 * place + 11] - wanted).abs().max())
+        error_nats = float((together_N[11 * place : 11 * place + 11] - wanted).abs().max())
         tolerance = 1e-3 if model.dtype != torch.bfloat16 else 0.2
         if not error_nats <= tolerance:
             raise ModelError(

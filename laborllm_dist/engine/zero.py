@@ -3,10 +3,14 @@
 DeepSpeed averages gradients over ranks; the loss wanted is a sum over the step's tokens divided by their number over
 all ranks and passes. So every pass back-propagates  sum of token losses x world_size / step_tokens,  and the
 accumulation boundary is set by hand, since the number of passes differs from step to step.
+
+A step whose gradient is no number is never applied: from stage 1 on DeepSpeed sees to that, at stage 0 this module. So
+a step that is to be left out (training/step.py) is given such a gradient.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,44 +19,60 @@ from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import PackedBatch
 from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.optimizers import make_optimizer
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
-from laborllm_dist.settings import OptimizerSettings, ZeroSettings
+from laborllm_dist.engine_settings import OptimizerSettings, ZeroSettings
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroEngine:
-    """A model that trains under DeepSpeed. `deepspeed` is the DeepSpeedEngine, `adam` the torch optimizer inside."""
+    """A model that trains under DeepSpeed: the DeepSpeedEngine, and the optimizer inside, which is of `kind`."""
 
     deepspeed: Any
-    adam: torch.optim.AdamW
+    adam: torch.optim.Optimizer
+    kind: str
     ranks: Ranks
     settings: ZeroSettings
 
-    def learn_from(self, batch: PackedBatch, *, step_tokens: int, is_last_pass: bool) -> Tensor:
-        """Add a batch's gradients to the step's; return its summed log-likelihood, nats, float64. Collective."""
+    def forward(self, batch: PackedBatch, *, is_last_pass: bool) -> Tensor:
+        """Return a batch's summed log-likelihood, nats, with its graph. Collective."""
         self.deepspeed.set_gradient_accumulation_boundary(is_last_pass)
-        scores_BT = self.deepspeed(batch.to(self.ranks.device))
-        loss = -scores_BT.sum() * (self.ranks.world_size / step_tokens)
-        self.deepspeed.backward(loss, scale_wrt_gas=False)
-        total: Tensor = scores_BT.detach().sum(dtype=torch.float64)
+        total: Tensor = self.deepspeed(batch.to(self.ranks.device))[0]
         return total
 
+    def backward(self, total: Tensor, *, step_tokens: int, leave_out: float = 0.0) -> None:
+        """Add a batch's gradients to the step's. Collective.
+
+        Args:
+            total: from `forward`.
+            step_tokens: targets of the step, over all ranks and passes.
+            leave_out: 0; or NaN, which makes the step's gradient no number, so that it is not applied.
+        """
+        loss = -total * (self.ranks.world_size / step_tokens + leave_out)
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
+
     def update(self, *, learning_rate: float) -> float:
-        """Apply the step's gradients; return their norm before clipping. Collective."""
+        """Apply the step's gradients; return their norm before clipping. Collective.
+
+        A norm that is no finite number says that nothing has been applied.
+        """
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
         own_norm = self._plain_gradient_norm()
+        if own_norm is not None and not math.isfinite(own_norm):
+            self.deepspeed.zero_grad()
+            return own_norm
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm() if own_norm is None else own_norm
         return float(norm)
 
     def log_likelihood(self, batch: PackedBatch) -> Tensor:
-        """Return log p(target) of every slot without gradients, [B, T] float32. Collective under ZeRO-3."""
+        """Return log p(target) of every slot with a target, [N], without gradients. Collective under ZeRO-3."""
         self.deepspeed.eval()
         with torch.no_grad():
-            scores_BT: Tensor = self.deepspeed(batch.to(self.ranks.device))
+            scores_N: Tensor = self.deepspeed(batch.to(self.ranks.device))[1]
         self.deepspeed.train()
-        return scores_BT
+        return scores_N
 
     def _plain_gradient_norm(self) -> float | None:
         """Return the norm at stage 0, where DeepSpeed does not keep it; the gradients are complete by now."""
@@ -67,31 +87,16 @@ def make_engine(
 ) -> ZeroEngine:
     """Put a model under DeepSpeed. Collective."""
     deepspeed = import_deepspeed()
-    adam = torch.optim.AdamW(
-        parameter_groups(model, optimizer.weight_decay),
-        lr=optimizer.learning_rate,
-        betas=(optimizer.beta1, optimizer.beta2),
-        eps=optimizer.epsilon,
-    )
+    adam = make_optimizer(model, optimizer)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=adam,
         config=deepspeed_config(zero, optimizer.max_gradient_norm, ranks.world_size),
         dist_init_required=False,
     )
-    made = ZeroEngine(deepspeed=engine, adam=adam, ranks=ranks, settings=zero)
+    made = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.kind, ranks=ranks, settings=zero)
     engine.train()
     return made
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return matrices, which decay, and vectors (norms, biases), which do not."""
-    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in learnt if parameter.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in learnt if parameter.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_size: int) -> dict[str, Any]:
@@ -99,12 +104,17 @@ def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_
     bucket = zero.bucket_elements
     # Stage 0 has no fp32 master weights of its own: there, bf16 is autocast over fp32 weights.
     is_autocast = zero.stage == 0 and zero.precision == "bf16"
+    placed = {
+        name: {"device": place, "nvme_path": zero.offload_folder, "pin_memory": torch.cuda.is_available()}
+        for name, place in (("offload_optimizer", zero.offload_optimizer), ("offload_param", zero.offload_weights))
+        if place != "none"
+    }
     return {
         "train_batch_size": world_size,  # nominal: passes and tokens are counted by the plan
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_gradient_norm or 0.0,
-        "bf16": {"enabled": zero.precision == "bf16" and not is_autocast},
+        "bf16": {"enabled": zero.precision == "bf16" and not is_autocast, "check_grad_overflow": True},
         "torch_autocast": {"enabled": is_autocast, "dtype": "bfloat16"},
         "fp16": {"enabled": False},
         "communication_data_type": "fp32",
@@ -120,6 +130,7 @@ def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_
             "stage3_prefetch_bucket_size": bucket,
             "stage3_max_live_parameters": 10 * bucket,
             "stage3_gather_16bit_weights_on_model_save": False,
+            **placed,
         },
         "steps_per_print": None,
         "wall_clock_breakdown": False,

@@ -58,9 +58,9 @@ def score_part(work: Evaluation, model: CareerLanguageModel, part: int, device: 
     for unit in work.plan.units_of_part(part):
         batch, places = scoring_batch(work.careers, work.plan.units[unit], work.plan.row_length)
         with torch.inference_mode():
-            token_scores_BT = model(batch.to(device)).cpu().numpy()
+            _, scores_N = model(batch.to(device))
         keys.append(places.keys)
-        scores.append(observation_scores(token_scores_BT, places.spans))
+        scores.append(observation_scores(batch.at_their_slots(scores_N), places.spans))
     all_keys = np.concatenate(keys)
     write_part(part_path(work.parts, part), all_keys, np.concatenate(scores))
     return len(all_keys)

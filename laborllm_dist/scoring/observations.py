@@ -6,7 +6,6 @@ and the line's end, the token at `end`, by slot end - 1. Sums are float64.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +56,7 @@ def scoring_batch(
     wanted = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
     for row, start, end in places.spans:
         wanted[row, start - 1 : end] = True
-    return dataclasses.replace(packed, targets_BT=packed.targets_BT.masked_fill(~wanted, IGNORED)), places
+    return packed.with_targets(packed.targets_BT.masked_fill(~wanted, IGNORED)), places
 
 
 def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: Integers) -> npt.NDArray[np.float64]:

@@ -47,6 +47,7 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
             say(f"evaluate: {subject.info.model} is there ({subject.table})")
             return subject.table
         say(describe_evaluation(subject, careers, plan, ranks))
+        compute = read_run(Path(settings.run))[1].compute
         model = pretrained_model(subject.model, dtype=DTYPES[wanted.precision]).to(ranks.device)
         ranks.on_first(lambda: check_fit(model, subject.store))
         ranks.on_first(lambda: check_packing(model, device=ranks.device))
@@ -54,7 +55,7 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
         identity = fingerprint_of([dataclasses.asdict(subject.info), plan.units_per_part])
         parts = subject.table.with_suffix(f".{identity}.parts")
         work = Evaluation(careers=careers, plan=plan, info=subject.info, parts=parts, table=subject.table)
-        evaluate(work, CareerLanguageModel(model), ranks, say)
+        evaluate(work, CareerLanguageModel(model, compute), ranks, say)
     say(f"evaluate: {subject.table}")
     return subject.table
 

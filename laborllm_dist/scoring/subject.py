@@ -12,10 +12,11 @@ import torch
 from laborllm_dist import __version__
 from laborllm_dist.data_settings import TokenizerSettings
 from laborllm_dist.engine.model import check_weights, weights_identity
+from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.run_folder import RunFolder
 from laborllm_dist.score_table import ScoreTableInfo, read_score_table
-from laborllm_dist.settings import EvaluationSettings, ModelSettings, OtherModelSettings, RunSettings
+from laborllm_dist.settings import EvaluationSettings, OtherModelSettings, RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TokenStore, open_store
 
@@ -42,7 +43,7 @@ def own_subject(
     """
     if not (run.export / "config.json").is_file():
         raise RunError(f"{run.path} has no export yet; its training has not finished (start train.py again to go on)")
-    model = _pretrained(run.path.name, OtherModelSettings(str(run.export), None, None, None))
+    model = _pretrained(run.path.name, OtherModelSettings(str(run.export), None, None, None, "safetensors"))
     return _subject(model, open_store(store), run.scores(wanted.split), (settings, wanted, device))
 
 
@@ -87,6 +88,7 @@ def _pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
         subfolder=other.subfolder,
         llama=None,
         attention_dropout=0.0,
+        weights=other.weights,
     )
 
 
@@ -103,6 +105,8 @@ def _subject(
         "row_length": str(wanted.row_length),
         "rows_per_unit": str(wanted.rows_per_unit),
         "precision": wanted.precision,
+        "attention": settings.compute.attention,
+        "loss_chunk_tokens": str(settings.compute.loss_chunk_tokens),
         "threads_per_rank": str(settings.ranks.threads_per_rank),
         "device": device.type,
         "torch": torch.__version__,

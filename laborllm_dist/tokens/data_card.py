@@ -23,16 +23,30 @@ PAPER: Mapping[str, tuple[int, int, tuple[float, float, float]]] = {
     "nlsy97": (8_984, 148_795, (0.060, 0.454, 0.485)),
 }
 
+_PLURAL = {"person-year": "person-years", "job": "jobs", "person": "people"}
 
-def card_values(tallies: Mapping[str, Tally], data: DataSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
+
+def card_values(
+    tallies: Mapping[str, Tally],
+    data: DataSettings,
+    title_of: Mapping[str, str],
+    missing_variables: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
     """Return the card as JSON takes it.
 
     Args:
         tallies: counts by corpus.
         data: the corpora.
         title_of: title of every occupation.
+        missing_variables: of the method, that a corpus's extract lacks.
     """
-    corpora = {name: _corpus_values(tally, data.corpora[name], title_of) for name, tally in tallies.items()}
+    corpora = {
+        name: {
+            **_corpus_values(tally, data.corpora[name], title_of),
+            "variables_missing": list(missing_variables.get(name, ())),
+        }
+        for name, tally in tallies.items()
+    }
     return {"data": data.name, "corpora": corpora}
 
 
@@ -62,8 +76,8 @@ def _corpus_values(tally: Tally, corpus: CorpusSettings, title_of: Mapping[str, 
             for code, count in sorted(tally.occupations.items(), key=lambda item: (-item[1], item[0]))
         ],
         "left_out": [
-            {"reason": reason, "count": count}
-            for reason, count in sorted(tally.drops.items(), key=lambda item: (-item[1], item[0]))
+            {"unit": each.unit, "reason": each.reason, "count": each.count, "years": each.years}
+            for each in tally.left_out()
         ],
     }
 
@@ -74,6 +88,8 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     for name, values in card["corpora"].items():
         lines += [f"## {values['survey']} (`{name}`)", "", *_summary(values), ""]
         lines += ["### Left out", "", *_left_out(values["left_out"]), ""]
+        if lacking := values["variables_missing"]:
+            lines += ["### Not in the extract", "", f"{len(lacking)} variables: {', '.join(lacking)}.", ""]
         lines += ["### Years", "", *_years(values["years"]), ""]
         lines += ["### Occupations", "", *_occupations(values), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -100,7 +116,8 @@ def _summary(values: Mapping[str, Any]) -> list[str]:
 def _left_out(reasons: Sequence[Mapping[str, Any]]) -> list[str]:
     if not reasons:
         return ["Nothing."]
-    return _table(("reason", "count"), [(each["reason"], f"{each['count']:,}") for each in reasons], right=(1,))
+    rows = [(_PLURAL[each["unit"]], each["reason"], f"{each['count']:,}") for each in reasons]
+    return _table(("what", "reason", "count"), rows, right=(2,))
 
 
 def _years(years: Sequence[Mapping[str, Any]]) -> list[str]:

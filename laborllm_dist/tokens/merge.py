@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from laborllm_dist.careers.corpus import pooled_vocabulary
+from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
 from laborllm_dist.careers.splits import SPLITS, person_digest
 from laborllm_dist.careers.tally import Tally, tally_from_values
 from laborllm_dist.data_settings import DataSettings
@@ -21,7 +21,7 @@ from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.files import flush_to_disk, sha256_of, write_json, write_text
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.data_card import card_markdown, card_values
-from laborllm_dist.tokens.pieces import PEOPLE, PIECES, num_pieces, piece_folder, read_piece
+from laborllm_dist.tokens.pieces import ENDS, PEOPLE, PIECES, corpus_end, piece_folder, read_piece
 from laborllm_dist.tokens.store import CARD, MANIFEST
 
 
@@ -29,10 +29,10 @@ def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None
     """Return the folders of all pieces by corpus, in order; None as long as one is missing."""
     pieces: dict[str, list[Path]] = {}
     for name in data.corpora:
-        number = num_pieces(folder, name)
-        if number is None:
+        end = corpus_end(folder, name)
+        if end is None:
             return None
-        pieces[name] = [piece_folder(folder, name, index) for index in range(number)]
+        pieces[name] = [piece_folder(folder, name, index) for index in range(end[0])]
     return pieces if all(piece.is_dir() for found in pieces.values() for piece in found) else None
 
 
@@ -66,12 +66,13 @@ def merge_pieces(
         name: sum((tally_from_values(record["tally"]) for _, record in found), Tally())
         for name, found in records.items()
     }
+    _check_nobody_is_lost(folder, tallies)
     _check_training_people(data, tallies)
-    shutil.rmtree(folder / "ends", ignore_errors=True)
+    shutil.rmtree(folder / ENDS, ignore_errors=True)
     shutil.rmtree(folder / "work", ignore_errors=True)
     for leftover in (folder / PIECES).glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    card = card_values(tallies, data, pooled_vocabulary(data).title_of())
+    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data))
     write_json(folder / f"{CARD}.json", card)
     write_text(folder / f"{CARD}.md", card_markdown(card))
     _write_manifest(folder, facts, counts, records)
@@ -90,6 +91,9 @@ def _write_manifest(
         for piece, record in found
         for name, checksum in record["files"].items()
     }
+    # A kill may have left a manifest, or half of a file, of an earlier try.
+    for leftover in [folder / MANIFEST, *folder.rglob("*.partial")]:
+        leftover.unlink(missing_ok=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         if path not in known:
@@ -101,12 +105,23 @@ def _write_manifest(
     write_json(folder / MANIFEST, {**facts, "splits": dict(counts), "files": entries})
 
 
+def _check_nobody_is_lost(folder: Path, tallies: Mapping[str, Tally]) -> None:
+    for name, tally in tallies.items():
+        end = corpus_end(folder, name)
+        if end is not None and tally.people_read != end[1]:
+            raise StoreError(
+                f"the pieces of {name} hold {tally.people_read:,} people, its source {end[1]:,}; delete {folder} and "
+                "start again"
+            )
+
+
 def _check_training_people(data: DataSettings, tallies: Mapping[str, Tally]) -> None:
     if any(tally.people["train"] for tally in tallies.values()):
         return
     num_people = sum(tally.people.total() for tally in tallies.values())
-    reasons = sum((tally.drops for tally in tallies.values()), Tally().drops).most_common(3)
-    why = "; left out: " + ", ".join(f"{reason} ({count:,})" for reason, count in reasons) if reasons else ""
+    reasons = sorted(sum(tallies.values(), Tally()).left_out(), key=lambda each: -each.count)[:3]
+    shown = ", ".join(f"{each.reason} ({each.count:,})" for each in reasons)
+    why = f"; left out: {shown}" if reasons else ""
     raise DataFileError(
         f"none of {num_people} people of data={data.name} is in the training split; the corpus is too small to train "
         f"on{why}"

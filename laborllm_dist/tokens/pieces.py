@@ -36,7 +36,7 @@ from laborllm_dist.tokens.store import STORE_SCHEMA, store_rows
 from laborllm_dist.tokens.tokenise import tokenise_careers
 from laborllm_dist.tokens.tokenizer import CareerTokenizer
 
-PIECES, RECORD, PEOPLE = "pieces", "piece.json", "people.npy"
+PIECES, ENDS, RECORD, PEOPLE = "pieces", "ends", "piece.json", "people.npy"
 PERSON_TYPE = np.dtype([("digest", "<u8"), ("split", "u1")])
 
 
@@ -72,9 +72,9 @@ def make_pieces(name: str, corpus: CorpusSettings, tools: PieceTools, share: ran
         if (number - 1) % share.stop == share.start and not piece_folder(tools.folder, name, number - 1).exists():
             _make_piece(piece_folder(tools.folder, name, number - 1), people, corpus, tools)
         yield num_people
-    end = tools.folder / "ends" / f"{name}-{share.start}-of-{share.stop}.json"
-    end.parent.mkdir(exist_ok=True)
-    write_json(end, {"pieces": number})
+    end = tools.folder / ENDS / name / f"{share.start}-of-{share.stop}.json"
+    end.parent.mkdir(parents=True, exist_ok=True)
+    write_json(end, {"pieces": number, "people": num_people})
 
 
 def piece_folder(store: Path, corpus: str, number: int) -> Path:
@@ -82,10 +82,22 @@ def piece_folder(store: Path, corpus: str, number: int) -> Path:
     return store / PIECES / f"{corpus}-{number:05d}"
 
 
-def num_pieces(store: Path, corpus: str) -> int | None:
-    """Return how many pieces a corpus has; None as long as nobody has read it to its end."""
-    ends = sorted((store / "ends").glob(f"{corpus}-*-of-*.json"))
-    return int(json.loads(ends[0].read_text(encoding="utf-8"))["pieces"]) if ends else None
+def corpus_end(store: Path, corpus: str) -> tuple[int, int] | None:
+    """Return how many pieces and people a corpus has; None as long as nobody has read it to its end.
+
+    Raises:
+        StoreError: if two processes have come to different ends.
+    """
+    ends = {path.read_text(encoding="utf-8") for path in (store / ENDS / corpus).glob("*-of-*.json")}
+    if len(ends) > 1:
+        raise StoreError(
+            f"processes that prepared {corpus} have read different numbers of people, so its files have changed "
+            f"meanwhile; delete {store} and start again"
+        )
+    if not ends:
+        return None
+    end = json.loads(ends.pop())
+    return int(end["pieces"]), int(end["people"])
 
 
 def read_piece(folder: Path) -> dict[str, Any]:

@@ -9,40 +9,35 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from laborllm_dist.careers.career_text import write_career_text
+from laborllm_dist.careers.career_text import check_new_folder, write_career_text
 from laborllm_dist.careers.corpus import (
     check_sources,
-    corpus_careers,
     fingerprint_sources,
+    missing_variables,
     pooled_vocabulary,
     read_careers,
+    read_people,
 )
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
+from laborllm_dist.careers.reading import PersonRead
 from laborllm_dist.careers.shown_titles import shown_vocabulary
 from laborllm_dist.careers.splits import SPLITS, Split, split_of
 from laborllm_dist.careers.template import Template, compile_template, render_career
 from laborllm_dist.careers.vocabularies import write_vocabulary
 from laborllm_dist.corpus_settings import CorpusSettings
-from laborllm_dist.errors import (
-    AlreadyRunning,
-    DataFileError,
-    DiskFull,
-    Interrupted,
-    LaborError,
-    ShardFailed,
-    StoreError,
-)
+from laborllm_dist.errors import DataFileError, StoreError, TemplateError, TokenizerError, VocabularyError
 from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.merge import all_pieces, merge_pieces
 from laborllm_dist.tokens.pieces import PieceTools, make_pieces
-from laborllm_dist.tokens.shards import refusal_of, run_shards
+from laborllm_dist.tokens.shards import Refusal, end_with_process, refusal_of, run_shards
 from laborllm_dist.tokens.store import (
     FORMAT,
     MANIFEST,
@@ -56,9 +51,8 @@ from laborllm_dist.tokens.tokenise import check_titles
 from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, tokenizer_identity, train_tokenizer
 
 Progress = Callable[[str], None]
-# After these the same command goes on; after any other refusal the pieces are of no use.
-_GOES_ON = (AlreadyRunning, DiskFull, Interrupted, ShardFailed)
-_PLACES = ("path", "vocabulary")
+# After these the pieces are of no use; after any other refusal the same command goes on where it was.
+_OF_THE_SOURCE = (DataFileError, VocabularyError, TemplateError, TokenizerError)
 
 
 def store_identity(settings: RunSettings) -> dict[str, Any]:
@@ -102,6 +96,8 @@ def store_folder(settings: RunSettings) -> Path:
 def prepare(settings: RunSettings, say: Progress) -> str:
     """Make the store, or the one shard that is asked for; return what there is now as a line."""
     wanted = settings.prepare
+    if wanted.career_text is not None:
+        check_new_folder(Path(wanted.career_text))
     store = prepare_store(settings, say) if wanted.shard is None else prepare_shard(settings, say)
     if store is None:
         return f"shard {wanted.shard} of {wanted.num_shards} is done; the last one to be done makes the store"
@@ -133,11 +129,12 @@ def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
         LaborError: if the data, the template or the tokenizer is unusable; nothing is left behind then.
     """
     check_sources(settings.data)
-    folder = store_folder(settings)
+    folder = _place_for(settings)
     if (folder / MANIFEST).is_file():
         return verify_store(open_store(folder))
     with locked(folder.with_name(folder.name + ".lock"), busy=None):
         if not (folder / MANIFEST).is_file():  # another start may have made it while this one waited
+            _say_what_is_missing(settings, say)
             _build_store(settings, folder, say)
     return open_store(folder)
 
@@ -150,10 +147,16 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
         LaborError: as `prepare_store`.
     """
     check_sources(settings.data)
-    folder, shard = store_folder(settings), settings.prepare.shard or 0
+    folder, shard = _place_for(settings), settings.prepare.shard or 0
     if not (folder / MANIFEST).is_file():
-        _make_share(settings, shard, say)
-        building = _building(folder)
+        building = building_folder(settings)
+        try:
+            _make_share(settings, shard, say)
+        except FileNotFoundError:
+            if building.is_dir():
+                raise
+            # The last of the others has made the store, from pieces that were all there, under this one's feet.
+            return verify_store(open_store(folder))
         with locked(folder.with_name(folder.name + ".lock"), busy=None):
             if not (folder / MANIFEST).is_file():
                 if all_pieces(building, settings.data) is None:
@@ -162,33 +165,54 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
     return verify_store(open_store(folder))
 
 
-def _building(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".partial")
+def _say_what_is_missing(settings: RunSettings, say: Progress) -> None:
+    for name, lacking in missing_variables(settings.data).items():
+        if lacking:
+            shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+            say(f"prepare: {name} goes on without {len(lacking)} variables of the method: {shown} (data card)")
+
+
+def _place_for(settings: RunSettings) -> Path:
+    """Return where the store lies or will lie.
+
+    Raises:
+        StoreError: if something else lies there.
+    """
+    folder = store_folder(settings)
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise StoreError(f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again")
+    return folder
+
+
+def building_folder(settings: RunSettings) -> Path:
+    """Return where a store is built before it is renamed; pieces of other sizes are other pieces."""
+    folder = store_folder(settings)
+    return folder.with_name(f"{folder.name}.{settings.store.people_per_piece}.partial")
 
 
 def _build_store(settings: RunSettings, folder: Path, say: Progress) -> None:
-    building, wanted = _building(folder), settings.prepare
+    building, wanted = building_folder(settings), settings.prepare
     try:
         if wanted.num_shards == 1:
             _make_share(settings, 0, say)
         else:
-            run_shards(functools.partial(_shard_job, settings), wanted, building / "work" / "jobs", say)
+            run_shards(functools.partial(_shard_job, settings, os.getpid()), wanted, building / "work" / "jobs", say)
         _merge(settings, folder)
-    except _GOES_ON:
-        raise
-    except LaborError:
+    except _OF_THE_SOURCE:
         shutil.rmtree(building, ignore_errors=True)
         raise
 
 
-def _shard_job(settings: RunSettings, shard: int) -> str | None:
-    """Make one shard in a process of its own."""
+def _shard_job(settings: RunSettings, starter: int, shard: int) -> Refusal | None:
+    """Make one shard in a process of its own; on this machine it ends when the process that started it does."""
+    if settings.prepare.where == "local":
+        end_with_process(starter)
     return refusal_of(lambda: _make_share(settings, shard, lambda line: None))
 
 
 def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
     """Make the pieces of one shard that are not there yet."""
-    building, num_shards = _building(store_folder(settings)), settings.prepare.num_shards
+    building, num_shards = building_folder(settings), settings.prepare.num_shards
     lock = building / "work" / f"shard-{shard}-of-{num_shards}.lock"
     busy = f"another process is preparing shard {shard} of {num_shards} of {building}; wait for it or end it"
     with no_room_is_said(building), locked(lock, busy=busy):
@@ -219,7 +243,7 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
 
 
 def _merge(settings: RunSettings, folder: Path) -> None:
-    building = _building(folder)
+    building = building_folder(settings)
     pieces = all_pieces(building, settings.data)
     assert pieces is not None  # every shard has read its sources to their ends
     identity, tokenizer = store_identity(settings), load_tokenizer(str(building / TOKENIZER))
@@ -254,14 +278,16 @@ def _training_texts(settings: RunSettings, vocabulary: OccupationVocabulary, tem
     title_of, corpora = vocabulary.title_of(), settings.data.corpora.values()
     share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
     for corpus in corpora:
-        people = (each for each in corpus_careers(corpus) if _is_training(each.person, corpus, settings))
-        for career in itertools.islice(people, share):
+        people = (person() for person in read_people(corpus))
+        careers = (read.career for read in people if read.career is not None and _is_training(read, corpus, settings))
+        for career in itertools.islice(careers, share):
             for rendered in render_career(career, template, title_of):
                 yield rendered.text
 
 
-def _is_training(person: str, corpus: CorpusSettings, settings: RunSettings) -> bool:
-    return split_of(corpus.people_of, person, settings.split) == "train"
+def _is_training(read: PersonRead, corpus: CorpusSettings, settings: RunSettings) -> bool:
+    assert read.career is not None
+    return (read.split or split_of(corpus.people_of, read.career.person, settings.split)) == "train"
 
 
 def _sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> str:

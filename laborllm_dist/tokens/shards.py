@@ -6,6 +6,8 @@ array's jobs need the folder of the store and the project on a file system that 
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,26 +16,27 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
+from laborllm_dist import errors
 from laborllm_dist.data_settings import PrepareSettings
-from laborllm_dist.errors import DataFileError, LaborError, ShardFailed
+from laborllm_dist.errors import LaborError, ShardFailed
 
 Say = Callable[[str], None]
-Work = Callable[[int], str | None]
-_SECONDS_BETWEEN_LOOKS = 2.0
+Refusal = tuple[str, str]  # its class and its text
+Work = Callable[[int], Refusal | None]
+_SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_WATCHES, _SECONDS_TO_STOP = 2.0, 0.5, 20.0
 
 
 def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> None:
     """Run `work(shard)` for every shard at once, and wait for all.
 
     Args:
-        work: makes a shard; returns None, or the text of the refusal that ended it. It is sent to other processes by
-            pickle.
+        work: makes a shard; returns None, or the refusal that ended it. It is sent to other processes by pickle.
         wanted: how many shards, where they run, what they may take.
         logs: folder for the jobs' own output.
         say: takes a line of progress.
 
     Raises:
-        DataFileError: with the refusal of the first shard that has refused; the others are stopped.
+        LaborError: the refusal of the first shard that has refused; the others are stopped.
         ShardFailed: if a shard has died or run over its time.
     """
     limits: dict[str, Any] = {"timeout_min": wanted.minutes, "name": "laborllm_prepare"}
@@ -49,12 +52,19 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     try:
         _wait_for_all(jobs, say)
     finally:
-        for job in jobs:
-            if not job.done():
-                job.cancel()
+        _stop([job for job in jobs if not job.done()])
 
 
-def _wait_for_all(jobs: Sequence[submitit.Job[str | None]], say: Say) -> None:
+def _stop(jobs: Sequence[submitit.Job[Refusal | None]]) -> None:
+    """Cancel jobs, and wait a while until they are gone, so that none writes on."""
+    for job in jobs:
+        job.cancel()
+    deadline = time.monotonic() + _SECONDS_TO_STOP
+    while any(not job.done() for job in jobs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _wait_for_all(jobs: Sequence[submitit.Job[Refusal | None]], say: Say) -> None:
     done: set[int] = set()
     while len(done) < len(jobs):
         for shard, job in enumerate(jobs):
@@ -65,7 +75,7 @@ def _wait_for_all(jobs: Sequence[submitit.Job[str | None]], say: Say) -> None:
         time.sleep(_SECONDS_BETWEEN_LOOKS if len(done) < len(jobs) else 0)
 
 
-def _check(shard: int, job: submitit.Job[str | None], num_shards: int) -> None:
+def _check(shard: int, job: submitit.Job[Refusal | None], num_shards: int) -> None:
     try:
         refusal: Any = job.result()
     except (FailedJobError, UncompletedJobError) as error:
@@ -75,13 +85,35 @@ def _check(shard: int, job: submitit.Job[str | None], num_shards: int) -> None:
             "Start the same command again: finished pieces are kept"
         ) from None
     if refusal is not None:
-        raise DataFileError(refusal)
+        name, text = refusal
+        raise getattr(errors, name)(text)
 
 
-def refusal_of(work: Callable[[], object]) -> str | None:
-    """Do something; return the text of the refusal that ended it, None where it went well."""
+def refusal_of(work: Callable[[], object]) -> Refusal | None:
+    """Do something; return the refusal that ended it, None where it went well."""
     try:
         work()
     except LaborError as refusal:
-        return str(refusal)
+        return type(refusal).__name__, str(refusal)
     return None
+
+
+def end_with_process(number: int) -> None:
+    """End this process as soon as another one of this machine is gone, however it went."""
+    born = _birth_of(number)
+
+    def watch() -> None:
+        while _birth_of(number) == born:
+            time.sleep(_SECONDS_BETWEEN_WATCHES)
+        os._exit(errors.ShardFailed.exit_code)
+
+    threading.Thread(target=watch, daemon=True, name="watch").start()
+
+
+def _birth_of(number: int) -> str | None:
+    """Return when a process was started, in the system's ticks; None if there is none (Linux)."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

@@ -43,6 +43,12 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log(dict(numbers), step=int(numbers["step"]))
 
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Append a line that holds something else than numbers; `step` counts steps done."""
+        with no_room_is_said(self._path):
+            self._file.write(json.dumps(dict(facts)) + "\n")
+            self._file.flush()
+
     def close(self) -> None:
         """Finish the log."""
         self._file.close()

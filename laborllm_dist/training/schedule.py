@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from laborllm_dist.settings import OptimizerSettings
+from laborllm_dist.engine_settings import OptimizerSettings
 
 
 def learning_rate_at(step: int, num_steps: int, settings: OptimizerSettings) -> float:

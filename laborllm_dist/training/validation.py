@@ -13,6 +13,7 @@ from laborllm_dist.engine.zero import ZeroEngine
 from laborllm_dist.scoring.observations import observation_scores, title_places
 from laborllm_dist.settings import BatchSettings
 from laborllm_dist.tokens.store import CareerRows
+from laborllm_dist.training.stop_signals import StopSignals
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +24,18 @@ class ValidationLoss:
     nats_per_title: float
 
 
-def validate(engine: ZeroEngine, careers: CareerRows, batch: BatchSettings) -> ValidationLoss:
-    """Return the losses on a split. Collective."""
+def validate(engine: ZeroEngine, careers: CareerRows, batch: BatchSettings, stop: StopSignals) -> ValidationLoss | None:
+    """Return the losses on a split; None if the run was asked to stop meanwhile. Collective."""
     lengths = careers.num_tokens()
     rows = pack_careers(lengths.tolist(), batch.row_length).rows
     plan = shard_rows(len(rows), world_size=engine.ranks.world_size, rows_per_pass=batch.rows_per_pass)
     token_sum = title_sum = 0.0
     for ranks_rows in plan.passes:
+        if stop.are_wanted():
+            return None
         members = [rows[row] for row in ranks_rows[engine.ranks.rank]]
         packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], batch.row_length)
-        scores_BT = engine.log_likelihood(packed).double().cpu().numpy()
+        scores_BT = packed.at_their_slots(engine.log_likelihood(packed))
         token_sum += float(scores_BT.sum())
         title_sum += float(observation_scores(scores_BT, title_places(careers, members).spans)[:, 1].sum())
     token_total, title_total = engine.ranks.sum(token_sum, title_sum)

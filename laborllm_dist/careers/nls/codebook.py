@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from laborllm_dist.careers.members import Member
+from laborllm_dist.careers.nls.files import ExtractFiles
 from laborllm_dist.careers.nls.missing import MISSING_KINDS, Values
 from laborllm_dist.careers.problems import Problems
 from laborllm_dist.errors import DataFileError
@@ -20,6 +21,10 @@ _SUM_LINE = re.compile(r"^\s+-+$")
 _MISSING = re.compile(r"(Refusal|Don't Know|Invalid Skip|VALID SKIP|NON-INTERVIEW)\((-\d)\)\s+(\d+)", re.IGNORECASE)
 # Some codebooks count people who were not interviewed among the valid skips.
 _MISSING_TOGETHER = ((-1,), (-2,), (-3,), (-4, -5))
+_TOTAL = re.compile(r"^TOTAL =+>\s+(\d+)")
+_NOT_IN_TOTAL = (-4, -5)
+_SUMMARY = re.compile(r"^Min:\s+(-?[\d.]+)\s+Max:\s+(-?[\d.]+)\s+Mean:\s+(-?[\d.]+)")
+_MEAN_ROUNDING = 0.0051  # two places behind the point
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,15 @@ class VariableName:
 
 @dataclass(frozen=True, slots=True)
 class CodebookCounts:
-    """How many people the codebook says have a value from `first` to `last`, and are missing by code."""
+    """What the codebook says of a variable: people with a value from `first` to `last`, and missing by code.
+
+    `total`: people who were asked, refusals included. `summary`: smallest, largest and mean value. None: not said.
+    """
 
     values: tuple[tuple[int, int, int], ...]  # first, last, people
     missing: Mapping[int, int]
+    total: int | None
+    summary: tuple[float, float, float] | None
 
 
 def reference_of(dotted: str) -> str:
@@ -64,7 +74,11 @@ def read_variable_names(member: Member) -> list[VariableName]:
 
 
 def read_codebook(member: Member) -> dict[str, CodebookCounts]:
-    """Return the counts of every variable of a .cdb file, by reference number."""
+    """Return the counts of every variable of a .cdb file, by reference number.
+
+    Raises:
+        DataFileError: if it holds none.
+    """
     counts: dict[str, CodebookCounts] = {}
     block: list[str] = []
     for line in member.read_text().splitlines():
@@ -74,38 +88,60 @@ def read_codebook(member: Member) -> dict[str, CodebookCounts]:
         else:
             block.append(line)
     counts.update(_block_counts(block))
+    if not counts:
+        raise DataFileError(
+            f"{member.label}: no variable in it, so the extract cannot be checked; download it again, or remove this "
+            "file to read the extract unchecked"
+        )
     return counts
 
 
-def check_counts(columns: Mapping[str, Values], codebook: Mapping[str, CodebookCounts], table: Member) -> None:
+def check_counts(columns: Mapping[str, Values], codebook: Mapping[str, CodebookCounts], files: ExtractFiles) -> None:
     """Compare the columns of a table with the codebook that came with it.
 
     Args:
         columns: values by reference number, [people] each.
         codebook: what they should be.
-        table: the file the columns are from.
+        files: of the extract.
 
     Raises:
         DataFileError: with every difference counted and the first ten named.
     """
-    problems = Problems(table.label, "column")
+    problems = Problems(files.table.label, "column")
     for place, (reference, values) in enumerate(columns.items(), start=1):
         if (said := codebook.get(reference)) is None:
+            label = files.codebook.label.name if files.codebook else "the codebook"
+            problems.add(place, reference, f"{label} does not know this variable; the two are not of one download")
             continue
-        found = Counter(values.tolist())
-        # A range of values may run below zero, through the codes for missing, which it does not count.
-        valid = {value: people for value, people in found.items() if value not in MISSING_KINDS}
-        for first, last, people in said.values:
-            number = sum(count for value, count in valid.items() if first <= value <= last)
-            if number != people:
-                span = f"the value {first}" if first == last else f"a value from {first} to {last}"
-                problems.add(place, reference, f"{number:,} people have {span}, the codebook says {people:,}")
-        for codes in _MISSING_TOGETHER:
-            number, people = (sum(counts.get(code, 0) for code in codes) for counts in (found, said.missing))
-            if number != people:
-                kinds = " or ".join(f"{code} ({MISSING_KINDS[code]})" for code in codes)
-                problems.add(place, reference, f"{number:,} people have {kinds}, the codebook says {people:,}")
+        for difference in _differences(values, said):
+            problems.add(place, reference, difference)
     problems.refuse_if_any("the file has been cut or changed since it was downloaded; download the extract again")
+
+
+def _differences(values: Values, said: CodebookCounts) -> Iterator[str]:
+    found = Counter(values.tolist())
+    # A range of values may run below zero, through the codes for missing, which it does not count.
+    valid = {value: people for value, people in found.items() if value not in MISSING_KINDS}
+    for first, last, people in said.values:
+        number = sum(count for value, count in valid.items() if first <= value <= last)
+        if number != people:
+            span = f"the value {first}" if first == last else f"a value from {first} to {last}"
+            yield f"{number:,} people have {span}, the codebook says {people:,}"
+    for codes in _MISSING_TOGETHER:
+        number, people = (sum(counts.get(code, 0) for code in codes) for counts in (found, said.missing))
+        if number != people:
+            kinds = " or ".join(f"{MISSING_KINDS[code]} ({code})" for code in codes)
+            yield f"{number:,} people have {kinds}, the codebook says {people:,}"
+    number = sum(people for value, people in found.items() if value not in _NOT_IN_TOTAL)
+    if said.total is not None and number != said.total:
+        yield f"{number:,} people have been asked, the codebook says {said.total:,}"
+    if said.summary is None or not valid:
+        return
+    mean = sum(value * people for value, people in valid.items()) / sum(valid.values())
+    facts = (("smallest value", min(valid), said.summary[0], 0.0), ("largest value", max(valid), said.summary[1], 0.0))
+    for what, number_found, number_said, rounding in (*facts, ("mean", mean, said.summary[2], _MEAN_ROUNDING)):
+        if abs(number_found - number_said) > rounding:
+            yield f"the {what} is {number_found:g}, the codebook says {number_said:g}"
 
 
 def _block_counts(block: list[str]) -> dict[str, CodebookCounts]:
@@ -117,9 +153,13 @@ def _block_counts(block: list[str]) -> dict[str, CodebookCounts]:
     for line in block[:end]:
         if found := _COUNT.match(line):
             values.append((int(found[2]), int(found[3] or found[2]), int(found[1])))
-    # The text of a question can look like a count; then the counts do not add up to the sum below the line.
-    total = block[end + 1].strip() if 0 < end < len(block) - 1 else ""
-    if str(sum(people for _, _, people in values)) != total:
+    # The text of a question can look like a count; then there are more than the sum below the line says. There can be
+    # fewer: some people have values between the ranges that are listed.
+    said = block[end + 1].strip() if 0 < end < len(block) - 1 else ""
+    if not said.isdigit() or sum(people for _, _, people in values) > int(said):
         values = []
     missing = {int(code): int(people) for line in block for _, code, people in _MISSING.findall(line)}
-    return {reference_of(head[1]): CodebookCounts(tuple(values), missing)}
+    total = next((int(found[1]) for line in block if (found := _TOTAL.search(line))), None)
+    numbers = next((found for line in block if (found := _SUMMARY.match(line))), None)
+    summary = None if numbers is None else (float(numbers[1]), float(numbers[2]), float(numbers[3]))
+    return {reference_of(head[1]): CodebookCounts(tuple(values), missing, total, summary)}

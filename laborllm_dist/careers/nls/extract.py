@@ -62,9 +62,19 @@ def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract
         columns = _read_columns(rows, places, len(references), problems)
     problems.refuse_if_any(_DOWNLOAD_AGAIN)
     if files.codebook is not None:
-        check_counts(columns, read_codebook(files.codebook), files.table)
+        check_counts(columns, read_codebook(files.codebook), files)
     num_people = len(next(iter(columns.values()))) if columns else 0
     return Extract(files.table, columns, num_people, len(references))
+
+
+def column_names(files: ExtractFiles, wanted: Sequence[VariableName]) -> list[str]:
+    """Return the reference numbers of an extract's columns, read from its header or list of variables."""
+    if files.table.suffix != ".csv":
+        assert files.variables is not None  # find_extract refuses a .dat without
+        return [name.reference for name in read_variable_names(files.variables)]
+    with files.table.open() as file:
+        _, header = next(csv_rows(file, Problems(files.table.label, "line")), (1, []))
+    return _references(header, _known_names(files, wanted))
 
 
 def _read_columns(

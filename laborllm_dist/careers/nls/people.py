@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from laborllm_dist.careers.nls.codebook import read_variable_names
-from laborllm_dist.careers.nls.extract import Extract, read_extract
+from laborllm_dist.careers.nls.extract import Extract, column_names, read_extract
 from laborllm_dist.careers.nls.files import ExtractFiles, find_extract
 from laborllm_dist.careers.nls.missing import MISSING_KINDS, NOT_INTERVIEWED, Values
 from laborllm_dist.careers.nls.variables import (
@@ -47,11 +47,12 @@ ETHNICITIES: Mapping[Cohort, Mapping[int, str]] = {
     "NLSY97": {1: "black", 2: "hispanic", 3: "mixed race", 4: "non-black non-hispanic"},
 }
 ENROLLED: Mapping[Cohort, frozenset[int]] = {"NLSY79": frozenset({2, 3}), "NLSY97": frozenset({8, 9, 10, 11})}
-INTERVIEW_STATUS: Mapping[int, Status] = {1: "working", 2: "unemployed", 3: "not_working", 4: "working"}
+INTERVIEW_STATUS: Mapping[int, Status] = {1: "working", 2: "unemployed", 3: "not_working", 4: "armed_forces"}
 # Weeks: 1 and 5 out of the labour force, 2 not working (which kind is not told), 3 with an employer, 4 unemployed,
 # the armed forces 6 (NLSY97) or 7 (NLSY79), and from 100 on the number of a job; 0 says nothing.
 WEEK_STATUS: Mapping[int, Status] = {
-    1: "not_working", 2: "not_told_apart", 3: "working", 4: "unemployed", 5: "not_working", 6: "working", 7: "working"
+    1: "not_working", 2: "not_told_apart", 3: "working", 4: "unemployed", 5: "not_working",
+    6: "armed_forces", 7: "armed_forces",
 }  # fmt: skip
 FIRST_JOB_NUMBER = 100
 DEGREES = {
@@ -60,6 +61,8 @@ DEGREES = {
 }  # fmt: skip
 UNGRADED = 93  # grades from here on are no number of years: kindergarten, ungraded
 UNCODEABLE = (990, 9990)
+# From here on the occupation is that of the present or last job; before, it is that of the interview's week.
+FIRST_PRESENT_OR_LAST: Mapping[Cohort, int] = {"NLSY79": 2002, "NLSY97": 1997}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,30 +96,53 @@ def nls_people(settings: SurveySettings, cohort: Cohort, *, survey: str) -> Iter
     return (_reader(columns, row, settings, survey) for row in range(extract.num_people))
 
 
+def missing_variables(settings: SurveySettings, cohort: Cohort) -> list[str]:
+    """Return the variables of the method that an extract lacks within the bounds of years: NAME (concept year)."""
+    there = set(column_names(find_extract(Path(settings.path)), [each.name for each in nls_variables(cohort)]))
+    return [
+        f"{each.name.reference} ({each.concept} {each.year})"
+        for each in _wanted(cohort, settings)
+        if each.name.reference not in there
+    ]
+
+
+def _wanted(cohort: Cohort, settings: SurveySettings) -> list[NlsVariable]:
+    """Return the variables that the bounds of years ask for.
+
+    Raises:
+        DataFileError: if no year of the survey lies within them.
+    """
+    first, last = settings.first_year or 0, settings.last_year or 9999
+    years = sorted(nls_schemes(cohort))
+    if not any(first <= year <= last for year in years):
+        raise DataFileError(
+            f"{settings.path}: no year of the {cohort} lies from {settings.first_year} to {settings.last_year}; its "
+            f"years are {years[0]} to {years[-1]}"
+        )
+    table = nls_variables(cohort)
+    return [each for each in table if each.concept in FIXED_CONCEPTS or first <= each.year <= last]
+
+
 def _check_years(files: ExtractFiles, table: Sequence[NlsVariable], years: Mapping[str, str]) -> None:
     """Refuse an extract whose own list gives a variable another year: it is of the other cohort, or damaged."""
     for variable in table:
         said = years.get(variable.name.reference, variable.name.year)
         if said not in (variable.name.year, "XRND"):
+            assert files.variables is not None  # the years are from it
             raise DataFileError(
-                f"{files.table.label}: {variable.name.reference} is of {said} in the extract's list of variables, of "
-                f"{variable.name.year} in the survey's; is this an extract of another cohort?"
+                f"{files.variables.label}: {variable.name.reference} is of {said} in the extract's list of variables, "
+                f"of {variable.name.year} in the survey's; is it of another cohort? If not, download it again"
             )
 
 
 def _check_complete(extract: Extract, table: Sequence[NlsVariable], cohort: Cohort, settings: SurveySettings) -> None:
-    first, last = settings.first_year or 0, settings.last_year or 9999
-    missing = [
-        variable
-        for variable in table
-        if variable.name.reference not in extract.columns
-        and (variable.concept in FIXED_CONCEPTS or first <= variable.year <= last)
-    ]
+    missing = [each for each in _wanted(cohort, settings) if each.name.reference not in extract.columns]
     there = {variable.concept for variable in table if variable.name.reference in extract.columns}
     essential = [variable for variable in missing if variable.concept == "person_id"]
     if "occupation" not in there:
         essential += [variable for variable in missing if variable.concept == "occupation"]
-    refuse_missing(missing if settings.variables == "all" else essential, cohort, str(extract.table.label))
+    may_go_on = settings.variables == "all"
+    refuse_missing(missing if may_go_on else essential, cohort, str(extract.table.label), may_go_on=may_go_on)
 
 
 def _by_meaning(extract: Extract, variables: Sequence[NlsVariable], cohort: Cohort) -> _Cohort:
@@ -188,6 +214,7 @@ def _interviews(columns: _Cohort, row: int) -> Iterator[PersonYear]:
             status=_status(columns, year, row),
             occupation=occupation,
             why_none=why_none,
+            may_be_last=year >= FIRST_PRESENT_OR_LAST[columns.name],
             education=_education(columns, year, row),
             region=REGIONS.get(_value(columns, "region", year, row)),
         )
@@ -219,14 +246,19 @@ def _status(columns: _Cohort, year: int, row: int) -> Status | None:
 
 
 def _status_of_weeks(weeks: Sequence[int]) -> Status | None:
-    """Return the status of most weeks; among equals the first of working, unemployed, not working, not told apart."""
+    """Return the status of most weeks; among equals the first of working, unemployed, not working, not told apart.
+
+    The armed forces are work; of working weeks, most of which are theirs, they are the status.
+    """
     order: tuple[Status, ...] = ("working", "unemployed", "not_working", "not_told_apart")
     statuses = ["working" if week >= FIRST_JOB_NUMBER else WEEK_STATUS.get(week) for week in weeks]
+    num_military = statuses.count("armed_forces")
     counts = [statuses.count(status) for status in order]
+    counts[0] += num_military
     if not any(counts):
         return None
     if 2 * counts[0] >= sum(counts):
-        return "working"
+        return "armed_forces" if 2 * num_military > counts[0] else "working"
     return order[1 + max(range(3), key=counts[1:].__getitem__)]
 
 

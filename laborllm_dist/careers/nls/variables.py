@@ -58,6 +58,12 @@ def nls_schemes(cohort: Cohort) -> dict[int, Scheme]:
     return {variable.year: variable.scheme for variable in nls_variables(cohort) if variable.scheme is not None}
 
 
+def years_with_status(cohort: Cohort) -> set[int]:
+    """Return the years for which the table has an employment status, so that the states can be observed."""
+    concepts = ("employment_status", "weekly_status")
+    return {variable.year for variable in nls_variables(cohort) if variable.concept in concepts}
+
+
 def weekly_variables(names: Iterable[VariableName]) -> list[NlsVariable]:
     """Return the weekly labour-force statuses among the variables that an extract lists, table or no table.
 
@@ -75,8 +81,14 @@ def weekly_variables(names: Iterable[VariableName]) -> list[NlsVariable]:
     return found
 
 
-def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str) -> None:
+def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, may_go_on: bool) -> None:
     """Refuse an extract that lacks variables.
+
+    Args:
+        missing: the variables; if there are none, nothing is refused.
+        cohort: of the survey.
+        extract: where they were looked for.
+        may_go_on: whether variables=available would go on without them.
 
     Raises:
         DataFileError: naming them, and the tagset to upload.
@@ -86,8 +98,8 @@ def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str) -> 
     shown = ", ".join(f"{each.name.reference} ({each.concept} {each.year})" for each in missing[:_NUM_SHOWN]) + (
         f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
     )
+    otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
     raise DataFileError(
         f"{extract}: {len(missing)} variables of the method are not in this extract of the {cohort}: {shown}; upload "
-        f"the tagset {TABLES / f'laborllm.{cohort}'} to the NLS Investigator and download again, or go on with what is "
-        "there by variables=available"
+        f"the tagset {TABLES / f'laborllm.{cohort}'} to the NLS Investigator and download again{otherwise}"
     )

@@ -122,8 +122,13 @@ def ethnicity_of(race: int, hispanic: int, year: int) -> str | None:
     return (_RACES_TO_1984 if year <= 1984 else _RACES_TO_2003 if year <= 2003 else _RACES).get(race)
 
 
-def refuse_missing(missing: Sequence[tuple[str, int, str]], place: str) -> None:
+def refuse_missing(missing: Sequence[tuple[str, int, str]], place: str, *, may_go_on: bool) -> None:
     """Refuse a download that lacks variables, given as (concept, year, variable).
+
+    Args:
+        missing: the variables; if there are none, nothing is refused.
+        place: where they were looked for.
+        may_go_on: whether variables=available would go on without them.
 
     Raises:
         DataFileError: naming them.
@@ -133,8 +138,8 @@ def refuse_missing(missing: Sequence[tuple[str, int, str]], place: str) -> None:
     named = [f"{variable} ({concept} {year})" if year else variable for concept, year, variable in missing]
     shown = ", ".join(named[:_NUM_SHOWN]) + (f" and {len(named) - _NUM_SHOWN} more" if len(named) > _NUM_SHOWN else "")
     table = TABLES / "psid_variables.csv"
+    otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
     raise DataFileError(
         f"{place}: {len(missing)} variables of the method are not in this download: {shown}; add the variables of "
-        f"{table} to the cart at the PSID Data Center and download again, or go on with what is there by "
-        "variables=available"
+        f"{table} to the cart at the PSID Data Center and download again{otherwise}"
     )

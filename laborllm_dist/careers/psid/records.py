@@ -7,7 +7,7 @@ blanks, or blank; there must be as many records as the header says.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +41,9 @@ def read_columns(data: Member, layout: Layout, wanted: Sequence[str]) -> dict[st
                 parts[variable.name].append(_numbers(records, variable, num_records, problems))
             num_records += len(lines)
     said = layout.num_observations
-    if said not in (None, num_records) and not problems.num_found:
+    if num_records and said not in (None, num_records) and not problems.num_found:
         problems.add(num_records, None, f"the file ends here; the set-up file says {said:,} records")
-    if not num_records:
+    if not num_records and not problems.num_found:
         problems.add(1, None, "no records in the file")
     problems.refuse_if_any(_DOWNLOAD_AGAIN)
     return {name: np.concatenate(columns) for name, columns in parts.items()}
@@ -77,8 +77,3 @@ def _numbers(records: npt.NDArray[np.uint8], variable: Variable, num_before: int
         values = np.where(is_digit[:, place], values * 10 + (field[:, place] - _ZERO), values)
     values[bad | ~is_digit.any(axis=1)] = BLANK
     return values.astype(np.int32)
-
-
-def by_name(columns: Sequence[Mapping[str, Column]]) -> dict[str, tuple[int, Column]]:
-    """Return, for every variable, the number of the file it is in and its column."""
-    return {name: (number, column) for number, each in enumerate(columns) for name, column in each.items()}

@@ -7,6 +7,7 @@ IND2021ER.txt, each with set-up files of its own. They lie in a folder (also eac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 from laborllm_dist.careers.members import Member, members_of_zip
 from laborllm_dist.careers.psid.layout import SETUP_SUFFIXES
 from laborllm_dist.errors import DataFileError
+
+# The site's own names; other .txt files of a folder may be notes.
+_DATA_NAME = re.compile(r"^(J\d{5,7}|FAM\d{4}(ER)?|IND\d{4}ER)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,21 @@ def find_sources(path: Path) -> list[Source]:
         raise DataFileError(
             f"no .txt file in {path}; a PSID download has its data as NAME.txt, their layout as NAME.do, .sas or .sps"
         )
-    sources = [Source(table, setup) for table in tables if (setup := _setup_of(table, tables, setups)) is not None]
+    sources: list[Source] = []
+    for table in tables:
+        setup = _setup_of(table, tables, setups)
+        if setup is not None:
+            sources.append(Source(table, setup))
+        elif _DATA_NAME.match(table.label.stem) or len(tables) == 1:
+            raise DataFileError(
+                f"{table.label}: no set-up file beside it ({table.label.stem}.do, .sas or .sps), which alone says "
+                "where the variables stand; download it with statements for Stata, SAS or SPSS"
+            )
     if not sources:
+        names = ", ".join(str(table.label) for table in tables[:3])
         raise DataFileError(
-            f"{tables[0].label}: no set-up file beside it ({tables[0].label.stem}.do, .sas or .sps), which alone says "
-            "where the variables stand; download the cart with statements for Stata, SAS or SPSS"
+            f"no set-up file (.do, .sas or .sps) in {path} for any of its .txt files ({names}); a PSID download has "
+            "NAME.txt with NAME.do, NAME.sas or NAME.sps"
         )
     return sources
 

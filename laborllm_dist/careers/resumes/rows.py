@@ -1,7 +1,7 @@
 """Read the rows of JSONL (plain or .gz), CSV (plain or .gz) and Parquet files as cells of text by column.
 
-A folder stands for all its files of one kind, in sorted order of their names; other files in it are left alone. A row
-that cannot be read is noted in the file's problems and passed over.
+A folder stands for all its files, which must be of one kind, in sorted order of their names; only hidden files and
+notes (README, LICENSE, .md) are left alone. A row that cannot be read is noted in the file's problems.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,8 +21,11 @@ from laborllm_dist.errors import DataFileError
 
 Cells = Mapping[str, str]
 CellRow = tuple[int, Cells]
+IsColumn = Callable[[str], bool]
+_Read = tuple[Sequence[str], IsColumn | None]  # names of columns, and what tells those that must be empty
 
 _MANY_PROBLEMS = 1_000
+_OBJECTS_THAT_SHOW_ALL_NAMES = 10_000  # a name that none of the first so many has is a typing error
 _KIND_OF_ENDING = {
     ".jsonl": "JSONL",
     ".ndjson": "JSONL",
@@ -47,7 +50,13 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataFileError(f"no file or folder at {path}")
-    files = sorted(file for file in path.iterdir() if file.is_file() and _kind_of(file) is not None)
+    there = sorted(file for file in path.iterdir() if file.is_file() and not _is_note(file))
+    files = [file for file in there if _kind_of(file) is not None]
+    if files and len(files) < len(there):
+        unknown = next(file for file in there if file not in files)
+        raise DataFileError(
+            f"{unknown}: the name ends in none of {', '.join(_KIND_OF_ENDING)}; move what is not read out of {path}"
+        )
     kinds = sorted({str(_kind_of(file)) for file in files})
     if not files:
         raise DataFileError(f"{path}: a folder without files that end in {', '.join(_KIND_OF_ENDING)}")
@@ -63,7 +72,7 @@ def refuse_if_many(problems: Problems) -> None:
 
 
 def read_cells(
-    path: Path, problems: Problems, *, required: Sequence[str], optional: Sequence[str]
+    path: Path, problems: Problems, *, required: Sequence[str], optional: Sequence[str], beyond: IsColumn | None
 ) -> Iterator[CellRow]:
     """Yield (place, cells) of every row; a cell that a JSON object leaves out, or that is null, is "".
 
@@ -72,22 +81,30 @@ def read_cells(
         problems: where rows that cannot be read are noted.
         required: columns that the file must have.
         optional: columns that are read where the file has them.
+        beyond: tells columns that must be empty, and are read to see that they are.
 
     Raises:
         DataFileError: if the file is empty, lacks a column, or breaks off.
     """
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty")
+    wanted = (*required, *optional)
     if _kind_of(path) == "JSONL":
-        return _json_cells(path, problems, required, (*required, *optional))
-    return _table_cells(path, problems, required, (*required, *optional))
+        return _json_cells(path, problems, required, (wanted, beyond))
+    return _table_cells(path, problems, required, (wanted, beyond))
 
 
 def _kind_of(path: Path) -> str | None:
-    return next((kind for ending, kind in _KIND_OF_ENDING.items() if path.name.endswith(ending)), None)
+    return next((kind for ending, kind in _KIND_OF_ENDING.items() if path.name.lower().endswith(ending)), None)
 
 
-def _table_cells(path: Path, problems: Problems, required: Sequence[str], wanted: Sequence[str]) -> Iterator[CellRow]:
+def _is_note(path: Path) -> bool:
+    name = path.name.lower()
+    return name.startswith((".", "readme", "licen")) or name.endswith(".md")
+
+
+def _table_cells(path: Path, problems: Problems, required: Sequence[str], read: _Read) -> Iterator[CellRow]:
+    wanted, beyond = read
     rows = _parquet_rows(path, problems) if is_parquet(path) else read_rows(path, problems)
     place, header = next(rows, (1, []))
     names = [name.strip() for name in header]
@@ -97,7 +114,8 @@ def _table_cells(path: Path, problems: Problems, required: Sequence[str], wanted
         if name not in names:
             problems.add(place, name, f"missing; the columns are {', '.join(names)}")
     problems.refuse_if_any()
-    columns = [(name, names.index(name)) for name in wanted if name in names]
+    more = [name for name in names if beyond is not None and beyond(name)]
+    columns = [(name, names.index(name)) for name in (*wanted, *more) if name in names]
     for place, values in rows:
         if len(values) == len(names):
             yield place, {name: values[index].strip() for name, index in columns}
@@ -112,10 +130,11 @@ def _parquet_rows(path: Path, problems: Problems) -> Iterator[Row]:
         raise DataFileError(f"{path}: holds a value that cannot be read as text ({error})") from None
 
 
-def _json_cells(path: Path, problems: Problems, required: Sequence[str], wanted: Sequence[str]) -> Iterator[CellRow]:
+def _json_cells(path: Path, problems: Problems, required: Sequence[str], read: _Read) -> Iterator[CellRow]:
+    wanted, beyond = read
     unseen = set(required)
     seen_names: dict[str, None] = {}
-    place = 0
+    place = num_seen = 0
     for place, text in _json_lines(path, problems):
         entries = _json_object(text, place, problems)
         if entries is None:
@@ -123,8 +142,13 @@ def _json_cells(path: Path, problems: Problems, required: Sequence[str], wanted:
         if unseen:
             unseen.difference_update(entries)
             seen_names.update(dict.fromkeys(entries))
+            if num_seen == _OBJECTS_THAT_SHOW_ALL_NAMES:
+                _note_unseen(unseen, seen_names, place, problems)
+                problems.refuse_if_any("the rest of the file was not read")
+            num_seen += 1
         cells: dict[str, str] = {}
-        for name in wanted:
+        more = [name for name in entries if beyond is not None and beyond(name)]
+        for name in (*wanted, *more):
             value = entries.get(name)
             if isinstance(value, (dict, list, bool)):
                 problems.add(place, name, f"holds {json.dumps(value)[:60]}, not a text or number")
@@ -132,6 +156,10 @@ def _json_cells(path: Path, problems: Problems, required: Sequence[str], wanted:
             cells[name] = _as_text(value)
         else:
             yield place, cells
+    _note_unseen(unseen, seen_names, place, problems)
+
+
+def _note_unseen(unseen: set[str], seen_names: Mapping[str, None], place: int, problems: Problems) -> None:
     for name in sorted(unseen) if seen_names else ():
         problems.add(place, name, f"in none of the lines; the names in them are {', '.join(seen_names)}")
 

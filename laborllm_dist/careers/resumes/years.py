@@ -25,7 +25,7 @@ def job_of_years(spells: Sequence[Spell], rule: YearRule) -> dict[int, Spell]:
     """Return the job of every year that has one, in order of year.
 
     Args:
-        spells: jobs in the order of the file; one without a start or order has no year.
+        spells: jobs in the order of the file; one without a start and end, or an order, has no year.
         rule: which of several jobs is a year's.
     """
     in_order = sorted((spell for spell in spells if spell.order is not None), key=lambda spell: spell.order or 0)
@@ -33,7 +33,7 @@ def job_of_years(spells: Sequence[Spell], rule: YearRule) -> dict[int, Spell]:
         return dict(enumerate(in_order, start=1))
     best: dict[int, tuple[_Key, Spell]] = {}
     for order, spell in enumerate(spells):
-        if spell.start is None:
+        if spell.start is None or spell.end is None:
             continue
         for year in range(spell.start.year, spell.end.year + 1):
             days = _days_in(year, spell.start, spell.end) if rule == "days" else 0

@@ -1,0 +1,93 @@
+"""LoRA: freeze the base, learn low-rank additions to its linear layers; keep them alone or merged into the base.
+
+    W x + (alpha / rank) B A x,   A [rank, in] random, B [out, rank] zero at the start        (arXiv 2106.09685)
+
+The base may be held in 8 bits (LLM.int8) or in 4 (nf4, QLoRA) by bitsandbytes. Additions learnt over a quantised base
+are merged into the base in its own precision, which differs from what they were learnt over by the quantisation's
+rounding; the adapter alone can be scored over the quantised base as it was learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
+
+from laborllm_dist.engine_settings import AdapterSettings
+from laborllm_dist.errors import ModelError
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def quantisation(base: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """Return how the frozen weights are held; None: as they are.
+
+    Args:
+        base: full, int8 or nf4.
+        dtype: that products are computed in.
+    """
+    if base == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if base == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return None
+
+
+def with_adapter(model: PreTrainedModel, settings: AdapterSettings, *, seed: int) -> nn.Module:
+    """Return the model with its weights frozen and additions in their place, a function of shape and seed.
+
+    Raises:
+        ModelError: if the model has no layer of one of the names.
+    """
+    import peft
+
+    layers = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    layers -= {"lm_head"}  # scores are computed from its weight itself
+    if unknown := sorted(set(settings.targets) - layers):
+        raise ModelError(
+            f"adapter.targets: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
+        )
+    set_seed(seed)
+    wrapped: nn.Module = peft.get_peft_model(model, lora_config(settings, model.config.name_or_path))
+    return wrapped
+
+
+def lora_config(settings: AdapterSettings, base: str) -> Any:
+    """Return peft's configuration."""
+    import peft
+
+    return peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
+
+
+def write_adapter(
+    weights: Iterator[tuple[str, Tensor]], settings: AdapterSettings, base: str, dtype: torch.dtype, folder: Path
+) -> None:
+    """Write additions as a peft folder, which AutoModelForCausalLM and PeftModel open."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # peft's files leave out the adapter's name.
+    tensors = {name.replace(".default.", "."): value.to(dtype).contiguous() for name, value in weights}
+    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    config = lora_config(settings, base)
+    config.inference_mode = True
+    config.save_pretrained(folder)
+
+
+def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """Return the base with the additions in its weights."""
+    import peft
+
+    model: PreTrainedModel = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    return model

@@ -1,0 +1,127 @@
+"""Attention inside careers that lie side by side in rows, without a mask of T x T.
+
+    row    [ career a | career b b b | . . ]      lengths (1, 3, 2): padding is a stretch of its own
+    work     1          9              4          and not 36, as with a block mask
+
+Registered with transformers as an attention of its own: bf16 and fp16 on CUDA through torch's variable-length kernel,
+everything else career by career through scaled_dot_product_attention. What a career sees does not depend on its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PACKED = "laborllm_packed"
+KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+# Types of transformers models whose attention takes what is passed through to it; others get a mask.
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, slots=True)
+class CareerBounds:
+    """Where careers begin and end in rows laid end to end.
+
+    `lengths`: of every stretch, padding included, row by row. `starts_N`: [stretches + 1] int32 on the device.
+    """
+
+    lengths: tuple[int, ...]
+    starts_N: Tensor
+
+
+def career_bounds(lengths: Sequence[int], device: torch.device) -> CareerBounds:
+    """Return the bounds of stretches of these lengths."""
+    starts_N = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), dim=0, out=starts_N[1:])
+    return CareerBounds(tuple(lengths), starts_N.to(device, non_blocking=True))
+
+
+def register_packed_attention() -> None:
+    """Make the attention known to transformers under the name PACKED."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+
+
+def packed_attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    bounds: CareerBounds | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return what every slot takes from earlier slots of its own career, [B, T, H, D].
+
+    The arguments are those of transformers' attention interface; keys and values may have fewer heads than queries.
+    Without bounds every row is one career.
+
+    Raises:
+        ValueError: if a mask is given, since there is no place for one.
+    """
+    if attention_mask is not None:
+        raise ValueError("packed attention takes bounds, not a mask")
+    if bounds is None:
+        num_rows, num_slots = query_BHTD.shape[0], query_BHTD.shape[2]
+        bounds = career_bounds([num_slots] * num_rows, query_BHTD.device)
+    if query_BHTD.is_cuda and query_BHTD.dtype in KERNEL_DTYPES and not dropout:
+        return _by_kernel(query_BHTD, key_BHTD, value_BHTD, bounds, scaling), None
+    return _career_by_career(query_BHTD, key_BHTD, value_BHTD, bounds, (scaling, dropout)), None
+
+
+def _by_kernel(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, bounds: CareerBounds, scaling: float | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    num_rows, num_heads, num_slots, width = query_BHTD.shape
+    query_NHD, key_NHD, value_NHD = (
+        each.transpose(1, 2).reshape(num_rows * num_slots, each.shape[1], width)
+        for each in (query_BHTD, key_BHTD, value_BHTD)
+    )
+    longest = max(bounds.lengths)
+    found_NHD = varlen_attn(
+        query_NHD,
+        key_NHD,
+        value_NHD,
+        bounds.starts_N,
+        bounds.starts_N,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        enable_gqa=num_heads != key_BHTD.shape[1],
+    )
+    assert isinstance(found_NHD, Tensor)  # a pair only where auxiliary values are asked for
+    return found_NHD.view(num_rows, num_slots, num_heads, width)
+
+
+def _career_by_career(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, bounds: CareerBounds, how: tuple[float | None, float]
+) -> Tensor:
+    scaling, dropout = how
+    shares_keys = query_BHTD.shape[1] != key_BHTD.shape[1]
+    rows: list[Tensor] = []
+    lengths = iter(bounds.lengths)
+    num_slots = query_BHTD.shape[2]
+    for row in range(query_BHTD.shape[0]):
+        cuts: list[int] = []
+        while sum(cuts) < num_slots:
+            cuts.append(next(lengths))
+        of_row = (torch.split(each[row : row + 1], cuts, dim=2) for each in (query_BHTD, key_BHTD, value_BHTD))
+        parts = [
+            nn.functional.scaled_dot_product_attention(
+                query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=shares_keys
+            )
+            for query, key, value in zip(*of_row, strict=True)
+        ]
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows).transpose(1, 2)

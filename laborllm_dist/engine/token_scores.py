@@ -1,0 +1,132 @@
+"""From hidden states to log-likelihoods of tokens, without ever holding the logits of all tokens.
+
+Logits of 4,096 tokens over 32,000 ids are 0.5 GiB in float32, and a softmax and its gradient want them three times. So
+they are made for `chunk_tokens` tokens at a time: log p(target) = logit of the target - logsumexp of all, in float32
+or better. In training the gradient of the sum is known at once, onehot - softmax, so each chunk gives its share of the
+gradients of hidden states and weight before the next one is made, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laborllm_dist.batches.packed import IGNORED
+from laborllm_dist.errors import SettingsError
+
+
+def token_log_likelihood(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Return log p(target) in nats for every slot, [B, T]; 0 where the target is IGNORED.
+
+    The softmax is float32, or float64 where the logits are.
+
+    Raises:
+        ValueError: if targets are not [B, T] of the logits.
+    """
+    if logits_BTV.shape[:-1] != targets_BT.shape:
+        raise ValueError(f"targets {tuple(targets_BT.shape)} do not fit logits {tuple(logits_BTV.shape)}")
+    loss_N = nn.functional.cross_entropy(
+        logits_BTV.flatten(0, 1).to(_precise(logits_BTV.dtype)),
+        targets_BT.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    return -loss_N.view(targets_BT.shape)
+
+
+def chunked_log_likelihood(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of log p(target), which has gradients, and log p(target) of every token, [N], which has none.
+
+    Args:
+        hidden_ND: hidden states of the tokens before the targets.
+        weight_VD: of the output layer.
+        targets_N: token ids.
+        chunk_tokens: how many tokens have their logits in memory at once.
+    """
+    apply: Any = _ChunkedLogLikelihood.apply
+    total, scores_N = apply(hidden_ND, weight_VD, targets_N, chunk_tokens)
+    return total, scores_N
+
+
+class _ChunkedLogLikelihood(torch.autograd.Function):
+    """log p(target) by chunks; gradients are made in the forward and scaled in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        precise = _precise(hidden_ND.dtype)
+        matrix_VD = weight_VD.to(hidden_ND.dtype)  # under autocast the weight is wider than the hidden states
+        scores_N = torch.empty(len(targets_N), dtype=precise, device=hidden_ND.device)
+        hidden_grad_ND = torch.empty_like(hidden_ND) if wants_hidden else None
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=precise) if wants_weight else None
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for first in range(0, len(targets_N), chunk_tokens):
+                chunk = slice(first, first + chunk_tokens)
+                logits_CV = _product(hidden_ND[chunk], matrix_VD.T, precise)
+                targets_C1 = targets_N[chunk, None]
+                logsumexp_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
+                scores_N[chunk] = (logits_CV.gather(1, targets_C1) - logsumexp_C1)[:, 0]
+                if hidden_grad_ND is None and weight_grad_VD is None:
+                    continue
+                gradient_CV = logits_CV.sub_(logsumexp_C1).exp_().neg_()  # - softmax, in the memory of the logits
+                gradient_CV.scatter_add_(1, targets_C1, torch.ones_like(logsumexp_C1))
+                narrow_CV = gradient_CV.to(hidden_ND.dtype)
+                if hidden_grad_ND is not None:
+                    hidden_grad_ND[chunk] = narrow_CV @ matrix_VD
+                if weight_grad_VD is not None:
+                    weight_grad_VD += _product(narrow_CV.T, hidden_ND[chunk], precise)
+        ctx.save_for_backward(hidden_grad_ND, weight_grad_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.mark_non_differentiable(scores_N)
+        return scores_N.sum(), scores_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
+        scale = gradients[0]
+        hidden = None if hidden_grad_ND is None else hidden_grad_ND * scale.to(hidden_grad_ND.dtype)
+        weight = None if weight_grad_VD is None else (weight_grad_VD * scale).to(ctx.weight_dtype)
+        return hidden, weight, None, None
+
+
+def _product(left: Tensor, right: Tensor, precise: torch.dtype) -> Tensor:
+    """Return left @ right in `precise`: narrow operands, wide result, where the device can do so."""
+    if left.dtype == precise:
+        return left @ right
+    if left.is_cuda:
+        wide: Tensor = torch.mm(left, right, out_dtype=precise)
+        return wide
+    return left.to(precise) @ right.to(precise)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def fused_log_likelihood(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `chunked_log_likelihood` returns, by liger-kernel's fused kernel; the second value is empty."""
+    if not len(targets_N):
+        return chunked_log_likelihood(hidden_ND, weight_VD, targets_N, chunk_tokens=1)
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss: Tensor = LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight_VD, hidden_ND, targets_N)
+    return -loss, hidden_ND.new_empty(0)
+
+
+def check_fused(device: torch.device) -> None:
+    """Refuse the fused loss where it cannot run.
+
+    Raises:
+        SettingsError: without CUDA, or without liger-kernel.
+    """
+    if device.type != "cuda":
+        raise SettingsError("compute.loss=liger runs on CUDA only; set compute.loss=chunked, which gives the same loss")
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise SettingsError("compute.loss=liger wants the package liger-kernel: pip install liger-kernel")

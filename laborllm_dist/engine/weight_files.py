@@ -1,0 +1,121 @@
+"""Pretrained weights on their way into ZeRO-3 shards: each rank reads the stretches it holds, and nothing else.
+
+transformers reads whole weights into every rank's memory first, 26 GB for 13B times the ranks of a host. Here the model
+is made of empty shards (deepspeed.zero.Init), and a rank reads [start, start + numel) of each flattened weight out of
+the safetensors files, whose header says where every tensor lies:
+
+    weight   [ rank 0 ......... | rank 1 ......... | rank 2 .... pad ]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from laborllm_dist.engine.ranks import Ranks, import_deepspeed
+from laborllm_dist.engine_settings import ModelSettings
+from laborllm_dist.errors import ModelError
+
+ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def weights_folder(settings: ModelSettings) -> Path:
+    """Return the folder with the model's files; those of a hub repository are downloaded where they are missing.
+
+    Raises:
+        ModelError: if they cannot be had.
+    """
+    assert settings.path is not None
+    inside = settings.subfolder or ""
+    if Path(settings.path).is_dir():
+        return Path(settings.path) / inside
+    patterns = [f"{inside}/{each}".lstrip("/") for each in ("*.json", "*.safetensors", "tokenizer.model")]
+    try:
+        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns)) / inside
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
+
+
+def model_in_shards(
+    settings: ModelSettings, *, dtype: torch.dtype, config: Mapping[str, Any], ranks: Ranks
+) -> PreTrainedModel:
+    """Return a pretrained model whose weights are ZeRO-3 shards from the start. Collective.
+
+    Args:
+        settings: of the model.
+        dtype: of the weights.
+        config: DeepSpeed's configuration.
+        ranks: of the run.
+
+    Raises:
+        ModelError: if a tensor of the model is missing or has another shape, or a file is damaged.
+    """
+    folder = weights_folder(settings)
+    shape = AutoConfig.from_pretrained(folder, attention_dropout=settings.attention_dropout)
+    shape.dtype = dtype
+    shape._name_or_path = settings.path
+    with import_deepspeed().zero.Init(config_dict_or_path=dict(config), dtype=dtype):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa")
+    _fill(model, folder, ranks)
+    return model
+
+
+def _fill(model: PreTrainedModel, folder: Path, ranks: Ranks) -> None:
+    file_of = _files_by_tensor(folder)
+    opened: dict[str, Any] = {}
+    parameters: list[tuple[str, Any]] = list(model.named_parameters())
+    if missing := [name for name, _ in parameters if name not in file_of]:
+        raise ModelError(f"the weights at {folder} lack {len(missing)} tensors of the model, first {missing[0]}")
+    try:
+        for name, parameter in parameters:
+            file = file_of[name]
+            if file not in opened:
+                opened[file] = safe_open(folder / file, framework="pt")
+            stored = opened[file].get_slice(name)
+            if tuple(stored.get_shape()) != tuple(parameter.ds_shape):
+                raise ModelError(
+                    f"{folder / file}: {name} has shape {stored.get_shape()}, the model {list(parameter.ds_shape)}"
+                )
+            start = min(parameter.partition_numel() * ranks.rank, parameter.ds_numel)
+            end = min(start + parameter.partition_numel(), parameter.ds_numel)
+            shard = parameter.ds_tensor.data.view(-1)
+            shard[: end - start].copy_(flat_stretch(stored, start, end))
+            shard[end - start :].zero_()
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the weights at {folder} are damaged: {str(error).strip().splitlines()[0]}") from None
+
+
+def flat_stretch(stored: Any, start: int, end: int) -> Tensor:
+    """Return elements [start, end) of a tensor of a safetensors file as if it were flat, reading its rows alone."""
+    if start >= end:
+        return torch.empty(0)
+    shape = stored.get_shape()
+    width = 1
+    for size in shape[1:]:
+        width *= size
+    first = start // width
+    rows: Tensor = stored[first : -(-end // width)]
+    return rows.reshape(-1)[start - first * width : end - first * width]
+
+
+def _files_by_tensor(folder: Path) -> dict[str, str]:
+    """Return the file of every tensor."""
+    if (folder / INDEX).is_file():
+        try:
+            found: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise ModelError(f"{folder / INDEX} is damaged ({error})") from None
+        return found
+    try:
+        with safe_open(folder / ONE_FILE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), ONE_FILE)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"no weights in {folder}: {str(error).strip().splitlines()[0]}") from None

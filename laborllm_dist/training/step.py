@@ -1,0 +1,106 @@
+"""One step of training: the passes of its careers, forward and backward, a look at the loss, one update."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+
+from laborllm_dist.batches.ahead import BatchesAhead
+from laborllm_dist.batches.packed import PackedBatch, pack_batch
+from laborllm_dist.engine.zero import ZeroEngine
+from laborllm_dist.run_folder import RunFolder
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.store import CareerRows
+from laborllm_dist.training.plan import StepPlan, TrainingPlan
+from laborllm_dist.training.schedule import learning_rate_at
+from laborllm_dist.training.state import RunState, what_is_wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the steps of a run need."""
+
+    settings: RunSettings
+    plan: TrainingPlan
+    engine: ZeroEngine
+    run: RunFolder
+    careers: CareerRows
+    validation: CareerRows
+    tell: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of a step: the state after it, its numbers, and why it was left out if it was."""
+
+    state: RunState
+    numbers: dict[str, float]
+    wrong: str | None
+
+
+def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
+    """Return this rank's batches of a step, one a pass."""
+    planned, rank = work.plan.step(step), work.engine.ranks.rank
+    batches = []
+    for ranks_rows in planned.shards.passes:
+        rows = [
+            [work.careers.token_ids(int(planned.careers[career])) for career in planned.packing.rows[row]]
+            for row in ranks_rows[rank]
+        ]
+        batches.append(pack_batch(rows, planned.packing.row_length))
+    return [batch.pinned() for batch in batches] if work.engine.ranks.device.type == "cuda" else batches
+
+
+def take_step(work: Work, ahead: BatchesAhead, state: RunState) -> StepResult:
+    """Learn from one step's careers, unless its loss or gradient forbids it. Collective."""
+    started, ranks, settings = monotonic(), work.engine.ranks, work.settings
+    planned = work.plan.step(state.step)
+    batches = ahead.of_step(state.step)
+    waited = monotonic() - started
+    log_likelihood = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    loss, wrong = math.nan, None
+    for number, batch in enumerate(batches, start=1):
+        is_last = number == len(batches)
+        total = work.engine.forward(batch, is_last_pass=is_last)
+        log_likelihood += total.detach()
+        if is_last:
+            (over_ranks,) = ranks.sum(float(log_likelihood))
+            loss = -over_ranks / planned.num_targets
+            wrong = what_is_wrong(loss, state, settings.training)
+        leave_out = 0.0 if wrong is None else math.nan
+        work.engine.backward(total, step_tokens=planned.num_targets, leave_out=leave_out)
+    rate = learning_rate_at(state.step, work.plan.num_steps, settings.optimizer)
+    norm = work.engine.update(learning_rate=rate)
+    if wrong is None and not math.isfinite(norm):
+        wrong = f"its gradient is no number, at a loss of {loss:.4f} nats/token"
+    numbers = {
+        "loss_nats_per_token": loss,
+        "learning_rate": rate,
+        "gradient_norm": norm,
+        "step_tokens": planned.packing.num_tokens,
+        "row_fill": planned.packing.fill,
+        "tokens_per_second": planned.packing.num_tokens / (monotonic() - started),
+        "data_wait_seconds": waited,
+        "peak_memory_gib": peak_memory_gib(ranks.device),
+    }
+    if wrong is not None:
+        return StepResult(state.without_step(), numbers, wrong)
+    after = state.after_step(loss, planned.packing.num_tokens, settings.training.spike_window)
+    return StepResult(after, numbers, None)
+
+
+def careers_of(work: Work, planned: StepPlan) -> list[str]:
+    """Return the names of a step's careers, survey and person."""
+    return [" ".join(work.careers.person(int(row))) for row in planned.careers]
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory this rank has held: of the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB
