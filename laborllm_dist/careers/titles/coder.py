@@ -1,13 +1,14 @@
 """Give free job titles an occ1990dd code: the code of the nearest title of the Census index.
 
-A title whose normal form is in the index has the score 1. Any other is compared with all of them: a title is a vector
-of the pieces of its words (three letters, where a word's ends count as letters), each weighted by how rare it is
+A title whose normal form is in the index has the score 1. Any other title is compared with all of them: a title is a
+vector of the pieces of its words (three letters, where a word's ends count as letters), each weighted by how rare it is
 among the titles of the index (tf-idf), scaled to length 1; the score is the product of two such vectors (their
-cosine), from 0 to 1. Typing errors leave most pieces as they are, and rare words decide more than common ones.
+cosine), from 0 to 1. Typing errors leave most pieces as they are, and rare words decide more than common ones. Where
+the code of the index's title hangs on an industry that nobody has said, the score is 0.9 times what it would be.
 
-Pieces that more than a fifth of the titles have, such as the ending "er", are left out: they are a third of the work
-and change the code of 3 titles in 1,000 (benchmarks/title_coder.py). Every score is a sum in an order that depends on
-the title alone, so a title's code never depends on the titles that are coded along with it.
+Pieces that more than a fifth of the titles have, such as the ending "er", are left out, which saves a third of the
+work. Every score is a sum in an order that depends on the title alone, so a title's code never depends on the titles
+that are coded along with it. How often the coder is right, by score: benchmarks/title_coder.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from laborllm_dist.careers.titles.normal_form import normal_form
 
 _PIECE_LETTERS = 3
 _COMMONEST_PIECE = 0.2  # share of the index's titles
+_UNCERTAIN = 0.9  # times the score, where a title of the index has several codes
 _TITLES_PER_PRODUCT = 512  # each has products with some thousands of the index's titles at once
 
 
@@ -68,7 +70,7 @@ class TitleCoder:
 
     def _exact(self, form: str) -> TitleMatch:
         found = self._of_form[form]
-        return TitleMatch(found.code, 1.0, found.title)
+        return TitleMatch(found.code, 1.0 if found.is_certain else _UNCERTAIN, found.title)
 
     def _nearest(self, forms: list[str]) -> list[TitleMatch | None]:
         scores = scipy.sparse.csr_array(self._pieces.transform(forms)) @ self._titles_of_piece
@@ -81,7 +83,8 @@ class TitleCoder:
             best = row.max()
             found = self._index[scores.indices[first:end][row == best].min()]
             # Another title can have the same pieces; only the same normal form is the same title.
-            matches.append(TitleMatch(found.code, min(float(best), 1.0), found.title))
+            score = min(float(best), 1.0) * (1.0 if found.is_certain else _UNCERTAIN)
+            matches.append(TitleMatch(found.code, score, found.title))
         return matches
 
 

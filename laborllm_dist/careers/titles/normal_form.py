@@ -76,7 +76,7 @@ _ABBREVIATIONS: Mapping[str, str] = {
 }
 _HOURS = re.compile(r"\b(?:full|part)[ -]?time\b")
 _IN_PARENTHESES = re.compile(r"\([^()]*\)")
-_EMPLOYER = re.compile(r"(?:\s+at\s+|\s*@\s*).*", re.DOTALL)
+_EMPLOYER = re.compile(r"(?:\s+at\s+(?!law\b|large\b|sea\b)|\s*@\s*).*", re.DOTALL)
 _DOTS_OF_LETTERS = re.compile(r"(?<=\b[a-z])\.(?=[a-z]\b)")
 _APOSTROPHES = re.compile(r"['’`´]")
 _WORDS = re.compile(r"[^\W\d_]+")
