@@ -29,6 +29,7 @@ from laborllm_dist.careers.resumes.spells import Spell, SpellReader, slots_of, w
 from laborllm_dist.careers.resumes.years import job_of_years
 from laborllm_dist.corpus_settings import ResumeSettings
 from laborllm_dist.errors import DataFileError, LaborError, SettingsError
+from laborllm_dist.tokens.prepare import prepare_store
 
 
 @functools.lru_cache
@@ -218,6 +219,11 @@ def test_the_shape_of_karrierewege_which_has_an_order_and_no_dates(tmp_path: Pat
     first, second = read(shipped("karrierewege", tmp_path))
     assert [(each.year, each.occupation) for each in first.career.jobs] == [(1, "436"), (2, "435")]
     assert first.drops == (Drop("title not coded (score below 0.7)", 3),)
+    assert [(each.title, each.code) for each in first.titles] == [
+        ("cook", "436"),
+        ("waitress", "435"),
+        ("qqqq zzzz", None),
+    ]
     assert [(each.year, each.occupation) for each in second.career.jobs] == [(1, "178")]
 
 
@@ -493,3 +499,20 @@ def test_titles_are_coded_for_the_people_who_are_read_only(tmp_path: Path, monke
     assert len(asked) == 1
     assert asked[0] < 1000
     assert len(list(itertools.islice(people, 3))) == 3
+
+
+def test_a_store_lists_what_titles_were_coded_to(tmp_path: Path) -> None:
+    titles = ["Lawyer", "Lawyer", "Truk driver", "qqqq zzzz"]
+    rows = [
+        {"id": f"{person}", "title": titles[person % 4], "start": "2010", "end": "2011", "education": None}
+        for person in range(80)
+    ]
+    (tmp_path / "r.jsonl").write_text(rows_of(*rows))
+    settings = settings_of([
+        "data=resumes", f"data.corpora.resumes.resumes.path={tmp_path}/r.jsonl", f"store.root={tmp_path}/stores",
+        "tokenizer.vocabulary_size=400",
+    ])  # fmt: skip
+    store = prepare_store(settings, lambda line: None)
+    lines = (store.folder / "titles_resumes.csv").read_text().splitlines()
+    assert lines[:2] == ["title,jobs,matched_title,score,code", "Lawyer,40,Lawyer,1.00,178"]
+    assert {line.split(",")[0]: line.split(",")[-1] for line in lines[2:]} == {"Truk driver": "804", "qqqq zzzz": ""}

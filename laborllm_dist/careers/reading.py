@@ -31,15 +31,27 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class CodedTitle:
+    """A free job title, the title of the Census index it was taken for, with what score, and the code if it has one."""
+
+    title: str
+    matched_title: str | None
+    score: float  # rounded to two places
+    code: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class PersonRead:
     """One person of a source.
 
     `career` is None where nothing is left. `split` is set where the source itself says in which split a person is.
+    `titles` are those that were coded, one for each job that has a year.
     """
 
     career: CareerHistory | None
     drops: tuple[Drop, ...] = ()
     split: Split | None = None
+    titles: tuple[CodedTitle, ...] = ()
 
 
 ReadPerson = Callable[[], PersonRead]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from laborllm_dist.careers.reading import DropUnit, PersonRead
+from laborllm_dist.careers.reading import CodedTitle, DropUnit, PersonRead
 from laborllm_dist.careers.splits import Split
 
 KINDS = ("first", "moving", "staying")
+MOST_TITLES = 5_000  # of a piece that are kept for the list of titles, so that records stay small
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,7 @@ class Tally:
     kinds: Counter[str] = field(default_factory=Counter)  # observations: first, moving, staying
     occupations: Counter[str] = field(default_factory=Counter)  # observations by code
     years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code
+    titles: Counter[CodedTitle] = field(default_factory=Counter)  # jobs by their title and what it was coded to
     drops: Counter[tuple[str, str, int | None]] = field(default_factory=Counter)  # left out: unit, reason, year
 
     def __add__(self, other: Tally) -> Tally:
@@ -43,6 +48,7 @@ class Tally:
             self.kinds + other.kinds,
             self.occupations + other.occupations,
             years,
+            self.titles + other.titles,
             self.drops + other.drops,
         )
 
@@ -75,6 +81,7 @@ class Tally:
             "kinds": dict(self.kinds),
             "occupations": dict(self.occupations),
             "years": {str(year): dict(codes) for year, codes in self.years.items()},
+            "titles": [[*dataclasses.astuple(each), count] for each, count in _most_frequent(self.titles)],
             "drops": [[*key, count] for key, count in self.drops.items()],
         }
 
@@ -87,8 +94,24 @@ def tally_from_values(values: dict[str, Any]) -> Tally:
         kinds=Counter(values["kinds"]),
         occupations=Counter(values["occupations"]),
         years={int(year): Counter(codes) for year, codes in values["years"].items()},
+        titles=Counter({CodedTitle(*each): count for *each, count in values["titles"]}),
         drops=Counter({(unit, reason, year): count for unit, reason, year, count in values["drops"]}),
     )
+
+
+def _most_frequent(titles: Counter[CodedTitle]) -> list[tuple[CodedTitle, int]]:
+    """Return the titles that most jobs have, of equals the first in order of letters; rare ones are left out."""
+    return sorted(titles.items(), key=lambda item: (-item[1], item[0].title))[:MOST_TITLES]
+
+
+def titles_csv(titles: Counter[CodedTitle]) -> str:
+    """Return a table of the most frequent titles for people to look through."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("title", "jobs", "matched_title", "score", "code"))
+    for each, count in _most_frequent(titles):
+        writer.writerow((each.title, count, each.matched_title or "", f"{each.score:.2f}", each.code or ""))
+    return text.getvalue()
 
 
 def tally_people(people: list[tuple[PersonRead, Split | None]]) -> Tally:
@@ -96,6 +119,7 @@ def tally_people(people: list[tuple[PersonRead, Split | None]]) -> Tally:
     tally = Tally(people_read=len(people))
     for read, split in people:
         tally.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)
+        tally.titles.update(read.titles)
         if read.career is None:
             continue
         tally.people[str(split)] += 1

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
 from laborllm_dist.careers.splits import SPLITS, person_digest
-from laborllm_dist.careers.tally import Tally, tally_from_values
+from laborllm_dist.careers.tally import Tally, tally_from_values, titles_csv
 from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.files import flush_to_disk, sha256_of, write_json, write_text
@@ -75,6 +75,9 @@ def merge_pieces(
     card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data))
     write_json(folder / f"{CARD}.json", card)
     write_text(folder / f"{CARD}.md", card_markdown(card))
+    for name, tally in tallies.items():
+        if tally.titles:
+            write_text(folder / f"titles_{name}.csv", titles_csv(tally.titles))
     _write_manifest(folder, facts, counts, records)
 
 

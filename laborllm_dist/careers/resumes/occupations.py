@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from laborllm_dist.careers.history import OccupationVocabulary
 from laborllm_dist.careers.occ1990dd import occ1990dd_vocabulary
+from laborllm_dist.careers.reading import CodedTitle
 from laborllm_dist.careers.resumes.spells import Spell
 from laborllm_dist.careers.titles.coder import TitleMatch, title_coder
 from laborllm_dist.careers.vocabularies import Occupations, read_occupations
@@ -83,6 +84,23 @@ class OccupationReader:
             return self.code_of.get(spell.code or "")
         match = matches.get(spell.title or "")
         return match.code if match is not None and match.score >= self.settings.min_score else None
+
+    def coded_titles(self, spells: Iterable[Spell], matches: Matches) -> tuple[CodedTitle, ...]:
+        """Return what became of the titles that decide about an occupation."""
+        coded = []
+        for spell in spells:
+            if self._has_code(spell) or spell.title is None:
+                continue
+            match = matches.get(spell.title)
+            coded.append(
+                CodedTitle(
+                    spell.title,
+                    None if match is None else match.matched_title,
+                    0.0 if match is None else round(match.score, 2),
+                    self.occupation(spell, matches),
+                )
+            )
+        return tuple(coded)
 
     def why_none(self, spell: Spell) -> str:
         """Return why a job has no occupation."""

@@ -71,8 +71,8 @@ def _read_person(person: ResumePerson, block: _Block, occupations: OccupationRea
     if not person.spells:
         drops.append(Drop("no jobs"))
     by_year = job_of_years(ended, settings.year_rule)
-    num_held = len({id(spell) for spell in by_year.values()})
-    drops += [Drop("job that no year belongs to, by the year rule", of="job")] * (len(ended) - num_held)
+    held = {id(spell): spell for spell in by_year.values()}
+    drops += [Drop("job that no year belongs to, by the year rule", of="job")] * (len(ended) - len(held))
     jobs: list[Job] = []
     education: str | None = None
     for year, spell in by_year.items():
@@ -82,7 +82,8 @@ def _read_person(person: ResumePerson, block: _Block, occupations: OccupationRea
             drops.append(Drop(occupations.why_none(spell), year))
         else:
             jobs.append(Job(year, code, education))
-    return PersonRead(_career(person, jobs, survey) if jobs else None, tuple(drops))
+    titles = occupations.coded_titles(held.values(), block.matches)
+    return PersonRead(_career(person, jobs, survey) if jobs else None, tuple(drops), titles=titles)
 
 
 def _career(person: ResumePerson, jobs: Sequence[Job], survey: str) -> CareerHistory:

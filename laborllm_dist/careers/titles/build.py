@@ -6,15 +6,15 @@ The index (U.S. Census Bureau, 30,959 entries) gives a title several entries whe
 table has a line for each title: its codes, the likeliest first, by these rules:
 
     notation     what stands after "\" or in parentheses is cut ("Grinder \ n.s." is Grinder), but initials take the
-                 words in parentheses ("C.N.A. (certified nursing assistant)"); what begins behind a comma with a condition
-                 (exc., any, general, specified, n.s., n.e.c., degree, diploma, with ..., ... duties) is cut
+                 words in parentheses ("C.N.A. (certified nursing assistant)"); what begins after a comma with a
+                 condition (exc., any, general, specified, n.s., n.e.c., degree, diploma, with, duties) is cut
     a/b          "Bar waiter/waitress" is Bar waiter and Bar waitress
     See          'Waitress--See "Waiter"' has the codes of Waiter, where it has no entry of its own; other instructions
                  ("--Code by industry") are left out
     order        first entries for any industry (one in parentheses is implied by the title, not asked for), then "any
                  not listed", then "except ...", then named industries and classes of worker (GOV, OWN), then those that
-                 ask for a place or a kind of work; among equals the one of the most industries, ranges counted out, then
-                 the lowest code
+                 ask for a place or a kind of work; among equals the one of the most industries, ranges counted out,
+                 then the lowest code
 """
 
 from __future__ import annotations
