@@ -8,7 +8,6 @@ killed prepare goes on where it was, and several processes may make pieces of on
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,22 +20,19 @@ from laborllm_dist.careers.corpus import (
     fingerprint_sources,
     missing_variables,
     pooled_vocabulary,
-    read_careers,
-    read_people,
 )
-from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
-from laborllm_dist.careers.reading import PersonRead
+from laborllm_dist.careers.history import CareerHistory
 from laborllm_dist.careers.shown_titles import shown_vocabulary
-from laborllm_dist.careers.splits import SPLITS, Split, split_of
-from laborllm_dist.careers.template import Template, compile_template, render_career
+from laborllm_dist.careers.splits import SPLITS, Split
+from laborllm_dist.careers.template import compile_template
 from laborllm_dist.careers.vocabularies import write_vocabulary
-from laborllm_dist.corpus_settings import CorpusSettings
 from laborllm_dist.errors import DataFileError, StoreError, TemplateError, TokenizerError, VocabularyError
 from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.merge import all_pieces, merge_pieces
 from laborllm_dist.tokens.pieces import PieceTools, make_pieces
+from laborllm_dist.tokens.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
 from laborllm_dist.tokens.shards import Refusal, end_with_process, refusal_of, run_shards
 from laborllm_dist.tokens.store import (
     FORMAT,
@@ -48,7 +44,7 @@ from laborllm_dist.tokens.store import (
     verify_store,
 )
 from laborllm_dist.tokens.tokenise import check_titles
-from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, tokenizer_identity, train_tokenizer
+from laborllm_dist.tokens.tokenizer import load_tokenizer, tokenizer_identity
 
 Progress = Callable[[str], None]
 # After these the pieces are of no use; after any other refusal the same command goes on where it was.
@@ -64,7 +60,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
     values = settings_to_values(settings)
     tokenizer = values["tokenizer"]
     if settings.tokenizer.kind == "pretrained":
-        tokenizer = tokenizer_identity(*_tokenizer_place(settings))
+        tokenizer = tokenizer_identity(*tokenizer_place(settings))
     return {
         "format": FORMAT,
         "careers": {
@@ -233,8 +229,8 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
         if (building / OCCUPATIONS).is_file():
             tokenizer = load_tokenizer(str(building / TOKENIZER))
         else:
-            tokenizer = _make_tokenizer(settings, vocabulary, template, say)
-            check_titles(_sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
+            tokenizer = make_tokenizer(settings, vocabulary, template, say)
+            check_titles(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
             shutil.rmtree(building / TOKENIZER, ignore_errors=True)
             tokenizer.save(building / TOKENIZER)
             # Written last, so that it says that the tokenizer is whole.
@@ -258,50 +254,3 @@ def _merge(settings: RunSettings, folder: Path) -> None:
         merge_pieces(building, settings, facts, pieces)
         building.rename(folder)
     flush_to_disk(folder.parent)
-
-
-def _make_tokenizer(
-    settings: RunSettings, vocabulary: OccupationVocabulary, template: Template, say: Progress
-) -> CareerTokenizer:
-    wanted = settings.tokenizer
-    if wanted.kind == "pretrained":
-        path, revision, subfolder = _tokenizer_place(settings)
-        return load_tokenizer(path, revision=revision, subfolder=subfolder)
-    say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
-    assert wanted.vocabulary_size is not None  # TokenizerSettings refuses a trained one without
-    texts = _training_texts(settings, vocabulary, template)
-    return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size)
-
-
-def _training_texts(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> Iterator[str]:
-    """Yield texts of training people, of as many from each corpus."""
-    title_of, corpora = vocabulary.title_of(), settings.data.corpora.values()
-    share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
-    for corpus in corpora:
-        people = (person() for person in read_people(corpus))
-        careers = (read.career for read in people if read.career is not None and _is_training(read, corpus, settings))
-        for career in itertools.islice(careers, share):
-            for rendered in render_career(career, template, title_of):
-                yield rendered.text
-
-
-def _is_training(read: PersonRead, corpus: CorpusSettings, settings: RunSettings) -> bool:
-    assert read.career is not None
-    return (read.split or split_of(corpus.people_of, read.career.person, settings.split)) == "train"
-
-
-def _sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> str:
-    """Return a real prompt: the text of the first career up to its last title."""
-    for career in read_careers(settings.data):
-        rendered = render_career(career, template, vocabulary.title_of())[-1]
-        return rendered.text[: rendered.title_spans[-1][0]]
-    raise DataFileError(f"the corpora of data={settings.data.name} hold no careers")
-
-
-def _tokenizer_place(settings: RunSettings) -> tuple[str, str | None, str | None]:
-    """Return path, revision and subfolder: the tokenizer's own path, or the model's."""
-    if settings.tokenizer.path is not None:
-        return settings.tokenizer.path, None, None
-    if settings.model.path is None:
-        raise DataFileError("tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken")
-    return settings.model.path, settings.model.revision, settings.model.subfolder

@@ -1,0 +1,68 @@
+"""The tokenizer of a run: the model's own, another pretrained one, or one learnt from the texts of training people."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from laborllm_dist.careers.corpus import read_careers, read_people
+from laborllm_dist.careers.history import OccupationVocabulary
+from laborllm_dist.careers.reading import PersonRead
+from laborllm_dist.careers.splits import split_of
+from laborllm_dist.careers.template import Template, render_career
+from laborllm_dist.corpus_settings import CorpusSettings
+from laborllm_dist.errors import DataFileError
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
+
+
+def make_tokenizer(
+    settings: RunSettings, vocabulary: OccupationVocabulary, template: Template, say: Callable[[str], None]
+) -> CareerTokenizer:
+    """Return the tokenizer of a run: a pretrained one, or one learnt now from its training people.
+
+    Raises:
+        TokenizerError: if it cannot be had.
+    """
+    wanted = settings.tokenizer
+    if wanted.kind == "pretrained":
+        path, revision, subfolder = tokenizer_place(settings)
+        return load_tokenizer(path, revision=revision, subfolder=subfolder)
+    say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
+    assert wanted.vocabulary_size is not None  # TokenizerSettings refuses a trained one without
+    texts = _training_texts(settings, vocabulary, template)
+    return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size)
+
+
+def _training_texts(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> Iterator[str]:
+    """Yield texts of training people, of as many from each corpus."""
+    title_of, corpora = vocabulary.title_of(), settings.data.corpora.values()
+    share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
+    for corpus in corpora:
+        people = (person() for person in read_people(corpus))
+        careers = (read.career for read in people if read.career is not None and _is_training(read, corpus, settings))
+        for career in itertools.islice(careers, share):
+            for rendered in render_career(career, template, title_of):
+                yield rendered.text
+
+
+def _is_training(read: PersonRead, corpus: CorpusSettings, settings: RunSettings) -> bool:
+    assert read.career is not None
+    return (read.split or split_of(corpus.people_of, read.career.person, settings.split)) == "train"
+
+
+def sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> str:
+    """Return a real prompt: the text of the first career up to its last title."""
+    for career in read_careers(settings.data):
+        rendered = render_career(career, template, vocabulary.title_of())[-1]
+        return rendered.text[: rendered.title_spans[-1][0]]
+    raise DataFileError(f"the corpora of data={settings.data.name} hold no careers")
+
+
+def tokenizer_place(settings: RunSettings) -> tuple[str, str | None, str | None]:
+    """Return path, revision and subfolder: the tokenizer's own path, or the model's."""
+    if settings.tokenizer.path is not None:
+        return settings.tokenizer.path, None, None
+    if settings.model.path is None:
+        raise DataFileError("tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken")
+    return settings.model.path, settings.model.revision, settings.model.subfolder
