@@ -1,5 +1,7 @@
 # make quickstart   environment, real data, training and evaluation on 2 ranks, comparators, report
 # make test         the tests                make test-quick   those that start no ranks
+# make test-hosts   over two hosts           make test-slurm   under a Slurm of one node
+#                   (both as root, with Debian's programs; else they say what is missing)
 # make lint         style and types          make benchmarks   the benchmarks that need no GPU
 # Settings: PYTHON=python3.12  VENV=.venv  RANKS=2
 PYTHON ?= python3
@@ -14,7 +16,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic goals test test-quick lint benchmarks clean
+.PHONY: install quickstart synthetic goals test test-quick test-hosts test-slurm lint benchmarks clean
 
 install: $(INSTALLED)
 
@@ -52,10 +54,16 @@ runs/%/scores/comparators: runs/%/scores/test.parquet
 .PRECIOUS: runs/%/export/laborllm_dist.json runs/%/scores/test.parquet runs/%/scores/comparators
 
 test: install
-	@pytest -q
+	@pytest -q -m 'not hosts and not slurm'
 
 test-quick: install
-	@pytest -q -m 'not ranks'
+	@pytest -q -m 'not ranks and not hosts and not slurm'
+
+test-hosts: install
+	@pytest -q -rs tests/test_hosts.py
+
+test-slurm: install
+	@pytest -q -rs tests/test_slurm.py
 
 lint: install
 	@ruff check .

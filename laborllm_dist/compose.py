@@ -59,7 +59,8 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
         # These are the same on every rank; of others, the rank that met one is the only one that knows.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(refusal, (SettingsError, Interrupted, RunError)):
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
+        if rank == "0" or not isinstance(refusal, (SettingsError, Interrupted, RunError)):
             _complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:

@@ -77,6 +77,10 @@ class PeerLost(LaborError):
     """Another rank has failed, been killed, or cannot be reached any more."""
 
 
+class RanksApart(LaborError):
+    """The ranks have not met: one has not started, or they cannot reach each other."""
+
+
 class PortTaken(LaborError):
     """The port the ranks were to meet at is in use."""
 

@@ -16,6 +16,13 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXTENSIONS = tempfile.mkdtemp(prefix="torch_extensions_")  # must stay empty: nothing here is compiled at run time
+ON_CPU = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "DS_ACCELERATOR": "cpu",
+    "TORCH_EXTENSIONS_DIR": EXTENSIONS,
+    "WANDB_MODE": "disabled",
+}
 
 
 @dataclass
@@ -28,24 +35,18 @@ class Outcome:
 
 def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: Path) -> list[subprocess.Popen[bytes]]:
     """Start a script of launch/ as `world_size` ranks, each in a process group of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = []
     with log.open("ab") as output:
         for rank in range(world_size):
             environment = {
                 **os.environ,
+                **ON_CPU,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(world_size),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-                "DS_ACCELERATOR": "cpu",
-                "TORCH_EXTENSIONS_DIR": EXTENSIONS,
-                "WANDB_MODE": "disabled",
             }
             processes.append(
                 subprocess.Popen(
@@ -100,3 +101,25 @@ def run_well(script: str, arguments: Sequence[str], *, world_size: int, log: Pat
     outcome = run_ranks(script, arguments, world_size=world_size, log=log)
     assert outcome.codes == [0] * world_size, outcome.text[-3000:]
     return outcome.text
+
+
+def free_port() -> int:
+    """Return a port that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(is_true: Callable[[], bool], *, time_limit: float, what: str) -> None:
+    """Look again and again until something is true."""
+    deadline = time.monotonic() + time_limit
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {time_limit} s: {what}"
+        time.sleep(0.2)
+
+
+def python_path() -> dict[str, str]:
+    """Return the variables by which `python` and `deepspeed` are this interpreter's, with this project's package."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    packages = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PATH": os.pathsep.join(folders), "PYTHONPATH": os.pathsep.join(packages)}

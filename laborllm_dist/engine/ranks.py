@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import socket
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
-from laborllm_dist.errors import PeerLost, PortTaken, RankFailed
+from laborllm_dist.engine.lookout import looking_out
+from laborllm_dist.engine.slurm import launcher_variables
+from laborllm_dist.errors import Interrupted, PeerLost, PortTaken, RankFailed, RanksApart
 from laborllm_dist.files import locked
 from laborllm_dist.settings import RanksSettings
 
@@ -72,7 +75,7 @@ class Ranks:
         if self.world_size == 1:
             return work()
         key = f"laborllm_dist/on_first/{next(self._calls)}"
-        store = torch.distributed.distributed_c10d._get_default_store()  # there is no public name for it
+        store = _store()
         if self.is_first:
             try:
                 result = work()
@@ -120,8 +123,9 @@ def alone(ranks: Ranks, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
-    """Join the process group of the launcher (deepspeed, torchrun), or stand alone; leave it at the end. Collective."""
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+    """Join the ranks of the launcher (deepspeed, torchrun, srun), or stand alone; leave them at the end. Collective."""
+    alone_variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**alone_variables, **launcher_variables(os.environ)}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     has_gpu = torch.cuda.is_available()
@@ -129,40 +133,76 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
     torch.set_num_threads(settings.threads_per_rank)
     _quiet_libraries()
-    deepspeed = import_deepspeed()
-    # shm_comm serves inference_all_reduce alone, which nothing here calls; building it takes a compiler, a minute,
-    # and a lock file that makes every later process wait for ever after a kill.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    try:
-        deepspeed.init_distributed(
-            dist_backend="nccl" if has_gpu else "gloo",
-            timeout=timedelta(minutes=settings.timeout_minutes),
-            verbose=False,
-        )
-    except torch.distributed.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise PortTaken(
-            f"port {os.environ['MASTER_PORT']} is taken by another run on this machine; "
-            "start with another one (deepspeed --master_port=29600, torchrun --master-port=29600)"
-        ) from None
+    _meet(settings, backend="nccl" if has_gpu else "gloo")
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
     try:
-        yield ranks
-        ranks.barrier()  # rank 0 keeps the store: it is the last to leave
+        with looking_out(
+            _store(),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            is_goodbye=lambda error: isinstance(error, (Interrupted, RankFailed)),
+            when_lost=lambda: _end_without(ranks),
+        ):
+            yield ranks
+            ranks.barrier()  # rank 0 keeps the store: it is the last to leave
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
-        raise PeerLost(
-            f"rank {ranks.rank} has lost another rank, which failed, was killed or cannot be reached; "
-            "what it said, if anything, stands above; the same command goes on from what is saved"
-        ) from None
+        raise PeerLost(_what_is_lost(ranks)) from None
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _meet(settings: RanksSettings, *, backend: str) -> None:
+    """Make the process group. Collective.
+
+    Raises:
+        PortTaken: if another run meets at this port.
+        RanksApart: if not all ranks have come within the time limit, or they cannot reach each other.
+    """
+    deepspeed = import_deepspeed()
+    # shm_comm serves inference_all_reduce alone, which nothing here calls; building it takes a compiler, a minute,
+    # and a lock file that makes every later process wait for ever after a kill.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    limit = timedelta(minutes=settings.timeout_minutes)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        if "EADDRINUSE" in str(error):
+            raise PortTaken(
+                f"port {os.environ['MASTER_PORT']} is taken by another run on this machine; start with another one "
+                "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
+            ) from None
+        if not (_is_lost_peer(error) or "gloo" in str(error).lower()):
+            raise
+        raise RanksApart(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at {place} within "
+            f"{settings.timeout_minutes:g} minutes; look whether all have started, and whether GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME name the interface that joins the hosts"
+        ) from None
+
+
+def _end_without(ranks: Ranks) -> None:
+    """End this process at once: its main thread waits for a rank that is gone, and cannot be told."""
+    sys.stderr.write(f"error: {_what_is_lost(ranks)}\n")
+    sys.stderr.flush()
+    os._exit(PeerLost.exit_code)
+
+
+def _what_is_lost(ranks: Ranks) -> str:
+    return (
+        f"rank {ranks.rank} has lost another rank, which failed, was killed or cannot be reached; "
+        "what it said, if anything, stands above; the same command goes on from what is saved"
+    )
+
+
+def _store() -> Any:
+    return torch.distributed.distributed_c10d._get_default_store()  # there is no public name for it
 
 
 def import_deepspeed() -> Any:

@@ -1,0 +1,54 @@
+"""Slurm's variables of a step's task -> the variables that launchers set and torch.distributed reads.
+
+`srun` says which rank a task is, but in names of its own, and names no port to meet at. The shell of sbatch or salloc
+also has SLURM_PROCID or SLURM_NTASKS: only what stands in a step (SLURM_STEP_ID) was started once per rank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+NEEDED = (
+    "SLURM_STEP_ID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_STEP_NODELIST",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_JOB_ID",
+)
+# Below the ports that Linux gives to outgoing connections (32768 and on), above those of usual services.
+FIRST_PORT, NUM_PORTS = 12_000, 20_000
+
+
+def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task of srun; nothing where it is none.
+
+    Nothing either where a launcher has set RANK (torchrun inside srun), and in a step of one task, which is one rank
+    wherever it was started (`srun --pty bash` too).
+    """
+    if "RANK" in environment or any(name not in environment for name in NEEDED):
+        return {}
+    if environment["SLURM_STEP_NUM_TASKS"] == "1":
+        return {}
+    # A task that is bound to one GPU (--gpus-per-task) sees it as its first.
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    sees_one_gpu = len(visible) == 1 and visible[0] != ""
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": "0" if sees_one_gpu else environment["SLURM_LOCALID"],
+        "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": str(port_of_step(int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"]))),
+    }
+
+
+def first_host(hosts: str) -> str:
+    """Return the first name of Slurm's list of hosts: `gpu[007-009,12],cpu1` begins with gpu007."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0] if first else hosts)
+
+
+def port_of_step(job: int, step: int) -> int:
+    """Return a port that every rank of a step knows without asking, and that other steps at work hardly have."""
+    return FIRST_PORT + (job + 1_009 * step) % NUM_PORTS

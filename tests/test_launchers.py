@@ -1,0 +1,131 @@
+"""How ranks find and lose each other: Slurm's variables, the lookout, and what is said where they do not meet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import ON_CPU, PROJECT, free_port, python_path
+from worlds import small_run
+
+from laborllm_dist.engine.slurm import first_host, launcher_variables, port_of_step
+
+# As Slurm 22.05 sets them in task 9 of `srun --ntasks-per-node=8` over two hosts.
+TASK = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NODELIST": "gpu[007,012]",
+    "SLURM_JOB_NODELIST": "gpu[003,007,012]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+}
+
+
+def test_a_task_of_srun_gets_the_variables_of_a_launcher() -> None:
+    assert launcher_variables(TASK) == {
+        "RANK": "9",
+        "WORLD_SIZE": "16",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "gpu007",
+        "MASTER_PORT": str(12_000 + 4711),
+    }
+
+
+def test_a_task_that_sees_one_gpu_takes_that_one() -> None:
+    assert launcher_variables({**TASK, "CUDA_VISIBLE_DEVICES": "5"})["LOCAL_RANK"] == "0"
+    assert launcher_variables({**TASK, "CUDA_VISIBLE_DEVICES": ""})["LOCAL_RANK"] == "1"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {**TASK, "RANK": "3"},  # torchrun or deepspeed inside srun
+        {**TASK, "SLURM_STEP_NUM_TASKS": "1"},  # srun --pty bash
+        {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "gpu7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},  # sbatch
+        {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "gpu7", "SLURM_NTASKS": "16"},  # salloc
+    ],
+)
+def test_elsewhere_slurm_says_nothing_about_ranks(environment: dict[str, str]) -> None:
+    assert launcher_variables(environment) == {}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("gpu[007-009,12],cpu1", "gpu007"),
+        ("a-[3,5]-ib,b", "a-3-ib"),
+        ("rack[0-1]node[04-07]", "rack0node04"),
+        ("gpu-3.cluster.edu,gpu-[4-5].cluster.edu", "gpu-3.cluster.edu"),
+    ],
+)
+def test_the_first_host_of_slurm_s_list(hosts: str, first: str) -> None:
+    assert first_host(hosts) == first
+
+
+def test_ports_differ_between_steps_and_stay_below_those_of_outgoing_connections() -> None:
+    ports = {port_of_step(job, step) for job in (4711, 99_999_999) for step in range(10)}
+    assert len(ports) == 20
+    assert all(12_000 <= port < 32_000 for port in ports)
+
+
+LOOKOUT = """
+import os, sys, time, torch.distributed
+from laborllm_dist.engine import lookout
+lookout.GRACE_SECONDS = 0.5
+rank, port, ending = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+store = torch.distributed.TCPStore("127.0.0.1", port, 2, rank == 0)
+def lost():
+    os._exit(7)
+with lookout.looking_out(
+    store, rank=rank, world_size=2, is_goodbye=lambda error: isinstance(error, EOFError), when_lost=lost
+):
+    if rank == 0:
+        time.sleep(4)  # as in a collective that nothing interrupts
+    elif ending == "killed":
+        os.kill(os.getpid(), 9)
+    elif ending == "failed":
+        raise ValueError
+    elif ending == "expected":
+        raise EOFError
+"""
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("ending", "code"), [("killed", 7), ("failed", 7), ("expected", 0), ("well", 0)])
+def test_a_rank_that_waits_is_ended_when_another_has_gone_without_goodbye(ending: str, code: int) -> None:
+    port = str(free_port())
+    environment = {**os.environ, **ON_CPU, **python_path(), "MASTER_ADDR": "127.0.0.1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOOKOUT, str(rank), port, ending], env=environment, stderr=subprocess.DEVNULL
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        assert ranks[0].wait(timeout=60) == code
+    finally:
+        for each in ranks:
+            each.kill()
+            each.wait()
+
+
+@pytest.mark.ranks
+def test_ranks_that_do_not_meet_end_with_one_line(tmp_path: Path) -> None:
+    launcher = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    outcome = subprocess.run(
+        [sys.executable, str(PROJECT / "launch/train.py"), *small_run(tmp_path, "ranks.timeout_minutes=0.05")],
+        env={**os.environ, **ON_CPU, **launcher, "MASTER_PORT": str(free_port())},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert outcome.returncode == 2
+    assert "error: rank 0 of 2 has not met the others at 127.0.0.1:" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
