@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from laborllm_dist.errors import Interrupted, LaborError, RankFailed, RunError, SettingsError
+from laborllm_dist.errors import BadStep, DoesNotFit, Interrupted, LaborError, RankFailed, RunError, SettingsError
 from laborllm_dist.settings_reader import Settings, read_settings
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -60,7 +60,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
     except LaborError as refusal:
         # These are the same on every rank; of others, the rank that met one is the only one that knows.
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
-        if rank == "0" or not isinstance(refusal, (SettingsError, Interrupted, RunError)):
+        if rank == "0" or not isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit)):
             _complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:

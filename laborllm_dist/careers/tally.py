@@ -13,7 +13,8 @@ from laborllm_dist.careers.reading import CodedTitle, DropUnit, PersonRead
 from laborllm_dist.careers.splits import Split
 
 KINDS = ("first", "moving", "staying")
-MOST_TITLES = 5_000  # of a piece that are kept for the list of titles, so that records stay small
+MOST_TITLES = 2_000  # of a piece that are kept for the list of titles, so that records stay small
+_TITLES_IN_MEMORY = 20_000  # of a corpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,12 @@ class Tally:
             self.drops + other.drops,
         )
 
+    def with_titles_trimmed(self) -> Tally:
+        """Return the counts without those of rare titles, where there are very many."""
+        if len(self.titles) <= 2 * _TITLES_IN_MEMORY:
+            return self
+        return dataclasses.replace(self, titles=Counter(dict(_most_frequent(self.titles, _TITLES_IN_MEMORY))))
+
     def left_out(self) -> list[LeftOut]:
         """Return what was left out by reason: person-years first, then jobs, then people; most of each first."""
         years: dict[tuple[str, str], dict[int, int]] = {}
@@ -81,7 +88,7 @@ class Tally:
             "kinds": dict(self.kinds),
             "occupations": dict(self.occupations),
             "years": {str(year): dict(codes) for year, codes in self.years.items()},
-            "titles": [[*dataclasses.astuple(each), count] for each, count in _most_frequent(self.titles)],
+            "titles": [[*dataclasses.astuple(each), count] for each, count in _most_frequent(self.titles, MOST_TITLES)],
             "drops": [[*key, count] for key, count in self.drops.items()],
         }
 
@@ -99,9 +106,9 @@ def tally_from_values(values: dict[str, Any]) -> Tally:
     )
 
 
-def _most_frequent(titles: Counter[CodedTitle]) -> list[tuple[CodedTitle, int]]:
+def _most_frequent(titles: Counter[CodedTitle], number: int) -> list[tuple[CodedTitle, int]]:
     """Return the titles that most jobs have, of equals the first in order of letters; rare ones are left out."""
-    return sorted(titles.items(), key=lambda item: (-item[1], item[0].title))[:MOST_TITLES]
+    return sorted(titles.items(), key=lambda item: (-item[1], item[0].title))[:number]
 
 
 def titles_csv(titles: Counter[CodedTitle]) -> str:
@@ -109,7 +116,7 @@ def titles_csv(titles: Counter[CodedTitle]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("title", "jobs", "matched_title", "score", "code"))
-    for each, count in _most_frequent(titles):
+    for each, count in _most_frequent(titles, _TITLES_IN_MEMORY):
         writer.writerow((each.title, count, each.matched_title or "", f"{each.score:.2f}", each.code or ""))
     return text.getvalue()
 

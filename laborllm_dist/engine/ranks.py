@@ -208,6 +208,7 @@ def _store() -> Any:
 def import_deepspeed() -> Any:
     """Import deepspeed with its chatter turned down to warnings."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing` is deprecated")
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)

@@ -51,8 +51,15 @@ def merge_pieces(
         DataFileError: if a person stands twice in a corpus, or in two splits, or nobody is in the training split.
         StoreError: if a piece has changed since it was written.
     """
-    records = {name: [(piece, read_piece(piece)) for piece in found] for name, found in pieces.items()}
     data = settings.data
+    records: dict[str, list[tuple[Path, dict[str, Any]]]] = {name: [] for name in pieces}
+    tallies = {name: Tally() for name in pieces}
+    for name, found in pieces.items():
+        for piece in found:
+            record = read_piece(piece)
+            # Summed at once, so that a large corpus's counts are in memory once.
+            tallies[name] = tallies[name].with_titles_trimmed() + tally_from_values(record.pop("tally"))
+            records[name].append((piece, record))
     _check_people(settings, pieces)
     counts: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
@@ -62,10 +69,6 @@ def merge_pieces(
         counts[split]["shards"] = [
             str((piece / f"{split}.arrow").relative_to(folder)) for piece, each in of_split if each["texts"]
         ]
-    tallies = {
-        name: sum((tally_from_values(record["tally"]) for _, record in found), Tally())
-        for name, found in records.items()
-    }
     _check_nobody_is_lost(folder, tallies)
     _check_training_people(data, tallies)
     shutil.rmtree(folder / ENDS, ignore_errors=True)

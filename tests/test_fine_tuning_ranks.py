@@ -1,0 +1,247 @@
+"""Fine-tuning over real ranks: offload, LoRA, 8-bit states, quantised bases, bad steps, early stops; kills in between."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+from launching import run_ranks, run_well
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from worlds import settings_of, small_run
+
+from laborllm_dist.engine.adapters import lora_config
+from laborllm_dist.engine.checkpoint import checkpoint_folder, read_manifest
+from laborllm_dist.engine.restore import full_weights
+from laborllm_dist.score_table import read_score_table
+from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.training.schedule import learning_rate_at
+
+pytestmark = pytest.mark.ranks
+
+SHORT = ["training.epochs=2", "batch.careers_per_step=16", "training.log_every_steps=1"]  # six steps
+LORA = ["adapter=lora", "adapter.rank=4", "adapter.alpha=8", "optimizer.learning_rate=1e-2", "optimizer.weight_decay=0"]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss_nats_per_token"] for line in lines if "loss_nats_per_token" in line]
+
+
+def saved_weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    checkpoint = checkpoint_folder(run / "checkpoints", step)
+    return dict(full_weights(checkpoint, read_manifest(checkpoint)))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a small model for an epoch, whose export is then fine-tuned; return the folder of all runs."""
+    folder = tmp_path_factory.mktemp("base")
+    run_well("train.py", small_run(folder, "training.epochs=1"), world_size=1, log=folder / "log")
+    shutil.move(folder / "runs/small/export", folder / "base")
+    return folder
+
+
+def tune(base: Path, name: str, *more: str) -> list[str]:
+    kept = [each for each in small_run(base) if not each.startswith(("model.", "tokenizer.", "name="))]
+    pretrained = ["model=pretrained", f"model.path={base}/base", "tokenizer=pretrained"]
+    return [*kept, f"name={name}", *pretrained, *SHORT, *more]
+
+
+@pytest.fixture(scope="module")
+def plain(base: Path) -> list[float]:
+    run_well("train.py", tune(base, "plain", "zero=stage2"), world_size=2, log=base / "log")
+    return losses(base / "runs/plain")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "tolerance"),
+    [
+        ("offload2", ["zero=stage2", "zero.offload_optimizer=cpu", "compute=large"], 1e-6),
+        ("offload3", ["zero=stage3", "zero.offload_optimizer=cpu", "zero.offload_weights=cpu"], 1e-6),
+        ("eight2", ["zero=stage2", "optimizer.kind=adamw_8bit"], 2e-4),
+        ("eight3", ["zero=stage3", "optimizer.kind=adamw_8bit"], 2e-4),
+    ],
+)
+def test_loss_curves_lie_on_that_of_stage_2(name: str, settings: list[str], tolerance: float, base, plain) -> None:
+    run_well("train.py", tune(base, name, *settings), world_size=2, log=base / "log")
+    found = losses(base / "runs" / name)
+    assert len(found) == len(plain) == 6
+    assert found == pytest.approx(plain, rel=tolerance)
+    assert plain[-1] < plain[0] - 1e-3  # something is learnt, so agreement is no accident
+
+
+@pytest.fixture(scope="module")
+def lora_by_hand(base: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Fine-tune with peft and torch alone: one process, no packing, every career by itself."""
+    settings = settings_of(tune(base, "hand", *LORA))
+    store = prepare_store(settings, lambda line: None)
+    careers = store.careers("train")
+    from laborllm_dist.training.plan import plan_training
+
+    plan = plan_training(store, settings, world_size=1)
+    model = AutoModelForCausalLM.from_pretrained(base / "base", dtype=torch.float32)
+    torch.manual_seed(settings.training.seed)
+    from transformers import set_seed
+
+    set_seed(settings.training.seed)
+    model = peft.get_peft_model(model, lora_config(settings.adapter, "x")).train()
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wanted = settings.optimizer
+    adam = torch.optim.AdamW(learnt, betas=(wanted.beta1, wanted.beta2), eps=wanted.epsilon, weight_decay=0.0)
+    found = []
+    for step in range(plan.num_steps):
+        total, num_targets = torch.zeros(()), 0
+        for row in plan.order.careers_of_step(step):
+            ids = torch.from_numpy(careers.token_ids(int(row)).astype(np.int64))[None]
+            logits = model(input_ids=ids).logits
+            total = total + torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+            num_targets += ids.shape[1] - 1
+        (total / num_targets).backward()
+        torch.nn.utils.clip_grad_norm_(learnt, wanted.max_gradient_norm)
+        for group in adam.param_groups:
+            group["lr"] = learning_rate_at(step, plan.num_steps, wanted)
+        adam.step()
+        adam.zero_grad()
+        found.append(float(total.detach()) / num_targets)
+    return found, {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_lora_on_two_ranks_equals_peft_and_torch(stage: int, base: Path, lora_by_hand) -> None:
+    wanted_losses, wanted = lora_by_hand
+    run_well("train.py", tune(base, f"lora{stage}", *LORA, f"zero=stage{stage}"), world_size=2, log=base / "log")
+    assert losses(base / f"runs/lora{stage}") == pytest.approx(wanted_losses, rel=2e-6)
+    found = saved_weights(base / f"runs/lora{stage}", 6)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_the_adapter_alone_and_merged_are_one_model_and_evaluation_opens_both(base: Path) -> None:
+    run = base / "runs/lora2"
+    assert sum(value.numel() for value in load_file(run / "adapter/adapter_model.safetensors").values()) < 10_000
+    ids = torch.arange(4, 40)[None]
+    merged = AutoModelForCausalLM.from_pretrained(run / "export", dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(base / "base", dtype=torch.float32)
+    before = plain(input_ids=ids).logits
+    alone = peft.PeftModel.from_pretrained(plain, str(run / "adapter"))
+    with torch.inference_mode():
+        torch.testing.assert_close(alone(input_ids=ids).logits, merged(input_ids=ids).logits, rtol=0, atol=1e-4)
+        assert float((merged(input_ids=ids).logits - before).abs().max()) > 1e-2
+    run_well("evaluate.py", [f"run={run}"], world_size=1, log=base / "log")
+    other = [f"run={run}", f"model.path={run}/adapter", "model.name=adapter"]
+    run_well("evaluate.py", other, world_size=2, log=base / "log")
+    scores = [
+        read_score_table(run / f"scores/{name}.parquet")[0]["title"].to_numpy() for name in ("test", "test.adapter")
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+
+
+KILLED = ["training.epochs=8", "training.checkpoint_every_steps=5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("killed_lora", [*LORA, "zero=stage3"]), ("killed_eight", ["optimizer.kind=adamw_8bit", "zero=stage2"])],
+)
+def test_kill_and_resume_is_bitwise_with_adapters_and_8_bit_moments(name: str, settings: list[str], base: Path) -> None:
+    run_well("train.py", tune(base, f"{name}_not", *settings, *KILLED), world_size=2, log=base / "log")
+    run = tune(base, name, *settings, *KILLED)
+
+    def is_far() -> bool:
+        metrics = base / "runs" / name / "metrics.jsonl"
+        return metrics.is_file() and len(metrics.read_text().splitlines()) >= 12
+
+    killed = run_ranks("train.py", run, world_size=2, log=base / "log", kill_when=is_far)
+    assert killed.codes != [0, 0]
+    assert "goes on after step" in run_well("train.py", run, world_size=2, log=base / "log")
+    wanted, found = (saved_weights(base / "runs" / each, 24) for each in (f"{name}_not", name))
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert losses(base / "runs" / name) == losses(base / "runs" / f"{name}_not")
+
+
+def test_8_bit_moments_go_on_at_another_number_of_ranks_and_stage(base: Path) -> None:
+    """Blocks are cut anew there, so moments are rounded once more: the losses stay near, not the same."""
+    source, target = base / "runs/killed_eight_not", base / "runs/other_eight"
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("export", "scores"))
+    for step in (20, 24):
+        shutil.rmtree(checkpoint_folder(target / "checkpoints", step), ignore_errors=True)
+    newest = max(int(path.name.removeprefix("step_")) for path in (target / "checkpoints").iterdir())
+    settings = ["optimizer.kind=adamw_8bit", "zero=stage3", *KILLED]
+    text = run_well("train.py", tune(base, "other_eight", *settings), world_size=1, log=base / "log")
+    assert f"goes on after step {newest} of 24" in text
+    assert losses(target) == pytest.approx(losses(source), rel=1e-4)
+    assert losses(target) != losses(source)
+
+
+@pytest.mark.parametrize("kind", ["lora_int8", "qlora"])
+def test_a_quantised_base_learns_nearly_as_a_whole_one(kind: str, base: Path, lora_by_hand) -> None:
+    settings = [*LORA, f"adapter={kind}", "zero=stage2"]
+    text = run_well("train.py", tune(base, kind, *settings), world_size=2, log=base / "log")
+    assert re.search(r"plan: [\d,]+ parameters, [\d,]+ of them learnt", text)
+    found, (wanted, _) = losses(base / "runs" / kind), lora_by_hand
+    assert found == pytest.approx(wanted, rel=3e-2)
+    assert found != pytest.approx(wanted, rel=1e-5)  # it is quantised
+    assert found[-1] < found[0]
+    AutoModelForCausalLM.from_pretrained(base / "runs" / kind / "export")
+
+
+def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Path, plain: list[float]) -> None:
+    # Any loss above the one before counts as a spike here; the plain run says which step is the first.
+    spike = next(step for step in range(1, 6) if plain[step] > 1.000001 * plain[step - 1])
+    wary = ["training.spike_ratio=1.000001", "training.spike_window=1", "zero=stage2"]
+    run = tune(base, "wary", *wary)
+    outcome = run_ranks("train.py", run, world_size=2, log=base / "log")
+    assert outcome.codes == [2, 2]
+    (error,) = [line for line in outcome.text.splitlines() if line.startswith("error:")]
+    assert re.search(
+        rf"step {spike + 1} was not learnt from: its loss of [\d.]+ nats/token is 1.0 times the median of the last 1 steps "
+        rf".*; its careers: SYNTHETIC \d+, SYNTHETIC \d+, SYNTHETIC \d+ and 13 more .*Steps up to {spike} are saved",
+        error,
+    )
+    noted = [json.loads(line) for line in (base / "runs/wary/metrics.jsonl").read_text().splitlines()][-1]
+    assert (noted["step"], len(noted["careers"])) == (spike + 1, 16)
+    # On with it, and without: the same command goes on from what is saved.
+    text = run_well("train.py", [*run, "training.bad_step=skip"], world_size=2, log=base / "log")
+    assert f"goes on after step {spike} of 6" in text
+    assert f"train: step {spike + 1} was not learnt from" in text
+    manifest = read_manifest(checkpoint_folder(base / "runs/wary/checkpoints", 6))
+    assert spike in manifest.state["left_out"]
+    assert losses(base / "runs/wary")[:spike] == plain[:spike]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_step_that_is_left_out_changes_nothing(stage: int, base: Path) -> None:
+    """Independent: a loss can be no spike twice, so leaving out every step leaves the weights as they were read."""
+    run = tune(base, f"skip{stage}", "training.bad_step=skip", "training.spike_window=1", f"zero=stage{stage}",
+               "optimizer.learning_rate=1e30", "training.spike_ratio=null", "optimizer.weight_decay=0")  # fmt: skip
+    # The first update ruins the weights; every loss after it is no number, and no later update is made.
+    outcome = run_ranks("train.py", run, world_size=2, log=base / "log")
+    assert 2 in outcome.codes
+    assert "was not learnt from: its loss is nan" in outcome.text or "is no number" in outcome.text
+    assert "error: the validation loss after step 3 is nan; lower the learning rate" in outcome.text
+    assert "Traceback" not in outcome.text
+
+
+def test_training_stops_early_when_validation_has_not_gained(base: Path) -> None:
+    # A rate of nothing: no validation is better than the first.
+    run = tune(base, "early", "training.patience=2", "training.epochs=50", "optimizer.learning_rate=1e-30")
+    text = run_well("train.py", run, world_size=1, log=base / "log")
+    assert "train: stops early after step 9: 2 validations without a better one than after step 3" in text
+    assert "train: weights of step 3 (best on validation)" in text
+    assert "is finished (9 steps, best after 3)" in run_well("train.py", run, world_size=1, log=base / "log")
+
+
+def test_an_adapter_for_layers_that_are_not_there_is_refused(base: Path) -> None:
+    outcome = run_ranks(
+        "train.py", tune(base, "bad", "adapter=lora", "adapter.targets=[c_attn]"), world_size=1, log=base / "log"
+    )
+    assert outcome.codes == [2]
+    assert "error: adapter.targets: the model has no linear layer c_attn; it has down_proj, gate_proj" in outcome.text

@@ -1,0 +1,201 @@
+"""Attention and log-likelihood of packed careers, against dense ones: values and gradients, every precision."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from worlds import COMPUTE, settings_of
+
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.model import new_llama
+from laborllm_dist.engine.packed_attention import career_bounds, packed_attention
+from laborllm_dist.engine.token_scores import check_fused, chunked_log_likelihood
+from laborllm_dist.errors import ModelError, SettingsError
+
+CPU = torch.device("cpu")
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def dense_log_likelihood(hidden_ND, weight_VD, targets_N):
+    """Log-softmax of all logits at once, by torch."""
+    return torch.log_softmax(hidden_ND @ weight_VD.T, dim=1)[torch.arange(len(targets_N)), targets_N]
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 23, 1000])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+def test_chunks_give_the_log_likelihood_and_gradients_of_the_whole(chunk_tokens: int, dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(23, 16, dtype=dtype), torch.randn(50, 16, dtype=dtype)
+    targets = torch.randint(0, 50, (23,))
+    own, dense = ([each.clone().requires_grad_() for each in (hidden, weight)] for _ in range(2))
+    total, scores = chunked_log_likelihood(*own, targets, chunk_tokens=chunk_tokens)
+    wanted = dense_log_likelihood(*dense, targets)
+    torch.testing.assert_close(scores, wanted.detach(), rtol=0, atol=tolerance)
+    torch.testing.assert_close(total, wanted.sum(), rtol=1e-6, atol=tolerance)
+    # As in training, the loss is a small number times the sum.
+    (-0.01 * total).backward()
+    (-0.01 * wanted.sum()).backward()
+    for found, expected in zip(own, dense, strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=tolerance)
+    assert not scores.requires_grad
+
+
+def test_a_frozen_output_layer_gets_no_gradient_and_no_tokens_are_no_trouble() -> None:
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8)
+    total, _ = chunked_log_likelihood(hidden, weight, torch.arange(5), chunk_tokens=2)
+    total.backward()
+    assert hidden.grad is not None
+    empty = torch.empty(0, 8, requires_grad=True)
+    total, scores = chunked_log_likelihood(empty, weight, torch.empty(0, dtype=torch.int64), chunk_tokens=2)
+    total.backward()
+    assert (float(total), scores.numel(), empty.grad.numel()) == (0.0, 0, 0)
+
+
+def test_narrow_weights_have_wide_scores() -> None:
+    """Logits of bf16 operands are float32 sums of exact products: far from what rounding each logit would give."""
+    torch.manual_seed(1)
+    hidden, weight = torch.randn(200, 64).bfloat16() * 2, torch.randn(300, 64).bfloat16()
+    targets = torch.randint(0, 300, (200,))
+    _, scores = chunked_log_likelihood(hidden, weight, targets, chunk_tokens=64)
+    exact = dense_log_likelihood(hidden.double(), weight.double(), targets)
+    rounded = dense_log_likelihood((hidden @ weight.T).float(), torch.eye(300), targets)
+    assert scores.dtype == torch.float32
+    assert float((scores - exact).abs().max()) < 1e-4
+    assert float((rounded - exact).abs().max()) > 1e-2
+
+
+def dense_attention(query, key, value, lengths, scaling):
+    """Attention of every career alone, head by head, from its definition."""
+    repeats = query.shape[1] // key.shape[1]
+    found = torch.zeros(query.shape[0], query.shape[2], query.shape[1], query.shape[3], dtype=query.dtype)
+    row, start = 0, 0
+    for length in lengths:
+        for head in range(query.shape[1]):
+            q, k, v = (
+                each[row, head // share, start : start + length]
+                for each, share in ((query, 1), (key, repeats), (value, repeats))
+            )
+            logits = (q @ k.T) * scaling
+            mask = torch.ones(length, length).tril().bool()
+            found[row, start : start + length, head] = torch.softmax(logits.masked_fill(~mask, -torch.inf), dim=-1) @ v
+        start += length
+        if start == query.shape[2]:
+            row, start = row + 1, 0
+    return found
+
+
+@pytest.mark.parametrize("num_key_heads", [4, 2, 1])
+def test_attention_stays_inside_careers(num_key_heads: int) -> None:
+    torch.manual_seed(2)
+    lengths = [5, 1, 6, 12, 3, 9]  # three rows of twelve
+    query = torch.randn(3, 4, 12, 8, dtype=torch.float64)
+    key, value = (torch.randn(3, num_key_heads, 12, 8, dtype=torch.float64) for _ in range(2))
+    found, _ = packed_attention(nn.Module(), query, key, value, None, bounds=career_bounds(lengths, CPU), scaling=0.3)
+    torch.testing.assert_close(found, dense_attention(query, key, value, lengths, 0.3), rtol=0, atol=1e-12)
+    alone, _ = packed_attention(nn.Module(), query, key, value, None, scaling=0.3)
+    torch.testing.assert_close(alone, dense_attention(query, key, value, [12, 12, 12], 0.3), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="takes bounds, not a mask"):
+        packed_attention(nn.Module(), query, key, value, torch.ones(1), scaling=0.3)
+
+
+def small_llama(**changes):
+    shape = dataclasses.replace(
+        settings_of([]).model.llama,
+        hidden_size=48,
+        num_layers=3,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+        **changes,
+    )
+    return new_llama(shape, num_ids=120, attention_dropout=0.0, seed=3)
+
+
+def some_batch():
+    random = np.random.default_rng(0)
+    rows = [
+        [random.integers(0, 120, length).astype(np.int32) for length in lengths] for lengths in ([9, 20], [30], [4, 4])
+    ]
+    return pack_batch(rows, 32)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("changes", [{"attention": "mask"}, {"loss_chunk_tokens": 5}, {"gradient_checkpointing": True}])
+def test_every_way_to_compute_gives_one_loss_and_one_gradient(changes: dict, tied: bool) -> None:
+    found = []
+    for compute in (COMPUTE, dataclasses.replace(COMPUTE, **changes)):
+        llama = small_llama(tied_embeddings=tied)
+        if compute.gradient_checkpointing:
+            llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = CareerLanguageModel(llama, compute).train()
+        total, scores = model(some_batch())
+        total.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        found.append((float(total), scores, gradients))
+    (total, scores, gradients), (other_total, other_scores, other_gradients) = found
+    assert total == pytest.approx(other_total, rel=1e-6)
+    torch.testing.assert_close(scores, other_scores, rtol=0, atol=2e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_packed_attention_of_a_model_that_cannot_have_it_is_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
+    with pytest.raises(ModelError, match=r"knows models of type llama, .*this one is gpt2; set compute.attention=mask"):
+        CareerLanguageModel(model, dataclasses.replace(COMPUTE, attention="packed"))
+    CareerLanguageModel(model, COMPUTE)
+
+
+def test_the_fused_loss_is_refused_where_it_cannot_run() -> None:
+    with pytest.raises(SettingsError, match=r"compute.loss=liger runs on CUDA only; set compute.loss=chunked"):
+        check_fused(CPU)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("num_key_heads", [8, 2])
+def test_the_variable_length_kernel_is_block_diagonal_attention(num_key_heads: int) -> None:
+    torch.manual_seed(4)
+    device, lengths = torch.device("cuda"), [300, 1, 211, 512, 8, 504]
+    query = torch.randn(3, 8, 512, 64, device=device).bfloat16().requires_grad_()
+    key, value = (torch.randn(3, num_key_heads, 512, 64, device=device).bfloat16().requires_grad_() for _ in range(2))
+    found, _ = packed_attention(
+        nn.Module(), query, key, value, None, bounds=career_bounds(lengths, device), scaling=0.125
+    )
+    exact = [each.detach().double().cpu().requires_grad_() for each in (query, key, value)]
+    wanted = dense_attention(*exact, lengths, 0.125)
+    error = (found.double().cpu() - wanted).norm() / wanted.norm()
+    assert float(error) < 1e-2
+    weights = torch.randn_like(found)
+    (found * weights).sum().backward()
+    (wanted * weights.double().cpu()).sum().backward()
+    for own, other in zip((query, key, value), exact, strict=True):
+        assert float((own.grad.double().cpu() - other.grad).norm() / other.grad.norm()) < 2e-2
+
+
+@gpu
+@needs_gpu
+def test_the_fused_loss_is_the_chunked_one() -> None:
+    pytest.importorskip("liger_kernel")
+    from laborllm_dist.engine.token_scores import fused_log_likelihood
+
+    torch.manual_seed(5)
+    device = torch.device("cuda")
+    check_fused(device)
+    hidden, weight = torch.randn(1000, 256, device=device), torch.randn(32_000, 256, device=device) / 16
+    targets = torch.randint(0, 32_000, (1000,), device=device)
+    own, fused = ([each.clone().requires_grad_() for each in (hidden, weight)] for _ in range(2))
+    total, _ = chunked_log_likelihood(*own, targets, chunk_tokens=256)
+    other, _ = fused_log_likelihood(*fused, targets)
+    assert float(other) == pytest.approx(float(total), rel=1e-5)
+    total.backward()
+    other.backward()
+    for found, expected in zip(fused, own, strict=True):
+        assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 1e-3
