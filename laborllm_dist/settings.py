@@ -88,6 +88,33 @@ class RanksSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuSettings:
+    """A kind of GPU, for launch/plan.py."""
+
+    name: str
+    memory_gib: float
+    bf16_tflops: float  # dense, at its best
+    link_gigabytes_per_second: float  # to its neighbours, one direction
+    utilisation: float  # assumed share of bf16_tflops that training reaches, recomputation not counted as work
+    dollars_per_hour: float
+
+    def __post_init__(self) -> None:
+        check_positive(self, "memory_gib", "bf16_tflops", "link_gigabytes_per_second", "utilisation")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """What launch/plan.py plans for. `go_on`: train even where the plan does not fit the memory that is there."""
+
+    num_gpus: int
+    gpu: GpuSettings
+    go_on: bool
+
+    def __post_init__(self) -> None:
+        check_positive(self, "num_gpus")
+
+
+@dataclass(frozen=True, slots=True)
 class TrackingSettings:
     """Weights & Biases. `auto` is online with a key in the environment and offline without one."""
 
@@ -116,6 +143,7 @@ class RunSettings:
     training: TrainingSettings
     evaluation: EvaluationSettings
     ranks: RanksSettings
+    plan: PlanSettings
     tracking: TrackingSettings
 
     def __post_init__(self) -> None:

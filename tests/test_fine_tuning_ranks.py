@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import peft
 import pytest
 import torch
-from launching import run_ranks, run_well
+from launching import ON_CPU, PROJECT, run_ranks, run_well
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from worlds import settings_of, small_run
@@ -43,7 +46,9 @@ def saved_weights(run: Path, step: int) -> dict[str, torch.Tensor]:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a small model for an epoch, whose export is then fine-tuned; return the folder of all runs."""
     folder = tmp_path_factory.mktemp("base")
-    run_well("train.py", small_run(folder, "training.epochs=1"), world_size=1, log=folder / "log")
+    # Wide enough for a block of bitsandbytes' 4-bit weights.
+    wide = ["model.llama.hidden_size=64", "model.llama.intermediate_size=128", "model.llama.num_key_value_heads=2"]
+    run_well("train.py", small_run(folder, "training.epochs=1", *wide), world_size=1, log=folder / "log")
     shutil.move(folder / "runs/small/export", folder / "base")
     return folder
 
@@ -188,16 +193,21 @@ def test_a_quantised_base_learns_nearly_as_a_whole_one(kind: str, base: Path, lo
     assert re.search(r"plan: [\d,]+ parameters, [\d,]+ of them learnt", text)
     found, (wanted, _) = losses(base / "runs" / kind), lora_by_hand
     assert found == pytest.approx(wanted, rel=3e-2)
-    assert found != pytest.approx(wanted, rel=1e-5)  # it is quantised
+    assert found != pytest.approx(wanted, rel=3e-7)  # it is quantised
     assert found[-1] < found[0]
     AutoModelForCausalLM.from_pretrained(base / "runs" / kind / "export")
 
 
-def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Path, plain: list[float]) -> None:
-    # Any loss above the one before counts as a spike here; the plain run says which step is the first.
-    spike = next(step for step in range(1, 6) if plain[step] > 1.000001 * plain[step - 1])
-    wary = ["training.spike_ratio=1.000001", "training.spike_window=1", "zero=stage2"]
-    run = tune(base, "wary", *wary)
+BUMPY = ["training.epochs=4", "optimizer.learning_rate=5e-2", "optimizer.decay=constant", "zero=stage2"]
+BUMP = 1.0005
+
+
+def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Path) -> None:
+    run_well("train.py", tune(base, "bumpy", *BUMPY), world_size=2, log=base / "log")
+    bumpy = losses(base / "runs/bumpy")
+    # Any loss above the one before counts as a spike here; the run without a watch says which step is the first.
+    spike = next(step for step in range(1, 12) if bumpy[step] > BUMP * bumpy[step - 1])
+    run = tune(base, "wary", *BUMPY, f"training.spike_ratio={BUMP}", "training.spike_window=1")
     outcome = run_ranks("train.py", run, world_size=2, log=base / "log")
     assert outcome.codes == [2, 2]
     (error,) = [line for line in outcome.text.splitlines() if line.startswith("error:")]
@@ -208,25 +218,34 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Pat
     )
     noted = [json.loads(line) for line in (base / "runs/wary/metrics.jsonl").read_text().splitlines()][-1]
     assert (noted["step"], len(noted["careers"])) == (spike + 1, 16)
-    # On with it, and without: the same command goes on from what is saved.
+    # The same command without that step goes on from what is saved.
     text = run_well("train.py", [*run, "training.bad_step=skip"], world_size=2, log=base / "log")
-    assert f"goes on after step {spike} of 6" in text
+    assert f"goes on after step {spike} of 12" in text
     assert f"train: step {spike + 1} was not learnt from" in text
-    manifest = read_manifest(checkpoint_folder(base / "runs/wary/checkpoints", 6))
+    manifest = read_manifest(checkpoint_folder(base / "runs/wary/checkpoints", 12))
     assert spike in manifest.state["left_out"]
-    assert losses(base / "runs/wary")[:spike] == plain[:spike]
+    found = losses(base / "runs/wary")
+    assert found[: spike + 1] == bumpy[: spike + 1]
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_step_that_is_left_out_changes_nothing(stage: int, base: Path) -> None:
-    """Independent: a loss can be no spike twice, so leaving out every step leaves the weights as they were read."""
-    run = tune(base, f"skip{stage}", "training.bad_step=skip", "training.spike_window=1", f"zero=stage{stage}",
-               "optimizer.learning_rate=1e30", "training.spike_ratio=null", "optimizer.weight_decay=0")  # fmt: skip
-    # The first update ruins the weights; every loss after it is no number, and no later update is made.
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_that_is_left_out_changes_nothing(stage: int, precision: str, tmp_path: Path) -> None:
+    """Two steps with a bad one between them are the two steps alone, bit by bit."""
+    command = [sys.executable, str(PROJECT / "tests/left_out_program.py"), str(stage), precision]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **ON_CPU}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-3:] == ["same", "finite", "infinite"]
+
+
+def test_weights_that_are_no_numbers_stop_the_run_in_one_line(base: Path) -> None:
+    # The first update makes every weight infinite.
+    run = tune(base, "ruined", "optimizer.learning_rate=3e38", "optimizer.weight_decay=0", "zero=stage2")
     outcome = run_ranks("train.py", run, world_size=2, log=base / "log")
-    assert 2 in outcome.codes
-    assert "was not learnt from: its loss is nan" in outcome.text or "is no number" in outcome.text
-    assert "error: the validation loss after step 3 is nan; lower the learning rate" in outcome.text
+    assert outcome.codes == [2, 2]
+    assert re.search(r"error: step 2 was not learnt from: its loss is (nan|inf)", outcome.text)
     assert "Traceback" not in outcome.text
 
 

@@ -75,7 +75,7 @@ class CareerLanguageModel(nn.Module):
     def _decoder(self) -> nn.Module:
         """Return the model without its output layer, inside an adapter too."""
         base: Any = self.hugging_face
-        if hasattr(base, "peft_config"):
+        if hasattr(base, "get_base_model"):
             base = base.get_base_model()
         decoder: nn.Module = base.get_decoder()
         return decoder

@@ -68,7 +68,7 @@ def moments(optimizer: torch.optim.Optimizer, kind: str, flat: Tensor) -> dict[s
     state = optimizer.state[flat]
     if kind == "adamw_8bit":
         if not state:
-            optimizer.init_state(optimizer.param_groups[0], flat, 0, 0)  # type: ignore[attr-defined]
+            _begin_8bit(optimizer, flat)
         names = ("state1", "state2", "absmax1", "absmax2")
         return {name: state[name] for name in names if name in state}
     if not state:
@@ -77,6 +77,14 @@ def moments(optimizer: torch.optim.Optimizer, kind: str, flat: Tensor) -> dict[s
         state["exp_avg"] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
         state["exp_avg_sq"] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
     return {name: state[name] for name in ("exp_avg", "exp_avg_sq")}
+
+
+def _begin_8bit(optimizer: Any, flat: Tensor) -> None:
+    # bitsandbytes looks the settings of a stretch up by its place, and ZeRO-3 fills these places during a step only.
+    group = optimizer.param_groups[0]
+    before, group["params"] = group["params"], [flat]
+    optimizer.init_state(group, flat, 0, 0)
+    group["params"] = before
 
 
 def set_steps_taken(optimizer: torch.optim.Optimizer, num_steps: int) -> None:

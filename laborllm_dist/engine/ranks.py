@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import itertools
 import logging
 import os
@@ -206,12 +207,14 @@ def _store() -> Any:
 
 
 def import_deepspeed() -> Any:
-    """Import deepspeed with its chatter turned down to warnings."""
+    """Import deepspeed with its chatter turned down to errors."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing` is deprecated")
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # It prints its memory whatever the level.
+    importlib.import_module("deepspeed.runtime.bf16_optimizer").see_memory_usage = lambda *_, **__: None  # type: ignore
     return deepspeed
 
 

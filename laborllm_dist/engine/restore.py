@@ -37,14 +37,13 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManife
     """
     reader = _Reader(folder, manifest)
     for group in fragment_groups(engine):
+        of_stretch: dict[int, list[Fragment]] = {}
         for fragment in group:
             reader.fill(fragment, "weight", fragment.weight.copy_)
-        if any(fragment.scales for fragment in group):
-            _restore_8bit(group, reader)
-        else:
-            for fragment in group:
-                for kind, view in fragment.moments.items():
-                    reader.fill(fragment, kind, view.copy_)
+            if fragment.numel:
+                of_stretch.setdefault(id(fragment.flat), []).append(fragment)
+        for fragments in of_stretch.values():
+            _restore_moments(fragments, reader)
     optimizers.set_steps_taken(engine.adam, updates)
     spread_weights(engine)
 
@@ -121,32 +120,34 @@ class _Reader:
         return optimizers.from_8bit(stored, scales, moment=kind, block_offset=saved["block_offset"] + low - first)
 
 
-def _restore_8bit(group: list[Fragment], reader: _Reader) -> None:
-    places = [reader.same_stretch(fragment) for fragment in group if fragment.numel]
-    fragments = [fragment for fragment in group if fragment.numel]
-    if all(place is not None and fragment.scales for place, fragment in zip(places, fragments, strict=True)):
+def _restore_moments(fragments: list[Fragment], reader: _Reader) -> None:
+    """Bring back the moments of the fragments of one long stretch."""
+    if not fragments[0].scales:
+        for fragment in fragments:
+            for kind, view in fragment.moments.items():
+                reader.fill(fragment, kind, view.copy_)
+        return
+    places = [reader.same_stretch(fragment) for fragment in fragments]
+    if None not in places:
         for fragment, place in zip(fragments, places, strict=True):
             assert place is not None
             for kind, view in {**fragment.moments, **fragment.scales}.items():
                 view.copy_(reader.raw(place[0], kind, fragment.name))
         return
-    stretches = {id(fragment.flat): fragment.flat for fragment in fragments}
-    for key, flat in stretches.items():
-        inside = [fragment for fragment in fragments if id(fragment.flat) == key]
-        for kind in inside[0].moments:
-            values = torch.zeros(flat.numel())
-            for fragment in inside:
-                stretch = values[fragment.offset : fragment.offset + fragment.numel]
-                reader.fill(fragment, kind, stretch.copy_)
-            _put_moment(inside, kind, values.to(flat.device))
+    flat = fragments[0].flat
+    for kind in fragments[0].moments:
+        values = torch.zeros(flat.numel())
+        for fragment in fragments:
+            stretch = values[fragment.offset : fragment.offset + fragment.numel]
+            reader.fill(fragment, kind, stretch.copy_)
+        _put_8bit(fragments, kind, values.to(flat.device))
 
 
-def _put_moment(fragments: list[Fragment], kind: str, values: Tensor) -> None:
-    """Write a whole stretch's moment into its fragments' views, rounding it to 8 bits where they have 8."""
-    codes, scales = optimizers.to_8bit(values, kind) if fragments[0].scales else (values, None)
+def _put_8bit(fragments: list[Fragment], kind: str, values: Tensor) -> None:
+    """Round a whole stretch's moment to 8 bits, into its fragments' views."""
+    codes, scales = optimizers.to_8bit(values, kind)
     for fragment in fragments:
         fragment.moments[kind].copy_(codes[fragment.offset : fragment.offset + fragment.numel])
-        if scales is not None:
-            first = fragment.offset // optimizers.BLOCK
-            view = fragment.scales[SCALES[kind]]
-            view.copy_(scales[first : first + len(view)])
+        first = fragment.offset // optimizers.BLOCK
+        view = fragment.scales[SCALES[kind]]
+        view.copy_(scales[first : first + len(view)])

@@ -1,0 +1,156 @@
+"""How much memory a rank will need, kind by kind, before anything is loaded.
+
+P weights of which L are learnt, W ranks, b bytes a number (2 in bf16, 4 in fp32), T tokens of a pass:
+
+    weights      P b; under ZeRO-3 P b / W, and the layers that are gathered for use; 1 or 0.56 bytes where quantised
+    gradients    L b until they are reduced; from stage 2 on the rank's share L / W in fp32
+    optimizer    fp32 copy and moments, 12 bytes a learnt weight (6.03 with 8-bit moments), over W from stage 1 on
+    activations  what the backward needs: of all layers, or of one and every layer's input (gradient checkpointing)
+    logits       a chunk of tokens over the vocabulary, float32, and the output layer's gradient
+    buffers      buckets of collectives
+    process      interpreter and libraries on a CPU; context and NCCL on a GPU
+    slack        what the allocator holds and cannot use
+
+Constants marked (m) are measured: benchmarks/memory_plan.py compares plan and peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from laborllm_dist.engine.shape import ModelShape
+from laborllm_dist.settings import RunSettings
+
+GIB = 2**30
+INT8_BYTES, NF4_BYTES = 1.0, 0.5 + 4 / 64  # a weight, with bitsandbytes' scales of blocks of 64
+EIGHT_BIT_MOMENTS, FULL_MOMENTS = 2 + 2 * 4 / 256, 8.0
+CUDA_PROCESS_GIB = 1.5  # context and NCCL's own buffers
+SLACK = 0.06  # (m) of what changes with every pass
+GATHERED_LAYERS = 2  # the one in use and the one that is fetched ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one rank by kind, on its device and in its host's memory."""
+
+    device: Mapping[str, float]
+    host: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes on the device."""
+        return sum(self.device.values())
+
+    @property
+    def host_total(self) -> float:
+        """Bytes of the rank in its host's memory, beside what a process needs."""
+        return sum(self.host.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a pass of one rank forwards: rows and their length."""
+
+    num_rows: int
+    row_length: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Slots, padding included."""
+        return self.num_rows * self.row_length
+
+
+def plan_memory(
+    shape: ModelShape, settings: RunSettings, load: Load, *, world_size: int, process_bytes: float | None
+) -> Memory:
+    """Return the memory of a rank in training.
+
+    Args:
+        shape: of the model.
+        settings: of the run.
+        load: the largest pass.
+        world_size: number of ranks.
+        process_bytes: what a process has before the model; None: that of a GPU.
+    """
+    zero, is_autocast = settings.zero, settings.zero.stage == 0 and settings.zero.precision == "bf16"
+    number = 2 if settings.zero.precision == "bf16" and not is_autocast else 4
+    learnt = shape.num_learnt(settings.adapter)
+    shared = world_size if zero.stage >= 1 else 1
+    weights = weight_bytes(shape, settings, number)
+    device: dict[str, float] = {}
+    host: dict[str, float] = {}
+
+    if zero.stage == 3:
+        (host if zero.offload_weights != "none" else device)["weights"] = weights / world_size
+        device["gathered"] = _gathered(shape, number, world_size)
+    else:
+        device["weights"] = weights + (2.0 * shape.num_parameters if is_autocast else 0.0)
+    gradients = 4.0 * learnt / shared if zero.stage >= 1 else 4.0 * learnt
+    whole = number * learnt if zero.stage == 1 else 0.0
+    is_offloaded = zero.offload_optimizer != "none"
+    (host if is_offloaded else device)["gradients"] = gradients
+    device["gradients"] = device.get("gradients", 0.0) + whole
+    moments = EIGHT_BIT_MOMENTS if settings.optimizer.kind == "adamw_8bit" else FULL_MOMENTS
+    copy = 4.0 if zero.stage >= 1 else 0.0
+    (host if is_offloaded else device)["optimizer"] = (moments + copy) * learnt / shared
+    device["activations"] = activation_bytes(shape, settings, load, 2 if settings.zero.precision == "bf16" else 4)
+    device["logits"] = _logit_bytes(shape, settings, load, number)
+    device["buffers"] = _buffer_bytes(shape, settings, learnt, number)
+    device["slack"] = SLACK * (device["activations"] + device["logits"] + device["buffers"])
+    device["process"] = CUDA_PROCESS_GIB * GIB if process_bytes is None else process_bytes
+    if zero.offload_optimizer == "nvme":
+        host = {name: size for name, size in host.items() if name not in ("optimizer", "gradients")}
+    return Memory(device=device, host=host)
+
+
+def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> float:
+    """Return the bytes of all weights of one copy of the model, additions of an adapter included."""
+    added = 0 if settings.adapter.kind == "none" else shape.num_learnt(settings.adapter)
+    quantised = {"full": number, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
+    linear = shape.num_layers * shape.linear_per_layer
+    return quantised * linear + number * (shape.num_parameters - linear + added)
+
+
+def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: int) -> float:
+    """Return what the backward needs of a pass.
+
+    Of a layer and token: inputs of both norms in float32 and out of them; queries, keys and values before and after the
+    rotation; what attention gives; gate, its activation, up, and their product.
+    """
+    hidden, wide, narrow = shape.hidden_size, shape.intermediate_size, shape.key_value_size
+    norms = 2 * (4 * hidden + 2 * number * hidden)
+    attention = number * (2 * hidden + 3 * narrow + 2 * hidden)
+    feed_forward = number * 4 * wide
+    additions = 0
+    if settings.adapter.kind == "lora":
+        inputs = {"gate_proj": hidden, "down_proj": wide, "q_proj": hidden}
+        dropped = sum(inputs.get(name, 0) for name in settings.adapter.targets) if settings.adapter.dropout else 0
+        additions = number * (dropped + settings.adapter.rank * len(settings.adapter.targets))
+    of_layer = load.num_tokens * (norms + attention + feed_forward + additions)
+    last = load.num_tokens * hidden * (4 + 2 * number)  # the last norm
+    if settings.compute.attention == "mask":
+        of_layer += load.num_rows * load.row_length**2
+    if not settings.compute.gradient_checkpointing:
+        return float(shape.num_layers * of_layer + last)
+    kept = shape.num_layers * load.num_tokens * hidden * number
+    return float(kept + of_layer + last)
+
+
+def _logit_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: int) -> float:
+    chunk = min(settings.compute.loss_chunk_tokens, load.num_tokens)
+    narrow = number if number == 2 else 0
+    of_chunk = chunk * shape.num_ids * (4 + narrow)
+    head = 0 if settings.adapter.kind == "lora" else 4 * shape.embedding
+    return float(of_chunk + head + load.num_tokens * shape.hidden_size * (4 + number))
+
+
+def _gathered(shape: ModelShape, number: int, world_size: int) -> float:
+    layer = number * max(shape.linear_per_layer * GATHERED_LAYERS, shape.embedding)
+    return float(layer) if world_size > 1 else 0.0
+
+
+def _buffer_bytes(shape: ModelShape, settings: RunSettings, learnt: int, number: int) -> float:
+    bucket = min(settings.zero.bucket_elements, learnt)
+    # Reduced in fp32; from stage 1 on DeepSpeed keeps a flat bucket, and a fp32 copy of it while it is on its way.
+    return float(bucket * (4 if settings.zero.stage == 0 else number + 4))

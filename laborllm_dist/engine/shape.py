@@ -1,0 +1,116 @@
+"""The shape of a model, known without its weights: from the settings, from its config.json, or from the table below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
+from laborllm_dist.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a Llama-like decoder."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    num_ids: int
+    tied_embeddings: bool
+
+    @property
+    def key_value_size(self) -> int:
+        """Width of keys, and of values."""
+        return self.hidden_size // self.num_heads * self.num_key_value_heads
+
+    @property
+    def linear_layers(self) -> Mapping[str, tuple[int, int]]:
+        """Inputs and outputs of the linear layers of one decoder layer, by name."""
+        hidden, wide, narrow = self.hidden_size, self.intermediate_size, self.key_value_size
+        return {
+            "q_proj": (hidden, hidden), "k_proj": (hidden, narrow), "v_proj": (hidden, narrow),
+            "o_proj": (hidden, hidden), "gate_proj": (hidden, wide), "up_proj": (hidden, wide),
+            "down_proj": (wide, hidden),
+        }  # fmt: skip
+
+    @property
+    def linear_per_layer(self) -> int:
+        """Weights of the linear layers of one decoder layer."""
+        return sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
+
+    @property
+    def embedding(self) -> int:
+        """Weights of one matrix over the vocabulary."""
+        return self.num_ids * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights."""
+        norms = self.hidden_size * (2 * self.num_layers + 1)
+        return self.num_layers * self.linear_per_layer + norms + self.embedding * (1 if self.tied_embeddings else 2)
+
+    @property
+    def num_multiplied(self) -> int:
+        """Weights that every token is multiplied with: all but the input embedding and the norms."""
+        return self.num_layers * self.linear_per_layer + self.embedding
+
+    def num_learnt(self, adapter: AdapterSettings) -> int:
+        """Return the number of weights that are learnt."""
+        if adapter.kind == "none":
+            return self.num_parameters
+        sizes = [self.linear_layers[name] for name in adapter.targets if name in self.linear_layers]
+        return self.num_layers * sum(adapter.rank * (inputs + outputs) for inputs, outputs in sizes)
+
+
+# Llama 2 (arXiv 2307.09288) as published at these hub ids, so that a plan needs no hub.
+KNOWN: Mapping[str, ModelShape] = {
+    "meta-llama/Llama-2-7b-hf": ModelShape(4096, 11008, 32, 32, 32, 32000, tied_embeddings=False),
+    "meta-llama/Llama-2-13b-hf": ModelShape(5120, 13824, 40, 40, 40, 32000, tied_embeddings=False),
+    "meta-llama/Llama-2-70b-hf": ModelShape(8192, 28672, 80, 64, 8, 32000, tied_embeddings=False),
+}
+
+
+def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
+    """Return the shape of the model of these settings.
+
+    Args:
+        settings: of the model.
+        num_ids: size of the vocabulary, for a model made from nothing.
+
+    Raises:
+        ModelError: if nothing is known of it.
+    """
+    llama = settings.llama
+    if llama is not None:
+        return ModelShape(
+            llama.hidden_size, llama.intermediate_size, llama.num_layers, llama.num_heads, llama.num_key_value_heads,
+            num_ids, llama.tied_embeddings,
+        )  # fmt: skip
+    path = str(settings.path)
+    if path in KNOWN and not Path(path).is_dir():
+        return KNOWN[path]
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            path, revision=settings.revision or "main", subfolder=settings.subfolder or ""
+        )
+        return ModelShape(
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            config.vocab_size,
+            bool(config.tie_word_embeddings),
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"the shape of model.path={path} is not known: {str(error).strip().splitlines()[0]}; give a folder with "
+            "config.json"
+        ) from None

@@ -1,0 +1,29 @@
+"""Say what a training will need before it starts: python launch/plan.py +experiment=NAME."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a plan asks nobody
+
+from rich.console import Console
+
+from laborllm_dist.compose import launch
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.training.plan_table import show_plan
+
+HELP = """
+Print tokens, steps, parameters, memory of a GPU by kind and ZeRO stage, traffic, time and price. Needs no GPU, no
+weights and no data: what is not there yet is assumed, and said to be.
+
+    python launch/plan.py +experiment=pooled_13b
+    python launch/plan.py +experiment=pooled_13b gpu@plan.gpu=a100_80gb plan.num_gpus=16
+    python launch/plan.py +experiment=psid81_7b adapter=qlora zero=stage2_bf16 gpu@plan.gpu=l40s plan.num_gpus=1
+"""
+
+
+def main(settings: RunSettings) -> None:
+    """Print the plan."""
+    show_plan(settings, Console())
+
+
+if __name__ == "__main__":
+    launch(RunSettings, "run", main, HELP)

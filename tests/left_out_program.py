@@ -1,0 +1,63 @@
+"""Take two steps with and without a bad one between them, at a ZeRO stage; say whether the weights are the same bits.
+
+Started by test_fine_tuning_ranks.py in a process of its own, since DeepSpeed keeps what it has set up.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import sys
+
+import numpy as np
+import torch
+from worlds import COMPUTE, settings_of
+
+from laborllm_dist.batches.packed import PackedBatch, pack_batch
+from laborllm_dist.engine.fragments import fragment_groups
+from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.model import new_llama
+from laborllm_dist.engine.ranks import open_ranks
+from laborllm_dist.engine.zero import ZeroEngine, make_engine
+
+
+def batch_of(seed: int) -> PackedBatch:
+    ids = np.random.default_rng(seed).integers(0, 60, 40).astype(np.int32)
+    return pack_batch([[ids]], 40)
+
+
+def take(engine: ZeroEngine, seed: int, leave_out: float = 0.0) -> float:
+    total = engine.forward(batch_of(seed), is_last_pass=True)
+    engine.backward(total, step_tokens=39, leave_out=leave_out)
+    return engine.update(learning_rate=1e-2)
+
+
+def weights_after(engine: ZeroEngine) -> list[torch.Tensor]:
+    return [fragment.weight.clone() for group in fragment_groups(engine) for fragment in group]
+
+
+def main(stage: int, precision: str) -> None:
+    settings = settings_of([f"zero.stage={stage}", f"zero.precision={precision}"])
+    dtype = torch.bfloat16 if precision == "bf16" and stage else torch.float32
+    shape = dataclasses.replace(settings.model.llama, hidden_size=32, intermediate_size=64)
+    llama = new_llama(shape, num_ids=60, attention_dropout=0.0, seed=1).to(dtype)
+    with open_ranks(settings.ranks) as ranks:
+        found, norms = [], []
+        for leaves_out in (False, True):
+            model = CareerLanguageModel(copy.deepcopy(llama), COMPUTE)
+            engine = make_engine(model, settings.zero, settings.optimizer, ranks)
+            norms.append(take(engine, 1))
+            if leaves_out:
+                norms.append(take(engine, 2, leave_out=math.nan))
+            norms.append(take(engine, 3))
+            found.append(weights_after(engine))
+    same = all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    good, bad = [*norms[:3], norms[4]], norms[3]
+    print("same" if same else "different")
+    print("finite" if all(map(math.isfinite, good)) else good)
+    print("infinite" if not math.isfinite(bad) else bad)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
