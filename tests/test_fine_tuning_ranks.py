@@ -242,10 +242,10 @@ def test_a_step_that_is_left_out_changes_nothing(stage: int, precision: str, tmp
 
 def test_weights_that_are_no_numbers_stop_the_run_in_one_line(base: Path) -> None:
     # The first update makes every weight infinite.
-    run = tune(base, "ruined", "optimizer.learning_rate=3e38", "optimizer.weight_decay=0", "zero=stage2")
+    run = tune(base, "ruined", "optimizer.learning_rate=3e37", "optimizer.weight_decay=0", "zero=stage2")
     outcome = run_ranks("train.py", run, world_size=2, log=base / "log")
     assert outcome.codes == [2, 2]
-    assert re.search(r"error: step 2 was not learnt from: its loss is (nan|inf)", outcome.text)
+    assert re.search("error: step 2 was not learnt from: its (loss is|gradient is no number)", outcome.text)
     assert "Traceback" not in outcome.text
 
 

@@ -20,14 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from laborllm_dist.engine.shape import ModelShape
+from laborllm_dist.engine.zero import LIVE_BUCKETS
 from laborllm_dist.settings import RunSettings
 
 GIB = 2**30
 INT8_BYTES, NF4_BYTES = 1.0, 0.5 + 4 / 64  # a weight, with bitsandbytes' scales of blocks of 64
 EIGHT_BIT_MOMENTS, FULL_MOMENTS = 2 + 2 * 4 / 256, 8.0
 CUDA_PROCESS_GIB = 1.5  # context and NCCL's own buffers
-SLACK = 0.06  # (m) of what changes with every pass
-GATHERED_LAYERS = 2  # the one in use and the one that is fetched ahead
+SLACK = 0.06  # assumed, of what changes with every pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,12 @@ def plan_memory(
 
     if zero.stage == 3:
         (host if zero.offload_weights != "none" else device)["weights"] = weights / world_size
-        device["gathered"] = _gathered(shape, number, world_size)
+        device["gathered"] = _gathered(shape, settings, number, world_size)
     else:
         device["weights"] = weights + (2.0 * shape.num_parameters if is_autocast else 0.0)
-    gradients = 4.0 * learnt / shared if zero.stage >= 1 else 4.0 * learnt
+    # At stage 1 gradients stay whole until the step, which then has the rank's share in fp32, if they are narrower.
     whole = number * learnt if zero.stage == 1 else 0.0
+    gradients = 0.0 if zero.stage == 1 and number == 4 else 4.0 * learnt / shared
     is_offloaded = zero.offload_optimizer != "none"
     (host if is_offloaded else device)["gradients"] = gradients
     device["gradients"] = device.get("gradients", 0.0) + whole
@@ -97,7 +98,9 @@ def plan_memory(
     device["activations"] = activation_bytes(shape, settings, load, 2 if settings.zero.precision == "bf16" else 4)
     device["logits"] = _logit_bytes(shape, settings, load, number)
     device["buffers"] = _buffer_bytes(shape, settings, learnt, number)
-    device["slack"] = SLACK * (device["activations"] + device["logits"] + device["buffers"])
+    # malloc gives large blocks back to the system; CUDA's allocator keeps them, in sizes that do not always fit.
+    slack = SLACK if process_bytes is None else 0.0
+    device["slack"] = slack * (device["activations"] + device["logits"] + device["buffers"])
     device["process"] = CUDA_PROCESS_GIB * GIB if process_bytes is None else process_bytes
     if zero.offload_optimizer == "nvme":
         host = {name: size for name, size in host.items() if name not in ("optimizer", "gradients")}
@@ -115,12 +118,13 @@ def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> flo
 def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: int) -> float:
     """Return what the backward needs of a pass.
 
-    Of a layer and token: inputs of both norms in float32 and out of them; queries, keys and values before and after the
-    rotation; what attention gives; gate, its activation, up, and their product.
+    Of a layer and token: what goes into both norms in float32, what is normalised and what comes out; queries and keys
+    after the rotation, values, what attention gives and its copy in the order of slots; gate, its activation, up, and
+    their product.
     """
     hidden, wide, narrow = shape.hidden_size, shape.intermediate_size, shape.key_value_size
     norms = 2 * (4 * hidden + 2 * number * hidden)
-    attention = number * (2 * hidden + 3 * narrow + 2 * hidden)
+    attention = number * (3 * hidden + 2 * narrow)
     feed_forward = number * 4 * wide
     additions = 0
     if settings.adapter.kind == "lora":
@@ -145,12 +149,13 @@ def _logit_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: i
     return float(of_chunk + head + load.num_tokens * shape.hidden_size * (4 + number))
 
 
-def _gathered(shape: ModelShape, number: int, world_size: int) -> float:
-    layer = number * max(shape.linear_per_layer * GATHERED_LAYERS, shape.embedding)
-    return float(layer) if world_size > 1 else 0.0
+def _gathered(shape: ModelShape, settings: RunSettings, number: int, world_size: int) -> float:
+    # DeepSpeed keeps gathered what it will use again soon, up to stage3_max_live_parameters (engine/zero.py).
+    live = min(shape.num_parameters, LIVE_BUCKETS * settings.zero.bucket_elements)
+    return float(number * live) if world_size > 1 else 0.0
 
 
 def _buffer_bytes(shape: ModelShape, settings: RunSettings, learnt: int, number: int) -> float:
     bucket = min(settings.zero.bucket_elements, learnt)
-    # Reduced in fp32; from stage 1 on DeepSpeed keeps a flat bucket, and a fp32 copy of it while it is on its way.
-    return float(bucket * (4 if settings.zero.stage == 0 else number + 4))
+    # Gradients are reduced in fp32: narrow ones have a copy while they are on their way.
+    return float(bucket * (4 if number == 4 or settings.zero.stage == 0 else number + 4))

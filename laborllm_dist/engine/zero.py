@@ -23,6 +23,8 @@ from laborllm_dist.engine.optimizers import make_optimizer
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
 from laborllm_dist.engine_settings import OptimizerSettings, ZeroSettings
 
+LIVE_BUCKETS = 10  # as many of ZeRO-3's weights may be whole at once
+
 
 @dataclass(frozen=True, slots=True)
 class ZeroEngine:
@@ -128,7 +130,7 @@ def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
-            "stage3_max_live_parameters": 10 * bucket,
+            "stage3_max_live_parameters": LIVE_BUCKETS * bucket,
             "stage3_gather_16bit_weights_on_model_save": False,
             **placed,
         },

@@ -6,11 +6,13 @@ import contextlib
 import functools
 from dataclasses import asdict
 from pathlib import Path
+from time import time
 
 import torch
 
 from laborllm_dist.batches.ahead import BatchesAhead
 from laborllm_dist.careers.corpus import check_sources
+from laborllm_dist.engine.capacity import capacity_of
 from laborllm_dist.engine.checkpoint import (
     CheckpointManifest,
     check_checkpoint,
@@ -39,6 +41,7 @@ from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TOKENIZER, TokenStore, open_store
 from laborllm_dist.training.lines import describe_plan, describe_settings, progress_line
 from laborllm_dist.training.plan import TrainingPlan, plan_training
+from laborllm_dist.training.plan_table import check_memory
 from laborllm_dist.training.run_log import RunLog, say, silence
 from laborllm_dist.training.state import RunState, state_from_values
 from laborllm_dist.training.step import StepResult, Work, batches_of_step, careers_of, take_step
@@ -85,6 +88,7 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
         return
 
+    ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity_of(ranks), tell))
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.on_first(lambda: check_fit(model.hugging_face, store))
     ranks.on_first(lambda: check_packing(model.hugging_face, device=torch.device("cpu")))
@@ -146,7 +150,7 @@ def _validate_if_due(
         }
     if log is not None and numbers:
         epoch = state.step / work.plan.order.steps_per_epoch
-        log.write({"step": state.step, "epoch": epoch, **numbers, "tokens_seen": state.tokens_seen})
+        log.write({"step": state.step, "epoch": epoch, **numbers, "tokens_seen": state.tokens_seen, "time": time()})
     if "loss_nats_per_token" in numbers and (
         loss is not None or state.step % work.settings.training.log_every_steps == 0
     ):

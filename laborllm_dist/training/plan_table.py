@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from laborllm_dist.engine.capacity import Capacity
 from laborllm_dist.engine.memory_plan import GIB
 from laborllm_dist.engine.shape import ModelShape
 from laborllm_dist.errors import DataFileError, DoesNotFit
@@ -137,30 +138,25 @@ def advice(found: Forecast, *, process_bytes: float | None = None) -> str:
 
 
 def check_memory(
-    settings: RunSettings,
-    plan: TrainingPlan,
-    num_ids: int,
-    *,
-    capacity_bytes: float,
-    process_bytes: float | None,
-    tell: Callable[[str], None],
+    settings: RunSettings, plan: TrainingPlan, num_ids: int, capacity: Capacity, tell: Callable[[str], None]
 ) -> None:
     """Print the short form of the plan for the memory that is there.
 
     Raises:
         DoesNotFit: if it is not enough, unless settings.plan.go_on says to try.
     """
-    there = dataclasses.replace(settings.plan.gpu, memory_gib=capacity_bytes / GIB)
+    there = dataclasses.replace(settings.plan.gpu, memory_gib=capacity.total / GIB)
     here = dataclasses.replace(settings.plan, num_gpus=plan.world_size, gpu=there)
     wanted = dataclasses.replace(settings, plan=here)
-    found = forecast(wanted, known_workload(plan), shape_for(settings, num_ids), process_bytes=process_bytes)
+    shape = shape_for(settings, num_ids)
+    found = forecast(wanted, known_workload(plan), shape, process_bytes=capacity.process)
     parts = ", ".join(
         f"{kind} {size / GIB:,.2f}" for kind, size in found.memory.device.items() if size >= 0.005 * found.memory.total
     )
-    total = f"{found.memory.total / GIB:,.2f} of {capacity_bytes / GIB:,.2f} GiB"
+    total = f"{found.memory.total / GIB:,.2f} of {capacity.total / GIB:,.2f} GiB"
     tell(f"plan: a rank needs about {total} ({parts})")
     if not found.fits and not settings.plan.go_on:
         raise DoesNotFit(
-            f"a rank needs about {total}; {advice(found, process_bytes=process_bytes)}; to try all the same: "
+            f"a rank needs about {total}; {advice(found, process_bytes=capacity.process)}; to try all the same: "
             "plan.go_on=true"
         )

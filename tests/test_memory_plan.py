@@ -1,0 +1,176 @@
+"""The plan before the start: parameters, memory, traffic and time against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import PROJECT
+from rich.console import Console
+from worlds import settings_of, small_run
+
+from laborllm_dist.engine.capacity import Capacity
+from laborllm_dist.engine.memory_plan import GIB, Load, plan_memory
+from laborllm_dist.engine.shape import KNOWN, shape_of
+from laborllm_dist.errors import DataFileError, DoesNotFit, ModelError
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.training.forecast import (
+    assumed_workload,
+    flops_per_token,
+    forecast,
+    nearest_that_fits,
+    traffic_bytes,
+)
+from laborllm_dist.training.plan import plan_training
+from laborllm_dist.training.plan_table import check_memory, show_plan
+
+SEVEN, THIRTEEN = KNOWN["meta-llama/Llama-2-7b-hf"], KNOWN["meta-llama/Llama-2-13b-hf"]
+
+
+def settings_for(*more: str) -> RunSettings:
+    return settings_of(["+experiment=pooled_7b", *more])
+
+
+def test_parameters_are_those_published() -> None:
+    assert SEVEN.num_parameters == 6_738_415_616
+    assert THIRTEEN.num_parameters == 13_015_864_320
+    # LoRA of rank 8 on q and v of 32 layers: 32 x 2 x 8 x (4096 + 4096).
+    adapter = settings_for("adapter=lora", "adapter.rank=8", "adapter.targets=[q_proj,v_proj]").adapter
+    assert SEVEN.num_learnt(adapter) == 4_194_304
+
+
+def test_parameters_are_those_of_the_model_that_is_made(tmp_path: Path) -> None:
+    from laborllm_dist.engine.model import new_llama
+
+    for tied in ("true", "false"):
+        settings = settings_of(small_run(tmp_path, f"model.llama.tied_embeddings={tied}"))
+        llama = new_llama(settings.model.llama, num_ids=400, attention_dropout=0.0, seed=1)
+        wanted = sum(parameter.numel() for parameter in llama.parameters())
+        assert shape_of(settings.model, num_ids=400).num_parameters == wanted
+        llama.save_pretrained(tmp_path / tied)
+        read = settings_of(["model=pretrained", f"model.path={tmp_path / tied}", "tokenizer=pretrained"]).model
+        assert shape_of(read, num_ids=1).num_parameters == wanted
+
+
+def test_a_model_nobody_knows_is_refused(tmp_path: Path) -> None:
+    unknown = settings_of(["model=pretrained", f"model.path={tmp_path}/none", "tokenizer=pretrained"]).model
+    with pytest.raises(ModelError, match=r"the shape of model.path=.*none is not known: .*; give a folder"):
+        shape_of(unknown, num_ids=1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "gib"),
+    [
+        # 7B on 8 ranks, bf16 from stage 1 on. GiB of: weights, gradients, optimizer.
+        (1, {"weights": 12.55, "gradients": 12.55 + 25.10 / 8, "optimizer": 75.31 / 8}),
+        (2, {"weights": 12.55, "gradients": 25.10 / 8, "optimizer": 75.31 / 8}),
+        (3, {"weights": 12.55 / 8, "gradients": 25.10 / 8, "optimizer": 75.31 / 8}),
+    ],
+)
+def test_memory_of_llama_2_7b_by_hand(stage: int, gib: dict[str, float]) -> None:
+    memory = plan_memory(SEVEN, settings_for(f"zero.stage={stage}"), Load(1, 2048), world_size=8, process_bytes=None)
+    for kind, wanted in gib.items():
+        assert memory.device[kind] / GIB == pytest.approx(wanted, abs=0.01)
+    # With every layer computed again: 32 inputs of 2,048 x 4,096 in bf16 are 0.5 GiB, and one layer's all on top.
+    layer = 2048 * (2 * (4 * 4096 + 4 * 4096) + 2 * (3 * 4096 + 2 * 4096) + 2 * 4 * 11008)
+    assert memory.device["activations"] == pytest.approx(0.5 * GIB + layer + 2048 * 4096 * 8)
+
+
+def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
+    plain = plan_memory(SEVEN, settings_for(), Load(1, 1024), world_size=2, process_bytes=None)
+    offload = ["zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw", "zero.offload_weights=cpu"]
+    moved = plan_memory(SEVEN, settings_for(*offload), Load(1, 1024), world_size=2, process_bytes=None)
+    for kind in ("weights", "gradients", "optimizer"):
+        assert moved.host[kind] == plain.device[kind]
+        assert not moved.device.get(kind)
+    eight = plan_memory(
+        SEVEN, settings_for("optimizer.kind=adamw_8bit"), Load(1, 1024), world_size=2, process_bytes=None
+    )
+    assert eight.device["optimizer"] / plain.device["optimizer"] == pytest.approx((4 + 2.03125) / 12)
+
+
+def test_quantised_weights_by_hand() -> None:
+    qlora = settings_for("adapter=qlora", "zero=stage2_bf16")
+    memory = plan_memory(SEVEN, qlora, Load(1, 512), world_size=1, process_bytes=None)
+    # 32 layers of 202,375,168 weights at 4 bits and a scale of 4 bytes for 64; embeddings, norms, additions in bf16.
+    linear = 32 * 202_375_168
+    rest = 6_738_415_616 - linear + SEVEN.num_learnt(qlora.adapter)
+    assert memory.device["weights"] == pytest.approx(linear * 0.5625 + 2 * rest)
+
+
+def test_traffic_and_work_by_hand() -> None:
+    settings = settings_for("plan.num_gpus=4", "zero.stage=2")
+    num = SEVEN.num_parameters
+    assert traffic_bytes(SEVEN, settings, passes=3) == pytest.approx(3 * 4 * num * 0.75 + 2 * num * 0.75)
+    three = settings_for("plan.num_gpus=4", "zero.stage=3", "compute.gradient_checkpointing=false")
+    assert traffic_bytes(SEVEN, three, passes=1) == pytest.approx(0.75 * (4 * num + 2 * 2 * num))
+    assert traffic_bytes(SEVEN, settings_for("plan.num_gpus=1"), passes=3) == 0
+    work = assumed_workload(settings)
+    assert work is not None
+    # Equal careers of 300 tokens: 6 operations a weight, and attention to 150 tokens before on average.
+    even = dataclasses.replace(work, careers_per_epoch=10, tokens_per_epoch=3000.0, mean_square_length=90_000.0)
+    weights = 6_738_415_616 - 32_000 * 4096 - 4096 * 65
+    assert flops_per_token(SEVEN, settings, even) == pytest.approx(6 * weights + 12 * 32 * 4096 * 150)
+
+
+def test_what_does_not_fit_is_said_with_the_nearest_that_does() -> None:
+    settings = settings_for("plan.num_gpus=1")
+    work = assumed_workload(settings)
+    assert work is not None
+    found = forecast(settings, work, SEVEN)
+    assert not found.fits
+    names, other = nearest_that_fits(found)
+    assert other.fits
+    assert names == ["optimizer.kind=adamw_8bit"]  # 6 bytes a weight in place of 12
+
+
+def small_plan(tmp_path: Path, *more: str):
+    settings = settings_of(small_run(tmp_path, *more))
+    store = prepare_store(settings, lambda line: None)
+    return settings, plan_training(store, settings, world_size=1), store.num_ids
+
+
+def test_training_refuses_what_cannot_fit_unless_told_to_go_on(tmp_path: Path) -> None:
+    settings, plan, num_ids = small_plan(tmp_path)
+    said: list[str] = []
+    check_memory(settings, plan, num_ids, Capacity(4.0 * GIB, 0.5 * GIB), said.append)
+    assert said[0].startswith("plan: a rank needs about 0.5")
+    little = Capacity(0.4 * GIB, 0.5 * GIB)
+    with pytest.raises(
+        DoesNotFit, match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.go_on"
+    ):
+        check_memory(settings, plan, num_ids, little, said.append)
+    going_on = settings_of(small_run(tmp_path, "plan.go_on=true"))
+    check_memory(going_on, plan, num_ids, little, said.append)
+
+
+def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: Path) -> None:
+    settings, plan, _ = small_plan(tmp_path, "plan.num_gpus=1")
+    with Console(file=(tmp_path / "out").open("w"), width=100) as console:
+        found = show_plan(settings, console)
+    assert found.work.num_steps == plan.num_steps
+    assert found.work.tokens_per_epoch == int(plan.lengths[plan.order.rows].sum())
+    assert not found.work.is_assumed
+    missing = settings_of(small_run(tmp_path / "elsewhere"))
+    with pytest.raises(
+        DataFileError, match=r"the token store of data=synthetic is not there, and its size is not known"
+    ):
+        show_plan(missing, Console(file=(tmp_path / "out").open("w")))
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("more", [[], ["adapter=qlora", "zero=stage2_bf16", "gpu@plan.gpu=l40s", "plan.num_gpus=1"]])
+def test_the_plan_of_13b_prints_without_data_weights_or_network(more: list[str]) -> None:
+    command = [sys.executable, str(PROJECT / "launch/plan.py"), "+experiment=pooled_13b", *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "36,763 careers of 11.09 million tokens an epoch (assumed, since the token store is not there)" in done.stdout
+    )
+    assert "13,015,864,320 parameters" in done.stdout
+    assert "memory   fits:" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) < 140
