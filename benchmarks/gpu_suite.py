@@ -1,0 +1,301 @@
+"""What a GPU makes of this software, in one command of at most nine minutes, without network: the most telling first.
+
+    python benchmarks/gpu_suite.py [--parts kernels,step,lora,...] [--seconds 540] [--out FOLDER]
+
+    kernels    tests marked gpu: variable-length attention and fused loss against dense ones
+    step       one step of a small model on the GPU and on the CPU: the same loss and gradient norm
+    lora       7B shapes, LoRA of rank 16, bf16: tokens/s, model FLOPs utilisation, peak memory beside the planned one
+    adam8      7B shapes, all weights, 8-bit AdamW
+    offload    7B shapes, all weights, optimizer in the host's memory
+    evaluate   7B shapes, bf16: observations a second
+    peers      a 1B shape: here, and in transformers' Trainer with padding, where accelerate is installed
+
+Each part is a process of its own, at row lengths 2,048 and 4,096 where it trains. Weights are random, made on the
+device; careers have the lengths of the NLSY97 (mean 431 tokens, standard deviation 102). Utilisation counts what the
+model needs: six operations a weight and token (four where it is frozen), attention by the lengths of careers, no
+recomputation. `--shape tiny` tries the suite itself, on a CPU too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from laborllm_dist.batches.packed import PackedBatch, pack_batch
+from laborllm_dist.batches.packing import pack_careers
+from laborllm_dist.compose import compose_settings
+from laborllm_dist.engine.adapters import with_adapter
+from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.memory_plan import GIB, Load, plan_memory
+from laborllm_dist.engine.model import new_llama, num_parameters
+from laborllm_dist.engine.ranks import Ranks, open_ranks
+from laborllm_dist.engine.shape import KNOWN, ModelShape
+from laborllm_dist.engine.zero import make_engine
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.training.forecast import Workload, flops_per_token
+
+SHAPES = {
+    "7b": KNOWN["meta-llama/Llama-2-7b-hf"],
+    "1b": ModelShape(2048, 5632, 22, 32, 4, 32000, tied_embeddings=False),
+    "tiny": ModelShape(64, 192, 2, 4, 4, 512, tied_embeddings=False),
+}
+PARTS = ("kernels", "step", "lora", "adam8", "offload", "evaluate", "peers")
+MEAN_LENGTH, SPREAD = 431, 102
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
+
+
+def careers(num_rows: int, row_length: int, num_ids: int, seed: int) -> list[list[np.ndarray]]:
+    """Return rows full of careers of random tokens."""
+    random = np.random.default_rng(seed)
+    lengths = np.clip(random.normal(MEAN_LENGTH, SPREAD, 40 * num_rows), 60, row_length).astype(int).tolist()
+    rows = pack_careers(lengths, row_length).rows[:num_rows]
+    return [[random.integers(0, num_ids, lengths[each]).astype(np.int32) for each in row] for row in rows]
+
+
+def settings_for(shape: ModelShape, *more: str) -> RunSettings:
+    """Return settings of a Llama of a shape."""
+    llama = {
+        "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size, "num_layers": shape.num_layers,
+        "num_heads": shape.num_heads, "num_key_value_heads": shape.num_key_value_heads, "max_positions": 4096,
+        "tied_embeddings": str(shape.tied_embeddings).lower(),
+    }  # fmt: skip
+    return compose_settings(
+        RunSettings, "run", [*(f"model.llama.{name}={value}" for name, value in llama.items()), *more]
+    )
+
+
+def report(out: Path, **facts: Any) -> None:
+    """Print a result, and add it to results.jsonl."""
+    print(json.dumps(facts), flush=True)
+    with (out / "results.jsonl").open("a") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def build(settings: RunSettings, shape: ModelShape, ranks: Ranks) -> CareerLanguageModel:
+    """Return a model with random weights, made on the device in its precision."""
+    assert settings.model.llama is not None
+    torch.set_default_dtype(torch.bfloat16 if settings.zero.precision == "bf16" else torch.float32)
+    with ranks.device:
+        llama = new_llama(settings.model.llama, num_ids=shape.num_ids, attention_dropout=0.0, seed=1)
+    torch.set_default_dtype(torch.float32)
+    if settings.compute.gradient_checkpointing:
+        llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    learnt = llama if settings.adapter.kind == "none" else with_adapter(llama, settings.adapter, seed=1)
+    return CareerLanguageModel(learnt, settings.compute)
+
+
+def work_of(batch: PackedBatch) -> Workload:
+    """Return the work of a batch: real tokens, and the mean of squared career lengths."""
+    lengths = np.array([length for length in batch.lengths if length >= 60], dtype=np.float64)
+    return Workload(len(lengths), float(lengths.sum()), 1, 1.0, 1, 1.0, float((lengths**2).mean()), is_assumed=False)
+
+
+def train_part(name: str, shape: ModelShape, out: Path, *more: str) -> None:
+    """Measure training at both row lengths, with as many rows a pass as fit."""
+    capacity = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 8 * GIB
+    with open_ranks(settings_for(shape).ranks) as ranks:
+        for row_length in (2048, 4096):
+            for num_rows in (4, 2, 1) if row_length == 2048 else (2, 1):
+                batch = [f"batch.row_length={row_length}", f"batch.rows_per_pass={num_rows}"]
+                settings = settings_for(shape, *batch, *more)
+                planned = plan_memory(shape, settings, Load(num_rows, row_length), world_size=1, process_bytes=None)
+                if planned.total <= 0.97 * capacity:
+                    measure_training(name, settings, shape, (ranks, planned.total), out)
+                    return_memory()
+                    break
+                gib = planned.total / GIB
+                report(out, part=name, row_length=row_length, rows=num_rows, fits=False, planned_gib=gib)
+
+
+def measure_training(
+    name: str, settings: RunSettings, shape: ModelShape, there: tuple[Ranks, float], out: Path
+) -> None:
+    """Time steps of one pass; report tokens, utilisation and memory."""
+    ranks, planned = there
+    model = build(settings, shape, ranks)
+    num_all, num_learnt = num_parameters(model)
+    engine = make_engine(model, settings.zero, settings.optimizer, ranks)
+    rows, length = settings.batch.rows_per_pass, settings.batch.row_length
+    batches = [pack_batch(careers(rows, length, shape.num_ids, seed), length) for seed in range(8)]
+    seconds: list[float] = []
+    for number, batch in enumerate(batches):
+        synchronise()
+        started = time.perf_counter()
+        total = engine.forward(batch, is_last_pass=True)
+        engine.backward(total, step_tokens=len(batch.scored_N))
+        engine.update(learning_rate=1e-5)
+        synchronise()
+        if number >= 3:
+            seconds.append(time.perf_counter() - started)
+    median = sorted(seconds)[len(seconds) // 2]
+    work = work_of(batches[-1])
+    rate = work.tokens_per_epoch / median
+    flops = flops_per_token(shape, settings, work) * rate
+    peak = peak_tflops()
+    measured = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
+    report(
+        out, part=name, row_length=length, rows=rows, parameters=num_all, learnt=num_learnt, seconds_per_step=median,
+        tokens_per_second=rate, tflops=flops / 1e12, model_flops_utilisation=peak and flops / (peak * 1e12),
+        peak_gib=measured, planned_gib=planned / GIB,
+    )  # fmt: skip
+    del engine, model
+
+
+def step_part(shape: ModelShape, out: Path) -> None:
+    """Compare loss and gradient of a small model on GPU and CPU."""
+    small = dataclasses.replace(SHAPES["tiny"], hidden_size=256, intermediate_size=704)
+    settings = settings_for(small)
+    batch = pack_batch(careers(2, 1024, small.num_ids, 1), 1024)
+    found = {}
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        assert settings.model.llama is not None
+        llama = new_llama(settings.model.llama, num_ids=small.num_ids, attention_dropout=0.0, seed=1)
+        model = CareerLanguageModel(llama, settings.compute).to(device)
+        total, _ = model(batch.to(torch.device(device)))
+        total.backward()
+        norm = torch.nn.utils.get_total_norm([each.grad for each in model.parameters() if each.grad is not None])
+        found[device] = (float(total) / len(batch.scored_N), float(norm))
+    report(out, part="step", loss_and_gradient_norm=found)
+
+
+def evaluate_part(shape: ModelShape, out: Path) -> None:
+    """Measure how many titles are scored a second."""
+    settings = settings_for(shape, "zero.precision=bf16")
+    with open_ranks(settings.ranks) as ranks:
+        model = build(settings, shape, ranks).eval()
+        batches = [pack_batch(careers(4, 2048, shape.num_ids, seed), 2048) for seed in range(8)]
+        with torch.inference_mode():
+            for batch in batches[:2]:
+                model(batch.to(ranks.device))
+            synchronise()
+            started = time.perf_counter()
+            for batch in batches[2:]:
+                model(batch.to(ranks.device))
+            synchronise()
+        seconds = time.perf_counter() - started
+        num_careers = sum(int(work_of(batch).careers_per_epoch) for batch in batches[2:])
+        tokens = sum(work_of(batch).tokens_per_epoch for batch in batches[2:])
+        # A career of the NLSY97 has 22 observations.
+        report(
+            out, part="evaluate", tokens_per_second=tokens / seconds, observations_per_second=22 * num_careers / seconds
+        )
+
+
+def peers_part(shape: ModelShape, out: Path) -> None:
+    """Compare with transformers' Trainer on the same careers, padded."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+    rows = [each for row in careers(48, 2048, shape.num_ids, 1) for each in row]
+    settings = settings_for(
+        shape, "zero=stage1", "zero.precision=bf16", "batch.row_length=2048", "batch.rows_per_pass=4"
+    )
+    with open_ranks(settings.ranks) as ranks:
+        measure_training("peers: ours", settings, shape, (ranks, 0.0), out)
+    config = LlamaConfig(
+        vocab_size=shape.num_ids, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_key_value_heads, attn_implementation="sdpa", bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+
+    def pad(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(each["input_ids"]) for each in batch)
+        ids = torch.stack(
+            [torch.nn.functional.pad(each["input_ids"], (0, longest - len(each["input_ids"]))) for each in batch]
+        )
+        real = torch.arange(longest)[None] < torch.tensor([[len(each["input_ids"])] for each in batch])
+        return {"input_ids": ids, "attention_mask": real.long(), "labels": ids.masked_fill(~real, -100)}
+
+    data = [{"input_ids": torch.from_numpy(ids).long()} for ids in rows]
+    arguments = TrainingArguments(
+        output_dir=str(out / "trainer"), per_device_train_batch_size=16, max_steps=len(data) // 16,
+        bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[],
+        disable_tqdm=True, logging_steps=1000, remove_unused_columns=False,
+    )  # fmt: skip
+    trainer = Trainer(model=LlamaForCausalLM(config), args=arguments, train_dataset=data, data_collator=pad)
+    trainer.train()
+    started = time.perf_counter()
+    trainer.train()
+    tokens = 16 * arguments.max_steps * float(np.mean([len(ids) for ids in rows]))
+    report(out, part="peers: Trainer, padding", tokens_per_second=tokens / (time.perf_counter() - started))
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def return_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_tflops() -> float | None:
+    """Return the dense bf16 peak of the card, from its data sheet; None where it is not known."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
+
+
+def run_part(name: str, shape: ModelShape, out: Path) -> None:
+    """Run one part in this process."""
+    bf16 = ["zero=stage1", "zero.precision=bf16", "compute=large"]
+    parts: dict[str, Callable[[], None]] = {
+        "kernels": lambda: sys.exit(
+            subprocess.call([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_kernels.py"])
+        ),
+        "step": lambda: step_part(shape, out),
+        "lora": lambda: train_part("lora", shape, out, *bf16, "adapter=lora"),
+        "adam8": lambda: train_part("adam8", shape, out, *bf16, "optimizer.kind=adamw_8bit"),
+        "offload": lambda: train_part("offload", shape, out, *bf16, "zero.offload_optimizer=cpu", "zero.stage=2"),
+        "evaluate": lambda: evaluate_part(shape, out),
+        "peers": lambda: peers_part(shape if shape is SHAPES["tiny"] else SHAPES["1b"], out),
+    }
+    parts[name]()
+
+
+def main() -> None:
+    """Run the parts one after the other, each in a process with what is left of the time."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--shape", choices=list(SHAPES), default="7b")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_suite")))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    wanted = parser.parse_args()
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    if wanted.one is not None:
+        run_part(wanted.one, SHAPES[wanted.shape], wanted.out)
+        return
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "transformers", "peft")}
+    report(wanted.out, device=card, shape=wanted.shape, versions=versions)
+    deadline = time.monotonic() + wanted.seconds
+    for part in wanted.parts.split(","):
+        left = deadline - time.monotonic()
+        if left < 20:
+            report(wanted.out, part=part, skipped="no time left")
+            continue
+        command = [sys.executable, __file__, "--one", part, "--shape", wanted.shape, "--out", str(wanted.out)]
+        try:
+            code = subprocess.run(command, timeout=left, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+        if code:
+            report(wanted.out, part=part, failed="ran out of time" if code == -1 else f"exit code {code}")
+
+
+if __name__ == "__main__":
+    main()
