@@ -220,6 +220,24 @@ def test_the_log_drops_what_a_kill_has_undone(tmp_path: Path) -> None:
     assert lines[-1]["loss"] == 0.1
 
 
+def test_what_is_said_of_a_step_later_goes_into_its_line(tmp_path: Path) -> None:
+    """A stop during validation leaves the step's line without it; the next start adds it there."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+    log = RunLog(path, TrackingSettings(wandb="off", project="p"), name="n", settings={}, step=2)
+    log.write({"step": 2, "validation": 0.75})
+    log.write({"step": 3, "left_out": "why"})
+    log.write({"step": 3, "loss": 0.125})
+    log.write({"step": 4, "loss": 0.0})
+    log.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 0.25, "validation": 0.75},
+        {"step": 3, "left_out": "why", "loss": 0.125},
+        {"step": 4, "loss": 0.0},
+    ]
+
+
 def rows_of(*careers: str) -> CareerRows:
     """Return careers of occupations written as letters, such as "aab"."""
     histories = [

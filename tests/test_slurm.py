@@ -13,7 +13,8 @@ from launching import run_well, wait_until
 from made_slurm import MadeSlurm, made_slurm, why_no_slurm
 from worlds import small_run
 
-from laborllm_dist.engine.checkpoint import checkpoint_folder, full_weights, read_manifest
+from laborllm_dist.engine.checkpoint import checkpoint_folder, read_manifest
+from laborllm_dist.engine.restore import full_weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_no_slurm()), reason=f"no Slurm: {why_no_slurm()}")]
 
@@ -113,3 +114,17 @@ def test_a_shell_of_sbatch_or_salloc_is_one_rank(slurm: MadeSlurm, tmp_path: Pat
     job = slurm.submit("--ntasks=2", f"--output={tmp_path}/log", f"--wrap=python -c '{show}'")
     slurm.wait_for_end(job, time_limit=30)
     assert (tmp_path / "log").read_text() == "{}\n"
+
+
+def test_an_array_of_jobs_prepares_the_store_of_one_process(slurm: MadeSlurm, tmp_path: Path) -> None:
+    for name, more in (("one", []), ("array", ["prepare.num_shards=2", "prepare.where=slurm", *SMALL_JOBS])):
+        run = small_run(tmp_path / name, "store.people_per_piece=20", *more)
+        slurm.run("python", "launch/prepare.py", *run)
+    stores = [next((tmp_path / name / "stores").glob("synthetic-*[0-9a-f]")) for name in ("one", "array")]
+    files = [sorted(path.relative_to(store) for path in store.rglob("*") if path.is_file()) for store in stores]
+    assert files[0] == files[1]
+    assert len(files[0]) > 10
+    assert all((stores[0] / path).read_bytes() == (stores[1] / path).read_bytes() for path in files[0])
+
+
+SMALL_JOBS = ["prepare.cpus=1", "prepare.memory_gib=1", "prepare.minutes=5"]

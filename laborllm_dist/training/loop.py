@@ -163,7 +163,7 @@ def _leave_out(work: Work, before: RunState, result: StepResult, log: RunLog | N
     careers = careers_of(work, work.plan.step(before.step))
     line = {"step": result.state.step, "left_out": result.wrong, "careers": careers}
     if log is not None:
-        log.note(line)
+        log.write(line)
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
     what = f"step {result.state.step} was not learnt from: {result.wrong}; its careers: {shown} ({work.run.metrics})"
     if work.settings.training.bad_step == "skip":

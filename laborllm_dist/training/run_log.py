@@ -31,23 +31,24 @@ class RunLog:
     ) -> None:
         """Open the log at `step` steps done; lines of later steps, which a kill has undone, are dropped."""
         self._path = path
-        _keep_until(path, step)
+        self._last = _keep_until(path, step)
         self._file = path.open("a", encoding="utf-8")
         self._wandb = _start_wandb(tracking, path.parent, name, settings)
 
-    def write(self, numbers: Mapping[str, float | int]) -> None:
-        """Append one line; `step` counts steps done."""
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """Write facts of a step; `step` counts steps done. What is already said of the same step stays in its line."""
+        line, start = dict(facts), self._file.tell()
+        if self._last is not None and self._last[1]["step"] == line["step"]:
+            start, before = self._last
+            line = {**before, **line}
         with no_room_is_said(self._path):
-            self._file.write(json.dumps(dict(numbers)) + "\n")
+            self._file.truncate(start)
+            self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+        self._last = (start, line)
         if self._wandb is not None:
-            self._wandb.log(dict(numbers), step=int(numbers["step"]))
-
-    def note(self, facts: Mapping[str, Any]) -> None:
-        """Append a line that holds something else than numbers; `step` counts steps done."""
-        with no_room_is_said(self._path):
-            self._file.write(json.dumps(dict(facts)) + "\n")
-            self._file.flush()
+            numbers = {name: value for name, value in facts.items() if isinstance(value, (int, float))}
+            self._wandb.log(numbers, step=int(line["step"]))
 
     def close(self) -> None:
         """Finish the log."""
@@ -56,9 +57,10 @@ class RunLog:
             self._wandb.finish()
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
+    """Drop lines of later steps; return where the last line that is kept begins, and what it says."""
     if not path.is_file():
-        return
+        return None
     kept: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -67,6 +69,9 @@ def _keep_until(path: Path, step: int) -> None:
         except ValueError:
             break  # the last line of a killed run may be half a line
     write_text(path, "".join(line + "\n" for line in kept))
+    if not kept:
+        return None
+    return sum(len(line.encode()) + 1 for line in kept[:-1]), json.loads(kept[-1])
 
 
 def _start_wandb(tracking: TrackingSettings, folder: Path, name: str, settings: Mapping[str, Any]) -> Any:
