@@ -16,7 +16,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic goals test test-quick test-hosts test-slurm lint benchmarks clean
+.PHONY: install quickstart synthetic goals test test-quick test-hosts test-slurm lint benchmarks peers clean
 
 install: $(INSTALLED)
 
@@ -76,6 +76,14 @@ goals: quickstart synthetic
 benchmarks: install
 	@python benchmarks/row_fill.py
 	@python benchmarks/prepare_throughput.py
+	@python benchmarks/prepare_throughput.py --resumes --shards 2
+	@python benchmarks/title_coder.py
+	@python benchmarks/memory_plan.py
+	@python benchmarks/kills.py
+
+# What benchmarks compare with: python benchmarks/train_throughput.py
+peers: install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
