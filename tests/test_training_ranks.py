@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from launching import EXTENSIONS, kill_ranks, run_ranks, run_well, start_ranks
+from launching import EXTENSIONS, ON_CPU, PROJECT, kill_ranks, run_ranks, run_well, start_ranks
 from worlds import settings_of, small_run
 
 from laborllm_dist.engine.checkpoint import check_checkpoint, checkpoint_folder, read_manifest
@@ -232,3 +234,21 @@ def test_bf16_trains_at_every_stage_close_to_fp32(tmp_path: Path) -> None:
     ]
     for stage, found in losses.items():
         assert found == pytest.approx(wanted, rel=5e-3), f"stage {stage}"
+
+
+def test_a_stop_in_the_last_validation_leaves_it_to_the_next_start(tmp_path: Path) -> None:
+    run = small_run(tmp_path, "training.epochs=2", "batch.careers_per_step=32")
+    program = [sys.executable, str(PROJECT / "tests/stopped_program.py"), *run]
+    stopped = subprocess.run(
+        program, capture_output=True, text=True, timeout=120, env={**os.environ, **ON_CPU}, check=False
+    )
+    assert stopped.returncode == 75, stopped.stderr[-2000:]
+    assert "stopped: on request, after step 4, which is saved" in stopped.stderr
+    assert not (tmp_path / "runs/small/export").exists()
+    text = run_well("train.py", run, world_size=1, log=tmp_path / "log")
+    assert "goes on after step 4 of 4" in text
+    assert "train: weights of step 4 (best on validation)" in text
+    lines = [json.loads(line) for line in (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert "validation_nats_per_token" in lines[-1]
+    assert "loss_nats_per_token" in lines[-1]

@@ -83,7 +83,7 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     tell = say if ranks.is_first else silence
     newest = ranks.on_first(lambda: newest_checkpoint(run.checkpoints, tell))
     state = RunState() if newest is None else _state_of(newest[1], run)
-    is_over = state.is_over(plan.num_steps, settings.training.patience)
+    is_over = state.is_over(plan.num_steps, settings.training.patience) and not _validation_is_due(plan, state)
     if is_over and ranks.on_first(lambda: exported_step(run.export, run.fingerprint)) == state.best_step:
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
         return
@@ -125,7 +125,8 @@ def _run_steps(work: Work, state: RunState) -> RunState:
             asked = stop.are_wanted()
             if plan.saves_after(state.step) or asked:
                 _save(work, state)
-            if asked and not state.is_over(plan.num_steps, settings.training.patience):
+            is_over = state.is_over(plan.num_steps, settings.training.patience)
+            if asked and (not is_over or _validation_is_due(plan, state)):
                 raise Interrupted(f"on request, after step {state.step}, which is saved; the same command goes on")
     if state.step < plan.num_steps:
         work.tell(
@@ -135,12 +136,16 @@ def _run_steps(work: Work, state: RunState) -> RunState:
     return state
 
 
+def _validation_is_due(plan: TrainingPlan, state: RunState) -> bool:
+    return state.step > 0 and plan.validates_after(state.step) and state.validated_step < state.step
+
+
 def _validate_if_due(
     work: Work, state: RunState, stop: StopSignals, log: RunLog | None, numbers: dict[str, float]
 ) -> RunState:
     """Validate where the plan says so, write the step's line, and return the state after both. Collective."""
     loss: ValidationLoss | None = None
-    if state.step and work.plan.validates_after(state.step) and state.validated_step < state.step:
+    if _validation_is_due(work.plan, state):
         loss = validate(work.engine, work.validation, work.settings.batch, stop)
     if loss is not None:
         state = state.after_validation(loss.nats_per_token)
