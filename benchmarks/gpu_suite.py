@@ -5,10 +5,10 @@
     kernels    tests marked gpu: variable-length attention and fused loss against dense ones
     step       one step of a small model on the GPU and on the CPU: the same loss and gradient norm
     lora       7B shapes, LoRA of rank 16, bf16: tokens/s, model FLOPs utilisation, peak memory beside the planned one
-    adam8      7B shapes, all weights, 8-bit AdamW
-    offload    7B shapes, all weights, optimizer in the host's memory
     evaluate   7B shapes, bf16: observations a second
     peers      a 1B shape: here, and in transformers' Trainer with padding, where accelerate is installed
+    adam8      7B shapes, all weights, 8-bit AdamW
+    offload    7B shapes, all weights, optimizer in the host's memory (113 GiB of it)
 
 Each part is a process of its own, at row lengths 2,048 and 4,096 where it trains. Weights are random, made on the
 device; careers have the lengths of the NLSY97 (mean 431 tokens, standard deviation 102). Utilisation counts what the
@@ -39,7 +39,7 @@ from laborllm_dist.batches.packing import pack_careers
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.adapters import with_adapter
 from laborllm_dist.engine.language_model import CareerLanguageModel
-from laborllm_dist.engine.memory_plan import GIB, Load, plan_memory
+from laborllm_dist.engine.memory_plan import CUDA_PROCESS_GIB, GIB, Load, plan_memory
 from laborllm_dist.engine.model import new_llama, num_parameters
 from laborllm_dist.engine.ranks import Ranks, open_ranks
 from laborllm_dist.engine.shape import KNOWN, ModelShape
@@ -52,7 +52,7 @@ SHAPES = {
     "1b": ModelShape(2048, 5632, 22, 32, 4, 32000, tied_embeddings=False),
     "tiny": ModelShape(64, 192, 2, 4, 4, 512, tied_embeddings=False),
 }
-PARTS = ("kernels", "step", "lora", "adam8", "offload", "evaluate", "peers")
+PARTS = ("kernels", "step", "lora", "evaluate", "peers", "adam8", "offload")
 MEAN_LENGTH, SPREAD = 431, 102
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
 
@@ -61,7 +61,8 @@ def careers(num_rows: int, row_length: int, num_ids: int, seed: int) -> list[lis
     """Return rows full of careers of random tokens."""
     random = np.random.default_rng(seed)
     lengths = np.clip(random.normal(MEAN_LENGTH, SPREAD, 40 * num_rows), 60, row_length).astype(int).tolist()
-    rows = pack_careers(lengths, row_length).rows[:num_rows]
+    rows = pack_careers(lengths, row_length).rows[:-1]  # longest careers first, so rows are drawn
+    rows = [rows[place] for place in random.permutation(len(rows))[:num_rows]]
     return [[random.integers(0, num_ids, lengths[each]).astype(np.int32) for each in row] for row in rows]
 
 
@@ -106,7 +107,8 @@ def work_of(batch: PackedBatch) -> Workload:
 def train_part(name: str, shape: ModelShape, out: Path, *more: str) -> None:
     """Measure training at both row lengths, with as many rows a pass as fit."""
     capacity = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 8 * GIB
-    with open_ranks(settings_for(shape).ranks) as ranks:
+    threads = f"ranks.threads_per_rank={os.cpu_count()}"
+    with open_ranks(settings_for(shape, threads).ranks) as ranks:
         for row_length in (2048, 4096):
             for num_rows in (4, 2, 1) if row_length == 2048 else (2, 1):
                 batch = [f"batch.row_length={row_length}", f"batch.rows_per_pass={num_rows}"]
@@ -145,7 +147,7 @@ def measure_training(
     rate = work.tokens_per_epoch / median
     flops = flops_per_token(shape, settings, work) * rate
     peak = peak_tflops()
-    measured = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
+    measured = torch.cuda.max_memory_reserved() / GIB + CUDA_PROCESS_GIB if torch.cuda.is_available() else None
     report(
         out, part=name, row_length=length, rows=rows, parameters=num_all, learnt=num_learnt, seconds_per_step=median,
         tokens_per_second=rate, tflops=flops / 1e12, model_flops_utilisation=peak and flops / (peak * 1e12),
@@ -210,6 +212,9 @@ def peers_part(shape: ModelShape, out: Path) -> None:
         num_key_value_heads=shape.num_key_value_heads, attn_implementation="sdpa", bos_token_id=0, eos_token_id=1,
     )  # fmt: skip
 
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # else Trainer wraps itself in DDP
+        os.environ.pop(name, None)
+
     def pad(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(each["input_ids"]) for each in batch)
         ids = torch.stack(
@@ -257,9 +262,17 @@ def run_part(name: str, shape: ModelShape, out: Path) -> None:
             subprocess.call([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_kernels.py"])
         ),
         "step": lambda: step_part(shape, out),
-        "lora": lambda: train_part("lora", shape, out, *bf16, "adapter=lora"),
-        "adam8": lambda: train_part("adam8", shape, out, *bf16, "optimizer.kind=adamw_8bit"),
-        "offload": lambda: train_part("offload", shape, out, *bf16, "zero.offload_optimizer=cpu", "zero.stage=2"),
+        "lora": lambda: train_part("lora", shape, out, *bf16[:2], "adapter=lora"),
+        "adam8": lambda: train_part("adam8", shape, out, *bf16, "optimizer.kind=adamw_8bit", "zero.stage=3"),
+        "offload": lambda: train_part(
+            "offload",
+            shape,
+            out,
+            *bf16,
+            "zero.offload_optimizer=cpu",
+            "zero.stage=2",
+            "optimizer.kind=cpu_adamw",
+        ),
         "evaluate": lambda: evaluate_part(shape, out),
         "peers": lambda: peers_part(shape if shape is SHAPES["tiny"] else SHAPES["1b"], out),
     }

@@ -153,7 +153,7 @@ class OptimizerSettings:
 def check_together(
     model: ModelSettings, adapter: AdapterSettings, zero: ZeroSettings, optimizer: OptimizerSettings
 ) -> None:
-    """Refuse combinations that are unsound, each with its reason (README, "What goes with what").
+    """Refuse combinations that are unsound, each with its reason (README, "Memory and speed").
 
     Raises:
         OutOfRange: naming the setting to change.

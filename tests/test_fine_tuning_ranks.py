@@ -129,6 +129,14 @@ def test_lora_on_two_ranks_equals_peft_and_torch(stage: int, base: Path, lora_by
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-5)
 
 
+def test_lora_in_bf16_is_one_curve_at_every_stage(base: Path, lora_by_hand) -> None:
+    for stage in (2, 3):
+        run = tune(base, f"narrow{stage}", *LORA, f"zero=stage{stage}", "zero.precision=bf16", "training.epochs=1")
+        run_well("train.py", run, world_size=2, log=base / "log")
+        assert losses(base / f"runs/narrow{stage}")[0] == pytest.approx(lora_by_hand[0][0], rel=5e-3)
+    assert losses(base / "runs/narrow2") == pytest.approx(losses(base / "runs/narrow3"), rel=1e-3)
+
+
 def test_the_adapter_alone_and_merged_are_one_model_and_evaluation_opens_both(base: Path) -> None:
     run = base / "runs/lora2"
     assert sum(value.numel() for value in load_file(run / "adapter/adapter_model.safetensors").values()) < 10_000
@@ -149,12 +157,15 @@ def test_the_adapter_alone_and_merged_are_one_model_and_evaluation_opens_both(ba
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
 
 
-KILLED = ["training.epochs=8", "training.checkpoint_every_steps=5"]
+KILLED = ["training.epochs=8", "training.checkpoint_every_steps=5", "model.attention_dropout=0.1"]
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("killed_lora", [*LORA, "zero=stage3"]), ("killed_eight", ["optimizer.kind=adamw_8bit", "zero=stage2"])],
+    [
+        ("killed_lora", [*LORA, "adapter.dropout=0.1", "zero=stage3"]),
+        ("killed_eight", ["optimizer.kind=adamw_8bit", "zero=stage2"]),
+    ],
 )
 def test_kill_and_resume_is_bitwise_with_adapters_and_8_bit_moments(name: str, settings: list[str], base: Path) -> None:
     run_well("train.py", tune(base, f"{name}_not", *settings, *KILLED), world_size=2, log=base / "log")

@@ -15,7 +15,8 @@ from worlds import settings_of, small_run
 from laborllm_dist.engine.capacity import Capacity
 from laborllm_dist.engine.memory_plan import GIB, Load, plan_memory
 from laborllm_dist.engine.shape import KNOWN, shape_of
-from laborllm_dist.errors import DataFileError, DoesNotFit, ModelError
+from laborllm_dist.engine.zero import check_8bit
+from laborllm_dist.errors import DataFileError, DoesNotFit, ModelError, SettingsError
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.training.forecast import (
@@ -66,7 +67,7 @@ def test_a_model_nobody_knows_is_refused(tmp_path: Path) -> None:
     ("stage", "gib"),
     [
         # 7B on 8 ranks, bf16 from stage 1 on. GiB of: weights, gradients, optimizer.
-        (1, {"weights": 12.55, "gradients": 12.55 + 25.10 / 8, "optimizer": 75.31 / 8}),
+        (1, {"weights": 12.55, "gradients": 12.55 + 25.10, "optimizer": 75.31 / 8}),
         (2, {"weights": 12.55, "gradients": 25.10 / 8, "optimizer": 75.31 / 8}),
         (3, {"weights": 12.55 / 8, "gradients": 25.10 / 8, "optimizer": 75.31 / 8}),
     ],
@@ -174,3 +175,10 @@ def test_the_plan_of_13b_prints_without_data_weights_or_network(more: list[str])
     assert "13,015,864,320 parameters" in done.stdout
     assert "memory   fits:" in done.stdout
     assert max(map(len, done.stdout.splitlines())) < 140
+
+
+def test_more_weights_than_8_bit_adamw_can_count_are_refused() -> None:
+    settings = settings_for("optimizer.kind=adamw_8bit", "zero.stage=2")
+    check_8bit(settings.optimizer, settings.zero, largest=2**31 - 1)
+    with pytest.raises(SettingsError, match=r"counts the 6,738,415,616 weights of a rank in 31 bits; set zero.stage=3"):
+        check_8bit(settings.optimizer, settings.zero, largest=6_738_415_616)

@@ -53,7 +53,9 @@ def with_adapter(model: PreTrainedModel, settings: AdapterSettings, *, seed: int
             f"adapter.targets: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
         )
     set_seed(seed)
-    wrapped: nn.Module = peft.get_peft_model(model, lora_config(settings, model.config.name_or_path))
+    config = lora_config(settings, model.config.name_or_path)
+    # In the model's precision at every ZeRO stage; DeepSpeed keeps fp32 master weights where that is narrow.
+    wrapped: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     return wrapped
 
 

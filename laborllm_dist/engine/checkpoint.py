@@ -125,6 +125,8 @@ def read_manifest(folder: Path) -> CheckpointManifest:
 
 def keep_checkpoints(checkpoints: Path, *, num_newest: int, best_step: int | None) -> None:
     """Delete all but the newest checkpoints and the best one."""
+    for leftover in checkpoints.glob("step_*.partial"):  # of a kill
+        shutil.rmtree(leftover)
     folders = sorted(checkpoints.glob("step_????????"), reverse=True)
     best = None if best_step is None else checkpoint_folder(checkpoints, best_step)
     for folder in folders[num_newest:]:
@@ -162,10 +164,12 @@ def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
     with no_room_is_said(folder):
         write_json(partial / MANIFEST, values)
         flush_to_disk(partial)
-        if folder.exists():  # an older, unusable checkpoint of this very step
-            shutil.rmtree(folder)
+        older = folder.with_name(folder.name + ".old.partial")
+        if folder.exists():  # a checkpoint of this very step, which goes when the new one is there
+            folder.rename(older)
         partial.rename(folder)
         flush_to_disk(folder.parent)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def tensor_key(kind: str, name: str) -> str:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from laborllm_dist.engine.adapters import ADAPTER_FILE, merged, write_adapter
 from laborllm_dist.engine.checkpoint import CheckpointManifest
 from laborllm_dist.engine.restore import full_weights
+from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of_all, write_json
 from laborllm_dist.run_folder import RunFolder
@@ -65,7 +66,7 @@ def export_adapter(
     checkpoint, manifest = saved
     dtype, base = _dtype_of(config), settings.model
     with _writing_folder(run.adapter, tokenizer, manifest) as partial:
-        write_adapter(full_weights(checkpoint, manifest), settings.adapter, str(base.path), dtype, partial)
+        write_adapter(full_weights(checkpoint, manifest), settings.adapter, _place_of(base), dtype, partial)
     with _writing_folder(run.export, tokenizer, manifest) as partial:
         model = AutoModelForCausalLM.from_pretrained(
             base.path,
@@ -93,6 +94,12 @@ def _writing_folder(folder: Path, tokenizer: Path, manifest: CheckpointManifest)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         flush_to_disk(folder.parent)
+
+
+def _place_of(base: ModelSettings) -> str:
+    """Return where an adapter's base is found; peft knows no subfolders of hub repositories."""
+    path = Path(str(base.path))
+    return str(path / (base.subfolder or "")) if path.is_dir() else str(base.path)
 
 
 def _dtype_of(config: ModelConfig) -> torch.dtype:

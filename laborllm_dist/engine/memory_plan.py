@@ -4,6 +4,7 @@ P weights of which L are learnt, W ranks, b bytes a number (2 in bf16, 4 in fp32
 
     weights      P b; under ZeRO-3 P b / W, and the layers that are gathered for use; 1 or 0.56 bytes where quantised
     gradients    L b until they are reduced; from stage 2 on the rank's share L / W in fp32
+    step         what the update needs beyond what the passes have freed: flat gradients, Adam's temporaries
     optimizer    fp32 copy and moments, 12 bytes a learnt weight (6.03 with 8-bit moments), over W from stage 1 on
     activations  what the backward needs: of all layers, or of one and every layer's input (gradient checkpointing)
     logits       a chunk of tokens over the vocabulary, float32, and the output layer's gradient
@@ -11,7 +12,7 @@ P weights of which L are learnt, W ranks, b bytes a number (2 in bf16, 4 in fp32
     process      interpreter and libraries on a CPU; context and NCCL on a GPU
     slack        what the allocator holds and cannot use
 
-Constants marked (m) are measured: benchmarks/memory_plan.py compares plan and peak.
+benchmarks/memory_plan.py compares plan and peak.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from laborllm_dist.settings import RunSettings
 GIB = 2**30
 INT8_BYTES, NF4_BYTES = 1.0, 0.5 + 4 / 64  # a weight, with bitsandbytes' scales of blocks of 64
 EIGHT_BIT_MOMENTS, FULL_MOMENTS = 2 + 2 * 4 / 256, 8.0
+SUB_GROUP = 1e9  # weights that ZeRO-3 updates at once, DeepSpeed's sub_group_size
 CUDA_PROCESS_GIB = 1.5  # context and NCCL's own buffers
 SLACK = 0.06  # assumed, of what changes with every pass
 
@@ -86,18 +88,28 @@ def plan_memory(
         device["gathered"] = _gathered(shape, settings, number, world_size)
     else:
         device["weights"] = weights + (2.0 * shape.num_parameters if is_autocast else 0.0)
-    # At stage 1 gradients stay whole until the step, which then has the rank's share in fp32, if they are narrower.
-    whole = number * learnt if zero.stage == 1 else 0.0
-    gradients = 0.0 if zero.stage == 1 and number == 4 else 4.0 * learnt / shared
     is_offloaded = zero.offload_optimizer != "none"
+    # At stage 1 gradients stay whole until the step. In bf16 DeepSpeed has a class for that stage (BF16_Optimizer) that
+    # also keeps whole fp32 gradients on every rank; fp32 gradients have no second copy.
+    whole = number * learnt if zero.stage == 1 else 0.0
+    gradients = 4.0 * learnt / shared
+    if zero.stage == 1 and not is_offloaded:
+        gradients = 4.0 * learnt if number == 2 else 0.0
     (host if is_offloaded else device)["gradients"] = gradients
     device["gradients"] = device.get("gradients", 0.0) + whole
     moments = EIGHT_BIT_MOMENTS if settings.optimizer.kind == "adamw_8bit" else FULL_MOMENTS
     copy = 4.0 if zero.stage >= 1 else 0.0
     (host if is_offloaded else device)["optimizer"] = (moments + copy) * learnt / shared
+    if is_offloaded and zero.stage < 3:
+        host["narrow copy"] = number * learnt / shared
+    if is_offloaded and settings.optimizer.kind == "adamw":
+        host["step"] = 8.0 * learnt / shared  # two temporaries of torch's Adam
     device["activations"] = activation_bytes(shape, settings, load, 2 if settings.zero.precision == "bf16" else 4)
     device["logits"] = _logit_bytes(shape, settings, load, number)
     device["buffers"] = _buffer_bytes(shape, settings, learnt, number)
+    # The optimizer's step comes when activations and logits are free again: what it needs beyond them counts.
+    passing = device["activations"] + device["logits"] + device["buffers"]
+    device["step"] = max(0.0, (0.0 if is_offloaded else _step_bytes(settings, learnt / shared)) - passing)
     # malloc gives large blocks back to the system; CUDA's allocator keeps them, in sizes that do not always fit.
     slack = SLACK if process_bytes is None else 0.0
     device["slack"] = slack * (device["activations"] + device["logits"] + device["buffers"])
@@ -105,6 +117,15 @@ def plan_memory(
     if zero.offload_optimizer == "nvme":
         host = {name: size for name, size in host.items() if name not in ("optimizer", "gradients")}
     return Memory(device=device, host=host)
+
+
+def _step_bytes(settings: RunSettings, held: float) -> float:
+    """Return what an update needs for a moment: a flat copy of the gradients, and Adam's temporaries."""
+    stage = settings.zero.stage
+    at_once = min(held, SUB_GROUP) if stage == 3 else held
+    adam = 4.0 if settings.optimizer.kind == "adamw" else 0.0
+    # Stage 2 drops its first copy of the gradients before Adam runs, stage 3 keeps it.
+    return at_once * {0: adam, 1: adam, 2: 4.0, 3: 4.0 + adam}[stage]
 
 
 def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> float:

@@ -72,6 +72,10 @@ def packed_attention(
     if bounds is None:
         num_rows, num_slots = query_BHTD.shape[0], query_BHTD.shape[2]
         bounds = career_bounds([num_slots] * num_rows, query_BHTD.device)
+    if query_BHTD.is_cuda and torch.is_autocast_enabled("cuda"):
+        # The rotation has made queries and keys wide again.
+        narrow = torch.get_autocast_dtype("cuda")
+        query_BHTD, key_BHTD, value_BHTD = (each.to(narrow) for each in (query_BHTD, key_BHTD, value_BHTD))
     if query_BHTD.is_cuda and query_BHTD.dtype in KERNEL_DTYPES and not dropout:
         return _by_kernel(query_BHTD, key_BHTD, value_BHTD, bounds, scaling), None
     return _career_by_career(query_BHTD, key_BHTD, value_BHTD, bounds, (scaling, dropout)), None

@@ -91,7 +91,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad_ND, weight_grad_VD = ctx.saved_tensors
         scale = gradients[0]
-        hidden = None if hidden_grad_ND is None else hidden_grad_ND * scale.to(hidden_grad_ND.dtype)
+        hidden = None if hidden_grad_ND is None else (hidden_grad_ND * scale).to(hidden_grad_ND.dtype)
         weight = None if weight_grad_VD is None else (weight_grad_VD * scale).to(ctx.weight_dtype)
         return hidden, weight, None, None
 

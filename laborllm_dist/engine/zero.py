@@ -22,7 +22,9 @@ from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.optimizers import make_optimizer
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
 from laborllm_dist.engine_settings import OptimizerSettings, ZeroSettings
+from laborllm_dist.errors import SettingsError
 
+MOST_8BIT = 2**31
 LIVE_BUCKETS = 10  # as many of ZeRO-3's weights may be whole at once
 
 
@@ -87,7 +89,11 @@ class ZeroEngine:
 def make_engine(
     model: CareerLanguageModel, zero: ZeroSettings, optimizer: OptimizerSettings, ranks: Ranks
 ) -> ZeroEngine:
-    """Put a model under DeepSpeed. Collective."""
+    """Put a model under DeepSpeed. Collective.
+
+    Raises:
+        SettingsError: if a rank has more weights in one stretch than 8-bit AdamW can count.
+    """
     deepspeed = import_deepspeed()
     adam = make_optimizer(model, optimizer)
     engine, *_ = deepspeed.initialize(
@@ -96,9 +102,24 @@ def make_engine(
         config=deepspeed_config(zero, optimizer.max_gradient_norm, ranks.world_size),
         dist_init_required=False,
     )
+    stretches = [stretch.numel() for group in adam.param_groups for stretch in group["params"]]
+    check_8bit(optimizer, zero, largest=max(stretches, default=0))  # ZeRO-3 keeps its groups elsewhere
     made = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.kind, ranks=ranks, settings=zero)
     engine.train()
     return made
+
+
+def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int) -> None:
+    """Refuse more weights in one stretch (`largest`) than bitsandbytes can count.
+
+    Raises:
+        SettingsError: saying what to set.
+    """
+    if optimizer.kind == "adamw_8bit" and largest >= MOST_8BIT:
+        raise SettingsError(
+            f"optimizer.kind=adamw_8bit: bitsandbytes counts the {largest:,} weights of a rank in 31 bits; set "
+            f"zero.stage=3, which holds them in smaller groups (here it is {zero.stage})"
+        )
 
 
 def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_size: int) -> dict[str, Any]:

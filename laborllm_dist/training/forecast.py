@@ -63,6 +63,7 @@ class Forecast:
     traffic_bytes: float  # of one rank, a step
     seconds_per_step: float
     hours: float
+    is_on_host: bool  # ranks on CPUs: what is offloaded is the same memory
 
     @property
     def busy(self) -> float:
@@ -84,7 +85,8 @@ class Forecast:
     @property
     def fits(self) -> bool:
         """Whether a GPU has the memory."""
-        return self.memory.total <= self.settings.plan.gpu.memory_gib * GIB
+        needed = self.memory.total + (self.memory.host_total if self.is_on_host else 0.0)
+        return needed <= self.settings.plan.gpu.memory_gib * GIB
 
 
 def known_workload(plan: TrainingPlan) -> Workload:
@@ -168,7 +170,9 @@ def forecast(
     traffic = traffic_bytes(shape, settings, passes)
     # Traffic overlaps with computing as far as it goes; what is longer decides.
     seconds = max(computing, traffic / (gpu.link_gigabytes_per_second * 1e9))
-    return Forecast(settings, shape, work, memory, passes, traffic, seconds, seconds * work.num_steps / 3600)
+    hours = seconds * work.num_steps / 3600
+    on_host = process_bytes is not None
+    return Forecast(settings, shape, work, memory, passes, traffic, seconds, hours, on_host)
 
 
 def flops_per_token(shape: ModelShape, settings: RunSettings, work: Workload) -> float:

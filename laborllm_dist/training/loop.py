@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from time import time
 
-import torch
-
 from laborllm_dist.batches.ahead import BatchesAhead
 from laborllm_dist.careers.corpus import check_sources
 from laborllm_dist.engine.capacity import capacity_of
@@ -91,7 +89,7 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity_of(ranks), tell))
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.on_first(lambda: check_fit(model.hugging_face, store))
-    ranks.on_first(lambda: check_packing(model.hugging_face, device=torch.device("cpu")))
+    ranks.on_first(lambda: check_packing(model.hugging_face, device=next(model.parameters()).device))
     config = model.hugging_face.config
     tell(describe_plan(settings, plan, *num_parameters(model)))
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
@@ -117,6 +115,8 @@ def _run_steps(work: Work, state: RunState) -> RunState:
         stop = held.enter_context(StopSignals(ranks))
         ahead = held.enter_context(BatchesAhead(functools.partial(batches_of_step, work), num_steps=plan.num_steps))
         state = _validate_if_due(work, state, stop, log, {})  # what a stop has cut short
+        if _validation_is_due(plan, state):  # and cuts short again
+            raise _on_request(state)
         while not state.is_over(plan.num_steps, settings.training.patience):
             result = take_step(work, ahead, state)
             if result.wrong is not None:
@@ -127,13 +127,17 @@ def _run_steps(work: Work, state: RunState) -> RunState:
                 _save(work, state)
             is_over = state.is_over(plan.num_steps, settings.training.patience)
             if asked and (not is_over or _validation_is_due(plan, state)):
-                raise Interrupted(f"on request, after step {state.step}, which is saved; the same command goes on")
+                raise _on_request(state)
     if state.step < plan.num_steps:
         work.tell(
             f"train: stops early after step {state.step}: {state.validations_since_best} validations without a better "
             f"one than after step {state.best_step}"
         )
     return state
+
+
+def _on_request(state: RunState) -> Interrupted:
+    return Interrupted(f"on request, after step {state.step}, which is saved; the same command goes on")
 
 
 def _validation_is_due(plan: TrainingPlan, state: RunState) -> bool:

@@ -28,7 +28,9 @@ from laborllm_dist.training.forecast import (
 from laborllm_dist.training.plan import TrainingPlan
 
 ENOUGH_BUSY = 0.75
-KINDS = ("weights", "gathered", "gradients", "optimizer", "activations", "logits", "buffers", "slack", "process")
+KINDS = (
+    "weights", "gathered", "gradients", "optimizer", "activations", "logits", "buffers", "step", "slack", "process",
+)  # fmt: skip
 
 
 def show_plan(settings: RunSettings, console: Console) -> Forecast:

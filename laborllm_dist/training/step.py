@@ -62,6 +62,8 @@ def take_step(work: Work, ahead: BatchesAhead, state: RunState) -> StepResult:
     planned = work.plan.step(state.step)
     batches = ahead.of_step(state.step)
     waited = monotonic() - started
+    # Dropout is a function of step and rank, so that a resumed run draws what an undisturbed one draws.
+    torch.manual_seed((settings.training.seed * 1_000_003 + state.step) * 65_536 + ranks.rank)
     log_likelihood = torch.zeros((), dtype=torch.float64, device=ranks.device)
     loss, wrong = math.nan, None
     for number, batch in enumerate(batches, start=1):
