@@ -18,6 +18,7 @@ from worlds import settings_of, small_run
 from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.careers.template import CareerText
+from laborllm_dist.engine import checkpoint
 from laborllm_dist.engine.checkpoint import (
     check_checkpoint,
     checkpoint_folder,
@@ -25,6 +26,7 @@ from laborllm_dist.engine.checkpoint import (
     newest_checkpoint,
     read_manifest,
 )
+from laborllm_dist.engine.fragments import Fragment
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.errors import CheckpointError, DiskFull, RunError, ScoreTableError
 from laborllm_dist.files import no_room_is_said, sha256_of, write_text, writing
@@ -44,7 +46,7 @@ def write_checkpoint(checkpoints: Path, step: int) -> Path:
     folder.mkdir(parents=True)
     files = {}
     for rank, (start, values) in enumerate([(0, [1.0, 2.0, 3.0]), (3, [4.0, 5.0])]):
-        path = folder / f"rank_{rank:05d}.safetensors"
+        path = folder / f"rank_{rank:05d}_000.safetensors"
         save_file({f"{kind}/w": torch.tensor(values) for kind in ("weight", "exp_avg", "exp_avg_sq")}, path)
         place = {"name": "w", "shape": [5], "start": start, "numel": len(values), "block_offset": 0}
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "fragments": [place]}
@@ -59,15 +61,36 @@ def test_weights_are_put_together_from_fragments(tmp_path: Path) -> None:
     assert weights["w"].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+def test_a_rank_cuts_its_fragments_into_files_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = torch.arange(9, dtype=torch.float32)
+    moments = {"exp_avg": -flat, "exp_avg_sq": flat**2}
+
+    def fragment(name: str, start: int, stop: int, *, is_mine: bool = True) -> Fragment:
+        views = {kind: tensor[start:stop] for kind, tensor in moments.items()}
+        return Fragment(name, (stop - start,), 0, flat[start:stop], views, {}, flat, start, is_mine)
+
+    # 4 elements of 3 numbers of 4 bytes are 48 bytes; the last weight is another rank's.
+    groups = [[fragment("a", 0, 4)], [fragment("b", 4, 5), fragment("c", 5, 8), fragment("d", 8, 9, is_mine=False)]]
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 48)
+    files = checkpoint.write_fragments(groups, tmp_path, rank=3)
+    assert {name: [place["name"] for place in entry["fragments"]] for name, entry in files.items()} == {
+        "rank_00003_000.safetensors": ["a"],
+        "rank_00003_001.safetensors": ["b", "c"],
+    }
+    manifest = checkpoint.CheckpointManifest(step=1, run="r", world_size=1, stage=1, state={}, files=files)
+    found = {name: weight.tolist() for name, weight in full_weights(tmp_path, manifest)}
+    assert found == {"a": [0.0, 1.0, 2.0, 3.0], "b": [4.0], "c": [5.0, 6.0, 7.0]}
+
+
 def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
     folders = [write_checkpoint(tmp_path, step) for step in (1, 2, 3, 4, 5)]
     (folders[4] / "manifest.json").unlink()
     (folders[3] / "manifest.json").write_text('{"step": 4')
-    changed = folders[2] / "rank_00001.safetensors"
+    changed = folders[2] / "rank_00001_000.safetensors"
     content = bytearray(changed.read_bytes())
     content[-1] ^= 1
     changed.write_bytes(content)
-    (folders[1] / "rank_00000.safetensors").write_bytes(b"short")
+    (folders[1] / "rank_00000_000.safetensors").write_bytes(b"short")
     said: list[str] = []
     found = newest_checkpoint(tmp_path, said.append)
     assert found is not None
@@ -81,7 +104,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(tmp_path:
 def test_a_checkpoint_that_lacks_elements_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 1)
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["files"]["rank_00001.safetensors"]
+    del manifest["files"]["rank_00001_000.safetensors"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="holds 3 of 5 elements of weight of w"):
         dict(full_weights(folder, check_checkpoint(folder)))

@@ -1,8 +1,10 @@
 """Checkpoints that survive anything: written beside, checked, renamed; read by any number of ranks at any ZeRO stage.
 
     checkpoints/step_00000120/
-        rank_00000.safetensors ...   the fragments of one rank: fp32 weights, Adam's moments (no pickle)
-        manifest.json                written last: step, state of the run, where every fragment lies, sizes, SHA-256
+        rank_00000_000.safetensors ...   fragments of one rank: fp32 weights, Adam's moments (no pickle)
+        manifest.json                    written last: step, state of the run, where every fragment lies, sizes, SHA-256
+
+A rank's fragments are cut into files of FILE_BYTES, since a file is copied to the host's memory before it is written.
 
 A folder without a valid manifest is not a checkpoint. engine/restore.py reads what is written here.
 """
@@ -28,6 +30,7 @@ from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of, write
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+FILE_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,10 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
     ranks.barrier()
-    name = f"rank_{ranks.rank:05d}.safetensors"
     outcome: dict[str, Any] | str
     try:
-        with no_room_is_said(partial / name):
-            outcome = {name: _write_fragments(fragment_groups(engine), partial / name)}
+        with no_room_is_said(partial):
+            outcome = write_fragments(fragment_groups(engine), partial, rank=ranks.rank)
     except DiskFull as error:
         outcome = str(error)
     outcomes = _everyones(outcome, ranks)
@@ -136,14 +138,26 @@ def keep_checkpoints(checkpoints: Path, *, num_newest: int, best_step: int | Non
             shutil.rmtree(doomed)
 
 
-def _write_fragments(groups: Iterable[list[Fragment]], path: Path) -> dict[str, Any]:
+def write_fragments(groups: Iterable[list[Fragment]], folder: Path, *, rank: int) -> dict[str, dict[str, Any]]:
+    """Write the fragments that a rank saves as files of about FILE_BYTES; return what the manifest says of each."""
+    files: dict[str, dict[str, Any]] = {}
     tensors: dict[str, torch.Tensor] = {}
     places: list[dict[str, Any]] = []
+
+    def write() -> None:
+        path = folder / f"rank_{rank:05d}_{len(files):03d}.safetensors"
+        save_file(tensors, path)
+        flush_to_disk(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "fragments": list(places)}
+        tensors.clear()
+        places.clear()
+
     for group in groups:
         for fragment in group:
             if not fragment.is_mine or not fragment.numel:
                 continue
             kept = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
+            # A copy even on the host: views of one buffer cannot stand in one safetensors file.
             tensors |= {tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in kept.items()}
             places.append(
                 {
@@ -154,9 +168,11 @@ def _write_fragments(groups: Iterable[list[Fragment]], path: Path) -> dict[str, 
                     "block_offset": fragment.block_offset,
                 }
             )
-    save_file(tensors, path)
-    flush_to_disk(path)
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path), "fragments": places}
+            if sum(tensor.nbytes for tensor in tensors.values()) >= FILE_BYTES:
+                write()
+    if tensors:
+        write()
+    return files
 
 
 def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
