@@ -21,7 +21,7 @@ from laborllm_dist.scoring.observations import observation_scores, scoring_batch
 from laborllm_dist.scoring.units import plan_evaluation
 from laborllm_dist.settings import EvaluationSettings
 from laborllm_dist.tokens.store import CareerRows, store_rows
-from laborllm_dist.tokens.tokenise import check_titles, tokenise_careers
+from laborllm_dist.tokens.tokenise import title_token_ids, tokenise_careers
 from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
 
 # "Cooks" begins "Cooks, private"; one title has digits, one an accent, one a comma.
@@ -106,7 +106,7 @@ def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(row_length: int, 
 )
 def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolerance, stories260k: Path) -> None:
     tokenizer, careers = load_tokenizer(str(stories260k)), careers_of_every_kind()[:2]
-    check_titles("1984 (high school):", VOCABULARY, tokenizer)
+    title_token_ids("1984 (high school):", VOCABULARY, tokenizer)
     model = pretrained_model(
         ModelSettings("stories", str(stories260k), None, None, None, 0.0, "safetensors"), dtype=dtype
     )

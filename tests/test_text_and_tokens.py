@@ -15,7 +15,7 @@ from laborllm_dist.careers.template import CareerText, compile_template, render_
 from laborllm_dist.careers.vocabularies import read_vocabulary
 from laborllm_dist.data_settings import TemplateSettings, TitleSettings
 from laborllm_dist.errors import TemplateError, TitleInsideToken, TokenizerError
-from laborllm_dist.tokens.tokenise import check_titles, tokenise_careers
+from laborllm_dist.tokens.tokenise import title_token_ids, tokenise_careers
 from laborllm_dist.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 TITLE_OF = {"cook": "Cooks", "server": "Food servers, nonrestaurant"}
@@ -114,7 +114,7 @@ def long_careers(vocabulary: OccupationVocabulary) -> list[CareerText]:
 def test_every_occ1990dd_title_keeps_its_tokens_with_llama2(llama2_tokenizer: Path) -> None:
     vocabulary, tokenizer = occ1990dd(), load_tokenizer(str(llama2_tokenizer))
     assert tokenizer.leading == (1,)
-    check_titles("1984 (some college):", vocabulary, tokenizer)
+    title_token_ids("1984 (some college):", vocabulary, tokenizer)
     check_spans(long_careers(vocabulary), tokenizer)
 
 
@@ -129,7 +129,7 @@ def test_every_occ1990dd_title_keeps_its_tokens_with_trained_bpe() -> None:
     texts = long_careers(vocabulary)
     tokenizer = train_tokenizer((text.text for text in texts), vocabulary_size=600)
     assert tokenizer.num_ids == 600
-    check_titles("1984 (some college):", vocabulary, tokenizer)
+    title_token_ids("1984 (some college):", vocabulary, tokenizer)
     check_spans(texts, tokenizer)
 
 

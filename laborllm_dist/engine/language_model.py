@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from laborllm_dist.engine.packed_attention import MODEL_TYPES, PACKED, career_bo
 from laborllm_dist.engine.token_scores import chunked_log_likelihood, fused_log_likelihood, token_log_likelihood
 from laborllm_dist.engine_settings import ComputeSettings
 from laborllm_dist.errors import ModelError
+
+HeadWork = Callable[..., Any]  # gets hidden states [N, D] and the output layer's weight [V, D]
 
 
 def attention_mask(lengths: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
@@ -42,14 +45,13 @@ class CareerLanguageModel(nn.Module):
         """
         super().__init__()
         self.hugging_face = hugging_face
-        self._chunk_tokens = compute.loss_chunk_tokens
+        self._compute = compute
         # Models that can leave out logits nobody asks for are asked to.
         self._can_skip = "logits_to_keep" in inspect.signature(hugging_face.forward).parameters
         self._is_known = is_known_type(hugging_face)
-        self._is_packed = _takes_bounds(hugging_face, compute)
+        self._is_packed = takes_bounds(hugging_face, compute)
         if self._is_known:
-            head = hugging_face.get_output_embeddings()  # type: ignore[operator]
-            head.forward = functools.partial(_head_forward, head, compute.loss, compute.loss_chunk_tokens)
+            open_head(hugging_face)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Return the sum of log p(target), which has gradients, and log p(target) of every slot with one, [N].
@@ -58,10 +60,9 @@ class CareerLanguageModel(nn.Module):
         in evaluation only, and empty in training.
         """
         if self._is_known:
-            hidden_BTD = self._decoder()(**self._inputs(batch)).last_hidden_state
+            hidden_BTD = decoder_of(self.hugging_face)(**self._inputs(batch)).last_hidden_state
             hidden_ND = hidden_BTD.flatten(0, 1)[batch.scored_N]
-            targets_N = batch.targets_BT.flatten()[batch.scored_N]
-            total, scores_N = self.hugging_face.get_output_embeddings()(hidden_ND, targets_N)  # type: ignore[operator]
+            total, scores_N = at_head(self.hugging_face, hidden_ND, self._loss(batch))
             return total, scores_N
         kept_K = (batch.targets_BT != IGNORED).any(dim=0).nonzero().flatten()
         if not self._can_skip or not len(kept_K):
@@ -72,13 +73,12 @@ class CareerLanguageModel(nn.Module):
         scores_BK = token_log_likelihood(logits_BKV, targets_BK)
         return scores_BK.sum(), scores_BK.detach()[targets_BK != IGNORED]
 
-    def _decoder(self) -> nn.Module:
-        """Return the model without its output layer, inside an adapter too."""
-        base: Any = self.hugging_face
-        if hasattr(base, "get_base_model"):
-            base = base.get_base_model()
-        decoder: nn.Module = base.get_decoder()
-        return decoder
+    def _loss(self, batch: PackedBatch) -> HeadWork:
+        targets_N = batch.targets_BT.flatten()[batch.scored_N]
+        if self._compute.loss == "liger" and torch.is_grad_enabled():
+            return functools.partial(fused_log_likelihood, targets_N=targets_N)
+        chunk = self._compute.loss_chunk_tokens
+        return functools.partial(chunked_log_likelihood, targets_N=targets_N, chunk_tokens=chunk)
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
         inputs = {"input_ids": batch.token_ids_BT, "position_ids": batch.positions_BT, "use_cache": False}
@@ -97,7 +97,12 @@ def is_known_type(model: nn.Module) -> bool:
     return isinstance(head, nn.Linear) and head.bias is None
 
 
-def _takes_bounds(model: nn.Module, compute: ComputeSettings) -> bool:
+def takes_bounds(model: nn.Module, compute: ComputeSettings) -> bool:
+    """Give a model packed attention where it can have it and may; return whether it has it.
+
+    Raises:
+        ModelError: if it must have it and cannot.
+    """
     config: Any = model.config
     can = config.model_type in MODEL_TYPES and getattr(config, "sliding_window", None) is None
     if compute.attention == "packed" and not can:
@@ -112,12 +117,23 @@ def _takes_bounds(model: nn.Module, compute: ComputeSettings) -> bool:
     return True
 
 
-def _head_forward(
-    head: nn.Linear, loss: str, chunk_tokens: int, hidden_ND: Tensor, targets_N: Tensor | None = None
-) -> Any:
-    """Stand in for the output layer's forward, inside which ZeRO-3 has its weight at hand."""
-    if targets_N is None:
-        return nn.functional.linear(hidden_ND, head.weight)
-    if loss == "liger" and torch.is_grad_enabled():
-        return fused_log_likelihood(hidden_ND, head.weight, targets_N)
-    return chunked_log_likelihood(hidden_ND, head.weight, targets_N, chunk_tokens=chunk_tokens)
+def decoder_of(model: Any) -> nn.Module:
+    """Return a model without its output layer, inside an adapter too."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder: nn.Module = base.get_decoder()
+    return decoder
+
+
+def open_head(model: Any) -> None:
+    """Let the output layer of a known type do other work than logits (`at_head`)."""
+    head = model.get_output_embeddings()
+    head.forward = functools.partial(_head_forward, head)
+
+
+def at_head(model: Any, hidden_ND: Tensor, work: HeadWork) -> Any:
+    """Return what `work` makes of hidden states and the output layer's weight, which ZeRO-3 brings for it."""
+    return model.get_output_embeddings()(hidden_ND, work)
+
+
+def _head_forward(head: nn.Linear, hidden_ND: Tensor, work: HeadWork | None = None) -> Any:
+    return nn.functional.linear(hidden_ND, head.weight) if work is None else work(hidden_ND, head.weight)

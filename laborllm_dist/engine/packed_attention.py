@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from laborllm_dist.engine.branch_attention import Bough, KeptStates, branch_attention
+
 PACKED = "laborllm_packed"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 # Types of transformers models whose attention takes what is passed through to it; others get a mask.
@@ -55,6 +57,8 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     bounds: CareerBounds | None = None,
+    kept: KeptStates | None = None,
+    boughs: tuple[Bough, ...] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
@@ -62,13 +66,19 @@ def packed_attention(
     """Return what every slot takes from earlier slots of its own career, [B, T, H, D].
 
     The arguments are those of transformers' attention interface; keys and values may have fewer heads than queries.
-    Without bounds every row is one career.
+    Without bounds every row is one career. With `kept`, keys and values are kept there; with `boughs` too, the slots
+    are nodes that see what is kept (engine/branch_attention.py).
 
     Raises:
         ValueError: if a mask is given, since there is no place for one.
     """
     if attention_mask is not None:
         raise ValueError("packed attention takes bounds, not a mask")
+    if kept is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if boughs is not None:
+            return branch_attention(layer, (query_BHTD, key_BHTD, value_BHTD), kept, boughs, scaling), None
+        kept.keep_history(layer, key_BHTD, value_BHTD)
     if bounds is None:
         num_rows, num_slots = query_BHTD.shape[0], query_BHTD.shape[2]
         bounds = career_bounds([num_slots] * num_rows, query_BHTD.device)

@@ -9,6 +9,7 @@ gradients of hidden states and weight before the next one is made, and nothing i
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import IGNORED
 from laborllm_dist.errors import SettingsError
+
+# The C library keeps blocks below 32 MiB for the next use; larger ones come from the system as new pages each time.
+HOST_CHUNK_BYTES = 2**24
 
 
 def token_log_likelihood(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -94,6 +98,38 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
         hidden = None if hidden_grad_ND is None else (hidden_grad_ND * scale).to(hidden_grad_ND.dtype)
         weight = None if weight_grad_VD is None else (weight_grad_VD * scale).to(ctx.weight_dtype)
         return hidden, weight, None, None
+
+
+def edge_log_likelihood(
+    hidden_ND: Tensor, weight_VD: Tensor | None, sources_E: Tensor, tokens_E: Tensor, *, chunk_tokens: int
+) -> Tensor:
+    """Return log p(token | slot) in nats for every pair that is asked for, [E]; the rest of the softmax is summed only.
+
+    Args:
+        hidden_ND: hidden states of the slots; logits [N, V] where there is no weight.
+        weight_VD: of the output layer.
+        sources_E: slots, ascending, on the CPU.
+        tokens_E: token ids, on the CPU.
+        chunk_tokens: how many slots have their logits in memory at once.
+    """
+    precise = _precise(hidden_ND.dtype)
+    scores_E = torch.empty(len(sources_E), dtype=precise, device=hidden_ND.device)
+    matrix_DV = None if weight_VD is None else weight_VD.to(hidden_ND.dtype).T
+    if not hidden_ND.is_cuda:
+        num_ids = hidden_ND.shape[1] if matrix_DV is None else matrix_DV.shape[1]
+        chunk_tokens = max(1, min(chunk_tokens, HOST_CHUNK_BYTES // (precise.itemsize * num_ids)))
+    firsts = range(0, len(hidden_ND), chunk_tokens)
+    cuts = torch.searchsorted(sources_E, torch.tensor([*firsts, len(hidden_ND)])).tolist()
+    for first, (low, high) in zip(firsts, itertools.pairwise(cuts), strict=True):
+        rows_CD = hidden_ND[first : first + chunk_tokens]
+        logits_CV = rows_CD.to(precise) if matrix_DV is None else _product(rows_CD, matrix_DV, precise)
+        places = (sources_E[low:high] - first).to(logits_CV.device, non_blocking=True)
+        asked_E = logits_CV[places, tokens_E[low:high].to(logits_CV.device)]
+        largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+        # In the memory of the logits: a copy of them would cost as much as the product.
+        sums_C = logits_CV.sub_(largest_C1).exp_().sum(dim=1)
+        scores_E[low:high] = asked_E - (sums_C.log() + largest_C1[:, 0])[places]
+    return scores_E
 
 
 def _product(left: Tensor, right: Tensor, precise: torch.dtype) -> Tensor:

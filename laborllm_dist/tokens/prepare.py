@@ -43,7 +43,7 @@ from laborllm_dist.tokens.store import (
     open_store,
     verify_store,
 )
-from laborllm_dist.tokens.tokenise import check_titles
+from laborllm_dist.tokens.tokenise import title_token_ids
 from laborllm_dist.tokens.tokenizer import load_tokenizer, tokenizer_identity
 
 Progress = Callable[[str], None]
@@ -230,7 +230,7 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
             tokenizer = load_tokenizer(str(building / TOKENIZER))
         else:
             tokenizer = make_tokenizer(settings, vocabulary, template, say)
-            check_titles(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
+            title_token_ids(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
             shutil.rmtree(building / TOKENIZER, ignore_errors=True)
             tokenizer.save(building / TOKENIZER)
             # Written last, so that it says that the tokenizer is whole.

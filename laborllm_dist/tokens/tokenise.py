@@ -64,23 +64,33 @@ def _token_spans(text: CareerText, offsets: Sequence[tuple[int, int]], num_leadi
     return tuple(spans)
 
 
-def check_titles(prompt: str, vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer) -> None:
-    """Check for every title that ids(prompt) begin ids(prompt + title), so that P(title | prompt) is well defined.
+def title_token_ids(
+    prompt: str, vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer
+) -> tuple[list[tuple[int, ...]], int]:
+    """Return the token ids of every title after a prompt, and the token of the line's end.
 
     Args:
-        prompt: the text up to and without the blank before a title, from the template.
+        prompt: a text up to and without the blank before a title, from the template.
         vocabulary: the titles.
         tokenizer: the tokenizer of the careers.
 
     Raises:
-        TitleInsideToken: naming the first title that changes the prompt's tokens or ends inside a token.
+        TitleInsideToken: naming the first title that changes the prompt's tokens or ends inside a token, so that
+            P(title | prompt) is not well defined.
     """
     prompt_ids = tokenizer.backend.encode(prompt, add_special_tokens=False).ids
     texts = [
         CareerText(text=f"{prompt} {title}\n", title_spans=((len(prompt), len(prompt) + 1 + len(title)),))
         for title in vocabulary.titles
     ]
+    titles: list[tuple[int, ...]] = []
+    terminators: set[int] = set()
     for title, career in zip(vocabulary.titles, tokenise_careers(texts, tokenizer), strict=True):
-        num_prompt = career.title_spans[0][0]
-        if list(career.ids[len(tokenizer.leading) : num_prompt]) != prompt_ids:
+        start, end = career.title_spans[0]
+        if list(career.ids[len(tokenizer.leading) : start]) != prompt_ids:
             raise TitleInsideToken(f"the title {title!r} changes the tokens of the prompt before it, {prompt[-20:]!r}")
+        titles.append(career.ids[start:end])
+        terminators.add(career.ids[end])
+    if len(terminators) > 1:
+        raise TitleInsideToken(f"the line's end after a title is not always the same token: {sorted(terminators)}")
+    return titles, terminators.pop()

@@ -1,0 +1,180 @@
+"""A causal language model asked for the continuations of many prompts that share their histories.
+
+One forward of packed careers keeps every layer's keys and values. Nodes, the tokens of possible continuations, then
+follow in forwards of their own, each after its ancestors; of their logits, those that are asked for are made and the
+normaliser, a chunk of nodes at a time. Models of unknown type forward history and nodes together under a mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from laborllm_dist.batches.packed import PackedBatch
+from laborllm_dist.engine.branch_attention import Integers, KeptStates, boughs_of
+from laborllm_dist.engine.language_model import (
+    HeadWork,
+    at_head,
+    attention_mask,
+    decoder_of,
+    is_known_type,
+    open_head,
+    takes_bounds,
+)
+from laborllm_dist.engine.packed_attention import career_bounds
+from laborllm_dist.engine.token_scores import edge_log_likelihood
+from laborllm_dist.engine_settings import ComputeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """What is asked: log p(tokens_E | slot sources_E). Sources count the slots of a pass, ascending; on the CPU."""
+
+    sources_E: Tensor
+    tokens_E: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """N tokens after histories, and what they see; numpy, on the host.
+
+    `positions_N` go on where the history stops. `stems_N3`: row, first slot and slot past the last one of each node's
+    history, those of one career side by side. `ancestors_NA`: places of its ancestors and itself among all nodes since
+    the last `drop_nodes`, -1 where there are fewer than A.
+    """
+
+    token_ids_N: Integers
+    positions_N: Integers
+    stems_N3: Integers
+    ancestors_NA: Integers
+
+    def __len__(self) -> int:
+        return len(self.token_ids_N)
+
+
+@dataclass(slots=True)
+class Grown:
+    """Histories and the nodes that have followed them: the states of known types, the tokens for the others."""
+
+    batch: PackedBatch
+    states: KeptStates = field(default_factory=KeptStates)
+    nodes: Nodes | None = None
+
+    def drop_nodes(self) -> None:
+        """Forget the nodes; the histories stay."""
+        self.states.drop_nodes()
+        self.nodes = None
+
+
+class BranchingModel(nn.Module):
+    """Wraps a transformers model; every forward is one pass, of histories or of nodes."""
+
+    def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
+        """Set the model up.
+
+        Raises:
+            ModelError: if packed attention is asked of a model that cannot have it.
+        """
+        super().__init__()
+        self.hugging_face = hugging_face
+        self._chunk_tokens = compute.loss_chunk_tokens
+        self._is_packed = takes_bounds(hugging_face, compute) and is_known_type(hugging_face)
+        if self._is_packed:
+            open_head(hugging_face)
+
+    def forward(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, work: HeadWork) -> Any:
+        """Forward the histories of `grown`, or nodes that follow them, and return what `work` makes of the slots.
+
+        Args:
+            grown: the histories, on the model's device; what is forwarded joins it.
+            nodes: None: the histories themselves.
+            slots_Q: whose next tokens are asked for, counted through all rows, or nodes.
+            work: gets hidden states and the output layer's weight, or logits and None.
+        """
+        if not self._is_packed:
+            logits_NV = self._history_logits(grown.batch) if nodes is None else self._node_logits(grown, nodes)
+            return work(logits_NV[slots_Q.to(logits_NV.device)], None)
+        device = grown.batch.token_ids_BT.device
+        inputs: dict[str, Any]
+        if nodes is None:
+            bounds = career_bounds(grown.batch.lengths, device)
+            inputs = {"input_ids": grown.batch.token_ids_BT, "position_ids": grown.batch.positions_BT, "bounds": bounds}
+        else:
+            ids, positions = (
+                torch.from_numpy(each)[None].to(device) for each in (nodes.token_ids_N, nodes.positions_N)
+            )
+            boughs = boughs_of(nodes.stems_N3, nodes.ancestors_NA, device)
+            inputs = {"input_ids": ids, "position_ids": positions, "boughs": boughs}
+        decoder = decoder_of(self.hugging_face)
+        hidden_BTD = decoder(**inputs, kept=grown.states, use_cache=False).last_hidden_state
+        return at_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
+
+    def log_likelihood(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, edges: Edges) -> Tensor:
+        """Return log p in nats of what is asked of the slots, [E]: one pass."""
+
+        def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
+            return edge_log_likelihood(
+                hidden_QD, weight_VD, edges.sources_E, edges.tokens_E, chunk_tokens=self._chunk_tokens
+            )
+
+        scores_E: Tensor = self(grown, nodes, slots_Q, work)
+        return scores_E
+
+    def _history_logits(self, batch: PackedBatch) -> Tensor:
+        mask = attention_mask(batch.lengths, batch.token_ids_BT.shape[1], batch.token_ids_BT.device)
+        inputs = {"input_ids": batch.token_ids_BT, "position_ids": batch.positions_BT, "attention_mask": mask}
+        logits_NV: Tensor = self.hugging_face(**inputs, use_cache=False).logits.flatten(0, 1)
+        return logits_NV
+
+    def _node_logits(self, grown: Grown, nodes: Nodes) -> Tensor:
+        """Return the logits of nodes, [N, V]: a forward for every bough, with its history and ancestors."""
+        grown.nodes = everything = nodes if grown.nodes is None else _joined(grown.nodes, nodes)
+        batch, device = grown.batch, grown.batch.token_ids_BT.device
+        found: list[Tensor] = []
+        place = len(everything) - len(nodes)
+        for bough in boughs_of(nodes.stems_N3, nodes.ancestors_NA, torch.device("cpu")):
+            history, places_U = slice(bough.start, bough.stop), bough.places_U.numpy()
+            ids, positions = (
+                torch.cat([of_row[bough.row, history], torch.from_numpy(of_nodes[places_U]).to(device)])
+                for of_row, of_nodes in (
+                    (batch.token_ids_BT, everything.token_ids_N),
+                    (batch.positions_BT, everything.positions_N),
+                )
+            )
+            mask_SS = _tree_mask(everything, places_U, bough.start, bough.stop).to(device)
+            inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask_SS[None, None]}
+            logits_SV = self.hugging_face(**inputs, use_cache=False).logits[0]
+            members = np.searchsorted(places_U, np.arange(place, place + len(bough.mask_CS)))
+            found.append(logits_SV[torch.from_numpy(members + bough.stop - bough.start).to(device)])
+            place += len(bough.mask_CS)
+        return torch.cat(found)
+
+
+def _joined(before: Nodes, nodes: Nodes) -> Nodes:
+    width = max(before.ancestors_NA.shape[1], nodes.ancestors_NA.shape[1])
+    padded = [
+        np.pad(each.ancestors_NA, ((0, 0), (0, width - each.ancestors_NA.shape[1])), constant_values=-1)
+        for each in (before, nodes)
+    ]
+    return Nodes(
+        token_ids_N=np.concatenate([before.token_ids_N, nodes.token_ids_N]),
+        positions_N=np.concatenate([before.positions_N, nodes.positions_N]),
+        stems_N3=np.concatenate([before.stems_N3, nodes.stems_N3]),
+        ancestors_NA=np.concatenate(padded),
+    )
+
+
+def _tree_mask(nodes: Nodes, places_U: Integers, start: int, stop: int) -> Tensor:
+    """Return [S, S] bool: what each slot [start, stop) of a history, then each node at these places, sees."""
+    num_history, num_nodes = stop - start, len(places_U)
+    mask_SS = np.zeros((num_history + num_nodes, num_history + num_nodes), dtype=bool)
+    mask_SS[:num_history, :num_history] = np.tri(num_history, dtype=bool)
+    mask_SS[num_history:, :num_history] = np.arange(start, stop) < nodes.stems_N3[places_U, 2, None]
+    seen_UA = nodes.ancestors_NA[places_U]
+    rows, of_row = np.nonzero(seen_UA >= 0)
+    mask_SS[num_history + rows, num_history + np.searchsorted(places_U, seen_UA[rows, of_row])] = True
+    return torch.from_numpy(mask_SS)
