@@ -2,6 +2,7 @@
 # make test         the tests                make test-quick   those that start no ranks
 # make test-hosts   over two hosts           make test-slurm   under a Slurm of one node
 #                   (both as root, with Debian's programs; else they say what is missing)
+# make test-peers   scores beside those of lm-evaluation-harness (installs it)
 # make lint         style and types          make benchmarks   the benchmarks that need no GPU
 # Settings: PYTHON=python3.12  VENV=.venv  RANKS=2
 PYTHON ?= python3
@@ -16,7 +17,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic goals test test-quick test-hosts test-slurm lint benchmarks peers clean
+.PHONY: install quickstart synthetic goals test test-quick test-hosts test-slurm test-peers lint benchmarks peers clean
 
 install: $(INSTALLED)
 
@@ -54,16 +55,19 @@ runs/%/scores/comparators: runs/%/scores/test.parquet
 .PRECIOUS: runs/%/export/laborllm_dist.json runs/%/scores/test.parquet runs/%/scores/comparators
 
 test: install
-	@pytest -q -m 'not hosts and not slurm'
+	@pytest -q -m 'not hosts and not slurm and not peers'
 
 test-quick: install
-	@pytest -q -m 'not ranks and not hosts and not slurm'
+	@pytest -q -m 'not ranks and not hosts and not slurm and not peers'
 
 test-hosts: install
 	@pytest -q -rs tests/test_hosts.py
 
 test-slurm: install
 	@pytest -q -rs tests/test_slurm.py
+
+test-peers: peers
+	@pytest -q -rs tests/test_peers.py
 
 lint: install
 	@ruff check .
@@ -81,7 +85,7 @@ benchmarks: install
 	@python benchmarks/memory_plan.py
 	@python benchmarks/kills.py
 
-# What benchmarks compare with: python benchmarks/train_throughput.py
+# What tests and benchmarks compare with: make test-peers, python benchmarks/train_throughput.py
 peers: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
 
