@@ -79,10 +79,8 @@ def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None
         raise ScoreTableError(f"scores of {info.model} do not have the columns of a score table: {error}") from None
     table = table.sort_by([(name, "ascending") for name in KEY]).combine_chunks()
     check_scores(table, str(path))
-    facts = {"model": info.model, "split": info.split, "careers": info.careers, "code": info.code, **info.details}
-    metadata = {b"laborllm_dist": json.dumps(facts, sort_keys=True).encode()}
     with writing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata_of(info)), partial, compression="zstd")
 
 
 def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
@@ -95,13 +93,30 @@ def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
         raise ScoreTableError(f"no score table at {path}; `deepspeed launch/evaluate.py run=...` makes it")
     try:
         table = pq.read_table(path)
-        facts = json.loads((table.schema.metadata or {})[b"laborllm_dist"])
+        info = info_of(table.schema.metadata or {})
         table = table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
     except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
         raise ScoreTableError(f"{path} is not a score table or is damaged: {str(error).splitlines()[0]}") from None
     check_scores(table, str(path))
+    return table, info
+
+
+def metadata_of(info: ScoreTableInfo) -> dict[bytes, bytes]:
+    """Return the metadata of a file of scores."""
+    facts = {"model": info.model, "split": info.split, "careers": info.careers, "code": info.code, **info.details}
+    return {b"laborllm_dist": json.dumps(facts, sort_keys=True).encode()}
+
+
+def info_of(metadata: Mapping[bytes, bytes]) -> ScoreTableInfo:
+    """Return what the metadata of a file of scores says.
+
+    Raises:
+        KeyError: if it is no such file.
+        ValueError: if it is damaged.
+    """
+    facts = json.loads(metadata[b"laborllm_dist"])
     named = {key: facts.pop(key) for key in ("model", "split", "careers", "code")}
-    return table, ScoreTableInfo(**named, details=facts)
+    return ScoreTableInfo(**named, details=facts)
 
 
 def check_scores(table: pa.Table, where: str) -> None:

@@ -64,16 +64,35 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """Scoring of one split. A unit is a forward of the plan; nothing in it depends on the number of ranks."""
+    """Scoring of one split. A unit is a forward of the plan; nothing in it depends on the number of ranks.
+
+    `titles`: the observed ones, or all of them too, with a mass of at most `tolerance` of each observation not told
+    apart (0: the whole distribution). `base`: weights as they are, or quantised by bitsandbytes. `placement`: the whole
+    model on every rank, or ZeRO-3 shards of one that does not fit.
+    """
 
     split: Literal["train", "validation", "test"]
     row_length: int
     rows_per_unit: int
     units_per_part: int  # units in a part file, the most work that a kill can lose a rank
     precision: Literal["bf16", "fp32", "fp64"]  # of the forward; softmax is fp32 or better, sums are fp64
+    titles: Literal["observed", "all"] = "observed"
+    tolerance: float = 0.0
+    nodes_per_pass: int = 4096  # tokens of titles forwarded at once; a larger tree of one prompt is not cut
+    base: Literal["full", "int8", "nf4"] = "full"
+    placement: Literal["replicated", "sharded"] = "replicated"
 
     def __post_init__(self) -> None:
-        check_positive(self, "row_length", "rows_per_unit", "units_per_part")
+        check_positive(self, "row_length", "rows_per_unit", "units_per_part", "nodes_per_pass")
+        if not 0 <= self.tolerance < 1:
+            raise OutOfRange("tolerance", f"a probability from 0 to below 1, found {self.tolerance}")
+        if self.placement == "sharded":
+            if self.base != "full":
+                raise OutOfRange(
+                    "base", f"full with placement=sharded, which would cut {self.base} weights apart from their scales"
+                )
+            if self.precision == "fp64":
+                raise OutOfRange("precision", "fp32 or bf16 with placement=sharded; DeepSpeed has no fp64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +203,15 @@ class EvaluateSettings:
     row_length: int | None
     rows_per_unit: int | None
     precision: Literal["bf16", "fp32", "fp64"] | None
+    titles: Literal["observed", "all"] | None
+    tolerance: float | None
+    nodes_per_pass: int | None
+    base: Literal["full", "int8", "nf4"] | None
+    placement: Literal["replicated", "sharded"] | None
     threads_per_rank: int | None
 
     def __post_init__(self) -> None:
-        check_positive(self, "row_length", "rows_per_unit", "threads_per_rank")
+        check_positive(self, "row_length", "rows_per_unit", "nodes_per_pass", "threads_per_rank")
 
 
 @dataclass(frozen=True, slots=True)

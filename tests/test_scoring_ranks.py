@@ -66,11 +66,10 @@ def test_a_table_of_an_evaluation_killed_twice_is_the_same(trained: Path, table_
 
 def evaluate_again(folder: Path, finished: dict[Path, int]) -> bytes:
     text = run_well("evaluate.py", [f"run={folder}/runs/small"], world_size=3, log=folder / "log")
-    num_parts = int(text.split(" forwards of")[0].split()[-1].replace(",", ""))
-    line = next(line for line in text.splitlines() if "of each rank" in line)
-    assert int(line.split("/")[1].split()[0]) == -(-(num_parts - len(finished)) // 3), (
-        "finished parts were scored again"
-    )
+    num_parts = int(text.split(" units of")[0].split()[-1].replace(",", ""))
+    assert f"{len(finished)} of {num_parts} parts are there" in text
+    claimed = [int(line.split(" part ")[1].split("/")[1].split()[0]) for line in text.splitlines() if " part " in line]
+    assert set(claimed) == {num_parts - len(finished)}, "finished parts were scored again"
     return (folder / TABLE).read_bytes()
 
 

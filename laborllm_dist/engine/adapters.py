@@ -21,6 +21,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
 from laborllm_dist.engine_settings import AdapterSettings
 from laborllm_dist.errors import ModelError
 
+NF4_BLOCK = 64
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
@@ -36,6 +37,22 @@ def quantisation(base: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if base == "nf4":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return None
+
+
+def check_blocks(model: nn.Module, path: str | None) -> None:
+    """Refuse layers that 4-bit blocks do not fit.
+
+    Raises:
+        ModelError: naming the first one; on a CPU bitsandbytes cuts each row into blocks of NF4_BLOCK weights.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            inner: Any = module
+            if inner.in_features % NF4_BLOCK and inner.weight.device.type == "cpu":
+                raise ModelError(
+                    f"{path}: base=nf4 on a CPU wants layers of a multiple of {NF4_BLOCK} inputs, {name} has "
+                    f"{inner.in_features}; take int8 or full"
+                )
 
 
 def with_adapter(model: PreTrainedModel, settings: AdapterSettings, *, seed: int) -> nn.Module:

@@ -26,16 +26,7 @@ from laborllm_dist.engine.language_model import (
     takes_bounds,
 )
 from laborllm_dist.engine.packed_attention import career_bounds
-from laborllm_dist.engine.token_scores import edge_log_likelihood
 from laborllm_dist.engine_settings import ComputeSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Edges:
-    """What is asked: log p(tokens_E | slot sources_E). Sources count the slots of a pass, ascending; on the CPU."""
-
-    sources_E: Tensor
-    tokens_E: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +61,22 @@ class Grown:
         self.nodes = None
 
 
-class BranchingModel(nn.Module):
-    """Wraps a transformers model; every forward is one pass, of histories or of nodes."""
+@dataclass(frozen=True, slots=True)
+class BranchPass:
+    """One forward: of the histories of `grown`, or of nodes that follow them, and what is wanted of it.
+
+    `slots_Q`: whose next tokens are asked for, counted through all rows, or nodes; on the host. `work` gets the hidden
+    states [Q, D] and the output layer's weight, or the logits [Q, V] and None.
+    """
+
+    grown: Grown
+    nodes: Nodes | None
+    slots_Q: Tensor
+    work: HeadWork
+
+
+class BranchingModel:
+    """A transformers model that forwards passes of histories and of nodes."""
 
     def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
         """Set the model up.
@@ -79,22 +84,14 @@ class BranchingModel(nn.Module):
         Raises:
             ModelError: if packed attention is asked of a model that cannot have it.
         """
-        super().__init__()
         self.hugging_face = hugging_face
-        self._chunk_tokens = compute.loss_chunk_tokens
         self._is_packed = takes_bounds(hugging_face, compute) and is_known_type(hugging_face)
         if self._is_packed:
             open_head(hugging_face)
 
-    def forward(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, work: HeadWork) -> Any:
-        """Forward the histories of `grown`, or nodes that follow them, and return what `work` makes of the slots.
-
-        Args:
-            grown: the histories, on the model's device; what is forwarded joins it.
-            nodes: None: the histories themselves.
-            slots_Q: whose next tokens are asked for, counted through all rows, or nodes.
-            work: gets hidden states and the output layer's weight, or logits and None.
-        """
+    def forward(self, wanted: BranchPass) -> Any:
+        """Return what `wanted.work` makes of the slots; what is forwarded joins `wanted.grown`."""
+        grown, nodes, slots_Q, work = wanted.grown, wanted.nodes, wanted.slots_Q, wanted.work
         if not self._is_packed:
             logits_NV = self._history_logits(grown.batch) if nodes is None else self._node_logits(grown, nodes)
             return work(logits_NV[slots_Q.to(logits_NV.device)], None)
@@ -112,17 +109,6 @@ class BranchingModel(nn.Module):
         decoder = decoder_of(self.hugging_face)
         hidden_BTD = decoder(**inputs, kept=grown.states, use_cache=False).last_hidden_state
         return at_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
-
-    def log_likelihood(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, edges: Edges) -> Tensor:
-        """Return log p in nats of what is asked of the slots, [E]: one pass."""
-
-        def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
-            return edge_log_likelihood(
-                hidden_QD, weight_VD, edges.sources_E, edges.tokens_E, chunk_tokens=self._chunk_tokens
-            )
-
-        scores_E: Tensor = self(grown, nodes, slots_Q, work)
-        return scores_E
 
     def _history_logits(self, batch: PackedBatch) -> Tensor:
         mask = attention_mask(batch.lengths, batch.token_ids_BT.shape[1], batch.token_ids_BT.device)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.engine.adapters import quantisation, with_adapter
+from laborllm_dist.engine.adapters import check_blocks, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.packed_attention import MODEL_TYPES
@@ -107,6 +107,8 @@ def pretrained_model(
         raise ModelError(f"cannot open the weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
+    if base == "nf4":
+        check_blocks(model, settings.path)
     return model
 
 
@@ -162,6 +164,28 @@ def _goes_into_shards(settings: RunSettings) -> bool:
         return False
     config = AutoConfig.from_pretrained(model.path, **_where(model))
     return config.model_type in MODEL_TYPES
+
+
+def check_sharded(settings: ModelSettings) -> None:
+    """Refuse weights that cannot be read straight into ZeRO-3 shards.
+
+    Raises:
+        ModelError: for adapters, pickles, and types whose tensors may have other names in files.
+    """
+    if settings.weights != "safetensors" or is_adapter(settings):
+        raise ModelError(
+            f"{settings.path}: placement=sharded reads whole models in safetensors only; merge an adapter first"
+        )
+    model_type = AutoConfig.from_pretrained(settings.path, **_where(settings)).model_type
+    if model_type not in MODEL_TYPES:
+        raise ModelError(
+            f"{settings.path}: placement=sharded knows models of type {', '.join(MODEL_TYPES)}, not {model_type}"
+        )
+
+
+def is_adapter(settings: ModelSettings) -> bool:
+    """Return whether the weights are an adapter's folder."""
+    return (Path(settings.path or "") / (settings.subfolder or "") / "adapter_config.json").is_file()
 
 
 def weights_identity(settings: ModelSettings) -> str:

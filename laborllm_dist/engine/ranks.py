@@ -97,6 +97,16 @@ class Ranks:
         result = pickle.loads(base64.b64decode(answer))  # made by rank 0 of this very run
         return result
 
+    def share_out(self, num_items: int) -> Iterator[int]:
+        """Return an iterator over 0, 1, ... in which every number comes up on one rank only, whichever is first to ask.
+
+        Collective as a call; what each rank gets differs from run to run.
+        """
+        if self.world_size == 1:
+            return iter(range(num_items))
+        key, store = f"laborllm_dist/share_out/{next(self._calls)}", _store()
+        return itertools.takewhile(lambda place: place < num_items, (store.add(key, 1) - 1 for _ in itertools.count()))
+
 
 def _is_set(store: Any, key: str) -> bool:
     """Wait a while for a key; the waiting ends with an error where rank 0, which keeps the store, is gone."""

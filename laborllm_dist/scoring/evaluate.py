@@ -1,25 +1,29 @@
-"""Score every observation of a split: each rank its parts, then one merge into the score table."""
+"""Score every observation of a split: the observed titles into the score table, all titles into the table of titles."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import torch
 
-from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.engine.branching_model import Grown
+from laborllm_dist.engine.evaluated_model import EvaluatedModel
 from laborllm_dist.engine.ranks import Ranks
-from laborllm_dist.errors import ScoreTableError
+from laborllm_dist.errors import TitleInsideToken
 from laborllm_dist.score_table import SCORE_SCHEMA, ScoreTableInfo, write_score_table
-from laborllm_dist.scoring.observations import observation_scores, scoring_batch
-from laborllm_dist.scoring.units import EvaluationPlan, part_path, write_part
+from laborllm_dist.scoring.observations import TitlePlaces, observation_scores, scoring_batch, title_places
+from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, remove_parts
+from laborllm_dist.scoring.prompt_trees import Prompts, score_titles
+from laborllm_dist.scoring.title_trie import TitleTrie
+from laborllm_dist.scoring.units import EvaluationPlan
+from laborllm_dist.settings import EvaluationSettings
+from laborllm_dist.title_table import write_title_table
 from laborllm_dist.tokens.store import CareerRows
 
 
@@ -34,58 +38,126 @@ class Evaluation:
     table: Path
 
 
-def evaluate(work: Evaluation, model: CareerLanguageModel, ranks: Ranks, say: Callable[[str], None]) -> None:
-    """Score the parts that have no file yet, and merge all into the score table. Collective.
+def evaluate(work: Evaluation, model: EvaluatedModel, ranks: Ranks, say: Callable[[str], None]) -> None:
+    """Score the observed titles: the parts that have no file yet, then all into the score table. Collective.
 
     Raises:
         ScoreTableError: if the parts do not hold every observation exactly once.
     """
-    model.eval()
-    missing = ranks.on_first(lambda: _missing_parts(work))
-    mine = missing[ranks.rank :: ranks.world_size]
-    started, num_scored = monotonic(), 0
-    for done, part in enumerate(mine, start=1):
-        num_scored += score_part(work, model, part, ranks.device)
-        speed = num_scored * ranks.world_size / (monotonic() - started)
-        say(f"evaluate: part {done}/{len(mine)} of each rank  {speed:,.0f} observations/s")
-    ranks.barrier()
-    ranks.on_first(lambda: merge_parts(work))
+    parted = PartedWork(work.parts, work.plan.num_parts, lambda part: _observed_part(work, model, part), model.rest)
+    finish_parts(parted, ranks, say)
+    ranks.on_first(lambda: _merge_observed(work, parted))
 
 
-def score_part(work: Evaluation, model: CareerLanguageModel, part: int, device: torch.device) -> int:
-    """Score one part and write its file; return the number of observations."""
+def evaluate_titles(
+    work: Evaluation,
+    trie: TitleTrie,
+    wanted: EvaluationSettings,
+    model: EvaluatedModel,
+    ranks: Ranks,
+    say: Callable[[str], None],
+) -> None:
+    """Score all titles after the prompt of every observation, into the table of titles. Collective.
+
+    Raises:
+        ScoreTableError: if the parts do not hold every observation exactly once.
+        TitleInsideToken: if the observed titles are other tokens than those of the tree.
+    """
+
+    def make(part: int) -> pa.Table:
+        units = [_titles_of_unit(work, trie, wanted, model, unit) for unit in work.plan.units_of_part(part)]
+        return pa.concat_tables(units)
+
+    parted = PartedWork(work.parts, work.plan.num_parts, make, model.rest)
+    finish_parts(parted, ranks, say)
+    ranks.on_first(lambda: _merge_titles(work, parted))
+
+
+def _observed_part(work: Evaluation, model: EvaluatedModel, part: int) -> pa.Table:
     keys, scores = [], []
     for unit in work.plan.units_of_part(part):
         batch, places = scoring_batch(work.careers, work.plan.units[unit], work.plan.row_length)
-        with torch.inference_mode():
-            _, scores_N = model(batch.to(device))
         keys.append(places.keys)
-        scores.append(observation_scores(batch.at_their_slots(scores_N), places.spans))
-    all_keys = np.concatenate(keys)
-    write_part(part_path(work.parts, part), all_keys, np.concatenate(scores))
-    return len(all_keys)
-
-
-def merge_parts(work: Evaluation) -> None:
-    """Put all parts together into the score table, and remove them.
-
-    Raises:
-        ScoreTableError: if an observation is missing or stands twice.
-    """
-    tables = [pq.read_table(part_path(work.parts, part)) for part in range(work.plan.num_parts)]
-    scored = pa.concat_tables(tables).sort_by([("career", "ascending"), ("position", "ascending")])
-    expected = observation_facts(work.careers)
-    same = scored.num_rows == expected.num_rows and all(
-        scored[name].combine_chunks().equals(expected[name].combine_chunks()) for name in ("career", "position")
+        scores.append(observation_scores(batch.at_their_slots(model.scores(batch)), places.spans))
+    careers, positions = np.concatenate(keys).T
+    title, terminated = np.concatenate(scores).T
+    return pa.table(
+        {"career": careers, "position": positions.astype(np.int32), "title": title, "terminated": terminated}
     )
-    if not same:
-        raise ScoreTableError(
-            f"the parts in {work.parts} hold {scored.num_rows:,} observations, the split has {expected.num_rows:,}, or "
-            "not the same ones; delete the folder and evaluate again"
-        )
+
+
+def _merge_observed(work: Evaluation, parted: PartedWork) -> None:
+    expected = observation_facts(work.careers)
+    scored = read_parts(parted, expected)
     table = expected.append_column("title", scored["title"]).append_column("terminated", scored["terminated"])
     write_score_table(table, work.info, work.table)
-    shutil.rmtree(work.parts)
+    remove_parts(parted)
+
+
+def _titles_of_unit(
+    work: Evaluation, trie: TitleTrie, wanted: EvaluationSettings, model: EvaluatedModel, unit: int
+) -> pa.Table:
+    careers, rows = work.careers, work.plan.units[unit]
+    batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.row_length)
+    places = title_places(careers, rows)
+    observed_P = careers.occupations_of([career for row in rows for career in row])
+    check_observed(batch.token_ids_BT.numpy(), places, trie, observed_P)
+    prompts = Prompts(np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1), observed_P)
+    found = score_titles(
+        model.edges,
+        Grown(batch.to(model.device)),
+        prompts,
+        trie,
+        tolerance=wanted.tolerance,
+        nodes_per_pass=wanted.nodes_per_pass,
+    )
+    mass = np.exp(found.terminated_PT[~np.isnan(found.terminated_PT)])  # of all prompts, one after the other
+    num_told = (~np.isnan(found.terminated_PT)).sum(axis=1)
+    mass_P = np.array([part.sum() for part in np.split(mass, np.cumsum(num_told)[:-1])])
+    own_P = found.terminated_PT[np.arange(len(observed_P)), observed_P]
+    return pa.table(
+        {
+            "career": places.keys[:, 0],
+            "position": places.keys[:, 1].astype(np.int32),
+            "mass": mass_P,
+            "bound": found.bound_P,
+            "normalised": own_P - np.log(mass_P + found.bound_P),
+            "title": _lists(found.title_PT),
+            "terminated": _lists(found.terminated_PT),
+        }
+    )
+
+
+def _lists(values_PT: npt.NDArray[np.float64]) -> pa.ListArray:
+    flat = pa.array(values_PT.ravel(), mask=np.isnan(values_PT).ravel())
+    return pa.ListArray.from_arrays(np.arange(0, values_PT.size + 1, values_PT.shape[1], dtype=np.int32), flat)
+
+
+def check_observed(
+    token_ids_BT: npt.NDArray[np.int64], places: TitlePlaces, trie: TitleTrie, observed_P: npt.NDArray[np.int64]
+) -> None:
+    """Compare the tokens of the observed titles in packed rows with their paths in the tree.
+
+    Raises:
+        TitleInsideToken: if one differs, since its probability would not be that of its text.
+    """
+    for (row, start, end), title in zip(places.spans.tolist(), observed_P.tolist(), strict=True):
+        path = trie.paths_MA[trie.ends_T[title]]
+        wanted = [*trie.tokens_M[path[path >= 0]].tolist(), trie.terminator]
+        if token_ids_BT[row, start : end + 1].tolist() != wanted:
+            raise TitleInsideToken(
+                f"title {title} is other tokens inside a career than alone after a prompt; "
+                "the distribution over titles wants a tokenizer that cuts titles the same everywhere"
+            )
+
+
+def _merge_titles(work: Evaluation, parted: PartedWork) -> None:
+    expected = observation_facts(work.careers)
+    scored = read_parts(parted, expected)
+    for name in ("mass", "bound", "normalised", "title", "terminated"):
+        expected = expected.append_column(name, scored[name])
+    write_title_table(expected, work.info, work.careers.vocabulary.codes, work.table)
+    remove_parts(parted)
 
 
 def observation_facts(careers: CareerRows) -> pa.Table:
@@ -117,8 +189,3 @@ def observation_facts(careers: CareerRows) -> pa.Table:
     }
     names = ["career", *(name for name in SCORE_SCHEMA.names if name in columns)]
     return pa.table({name: columns[name] for name in names})
-
-
-def _missing_parts(work: Evaluation) -> list[int]:
-    work.parts.mkdir(parents=True, exist_ok=True)
-    return [part for part in range(work.plan.num_parts) if not part_path(work.parts, part).is_file()]

@@ -25,26 +25,30 @@ class TitlePlaces:
     """Where the titles of packed careers stand.
 
     `spans` is [observations, 3]: row of the batch, first token of the title in that row and the one past its last;
+    `starts`: where the career begins in that row;
     `keys` is [observations, 2]: career's row in the store, position of the job in the career.
     """
 
     spans: Integers
+    starts: Integers
     keys: Integers
 
 
 def title_places(careers: CareerRows, rows: Sequence[Sequence[int]]) -> TitlePlaces:
     """Find the titles of careers laid side by side in rows, as `pack_batch` does."""
     spans: list[Integers] = [np.zeros((0, 3), dtype=np.int64)]
+    starts: list[Integers] = [np.zeros(0, dtype=np.int64)]
     keys: list[Integers] = [np.zeros((0, 2), dtype=np.int64)]
     for row, members in enumerate(rows):
         offset = 0
         for career in members:
             titles = careers.title_spans(career).astype(np.int64) + offset
             spans.append(np.column_stack([np.full(len(titles), row), titles]))
+            starts.append(np.full(len(titles), offset))
             first = careers.first_position(career)
             keys.append(np.column_stack([np.full(len(titles), career), first + np.arange(len(titles))]))
             offset += len(careers.token_ids(career))
-    return TitlePlaces(spans=np.concatenate(spans), keys=np.concatenate(keys))
+    return TitlePlaces(np.concatenate(spans), np.concatenate(starts), np.concatenate(keys))
 
 
 def scoring_batch(

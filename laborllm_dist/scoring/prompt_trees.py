@@ -15,11 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from laborllm_dist.engine.branching_model import Edges, Grown, Nodes
+from laborllm_dist.engine.branching_model import Grown, Nodes
+from laborllm_dist.engine.evaluated_model import Edges
 from laborllm_dist.scoring.title_trie import ROOT, Floats, Integers, TitleTrie
 
 Booleans = npt.NDArray[np.bool_]
-Ask = Callable[[Grown, Nodes | None, Tensor, Edges], Tensor]  # BranchingModel.log_likelihood
+Ask = Callable[[Grown, Nodes | None, Tensor, Edges], Tensor]  # EvaluatedModel.edges
 # Prompts that grow together in bounded mode: a typical one grows about a sixteenth of its tree.
 BOUNDED_SHARE = 16
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
+import pyarrow.parquet as pq
 
-from laborllm_dist.engine.language_model import CareerLanguageModel
-from laborllm_dist.engine.model import check_fit, check_packing, pretrained_model
+from laborllm_dist.careers.template import compile_template, render_career
+from laborllm_dist.engine.evaluated_model import open_evaluated
+from laborllm_dist.engine.model import check_fit, check_packing
 from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.files import fingerprint_of
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.score_table import read_score_table
-from laborllm_dist.scoring.evaluate import Evaluation, evaluate
+from laborllm_dist.score_table import ScoreTableInfo, info_of
+from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
 from laborllm_dist.scoring.subject import Subject, other_subject, own_subject
-from laborllm_dist.scoring.units import EvaluationPlan, plan_evaluation
+from laborllm_dist.scoring.title_trie import TitleTrie, title_trie
+from laborllm_dist.scoring.units import plan_evaluation
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
-from laborllm_dist.tokens.store import CareerRows
+from laborllm_dist.title_table import title_table_path
+from laborllm_dist.tokens.store import TOKENIZER, CareerRows
+from laborllm_dist.tokens.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 
 
 def evaluation_ranks(settings: EvaluateSettings) -> RanksSettings:
@@ -34,41 +38,74 @@ def evaluation_ranks(settings: EvaluateSettings) -> RanksSettings:
 
 
 def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
-    """Write the score table of a split, unless it is there; return its path. Collective.
+    """Write the score table of a split, and the table of titles if it is wanted, unless they are there. Collective.
+
+    Returns:
+        The score table's path.
 
     Raises:
         LaborError: if the run is unfinished, the model is missing, or a career fits no row or context.
     """
     subject, wanted = ranks.on_first(lambda: _find_subject(settings, ranks, say))
     careers = subject.store.careers(wanted.split)
-    plan = ranks.on_first(lambda: plan_evaluation(careers, wanted))
     with alone(ranks, subject.table.parent):
-        if ranks.on_first(lambda: _is_there(subject)):
-            say(f"evaluate: {subject.info.model} is there ({subject.table})")
+        todo = ranks.on_first(lambda: _todo(subject, careers, wanted, say))
+        if not todo:
             return subject.table
-        say(describe_evaluation(subject, careers, plan, ranks))
         compute = read_run(Path(settings.run))[1].compute
-        model = pretrained_model(subject.model, dtype=DTYPES[wanted.precision]).to(ranks.device)
-        ranks.on_first(lambda: check_fit(model, subject.store))
-        ranks.on_first(lambda: check_packing(model, device=ranks.device))
-        # Parts of other weights, settings or versions lie in other folders.
-        identity = fingerprint_of([dataclasses.asdict(subject.info), plan.units_per_part])
-        parts = subject.table.with_suffix(f".{identity}.parts")
-        work = Evaluation(careers=careers, plan=plan, info=subject.info, parts=parts, table=subject.table)
-        evaluate(work, CareerLanguageModel(model, compute), ranks, say)
-    say(f"evaluate: {subject.table}")
+        trie = ranks.on_first(lambda: _trie(settings, subject, careers)) if wanted.titles == "all" else None
+        model = open_evaluated(subject.model, wanted, compute, ranks)
+        ranks.on_first(lambda: check_fit(model.hugging_face, subject.store))
+        if wanted.placement == "replicated":  # shards are of known types only
+            ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
+        for work in todo:
+            say(describe_evaluation(work, ranks))
+            if work.table == subject.table:
+                evaluate(work, model, ranks, say)
+            else:
+                assert trie is not None  # made where titles are wanted
+                evaluate_titles(work, trie, wanted, model, ranks, say)
+            say(f"evaluate: {work.table}")
     return subject.table
 
 
-def describe_evaluation(subject: Subject, careers: CareerRows, plan: EvaluationPlan, ranks: Ranks) -> str:
+def _todo(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say: Say) -> list[Evaluation]:
+    """Return the tables that are not there yet, as work."""
+    tables = [(subject.table, subject.info, wanted)]
+    if wanted.titles == "all":
+        # A unit of all titles is hundreds of times the work: each is a part of its own.
+        path = title_table_path(subject.table, wanted.split)
+        tables.append((path, subject.titles_info(wanted), dataclasses.replace(wanted, units_per_part=1)))
+    todo: list[Evaluation] = []
+    for path, info, planned in tables:
+        if _is_there(path, info):
+            say(f"evaluate: {info.model} is there ({path})")
+            continue
+        plan = plan_evaluation(careers, planned)
+        # Parts of other weights, settings or versions lie in other folders.
+        identity = fingerprint_of([dataclasses.asdict(info), plan.units_per_part])
+        todo.append(Evaluation(careers, plan, info, path.with_suffix(f".{identity}.parts"), path))
+    return todo
+
+
+def _trie(settings: EvaluateSettings, subject: Subject, careers: CareerRows) -> TitleTrie:
+    """Return the tree of the titles as they stand after a prompt of this split."""
+    template = compile_template(read_run(Path(settings.run))[1].template)
+    text = render_career(careers.history(0), template, subject.store.vocabulary.title_of())[0]
+    tokenizer = load_tokenizer(str(subject.store.folder / TOKENIZER))
+    return title_trie(text.text[: text.title_spans[0][0]], subject.store.vocabulary, tokenizer)
+
+
+def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
     """Return the plan as a line."""
-    num_rows = sum(len(unit) for unit in plan.units)
-    fill = int(careers.num_tokens().sum()) / (num_rows * plan.row_length)
-    num_observations = int(careers.num_observations().sum())
+    num_rows = sum(len(unit) for unit in work.plan.units)
+    fill = int(work.careers.num_tokens().sum()) / (num_rows * work.plan.row_length)
+    num_observations = int(work.careers.num_observations().sum())
+    what = "all titles of " if "tolerance" in work.info.details else ""
     return (
-        f"evaluate: {subject.info.model} on {len(careers):,} {subject.info.split} people, "
-        f"{num_observations:,} observations; {len(plan.units):,} forwards of rows of {plan.row_length} tokens, "
-        f"{fill:.0%} full, over {ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
+        f"evaluate: {what}{work.info.model} on {len(work.careers):,} {work.info.split} people, "
+        f"{num_observations:,} observations; {len(work.plan.units):,} units of rows of {work.plan.row_length} "
+        f"tokens, {fill:.0%} full, over {ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
     )
 
 
@@ -77,14 +114,14 @@ def _find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[S
     run_settings = _as_told(run_settings, settings)
     wanted = run_settings.evaluation
     if settings.model.path is None:
-        return own_subject(run, run_settings, store, wanted, ranks.device), wanted
-    return other_subject(settings.model, run, run_settings, wanted, ranks.device, say), wanted
+        return own_subject(settings.model, run, run_settings, store, ranks.device), wanted
+    return other_subject(settings.model, run, run_settings, ranks.device, say), wanted
 
 
 def _as_told(run: RunSettings, settings: EvaluateSettings) -> RunSettings:
     """Return the run's settings with what this evaluation is told otherwise."""
-    names = ("split", "row_length", "rows_per_unit", "precision")
-    changes = {name: value for name in names if (value := getattr(settings, name)) is not None}
+    told = {field.name: getattr(settings, field.name, None) for field in dataclasses.fields(EvaluationSettings)}
+    changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     evaluation = dataclasses.replace(run.evaluation, **changes)
     threads = settings.threads_per_rank or run.ranks.threads_per_rank
     return dataclasses.replace(
@@ -92,5 +129,5 @@ def _as_told(run: RunSettings, settings: EvaluateSettings) -> RunSettings:
     )
 
 
-def _is_there(subject: Subject) -> bool:
-    return subject.table.is_file() and read_score_table(subject.table)[1] == subject.info
+def _is_there(path: Path, info: ScoreTableInfo) -> bool:
+    return path.is_file() and info_of(pq.read_schema(path).metadata or {}) == info

@@ -32,26 +32,32 @@ class Subject:
     table: Path
     info: ScoreTableInfo
 
+    def titles_info(self, wanted: EvaluationSettings) -> ScoreTableInfo:
+        """Return what the table of titles must say of itself."""
+        details = {"tolerance": str(wanted.tolerance), "nodes_per_pass": str(wanted.nodes_per_pass)}
+        return dataclasses.replace(self.info, details={**self.info.details, **details})
+
 
 def own_subject(
-    run: RunFolder, settings: RunSettings, store: Path, wanted: EvaluationSettings, device: torch.device
+    model: OtherModelSettings, run: RunFolder, settings: RunSettings, store: Path, device: torch.device
 ) -> Subject:
-    """Return the run's own export.
+    """Return the run's own export; held in 8 or 4 bits, or under a name of its own, it has a table of its own.
 
     Raises:
         RunError: if training has not finished.
     """
     if not (run.export / "config.json").is_file():
         raise RunError(f"{run.path} has no export yet; its training has not finished (start train.py again to go on)")
-    model = _pretrained(run.path.name, OtherModelSettings(str(run.export), None, None, None, "safetensors"))
-    return _subject(model, open_store(store), run.scores(wanted.split), (settings, wanted, device))
+    name = model.name or f"{run.path.name}{_base_suffix(settings)}"
+    table = run.scores(settings.evaluation.split, None if name == run.path.name else name)
+    export = OtherModelSettings(str(run.export), None, None, None, "safetensors")
+    return _subject(_pretrained(name, export), open_store(store), table, settings, device)
 
 
 def other_subject(
     other: OtherModelSettings,
     run: RunFolder,
     settings: RunSettings,
-    wanted: EvaluationSettings,
     device: torch.device,
     say: Callable[[str], None],
 ) -> Subject:
@@ -60,10 +66,10 @@ def other_subject(
     Raises:
         RunError: if the run has scores of other weights under the same name.
     """
-    model = _pretrained(other.name or default_name(other), other)
+    model = _pretrained(other.name or f"{default_name(other)}{_base_suffix(settings)}", other)
     check_weights(model)
     store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
-    subject = _subject(model, store, run.scores(wanted.split, model.name), (settings, wanted, device))
+    subject = _subject(model, store, run.scores(settings.evaluation.split, model.name), settings, device)
     if subject.table.is_file():
         known = read_score_table(subject.table)[1].details.get("weights")
         if known != subject.info.details["weights"]:
@@ -71,6 +77,11 @@ def other_subject(
                 f"{subject.table} holds the scores of other weights; give these another name (model.name=...)"
             )
     return subject
+
+
+def _base_suffix(settings: RunSettings) -> str:
+    base = settings.evaluation.base
+    return "" if base == "full" else f"-{base}"
 
 
 def default_name(other: OtherModelSettings) -> str:
@@ -93,12 +104,9 @@ def _pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
 
 
 def _subject(
-    model: ModelSettings,
-    store: TokenStore,
-    table: Path,
-    conditions: tuple[RunSettings, EvaluationSettings, torch.device],
+    model: ModelSettings, store: TokenStore, table: Path, settings: RunSettings, device: torch.device
 ) -> Subject:
-    settings, wanted, device = conditions
+    wanted = settings.evaluation
     details = {
         "weights": weights_identity(model),
         "store": store.fingerprint,
@@ -111,6 +119,8 @@ def _subject(
         "device": device.type,
         "torch": torch.__version__,
     }
+    if wanted.base != "full":
+        details["base"] = wanted.base
     info = ScoreTableInfo(
         model=model.name, split=wanted.split, careers=store.careers_fingerprint, code=__version__, details=details
     )

@@ -61,6 +61,11 @@ class TitleTrie:
         return len(self.edge_tokens_E)
 
     @property
+    def terminator(self) -> int:
+        """The token of the line's end."""
+        return int(self.edge_tokens_E[-1])
+
+    @property
     def tokens_M(self) -> Integers:
         """The token of every node."""
         return self.edge_tokens_E[: self.num_nodes]

@@ -7,22 +7,11 @@ computes a unit, never what is in it. A part is a file of finished units; what h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laborllm_dist.batches.packing import pack_careers
 from laborllm_dist.errors import RowTooShort
-from laborllm_dist.files import writing
 from laborllm_dist.settings import EvaluationSettings
 from laborllm_dist.tokens.store import CareerRows
-
-PART_SCHEMA = pa.schema(
-    [("career", pa.int64()), ("position", pa.int32()), ("title", pa.float64()), ("terminated", pa.float64())]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +50,3 @@ def plan_evaluation(careers: CareerRows, settings: EvaluationSettings) -> Evalua
     step = settings.rows_per_unit
     units = tuple(rows[first : first + step] for first in range(0, len(rows), step))
     return EvaluationPlan(units=units, row_length=settings.row_length, units_per_part=settings.units_per_part)
-
-
-def part_path(folder: Path, part: int) -> Path:
-    """Return the file of a part."""
-    return folder / f"part-{part:06d}.parquet"
-
-
-def write_part(path: Path, keys: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]) -> None:
-    """Write a part's observations atomically.
-
-    Args:
-        path: file of the part.
-        keys: [observations, 2], the career's row in the store and the job's position.
-        scores: [observations, 2], `title` and `terminated` in nats.
-    """
-    table = pa.table([keys[:, 0], keys[:, 1].astype(np.int32), scores[:, 0], scores[:, 1]], schema=PART_SCHEMA)
-    with writing(path) as partial:
-        pq.write_table(table, partial)

@@ -179,6 +179,10 @@ class CareerRows:
         starts, ends = self.table["title_starts"][row].values, self.table["title_ends"][row].values
         return np.stack([np.asarray(starts, dtype=np.int32), np.asarray(ends, dtype=np.int32)], axis=1)
 
+    def occupations_of(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return the places in the vocabulary of the titles that these rows predict, one row after the other."""
+        return np.concatenate([np.asarray(self.table["occupations"][row].values, dtype=np.int64) for row in rows])
+
     def first_position(self, row: int) -> int:
         """Return the position in its career of the first job that a row predicts."""
         return int(self.table["first_position"][row].as_py())

@@ -1,0 +1,240 @@
+"""The distribution over all titles against the slow scorer, by hand, and against itself in bounded mode."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reference.slow_scorer import slow_score
+from test_scoring import TITLES, VOCABULARY, careers_of_every_kind, rows_of, template, trained_tokenizer
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+from worlds import COMPUTE, settings_of
+
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
+from laborllm_dist.careers.template import render_career
+from laborllm_dist.engine.branching_model import Grown, Nodes
+from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
+from laborllm_dist.engine.gguf_weights import convert_gguf, packaged_file
+from laborllm_dist.engine.model import new_llama, pretrained_model
+from laborllm_dist.engine_settings import ModelSettings
+from laborllm_dist.errors import ModelError, ScoreTableError, TitleInsideToken
+from laborllm_dist.scoring.evaluate import check_observed
+from laborllm_dist.scoring.observations import title_places
+from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_titles
+from laborllm_dist.scoring.title_trie import ROOT, TitleTrie, build_trie, title_trie
+from laborllm_dist.title_table import read_title_table
+from laborllm_dist.tokens.store import CareerRows
+from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer
+
+PROMPT = "1984 (high school):"
+UNIT = ((0, 1), (2, 3))  # the careers of every kind, two a row
+
+
+def random_llama(tokenizer: CareerTokenizer, *, scale: float = 0.1) -> PreTrainedModel:
+    shape = dataclasses.replace(
+        settings_of([]).model.llama, hidden_size=48, num_layers=3, num_key_value_heads=2, initializer_range=scale
+    )
+    return new_llama(shape, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=3)
+
+
+def opened(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return pretrained_model(ModelSettings("m", str(path), None, None, None, 0.0, "safetensors"), dtype=dtype)
+
+
+@dataclasses.dataclass
+class Counted:
+    """A model that counts the slots of nodes it forwards."""
+
+    model: EvaluatedModel
+    num_nodes: int = 0
+
+    def edges(self, grown: Grown, nodes: Nodes | None, slots_Q: torch.Tensor, edges) -> torch.Tensor:
+        self.num_nodes += 0 if nodes is None else len(nodes)
+        return self.model.edges(grown, nodes, slots_Q, edges)
+
+
+def distributions(
+    model: Counted, rows: CareerRows, trie: TitleTrie, *, unit=UNIT, tolerance: float = 0.0, nodes_per_pass: int = 100
+) -> TitleScores:
+    """Score all titles of some careers."""
+    careers = [[rows.token_ids(career) for career in row] for row in unit]
+    length = max(sum(map(len, row)) for row in careers)
+    places = title_places(rows, unit)
+    prompts = Prompts(
+        np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1),
+        rows.occupations_of([career for row in unit for career in row]),
+    )
+    grown = Grown(pack_batch(careers, length))
+    return score_titles(model.edges, grown, prompts, trie, tolerance=tolerance, nodes_per_pass=nodes_per_pass)
+
+
+def slow_distributions(model: PreTrainedModel, tokenizer: CareerTokenizer, careers: list[CareerHistory]) -> np.ndarray:
+    """Return title and terminated of every title after every prompt, [prompts, titles, 2]: a forward each, float64."""
+    model = model.double()
+    model.set_attn_implementation("sdpa")
+    found = []
+    for career in careers:
+        (text,) = render_career(career, template(), VOCABULARY.title_of())
+        for start, _ in text.title_spans:
+            prompt = text.text[:start]
+            encode = lambda part: tokenizer.backend.encode(part, add_special_tokens=False).ids  # noqa: E731
+            found.append([slow_score(model, encode, list(tokenizer.leading), prompt, title)[:2] for title in TITLES])
+    return np.asarray(found)
+
+
+def check_against_slow(found: TitleScores, wanted: np.ndarray, **tolerance: float) -> None:
+    assert wanted[:, :, 0].std() > 1  # titles differ, so agreement is no accident
+    assert (found.bound_P == 0).all()
+    np.testing.assert_allclose(np.stack([found.title_PT, found.terminated_PT], axis=2), wanted, **tolerance)
+
+
+def test_the_tree_of_three_titles_by_hand() -> None:
+    # "1 2", "1 2 3" (the first one begins it) and "4"; 9 ends a line. Nodes in the order of tokens: 1, 12, 123, 4.
+    trie = build_trie([(1, 2), (1, 2, 3), (4,)], terminator=9)
+    assert trie.tokens_M.tolist() == [1, 2, 3, 4]
+    assert trie.parents_M.tolist() == [ROOT, 0, 1, ROOT]
+    assert trie.ends_T.tolist() == [1, 2, 3]
+    assert trie.out_tokens(ROOT).tolist() == [1, 4]
+    assert [trie.out_tokens(node).tolist() for node in range(4)] == [[2], [3, 9], [9], [9]]
+    assert trie.is_only_child_M.tolist() == [False, True, False, False]
+    # log p of the edges to the nodes, then of the line's end after each title.
+    edges = np.log([[0.5, 0.5, 0.25, 0.5, 0.75, 1.0, 0.5]])
+    prefixes, closed = trie.path_sums(edges)
+    np.testing.assert_allclose(np.exp(prefixes), [[0.5, 0.25, 0.0625, 0.5]])
+    np.testing.assert_allclose(np.exp(closed), [[0.1875, 0.0625, 0.25]])
+
+
+@pytest.mark.parametrize("attention", ["packed", "mask"])
+@pytest.mark.parametrize("nodes_per_pass", [1, 100, 5000])
+def test_all_titles_of_a_random_llama_equal_the_slow_scorer(attention: str, nodes_per_pass: int) -> None:
+    tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
+    model = random_llama(tokenizer)
+    compute = dataclasses.replace(COMPUTE, attention=attention, loss_chunk_tokens=7)
+    trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
+    counted = Counted(evaluated(model, compute))
+    found = distributions(counted, rows, trie, nodes_per_pass=nodes_per_pass)
+    # Every distinct (history, prefix of a title) once: no fewer, no more.
+    assert counted.num_nodes == len(found.bound_P) * trie.num_nodes
+    check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=0)
+
+
+def test_all_titles_with_a_sentencepiece_tokenizer_equal_the_slow_scorer(llama2_tokenizer: Path) -> None:
+    tokenizer, careers = load_tokenizer(str(llama2_tokenizer)), careers_of_every_kind()
+    model = random_llama(tokenizer)
+    trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
+    found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie)
+    check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=0)
+
+
+def test_all_titles_of_a_pretrained_model_equal_the_slow_scorer(stories260k: Path) -> None:
+    tokenizer, careers = load_tokenizer(str(stories260k)), careers_of_every_kind()[:2]
+    trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
+    wanted = slow_distributions(opened(stories260k), tokenizer, careers)
+    for dtype, tolerance in (
+        (torch.float64, {"atol": 1e-10, "rtol": 0}),
+        (torch.float32, {"atol": 1e-5, "rtol": 1e-6}),
+    ):
+        model = opened(stories260k, dtype=dtype)
+        found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie, unit=((0, 1),))
+        check_against_slow(found, wanted, **tolerance)
+
+
+def test_all_titles_of_smollm2_equal_the_slow_scorer(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    try:
+        source = packaged_file()
+    except ModelError as error:
+        pytest.skip(str(error))
+    convert_gguf(source, tmp_path / "smollm2")
+    tokenizer, careers = load_tokenizer(str(tmp_path / "smollm2")), careers_of_every_kind()[:2]
+    trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
+    model = opened(tmp_path / "smollm2")
+    found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie, unit=((0, 1),))
+    check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=1e-6)
+
+
+def test_all_titles_of_a_model_of_unknown_type_equal_the_slow_scorer() -> None:
+    tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = GPTNeoXConfig(vocab_size=tokenizer.num_ids, initializer_range=0.2, attn_implementation="sdpa", **sizes)
+    model = GPTNeoXForCausalLM(config).eval()
+    trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
+    wanted = slow_distributions(model, tokenizer, careers)
+    counted = Counted(evaluated(model.float(), COMPUTE))
+    check_against_slow(distributions(counted, rows, trie), wanted, atol=1e-5, rtol=0)
+    bounded = distributions(counted, rows, trie, tolerance=0.2)
+    assert np.isnan(bounded.terminated_PT).any()
+    told = ~np.isnan(bounded.terminated_PT)
+    np.testing.assert_allclose(bounded.terminated_PT[told], wanted[:, :, 1][told], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("nodes_per_pass", [1, 100, 5000])
+@pytest.mark.parametrize("tolerance", [1e-12, 1e-6, 1e-3, 0.3])
+def test_what_is_left_ungrown_is_known_and_within_the_tolerance(tolerance: float, nodes_per_pass: int) -> None:
+    tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
+    trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
+    model = evaluated(random_llama(tokenizer), COMPUTE)
+    whole = distributions(Counted(model), rows, trie)
+    counted = Counted(model)
+    found = distributions(counted, rows, trie, tolerance=tolerance, nodes_per_pass=nodes_per_pass)
+    assert counted.num_nodes < len(found.bound_P) * trie.num_nodes or tolerance < 1e-6
+    untold = np.isnan(found.terminated_PT)
+    assert (found.bound_P <= tolerance).all()
+    # The titles that were not told apart have no more than what is said to be left ...
+    lost_P = np.where(untold, np.exp(whole.terminated_PT), 0).sum(axis=1)
+    assert (lost_P <= found.bound_P * (1 + 1e-4) + 1e-30).all()
+    assert untold.any() or tolerance < 1e-6
+    # ... the others are what they are, and the observed one is always among them.
+    np.testing.assert_allclose(found.terminated_PT[~untold], whole.terminated_PT[~untold], atol=1e-5, rtol=0)
+    observed = rows.occupations_of([0, 1, 2, 3])
+    assert not untold[np.arange(len(observed)), observed].any()
+
+
+def test_the_bound_is_the_mass_of_the_prefix_that_was_left() -> None:
+    # Of two titles one was observed; the other one is left where its tokens leave those of the first.
+    tokenizer = trained_tokenizer()
+    two = OccupationVocabulary(("a", "c"), ("Cooks", "Not in labor force"))
+    career = dataclasses.replace(careers_of_every_kind()[0], jobs=careers_of_every_kind()[0].jobs[:1])
+    rows, trie = rows_of([career], tokenizer), title_trie(PROMPT, two, tokenizer)
+    model = random_llama(tokenizer)
+    found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie, unit=((0,),), tolerance=0.9)
+    assert np.isnan(found.terminated_PT).tolist() == [[False, True]]
+    observed, other = (trie.paths_MA[trie.ends_T[title]] for title in (0, 1))
+    num_shared = int((observed == other).argmin())
+    left = trie.tokens_M[other[: num_shared + 1]]
+    start = int(rows.title_spans(0)[0, 0])
+    ids = torch.from_numpy(np.concatenate([rows.token_ids(0)[:start], left]).astype(np.int64))
+    model.double().set_attn_implementation("sdpa")
+    with torch.no_grad():
+        scores = torch.log_softmax(model(input_ids=ids[None]).logits[0], dim=-1)
+    wanted = sum(float(scores[at - 1, ids[at]]) for at in range(start, len(ids)))
+    np.testing.assert_allclose(found.bound_P, np.exp(wanted), rtol=1e-5)
+
+
+def test_titles_of_the_same_tokens_are_refused() -> None:
+    with pytest.raises(TitleInsideToken, match="two titles are the same tokens"):
+        build_trie([(1, 2), (3,), (1, 2)], terminator=9)
+
+
+def test_observed_titles_of_other_tokens_are_refused() -> None:
+    rows = rows_of(careers_of_every_kind(), trained_tokenizer())
+    trie = title_trie(PROMPT, VOCABULARY, trained_tokenizer())
+    ids = pack_batch([[rows.token_ids(0)]], len(rows.token_ids(0))).token_ids_BT.numpy()
+    places, observed = title_places(rows, [[0]]), rows.occupations_of([0])
+    check_observed(ids, places, trie, observed)
+    ids[0, places.spans[1, 1]] += 1
+    with pytest.raises(TitleInsideToken, match="title 1 is other tokens inside a career"):
+        check_observed(ids, places, trie, observed)
+
+
+def test_a_table_of_titles_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScoreTableError, match=r"no table of titles at .*titles=all. makes it"):
+        read_title_table(tmp_path / "test_titles.parquet")
+    (tmp_path / "test_titles.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ScoreTableError, match="is not a table of titles or is damaged"):
+        read_title_table(tmp_path / "test_titles.parquet")
