@@ -15,7 +15,15 @@ from laborllm_dist.files import fingerprint_of
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import read_score_table
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate
-from laborllm_dist.scoring.subject import Subject, other_subject, own_subject
+from laborllm_dist.scoring.prompts import describe_cut, prompted, text_name
+from laborllm_dist.scoring.subject import (
+    Subject,
+    default_name,
+    longest_text,
+    other_subject,
+    own_export,
+    own_subject,
+)
 from laborllm_dist.scoring.units import EvaluationPlan, plan_evaluation
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
 from laborllm_dist.tokens.store import CareerRows
@@ -49,7 +57,7 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
         say(describe_evaluation(subject, careers, plan, ranks))
         compute = read_run(Path(settings.run))[1].compute
         model = pretrained_model(subject.model, dtype=DTYPES[wanted.precision]).to(ranks.device)
-        ranks.on_first(lambda: check_fit(model, subject.store))
+        ranks.on_first(lambda: check_fit(model, subject.store, (wanted.split,)))
         ranks.on_first(lambda: check_packing(model, device=ranks.device))
         # Parts of other weights, settings or versions lie in other folders.
         identity = fingerprint_of([dataclasses.asdict(subject.info), plan.units_per_part])
@@ -66,7 +74,7 @@ def describe_evaluation(subject: Subject, careers: CareerRows, plan: EvaluationP
     fill = int(careers.num_tokens().sum()) / (num_rows * plan.row_length)
     num_observations = int(careers.num_observations().sum())
     return (
-        f"evaluate: {subject.info.model} on {len(careers):,} {subject.info.split} people, "
+        f"evaluate: {subject.info.model} on {careers.num_people():,} {subject.info.split} people, "
         f"{num_observations:,} observations; {len(plan.units):,} forwards of rows of {plan.row_length} tokens, "
         f"{fill:.0%} full, over {ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
     )
@@ -75,10 +83,19 @@ def describe_evaluation(subject: Subject, careers: CareerRows, plan: EvaluationP
 def _find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Subject, EvaluationSettings]:
     run, run_settings, store = read_run(Path(settings.run))
     run_settings = _as_told(run_settings, settings)
-    wanted = run_settings.evaluation
-    if settings.model.path is None:
+    wanted, own = run_settings.evaluation, run_settings.template
+    template = prompted(own, settings.prompt, wanted.split)
+    if settings.model.path is None and template == own and settings.too_long == "refuse":
         return own_subject(run, run_settings, store, wanted, ranks.device), wanted
-    return other_subject(settings.model, run, run_settings, wanted, ranks.device, say), wanted
+    other = settings.model if settings.model.path is not None else own_export(run)
+    name = settings.model.name or default_name(other) + text_name(settings, own, template)
+    if settings.too_long == "last_lines":
+        template = dataclasses.replace(template, max_tokens=longest_text(other, wanted))
+    told, other = dataclasses.replace(run_settings, template=template), dataclasses.replace(other, name=name)
+    subject = other_subject(other, run, told, wanted, ranks.device, say)
+    if template.max_tokens is not None:
+        say(describe_cut(subject.store, template.max_tokens, wanted.split))
+    return subject, wanted
 
 
 def _as_told(run: RunSettings, settings: EvaluateSettings) -> RunSettings:

@@ -11,11 +11,12 @@ import torch
 
 from laborllm_dist import __version__
 from laborllm_dist.data_settings import TokenizerSettings
-from laborllm_dist.engine.model import check_weights, weights_identity
+from laborllm_dist.engine.model import check_weights, context_of, weights_identity
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.run_folder import RunFolder
 from laborllm_dist.score_table import ScoreTableInfo, read_score_table
+from laborllm_dist.scoring.prompts import TEXT_DETAILS, check_cut, text_details
 from laborllm_dist.settings import EvaluationSettings, OtherModelSettings, RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TokenStore, open_store
@@ -41,10 +42,19 @@ def own_subject(
     Raises:
         RunError: if training has not finished.
     """
+    model = _pretrained(run.path.name, own_export(run))
+    return _subject(model, open_store(store), run.scores(wanted.split), (settings, wanted, device))
+
+
+def own_export(run: RunFolder) -> OtherModelSettings:
+    """Return where a run's own weights are.
+
+    Raises:
+        RunError: if training has not finished.
+    """
     if not (run.export / "config.json").is_file():
         raise RunError(f"{run.path} has no export yet; its training has not finished (start train.py again to go on)")
-    model = _pretrained(run.path.name, OtherModelSettings(str(run.export), None, None, None, "safetensors"))
-    return _subject(model, open_store(store), run.scores(wanted.split), (settings, wanted, device))
+    return OtherModelSettings(str(run.export), None, None, None, "safetensors")
 
 
 def other_subject(
@@ -55,22 +65,36 @@ def other_subject(
     device: torch.device,
     say: Callable[[str], None],
 ) -> Subject:
-    """Return another model, the run's people told with its own tokenizer.
+    """Return another model, the run's people told with its own tokenizer, as the settings' template says.
 
     Raises:
-        RunError: if the run has scores of other weights under the same name.
+        RunError: if the run has scores of other weights, or of another text, under the same name.
+        RowTooShort: if people who may be cut do not fit all the same.
     """
     model = _pretrained(other.name or default_name(other), other)
     check_weights(model)
     store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
+    check_cut(store, settings.template.max_tokens, wanted.split)
     subject = _subject(model, store, run.scores(wanted.split, model.name), (settings, wanted, device))
     if subject.table.is_file():
-        known = read_score_table(subject.table)[1].details.get("weights")
-        if known != subject.info.details["weights"]:
-            raise RunError(
-                f"{subject.table} holds the scores of other weights; give these another name (model.name=...)"
-            )
+        known, wished = read_score_table(subject.table)[1].details, subject.info.details
+        other_text = any(known.get(name) != wished.get(name) for name in TEXT_DETAILS)
+        if known.get("weights") != wished["weights"] or other_text:
+            what = "another prompt or limit" if known.get("weights") == wished["weights"] else "other weights"
+            raise RunError(f"{subject.table} holds the scores of {what}; give these another name (model.name=...)")
     return subject
+
+
+def longest_text(other: OtherModelSettings, wanted: EvaluationSettings) -> int:
+    """Return how many tokens fit both a row and what a model reads exactly.
+
+    Raises:
+        ModelError: if the model is missing.
+    """
+    model = _pretrained("", other)
+    check_weights(model)
+    context = context_of(model)
+    return wanted.row_length if context is None else min(context, wanted.row_length)
 
 
 def default_name(other: OtherModelSettings) -> str:
@@ -110,6 +134,7 @@ def _subject(
         "threads_per_rank": str(settings.ranks.threads_per_rank),
         "device": device.type,
         "torch": torch.__version__,
+        **text_details(settings.template, store, wanted.split),
     }
     info = ScoreTableInfo(
         model=model.name, split=wanted.split, careers=store.careers_fingerprint, code=__version__, details=details
