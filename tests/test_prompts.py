@@ -13,7 +13,7 @@ import torch
 from launching import PROJECT, run_well
 from reference.slow_scorer import slow_score
 from test_store import panels, quiet
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from worlds import settings_of, small_run
 
 from laborllm_dist.careers.corpus import read_careers
@@ -24,15 +24,16 @@ from laborllm_dist.careers.synthetic_titles import synthetic_vocabulary
 from laborllm_dist.careers.template import Template, compile_template, render_career
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.ranks import Ranks
-from laborllm_dist.errors import DataFileError, RowTooShort, RunError, SettingsError
+from laborllm_dist.errors import DataFileError, ModelError, RowTooShort, RunError, SettingsError
 from laborllm_dist.report.compared import compare_runs
 from laborllm_dist.run_folder import run_fingerprint
 from laborllm_dist.score_table import read_score_table
 from laborllm_dist.scoring.evaluate import observation_facts
 from laborllm_dist.scoring.prompts import check_cut, describe_cut, prompted, text_details, text_name
 from laborllm_dist.scoring.score_run import score_run
+from laborllm_dist.scoring.subject import longest_text
 from laborllm_dist.scoring.units import plan_evaluation
-from laborllm_dist.settings import EvaluateSettings, RunSettings
+from laborllm_dist.settings import EvaluateSettings, OtherModelSettings, RunSettings
 from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.examples import choose_examples
 from laborllm_dist.tokens.last_lines import Telling, tell_careers
@@ -328,6 +329,23 @@ def test_who_does_not_fit_without_any_history_is_refused(whole_and_cut, tmp_path
     with pytest.raises(RowTooShort, match=rf"without a line of history, .*; {everybody} of {everybody} people of this"):
         check_cut(store, 20, "test")
     check_cut(whole_and_cut[1], whole_and_cut[2], "test")
+
+
+def test_the_limit_of_a_model_is_that_of_its_context_its_window_and_a_row(tmp_path: Path) -> None:
+    def longest(folder: Path, row_length: int) -> int:
+        wanted = dataclasses.replace(settings_of([]).evaluation, row_length=row_length)
+        return longest_text(OtherModelSettings(str(folder), None, None, None, "safetensors"), wanted)
+
+    base, windowed, adapter = tmp_path / "base", tmp_path / "windowed", tmp_path / "adapter"
+    LlamaConfig(max_position_embeddings=512).save_pretrained(base)
+    MistralConfig(max_position_embeddings=512, sliding_window=100).save_pretrained(windowed)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(windowed)}))
+    assert (longest(base, 4096), longest(base, 300)) == (512, 300)
+    assert longest(windowed, 4096) == longest(adapter, 4096) == 100
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "none")}))
+    with pytest.raises(ModelError, match=r"no model configuration at .*none"):
+        longest(adapter, 4096)
 
 
 def test_a_training_never_cuts(whole_and_cut) -> None:

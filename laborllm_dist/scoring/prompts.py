@@ -76,7 +76,7 @@ def check_cut(store: TokenStore, max_tokens: int | None, split: Split) -> None:
         )
 
 
-def describe_cut(store: TokenStore, max_tokens: int | None, split: Split) -> str:
+def describe_cut(store: TokenStore, max_tokens: int, split: Split) -> str:
     """Return as a line how many people and observations were cut."""
     counts = store.num_cut(split)
     return (
