@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from laborllm_dist.corpus_settings import CorpusSettings
-from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
+from laborllm_dist.settings_reader import OutOfRange, added_later, check_positive, check_share
+
+TITLES_LINE, EXAMPLES_LINE = "{titles}", "{examples}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,11 @@ class TitleSettings:
 
 @dataclass(frozen=True, slots=True)
 class TemplateSettings:
-    """The text of a career. `[...]` is left out where a field inside it is absent; `{title}` ends `entry`."""
+    """The text of a career. `[...]` is left out where a field inside it is absent; `{title}` ends `entry`.
+
+    `preface` stands before every career. Its line `{titles}` becomes one line for each title, its line `{examples}` the
+    whole texts of `num_examples` training people. `max_tokens` is set by an evaluation with too_long=last_lines.
+    """
 
     heading: tuple[str, ...]
     entry: str
@@ -73,10 +79,45 @@ class TemplateSettings:
     titles: TitleSettings
     hidden: tuple[str, ...]  # fields that are treated as absent
     history_lines: int | None  # the most lines of history before a predicted one; None: all
+    preface: tuple[str, ...] = added_later(())
+    num_examples: int = added_later(0)
+    examples_seed: int = added_later(1)  # draws the training people whose careers are the examples
+    max_tokens: int | None = added_later(None)  # of a text; a longer career is told with its last lines only
 
     def __post_init__(self) -> None:
+        check_preface(self.preface, self.num_examples)
+        check_positive(self, "max_tokens")
         if self.history_lines is not None and self.history_lines < 0:
             raise OutOfRange("history_lines", f"a number from 0 up, found {self.history_lines}")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """What an evaluation puts before every career, as in TemplateSettings; `preface` None: what the run has there."""
+
+    preface: tuple[str, ...] | None
+    num_examples: int
+    examples_seed: int
+
+    def __post_init__(self) -> None:
+        check_preface(self.preface or (), self.num_examples)
+
+
+def check_preface(preface: tuple[str, ...], num_examples: int) -> None:
+    """Refuse lines that cannot be filled, and examples without a line for them or the other way round."""
+    for line in preface:
+        if "\n" in line:
+            raise OutOfRange("preface", f"each line as its own item, found a line break in {line!r}")
+        if line not in (TITLES_LINE, EXAMPLES_LINE) and ("{" in line or "}" in line):
+            raise OutOfRange(
+                "preface", f"braces only where {TITLES_LINE} or {EXAMPLES_LINE} is all of the line: {line!r}"
+            )
+    if EXAMPLES_LINE in preface and num_examples < 1:
+        raise OutOfRange(
+            "num_examples", f"a number above 0 for the preface's line {EXAMPLES_LINE}, found {num_examples}"
+        )
+    if EXAMPLES_LINE not in preface and num_examples != 0:
+        raise OutOfRange("num_examples", f"0, since the preface has no line {EXAMPLES_LINE}, found {num_examples}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class StoreError(LaborError):
 
 
 class RowTooShort(LaborError):
-    """A career has more tokens than a row or the model's context; it is never cut."""
+    """A career has more tokens than a row or the model's context, and the settings do not say to cut it."""
 
 
 class ModelError(LaborError):

@@ -8,6 +8,7 @@ from typing import Literal
 from laborllm_dist.data_settings import (
     DataSettings,
     PrepareSettings,
+    PromptSettings,
     SplitSettings,
     StoreSettings,
     TemplateSettings,
@@ -195,10 +196,16 @@ class OtherModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateSettings:
-    """Settings of launch/evaluate.py; what is None is taken from the run."""
+    """Settings of launch/evaluate.py; what is None is taken from the run.
+
+    A career that is longer than a row or the model's context is refused, or, with `last_lines`, told with its last
+    lines only, and counted.
+    """
 
     run: str
     model: OtherModelSettings
+    prompt: PromptSettings
+    too_long: Literal["refuse", "last_lines"]
     split: Literal["train", "validation", "test"] | None
     row_length: int | None
     rows_per_unit: int | None

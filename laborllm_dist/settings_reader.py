@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from laborllm_dist.errors import SettingsError
 
 Settings = TypeVar("Settings")
+_LATER = {"later": True}
 
 
 class OutOfRange(ValueError):
@@ -24,6 +25,11 @@ class OutOfRange(ValueError):
     def __init__(self, field: str, wanted: str) -> None:
         super().__init__(f"{field}: wanted {wanted}")
         self.field, self.wanted = field, wanted
+
+
+def added_later(default: Any) -> Any:
+    """Return a field that older settings do not have; at its default it is not written, so that fingerprints stay."""
+    return dataclasses.field(default=default, metadata=_LATER)
 
 
 def check_positive(settings: object, *fields: str) -> None:
@@ -109,5 +115,20 @@ def _read_value(wanted: Any, value: Any, path: str) -> Any:
 
 def settings_to_values(settings: Any) -> dict[str, Any]:
     """Return the settings as plain values that `read_settings` and JSON take."""
-    values: dict[str, Any] = dataclasses.asdict(settings)
+    values: dict[str, Any] = _plain(settings)
     return values
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        held = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {
+            field.name: _plain(each)
+            for field, each in held.items()
+            if not (field.metadata == _LATER and each == field.default)
+        }
+    if isinstance(value, (tuple, list)):
+        return type(value)(_plain(each) for each in value)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return value

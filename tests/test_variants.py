@@ -10,6 +10,7 @@ import pytest
 import torch
 from launching import PROJECT
 from reference.slow_scorer import slow_score
+from test_prompts import PROMPTS
 from test_scoring import TITLES, VOCABULARY, careers_of_every_kind
 from test_store import quiet
 from worlds import COMPUTE, settings_of, small_run
@@ -79,7 +80,7 @@ def written(template: TemplateSettings, career: CareerHistory = CAREER) -> list[
 
 def test_every_variant_that_is_shipped_is_tested() -> None:
     shipped = {path.stem for path in (PROJECT / "conf/template").glob("*.yaml")}
-    assert shipped == {*WANTED, "shuffled_titles"}
+    assert shipped == {*WANTED, "shuffled_titles", *PROMPTS}
 
 
 @pytest.mark.parametrize("name", WANTED)

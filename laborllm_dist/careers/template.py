@@ -8,6 +8,8 @@ A career is one text, since the prompts of all its observations are nested. Wher
 stand before a prediction, they are not: the first text has the first k + 1 jobs, and each later job a text of its own.
 
     k = 2, five jobs    text 1: jobs 1 2 3, predicts 1 2 3    text 2: 2 3 4, predicts 4    text 3: 3 4 5, predicts 5
+
+Every text begins with the template's preface, whose titles predict nothing (careers/preface.py).
 """
 
 from __future__ import annotations
@@ -51,10 +53,15 @@ class Template:
     ending: tuple[tuple[Part, ...], ...]
     hidden: frozenset[str]
     history_lines: int | None
+    preface: str  # whole lines
 
 
-def compile_template(settings: TemplateSettings) -> Template:
+def compile_template(settings: TemplateSettings, preface: str = "") -> Template:
     """Check a template and take it apart once.
+
+    Args:
+        settings: of the template.
+        preface: the lines of `settings.preface` as they are shown (careers/preface.py).
 
     Raises:
         TemplateError: for an unknown field, a bracket without its pair, or an entry that does not end in " {title}".
@@ -74,6 +81,7 @@ def compile_template(settings: TemplateSettings) -> Template:
         ending=tuple(_parse_line(line, CAREER_FIELDS, "ending") for line in settings.ending),
         hidden=frozenset(settings.hidden),
         history_lines=settings.history_lines,
+        preface=preface,
     )
 
 
@@ -102,7 +110,7 @@ def _render_jobs(
     """Write these jobs of a career; the last `num_predicted` of them get spans."""
     facts = {name: None if name in template.hidden else getattr(career, name) for name in CAREER_FIELDS}
     lines = [text for line in template.heading if (text := _fill(line, facts, career)) is not None]
-    length = sum(len(line) + 1 for line in lines)
+    length = len(template.preface) + sum(len(line) + 1 for line in lines)
     spans: list[tuple[int, int]] = []
     for job in career.jobs[shown.start : shown.stop]:
         facts["year"] = job.year
@@ -114,7 +122,7 @@ def _render_jobs(
         length += len(lines[-1]) + 1
     if shown.stop == len(career.jobs):
         lines.extend(text for line in template.ending if (text := _fill(line, facts, career)) is not None)
-    text = "".join(line + "\n" for line in lines)
+    text = template.preface + "".join(line + "\n" for line in lines)
     return CareerText(text, tuple(spans[len(spans) - num_predicted :]), shown.stop - num_predicted)
 
 

@@ -9,6 +9,7 @@ rounding; the adapter alone can be scored over the quantised base as it was lear
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,14 @@ def write_adapter(
     config = lora_config(settings, base)
     config.inference_mode = True
     config.save_pretrained(folder)
+
+
+def base_of(folder: Path) -> str | None:
+    """Return where the base of an adapter's folder is found; None where the folder holds no adapter."""
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        return None
+    return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:

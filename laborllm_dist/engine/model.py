@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.engine.adapters import check_blocks, quantisation, with_adapter
+from laborllm_dist.careers.splits import SPLITS, Split
+from laborllm_dist.engine.adapters import base_of, check_blocks, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.packed_attention import MODEL_TYPES
@@ -204,8 +206,24 @@ def weights_identity(settings: ModelSettings) -> str:
     return "/".join(filter(None, (f"{settings.path}@{commit}", settings.subfolder)))
 
 
-def check_fit(model: PreTrainedModel, store: TokenStore) -> None:
-    """Refuse a model that cannot read the careers of every split exactly.
+def context_of(settings: ModelSettings) -> int | None:
+    """Return the most tokens that pretrained weights read exactly, by their context and window; None: any number.
+
+    Raises:
+        ModelError: if there is no configuration that says so.
+    """
+    base = base_of(Path(settings.path or "") / (settings.subfolder or ""))
+    path, where = (settings.path, _where(settings)) if base is None else (base, {})
+    try:
+        config = AutoConfig.from_pretrained(path, **where)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model configuration at {path}: {str(error).strip().splitlines()[0]}") from None
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def check_fit(model: PreTrainedModel, store: TokenStore, splits: Sequence[Split] = SPLITS) -> None:
+    """Refuse a model that cannot read the careers of these splits exactly.
 
     Raises:
         ModelError: if the tokenizer has ids the model has no embedding for, or its attention has a window that a
@@ -218,12 +236,15 @@ def check_fit(model: PreTrainedModel, store: TokenStore) -> None:
             f"the tokenizer has {store.num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
         )
     context = getattr(model.config, "max_position_embeddings", None)
-    advice = "a career is never cut: take a model with a longer context or a shorter template"
+    advice = (
+        "take a model with a longer context or a shorter template; only an evaluation with too_long=last_lines cuts"
+    )
     if context is not None:
-        check_lengths(store, context, f"the model's context is {context}; {advice}")
+        check_lengths(store, context, f"the model's context is {context}; {advice}", splits)
     window = getattr(model.config, "sliding_window", None)
     if window is not None:
-        check_lengths(store, window, f"the model's attention reaches back {window}; take a model without such a window")
+        advice = f"the model's attention reaches back {window}; take a model without such a window"
+        check_lengths(store, window, advice, splits)
 
 
 def check_packing(model: PreTrainedModel, *, device: torch.device) -> None:

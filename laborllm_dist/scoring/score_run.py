@@ -17,7 +17,16 @@ from laborllm_dist.files import fingerprint_of
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo, info_of
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
-from laborllm_dist.scoring.subject import Subject, other_subject, own_subject
+from laborllm_dist.scoring.prompts import describe_cut, prompted, text_name
+from laborllm_dist.scoring.subject import (
+    Subject,
+    base_suffix,
+    default_name,
+    longest_text,
+    other_subject,
+    own_export,
+    own_subject,
+)
 from laborllm_dist.scoring.title_trie import TitleTrie, title_trie
 from laborllm_dist.scoring.units import plan_evaluation
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
@@ -55,7 +64,7 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
         compute = read_run(Path(settings.run))[1].compute
         trie = ranks.on_first(lambda: _trie(settings, subject, careers)) if wanted.titles == "all" else None
         model = open_evaluated(subject.model, wanted, compute, ranks)
-        ranks.on_first(lambda: check_fit(model.hugging_face, subject.store))
+        ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
         if wanted.placement == "replicated":  # shards are of known types only
             ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
         for work in todo:
@@ -103,7 +112,7 @@ def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
     num_observations = int(work.careers.num_observations().sum())
     what = "all titles of " if "tolerance" in work.info.details else ""
     return (
-        f"evaluate: {what}{work.info.model} on {len(work.careers):,} {work.info.split} people, "
+        f"evaluate: {what}{work.info.model} on {work.careers.num_people():,} {work.info.split} people, "
         f"{num_observations:,} observations; {len(work.plan.units):,} units of rows of {work.plan.row_length} "
         f"tokens, {fill:.0%} full, over {ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
     )
@@ -112,10 +121,19 @@ def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
 def _find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Subject, EvaluationSettings]:
     run, run_settings, store = read_run(Path(settings.run))
     run_settings = _as_told(run_settings, settings)
-    wanted = run_settings.evaluation
-    if settings.model.path is None:
+    wanted, own = run_settings.evaluation, run_settings.template
+    template = prompted(own, settings.prompt, wanted.split)
+    if settings.model.path is None and template == own and settings.too_long == "refuse":
         return own_subject(settings.model, run, run_settings, store, ranks.device), wanted
-    return other_subject(settings.model, run, run_settings, ranks.device, say), wanted
+    other = settings.model if settings.model.path is not None else own_export(run)
+    name = settings.model.name or default_name(other) + text_name(settings, own, template) + base_suffix(wanted)
+    if settings.too_long == "last_lines":
+        template = dataclasses.replace(template, max_tokens=longest_text(other, wanted))
+    told, other = dataclasses.replace(run_settings, template=template), dataclasses.replace(other, name=name)
+    subject = other_subject(other, run, told, ranks.device, say)
+    if template.max_tokens is not None:
+        say(describe_cut(subject.store, template.max_tokens, wanted.split))
+    return subject, wanted
 
 
 def _as_told(run: RunSettings, settings: EvaluateSettings) -> RunSettings:

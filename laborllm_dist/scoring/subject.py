@@ -11,11 +11,12 @@ import torch
 
 from laborllm_dist import __version__
 from laborllm_dist.data_settings import TokenizerSettings
-from laborllm_dist.engine.model import check_weights, weights_identity
+from laborllm_dist.engine.model import check_weights, context_of, weights_identity
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.run_folder import RunFolder
 from laborllm_dist.score_table import ScoreTableInfo, read_score_table
+from laborllm_dist.scoring.prompts import TEXT_DETAILS, check_cut, text_details
 from laborllm_dist.settings import EvaluationSettings, OtherModelSettings, RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TokenStore, open_store
@@ -44,14 +45,25 @@ def own_subject(
     """Return the run's own export; held in 8 or 4 bits, or under a name of its own, it has a table of its own.
 
     Raises:
+        RunError: if training has not finished, or another model's scores have that name.
+    """
+    name = model.name or f"{run.path.name}{base_suffix(settings.evaluation)}"
+    table = run.scores(settings.evaluation.split, None if name == run.path.name else name)
+    subject = _subject(_pretrained(name, own_export(run)), open_store(store), table, settings, device)
+    if name != run.path.name:
+        _refuse_other_scores(subject)
+    return subject
+
+
+def own_export(run: RunFolder) -> OtherModelSettings:
+    """Return where a run's own weights are.
+
+    Raises:
         RunError: if training has not finished.
     """
     if not (run.export / "config.json").is_file():
         raise RunError(f"{run.path} has no export yet; its training has not finished (start train.py again to go on)")
-    name = model.name or f"{run.path.name}{_base_suffix(settings)}"
-    table = run.scores(settings.evaluation.split, None if name == run.path.name else name)
-    export = OtherModelSettings(str(run.export), None, None, None, "safetensors")
-    return _subject(_pretrained(name, export), open_store(store), table, settings, device)
+    return OtherModelSettings(str(run.export), None, None, None, "safetensors")
 
 
 def other_subject(
@@ -61,27 +73,45 @@ def other_subject(
     device: torch.device,
     say: Callable[[str], None],
 ) -> Subject:
-    """Return another model, the run's people told with its own tokenizer.
+    """Return another model, the run's people told with its own tokenizer, as the settings' template says.
 
     Raises:
-        RunError: if the run has scores of other weights under the same name.
+        RunError: if the run has scores of other weights, or of another text, under the same name.
+        RowTooShort: if people who may be cut do not fit all the same.
     """
-    model = _pretrained(other.name or f"{default_name(other)}{_base_suffix(settings)}", other)
+    model = _pretrained(other.name or default_name(other) + base_suffix(settings.evaluation), other)
     check_weights(model)
     store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
+    check_cut(store, settings.template.max_tokens, settings.evaluation.split)
     subject = _subject(model, store, run.scores(settings.evaluation.split, model.name), settings, device)
-    if subject.table.is_file():
-        known = read_score_table(subject.table)[1].details.get("weights")
-        if known != subject.info.details["weights"]:
-            raise RunError(
-                f"{subject.table} holds the scores of other weights; give these another name (model.name=...)"
-            )
+    _refuse_other_scores(subject)
     return subject
 
 
-def _base_suffix(settings: RunSettings) -> str:
-    base = settings.evaluation.base
-    return "" if base == "full" else f"-{base}"
+def _refuse_other_scores(subject: Subject) -> None:
+    if subject.table.is_file():
+        known, wished = read_score_table(subject.table)[1].details, subject.info.details
+        other_text = any(known.get(name) != wished.get(name) for name in TEXT_DETAILS)
+        if known.get("weights") != wished["weights"] or other_text:
+            what = "another prompt or limit" if known.get("weights") == wished["weights"] else "other weights"
+            raise RunError(f"{subject.table} holds the scores of {what}; give these another name (model.name=...)")
+
+
+def base_suffix(wanted: EvaluationSettings) -> str:
+    """Return what a model's name gets where its weights are quantised, such as -int8."""
+    return "" if wanted.base == "full" else f"-{wanted.base}"
+
+
+def longest_text(other: OtherModelSettings, wanted: EvaluationSettings) -> int:
+    """Return how many tokens fit both a row and what a model reads exactly.
+
+    Raises:
+        ModelError: if the model is missing.
+    """
+    model = _pretrained("", other)
+    check_weights(model)
+    context = context_of(model)
+    return wanted.row_length if context is None else min(context, wanted.row_length)
 
 
 def default_name(other: OtherModelSettings) -> str:
@@ -118,6 +148,7 @@ def _subject(
         "threads_per_rank": str(settings.ranks.threads_per_rank),
         "device": device.type,
         "torch": torch.__version__,
+        **text_details(settings.template, store, wanted.split),
     }
     if wanted.base != "full":
         details["base"] = wanted.base

@@ -36,7 +36,7 @@ def plan_evaluation(careers: CareerRows, settings: EvaluationSettings) -> Evalua
     """Pack all careers of a split.
 
     Raises:
-        RowTooShort: naming the person, if a career does not fit a row.
+        RowTooShort: naming the person and how many there are, if a career does not fit a row.
     """
     lengths = careers.num_tokens()
     longest = int(lengths.argmax())
@@ -44,7 +44,8 @@ def plan_evaluation(careers: CareerRows, settings: EvaluationSettings) -> Evalua
         survey, person = careers.person(longest)
         raise RowTooShort(
             f"career {person!r} of {survey} has {lengths[longest]} tokens, evaluation.row_length is "
-            f"{settings.row_length}; evaluate with row_length={lengths[longest]} or more"
+            f"{settings.row_length}; evaluate with row_length={lengths[longest]} or more, or with too_long=last_lines; "
+            f"{careers.longer_than(settings.row_length)}"
         )
     rows = pack_careers(lengths.tolist(), settings.row_length).rows
     step = settings.rows_per_unit

@@ -23,6 +23,10 @@ PAPER: Mapping[str, tuple[int, int, tuple[float, float, float]]] = {
     "nlsy97": (8_984, 148_795, (0.060, 0.454, 0.485)),
 }
 
+_CUT_LABELS = {
+    "cut_people": "people told with their last lines only",
+    "cut_observations": "person-years after fewer lines than they have",
+}
 _PLURAL = {"person-year": "person-years", "job": "jobs", "person": "people"}
 
 
@@ -31,6 +35,7 @@ def card_values(
     data: DataSettings,
     title_of: Mapping[str, str],
     missing_variables: Mapping[str, Sequence[str]],
+    cut: Mapping[str, Mapping[str, int]],
 ) -> dict[str, Any]:
     """Return the card as JSON takes it.
 
@@ -39,11 +44,13 @@ def card_values(
         data: the corpora.
         title_of: title of every occupation.
         missing_variables: of the method, that a corpus's extract lacks.
+        cut: by corpus, how many are told with their last lines only (store.CUT_COUNTS); empty where nobody may be.
     """
     corpora = {
         name: {
             **_corpus_values(tally, data.corpora[name], title_of),
             "variables_missing": list(missing_variables.get(name, ())),
+            **cut[name],
         }
         for name, tally in tallies.items()
     }
@@ -106,6 +113,7 @@ def _summary(values: Mapping[str, Any]) -> list[str]:
             (f"share {kind}", _share(values["shares"][kind]), _share(paper["shares"][kind]) if paper else "")
             for kind in KINDS
         ),
+        *((label, f"{values[name]:,}", "") for name, label in _CUT_LABELS.items() if name in values),
     ]
     if paper is None:
         return _table(("", "here"), [row[:2] for row in rows], right=(1,))

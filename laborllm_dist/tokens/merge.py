@@ -22,7 +22,7 @@ from laborllm_dist.files import flush_to_disk, sha256_of, write_json, write_text
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.data_card import card_markdown, card_values
 from laborllm_dist.tokens.pieces import ENDS, PEOPLE, PIECES, corpus_end, piece_folder, read_piece
-from laborllm_dist.tokens.store import CARD, MANIFEST
+from laborllm_dist.tokens.store import CARD, CUT_COUNTS, MANIFEST
 
 
 def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None:
@@ -64,7 +64,7 @@ def merge_pieces(
     counts: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         of_split = [(piece, record["splits"][split]) for found in records.values() for piece, record in found]
-        names = ("people", "texts", "observations", "tokens")
+        names = ("people", "texts", "observations", "tokens", *_cut_counts(settings))
         counts[split] = {name: sum(each[name] for _, each in of_split) for name in names}
         counts[split]["shards"] = [
             str((piece / f"{split}.arrow").relative_to(folder)) for piece, each in of_split if each["texts"]
@@ -75,13 +75,25 @@ def merge_pieces(
     shutil.rmtree(folder / "work", ignore_errors=True)
     for leftover in (folder / PIECES).glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data))
+    cut = {
+        corpus: {name: _sum_of(name, [record for _, record in found]) for name in _cut_counts(settings)}
+        for corpus, found in records.items()
+    }
+    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), cut)
     write_json(folder / f"{CARD}.json", card)
     write_text(folder / f"{CARD}.md", card_markdown(card))
     for name, tally in tallies.items():
         if tally.titles:
             write_text(folder / f"titles_{name}.csv", titles_csv(tally.titles))
     _write_manifest(folder, facts, counts, records)
+
+
+def _cut_counts(settings: RunSettings) -> tuple[str, ...]:
+    return CUT_COUNTS if settings.template.max_tokens is not None else ()
+
+
+def _sum_of(name: str, records: list[dict[str, Any]]) -> int:
+    return sum(record["splits"][split][name] for record in records for split in SPLITS)
 
 
 def _write_manifest(

@@ -27,13 +27,13 @@ from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
 from laborllm_dist.careers.reading import PersonRead, ReadPerson
 from laborllm_dist.careers.splits import SPLITS, Split, person_digest, split_of_digest
 from laborllm_dist.careers.tally import tally_people
-from laborllm_dist.careers.template import CareerText, Template, render_career
+from laborllm_dist.careers.template import Template
 from laborllm_dist.corpus_settings import CorpusSettings
 from laborllm_dist.data_settings import SplitSettings
 from laborllm_dist.errors import StoreError
 from laborllm_dist.files import batched, flush_to_disk, sha256_of, write_json
-from laborllm_dist.tokens.store import STORE_SCHEMA, store_rows
-from laborllm_dist.tokens.tokenise import tokenise_careers
+from laborllm_dist.tokens.last_lines import Telling, tell_careers
+from laborllm_dist.tokens.store import CUT_COUNTS, STORE_SCHEMA, store_rows
 from laborllm_dist.tokens.tokenizer import CareerTokenizer
 
 PIECES, ENDS, RECORD, PEOPLE = "pieces", "ends", "piece.json", "people.npy"
@@ -50,6 +50,7 @@ class PieceTools:
     tokenizer: CareerTokenizer
     split: SplitSettings
     people_per_piece: int
+    max_tokens: int | None  # of a text
 
 
 def make_pieces(name: str, corpus: CorpusSettings, tools: PieceTools, share: range) -> Iterator[int]:
@@ -158,14 +159,11 @@ def _write_rows(
     building: Path, careers: Sequence[CareerHistory], splits: Sequence[Split], tools: PieceTools
 ) -> dict[str, dict[str, int]]:
     """Write one file for each split that has people; return people, texts, observations and tokens of each split."""
-    title_of = tools.vocabulary.title_of()
-    texts: list[CareerText] = []
-    owners: list[int] = []
-    for owner, career in enumerate(careers):
-        rendered = render_career(career, tools.template, title_of)
-        texts.extend(rendered)
-        owners.extend([owner] * len(rendered))
-    tokenised = tokenise_careers(texts, tools.tokenizer)
+    telling = Telling(tools.template, tools.vocabulary.title_of(), tools.tokenizer, tools.max_tokens)
+    told = tell_careers(careers, telling)
+    owners = [owner for owner, each in enumerate(told) for _ in each.texts]
+    texts = [text for each in told for text in each.texts]
+    tokenised = [text for each in told for text in each.tokenised]
     rows = store_rows([careers[owner] for owner in owners], texts, tokenised, tools.vocabulary.index_of())
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
@@ -176,6 +174,9 @@ def _write_rows(
             "observations": _total_length(chosen["years"]),
             "tokens": _total_length(chosen["token_ids"]),
         }
+        if tools.max_tokens is not None:
+            cut = [each.num_cut for each, its_split in zip(told, splits, strict=True) if its_split == split]
+            counts[split] |= dict(zip(CUT_COUNTS, (sum(num_cut > 0 for num_cut in cut), sum(cut)), strict=True))
         if chosen.num_rows:
             with pa.ipc.new_stream(str(building / f"{split}.arrow"), STORE_SCHEMA) as stream:
                 stream.write_table(chosen)

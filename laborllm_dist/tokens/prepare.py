@@ -30,6 +30,7 @@ from laborllm_dist.errors import DataFileError, StoreError, TemplateError, Token
 from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import settings_to_values
+from laborllm_dist.tokens.examples import read_preface, write_preface
 from laborllm_dist.tokens.merge import all_pieces, merge_pieces
 from laborllm_dist.tokens.pieces import PieceTools, make_pieces
 from laborllm_dist.tokens.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
@@ -38,6 +39,7 @@ from laborllm_dist.tokens.store import (
     FORMAT,
     MANIFEST,
     OCCUPATIONS,
+    PREFACE,
     TOKENIZER,
     TokenStore,
     open_store,
@@ -222,20 +224,24 @@ def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
 
 
 def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
-    """Return what pieces are made with; the first process to come makes the tokenizer, the others wait for it."""
+    """Return what pieces are made with; the first to come makes preface and tokenizer, the others wait for them."""
     vocabulary = shown_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
-    template = compile_template(settings.template)
     with locked(building / "work" / "tokenizer.lock", busy=None):
-        if (building / OCCUPATIONS).is_file():
+        is_made = (building / OCCUPATIONS).is_file()
+        if not is_made:
+            write_preface(settings, vocabulary, building / PREFACE)
+        template = compile_template(settings.template, read_preface(building / PREFACE))
+        if is_made:
             tokenizer = load_tokenizer(str(building / TOKENIZER))
         else:
             tokenizer = make_tokenizer(settings, vocabulary, template, say)
             title_token_ids(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
             shutil.rmtree(building / TOKENIZER, ignore_errors=True)
             tokenizer.save(building / TOKENIZER)
-            # Written last, so that it says that the tokenizer is whole.
+            # Written last, so that it says that preface and tokenizer are whole.
             write_vocabulary(vocabulary, building / OCCUPATIONS)
-    return PieceTools(building, vocabulary, template, tokenizer, settings.split, settings.store.people_per_piece)
+    size, longest = settings.store.people_per_piece, settings.template.max_tokens
+    return PieceTools(building, vocabulary, template, tokenizer, settings.split, size, longest)
 
 
 def _merge(settings: RunSettings, folder: Path) -> None:

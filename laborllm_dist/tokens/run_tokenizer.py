@@ -40,13 +40,14 @@ def _training_texts(settings: RunSettings, vocabulary: OccupationVocabulary, tem
     share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
     for corpus in corpora:
         people = (person() for person in read_people(corpus))
-        careers = (read.career for read in people if read.career is not None and _is_training(read, corpus, settings))
+        careers = (read.career for read in people if read.career is not None and is_training(read, corpus, settings))
         for career in itertools.islice(careers, share):
             for rendered in render_career(career, template, title_of):
                 yield rendered.text
 
 
-def _is_training(read: PersonRead, corpus: CorpusSettings, settings: RunSettings) -> bool:
+def is_training(read: PersonRead, corpus: CorpusSettings, settings: RunSettings) -> bool:
+    """Return whether a person with a career is in the training split."""
     assert read.career is not None
     return (read.split or split_of(corpus.people_of, read.career.person, settings.split)) == "train"
 

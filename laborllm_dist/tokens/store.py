@@ -4,6 +4,7 @@
         pieces/psid81-00000/       train.arrow, validation.arrow, test.arrow: one row a text, with all facts of the
                                    career in it, so that no other file is needed later; piece.json, people.npy
         data_card.md, .json        what is in it and what was left out
+        preface.json               what stands before every career, and whose careers are its examples; where it has one
         occupations.csv            the vocabulary, in order
         tokenizer/                 the tokenizer as it was used
         manifest.json              written last: counts, sizes and checksums; without it the folder is not a store
@@ -35,6 +36,10 @@ from laborllm_dist.tokens.tokenise import TokenisedCareer
 
 FORMAT = 2
 MANIFEST, OCCUPATIONS, TOKENIZER, CARD = "manifest.json", "occupations.csv", "tokenizer", "data_card"
+PREFACE = "preface.json"
+# Of a split, where the template has max_tokens: people told with their last lines only, and their observations that
+# stand after fewer lines than they should.
+CUT_COUNTS = ("cut_people", "cut_observations")
 STORE_SCHEMA = pa.schema(
     [
         ("survey", pa.string()),
@@ -126,6 +131,11 @@ class TokenStore:
         """Return the number of rows of a split: one a person, or more where history is limited."""
         return int(self.facts["splits"][split]["texts"])
 
+    def num_cut(self, split: Split) -> dict[str, int]:
+        """Return CUT_COUNTS of a split; empty where nothing may be cut."""
+        counts = self.facts["splits"][split]
+        return {name: int(counts[name]) for name in CUT_COUNTS if name in counts}
+
     def careers(self, split: Split) -> CareerRows:
         """Open the careers of a split, memory-mapped.
 
@@ -161,6 +171,14 @@ class CareerRows:
     def num_people(self) -> int:
         """Return the number of people: rows that begin a career."""
         return int(pc.sum(pc.equal(self.table["first_position"], 0)).as_py() or 0)
+
+    def longer_than(self, limit: int) -> str:
+        """Return how many people have a text of more than `limit` tokens, in words for messages."""
+        person_of_row = np.cumsum(np.asarray(pc.equal(self.table["first_position"], 0)))
+        num_longer = len(np.unique(person_of_row[self.num_tokens() > limit]))
+        return (
+            f"{num_longer:,} of {self.num_people():,} people of this split {'is' if num_longer == 1 else 'are'} longer"
+        )
 
     def num_tokens(self) -> npt.NDArray[np.int64]:
         """Return the number of tokens of every career, [people]."""
@@ -255,7 +273,7 @@ def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[S
     """Refuse careers of more than `limit` tokens, naming the longest of the first split that has one.
 
     Raises:
-        RowTooShort: with the advice.
+        RowTooShort: with the advice, and the number of people concerned.
     """
     for split in splits:
         careers = store.careers(split)
@@ -263,4 +281,7 @@ def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[S
         longest = int(lengths.argmax())
         if lengths[longest] > limit:
             survey, person = careers.person(longest)
-            raise RowTooShort(f"career {person!r} of {survey} ({split}) has {lengths[longest]} tokens, {advice}")
+            raise RowTooShort(
+                f"career {person!r} of {survey} ({split}) has {lengths[longest]} tokens, {advice}; "
+                f"{careers.longer_than(limit)}"
+            )

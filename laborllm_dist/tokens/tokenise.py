@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from laborllm_dist.careers.history import OccupationVocabulary
 from laborllm_dist.careers.template import CareerText
 from laborllm_dist.errors import TitleInsideToken
+from laborllm_dist.files import batched
 from laborllm_dist.tokens.tokenizer import CareerTokenizer
+
+# An encoding has a hundred bytes and more a token, beside four of its id: a list of titles before every career counts.
+TEXTS_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +38,17 @@ def tokenise_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) ->
     Raises:
         TitleInsideToken: if a token reaches over an end of a title, or the line's end is not a token of its own.
     """
-    encodings = tokenizer.backend.encode_batch([text.text for text in texts], add_special_tokens=False)
     return [
         TokenisedCareer(
             ids=(*tokenizer.leading, *encoding.ids),
             title_spans=_token_spans(text, encoding.offsets, len(tokenizer.leading)),
         )
-        for text, encoding in zip(texts, encodings, strict=True)
+        for some in batched(texts, TEXTS_AT_ONCE)
+        for text, encoding in zip(
+            some,
+            tokenizer.backend.encode_batch([text.text for text in some], add_special_tokens=False),
+            strict=True,
+        )
     ]
 
 

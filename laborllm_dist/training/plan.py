@@ -10,6 +10,7 @@ import numpy.typing as npt
 from laborllm_dist.batches.order import TrainingOrder
 from laborllm_dist.batches.packing import PackPlan, pack_step
 from laborllm_dist.batches.sharding import ShardPlan, shard_rows
+from laborllm_dist.errors import SettingsError
 from laborllm_dist.settings import BatchSettings, RunSettings, TrainingSettings
 from laborllm_dist.tokens.pooling import training_pool
 from laborllm_dist.tokens.store import TokenStore, check_lengths
@@ -63,10 +64,13 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
     """Plan a run.
 
     Raises:
+        SettingsError: if the template cuts careers.
         RowTooShort: naming the person, if a career of training or validation does not fit a row.
         DataFileError: if fractions and weights leave nobody to train on.
     """
     batch, training = settings.batch, settings.training
+    if settings.template.max_tokens is not None:
+        raise SettingsError("setting template.max_tokens cuts careers, which only an evaluation may do; leave it out")
     longer = f"batch.row_length is {batch.row_length}; set batch.row_length to that or more"
     check_lengths(store, batch.row_length, longer, ("train", "validation"))
     pool = training_pool(store, settings)
