@@ -245,7 +245,7 @@ class ReportSettings:
     runs: tuple[str, ...]
     split: Literal["train", "validation", "test"]
     output: str | None  # folder; default: report/ in the first run
-    measure: Literal["title", "terminated"]
+    measure: Literal["title", "terminated", "normalised"]
     bootstrap_draws: int
     seed: int
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from laborllm_dist.compose import launch
-from laborllm_dist.report.write import terminal_table, write_report
+from laborllm_dist.report.write import terminal_tables, write_report
 from laborllm_dist.settings import ReportSettings
 
 HELP = """
@@ -14,10 +14,11 @@ Write report.html and summary.json from the score tables of runs: perplexities, 
 
 
 def main(settings: ReportSettings) -> None:
-    """Write the report, and print its main table."""
+    """Write the report, and print its tables."""
     result = write_report(settings)
     console = Console()
-    console.print(terminal_table(result))
+    for table in terminal_tables(result):
+        console.print(table)
     console.print(f"report: {result.page}", soft_wrap=True, highlight=False)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.report.compared import compare_runs
 from laborllm_dist.report.number_text import format_nats, format_perplexity
-from laborllm_dist.report.write import ReportResult, terminal_table, write_report
+from laborllm_dist.report.write import ReportResult, terminal_tables, write_report
 from laborllm_dist.score_table import SCORE_SCHEMA, TRUE_MODEL, ScoreTableInfo, write_score_table
 from laborllm_dist.settings import ReportSettings
 
@@ -30,13 +30,14 @@ def write_scores(
     *,
     keys: Sequence[tuple[str, str, int]] = KEYS,
     gender: str = "female",
+    num_tokens: int = 1,
     info: tuple[str, str] = ("test", "careers-1"),
 ) -> None:
     """Write a table in which observation i has probability 2 ** -halvings[i]."""
     rows = [
         {
             "survey": survey, "person": person, "position": position, "year": 1990 + position, "occupation": "1",
-            "previous": "1" if position else None, "gender": gender, "num_tokens": 1,
+            "previous": "1" if position else None, "gender": gender, "num_tokens": num_tokens,
             "title": -halving * math.log(2), "terminated": -(halving + 1) * math.log(2),
         }
         for (survey, person, position), halving in zip(keys, halvings, strict=True)
@@ -212,7 +213,7 @@ def test_the_true_model_is_marked_and_others_have_a_distance_to_it(run: Path) ->
 def test_the_terminal_table_has_the_main_numbers_in_80_columns(run: Path) -> None:
     write_scores(run / "scores/test.truth.parquet", "truth", [1, 1, 1, 1, 1])
     screen = io.StringIO()
-    Console(width=80, file=screen).print(terminal_table(report_on(run)))
+    Console(width=80, file=screen).print(*terminal_tables(report_on(run)))
     lines = [re.split(r"\s{2,}", line.strip()) for line in screen.getvalue().splitlines()]
     rows = [
         (line[0], line[1], line[3], line[4], line[5])

@@ -15,6 +15,7 @@ import numpy as np
 
 from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, estimate, resample_means
 from laborllm_dist.report.compared import ComparedScores, FloatArray, ScoredModel
+from laborllm_dist.report.distributions import TitleNumbers, title_numbers
 from laborllm_dist.report.groups import NOT_RECORDED, Grouping, list_groupings
 from laborllm_dist.settings import ReportSettings
 
@@ -106,6 +107,7 @@ class ReportNumbers:
     models: tuple[ModelNumbers, ...]
     pairs: tuple[PairNumbers, ...]
     groupings: tuple[GroupingNumbers, ...]
+    titles: tuple[TitleNumbers, ...]  # of the models whose distributions over all titles are known
     sources: tuple[SourceNumbers, ...]
 
 
@@ -141,6 +143,7 @@ def analyse(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers
             _grouping_numbers(grouping, offset, compared.models, means)
             for grouping, offset in zip(groupings, offsets, strict=True)
         ),
+        titles=title_numbers(compared, settings),
         sources=_sources(compared.models),
     )
 

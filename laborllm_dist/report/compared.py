@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.score_table import KEY, SCORE_SCHEMA, ScoreTableInfo, is_true_model, read_score_table
+from laborllm_dist.title_table import TitleTable, read_title_table, title_table_path
 
 FloatArray = npt.NDArray[np.float64]
 CodeArray = npt.NDArray[np.int64]
@@ -62,11 +63,12 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
     Args:
         runs: run folders; each holds `scores/SPLIT.parquet`, `scores/SPLIT.COMPARATOR.parquet` or both.
         split: `train`, `validation` or `test`.
-        measure: the column of log-likelihoods, `title` or `terminated`.
+        measure: `title`, `terminated`, or `normalised`, which wants the tables of titles.
 
     Raises:
         RunError: if a run's folder does not exist.
-        ScoreTableError: if a run has no scores of the split, or two tables are not about the same observations.
+        ScoreTableError: if a run has no scores of the split, two tables are not about the same observations, or a table
+            of titles is missing or of other scores.
     """
     files = [file for run in runs for file in find_score_files(run, split=split)]
     for file in files[1:]:
@@ -74,7 +76,7 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
     observations = files[0].table.drop_columns(list(SCORES))
     person_of_row, num_people = _number_people(observations)
     models = [
-        ScoredModel(name, is_true_model(same[0].info), _floats(same[0].table, measure), tuple(same))
+        ScoredModel(name, is_true_model(same[0].info), _log_likelihoods(same[0], split, measure), tuple(same))
         for name, same in _name_models(files)
     ]
     models.sort(key=lambda model: -float(np.mean(model.log_likelihood)))  # stable: ties keep the order of the runs
@@ -167,8 +169,36 @@ def _number_people(observations: pa.Table) -> tuple[CodeArray, int]:
     return person_of_row, int(person_of_row[-1]) + 1
 
 
-def _floats(table: pa.Table, column: str) -> FloatArray:
-    return np.asarray(table[column].to_numpy(), dtype=np.float64)
+def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
+    if measure != "normalised":
+        return np.asarray(file.table[measure].to_numpy(), dtype=np.float64)
+    if not np.any(file.table["num_tokens"].to_numpy()):  # it chooses among occupations: normalised as it is
+        return np.asarray(file.table["terminated"].to_numpy(), dtype=np.float64)
+    titles = titles_of(file, split)
+    if titles is None:
+        raise ScoreTableError(
+            f"{file.info.model!r} has no table of titles, which measure=normalised wants "
+            f"({title_table_path(file.path, split)}); `launch/evaluate.py run={file.run} titles=all` makes it"
+        )
+    return np.asarray(titles.table["normalised"].to_numpy(), dtype=np.float64)
+
+
+def titles_of(file: ScoreFile, split: str) -> TitleTable | None:
+    """Return the table of titles that belongs to a score table; None if there is none.
+
+    Raises:
+        ScoreTableError: if it is damaged, or of other scores than the score table.
+    """
+    path = title_table_path(file.path, split)
+    if not path.is_file():
+        return None
+    titles = read_title_table(path)
+    same_origin = titles.info.model == file.info.model and file.info.details.items() <= titles.info.details.items()
+    if not same_origin or not titles.table.select(list(KEY)).equals(file.table.select(list(KEY))):
+        raise ScoreTableError(
+            f"{path} is of other scores than {file.path}; `launch/evaluate.py run={file.run} titles=all` makes it anew"
+        )
+    return titles
 
 
 def _name_models(files: Sequence[ScoreFile]) -> list[tuple[str, list[ScoreFile]]]:

@@ -41,6 +41,18 @@ def format_share(share: float) -> str:
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
+def format_share_interval(numbers: Estimate) -> str:
+    """Give '95.1 % to 96.0 %', or a dash where there is no interval."""
+    if numbers.low is None or numbers.high is None:
+        return ABSENT
+    return f"{format_share(numbers.low)} to {format_share(numbers.high)}"
+
+
+def format_probability(value: float) -> str:
+    """Give a small probability with two digits: 0.00098, 0.0; tiny ones as a power of ten: 3.1e-07."""
+    return f"{value:.2g}".replace("-", MINUS) if value else "0"
+
+
 def format_perplexity_interval(numbers: Estimate) -> str:
     """Give '8.01 to 8.36', or a dash where there is no interval."""
     if numbers.low is None or numbers.high is None:

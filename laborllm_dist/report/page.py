@@ -49,6 +49,8 @@ def _environment() -> Environment:
     environment.filters["perplexity_interval"] = number_text.format_perplexity_interval
     environment.filters["nats"] = number_text.format_nats
     environment.filters["nats_interval"] = number_text.format_nats_interval
+    environment.filters["share_interval"] = number_text.format_share_interval
+    environment.filters["probability"] = number_text.format_probability
     environment.filters["share"] = number_text.format_share
     environment.filters["signed_perplexity"] = number_text.format_signed_perplexity
     environment.filters["signed_perplexity_interval"] = number_text.format_signed_perplexity_interval

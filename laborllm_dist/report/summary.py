@@ -1,7 +1,7 @@
 """Write summary.json: every number of the page in full precision, under keys that stay.
 
     format                   1; another number means that keys have changed
-    split, measure           whose observations; which log-likelihood (`title` or `terminated`)
+    split, measure           whose observations; which log-likelihood (`title`, `terminated` or `normalised`)
     num_people, num_observations
     interval_level           0.95; all `low` and `high` are percentiles over resamples of people
     bootstrap_draws, seed
@@ -15,6 +15,8 @@
                              title, note, groups[]
     groupings[].groups[]     group, recorded, few_people, num_people, num_observations,
                              scores[]: model, perplexity, mean_log_likelihood_nats
+    titles[]                 of models with a table of titles: model, valid_titles (mean mass of all titles),
+                             normalised_perplexity, top_1, top_5, top_10 (shares), largest_bound
     sources[]                model, name_in_file, run, file, split, careers, code, details
 
 An estimate is {value, low, high}. `low` and `high` are null where resampling people gives no interval, as in a group

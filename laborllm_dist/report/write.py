@@ -16,8 +16,15 @@ from rich.text import Text
 from laborllm_dist.files import write_text, writing
 from laborllm_dist.report.analysis import ModelNumbers, ReportNumbers, analyse
 from laborllm_dist.report.compared import compare_runs
+from laborllm_dist.report.distributions import TitleNumbers
 from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
-from laborllm_dist.report.number_text import format_count, format_nats, format_perplexity, format_perplexity_interval
+from laborllm_dist.report.number_text import (
+    format_count,
+    format_nats,
+    format_perplexity,
+    format_perplexity_interval,
+    format_share,
+)
 from laborllm_dist.report.page import render_page
 from laborllm_dist.report.summary import summary_text
 from laborllm_dist.settings import ReportSettings
@@ -33,6 +40,7 @@ class ReportResult:
     split: str
     measure: str
     models: tuple[ModelNumbers, ...]
+    titles: tuple[TitleNumbers, ...]
 
 
 def write_report(settings: ReportSettings) -> ReportResult:
@@ -53,7 +61,7 @@ def write_report(settings: ReportSettings) -> ReportResult:
     page, summary = folder / "report.html", folder / "summary.json"
     write_text(page, render_page(numbers, drawn))
     write_text(summary, summary_text(numbers))
-    return ReportResult(page, summary, figures, numbers.split, numbers.measure, numbers.models)
+    return ReportResult(page, summary, figures, numbers.split, numbers.measure, numbers.models, numbers.titles)
 
 
 def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
@@ -65,8 +73,25 @@ def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
     return tuple(figures)
 
 
-def terminal_table(result: ReportResult) -> Table:
-    """Give the main table for a terminal."""
+def terminal_tables(result: ReportResult) -> list[Table]:
+    """Give the tables for a terminal: the main one, and that of all titles where they are known."""
+    return [_main_table(result), *([_title_table(result)] if result.titles else [])]
+
+
+def _title_table(result: ReportResult) -> Table:
+    title = f"All titles after every prompt, {result.split} people"
+    table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    table.add_column("model", overflow="fold", min_width=15)
+    for heading in ("valid titles", "perplexity\nnormalised", "top 1", "top 5", "top 10"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for model in result.titles:
+        shares = (format_share(each.value) for each in (model.top_1, model.top_5, model.top_10))
+        perplexity = format_perplexity(model.normalised_perplexity.value)
+        table.add_row(Text(model.model), format_share(model.valid_titles.value), perplexity, *shares)
+    return table
+
+
+def _main_table(result: ReportResult) -> Table:
     has_truth = any(model.true_model for model in result.models)
     # With names of 15 letters it fits a terminal of 80 columns.
     title = f"Perplexity ({result.measure}) on the {result.split} people"

@@ -1,0 +1,254 @@
+"""Observations a second: titles scored here, by lm-evaluation-harness, and by a scorer that keeps the history's cache.
+
+    make peers && python benchmarks/evaluation_throughput.py --run runs/NAME [--careers N] [--observations N]
+
+One process of `--threads` threads, fp32, the run's own export and test people. Every system gets the same requests:
+
+    observed   every observed title of some people, shortest to longest
+    all        all titles after the last prompt of some of them, complete
+    bounded    the same for every prompt of some of them, complete and with a tolerance
+
+lm-evaluation-harness scores ("context", " title") pairs through its own model class, 8 in a batch. The cached scorer
+forwards a history once, then every title by itself after the kept cache, titles of about one length in batches of 32:
+what cappr and the like do. Its numbers and ours are compared, too. Systems take turns; the median of `--repeats` counts
+(lm-evaluation-harness, which takes minutes, runs once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.careers.template import compile_template, render_career
+from laborllm_dist.engine.branching_model import Grown, Nodes
+from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
+from laborllm_dist.engine.model import pretrained_model
+from laborllm_dist.engine_settings import ModelSettings
+from laborllm_dist.run_folder import read_run
+from laborllm_dist.scoring.observations import observation_scores, scoring_batch, title_places
+from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_titles
+from laborllm_dist.scoring.title_trie import TitleTrie, title_trie
+from laborllm_dist.tokens.store import TOKENIZER, CareerRows, open_store
+from laborllm_dist.tokens.tokenizer import load_tokenizer
+
+BATCH, CACHED_BATCH = 8, 32
+
+
+class Counted:
+    """An evaluated model that counts the tokens it forwards."""
+
+    def __init__(self, model: EvaluatedModel) -> None:
+        self.model, self.num_tokens = model, 0
+
+    def edges(self, grown: Grown, nodes: Nodes | None, slots_Q: torch.Tensor, edges: Any) -> torch.Tensor:
+        self.num_tokens += grown.batch.token_ids_BT.numel() if nodes is None else len(nodes)
+        return self.model.edges(grown, nodes, slots_Q, edges)
+
+
+class Subject:
+    """A run's model, its test people, and the texts of their prompts."""
+
+    def __init__(self, run: Path) -> None:
+        folder, settings, store_path = read_run(run)
+        store = open_store(store_path)
+        self.path, self.rows, self.titles = folder.export, store.careers("test"), store.vocabulary.titles
+        self.tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
+        self.template, self.title_of = compile_template(settings.template), store.vocabulary.title_of()
+        self.compute = settings.compute
+        self.trie = title_trie(self.prompts(0)[0], store.vocabulary, self.tokenizer)
+
+    def open(self) -> torch.nn.Module:
+        settings = ModelSettings("subject", str(self.path), None, None, None, 0.0, "safetensors")
+        return pretrained_model(settings, dtype=torch.float32)
+
+    def prompts(self, row: int) -> list[str]:
+        """Return the prompt of every observation of a career."""
+        (text,) = render_career(self.rows.history(row), self.template, self.title_of)
+        return [text.text[:start] for start, _ in text.title_spans]
+
+    def observed(self, row: int) -> list[str]:
+        """Return what was observed after each prompt."""
+        return [f" {self.title_of[job.occupation]}" for job in self.rows.history(row).jobs]
+
+
+def spread(rows: CareerRows, number: int) -> list[int]:
+    """Return so many careers of lengths spread evenly over the split."""
+    order = np.argsort(rows.num_tokens(), kind="stable")
+    return order[((np.arange(number) + 0.5) * len(order) / number).astype(int)].tolist()
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.monotonic()
+    result = work()
+    return time.monotonic() - started, result
+
+
+def ours_observed(model: EvaluatedModel, rows: CareerRows, careers: list[int]) -> np.ndarray:
+    """Score observed titles, a career a row; return `title`."""
+    found = []
+    for career in careers:
+        batch, places = scoring_batch(rows, [[career]], int(rows.num_tokens()[career]))
+        found.append(observation_scores(batch.at_their_slots(model.scores(batch)), places.spans)[:, 0])
+    return np.concatenate(found)
+
+
+def ours_all(
+    model: Any, subject: Subject, careers: list[int], *, only_last: bool, tolerance: float = 0.0
+) -> list[TitleScores]:
+    """Score all titles after the last prompt or every prompt of careers."""
+    found = []
+    for career in careers:
+        places = title_places(subject.rows, [[career]])
+        stems = np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
+        observed = subject.rows.occupations_of([career])
+        which = slice(-1, None) if only_last else slice(None)
+        # Of the career, what the prompts need.
+        ids = subject.rows.token_ids(career)[: int(stems[which][:, 2].max())]
+        grown = Grown(pack_batch([[ids]], len(ids)))
+        prompts = Prompts(stems[which], observed[which])
+        found.append(score_titles(model.edges, grown, prompts, subject.trie, tolerance=tolerance, nodes_per_pass=4096))
+    return found
+
+
+def cached_all(model: Any, subject: Subject, career: int) -> np.ndarray:
+    """Score all titles after a career's last prompt, each by itself after the history's cache; return `terminated`."""
+    trie: TitleTrie = subject.trie
+    start = int(subject.rows.title_spans(career)[-1, 0])
+    history = torch.from_numpy(subject.rows.token_ids(career)[:start].astype(np.int64))[None]
+    titles = []
+    for end in trie.ends_T:
+        path = trie.paths_MA[end]
+        titles.append([*trie.tokens_M[path[path >= 0]].tolist(), trie.terminator])
+    order = sorted(range(len(titles)), key=lambda title: len(titles[title]))
+    scores = np.zeros(len(titles))
+    with torch.inference_mode():
+        first = model(input_ids=history, use_cache=True)
+        kept = [(layer.keys, layer.values) for layer in first.past_key_values.layers]
+        before = torch.log_softmax(first.logits[0, -1].float(), dim=-1)
+        for place in range(0, len(order), CACHED_BATCH):
+            batch = order[place : place + CACHED_BATCH]
+            longest = len(titles[batch[-1]]) - 1  # the line's end is never forwarded
+            ids = torch.zeros(len(batch), longest, dtype=torch.long)
+            for row, title in enumerate(batch):
+                ids[row, : len(titles[title]) - 1] = torch.tensor(titles[title][:-1])
+            cache = DynamicCache()
+            for layer, (keys, values) in enumerate(kept):
+                cache.update(keys.expand(len(batch), -1, -1, -1), values.expand(len(batch), -1, -1, -1), layer)
+            logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits.float()
+            log_p = torch.log_softmax(logits, dim=-1)
+            for row, title in enumerate(batch):
+                tokens = torch.tensor(titles[title])
+                after = log_p[row, torch.arange(len(tokens) - 1), tokens[1:]]
+                scores[title] = float(before[tokens[0]]) + float(after.double().sum())
+    return scores
+
+
+def peer_scores(peer: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
+    """Return lm-evaluation-harness's log-likelihoods."""
+    from lm_eval.api.instance import Instance
+
+    requests = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=at) for at, pair in enumerate(pairs)]
+    return np.array([nats for nats, _ in peer.loglikelihood(requests, disable_tqdm=True)])
+
+
+def main() -> None:
+    """Run all systems and print their speeds, ratios and differences."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--careers", type=int, default=6, help="people whose observed titles are scored")
+    parser.add_argument("--observations", type=int, default=2, help="prompts after which all titles are scored")
+    parser.add_argument("--bounded-careers", type=int, default=2, help="people scored complete and bounded")
+    parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    wanted = parser.parse_args()
+    torch.set_num_threads(wanted.threads)
+    from lm_eval.models.huggingface import HFLM
+
+    subject = Subject(wanted.run)
+    trie, rows = subject.trie, subject.rows
+    model = evaluated(subject.open(), subject.compute)
+    plain = subject.open().eval()
+    peer = HFLM(pretrained=str(subject.path), device="cpu", dtype="float32", batch_size=BATCH, logits_cache=False)
+    print(
+        f"{sum(p.numel() for p in plain.parameters()):,} parameters, fp32, {wanted.threads} threads; "
+        f"{len(trie.ends_T)} titles: {int(trie.depths_M[trie.ends_T].sum()):,} tokens, {trie.num_nodes:,} prefixes"
+    )
+
+    def compare(name: str, ours: list[float], peers: dict[str, list[float]], number: int) -> None:
+        speed = number / statistics.median(ours)
+        print(f"{name}: ours {speed:.2f} observations/s ({number / max(ours):.2f} to {number / min(ours):.2f})")
+        for other, seconds in peers.items():
+            print(f"    {other} {number / statistics.median(seconds):.3f}; ours is "
+                  f"{statistics.median(seconds) / statistics.median(ours):.1f} times it", flush=True)  # fmt: skip
+
+    careers = spread(rows, wanted.careers)
+    pairs = [pair for row in careers for pair in zip(subject.prompts(row), subject.observed(row), strict=True)]
+    runs = [timed(lambda: ours_observed(model, rows, careers)) for _ in range(wanted.repeats)]
+    peer_seconds, theirs = timed(lambda: peer_scores(peer, pairs))
+    runs += [timed(lambda: ours_observed(model, rows, careers))]
+    compare("observed titles", [each[0] for each in runs], {"lm-evaluation-harness": [peer_seconds]}, len(pairs))
+    print(f"    {len(pairs)} requests, largest difference {np.abs(runs[0][1] - theirs).max():.1e} nats")
+
+    asked = spread(rows, wanted.observations)
+    counted = Counted(model)
+    ours_runs, cached_runs = [], []
+    for _ in range(wanted.repeats):
+        ours_runs.append(timed(lambda: ours_all(counted, subject, asked, only_last=True)))
+        cached_runs.append(timed(lambda: [cached_all(plain, subject, row) for row in asked]))
+    pairs = [(subject.prompts(row)[-1], f" {title}") for row in asked for title in subject.titles]
+    peer_seconds, theirs = timed(lambda: peer_scores(peer, pairs))
+    distinct = sum(int(rows.title_spans(row)[-1, 0]) + trie.num_nodes for row in asked) * wanted.repeats
+    found = ours_runs[0][1]
+    compare(
+        "all titles, complete",
+        [each[0] for each in ours_runs],
+        {"lm-evaluation-harness": [peer_seconds], "cached history, title by title": [each[0] for each in cached_runs]},
+        len(asked),
+    )
+    print(f"    {len(pairs)} requests; {counted.num_tokens:,} tokens forwarded, {counted.num_tokens / distinct:.4f} of "
+          f"the distinct (history, prefix) count")  # fmt: skip
+    title = np.concatenate([each.title_PT.ravel() for each in found])
+    closed = np.concatenate([each.terminated_PT.ravel() for each in found])
+    print(f"    largest difference: {np.abs(title - theirs).max():.1e} nats to lm-evaluation-harness, "
+          f"{np.abs(closed - np.concatenate(cached_runs[0][1])).max():.1e} to the cached scorer")  # fmt: skip
+
+    people = spread(rows, wanted.bounded_careers)
+    number = int(rows.num_observations()[people].sum())
+    complete_runs, bounded_runs, grown = [], [], Counted(model)
+    for _ in range(wanted.repeats):
+        complete_runs.append(timed(lambda: ours_all(model, subject, people, only_last=False)))
+        grown.num_tokens = 0
+        bounded_runs.append(
+            timed(lambda: ours_all(grown, subject, people, only_last=False, tolerance=wanted.tolerance))
+        )
+    compare(
+        f"all titles, tolerance {wanted.tolerance:g}, {number} observations of {len(people)} people",
+        [each[0] for each in bounded_runs],
+        {"complete": [each[0] for each in complete_runs]},
+        number,
+    )
+    errors, bounds = [], []
+    for whole, part in zip(complete_runs[0][1], bounded_runs[0][1], strict=True):
+        missing = np.exp(whole.terminated_PT) - np.exp(np.nan_to_num(part.terminated_PT, nan=-np.inf))
+        errors.append(np.abs(missing).max(axis=1))
+        bounds.append(part.bound_P)
+    nodes = grown.num_tokens - int(rows.num_tokens()[people].sum())
+    print(f"    {nodes / number:,.0f} of {trie.num_nodes:,} prefixes an observation; largest error "
+          f"{np.concatenate(errors).max():.1e}, largest bound {np.concatenate(bounds).max():.1e}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
