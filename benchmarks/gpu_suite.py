@@ -5,8 +5,8 @@
     kernels    tests marked gpu: variable-length attention and fused loss against dense ones
     step       one step of a small model on the GPU and on the CPU: the same loss and gradient norm
     lora       7B shapes, LoRA of rank 16, bf16: tokens/s, model FLOPs utilisation, peak memory beside the planned one
-    evaluate   7B shapes, bf16: observations a second
-    peers      a 1B shape: here, and in transformers' Trainer with padding, where accelerate is installed
+    evaluate   7B shapes, bf16: observations a second, of observed titles and of all 335 (random tokens)
+    peers      a 1B shape: here, in transformers' Trainer with padding, in TRL's SFTTrainer packed, where installed
     adam8      7B shapes, all weights, 8-bit AdamW
     offload    7B shapes, all weights, optimizer in the host's memory (113 GiB of it)
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -33,17 +34,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpu_peers import sft_tokens_per_second, trainer_tokens_per_second
 
 from laborllm_dist.batches.packed import PackedBatch, pack_batch
 from laborllm_dist.batches.packing import pack_careers
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.adapters import with_adapter
+from laborllm_dist.engine.branching_model import Grown
+from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.memory_plan import CUDA_PROCESS_GIB, GIB, Load, plan_memory
 from laborllm_dist.engine.model import new_llama, num_parameters
 from laborllm_dist.engine.ranks import Ranks, open_ranks
 from laborllm_dist.engine.shape import KNOWN, ModelShape
 from laborllm_dist.engine.zero import make_engine
+from laborllm_dist.scoring.prompt_trees import Prompts, score_titles
+from laborllm_dist.scoring.title_trie import build_trie
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.training.forecast import Workload, flops_per_token
 
@@ -194,47 +200,51 @@ def evaluate_part(shape: ModelShape, out: Path) -> None:
         report(
             out, part="evaluate", tokens_per_second=tokens / seconds, observations_per_second=22 * num_careers / seconds
         )
+        all_titles(evaluated(model.hugging_face, settings.compute), shape, out)
+
+
+def all_titles(model: EvaluatedModel, shape: ModelShape, out: Path) -> None:
+    """Measure how many observations a second get all titles: 335 of random tokens with shared beginnings."""
+    random = np.random.default_rng(1)
+    titles = {
+        (*random.integers(0, 40, 2), *random.integers(0, shape.num_ids, random.integers(4, 6))) for _ in range(335)
+    }
+    trie = build_trie([tuple(map(int, title)) for title in titles], 0)
+    (career,) = careers(1, 2048, shape.num_ids, 1)[0][:1]
+    stops = np.linspace(60, len(career) - 1, 22).astype(int)
+    stems = np.stack([np.zeros(22, int), np.zeros(22, int), stops], axis=1)
+    prompts = Prompts(stems, np.full(22, -1))
+    seconds = []
+    for _ in range(3):
+        synchronise()
+        started = time.perf_counter()
+        grown = Grown(pack_batch([[career]], len(career)).to(model.device))
+        score_titles(model.edges, grown, prompts, trie, tolerance=0.0, nodes_per_pass=8192)
+        synchronise()
+        seconds.append(time.perf_counter() - started)
+    median = sorted(seconds)[1]
+    rate = 22 * trie.num_nodes / median
+    report(out, part="evaluate: all titles", prefixes=trie.num_nodes, tokens_per_second=rate,
+           observations_per_second=22 / median)  # fmt: skip
 
 
 def peers_part(shape: ModelShape, out: Path) -> None:
-    """Compare with transformers' Trainer on the same careers, padded."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
-
-    rows = [each for row in careers(48, 2048, shape.num_ids, 1) for each in row]
+    """Compare with transformers' Trainer and TRL's SFTTrainer on the same careers, where they are installed."""
     settings = settings_for(
         shape, "zero=stage1", "zero.precision=bf16", "batch.row_length=2048", "batch.rows_per_pass=4"
     )
     with open_ranks(settings.ranks) as ranks:
         measure_training("peers: ours", settings, shape, (ranks, 0.0), out)
-    config = LlamaConfig(
-        vocab_size=shape.num_ids, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_key_value_heads, attn_implementation="sdpa", bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-
+    return_memory()
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # else Trainer wraps itself in DDP
         os.environ.pop(name, None)
-
-    def pad(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(each["input_ids"]) for each in batch)
-        ids = torch.stack(
-            [torch.nn.functional.pad(each["input_ids"], (0, longest - len(each["input_ids"]))) for each in batch]
-        )
-        real = torch.arange(longest)[None] < torch.tensor([[len(each["input_ids"])] for each in batch])
-        return {"input_ids": ids, "attention_mask": real.long(), "labels": ids.masked_fill(~real, -100)}
-
-    data = [{"input_ids": torch.from_numpy(ids).long()} for ids in rows]
-    arguments = TrainingArguments(
-        output_dir=str(out / "trainer"), per_device_train_batch_size=16, max_steps=len(data) // 16,
-        bf16=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(), save_strategy="no", report_to=[],
-        disable_tqdm=True, logging_steps=1000, remove_unused_columns=False,
-    )  # fmt: skip
-    trainer = Trainer(model=LlamaForCausalLM(config), args=arguments, train_dataset=data, data_collator=pad)
-    trainer.train()
-    started = time.perf_counter()
-    trainer.train()
-    tokens = 16 * arguments.max_steps * float(np.mean([len(ids) for ids in rows]))
-    report(out, part="peers: Trainer, padding", tokens_per_second=tokens / (time.perf_counter() - started))
+    rows = [each for row in careers(48, 2048, shape.num_ids, 1) for each in row]
+    for peer, measure in (("accelerate", trainer_tokens_per_second), ("trl", sft_tokens_per_second)):
+        if importlib.util.find_spec(peer) is None:
+            report(out, part=f"peers: {measure.__name__}", skipped=f"{peer} is not installed")
+            continue
+        report(out, part=f"peers: {measure.__name__}", tokens_per_second=measure(shape, rows, out))
+        return_memory()
 
 
 def synchronise() -> None:

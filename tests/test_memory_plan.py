@@ -138,15 +138,26 @@ def small_plan(tmp_path: Path, *more: str):
 def test_training_refuses_what_cannot_fit_unless_told_to_go_on(tmp_path: Path) -> None:
     settings, plan, num_ids = small_plan(tmp_path)
     said: list[str] = []
-    check_memory(settings, plan, num_ids, Capacity(4.0 * GIB, 0.5 * GIB), said.append)
+    check_memory(settings, plan, num_ids, Capacity(4.0 * GIB, 0.5 * GIB, None), said.append)
     assert said[0].startswith("plan: a rank needs about 0.5")
-    little = Capacity(0.4 * GIB, 0.5 * GIB)
+    little = Capacity(0.4 * GIB, 0.5 * GIB, None)
     with pytest.raises(
         DoesNotFit, match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.go_on"
     ):
         check_memory(settings, plan, num_ids, little, said.append)
     going_on = settings_of(small_run(tmp_path, "plan.go_on=true"))
     check_memory(going_on, plan, num_ids, little, said.append)
+
+
+def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> None:
+    offload = ["zero=stage2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"]
+    settings, plan, num_ids = small_plan(tmp_path, *offload)
+    check_memory(settings, plan, num_ids, Capacity(4.0 * GIB, None, 1.0 * GIB), lambda line: None)
+    little = Capacity(4.0 * GIB, None, 1e5)
+    with pytest.raises(DoesNotFit, match=r"a rank offloads about 0.00 GiB to its host, whose memory has 0.00 GiB left"):
+        check_memory(settings, plan, num_ids, little, lambda line: None)
+    going_on = settings_of(small_run(tmp_path, *offload, "plan.go_on=true"))
+    check_memory(going_on, plan, num_ids, little, lambda line: None)
 
 
 def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: Path) -> None:

@@ -17,20 +17,25 @@ LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Bytes of a rank's device, and what its process has before the model on a CPU; None: on a GPU."""
+    """Bytes that a rank may use: of its device, and of its host beside it.
+
+    `process`: what its process has before the model, on a CPU; None: on a GPU. `host`: None on a CPU, whose memory is
+    the host's.
+    """
 
     total: float
     process: float | None
+    host: float | None
 
 
 def capacity_of(ranks: Ranks) -> Capacity:
     """Return the memory of a rank."""
-    if ranks.device.type == "cuda":
-        return Capacity(float(torch.cuda.mem_get_info(ranks.device)[1]), None)
-    own = _kibibytes("/proc/self/status", "VmRSS") * 1024.0
     available = _kibibytes("/proc/meminfo", "MemAvailable") * 1024.0
     num_local = next((int(os.environ[name]) for name in LOCAL_SIZES if name in os.environ), ranks.world_size)
-    return Capacity(available / num_local + own, own)
+    if ranks.device.type == "cuda":
+        return Capacity(float(torch.cuda.mem_get_info(ranks.device)[1]), None, available / num_local)
+    own = _kibibytes("/proc/self/status", "VmRSS") * 1024.0
+    return Capacity(available / num_local + own, own, None)
 
 
 def _kibibytes(path: str, name: str) -> int:

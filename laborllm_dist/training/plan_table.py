@@ -162,3 +162,10 @@ def check_memory(
             f"a rank needs about {total}; {advice(found, process_bytes=capacity.process)}; to try all the same: "
             "plan.go_on=true"
         )
+    in_host = found.memory.host_total
+    if capacity.host is not None and in_host > capacity.host and not settings.plan.go_on:
+        raise DoesNotFit(
+            f"a rank offloads about {in_host / GIB:,.2f} GiB to its host, whose memory has {capacity.host / GIB:,.2f} "
+            "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try all the same: "
+            "plan.go_on=true"
+        )
