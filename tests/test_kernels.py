@@ -11,6 +11,7 @@ from torch import nn
 from worlds import COMPUTE, settings_of
 
 from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.engine.branch_attention import KeptStates, boughs_of, branch_attention
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import new_llama
 from laborllm_dist.engine.packed_attention import career_bounds, packed_attention
@@ -199,3 +200,50 @@ def test_the_fused_loss_is_the_chunked_one() -> None:
     other.backward()
     for found, expected in zip(fused, own, strict=True):
         assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 1e-3
+
+
+def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float) -> None:
+    """Compare attention of branches with a softmax a node, over what it may see, written out in float64."""
+    torch.manual_seed(6)
+    num_heads, num_key_heads, width = 4, 2, 16
+    history_keys, history_values = (torch.randn(2, num_key_heads, 40, width, dtype=dtype) for _ in range(2))
+    # Two prompts in a career of row 1 (slots 5 to 30, cut at 12 and 30), one in row 0. The parents of the nodes, by place.
+    stems = np.array([[1, 5, 12]] * 3 + [[1, 5, 30]] * 200 + [[0, 0, 7]] * 2)
+    parents = [-1, 0, 1, -1, *range(3, 202), -1, 203]
+    paths: list[list[int]] = []
+    for place, parent in enumerate(parents):
+        paths.append([*(paths[parent] if parent >= 0 else []), place])
+    paths = [path[-9:] for path in paths]  # no deeper than titles are
+    query, key, value = (
+        torch.randn(1, heads, len(stems), width, dtype=dtype) for heads in (num_heads, num_key_heads, num_key_heads)
+    )
+    kept = KeptStates()
+    kept.keep_history(0, history_keys.to(device), history_values.to(device))
+    found = []
+    for part in (slice(0, 150), slice(150, None)):  # ancestors from an earlier pass, too
+        ancestors = np.full((len(stems[part]), 9), -1)
+        for row, path in enumerate(paths[part]):
+            ancestors[row, : len(path)] = path
+        boughs = boughs_of(stems[part], ancestors, device)
+        tensors = tuple(each[:, :, part].to(device) for each in (query, key, value))
+        found.append(branch_attention(0, tensors, kept, boughs, 0.25))
+    for place, output in enumerate(torch.cat(found, dim=1)[0].double().cpu()):
+        row, start, stop = stems[place]
+        for head in range(num_heads):
+            shared = head // (num_heads // num_key_heads)
+            keys = torch.cat([history_keys[row, shared, start:stop], key[0, shared, paths[place]]]).double()
+            values = torch.cat([history_values[row, shared, start:stop], value[0, shared, paths[place]]]).double()
+            weights = torch.softmax(0.25 * keys @ query[0, head, place].double(), dim=0)
+            torch.testing.assert_close(output[head], weights @ values, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_branches_see_their_history_and_their_ancestors_alone(dtype: torch.dtype, tolerance: float) -> None:
+    check_branches(CPU, dtype, tolerance)
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_branches_on_a_gpu_see_their_history_and_their_ancestors_alone(dtype: torch.dtype, tolerance: float) -> None:
+    check_branches(torch.device("cuda"), dtype, tolerance)

@@ -54,9 +54,9 @@ def read_parts(work: PartedWork, keys: pa.Table) -> pa.Table:
         keys: `career` and `position` of every row there must be, in order.
 
     Raises:
-        ScoreTableError: if a row is missing or stands twice.
+        ScoreTableError: if a part is damaged, or a row is missing or stands twice.
     """
-    tables = [pq.read_table(_path(work, part)) for part in range(work.num_parts)]
+    tables = [_read(_path(work, part)) for part in range(work.num_parts)]
     made = pa.concat_tables(tables).sort_by([("career", "ascending"), ("position", "ascending")])
     same = made.num_rows == keys.num_rows and all(
         made[name].combine_chunks().equals(keys[name].combine_chunks()) for name in ("career", "position")
@@ -72,6 +72,14 @@ def read_parts(work: PartedWork, keys: pa.Table) -> pa.Table:
 def remove_parts(work: PartedWork) -> None:
     """Remove the parts' folder."""
     shutil.rmtree(work.folder)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ScoreTableError(f"{path} is damaged ({reason}); delete it, and evaluate again to make it anew") from None
 
 
 def _missing(work: PartedWork) -> list[int]:
