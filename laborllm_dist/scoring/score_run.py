@@ -14,6 +14,7 @@ from laborllm_dist.engine.evaluated_model import open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing
 from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.files import fingerprint_of
+from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo, info_of
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
@@ -37,13 +38,13 @@ from laborllm_dist.tokens.tokenizer import load_tokenizer
 Say = Callable[[str], None]
 
 
-def evaluation_ranks(settings: EvaluateSettings) -> RanksSettings:
-    """Return how the ranks of an evaluation are set up: as the run's, unless told otherwise.
+def evaluation_ranks(settings: EvaluateSettings | PredictSettings) -> RanksSettings:
+    """Return how the ranks of an evaluation or prediction are set up: as the run's, unless told otherwise.
 
     Raises:
         RunError: if there is no such run.
     """
-    return _as_told(read_run(Path(settings.run))[1], settings).ranks
+    return as_told(read_run(Path(settings.run))[1], settings).ranks
 
 
 def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
@@ -120,7 +121,7 @@ def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
 
 def _find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Subject, EvaluationSettings]:
     run, run_settings, store = read_run(Path(settings.run))
-    run_settings = _as_told(run_settings, settings)
+    run_settings = as_told(run_settings, settings)
     wanted, own = run_settings.evaluation, run_settings.template
     template = prompted(own, settings.prompt, wanted.split)
     if settings.model.path is None and template == own and settings.too_long == "refuse":
@@ -136,8 +137,8 @@ def _find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[S
     return subject, wanted
 
 
-def _as_told(run: RunSettings, settings: EvaluateSettings) -> RunSettings:
-    """Return the run's settings with what this evaluation is told otherwise."""
+def as_told(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> RunSettings:
+    """Return the run's settings with what this evaluation or prediction is told otherwise."""
     told = {field.name: getattr(settings, field.name, None) for field in dataclasses.fields(EvaluationSettings)}
     changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     evaluation = dataclasses.replace(run.evaluation, **changes)
