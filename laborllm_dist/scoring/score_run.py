@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 
 from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.engine.evaluated_model import open_evaluated
-from laborllm_dist.engine.model import check_fit, check_packing
+from laborllm_dist.engine.model import check_fit, check_packing, context_of
 from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.files import fingerprint_of
+from laborllm_dist.generated_table import describe_generated, generated_table_path, read_generated_table
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo, info_of
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
+from laborllm_dist.scoring.generate import Generation, check_room, evaluate_generated
 from laborllm_dist.scoring.prompts import describe_cut, prompted, text_name
 from laborllm_dist.scoring.subject import (
     Subject,
@@ -48,7 +50,9 @@ def evaluation_ranks(settings: EvaluateSettings | PredictSettings) -> RanksSetti
 
 
 def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
-    """Write the score table of a split, and the table of titles if it is wanted, unless they are there. Collective.
+    """Write the score table of a split, and tables of titles and continuations if they are wanted. Collective.
+
+    What is there already is left as it is.
 
     Returns:
         The score table's path.
@@ -60,23 +64,56 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     careers = subject.store.careers(wanted.split)
     with alone(ranks, subject.table.parent):
         todo = ranks.on_first(lambda: _todo(subject, careers, wanted, say))
-        if not todo:
-            return subject.table
-        compute = read_run(Path(settings.run))[1].compute
-        trie = ranks.on_first(lambda: _trie(settings, subject, careers)) if wanted.titles == "all" else None
-        model = open_evaluated(subject.model, wanted, compute, ranks)
-        ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
-        if wanted.placement == "replicated":  # shards are of known types only
-            ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
-        for work in todo:
-            say(describe_evaluation(work, ranks))
-            if work.table == subject.table:
-                evaluate(work, model, ranks, say)
-            else:
-                assert trie is not None  # made where titles are wanted
-                evaluate_titles(work, trie, wanted, model, ranks, say)
-            say(f"evaluate: {work.table}")
+        if todo:
+            _score(todo, settings, subject, wanted, ranks, say)
+        if wanted.generated == "check":
+            table = generated_table_path(subject.table, wanted.split)
+            say(ranks.on_first(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
     return subject.table
+
+
+def _score(
+    todo: list[Evaluation],
+    settings: EvaluateSettings,
+    subject: Subject,
+    wanted: EvaluationSettings,
+    ranks: Ranks,
+    say: Say,
+) -> None:
+    """Open the model and write the tables that are not there yet. Collective."""
+    compute = read_run(Path(settings.run))[1].compute
+    careers = todo[0].careers
+    needs_trie = wanted.titles == "all" or wanted.generated == "check"
+    trie = ranks.on_first(lambda: _trie(settings, subject, careers)) if needs_trie else None
+    if wanted.generated == "check":
+        context = ranks.on_first(lambda: context_of(subject.model))
+        ranks.on_first(lambda: check_room(careers, _generation(subject, wanted, trie).max_new_tokens, context))
+    model = open_evaluated(subject.model, wanted, compute, ranks)
+    ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
+    if wanted.placement == "replicated":  # shards are of known types only
+        ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
+    for work in todo:
+        say(describe_evaluation(work, ranks))
+        if work.table == subject.table:
+            evaluate(work, model, ranks, say)
+        elif work.table == generated_table_path(subject.table, wanted.split):
+            evaluate_generated(work, _generation(subject, wanted, trie), model, ranks, say)
+        else:
+            assert trie is not None  # made where titles are wanted
+            evaluate_titles(work, trie, wanted, model, ranks, say)
+        say(f"evaluate: {work.table}")
+
+
+def _generation(subject: Subject, wanted: EvaluationSettings, trie: TitleTrie | None) -> Generation:
+    """Return how continuations are made; by default they have room for the longest title and the line's end."""
+    assert trie is not None  # made where continuations are wanted
+    return Generation(
+        num_samples=wanted.samples,
+        seed=wanted.samples_seed,
+        max_new_tokens=wanted.max_new_tokens or int(trie.depths_M.max()) + 1,
+        nodes_per_pass=wanted.nodes_per_pass,
+        tokenizer=load_tokenizer(str(subject.store.folder / TOKENIZER)),
+    )
 
 
 def _todo(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say: Say) -> list[Evaluation]:
@@ -86,6 +123,9 @@ def _todo(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say
         # A unit of all titles is hundreds of times the work: each is a part of its own.
         path = title_table_path(subject.table, wanted.split)
         tables.append((path, subject.titles_info(wanted), dataclasses.replace(wanted, units_per_part=1)))
+    if wanted.generated == "check":
+        path = generated_table_path(subject.table, wanted.split)
+        tables.append((path, subject.generated_info(wanted), dataclasses.replace(wanted, units_per_part=1)))
     todo: list[Evaluation] = []
     for path, info, planned in tables:
         if _is_there(path, info):
@@ -111,7 +151,8 @@ def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
     num_rows = sum(len(unit) for unit in work.plan.units)
     fill = int(work.careers.num_tokens().sum()) / (num_rows * work.plan.row_length)
     num_observations = int(work.careers.num_observations().sum())
-    what = "all titles of " if "tolerance" in work.info.details else ""
+    details = work.info.details
+    what = "all titles of " if "tolerance" in details else "continuations by " if "samples" in details else ""
     return (
         f"evaluate: {what}{work.info.model} on {work.careers.num_people():,} {work.info.split} people, "
         f"{num_observations:,} observations; {len(work.plan.units):,} units of rows of {work.plan.row_length} "

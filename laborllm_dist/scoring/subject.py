@@ -38,6 +38,12 @@ class Subject:
         details = {"tolerance": str(wanted.tolerance), "nodes_per_pass": str(wanted.nodes_per_pass)}
         return dataclasses.replace(self.info, details={**self.info.details, **details})
 
+    def generated_info(self, wanted: EvaluationSettings) -> ScoreTableInfo:
+        """Return what the table of continuations must say of itself."""
+        names = ("samples", "samples_seed", "max_new_tokens", "nodes_per_pass")
+        details = {name: str(getattr(wanted, name)) for name in names}
+        return dataclasses.replace(self.info, details={**self.info.details, **details})
+
 
 def own_subject(
     model: OtherModelSettings, run: RunFolder, settings: RunSettings, store: Path, device: torch.device
