@@ -34,7 +34,7 @@ from laborllm_dist.report.predictions import show_predictions
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo
 from laborllm_dist.scoring.asked_prompts import asked_prompts, check_context, unseen_words
-from laborllm_dist.scoring.predict import best_titles, predict, prediction_rows
+from laborllm_dist.scoring.predict import Question, best_titles, predict, prediction_rows
 from laborllm_dist.title_table import read_title_table
 from laborllm_dist.tokens.store import open_store
 
@@ -263,12 +263,10 @@ def test_predictions_equal_the_slow_scorer(measure: str, rows_per_unit: int, tol
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model = random_llama(tokenizer)
     prompts, trie = asked_prompts(careers, template(), VOCABULARY, tokenizer)
-    settings = compose_settings(PredictSettings, "predict", ["run=x", "careers=x", "top=4", f"measure={measure}"])
     wanted = dataclasses.replace(
         settings_of([]).evaluation, row_length=300, rows_per_unit=rows_per_unit, tolerance=tolerance
     )
-    ask = evaluated(model, COMPUTE).edges
-    best = best_titles(ask, torch.device("cpu"), prompts, trie, settings, wanted, print)
+    best = best_titles(evaluated(model, COMPUTE), Question(prompts, trie, 4, measure), wanted, print)
     table = prediction_rows(careers, best, VOCABULARY)
     slow = slow_distributions(model, tokenizer, careers)
     whole = np.exp(slow).sum(axis=1) if measure == "normalised" else np.ones(len(careers))

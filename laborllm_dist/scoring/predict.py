@@ -22,7 +22,7 @@ from laborllm_dist.careers.history import OccupationVocabulary
 from laborllm_dist.careers.shown_titles import meant_vocabulary
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.branching_model import Grown
-from laborllm_dist.engine.evaluated_model import open_evaluated
+from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
 from laborllm_dist.engine.model import check_ids, check_packing, check_weights, context_of, weights_identity
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.errors import RunError
@@ -32,7 +32,7 @@ from laborllm_dist.prediction_table import OWN_CAREERS, PREDICTION_SCHEMA, write
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo
 from laborllm_dist.scoring.asked_prompts import Ids, asked_prompts, check_context, unseen_words
-from laborllm_dist.scoring.prompt_trees import Ask, Prompts, TitleScores, score_titles
+from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_titles
 from laborllm_dist.scoring.score_run import as_told
 from laborllm_dist.scoring.subject import as_pretrained, base_suffix, default_name, own_export
 from laborllm_dist.scoring.title_trie import TitleTrie
@@ -45,6 +45,16 @@ SECONDS_BETWEEN_LINES = 10.0
 Say = Callable[[str], None]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The ids of P prompts, the titles that may follow, and how many of the best are told by which measure."""
+
+    prompts: Sequence[Ids]
+    trie: TitleTrie
+    num_titles: int
+    measure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +92,20 @@ def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table
     template = compile_template(told.template, read_preface(store.folder / PREFACE))
     for line in unseen_words(careers, store.careers("train"), template.hidden):
         say(f"predict: {line}")
-    tokenizer = load_tokenizer(
-        str(store.folder / TOKENIZER) if is_own else str(other.path), revision=other.revision, subfolder=other.subfolder
-    )
+    place = str(store.folder / TOKENIZER) if is_own else str(other.path)
+    tokenizer = load_tokenizer(place, revision=other.revision, subfolder=other.subfolder)
     prompts, trie = asked_prompts(careers, template, store.vocabulary, tokenizer)
     check_context(careers, prompts, trie, context_of(model))
     opened = open_evaluated(model, wanted, told.compute, ranks)
     check_ids(opened.hugging_face, tokenizer.num_ids)
     check_packing(opened.hugging_face, device=opened.device)
-    best = best_titles(opened.edges, opened.device, prompts, trie, settings, wanted, say)
-    table = prediction_rows(careers, best, meant)
+    question = Question(prompts, trie, min(settings.top, len(meant)), settings.measure)
+    table = prediction_rows(careers, best_titles(opened, question, wanted, say), meant)
     details = {
-        "measure": settings.measure,
+        **_details(settings, wanted, opened),
         "weights": weights_identity(model),
         "store": store.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
-        "tolerance": str(wanted.tolerance),
-        "precision": wanted.precision,
-        "base": wanted.base,
-        "device": opened.device.type,
-        "torch": torch.__version__,
     }
     info = ScoreTableInfo(model.name, OWN_CAREERS, sha256_of_all([Path(settings.careers)]), __version__, details)
     if settings.output is not None:
@@ -109,26 +113,27 @@ def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table
     return table, info
 
 
-def best_titles(
-    ask: Ask,
-    device: torch.device,
-    prompts: Sequence[Ids],
-    trie: TitleTrie,
-    settings: PredictSettings,
-    wanted: EvaluationSettings,
-    say: Say,
-) -> BestTitles:
-    """Return the `top` most probable titles after every prompt."""
-    num_titles, num_people = min(settings.top, len(trie.ends_T)), len(prompts)
+def _details(settings: PredictSettings, wanted: EvaluationSettings, model: EvaluatedModel) -> dict[str, str]:
+    return {
+        "measure": settings.measure,
+        "tolerance": str(wanted.tolerance),
+        "precision": wanted.precision,
+        "base": wanted.base,
+        "device": model.device.type,
+        "torch": torch.__version__,
+    }
+
+
+def best_titles(model: EvaluatedModel, question: Question, wanted: EvaluationSettings, say: Say) -> BestTitles:
+    """Return the most probable titles after every prompt."""
+    num_people = len(question.prompts)
+    shape = (num_people, question.num_titles)
     best = BestTitles(
-        np.zeros((num_people, num_titles), dtype=np.int64),
-        np.full((num_people, num_titles), np.nan),
-        np.zeros(num_people),
-        np.zeros(num_people),
+        np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), np.zeros(num_people), np.zeros(num_people)
     )
     said, num_done = monotonic(), 0
-    for members, found in _scored_units(ask, device, prompts, trie, wanted):
-        some = _best_of(found, settings.measure, num_titles)
+    for members, found in _scored_units(model, question, wanted):
+        some = _best_of(found, question)
         for name in BestTitles.__slots__:
             getattr(best, name)[members] = getattr(some, name)
         num_done += len(members)
@@ -139,10 +144,10 @@ def best_titles(
 
 
 def _scored_units(
-    ask: Ask, device: torch.device, prompts: Sequence[Ids], trie: TitleTrie, wanted: EvaluationSettings
+    model: EvaluatedModel, question: Question, wanted: EvaluationSettings
 ) -> Iterator[tuple[list[int], TitleScores]]:
     """Yield some of the prompts' places and their titles' scores, until all have had their turn."""
-    lengths = [len(prompt) for prompt in prompts]
+    prompts, lengths = question.prompts, [len(prompt) for prompt in question.prompts]
     # A row is as long as an evaluation's; longer where a prompt wants it, shorter where there is not that much.
     row_length = max(max(lengths), min(wanted.row_length, -(-sum(lengths) // GRANULE) * GRANULE))
     rows = pack_careers(lengths, row_length).rows
@@ -153,19 +158,24 @@ def _scored_units(
         for number, row in enumerate(unit):
             ends = np.cumsum([lengths[place] for place in row]).tolist()
             stems += [(number, end - lengths[place], end) for place, end in zip(row, ends, strict=True)]
-        asked = Prompts(np.asarray(stems), np.full(len(stems), -1))
-        grown = Grown(batch.to(device))
-        found = score_titles(ask, grown, asked, trie, tolerance=wanted.tolerance, nodes_per_pass=wanted.nodes_per_pass)
+        found = score_titles(
+            model.edges,
+            Grown(batch.to(model.device)),
+            Prompts(np.asarray(stems), np.full(len(stems), -1)),
+            question.trie,
+            tolerance=wanted.tolerance,
+            nodes_per_pass=wanted.nodes_per_pass,
+        )
         yield [place for row in unit for place in row], found
 
 
-def _best_of(found: TitleScores, measure: str, num_titles: int) -> BestTitles:
+def _best_of(found: TitleScores, question: Question) -> BestTitles:
     told_PT = np.where(np.isnan(found.terminated_PT), -np.inf, found.terminated_PT)
     log_mass_P = np.logaddexp.reduce(told_PT, axis=1)
-    if measure == "normalised":
+    if question.measure == "normalised":
         with np.errstate(divide="ignore"):  # log 0 is the bound of a whole distribution
             told_PT = told_PT - np.logaddexp(log_mass_P, np.log(found.bound_P))[:, None]
-    titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, :num_titles]
+    titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, : question.num_titles]
     scores_PK = np.take_along_axis(told_PT, titles_PK, axis=1)
     scores_PK = np.where(np.isneginf(scores_PK), np.nan, scores_PK)
     return BestTitles(titles_PK, scores_PK, np.exp(log_mass_P), found.bound_P)
