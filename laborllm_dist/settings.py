@@ -69,7 +69,8 @@ class EvaluationSettings:
 
     `titles`: the observed ones, or all of them too, with a mass of at most `tolerance` of each observation not told
     apart (0: the whole distribution). `base`: weights as they are, or quantised by bitsandbytes. `placement`: the whole
-    model on every rank, or ZeRO-3 shards of one that does not fit.
+    model on every rank, or ZeRO-3 shards of one that does not fit. `generated`: look whether the model's own
+    continuations of every prompt, one greedy and `samples` drawn ones, of at most `max_new_tokens`, are titles.
     """
 
     split: Literal["train", "validation", "test"]
@@ -82,9 +83,15 @@ class EvaluationSettings:
     nodes_per_pass: int = 4096  # tokens of titles forwarded at once; a larger tree of one prompt is not cut
     base: Literal["full", "int8", "nf4"] = "full"
     placement: Literal["replicated", "sharded"] = "replicated"
+    generated: Literal["none", "check"] = "none"
+    samples: int = 1
+    samples_seed: int = 1
+    max_new_tokens: int | None = None  # None: those of the longest title and the line's end
 
     def __post_init__(self) -> None:
-        check_positive(self, "row_length", "rows_per_unit", "units_per_part", "nodes_per_pass")
+        check_positive(self, "row_length", "rows_per_unit", "units_per_part", "nodes_per_pass", "max_new_tokens")
+        if self.samples < 0:
+            raise OutOfRange("samples", f"a number from 0 up, found {self.samples}")
         if not 0 <= self.tolerance < 1:
             raise OutOfRange("tolerance", f"a probability from 0 to below 1, found {self.tolerance}")
         if self.placement == "sharded":
@@ -215,10 +222,16 @@ class EvaluateSettings:
     nodes_per_pass: int | None
     base: Literal["full", "int8", "nf4"] | None
     placement: Literal["replicated", "sharded"] | None
+    generated: Literal["none", "check"] | None
+    samples: int | None
+    samples_seed: int | None
+    max_new_tokens: int | None
     threads_per_rank: int | None
 
     def __post_init__(self) -> None:
-        check_positive(self, "row_length", "rows_per_unit", "nodes_per_pass", "threads_per_rank")
+        check_positive(self, "row_length", "rows_per_unit", "nodes_per_pass", "max_new_tokens", "threads_per_rank")
+        if self.samples is not None and self.samples < 0:
+            raise OutOfRange("samples", f"a number from 0 up, found {self.samples}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ def test_ranks_wait_for_a_preparation_longer_than_their_time_limit(tmp_path: Pat
         ("evaluate.py", ["run=runs/nowhere"], "error: no run at runs/nowhere (no settings.json)"),
         ("evaluate.py", [], "error: setting run must be given (run=...)"),
         ("comparators.py", ["run=runs/nowhere"], "error: no run at runs/nowhere"),
+        ("predict.py", ["run=runs/nowhere", "careers=people.json"], "error: no run at runs/nowhere (no settings.json)"),
         ("report.py", ["runs=[runs/nowhere]"], "error: "),
         ("prepare.py", ["+experiment=psid81_7b"], "error: no careers of PSID: no file at"),
     ],
@@ -82,7 +83,9 @@ def test_one_clear_line_and_exit_code_two(script: str, arguments: list[str], mes
     assert len(outcome.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("script", ["train.py", "prepare.py", "evaluate.py", "comparators.py", "report.py"])
+@pytest.mark.parametrize(
+    "script", ["train.py", "prepare.py", "evaluate.py", "comparators.py", "report.py", "predict.py"]
+)
 def test_help_shows_how_the_script_is_run(script: str) -> None:
     outcome = run_alone(script, "--help")
     assert outcome.returncode == 0, outcome.stderr

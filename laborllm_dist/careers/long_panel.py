@@ -89,7 +89,7 @@ class _Panel:
             if not cell.isprintable():
                 self._note(place, name, f"{cell!r} holds a line break, control character or odd blank")
                 return
-        person, year = cells["person"], _as_year(cells["year"])
+        person, year = cells["person"], as_year(cells["year"])
         if not person:
             self._note(place, "person", "empty")
         elif year is None:
@@ -114,7 +114,7 @@ class _Panel:
         if (region := facts.pop("region", None)) is not None:
             worker.regions[year] = region
         if (birth := facts.get("birth_year")) is not None:
-            birth_year = _as_year(birth)
+            birth_year = as_year(birth)
             if birth_year is None:
                 self._note(place, "birth_year", f"{birth!r} is not a year from {EARLIEST_YEAR} to {LATEST_YEAR}")
             elif year < birth_year:
@@ -127,7 +127,8 @@ class _Panel:
         self.problems.add(place, getattr(self.settings.columns, name), what)
 
 
-def _as_year(text: str) -> int | None:
+def as_year(text: str) -> int | None:
+    """Return the year that a cell says, None where it says none."""
     digits = text.removesuffix(".0")  # a whole number as pandas writes it in a column that has gaps
     if not (digits.isascii() and digits.isdigit() and len(digits) == 4):
         return None
@@ -140,7 +141,7 @@ def _career(person: str, worker: _Worker, survey: str) -> CareerHistory:
     return CareerHistory(
         person=person,
         survey=survey,
-        birth_year=None if birth is None else _as_year(birth),
+        birth_year=None if birth is None else as_year(birth),
         gender=worker.facts.get("gender"),
         ethnicity=worker.facts.get("ethnicity"),
         region=worker.regions[min(worker.regions)] if worker.regions else None,

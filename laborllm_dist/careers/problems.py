@@ -12,18 +12,23 @@ NUM_SHOWN = 10
 
 @dataclass(slots=True)
 class Problems:
-    """Problems of one file; `unit` is what its places are counted in, line (of a CSV) or row (of a Parquet file)."""
+    """Problems of one file.
+
+    `unit` is what its places are counted in, line (of a CSV) or row (of a Parquet file); `named`: what has
+    a name in it.
+    """
 
     path: Path
     unit: str
     num_found: int = 0
     shown: list[str] = field(default_factory=list)
+    named: str = "column"
 
     def add(self, place: int, column: str | None, what: str) -> None:
         """Note a problem at a line or row, counted from 1."""
         self.num_found += 1
         if len(self.shown) < NUM_SHOWN:
-            where = f"{self.unit} {place}" + (f", column {column}" if column else "")
+            where = f"{self.unit} {place}" + (f", {self.named} {column}" if column else "")
             self.shown.append(f"  {where}: {what}")
 
     def refuse_if_any(self, advice: str = "") -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 
 from laborllm_dist.careers.history import OccupationVocabulary
 from laborllm_dist.data_settings import TitleSettings
@@ -31,11 +32,27 @@ def shown_vocabulary(vocabulary: OccupationVocabulary, settings: TitleSettings) 
 
 def _shuffled(vocabulary: OccupationVocabulary, seed: int) -> tuple[str, ...]:
     """Give every code the title of the next one in an order drawn by the seed: no title stays where it was."""
+    titles = list(vocabulary.titles)
+    for index, following in _shuffling(vocabulary, seed):
+        titles[index] = vocabulary.titles[following]
+    return tuple(titles)
+
+
+def _shuffling(vocabulary: OccupationVocabulary, seed: int) -> Iterator[tuple[int, int]]:
+    """Yield the place of every code and that of the title it is shown with."""
     key = str(seed).encode()
     order = sorted(
         range(len(vocabulary)), key=lambda index: hashlib.blake2b(vocabulary.codes[index].encode(), key=key).digest()
     )
-    titles = list(vocabulary.titles)
-    for index, following in zip(order, [*order[1:], order[0]], strict=True):
-        titles[index] = vocabulary.titles[following]
-    return tuple(titles)
+    return zip(order, [*order[1:], order[0]], strict=True)
+
+
+def meant_vocabulary(shown: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
+    """Return the same codes with the titles that are meant: what `shown_vocabulary` was given; numbers stay numbers."""
+    titles = list(shown.titles)
+    if settings.style == "perturbed":
+        titles = [title.removeprefix(settings.prefix or "") for title in titles]
+    elif settings.style == "shuffled":
+        for index, following in _shuffling(shown, settings.seed or 0):
+            titles[following] = shown.titles[index]
+    return dataclasses.replace(shown, titles=tuple(titles))

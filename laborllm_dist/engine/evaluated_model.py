@@ -18,7 +18,7 @@ from laborllm_dist.engine.branching_model import BranchingModel, BranchPass, Gro
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import check_sharded, pretrained_model
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
-from laborllm_dist.engine.token_scores import edge_log_likelihood
+from laborllm_dist.engine.token_scores import edge_log_likelihood, picked_tokens
 from laborllm_dist.engine.weight_files import model_in_shards
 from laborllm_dist.engine.zero import deepspeed_config
 from laborllm_dist.engine_settings import ComputeSettings, ModelSettings, ZeroSettings
@@ -76,6 +76,15 @@ class EvaluatedModel:
 
         scores_E: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
         return scores_E
+
+    def next_tokens(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
+        """Return the next token of the slots of a pass, [Q]: the most probable one, or one drawn (`picked_tokens`)."""
+
+        def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
+            return picked_tokens(hidden_QD, weight_VD, uniforms_Q, chunk_tokens=self._chunk_tokens)
+
+        tokens_Q: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
+        return tokens_Q
 
     def rest(self) -> None:
         """Take part in the forwards of the other ranks until none has any left. Collective where sharded."""

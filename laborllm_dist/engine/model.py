@@ -222,6 +222,19 @@ def context_of(settings: ModelSettings) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def check_ids(model: PreTrainedModel, num_ids: int) -> None:
+    """Refuse a tokenizer that has ids the model does not embed.
+
+    Raises:
+        ModelError: with both numbers.
+    """
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if num_ids > num_embeddings:
+        raise ModelError(
+            f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
+        )
+
+
 def check_fit(model: PreTrainedModel, store: TokenStore, splits: Sequence[Split] = SPLITS) -> None:
     """Refuse a model that cannot read the careers of these splits exactly.
 
@@ -230,11 +243,7 @@ def check_fit(model: PreTrainedModel, store: TokenStore, splits: Sequence[Split]
             career is longer than.
         RowTooShort: naming the person, if a career is longer than the model's context.
     """
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    if store.num_ids > num_embeddings:
-        raise ModelError(
-            f"the tokenizer has {store.num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
-        )
+    check_ids(model, store.num_ids)
     context = getattr(model.config, "max_position_embeddings", None)
     advice = (
         "take a model with a longer context or a shorter template; only an evaluation with too_long=last_lines cuts"

@@ -132,6 +132,37 @@ def edge_log_likelihood(
     return scores_E
 
 
+def picked_tokens(hidden_ND: Tensor, weight_VD: Tensor | None, uniforms_N: Tensor, *, chunk_tokens: int) -> Tensor:
+    """Return the next token of every slot, [N]: the most probable one, or one drawn by a number from 0 to below 1.
+
+    Of equally probable ones the most probable is that of the lowest id. A drawn one is the first whose cumulated
+    probability is above the number, in float64 and in the order of ids.
+
+    Args:
+        hidden_ND: hidden states of the slots; logits [N, V] where there is no weight.
+        weight_VD: of the output layer.
+        uniforms_N: float64, on the CPU; NaN where the most probable token is wanted.
+        chunk_tokens: how many slots have their logits in memory at once, in float32; a quarter of it in float64.
+    """
+    precise = _precise(hidden_ND.dtype)
+    tokens_N = torch.empty(len(hidden_ND), dtype=torch.int64, device=hidden_ND.device)
+    matrix_DV = None if weight_VD is None else weight_VD.to(hidden_ND.dtype).T
+    num_ids = hidden_ND.shape[1] if matrix_DV is None else matrix_DV.shape[1]
+    chunk_tokens = max(1, chunk_tokens // 4)  # twice as wide, and twice: the probabilities and their sums
+    if not hidden_ND.is_cuda:
+        chunk_tokens = max(1, min(chunk_tokens, HOST_CHUNK_BYTES // (8 * num_ids)))
+    for first in range(0, len(hidden_ND), chunk_tokens):
+        chunk = slice(first, first + chunk_tokens)
+        rows_CD, uniforms_C = hidden_ND[chunk], uniforms_N[chunk].to(hidden_ND.device)
+        logits_CV = rows_CD.to(precise) if matrix_DV is None else _product(rows_CD, matrix_DV, precise)
+        best_C = logits_CV.argmax(dim=1)  # the first of several largest ones
+        cumulated_CV = (logits_CV - logits_CV.gather(1, best_C[:, None])).double().exp_().cumsum_(dim=1)
+        reached_C1 = uniforms_C.nan_to_num()[:, None] * cumulated_CV[:, -1:]
+        drawn_C = torch.searchsorted(cumulated_CV, reached_C1, right=True)[:, 0].clamp_max(num_ids - 1)
+        tokens_N[chunk] = torch.where(uniforms_C.isnan(), best_C, drawn_C)
+    return tokens_N
+
+
 def _product(left: Tensor, right: Tensor, precise: torch.dtype) -> Tensor:
     """Return left @ right in `precise`: narrow operands, wide result, where the device can do so."""
     if left.dtype == precise:

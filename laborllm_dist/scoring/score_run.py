@@ -11,12 +11,15 @@ import pyarrow.parquet as pq
 
 from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.engine.evaluated_model import open_evaluated
-from laborllm_dist.engine.model import check_fit, check_packing
+from laborllm_dist.engine.model import check_fit, check_packing, context_of
 from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.files import fingerprint_of
+from laborllm_dist.generated_table import describe_generated, generated_table_path, read_generated_table
+from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo, info_of
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
+from laborllm_dist.scoring.generate import Generation, check_room, evaluate_generated
 from laborllm_dist.scoring.prompts import describe_cut, prompted, text_name
 from laborllm_dist.scoring.subject import (
     Subject,
@@ -37,17 +40,19 @@ from laborllm_dist.tokens.tokenizer import load_tokenizer
 Say = Callable[[str], None]
 
 
-def evaluation_ranks(settings: EvaluateSettings) -> RanksSettings:
-    """Return how the ranks of an evaluation are set up: as the run's, unless told otherwise.
+def evaluation_ranks(settings: EvaluateSettings | PredictSettings) -> RanksSettings:
+    """Return how the ranks of an evaluation or prediction are set up: as the run's, unless told otherwise.
 
     Raises:
         RunError: if there is no such run.
     """
-    return _as_told(read_run(Path(settings.run))[1], settings).ranks
+    return as_told(read_run(Path(settings.run))[1], settings).ranks
 
 
 def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
-    """Write the score table of a split, and the table of titles if it is wanted, unless they are there. Collective.
+    """Write the score table of a split, and tables of titles and continuations if they are wanted. Collective.
+
+    What is there already is left as it is.
 
     Returns:
         The score table's path.
@@ -59,23 +64,56 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     careers = subject.store.careers(wanted.split)
     with alone(ranks, subject.table.parent):
         todo = ranks.on_first(lambda: _todo(subject, careers, wanted, say))
-        if not todo:
-            return subject.table
-        compute = read_run(Path(settings.run))[1].compute
-        trie = ranks.on_first(lambda: _trie(settings, subject, careers)) if wanted.titles == "all" else None
-        model = open_evaluated(subject.model, wanted, compute, ranks)
-        ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
-        if wanted.placement == "replicated":  # shards are of known types only
-            ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
-        for work in todo:
-            say(describe_evaluation(work, ranks))
-            if work.table == subject.table:
-                evaluate(work, model, ranks, say)
-            else:
-                assert trie is not None  # made where titles are wanted
-                evaluate_titles(work, trie, wanted, model, ranks, say)
-            say(f"evaluate: {work.table}")
+        if todo:
+            _score(todo, settings, subject, wanted, ranks, say)
+        if wanted.generated == "check":
+            table = generated_table_path(subject.table, wanted.split)
+            say(ranks.on_first(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
     return subject.table
+
+
+def _score(
+    todo: list[Evaluation],
+    settings: EvaluateSettings,
+    subject: Subject,
+    wanted: EvaluationSettings,
+    ranks: Ranks,
+    say: Say,
+) -> None:
+    """Open the model and write the tables that are not there yet. Collective."""
+    compute = read_run(Path(settings.run))[1].compute
+    careers = todo[0].careers
+    needs_trie = wanted.titles == "all" or wanted.generated == "check"
+    trie = ranks.on_first(lambda: _trie(settings, subject, careers)) if needs_trie else None
+    if wanted.generated == "check":
+        context = ranks.on_first(lambda: context_of(subject.model))
+        ranks.on_first(lambda: check_room(careers, _generation(subject, wanted, trie).max_new_tokens, context))
+    model = open_evaluated(subject.model, wanted, compute, ranks)
+    ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
+    if wanted.placement == "replicated":  # shards are of known types only
+        ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
+    for work in todo:
+        say(describe_evaluation(work, ranks))
+        if work.table == subject.table:
+            evaluate(work, model, ranks, say)
+        elif work.table == generated_table_path(subject.table, wanted.split):
+            evaluate_generated(work, _generation(subject, wanted, trie), model, ranks, say)
+        else:
+            assert trie is not None  # made where titles are wanted
+            evaluate_titles(work, trie, wanted, model, ranks, say)
+        say(f"evaluate: {work.table}")
+
+
+def _generation(subject: Subject, wanted: EvaluationSettings, trie: TitleTrie | None) -> Generation:
+    """Return how continuations are made; by default they have room for the longest title and the line's end."""
+    assert trie is not None  # made where continuations are wanted
+    return Generation(
+        num_samples=wanted.samples,
+        seed=wanted.samples_seed,
+        max_new_tokens=wanted.max_new_tokens or int(trie.depths_M.max()) + 1,
+        nodes_per_pass=wanted.nodes_per_pass,
+        tokenizer=load_tokenizer(str(subject.store.folder / TOKENIZER)),
+    )
 
 
 def _todo(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say: Say) -> list[Evaluation]:
@@ -85,6 +123,9 @@ def _todo(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say
         # A unit of all titles is hundreds of times the work: each is a part of its own.
         path = title_table_path(subject.table, wanted.split)
         tables.append((path, subject.titles_info(wanted), dataclasses.replace(wanted, units_per_part=1)))
+    if wanted.generated == "check":
+        path = generated_table_path(subject.table, wanted.split)
+        tables.append((path, subject.generated_info(wanted), dataclasses.replace(wanted, units_per_part=1)))
     todo: list[Evaluation] = []
     for path, info, planned in tables:
         if _is_there(path, info):
@@ -110,7 +151,8 @@ def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
     num_rows = sum(len(unit) for unit in work.plan.units)
     fill = int(work.careers.num_tokens().sum()) / (num_rows * work.plan.row_length)
     num_observations = int(work.careers.num_observations().sum())
-    what = "all titles of " if "tolerance" in work.info.details else ""
+    details = work.info.details
+    what = "all titles of " if "tolerance" in details else "continuations by " if "samples" in details else ""
     return (
         f"evaluate: {what}{work.info.model} on {work.careers.num_people():,} {work.info.split} people, "
         f"{num_observations:,} observations; {len(work.plan.units):,} units of rows of {work.plan.row_length} "
@@ -120,7 +162,7 @@ def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
 
 def _find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Subject, EvaluationSettings]:
     run, run_settings, store = read_run(Path(settings.run))
-    run_settings = _as_told(run_settings, settings)
+    run_settings = as_told(run_settings, settings)
     wanted, own = run_settings.evaluation, run_settings.template
     template = prompted(own, settings.prompt, wanted.split)
     if settings.model.path is None and template == own and settings.too_long == "refuse":
@@ -136,8 +178,8 @@ def _find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[S
     return subject, wanted
 
 
-def _as_told(run: RunSettings, settings: EvaluateSettings) -> RunSettings:
-    """Return the run's settings with what this evaluation is told otherwise."""
+def as_told(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> RunSettings:
+    """Return the run's settings with what this evaluation or prediction is told otherwise."""
     told = {field.name: getattr(settings, field.name, None) for field in dataclasses.fields(EvaluationSettings)}
     changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     evaluation = dataclasses.replace(run.evaluation, **changes)

@@ -38,6 +38,12 @@ class Subject:
         details = {"tolerance": str(wanted.tolerance), "nodes_per_pass": str(wanted.nodes_per_pass)}
         return dataclasses.replace(self.info, details={**self.info.details, **details})
 
+    def generated_info(self, wanted: EvaluationSettings) -> ScoreTableInfo:
+        """Return what the table of continuations must say of itself."""
+        names = ("samples", "samples_seed", "max_new_tokens", "nodes_per_pass")
+        details = {name: str(getattr(wanted, name)) for name in names}
+        return dataclasses.replace(self.info, details={**self.info.details, **details})
+
 
 def own_subject(
     model: OtherModelSettings, run: RunFolder, settings: RunSettings, store: Path, device: torch.device
@@ -49,7 +55,7 @@ def own_subject(
     """
     name = model.name or f"{run.path.name}{base_suffix(settings.evaluation)}"
     table = run.scores(settings.evaluation.split, None if name == run.path.name else name)
-    subject = _subject(_pretrained(name, own_export(run)), open_store(store), table, settings, device)
+    subject = _subject(as_pretrained(name, own_export(run)), open_store(store), table, settings, device)
     if name != run.path.name:
         _refuse_other_scores(subject)
     return subject
@@ -79,7 +85,7 @@ def other_subject(
         RunError: if the run has scores of other weights, or of another text, under the same name.
         RowTooShort: if people who may be cut do not fit all the same.
     """
-    model = _pretrained(other.name or default_name(other) + base_suffix(settings.evaluation), other)
+    model = as_pretrained(other.name or default_name(other) + base_suffix(settings.evaluation), other)
     check_weights(model)
     store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
     check_cut(store, settings.template.max_tokens, settings.evaluation.split)
@@ -108,7 +114,7 @@ def longest_text(other: OtherModelSettings, wanted: EvaluationSettings) -> int:
     Raises:
         ModelError: if the model is missing.
     """
-    model = _pretrained("", other)
+    model = as_pretrained("", other)
     check_weights(model)
     context = context_of(model)
     return wanted.row_length if context is None else min(context, wanted.row_length)
@@ -121,7 +127,8 @@ def default_name(other: OtherModelSettings) -> str:
     return "-".join(filter(None, (last, other.subfolder and Path(other.subfolder).name)))
 
 
-def _pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
+def as_pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
+    """Return a model to be scored as a model to be opened, under its name in tables."""
     return ModelSettings(
         name=name,
         path=other.path,

@@ -1,0 +1,54 @@
+"""Predicted next occupations of people of one's own: one row per person and rank, the most probable title first.
+
+`probability` is of the measure that the file's metadata name: `terminated` (a title and the line's end) or `normalised`
+(that, divided by `mass + bound`). `mass` is the probability of all titles that were told apart; `bound` is what was not
+told apart, and no title that is missing has more. What is left of 1 is of texts that are no title.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laborllm_dist.errors import ScoreTableError
+from laborllm_dist.files import writing
+from laborllm_dist.score_table import ScoreTableInfo, info_of, metadata_of
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("person", pa.string(), nullable=False),
+        pa.field("survey", pa.string(), nullable=False),
+        pa.field("year", pa.int32(), nullable=False),  # that is predicted
+        pa.field("rank", pa.int32(), nullable=False),  # from 1
+        pa.field("occupation", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("probability", pa.float64(), nullable=False),
+        pa.field("log_likelihood", pa.float64(), nullable=False),  # of the same, in nats
+        pa.field("mass", pa.float64(), nullable=False),
+        pa.field("bound", pa.float64(), nullable=False),
+    ]
+)
+OWN_CAREERS = "own careers"  # the split of people who belong to none
+
+
+def write_prediction_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
+    """Write rows of PREDICTION_SCHEMA atomically, in the order they have."""
+    with writing(path) as partial:
+        pq.write_table(table.replace_schema_metadata(metadata_of(info)), partial, compression="zstd")
+
+
+def read_prediction_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
+    """Return predictions and where they come from.
+
+    Raises:
+        ScoreTableError: if the file is missing, damaged or not a table of predictions.
+    """
+    if not path.is_file():
+        raise ScoreTableError(f"no predictions at {path}; `python launch/predict.py run=... output={path}` makes them")
+    try:
+        table = pq.read_table(path)
+        return table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA), info_of(table.schema.metadata or {})
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise ScoreTableError(f"{path} is not a table of predictions: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,104 @@
+"""Predicted next occupations in a terminal: for every person the most probable titles, with bars."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import rich.box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from laborllm_dist.report.number_text import format_share
+from laborllm_dist.score_table import ScoreTableInfo
+
+SHOWN_PEOPLE = 10  # where a file has all of them
+BAR_WIDTH = 12
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+MEASURES = {"normalised": "among all titles", "terminated": "of the title and the line's end"}
+LEAST_SHARE = 0.0005  # shown as a number
+
+
+def show_predictions(table: pa.Table, info: ScoreTableInfo, output: str | None, console: Console) -> None:
+    """Print the people's most probable titles: of all people, or of the first few where a file holds the rest."""
+    people = _people(table)
+    shown = people if output is None else people[:SHOWN_PEOPLE]
+    console.print(predictions_table(shown, info))
+    mass = format_share(pc.mean(table.filter(pc.equal(table["rank"], 1))["mass"]).as_py())
+    at_least = "at least " if pc.any(pc.greater(table["bound"], 0)).as_py() else ""
+    lines = [f"titles have {at_least}{mass} of the probability, on average; the rest is of texts that are no title"]
+    if num_open := sum(_is_open(rows, info) for rows in people):
+        lines.append(
+            f"{num_open:,} of {len(people):,} people have a title here that one not told apart may outrank; "
+            "tolerance=0 tells all apart"
+        )
+    if len(people) > len(shown):
+        lines.append(f"and {len(people) - len(shown):,} more people")
+    if output is not None:
+        lines.append(f"predictions: {output}")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def predictions_table(people: list[list[dict[str, Any]]], info: ScoreTableInfo) -> Table:
+    """Give a table of predictions; `people` are the rows of one person each, best first."""
+    measure = info.details["measure"]
+    title = f"Next occupations by {info.model}, probability {MEASURES[measure]}"
+    table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    table.add_column("person", overflow="fold", max_width=16)
+    table.add_column("year", justify="right", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True, style="dim")
+    table.add_column("occupation", overflow="fold", min_width=20)
+    table.add_column("", width=BAR_WIDTH, no_wrap=True, style="cyan")
+    table.add_column("probability", justify="right", no_wrap=True)
+    has_surveys = len({rows[0]["survey"] for rows in people}) > 1
+    for number, rows in enumerate(people):
+        if number:
+            table.add_section()
+        first = rows[0]
+        name = f"{first['person']}\n{first['survey']}" if has_surveys else first["person"]
+        head = (Text(name, style="bold"), str(first["year"]))  # Text: square brackets in a name are no markup
+        for row in rows:
+            share = row["probability"]
+            table.add_row(*head, str(row["rank"]), Text(row["title"]), _bar(share), _share(share))
+            head = (Text(""), "")
+        for label, share in _rest(rows, measure):
+            table.add_row("", "", "", Text(label, style="dim"), Text(_bar(share), style="dim"), _share(share))
+    return table
+
+
+def _people(table: pa.Table) -> list[list[dict[str, Any]]]:
+    rows = table.to_pylist()
+    return [list(group) for _, group in groupby(rows, key=lambda row: (row["survey"], row["person"]))]
+
+
+def _rest(rows: list[dict[str, Any]], measure: str) -> list[tuple[str, float]]:
+    """Return what else there is besides the titles that are shown, as parts of the same whole."""
+    mass, bound = rows[0]["mass"], rows[0]["bound"]
+    whole = mass + bound if measure == "normalised" else 1.0
+    parts = [
+        ("other titles", mass / whole - sum(row["probability"] for row in rows)),
+        ("not told apart", bound / whole),
+    ]
+    if measure == "terminated":
+        parts.append(("no title", 1 - mass - bound))
+    return [(label, share) for label, share in parts if share > 1e-9]
+
+
+def _is_open(rows: list[dict[str, Any]], info: ScoreTableInfo) -> bool:
+    """Return whether a title that was not told apart may be more probable than one that is shown."""
+    mass, bound = rows[0]["mass"], rows[0]["bound"]
+    whole = mass + bound if info.details["measure"] == "normalised" else 1.0
+    return bool(rows[-1]["probability"] < bound / whole)
+
+
+def _bar(share: float) -> str:
+    eighths = round(max(share, 0.0) * BAR_WIDTH * 8)
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def _share(share: float) -> str:
+    return format_share(share) if share >= LEAST_SHARE else "<0.1\N{NO-BREAK SPACE}%"

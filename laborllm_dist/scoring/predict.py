@@ -1,0 +1,201 @@
+"""The next occupations of a user's own careers: file -> prompts -> packed rows -> the tree of titles -> the best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from laborllm_dist import __version__
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.batches.packing import GRANULE, pack_careers
+from laborllm_dist.careers.asked import AskedCareer
+from laborllm_dist.careers.asked_files import read_asked
+from laborllm_dist.careers.history import OccupationVocabulary
+from laborllm_dist.careers.shown_titles import meant_vocabulary
+from laborllm_dist.careers.template import compile_template
+from laborllm_dist.engine.branching_model import Grown
+from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
+from laborllm_dist.engine.model import check_ids, check_packing, check_weights, context_of, weights_identity
+from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.errors import RunError
+from laborllm_dist.files import sha256_of_all
+from laborllm_dist.predict_settings import PredictSettings
+from laborllm_dist.prediction_table import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
+from laborllm_dist.run_folder import read_run
+from laborllm_dist.score_table import ScoreTableInfo
+from laborllm_dist.scoring.asked_prompts import Ids, asked_prompts, check_context, unseen_words
+from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_titles
+from laborllm_dist.scoring.score_run import as_told
+from laborllm_dist.scoring.subject import as_pretrained, base_suffix, default_name, own_export
+from laborllm_dist.scoring.title_trie import TitleTrie
+from laborllm_dist.settings import EvaluationSettings
+from laborllm_dist.tokens.examples import read_preface
+from laborllm_dist.tokens.store import PREFACE, TOKENIZER, open_store
+from laborllm_dist.tokens.tokenizer import load_tokenizer
+
+SECONDS_BETWEEN_LINES = 10.0
+Say = Callable[[str], None]
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The ids of P prompts, the titles that may follow, and how many of the best are told by which measure."""
+
+    prompts: Sequence[Ids]
+    trie: TitleTrie
+    num_titles: int
+    measure: str
+
+
+@dataclass(frozen=True, slots=True)
+class BestTitles:
+    """The K most probable titles after P prompts, best first; NaN where fewer were told apart.
+
+    `titles_PK`: places in the vocabulary; `scores_PK`: log-likelihoods of the measure; `mass_P`: probability of all
+    titles that were told apart; `bound_P`: what was not told apart.
+    """
+
+    titles_PK: Integers
+    scores_PK: Floats
+    mass_P: Floats
+    bound_P: Floats
+
+
+def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table, ScoreTableInfo]:
+    """Return the most probable next occupations of all people of a file, and where they come from; write them if asked.
+
+    Raises:
+        LaborError: if the run is unfinished, the model is missing, or the careers cannot be read, told or predicted.
+    """
+    if ranks.world_size > 1:
+        raise RunError(f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python")
+    run, run_settings, store_folder = read_run(Path(settings.run))
+    told, store = as_told(run_settings, settings), open_store(store_folder)
+    wanted = dataclasses.replace(told.evaluation, placement="replicated")
+    is_own = settings.model.path is None
+    other = own_export(run) if is_own else settings.model
+    model = as_pretrained(settings.model.name or default_name(other) + base_suffix(wanted), other)
+    check_weights(model)
+    surveys = [corpus.survey for corpus in told.data.corpora.values()]
+    meant = meant_vocabulary(store.vocabulary, told.template.titles)
+    careers = read_asked(Path(settings.careers), meant, surveys)
+    template = compile_template(told.template, read_preface(store.folder / PREFACE))
+    for line in unseen_words(careers, store.careers("train"), template.hidden):
+        say(f"predict: {line}")
+    place = str(store.folder / TOKENIZER) if is_own else str(other.path)
+    tokenizer = load_tokenizer(place, revision=other.revision, subfolder=other.subfolder)
+    prompts, trie = asked_prompts(careers, template, store.vocabulary, tokenizer)
+    check_context(careers, prompts, trie, context_of(model))
+    opened = open_evaluated(model, wanted, told.compute, ranks)
+    check_ids(opened.hugging_face, tokenizer.num_ids)
+    check_packing(opened.hugging_face, device=opened.device)
+    question = Question(prompts, trie, min(settings.top, len(meant)), settings.measure)
+    table = prediction_rows(careers, best_titles(opened, question, wanted, say), meant)
+    details = {
+        **_details(settings, wanted, opened),
+        "weights": weights_identity(model),
+        "store": store.fingerprint,
+        "tokenizer": tokenizer.fingerprint(),
+    }
+    info = ScoreTableInfo(model.name, OWN_CAREERS, sha256_of_all([Path(settings.careers)]), __version__, details)
+    if settings.output is not None:
+        write_prediction_table(table, info, Path(settings.output))
+    return table, info
+
+
+def _details(settings: PredictSettings, wanted: EvaluationSettings, model: EvaluatedModel) -> dict[str, str]:
+    return {
+        "measure": settings.measure,
+        "tolerance": str(wanted.tolerance),
+        "precision": wanted.precision,
+        "base": wanted.base,
+        "device": model.device.type,
+        "torch": torch.__version__,
+    }
+
+
+def best_titles(model: EvaluatedModel, question: Question, wanted: EvaluationSettings, say: Say) -> BestTitles:
+    """Return the most probable titles after every prompt."""
+    num_people = len(question.prompts)
+    shape = (num_people, question.num_titles)
+    best = BestTitles(
+        np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), np.zeros(num_people), np.zeros(num_people)
+    )
+    said, num_done = monotonic(), 0
+    for members, found in _scored_units(model, question, wanted):
+        some = _best_of(found, question)
+        for name in BestTitles.__slots__:
+            getattr(best, name)[members] = getattr(some, name)
+        num_done += len(members)
+        if monotonic() - said > SECONDS_BETWEEN_LINES:
+            say(f"predict: {num_done:,} of {num_people:,} people")
+            said = monotonic()
+    return best
+
+
+def _scored_units(
+    model: EvaluatedModel, question: Question, wanted: EvaluationSettings
+) -> Iterator[tuple[list[int], TitleScores]]:
+    """Yield some of the prompts' places and their titles' scores, until all have had their turn."""
+    prompts, lengths = question.prompts, [len(prompt) for prompt in question.prompts]
+    # A row is as long as an evaluation's; longer where a prompt wants it, shorter where there is not that much.
+    row_length = max(max(lengths), min(wanted.row_length, -(-sum(lengths) // GRANULE) * GRANULE))
+    rows = pack_careers(lengths, row_length).rows
+    for first in range(0, len(rows), wanted.rows_per_unit):
+        unit = rows[first : first + wanted.rows_per_unit]
+        batch = pack_batch([[np.asarray(prompts[place], dtype=np.int32) for place in row] for row in unit], row_length)
+        stems: list[tuple[int, int, int]] = []
+        for number, row in enumerate(unit):
+            ends = np.cumsum([lengths[place] for place in row]).tolist()
+            stems += [(number, end - lengths[place], end) for place, end in zip(row, ends, strict=True)]
+        found = score_titles(
+            model.edges,
+            Grown(batch.to(model.device)),
+            Prompts(np.asarray(stems), np.full(len(stems), -1)),
+            question.trie,
+            tolerance=wanted.tolerance,
+            nodes_per_pass=wanted.nodes_per_pass,
+        )
+        yield [place for row in unit for place in row], found
+
+
+def _best_of(found: TitleScores, question: Question) -> BestTitles:
+    told_PT = np.where(np.isnan(found.terminated_PT), -np.inf, found.terminated_PT)
+    log_mass_P = np.logaddexp.reduce(told_PT, axis=1)
+    if question.measure == "normalised":
+        with np.errstate(divide="ignore"):  # log 0 is the bound of a whole distribution
+            told_PT = told_PT - np.logaddexp(log_mass_P, np.log(found.bound_P))[:, None]
+    titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, : question.num_titles]
+    scores_PK = np.take_along_axis(told_PT, titles_PK, axis=1)
+    scores_PK = np.where(np.isneginf(scores_PK), np.nan, scores_PK)
+    return BestTitles(titles_PK, scores_PK, np.exp(log_mass_P), found.bound_P)
+
+
+def prediction_rows(careers: Sequence[AskedCareer], best: BestTitles, vocabulary: OccupationVocabulary) -> pa.Table:
+    """Return predictions as rows of PREDICTION_SCHEMA, in the order of the careers."""
+    people_N, ranks_N = np.nonzero(~np.isnan(best.scores_PK))
+    scores_N, titles_N = best.scores_PK[people_N, ranks_N], pa.array(best.titles_PK[people_N, ranks_N])
+    of_person = pa.array(people_N)
+    columns = {
+        "person": pa.array([career.history.person for career in careers]).take(of_person),
+        "survey": pa.array([career.history.survey for career in careers]).take(of_person),
+        "year": pa.array([career.year for career in careers], pa.int32()).take(of_person),
+        "rank": pa.array((ranks_N + 1).astype(np.int32)),
+        "occupation": pa.array(vocabulary.codes).take(titles_N),
+        "title": pa.array(vocabulary.titles).take(titles_N),
+        "probability": pa.array(np.exp(scores_N)),
+        "log_likelihood": pa.array(scores_N),
+        "mass": pa.array(best.mass_P[people_N]),
+        "bound": pa.array(best.bound_P[people_N]),
+    }
+    return pa.table(columns, schema=PREDICTION_SCHEMA)
