@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from reference.slow_scorer import slow_score
 from test_titles import random_llama
 from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ from laborllm_dist.scoring.composed import (
 )
 from laborllm_dist.scoring.forecast_starts import Starts, find_starts
 from laborllm_dist.scoring.forecast_table import coherence_of, describe_coherence
-from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_whole_texts
+from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles, ask_whole_texts
 from laborllm_dist.scoring.title_trie import build_trie, title_trie
 from laborllm_dist.settings import EvaluationSettings
 from laborllm_dist.tokens.store import CareerRows, store_rows
@@ -67,11 +67,18 @@ class World:
     texts: ForecastTexts
     wanted: EvaluationSettings = WANTED
 
-    def asker(self, starts: Starts):
-        model = evaluated(self.model, COMPUTE)
+    def asker(self, starts: Starts, *, way=ask_titles, attention: str = "packed"):
+        """Return what answers questions, a person at a time, as a part of the work does."""
+        model = evaluated(copy.deepcopy(self.model), dataclasses.replace(COMPUTE, attention=attention))
 
         def ask(questions: Sequence[Question]) -> Answers:
-            return ask_whole_texts(self.texts, starts, questions, self.wanted, model.edges, torch.device("cpu"))
+            found = Answers(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))
+            of_career = starts.careers_S[[each.start for each in questions]]
+            for career in np.unique(of_career):
+                places = np.flatnonzero(of_career == career)
+                part = way(self.texts, starts, [questions[place] for place in places], self.wanted, model)
+                found.probabilities_QT[places], found.left_Q[places] = part.probabilities_QT, part.left_Q
+            return found
 
         return ask
 
@@ -149,9 +156,11 @@ def test_forecasts_begin_where_the_same_person_is_observed_that_much_later() -> 
 
 
 @pytest.mark.parametrize("horizon", [2, 3])
-def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(horizon: int) -> None:
+@pytest.mark.parametrize("way", [ask_titles, ask_whole_texts])
+@pytest.mark.parametrize("attention", ["packed", "mask"])
+def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(horizon: int, way, attention: str) -> None:
     starts = every_start(horizon)
-    ask = world().asker(starts)
+    ask = world().asker(starts, way=way, attention=attention)
     direct, composed = all_slow_forecasts(starts, horizon)
     # Titles and starts differ, and so do the two forecasts: agreement is no accident.
     assert direct.std(axis=0).max() > 0.02
@@ -164,6 +173,31 @@ def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(hor
     assert not found.left_Q.any()
     assert not whole.bound_S.any()
     assert whole.errors_ST is None
+
+
+@pytest.mark.parametrize("nodes_per_pass", [1, 50, 4096])
+def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pass: int) -> None:
+    starts, questions = every_start(2), [Question(0, (1,), 2), Question(2, (), 1), Question(1, (3, 0), 3)]
+    few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, nodes_per_pass=nodes_per_pass))
+    shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
+    np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
+    few = dataclasses.replace(few, wanted=dataclasses.replace(few.wanted, tolerance=1e-12))
+    shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
+    assert whole.left_Q.any()
+    np.testing.assert_allclose(shared.left_Q, whole.left_Q, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
+
+
+def test_a_history_of_other_tokens_than_the_prompts_is_not_shared() -> None:
+    rows = world().texts.careers
+    ids = pa.array([[7, *rows.token_ids(row)[1:].tolist()] for row in range(len(rows))], type=pa.list_(pa.int32()))
+    changed = rows.table.set_column(rows.table.schema.get_field_index("token_ids"), "token_ids", ids)
+    other = dataclasses.replace(
+        world(), texts=dataclasses.replace(world().texts, careers=CareerRows(changed, VOCABULARY))
+    )
+    starts, questions = every_start(2), [Question(0, (1,), 2), Question(2, (), 1)]
+    found, wanted = other.asker(starts)(questions), world().asker(starts, way=ask_whole_texts)(questions)
+    assert np.array_equal(found.probabilities_QT, wanted.probabilities_QT)
 
 
 @pytest.mark.parametrize("horizon", [2, 3])
@@ -301,7 +335,7 @@ def test_a_forecast_that_fits_no_row_or_context_is_refused() -> None:
     starts = every_start(2)
     short = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, row_length=200))
     with pytest.raises(RowTooShort, match=r"career '1' of PSID with supposed years has \d+ tokens, a row has 200; set"):
-        short.asker(starts)([Question(0, (), 2)])
+        short.asker(starts, way=ask_whole_texts)([Question(0, (), 2)])
     narrow = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, context=200))
     with pytest.raises(RowTooShort, match=r"\d+ with a title, the model's context is 200; take one with a longer"):
         narrow.asker(starts)([Question(0, (), 2)])

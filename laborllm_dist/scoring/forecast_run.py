@@ -39,7 +39,7 @@ from laborllm_dist.scoring.forecast_table import (
     read_forecast_table,
     write_forecast_table,
 )
-from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_whole_texts
+from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles
 from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, remove_parts
 from laborllm_dist.scoring.prompts import prompted
 from laborllm_dist.scoring.score_run import evaluation_ranks, find_subject, is_there, trie_of
@@ -193,7 +193,7 @@ def _of_person(work: Forecasting, model: EvaluatedModel, career: int) -> pa.Tabl
     starts = work.starts.of_career(career)
 
     def ask(questions: Sequence[Question]) -> Answers:
-        return ask_whole_texts(work.texts, starts, questions, work.wanted, model.edges, model.device)
+        return ask_titles(work.texts, starts, questions, work.wanted, model)
 
     direct = ask([Question(start, (), work.settings.horizon) for start in range(len(starts))])
     composed = _composed(work, starts, ask)
