@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 from launching import run_ranks, run_well
+from reference.slow_scorer import slow_score
+from transformers import AutoModelForCausalLM
 from worlds import settings_of, small_run
 
+from laborllm_dist.careers.corpus import read_careers
+from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.model import new_llama
 from laborllm_dist.engine.ranks import Ranks
@@ -97,10 +101,30 @@ def test_a_run_is_forecast_directly_and_composed(run: Path) -> None:
     result = json.loads((run / "scores/test_forecast_h2.json").read_text())
     assert (result["num_forecasts"], result["num_people"], result["details"]["horizon"]) == (12, 4, "2")
     assert result["divergence_mean"] > 0
+    assert 1 < result["perplexity_last_occupation"] < 10
     assert not list((run / "scores").glob("*.parts"))
     again = forecast(run, "max_people=4")[1]
     assert "is there" in again[0]
     assert again[1:] == lines[-6:]
+
+
+def test_a_forecast_after_the_list_of_titles_equals_the_slow_scorer(run: Path) -> None:
+    table = read_forecast_table(forecast(run, "max_people=1", "prompt=titles", "row_length=2048")[0]).table
+    assert (run / "scores/test_forecast_h2.small-titles.parquet").is_file()
+    settings, row = settings_of(panel(run.parent.parent)), table.to_pylist()[1]
+    career = next(each for each in read_careers(settings.data) if each.person == row["person"])
+    (text,) = render_career(career, compile_template(settings.template), TITLES)
+    listed = "Every job title below is one of these:\n" + "".join(f"{title}\n" for title in TITLES.values()) + "\n"
+    # The start is 1991, whose education goes on; what 1992 and 1993 really were stays unknown.
+    prompt = listed + text.text[: text.title_spans[row["position"]][1]] + "\n1993 (high school):"
+    tokenizer = load_tokenizer(str(run / "export"))
+    model = AutoModelForCausalLM.from_pretrained(str(run / "export"), dtype=torch.float64).eval()
+
+    def encode(part: str) -> list[int]:
+        return tokenizer.backend.encode(part, add_special_tokens=False).ids
+
+    wanted = np.exp([slow_score(model, encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES.values()])
+    np.testing.assert_allclose(row["direct_all"], wanted / wanted.sum(), atol=1e-5)
 
 
 def test_an_exact_a_bounded_and_a_drawn_forecast_agree(run: Path) -> None:

@@ -29,7 +29,7 @@ from laborllm_dist.scoring.composed import (
     num_prompts,
     path_draws,
 )
-from laborllm_dist.scoring.forecast_starts import Starts, find_starts
+from laborllm_dist.scoring.forecast_starts import STRENGTH, Starts, find_starts, last_occupation_scores
 from laborllm_dist.scoring.forecast_table import coherence_of, describe_coherence
 from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles, ask_whole_texts
 from laborllm_dist.scoring.title_trie import build_trie, title_trie
@@ -314,10 +314,19 @@ def test_the_coherence_of_two_forecasts_by_hand() -> None:
     np.testing.assert_allclose(found.perplexity_composed, 1 / np.sqrt(0.25 * 0.2))
     assert (found.bound_largest, found.num_people) == (0.2, 1)
     np.testing.assert_allclose(found.correlation_observed, 1.0)  # two points
-    assert "mean standard error 0.01" in describe_coherence(found)[-1]
+    assert "mean standard error 0.01" in describe_coherence(found, None)[-1]
     alone = coherence_of(table.slice(0, 1))
     assert alone.correlation_observed is None
-    assert "not defined (observed titles)" in describe_coherence(alone)[2]
+    assert "not defined (observed titles)" in describe_coherence(alone, None)[2]
+    assert describe_coherence(alone, 3.25)[1].endswith("composed 4.000; 3.250 from the last occupation alone")
+
+
+def test_the_yardstick_knows_the_last_occupation_only() -> None:
+    # Two years apart, of titles a b c d: a -> c, b -> d, c -> a, and d -> b across a gap.
+    rows, starts = world().texts.careers, every_start(2)
+    found = last_occupation_scores(rows, rows, starts, 2)
+    # Every pair was seen once, every target once among four.
+    np.testing.assert_allclose(np.exp(found), (1 + STRENGTH * (1 + 1) / (4 + 4)) / (1 + STRENGTH))
 
 
 def test_the_number_of_prompts_of_a_full_sum() -> None:

@@ -31,7 +31,12 @@ from laborllm_dist.scoring.composed import (
     path_draws,
 )
 from laborllm_dist.scoring.forecast_settings import ForecastSettings
-from laborllm_dist.scoring.forecast_starts import Starts, chosen_starts, observed_titles
+from laborllm_dist.scoring.forecast_starts import (
+    Starts,
+    chosen_starts,
+    last_occupation_scores,
+    observed_titles,
+)
 from laborllm_dist.scoring.forecast_table import (
     coherence_of,
     describe_coherence,
@@ -100,7 +105,7 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
             if wanted.placement == "replicated":
                 ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
             _forecast(work, model, ranks, say)
-        ranks.on_first(lambda: _conclude(table, say))
+        ranks.on_first(lambda: _conclude(table, _yardstick(subject, careers, starts, settings.horizon), say))
     return table
 
 
@@ -255,12 +260,21 @@ def _merge(work: Forecasting, parted: PartedWork) -> None:
     remove_parts(parted)
 
 
-def _conclude(table: Path, say: Say) -> None:
+def _yardstick(subject: Subject, careers: CareerRows, starts: Starts, horizon: int) -> float | None:
+    """Return the perplexity of knowing the last occupation only; None for training people, who have been counted."""
+    if subject.info.split == "train":
+        return None
+    scores = last_occupation_scores(subject.store.careers("train"), careers, starts, horizon)
+    return float(np.exp(-scores.mean()))
+
+
+def _conclude(table: Path, yardstick: float | None, say: Say) -> None:
     """Write how direct and composed forecasts agree, and say it."""
     forecasts = read_forecast_table(table)
     found, info = coherence_of(forecasts.table), forecasts.info
     facts = {"model": info.model, "split": info.split, "details": dict(info.details)}
-    write_json(table.with_suffix(".json"), {**facts, **dataclasses.asdict(found)})
-    for line in describe_coherence(found):
+    result = {**facts, **dataclasses.asdict(found), "perplexity_last_occupation": yardstick}
+    write_json(table.with_suffix(".json"), result)
+    for line in describe_coherence(found, yardstick):
         say(f"forecast: {line}")
     say(f"forecast: {table}")

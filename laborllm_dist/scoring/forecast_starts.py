@@ -6,12 +6,15 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.errors import RunError
-from laborllm_dist.scoring.composed import Integers, num_prompts
+from laborllm_dist.scoring.composed import Floats, Integers, num_prompts
 from laborllm_dist.scoring.forecast_settings import ForecastSettings
 from laborllm_dist.tokens.store import CareerRows
+
+STRENGTH = 10.0  # observations of the marginal in every row of the yardstick
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,14 @@ def find_starts(careers: CareerRows, horizon: int) -> Starts:
 
 def observed_titles(careers: CareerRows, starts: Starts) -> Integers:
     """Return the place in the vocabulary of what was observed in each target year, [S]."""
-    places = [
-        careers.table["occupations"][career].values[target].as_py()
-        for career, target in zip(starts.careers_S.tolist(), starts.targets_S.tolist(), strict=True)
-    ]
-    return np.array(places, dtype=np.int64)
+    return _titles_at(careers, starts.careers_S, starts.targets_S)
+
+
+def _titles_at(careers: CareerRows, careers_S: Integers, jobs_S: Integers) -> Integers:
+    flat = np.asarray(pc.list_flatten(careers.table["occupations"]), dtype=np.int64)
+    num_jobs = careers.num_observations()
+    found: Integers = flat[(np.cumsum(num_jobs) - num_jobs)[careers_S] + jobs_S]
+    return found
 
 
 def chosen_starts(settings: ForecastSettings, careers: CareerRows, split: Split) -> Starts:
@@ -80,6 +86,22 @@ def chosen_starts(settings: ForecastSettings, careers: CareerRows, split: Split)
             "take tolerance=0.001, steps=sampled, or a larger max_paths"
         )
     return starts
+
+
+def last_occupation_scores(train: CareerRows, careers: CareerRows, starts: Starts, horizon: int) -> Floats:
+    """Return log P of what was observed, by the share of training people who went from the start's occupation to it.
+
+    A yardstick without a model: P(y | x) = (n_xy + STRENGTH * m_y) / (n_x + STRENGTH), counted over the same number of
+    years, with m the share of y in target years, add-one smoothed.
+    """
+    seen, num = find_starts(train, horizon), len(careers.vocabulary)
+    counts = np.zeros((num, num))
+    np.add.at(counts, (_titles_at(train, seen.careers_S, seen.jobs_S), observed_titles(train, seen)), 1.0)
+    marginal = (counts.sum(axis=0) + 1) / (counts.sum() + num)
+    before_S, after_S = _titles_at(careers, starts.careers_S, starts.jobs_S), observed_titles(careers, starts)
+    shares_S = counts[before_S, after_S] + STRENGTH * marginal[after_S]
+    scores: Floats = np.log(shares_S / (counts[before_S].sum(axis=1) + STRENGTH))
+    return scores
 
 
 def _draw(seed: int, survey: str, person: str) -> bytes:

@@ -133,12 +133,13 @@ def coherence_of(table: pa.Table) -> Coherence:
     )
 
 
-def describe_coherence(found: Coherence) -> list[str]:
-    """Return the comparison as lines."""
+def describe_coherence(found: Coherence, yardstick: float | None) -> list[str]:
+    """Return the comparison as lines; `yardstick` is the perplexity of knowing the last occupation only."""
+    alone = "" if yardstick is None else f"; {yardstick:.3f} from the last occupation alone"
     drawn = "" if found.standard_error_mean is None else f", mean standard error {found.standard_error_mean:.2g}"
     return [
         f"{found.num_forecasts:,} forecasts of {found.num_people:,} people",
-        f"perplexity direct {found.perplexity_direct:.3f}, composed {found.perplexity_composed:.3f}",
+        f"perplexity direct {found.perplexity_direct:.3f}, composed {found.perplexity_composed:.3f}{alone}",
         f"correlation of probabilities {_number(found.correlation_observed)} (observed titles), "
         f"{_number(found.correlation_all)} (all titles)",
         f"KL(direct || composed) mean {found.divergence_mean:.4f}, median {found.divergence_median:.4f} nats; "
