@@ -145,7 +145,7 @@ def test_an_exact_a_bounded_and_a_drawn_forecast_agree(run: Path) -> None:
 
 @pytest.mark.ranks
 def test_two_ranks_and_a_kill_leave_the_same_bytes(run: Path) -> None:
-    wanted = ["steps=sampled", "paths=100", "horizon=3", "model.name=drawn"]
+    wanted = ["steps=sampled", "paths=50", "horizon=3", "max_people=8", "model.name=drawn"]
     table = forecast(run, *wanted)[0]
     assert table.name == "test_forecast_h3.drawn.parquet"
     alone = table.read_bytes(), table.with_suffix(".json").read_bytes()
