@@ -142,9 +142,7 @@ def check_observed(
         TitleInsideToken: if one differs, since its probability would not be that of its text.
     """
     for (row, start, end), title in zip(places.spans.tolist(), observed_P.tolist(), strict=True):
-        path = trie.paths_MA[trie.ends_T[title]]
-        wanted = [*trie.tokens_M[path[path >= 0]].tolist(), trie.terminator]
-        if token_ids_BT[row, start : end + 1].tolist() != wanted:
+        if tuple(token_ids_BT[row, start : end + 1].tolist()) != trie.closed_tokens(title):
             raise TitleInsideToken(
                 f"title {title} is other tokens inside a career than alone after a prompt; "
                 "the distribution over titles wants a tokenizer that cuts titles the same everywhere"

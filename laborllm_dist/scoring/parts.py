@@ -27,13 +27,14 @@ class PartedWork:
     num_parts: int
     make: Callable[[int], pa.Table]
     rest: Callable[[], None]  # what a rank does when it finds no more parts
+    word: str = "evaluate"  # what lines of progress begin with
 
 
 def finish_parts(work: PartedWork, ranks: Ranks, say: Callable[[str], None]) -> None:
     """Make the parts that have no file yet. Collective."""
     missing = ranks.on_first(lambda: _missing(work))
     if done := work.num_parts - len(missing):
-        say(f"evaluate: {done:,} of {work.num_parts:,} parts are there")
+        say(f"{work.word}: {done:,} of {work.num_parts:,} parts are there")
     started, num_made = monotonic(), 0
     for place in ranks.share_out(len(missing)):
         table = work.make(missing[place])
@@ -41,7 +42,7 @@ def finish_parts(work: PartedWork, ranks: Ranks, say: Callable[[str], None]) -> 
             pq.write_table(table, partial, compression="zstd")
         num_made += table.num_rows
         speed = num_made * ranks.world_size / (monotonic() - started)
-        say(f"evaluate: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
+        say(f"{work.word}: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
     work.rest()
     ranks.barrier()
 

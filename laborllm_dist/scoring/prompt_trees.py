@@ -30,18 +30,21 @@ class Prompts:
     """P prompts inside packed rows.
 
     `stems_P3` is [P, 3]: row, first slot of the history, slot past its last one. `observed_P`: the number of the title
-    that must be told apart, -1 where none is. Prompts of one history stand side by side.
+    that must be told apart, -1 where none is. Prompts of one history stand side by side. `lines`: the tokens of each
+    prompt that stand between its history and the titles; None: the history is the prompt.
     """
 
     stems_P3: Integers
     observed_P: Integers
+    lines: tuple[Integers, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.stems_P3)
 
     def part(self, places: slice) -> Prompts:
         """Return some of them."""
-        return Prompts(self.stems_P3[places], self.observed_P[places])
+        lines = None if self.lines is None else self.lines[places]
+        return Prompts(self.stems_P3[places], self.observed_P[places], lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,18 @@ def score_titles(
         nodes_per_pass: about as many nodes are forwarded at once; the tree of one prompt is never cut.
     """
     edges_PE = np.full((len(prompts), trie.num_edges), np.nan)
-    edges_PE[:, trie.out_edges(ROOT)] = _first_edges(ask, grown, prompts, trie)
+    if prompts.lines is None:
+        edges_PE[:, trie.out_edges(ROOT)] = _first_edges(ask, grown, prompts, trie)
+    else:  # the histories are forwarded, and nothing is asked of them
+        nothing = torch.zeros(0, dtype=torch.int64)
+        ask(grown, None, nothing, Edges(nothing, nothing))
     share = BOUNDED_SHARE if tolerance else 1
     at_once = max(1, nodes_per_pass * share // trie.num_nodes)
     parts: list[TitleScores] = []
     for start in range(0, len(prompts), at_once):
         places = slice(start, start + at_once)
         trees = _Trees(ask, grown, prompts.part(places), trie, edges_PE[places])
+        trees.grow_lines(nodes_per_pass)
         while (wanted_PM := trees.wanted(tolerance)).any():
             trees.grow(wanted_PM, nodes_per_pass)
         parts.append(trees.scores())
@@ -101,6 +109,34 @@ class _Trees:
         self.ask, self.grown, self.prompts, self.trie, self.edges_PE = ask, grown, prompts, trie, edges_PE
         self.places_PM = np.full((len(prompts), trie.num_nodes), -1, dtype=np.int64)  # of grown nodes in the memory
         self.num_grown = 0
+        self.line_lengths_P = np.array([len(line) for line in prompts.lines or [()] * len(prompts)])
+        within_PL = np.arange(self.line_lengths_P.max())[None] < self.line_lengths_P[:, None]
+        self.line_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)
+
+    def grow_lines(self, nodes_per_pass: int) -> None:
+        """Forward what stands between the histories and the titles; the titles' first tokens are reached."""
+        lines, first = self.prompts.lines or (), 0
+        while first < len(lines):
+            last, num_nodes = first + 1, len(lines[first])
+            while last < len(lines) and num_nodes + len(lines[last]) <= nodes_per_pass:
+                last, num_nodes = last + 1, num_nodes + len(lines[last])
+            self._forward_lines(first, last)
+            first = last
+
+    def _forward_lines(self, first: int, last: int) -> None:
+        trie, lengths = self.trie, self.line_lengths_P[first:last]
+        prompts_N = np.repeat(np.arange(first, last), lengths)
+        within_N = np.arange(len(prompts_N)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        columns = np.arange(self.line_places_PL.shape[1])
+        ancestors_NA = np.where(columns[None] <= within_N[:, None], self.line_places_PL[prompts_N], -1)
+        stems_N3 = self.prompts.stems_P3[prompts_N]
+        tokens_N = np.concatenate((self.prompts.lines or ())[first:last]).astype(np.int64)
+        nodes = Nodes(tokens_N, stems_N3[:, 2] - stems_N3[:, 1] + within_N, stems_N3, ancestors_NA)
+        tokens = torch.from_numpy(trie.out_tokens(ROOT))
+        asked = Edges(torch.arange(last - first).repeat_interleave(len(tokens)), tokens.repeat(last - first))
+        found_E = self.ask(self.grown, nodes, torch.from_numpy(np.cumsum(lengths) - 1), asked)
+        self.edges_PE[first:last, trie.out_edges(ROOT)] = found_E.double().cpu().numpy().reshape(-1, len(tokens))
+        self.num_grown += len(nodes)
 
     def wanted(self, tolerance: float) -> Booleans:
         """Return the nodes to grow next, [P, M]."""
@@ -148,9 +184,11 @@ class _Trees:
         self.places_PM[prompts_N, nodes_N] = self.num_grown + np.arange(len(nodes_N))
         self.num_grown += len(nodes_N)
         paths_NA = trie.paths_MA[nodes_N][:, : int(trie.depths_M[nodes_N].max())]
-        ancestors_NA = np.where(paths_NA >= 0, self.places_PM[prompts_N[:, None], paths_NA], -1)
+        grown_NA = np.where(paths_NA >= 0, self.places_PM[prompts_N[:, None], paths_NA], -1)
+        ancestors_NA = np.concatenate([self.line_places_PL[prompts_N], grown_NA], axis=1)
         stems_N3 = self.prompts.stems_P3[prompts_N]
-        positions_N = stems_N3[:, 2] - stems_N3[:, 1] + trie.depths_M[nodes_N] - 1
+        starts_N = stems_N3[:, 2] - stems_N3[:, 1] + self.line_lengths_P[prompts_N]
+        positions_N = starts_N + trie.depths_M[nodes_N] - 1
         nodes = Nodes(trie.tokens_M[nodes_N], positions_N, stems_N3, ancestors_NA)
         sources_E, edges_E = trie.edges_from(nodes_N)
         asked = Edges(torch.from_numpy(sources_E), torch.from_numpy(trie.edge_tokens_E[edges_E]))

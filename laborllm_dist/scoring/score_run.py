@@ -60,7 +60,7 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     Raises:
         LaborError: if the run is unfinished, the model is missing, or a career fits no row or context.
     """
-    subject, wanted = ranks.on_first(lambda: _find_subject(settings, ranks, say))
+    subject, wanted = ranks.on_first(lambda: find_subject(settings, ranks, say))
     careers = subject.store.careers(wanted.split)
     with alone(ranks, subject.table.parent):
         todo = ranks.on_first(lambda: _todo(subject, careers, wanted, say))
@@ -84,7 +84,7 @@ def _score(
     compute = read_run(Path(settings.run))[1].compute
     careers = todo[0].careers
     needs_trie = wanted.titles == "all" or wanted.generated == "check"
-    trie = ranks.on_first(lambda: _trie(settings, subject, careers)) if needs_trie else None
+    trie = ranks.on_first(lambda: trie_of(settings, subject, careers)) if needs_trie else None
     if wanted.generated == "check":
         context = ranks.on_first(lambda: context_of(subject.model))
         ranks.on_first(lambda: check_room(careers, _generation(subject, wanted, trie).max_new_tokens, context))
@@ -128,7 +128,7 @@ def _todo(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say
         tables.append((path, subject.generated_info(wanted), dataclasses.replace(wanted, units_per_part=1)))
     todo: list[Evaluation] = []
     for path, info, planned in tables:
-        if _is_there(path, info):
+        if is_there(path, info):
             say(f"evaluate: {info.model} is there ({path})")
             continue
         plan = plan_evaluation(careers, planned)
@@ -138,8 +138,12 @@ def _todo(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say
     return todo
 
 
-def _trie(settings: EvaluateSettings, subject: Subject, careers: CareerRows) -> TitleTrie:
-    """Return the tree of the titles as they stand after a prompt of this split."""
+def trie_of(settings: EvaluateSettings, subject: Subject, careers: CareerRows) -> TitleTrie:
+    """Return the tree of the titles as they stand after a prompt of this split.
+
+    Raises:
+        TitleInsideToken: if the tokenizer does not keep titles apart from the prompt or from each other.
+    """
     template = compile_template(read_run(Path(settings.run))[1].template)
     text = render_career(careers.history(0), template, subject.store.vocabulary.title_of())[0]
     tokenizer = load_tokenizer(str(subject.store.folder / TOKENIZER))
@@ -160,7 +164,12 @@ def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
     )
 
 
-def _find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Subject, EvaluationSettings]:
+def find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Subject, EvaluationSettings]:
+    """Return whom these settings score, with its store, and how.
+
+    Raises:
+        LaborError: if the run is unfinished, the model is missing, or its scores have another model's name.
+    """
     run, run_settings, store = read_run(Path(settings.run))
     run_settings = as_told(run_settings, settings)
     wanted, own = run_settings.evaluation, run_settings.template
@@ -189,5 +198,6 @@ def as_told(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> R
     )
 
 
-def _is_there(path: Path, info: ScoreTableInfo) -> bool:
+def is_there(path: Path, info: ScoreTableInfo) -> bool:
+    """Return whether a table of just these numbers has been written."""
     return path.is_file() and info_of(pq.read_schema(path).metadata or {}) == info

@@ -83,6 +83,11 @@ class TitleTrie:
         """Return the tokens that can follow a node or the ROOT."""
         return self.edge_tokens_E[self.out_edges(node)]
 
+    def closed_tokens(self, title: int) -> tuple[int, ...]:
+        """Return the tokens of a title and the line's end."""
+        path = self.paths_MA[self.ends_T[title]]
+        return (*self.tokens_M[path[path >= 0]].tolist(), self.terminator)
+
     def edges_from(self, nodes_N: Integers) -> tuple[Integers, Integers]:
         """Return all edges that leave these nodes: the place of each one's source among them, and its number."""
         starts_N, ends_N = self.out_starts[nodes_N + 1], self.out_starts[nodes_N + 2]

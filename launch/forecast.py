@@ -1,0 +1,25 @@
+"""Forecast several years ahead: deepspeed launch/forecast.py run=runs/NAME horizon=2 [steps=sampled]."""
+
+from laborllm_dist.compose import launch
+from laborllm_dist.engine.ranks import open_ranks
+from laborllm_dist.scoring.forecast_run import forecast_ranks, run_forecasts
+from laborllm_dist.scoring.forecast_settings import ForecastSettings
+from laborllm_dist.training.run_log import say, silence
+
+HELP = """
+Forecast the occupation of a later observed year, directly and composed from yearly steps, and compare the two.
+
+    deepspeed launch/forecast.py run=runs/pooled_13b horizon=2
+    deepspeed launch/forecast.py run=runs/pooled_13b horizon=2 tolerance=0.001 title_tolerance=0.001 max_people=100
+    deepspeed launch/forecast.py run=runs/pooled_13b horizon=5 steps=sampled paths=200
+"""
+
+
+def main(settings: ForecastSettings) -> None:
+    """Join the ranks and forecast."""
+    with open_ranks(forecast_ranks(settings)) as ranks:
+        run_forecasts(settings, ranks, say if ranks.is_first else silence)
+
+
+if __name__ == "__main__":
+    launch(ForecastSettings, "forecast", main, HELP)
