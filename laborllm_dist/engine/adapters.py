@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from laborllm_dist.engine_settings import AdapterSettings
 from laborllm_dist.errors import ModelError
@@ -70,7 +70,7 @@ def with_adapter(model: PreTrainedModel, settings: AdapterSettings, *, seed: int
         raise ModelError(
             f"adapter.targets: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
         )
-    set_seed(seed)
+    torch.manual_seed(seed)
     config = lora_config(settings, model.config.name_or_path)
     # In the model's precision at every ZeRO stage; DeepSpeed keeps fp32 master weights where that is narrow.
     wrapped: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)

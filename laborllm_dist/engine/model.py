@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.careers.splits import SPLITS, Split
@@ -55,7 +55,7 @@ def check_weights(settings: ModelSettings) -> None:
 
 def new_llama(shape: LlamaSettings, *, num_ids: int, attention_dropout: float, seed: int) -> PreTrainedModel:
     """Return a Llama with random weights, a function of shape and seed."""
-    set_seed(seed)
+    torch.manual_seed(seed)  # transformers' set_seed does the same, and imports peft and bitsandbytes for it: a second
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=num_ids,
