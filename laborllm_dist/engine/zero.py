@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import PackedBatch
 from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.memory_plan import LIVE_BUCKETS
 from laborllm_dist.engine.optimizers import make_optimizer
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
 from laborllm_dist.engine_settings import OptimizerSettings, ZeroSettings
 from laborllm_dist.errors import SettingsError
 
 MOST_8BIT = 2**31
-LIVE_BUCKETS = 10  # as many of ZeRO-3's weights may be whole at once
 
 
 @dataclass(frozen=True, slots=True)
