@@ -10,7 +10,10 @@ a step that is to be left out (training/step.py) is given such a gradient.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +99,7 @@ def make_engine(
     """
     deepspeed = import_deepspeed()
     adam = make_optimizer(model, optimizer)
+    _import_muon()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=adam,
@@ -107,6 +111,21 @@ def make_engine(
     made = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.kind, ranks=ranks, settings=zero)
     engine.train()
     return made
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's optimizer Muon without its compiler.
+
+    DeepSpeed imports it beside any optimizer, to look whether that is it; a function of it is marked for torch.compile,
+    and the mark imports the whole compiler: almost a second of every start, for what nothing here calls.
+    """
+    wish = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    with contextlib.suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    del os.environ["TORCHDYNAMO_DISABLE"]
+    if wish is not None:
+        os.environ["TORCHDYNAMO_DISABLE"] = wish
 
 
 def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int) -> None:
