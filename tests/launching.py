@@ -1,8 +1,15 @@
-"""Start the project's own scripts as ranks: real processes, real collectives, always with a time limit."""
+"""Start the project's own scripts as ranks: real processes, real collectives, always with a time limit.
+
+Importing what a rank needs takes longer than most of these runs, so ranks are forked from processes that have imported
+it (fork_program.py). The first start of every script is by a new interpreter, as a user's is, and all are where the
+variable FORKED_RANKS is 0.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXTENSIONS = tempfile.mkdtemp(prefix="torch_extensions_")  # must stay empty: nothing here is compiled at run time
@@ -25,6 +34,116 @@ ON_CPU = {
 }
 
 
+# What differs between ranks, and between tests, without importing anything being different.
+OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTEST_CURRENT_TEST")
+# Each has an order of sets of strings of its own. Ranks of one run are from different ones, and a rank that is started
+# again is from another one than before, as with new interpreters: nothing may depend on that order.
+NUM_FORKING = 3
+
+
+class ForkingProgram:
+    """A process that has imported what ranks need (fork_program.py), and forks them."""
+
+    def __init__(self) -> None:
+        self._environment = {**os.environ, **ON_CPU}
+        self._codes: dict[int, int | None] = {}
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROJECT / "tests/fork_program.py"), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**self._environment, "JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pyarrow's: no thread
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        atexit.register(self._end)
+
+    def serves(self, environment: dict[str, str]) -> bool:
+        """Return whether what was imported would be the same under this environment."""
+        own, wanted = (
+            {name: value for name, value in each.items() if name not in OF_A_RANK}
+            for each in (self._environment, environment)
+        )
+        return own == wanted
+
+    def fork(self, command: Sequence[str], environment: dict[str, str], output: BinaryIO) -> ForkedRank:
+        request = {"command": list(command), "environment": environment, "folder": str(Path.cwd())}
+        socket.send_fds(self._socket, [json.dumps(request).encode()], [output.fileno()])
+        self._socket.settimeout(120)
+        while True:
+            rank = self._read_answer()
+            if self._codes[rank] is None:
+                return ForkedRank(rank, self)
+
+    def code(self, rank: int) -> int | None:
+        """Return how a rank has ended, or None while it has not."""
+        self._socket.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._read_answer()
+        return self._codes[rank]
+
+    def _end(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
+    def _read_answer(self) -> int:
+        message = self._socket.recv(1024)
+        if not message:
+            raise ConnectionError("tests/fork_program.py has ended")
+        answer = json.loads(message)
+        self._codes[answer["rank"]] = answer["code"]
+        return int(answer["rank"])
+
+
+class ForkedRank:
+    """A rank that was forked, with what is used here of Popen."""
+
+    def __init__(self, pid: int, program: ForkingProgram) -> None:
+        self.pid, self._program = pid, program
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._program.code(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"rank {self.pid}", timeout or 0)
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
+
+
+RankProcess: TypeAlias = "subprocess.Popen[bytes] | ForkedRank"
+_forking: dict[int, ForkingProgram] = {}
+_num_starts: dict[str, int] = {}
+
+
+def start_rank(command: Sequence[str], environment: dict[str, str], output: BinaryIO, *, number: int) -> RankProcess:
+    """Start a command of Python in a session of its own; where a number is above 0, by a fork."""
+    if number and os.environ.get("FORKED_RANKS") != "0":
+        which = number % NUM_FORKING
+        program = _forking.get(which) or _forking.setdefault(which, ForkingProgram())
+        try:
+            if program.serves(environment):
+                return program.fork(command, environment, output)
+        except OSError as error:
+            warnings.warn(f"rank by a new interpreter, since none could be forked: {error}", stacklevel=2)
+    return subprocess.Popen(
+        [sys.executable, *command],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
+
+
 @dataclass
 class Outcome:
     """How ranks ended: exit codes, and what all of them printed."""
@@ -33,9 +152,10 @@ class Outcome:
     text: str
 
 
-def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: Path) -> list[subprocess.Popen[bytes]]:
-    """Start a script of launch/ as `world_size` ranks, each in a process group of its own."""
-    port = free_port()
+def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: Path) -> list[RankProcess]:
+    """Start a script of launch/, or the one at an absolute path, as `world_size` ranks, each in a process group of its own."""
+    port, num_before = free_port(), _num_starts.get(script, 0)
+    _num_starts[script] = num_before + 1
     processes = []
     with log.open("ab") as output:
         for rank in range(world_size):
@@ -48,20 +168,13 @@ def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: 
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(PROJECT / "launch" / script), *arguments],
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    env=environment,
-                    start_new_session=True,
-                )
-            )
+            command = [str(PROJECT / "launch" / script), *arguments]
+            number = num_before + rank if num_before else 0
+            processes.append(start_rank(command, environment, output, number=number))
     return processes
 
 
-def kill_ranks(processes: Sequence[subprocess.Popen[bytes]], number: int = signal.SIGKILL) -> None:
+def kill_ranks(processes: Sequence[RankProcess], number: int = signal.SIGKILL) -> None:
     """Send a signal to every rank and its children."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):

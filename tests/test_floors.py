@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,36 @@ def test_a_module_imports_only_from_floors_below(path: Path) -> None:
 def test_files_are_short(path: Path) -> None:
     limit = 60 if path.parent.name == "launch" else 300
     assert len(path.read_text().splitlines()) <= limit
+
+
+# What no script needs before it knows its settings; each takes a good part of a second, on every rank.
+LATE = {
+    "bitsandbytes",
+    "datasets",
+    "gguf",
+    "linearmodels",
+    "peft",
+    "sklearn",
+    "torch._dynamo",
+    "torch._inductor",
+    "wandb",
+}
+
+
+@pytest.mark.parametrize(
+    ("scripts", "late"),
+    [
+        (["plan", "prepare", "report"], {"torch", *LATE}),
+        (["comparators", "convert", "evaluate", "train"], LATE),
+    ],
+)
+def test_scripts_start_without_what_they_may_not_need(scripts: list[str], late: set[str]) -> None:
+    program = (
+        f"import runpy, sys\nfor name in {scripts}: runpy.run_path(f'launch/{{name}}.py')\n"
+        f"print(*sorted({late} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_launch_scripts_have_no_logic_of_their_own() -> None:

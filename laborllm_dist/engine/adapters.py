@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from laborllm_dist.engine_settings import AdapterSettings
 from laborllm_dist.errors import ModelError
@@ -26,7 +26,7 @@ NF4_BLOCK = 64
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
-def quantisation(base: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantisation(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig | None:
     """Return how the frozen weights are held; None: as they are.
 
     Args:
@@ -34,9 +34,11 @@ def quantisation(base: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
         dtype: that products are computed in.
     """
     if base == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
     if base == "nf4":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
     return None
 
 
@@ -56,7 +58,7 @@ def check_blocks(model: nn.Module, path: str | None) -> None:
                 )
 
 
-def with_adapter(model: PreTrainedModel, settings: AdapterSettings, *, seed: int) -> nn.Module:
+def with_adapter(model: transformers.PreTrainedModel, settings: AdapterSettings, *, seed: int) -> nn.Module:
     """Return the model with its weights frozen and additions in their place, a function of shape and seed.
 
     Raises:
@@ -70,7 +72,7 @@ def with_adapter(model: PreTrainedModel, settings: AdapterSettings, *, seed: int
         raise ModelError(
             f"adapter.targets: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
         )
-    set_seed(seed)
+    torch.manual_seed(seed)
     config = lora_config(settings, model.config.name_or_path)
     # In the model's precision at every ZeRO stage; DeepSpeed keeps fp32 master weights where that is narrow.
     wrapped: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -113,9 +115,9 @@ def base_of(folder: Path) -> str | None:
     return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
-def merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def merged(base: transformers.PreTrainedModel, adapter: Path) -> transformers.PreTrainedModel:
     """Return the base with the additions in its weights."""
     import peft
 
-    model: PreTrainedModel = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    model: transformers.PreTrainedModel = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     return model

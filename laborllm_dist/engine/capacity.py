@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from laborllm_dist.settings import RunSettings
 
-from laborllm_dist.engine.ranks import Ranks
+if TYPE_CHECKING:  # a plan knows a Capacity, and starts without torch
+    from laborllm_dist.engine.ranks import Ranks
 
 # What launchers call the number of ranks of a host: torchrun, deepspeed, srun.
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
@@ -28,14 +31,29 @@ class Capacity:
     host: float | None
 
 
-def capacity_of(ranks: Ranks) -> Capacity:
-    """Return the memory of a rank."""
-    available = _kibibytes("/proc/meminfo", "MemAvailable") * 1024.0
+def capacity_of(ranks: Ranks, settings: RunSettings) -> Capacity:
+    """Return the memory of a rank that is about to make the model of these settings."""
     num_local = next((int(os.environ[name]) for name in LOCAL_SIZES if name in os.environ), ranks.world_size)
     if ranks.device.type == "cuda":
+        import torch
+
+        available = _kibibytes("/proc/meminfo", "MemAvailable") * 1024.0
         return Capacity(float(torch.cuda.mem_get_info(ranks.device)[1]), None, available / num_local)
-    own = _kibibytes("/proc/self/status", "VmRSS") * 1024.0
+    _import_libraries(settings)
+    own, available = (
+        _kibibytes(path, name) * 1024.0
+        for path, name in (("/proc/self/status", "VmRSS"), ("/proc/meminfo", "MemAvailable"))
+    )
     return Capacity(available / num_local + own, own, None)
+
+
+def _import_libraries(settings: RunSettings) -> None:
+    """Import what the model will want anyway, so that it counts as the process's memory."""
+    importlib.import_module("transformers.modeling_utils")
+    if settings.optimizer.kind == "adamw_8bit" or settings.adapter.base != "full":
+        importlib.import_module("bitsandbytes")
+    if settings.adapter.kind != "none":
+        importlib.import_module("peft")
 
 
 def _kibibytes(path: str, name: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+import transformers
 
 from laborllm_dist.engine.adapters import ADAPTER_FILE, merged, write_adapter
 from laborllm_dist.engine.checkpoint import CheckpointManifest
@@ -24,7 +24,7 @@ from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of_all, w
 from laborllm_dist.run_folder import RunFolder
 from laborllm_dist.settings import RunSettings
 
-ModelConfig: TypeAlias = PretrainedConfig
+ModelConfig: TypeAlias = "transformers.PretrainedConfig"
 ORIGIN = "laborllm_dist.json"
 
 
@@ -39,7 +39,7 @@ def export_checkpoint(
     dtype = _dtype_of(config)
     with _writing_folder(export, tokenizer, manifest) as partial:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = transformers.AutoModelForCausalLM.from_config(config)
         weights = {name: value.to(dtype) for name, value in full_weights(checkpoint, manifest)}
         model.save_pretrained(partial, state_dict=weights)
 
@@ -68,7 +68,7 @@ def export_adapter(
     with _writing_folder(run.adapter, tokenizer, manifest) as partial:
         write_adapter(full_weights(checkpoint, manifest), settings.adapter, _place_of(base), dtype, partial)
     with _writing_folder(run.export, tokenizer, manifest) as partial:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             base.path,
             revision=base.revision or "main",
             subfolder=base.subfolder or "",

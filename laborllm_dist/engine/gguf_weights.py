@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+import transformers
 
 from laborllm_dist.errors import ModelError
 from laborllm_dist.files import flush_to_disk, no_room_is_said
@@ -47,7 +47,7 @@ def packaged_file() -> Path:
     return Path(str(package.locate_file(files[0])))
 
 
-def convert_gguf(source: Path, output: Path) -> LlamaForCausalLM:
+def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
     """Write a Llama of a GGUF file as a Hugging Face folder, fp32, atomically; return it.
 
     Raises:
@@ -67,7 +67,7 @@ def convert_gguf(source: Path, output: Path) -> LlamaForCausalLM:
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise ModelError(f"{source} is no Llama in GGUF, or damaged ({error})") from None
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = transformers.LlamaForCausalLM(config)
     expected = {name for name, _ in model.named_parameters()}
     if expected != weights.keys():
         odd = sorted(expected ^ weights.keys())[0]
@@ -77,7 +77,7 @@ def convert_gguf(source: Path, output: Path) -> LlamaForCausalLM:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=weights)
-        AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(partial)
+        transformers.AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(partial)
         for path in partial.iterdir():
             flush_to_disk(path)
         shutil.rmtree(output, ignore_errors=True)
@@ -85,7 +85,7 @@ def convert_gguf(source: Path, output: Path) -> LlamaForCausalLM:
     return model
 
 
-def _config(reader: Any) -> LlamaConfig:
+def _config(reader: Any) -> transformers.LlamaConfig:
     def value(name: str) -> Any:
         return reader.fields[name].contents()
 
@@ -93,7 +93,7 @@ def _config(reader: Any) -> LlamaConfig:
         raise ValueError(f"its architecture is {value('general.architecture')}")
     theta = value("llama.rope.freq_base") if "llama.rope.freq_base" in reader.fields else 10_000.0
     names = {tensor.name for tensor in reader.tensors}
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=len(value("tokenizer.ggml.tokens")),
         hidden_size=value("llama.embedding_length"),
         intermediate_size=value("llama.feed_forward_length"),
@@ -112,7 +112,7 @@ def _config(reader: Any) -> LlamaConfig:
     return config
 
 
-def _weights(reader: Any, config: LlamaConfig, dequantize: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _weights(reader: Any, config: transformers.LlamaConfig, dequantize: Any) -> Iterator[tuple[str, torch.Tensor]]:
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for tensor in reader.tensors:
         found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)

@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from laborllm_dist.engine.shape import ModelShape
-from laborllm_dist.engine.zero import LIVE_BUCKETS
 from laborllm_dist.settings import RunSettings
 
 GIB = 2**30
+LIVE_BUCKETS = 10  # as many of ZeRO-3's weights may be whole at once
 INT8_BYTES, NF4_BYTES = 1.0, 0.5 + 4 / 64  # a weight, with bitsandbytes' scales of blocks of 64
 EIGHT_BIT_MOMENTS, FULL_MOMENTS = 2 + 2 * 4 / 256, 8.0
 SUB_GROUP = 1e9  # weights that ZeRO-3 updates at once, DeepSpeed's sub_group_size

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers  # loads a class, and with models three seconds of modules, when it is first named
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, set_seed
 
 from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.careers.splits import SPLITS, Split
@@ -43,7 +43,7 @@ def check_weights(settings: ModelSettings) -> None:
     try:
         if not is_hub_id:
             raise OSError(f"{settings.path} is neither a folder nor a hub id")
-        AutoConfig.from_pretrained(settings.path, **_where(settings))
+        transformers.AutoConfig.from_pretrained(settings.path, **_where(settings))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(
@@ -53,11 +53,13 @@ def check_weights(settings: ModelSettings) -> None:
         ) from None
 
 
-def new_llama(shape: LlamaSettings, *, num_ids: int, attention_dropout: float, seed: int) -> PreTrainedModel:
+def new_llama(
+    shape: LlamaSettings, *, num_ids: int, attention_dropout: float, seed: int
+) -> transformers.PreTrainedModel:
     """Return a Llama with random weights, a function of shape and seed."""
-    set_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
+    torch.manual_seed(seed)  # transformers' set_seed does the same, and imports peft and bitsandbytes for it: a second
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
             vocab_size=num_ids,
             hidden_size=shape.hidden_size,
             intermediate_size=shape.intermediate_size,
@@ -79,7 +81,7 @@ def new_llama(shape: LlamaSettings, *, num_ids: int, attention_dropout: float, s
 
 def pretrained_model(
     settings: ModelSettings, *, dtype: torch.dtype, base: str = "full", device: torch.device | None = None
-) -> PreTrainedModel:
+) -> transformers.PreTrainedModel:
     """Open pretrained weights, safetensors only unless the settings say otherwise; an adapter's folder with its base.
 
     Args:
@@ -94,7 +96,7 @@ def pretrained_model(
     held = quantisation(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             settings.path,
             **_where(settings),
             **placed,
@@ -164,7 +166,7 @@ def _goes_into_shards(settings: RunSettings) -> bool:
     model, zero = settings.model, settings.zero
     if zero.stage != 3 or zero.offload_weights == "nvme" or model.weights != "safetensors":
         return False
-    config = AutoConfig.from_pretrained(model.path, **_where(model))
+    config = transformers.AutoConfig.from_pretrained(model.path, **_where(model))
     return config.model_type in MODEL_TYPES
 
 
@@ -178,7 +180,7 @@ def check_sharded(settings: ModelSettings) -> None:
         raise ModelError(
             f"{settings.path}: placement=sharded reads whole models in safetensors only; merge an adapter first"
         )
-    model_type = AutoConfig.from_pretrained(settings.path, **_where(settings)).model_type
+    model_type = transformers.AutoConfig.from_pretrained(settings.path, **_where(settings)).model_type
     if model_type not in MODEL_TYPES:
         raise ModelError(
             f"{settings.path}: placement=sharded knows models of type {', '.join(MODEL_TYPES)}, not {model_type}"
@@ -215,14 +217,14 @@ def context_of(settings: ModelSettings) -> int | None:
     base = base_of(Path(settings.path or "") / (settings.subfolder or ""))
     path, where = (settings.path, _where(settings)) if base is None else (base, {})
     try:
-        config = AutoConfig.from_pretrained(path, **where)
+        config = transformers.AutoConfig.from_pretrained(path, **where)
     except (OSError, ValueError) as error:
         raise ModelError(f"no model configuration at {path}: {str(error).strip().splitlines()[0]}") from None
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def check_ids(model: PreTrainedModel, num_ids: int) -> None:
+def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:
     """Refuse a tokenizer that has ids the model does not embed.
 
     Raises:
@@ -235,7 +237,7 @@ def check_ids(model: PreTrainedModel, num_ids: int) -> None:
         )
 
 
-def check_fit(model: PreTrainedModel, store: TokenStore, splits: Sequence[Split] = SPLITS) -> None:
+def check_fit(model: transformers.PreTrainedModel, store: TokenStore, splits: Sequence[Split] = SPLITS) -> None:
     """Refuse a model that cannot read the careers of these splits exactly.
 
     Raises:
@@ -256,7 +258,7 @@ def check_fit(model: PreTrainedModel, store: TokenStore, splits: Sequence[Split]
         check_lengths(store, window, advice, splits)
 
 
-def check_packing(model: PreTrainedModel, *, device: torch.device) -> None:
+def check_packing(model: transformers.PreTrainedModel, *, device: torch.device) -> None:
     """Refuse a model that does not keep packed careers apart: two in a row must score as each alone.
 
     Known types are left out: the tests hold them, and a large one would take a while here on a CPU.

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
 
@@ -96,8 +94,11 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
     path = str(settings.path)
     if path in KNOWN and not Path(path).is_dir():
         return KNOWN[path]
+    # A second, with torch: only for a model that is known by its config.json alone.
+    import transformers
+
     try:
-        config: Any = AutoConfig.from_pretrained(
+        config: Any = transformers.AutoConfig.from_pretrained(
             path, revision=settings.revision or "main", subfolder=settings.subfolder or ""
         )
         return ModelShape(

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
 from laborllm_dist.engine_settings import ModelSettings
@@ -46,7 +46,7 @@ def weights_folder(settings: ModelSettings) -> Path:
 
 def model_in_shards(
     settings: ModelSettings, *, dtype: torch.dtype, config: Mapping[str, Any], ranks: Ranks
-) -> PreTrainedModel:
+) -> transformers.PreTrainedModel:
     """Return a pretrained model whose weights are ZeRO-3 shards from the start. Collective.
 
     Args:
@@ -59,16 +59,18 @@ def model_in_shards(
         ModelError: if a tensor of the model is missing or has another shape, or a file is damaged.
     """
     folder = weights_folder(settings)
-    shape = AutoConfig.from_pretrained(folder, attention_dropout=settings.attention_dropout)
+    shape = transformers.AutoConfig.from_pretrained(folder, attention_dropout=settings.attention_dropout)
     shape.dtype = dtype
     shape._name_or_path = settings.path
     with import_deepspeed().zero.Init(config_dict_or_path=dict(config), dtype=dtype):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa")
+        model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+            shape, attn_implementation="sdpa"
+        )
     _fill(model, folder, ranks)
     return model
 
 
-def _fill(model: PreTrainedModel, folder: Path, ranks: Ranks) -> None:
+def _fill(model: transformers.PreTrainedModel, folder: Path, ranks: Ranks) -> None:
     file_of = _files_by_tensor(folder)
     opened: dict[str, Any] = {}
     parameters: list[tuple[str, Any]] = list(model.named_parameters())

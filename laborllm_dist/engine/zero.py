@@ -10,7 +10,10 @@ a step that is to be left out (training/step.py) is given such a gradient.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +22,13 @@ from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import PackedBatch
 from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.memory_plan import LIVE_BUCKETS
 from laborllm_dist.engine.optimizers import make_optimizer
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
 from laborllm_dist.engine_settings import OptimizerSettings, ZeroSettings
 from laborllm_dist.errors import SettingsError
 
 MOST_8BIT = 2**31
-LIVE_BUCKETS = 10  # as many of ZeRO-3's weights may be whole at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ def make_engine(
     """
     deepspeed = import_deepspeed()
     adam = make_optimizer(model, optimizer)
+    _import_muon()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=adam,
@@ -107,6 +111,21 @@ def make_engine(
     made = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.kind, ranks=ranks, settings=zero)
     engine.train()
     return made
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's optimizer Muon without its compiler.
+
+    DeepSpeed imports it beside any optimizer, to look whether that is it; a function of it is marked for torch.compile,
+    and the mark imports the whole compiler: almost a second of every start, for what nothing here calls.
+    """
+    wish = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    with contextlib.suppress(ImportError):
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    del os.environ["TORCHDYNAMO_DISABLE"]
+    if wish is not None:
+        os.environ["TORCHDYNAMO_DISABLE"] = wish
 
 
 def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int) -> None:

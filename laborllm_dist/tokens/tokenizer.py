@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import transformers  # loads AutoTokenizer, and torch with it, when it is first named: a trained tokenizer needs neither
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from laborllm_dist.errors import TokenizerError
@@ -29,7 +29,7 @@ PROBE = "The worker was born in 1963.\n1984 (some college): Cooks\n1985 (some co
 class CareerTokenizer:
     """A tokenizer that has been checked: `leading` are the ids put before a text."""
 
-    hugging_face: PreTrainedTokenizerBase
+    hugging_face: transformers.PreTrainedTokenizerBase
     backend: Tokenizer
     leading: tuple[int, ...]
 
@@ -57,7 +57,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise TokenizerError(f"no tokenizer at {path}: neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             path, revision=revision or "main", subfolder=subfolder or "", use_fast=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
@@ -91,13 +91,13 @@ def hub_commit(path: str, *, revision: str | None, subfolder: str | None, file: 
     return str(extract_commit_hash(found, None))
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> CareerTokenizer:
+def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) -> CareerTokenizer:
     """Make a CareerTokenizer, after a text has come back from its ids unchanged.
 
     Raises:
         TokenizerError: if it has no fast version, or loses blanks, digits or line breaks.
     """
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
         raise TokenizerError(
             f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions"
         )
@@ -134,7 +134,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> CareerToke
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN
     )
     return check_tokenizer(tokenizer, "the trained tokenizer")

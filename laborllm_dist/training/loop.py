@@ -86,7 +86,8 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
         return
 
-    ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity_of(ranks), tell))
+    capacity = capacity_of(ranks, settings)  # on every rank: all import at once what the model wants
+    ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity, tell))
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.on_first(lambda: check_fit(model.hugging_face, store))
     ranks.on_first(lambda: check_packing(model.hugging_face, device=next(model.parameters()).device))

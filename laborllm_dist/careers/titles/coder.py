@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from laborllm_dist.careers.titles.index import IndexTitle, read_index
 from laborllm_dist.careers.titles.normal_form import normal_form
@@ -43,6 +42,9 @@ class TitleCoder:
     """Titles of an index, ready to be compared with. It is built in about a second; see `title_coder`."""
 
     def __init__(self, index: Sequence[IndexTitle]) -> None:
+        # Takes a second, on every start of every rank: only where titles are coded.
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
         self._index = tuple(index)
         self._of_form = {each.normal_form: each for each in self._index}
         self._pieces = TfidfVectorizer(
