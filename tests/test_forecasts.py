@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,7 @@ from laborllm_dist.scoring.title_trie import build_trie, title_trie
 from laborllm_dist.settings import EvaluationSettings
 from laborllm_dist.tokens.store import CareerRows, store_rows
 from laborllm_dist.tokens.tokenise import tokenise_careers
-from laborllm_dist.tokens.tokenizer import CareerTokenizer, train_tokenizer
+from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
 
 TITLES = ("Cook", "Maid", "Aide", "Cook up")  # the first begins the last
 VOCABULARY = OccupationVocabulary(codes=tuple("abcd"), titles=TITLES)
@@ -85,10 +86,14 @@ class World:
 
 @cache
 def world() -> World:
+    texts = [render_career(career, template(), VOCABULARY.title_of())[0].text for career in careers_with_gaps()]
+    # Few merges, so that titles have several tokens.
+    return world_of(train_tokenizer(texts, vocabulary_size=270))
+
+
+def world_of(tokenizer: CareerTokenizer) -> World:
     careers = careers_with_gaps()
     texts = [render_career(career, template(), VOCABULARY.title_of())[0] for career in careers]
-    # Few merges, so that titles have several tokens.
-    tokenizer = train_tokenizer([text.text for text in texts], vocabulary_size=270)
     table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
     rows = CareerRows(table=table.combine_chunks(), vocabulary=VOCABULARY)
     trie = title_trie("1984 (high school):", VOCABULARY, tokenizer)
@@ -185,6 +190,14 @@ def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pa
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
     assert whole.left_Q.any()
     np.testing.assert_allclose(shared.left_Q, whole.left_Q, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
+
+
+def test_a_sentencepiece_tokenizer_shares_histories(llama2_tokenizer: Path) -> None:
+    those, questions = world_of(load_tokenizer(str(llama2_tokenizer))), [Question(0, (1,), 2), Question(2, (), 1)]
+    # A row too short for whole texts: what answers all the same has shared the history.
+    short = dataclasses.replace(those, wanted=dataclasses.replace(WANTED, row_length=8))
+    shared, whole = short.asker(every_start(2))(questions), those.asker(every_start(2), way=ask_whole_texts)(questions)
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
 
 
