@@ -31,6 +31,7 @@ import torch
 from transformers import DynamicCache
 
 from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.batches.packing import pack_careers
 from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.engine.branching_model import Grown, Nodes
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
@@ -44,6 +45,7 @@ from laborllm_dist.tokens.store import TOKENIZER, CareerRows, open_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
 
 BATCH, CACHED_BATCH = 8, 32
+ROW_LENGTH = 2048
 
 
 class Counted:
@@ -67,16 +69,19 @@ class Subject:
         self.tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
         self.template, self.title_of = compile_template(settings.template), store.vocabulary.title_of()
         self.compute = settings.compute
-        self.trie = title_trie(self.prompts(0)[0], store.vocabulary, self.tokenizer)
+        # The harness adds no mark where the tokenizer adds none; written out, it has the one that we put in front.
+        marks = self.tokenizer.hugging_face("", add_special_tokens=True)["input_ids"]
+        self.mark = "" if marks else self.tokenizer.hugging_face.decode(list(self.tokenizer.leading))
+        self.trie = title_trie(self.prompts(0)[0].removeprefix(self.mark), store.vocabulary, self.tokenizer)
 
     def open(self) -> torch.nn.Module:
         settings = ModelSettings("subject", str(self.path), None, None, None, 0.0, "safetensors")
         return pretrained_model(settings, dtype=torch.float32)
 
     def prompts(self, row: int) -> list[str]:
-        """Return the prompt of every observation of a career."""
+        """Return the prompt of every observation of a career, as the harness gets it."""
         (text,) = render_career(self.rows.history(row), self.template, self.title_of)
-        return [text.text[:start] for start, _ in text.title_spans]
+        return [self.mark + text.text[:start] for start, _ in text.title_spans]
 
     def observed(self, row: int) -> list[str]:
         """Return what was observed after each prompt."""
@@ -96,12 +101,15 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def ours_observed(model: EvaluatedModel, rows: CareerRows, careers: list[int]) -> np.ndarray:
-    """Score observed titles, a career a row; return `title`."""
-    found = []
-    for career in careers:
-        batch, places = scoring_batch(rows, [[career]], int(rows.num_tokens()[career]))
-        found.append(observation_scores(batch.at_their_slots(model.scores(batch)), places.spans)[:, 0])
-    return np.concatenate(found)
+    """Score observed titles as an evaluation does, in packed rows; return `title`, career by career."""
+    lengths = rows.num_tokens()[careers].tolist()
+    found: dict[int, np.ndarray] = {}
+    for row in pack_careers(lengths, min(ROW_LENGTH, sum(lengths))).rows:
+        members = [careers[place] for place in row]
+        batch, places = scoring_batch(rows, [members], sum(lengths[place] for place in row))
+        scores = observation_scores(batch.at_their_slots(model.scores(batch)), places.spans)[:, 0]
+        found |= {career: scores[places.keys[:, 0] == career] for career in members}
+    return np.concatenate([found[career] for career in careers])
 
 
 def ours_all(

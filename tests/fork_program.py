@@ -25,7 +25,7 @@ from pathlib import Path
 
 LONGEST_MESSAGE = 2**18
 MODULES = (
-    "laborllm_dist.training.loop", "laborllm_dist.scoring.score_run", "laborllm_dist.compose", "pandas",
+    "laborllm_dist.training.loop", "laborllm_dist.scoring.score_run", "laborllm_dist.compose", "datasets",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )  # fmt: skip

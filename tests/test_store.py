@@ -8,7 +8,6 @@ import json
 import shutil
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from worlds import settings_of, small_run
@@ -81,15 +80,6 @@ def test_the_size_of_pieces_does_not_change_what_is_in_a_store(prepared, tmp_pat
     other = prepare_store(settings_of(small_run(tmp_path, "store.people_per_piece=1000", num_people=90)), quiet)
     for split in SPLITS:
         assert other.careers(split).table.combine_chunks().equals(store.careers(split).table.combine_chunks())
-
-
-def test_datasets_opens_the_files_as_they_are(prepared) -> None:
-    _, store = prepared
-    for split in SPLITS:
-        shards = [
-            datasets.Dataset.from_file(str(store.folder / name)) for name in store.facts["splits"][split]["shards"]
-        ]
-        assert datasets.concatenate_datasets(shards).data.table.equals(store.careers(split).table)
 
 
 def damaged(prepared, tmp_path: Path) -> Path:
