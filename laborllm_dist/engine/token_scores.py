@@ -70,17 +70,20 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
         scores_N = torch.empty(len(targets_N), dtype=precise, device=hidden_ND.device)
         hidden_grad_ND = torch.empty_like(hidden_ND) if wants_hidden else None
         weight_grad_VD = torch.zeros_like(weight_VD, dtype=precise) if wants_weight else None
+        if hidden_grad_ND is None and weight_grad_VD is None:
+            chunk_tokens = _chunk_to_score(hidden_ND, matrix_VD.shape[0], chunk_tokens)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for first in range(0, len(targets_N), chunk_tokens):
                 chunk = slice(first, first + chunk_tokens)
                 logits_CV = _product(hidden_ND[chunk], matrix_VD.T, precise)
                 targets_C1 = targets_N[chunk, None]
-                logsumexp_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-                scores_N[chunk] = (logits_CV.gather(1, targets_C1) - logsumexp_C1)[:, 0]
+                own_C1 = logits_CV.gather(1, targets_C1)
+                exponentials_CV, sums_C1, logsumexp_C1 = _exponentials(logits_CV)
+                scores_N[chunk] = (own_C1 - logsumexp_C1)[:, 0]
                 if hidden_grad_ND is None and weight_grad_VD is None:
                     continue
-                gradient_CV = logits_CV.sub_(logsumexp_C1).exp_().neg_()  # - softmax, in the memory of the logits
-                gradient_CV.scatter_add_(1, targets_C1, torch.ones_like(logsumexp_C1))
+                gradient_CV = exponentials_CV.div_(-sums_C1)  # - softmax, in the memory of the logits
+                gradient_CV.scatter_add_(1, targets_C1, torch.ones_like(sums_C1))
                 narrow_CV = gradient_CV.to(hidden_ND.dtype)
                 if hidden_grad_ND is not None:
                     hidden_grad_ND[chunk] = narrow_CV @ matrix_VD
@@ -115,21 +118,35 @@ def edge_log_likelihood(
     precise = _precise(hidden_ND.dtype)
     scores_E = torch.empty(len(sources_E), dtype=precise, device=hidden_ND.device)
     matrix_DV = None if weight_VD is None else weight_VD.to(hidden_ND.dtype).T
-    if not hidden_ND.is_cuda:
-        num_ids = hidden_ND.shape[1] if matrix_DV is None else matrix_DV.shape[1]
-        chunk_tokens = max(1, min(chunk_tokens, HOST_CHUNK_BYTES // (precise.itemsize * num_ids)))
+    num_ids = hidden_ND.shape[1] if matrix_DV is None else matrix_DV.shape[1]
+    chunk_tokens = _chunk_to_score(hidden_ND, num_ids, chunk_tokens)
     firsts = range(0, len(hidden_ND), chunk_tokens)
     cuts = torch.searchsorted(sources_E, torch.tensor([*firsts, len(hidden_ND)])).tolist()
     for first, (low, high) in zip(firsts, itertools.pairwise(cuts), strict=True):
         rows_CD = hidden_ND[first : first + chunk_tokens]
-        logits_CV = rows_CD.to(precise) if matrix_DV is None else _product(rows_CD, matrix_DV, precise)
+        logits_CV = rows_CD.to(precise, copy=True) if matrix_DV is None else _product(rows_CD, matrix_DV, precise)
         places = (sources_E[low:high] - first).to(logits_CV.device, non_blocking=True)
         asked_E = logits_CV[places, tokens_E[low:high].to(logits_CV.device)]
-        largest_C1 = logits_CV.amax(dim=1, keepdim=True)
-        # In the memory of the logits: a copy of them would cost as much as the product.
-        sums_C = logits_CV.sub_(largest_C1).exp_().sum(dim=1)
-        scores_E[low:high] = asked_E - (sums_C.log() + largest_C1[:, 0])[places]
+        scores_E[low:high] = asked_E - _exponentials(logits_CV)[2][places, 0]
     return scores_E
+
+
+def _exponentials(logits_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn logits into exp(logit - largest) where they lie; return them, their sums [C, 1] and logsumexp [C, 1].
+
+    A copy of the logits would cost about as much as the product that made them.
+    """
+    largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+    exponentials_CV = logits_CV.sub_(largest_C1).exp_()
+    sums_C1 = exponentials_CV.sum(dim=1, keepdim=True)
+    return exponentials_CV, sums_C1, sums_C1.log() + largest_C1
+
+
+def _chunk_to_score(hidden_ND: Tensor, num_ids: int, chunk_tokens: int) -> int:
+    """Return how many tokens' logits are made at once where nothing is learnt from them."""
+    if hidden_ND.is_cuda:
+        return chunk_tokens
+    return max(1, min(chunk_tokens, HOST_CHUNK_BYTES // (_precise(hidden_ND.dtype).itemsize * num_ids)))
 
 
 def picked_tokens(hidden_ND: Tensor, weight_VD: Tensor | None, uniforms_N: Tensor, *, chunk_tokens: int) -> Tensor:
