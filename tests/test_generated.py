@@ -21,7 +21,7 @@ from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.branching_model import Grown
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
 from laborllm_dist.engine.token_scores import picked_tokens
-from laborllm_dist.errors import RowTooShort, ScoreTableError, SettingsError
+from laborllm_dist.errors import ScoreTableError, SettingsError
 from laborllm_dist.generated_table import (
     GENERATED_SCHEMA,
     describe_generated,
@@ -30,7 +30,7 @@ from laborllm_dist.generated_table import (
     valid_share,
 )
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.scoring.generate import check_room, continuation_text, continuations, drawn_numbers, line_ends
+from laborllm_dist.scoring.generate import continuation_text, continuations, drawn_numbers, line_ends
 from laborllm_dist.scoring.observations import title_places
 from laborllm_dist.settings import EvaluateSettings
 from laborllm_dist.title_table import read_title_table
@@ -166,15 +166,6 @@ def test_texts_keep_their_blank_and_end_with_the_line(llama2_tokenizer: Path) ->
             continuation_text(before[-1], np.array([tokens[0], tokenizer.num_ids]), tokenizer)
             == "\N{REPLACEMENT CHARACTER}"
         )
-
-
-def test_prompts_without_room_for_a_continuation_are_refused() -> None:
-    rows = rows_of(careers_of_every_kind(), trained_tokenizer())
-    length = int(max(rows.title_spans(row)[-1, 0] for row in range(4)))
-    check_room(rows, 5, length + 4)
-    check_room(rows, 5, None)
-    with pytest.raises(RowTooShort, match=rf"of career '3' of PSID, has {length} tokens.*no room for max_new_tokens=5"):
-        check_room(rows, 5, length + 3)
 
 
 def made_table(*rows: tuple[str, str, str | None, str]) -> pa.Table:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launching import run_ranks, run_well
+from launching import PROJECT, run_ranks, run_well
 from transformers import AutoModelForCausalLM
 from worlds import small_run
 
@@ -99,3 +100,16 @@ def test_evaluating_an_unfinished_run_is_refused(first_run: Path) -> None:
     outcome = run_ranks("evaluate.py", [f"run={first_run}/runs/short"], world_size=1, log=first_run / "log")
     assert outcome.codes == [2]
     assert "has no export yet; its training has not finished" in outcome.text
+
+
+@pytest.mark.parametrize("zero", ["stage2_bf16", "stage3_bf16"])
+def test_the_rotation_keeps_its_precision_in_bf16(first_run: Path, zero: str) -> None:
+    program, export = str(PROJECT / "tests/rotation_program.py"), f"{first_run}/runs/small/export"
+    text = run_well(program, [export, zero], world_size=1, log=first_run / "log")
+    assert "frequencies torch.float32" in text
+
+
+def test_an_answer_of_any_size_reaches_every_rank(tmp_path: Path) -> None:
+    text = run_well(str(PROJECT / "tests/large_answer_program.py"), [], world_size=3, log=tmp_path / "log")
+    wanted = hashlib.sha256(np.random.default_rng(1).bytes(20_000_000)).hexdigest()
+    assert sorted(line for line in text.splitlines() if line) == [f"rank {rank}: {wanted}" for rank in range(3)]

@@ -332,9 +332,10 @@ def test_who_does_not_fit_without_any_history_is_refused(whole_and_cut, tmp_path
 
 
 def test_the_limit_of_a_model_is_that_of_its_context_its_window_and_a_row(tmp_path: Path) -> None:
-    def longest(folder: Path, row_length: int) -> int:
-        wanted = dataclasses.replace(settings_of([]).evaluation, row_length=row_length)
-        return longest_text(OtherModelSettings(str(folder), None, None, None, "safetensors"), wanted)
+    def longest(folder: Path, row_length: int, **more: object) -> int:
+        wanted = dataclasses.replace(settings_of([]).evaluation, row_length=row_length, **more)
+        other = OtherModelSettings(str(folder), None, None, None, "safetensors")
+        return longest_text(other, wanted, ["Cooks", "Cooks, private"])
 
     base, windowed, adapter = tmp_path / "base", tmp_path / "windowed", tmp_path / "adapter"
     LlamaConfig(max_position_embeddings=512).save_pretrained(base)
@@ -343,6 +344,9 @@ def test_the_limit_of_a_model_is_that_of_its_context_its_window_and_a_row(tmp_pa
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(windowed)}))
     assert (longest(base, 4096), longest(base, 300)) == (512, 300)
     assert longest(windowed, 4096) == longest(adapter, 4096) == 100
+    # Where any title may follow a prompt, there is room for the longest one: its bytes and the colon's, and a blank's.
+    train_tokenizer(["Cooks"], vocabulary_size=260).save(base)
+    assert longest(base, 4096, titles="all") == 512 - len(": Cooks, private")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "none")}))
     with pytest.raises(ModelError, match=r"no model configuration at .*none"):
         longest(adapter, 4096)

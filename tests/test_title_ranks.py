@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -25,6 +26,8 @@ MODES = {
     "nf4": ([BOUNDED, "base=nf4"], (2,)),
     "adapter": ([BOUNDED, "base=nf4", "model.path={run}/adapter"], (2,)),
     "sharded": ([BOUNDED, "placement=sharded"], (2, 3)),
+    "bf16": ([BOUNDED, "precision=bf16"], ()),
+    "sharded_bf16": ([BOUNDED, "precision=bf16", "placement=sharded"], (2,)),
 }
 
 
@@ -68,8 +71,9 @@ def test_shards_score_what_a_whole_model_scores(
     trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
 ) -> None:
     for table in ("test", "test_titles"):
-        whole, sharded = (pq.read_table(trained / f"scores/{table}.{mode}.parquet") for mode in ("bounded", "sharded"))
-        assert whole.equals(sharded)  # their metadata differ by the model's name
+        for modes in (("bounded", "sharded"), ("bf16", "sharded_bf16")):
+            whole, sharded = (pq.read_table(trained / f"scores/{table}.{mode}.parquet") for mode in modes)
+            assert whole.equals(sharded)  # their metadata differ by the model's name
 
 
 def test_distributions_sum_to_the_mass_they_state(
@@ -116,3 +120,20 @@ def test_a_table_of_titles_killed_on_the_way_is_the_same(
     assert f"{mode} is there" in text  # the score table
     assert "parts are there" in text
     assert table.read_bytes() == tables_of_one_rank[mode][1]
+
+
+def test_a_table_with_other_settings_is_not_written_over(
+    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
+) -> None:
+    for arguments, wanted in (
+        (["titles=all", "tolerance=0.5"], r"made with other settings \(tolerance 0.0 there, 0.5 now\); .*another name"),
+        (["tolerance=0.5"], "setting tolerance: it is the mass left of all titles; add titles=all"),
+        (["base=int8", "placement=sharded"], "setting base: wanted full with placement=sharded"),
+    ):
+        outcome = run_ranks(
+            "evaluate.py", [f"run={trained}", "model.name=complete", *arguments], world_size=1, log=trained / "log"
+        )
+        assert outcome.codes == [2]
+        assert re.search(wanted, outcome.text)
+        assert "Traceback" not in outcome.text
+    assert (trained / "scores/test_titles.complete.parquet").read_bytes() == tables_of_one_rank["complete"][1]

@@ -85,8 +85,8 @@ class BranchingModel:
             ModelError: if packed attention is asked of a model that cannot have it.
         """
         self.hugging_face = hugging_face
-        self._is_packed = takes_bounds(hugging_face, compute) and is_known_type(hugging_face)
-        if self._is_packed:
+        self._is_packed, self._is_known = takes_bounds(hugging_face, compute), is_known_type(hugging_face)
+        if self._is_known:
             open_head(hugging_face)
 
     def forward(self, wanted: BranchPass) -> Any:
@@ -106,8 +106,10 @@ class BranchingModel:
             )
             boughs = boughs_of(nodes.stems_N3, nodes.ancestors_NA, device)
             inputs = {"input_ids": ids, "position_ids": positions, "boughs": boughs}
-        decoder = decoder_of(self.hugging_face)
-        hidden_BTD = decoder(**inputs, kept=grown.states, use_cache=False).last_hidden_state
+        inputs |= {"kept": grown.states, "use_cache": False}
+        if not self._is_known:  # its logits are more than a product with the hidden states
+            return work(self.hugging_face(**inputs).logits.flatten(0, 1)[slots_Q.to(device)], None)
+        hidden_BTD = decoder_of(self.hugging_face)(**inputs).last_hidden_state
         return at_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
 
     def _history_logits(self, batch: PackedBatch) -> Tensor:

@@ -32,6 +32,7 @@ from laborllm_dist.files import locked
 from laborllm_dist.settings import RanksSettings
 
 Result = TypeVar("Result")
+PIECE_BYTES = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,16 @@ class Ranks:
         if self.is_first:
             try:
                 result = work()
+                pieces = _pieces(result)
+                for number, piece in enumerate(pieces):
+                    store.set(f"{key}/piece/{number}", piece)
             except BaseException:
                 store.set(key, "")
                 # The store ends with this process: the others are given time to look.
                 with contextlib.suppress(torch.distributed.DistStoreError):
                     store.wait([f"{key}/{rank}" for rank in range(1, self.world_size)], timedelta(seconds=10))
                 raise
-            store.set(key, base64.b64encode(pickle.dumps(result)).decode())
+            store.set(key, str(len(pieces)))
             return result
         while not _is_set(store, key):
             pass
@@ -94,7 +98,8 @@ class Ranks:
         if not answer:
             store.set(f"{key}/{self.rank}", "seen")
             raise RankFailed("rank 0 has refused")
-        result = pickle.loads(base64.b64decode(answer))  # made by rank 0 of this very run
+        encoded = b"".join(store.get(f"{key}/piece/{number}") for number in range(int(answer)))
+        result = pickle.loads(base64.b64decode(encoded))  # made by rank 0 of this very run
         return result
 
     def share_out(self, num_items: int) -> Iterator[int]:
@@ -106,6 +111,12 @@ class Ranks:
             return iter(range(num_items))
         key, store = f"laborllm_dist/share_out/{next(self._calls)}", _store()
         return itertools.takewhile(lambda place: place < num_items, (store.add(key, 1) - 1 for _ in itertools.count()))
+
+
+def _pieces(result: object) -> list[str]:
+    """Return an answer as texts that the store takes: it refuses values of more than 8 MiB."""
+    text = base64.b64encode(pickle.dumps(result)).decode()
+    return [text[start : start + PIECE_BYTES] for start in range(0, len(text), PIECE_BYTES)]
 
 
 def _is_set(store: Any, key: str) -> bool:

@@ -66,6 +66,9 @@ def model_in_shards(
         model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
             shape, attn_implementation="sdpa"
         )
+    # zero.Init narrows every buffer that is made inside it; the rotation's frequencies are fp32 in any precision.
+    decoder = model.get_decoder()
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=shape)
     _fill(model, folder, ranks)
     return model
 

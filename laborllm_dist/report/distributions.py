@@ -17,6 +17,7 @@ from laborllm_dist.settings import ReportSettings
 from laborllm_dist.title_table import TitleTable
 
 TOP = (1, 5, 10)
+MOST_TITLES = 50.0  # nats: more than any list has
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,9 @@ def observed_ranks(table: TitleTable) -> FloatArray:
         own_N = scores_NT[np.arange(num_rows), [place_of[code] for code in batch["occupation"].to_pylist()]]
         num_above_N = (scores_NT > own_N[:, None]).sum(axis=1)  # null is NaN here, which is above nothing
         num_untold_N = np.isnan(scores_NT).sum(axis=1)
-        could_N = np.floor(np.asarray(batch["bound"].to_numpy()) / np.exp(own_N))
+        with np.errstate(divide="ignore"):  # log 0: nothing is left
+            log_bound_N = np.log(np.asarray(batch["bound"].to_numpy()))
+        could_N = np.floor(np.exp(np.minimum(log_bound_N - own_N, MOST_TITLES)))
         ranks[first : first + num_rows] = 1 + num_above_N + np.minimum(num_untold_N, could_N)
         first += num_rows
     return ranks

@@ -23,6 +23,7 @@ from laborllm_dist.report.number_text import (
     format_nats,
     format_perplexity,
     format_perplexity_interval,
+    format_probability,
     format_share,
 )
 from laborllm_dist.report.page import render_page
@@ -88,6 +89,9 @@ def _title_table(result: ReportResult) -> Table:
         shares = (format_share(each.value) for each in (model.top_1, model.top_5, model.top_10))
         perplexity = format_perplexity(model.normalised_perplexity.value)
         table.add_row(Text(model.model), format_share(model.valid_titles.value), perplexity, *shares)
+    if largest := max(model.largest_bound for model in result.titles):
+        table.caption = f"up to {format_probability(largest)} after a prompt was not told apart, and counts for none"
+        table.caption_justify = "left"
     return table
 
 

@@ -49,6 +49,7 @@ from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, re
 from laborllm_dist.scoring.prompts import prompted
 from laborllm_dist.scoring.score_run import evaluation_ranks, find_subject, is_there, trie_of
 from laborllm_dist.scoring.subject import Subject
+from laborllm_dist.scoring.title_trie import TitleTrie
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings
 from laborllm_dist.tokens.examples import read_preface
 from laborllm_dist.tokens.store import PREFACE, TOKENIZER, CareerRows
@@ -97,7 +98,8 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
     with alone(ranks, table.parent):
         info = _info(settings, subject, wanted)
         if not ranks.on_first(lambda: _is_done(table, info, say)):
-            texts = ranks.on_first(lambda: _texts(settings, evaluation, subject, careers))
+            trie = ranks.on_first(lambda: trie_of(evaluation, subject, careers))
+            texts = _texts(settings, subject, careers, trie)
             work = Forecasting(settings, wanted, texts, starts, info, table)
             say(_describe(work, ranks))
             model = open_evaluated(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
@@ -158,16 +160,14 @@ def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
     return False
 
 
-def _texts(
-    settings: ForecastSettings, evaluation: EvaluateSettings, subject: Subject, careers: CareerRows
-) -> ForecastTexts:
+def _texts(settings: ForecastSettings, subject: Subject, careers: CareerRows, trie: TitleTrie) -> ForecastTexts:
     run = read_run(Path(settings.run))[1]
     template = prompted(run.template, settings.prompt, subject.info.split)  # type: ignore[arg-type]
     return ForecastTexts(
         careers=careers,
         template=compile_template(template, read_preface(subject.store.folder / PREFACE)),
         tokenizer=load_tokenizer(str(subject.store.folder / TOKENIZER)),
-        trie=trie_of(evaluation, subject, careers),
+        trie=trie,
         context=context_of(subject.model),
     )
 

@@ -27,11 +27,11 @@ from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.engine.branching_model import Grown, Nodes
 from laborllm_dist.engine.evaluated_model import EvaluatedModel
 from laborllm_dist.engine.ranks import Ranks
-from laborllm_dist.errors import RowTooShort
 from laborllm_dist.generated_table import write_generated_table
 from laborllm_dist.scoring.evaluate import Evaluation, observation_facts
 from laborllm_dist.scoring.observations import TitlePlaces, title_places
 from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, remove_parts
+from laborllm_dist.scoring.prompt_trees import MOST_KEPT
 from laborllm_dist.scoring.title_trie import Floats, Integers
 from laborllm_dist.tokens.store import CareerRows
 from laborllm_dist.tokens.tokenizer import CareerTokenizer
@@ -72,23 +72,6 @@ def evaluate_generated(
     ranks.on_first(lambda: _merge(work, wanted, parted))
 
 
-def check_room(careers: CareerRows, max_new_tokens: int, context: int | None) -> None:
-    """Refuse prompts that have no room for a continuation in the model's context (None: there is none).
-
-    Raises:
-        RowTooShort: naming the person with the longest prompt.
-    """
-    longest = max(range(len(careers)), key=lambda row: int(careers.title_spans(row)[-1, 0]))
-    length = int(careers.title_spans(longest)[-1, 0])
-    # The last token is picked, not forwarded.
-    if context is not None and length + max_new_tokens - 1 > context:
-        survey, person = careers.person(longest)
-        raise RowTooShort(
-            f"the longest prompt, of career {person!r} of {survey}, has {length} tokens; the model's context of "
-            f"{context} has no room for max_new_tokens={max_new_tokens} more; take fewer, or leave out generated=check"
-        )
-
-
 def line_ends(tokenizer: CareerTokenizer) -> Integers:
     """Return the ids of all tokens that hold a line's end."""
     texts = tokenizer.backend.decode_batch([[each] for each in range(tokenizer.num_ids)], skip_special_tokens=False)
@@ -116,7 +99,7 @@ def continuations(
         stems_P3: row, first slot of the history, slot past its last one; those of one history side by side.
         uniforms_PKL: what draws each token; NaN: the most probable one is taken.
         end_ids: tokens that end a continuation.
-        nodes_per_pass: how many continuations grow at once.
+        nodes_per_pass: MOST_KEPT times as many nodes may be kept.
     """
     num_prompts, num_chains, num_tokens = uniforms_PKL.shape
     stems_C3 = np.repeat(stems_P3, num_chains, axis=0)
@@ -126,8 +109,9 @@ def continuations(
         pick(grown, None, torch.from_numpy(last_slots_C), torch.from_numpy(uniforms_CL[:, 0].copy())).cpu().numpy()
     )
     parts: list[Integers] = []
-    for start in range(0, len(first_C), nodes_per_pass):
-        some = slice(start, start + nodes_per_pass)
+    at_once = max(1, MOST_KEPT * nodes_per_pass // num_tokens)
+    for start in range(0, len(first_C), at_once):
+        some = slice(start, start + at_once)
         parts.append(_chains(pick, grown, first_C[some], stems_C3[some], uniforms_CL[some], end_ids))
         grown.drop_nodes()
     return np.concatenate(parts).reshape(num_prompts, num_chains, num_tokens)

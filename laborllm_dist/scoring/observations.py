@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from laborllm_dist.batches.packed import IGNORED, PackedBatch, pack_batch
+from laborllm_dist.errors import RowTooShort
 from laborllm_dist.tokens.store import CareerRows
 
 Integers = npt.NDArray[np.int64]
@@ -71,3 +72,29 @@ def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: In
     rows, starts, ends = spans.T
     before = running[rows, starts - 1]
     return np.stack([running[rows, ends - 1] - before, running[rows, ends] - before], axis=1)
+
+
+def check_room(careers: CareerRows, num_tokens: int, context: int | None, what: str) -> None:
+    """Refuse prompts that have no room for tokens after them in the model's context (None: there is none).
+
+    Args:
+        careers: of the split.
+        num_tokens: how many are forwarded after a prompt.
+        context: of the model.
+        what: they are, and what to do.
+
+    Raises:
+        RowTooShort: naming the person with the longest prompt, and how many people there are.
+    """
+    if context is None:
+        return
+    lengths = np.array([int(careers.title_spans(row)[-1, 0]) for row in range(len(careers))])
+    too_long = np.flatnonzero(lengths + num_tokens > context)
+    if len(too_long):
+        longest = int(lengths.argmax())
+        survey, person = careers.person(longest)
+        people = len({careers.person(int(row)) for row in too_long})
+        raise RowTooShort(
+            f"the longest prompt, of career {person!r} of {survey}, has {lengths[longest]} tokens; the model's context "
+            f"of {context} has no room for {num_tokens} more, which are {what}; {people:,} people have such prompts"
+        )

@@ -78,6 +78,8 @@ def remove_parts(work: PartedWork) -> None:
 def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
+    except FileNotFoundError:
+        raise ScoreTableError(f"{path} is gone; evaluate again to make it anew") from None
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ScoreTableError(f"{path} is damaged ({reason}); delete it, and evaluate again to make it anew") from None

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from laborllm_dist.engine.branching_model import Grown, Nodes
 from laborllm_dist.engine.evaluated_model import Edges
+from laborllm_dist.errors import ModelError
 from laborllm_dist.scoring.title_trie import ROOT, Floats, Integers, TitleTrie
 
 Booleans = npt.NDArray[np.bool_]
 Ask = Callable[[Grown, Nodes | None, Tensor, Edges], Tensor]  # EvaluatedModel.edges
 # Prompts that grow together in bounded mode: a typical one grows about a sixteenth of its tree.
 BOUNDED_SHARE = 16
+MOST_KEPT = 4  # times nodes_per_pass: nodes whose keys and values are kept at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,22 @@ def score_titles(
     for start in range(0, len(prompts), at_once):
         places = slice(start, start + at_once)
         trees = _Trees(ask, grown, prompts.part(places), trie, edges_PE[places])
-        trees.grow_lines(nodes_per_pass)
-        while (wanted_PM := trees.wanted(tolerance)).any():
-            trees.grow(wanted_PM, nodes_per_pass)
-        parts.append(trees.scores())
-        grown.drop_nodes()
+        parts += _grown(trees, tolerance, nodes_per_pass)
     return TitleScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in TitleScores.__slots__))
+
+
+def _grown(trees: _Trees, tolerance: float, nodes_per_pass: int) -> list[TitleScores]:
+    """Grow trees to their end, and return their scores; where they become too many nodes to keep, half and half."""
+    trees.grow_lines(nodes_per_pass)
+    num_prompts = len(trees.prompts)
+    while (wanted_PM := trees.wanted(tolerance)).any():
+        if num_prompts > 1 and trees.num_grown + int(wanted_PM.sum()) > MOST_KEPT * nodes_per_pass:
+            trees.grown.drop_nodes()
+            halves = (slice(0, num_prompts // 2), slice(num_prompts // 2, num_prompts))
+            return [part for half in halves for part in _grown(trees.part(half), tolerance, nodes_per_pass)]
+        trees.grow(wanted_PM, nodes_per_pass)
+    trees.grown.drop_nodes()
+    return [trees.scores()]
 
 
 def _first_edges(ask: Ask, grown: Grown, prompts: Prompts, trie: TitleTrie) -> Floats:
@@ -98,8 +110,19 @@ def _first_edges(ask: Ask, grown: Grown, prompts: Prompts, trie: TitleTrie) -> F
     num_slots = grown.batch.token_ids_BT.shape[1]
     last_slots_P = prompts.stems_P3[:, 0] * num_slots + prompts.stems_P3[:, 2] - 1
     asked = Edges(torch.arange(len(prompts)).repeat_interleave(len(tokens)), tokens.repeat(len(prompts)))
-    found = ask(grown, None, torch.from_numpy(last_slots_P), asked)
-    return found.double().cpu().numpy().reshape(len(prompts), len(tokens))
+    return _numbers(ask(grown, None, torch.from_numpy(last_slots_P), asked)).reshape(len(prompts), len(tokens))
+
+
+def _numbers(found_E: Tensor) -> Floats:
+    """Return a pass's log-likelihoods on the host.
+
+    Raises:
+        ModelError: if one is no number, which would look like a title that was not told apart.
+    """
+    scores_E: Floats = found_E.double().cpu().numpy()
+    if not np.isfinite(scores_E).all():
+        raise ModelError("the model gives log-likelihoods that are no numbers; its weights are broken, or overflow")
+    return scores_E
 
 
 class _Trees:
@@ -112,6 +135,10 @@ class _Trees:
         self.line_lengths_P = np.array([len(line) for line in prompts.lines or [()] * len(prompts)])
         within_PL = np.arange(self.line_lengths_P.max())[None] < self.line_lengths_P[:, None]
         self.line_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)
+
+    def part(self, places: slice) -> _Trees:
+        """Return some of the trees, not grown."""
+        return _Trees(self.ask, self.grown, self.prompts.part(places), self.trie, self.edges_PE[places])
 
     def grow_lines(self, nodes_per_pass: int) -> None:
         """Forward what stands between the histories and the titles; the titles' first tokens are reached."""
@@ -135,7 +162,7 @@ class _Trees:
         tokens = torch.from_numpy(trie.out_tokens(ROOT))
         asked = Edges(torch.arange(last - first).repeat_interleave(len(tokens)), tokens.repeat(last - first))
         found_E = self.ask(self.grown, nodes, torch.from_numpy(np.cumsum(lengths) - 1), asked)
-        self.edges_PE[first:last, trie.out_edges(ROOT)] = found_E.double().cpu().numpy().reshape(-1, len(tokens))
+        self.edges_PE[first:last, trie.out_edges(ROOT)] = _numbers(found_E).reshape(-1, len(tokens))
         self.num_grown += len(nodes)
 
     def wanted(self, tolerance: float) -> Booleans:
@@ -145,8 +172,9 @@ class _Trees:
             return ungrown_PM
         mass_PM = self._ungrown_mass()
         # The smallest masses are left as long as their sum stays within the tolerance.
-        order_PM = np.argsort(mass_PM, axis=1)
-        left_PM = np.cumsum(np.take_along_axis(mass_PM, order_PM, axis=1), axis=1) <= tolerance
+        order_PM = np.argsort(mass_PM, axis=1, kind="stable")
+        sums_PM = np.cumsum(np.take_along_axis(mass_PM, order_PM, axis=1), axis=1)
+        left_PM = sums_PM <= tolerance * (1 - 1e-12)  # another order of the same sum must not exceed it
         wanted_PM = np.zeros_like(ungrown_PM)
         np.put_along_axis(wanted_PM, order_PM, ~left_PM, axis=1)
         # Where a prefix has one continuation only, that one is next: it is grown at once.
@@ -193,4 +221,4 @@ class _Trees:
         sources_E, edges_E = trie.edges_from(nodes_N)
         asked = Edges(torch.from_numpy(sources_E), torch.from_numpy(trie.edge_tokens_E[edges_E]))
         found_E = self.ask(self.grown, nodes, torch.arange(len(nodes_N)), asked)
-        self.edges_PE[prompts_N[sources_E], edges_E] = found_E.double().cpu().numpy()
+        self.edges_PE[prompts_N[sources_E], edges_E] = _numbers(found_E)

@@ -13,13 +13,15 @@ from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.engine.evaluated_model import open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing, context_of
 from laborllm_dist.engine.ranks import Ranks, alone
+from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.files import fingerprint_of
 from laborllm_dist.generated_table import describe_generated, generated_table_path, read_generated_table
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo, info_of
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
-from laborllm_dist.scoring.generate import Generation, check_room, evaluate_generated
+from laborllm_dist.scoring.generate import Generation, evaluate_generated
+from laborllm_dist.scoring.observations import check_room
 from laborllm_dist.scoring.prompts import describe_cut, prompted, text_name
 from laborllm_dist.scoring.subject import (
     Subject,
@@ -29,10 +31,12 @@ from laborllm_dist.scoring.subject import (
     other_subject,
     own_export,
     own_subject,
+    titles_of,
 )
 from laborllm_dist.scoring.title_trie import TitleTrie, title_trie
-from laborllm_dist.scoring.units import plan_evaluation
+from laborllm_dist.scoring.units import EvaluationPlan, plan_evaluation
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
+from laborllm_dist.settings_reader import OutOfRange
 from laborllm_dist.title_table import title_table_path
 from laborllm_dist.tokens.store import TOKENIZER, CareerRows
 from laborllm_dist.tokens.tokenizer import load_tokenizer
@@ -61,11 +65,12 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
         LaborError: if the run is unfinished, the model is missing, or a career fits no row or context.
     """
     subject, wanted = ranks.on_first(lambda: find_subject(settings, ranks, say))
-    careers = subject.store.careers(wanted.split)
+    careers = subject.store.careers(wanted.split)  # each rank opens them: they are never sent
     with alone(ranks, subject.table.parent):
-        todo = ranks.on_first(lambda: _todo(subject, careers, wanted, say))
+        planned = ranks.on_first(lambda: _missing_tables(subject, careers, wanted, say))
+        todo = [Evaluation(careers, plan, info, parts_folder(path, info, plan), path) for path, info, plan in planned]
         if todo:
-            _score(todo, settings, subject, wanted, ranks, say)
+            _score(todo, settings, (subject, wanted), ranks, say)
         if wanted.generated == "check":
             table = generated_table_path(subject.table, wanted.split)
             say(ranks.on_first(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
@@ -75,19 +80,16 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
 def _score(
     todo: list[Evaluation],
     settings: EvaluateSettings,
-    subject: Subject,
-    wanted: EvaluationSettings,
+    asked: tuple[Subject, EvaluationSettings],
     ranks: Ranks,
     say: Say,
 ) -> None:
     """Open the model and write the tables that are not there yet. Collective."""
+    (subject, wanted), careers = asked, todo[0].careers
     compute = read_run(Path(settings.run))[1].compute
-    careers = todo[0].careers
     needs_trie = wanted.titles == "all" or wanted.generated == "check"
     trie = ranks.on_first(lambda: trie_of(settings, subject, careers)) if needs_trie else None
-    if wanted.generated == "check":
-        context = ranks.on_first(lambda: context_of(subject.model))
-        ranks.on_first(lambda: check_room(careers, _generation(subject, wanted, trie).max_new_tokens, context))
+    ranks.on_first(lambda: _check_room(subject, careers, wanted, trie))
     model = open_evaluated(subject.model, wanted, compute, ranks)
     ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
     if wanted.placement == "replicated":  # shards are of known types only
@@ -104,6 +106,23 @@ def _score(
         say(f"evaluate: {work.table}")
 
 
+def _check_room(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, trie: TitleTrie | None) -> None:
+    """Refuse prompts after which the longest title, or a continuation, goes past the model's context.
+
+    Raises:
+        RowTooShort: naming a person and how many there are.
+    """
+    if trie is None:
+        return
+    context = context_of(subject.model)
+    if wanted.titles == "all":
+        check_room(careers, int(trie.depths_M.max()), context, "the longest title; take a longer context")
+    if wanted.generated == "check":
+        num_tokens = _generation(subject, wanted, trie).max_new_tokens
+        what = f"max_new_tokens={num_tokens}; take fewer, or leave out generated=check"
+        check_room(careers, num_tokens - 1, context, what)  # the last token is picked, not forwarded
+
+
 def _generation(subject: Subject, wanted: EvaluationSettings, trie: TitleTrie | None) -> Generation:
     """Return how continuations are made; by default they have room for the longest title and the line's end."""
     assert trie is not None  # made where continuations are wanted
@@ -116,26 +135,59 @@ def _generation(subject: Subject, wanted: EvaluationSettings, trie: TitleTrie | 
     )
 
 
-def _todo(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say: Say) -> list[Evaluation]:
-    """Return the tables that are not there yet, as work."""
+Planned = tuple[Path, ScoreTableInfo, EvaluationPlan]
+
+
+def _missing_tables(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say: Say) -> list[Planned]:
+    """Return the tables that are not there yet, each with what it must say of itself and its plan.
+
+    Raises:
+        RunError: if another distribution of the same weights has the name.
+        RowTooShort: if a career fits no row.
+    """
     tables = [(subject.table, subject.info, wanted)]
+    # A unit of these is hundreds of times the work: each is a part of its own.
+    one_each = dataclasses.replace(wanted, units_per_part=1)
     if wanted.titles == "all":
-        # A unit of all titles is hundreds of times the work: each is a part of its own.
-        path = title_table_path(subject.table, wanted.split)
-        tables.append((path, subject.titles_info(wanted), dataclasses.replace(wanted, units_per_part=1)))
+        tables.append((title_table_path(subject.table, wanted.split), subject.titles_info(wanted), one_each))
     if wanted.generated == "check":
-        path = generated_table_path(subject.table, wanted.split)
-        tables.append((path, subject.generated_info(wanted), dataclasses.replace(wanted, units_per_part=1)))
-    todo: list[Evaluation] = []
-    for path, info, planned in tables:
+        tables.append((generated_table_path(subject.table, wanted.split), subject.generated_info(wanted), one_each))
+    missing: list[Planned] = []
+    for path, info, how in tables:
         if is_there(path, info):
             say(f"evaluate: {info.model} is there ({path})")
             continue
-        plan = plan_evaluation(careers, planned)
-        # Parts of other weights, settings or versions lie in other folders.
-        identity = fingerprint_of([dataclasses.asdict(info), plan.units_per_part])
-        todo.append(Evaluation(careers, plan, info, path.with_suffix(f".{identity}.parts"), path))
-    return todo
+        if path != subject.table:
+            refuse_other_details(path, info)
+        missing.append((path, info, plan_evaluation(careers, how)))
+    return missing
+
+
+def parts_folder(path: Path, info: ScoreTableInfo, plan: EvaluationPlan) -> Path:
+    """Return where the parts of a table lie; those of other weights, settings or versions lie in other folders."""
+    return path.with_suffix(f".{fingerprint_of([dataclasses.asdict(info), plan.units_per_part])}.parts")
+
+
+def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
+    """Refuse to write over hours of work: a table of the same weights with other settings stays.
+
+    Raises:
+        RunError: naming the first setting that differs.
+    """
+    if not path.is_file():
+        return
+    known = info_of(pq.read_schema(path).metadata or {}).details
+    if known.get("weights") != info.details["weights"]:
+        return  # the run was trained anew
+    changes = [
+        f"{name} {known.get(name, 'plain')} there, {info.details.get(name, 'plain')} now"
+        for name in sorted({*known, *info.details})
+        if known.get(name) != info.details.get(name)
+    ]
+    raise RunError(
+        f"{path} was made with other settings ({changes[0] if changes else 'another version'}); "
+        "give this one another name (model.name=...), or delete it"
+    )
 
 
 def trie_of(settings: EvaluateSettings, subject: Subject, careers: CareerRows) -> TitleTrie:
@@ -173,13 +225,15 @@ def find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Su
     run, run_settings, store = read_run(Path(settings.run))
     run_settings = as_told(run_settings, settings)
     wanted, own = run_settings.evaluation, run_settings.template
+    if wanted.tolerance and wanted.titles == "observed":
+        raise SettingsError("setting tolerance: it is the mass left of all titles; add titles=all, or leave it out")
     template = prompted(own, settings.prompt, wanted.split)
     if settings.model.path is None and template == own and settings.too_long == "refuse":
         return own_subject(settings.model, run, run_settings, store, ranks.device), wanted
     other = settings.model if settings.model.path is not None else own_export(run)
     name = settings.model.name or default_name(other) + text_name(settings, own, template) + base_suffix(wanted)
     if settings.too_long == "last_lines":
-        template = dataclasses.replace(template, max_tokens=longest_text(other, wanted))
+        template = dataclasses.replace(template, max_tokens=longest_text(other, wanted, titles_of(run_settings)))
     told, other = dataclasses.replace(run_settings, template=template), dataclasses.replace(other, name=name)
     subject = other_subject(other, run, told, ranks.device, say)
     if template.max_tokens is not None:
@@ -188,10 +242,17 @@ def find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Su
 
 
 def as_told(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> RunSettings:
-    """Return the run's settings with what this evaluation or prediction is told otherwise."""
+    """Return the run's settings with what this evaluation or prediction is told otherwise.
+
+    Raises:
+        SettingsError: if that does not go together with the run's own settings.
+    """
     told = {field.name: getattr(settings, field.name, None) for field in dataclasses.fields(EvaluationSettings)}
     changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-    evaluation = dataclasses.replace(run.evaluation, **changes)
+    try:
+        evaluation = dataclasses.replace(run.evaluation, **changes)
+    except OutOfRange as error:
+        raise SettingsError(f"setting {error.field}: wanted {error.wanted}") from None
     threads = settings.threads_per_rank or run.ranks.threads_per_rank
     return dataclasses.replace(
         run, evaluation=evaluation, ranks=dataclasses.replace(run.ranks, threads_per_rank=threads)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from laborllm_dist import __version__
+from laborllm_dist.careers.corpus import pooled_vocabulary
+from laborllm_dist.careers.shown_titles import shown_vocabulary
 from laborllm_dist.data_settings import TokenizerSettings
 from laborllm_dist.engine.model import check_weights, context_of, weights_identity
 from laborllm_dist.engine_settings import ModelSettings
@@ -20,6 +22,7 @@ from laborllm_dist.scoring.prompts import TEXT_DETAILS, check_cut, text_details
 from laborllm_dist.settings import EvaluationSettings, OtherModelSettings, RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TokenStore, open_store
+from laborllm_dist.tokens.tokenizer import load_tokenizer
 
 OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
 
@@ -108,16 +111,31 @@ def base_suffix(wanted: EvaluationSettings) -> str:
     return "" if wanted.base == "full" else f"-{wanted.base}"
 
 
-def longest_text(other: OtherModelSettings, wanted: EvaluationSettings) -> int:
-    """Return how many tokens fit both a row and what a model reads exactly.
+def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: Sequence[str]) -> int:
+    """Return how many tokens of a career fit both a row and what a model reads exactly.
+
+    Where other titles than the observed one, or continuations, are to follow its prompts, there is room for them.
 
     Raises:
         ModelError: if the model is missing.
+        TokenizerError: if its tokenizer is.
     """
     model = as_pretrained("", other)
     check_weights(model)
     context = context_of(model)
-    return wanted.row_length if context is None else min(context, wanted.row_length)
+    if context is None:
+        return wanted.row_length
+    room = 0
+    if wanted.titles == "all" or wanted.generated == "check":
+        tokenizer = load_tokenizer(str(other.path), revision=other.revision, subfolder=other.subfolder)
+        encoded = tokenizer.backend.encode_batch([f": {title}" for title in titles], add_special_tokens=False)
+        room = max(max(len(each.ids) for each in encoded), wanted.max_new_tokens or 0)
+    return min(context - room, wanted.row_length)
+
+
+def titles_of(run: RunSettings) -> tuple[str, ...]:
+    """Return the titles as the run's texts show them."""
+    return shown_vocabulary(pooled_vocabulary(run.data), run.template.titles).titles
 
 
 def default_name(other: OtherModelSettings) -> str:
