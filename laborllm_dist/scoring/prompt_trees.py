@@ -22,9 +22,7 @@ from laborllm_dist.scoring.title_trie import ROOT, Floats, Integers, TitleTrie
 
 Booleans = npt.NDArray[np.bool_]
 Ask = Callable[[Grown, Nodes | None, Tensor, Edges], Tensor]  # EvaluatedModel.edges
-# Prompts that grow together in bounded mode: a typical one grows about a sixteenth of its tree.
-BOUNDED_SHARE = 16
-MOST_KEPT = 4  # times nodes_per_pass: nodes whose keys and values are kept at once
+MOST_KEPT = 4  # times nodes_per_pass: nodes of titles whose keys and values are kept at once, whatever grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +78,17 @@ def score_titles(
     else:  # the histories are forwarded, and nothing is asked of them
         nothing = torch.zeros(0, dtype=torch.int64)
         ask(grown, None, nothing, Edges(nothing, nothing))
-    share = BOUNDED_SHARE if tolerance else 1
-    at_once = max(1, nodes_per_pass * share // trie.num_nodes)
+    at_once = max(1, nodes_per_pass * (MOST_KEPT if tolerance else 1) // trie.num_nodes)
     parts: list[TitleScores] = []
     for start in range(0, len(prompts), at_once):
         places = slice(start, start + at_once)
         trees = _Trees(ask, grown, prompts.part(places), trie, edges_PE[places])
-        parts += _grown(trees, tolerance, nodes_per_pass)
+        trees.grow_lines(nodes_per_pass)
+        while (wanted_PM := trees.wanted(tolerance)).any():
+            trees.grow(wanted_PM, nodes_per_pass)
+        parts.append(trees.scores())
+        grown.drop_nodes()
     return TitleScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in TitleScores.__slots__))
-
-
-def _grown(trees: _Trees, tolerance: float, nodes_per_pass: int) -> list[TitleScores]:
-    """Grow trees to their end, and return their scores; where they become too many nodes to keep, half and half."""
-    trees.grow_lines(nodes_per_pass)
-    num_prompts = len(trees.prompts)
-    while (wanted_PM := trees.wanted(tolerance)).any():
-        if num_prompts > 1 and trees.num_grown + int(wanted_PM.sum()) > MOST_KEPT * nodes_per_pass:
-            trees.grown.drop_nodes()
-            halves = (slice(0, num_prompts // 2), slice(num_prompts // 2, num_prompts))
-            return [part for half in halves for part in _grown(trees.part(half), tolerance, nodes_per_pass)]
-        trees.grow(wanted_PM, nodes_per_pass)
-    trees.grown.drop_nodes()
-    return [trees.scores()]
 
 
 def _first_edges(ask: Ask, grown: Grown, prompts: Prompts, trie: TitleTrie) -> Floats:
@@ -135,10 +122,6 @@ class _Trees:
         self.line_lengths_P = np.array([len(line) for line in prompts.lines or [()] * len(prompts)])
         within_PL = np.arange(self.line_lengths_P.max())[None] < self.line_lengths_P[:, None]
         self.line_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)
-
-    def part(self, places: slice) -> _Trees:
-        """Return some of the trees, not grown."""
-        return _Trees(self.ask, self.grown, self.prompts.part(places), self.trie, self.edges_PE[places])
 
     def grow_lines(self, nodes_per_pass: int) -> None:
         """Forward what stands between the histories and the titles; the titles' first tokens are reached."""
