@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -111,9 +112,10 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
 
 def _evaluation(settings: ForecastSettings) -> EvaluateSettings:
     """Return the evaluation of all titles that answers the questions."""
-    shared = {field.name for field in dataclasses.fields(EvaluateSettings)} - {"tolerance"}
-    told = {name: getattr(settings, name) for name in shared if hasattr(settings, name)}
-    return EvaluateSettings(**told, too_long="refuse", titles="all", tolerance=settings.title_tolerance)
+    names = [field.name for field in dataclasses.fields(EvaluateSettings)]
+    told: dict[str, Any] = {name: getattr(settings, name, None) for name in names}
+    told |= {"too_long": "refuse", "titles": "all", "tolerance": settings.title_tolerance, "generated": "none"}
+    return EvaluateSettings(**told)
 
 
 def _check_history(settings: ForecastSettings) -> None:
