@@ -45,7 +45,7 @@ from laborllm_dist.scoring.forecast_table import (
     read_forecast_table,
     write_forecast_table,
 )
-from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles
+from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles, check_longest
 from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, remove_parts
 from laborllm_dist.scoring.prompts import prompted
 from laborllm_dist.scoring.score_run import evaluation_ranks, find_subject, is_there, trie_of
@@ -100,6 +100,7 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
         if not ranks.on_first(lambda: _is_done(table, info, say)):
             texts = ranks.on_first(lambda: _texts(settings, evaluation, subject, careers))
             work = Forecasting(settings, wanted, texts, starts, info, table)
+            ranks.on_first(lambda: check_longest(texts, starts, settings.horizon, wanted.row_length))
             say(_describe(work, ranks))
             model = open_evaluated(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
             ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
