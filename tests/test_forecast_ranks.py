@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from launching import run_ranks, run_well
 from reference.slow_scorer import slow_score
+from test_titles import Changed
 from transformers import AutoModelForCausalLM
 from worlds import settings_of, small_run
 
@@ -19,8 +21,9 @@ from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.model import new_llama
 from laborllm_dist.engine.ranks import Ranks
-from laborllm_dist.errors import RunError, ScoreTableError, SettingsError
+from laborllm_dist.errors import RowTooShort, RunError, ScoreTableError, SettingsError, TitleInsideToken
 from laborllm_dist.run_folder import open_run
+from laborllm_dist.scoring import forecast_run, score_run
 from laborllm_dist.scoring.forecast_run import run_forecasts
 from laborllm_dist.scoring.forecast_settings import ForecastSettings
 from laborllm_dist.scoring.forecast_table import read_forecast_table
@@ -173,6 +176,27 @@ def test_what_cannot_be_forecast_is_refused(run: Path, tmp_path: Path) -> None:
     limited = random_run(tmp_path, "template.history_lines=2")
     with pytest.raises(RunError, match=r"template.history_lines=2; a forecast supposes years after the whole history"):
         forecast(limited)
+
+
+def test_what_no_text_or_tree_can_be_is_refused_before_the_model_is_opened(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast_run, "open_evaluated", lambda *_: pytest.fail("the model was opened"))
+    with monkeypatch.context() as narrow:
+        narrow.setattr(forecast_run, "context_of", lambda _: 200)
+        with pytest.raises(
+            RowTooShort, match=r"with supposed years has up to \d+ tokens, .* is 200; .*; 9 of 9 people"
+        ):
+            forecast(run, "max_people=9", "model.name=narrow")
+    # A second prompt of the split after which a title is other tokens.
+    monkeypatch.setattr(score_run, "ending_prompts", lambda *_: ["1990 (college):", "1991:"])
+    changed = lambda text: text == "1991: Aide\n"  # noqa: E731
+    load = lambda place: dataclasses.replace(  # noqa: E731
+        load_tokenizer(place), backend=Changed(load_tokenizer(place).backend, changed, -2)
+    )
+    monkeypatch.setattr(score_run, "load_tokenizer", load)
+    with pytest.raises(TitleInsideToken, match=r"titles are other tokens after '1991:' than .* of them 'Aide'"):
+        forecast(run, "max_people=9", "model.name=changed")
 
 
 def test_forecasts_of_other_weights_are_not_replaced(run: Path, tmp_path: Path) -> None:

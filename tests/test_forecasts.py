@@ -32,7 +32,13 @@ from laborllm_dist.scoring.composed import (
 )
 from laborllm_dist.scoring.forecast_starts import STRENGTH, Starts, find_starts, last_occupation_scores
 from laborllm_dist.scoring.forecast_table import coherence_of, describe_coherence
-from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles, ask_whole_texts
+from laborllm_dist.scoring.forecast_texts import (
+    ForecastTexts,
+    ask_titles,
+    ask_whole_texts,
+    check_longest,
+    prompt_ids,
+)
 from laborllm_dist.scoring.title_trie import build_trie, title_trie
 from laborllm_dist.settings import EvaluationSettings
 from laborllm_dist.tokens.store import CareerRows, store_rows
@@ -201,13 +207,15 @@ def test_a_sentencepiece_tokenizer_shares_histories(llama2_tokenizer: Path) -> N
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
 
 
-def test_a_history_of_other_tokens_than_the_prompts_is_not_shared() -> None:
-    rows = world().texts.careers
+def of_other_tokens(rows: CareerRows) -> CareerRows:
     ids = pa.array([[7, *rows.token_ids(row)[1:].tolist()] for row in range(len(rows))], type=pa.list_(pa.int32()))
     changed = rows.table.set_column(rows.table.schema.get_field_index("token_ids"), "token_ids", ids)
-    other = dataclasses.replace(
-        world(), texts=dataclasses.replace(world().texts, careers=CareerRows(changed, VOCABULARY))
-    )
+    return CareerRows(changed, VOCABULARY)
+
+
+def test_a_history_of_other_tokens_than_the_prompts_is_not_shared() -> None:
+    texts = dataclasses.replace(world().texts, careers=of_other_tokens(world().texts.careers))
+    other = dataclasses.replace(world(), texts=texts)
     starts, questions = every_start(2), [Question(0, (1,), 2), Question(2, (), 1)]
     found, wanted = other.asker(starts)(questions), world().asker(starts, way=ask_whole_texts)(questions)
     assert np.array_equal(found.probabilities_QT, wanted.probabilities_QT)
@@ -361,6 +369,30 @@ def test_a_forecast_that_fits_no_row_or_context_is_refused() -> None:
     narrow = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, context=200))
     with pytest.raises(RowTooShort, match=r"\d+ with a title, the model's context is 200; take one with a longer"):
         narrow.asker(starts)([Question(0, (), 2)])
+
+
+@pytest.mark.parametrize("horizon", [2, 3])
+def test_the_longest_text_that_is_asked_for_is_known_before(horizon: int) -> None:
+    texts, starts = world().texts, every_start(horizon)
+    paths = [path for years in range(horizon) for path in itertools.product(range(len(TITLES)), repeat=years)]
+    questions = [Question(start, path, horizon) for start in range(len(starts)) for path in paths]
+    ids = prompt_ids(texts, starts, questions)
+    of_first = [
+        len(each) for each, question in zip(ids, questions, strict=True) if not starts.careers_S[question.start]
+    ]
+    longest = max(of_first)
+    assert longest == max(map(len, ids))
+    context = longest + int(texts.trie.depths_M.max())
+    check_longest(dataclasses.replace(texts, context=context), starts, horizon, row_length=8)
+    with pytest.raises(
+        RowTooShort, match=rf"'1' of PSID .* up to {context} tokens, .* context is {context - 1}; .*; 1 of 2 people is"
+    ):
+        check_longest(dataclasses.replace(texts, context=context - 1), starts, horizon, row_length=8)
+    # Where the history is not shared, rows hold whole texts.
+    other = dataclasses.replace(texts, careers=of_other_tokens(texts.careers))
+    check_longest(other, starts, horizon, row_length=longest)
+    with pytest.raises(RowTooShort, match=rf"up to {longest} tokens, a row has 8; set row_length={longest} .*; 2 of 2"):
+        check_longest(other, starts, horizon, row_length=8)
 
 
 def test_titles_of_other_tokens_after_supposed_years_are_refused() -> None:

@@ -14,8 +14,9 @@ import torch
 from launching import run_well
 from reference.slow_scorer import slow_score
 from rich.console import Console
+from test_forecast_ranks import random_run
 from test_scoring import TITLES, VOCABULARY, careers_of_every_kind, rows_of, template
-from test_titles import random_llama, trained_tokenizer
+from test_titles import Changed, random_llama, trained_tokenizer
 from worlds import COMPUTE, settings_of, small_run
 
 from laborllm_dist.careers.asked import AskedCareer
@@ -34,7 +35,7 @@ from laborllm_dist.report.predictions import show_predictions
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.score_table import ScoreTableInfo
 from laborllm_dist.scoring.asked_prompts import asked_prompts, check_context, unseen_words
-from laborllm_dist.scoring.predict import Question, best_titles, predict, prediction_rows
+from laborllm_dist.scoring.predict import AskedPrompts, BestTitles, best_titles, check_told, predict, prediction_rows
 from laborllm_dist.title_table import read_title_table
 from laborllm_dist.tokens.store import open_store
 
@@ -200,30 +201,6 @@ def as_asked(career: CareerHistory) -> AskedCareer:
     return AskedCareer(dataclasses.replace(career, jobs=career.jobs[:-1]), last.year, last.education)
 
 
-@dataclasses.dataclass
-class Changed:
-    """A tokenizer's backend that gives other ids for some texts."""
-
-    backend: object
-    is_meant: object
-    place: int
-
-    def encode(self, text: str, **more):
-        return self.encode_batch([text], **more)[0]
-
-    def encode_batch(self, texts: list[str], **more):
-        found = self.backend.encode_batch(texts, **more)
-        return [
-            Encoded(each, self.place) if self.is_meant(text) else each for text, each in zip(texts, found, strict=True)
-        ]
-
-
-class Encoded:
-    def __init__(self, encoding, place: int) -> None:
-        self.offsets, self.ids = encoding.offsets, list(encoding.ids)
-        self.ids[place] += 1
-
-
 def test_prompts_whose_tokens_hang_on_the_title_are_refused() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, lambda text: text.endswith(":"), 0))
@@ -266,7 +243,7 @@ def test_predictions_equal_the_slow_scorer(measure: str, rows_per_unit: int, tol
     wanted = dataclasses.replace(
         settings_of([]).evaluation, row_length=300, rows_per_unit=rows_per_unit, tolerance=tolerance
     )
-    best = best_titles(evaluated(model, COMPUTE), Question(prompts, trie, 4, measure), wanted, print)
+    best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, measure), wanted, print)
     table = prediction_rows(careers, best, VOCABULARY)
     slow = slow_distributions(model, tokenizer, careers)
     whole = np.exp(slow).sum(axis=1) if measure == "normalised" else np.ones(len(careers))
@@ -295,6 +272,47 @@ def slow_distributions(model, tokenizer, careers: list[AskedCareer]) -> np.ndarr
         prompt = text.text[: text.title_spans[-1][0]]
         found.append([slow_score(model, encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES])
     return np.asarray(found)
+
+
+def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
+    tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
+    model, (prompts, trie) = random_llama(tokenizer), asked_prompts(careers, template(), VOCABULARY, tokenizer)
+    for tolerance, num_left in ((0.99, 4), (0.0, 0)):
+        wanted = dataclasses.replace(settings_of([]).evaluation, row_length=300, tolerance=tolerance)
+        best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted, print)
+        assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
+        if num_left:
+            with pytest.raises(SettingsError, match=r"tolerance: 4 of 4 people have no title told .* tolerance=0.99 "):
+                check_told(best, tolerance)
+        else:
+            check_told(best, tolerance)
+    some = BestTitles(np.zeros((2, 2), int), np.array([[-1.0, np.nan], [np.nan, np.nan]]), np.ones(2), np.ones(2))
+    with pytest.raises(SettingsError, match=r"1 of 2 people has no title told .*; take a smaller one, or 0$"):
+        check_told(some, 0.5)
+
+
+def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> None:
+    run, people = random_run(tmp_path, "model.llama.initializer_range=0.12"), tmp_path / "people.json"
+    people.write_text('[{"person": "1", "jobs": [{"year": 1990, "occupation": "Cook"}]}]')
+
+    def predicted(*overrides: str) -> tuple[pa.Table, ScoreTableInfo]:
+        told = [f"run={run}", f"careers={people}", "rows_per_unit=3", "nodes_per_pass=5", *overrides]
+        settings = compose_settings(PredictSettings, "predict", told)
+        return predict(settings, Ranks(0, 1, 0, torch.device("cpu")), lambda line: None)
+
+    table, found = predicted()
+    assert table["rank"].to_pylist() == [1, 2, 3]
+    of_run = read_run(run)[1]
+    wanted = {
+        "row_length": of_run.evaluation.row_length,
+        "rows_per_unit": 3,
+        "nodes_per_pass": 5,
+        "attention": of_run.compute.attention,
+        "threads_per_rank": of_run.ranks.threads_per_rank,
+    }
+    assert {name: str(value) for name, value in wanted.items()}.items() <= found.details.items()
+    with pytest.raises(SettingsError, match="1 of 1 people has no title told apart"):
+        predicted("tolerance=0.999")
 
 
 def info(measure: str = "normalised") -> ScoreTableInfo:

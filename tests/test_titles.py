@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from reference.slow_scorer import slow_score
@@ -26,9 +27,17 @@ from laborllm_dist.scoring import prompt_trees
 from laborllm_dist.scoring.evaluate import check_observed
 from laborllm_dist.scoring.observations import check_room, title_places
 from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_titles
-from laborllm_dist.scoring.title_trie import ROOT, TitleTrie, build_trie, title_trie
+from laborllm_dist.scoring.title_trie import (
+    ROOT,
+    TitleTrie,
+    build_trie,
+    common_title_trie,
+    ending_prompts,
+    title_trie,
+)
 from laborllm_dist.title_table import read_title_table
-from laborllm_dist.tokens.store import CareerRows
+from laborllm_dist.tokens.store import CareerRows, store_rows
+from laborllm_dist.tokens.tokenise import tokenise_careers
 from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer
 
 PROMPT = "1984 (high school):"
@@ -263,6 +272,60 @@ def test_no_more_nodes_are_kept_than_four_passes_have(monkeypatch: pytest.Monkey
     # All but nothing is grown: five trees of 52 nodes fit 4 x 75.
     distributions(Counted(evaluated(random_llama(tokenizer), COMPUTE)), rows, trie, tolerance=1e-30, nodes_per_pass=75)
     assert trie.num_nodes < max(kept) <= 4 * 75
+
+
+@dataclasses.dataclass
+class Changed:
+    """A tokenizer's backend that gives other ids for some texts."""
+
+    backend: object
+    is_meant: object
+    place: int
+
+    def encode(self, text: str, **more):
+        return self.encode_batch([text], **more)[0]
+
+    def encode_batch(self, texts: list[str], **more):
+        found = self.backend.encode_batch(texts, **more)
+        return [
+            Encoded(each, self.place) if self.is_meant(text) else each for text, each in zip(texts, found, strict=True)
+        ]
+
+
+class Encoded:
+    def __init__(self, encoding, place: int) -> None:
+        self.offsets, self.ids = encoding.offsets, list(encoding.ids)
+        self.ids[place] += 1
+
+
+def test_the_prompts_that_are_tried_end_in_every_token_that_prompts_end_in() -> None:
+    tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
+    limited = dataclasses.replace(template(), preface="Titles:\nCooks\n", history_lines=1)
+    pairs = [(career, text) for career in careers for text in render_career(career, limited, VOCABULARY.title_of())]
+    careers, texts = [career for career, _ in pairs], [text for _, text in pairs]
+    table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
+    assert max(table["first_position"].to_pylist()) == 4
+    # In pieces, as stores have them, the first of which is cut off.
+    rows = CareerRows(pa.concat_tables([table.slice(1, 2), table.slice(3)]), VOCABULARY)
+    wanted = {int(rows.token_ids(row)[start - 1]) for row in range(len(rows)) for start, _ in rows.title_spans(row)}
+    found = ending_prompts(rows, limited)
+    ends = [tokenizer.backend.encode(prompt, add_special_tokens=False).ids[-1] for prompt in found]
+    assert len(wanted) > 1
+    assert sorted(ends) == sorted(wanted)
+    assert not any(prompt.startswith("Titles") for prompt in found)
+
+
+def test_titles_of_other_tokens_after_some_prompts_of_a_split_are_refused() -> None:
+    # Career 2 has no education: its prompt ends in a year, so its titles stand after another token.
+    tokenizer, rows = trained_tokenizer(), rows_of(careers_of_every_kind(), trained_tokenizer())
+    prompts = ending_prompts(rows, template())
+    same, wanted = common_title_trie(prompts, VOCABULARY, tokenizer), title_trie(PROMPT, VOCABULARY, tokenizer)
+    assert np.array_equal(same.edge_tokens_E, wanted.edge_tokens_E)
+    after_year = lambda text: text.endswith("1990: Type 2 cafe\u0301 aides\n")  # noqa: E731
+    changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, after_year, -2))
+    title_trie(PROMPT, VOCABULARY, changed)
+    with pytest.raises(TitleInsideToken, match=r"other tokens after .* than after .*1990:', .* 'Type 2 cafe"):
+        common_title_trie(prompts, VOCABULARY, changed)
 
 
 def test_titles_of_the_same_tokens_are_refused() -> None:

@@ -15,9 +15,9 @@ from laborllm_dist.careers.asked import AskedCareer
 from laborllm_dist.careers.history import OccupationVocabulary
 from laborllm_dist.careers.template import Template, render_career
 from laborllm_dist.errors import RowTooShort, TitleInsideToken
-from laborllm_dist.scoring.title_trie import TitleTrie, build_trie
+from laborllm_dist.scoring.title_trie import TitleTrie, common_title_trie
 from laborllm_dist.tokens.store import CareerRows
-from laborllm_dist.tokens.tokenise import title_token_ids, tokenise_careers
+from laborllm_dist.tokens.tokenise import tokenise_careers
 from laborllm_dist.tokens.tokenizer import CareerTokenizer
 
 Ids = tuple[int, ...]
@@ -53,16 +53,8 @@ def asked_prompts(
                 f"the title {title_of[some]!r} changes the tokens of the prompt of career {career.name}, "
                 f"{prompt[-20:]!r}; the tokenizer must keep a title apart from what stands before it"
             )
-    # What a title's tokens can hang on is the token before it, of which there are few: each is tried with all titles.
     last_tokens = {before[-1]: prompt for before, prompt in zip(ids, prompts, strict=True)}
-    (first, *others), known = last_tokens.values(), title_token_ids(prompts[0], vocabulary, tokenizer)
-    for prompt in (first, *others):
-        if title_token_ids(prompt, vocabulary, tokenizer) != known:
-            raise TitleInsideToken(
-                f"titles are other tokens after {prompt[-20:]!r} than after {prompts[0][-20:]!r}; predict these people "
-                "one file after the other, or take a tokenizer that cuts titles the same everywhere"
-            )
-    return ids, build_trie(*known)
+    return ids, common_title_trie(list(last_tokens.values()), vocabulary, tokenizer)
 
 
 def check_context(careers: Sequence[AskedCareer], prompts: Sequence[Ids], trie: TitleTrie, context: int | None) -> None:

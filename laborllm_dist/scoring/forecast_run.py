@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ from laborllm_dist.scoring.forecast_table import (
     read_forecast_table,
     write_forecast_table,
 )
-from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles
+from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles, check_longest
 from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, remove_parts
 from laborllm_dist.scoring.prompts import prompted
 from laborllm_dist.scoring.score_run import evaluation_ranks, find_subject, is_there, trie_of
@@ -101,6 +102,7 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
             trie = ranks.on_first(lambda: trie_of(evaluation, subject, careers))
             texts = _texts(settings, subject, careers, trie)
             work = Forecasting(settings, wanted, texts, starts, info, table)
+            ranks.on_first(lambda: check_longest(texts, starts, settings.horizon, wanted.row_length))
             say(_describe(work, ranks))
             model = open_evaluated(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
             ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
@@ -113,9 +115,10 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
 
 def _evaluation(settings: ForecastSettings) -> EvaluateSettings:
     """Return the evaluation of all titles that answers the questions."""
-    shared = {field.name for field in dataclasses.fields(EvaluateSettings)} - {"tolerance"}
-    told = {name: getattr(settings, name) for name in shared if hasattr(settings, name)}
-    return EvaluateSettings(**told, too_long="refuse", titles="all", tolerance=settings.title_tolerance)
+    names = [field.name for field in dataclasses.fields(EvaluateSettings)]
+    told: dict[str, Any] = {name: getattr(settings, name, None) for name in names}
+    told |= {"too_long": "refuse", "titles": "all", "tolerance": settings.title_tolerance, "generated": "none"}
+    return EvaluateSettings(**told)
 
 
 def _check_history(settings: ForecastSettings) -> None:

@@ -12,7 +12,7 @@ tokens after it, where the tokens of the longer text begin with those of the sho
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,21 +68,61 @@ def ask_titles(
         TitleInsideToken: if the title that was observed is other tokens after a prompt than in the tree.
         RowTooShort: naming the person, if a prompt is longer than the model's context, or fits no row as a whole.
     """
-    ids = prompt_ids(texts, starts, questions)
-    known_S = [
-        texts.careers.token_ids(career)[: texts.careers.title_spans(career)[job, 1] + 1]  # with the line's end
-        for career, job in zip(starts.careers_S.tolist(), starts.jobs_S.tolist(), strict=True)
-    ]
-    is_shared_Q = np.array(
-        [
-            np.array_equal(prompt[: len(known_S[question.start])], known_S[question.start])
-            for prompt, question in zip(ids, questions, strict=True)
-        ]
-    )
+    ids, known_S = prompt_ids(texts, starts, questions), _known_ids(texts, starts)
     asked = _Asked(texts, starts, questions, ids, wanted, model)
-    if is_shared_Q.all():
+    if _all_shared(ids, [known_S[question.start] for question in questions]):
         return _after_history(asked, known_S)
     return _after_whole_texts(asked)
+
+
+def _known_ids(texts: ForecastTexts, starts: Starts) -> list[TokenIds]:
+    """Return the tokens of the history up to every start, with the line's end."""
+    careers = texts.careers
+    return [
+        careers.token_ids(career)[: careers.title_spans(career)[job, 1] + 1]
+        for career, job in zip(starts.careers_S.tolist(), starts.jobs_S.tolist(), strict=True)
+    ]
+
+
+def _all_shared(ids: Sequence[TokenIds], known_Q: Sequence[TokenIds]) -> bool:
+    """Return whether the tokens of every prompt begin with those of its history."""
+    return all(np.array_equal(prompt[: len(known)], known) for prompt, known in zip(ids, known_Q, strict=True))
+
+
+def check_longest(texts: ForecastTexts, starts: Starts, horizon: int, row_length: int) -> None:
+    """Refuse people with a text that is too long to ask for, before a model is opened.
+
+    From every start the longest text there can be is made and tokenised: with the title of the most tokens in all years
+    between, and as the one that is asked for. A row is wanted where a history is not shared (see `ask_titles`).
+
+    Raises:
+        TitleInsideToken: if the title that was observed is other tokens after such a text than in the tree.
+        RowTooShort: naming the person of the longest text, and how many people are concerned.
+    """
+    num_tokens_T = texts.trie.depths_M[texts.trie.ends_T]
+    supposed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
+    with_title, whole = dict[int, int](), dict[int, int]()
+    for career in np.unique(starts.careers_S).tolist():
+        own = starts.of_career(career)
+        ids = prompt_ids(texts, own, [Question(start, supposed, horizon) for start in range(len(own))])
+        longest = max(map(len, ids))
+        with_title[career] = longest + num_of_title
+        whole[career] = 0 if _all_shared(ids, _known_ids(texts, own)) else longest
+    if texts.context is not None:
+        advice = f"with the longest titles, the model's context is {texts.context}; take one with a longer context"
+        _check_lengths(texts.careers, with_title, texts.context, advice)
+    advice = f"a row has {row_length}; set row_length={max(whole.values())} or more"
+    _check_lengths(texts.careers, whole, row_length, advice)
+
+
+def _check_lengths(careers: CareerRows, length_of: Mapping[int, int], limit: int, advice: str) -> None:
+    longest, num_longer = max(length_of, key=length_of.__getitem__), sum(each > limit for each in length_of.values())
+    if num_longer:
+        survey, person = careers.person(longest)
+        raise RowTooShort(
+            f"career {person!r} of {survey} with supposed years has up to {length_of[longest]} tokens, {advice}; "
+            f"{num_longer:,} of {len(length_of):,} people {'is' if num_longer == 1 else 'are'} longer"
+        )
 
 
 def ask_whole_texts(

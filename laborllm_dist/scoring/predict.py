@@ -25,7 +25,7 @@ from laborllm_dist.engine.branching_model import Grown
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
 from laborllm_dist.engine.model import check_ids, check_packing, check_weights, context_of, weights_identity
 from laborllm_dist.engine.ranks import Ranks
-from laborllm_dist.errors import RunError
+from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.files import sha256_of_all
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.prediction_table import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
@@ -36,7 +36,7 @@ from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_title
 from laborllm_dist.scoring.score_run import as_told
 from laborllm_dist.scoring.subject import as_pretrained, base_suffix, default_name, own_export
 from laborllm_dist.scoring.title_trie import TitleTrie
-from laborllm_dist.settings import EvaluationSettings
+from laborllm_dist.settings import EvaluationSettings, RunSettings
 from laborllm_dist.tokens.examples import read_preface
 from laborllm_dist.tokens.store import PREFACE, TOKENIZER, open_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
@@ -48,7 +48,7 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class AskedPrompts:
     """The ids of P prompts, the titles that may follow, and how many of the best are told by which measure."""
 
     prompts: Sequence[Ids]
@@ -99,10 +99,12 @@ def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table
     opened = open_evaluated(model, wanted, told.compute, ranks)
     check_ids(opened.hugging_face, tokenizer.num_ids)
     check_packing(opened.hugging_face, device=opened.device)
-    question = Question(prompts, trie, min(settings.top, len(meant)), settings.measure)
-    table = prediction_rows(careers, best_titles(opened, question, wanted, say), meant)
+    asked = AskedPrompts(prompts, trie, min(settings.top, len(meant)), settings.measure)
+    best = best_titles(opened, asked, wanted, say)
+    check_told(best, wanted.tolerance)
+    table = prediction_rows(careers, best, meant)
     details = {
-        **_details(settings, wanted, opened),
+        **_details(settings, told, opened),
         "weights": weights_identity(model),
         "store": store.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
@@ -113,27 +115,33 @@ def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table
     return table, info
 
 
-def _details(settings: PredictSettings, wanted: EvaluationSettings, model: EvaluatedModel) -> dict[str, str]:
+def _details(settings: PredictSettings, told: RunSettings, model: EvaluatedModel) -> dict[str, str]:
+    wanted = told.evaluation
     return {
         "measure": settings.measure,
         "tolerance": str(wanted.tolerance),
+        "row_length": str(wanted.row_length),
+        "rows_per_unit": str(wanted.rows_per_unit),
+        "nodes_per_pass": str(wanted.nodes_per_pass),
         "precision": wanted.precision,
+        "attention": told.compute.attention,
+        "threads_per_rank": str(told.ranks.threads_per_rank),
         "base": wanted.base,
         "device": model.device.type,
         "torch": torch.__version__,
     }
 
 
-def best_titles(model: EvaluatedModel, question: Question, wanted: EvaluationSettings, say: Say) -> BestTitles:
+def best_titles(model: EvaluatedModel, asked: AskedPrompts, wanted: EvaluationSettings, say: Say) -> BestTitles:
     """Return the most probable titles after every prompt."""
-    num_people = len(question.prompts)
-    shape = (num_people, question.num_titles)
+    num_people = len(asked.prompts)
+    shape = (num_people, asked.num_titles)
     best = BestTitles(
         np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), np.zeros(num_people), np.zeros(num_people)
     )
     said, num_done = monotonic(), 0
-    for members, found in _scored_units(model, question, wanted):
-        some = _best_of(found, question)
+    for members, found in _scored_units(model, asked, wanted):
+        some = _best_of(found, asked)
         for name in BestTitles.__slots__:
             getattr(best, name)[members] = getattr(some, name)
         num_done += len(members)
@@ -144,10 +152,10 @@ def best_titles(model: EvaluatedModel, question: Question, wanted: EvaluationSet
 
 
 def _scored_units(
-    model: EvaluatedModel, question: Question, wanted: EvaluationSettings
+    model: EvaluatedModel, asked: AskedPrompts, wanted: EvaluationSettings
 ) -> Iterator[tuple[list[int], TitleScores]]:
     """Yield some of the prompts' places and their titles' scores, until all have had their turn."""
-    prompts, lengths = question.prompts, [len(prompt) for prompt in question.prompts]
+    prompts, lengths = asked.prompts, [len(prompt) for prompt in asked.prompts]
     # A row is as long as an evaluation's; longer where a prompt wants it, shorter where there is not that much.
     row_length = max(max(lengths), min(wanted.row_length, -(-sum(lengths) // GRANULE) * GRANULE))
     rows = pack_careers(lengths, row_length).rows
@@ -162,23 +170,38 @@ def _scored_units(
             model.edges,
             Grown(batch.to(model.device)),
             Prompts(np.asarray(stems), np.full(len(stems), -1)),
-            question.trie,
+            asked.trie,
             tolerance=wanted.tolerance,
             nodes_per_pass=wanted.nodes_per_pass,
         )
         yield [place for row in unit for place in row], found
 
 
-def _best_of(found: TitleScores, question: Question) -> BestTitles:
+def _best_of(found: TitleScores, asked: AskedPrompts) -> BestTitles:
     told_PT = np.where(np.isnan(found.terminated_PT), -np.inf, found.terminated_PT)
     log_mass_P = np.logaddexp.reduce(told_PT, axis=1)
-    if question.measure == "normalised":
+    if asked.measure == "normalised":
         with np.errstate(divide="ignore"):  # log 0 is the bound of a whole distribution
             told_PT = told_PT - np.logaddexp(log_mass_P, np.log(found.bound_P))[:, None]
-    titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, : question.num_titles]
+    titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, : asked.num_titles]
     scores_PK = np.take_along_axis(told_PT, titles_PK, axis=1)
     scores_PK = np.where(np.isneginf(scores_PK), np.nan, scores_PK)
     return BestTitles(titles_PK, scores_PK, np.exp(log_mass_P), found.bound_P)
+
+
+def check_told(best: BestTitles, tolerance: float) -> None:
+    """Refuse a tolerance that lets all titles of somebody be left: a table would leave the person out without a word.
+
+    Raises:
+        SettingsError: with the number of people concerned.
+    """
+    num_people, num_untold = len(best.scores_PK), int(np.isnan(best.scores_PK[:, 0]).sum())
+    if num_untold:
+        raise SettingsError(
+            f"setting tolerance: {num_untold:,} of {num_people:,} people {'has' if num_untold == 1 else 'have'} no "
+            f"title told apart, since all titles together have a probability of at most tolerance={tolerance:g} there; "
+            "take a smaller one, or 0"
+        )
 
 
 def prediction_rows(careers: Sequence[AskedCareer], best: BestTitles, vocabulary: OccupationVocabulary) -> pa.Table:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from laborllm_dist.careers.template import compile_template, render_career
+from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.evaluated_model import open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing, context_of
 from laborllm_dist.engine.ranks import Ranks, alone
@@ -33,7 +33,7 @@ from laborllm_dist.scoring.subject import (
     own_subject,
     titles_of,
 )
-from laborllm_dist.scoring.title_trie import TitleTrie, title_trie
+from laborllm_dist.scoring.title_trie import TitleTrie, common_title_trie, ending_prompts
 from laborllm_dist.scoring.units import EvaluationPlan, plan_evaluation
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
 from laborllm_dist.settings_reader import OutOfRange
@@ -191,15 +191,15 @@ def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
 
 
 def trie_of(settings: EvaluateSettings, subject: Subject, careers: CareerRows) -> TitleTrie:
-    """Return the tree of the titles as they stand after a prompt of this split.
+    """Return the tree of the titles as they stand after the prompts of this split.
 
     Raises:
-        TitleInsideToken: if the tokenizer does not keep titles apart from the prompt or from each other.
+        TitleInsideToken: if the tokenizer does not keep titles apart from the prompts or from each other, or cuts one
+            differently after some of the prompts.
     """
     template = compile_template(read_run(Path(settings.run))[1].template)
-    text = render_career(careers.history(0), template, subject.store.vocabulary.title_of())[0]
     tokenizer = load_tokenizer(str(subject.store.folder / TOKENIZER))
-    return title_trie(text.text[: text.title_spans[0][0]], subject.store.vocabulary, tokenizer)
+    return common_title_trie(ending_prompts(careers, template), subject.store.vocabulary, tokenizer)
 
 
 def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:

@@ -14,14 +14,18 @@ node; `terminated` has the line's end too, so that titles are disjoint events.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from laborllm_dist.careers.history import OccupationVocabulary
+from laborllm_dist.careers.template import Template, render_career
 from laborllm_dist.errors import TitleInsideToken
+from laborllm_dist.tokens.store import CareerRows
 from laborllm_dist.tokens.tokenise import title_token_ids
 from laborllm_dist.tokens.tokenizer import CareerTokenizer
 
@@ -147,15 +151,56 @@ def build_trie(titles: Sequence[Sequence[int]], terminator: int) -> TitleTrie:
 
 
 def title_trie(prompt: str, vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer) -> TitleTrie:
-    """Make the prefix tree of all titles as they stand after a prompt.
+    """Make the prefix tree of all titles as they stand after a prompt (see `common_title_trie`)."""
+    return common_title_trie([prompt], vocabulary, tokenizer)
+
+
+def common_title_trie(
+    prompts: Sequence[str], vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer
+) -> TitleTrie:
+    """Make the prefix tree of all titles as they stand after prompts, each of which is tried with all titles.
+
+    What a title's tokens can hang on is the token before it: a prompt for every token that ends one is enough.
 
     Args:
-        prompt: a text up to and without the blank before a title.
+        prompts: at least one text up to and without the blank before a title.
         vocabulary: the titles as texts show them.
         tokenizer: of the texts.
 
     Raises:
-        TitleInsideToken: if a title changes the prompt's tokens, ends inside a token, or equals another one in tokens.
+        TitleInsideToken: if a title changes a prompt's tokens, ends inside a token, equals another one in tokens, or
+            has other tokens after one prompt than after another.
     """
-    ids, terminator = title_token_ids(prompt, vocabulary, tokenizer)
-    return build_trie(ids, terminator)
+    titles, terminator = title_token_ids(prompts[0], vocabulary, tokenizer)
+    for prompt in prompts[1:]:
+        others, end = title_token_ids(prompt, vocabulary, tokenizer)
+        places = (place for place, ids in enumerate(others) if (*ids, end) != (*titles[place], terminator))
+        if (changed := next(places, None)) is not None:
+            raise TitleInsideToken(
+                f"titles are other tokens after {prompt[-20:]!r} than after {prompts[0][-20:]!r}, the first of them "
+                f"{vocabulary.titles[changed]!r}, so no tree of titles holds after both; take people "
+                "without one of these prompts, or a tokenizer that cuts titles the same everywhere"
+            )
+    return build_trie(titles, terminator)
+
+
+def ending_prompts(careers: CareerRows, template: Template) -> list[str]:
+    """Return a prompt of these careers for every token that ends one, each the shortest there is.
+
+    They are without the preface, and without earlier lines where a row has only those that it predicts.
+    """
+    starts_N = np.asarray(pc.list_flatten(careers.table["title_starts"]), dtype=np.int64)
+    num_tokens, num_jobs = careers.num_tokens(), careers.num_observations()
+    rows_N = np.repeat(np.arange(len(careers)), num_jobs)
+    token_ids = np.asarray(pc.list_flatten(careers.table["token_ids"]))
+    last_N = token_ids[(np.cumsum(num_tokens) - num_tokens)[rows_N] + starts_N - 1]
+    shortest_N = np.argsort(starts_N, kind="stable")
+    found = shortest_N[np.unique(last_N[shortest_N], return_index=True)[1]]
+    told, title_of = dataclasses.replace(template, preface="", history_lines=None), careers.vocabulary.title_of()
+    prompts: list[str] = []
+    for place in np.sort(found).tolist():
+        row = int(rows_N[place])
+        job = place - int(num_jobs[:row].sum())
+        (text,) = render_career(careers.history(row), told, title_of)
+        prompts.append(text.text[: text.title_spans[job][0]])
+    return prompts
