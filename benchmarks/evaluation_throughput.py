@@ -254,8 +254,9 @@ def main() -> None:
         errors.append(np.abs(missing).max(axis=1))
         bounds.append(part.bound_P)
     nodes = grown.num_tokens - int(rows.num_tokens()[people].sum())
-    print(f"    {nodes / number:,.0f} of {trie.num_nodes:,} prefixes an observation; largest error "
-          f"{np.concatenate(errors).max():.1e}, largest bound {np.concatenate(bounds).max():.1e}")  # fmt: skip
+    largest, bound = np.concatenate(errors), np.concatenate(bounds)
+    print(f"    {nodes / number:,.0f} of {trie.num_nodes:,} prefixes an observation; largest error {largest.max():.1e}, "
+          f"largest bound {bound.max():.1e}; within the bound (and 1e-6) on {(largest <= bound + 1e-6).sum()} of {number}")  # fmt: skip
 
 
 if __name__ == "__main__":

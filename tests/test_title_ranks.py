@@ -25,6 +25,7 @@ MODES = {
     "int8": ([BOUNDED, "base=int8"], (2,)),
     "nf4": ([BOUNDED, "base=nf4"], (2,)),
     "adapter": ([BOUNDED, "base=nf4", "model.path={run}/adapter"], (2,)),
+    "adapter_whole": ([BOUNDED, "model.path={run}/adapter"], (2,)),
     "sharded": ([BOUNDED, "placement=sharded"], (2, 3)),
     "bf16": ([BOUNDED, "precision=bf16"], ()),
     "sharded_bf16": ([BOUNDED, "precision=bf16", "placement=sharded"], (2,)),
