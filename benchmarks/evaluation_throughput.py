@@ -255,8 +255,11 @@ def main() -> None:
         bounds.append(part.bound_P)
     nodes = grown.num_tokens - int(rows.num_tokens()[people].sum())
     largest, bound = np.concatenate(errors), np.concatenate(bounds)
-    print(f"    {nodes / number:,.0f} of {trie.num_nodes:,} prefixes an observation; largest error {largest.max():.1e}, "
-          f"largest bound {bound.max():.1e}; within the bound (and 1e-6) on {(largest <= bound + 1e-6).sum()} of {number}")  # fmt: skip
+    within = int((largest <= bound + 1e-6).sum())
+    print(f"    {nodes / number:,.0f} of {trie.num_nodes:,} prefixes an observation")
+    print(
+        f"    largest error {largest.max():.1e}, bound {bound.max():.1e}; {within} of {number} errors within their bound"
+    )
 
 
 if __name__ == "__main__":
