@@ -257,9 +257,7 @@ def main() -> None:
     largest, bound = np.concatenate(errors), np.concatenate(bounds)
     within = int((largest <= bound + 1e-6).sum())
     print(f"    {nodes / number:,.0f} of {trie.num_nodes:,} prefixes an observation")
-    print(
-        f"    largest error {largest.max():.1e}, bound {bound.max():.1e}; {within} of {number} errors within their bound"
-    )
+    print(f"    largest error {largest.max():.1e}, bound {bound.max():.1e}; {within} of {number} within their bound")
 
 
 if __name__ == "__main__":

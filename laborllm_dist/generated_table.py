@@ -14,11 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.files import writing
-from laborllm_dist.score_table import KEY, ScoreTableInfo, info_of, metadata_of
+from laborllm_dist.scored_files import KEY, ScoreTableInfo, read_scored, sorted_rows, write_scored
 
 GENERATED_SCHEMA = pa.schema(
     [
@@ -59,10 +56,7 @@ def write_generated_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> 
         info: where the continuations come from, kept in the file's metadata.
         path: the Parquet file.
     """
-    table = table.select(GENERATED_SCHEMA.names).cast(GENERATED_SCHEMA)
-    table = table.sort_by([(name, "ascending") for name in ORDER]).combine_chunks()
-    with writing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata_of(info)), partial, compression="zstd")
+    write_scored(sorted_rows(table, GENERATED_SCHEMA, ORDER), info, path)
 
 
 def read_generated_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
@@ -71,15 +65,8 @@ def read_generated_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
     Raises:
         ScoreTableError: if the file is missing, damaged or not a table of continuations.
     """
-    if not path.is_file():
-        raise ScoreTableError(f"no continuations at {path}; `launch/evaluate.py run=... generated=check` makes them")
-    try:
-        table = pq.read_table(path)
-        return table.select(GENERATED_SCHEMA.names).cast(GENERATED_SCHEMA), info_of(table.schema.metadata or {})
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise ScoreTableError(
-            f"{path} is not a table of continuations or is damaged: {str(error).splitlines()[0]}"
-        ) from None
+    made_by = "launch/evaluate.py run=... generated=check"
+    return read_scored(path, GENERATED_SCHEMA, kind="table of continuations", made_by=made_by)
 
 
 def valid_share(table: pa.Table, kind: str) -> Share:

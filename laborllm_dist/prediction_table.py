@@ -10,11 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.files import writing
-from laborllm_dist.score_table import ScoreTableInfo, info_of, metadata_of
+from laborllm_dist.scored_files import ScoreTableInfo, read_scored, write_scored
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -35,8 +32,7 @@ OWN_CAREERS = "own careers"  # the split of people who belong to none
 
 def write_prediction_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
     """Write rows of PREDICTION_SCHEMA atomically, in the order they have."""
-    with writing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata_of(info)), partial, compression="zstd")
+    write_scored(table, info, path)
 
 
 def read_prediction_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
@@ -45,10 +41,5 @@ def read_prediction_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
     Raises:
         ScoreTableError: if the file is missing, damaged or not a table of predictions.
     """
-    if not path.is_file():
-        raise ScoreTableError(f"no predictions at {path}; `python launch/predict.py run=... output={path}` makes them")
-    try:
-        table = pq.read_table(path)
-        return table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA), info_of(table.schema.metadata or {})
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise ScoreTableError(f"{path} is not a table of predictions: {str(error).splitlines()[0]}") from None
+    made_by = f"python launch/predict.py run=... output={path}"
+    return read_scored(path, PREDICTION_SCHEMA, kind="table of predictions", made_by=made_by)

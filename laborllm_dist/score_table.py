@@ -2,25 +2,19 @@
 
 The key of an observation is (survey, person, position), `position` counting a person's jobs from 0. The covariates
 stand beside the scores, so that a report needs nothing but score tables. Probabilities are log-likelihoods in nats,
-float64. Rows are sorted by key, the file's metadata is sorted too, and no clock or host name goes in: equal scores
-are equal bytes, whatever the number of ranks.
+float64.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.files import writing
+from laborllm_dist.scored_files import KEY, ScoreTableInfo, read_scored, sorted_rows, write_scored
 
-KEY = ("survey", "person", "position")
 COVARIATES = ("gender", "ethnicity", "region", "education")
 
 SCORE_SCHEMA = pa.schema(
@@ -43,17 +37,6 @@ SCORE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreTableInfo:
-    """Where scores come from. `careers` stands for the people, their jobs and splits: equal ones can be compared."""
-
-    model: str
-    split: str
-    careers: str
-    code: str
-    details: Mapping[str, str]
-
-
 TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
 
 
@@ -74,13 +57,11 @@ def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None
         ScoreTableError: if a column is missing or of another type, a key is doubled, or a score is no log-probability.
     """
     try:
-        table = table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
+        table = sorted_rows(table, SCORE_SCHEMA, KEY)
     except (KeyError, pa.ArrowInvalid, ValueError) as error:
         raise ScoreTableError(f"scores of {info.model} do not have the columns of a score table: {error}") from None
-    table = table.sort_by([(name, "ascending") for name in KEY]).combine_chunks()
     check_scores(table, str(path))
-    with writing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata_of(info)), partial, compression="zstd")
+    write_scored(table, info, path)
 
 
 def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
@@ -89,34 +70,10 @@ def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
     Raises:
         ScoreTableError: if the file is missing, damaged or not a score table.
     """
-    if not path.is_file():
-        raise ScoreTableError(f"no score table at {path}; `deepspeed launch/evaluate.py run=...` makes it")
-    try:
-        table = pq.read_table(path)
-        info = info_of(table.schema.metadata or {})
-        table = table.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise ScoreTableError(f"{path} is not a score table or is damaged: {str(error).splitlines()[0]}") from None
+    made_by = "deepspeed launch/evaluate.py run=..."
+    table, info = read_scored(path, SCORE_SCHEMA, kind="score table", made_by=made_by)
     check_scores(table, str(path))
     return table, info
-
-
-def metadata_of(info: ScoreTableInfo) -> dict[bytes, bytes]:
-    """Return the metadata of a file of scores."""
-    facts = {"model": info.model, "split": info.split, "careers": info.careers, "code": info.code, **info.details}
-    return {b"laborllm_dist": json.dumps(facts, sort_keys=True).encode()}
-
-
-def info_of(metadata: Mapping[bytes, bytes]) -> ScoreTableInfo:
-    """Return what the metadata of a file of scores says.
-
-    Raises:
-        KeyError: if it is no such file.
-        ValueError: if it is damaged.
-    """
-    facts = json.loads(metadata[b"laborllm_dist"])
-    named = {key: facts.pop(key) for key in ("model", "split", "careers", "code")}
-    return ScoreTableInfo(**named, details=facts)
 
 
 def check_scores(table: pa.Table, where: str) -> None:

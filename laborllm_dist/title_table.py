@@ -7,17 +7,12 @@ is the mass that was not told apart: titles in it are null, and their probabilit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.files import writing
-from laborllm_dist.score_table import KEY, ScoreTableInfo, info_of, metadata_of
+from laborllm_dist.scored_files import ListTable, ScoreTableInfo, read_lists, write_lists
 
 TITLE_SCHEMA = pa.schema(
     [
@@ -34,15 +29,6 @@ TITLE_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TitleTable:
-    """Distributions as they were read; `occupations` are the codes that the lists are in the order of."""
-
-    table: pa.Table
-    info: ScoreTableInfo
-    occupations: tuple[str, ...]
-
-
 def title_table_path(score_table: Path, split: str) -> Path:
     """Return where the distributions of a score table lie: test_titles.parquet, test_titles.MODEL.parquet."""
     return score_table.with_name(score_table.name.replace(split, f"{split}_titles", 1))
@@ -57,25 +43,14 @@ def write_title_table(table: pa.Table, info: ScoreTableInfo, occupations: Sequen
         occupations: codes, in the order of the lists.
         path: the Parquet file.
     """
-    table = table.select(TITLE_SCHEMA.names).cast(TITLE_SCHEMA)
-    table = table.sort_by([(name, "ascending") for name in KEY]).combine_chunks()
-    metadata = {**metadata_of(info), b"occupations": json.dumps(list(occupations)).encode()}
-    with writing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd", row_group_size=4096)
+    write_lists(table, TITLE_SCHEMA, info, occupations, path)
 
 
-def read_title_table(path: Path) -> TitleTable:
+def read_title_table(path: Path) -> ListTable:
     """Return the distributions and where they come from.
 
     Raises:
         ScoreTableError: if the file is missing, damaged or not a table of titles.
     """
-    if not path.is_file():
-        raise ScoreTableError(f"no table of titles at {path}; `launch/evaluate.py run=... titles=all` makes it")
-    try:
-        table = pq.read_table(path)
-        metadata = table.schema.metadata or {}
-        occupations = tuple(json.loads(metadata[b"occupations"]))
-        return TitleTable(table.select(TITLE_SCHEMA.names).cast(TITLE_SCHEMA), info_of(metadata), occupations)
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise ScoreTableError(f"{path} is not a table of titles or is damaged: {str(error).splitlines()[0]}") from None
+    made_by = "launch/evaluate.py run=... titles=all"
+    return read_lists(path, TITLE_SCHEMA, kind="table of titles", made_by=made_by)

@@ -31,7 +31,8 @@ from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.errors import CheckpointError, DiskFull, RunError, ScoreTableError
 from laborllm_dist.files import no_room_is_said, sha256_of, write_text, writing
 from laborllm_dist.run_folder import open_run, read_run
-from laborllm_dist.score_table import SCORE_SCHEMA, ScoreTableInfo, read_score_table, write_score_table
+from laborllm_dist.score_table import SCORE_SCHEMA, read_score_table, write_score_table
+from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.evaluate import observation_facts
 from laborllm_dist.settings import TrackingSettings
 from laborllm_dist.tokens.pooling import TrainingPool
@@ -157,7 +158,7 @@ def test_missing_and_damaged_score_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ScoreTableError, match="no score table at"):
         read_score_table(tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match="is not a score table or is damaged"):
+    with pytest.raises(ScoreTableError, match="is no score table or is damaged"):
         read_score_table(tmp_path / "t.parquet")
     with pytest.raises(ScoreTableError, match="do not have the columns"):
         write_score_table(scores().drop_columns(["title"]), INFO, tmp_path / "u.parquet")

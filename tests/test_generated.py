@@ -191,10 +191,10 @@ def test_shares_and_their_errors_by_hand() -> None:
 
 
 def test_a_table_of_continuations_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScoreTableError, match=r"no continuations at .*generated=check. makes them"):
+    with pytest.raises(ScoreTableError, match=r"no table of continuations at .*generated=check. makes it"):
         read_generated_table(tmp_path / "test_generated.parquet")
     (tmp_path / "test_generated.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match="is not a table of continuations or is damaged"):
+    with pytest.raises(ScoreTableError, match="is no table of continuations or is damaged"):
         read_generated_table(tmp_path / "test_generated.parquet")
 
 

@@ -33,7 +33,7 @@ from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.prediction_table import OWN_CAREERS, read_prediction_table, write_prediction_table
 from laborllm_dist.report.predictions import show_predictions
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.score_table import ScoreTableInfo
+from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.asked_prompts import asked_prompts, check_context, unseen_words
 from laborllm_dist.scoring.predict import AskedPrompts, BestTitles, best_titles, check_told, predict, prediction_rows
 from laborllm_dist.title_table import read_title_table
@@ -364,10 +364,10 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_prediction_table(rows(), info(), tmp_path / "p.parquet")
     table, found = read_prediction_table(tmp_path / "p.parquet")
     assert (table, found) == (rows(), info())
-    with pytest.raises(ScoreTableError, match=r"no predictions at .*predict.py run=... output="):
+    with pytest.raises(ScoreTableError, match=r"no table of predictions at .*predict.py run=... output="):
         read_prediction_table(tmp_path / "q.parquet")
     (tmp_path / "q.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match="is not a table of predictions"):
+    with pytest.raises(ScoreTableError, match="is no table of predictions or is damaged"):
         read_prediction_table(tmp_path / "q.parquet")
 
 

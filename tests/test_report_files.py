@@ -17,7 +17,8 @@ from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.report.compared import compare_runs
 from laborllm_dist.report.number_text import format_nats, format_perplexity
 from laborllm_dist.report.write import ReportResult, terminal_tables, write_report
-from laborllm_dist.score_table import SCORE_SCHEMA, TRUE_MODEL, ScoreTableInfo, write_score_table
+from laborllm_dist.score_table import SCORE_SCHEMA, TRUE_MODEL, write_score_table
+from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.settings import ReportSettings
 
 KEYS = [("PSID", "a", 0), ("PSID", "a", 1), ("PSID", "b", 0), ("PSID", "c", 0), ("PSID", "c", 1)]

@@ -16,8 +16,8 @@ from test_report_files import KEYS, report_on, write_scores
 from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.report.distributions import observed_ranks
 from laborllm_dist.report.write import terminal_tables
-from laborllm_dist.score_table import ScoreTableInfo
-from laborllm_dist.title_table import TITLE_SCHEMA, TitleTable, write_title_table
+from laborllm_dist.scored_files import ListTable, ScoreTableInfo
+from laborllm_dist.title_table import TITLE_SCHEMA, write_title_table
 
 CODES = ("1", "2", "3")
 # P of the three titles after each of the five prompts; "1" is what was observed.
@@ -80,7 +80,7 @@ def test_a_title_that_was_not_told_apart_counts_as_if_it_stood_above() -> None:
     table = title_rows([(0.2, None, 0.5), (0.1, None, None), (0.4, None, 0.3), (0.2, 0.5, 0.3), (0.5, None, 0.2)],
                        [0.3, 0.3, 0.3, 0.0, 0.3])  # fmt: skip
     info = ScoreTableInfo("m", "test", "c", "0", {})
-    np.testing.assert_array_equal(observed_ranks(TitleTable(table, info, CODES)), [3, 3, 1, 3, 1])
+    np.testing.assert_array_equal(observed_ranks(ListTable(table, info, CODES)), [3, 3, 1, 3, 1])
 
 
 def test_the_normalised_measure_without_distributions_is_refused(run: Path) -> None:

@@ -348,5 +348,5 @@ def test_a_table_of_titles_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScoreTableError, match=r"no table of titles at .*titles=all. makes it"):
         read_title_table(tmp_path / "test_titles.parquet")
     (tmp_path / "test_titles.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match="is not a table of titles or is damaged"):
+    with pytest.raises(ScoreTableError, match="is no table of titles or is damaged"):
         read_title_table(tmp_path / "test_titles.parquet")

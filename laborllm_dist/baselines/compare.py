@@ -18,7 +18,8 @@ from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import fingerprint_of
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.score_table import TRUE_MODEL, ScoreTableInfo, read_score_table, write_score_table
+from laborllm_dist.score_table import TRUE_MODEL, read_score_table, write_score_table
+from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.evaluate import observation_facts
 from laborllm_dist.settings import CompareSettings, RunSettings
 from laborllm_dist.tokens.pooling import training_pool

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist.errors import RunError, ScoreTableError
-from laborllm_dist.score_table import KEY, SCORE_SCHEMA, ScoreTableInfo, is_true_model, read_score_table
-from laborllm_dist.title_table import TitleTable, read_title_table, title_table_path
+from laborllm_dist.score_table import SCORE_SCHEMA, is_true_model, read_score_table
+from laborllm_dist.scored_files import KEY, ListTable, ScoreTableInfo
+from laborllm_dist.title_table import read_title_table, title_table_path
 
 FloatArray = npt.NDArray[np.float64]
 CodeArray = npt.NDArray[np.int64]
@@ -183,7 +184,7 @@ def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
     return np.asarray(titles.table["normalised"].to_numpy(), dtype=np.float64)
 
 
-def titles_of(file: ScoreFile, split: str) -> TitleTable | None:
+def titles_of(file: ScoreFile, split: str) -> ListTable | None:
     """Return the table of titles that belongs to a score table; None if there is none.
 
     Raises:

@@ -13,8 +13,8 @@ import numpy as np
 
 from laborllm_dist.report.bootstrap import Estimate, estimate, resample_means
 from laborllm_dist.report.compared import ComparedScores, FloatArray, ScoredModel, titles_of
+from laborllm_dist.scored_files import ListTable
 from laborllm_dist.settings import ReportSettings
-from laborllm_dist.title_table import TitleTable
 
 TOP = (1, 5, 10)
 MOST_TITLES = 50.0  # nats: more than any list has
@@ -66,7 +66,7 @@ def title_numbers(compared: ComparedScores, settings: ReportSettings) -> tuple[T
     return tuple(numbers)
 
 
-def observed_ranks(table: TitleTable) -> FloatArray:
+def observed_ranks(table: ListTable) -> FloatArray:
     """Return the rank of every observed title among all, 1 for the most probable one; at worst, where some are null."""
     place_of = {code: place for place, code in enumerate(table.occupations)}
     ranks = np.empty(table.table.num_rows)
@@ -86,5 +86,5 @@ def observed_ranks(table: TitleTable) -> FloatArray:
     return ranks
 
 
-def _table_of(model: ScoredModel, split: str) -> TitleTable | None:
+def _table_of(model: ScoredModel, split: str) -> ListTable | None:
     return titles_of(model.files[0], split) if model.files else None

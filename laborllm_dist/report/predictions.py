@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from laborllm_dist.report.number_text import format_share
-from laborllm_dist.score_table import ScoreTableInfo
+from laborllm_dist.scored_files import ScoreTableInfo
 
 SHOWN_PEOPLE = 10  # where a file has all of them
 BAR_WIDTH = 12

@@ -16,7 +16,8 @@ from laborllm_dist.engine.branching_model import Grown
 from laborllm_dist.engine.evaluated_model import EvaluatedModel
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.errors import TitleInsideToken
-from laborllm_dist.score_table import SCORE_SCHEMA, ScoreTableInfo, write_score_table
+from laborllm_dist.score_table import SCORE_SCHEMA, write_score_table
+from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.observations import TitlePlaces, observation_scores, scoring_batch, title_places
 from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, remove_parts
 from laborllm_dist.scoring.prompt_trees import Prompts, score_titles

@@ -22,7 +22,7 @@ from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import fingerprint_of, write_json
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.score_table import ScoreTableInfo, info_of
+from laborllm_dist.scored_files import ScoreTableInfo, info_of
 from laborllm_dist.scoring.composed import (
     Answers,
     Composed,

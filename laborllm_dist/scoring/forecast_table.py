@@ -6,7 +6,6 @@ occupations.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.files import writing
-from laborllm_dist.score_table import KEY, ScoreTableInfo, info_of, metadata_of
+from laborllm_dist.scored_files import ListTable, ScoreTableInfo, read_lists, write_lists
 
 Floats = npt.NDArray[np.float64]
 SMALLEST = float(np.finfo(np.float64).tiny)  # in the place of a probability that float64 cannot tell from 0
@@ -38,15 +34,6 @@ FORECAST_SCHEMA = pa.schema(
         pa.field("standard_error", pa.list_(pa.float64())),  # of composed_all, from drawn paths; null: none were drawn
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ForecastTable:
-    """Forecasts as they were read; `occupations` are the codes that the lists are in the order of."""
-
-    table: pa.Table
-    info: ScoreTableInfo
-    occupations: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +72,17 @@ def write_forecast_table(table: pa.Table, info: ScoreTableInfo, occupations: Seq
         occupations: codes, in the order of the lists.
         path: the Parquet file.
     """
-    table = table.select(FORECAST_SCHEMA.names).cast(FORECAST_SCHEMA)
-    table = table.sort_by([(name, "ascending") for name in KEY]).combine_chunks()
-    metadata = {**metadata_of(info), b"occupations": json.dumps(list(occupations)).encode()}
-    with writing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd", row_group_size=4096)
+    write_lists(table, FORECAST_SCHEMA, info, occupations, path)
 
 
-def read_forecast_table(path: Path) -> ForecastTable:
+def read_forecast_table(path: Path) -> ListTable:
     """Return forecasts and where they come from.
 
     Raises:
         ScoreTableError: if the file is missing, damaged or not a table of forecasts.
     """
-    if not path.is_file():
-        raise ScoreTableError(f"no table of forecasts at {path}; `deepspeed launch/forecast.py run=...` makes it")
-    try:
-        table = pq.read_table(path)
-        metadata = table.schema.metadata or {}
-        occupations = tuple(json.loads(metadata[b"occupations"]))
-        return ForecastTable(table.select(FORECAST_SCHEMA.names).cast(FORECAST_SCHEMA), info_of(metadata), occupations)
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise ScoreTableError(f"{path} is no table of forecasts or is damaged: {str(error).splitlines()[0]}") from None
+    made_by = "deepspeed launch/forecast.py run=..."
+    return read_lists(path, FORECAST_SCHEMA, kind="table of forecasts", made_by=made_by)
 
 
 def coherence_of(table: pa.Table) -> Coherence:

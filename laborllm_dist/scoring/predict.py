@@ -30,7 +30,7 @@ from laborllm_dist.files import sha256_of_all
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.prediction_table import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.score_table import ScoreTableInfo
+from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.asked_prompts import Ids, asked_prompts, check_context, unseen_words
 from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_titles
 from laborllm_dist.scoring.score_run import as_told

@@ -18,7 +18,7 @@ from laborllm_dist.files import fingerprint_of
 from laborllm_dist.generated_table import describe_generated, generated_table_path, read_generated_table
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.score_table import ScoreTableInfo, info_of
+from laborllm_dist.scored_files import ScoreTableInfo, info_of
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
 from laborllm_dist.scoring.generate import Generation, evaluate_generated
 from laborllm_dist.scoring.observations import check_room

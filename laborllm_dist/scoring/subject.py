@@ -17,7 +17,8 @@ from laborllm_dist.engine.model import check_weights, context_of, weights_identi
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.run_folder import RunFolder
-from laborllm_dist.score_table import ScoreTableInfo, read_score_table
+from laborllm_dist.score_table import read_score_table
+from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.prompts import TEXT_DETAILS, check_cut, text_details
 from laborllm_dist.settings import EvaluationSettings, OtherModelSettings, RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
