@@ -2,7 +2,7 @@
 # make test         the tests                make test-quick   those that start no ranks
 # make test-hosts   over two hosts           make test-slurm   under a Slurm of one node
 #                   (both as root, with Debian's programs; else they say what is missing)
-# make test-peers   scores beside those of lm-evaluation-harness (installs it)
+# make test-peers   scores beside those of lm-evaluation-harness, liger-kernel's loss beside ours (installs both)
 # make lint         style and types          make benchmarks   the benchmarks that need no GPU
 # Settings: PYTHON=python3.12  VENV=.venv  RANKS=2
 PYTHON ?= python3
@@ -67,7 +67,7 @@ test-slurm: install
 	@pytest -q -rs tests/test_slurm.py
 
 test-peers: peers
-	@pytest -q -rs tests/test_peers.py
+	@pytest -q -rs -m peers
 
 lint: install
 	@ruff check .

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +17,8 @@ from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.engine.branch_attention import KeptStates, boughs_of, branch_attention
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import new_llama
-from laborllm_dist.engine.packed_attention import career_bounds, packed_attention
-from laborllm_dist.engine.token_scores import check_fused, chunked_log_likelihood
+from laborllm_dist.engine.packed_attention import by_kernel, career_bounds, packed_attention
+from laborllm_dist.engine.token_scores import check_fused, chunked_log_likelihood, fused_log_likelihood
 from laborllm_dist.errors import ModelError, SettingsError
 
 CPU = torch.device("cpu")
@@ -105,6 +108,37 @@ def test_attention_stays_inside_careers(num_key_heads: int) -> None:
         packed_attention(nn.Module(), query, key, value, torch.ones(1), scaling=0.3)
 
 
+def kernel_of_torch_2_11(query, key, value, starts, key_starts, longest, longest_key, *, return_aux=None, scale=None,
+                         window_size=(-1, -1)):  # fmt: skip
+    """Variable-length attention from its definition, with the arguments that torch 2.11 has; heads may share keys."""
+    assert starts.dtype == torch.int32 and starts is key_starts and window_size == (-1, 0) and return_aux is None
+    lengths = starts.diff().tolist()
+    assert (longest, longest_key, sum(lengths)) == (max(lengths), max(lengths), len(query))
+    whole = (each.transpose(0, 1)[None] for each in (query, key, value))
+    return dense_attention(*whole, lengths, scale)[0]
+
+
+def kernel_of_torch_2_13(query, key, value, starts, key_starts, longest, longest_key, *, return_aux=None, scale=None,
+                         window_size=(-1, -1), enable_gqa=False, seqused_k=None, block_table=None, num_splits=None):  # fmt: skip
+    """The same with the arguments of torch 2.13, which wants to be told that heads share keys."""
+    assert enable_gqa or query.shape[1] == key.shape[1], "keys are shared, unannounced"
+    return kernel_of_torch_2_11(query, key, value, starts, key_starts, longest, longest_key, return_aux=return_aux,
+                                scale=scale, window_size=window_size)  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", [kernel_of_torch_2_11, kernel_of_torch_2_13])
+@pytest.mark.parametrize("num_key_heads", [4, 2, 1])
+def test_the_kernel_is_called_as_each_version_of_torch_wants_it(kernel, num_key_heads: int, monkeypatch) -> None:
+    """The kernel itself wants CUDA; here are its arguments, and what is done with its output."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    torch.manual_seed(3)
+    lengths = [5, 1, 6, 12, 3, 9]
+    query = torch.randn(3, 4, 12, 8, dtype=torch.float64)
+    key, value = (torch.randn(3, num_key_heads, 12, 8, dtype=torch.float64) for _ in range(2))
+    found = by_kernel(query, key, value, career_bounds(lengths, CPU), 0.3)
+    torch.testing.assert_close(found, dense_attention(query, key, value, lengths, 0.3), rtol=0, atol=1e-12)
+
+
 def small_llama(**changes):
     shape = dataclasses.replace(
         settings_of([]).model.llama,
@@ -181,17 +215,11 @@ def test_the_variable_length_kernel_is_block_diagonal_attention(num_key_heads: i
         assert float((own.grad.double().cpu() - other.grad).norm() / other.grad.norm()) < 2e-2
 
 
-@gpu
-@needs_gpu
-def test_the_fused_loss_is_the_chunked_one() -> None:
-    pytest.importorskip("liger_kernel")
-    from laborllm_dist.engine.token_scores import fused_log_likelihood
-
+def check_fused_loss(device: torch.device, num_ids: int) -> None:
+    """Compare liger-kernel's loss and gradients with the chunked ones, in float32."""
     torch.manual_seed(5)
-    device = torch.device("cuda")
-    check_fused(device)
-    hidden, weight = torch.randn(1000, 256, device=device), torch.randn(32_000, 256, device=device) / 16
-    targets = torch.randint(0, 32_000, (1000,), device=device)
+    hidden, weight = torch.randn(1000, 256, device=device), torch.randn(num_ids, 256, device=device) / 16
+    targets = torch.randint(0, num_ids, (1000,), device=device)
     own, fused = ([each.clone().requires_grad_() for each in (hidden, weight)] for _ in range(2))
     total, _ = chunked_log_likelihood(*own, targets, chunk_tokens=256)
     other, _ = fused_log_likelihood(*fused, targets)
@@ -200,6 +228,26 @@ def test_the_fused_loss_is_the_chunked_one() -> None:
     other.backward()
     for found, expected in zip(fused, own, strict=True):
         assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 1e-3
+
+
+@gpu
+@needs_gpu
+def test_the_fused_loss_is_the_chunked_one() -> None:
+    pytest.importorskip("liger_kernel")
+    check_fused(torch.device("cuda"))
+    check_fused_loss(torch.device("cuda"), 32_000)
+
+
+@pytest.mark.peers
+def test_the_fused_loss_is_the_chunked_one_in_triton_s_interpreter() -> None:
+    """Triton's interpreter runs a GPU's kernels on a CPU; it must be asked for before triton is imported."""
+    pytest.importorskip("liger_kernel", reason="wants liger-kernel: make peers")
+    program = "import torch, test_kernels; test_kernels.check_fused_loss(torch.device('cpu'), 3000)"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float) -> None:

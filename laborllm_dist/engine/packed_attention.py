@@ -9,7 +9,9 @@ everything else career by career through scaled_dot_product_attention. What a ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +89,14 @@ def packed_attention(
         narrow = torch.get_autocast_dtype("cuda")
         query_BHTD, key_BHTD, value_BHTD = (each.to(narrow) for each in (query_BHTD, key_BHTD, value_BHTD))
     if query_BHTD.is_cuda and query_BHTD.dtype in KERNEL_DTYPES and not dropout:
-        return _by_kernel(query_BHTD, key_BHTD, value_BHTD, bounds, scaling), None
+        return by_kernel(query_BHTD, key_BHTD, value_BHTD, bounds, scaling), None
     return _career_by_career(query_BHTD, key_BHTD, value_BHTD, bounds, (scaling, dropout)), None
 
 
-def _by_kernel(
+def by_kernel(
     query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, bounds: CareerBounds, scaling: float | None
 ) -> Tensor:
+    """Return attention inside careers, [B, T, H, D], by torch's variable-length kernel (bf16 and fp16 on CUDA)."""
     from torch.nn.attention.varlen import varlen_attn
 
     num_rows, num_heads, num_slots, width = query_BHTD.shape
@@ -102,6 +105,9 @@ def _by_kernel(
         for each in (query_BHTD, key_BHTD, value_BHTD)
     )
     longest = max(bounds.lengths)
+    causal = (-1, 0)
+    shares_keys = num_heads != key_BHTD.shape[1] and _asks_for_shared_keys(varlen_attn)
+    more: dict[str, Any] = {"enable_gqa": True} if shares_keys else {}
     found_NHD = varlen_attn(
         query_NHD,
         key_NHD,
@@ -111,11 +117,17 @@ def _by_kernel(
         longest,
         longest,
         scale=scaling,
-        window_size=(-1, 0),  # causal
-        enable_gqa=num_heads != key_BHTD.shape[1],
+        window_size=causal,
+        **more,
     )
     assert isinstance(found_NHD, Tensor)  # a pair only where auxiliary values are asked for
-    return found_NHD.view(num_rows, num_slots, num_heads, width)
+    return found_NHD.reshape(num_rows, num_slots, num_heads, width)
+
+
+@functools.cache
+def _asks_for_shared_keys(varlen_attn: Callable[..., Any]) -> bool:
+    """Say whether heads that share keys must be announced: torch 2.11's kernel takes them as they are."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _career_by_career(
