@@ -51,7 +51,7 @@ from laborllm_dist.engine.zero import make_engine
 from laborllm_dist.scoring.prompt_trees import Prompts, score_titles
 from laborllm_dist.scoring.title_trie import build_trie
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.training.forecast import Workload, flops_per_token
+from laborllm_dist.training.cost import flops_per_token
 
 SHAPES = {
     "7b": KNOWN["meta-llama/Llama-2-7b-hf"],
@@ -104,10 +104,10 @@ def build(settings: RunSettings, shape: ModelShape, ranks: Ranks) -> CareerLangu
     return CareerLanguageModel(learnt, settings.compute)
 
 
-def work_of(batch: PackedBatch) -> Workload:
-    """Return the work of a batch: real tokens, and the mean of squared career lengths."""
+def real_tokens(batch: PackedBatch) -> tuple[int, float]:
+    """Return the tokens of a batch's careers, and how many of its career a token's attention reaches on average."""
     lengths = np.array([length for length in batch.lengths if length >= 60], dtype=np.float64)
-    return Workload(len(lengths), float(lengths.sum()), 1, 1.0, 1, 1.0, float((lengths**2).mean()), is_assumed=False)
+    return int(lengths.sum()), float((lengths**2).sum() / lengths.sum() / 2)
 
 
 def train_part(name: str, shape: ModelShape, out: Path, *more: str) -> None:
@@ -149,9 +149,9 @@ def measure_training(
         if number >= 3:
             seconds.append(time.perf_counter() - started)
     median = sorted(seconds)[len(seconds) // 2]
-    work = work_of(batches[-1])
-    rate = work.tokens_per_epoch / median
-    flops = flops_per_token(shape, settings, work) * rate
+    num_tokens, attended = real_tokens(batches[-1])
+    rate = num_tokens / median
+    flops = flops_per_token(shape, settings.adapter, attended=attended) * rate
     peak = peak_tflops()
     measured = torch.cuda.max_memory_reserved() / GIB + CUDA_PROCESS_GIB if torch.cuda.is_available() else None
     report(

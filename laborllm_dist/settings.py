@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ from laborllm_dist.engine_settings import (
     ZeroSettings,
     check_together,
 )
-from laborllm_dist.settings_reader import OutOfRange, check_positive
+from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
 
 COMPARATORS = ("marginal", "first_order", "truth")
 
@@ -116,17 +117,32 @@ class RanksSettings:
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """A kind of GPU, for launch/plan.py."""
+    """A kind of GPU and the host it stands in, for launch/plan.py. Links are of one GPU and one direction.
+
+    Assumed, not from a datasheet: utilisation, price, and what a GPU has of its host's memory and disks.
+    """
 
     name: str
     memory_gib: float
     bf16_tflops: float  # dense, at its best
-    link_gigabytes_per_second: float  # to its neighbours, one direction
-    utilisation: float  # assumed share of bf16_tflops that training reaches, recomputation not counted as work
+    fp32_tflops: float  # without tensor cores
+    gpus_per_host: int
+    link_gigabytes_per_second: float  # to the GPUs of its host
+    network_gigabytes_per_second: float  # to other hosts
+    pcie_gigabytes_per_second: float  # to the memory of its host
+    host_memory_gib: float
+    host_gigabytes_per_second: float  # between the host's memory and its processors
+    nvme_gigabytes_per_second: float
+    utilisation: float  # share of the TFLOP/s that computing reaches, recomputation not counted as work
     dollars_per_hour: float
 
     def __post_init__(self) -> None:
-        check_positive(self, "memory_gib", "bf16_tflops", "link_gigabytes_per_second", "utilisation")
+        check_positive(self, "memory_gib", "bf16_tflops", "fp32_tflops", "gpus_per_host", "utilisation")
+        check_positive(self, "link_gigabytes_per_second", "network_gigabytes_per_second", "pcie_gigabytes_per_second")
+        check_positive(self, "host_memory_gib", "host_gigabytes_per_second", "nvme_gigabytes_per_second")
+        check_share(self, "utilisation")
+        if not 0 <= self.dollars_per_hour < math.inf:
+            raise OutOfRange("dollars_per_hour", f"a number from 0 up, found {self.dollars_per_hour}")
 
 
 @dataclass(frozen=True, slots=True)

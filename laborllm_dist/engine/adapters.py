@@ -19,6 +19,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from laborllm_dist.engine.limits import check_targets
 from laborllm_dist.engine_settings import AdapterSettings
 from laborllm_dist.errors import ModelError
 
@@ -68,10 +69,7 @@ def with_adapter(model: transformers.PreTrainedModel, settings: AdapterSettings,
 
     layers = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     layers -= {"lm_head"}  # scores are computed from its weight itself
-    if unknown := sorted(set(settings.targets) - layers):
-        raise ModelError(
-            f"adapter.targets: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
-        )
+    check_targets(settings.targets, layers)
     torch.manual_seed(seed)
     config = lora_config(settings, model.config.name_or_path)
     # In the model's precision at every ZeRO stage; DeepSpeed keeps fp32 master weights where that is narrow.

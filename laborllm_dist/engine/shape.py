@@ -49,10 +49,15 @@ class ModelShape:
         return self.num_ids * self.hidden_size
 
     @property
+    def num_norms(self) -> int:
+        """Weights that are no part of a matrix."""
+        return self.hidden_size * (2 * self.num_layers + 1)
+
+    @property
     def num_parameters(self) -> int:
         """All weights."""
-        norms = self.hidden_size * (2 * self.num_layers + 1)
-        return self.num_layers * self.linear_per_layer + norms + self.embedding * (1 if self.tied_embeddings else 2)
+        embeddings = self.embedding * (1 if self.tied_embeddings else 2)
+        return self.num_layers * self.linear_per_layer + self.num_norms + embeddings
 
     @property
     def num_multiplied(self) -> int:
@@ -67,11 +72,13 @@ class ModelShape:
         return self.num_layers * sum(adapter.rank * (inputs + outputs) for inputs, outputs in sizes)
 
 
-# Llama 2 (arXiv 2307.09288) as published at these hub ids, so that a plan needs no hub.
+# Llama 2 (arXiv 2307.09288) as published at these hub ids, and SmolLM2 (arXiv 2502.02737) where launch/convert.py puts
+# it, so that a plan needs neither hub nor weights.
 KNOWN: Mapping[str, ModelShape] = {
     "meta-llama/Llama-2-7b-hf": ModelShape(4096, 11008, 32, 32, 32, 32000, tied_embeddings=False),
     "meta-llama/Llama-2-13b-hf": ModelShape(5120, 13824, 40, 40, 40, 32000, tied_embeddings=False),
     "meta-llama/Llama-2-70b-hf": ModelShape(8192, 28672, 80, 64, 8, 32000, tied_embeddings=False),
+    "models/smollm2_135m": ModelShape(576, 1536, 30, 9, 3, 49152, tied_embeddings=True),
 }
 
 

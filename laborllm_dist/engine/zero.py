@@ -22,13 +22,11 @@ from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import PackedBatch
 from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.limits import check_8bit
 from laborllm_dist.engine.memory_plan import LIVE_BUCKETS
 from laborllm_dist.engine.optimizers import make_optimizer
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
 from laborllm_dist.engine_settings import OptimizerSettings, ZeroSettings
-from laborllm_dist.errors import SettingsError
-
-MOST_8BIT = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +126,6 @@ def _import_muon() -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = wish
 
 
-def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int) -> None:
-    """Refuse more weights in one stretch (`largest`) than bitsandbytes can count.
-
-    Raises:
-        SettingsError: saying what to set.
-    """
-    if optimizer.kind == "adamw_8bit" and largest >= MOST_8BIT:
-        raise SettingsError(
-            f"optimizer.kind=adamw_8bit: bitsandbytes counts the {largest:,} weights of a rank in 31 bits; set "
-            f"zero.stage=3, which holds them in smaller groups (here it is {zero.stage})"
-        )
-
-
 def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration. Defaults that have changed between its versions are all set."""
     bucket = zero.bucket_elements
@@ -171,6 +156,8 @@ def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
             "stage3_max_live_parameters": LIVE_BUCKETS * bucket,
+            # A weight stays gathered from forward to backward if both come within so many weights: the last ones do.
+            "stage3_max_reuse_distance": 2 * LIVE_BUCKETS * bucket,
             "stage3_gather_16bit_weights_on_model_save": False,
             **placed,
         },

@@ -38,8 +38,8 @@ from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TOKENIZER, TokenStore, open_store
 from laborllm_dist.training.lines import describe_plan, describe_settings, progress_line
+from laborllm_dist.training.memory_check import check_memory
 from laborllm_dist.training.plan import TrainingPlan, plan_training
-from laborllm_dist.training.plan_table import check_memory
 from laborllm_dist.training.run_log import RunLog, say, silence
 from laborllm_dist.training.state import RunState, state_from_values
 from laborllm_dist.training.step import StepResult, Work, batches_of_step, careers_of, take_step

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from laborllm_dist.batches.order import TrainingOrder
 from laborllm_dist.batches.packing import PackPlan, pack_step
 from laborllm_dist.batches.sharding import ShardPlan, shard_rows
+from laborllm_dist.data_settings import TemplateSettings
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.settings import BatchSettings, RunSettings, TrainingSettings
 from laborllm_dist.tokens.pooling import training_pool
@@ -32,6 +33,7 @@ class TrainingPlan:
 
     order: TrainingOrder
     lengths: npt.NDArray[np.int64]  # tokens of every training career
+    longest_career: int  # tokens, of training and validation
     batch: BatchSettings
     training: TrainingSettings
     world_size: int
@@ -69,11 +71,21 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
         DataFileError: if fractions and weights leave nobody to train on.
     """
     batch, training = settings.batch, settings.training
-    if settings.template.max_tokens is not None:
-        raise SettingsError("setting template.max_tokens cuts careers, which only an evaluation may do; leave it out")
+    check_uncut(settings.template)
     longer = f"batch.row_length is {batch.row_length}; set batch.row_length to that or more"
     check_lengths(store, batch.row_length, longer, ("train", "validation"))
     pool = training_pool(store, settings)
     order = TrainingOrder(pool.rows, pool.weights, careers_per_step=batch.careers_per_step, seed=training.seed)
-    lengths = store.careers("train").num_tokens()
-    return TrainingPlan(order=order, lengths=lengths, batch=batch, training=training, world_size=world_size)
+    lengths, others = (store.careers(split).num_tokens() for split in ("train", "validation"))
+    longest = int(max(lengths.max(), others.max()))
+    return TrainingPlan(order, lengths, longest, batch, training, world_size)
+
+
+def check_uncut(template: TemplateSettings) -> None:
+    """Refuse to train on careers that are cut.
+
+    Raises:
+        SettingsError: saying what to leave out.
+    """
+    if template.max_tokens is not None:
+        raise SettingsError("setting template.max_tokens cuts careers, which only an evaluation may do; leave it out")

@@ -1,31 +1,23 @@
-"""The plan of a run for people: tables in the terminal, and the short form that training prints."""
+"""The plan of a run for people, in a terminal of 80 columns: launch/plan.py."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from laborllm_dist.engine.capacity import Capacity
+from laborllm_dist.engine.limits import check_8bit, check_targets, largest_stretch
 from laborllm_dist.engine.memory_plan import GIB
-from laborllm_dist.engine.shape import ModelShape
-from laborllm_dist.errors import DataFileError, DoesNotFit
+from laborllm_dist.engine.shape import KNOWN, ModelShape, shape_of
+from laborllm_dist.errors import SettingsError
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.settings_reader import OutOfRange
-from laborllm_dist.training.forecast import (
-    Forecast,
-    Workload,
-    find_workload,
-    forecast,
-    known_workload,
-    nearest_that_fits,
-    shape_for,
-)
-from laborllm_dist.training.plan import TrainingPlan
+from laborllm_dist.training.advice import as_typed, better_row_length, changed, nearest_that_fits
+from laborllm_dist.training.cost import LAYER_SECONDS
+from laborllm_dist.training.forecast import Forecast, forecast, room_of
+from laborllm_dist.training.workload import Workload, find_workload
 
 ENOUGH_BUSY = 0.75
 KINDS = (
@@ -37,135 +29,149 @@ def show_plan(settings: RunSettings, console: Console) -> Forecast:
     """Print what a run will take; return it.
 
     Raises:
-        DataFileError: if nobody can know what will be trained on, since the store is not there.
+        LaborError: what training would refuse, as far as a plan can know, and where nobody knows the work or the model.
     """
     work, num_ids = find_workload(settings)
-    if work is None:
-        raise DataFileError(
-            f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
-            f"python launch/prepare.py with the same settings"
-        )
-    shape = shape_for(settings, num_ids)
-    found = forecast(settings, work, shape)
-    for line in work_lines(found):
+    shape = shape_of(settings.model, num_ids=num_ids)
+    check_plan(settings, work, shape)
+    found = forecast(settings, work, shape, room_of(settings.plan.gpu))
+    for line in (*work_lines(found), ""):
         console.print(line, soft_wrap=True, highlight=False)
-    console.print()
-    console.print(memory_table(settings, work, shape))
-    for line in cost_lines(found):
+    console.print(memory_table(found))
+    for line in ("", *cost_lines(found)):
         console.print(line, soft_wrap=True, highlight=False)
     return found
 
 
-def work_lines(found: Forecast) -> list[str]:
-    """Return what is trained on and what learns."""
-    settings, work, shape = found.settings, found.work, found.shape
-    learnt = shape.num_learnt(settings.adapter)
-    about = "assumed, since the token store is not there" if work.is_assumed else "of the token store"
-    share = "" if learnt == shape.num_parameters else f", {learnt:,} of them learnt"
-    return [
+def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None:
+    """Refuse what training refuses after its start, and a step of more careers than there are.
+
+    Raises:
+        SettingsError: naming the setting.
+        ModelError: if an adapter is for a layer that the model does not have.
+    """
+    if settings.batch.careers_per_step > work.careers_per_epoch:
+        raise SettingsError(
+            f"batch.careers_per_step is {settings.batch.careers_per_step:,}, an epoch has {work.careers_per_epoch:,} "
+            "careers; set batch.careers_per_step to that or less"
+        )
+    names_are_known = settings.model.llama is not None or settings.model.path in KNOWN
+    if settings.adapter.kind == "lora" and names_are_known:
+        check_targets(settings.adapter.targets, shape.linear_layers)
+    largest = largest_stretch(shape, settings.adapter, stage=settings.zero.stage, world_size=settings.plan.num_gpus)
+    check_8bit(settings.optimizer, settings.zero, largest=largest)
+
+
+def work_lines(found: Forecast) -> Iterator[str]:
+    """Yield what is trained on, what learns, and on what."""
+    settings, work, passes, shape = found.settings, found.work, found.passes, found.shape
+    learnt, about = shape.num_learnt(settings.adapter), "assumed: no store yet" if work.is_assumed else "token store"
+    yield (
         f"work     {work.careers_per_epoch:,} careers of {work.tokens_per_epoch / 1e6:,.2f} million tokens an epoch "
-        f"({about})",
-        f"         {work.num_steps:,} steps of {settings.batch.careers_per_step} careers; a step has about "
-        f"{work.rows_per_step:.1f} rows of {work.row_length:,} tokens, {work.fill:.0%} full, in "
-        f"{found.passes_per_step} pass{'' if found.passes_per_step == 1 else 'es'}",
-        *_waiting(found),
-        f"model    {settings.model.name}: {shape.num_parameters:,} parameters{share}",
+        f"({about})"
+    )
+    yield (
+        f"         {work.num_steps:,} steps of {settings.batch.careers_per_step:,} careers: {passes.num_rows:.1f} rows "
+        f"of up to {passes.row_length:,} tokens, {passes.fill:.0%} full"
+    )
+    share = "" if learnt == shape.num_parameters else f", {learnt:,} learnt"
+    yield f"model    {settings.model.name}: {shape.num_parameters:,} parameters{share}"
+    base = "" if settings.adapter.base == "full" else f", base {settings.adapter.base}"
+    yield (
         f"on       {settings.plan.num_gpus} x {settings.plan.gpu.name}, ZeRO-{settings.zero.stage} "
-        f"{settings.zero.precision}, {settings.optimizer.kind}, base {settings.adapter.base}",
-    ]
-
-
-def _waiting(found: Forecast) -> list[str]:
+        f"{settings.zero.precision}, {settings.optimizer.kind}{base}"
+    )
+    busy = f"passes   {passes.num_passes:.3g} a step; GPUs {found.busy:.0%} busy"
+    better = better_row_length(found) if found.busy <= ENOUGH_BUSY else None
     if found.busy > ENOUGH_BUSY:
-        return []
-    return [
-        f"         {found.busy:.0%} of the GPUs' passes hold careers, the others wait; batch.row_length="
-        f"{found.even_row_length} would give each a row (or more careers a step, or fewer GPUs)"
-    ]
+        yield busy
+    elif better is None:
+        yield f"{busy}: take more careers a step or fewer GPUs"
+    else:
+        yield f"{busy}: take more careers a step, fewer GPUs,"
+        yield f"         or batch.row_length={better[0]} for {better[1]:.0%}"
 
 
-def memory_table(settings: RunSettings, work: Workload, shape: ModelShape) -> Table:
+def memory_table(found: Forecast) -> Table:
     """Return GiB of a GPU by kind, for the setting chosen and for the other ZeRO stages."""
     table = Table(title="Memory of a GPU, GiB", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    columns = []
+    columns = list(_other_stages(found))
     table.add_column("")
-    for stage in range(4):
-        plain: dict[str, Any] = {"stage": stage}
-        plain |= {"offload_weights": "none"} if stage != 3 else {}
-        plain |= {"offload_optimizer": "none"} if stage == 0 else {}
-        with contextlib.suppress(OutOfRange):  # a stage that does not go with the rest has no column
-            zero = dataclasses.replace(settings.zero, **plain)
-            columns.append(forecast(dataclasses.replace(settings, zero=zero), work, shape))
-            chosen = " (chosen)" if stage == settings.zero.stage else ""
-            table.add_column(f"ZeRO-{stage}{chosen}", justify="right")
+    for each in columns:
+        stage = each.settings.zero.stage
+        table.add_column(f"ZeRO-{stage}{' (chosen)' if stage == found.settings.zero.stage else ''}", justify="right")
     for kind in KINDS:
         sizes = [each.memory.device.get(kind, 0.0) / GIB for each in columns]
-        if any(sizes):
+        if any(size >= 0.05 for size in sizes):
             table.add_row(kind, *(f"{size:,.1f}" for size in sizes))
     table.add_row("together", *(f"{each.memory.total / GIB:,.1f}" for each in columns), style="bold")
-    limit = f"of {settings.plan.gpu.memory_gib:,.1f}"
-    table.add_row(limit, *("fits" if each.fits else "does not fit" for each in columns))
+    gpu = found.settings.plan.gpu
+    table.add_row(f"of {gpu.memory_gib:,.1f}", *("fits" if each.fits_device else "does not fit" for each in columns))
     if any(each.memory.host_total for each in columns):
-        table.add_row("in the host's memory", *(f"{each.memory.host_total / GIB:,.1f}" for each in columns))
+        table.add_row("on the host", *(f"{each.memory.host_total / GIB:,.1f}" for each in columns), style="bold")
+        table.add_row(
+            f"of {gpu.host_memory_gib:,.1f}", *("fits" if each.fits_host else "does not fit" for each in columns)
+        )
     return table
 
 
-def cost_lines(found: Forecast) -> list[str]:
-    """Return traffic, time and price, and what would fit where the setting does not."""
-    gpu, num_gpus = found.settings.plan.gpu, found.settings.plan.num_gpus
-    speed = found.work.tokens_per_step / found.seconds_per_step
-    lines = [
-        "",
-        f"traffic  {found.traffic_bytes / GIB:,.1f} GiB a step and GPU",
-        f"time     {found.seconds_per_step:.2f} s a step, {speed / num_gpus:,.0f} tokens/s and GPU at "
-        f"{gpu.utilisation:.0%} of {gpu.bf16_tflops:,.0f} TFLOP/s (assumed); {found.hours:,.1f} hours, validation "
-        "not counted",
-        f"price    {found.dollars:,.0f} dollars at {gpu.dollars_per_hour:g} an hour and GPU",
-    ]
-    if found.fits:
-        return [*lines, f"memory   fits: {found.memory.total / GIB:,.1f} of {gpu.memory_gib:,.1f} GiB"]
-    return [
-        *lines,
-        f"memory   does not fit: {found.memory.total / GIB:,.1f} of {gpu.memory_gib:,.1f} GiB; {advice(found)}",
-    ]
+def _other_stages(found: Forecast) -> Iterator[Forecast]:
+    for stage in range(4):
+        change: dict[str, Any] = {"zero.stage": stage}
+        change |= {"zero.offload_weights": "none"} if stage != 3 else {}
+        change |= {"zero.offload_optimizer": "none"} if stage == 0 else {}
+        settings = changed(found.settings, change)
+        if settings is not None:  # a stage that does not go with the rest has no column
+            yield forecast(settings, found.work, found.shape, found.room)
 
 
-def advice(found: Forecast, *, process_bytes: float | None = None) -> str:
-    """Return the nearest setting that fits."""
-    nearest = nearest_that_fits(found, process_bytes=process_bytes)
-    if nearest is None:
-        return "no setting known here makes it fit; take a smaller model"
-    names, other = nearest
-    return f"with {' '.join(names)} it takes {other.memory.total / GIB:,.1f} GiB"
-
-
-def check_memory(
-    settings: RunSettings, plan: TrainingPlan, num_ids: int, capacity: Capacity, tell: Callable[[str], None]
-) -> None:
-    """Print the short form of the plan for the memory that is there.
-
-    Raises:
-        DoesNotFit: if it is not enough, unless settings.plan.go_on says to try.
-    """
-    there = dataclasses.replace(settings.plan.gpu, memory_gib=capacity.total / GIB)
-    here = dataclasses.replace(settings.plan, num_gpus=plan.world_size, gpu=there)
-    wanted = dataclasses.replace(settings, plan=here)
-    shape = shape_for(settings, num_ids)
-    found = forecast(wanted, known_workload(plan), shape, process_bytes=capacity.process)
-    parts = ", ".join(
-        f"{kind} {size / GIB:,.2f}" for kind, size in found.memory.device.items() if size >= 0.005 * found.memory.total
+def cost_lines(found: Forecast) -> Iterator[str]:
+    """Yield traffic, time and price, and what would fit where the setting does not."""
+    gpu, cost = found.settings.plan.gpu, found.cost
+    if cost.traffic.total:
+        yield f"traffic  {_size(cost.traffic.total)} a step and GPU"
+    unit, each, digits = ("s", 1.0, 2) if cost.seconds >= 0.1 else ("ms", 1e3, 1)
+    parts = {"computing": cost.computing, "links": cost.links, "offload": cost.offloading}
+    told = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
+    yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {told}"
+    peak = gpu.bf16_tflops if found.settings.zero.precision == "bf16" else gpu.fp32_tflops
+    pace = f"computing at {gpu.utilisation:.0%} of {peak:,.0f} TFLOP/s"
+    if cost.launching > cost.working:
+        pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
+    yield f"speed    {found.tokens_per_second:,.0f} tokens/s and GPU; {pace} (assumed)"
+    price = f"{found.dollars:,.0f}" if found.dollars >= 10 else f"{found.dollars:.2f}"
+    price = price if found.dollars >= 0.01 or not gpu.dollars_per_hour else "under 0.01"
+    yield (
+        f"run      {_duration(found.hours)} + validation; {price} dollars at {gpu.dollars_per_hour:g} a GPU-hour "
+        "(assumed)"
     )
-    total = f"{found.memory.total / GIB:,.2f} of {capacity.total / GIB:,.2f} GiB"
-    tell(f"plan: a rank needs about {total} ({parts})")
-    if not found.fits and not settings.plan.go_on:
-        raise DoesNotFit(
-            f"a rank needs about {total}; {advice(found, process_bytes=capacity.process)}; to try all the same: "
-            "plan.go_on=true"
-        )
-    in_host = found.memory.host_total
-    if capacity.host is not None and in_host > capacity.host and not settings.plan.go_on:
-        raise DoesNotFit(
-            f"a rank offloads about {in_host / GIB:,.2f} GiB to its host, whose memory has {capacity.host / GIB:,.2f} "
-            "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try all the same: "
-            "plan.go_on=true"
-        )
+    yield from memory_lines(found)
+
+
+def memory_lines(found: Forecast) -> Iterator[str]:
+    """Yield whether the memory is there, and the nearest setting that fits where it is not."""
+    verdict = f"{'fits' if found.fits else 'does not fit'}: {found.memory.total / GIB:,.1f} of "
+    verdict += f"{found.room.total / GIB:,.1f} GiB"
+    if found.memory.host_total and found.room.host is not None:
+        verdict += f", {found.memory.host_total / GIB:,.1f} of {found.room.host / GIB:,.1f} on the host (assumed)"
+    yield f"memory   {verdict}"
+    if found.fits:
+        return
+    nearest = nearest_that_fits(found)
+    if nearest is None:
+        yield "         no setting known here fits; take a smaller model"
+        return
+    change, other = nearest
+    seconds = f"{other.cost.seconds:.2f} s a step"
+    yield from textwrap.wrap(as_typed(change), 80, initial_indent="nearest  ", subsequent_indent=" " * 9)
+    yield f"         fits: {other.memory.total / GIB:,.1f} GiB, {seconds}"
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def _duration(hours: float) -> str:
+    units = {"hours": 1.0, "minutes": 1 / 60, "seconds": 1 / 3600}
+    unit = next((name for name, size in units.items() if hours >= size), "seconds")
+    return f"{hours / units[unit]:,.1f} {unit}"
