@@ -104,10 +104,9 @@ def build(settings: RunSettings, shape: ModelShape, ranks: Ranks) -> CareerLangu
     return CareerLanguageModel(learnt, settings.compute)
 
 
-def real_tokens(batch: PackedBatch) -> tuple[int, float]:
-    """Return the tokens of a batch's careers, and how many of its career a token's attention reaches on average."""
-    lengths = np.array([length for length in batch.lengths if length >= 60], dtype=np.float64)
-    return int(lengths.sum()), float((lengths**2).sum() / lengths.sum() / 2)
+def career_lengths(batch: PackedBatch) -> np.ndarray:
+    """Return the lengths of a batch's careers, without its padding."""
+    return np.array([length for length in batch.lengths if length >= 60], dtype=np.float64)
 
 
 def train_part(name: str, shape: ModelShape, out: Path, *more: str) -> None:
@@ -149,8 +148,9 @@ def measure_training(
         if number >= 3:
             seconds.append(time.perf_counter() - started)
     median = sorted(seconds)[len(seconds) // 2]
-    num_tokens, attended = real_tokens(batches[-1])
-    rate = num_tokens / median
+    lengths = career_lengths(batches[-1])
+    rate = float(lengths.sum()) / median
+    attended = float((lengths**2).sum() / lengths.sum() / 2)
     flops = flops_per_token(shape, settings.adapter, attended=attended) * rate
     peak = peak_tflops()
     measured = torch.cuda.max_memory_reserved() / GIB + CUDA_PROCESS_GIB if torch.cuda.is_available() else None
@@ -194,8 +194,8 @@ def evaluate_part(shape: ModelShape, out: Path) -> None:
                 model(batch.to(ranks.device))
             synchronise()
         seconds = time.perf_counter() - started
-        num_careers = sum(int(work_of(batch).careers_per_epoch) for batch in batches[2:])
-        tokens = sum(work_of(batch).tokens_per_epoch for batch in batches[2:])
+        num_careers = sum(len(career_lengths(batch)) for batch in batches[2:])
+        tokens = sum(float(career_lengths(batch).sum()) for batch in batches[2:])
         # A career of the NLSY97 has 22 observations.
         report(
             out, part="evaluate", tokens_per_second=tokens / seconds, observations_per_second=22 * num_careers / seconds

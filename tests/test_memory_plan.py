@@ -1,33 +1,20 @@
-"""The plan before the start: parameters, memory, traffic and time against numbers worked out by hand."""
+"""The plan of memory: parameters and bytes against numbers worked out by hand, and what training refuses by them."""
 
 from __future__ import annotations
 
-import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import PROJECT
-from rich.console import Console
 from worlds import settings_of, small_run
 
 from laborllm_dist.engine.capacity import Capacity
 from laborllm_dist.engine.memory_plan import GIB, Load, plan_memory
 from laborllm_dist.engine.shape import KNOWN, shape_of
-from laborllm_dist.engine.zero import check_8bit
-from laborllm_dist.errors import DataFileError, DoesNotFit, ModelError, SettingsError
+from laborllm_dist.errors import DoesNotFit, ModelError
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
-from laborllm_dist.training.forecast import (
-    assumed_workload,
-    flops_per_token,
-    forecast,
-    nearest_that_fits,
-    traffic_bytes,
-)
+from laborllm_dist.training.memory_check import check_memory
 from laborllm_dist.training.plan import plan_training
-from laborllm_dist.training.plan_table import check_memory, show_plan
 
 SEVEN, THIRTEEN = KNOWN["meta-llama/Llama-2-7b-hf"], KNOWN["meta-llama/Llama-2-13b-hf"]
 
@@ -39,6 +26,7 @@ def settings_for(*more: str) -> RunSettings:
 def test_parameters_are_those_published() -> None:
     assert SEVEN.num_parameters == 6_738_415_616
     assert THIRTEEN.num_parameters == 13_015_864_320
+    assert KNOWN["models/smollm2_135m"].num_parameters == 134_515_008
     # LoRA of rank 8 on q and v of 32 layers: 32 x 2 x 8 x (4096 + 4096).
     adapter = settings_for("adapter=lora", "adapter.rank=8", "adapter.targets=[q_proj,v_proj]").adapter
     assert SEVEN.num_learnt(adapter) == 4_194_304
@@ -103,32 +91,6 @@ def test_quantised_weights_by_hand() -> None:
     assert memory.device["weights"] == pytest.approx(linear * 0.5625 + 2 * rest)
 
 
-def test_traffic_and_work_by_hand() -> None:
-    settings = settings_for("plan.num_gpus=4", "zero.stage=2")
-    num = SEVEN.num_parameters
-    assert traffic_bytes(SEVEN, settings, passes=3) == pytest.approx(3 * 4 * num * 0.75 + 2 * num * 0.75)
-    three = settings_for("plan.num_gpus=4", "zero.stage=3", "compute.gradient_checkpointing=false")
-    assert traffic_bytes(SEVEN, three, passes=1) == pytest.approx(0.75 * (4 * num + 2 * 2 * num))
-    assert traffic_bytes(SEVEN, settings_for("plan.num_gpus=1"), passes=3) == 0
-    work = assumed_workload(settings)
-    assert work is not None
-    # Equal careers of 300 tokens: 6 operations a weight, and attention to 150 tokens before on average.
-    even = dataclasses.replace(work, careers_per_epoch=10, tokens_per_epoch=3000.0, mean_square_length=90_000.0)
-    weights = 6_738_415_616 - 32_000 * 4096 - 4096 * 65
-    assert flops_per_token(SEVEN, settings, even) == pytest.approx(6 * weights + 12 * 32 * 4096 * 150)
-
-
-def test_what_does_not_fit_is_said_with_the_nearest_that_does() -> None:
-    settings = settings_for("plan.num_gpus=1")
-    work = assumed_workload(settings)
-    assert work is not None
-    found = forecast(settings, work, SEVEN)
-    assert not found.fits
-    names, other = nearest_that_fits(found)
-    assert other.fits
-    assert names == ["8 GPUs"]
-
-
 def small_plan(tmp_path: Path, *more: str):
     settings = settings_of(small_run(tmp_path, *more))
     store = prepare_store(settings, lambda line: None)
@@ -158,38 +120,3 @@ def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> N
         check_memory(settings, plan, num_ids, little, lambda line: None)
     going_on = settings_of(small_run(tmp_path, *offload, "plan.go_on=true"))
     check_memory(going_on, plan, num_ids, little, lambda line: None)
-
-
-def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: Path) -> None:
-    settings, plan, _ = small_plan(tmp_path, "plan.num_gpus=1")
-    with Console(file=(tmp_path / "out").open("w"), width=100) as console:
-        found = show_plan(settings, console)
-    assert found.work.num_steps == plan.num_steps
-    assert found.work.tokens_per_epoch == int(plan.lengths[plan.order.rows].sum())
-    assert not found.work.is_assumed
-    missing = settings_of(small_run(tmp_path / "elsewhere"))
-    with pytest.raises(
-        DataFileError, match=r"the token store of data=synthetic is not there, and its size is not known"
-    ):
-        show_plan(missing, Console(file=(tmp_path / "out").open("w")))
-
-
-@pytest.mark.ranks
-@pytest.mark.parametrize("more", [[], ["adapter=qlora", "zero=stage2_bf16", "gpu@plan.gpu=l40s", "plan.num_gpus=1"]])
-def test_the_plan_of_13b_prints_without_data_weights_or_network(more: list[str]) -> None:
-    command = [sys.executable, str(PROJECT / "launch/plan.py"), "+experiment=pooled_13b", *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (
-        "36,763 careers of 11.09 million tokens an epoch (assumed, since the token store is not there)" in done.stdout
-    )
-    assert "13,015,864,320 parameters" in done.stdout
-    assert "memory   fits:" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) < 140
-
-
-def test_more_weights_than_8_bit_adamw_can_count_are_refused() -> None:
-    settings = settings_for("optimizer.kind=adamw_8bit", "zero.stage=2")
-    check_8bit(settings.optimizer, settings.zero, largest=2**31 - 1)
-    with pytest.raises(SettingsError, match=r"counts the 6,738,415,616 weights of a rank in 31 bits; set zero.stage=3"):
-        check_8bit(settings.optimizer, settings.zero, largest=6_738_415_616)
