@@ -117,6 +117,11 @@ def test_seconds_of_offload_by_hand() -> None:
     wanted = 94.337818624 / 64 + 202.15246848 / 60
     assert offload_seconds(SEVEN, settings_for(*offload, "plan.num_gpus=1"), 2) == pytest.approx(wanted)
     assert offload_seconds(SEVEN, settings_for(*offload, "plan.num_gpus=2"), 2) == pytest.approx(wanted / 2)
+    # torch's Adam: 80 bytes and 2.
+    torchs = wanted + 52 * 6.738415616 / 60
+    assert offload_seconds(SEVEN, settings_for("zero=stage3_bf16_offload", "plan.num_gpus=1"), 2) == pytest.approx(
+        torchs
+    )
     # Disks, 3 GB/s: gradient, weight and two moments of 4 bytes there and back: 32 P = 215.629 GB.
     nvme = ["zero.offload_optimizer=nvme", "zero.offload_folder=/nvme", "plan.num_gpus=1"]
     assert offload_seconds(SEVEN, settings_for(*offload, *nvme), 2) == pytest.approx(wanted + 215.629299712 / 3)

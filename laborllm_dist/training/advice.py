@@ -23,7 +23,11 @@ CHANGES: tuple[tuple[Change, ...], ...] = (
     ({"batch.rows_per_pass": 1},),
     ({"zero.stage": 1}, {"zero.stage": 2}, {"zero.stage": 3}),
     ({"zero.precision": "bf16"},),
-    ({"optimizer.kind": "adamw_8bit"}, {"zero.offload_optimizer": "cpu", "optimizer.kind": "cpu_adamw"}),
+    (
+        {"optimizer.kind": "adamw_8bit"},
+        {"zero.offload_optimizer": "cpu"},
+        {"zero.offload_optimizer": "cpu", "optimizer.kind": "cpu_adamw"},
+    ),
     ({"zero.offload_weights": "cpu"},),
 )
 MORE_GPUS: tuple[Change, ...] = tuple({"plan.num_gpus": number} for number in (2, 4, 8, 16, 32, 64))

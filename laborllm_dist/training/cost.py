@@ -25,10 +25,11 @@ from laborllm_dist.training.workload import Passes, Workload
 
 GIGA, TERA = 1e9, 1e12
 LAYER_SECONDS = 1e-3  # assumed least of a layer and pass, forward and backward: a hundred kernels, 10 us each to launch
-# Bytes of a weight that AdamW reads (gradient, weight, two moments) and writes (weight, two moments), all fp32.
-ADAM_BYTES = 16 + 12
-# That go to disk and come back: gradient, weight, two moments.
-NVME_BYTES = 2 * 16
+# Bytes of a weight that AdamW reads and writes on a host. DeepSpeed's goes once over gradient, weight and two moments,
+# and writes all but the gradient: 16 + 12. torch's goes over them operation by operation: decay 8, first moment 12,
+# second 8 + 12, its root 8, division 8, epsilon 8, update 16.
+ADAM_BYTES = {"cpu_adamw": 28, "adamw": 80}
+NVME_BYTES = 2 * 16  # of a weight, to disk and back: gradient, weight, two moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def offload_seconds(shape: ModelShape, settings: RunSettings, num_passes: float)
     over_pcie = in_memory = on_disk = 0.0
     if zero.offload_optimizer != "none":
         over_pcie += held * (4 * (2 * num_passes - 1) + number)
-        in_memory += held * (ADAM_BYTES + number)
+        in_memory += held * (ADAM_BYTES[settings.optimizer.kind] + number)
         on_disk += held * NVME_BYTES if zero.offload_optimizer == "nvme" else 0.0
     if zero.offload_weights != "none":
         fetched = num_passes * gathers_of_pass(shape, zero) * weight_bytes(shape, settings, number) / num_ranks

@@ -139,12 +139,8 @@ def cost_lines(found: Forecast) -> Iterator[str]:
     if cost.launching > cost.working:
         pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
     yield f"speed    {found.tokens_per_second:,.0f} tokens/s and GPU; {pace} (assumed)"
-    price = f"{found.dollars:,.0f}" if found.dollars >= 10 else f"{found.dollars:.2f}"
-    price = price if found.dollars >= 0.01 or not gpu.dollars_per_hour else "under 0.01"
-    yield (
-        f"run      {_duration(found.hours)} + validation; {price} dollars at {gpu.dollars_per_hour:g} a GPU-hour "
-        "(assumed)"
-    )
+    price = f"{_price(found.dollars)} at {gpu.dollars_per_hour:g} a GPU-hour (assumed)"
+    yield f"run      {_duration(found.hours)} + validation; {price}"
     yield from memory_lines(found)
 
 
@@ -175,3 +171,9 @@ def _duration(hours: float) -> str:
     units = {"hours": 1.0, "minutes": 1 / 60, "seconds": 1 / 3600}
     unit = next((name for name, size in units.items() if hours >= size), "seconds")
     return f"{hours / units[unit]:,.1f} {unit}"
+
+
+def _price(dollars: float) -> str:
+    if 0 < dollars < 0.01:
+        return "under a cent"
+    return f"{dollars:,.0f} dollars" if dollars >= 10 else f"{dollars:.2f} dollars"
