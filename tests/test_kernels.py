@@ -14,7 +14,8 @@ from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.engine.branch_attention import KeptStates, boughs_of, branch_attention
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import new_llama
-from laborllm_dist.engine.packed_attention import career_bounds, packed_attention
+from laborllm_dist.engine.packed_attention import career_bounds, kernel_takes, packed_attention
+from laborllm_dist.engine.ranks import without_cudnn_attention
 from laborllm_dist.engine.token_scores import check_fused, chunked_log_likelihood
 from laborllm_dist.errors import ModelError, SettingsError
 
@@ -103,6 +104,26 @@ def test_attention_stays_inside_careers(num_key_heads: int) -> None:
     torch.testing.assert_close(alone, dense_attention(query, key, value, [12, 12, 12], 0.3), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="takes bounds, not a mask"):
         packed_attention(nn.Module(), query, key, value, torch.ones(1), scaling=0.3)
+
+
+def test_ranks_do_without_attention_that_is_planned_anew_for_every_length() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(KeyError), without_cudnn_attention():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        raise KeyError
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+def test_heads_that_the_kernel_cannot_take_go_another_way() -> None:
+    assert [kernel_takes(torch.bfloat16, width=width) for width in (8, 12, 128, 256, 264)] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert kernel_takes(torch.float16, width=64)
+    assert not kernel_takes(torch.float32, width=64)
 
 
 def small_llama(**changes):
