@@ -94,6 +94,15 @@ def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
     assert eight.device["optimizer"] / plain.device["optimizer"] == pytest.approx((4 + 2.03125) / 12)
 
 
+def test_page_locked_memory_comes_in_powers_of_two() -> None:
+    settings = settings_for("zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw")
+    memory = plan_memory(SEVEN, settings, Load(1, 1024), world_size=1, process_bytes=None)
+    # fp32 weights and gradients of 25.10 GiB and a bf16 copy of 12.55 lie in stretches of 32, 32 and 16.
+    assert memory.host["pinned"] / GIB == pytest.approx(80 - 2 * 25.10 - 12.55, abs=0.01)
+    on_cpu = plan_memory(SEVEN, settings, Load(1, 1024), world_size=1, process_bytes=1.0)
+    assert "pinned" not in on_cpu.host
+
+
 def test_quantised_weights_by_hand() -> None:
     qlora = settings_for("adapter=qlora", "zero=stage2_bf16")
     memory = plan_memory(SEVEN, qlora, Load(1, 512), world_size=1, process_bytes=None)

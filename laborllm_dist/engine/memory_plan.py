@@ -11,12 +11,14 @@ P weights of which L are learnt, W ranks, b bytes a number (2 in bf16, 4 in fp32
     buffers      buckets of collectives
     process      interpreter and libraries on a CPU; context and NCCL on a GPU
     slack        what the allocator holds and cannot use
+    pinned       of offloaded state: torch rounds each page-locked stretch of the host's memory up to a power of two
 
 benchmarks/memory_plan.py compares plan and peak.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -102,6 +104,11 @@ def plan_memory(
     (host if is_offloaded else device)["optimizer"] = (moments + copy) * learnt / shared
     if is_offloaded and zero.stage < 3:
         host["narrow copy"] = number * learnt / shared
+    if zero.offload_optimizer == "cpu" and zero.stage == 3:
+        host["reduced"] = 4.0 * learnt / shared  # gradients as the passes left them, beside those the update reads
+    if zero.offload_optimizer == "cpu" and process_bytes is None:
+        sizes = [4.0, 4.0, number] if zero.stage < 3 else [4.0]  # fp32 weights, gradients and narrow copy are one each
+        host["pinned"] = sum(_power_of_two(size * learnt / shared) - size * learnt / shared for size in sizes)
     if is_offloaded and settings.optimizer.kind == "adamw":
         host["step"] = 8.0 * learnt / shared  # two temporaries of torch's Adam
     device["activations"] = activation_bytes(shape, settings, load, 2 if settings.zero.precision == "bf16" else 4)
@@ -117,6 +124,10 @@ def plan_memory(
     if zero.offload_optimizer == "nvme":
         host = {name: size for name, size in host.items() if name not in ("optimizer", "gradients")}
     return Memory(device=device, host=host)
+
+
+def _power_of_two(size: float) -> float:
+    return 2.0 ** math.ceil(math.log2(size))
 
 
 def _step_bytes(settings: RunSettings, held: float) -> float:
