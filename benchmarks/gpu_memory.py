@@ -33,8 +33,8 @@ from laborllm_dist.tokens.tokenizer import PROBE, train_tokenizer
 
 PROJECT = Path(__file__).resolve().parent.parent
 CAREERS = [
-    "data=synthetic", "data.corpora.synthetic.synthetic.num_people=400", "tokenizer=pretrained", "training.epochs=2",
-    "training.checkpoint_every_steps=1000", "training.log_every_steps=1",
+    "data=synthetic", "data.corpora.synthetic.synthetic.num_people=600", "tokenizer=pretrained", "training.epochs=2",
+    "training.validations_per_epoch=1", "training.log_every_steps=1",
 ]  # fmt: skip
 SHAPES = {
     "7b": KNOWN["meta-llama/Llama-2-7b-hf"],

@@ -1,8 +1,8 @@
-/* A CUDA runtime without a GPU: memory is addresses, copies of small things are real, kernels compute nothing.
+/* A CUDA runtime without a GPU: memory is addresses, kernels compute nothing.
  *
  * Preloaded before torch's CUDA build, it lets a training run through torch's caching allocator, DeepSpeed and every
- * check of shapes and types that the host makes, with models of any size: what a kernel would have written is never
- * written, so its pages are never touched. Numbers mean nothing; the allocator's account is exact.
+ * check of shapes and types that the host makes, with models of any size: nothing is ever written to the device, so its
+ * pages take no room. Numbers are zeros; the allocator's account is exact.
  *
  * DRY_CUDA_GIB   memory of the device (79.11, an H100's)
  * Functions that are not here, and those of cuBLAS, cuDNN and NCCL, are made by build.py: they do nothing and succeed.
@@ -18,8 +18,7 @@
 
 #define PAGE 4096ul
 #define ALIGNMENT (2ul << 20)
-#define SMALL (1ul << 20)      /* copies on the device up to here are made: ids, lengths, scalars */
-#define HOST_COPY (64ul << 20) /* copies between host and device up to here are made */
+#define HOST_COPY (64ul << 20) /* larger copies are left out: nobody looks at so many numbers */
 #define OUT_OF_MEMORY 2
 
 struct block {
@@ -167,29 +166,22 @@ int cudaPointerGetAttributes(struct cudaPointerAttributes *found, const void *ad
     found->devicePointer = found->hostPointer = (void *)address;
     return 0;
 }
+/* Nothing is ever written to the device, so what is read from it is zeros, the same in every run. */
 int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {
-    int inside = size > SMALL && kind_of(to) == cudaMemoryTypeDevice && kind_of(from) == cudaMemoryTypeDevice;
-    if (!inside && size <= HOST_COPY) memmove(to, from, size);
+    if (kind_of(to) == cudaMemoryTypeDevice || size > HOST_COPY) return 0;
+    if (kind_of(from) == cudaMemoryTypeDevice) memset(to, 0, size);
+    else memmove(to, from, size);
     return 0;
 }
 int cudaMemcpy(void *to, const void *from, size_t size, int kind) { return cudaMemcpyAsync(to, from, size, kind, 0); }
-int cudaMemcpyPeerAsync(void *to, int device, const void *from, int other, size_t size, void *stream) {
-    return cudaMemcpyAsync(to, from, size, 0, stream);
-}
+int cudaMemcpyPeerAsync(void *to, int device, const void *from, int other, size_t size, void *stream) { return 0; }
 int cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height,
                       int kind, void *stream) {
-    for (size_t row = 0; row < height && width * height <= HOST_COPY; row++)
-        memmove((char *)to + row * to_pitch, (const char *)from + row * from_pitch, width);
+    for (size_t row = 0; row < height; row++)
+        cudaMemcpyAsync((char *)to + row * to_pitch, (const char *)from + row * from_pitch, width, kind, stream);
     return 0;
 }
-int cudaMemsetAsync(void *start, int value, size_t size, void *stream) {
-    size_t first = ((size_t)start + PAGE - 1) & ~(PAGE - 1), last = ((size_t)start + size) & ~(PAGE - 1);
-    if (size <= SMALL) memset(start, value, size);
-    else if (value == 0 && last > first) madvise((void *)first, last - first, MADV_DONTNEED);
-    return 0;
-}
-int cudaMemset(void *start, int value, size_t size) { return cudaMemsetAsync(start, value, size, 0); }
-int cudaGetSymbolAddress(void **address, const void *symbol) { *address = calloc(1, SMALL); return 0; }
+int cudaGetSymbolAddress(void **address, const void *symbol) { *address = calloc(1, HOST_COPY); return 0; }
 int cudaDeviceGetDefaultMemPool(void **pool, int device) { *pool = handle(); return 0; }
 int cudaMemPoolGetAttribute(void *pool, int attribute, void *value) { *(size_t *)value = 0; return 0; }
 
