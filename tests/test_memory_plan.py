@@ -112,6 +112,19 @@ def test_quantised_weights_by_hand() -> None:
     assert memory.device["weights"] == pytest.approx(linear * 0.5625 + 2 * rest)
 
 
+@pytest.mark.parametrize(
+    ("more", "linear_copies"),
+    [(["adapter=lora"], 32), (["adapter=lora", "compute.gradient_checkpointing=true"], 1), (["adapter=qlora"], 0)],
+)
+def test_autocast_copies_what_is_learnt_and_what_a_backward_waits_for(more: list[str], linear_copies: int) -> None:
+    """ZeRO-0 in bf16: fp32 weights, and bf16 copies of the 202,375,168 weights of so many layers, and of the adapter."""
+    settings = settings_for("zero=stage0", "zero.precision=bf16", "compute.gradient_checkpointing=false", *more)
+    memory = plan_memory(SEVEN, settings, Load(1, 512), world_size=1, process_bytes=None)
+    learnt, linear = 39_976_960, 202_375_168
+    held = 32 * linear * (4 if "adapter=lora" in more else 0.5625) + 4 * (6_738_415_616 - 32 * linear + learnt)
+    assert memory.device["weights"] == pytest.approx(held + 2 * learnt + 2 * linear_copies * linear)
+
+
 def test_traffic_and_work_by_hand() -> None:
     settings = settings_for("plan.num_gpus=4", "zero.stage=2")
     num = SEVEN.num_parameters

@@ -89,7 +89,7 @@ def plan_memory(
         (host if zero.offload_weights != "none" else device)["weights"] = weights / world_size
         device["gathered"] = _gathered(shape, settings, number, world_size)
     else:
-        device["weights"] = weights + (2.0 * shape.num_parameters if is_autocast else 0.0)
+        device["weights"] = weights + (_autocast_copies(shape, settings) if is_autocast else 0.0)
     is_offloaded = zero.offload_optimizer != "none"
     # At stage 1 gradients stay whole until the step. In bf16 DeepSpeed has a class for that stage (BF16_Optimizer) that
     # also keeps whole fp32 gradients on every rank; fp32 gradients have no second copy.
@@ -145,6 +145,15 @@ def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> flo
     quantised = {"full": number, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
     linear = shape.num_layers * shape.linear_per_layer
     return quantised * linear + number * (shape.num_parameters - linear + added)
+
+
+def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
+    """Return the bytes of bf16 copies of fp32 weights: learnt ones are kept, frozen ones while a backward waits."""
+    adapter, linear = settings.adapter, shape.linear_per_layer
+    if adapter.kind == "none":
+        return 2.0 * shape.num_parameters
+    layers = 1 if settings.compute.gradient_checkpointing else shape.num_layers
+    return 2.0 * shape.num_learnt(adapter) + (2.0 * layers * linear if adapter.base == "full" else 0.0)
 
 
 def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: int) -> float:
