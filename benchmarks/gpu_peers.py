@@ -76,13 +76,15 @@ def sft_tokens_per_second(shape: ModelShape, careers: list[np.ndarray], out: Pat
 
 
 def _llama(shape: ModelShape) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.num_ids, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads,
-            num_key_value_heads=shape.num_key_value_heads, attn_implementation="sdpa", bos_token_id=0, eos_token_id=1,
-        )
-    )  # fmt: skip
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a minute on a CPU
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=shape.num_ids, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
+                num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads,
+                num_key_value_heads=shape.num_key_value_heads, attn_implementation="sdpa", bos_token_id=0,
+                eos_token_id=1,
+            )
+        )  # fmt: skip
 
 
 def _same(folder: Path, num_steps: int) -> dict[str, Any]:

@@ -8,27 +8,31 @@
     evaluate   7B shapes, bf16: observations a second, of observed titles and of all 335 (random tokens)
     peers      a 1B shape: here, in transformers' Trainer with padding, in TRL's SFTTrainer packed, where installed
     adam8      7B shapes, all weights, 8-bit AdamW
-    offload    7B shapes, all weights, optimizer in the host's memory (113 GiB of it)
+    offload    7B shapes, all weights, optimizer in the host's memory (130 GiB of it)
 
-Each part is a process of its own, at row lengths 2,048 and 4,096 where it trains. Weights are random, made on the
-device; careers have the lengths of the NLSY97 (mean 431 tokens, standard deviation 102). Utilisation counts what the
-model needs: six operations a weight and token (four where it is frozen), attention by the lengths of careers, no
+Each part is a process of its own, one for each of the row lengths 2,048 and 4,096 where it trains, since DeepSpeed does
+not give all memory back. What by the plan does not fit, on the GPU or the host, is left out. Weights are random, made
+on the device; careers have the lengths of the NLSY97 (mean 431 tokens, standard deviation 102). Utilisation counts what
+the model needs: six operations a weight and token (four where it is frozen), attention by the lengths of careers, no
 recomputation. `--shape tiny` tries the suite itself, on a CPU too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import gc
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,7 @@ import numpy as np
 import torch
 from gpu_peers import sft_tokens_per_second, trainer_tokens_per_second
 
-from laborllm_dist.batches.packed import PackedBatch, pack_batch
+from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.batches.packing import pack_careers
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.adapters import with_adapter
@@ -60,7 +64,21 @@ SHAPES = {
 }
 PARTS = ("kernels", "step", "lora", "evaluate", "peers", "adam8", "offload")
 MEAN_LENGTH, SPREAD = 431, 102
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
+PROJECT = Path(__file__).resolve().parent.parent
+WARM_UP = 3  # steps that are not timed
+# By the beginning of a card's name that fits first; cards on PCIe are slower than those on SXM.
+PEAK_TFLOPS = {
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0,
+    "L40S": 362.0,
+}  # fmt: skip
+BF16 = ("zero=stage1", "zero.precision=bf16")
+TRAINED = {
+    "lora": (*BF16, "adapter=lora"),
+    "adam8": (*BF16, "compute=large", "zero.stage=3", "optimizer.kind=adamw_8bit"),
+    "offload": (*BF16, "compute=large", "zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"),
+}
+ROWS_AT_MOST = {2048: 4, 4096: 2}
+HOST_PROCESS_GIB = 6.0  # interpreter, libraries, and what loading leaves behind
 
 
 def careers(num_rows: int, row_length: int, num_ids: int, seed: int) -> list[list[np.ndarray]]:
@@ -104,31 +122,54 @@ def build(settings: RunSettings, shape: ModelShape, ranks: Ranks) -> CareerLangu
     return CareerLanguageModel(learnt, settings.compute)
 
 
-def career_lengths(batch: PackedBatch) -> np.ndarray:
-    """Return the lengths of a batch's careers, without its padding."""
-    return np.array([length for length in batch.lengths if length >= 60], dtype=np.float64)
+def career_lengths(rows: Iterable[list[np.ndarray]]) -> np.ndarray:
+    """Return the tokens of the careers of rows, which hold padding besides."""
+    return np.array([len(ids) for row in rows for ids in row], dtype=np.float64)
 
 
-def train_part(name: str, shape: ModelShape, out: Path, *more: str) -> None:
-    """Measure training at both row lengths, with as many rows a pass as fit."""
+def train_part(name: str, shape: ModelShape, out: Path, row_length: int) -> None:
+    """Measure training at a row length, with as many rows a pass as fit."""
     capacity = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else 8 * GIB
-    threads = f"ranks.threads_per_rank={os.cpu_count()}"
-    with open_ranks(settings_for(shape, threads).ranks) as ranks:
-        for row_length in (2048, 4096):
-            for num_rows in (4, 2, 1) if row_length == 2048 else (2, 1):
-                batch = [f"batch.row_length={row_length}", f"batch.rows_per_pass={num_rows}"]
-                settings = settings_for(shape, *batch, *more)
-                planned = plan_memory(shape, settings, Load(num_rows, row_length), world_size=1, process_bytes=None)
-                if planned.total <= 0.97 * capacity:
+    with open_ranks(settings_for(shape, f"ranks.threads_per_rank={num_cpus()}").ranks) as ranks:
+        num_rows = ROWS_AT_MOST[row_length]
+        while num_rows:
+            batch = [f"batch.row_length={row_length}", f"batch.rows_per_pass={num_rows}"]
+            settings = settings_for(shape, *batch, *TRAINED[name])
+            planned = plan_memory(shape, settings, Load(num_rows, row_length), world_size=1, process_bytes=None)
+            facts = {"part": name, "row_length": row_length, "rows": num_rows, "planned_gib": planned.total / GIB}
+            fits_host = planned.host_total + HOST_PROCESS_GIB * GIB <= host_memory()
+            if planned.total > 0.97 * capacity or not fits_host:
+                report(out, **facts, planned_host_gib=planned.host_total / GIB, fits=False)
+            else:
+                try:
                     measure_training(name, settings, shape, (ranks, planned.total), out)
-                    return_memory()
-                    break
-                gib = planned.total / GIB
-                report(out, part=name, row_length=row_length, rows=num_rows, fits=False, planned_gib=gib)
+                    return
+                except torch.OutOfMemoryError as error:
+                    report(out, **facts, out_of_memory=str(error).splitlines()[0])
+                return_memory()
+            num_rows //= 2
+
+
+def num_cpus() -> int:
+    """Return how many CPUs this process may use, which a container may have fewer of than its machine."""
+    allowed = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        allowed = min(allowed, max(1, int(quota) // int(period)))
+    return allowed
+
+
+def host_memory() -> float:
+    """Return the bytes of the host's memory that are free, within the limit of a container."""
+    free = float(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            free = min(free, float(Path(limit).read_text()))
+    return free
 
 
 def measure_training(
-    name: str, settings: RunSettings, shape: ModelShape, there: tuple[Ranks, float], out: Path
+    name: str, settings: RunSettings, shape: ModelShape, there: tuple[Ranks, float | None], out: Path
 ) -> None:
     """Time steps of one pass; report tokens, utilisation and memory."""
     ranks, planned = there
@@ -136,20 +177,20 @@ def measure_training(
     num_all, num_learnt = num_parameters(model)
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
     rows, length = settings.batch.rows_per_pass, settings.batch.row_length
-    batches = [pack_batch(careers(rows, length, shape.num_ids, seed), length) for seed in range(8)]
+    drawn = [careers(rows, length, shape.num_ids, seed) for seed in range(8)]
     seconds: list[float] = []
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate([pack_batch(each, length) for each in drawn]):
         synchronise()
         started = time.perf_counter()
         total = engine.forward(batch, is_last_pass=True)
         engine.backward(total, step_tokens=len(batch.scored_N))
         engine.update(learning_rate=1e-5)
         synchronise()
-        if number >= 3:
+        if number >= WARM_UP:
             seconds.append(time.perf_counter() - started)
     median = sorted(seconds)[len(seconds) // 2]
-    lengths = career_lengths(batches[-1])
-    rate = float(lengths.sum()) / median
+    lengths = career_lengths(row for each in drawn[WARM_UP:] for row in each)
+    rate = float(lengths.sum()) / len(seconds) / median
     attended = float((lengths**2).sum() / lengths.sum() / 2)
     flops = flops_per_token(shape, settings.adapter, attended=attended) * rate
     peak = peak_tflops()
@@ -157,9 +198,9 @@ def measure_training(
     report(
         out, part=name, row_length=length, rows=rows, parameters=num_all, learnt=num_learnt, seconds_per_step=median,
         tokens_per_second=rate, tflops=flops / 1e12, model_flops_utilisation=peak and flops / (peak * 1e12),
-        peak_gib=measured, planned_gib=planned / GIB,
+        peak_gib=measured, planned_gib=planned and planned / GIB,
     )  # fmt: skip
-    del engine, model
+    engine.deepspeed.destroy()
 
 
 def step_part(shape: ModelShape, out: Path) -> None:
@@ -184,7 +225,8 @@ def evaluate_part(shape: ModelShape, out: Path) -> None:
     settings = settings_for(shape, "zero.precision=bf16")
     with open_ranks(settings.ranks) as ranks:
         model = build(settings, shape, ranks).eval()
-        batches = [pack_batch(careers(4, 2048, shape.num_ids, seed), 2048) for seed in range(8)]
+        drawn = [careers(4, 2048, shape.num_ids, seed) for seed in range(8)]
+        batches = [pack_batch(each, 2048) for each in drawn]
         with torch.inference_mode():
             for batch in batches[:2]:
                 model(batch.to(ranks.device))
@@ -194,12 +236,11 @@ def evaluate_part(shape: ModelShape, out: Path) -> None:
                 model(batch.to(ranks.device))
             synchronise()
         seconds = time.perf_counter() - started
-        num_careers = sum(len(career_lengths(batch)) for batch in batches[2:])
-        tokens = sum(float(career_lengths(batch).sum()) for batch in batches[2:])
+        lengths = career_lengths(row for each in drawn[2:] for row in each)
         # A career of the NLSY97 has 22 observations.
-        report(
-            out, part="evaluate", tokens_per_second=tokens / seconds, observations_per_second=22 * num_careers / seconds
-        )
+        observations = 22 * len(lengths)
+        report(out, part="evaluate", tokens_per_second=float(lengths.sum()) / seconds,
+               observations_per_second=observations / seconds)  # fmt: skip
         all_titles(evaluated(model.hugging_face, settings.compute), shape, out)
 
 
@@ -234,7 +275,7 @@ def peers_part(shape: ModelShape, out: Path) -> None:
         shape, "zero=stage1", "zero.precision=bf16", "batch.row_length=2048", "batch.rows_per_pass=4"
     )
     with open_ranks(settings.ranks) as ranks:
-        measure_training("peers: ours", settings, shape, (ranks, 0.0), out)
+        measure_training("peers: ours", settings, shape, (ranks, None), out)
     return_memory()
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # else Trainer wraps itself in DDP
         os.environ.pop(name, None)
@@ -253,6 +294,7 @@ def synchronise() -> None:
 
 
 def return_memory() -> None:
+    gc.collect()  # engine and model hold each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -264,25 +306,15 @@ def peak_tflops() -> float | None:
     return next((peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
 
 
-def run_part(name: str, shape: ModelShape, out: Path) -> None:
+def run_part(name: str, shape: ModelShape, out: Path, row_length: int | None) -> None:
     """Run one part in this process."""
-    bf16 = ["zero=stage1", "zero.precision=bf16", "compute=large"]
+    if row_length is not None:
+        train_part(name, shape, out, row_length)
+        return
+    tests = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(PROJECT / "tests/test_kernels.py")]
     parts: dict[str, Callable[[], None]] = {
-        "kernels": lambda: sys.exit(
-            subprocess.call([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_kernels.py"])
-        ),
+        "kernels": lambda: os.execv(sys.executable, tests),  # in its place, so that a time limit ends it
         "step": lambda: step_part(shape, out),
-        "lora": lambda: train_part("lora", shape, out, *bf16[:2], "adapter=lora"),
-        "adam8": lambda: train_part("adam8", shape, out, *bf16, "optimizer.kind=adamw_8bit", "zero.stage=3"),
-        "offload": lambda: train_part(
-            "offload",
-            shape,
-            out,
-            *bf16,
-            "zero.offload_optimizer=cpu",
-            "zero.stage=2",
-            "optimizer.kind=cpu_adamw",
-        ),
         "evaluate": lambda: evaluate_part(shape, out),
         "peers": lambda: peers_part(shape if shape is SHAPES["tiny"] else SHAPES["1b"], out),
     }
@@ -297,27 +329,32 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="7b")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_suite")))
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--row-length", type=int, help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     wanted.out.mkdir(parents=True, exist_ok=True)
     if wanted.one is not None:
-        run_part(wanted.one, SHAPES[wanted.shape], wanted.out)
+        run_part(wanted.one, SHAPES[wanted.shape], wanted.out, wanted.row_length)
         return
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "transformers", "peft")}
     report(wanted.out, device=card, shape=wanted.shape, versions=versions)
     deadline = time.monotonic() + wanted.seconds
     for part in wanted.parts.split(","):
-        left = deadline - time.monotonic()
-        if left < 20:
-            report(wanted.out, part=part, skipped="no time left")
-            continue
-        command = [sys.executable, __file__, "--one", part, "--shape", wanted.shape, "--out", str(wanted.out)]
-        try:
-            code = subprocess.run(command, timeout=left, check=False).returncode
-        except subprocess.TimeoutExpired:
-            code = -1
-        if code:
-            report(wanted.out, part=part, failed="ran out of time" if code == -1 else f"exit code {code}")
+        for row_length in ROWS_AT_MOST if part in TRAINED else (None,):
+            facts = {"part": part} if row_length is None else {"part": part, "row_length": row_length}
+            left, started = deadline - time.monotonic(), time.monotonic()
+            if left < 20:
+                report(wanted.out, **facts, skipped="no time left")
+                continue
+            command = [sys.executable, __file__, "--one", part, "--shape", wanted.shape, "--out", str(wanted.out)]
+            if row_length is not None:
+                command += ["--row-length", str(row_length)]
+            try:
+                code = subprocess.run(command, timeout=left, check=False).returncode
+                outcome = {"failed": f"exit code {code}"} if code else {}
+            except subprocess.TimeoutExpired:
+                outcome = {"failed": "ran out of time"}
+            report(wanted.out, **facts, **outcome, part_seconds=round(time.monotonic() - started, 1))
 
 
 if __name__ == "__main__":

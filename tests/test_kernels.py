@@ -17,7 +17,8 @@ from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.engine.branch_attention import KeptStates, boughs_of, branch_attention
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import new_llama
-from laborllm_dist.engine.packed_attention import by_kernel, career_bounds, packed_attention
+from laborllm_dist.engine.packed_attention import by_kernel, career_bounds, kernel_takes, packed_attention
+from laborllm_dist.engine.ranks import without_cudnn_attention
 from laborllm_dist.engine.token_scores import check_fused, chunked_log_likelihood, fused_log_likelihood
 from laborllm_dist.errors import ModelError, SettingsError
 
@@ -137,6 +138,26 @@ def test_the_kernel_is_called_as_each_version_of_torch_wants_it(kernel, num_key_
     key, value = (torch.randn(3, num_key_heads, 12, 8, dtype=torch.float64) for _ in range(2))
     found = by_kernel(query, key, value, career_bounds(lengths, CPU), 0.3)
     torch.testing.assert_close(found, dense_attention(query, key, value, lengths, 0.3), rtol=0, atol=1e-12)
+
+
+def test_ranks_do_without_attention_that_is_planned_anew_for_every_length() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(KeyError), without_cudnn_attention():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        raise KeyError
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+def test_heads_that_the_kernel_cannot_take_go_another_way() -> None:
+    assert [kernel_takes(torch.bfloat16, width=width) for width in (8, 12, 128, 256, 264)] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert kernel_takes(torch.float16, width=64)
+    assert not kernel_takes(torch.float32, width=64)
 
 
 def small_llama(**changes):

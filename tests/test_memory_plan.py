@@ -82,6 +82,15 @@ def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
     assert eight.device["optimizer"] / plain.device["optimizer"] == pytest.approx((4 + 2.03125) / 12)
 
 
+def test_page_locked_memory_comes_in_powers_of_two() -> None:
+    settings = settings_for("zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw")
+    memory = plan_memory(SEVEN, settings, Load(1, 1024), world_size=1, process_bytes=None)
+    # fp32 weights and gradients of 25.10 GiB and a bf16 copy of 12.55 lie in stretches of 32, 32 and 16.
+    assert memory.host["pinned"] / GIB == pytest.approx(80 - 2 * 25.10 - 12.55, abs=0.01)
+    on_cpu = plan_memory(SEVEN, settings, Load(1, 1024), world_size=1, process_bytes=1.0)
+    assert "pinned" not in on_cpu.host
+
+
 def test_quantised_weights_by_hand() -> None:
     qlora = settings_for("adapter=qlora", "zero=stage2_bf16")
     memory = plan_memory(SEVEN, qlora, Load(1, 512), world_size=1, process_bytes=None)
@@ -89,6 +98,19 @@ def test_quantised_weights_by_hand() -> None:
     linear = 32 * 202_375_168
     rest = 6_738_415_616 - linear + SEVEN.num_learnt(qlora.adapter)
     assert memory.device["weights"] == pytest.approx(linear * 0.5625 + 2 * rest)
+
+
+@pytest.mark.parametrize(
+    ("more", "linear_copies"),
+    [(["adapter=lora"], 32), (["adapter=lora", "compute.gradient_checkpointing=true"], 1), (["adapter=qlora"], 0)],
+)
+def test_autocast_copies_what_is_learnt_and_what_a_backward_waits_for(more: list[str], linear_copies: int) -> None:
+    """ZeRO-0 in bf16: fp32 weights, and bf16 copies of the 202,375,168 weights of so many layers, and of the adapter."""
+    settings = settings_for("zero=stage0", "zero.precision=bf16", "compute.gradient_checkpointing=false", *more)
+    memory = plan_memory(SEVEN, settings, Load(1, 512), world_size=1, process_bytes=None)
+    learnt, linear = 39_976_960, 202_375_168
+    held = 32 * linear * (4 if "adapter=lora" in more else 0.5625) + 4 * (6_738_415_616 - 32 * linear + learnt)
+    assert memory.device["weights"] == pytest.approx(held + 2 * learnt + 2 * linear_copies * linear)
 
 
 def small_plan(tmp_path: Path, *more: str):

@@ -20,7 +20,6 @@ MODEL = [
 CASES = {
     "ZeRO-0": ["zero=stage0"],
     "ZeRO-1, bf16": ["zero=stage1", "zero.precision=bf16"],
-    "ZeRO-2": ["zero=stage2"],
     "ZeRO-2, bf16": ["zero=stage2_bf16"],
     "ZeRO-3": ["zero=stage3"],
     "ZeRO-3, bf16, layers computed again": ["zero=stage3_bf16", "compute=large"],

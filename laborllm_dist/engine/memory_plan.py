@@ -11,12 +11,14 @@ P weights of which L are learnt, W ranks, b bytes a number (2 in bf16, 4 in fp32
     buffers      buckets of collectives
     process      interpreter and libraries on a CPU; context and NCCL on a GPU
     slack        what the allocator holds and cannot use
+    pinned       of offloaded state: torch rounds each page-locked stretch of the host's memory up to a power of two
 
 benchmarks/memory_plan.py compares plan and peak.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -87,7 +89,7 @@ def plan_memory(
         (host if zero.offload_weights != "none" else device)["weights"] = weights / world_size
         device["gathered"] = _gathered(shape, settings, number, world_size)
     else:
-        device["weights"] = weights + (2.0 * shape.num_parameters if is_autocast else 0.0)
+        device["weights"] = weights + (_autocast_copies(shape, settings) if is_autocast else 0.0)
     is_offloaded = zero.offload_optimizer != "none"
     # At stage 1 gradients stay whole until the step. In bf16 DeepSpeed has a class for that stage (BF16_Optimizer) that
     # also keeps whole fp32 gradients on every rank; fp32 gradients have no second copy.
@@ -102,6 +104,11 @@ def plan_memory(
     (host if is_offloaded else device)["optimizer"] = (moments + copy) * learnt / shared
     if is_offloaded and zero.stage < 3:
         host["narrow copy"] = number * learnt / shared
+    if zero.offload_optimizer == "cpu" and zero.stage == 3:
+        host["reduced"] = 4.0 * learnt / shared  # gradients as the passes left them, beside those the update reads
+    if zero.offload_optimizer == "cpu" and process_bytes is None:
+        sizes = [4.0, 4.0, number] if zero.stage < 3 else [4.0]  # fp32 weights, gradients and narrow copy are one each
+        host["pinned"] = sum(_power_of_two(size * learnt / shared) - size * learnt / shared for size in sizes)
     if is_offloaded and settings.optimizer.kind == "adamw":
         host["step"] = 8.0 * learnt / shared  # two temporaries of torch's Adam
     device["activations"] = activation_bytes(shape, settings, load, 2 if settings.zero.precision == "bf16" else 4)
@@ -119,6 +126,10 @@ def plan_memory(
     return Memory(device=device, host=host)
 
 
+def _power_of_two(size: float) -> float:
+    return 2.0 ** math.ceil(math.log2(size))
+
+
 def _step_bytes(settings: RunSettings, held: float) -> float:
     """Return what an update needs for a moment: a flat copy of the gradients, and Adam's temporaries."""
     stage = settings.zero.stage
@@ -134,6 +145,15 @@ def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> flo
     quantised = {"full": number, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
     linear = shape.num_layers * shape.linear_per_layer
     return quantised * linear + number * (shape.num_parameters - linear + added)
+
+
+def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
+    """Return the bytes of bf16 copies of fp32 weights: learnt ones are kept, frozen ones while a backward waits."""
+    adapter, linear = settings.adapter, shape.linear_per_layer
+    if adapter.kind == "none":
+        return 2.0 * shape.num_parameters
+    layers = 1 if settings.compute.gradient_checkpointing else shape.num_layers
+    return 2.0 * shape.num_learnt(adapter) + (2.0 * layers * linear if adapter.base == "full" else 0.0)
 
 
 def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: int) -> float:

@@ -88,9 +88,14 @@ def packed_attention(
         # The rotation has made queries and keys wide again.
         narrow = torch.get_autocast_dtype("cuda")
         query_BHTD, key_BHTD, value_BHTD = (each.to(narrow) for each in (query_BHTD, key_BHTD, value_BHTD))
-    if query_BHTD.is_cuda and query_BHTD.dtype in KERNEL_DTYPES and not dropout:
+    if query_BHTD.is_cuda and not dropout and kernel_takes(query_BHTD.dtype, width=query_BHTD.shape[3]):
         return by_kernel(query_BHTD, key_BHTD, value_BHTD, bounds, scaling), None
     return _career_by_career(query_BHTD, key_BHTD, value_BHTD, bounds, (scaling, dropout)), None
+
+
+def kernel_takes(dtype: torch.dtype, *, width: int) -> bool:
+    """Return whether torch's kernel takes heads of this width: a multiple of 8, up to 256."""
+    return dtype in KERNEL_DTYPES and width % 8 == 0 and width <= 256
 
 
 def by_kernel(

@@ -162,12 +162,15 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
     try:
-        with looking_out(
-            _store(),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            is_goodbye=lambda error: isinstance(error, (Interrupted, RankFailed)),
-            when_lost=lambda: _end_without(ranks),
+        with (
+            without_cudnn_attention(),
+            looking_out(
+                _store(),
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                is_goodbye=lambda error: isinstance(error, (Interrupted, RankFailed)),
+                when_lost=lambda: _end_without(ranks),
+            ),
         ):
             yield ranks
             ranks.barrier()  # rank 0 keeps the store: it is the last to leave
@@ -177,6 +180,21 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
         raise PeerLost(_what_is_lost(ranks)) from None
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Keep torch from cuDNN's attention, which it prefers on Hopper and Blackwell.
+
+    It builds a plan for every new number of queries and keys, tens of milliseconds each, and keeps all. Here these
+    numbers are those of careers and of the branches after them, and seldom come twice.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _meet(settings: RanksSettings, *, backend: str) -> None:

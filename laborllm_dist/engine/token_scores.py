@@ -52,6 +52,9 @@ def chunked_log_likelihood(
         targets_N: token ids.
         chunk_tokens: how many tokens have their logits in memory at once.
     """
+    if hidden_ND.is_cuda and torch.is_autocast_enabled("cuda"):
+        # The last norm has made them wide again, and wide products leave a GPU's matrix units idle.
+        hidden_ND = hidden_ND.to(torch.get_autocast_dtype("cuda"))
     apply: Any = _ChunkedLogLikelihood.apply
     total, scores_N = apply(hidden_ND, weight_VD, targets_N, chunk_tokens)
     return total, scores_N

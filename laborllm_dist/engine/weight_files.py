@@ -68,7 +68,8 @@ def model_in_shards(
         )
     # zero.Init narrows every buffer that is made inside it; the rotation's frequencies are fp32 in any precision.
     decoder = model.get_decoder()
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=shape)
+    # DeepSpeed leaves what is made outside where it is: on the CPU they would be fetched in every forward.
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=shape).to(ranks.device)
     _fill(model, folder, ranks)
     return model
 

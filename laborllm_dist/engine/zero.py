@@ -162,5 +162,6 @@ def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_
             **placed,
         },
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU before and after every pass
         "wall_clock_breakdown": False,
     }

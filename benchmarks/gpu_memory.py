@@ -1,0 +1,162 @@
+"""How near does the planned memory of a GPU come to what torch's allocator takes? Without a GPU, at full size.
+
+    python benchmarks/gpu_memory.py [--cases NAME,...] [--out FOLDER]
+
+launch/train.py trains Llama-2 shapes on one rank or several for a few steps, under a CUDA runtime that hands out
+addresses and computes nothing (dry_cuda/runtime.c). Weights are a file with holes, so a model takes no room. What the
+caching allocator holds at its peak, fragments included, is then exact, and is compared with what training printed as
+its plan. Not seen so: CUDA's context, NCCL's own buffers, memory that a kernel's library would take, and time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dry_cuda.build import build
+
+from laborllm_dist.engine.memory_plan import CUDA_PROCESS_GIB
+from laborllm_dist.engine.shape import KNOWN, ModelShape
+from laborllm_dist.tokens.tokenizer import PROBE, train_tokenizer
+
+PROJECT = Path(__file__).resolve().parent.parent
+CAREERS = [
+    "data=synthetic", "data.corpora.synthetic.synthetic.num_people=600", "tokenizer=pretrained", "training.epochs=2",
+    "training.validations_per_epoch=1", "training.log_every_steps=1",
+]  # fmt: skip
+SHAPES = {
+    "7b": KNOWN["meta-llama/Llama-2-7b-hf"],
+    "13b": KNOWN["meta-llama/Llama-2-13b-hf"],
+    "1b": ModelShape(2048, 5632, 22, 32, 4, 32000, tied_embeddings=False),
+}
+STEPS = 4
+LIMIT_SECONDS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model's shape, a number of ranks, settings."""
+
+    shape: str
+    num_ranks: int
+    settings: tuple[str, ...]
+
+
+CASES = {
+    "1B, ZeRO-1": Case("1b", 1, ("zero=stage1", "zero.precision=bf16")),
+    "1B, ZeRO-1, 2 ranks": Case("1b", 2, ("zero=stage1", "zero.precision=bf16")),
+    "1B, ZeRO-2, 2 ranks": Case("1b", 2, ("zero=stage2_bf16",)),
+    "1B, ZeRO-0": Case("1b", 1, ("zero=stage0", "zero.precision=bf16")),
+    "1B, ZeRO-3 fp32, 2 ranks": Case("1b", 2, ("zero=stage3",)),
+    "7B, LoRA": Case("7b", 1, ("zero=stage1", "zero.precision=bf16", "adapter=lora", "batch.rows_per_pass=4")),
+    "7B, LoRA, checkpointing": Case(
+        "7b", 1, ("zero=stage1", "zero.precision=bf16", "adapter=lora", "compute=large", "batch.rows_per_pass=4")
+    ),
+    "7B, ZeRO-3, 4 ranks": Case("7b", 4, ("zero=stage3_bf16", "compute=large")),
+    "7B, ZeRO-3, 4 ranks, no checkpointing": Case("7b", 4, ("zero=stage3_bf16",)),
+    "13B, ZeRO-3, 8 ranks": Case("13b", 8, ("zero=stage3_bf16", "compute=large", "batch.row_length=1536")),
+}
+PLANNED = re.compile(r"plan: a rank needs about ([\d.]+) of [\d.]+ GiB \((.*)\)")
+
+
+def write_model(folder: Path, shape: ModelShape) -> None:
+    """Write a Llama of this shape whose weights are a hole in a file: zeros in bf16 that take no room."""
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size, "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads, "num_key_value_heads": shape.num_key_value_heads,
+        "vocab_size": shape.num_ids, "tie_word_embeddings": shape.tied_embeddings, "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    train_tokenizer([PROBE], vocabulary_size=300).save(folder)
+    sizes: dict[str, list[int]] = {"model.embed_tokens.weight": [shape.num_ids, shape.hidden_size]}
+    for layer in range(shape.num_layers):
+        for name, (inputs, outputs) in shape.linear_layers.items():
+            part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            sizes[f"model.layers.{layer}.{part}.{name}.weight"] = [outputs, inputs]
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            sizes[f"model.layers.{layer}.{name}.weight"] = [shape.hidden_size]
+    sizes["model.norm.weight"] = [shape.hidden_size]
+    sizes["lm_head.weight"] = [shape.num_ids, shape.hidden_size]
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, size in sizes.items():
+        start, end = end, end + 2 * size[0] * (size[1] if len(size) == 2 else 1)
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+
+def train(case: Case, folder: Path, dry: Mapping[str, str]) -> tuple[float, str, float]:
+    """Return planned GiB, its parts, and the allocator's peak of the rank that had most (as if with a process)."""
+    model = folder.parent / f"model-{case.shape}"
+    if not model.exists():
+        write_model(model, SHAPES[case.shape])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [
+        sys.executable, str(PROJECT / "launch/train.py"), *CAREERS, "model=pretrained", f"model.path={model}",
+        f"runs={folder}/runs", "name=x", f"store.root={folder.parent}/stores", *case.settings,
+    ]  # fmt: skip
+    folder.mkdir()
+    processes = []
+    with (folder / "log").open("w") as log:
+        for rank in range(case.num_ranks):
+            # Each rank has a machine of its own: the one GPU that is not there is number 0 everywhere.
+            of_rank = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(case.num_ranks), "MASTER_PORT": port}
+            environment = {**os.environ, **dry, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", **of_rank}
+            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        deadline = time.monotonic() + LIMIT_SECONDS
+        metrics = folder / "runs/x/metrics.jsonl"
+        try:
+            while len(lines := metrics.read_text().splitlines() if metrics.exists() else []) < STEPS:
+                if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
+                    sys.exit(f"{case} failed:\n{(folder / 'log').read_text()[-3000:]}")
+                time.sleep(0.5)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    planned = PLANNED.search((folder / "log").read_text())
+    assert planned is not None
+    peak = max(json.loads(line)["peak_memory_gib"] for line in lines[:STEPS])
+    return float(planned[1]), planned[2], peak + CUDA_PROCESS_GIB
+
+
+def main() -> None:
+    """Print a line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", help="names, separated by semicolons; all by default")
+    wanted = parser.parse_args()
+    names = wanted.cases.split(";") if wanted.cases else list(CASES)
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as root:
+        dry = build(Path(root) / "dry")
+        for number, name in enumerate(names):
+            planned, parts, peak = train(CASES[name], Path(root) / str(number), dry)
+            error = planned / peak - 1
+            worst = max(worst, abs(error))
+            print(f"{name:<38} planned {planned:6.2f} GiB  peak {peak:6.2f} GiB  {error:+6.1%}   ({parts})", flush=True)
+    print(f"largest error {worst:.1%}; a process is taken as {CUDA_PROCESS_GIB} GiB in both")
+
+
+if __name__ == "__main__":
+    main()
