@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, set_seed
 from worlds import settings_of, small_run
 
+from laborllm_dist.engine.adapters import merged, with_adapter, write_adapter
 from laborllm_dist.engine.model import (
     check_fit,
     check_packing,
@@ -171,6 +172,26 @@ def test_pickles_are_opened_only_where_the_settings_say_so(saved: Path, tmp_path
     assert weights_identity(allowed) != before
     with pytest.raises(ModelError, match=r"wanted config.json and pytorch_model\*.bin$"):
         weights_identity(settings_for(str(saved), weights="pickle"))
+
+
+def test_merging_an_adapter_rounds_once_and_only_to_the_precision_of_the_base(saved: Path, tmp_path: Path) -> None:
+    settings = settings_of(["adapter=lora", "adapter.rank=4", "adapter.alpha=8", "adapter.targets=[q_proj]"]).adapter
+    for dtype in (torch.float32, torch.bfloat16):
+        base = pretrained_model(settings_for(str(saved)), dtype=dtype)
+        before = {name: value.clone() for name, value in base.state_dict().items()}
+        learnt = {
+            name: value.detach().normal_(std=0.1)
+            for name, value in with_adapter(base, settings, seed=1).named_parameters()
+            if value.requires_grad
+        }
+        write_adapter(iter(learnt.items()), settings, str(saved), dtype, tmp_path)
+        found = merged(pretrained_model(settings_for(str(saved)), dtype=dtype), tmp_path).state_dict()
+        for layer in (0, 1):
+            name = f"model.layers.{layer}.self_attn.q_proj"
+            down, up = (learnt[f"base_model.model.{name}.lora_{each}.default.weight"].float() for each in "AB")
+            wanted = before.pop(f"{name}.weight").float() + 2 * (up @ down)
+            assert torch.equal(found[f"{name}.weight"], wanted.to(dtype))
+        assert all(torch.equal(found[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "nowhere", "./a/model"])

@@ -116,8 +116,9 @@ def base_of(folder: Path) -> str | None:
 
 
 def merged(base: transformers.PreTrainedModel, adapter: Path) -> transformers.PreTrainedModel:
-    """Return the base with the additions in its weights."""
+    """Return the base with the additions in its weights: summed in fp32, and rounded once to the base's precision."""
     import peft
 
-    model: transformers.PreTrainedModel = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    wrapped = peft.PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=True)  # additions in fp32
+    model: transformers.PreTrainedModel = wrapped.merge_and_unload()
     return model
