@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, set_seed
 from worlds import settings_of, small_run
 
@@ -192,6 +194,29 @@ def test_merging_an_adapter_rounds_once_and_only_to_the_precision_of_the_base(sa
             wanted = before.pop(f"{name}.weight").float() + 2 * (up @ down)
             assert torch.equal(found[f"{name}.weight"], wanted.to(dtype))
         assert all(torch.equal(found[name], value) for name, value in before.items())
+
+
+def test_an_adapter_is_refused_where_its_base_or_itself_lacks_tensors(saved: Path, tmp_path: Path) -> None:
+    settings = settings_of(["adapter=lora", "adapter.rank=4", "adapter.targets=[q_proj]"]).adapter
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(saved, base)
+    model = with_adapter(pretrained_model(settings_for(str(saved)), dtype=torch.float32), settings, seed=1)
+    learnt = [(name, value.detach()) for name, value in model.named_parameters() if value.requires_grad]
+    write_adapter(iter(learnt), settings, str(base), torch.float32, adapter)
+    write_adapter(iter(learnt[1:]), settings, str(base), torch.float32, adapter)
+    with pytest.raises(ModelError, match=r"does not fit its base: 1 tensors .*, first model.layers.0.*lora_A"):
+        opened_whole(adapter)
+    narrow = [(name, value[:, :-1] if name == learnt[0][0] else value) for name, value in learnt]
+    write_adapter(iter(narrow), settings, str(base), torch.float32, adapter)
+    with pytest.raises(ModelError, match=r"does not fit its base: 1 tensors .*, first model.layers.0.*lora_A"):
+        opened_whole(adapter)
+    write_adapter(iter(learnt), settings, str(base), torch.float32, adapter)
+    opened_whole(adapter)
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{base} lack 1 tensors of the model, first model.layers.1.mlp.up_proj"):
+        opened_whole(adapter)
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "nowhere", "./a/model"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 
 from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.careers.splits import SPLITS, Split
-from laborllm_dist.engine.adapters import base_of, check_blocks, quantisation, with_adapter
+from laborllm_dist.engine.adapters import base_of, check_blocks, put_adapter, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.packed_attention import MODEL_TYPES
@@ -93,6 +94,12 @@ def pretrained_model(
         ModelError: if weights are missing, in another format, or some tensors of the model are not among them, or
             have another shape.
     """
+    base_path = base_of(folder_of(settings))
+    if base_path is not None:  # transformers opens both at once, and says nothing of what the base lacks
+        whole = dataclasses.replace(settings, path=base_path, revision=None, subfolder=None)
+        model = pretrained_model(whole, dtype=dtype, base=base, device=device)
+        put_adapter(model, folder_of(settings))
+        return model
     check_index(settings)
     held = quantisation(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
@@ -107,8 +114,7 @@ def pretrained_model(
             trust_remote_code=False,
             attention_dropout=settings.attention_dropout,
             output_loading_info=True,
-            # Told below, with the tensor's name. Not for an adapter: what is reported is about itself, not its base.
-            ignore_mismatched_sizes=Path(str(settings.path)).is_dir() and not is_adapter(settings),
+            ignore_mismatched_sizes=Path(str(settings.path)).is_dir(),  # told below; on the hub it may be an adapter
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(f"cannot open the weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None

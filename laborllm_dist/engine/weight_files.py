@@ -20,7 +20,6 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from laborllm_dist.engine.adapters import base_of
 from laborllm_dist.engine.ranks import Ranks, import_deepspeed
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
@@ -124,13 +123,12 @@ def flat_stretch(stored: Any, start: int, end: int) -> Tensor:
 
 
 def check_index(settings: ModelSettings) -> None:
-    """Refuse a folder's index that transformers would stumble over, an adapter's base included.
+    """Refuse a folder's index that transformers would stumble over.
 
     Raises:
         ModelError: if it is damaged, or names a file that is not there.
     """
     folder = folder_of(settings)
-    folder = Path(base_of(folder) or folder)
     one, index = (ONE_FILE, INDEX) if settings.weights == "safetensors" else (ONE_PICKLE, INDEX_OF_PICKLES)
     if not (folder / one).is_file() and (folder / index).is_file():
         read_index(folder / index)
