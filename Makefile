@@ -4,10 +4,11 @@
 #                   (both as root, with Debian's programs; else they say what is missing)
 # make test-peers   scores beside those of lm-evaluation-harness, liger-kernel's loss beside ours (installs both)
 # make lint         style and types          make benchmarks   the benchmarks that need no GPU
-# Settings: PYTHON=python3.12  VENV=.venv  RANKS=2
+# Settings: PYTHON=python3.12  VENV=.venv  RANKS=2  WORKERS=2 (of test-quick)
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
+WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # Without a GPU, deepspeed is told so; else every process says that it found none.
@@ -17,7 +18,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic goals test test-quick test-hosts test-slurm test-peers lint benchmarks peers clean
+.PHONY: install quickstart synthetic goals test test-quick test-ranks test-hosts test-slurm test-peers lint benchmarks peers clean
 
 install: $(INSTALLED)
 
@@ -54,11 +55,14 @@ runs/%/scores/comparators: runs/%/scores/test.parquet
 
 .PRECIOUS: runs/%/export/laborllm_dist.json runs/%/scores/test.parquet runs/%/scores/comparators
 
-test: install
-	@pytest -q -m 'not hosts and not slurm and not peers'
+test: test-quick test-ranks
 
+# A file's tests stay in one process: they share what is made once.
 test-quick: install
-	@pytest -q -m 'not ranks and not hosts and not slurm and not peers'
+	@OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile -m 'not ranks and not hosts and not slurm and not peers'
+
+test-ranks: install
+	@pytest -q -m 'ranks and not hosts and not slurm and not peers'
 
 test-hosts: install
 	@pytest -q -rs tests/test_hosts.py

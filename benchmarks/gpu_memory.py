@@ -32,6 +32,7 @@ from laborllm_dist.engine.shape import KNOWN, ModelShape
 from laborllm_dist.tokens.tokenizer import PROBE, train_tokenizer
 
 PROJECT = Path(__file__).resolve().parent.parent
+DRY_RUN = Path(__file__).resolve().with_name("dry_cuda") / "dry_run.py"
 CAREERS = [
     "data=synthetic", "data.corpora.synthetic.synthetic.num_people=600", "tokenizer=pretrained", "training.epochs=2",
     "training.validations_per_epoch=1", "training.log_every_steps=1",
@@ -103,8 +104,8 @@ def write_model(folder: Path, shape: ModelShape) -> None:
         file.truncate(8 + len(text) + end)
 
 
-def train(case: Case, folder: Path, dry: Mapping[str, str]) -> tuple[float, str, float]:
-    """Return planned GiB, its parts, and the allocator's peak of the rank that had most (as if with a process)."""
+def train(case: Case, folder: Path, dry: Mapping[str, str]) -> tuple[str, float | None]:
+    """Train for a few steps; return what was printed, and the peak of the rank that had most, None if it ran out."""
     model = folder.parent / f"model-{case.shape}"
     if not model.exists():
         write_model(model, SHAPES[case.shape])
@@ -112,8 +113,8 @@ def train(case: Case, folder: Path, dry: Mapping[str, str]) -> tuple[float, str,
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [
-        sys.executable, str(PROJECT / "launch/train.py"), *CAREERS, "model=pretrained", f"model.path={model}",
-        f"runs={folder}/runs", "name=x", f"store.root={folder.parent}/stores", *case.settings,
+        sys.executable, str(DRY_RUN), str(PROJECT / "launch/train.py"), *CAREERS, "model=pretrained",
+        f"model.path={model}", f"runs={folder}/runs", "name=x", f"store.root={folder.parent}/stores", *case.settings,
     ]  # fmt: skip
     folder.mkdir()
     processes = []
@@ -123,22 +124,29 @@ def train(case: Case, folder: Path, dry: Mapping[str, str]) -> tuple[float, str,
             of_rank = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(case.num_ranks), "MASTER_PORT": port}
             environment = {**os.environ, **dry, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", **of_rank}
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
-        deadline = time.monotonic() + LIMIT_SECONDS
-        metrics = folder / "runs/x/metrics.jsonl"
-        try:
-            while len(lines := metrics.read_text().splitlines() if metrics.exists() else []) < STEPS:
-                if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
-                    sys.exit(f"{case} failed:\n{(folder / 'log').read_text()[-3000:]}")
-                time.sleep(0.5)
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    planned = PLANNED.search((folder / "log").read_text())
-    assert planned is not None
-    peak = max(json.loads(line)["peak_memory_gib"] for line in lines[:STEPS])
-    return float(planned[1]), planned[2], peak + CUDA_PROCESS_GIB
+        lines = wait_for_steps(processes, folder / "runs/x/metrics.jsonl")
+    text = (folder / "log").read_text()
+    if len(lines) < STEPS and "out of memory" not in text:
+        sys.exit(f"{case} failed:\n{text[-3000:]}")
+    peaks = [json.loads(line)["peak_memory_gib"] for line in lines[:STEPS]]
+    return text, max(peaks) + CUDA_PROCESS_GIB if len(lines) >= STEPS else None
+
+
+def wait_for_steps(processes: list[subprocess.Popen[bytes]], metrics: Path) -> list[str]:
+    """Return the lines of metrics.jsonl once there are enough, or a rank has ended; end all ranks."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    try:
+        while True:
+            has_ended = time.monotonic() > deadline or any(process.poll() is not None for process in processes)
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            if len(lines) >= STEPS or has_ended:
+                return lines
+            time.sleep(0.5)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def main() -> None:
@@ -149,13 +157,22 @@ def main() -> None:
     names = wanted.cases.split(";") if wanted.cases else list(CASES)
     worst = 0.0
     with tempfile.TemporaryDirectory() as root:
-        dry = build(Path(root) / "dry")
+        dry = {**build(Path(root) / "dry"), "DRY_CUDA_PROCESS_GIB": str(CUDA_PROCESS_GIB)}
         for number, name in enumerate(names):
-            planned, parts, peak = train(CASES[name], Path(root) / str(number), dry)
-            error = planned / peak - 1
-            worst = max(worst, abs(error))
-            print(f"{name:<38} planned {planned:6.2f} GiB  peak {peak:6.2f} GiB  {error:+6.1%}   ({parts})", flush=True)
-    print(f"largest error {worst:.1%}; a process is taken as {CUDA_PROCESS_GIB} GiB in both")
+            text, peak = train(CASES[name], Path(root) / f"{number}", {**dry, "DRY_CUDA_GIB": "640"})
+            found = PLANNED.search(text)
+            assert found is not None and peak is not None
+            planned, parts = float(found[1]), found[2]
+            worst = max(worst, abs(planned / peak - 1))
+            card = {"DRY_CUDA_GIB": str(planned + 0.01)}
+            _, again = train(CASES[name], Path(root) / f"{number}-card", {**dry, **card})
+            suffices = "suffices" if again is not None else "runs out"
+            print(
+                f"{name:<38} planned {planned:6.2f}  peak {peak:6.2f} GiB  {planned / peak - 1:+6.1%}  "
+                f"a card of the planned size {suffices}  ({parts})",
+                flush=True,
+            )
+    print(f"largest error {worst:.1%}; a process is taken as {CUDA_PROCESS_GIB} GiB in all")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class OptimizerSettings:
     weight_decay: float
     warmup_share: float  # of all planned steps
     decay: Literal["linear", "cosine", "constant"]
-    final_share: float  # of learning_rate, at the last step
+    final_share: float  # of learning_rate, at the last step (cosine) or the one after it (linear)
     max_gradient_norm: float | None  # None: no clipping
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -105,12 +106,21 @@ def _read_value(wanted: Any, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise SettingsError(f"setting {path}: wanted a group of settings, found {value!r}")
         return read_settings(wanted, value, path)  # type: ignore[arg-type]
+    if wanted is float and _is_endless(value):
+        raise SettingsError(f"setting {path}: wanted a finite number, found {value}")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
         hint = " (write 1.0e-5: YAML reads 1e-5 as a text)" if wanted is float and isinstance(value, str) else ""
         raise SettingsError(f"setting {path}: wanted {wanted.__name__}, found {value!r}{hint}")
     return value
+
+
+def _is_endless(value: Any) -> bool:
+    """Return whether a value is an infinity or no number (NaN), written in YAML's way (.inf) or Python's."""
+    if isinstance(value, str):
+        return value.strip().lower().lstrip("+-") in (".inf", ".nan", "inf", "nan", "infinity")
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def settings_to_values(settings: Any) -> dict[str, Any]:

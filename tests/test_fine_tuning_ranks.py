@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 from launching import PROJECT, run_ranks, run_well
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from worlds import settings_of, small_run
 
@@ -252,6 +252,31 @@ def test_weights_that_are_no_numbers_stop_the_run_in_one_line(base: Path) -> Non
     assert outcome.codes == [2, 2]
     assert re.search("error: step 2 was not learnt from: its (loss is|gradient is no number)", outcome.text)
     assert "Traceback" not in outcome.text
+
+
+def test_weights_with_nan_are_named_where_nothing_has_been_learnt_yet(base: Path) -> None:
+    weights = load_file(base / "base/model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][3, 5] = torch.nan
+    shutil.copytree(base / "base", base / "broken")
+    save_file(weights, base / "broken/model.safetensors", metadata={"format": "pt"})
+    run = [*tune(base, "broken", "zero=stage2"), f"model.path={base}/broken"]
+    outcome = run_ranks("train.py", run, world_size=1, log=base / "log")
+    assert outcome.codes == [2]
+    (error,) = [line for line in outcome.text.splitlines() if line.startswith("error:")]
+    assert f"Nothing has been learnt yet, so the weights at {base}/broken may be damaged" in error
+    assert "learning rate" not in error
+    assert "saved" not in error
+
+
+def test_older_files_train_as_safetensors_do_where_they_are_allowed(base: Path, plain: list[float]) -> None:
+    shutil.copytree(base / "base", base / "older", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(base / "base/model.safetensors"), base / "older/pytorch_model.bin")
+    run = [*tune(base, "older", "zero=stage2"), f"model.path={base}/older"]
+    outcome = run_ranks("train.py", run, world_size=2, log=base / "log")
+    assert outcome.codes == [2, 2]
+    assert "model.weights=pickle opens its *.bin files, which can run code of whoever made them" in outcome.text
+    run_well("train.py", [*run, "model.weights=pickle"], world_size=2, log=base / "log")
+    assert losses(base / "runs/older") == plain
 
 
 def test_training_stops_early_when_validation_has_not_gained(base: Path) -> None:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, set_seed
 from worlds import settings_of, small_run
 
+from laborllm_dist.engine.adapters import merged, with_adapter, write_adapter
 from laborllm_dist.engine.model import (
     check_fit,
     check_packing,
+    check_weights,
     make_model,
     new_llama,
     pretrained_model,
     weights_identity,
 )
 from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.engine.shape import shape_of
+from laborllm_dist.engine.weight_files import files_by_tensor
 from laborllm_dist.engine_settings import ModelSettings
-from laborllm_dist.errors import ModelError, RowTooShort
+from laborllm_dist.errors import ModelError, RowTooShort, TokenizerError
 from laborllm_dist.tokens.prepare import prepare_store
-from laborllm_dist.tokens.tokenizer import tokenizer_identity
+from laborllm_dist.tokens.tokenizer import load_tokenizer, tokenizer_identity
 
 CPU = torch.device("cpu")
 
@@ -110,8 +116,123 @@ def test_broken_weights_are_refused_in_one_line(saved: Path, tmp_path: Path) -> 
     wider = (saved / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64')
     (tmp_path / "config.json").write_text(wider)
     (tmp_path / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
-    with pytest.raises(ModelError, match="cannot open the weights at"):
+    wanted = r"model.embed_tokens.weight has shape \[400, 32\], the model of config.json \[400, 64\]"
+    with pytest.raises(ModelError, match=wanted):
         pretrained_model(settings_for(str(tmp_path)), dtype=torch.float32)
+
+
+def opened_whole(folder: Path) -> object:
+    return pretrained_model(settings_for(str(folder)), dtype=torch.float32)
+
+
+@pytest.fixture
+def in_files(saved: Path, tmp_path: Path) -> Path:
+    """Return a folder with the model in several files and an index."""
+    pretrained_model(settings_for(str(saved)), dtype=torch.float32).save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    return tmp_path
+
+
+@pytest.mark.parametrize("opened", [opened_whole, files_by_tensor])
+@pytest.mark.parametrize("index", ["[1, 2]", "{", '{"weight_map": [1]}', '{"weight_map": {}}', "{}"])
+def test_a_damaged_index_is_one_clear_line_whole_and_in_shards(index: str, opened, in_files: Path) -> None:
+    opened(in_files)
+    (in_files / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=r"model.safetensors.index.json is damaged: wanted .* fetch it again$"):
+        opened(in_files)
+
+
+@pytest.mark.parametrize("opened", [opened_whole, files_by_tensor])
+def test_a_file_that_the_index_names_and_is_not_there_is_missing_not_damaged(opened, in_files: Path) -> None:
+    gone = sorted(in_files.glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(ModelError, match=f"lacks 1 files .* model.safetensors.index.json names, first {gone.name}"):
+        opened(in_files)
+
+
+def test_one_whole_file_goes_before_an_index_in_shards_as_in_transformers(saved: Path, in_files: Path) -> None:
+    (in_files / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    assert set(files_by_tensor(in_files).values()) == {"model.safetensors"}
+    (in_files / "model.safetensors.index.json").write_text("[1, 2]")
+    opened_whole(in_files)
+
+
+def test_pickles_are_opened_only_where_the_settings_say_so(saved: Path, tmp_path: Path) -> None:
+    whole = pretrained_model(settings_for(str(saved)), dtype=torch.float32)
+    whole.config.save_pretrained(tmp_path)
+    torch.save(whole.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot open the weights at"):
+        opened_whole(tmp_path)
+    wanted = r"wanted config.json and \*.safetensors; model.weights=pickle opens its \*.bin files, which can run code"
+    with pytest.raises(ModelError, match=wanted):
+        weights_identity(settings_for(str(tmp_path)))
+    allowed = settings_for(str(tmp_path), weights="pickle")
+    opened = pretrained_model(allowed, dtype=torch.float32)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in opened.state_dict().items())
+    before = weights_identity(allowed)
+    torch.save({**whole.state_dict(), "lm_head.weight": torch.zeros(400, 32)}, tmp_path / "pytorch_model.bin")
+    assert weights_identity(allowed) != before
+    with pytest.raises(ModelError, match=r"wanted config.json and pytorch_model\*.bin$"):
+        weights_identity(settings_for(str(saved), weights="pickle"))
+
+
+def test_merging_an_adapter_rounds_once_and_only_to_the_precision_of_the_base(saved: Path, tmp_path: Path) -> None:
+    settings = settings_of(["adapter=lora", "adapter.rank=4", "adapter.alpha=8", "adapter.targets=[q_proj]"]).adapter
+    for dtype in (torch.float32, torch.bfloat16):
+        base = pretrained_model(settings_for(str(saved)), dtype=dtype)
+        before = {name: value.clone() for name, value in base.state_dict().items()}
+        learnt = {
+            name: value.detach().normal_(std=0.1)
+            for name, value in with_adapter(base, settings, seed=1).named_parameters()
+            if value.requires_grad
+        }
+        write_adapter(iter(learnt.items()), settings, str(saved), dtype, tmp_path)
+        found = merged(pretrained_model(settings_for(str(saved)), dtype=dtype), tmp_path).state_dict()
+        for layer in (0, 1):
+            name = f"model.layers.{layer}.self_attn.q_proj"
+            down, up = (learnt[f"base_model.model.{name}.lora_{each}.default.weight"].float() for each in "AB")
+            wanted = before.pop(f"{name}.weight").float() + 2 * (up @ down)
+            assert torch.equal(found[f"{name}.weight"], wanted.to(dtype))
+        assert all(torch.equal(found[name], value) for name, value in before.items())
+
+
+def test_an_adapter_is_refused_where_its_base_or_itself_lacks_tensors(saved: Path, tmp_path: Path) -> None:
+    settings = settings_of(["adapter=lora", "adapter.rank=4", "adapter.targets=[q_proj]"]).adapter
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(saved, base)
+    model = with_adapter(pretrained_model(settings_for(str(saved)), dtype=torch.float32), settings, seed=1)
+    learnt = [(name, value.detach()) for name, value in model.named_parameters() if value.requires_grad]
+    write_adapter(iter(learnt), settings, str(base), torch.float32, adapter)
+    write_adapter(iter(learnt[1:]), settings, str(base), torch.float32, adapter)
+    with pytest.raises(ModelError, match=r"does not fit its base: 1 tensors .*, first model.layers.0.*lora_A"):
+        opened_whole(adapter)
+    narrow = [(name, value[:, :-1] if name == learnt[0][0] else value) for name, value in learnt]
+    write_adapter(iter(narrow), settings, str(base), torch.float32, adapter)
+    with pytest.raises(ModelError, match=r"does not fit its base: 1 tensors .*, first model.layers.0.*lora_A"):
+        opened_whole(adapter)
+    write_adapter(iter(learnt), settings, str(base), torch.float32, adapter)
+    opened_whole(adapter)
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{base} lack 1 tensors of the model, first model.layers.1.mlp.up_proj"):
+        opened_whole(adapter)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "nowhere", "./a/model"])
+def test_a_folder_that_is_not_there_is_said_to_be_so(path: str) -> None:
+    for refused in (check_weights, lambda settings: shape_of(settings, num_ids=400)):
+        with pytest.raises(ModelError, match=rf"model.path={path}.* there is no such folder, and it is no hub id"):
+            refused(settings_for(path))
+
+
+def test_a_folder_without_a_tokenizer_is_said_to_be_so(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=rf"there is no tokenizer in {saved}: wanted tokenizer.json, or"):
+        load_tokenizer(str(saved))
+    (tmp_path / "config.json").write_text((saved / "config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"Couldn't instantiate the backend tokenizer from one of: \(1\) a"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_the_identity_of_weights_is_their_content(saved: Path, tmp_path: Path) -> None:

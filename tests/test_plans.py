@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import get_linear_schedule_with_warmup
 from worlds import settings_of
 
 from laborllm_dist.batches.order import TrainingOrder
@@ -129,8 +130,25 @@ def test_the_learning_rate_by_hand() -> None:
         "optimizer.final_share=0.1",
     ]).optimizer  # fmt: skip
     rates = [learning_rate_at(step, 10, wanted) for step in range(10)]
-    # Two steps of warm-up towards the peak at step 2, then seven equal steps down to a tenth of it.
-    assert rates == pytest.approx([1 / 3, 2 / 3, *(1 - 0.9 * at / 7 for at in range(8))])
+    # Two steps of warm-up towards the peak at step 2, then equal steps towards a tenth of it, had there been one more.
+    assert rates == pytest.approx([1 / 3, 2 / 3, *(1 - 0.9 * at / 8 for at in range(8))])
+
+
+@pytest.mark.parametrize("warmup_share", [0.0, 0.03, 0.5])
+def test_linear_decay_is_transformers_and_the_last_step_learns(warmup_share: float) -> None:
+    linear = settings_of(["optimizer=finetune", f"optimizer.warmup_share={warmup_share}"]).optimizer
+    num_steps, num_warmup = 100, round(100 * warmup_share)
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=linear.learning_rate)
+    schedule = get_linear_schedule_with_warmup(adam, num_warmup, num_steps)
+    wanted = []
+    for _ in range(num_steps):
+        wanted.append(schedule.get_last_lr()[0])
+        adam.step()
+        schedule.step()
+    rates = [learning_rate_at(step, num_steps, linear) for step in range(num_steps)]
+    # transformers begins its warm-up with a step that learns nothing; here the first learns too.
+    assert rates[num_warmup:] == pytest.approx(wanted[num_warmup:])
+    assert min(rates) > 0
 
 
 def test_cosine_is_half_way_down_in_the_middle() -> None:

@@ -4,7 +4,8 @@
  * check of shapes and types that the host makes, with models of any size: nothing is ever written to the device, so its
  * pages take no room. Numbers are zeros; the allocator's account is exact.
  *
- * DRY_CUDA_GIB   memory of the device (79.11, an H100's)
+ * DRY_CUDA_GIB          memory of the device (79.11, an H100's)
+ * DRY_CUDA_PROCESS_GIB  what a context and NCCL would take of it (1.5)
  * Functions that are not here, and those of cuBLAS, cuDNN and NCCL, are made by build.py: they do nothing and succeed.
  */
 #define _GNU_SOURCE
@@ -24,7 +25,7 @@
 struct block {
     void *start, *mapped;
     size_t size, mapped_size;
-    int on_host;
+    int on_host, is_range; /* a range of addresses has no memory of its own */
     struct block *next;
 };
 
@@ -33,10 +34,12 @@ static size_t device_used;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long next_handle = 1000;
 
-static size_t device_size(void) {
-    const char *gib = getenv("DRY_CUDA_GIB");
-    return (size_t)((gib ? atof(gib) : 79.11) * (1ul << 30));
+static size_t bytes_from(const char *variable, double otherwise) {
+    const char *gib = getenv(variable);
+    return (size_t)((gib ? atof(gib) : otherwise) * (1ul << 30));
 }
+static size_t device_size(void) { return bytes_from("DRY_CUDA_GIB", 79.11); }
+static size_t process_size(void) { return bytes_from("DRY_CUDA_PROCESS_GIB", 1.5); }
 
 static void *handle(void) { return (void *)__sync_add_and_fetch(&next_handle, 1); }
 
@@ -46,7 +49,7 @@ static void remember(struct block made) {
     pthread_mutex_lock(&lock);
     block->next = blocks;
     blocks = block;
-    if (!block->on_host) device_used += block->size;
+    if (!block->on_host && !block->is_range) device_used += block->size;
     pthread_mutex_unlock(&lock);
 }
 
@@ -58,7 +61,7 @@ static struct block forget(void *start) {
         struct block *gone = *place;
         found = *gone;
         *place = gone->next;
-        if (!gone->on_host) device_used -= gone->size;
+        if (!gone->on_host && !gone->is_range) device_used -= gone->size;
         free(gone);
     }
     pthread_mutex_unlock(&lock);
@@ -130,11 +133,11 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
 int cudaMalloc(void **start, size_t size) {
     size_t mapped_size = ((size + PAGE - 1) & ~(PAGE - 1)) + ALIGNMENT;
     *start = NULL;
-    if (device_used + size > device_size()) return OUT_OF_MEMORY;
+    if (device_used + size + process_size() > device_size()) return OUT_OF_MEMORY;
     void *mapped = mmap(0, mapped_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) return OUT_OF_MEMORY;
     *start = (void *)(((size_t)mapped + ALIGNMENT - 1) & ~(ALIGNMENT - 1));
-    remember((struct block){*start, mapped, size, mapped_size, 0, NULL});
+    remember((struct block){*start, mapped, size, mapped_size, 0, 0, NULL});
     return 0;
 }
 int cudaMallocAsync(void **start, size_t size, void *stream) { return cudaMalloc(start, size); }
@@ -146,18 +149,18 @@ int cudaFree(void *start) {
 int cudaFreeAsync(void *start, void *stream) { return cudaFree(start); }
 int cudaHostAlloc(void **start, size_t size, unsigned flags) {
     if (posix_memalign(start, PAGE, size ? size : 1)) return OUT_OF_MEMORY;
-    remember((struct block){*start, NULL, size, 0, 1, NULL});
+    remember((struct block){*start, NULL, size, 0, 1, 0, NULL});
     return 0;
 }
 int cudaFreeHost(void *start) { forget(start); free(start); return 0; }
 int cudaHostRegister(void *start, size_t size, unsigned flags) {
-    remember((struct block){start, NULL, size, 0, 1, NULL});
+    remember((struct block){start, NULL, size, 0, 1, 0, NULL});
     return 0;
 }
 int cudaHostUnregister(void *start) { forget(start); return 0; }
 int cudaMemGetInfo(size_t *available, size_t *all) {
     *all = device_size();
-    *available = *all - device_used;
+    *available = *all - device_used - process_size();
     return 0;
 }
 int cudaPointerGetAttributes(struct cudaPointerAttributes *found, const void *address) {
@@ -184,6 +187,44 @@ int cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_p
 int cudaGetSymbolAddress(void **address, const void *symbol) { *address = calloc(1, HOST_COPY); return 0; }
 int cudaDeviceGetDefaultMemPool(void **pool, int device) { *pool = handle(); return 0; }
 int cudaMemPoolGetAttribute(void *pool, int attribute, void *value) { *(size_t *)value = 0; return 0; }
+
+/* Expandable segments: a range of addresses, and pieces of memory that are put there one after the other. */
+static int reserve(size_t *start, size_t size, size_t alignment, size_t wish, unsigned long long flags) {
+    void *mapped = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) return OUT_OF_MEMORY;
+    *start = (size_t)mapped;
+    remember((struct block){mapped, mapped, size, size, 0, 1, NULL});
+    return 0;
+}
+static int unreserve(size_t start, size_t size) {
+    struct block gone = forget((void *)start);
+    if (gone.start) munmap(gone.mapped, gone.mapped_size);
+    return 0;
+}
+static int take(size_t *piece, size_t size, const void *properties, unsigned long long flags) {
+    pthread_mutex_lock(&lock);
+    int has_room = device_used + size + process_size() <= device_size();
+    if (has_room) device_used += size;
+    pthread_mutex_unlock(&lock);
+    *piece = size; /* a piece is known by its size alone */
+    return has_room ? 0 : OUT_OF_MEMORY;
+}
+static int give_back(size_t piece) {
+    pthread_mutex_lock(&lock);
+    device_used -= piece;
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+static int nothing(void) { return 0; }
+int cudaGetDriverEntryPointByVersion(const char *name, void **found, unsigned version, unsigned long long flags, int *status) {
+    *found = !strcmp(name, "cuMemAddressReserve") ? (void *)reserve
+           : !strcmp(name, "cuMemAddressFree")    ? (void *)unreserve
+           : !strcmp(name, "cuMemCreate")         ? (void *)take
+           : !strcmp(name, "cuMemRelease")        ? (void *)give_back
+                                                  : (void *)nothing;
+    if (status) *status = 0;
+    return 0;
+}
 
 /* Streams and events: everything is done at once. */
 int cudaStreamCreate(void **stream) { *stream = handle(); return 0; }
@@ -225,12 +266,6 @@ int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *count, const void *functi
 int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *count, const void *function, int threads, size_t shared,
                                                            unsigned flags) {
     *count = 2;
-    return 0;
-}
-static int nothing(void) { return 0; }
-int cudaGetDriverEntryPointByVersion(const char *name, void **found, unsigned version, unsigned long long flags, int *status) {
-    *found = (void *)nothing;
-    if (status) *status = 0;
     return 0;
 }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -113,9 +114,27 @@ def base_of(folder: Path) -> str | None:
     return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
+def put_adapter(model: transformers.PreTrainedModel, folder: Path) -> None:
+    """Put the additions of an adapter's folder into its base, which is open.
+
+    Raises:
+        ModelError: if they cannot be opened, some are missing, or have another shape than the base wants.
+    """
+    try:
+        report = model.load_adapter(str(folder), ignore_mismatched_sizes=True)  # told below, by name
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot open the adapter at {folder}: {str(error).strip().splitlines()[0]}") from None
+    if unfit := sorted(report.missing_and_mismatched()):
+        raise ModelError(
+            f"the adapter at {folder} does not fit its base: {len(unfit)} tensors are missing or have another shape, "
+            f"first {unfit[0]}"
+        )
+
+
 def merged(base: transformers.PreTrainedModel, adapter: Path) -> transformers.PreTrainedModel:
-    """Return the base with the additions in its weights."""
+    """Return the base with the additions in its weights: summed in fp32, and rounded once to the base's precision."""
     import peft
 
-    model: transformers.PreTrainedModel = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    wrapped = peft.PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=True)  # additions in fp32
+    model: transformers.PreTrainedModel = wrapped.merge_and_unload()
     return model

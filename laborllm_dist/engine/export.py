@@ -26,6 +26,7 @@ from laborllm_dist.settings import RunSettings
 
 ModelConfig: TypeAlias = "transformers.PretrainedConfig"
 ORIGIN = "laborllm_dist.json"
+PICKLES = "pytorch_model*.bin"
 
 
 def export_checkpoint(
@@ -115,17 +116,24 @@ def exported_step(export: Path, run: str) -> int | None:
     return int(origin["step"]) if origin["run"] == run else None
 
 
-def weights_fingerprint(folder: Path) -> str:
+def weights_fingerprint(folder: Path, weights: str) -> str:
     """Return 16 hexadecimal digits that stand for the weights and configuration of a model's or adapter's folder.
 
+    Args:
+        folder: of the model.
+        weights: what is opened: safetensors or pickle.
+
     Raises:
-        ModelError: if it holds no safetensors.
+        ModelError: if it holds none of these.
     """
     if (folder / ADAPTER_FILE).is_file():
         return sha256_of_all([folder / "adapter_config.json", folder / ADAPTER_FILE])
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    pattern = "*.safetensors" if weights == "safetensors" else PICKLES
+    files = [folder / "config.json", *sorted(folder.glob(pattern))]
     if len(files) < 2 or not files[0].is_file():
-        raise ModelError(f"{folder} is not a model folder: wanted config.json and *.safetensors")
+        others = "; model.weights=pickle opens its *.bin files, which can run code of whoever made them"
+        hint = others if weights == "safetensors" and any(folder.glob(PICKLES)) else ""
+        raise ModelError(f"{folder} is not a model folder: wanted config.json and {pattern}{hint}")
     return sha256_of_all(files)
 
 

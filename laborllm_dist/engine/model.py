@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,19 +15,19 @@ from safetensors import SafetensorError
 
 from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.careers.splits import SPLITS, Split
-from laborllm_dist.engine.adapters import base_of, check_blocks, quantisation, with_adapter
+from laborllm_dist.engine.adapters import base_of, check_blocks, put_adapter, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.packed_attention import MODEL_TYPES
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.token_scores import check_fused, token_log_likelihood
-from laborllm_dist.engine.weight_files import model_in_shards
+from laborllm_dist.engine.weight_files import check_index, folder_of, is_adapter, model_in_shards
 from laborllm_dist.engine.zero import deepspeed_config
 from laborllm_dist.engine_settings import ComputeSettings, LlamaSettings, ModelSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.store import TokenStore, check_lengths
-from laborllm_dist.tokens.tokenizer import hub_commit
+from laborllm_dist.tokens.tokenizer import hub_commit, is_hub_id
 
 MASKED = ComputeSettings(attention="mask", loss="chunked", loss_chunk_tokens=4096, gradient_checkpointing=False)
 
@@ -39,10 +40,9 @@ def check_weights(settings: ModelSettings) -> None:
     """
     if settings.path is None or Path(settings.path).is_dir():
         return
-    is_hub_id = settings.path.count("/") == 1 and not settings.path.startswith((".", "/", "~"))
     try:
-        if not is_hub_id:
-            raise OSError(f"{settings.path} is neither a folder nor a hub id")
+        if not is_hub_id(settings.path):
+            raise OSError("there is no such folder, and it is no hub id (OWNER/NAME)")
         transformers.AutoConfig.from_pretrained(settings.path, **_where(settings))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
@@ -91,8 +91,16 @@ def pretrained_model(
         device: where quantised weights go; others stay on the CPU.
 
     Raises:
-        ModelError: if weights are missing, in another format, or some tensors of the model are not among them.
+        ModelError: if weights are missing, in another format, or some tensors of the model are not among them, or
+            have another shape.
     """
+    base_path = base_of(folder_of(settings))
+    if base_path is not None:  # transformers opens both at once, and says nothing of what the base lacks
+        whole = dataclasses.replace(settings, path=base_path, revision=None, subfolder=None)
+        model = pretrained_model(whole, dtype=dtype, base=base, device=device)
+        put_adapter(model, folder_of(settings))
+        return model
+    check_index(settings)
     held = quantisation(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
     try:
@@ -106,9 +114,14 @@ def pretrained_model(
             trust_remote_code=False,
             attention_dropout=settings.attention_dropout,
             output_loading_info=True,
+            ignore_mismatched_sizes=Path(str(settings.path)).is_dir(),  # told below; on the hub it may be an adapter
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(f"cannot open the weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"the weights at {settings.path}: {name} has shape {list(stored)}, the model of config.json {list(wanted)}"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
     if base == "nf4":
@@ -187,20 +200,15 @@ def check_sharded(settings: ModelSettings) -> None:
         )
 
 
-def is_adapter(settings: ModelSettings) -> bool:
-    """Return whether the weights are an adapter's folder."""
-    return (Path(settings.path or "") / (settings.subfolder or "") / "adapter_config.json").is_file()
-
-
 def weights_identity(settings: ModelSettings) -> str:
     """Return what decides pretrained weights: a checksum of a folder's files, or a hub repository's commit.
 
     Raises:
-        ModelError: if there are no safetensors in the folder, or the hub id can be found nowhere.
+        ModelError: if there are no such weights in the folder, or the hub id can be found nowhere.
     """
     assert settings.path is not None
     if Path(settings.path).is_dir():
-        return weights_fingerprint(Path(settings.path) / (settings.subfolder or ""))
+        return weights_fingerprint(folder_of(settings), settings.weights)
     try:
         commit = hub_commit(settings.path, revision=settings.revision, subfolder=settings.subfolder, file="config.json")
     except OSError as error:
@@ -214,7 +222,7 @@ def context_of(settings: ModelSettings) -> int | None:
     Raises:
         ModelError: if there is no configuration that says so.
     """
-    base = base_of(Path(settings.path or "") / (settings.subfolder or ""))
+    base = base_of(folder_of(settings))
     path, where = (settings.path, _where(settings)) if base is None else (base, {})
     try:
         config = transformers.AutoConfig.from_pretrained(path, **where)

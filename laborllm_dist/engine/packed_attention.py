@@ -139,6 +139,10 @@ def _career_by_career(
     query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, bounds: CareerBounds, how: tuple[float | None, float]
 ) -> Tensor:
     scaling, dropout = how
+    num_sharing = query_BHTD.shape[1] // key_BHTD.shape[1]
+    if query_BHTD.is_cuda and num_sharing > 1:
+        # On a GPU, wide numbers and shared keys together have no kernel but one with all T x T weights.
+        key_BHTD, value_BHTD = (each.repeat_interleave(num_sharing, dim=1) for each in (key_BHTD, value_BHTD))
     shares_keys = query_BHTD.shape[1] != key_BHTD.shape[1]
     rows: list[Tensor] = []
     lengths = iter(bounds.lengths)

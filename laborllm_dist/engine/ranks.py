@@ -151,6 +151,9 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
     has_gpu = torch.cuda.is_available()
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Passes differ in length: pieces of fixed size that the allocator keeps would soon fit none of them.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if not has_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
     torch.set_num_threads(settings.threads_per_rank)

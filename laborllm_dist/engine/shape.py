@@ -9,6 +9,7 @@ from typing import Any
 
 from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.tokens.tokenizer import is_hub_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,11 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
     path = str(settings.path)
     if path in KNOWN and not Path(path).is_dir():
         return KNOWN[path]
+    if not (Path(path).is_dir() or is_hub_id(path)):
+        raise ModelError(
+            f"the shape of model.path={path} is not known: there is no such folder, and it is no hub id (OWNER/NAME); "
+            "give a folder with config.json"
+        )
     # A second, with torch: only for a model that is known by its config.json alone.
     import transformers
 

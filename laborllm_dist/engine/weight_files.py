@@ -25,6 +25,17 @@ from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ONE_PICKLE, INDEX_OF_PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+def folder_of(settings: ModelSettings) -> Path:
+    """Return the folder of a model's files, where its path is a folder."""
+    return Path(settings.path or "") / (settings.subfolder or "")
+
+
+def is_adapter(settings: ModelSettings) -> bool:
+    """Return whether the weights are an adapter's folder."""
+    return (folder_of(settings) / "adapter_config.json").is_file()
 
 
 def weights_folder(settings: ModelSettings) -> Path:
@@ -34,9 +45,9 @@ def weights_folder(settings: ModelSettings) -> Path:
         ModelError: if they cannot be had.
     """
     assert settings.path is not None
-    inside = settings.subfolder or ""
     if Path(settings.path).is_dir():
-        return Path(settings.path) / inside
+        return folder_of(settings)
+    inside = settings.subfolder or ""
     patterns = [f"{inside}/{each}".lstrip("/") for each in ("*.json", "*.safetensors", "tokenizer.model")]
     try:
         return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns)) / inside
@@ -75,7 +86,7 @@ def model_in_shards(
 
 
 def _fill(model: transformers.PreTrainedModel, folder: Path, ranks: Ranks) -> None:
-    file_of = _files_by_tensor(folder)
+    file_of = files_by_tensor(folder)
     opened: dict[str, Any] = {}
     parameters: list[tuple[str, Any]] = list(model.named_parameters())
     if missing := [name for name, _ in parameters if name not in file_of]:
@@ -112,14 +123,45 @@ def flat_stretch(stored: Any, start: int, end: int) -> Tensor:
     return rows.reshape(-1)[start - first * width : end - first * width]
 
 
-def _files_by_tensor(folder: Path) -> dict[str, str]:
-    """Return the file of every tensor."""
-    if (folder / INDEX).is_file():
-        try:
-            found: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise ModelError(f"{folder / INDEX} is damaged ({error})") from None
-        return found
+def check_index(settings: ModelSettings) -> None:
+    """Refuse a folder's index that transformers would stumble over.
+
+    Raises:
+        ModelError: if it is damaged, or names a file that is not there.
+    """
+    folder = folder_of(settings)
+    one, index = (ONE_FILE, INDEX) if settings.weights == "safetensors" else (ONE_PICKLE, INDEX_OF_PICKLES)
+    if not (folder / one).is_file() and (folder / index).is_file():
+        read_index(folder / index)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file of every tensor, as an index beside the files says.
+
+    Raises:
+        ModelError: if it is damaged, or names a file that is not there.
+    """
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        file_of = {str(name): str(file) for name, file in index["weight_map"].items()}
+        dict(index["metadata"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{path} is damaged: wanted metadata, and a weight_map of tensors; fetch it again") from None
+    if missing := sorted(file for file in set(file_of.values()) if not (path.parent / file).is_file()):
+        raise ModelError(
+            f"{path.parent} lacks {len(missing)} files of weights that {path.name} names, first {missing[0]}"
+        )
+    return file_of
+
+
+def files_by_tensor(folder: Path) -> dict[str, str]:
+    """Return the file of every tensor; one whole file goes before an index, as in transformers.
+
+    Raises:
+        ModelError: if there are no weights, or they are damaged.
+    """
+    if not (folder / ONE_FILE).is_file() and (folder / INDEX).is_file():
+        return read_index(folder / INDEX)
     try:
         with safe_open(folder / ONE_FILE, framework="pt") as file:
             return dict.fromkeys(file.keys(), ONE_FILE)

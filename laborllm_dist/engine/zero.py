@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import PackedBatch
+from laborllm_dist.engine.compiled import load_operators
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.limits import check_8bit
 from laborllm_dist.engine.memory_plan import LIVE_BUCKETS
@@ -93,9 +94,11 @@ def make_engine(
     """Put a model under DeepSpeed. Collective.
 
     Raises:
-        SettingsError: if a rank has more weights in one stretch than 8-bit AdamW can count.
+        SettingsError: if a rank has more weights in one stretch than 8-bit AdamW can count, or an operator of
+            DeepSpeed's cannot be compiled.
     """
     deepspeed = import_deepspeed()
+    load_operators(zero, optimizer)
     adam = make_optimizer(model, optimizer)
     _import_muon()
     engine, *_ = deepspeed.initialize(

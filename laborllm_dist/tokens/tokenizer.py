@@ -54,15 +54,24 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     Raises:
         TokenizerError: if it is missing, has no fast version, or does not give a text back as it was.
     """
-    if not Path(path).exists() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
+    if not (Path(path).exists() or is_hub_id(path)):
         raise TokenizerError(f"no tokenizer at {path}: neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             path, revision=revision or "main", subfolder=subfolder or "", use_fast=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise TokenizerError(f"no tokenizer could be opened at {path}: {str(error).strip().splitlines()[0]}") from None
+        folder = Path(path) / (subfolder or "")
+        if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            wanted = "tokenizer.json, or tokenizer.model and tokenizer_config.json"
+            raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}") from None
+        raise TokenizerError(f"no tokenizer could be opened at {path}: {' '.join(str(error).split())}") from None
     return check_tokenizer(tokenizer, path)
+
+
+def is_hub_id(path: str) -> bool:
+    """Return whether a path that is no folder here may be an id of the hub, OWNER/NAME."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
 def tokenizer_identity(path: str, revision: str | None, subfolder: str | None) -> dict[str, str]:

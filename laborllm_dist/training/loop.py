@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from dataclasses import asdict
 from pathlib import Path
 from time import time
@@ -181,9 +182,20 @@ def _leave_out(work: Work, before: RunState, result: StepResult, log: RunLog | N
         return
     if before.step:
         _save(work, before)
-    raise BadStep(
-        f"{what}. Steps up to {before.step} are saved; look at these careers, lower the learning rate under another "
-        "name, or go on without them by training.bad_step=skip"
+    raise BadStep(f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}")
+
+
+def _advice(settings: RunSettings, before: RunState, loss: float) -> str:
+    """Say what to do about a step that was not learnt from."""
+    if not (before.num_updates or settings.model.path is None or math.isfinite(loss)):
+        return (
+            f"Nothing has been learnt yet, so the weights at {settings.model.path} may be damaged: look whether all of "
+            "them are numbers, or fetch them again"
+        )
+    saved = f"Steps up to {before.step} are saved" if before.step else "Nothing is saved yet"
+    return (
+        f"{saved}; look at these careers, lower the learning rate under another name, or go on without them by "
+        "training.bad_step=skip"
     )
 
 
