@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -141,7 +140,7 @@ class GpuSettings:
         check_positive(self, "link_gigabytes_per_second", "network_gigabytes_per_second", "pcie_gigabytes_per_second")
         check_positive(self, "host_memory_gib", "host_gigabytes_per_second", "nvme_gigabytes_per_second")
         check_share(self, "utilisation")
-        if not 0 <= self.dollars_per_hour < math.inf:
+        if self.dollars_per_hour < 0:
             raise OutOfRange("dollars_per_hour", f"a number from 0 up, found {self.dollars_per_hour}")
 
 
