@@ -31,7 +31,7 @@ INT8_BYTES, NF4_BYTES = 1.0, 0.5 + 4 / 64  # a weight, with bitsandbytes' scales
 EIGHT_BIT_MOMENTS, FULL_MOMENTS = 2 + 2 * 4 / 256, 8.0
 SUB_GROUP = 1e9  # weights that ZeRO-3 updates at once, DeepSpeed's sub_group_size
 CUDA_PROCESS_GIB = 1.5  # context and NCCL's own buffers
-SLACK = 0.06  # assumed, of what changes with every pass
+SLACK = 0.03  # of what changes with every pass, in expandable segments (benchmarks/gpu_memory.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def plan_memory(
         host["pinned"] = sum(_power_of_two(size * learnt / shared) - size * learnt / shared for size in sizes)
     if is_offloaded and settings.optimizer.kind == "adamw":
         host["step"] = 8.0 * learnt / shared  # two temporaries of torch's Adam
-    device["activations"] = activation_bytes(shape, settings, load, 2 if settings.zero.precision == "bf16" else 4)
+    device["activations"] = activation_bytes(shape, settings, load, on_gpu=process_bytes is None)
     device["logits"] = _logit_bytes(shape, settings, load, number)
     device["buffers"] = _buffer_bytes(shape, settings, learnt, number)
     # The optimizer's step comes when activations and logits are free again: what it needs beyond them counts.
@@ -156,19 +156,23 @@ def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
     return 2.0 * shape.num_learnt(adapter) + (2.0 * layers * linear if adapter.base == "full" else 0.0)
 
 
-def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: int) -> float:
+def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, *, on_gpu: bool) -> float:
     """Return what the backward needs of a pass.
 
-    Of a layer and token: what goes into both norms in float32, what is normalised and what comes out; queries and keys
-    after the rotation, values, what attention gives and its copy in the order of slots; gate, its activation, up, and
-    their product.
+    Of a layer and token: what goes into both norms in float32, what is normalised (where the norms learn) and what
+    comes out; queries and keys after the rotation, values, what attention gives; gate, its activation, up, and their
+    product. A GPU's kernel writes in the order of slots, which elsewhere is a copy, and fp32 has no kernel there for
+    keys that heads share.
     """
     hidden, wide, narrow = shape.hidden_size, shape.intermediate_size, shape.key_value_size
-    norms = 2 * (4 * hidden + 2 * number * hidden)
-    attention = number * (3 * hidden + 2 * narrow)
+    number = 2 if settings.zero.precision == "bf16" else 4
+    is_frozen = settings.adapter.kind == "lora"
+    norms = 2 * (4 * hidden + (1 if is_frozen else 2) * number * hidden)
+    given = 1 if on_gpu and number == 2 else 2
+    attention = number * ((1 + given) * hidden + 2 * (hidden if on_gpu and number == 4 else narrow))
     feed_forward = number * 4 * wide
     additions = 0
-    if settings.adapter.kind == "lora":
+    if is_frozen:
         inputs = {"gate_proj": hidden, "down_proj": wide, "q_proj": hidden}
         dropped = sum(inputs.get(name, 0) for name in settings.adapter.targets) if settings.adapter.dropout else 0
         additions = number * (dropped + settings.adapter.rank * len(settings.adapter.targets))
