@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from worlds import settings_of, small_run
 
 from laborllm_dist.engine.adapters import lora_config
-from laborllm_dist.engine.checkpoint import checkpoint_folder, read_manifest
+from laborllm_dist.engine.checkpoint import checkpoint_folder
+from laborllm_dist.engine.manifest import read_manifest
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.score_table import read_score_table
 from laborllm_dist.tokens.prepare import prepare_store

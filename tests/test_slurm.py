@@ -13,7 +13,8 @@ from launching import run_well, wait_until
 from made_slurm import MadeSlurm, made_slurm, why_no_slurm
 from worlds import small_run
 
-from laborllm_dist.engine.checkpoint import checkpoint_folder, read_manifest
+from laborllm_dist.engine.checkpoint import checkpoint_folder
+from laborllm_dist.engine.manifest import read_manifest
 from laborllm_dist.engine.restore import full_weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_no_slurm()), reason=f"no Slurm: {why_no_slurm()}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,10 +18,14 @@ import torch
 from launching import EXTENSIONS, ON_CPU, PROJECT, kill_ranks, run_ranks, run_well, start_ranks
 from worlds import settings_of, small_run
 
-from laborllm_dist.engine.checkpoint import check_checkpoint, checkpoint_folder, read_manifest
+from laborllm_dist.engine.checkpoint import checkpoint_folder
+from laborllm_dist.engine.manifest import check_checkpoint, read_manifest
 from laborllm_dist.engine.model import new_llama
 from laborllm_dist.engine.restore import full_weights
+from laborllm_dist.errors import DiskFull
+from laborllm_dist.settings import TrackingSettings
 from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.training.run_log import RunLog
 
 pytestmark = pytest.mark.ranks
 
@@ -199,6 +204,23 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
         shutil.rmtree(folder)
     text = run_well("train.py", [*run, "training.keep_checkpoints=1"], world_size=2, log=tmp_path / "log")
     assert f"train: goes on after step {int(max(whole).name.removeprefix('step_'))} of" in text
+
+
+def test_a_full_disk_under_the_log_is_said_and_closing_does_not_try_again(small_disk: Path) -> None:
+    off = TrackingSettings(wandb="off", project="p")
+    log = RunLog(small_disk / "metrics.jsonl", off, name="n", settings={}, step=0)
+    with pytest.raises(DiskFull, match=r"while writing metrics.jsonl"), contextlib.closing(log):
+        for step in range(1, 3000):
+            log.write({"step": step, "careers": "x" * 1000})
+
+
+def test_a_disk_that_is_read_only_is_one_clear_line(small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for where in (f"runs={small_disk}/runs", f"store.root={small_disk}/stores"):
+        outcome = run_ranks("train.py", small_run(tmp_path, where), world_size=1, log=tmp_path / "log")
+        assert outcome.codes == [2]
+        assert outcome.text.splitlines()[-1].startswith(f"error: cannot use {small_disk}/")
+        assert "Read-only file system; mend that, or name another folder" in outcome.text
 
 
 def test_when_one_rank_is_killed_the_other_says_so_and_ends(tmp_path: Path) -> None:
