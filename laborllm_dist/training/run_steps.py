@@ -105,7 +105,7 @@ def _refusal(work: Work, before: RunState, result: StepResult, log: RunLog | Non
         )
     if (in_a_row := result.state.num_left_out_in_a_row) > wanted.most_left_out:
         return BadStep(
-            f"{what}. It is the {in_a_row}th in a row, training.most_left_out is {wanted.most_left_out}; steps up to "
+            f"{what}. That makes {in_a_row} in a row, training.most_left_out is {wanted.most_left_out}; steps up to "
             f"{before.step} are saved; lower the learning rate under another name"
         )
     work.tell(f"train: {what}")
