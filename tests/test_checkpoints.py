@@ -25,8 +25,9 @@ from laborllm_dist.engine.export import exported_step
 from laborllm_dist.engine.fragments import Fragment
 from laborllm_dist.engine.manifest import check_checkpoint, read_manifest
 from laborllm_dist.engine.restore import full_weights
-from laborllm_dist.errors import CheckpointError, OtherFormat
-from laborllm_dist.training.loop import _with_whole_best
+from laborllm_dist.errors import CheckpointError, DiskError, OtherFormat
+from laborllm_dist.run_folder import RunFolder
+from laborllm_dist.training.loop import _state_of, _with_whole_best
 from laborllm_dist.training.state import BEGINNING, state_from_values
 
 
@@ -91,6 +92,24 @@ def test_a_file_that_the_disk_cannot_read_is_damaged(tmp_path: Path, monkeypatch
     monkeypatch.setattr(manifest, "sha256_of", unreadable)
     with pytest.raises(CheckpointError, match=r"rank_00000_000.safetensors: the disk cannot read it"):
         check_checkpoint(checkpoint_folder(tmp_path, 1))
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, 1)
+
+    def forbidden(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifest, "sha256_of", forbidden)
+    with pytest.raises(DiskError, match=r"cannot use .*rank_00000_000.safetensors: Permission denied"):
+        newest_checkpoint(tmp_path, silent)
+    assert names(tmp_path) == ["step_00000001"]
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    found = read_manifest(write_checkpoint(tmp_path, 1, run="other"))
+    with pytest.raises(CheckpointError, match=r"step 1 in .* belongs to another run; move it away"):
+        _state_of(found, RunFolder(tmp_path, "this"))
 
 
 def test_a_damaged_checkpoint_takes_no_place_among_the_newest(tmp_path: Path) -> None:

@@ -120,16 +120,17 @@ def run_of_checkpoints(checkpoints: Path) -> str | None:
 
 def keep_checkpoints(checkpoints: Path, *, saved_step: int, num_newest: int, best_step: int | None) -> None:
     """Delete all but the newest checkpoints, of which that of `saved_step` is the last, and the best one."""
-    for leftover in checkpoints.glob("step_*.partial"):  # of a kill
-        shutil.rmtree(leftover)
     saved = checkpoint_folder(checkpoints, saved_step)
     best = None if best_step is None else checkpoint_folder(checkpoints, best_step)
     known = [folder for folder in _newest_first(checkpoints) if folder.name <= saved.name]
-    for folder in known[num_newest:]:
-        if folder != best:
-            doomed = folder.with_name(folder.name + ".partial")  # first it stops being a checkpoint, then it goes
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+    with disk_errors_are_said(checkpoints):
+        for leftover in checkpoints.glob("step_*.partial"):  # of a kill
+            shutil.rmtree(leftover)
+        for folder in known[num_newest:]:
+            if folder != best:
+                doomed = folder.with_name(folder.name + ".partial")  # first it stops being a checkpoint, then it goes
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
 
 
 def write_fragments(groups: Iterable[list[Fragment]], folder: Path, *, rank: int) -> dict[str, SavedFile]:

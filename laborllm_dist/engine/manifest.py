@@ -6,14 +6,16 @@ folder of another format is no damaged one, and is never passed over.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from laborllm_dist.errors import CheckpointError, OtherFormat, SettingsError
-from laborllm_dist.files import sha256_of, sha256_of_json, write_json
+from laborllm_dist.files import disk_errors_are_said, sha256_of, sha256_of_json, write_json
 from laborllm_dist.settings_reader import read_settings
 
 FORMAT = 3
@@ -67,7 +69,8 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     """
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_bytes())
+        with _reading(path):
+            values = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished") from None
     except ValueError as error:
@@ -93,22 +96,27 @@ def check_checkpoint(folder: Path) -> CheckpointManifest:
     Raises:
         CheckpointError: if the manifest is missing or damaged, or a file has another size or checksum.
         OtherFormat: if this version does not read its format.
+        DiskError: if a file may not be read.
     """
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry.bytes:
-            found = f"{path.stat().st_size:,} bytes" if path.is_file() else "nothing"
-            raise CheckpointError(f"{path}: {found}, the manifest says {entry.bytes:,} bytes")
-        if _sha256_of_readable(path) != entry.sha256:
-            raise CheckpointError(f"{path}: the content has changed since it was written (SHA-256)")
+        with _reading(path):
+            if not path.is_file() or path.stat().st_size != entry.bytes:
+                found = f"{path.stat().st_size:,} bytes" if path.is_file() else "nothing"
+                raise CheckpointError(f"{path}: {found}, the manifest says {entry.bytes:,} bytes")
+            if sha256_of(path) != entry.sha256:
+                raise CheckpointError(f"{path}: the content has changed since it was written (SHA-256)")
     return manifest
 
 
-def _sha256_of_readable(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise CheckpointError(f"{path}: the disk cannot read it ({error.strerror})") from None
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Take what the disk cannot read for damaged; say what it refuses for other reasons."""
+    with disk_errors_are_said(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise CheckpointError(f"{path}: the disk cannot read it ({error.strerror})") from None
