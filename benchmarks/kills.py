@@ -98,29 +98,34 @@ def newest_step(folder: Path) -> int:
     return 0 if found is None else found[1].step
 
 
-def is_saving_validated(folder: Path) -> bool:
+def is_saving_validated(folder: Path, since: float) -> bool:
     """Return whether the checkpoint of a step that is validated is being written."""
     partial = (folder / "runs/x/checkpoints").glob("step_????????.partial")
-    return any(int(each.stem.removeprefix("step_")) % STEPS_PER_EPOCH == 0 for each in partial)
+    return any(int(each.stem.removeprefix("step_")) % STEPS_PER_EPOCH == 0 and is_new(each, since) for each in partial)
 
 
-def is_exporting(folder: Path) -> bool:
-    return (folder / "runs/x/export.partial").is_dir()
+def is_new(path: Path, since: float) -> bool:
+    """Return whether a folder was made after a time; an earlier kill may have left one of this name."""
+    try:
+        return path.stat().st_ctime > since
+    except FileNotFoundError:
+        return False
 
 
 def wait_for_moment(processes: list[subprocess.Popen[bytes]], folder: Path, draw: random.Random, whole: float) -> str:
     """Wait for a moment to kill at, of a training that takes `whole` seconds, or for its end; say which it is."""
     what = draw.choices(["a moment", "a save", "the export"], weights=[5, 2, 3])[0]
-    began, moment, more = time.monotonic(), draw.uniform(0.5, whole), draw.uniform(0, 0.05)
+    began, moment, more = time.time(), draw.uniform(0.5, whole), draw.uniform(0, 0.05)
     while any(process.poll() is None for process in processes):
+        passed = time.time() - began
         has_come = {
-            "a moment": time.monotonic() - began > moment,
-            "a save": time.monotonic() - began > moment / 2 and is_saving_validated(folder),
-            "the export": is_exporting(folder),
+            "a moment": passed > moment,
+            "a save": passed > moment / 2 and is_saving_validated(folder, began),
+            "the export": is_new(folder / "runs/x/export.partial", began),
         }
         if has_come[what]:
             time.sleep(more)
-            return f"{what}, after {time.monotonic() - began:4.1f} s"
+            return f"{what}, after {passed:4.1f} s"
         time.sleep(0.002)
     return "the end"
 
