@@ -1,10 +1,11 @@
 """Kill a training at random moments, start it again each time, and compare what comes out with an undisturbed run.
 
-    python benchmarks/kills.py [--kills N] [--seed S]
+    python benchmarks/kills.py [--kills N] [--seed S] [--stage 0-3]
 
-Two CPU ranks, ZeRO-2, fp32, a checkpoint every fifth step. A kill is SIGKILL to one rank or to both, at a moment drawn
-evenly from the time a start takes, so during preparation, loading, steps, validation, saving and export. Lost may be
-what came after the last save; the final weights must be the same bits.
+Two CPU ranks, fp32, a checkpoint every fifth step and at every validation. A kill is SIGKILL to one rank or to both. Of
+ten draws five are a moment, evenly from the time of a whole training (preparation, loading, steps, validation, end),
+two wait for a validated step that is being saved, and three for the export. Lost may be what came after the last save;
+the final weights must be the same bits, each time that a training has come to its end.
 """
 
 from __future__ import annotations
@@ -23,22 +24,24 @@ from pathlib import Path
 
 import torch
 
-from laborllm_dist.engine.checkpoint import checkpoint_folder, newest_checkpoint, read_manifest
+from laborllm_dist.engine.checkpoint import checkpoint_folder, newest_checkpoint
+from laborllm_dist.engine.manifest import read_manifest
 from laborllm_dist.engine.restore import full_weights
 
 PROJECT = Path(__file__).resolve().parent.parent
-NUM_STEPS, EVERY = 600, 5
+NUM_STEPS, EVERY, STEPS_PER_EPOCH = 60, 5, 3
 MARK = "--- start ---\n"
 SETTINGS = [
     "data=synthetic", "data.corpora.synthetic.synthetic.num_people=60", "tokenizer.vocabulary_size=400",
     "model.llama.hidden_size=32", "model.llama.intermediate_size=64", "model.llama.num_heads=2",
-    "model.llama.num_key_value_heads=1", "batch.row_length=1024", "batch.careers_per_step=16", "training.epochs=200",
-    f"training.checkpoint_every_steps={EVERY}", "training.log_every_steps=1000", "training.validations_per_epoch=1",
+    "model.llama.num_key_value_heads=1", "batch.row_length=1024", "batch.careers_per_step=16",
+    f"training.epochs={NUM_STEPS // STEPS_PER_EPOCH}", f"training.checkpoint_every_steps={EVERY}",
+    "training.log_every_steps=1000", "training.validations_per_epoch=1",
     "evaluation.row_length=1024", "ranks.timeout_minutes=2", "name=x",
 ]  # fmt: skip
 
 
-def start(folder: Path) -> list[subprocess.Popen[bytes]]:
+def start(folder: Path, stage: int) -> list[subprocess.Popen[bytes]]:
     """Start the training as two ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -54,11 +57,17 @@ def start(folder: Path) -> list[subprocess.Popen[bytes]]:
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        command = [sys.executable, str(PROJECT / "launch/train.py"), *SETTINGS, f"runs={folder}/runs"]
+        command = [
+            sys.executable,
+            str(PROJECT / "launch/train.py"),
+            *SETTINGS,
+            f"zero=stage{stage}",
+            f"runs={folder}/runs",
+        ]
         with (folder / "log").open("ab") as log:
             processes.append(
                 subprocess.Popen(
-                    [*command, f"store.root={folder}/stores"],
+                    [*command, f"runs={folder}/runs", f"store.root={folder}/stores"],
                     env={**os.environ, **fixed, **of_rank},
                     stdout=log,
                     stderr=log,
@@ -89,9 +98,54 @@ def newest_step(folder: Path) -> int:
     return 0 if found is None else found[1].step
 
 
+def is_saving_validated(folder: Path, since: float) -> bool:
+    """Return whether the checkpoint of a step that is validated is being written."""
+    partial = (folder / "runs/x/checkpoints").glob("step_????????.partial")
+    return any(int(each.stem.removeprefix("step_")) % STEPS_PER_EPOCH == 0 and is_new(each, since) for each in partial)
+
+
+def is_new(path: Path, since: float) -> bool:
+    """Return whether a folder was made after a time; an earlier kill may have left one of this name."""
+    try:
+        return path.stat().st_ctime > since
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_moment(processes: list[subprocess.Popen[bytes]], folder: Path, draw: random.Random, whole: float) -> str:
+    """Wait for a moment to kill at, of a training that takes `whole` seconds, or for its end; say which it is."""
+    what = draw.choices(["a moment", "a save", "the export"], weights=[5, 2, 3])[0]
+    began, moment, more = time.time(), draw.uniform(0.5, whole), draw.uniform(0, 0.05)
+    while any(process.poll() is None for process in processes):
+        passed = time.time() - began
+        has_come = {
+            "a moment": passed > moment,
+            "a save": passed > moment / 2 and is_saving_validated(folder, began),
+            "the export": is_new(folder / "runs/x/export.partial", began),
+        }
+        if has_come[what]:
+            time.sleep(more)
+            return f"{what}, after {passed:4.1f} s"
+        time.sleep(0.002)
+    return "the end"
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     checkpoint = checkpoint_folder(folder / "runs/x/checkpoints", NUM_STEPS)
     return dict(full_weights(checkpoint, read_manifest(checkpoint)))
+
+
+def differences(folder: Path, straight: Path) -> list[str]:
+    """Return what a training that has come to its end has other than an undisturbed one."""
+    ours, theirs = weights(folder), weights(straight)
+    lines = [json.loads(line) for line in (folder / "runs/x/metrics.jsonl").read_text().splitlines()]
+    exports = [(each / "runs/x/export/model.safetensors").read_bytes() for each in (folder, straight)]
+    found = {
+        "final weights": all(torch.equal(ours[name], theirs[name]) for name in theirs),
+        "metrics": [line["step"] for line in lines] == list(range(1, NUM_STEPS + 1)),
+        "exported weights": exports[0] == exports[1],
+    }
+    return [what for what, is_same in found.items() if not is_same]
 
 
 def main() -> None:
@@ -99,50 +153,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--stage", type=int, default=2, choices=range(4))
     wanted = parser.parse_args()
     draw = random.Random(wanted.seed)
     with tempfile.TemporaryDirectory() as root:
         straight, killed = Path(root) / "straight", Path(root) / "killed"
         straight.mkdir()
         killed.mkdir()
-        assert [process.wait(timeout=1800) for process in start(straight)] == [0, 0]
-        last, longest, num_kills = 0, 0.0, 0
-        while num_kills < wanted.kills:
-            processes = start(killed)
-            moment = draw.uniform(0.5, 14.0)
-            deadline = time.monotonic() + moment
-            while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-                time.sleep(0.02)
-            if all(process.poll() is not None for process in processes):
-                codes = [process.returncode for process in processes]
+        began = time.monotonic()
+        assert [process.wait(timeout=1800) for process in start(straight, wanted.stage)] == [0, 0]
+        whole = time.monotonic() - began
+        last, longest, num_kills, num_ends = 0, 0.0, 0, 0
+        while True:
+            processes = start(killed, wanted.stage)
+            goes_on = num_kills < wanted.kills
+            when = wait_for_moment(processes, killed, draw, whole) if goes_on else "the end"
+            if when == "the end":
+                codes = [process.wait(timeout=1800) for process in processes]
                 assert codes == [0, 0], (killed / "log").read_text()[-3000:]
-                print(f"finished after {num_kills} kills; the same command again: nothing left to do")
-                (killed / "runs/x/export").rename(killed / f"export_{num_kills}")
-                (killed / "runs/x/checkpoints").rename(killed / f"checkpoints_{num_kills}")
+                found = differences(killed, straight)
+                num_ends += 1
+                print(f"end {num_ends}: {', '.join(found) + ' DIFFER' if found else 'the same bits'}", flush=True)
+                if found:
+                    sys.exit(1)
+                if not goes_on:
+                    break
+                (killed / "runs").rename(killed / f"ended_{num_ends}")
                 last = 0
                 continue
             victims = draw.choice([processes, processes[:1], processes[1:]])
             for process in victims:
                 os.killpg(process.pid, signal.SIGKILL)
-            began = time.monotonic()
-            longest = max(longest, wait_for_the_others(processes, killed, began))
+            longest = max(longest, wait_for_the_others(processes, killed, time.monotonic()))
             num_kills += 1
             step = newest_step(killed)
             assert step >= last, f"checkpoint of step {last} is gone, the newest is {step}"
             last = step
             who = "both ranks" if len(victims) == 2 else f"rank {processes.index(victims[0])}"
-            print(f"kill {num_kills:2d} of {who:<10} after {moment:4.1f} s; saved so far: step {step}", flush=True)
-        codes = [process.wait(timeout=1800) for process in start(killed)]
-        assert codes == [0, 0], (killed / "log").read_text()[-3000:]
-        ours, theirs = weights(killed), weights(straight)
-        same = all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        lines = [json.loads(line) for line in (killed / "runs/x/metrics.jsonl").read_text().splitlines()]
-        every = [line["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
+            print(f"kill {num_kills:2d} of {who:<10} at {when}; saved so far: step {step}", flush=True)
         print(
-            f"{num_kills} kills: final weights {'the same bits' if same else 'DIFFER'}; metrics "
-            f"{'have every step once' if every else 'ARE BROKEN'}; a rank left alone ended within {longest:.0f} s"
+            f"{num_kills} kills at ZeRO-{wanted.stage}, {num_ends} trainings to their end: final and exported weights "
+            f"the same bits, metrics have every step once; a rank left alone ended within {longest:.0f} s"
         )
-        sys.exit(not (same and every))
 
 
 if __name__ == "__main__":

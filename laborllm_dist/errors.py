@@ -58,7 +58,11 @@ class DoesNotFit(LaborError):
 
 
 class CheckpointError(LaborError):
-    """No usable checkpoint, or one of another run."""
+    """A checkpoint is incomplete, damaged or of another run, or none of a run's is usable."""
+
+
+class OtherFormat(LaborError):
+    """A checkpoint is of a format that this version does not read."""
 
 
 class ScoreTableError(LaborError):
@@ -93,7 +97,11 @@ class ShardFailed(LaborError):
     """One of several processes that prepare a store has died or could not be started."""
 
 
-class DiskFull(LaborError):
+class DiskError(LaborError):
+    """A disk or folder does not let itself be used; what was complete before is untouched."""
+
+
+class DiskFull(DiskError):
     """There is no room left to write; what was complete before is untouched."""
 
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,15 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from laborllm_dist.errors import AlreadyRunning, DiskFull
+from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull
 
 Item = TypeVar("Item")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# A folder or disk that does not let itself be used; any other error of the system is a bug, and keeps its traceback.
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 @contextmanager
@@ -25,11 +32,11 @@ def writing(path: Path) -> Iterator[Path]:
     """Give a name to write to, and rename it to `path` when the block ends well.
 
     Raises:
-        DiskFull: if there is no room left; the partial file is removed and `path` is as it was.
+        DiskError: if it cannot be written; the partial file is removed and `path` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with no_room_is_said(path):
+    with disk_errors_are_said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
             flush_to_disk(partial)
@@ -40,28 +47,36 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def no_room_is_said(path: Path) -> Iterator[None]:
-    """Turn "no space left" into one clear line.
+def disk_errors_are_said(path: Path) -> Iterator[None]:
+    """Turn what a disk or a folder refuses into one clear line.
 
     Raises:
         DiskFull: naming what could not be written.
+        DiskError: naming what cannot be used, and why.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not _is_no_room(error):
-            raise
-        raise DiskFull(
-            f"no room left on the disk of {path.parent} while writing {path.name}; "
-            "make room and start the same command again: what was complete before is untouched"
-        ) from None
+        number = _number_of(error)
+        if number in NO_ROOM:
+            raise DiskFull(
+                f"no room left on the disk of {path.parent} while writing {path.name}; "
+                "make room and start the same command again: what was complete before is untouched"
+            ) from None
+        if number in REFUSED:
+            raise DiskError(
+                f"cannot use {getattr(error, 'filename', None) or path}: {os.strerror(number)}; mend that, or name "
+                "another folder, and start the same command again: what was complete before is untouched"
+            ) from None
+        raise
 
 
-def _is_no_room(error: OSError | SafetensorError) -> bool:
+def _number_of(error: OSError | SafetensorError) -> int:
+    """Return the system's number of an error; 0 if it has none."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # Rust's error comes as a text.
-    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))  # Rust's error comes as a text
+    return int(found[1]) if found else 0
 
 
 @contextmanager
@@ -74,9 +89,12 @@ def locked(path: Path, *, busy: str | None) -> Iterator[None]:
 
     Raises:
         AlreadyRunning: with `busy`.
+        DiskError: if the file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with disk_errors_are_said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -118,9 +136,14 @@ def sha256_of_all(paths: Sequence[Path]) -> str:
     return hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()[:16]
 
 
+def sha256_of_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON value; it is the same after the value was written and read."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def fingerprint_of(value: Any) -> str:
     """Return 16 hexadecimal digits that stand for a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of_json(value)[:16]
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -5,6 +5,7 @@ settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (READ
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -14,18 +15,19 @@ from typing import Any
 
 from laborllm_dist import __version__
 from laborllm_dist.errors import RunError
-from laborllm_dist.files import fingerprint_of, write_json
+from laborllm_dist.files import disk_errors_are_said, fingerprint_of, write_json
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
 TokenStoreRecord = dict[str, str]  # fingerprint and folder
+RECORD = "settings.json"
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
 # What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
 FREE = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
 FREE_INSIDE = {
     "training": (
         "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
-        "patience", "bad_step", "spike_ratio", "spike_window",
+        "patience", "bad_step", "spike_ratio", "spike_window", "most_left_out",
     ),
     "zero": ("stage", "bucket_elements", "offload_optimizer", "offload_weights", "offload_folder"),
     "batch": ("rows_per_pass",),
@@ -88,26 +90,34 @@ def _deciding(settings: RunSettings) -> dict[str, Any]:
     return values
 
 
-def open_run(settings: RunSettings, store: TokenStoreRecord, weights: str | None) -> RunFolder:
+def open_run(
+    settings: RunSettings, store: TokenStoreRecord, weights: str | None, saved: str | None = None
+) -> RunFolder:
     """Make a run's folder, or go on with the one that is there.
 
+    Args:
+        settings: of the run.
+        store: its token store.
+        weights: what identifies the pretrained weights it begins with; None for a new model.
+        saved: fingerprint that its checkpoints name; None: there are none, and its settings may still be mended.
+
     Raises:
-        RunError: if checkpoints in it were made with other settings, naming the first that differs.
+        RunError: if the checkpoints were made with other settings, naming the first that differs.
+        DiskError: if it cannot be written.
     """
     fingerprint = run_fingerprint(settings, store["fingerprint"], weights)
     folder = RunFolder(path=Path(settings.runs) / settings.name, fingerprint=fingerprint)
-    record = folder.path / "settings.json"
-    versions = _versions()
-    known = _read_record(record) if record.is_file() and any(folder.checkpoints.glob("step_*")) else None
-    if known is not None and known["fingerprint"] != fingerprint:
-        then = read_settings(RunSettings, known["settings"])
-        change = _first_difference(_deciding(then), _deciding(settings)) or "the data or the weights behind it"
+    record = folder.path / RECORD
+    known = _known_of(record)
+    if saved not in (None, fingerprint):
         raise RunError(
-            f"{folder.path} was made with other settings ({change}); "
-            "give this run another name (name=...), or delete the folder to start anew"
+            f"{folder.path} was made with other settings ({_what_differs(known, settings)}); "
+            "start it with those, give this run another name (name=...), or delete the folder to start anew"
         )
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    starts = [] if known is None else list(known["versions"])
+    with disk_errors_are_said(folder.checkpoints):
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    versions = _versions()
+    starts = [] if known is None or saved is None else list(known["versions"])
     write_json(
         record,
         {
@@ -121,6 +131,13 @@ def open_run(settings: RunSettings, store: TokenStoreRecord, weights: str | None
     return folder
 
 
+def _what_differs(known: dict[str, Any] | None, settings: RunSettings) -> str:
+    if known is None:
+        return f"its {RECORD} is missing or damaged, so which ones is not known"
+    then = read_settings(RunSettings, known["settings"])
+    return _first_difference(_deciding(then), _deciding(settings)) or "the data or the weights behind it"
+
+
 def _versions() -> dict[str, str]:
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"laborllm_dist": __version__, "python": platform.python_version(), **packages}
@@ -132,25 +149,34 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
     Raises:
         RunError: if there is no run at this path, or its record is damaged.
     """
-    record = path / "settings.json"
+    record = path / RECORD
     if not record.is_file():
-        nearby = (
-            sorted(found.parent.name for found in path.parent.glob("*/settings.json")) if path.parent.is_dir() else []
-        )
+        nearby = sorted(found.parent.name for found in path.parent.glob(f"*/{RECORD}")) if path.parent.is_dir() else []
         hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
-        raise RunError(f"no run at {path} (no settings.json){hint}")
+        raise RunError(f"no run at {path} (no {RECORD}){hint}")
     known = _read_record(record)
     settings = read_settings(RunSettings, known["settings"])
     return RunFolder(path=path, fingerprint=known["fingerprint"]), settings, Path(known["store"]["folder"])
 
 
 def _read_record(record: Path) -> dict[str, Any]:
+    with disk_errors_are_said(record):
+        content = record.read_bytes()
     try:
-        known: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(content)
         _ = known["fingerprint"], known["settings"], known["store"]["folder"], known["versions"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{record} is damaged ({error}); delete the folder {record.parent} and start anew") from None
+        raise RunError(
+            f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost"
+        ) from None
     return known
+
+
+def _known_of(record: Path) -> dict[str, Any] | None:
+    """Return a record; None if it is missing or damaged, which loses nothing: checkpoints know what they are of."""
+    with contextlib.suppress(RunError):
+        return _read_record(record) if record.is_file() else None
+    return None
 
 
 def _first_difference(known: Any, wanted: Any, where: str = "") -> str | None:

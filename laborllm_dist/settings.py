@@ -22,7 +22,7 @@ from laborllm_dist.engine_settings import (
     ZeroSettings,
     check_together,
 )
-from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
+from laborllm_dist.settings_reader import OutOfRange, added_later, check_positive, check_share
 
 COMPARATORS = ("marginal", "first_order", "truth")
 
@@ -53,12 +53,14 @@ class TrainingSettings:
     bad_step: Literal["stop", "skip"]  # what follows a loss or gradient that is no number, or a spike
     spike_ratio: float | None  # a loss above so many times the median of recent ones is a spike; None: none is
     spike_window: int  # recent steps; the first so many steps of a run are not judged
+    # With bad_step=skip, more bad steps in a row than this end the training: it is not the data then.
+    most_left_out: int = added_later(10)
 
     def __post_init__(self) -> None:
         check_positive(
             self, "epochs", "validations_per_epoch", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"
         )
-        check_positive(self, "patience", "spike_window")
+        check_positive(self, "patience", "spike_window", "most_left_out")
         if self.spike_ratio is not None and self.spike_ratio <= 1:
             raise OutOfRange("spike_ratio", f"a number above 1, found {self.spike_ratio}")
 

@@ -12,11 +12,11 @@ from typing import Any
 from laborllm_dist.compose import launch
 from laborllm_dist.engine.ranks import open_ranks
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.training import loop
+from laborllm_dist.training import loop, run_steps
 
 
 def main(settings: RunSettings) -> None:
-    real = loop.validate
+    real = run_steps.validate
     num_calls = 0
 
     def validate(*arguments: Any) -> Any:
@@ -26,7 +26,7 @@ def main(settings: RunSettings) -> None:
             signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
-    loop.validate = validate
+    run_steps.validate = validate
     with open_ranks(settings.ranks) as ranks:
         loop.train(settings, ranks)
 

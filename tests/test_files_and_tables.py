@@ -1,4 +1,4 @@
-"""Checkpoints, score tables, run folders, logs: what is broken is refused, what is whole survives."""
+"""Score tables, run folders, logs: what is broken is refused, what is whole survives."""
 
 from __future__ import annotations
 
@@ -10,26 +10,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
+from made_checkpoints import write_checkpoint
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from worlds import settings_of, small_run
 
 from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.careers.template import CareerText
-from laborllm_dist.engine import checkpoint
-from laborllm_dist.engine.checkpoint import (
-    check_checkpoint,
-    checkpoint_folder,
-    keep_checkpoints,
-    newest_checkpoint,
-    read_manifest,
-)
-from laborllm_dist.engine.fragments import Fragment
-from laborllm_dist.engine.restore import full_weights
-from laborllm_dist.errors import CheckpointError, DiskFull, RunError, ScoreTableError
-from laborllm_dist.files import no_room_is_said, sha256_of, write_text, writing
+from laborllm_dist.engine.checkpoint import run_of_checkpoints
+from laborllm_dist.errors import DiskError, DiskFull, RunError, ScoreTableError
+from laborllm_dist.files import disk_errors_are_said, locked, write_text, writing
 from laborllm_dist.run_folder import open_run, read_run
 from laborllm_dist.score_table import SCORE_SCHEMA, read_score_table, write_score_table
 from laborllm_dist.scored_files import ScoreTableInfo
@@ -39,83 +29,6 @@ from laborllm_dist.tokens.pooling import TrainingPool
 from laborllm_dist.tokens.store import CareerRows, store_rows
 from laborllm_dist.tokens.tokenise import TokenisedCareer
 from laborllm_dist.training.run_log import RunLog
-
-
-def write_checkpoint(checkpoints: Path, step: int) -> Path:
-    """Write a checkpoint of two ranks by hand: a weight of 5 elements, 3 on one rank and 2 on the other."""
-    folder = checkpoint_folder(checkpoints, step)
-    folder.mkdir(parents=True)
-    files = {}
-    for rank, (start, values) in enumerate([(0, [1.0, 2.0, 3.0]), (3, [4.0, 5.0])]):
-        path = folder / f"rank_{rank:05d}_000.safetensors"
-        save_file({f"{kind}/w": torch.tensor(values) for kind in ("weight", "exp_avg", "exp_avg_sq")}, path)
-        place = {"name": "w", "shape": [5], "start": start, "numel": len(values), "block_offset": 0}
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path), "fragments": [place]}
-    manifest = {"format": 2, "step": step, "run": "r", "world_size": 2, "stage": 2, "state": {}, "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-def test_weights_are_put_together_from_fragments(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, 3)
-    weights = dict(full_weights(folder, read_manifest(folder)))
-    assert weights["w"].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
-
-
-def test_a_rank_cuts_its_fragments_into_files_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flat = torch.arange(9, dtype=torch.float32)
-    moments = {"exp_avg": -flat, "exp_avg_sq": flat**2}
-
-    def fragment(name: str, start: int, stop: int, *, is_mine: bool = True) -> Fragment:
-        views = {kind: tensor[start:stop] for kind, tensor in moments.items()}
-        return Fragment(name, (stop - start,), 0, flat[start:stop], views, {}, flat, start, is_mine)
-
-    # 4 elements of 3 numbers of 4 bytes are 48 bytes; the last weight is another rank's.
-    groups = [[fragment("a", 0, 4)], [fragment("b", 4, 5), fragment("c", 5, 8), fragment("d", 8, 9, is_mine=False)]]
-    monkeypatch.setattr(checkpoint, "FILE_BYTES", 48)
-    files = checkpoint.write_fragments(groups, tmp_path, rank=3)
-    assert {name: [place["name"] for place in entry["fragments"]] for name, entry in files.items()} == {
-        "rank_00003_000.safetensors": ["a"],
-        "rank_00003_001.safetensors": ["b", "c"],
-    }
-    manifest = checkpoint.CheckpointManifest(step=1, run="r", world_size=1, stage=1, state={}, files=files)
-    found = {name: weight.tolist() for name, weight in full_weights(tmp_path, manifest)}
-    assert found == {"a": [0.0, 1.0, 2.0, 3.0], "b": [4.0], "c": [5.0, 6.0, 7.0]}
-
-
-def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
-    folders = [write_checkpoint(tmp_path, step) for step in (1, 2, 3, 4, 5)]
-    (folders[4] / "manifest.json").unlink()
-    (folders[3] / "manifest.json").write_text('{"step": 4')
-    changed = folders[2] / "rank_00001_000.safetensors"
-    content = bytearray(changed.read_bytes())
-    content[-1] ^= 1
-    changed.write_bytes(content)
-    (folders[1] / "rank_00000_000.safetensors").write_bytes(b"short")
-    said: list[str] = []
-    found = newest_checkpoint(tmp_path, said.append)
-    assert found is not None
-    assert found[1].step == 1
-    assert ["never finished" in said[0], "is damaged" in said[1], "SHA-256" in said[2], "5 bytes" in said[3]] == [
-        True
-    ] * 4
-    assert newest_checkpoint(tmp_path / "nowhere", said.append) is None
-
-
-def test_a_checkpoint_that_lacks_elements_is_refused(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path, 1)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["files"]["rank_00001_000.safetensors"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="holds 3 of 5 elements of weight of w"):
-        dict(full_weights(folder, check_checkpoint(folder)))
-
-
-def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 40):
-        write_checkpoint(tmp_path, step)
-    keep_checkpoints(tmp_path, num_newest=2, best_step=10)
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step_00000010", "step_00000030", "step_00000040"]
 
 
 def scores(**changes: object) -> pa.Table:
@@ -177,26 +90,54 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path: Path) -
 
 def test_a_full_disk_is_known_from_safetensors_too(tmp_path: Path) -> None:
     text = "Error while serializing: I/O error: No space left on device (os error 28)"
-    with pytest.raises(DiskFull, match="while writing w"), no_room_is_said(tmp_path / "w"):
+    with pytest.raises(DiskFull, match="while writing w"), disk_errors_are_said(tmp_path / "w"):
         raise SafetensorError(text)
-    with pytest.raises(SafetensorError, match="other"), no_room_is_said(tmp_path / "w"):
+    with pytest.raises(SafetensorError, match="other"), disk_errors_are_said(tmp_path / "w"):
         raise SafetensorError("other")
+
+
+def test_a_disk_that_refuses_is_one_clear_line_and_a_bug_is_not(tmp_path: Path) -> None:
+    for error in (
+        OSError(errno.EROFS, "?", "/disk/f"),
+        SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)"),
+    ):
+        with (
+            pytest.raises(DiskError, match=r"cannot use .*(Read-only|Input/output).*; mend that"),
+            writing(tmp_path / "f"),
+        ):
+            raise error
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "f"):
+        (tmp_path / "nowhere").read_text()
+
+
+def test_a_file_where_a_folder_should_be_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with (
+        pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"),
+        locked(tmp_path / "runs/small/lock", busy=None),
+    ):
+        pass
+    with pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"):
+        open_run(settings_of(small_run(tmp_path)), STORE, None)
 
 
 STORE = {"fingerprint": "store", "folder": "stores/x"}
 
 
 def begun_run(folder: Path, *more: str, weights: str | None = None, store: str = "store"):
-    """Open a run that has a checkpoint already."""
-    run = open_run(settings_of(small_run(folder, *more)), {**STORE, "fingerprint": store}, weights)
-    if not list(run.checkpoints.iterdir()):
-        write_checkpoint(run.checkpoints, 1)
+    """Open a run that has a checkpoint already, made with the settings it was first opened with."""
+    checkpoints = folder / "runs/small/checkpoints"
+    saved = run_of_checkpoints(checkpoints)
+    run = open_run(settings_of(small_run(folder, *more)), {**STORE, "fingerprint": store}, weights, saved)
+    if saved is None:
+        write_checkpoint(checkpoints, 1, run=run.fingerprint)
     return run
 
 
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     first = begun_run(tmp_path)
     free = ["ranks.timeout_minutes=9", "zero=stage3", "batch.rows_per_pass=7", "training.keep_checkpoints=5"]
+    assert begun_run(tmp_path, *free, "training.most_left_out=3") == first
     assert begun_run(tmp_path, *free) == first
     with pytest.raises(RunError, match=r"made with other settings \(training.epochs: 3 then, 4 now\)"):
         begun_run(tmp_path, "training.epochs=4")
@@ -205,6 +146,26 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
         begun_run(tmp_path, weights="other")
     assert read_run(first.path)[1] == settings_of(small_run(tmp_path, *free))
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", None])
+def test_a_damaged_or_missing_record_is_written_anew_from_the_settings_of_the_checkpoints(
+    damage: str | None, tmp_path: Path
+) -> None:
+    record = begun_run(tmp_path).path / "settings.json"
+    before = json.loads(record.read_text())
+    record.unlink()
+    if damage is not None:
+        record.write_text(damage)
+        with pytest.raises(RunError, match="the command that trained this run writes it anew"):
+            read_run(record.parent)
+    with pytest.raises(
+        RunError, match=r"other settings \(its settings.json is missing or damaged, .*start it with those"
+    ):
+        begun_run(tmp_path, "training.epochs=4")
+    assert record.exists() == (damage is not None), "other settings must not take its place"
+    begun_run(tmp_path)
+    assert json.loads(record.read_text()) == before
 
 
 def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path) -> None:
@@ -242,6 +203,26 @@ def test_the_log_drops_what_a_kill_has_undone(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["loss"] == 0.1
+
+
+def log_after(path: Path, content: bytes, step: int) -> list[dict[str, object]]:
+    """Open a log that holds this at a step, and return its lines."""
+    path.write_bytes(content)
+    RunLog(path, TrackingSettings(wandb="off", project="p"), name="n", settings={}, step=step).close()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "damaged", [b'{"step": 2, "lo', b"[1]", b'{"loss": 2}', b'{"step": 2, "x": "\xff"}', b"\xff\xfe"]
+)
+def test_a_damaged_line_of_the_log_costs_no_other(
+    damaged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = b'{"step": 1}\n' + damaged + b'\n{"step": 3}\n{"step": 4}\n'
+    assert log_after(tmp_path / "metrics.jsonl", lines, 3) == [{"step": 1}, {"step": 3}]
+    assert "train: line 2 of" in capsys.readouterr().out
+    assert log_after(tmp_path / "metrics.jsonl", b'{"step": 1}\n' + damaged, 3) == [{"step": 1}]
+    assert capsys.readouterr().out == "", "half a last line is what a kill leaves"
 
 
 def test_what_is_said_of_a_step_later_goes_into_its_line(tmp_path: Path) -> None:

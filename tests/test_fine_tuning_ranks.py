@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from worlds import settings_of, small_run
 
 from laborllm_dist.engine.adapters import lora_config
-from laborllm_dist.engine.checkpoint import checkpoint_folder, read_manifest
+from laborllm_dist.engine.checkpoint import checkpoint_folder
+from laborllm_dist.engine.manifest import read_manifest
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.score_table import read_score_table
 from laborllm_dist.tokens.prepare import prepare_store
@@ -230,6 +231,8 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Pat
     text = run_well("train.py", [*run, "training.bad_step=skip"], world_size=2, log=base / "log")
     assert f"goes on after step {spike} of 12" in text
     assert f"train: step {spike + 1} was not learnt from" in text
+    left_out = text.count("was not learnt from")
+    assert text.rstrip().endswith(f"; {left_out} of 12 steps were not learnt from")
     manifest = read_manifest(checkpoint_folder(base / "runs/wary/checkpoints", 12))
     assert spike in manifest.state["left_out"]
     found = losses(base / "runs/wary")
@@ -277,6 +280,25 @@ def test_older_files_train_as_safetensors_do_where_they_are_allowed(base: Path, 
     assert "model.weights=pickle opens its *.bin files, which can run code of whoever made them" in outcome.text
     run_well("train.py", [*run, "model.weights=pickle"], world_size=2, log=base / "log")
     assert losses(base / "runs/older") == plain
+
+
+def test_skipping_bad_steps_has_an_end(base: Path) -> None:
+    run = tune(base, "hopeless", "optimizer.learning_rate=3e37", "optimizer.weight_decay=0", "zero=stage2")
+    skip = ["training.bad_step=skip", "training.most_left_out=2"]
+    outcome = run_ranks("train.py", [*run, *skip], world_size=2, log=base / "log")
+    assert outcome.codes == [2, 2]
+    assert outcome.text.count("train: step") == 2
+    assert re.search(
+        "error: step 4 was not .* That makes 3 in a row, training.most_left_out is 2; steps up to 3 are saved",
+        outcome.text,
+    )
+
+
+def test_lora_curves_of_the_stages_are_one(base: Path) -> None:
+    curves = [losses(base / f"runs/lora{stage}") for stage in (0, 2, 3)]
+    assert len(curves[0]) == 6
+    for curve in curves[1:]:
+        assert curve == pytest.approx(curves[0], rel=1e-6)
 
 
 def test_training_stops_early_when_validation_has_not_gained(base: Path) -> None:

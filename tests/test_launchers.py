@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launching import ON_CPU, PROJECT, free_port, python_path
 from worlds import small_run
 
+from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.slurm import first_host, launcher_variables, port_of_step
+from laborllm_dist.training.stop_signals import StopSignals
 
 # As Slurm 22.05 sets them in task 9 of `srun --ntasks-per-node=8` over two hosts.
 TASK = {
@@ -75,6 +79,20 @@ def test_ports_differ_between_steps_and_stay_below_those_of_outgoing_connections
     ports = {port_of_step(job, step) for job in (4711, 99_999_999) for step in range(10)}
     assert len(ports) == 20
     assert all(12_000 <= port < 32_000 for port in ports)
+
+
+def test_a_wish_to_stop_is_answered_once_and_a_second_ctrl_c_again(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopSignals(Ranks(0, 1, 0, torch.device("cpu"))) as stop:
+        assert not stop.are_wanted()
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # as the launcher sends it after a Ctrl-C
+        assert stop.are_wanted()
+        assert capfd.readouterr().err.splitlines() == [
+            "train: asked to stop; finishes this step, or this pass of the validation, and saves"
+        ]
+        signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err.startswith("train: already stopping; kill -9 ends it at once")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 LOOKOUT = """

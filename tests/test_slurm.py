@@ -13,7 +13,8 @@ from launching import run_well, wait_until
 from made_slurm import MadeSlurm, made_slurm, why_no_slurm
 from worlds import small_run
 
-from laborllm_dist.engine.checkpoint import checkpoint_folder, read_manifest
+from laborllm_dist.engine.checkpoint import checkpoint_folder
+from laborllm_dist.engine.manifest import read_manifest
 from laborllm_dist.engine.restore import full_weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_no_slurm()), reason=f"no Slurm: {why_no_slurm()}")]
@@ -83,6 +84,19 @@ def test_a_preempted_training_saves_is_queued_again_and_ends_with_the_same_weigh
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     losses = [line["loss_nats_per_token"] for line in metrics(undisturbed)]
     assert [line["loss_nats_per_token"] for line in metrics(tmp_path)] == losses
+
+
+def test_a_job_is_not_queued_again_for_ever(slurm: MadeSlurm, undisturbed: Path, tmp_path: Path) -> None:
+    """Its time is so short that it is told to stop as soon as it has begun."""
+    log = tmp_path / "log"
+    run = small_run(tmp_path, *STEPS, f"store.root={undisturbed}/stores", "training.epochs=100000")
+    options = ["--time=4", "--export=ALL,MOST_RESTARTS=1", *TWO_RANKS, f"--output={log}"]
+    job = slurm.submit(*options, "launch/slurm.sbatch", "train", *run)
+    ended = slurm.wait_for_end(job, time_limit=240)
+    text = log.read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), text[-3000:]
+    assert text.count("--time is 5 minutes or less") == 2
+    assert text.count("not queued again, after 1 times (MOST_RESTARTS); submit it again, and it goes on") == 1
 
 
 def test_a_cancelled_training_saves_and_stays_cancelled(slurm: MadeSlurm, undisturbed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,12 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 from launching import EXTENSIONS, ON_CPU, PROJECT, kill_ranks, run_ranks, run_well, start_ranks
+from made_checkpoints import flip_a_bit
 from worlds import settings_of, small_run
 
-from laborllm_dist.engine.checkpoint import check_checkpoint, checkpoint_folder, read_manifest
+from laborllm_dist.engine.checkpoint import checkpoint_folder
+from laborllm_dist.engine.manifest import check_checkpoint, read_manifest
 from laborllm_dist.engine.model import new_llama
 from laborllm_dist.engine.restore import full_weights
+from laborllm_dist.errors import DiskFull
+from laborllm_dist.settings import TrackingSettings
 from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.training.run_log import RunLog
 
 pytestmark = pytest.mark.ranks
 
@@ -201,6 +207,23 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
     assert f"train: goes on after step {int(max(whole).name.removeprefix('step_'))} of" in text
 
 
+def test_a_full_disk_under_the_log_is_said_and_closing_does_not_try_again(small_disk: Path) -> None:
+    off = TrackingSettings(wandb="off", project="p")
+    log = RunLog(small_disk / "metrics.jsonl", off, name="n", settings={}, step=0)
+    with pytest.raises(DiskFull, match=r"while writing metrics.jsonl"), contextlib.closing(log):
+        for step in range(1, 3000):
+            log.write({"step": step, "careers": "x" * 1000})
+
+
+def test_a_disk_that_is_read_only_is_one_clear_line(small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for where in (f"runs={small_disk}/runs", f"store.root={small_disk}/stores"):
+        outcome = run_ranks("train.py", small_run(tmp_path, where), world_size=1, log=tmp_path / "log")
+        assert outcome.codes == [2]
+        assert outcome.text.splitlines()[-1].startswith(f"error: cannot use {small_disk}/")
+        assert "Read-only file system; mend that, or name another folder" in outcome.text
+
+
 def test_when_one_rank_is_killed_the_other_says_so_and_ends(tmp_path: Path) -> None:
     run = small_run(tmp_path, *THIRTY_STEPS, "training.epochs=1000")
     processes = start_ranks("train.py", run, world_size=2, log=tmp_path / "log")
@@ -252,3 +275,69 @@ def test_a_stop_in_the_last_validation_leaves_it_to_the_next_start(tmp_path: Pat
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert "validation_nats_per_token" in lines[-1]
     assert "loss_nats_per_token" in lines[-1]
+    # What the late validation has changed is saved: there is nothing left to do.
+    assert "is finished (4 steps, best after 4)" in run_well("train.py", run, world_size=1, log=tmp_path / "log")
+
+
+def test_a_run_that_has_lost_its_best_weights_ends_and_one_that_has_lost_all_is_not_begun_anew(tmp_path: Path) -> None:
+    # A rate of nothing: the first validation, after step 2 of 4, stays the best.
+    run = small_run(tmp_path, "training.epochs=2", "batch.careers_per_step=32", "optimizer.learning_rate=1e-30")
+    run_well("train.py", run, world_size=1, log=tmp_path / "log")
+    folder = tmp_path / "runs/small"
+    best, last = (checkpoint_folder(folder / "checkpoints", step) for step in (2, 4))
+    flip_a_bit(best / "rank_00000_000.safetensors")
+    assert "is finished (4 steps, best after 2)" in run_well("train.py", run, world_size=1, log=tmp_path / "log")
+    (folder / "export/laborllm_dist.json").write_text('{"run": ')
+    text = run_well("train.py", run, world_size=1, log=tmp_path / "log")
+    assert f"train: the best weights, of step 2, are lost: {best}" in text
+    assert "train: best on validation of what is left: step 4" in text
+    assert "is finished (4 steps, best after 4)" in run_well("train.py", run, world_size=1, log=tmp_path / "log")
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    (last / "manifest.json").unlink()
+    outcome = run_ranks("train.py", run, world_size=1, log=tmp_path / "log")
+    assert outcome.codes == [2]
+    assert outcome.text.splitlines()[-1].startswith(f"error: no checkpoint in {folder}/checkpoints is whole; bring")
+    assert (folder / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_disk_that_fails_under_one_rank_is_said_by_all_and_the_run_goes_on(tmp_path: Path) -> None:
+    run = small_run(tmp_path, "training.epochs=1", "batch.careers_per_step=16", "training.checkpoint_every_steps=1")
+    program = str(PROJECT / "tests/failing_disk_program.py")
+    outcome = run_ranks(program, run, world_size=2, log=tmp_path / "log")
+    assert outcome.codes == [2, 2], outcome.text
+    assert "checkpoints/step_00000002.partial: Input/output error; mend that" in outcome.text
+    assert "Traceback" not in outcome.text
+    assert "goes on after step 1 of 3" in run_well("train.py", run, world_size=2, log=tmp_path / "log")
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "runs/small/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss_nats_per_token"] for line in lines]
+
+
+def test_the_curves_of_every_stage_and_of_a_run_resumed_at_others_are_one(tmp_path: Path) -> None:
+    twelve_steps = ["training.epochs=4", "batch.careers_per_step=16", f"store.root={tmp_path}/stores"]
+
+    def run_in(name: str, stage: int) -> list[str]:
+        return small_run(tmp_path / name, *twelve_steps, "training.checkpoint_every_steps=1", f"zero=stage{stage}")
+
+    for stage in (0, 1, 2, 3):
+        run_well("train.py", run_in(str(stage), stage), world_size=2, log=tmp_path / "log")
+    wanted = losses(tmp_path / "0")
+    assert len(wanted) == 12
+    assert wanted[-1] < wanted[0] - 1e-2  # something is learnt, so agreement is no accident
+    for stage in (1, 2, 3):
+        assert losses(tmp_path / str(stage)) == pytest.approx(wanted, rel=1e-6), f"stage {stage}"
+    mixed = tmp_path / "mixed"
+    for num_steps, stage, world_size in ((4, 3, 2), (8, 0, 1)):
+        killed = run_ranks(
+            "train.py",
+            run_in("mixed", stage),
+            world_size=world_size,
+            log=tmp_path / "log",
+            kill_when=lambda wanted=num_steps: steps_logged(mixed) >= wanted,
+        )
+        assert -signal.SIGKILL in killed.codes
+    text = run_well("train.py", run_in("mixed", 1), world_size=3, log=tmp_path / "log")
+    assert "train: goes on after step" in text
+    assert losses(mixed) == pytest.approx(wanted, rel=1e-6)

@@ -27,7 +27,7 @@ from laborllm_dist.careers.table_rows import text_lines
 from laborllm_dist.careers.vocabularies import read_occupations
 from laborllm_dist.corpus_settings import EARLIEST_YEAR, LATEST_YEAR, CareerTextSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.files import flush_to_disk, no_room_is_said
+from laborllm_dist.files import disk_errors_are_said, flush_to_disk
 
 _NAMES: dict[str, Split] = {"train": "train", "valid": "validation", "test": "test"}
 _NEEDED, _OPTIONAL = ("job", "year"), ("education", "ethnicity", "gender", "location")
@@ -184,7 +184,7 @@ def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Pa
     check_new_folder(folder)
     building = folder.with_name(folder.name + ".partial")
     shutil.rmtree(building, ignore_errors=True)
-    with no_room_is_said(folder):
+    with disk_errors_are_said(folder):
         try:
             building.mkdir(parents=True)
             counts = _write_files(careers, building)

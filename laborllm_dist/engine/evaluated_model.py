@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from laborllm_dist.batches.packed import PackedBatch, pack_batch
 from laborllm_dist.engine.branching_model import BranchingModel, BranchPass, Grown, Nodes
 from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.libraries import import_deepspeed
 from laborllm_dist.engine.model import check_sharded, pretrained_model
-from laborllm_dist.engine.ranks import Ranks, import_deepspeed
+from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.token_scores import edge_log_likelihood, picked_tokens
 from laborllm_dist.engine.weight_files import model_in_shards
 from laborllm_dist.engine.zero import deepspeed_config

@@ -16,11 +16,11 @@ import torch
 import transformers
 
 from laborllm_dist.engine.adapters import ADAPTER_FILE, merged, write_adapter
-from laborllm_dist.engine.checkpoint import CheckpointManifest
+from laborllm_dist.engine.manifest import CheckpointManifest
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
-from laborllm_dist.files import flush_to_disk, no_room_is_said, sha256_of_all, write_json
+from laborllm_dist.files import disk_errors_are_said, flush_to_disk, sha256_of_all, write_json
 from laborllm_dist.run_folder import RunFolder
 from laborllm_dist.settings import RunSettings
 
@@ -83,7 +83,7 @@ def export_adapter(
 def _writing_folder(folder: Path, tokenizer: Path, manifest: CheckpointManifest) -> Iterator[Path]:
     """Give a folder that holds the tokenizer to write to, and rename it to `folder` when the block ends well."""
     partial = folder.with_name(folder.name + ".partial")
-    with no_room_is_said(folder):
+    with disk_errors_are_said(folder):
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(tokenizer, partial)
         yield partial
@@ -92,6 +92,7 @@ def _writing_folder(folder: Path, tokenizer: Path, manifest: CheckpointManifest)
         write_json(partial / ORIGIN, {"run": manifest.run, "step": manifest.step})
         for path in partial.iterdir():
             flush_to_disk(path)
+        flush_to_disk(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         flush_to_disk(folder.parent)
@@ -108,12 +109,12 @@ def _dtype_of(config: ModelConfig) -> torch.dtype:
 
 
 def exported_step(export: Path, run: str) -> int | None:
-    """Return the step an export was made from; None if there is none of this run."""
+    """Return the step an export was made from; None if there is none of this run, or it does not say."""
     try:
-        origin = json.loads((export / ORIGIN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        origin = json.loads((export / ORIGIN).read_bytes())
+        return int(origin["step"]) if origin["run"] == run else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return int(origin["step"]) if origin["run"] == run else None
 
 
 def weights_fingerprint(folder: Path, weights: str) -> str:

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from laborllm_dist.errors import ModelError
-from laborllm_dist.files import flush_to_disk, no_room_is_said
+from laborllm_dist.files import disk_errors_are_said, flush_to_disk
 
 _NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -73,7 +73,7 @@ def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
         odd = sorted(expected ^ weights.keys())[0]
         raise ModelError(f"{source}: tensor {odd} is missing, or not of a Llama")
     partial = output.with_name(output.name + ".partial")
-    with no_room_is_said(output):
+    with disk_errors_are_said(output):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=weights)

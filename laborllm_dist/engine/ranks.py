@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib
 import itertools
-import logging
 import os
 import pickle
 import socket
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed
 
+from laborllm_dist.engine.libraries import import_deepspeed, quiet_transformers
 from laborllm_dist.engine.lookout import looking_out
 from laborllm_dist.engine.slurm import launcher_variables
 from laborllm_dist.errors import Interrupted, PeerLost, PortTaken, RankFailed, RanksApart
@@ -157,7 +155,7 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
     if not has_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
     torch.set_num_threads(settings.threads_per_rank)
-    _quiet_libraries()
+    quiet_transformers()
     _meet(settings, backend="nccl" if has_gpu else "gloo")
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
@@ -208,9 +206,6 @@ def _meet(settings: RanksSettings, *, backend: str) -> None:
         RanksApart: if not all ranks have come within the time limit, or they cannot reach each other.
     """
     deepspeed = import_deepspeed()
-    # shm_comm serves inference_all_reduce alone, which nothing here calls; building it takes a compiler, a minute,
-    # and a lock file that makes every later process wait for ever after a kill.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     limit = timedelta(minutes=settings.timeout_minutes)
     try:
         deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
@@ -246,27 +241,6 @@ def _what_is_lost(ranks: Ranks) -> str:
 
 def _store() -> Any:
     return torch.distributed.distributed_c10d._get_default_store()  # there is no public name for it
-
-
-def import_deepspeed() -> Any:
-    """Import deepspeed with its chatter turned down to errors."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
-    warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing` is deprecated")
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # It prints its memory whatever the level.
-    importlib.import_module("deepspeed.runtime.bf16_optimizer").see_memory_usage = lambda *_, **__: None  # type: ignore
-    return deepspeed
-
-
-def _quiet_libraries() -> None:
-    """Leave out bars and notes of libraries that say nothing about the run."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails is said in the end
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

@@ -6,7 +6,7 @@ blocks are cut anew, so they are read as fp32 and rounded to 8 bits once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from laborllm_dist.engine import optimizers
-from laborllm_dist.engine.checkpoint import CheckpointManifest, tensor_key
+from laborllm_dist.engine.checkpoint import tensor_key
 from laborllm_dist.engine.fragments import SCALES, Fragment, fragment_groups, spread_weights
+from laborllm_dist.engine.manifest import CheckpointManifest, SavedFragment
 from laborllm_dist.engine.zero import ZeroEngine
 from laborllm_dist.errors import CheckpointError
 
-Place = tuple[str, Mapping[str, Any]]  # file, and what the manifest says of a fragment in it
+Place = tuple[str, SavedFragment]  # a fragment, and the file it lies in
 
 
 def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManifest, *, updates: int) -> None:
@@ -56,7 +57,7 @@ def full_weights(folder: Path, manifest: CheckpointManifest) -> Iterator[tuple[s
     """
     reader = _Reader(folder, manifest)
     for name, places in reader.index.items():
-        shape = tuple(places[0][1]["shape"])
+        shape = places[0][1].shape
         yield name, reader.values("weight", name, 0, torch.Size(shape).numel()).view(shape)
 
 
@@ -69,15 +70,15 @@ class _Reader:
         self.keys = {name: set(file.keys()) for name, file in self.files.items()}
         self.index: dict[str, list[Place]] = {}
         for name, entry in manifest.files.items():
-            for saved in entry["fragments"]:
-                self.index.setdefault(saved["name"], []).append((name, saved))
+            for saved in entry.fragments:
+                self.index.setdefault(saved.name, []).append((name, saved))
 
     def fill(self, fragment: Fragment, kind: str, put: Callable[[Tensor], object]) -> None:
         """Give a fragment's saved values to `put`."""
         for _, saved in self.index.get(fragment.name, ()):
-            if tuple(saved["shape"]) != fragment.shape:
+            if saved.shape != fragment.shape:
                 raise CheckpointError(
-                    f"{self.folder}: {fragment.name} has shape {saved['shape']}, the model {fragment.shape}"
+                    f"{self.folder}: {fragment.name} has shape {saved.shape}, the model {fragment.shape}"
                 )
         put(self.values(kind, fragment.name, fragment.start, fragment.numel))
 
@@ -86,7 +87,7 @@ class _Reader:
         found = torch.empty(numel, dtype=torch.float32)
         num_found = 0
         for file, saved in self.index.get(name, ()):
-            low, high = max(saved["start"], start), min(saved["start"] + saved["numel"], start + numel)
+            low, high = max(saved.start, start), min(saved.start + saved.numel, start + numel)
             if low < high:
                 found[low - start : high - start] = self._stretch(file, saved, kind, low, high)
                 num_found += high - low
@@ -98,7 +99,7 @@ class _Reader:
         """Return where the very stretch of a fragment was saved, with the same blocks; None if nowhere."""
         wanted = (fragment.start, fragment.numel, fragment.block_offset)
         for file, saved in self.index.get(fragment.name, ()):
-            same = (saved["start"], saved["numel"], saved["block_offset"]) == wanted
+            same = (saved.start, saved.numel, saved.block_offset) == wanted
             if same and tensor_key("absmax1", fragment.name) in self.keys[file]:
                 return file, saved
         return None
@@ -108,8 +109,8 @@ class _Reader:
         tensor: Tensor = self.files[file].get_tensor(tensor_key(kind, name))
         return tensor
 
-    def _stretch(self, file: str, saved: Mapping[str, Any], kind: str, low: int, high: int) -> Tensor:
-        name, first = saved["name"], saved["start"]
+    def _stretch(self, file: str, saved: SavedFragment, kind: str, low: int, high: int) -> Tensor:
+        name, first = saved.name, saved.start
         key = tensor_key(kind, name)
         if key not in self.keys[file]:
             raise CheckpointError(f"{self.folder / file}: no {kind} of {name}")
@@ -117,7 +118,7 @@ class _Reader:
         if stored.dtype != torch.uint8:
             return stored
         scales = self.raw(file, SCALES[kind], name)
-        return optimizers.from_8bit(stored, scales, moment=kind, block_offset=saved["block_offset"] + low - first)
+        return optimizers.from_8bit(stored, scales, moment=kind, block_offset=saved.block_offset + low - first)
 
 
 def _restore_moments(fragments: list[Fragment], reader: _Reader) -> None:

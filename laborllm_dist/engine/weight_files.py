@@ -20,7 +20,8 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from laborllm_dist.engine.ranks import Ranks, import_deepspeed
+from laborllm_dist.engine.libraries import import_deepspeed
+from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
 

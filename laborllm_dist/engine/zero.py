@@ -5,7 +5,7 @@ all ranks and passes. So every pass back-propagates  sum of token losses x world
 accumulation boundary is set by hand, since the number of passes differs from step to step.
 
 A step whose gradient is no number is never applied: from stage 1 on DeepSpeed sees to that, at stage 0 this module. So
-a step that is to be left out (training/step.py) is given such a gradient.
+a step that is to be left out is given such a gradient.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from laborllm_dist.batches.packed import PackedBatch
 from laborllm_dist.engine.compiled import load_operators
 from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.libraries import import_deepspeed
 from laborllm_dist.engine.limits import check_8bit
 from laborllm_dist.engine.memory_plan import LIVE_BUCKETS
 from laborllm_dist.engine.optimizers import make_optimizer
-from laborllm_dist.engine.ranks import Ranks, import_deepspeed
+from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine_settings import OptimizerSettings, ZeroSettings
 
 
@@ -46,16 +47,18 @@ class ZeroEngine:
         total: Tensor = self.deepspeed(batch.to(self.ranks.device))[0]
         return total
 
-    def backward(self, total: Tensor, *, step_tokens: int, leave_out: float = 0.0) -> None:
+    def backward(self, total: Tensor, *, step_tokens: int) -> None:
         """Add a batch's gradients to the step's. Collective.
 
         Args:
             total: from `forward`.
             step_tokens: targets of the step, over all ranks and passes.
-            leave_out: 0; or NaN, which makes the step's gradient no number, so that it is not applied.
         """
-        loss = -total * (self.ranks.world_size / step_tokens + leave_out)
-        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        self.deepspeed.backward(-total * (self.ranks.world_size / step_tokens), scale_wrt_gas=False)
+
+    def leave_out(self, total: Tensor) -> None:
+        """Make the gradient of the step no number, in place of its last `backward`: nothing is applied. Collective."""
+        self.deepspeed.backward(total * math.nan, scale_wrt_gas=False)
 
     def update(self, *, learning_rate: float) -> float:
         """Apply the step's gradients; return their norm before clipping. Collective.

@@ -27,7 +27,7 @@ from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.careers.vocabularies import write_vocabulary
 from laborllm_dist.errors import DataFileError, StoreError, TemplateError, TokenizerError, VocabularyError
-from laborllm_dist.files import fingerprint_of, flush_to_disk, locked, no_room_is_said
+from laborllm_dist.files import disk_errors_are_said, fingerprint_of, flush_to_disk, locked
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.examples import read_preface, write_preface
@@ -213,7 +213,7 @@ def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
     building, num_shards = building_folder(settings), settings.prepare.num_shards
     lock = building / "work" / f"shard-{shard}-of-{num_shards}.lock"
     busy = f"another process is preparing shard {shard} of {num_shards} of {building}; wait for it or end it"
-    with no_room_is_said(building), locked(lock, busy=busy):
+    with disk_errors_are_said(building), locked(lock, busy=busy):
         tools = _make_tools(settings, building, say)
         before = 0
         for name, corpus in settings.data.corpora.items():
@@ -256,7 +256,7 @@ def _merge(settings: RunSettings, folder: Path) -> None:
         "identity": identity,
         "tokenizer": {"fingerprint": tokenizer.fingerprint(), "num_ids": tokenizer.num_ids},
     }
-    with no_room_is_said(folder):
+    with disk_errors_are_said(folder):
         merge_pieces(building, settings, facts, pieces)
         building.rename(folder)
     flush_to_disk(folder.parent)

@@ -1,12 +1,14 @@
-"""The lines that people watch: the plan before the first step, and the progress of steps."""
+"""The lines that people watch: the plan before the first step, the progress of steps, and the end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.training.plan import TrainingPlan
+from laborllm_dist.training.state import RunState
 
 
 def describe_settings(settings: RunSettings, ranks: Ranks) -> str:
@@ -49,3 +51,17 @@ def progress_line(step: int, num_steps: int, numbers: Mapping[str, float]) -> st
             f"{numbers['validation_nats_per_title']:.4f} nats/title"
         )
     return line
+
+
+def describe_early_stop(state: RunState) -> str:
+    """Return why a training ends before its last step."""
+    return (
+        f"train: stops early after step {state.step}: {state.validations_since_best} validations without a better "
+        f"one than after step {state.best_step}"
+    )
+
+
+def describe_end(state: RunState, export: Path) -> str:
+    """Return the last line: what was exported, and how many steps were not learnt from."""
+    left_out = f"; {len(state.left_out)} of {state.step} steps were not learnt from" if state.left_out else ""
+    return f"train: weights of step {state.best_step} (best on validation) in {export}{left_out}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from laborllm_dist.files import no_room_is_said, write_text
+from laborllm_dist.files import disk_errors_are_said, write_text
 from laborllm_dist.settings import TrackingSettings
 
 
@@ -31,8 +31,9 @@ class RunLog:
     ) -> None:
         """Open the log at `step` steps done; lines of later steps, which a kill has undone, are dropped."""
         self._path = path
-        self._last = _keep_until(path, step)
-        self._file = path.open("a", encoding="utf-8")
+        with disk_errors_are_said(path):
+            self._last = _keep_until(path, step)
+            self._file = path.open("ab", buffering=0)  # what a full disk has refused is not left for `close`
         self._wandb = _start_wandb(tracking, path.parent, name, settings)
 
     def write(self, facts: Mapping[str, Any]) -> None:
@@ -41,10 +42,11 @@ class RunLog:
         if self._last is not None and self._last[1]["step"] == line["step"]:
             start, before = self._last
             line = {**before, **line}
-        with no_room_is_said(self._path):
+        rest = json.dumps(line).encode() + b"\n"
+        with disk_errors_are_said(self._path):
             self._file.truncate(start)
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
         self._last = (start, line)
         if self._wandb is not None:
             numbers = {name: value for name, value in facts.items() if isinstance(value, (int, float))}
@@ -58,20 +60,32 @@ class RunLog:
 
 
 def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
-    """Drop lines of later steps; return where the last line that is kept begins, and what it says."""
+    """Drop lines of later steps; return where the last line that is kept begins, and what it says.
+
+    The last line of a killed run may be half a line. Any other that is no line of a log has been damaged since; it is
+    dropped too, and said, and those after it stay.
+    """
     if not path.is_file():
         return None
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            break  # the last line of a killed run may be half a line
-    write_text(path, "".join(line + "\n" for line in kept))
-    if not kept:
+    kept: list[tuple[str, dict[str, Any]]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        facts = _facts_of(line)
+        if facts is None and number < len(lines):
+            say(f"train: line {number} of {path} is damaged and left out")
+        if facts is not None and facts["step"] <= step:
+            kept.append((line.decode() + "\n", facts))
+    write_text(path, "".join(line for line, _ in kept))
+    return (sum(len(line.encode()) for line, _ in kept[:-1]), kept[-1][1]) if kept else None
+
+
+def _facts_of(line: bytes) -> dict[str, Any] | None:
+    """Return what a line says; None if it is no line of a log."""
+    try:
+        facts: dict[str, Any] = json.loads(line.decode())
+        return facts if isinstance(facts["step"], int) else None
+    except (ValueError, TypeError, KeyError):
         return None
-    return sum(len(line.encode()) + 1 for line in kept[:-1]), json.loads(kept[-1])
 
 
 def _start_wandb(tracking: TrackingSettings, folder: Path, name: str, settings: Mapping[str, Any]) -> Any:

@@ -3,33 +3,61 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from laborllm_dist.errors import ModelError
+from laborllm_dist.errors import CheckpointError, ModelError, SettingsError
 from laborllm_dist.settings import TrainingSettings
+from laborllm_dist.settings_reader import read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The loss of the validation people after `step` steps, nats per token."""
+
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
     """The state after `step` steps; losses are nats per token."""
 
-    step: int = 0
-    tokens_seen: int = 0
-    validated_step: int = 0  # the last one that was validated after
-    best_step: int | None = None
-    best_loss: float | None = None  # of the validation people
-    validations_since_best: int = 0
-    left_out: tuple[int, ...] = ()  # steps, counted from 0, that were not learnt from
-    recent_losses: tuple[float, ...] = ()  # of steps that were, oldest first
+    step: int
+    tokens_seen: int
+    validations: tuple[Validation, ...]  # those whose weights can still be the run's, oldest first
+    left_out: tuple[int, ...]  # steps, counted from 0, that were not learnt from
+    recent_losses: tuple[float, ...]  # of steps that were, oldest first
 
     @property
     def num_updates(self) -> int:
         """Number of updates Adam has made."""
         return self.step - len(self.left_out)
+
+    @property
+    def num_left_out_in_a_row(self) -> int:
+        """Number of steps that were left out since the last one that was learnt from."""
+        backwards = zip(reversed(self.left_out), itertools.count(self.step - 1, -1), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], backwards))
+
+    @property
+    def best_step(self) -> int | None:
+        """The step after which the loss of the validation people was lowest; of equal ones the first."""
+        return min(self.validations, key=lambda each: each.loss).step if self.validations else None
+
+    @property
+    def validations_since_best(self) -> int:
+        """Number of validations after the best one."""
+        best = self.best_step
+        return sum(best is not None and each.step > best for each in self.validations)
+
+    def is_validated(self) -> bool:
+        """Return whether there has been a validation after this very step."""
+        return bool(self.validations) and self.validations[-1].step == self.step
 
     def after_step(self, loss: float, num_tokens: int, window: int) -> RunState:
         """Return the state after a step that was learnt from."""
@@ -50,20 +78,31 @@ class RunState:
         """
         if not math.isfinite(loss):
             raise ModelError(f"the validation loss after step {self.step} is {loss}; lower the learning rate")
-        validated = dataclasses.replace(self, validated_step=self.step)
-        if self.best_loss is not None and self.best_loss <= loss:
-            return dataclasses.replace(validated, validations_since_best=self.validations_since_best + 1)
-        return dataclasses.replace(validated, best_step=self.step, best_loss=loss, validations_since_best=0)
+        return dataclasses.replace(self, validations=(*self.validations, Validation(self.step, loss)))
+
+    def without_best(self) -> RunState:
+        """Return the state in which the next best validation is the best, since the best one's weights are lost."""
+        kept = tuple(each for each in self.validations if each.step != self.best_step)
+        return dataclasses.replace(self, validations=kept)
 
     def is_over(self, num_steps: int, patience: int | None) -> bool:
         """Return whether nothing is left to train: all steps are done, or validation has not gained for long."""
         return self.step == num_steps or (patience is not None and self.validations_since_best >= patience)
 
 
+BEGINNING = RunState(step=0, tokens_seen=0, validations=(), left_out=(), recent_losses=())
+
+
 def state_from_values(values: Mapping[str, Any]) -> RunState:
-    """Return the state that a manifest holds."""
-    lists = {name: tuple(values[name]) for name in ("left_out", "recent_losses")}
-    return RunState(**{**values, **lists})
+    """Return the state that a manifest holds.
+
+    Raises:
+        CheckpointError: if it holds none.
+    """
+    try:
+        return read_settings(RunState, values)
+    except SettingsError as error:
+        raise CheckpointError(f"a checkpoint's state is not one of a run ({error})") from None
 
 
 def what_is_wrong(loss: float, state: RunState, settings: TrainingSettings) -> str | None:

@@ -65,17 +65,19 @@ def take_step(work: Work, ahead: BatchesAhead, state: RunState) -> StepResult:
     # Dropout is a function of step and rank, so that a resumed run draws what an undisturbed one draws.
     torch.manual_seed((settings.training.seed * 1_000_003 + state.step) * 65_536 + ranks.rank)
     log_likelihood = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    loss, wrong = math.nan, None
-    for number, batch in enumerate(batches, start=1):
-        is_last = number == len(batches)
-        total = work.engine.forward(batch, is_last_pass=is_last)
+    for batch in batches[:-1]:
+        total = work.engine.forward(batch, is_last_pass=False)
         log_likelihood += total.detach()
-        if is_last:
-            (over_ranks,) = ranks.sum(float(log_likelihood))
-            loss = -over_ranks / planned.num_targets
-            wrong = what_is_wrong(loss, state, settings.training)
-        leave_out = 0.0 if wrong is None else math.nan
-        work.engine.backward(total, step_tokens=planned.num_targets, leave_out=leave_out)
+        work.engine.backward(total, step_tokens=planned.num_targets)
+    total = work.engine.forward(batches[-1], is_last_pass=True)
+    log_likelihood += total.detach()
+    (over_ranks,) = ranks.sum(float(log_likelihood))
+    loss = -over_ranks / planned.num_targets
+    wrong = what_is_wrong(loss, state, settings.training)
+    if wrong is None:
+        work.engine.backward(total, step_tokens=planned.num_targets)
+    else:
+        work.engine.leave_out(total)
     rate = learning_rate_at(state.step, work.plan.num_steps, settings.optimizer)
     norm = work.engine.update(learning_rate=rate)
     if wrong is None and not math.isfinite(norm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 
@@ -29,4 +30,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # A launcher sends SIGTERM after a Ctrl-C: only a second SIGINT is somebody's impatience.
+        if self._ranks.is_first and not self._is_wanted:
+            _say_at_once("train: asked to stop; finishes this step, or this pass of the validation, and saves\n")
+        elif self._ranks.is_first and number == signal.SIGINT:
+            _say_at_once("train: already stopping; kill -9 ends it at once, and costs what came after the last save\n")
         self._is_wanted = True
+
+
+def _say_at_once(line: str) -> None:
+    os.write(2, line.encode())  # print may have been interrupted in its middle, and refuses to be entered again

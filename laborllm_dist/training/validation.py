@@ -23,6 +23,10 @@ class ValidationLoss:
     nats_per_token: float
     nats_per_title: float
 
+    def numbers(self) -> dict[str, float]:
+        """Return both by their names in metrics.jsonl."""
+        return {"validation_nats_per_token": self.nats_per_token, "validation_nats_per_title": self.nats_per_title}
+
 
 def validate(engine: ZeroEngine, careers: CareerRows, batch: BatchSettings, stop: StopSignals) -> ValidationLoss | None:
     """Return the losses on a split; None if the run was asked to stop meanwhile. Collective."""
