@@ -15,7 +15,7 @@ from worlds import settings_of, small_run
 from laborllm_dist.engine.capacity import Capacity
 from laborllm_dist.engine.memory_plan import GIB, Load, plan_memory
 from laborllm_dist.engine.shape import KNOWN, shape_of
-from laborllm_dist.engine.zero import check_8bit
+from laborllm_dist.engine.zero import check_8bit, check_nvme
 from laborllm_dist.errors import DataFileError, DoesNotFit, ModelError, SettingsError
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
@@ -202,3 +202,15 @@ def test_more_weights_than_8_bit_adamw_can_count_are_refused() -> None:
     check_8bit(settings.optimizer, settings.zero, largest=2**31 - 1)
     with pytest.raises(SettingsError, match=r"counts the 6,738,415,616 weights of a rank in 31 bits; set zero.stage=3"):
         check_8bit(settings.optimizer, settings.zero, largest=6_738_415_616)
+
+
+def test_nvme_offload_on_a_gpu_wants_the_cuda_toolkit(monkeypatch) -> None:
+    settings = settings_of(
+        ["zero.stage=3", "zero.offload_optimizer=nvme", "zero.offload_folder=/nvme", "optimizer.kind=cpu_adamw"]
+    )
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    check_nvme(settings.zero, is_on_gpu=False)
+    with pytest.raises(SettingsError, match=r"against the CUDA toolkit.* set zero.offload_optimizer=cpu"):
+        check_nvme(settings.zero, is_on_gpu=True)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
+    check_nvme(settings.zero, is_on_gpu=True)

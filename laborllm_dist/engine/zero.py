@@ -95,8 +95,10 @@ def make_engine(
     """Put a model under DeepSpeed. Collective.
 
     Raises:
-        SettingsError: if a rank has more weights in one stretch than 8-bit AdamW can count.
+        SettingsError: if a rank has more weights in one stretch than 8-bit AdamW can count, or if DeepSpeed cannot
+            compile what writes to NVMe disks.
     """
+    check_nvme(zero, is_on_gpu=ranks.device.type == "cuda")
     deepspeed = import_deepspeed()
     adam = make_optimizer(model, optimizer)
     _import_muon()
@@ -138,6 +140,23 @@ def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int
         raise SettingsError(
             f"optimizer.kind=adamw_8bit: bitsandbytes counts the {largest:,} weights of a rank in 31 bits; set "
             f"zero.stage=3, which holds them in smaller groups (here it is {zero.stage})"
+        )
+
+
+def check_nvme(zero: ZeroSettings, *, is_on_gpu: bool) -> None:
+    """Refuse NVMe offload on a GPU's host without the CUDA toolkit, where DeepSpeed joins a path to None.
+
+    Raises:
+        SettingsError: saying what to install or set.
+    """
+    if not is_on_gpu or "nvme" not in (zero.offload_optimizer, zero.offload_weights):
+        return
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is None:
+        raise SettingsError(
+            "NVMe offload: DeepSpeed compiles its async_io against the CUDA toolkit, and there is none here (no "
+            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_weights=cpu"
         )
 
 
