@@ -74,7 +74,8 @@ def _trainer(shape: ModelShape, rows: list[Row]) -> float:
             **_arguments(Path(folder), num_steps), per_device_train_batch_size=PADDED, remove_unused_columns=False
         )
         trainer = Trainer(model=_llama(shape), args=settings, train_dataset=data, data_collator=_padded)
-        seconds = _second_training(trainer)
+        trainer.train()
+        seconds = _seconds_of_training(trainer)
     return sum(len(each["input_ids"]) for each in data) / seconds
 
 
@@ -116,14 +117,13 @@ def _sft(shape: ModelShape, rows: list[Row]) -> float:
             return collate(batch)
 
         trainer.data_collator = counted
-        seconds = _second_training(trainer)
-    # The loader looks a batch ahead at the end of each training.
-    return sum(num_tokens[len(num_tokens) // 2 :][:NUM_STEPS]) / seconds
+        trainer.train()
+        num_tokens.clear()
+        seconds = _seconds_of_training(trainer)
+    return sum(num_tokens[:NUM_STEPS]) / seconds  # the loader is a batch ahead at the end
 
 
-def _second_training(trainer: Any) -> float:
-    """Train twice; return the seconds of the second time."""
-    trainer.train()
+def _seconds_of_training(trainer: Any) -> float:
     started = time.perf_counter()
     trainer.train()
     return time.perf_counter() - started
