@@ -4,6 +4,7 @@
 #                   (both as root, with Debian's programs; else they say what is missing)
 # make test-peers   scores beside those of lm-evaluation-harness, liger-kernel's loss beside ours (installs both)
 # make lint         style and types          make benchmarks   the benchmarks that need no GPU
+# make gpu-suite    correctness, speed and memory on one NVIDIA GPU, nine minutes at most
 # Settings: PYTHON=python3.12  VENV=.venv  RANKS=2  WORKERS=2 (of test-quick)
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic goals test test-quick test-ranks test-hosts test-slurm test-peers lint benchmarks peers clean
+.PHONY: install quickstart synthetic goals test test-quick test-ranks test-hosts test-slurm test-peers lint benchmarks gpu-suite peers clean
 
 install: $(INSTALLED)
 
@@ -88,6 +89,9 @@ benchmarks: install
 	@python benchmarks/title_coder.py
 	@python benchmarks/memory_plan.py
 	@python benchmarks/kills.py
+
+gpu-suite: install
+	@python benchmarks/gpu_suite
 
 # What tests and benchmarks compare with: make test-peers, python benchmarks/train_throughput.py
 peers: install

@@ -6,6 +6,7 @@ settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (READ
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -16,7 +17,7 @@ from typing import Any
 from laborllm_dist import __version__
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import disk_errors_are_said, fingerprint_of, write_json
-from laborllm_dist.settings import RunSettings
+from laborllm_dist.settings import GpuSettings, RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
 TokenStoreRecord = dict[str, str]  # fingerprint and folder
@@ -134,8 +135,7 @@ def open_run(
 def _what_differs(known: dict[str, Any] | None, settings: RunSettings) -> str:
     if known is None:
         return f"its {RECORD} is missing or damaged, so which ones is not known"
-    then = read_settings(RunSettings, known["settings"])
-    return _first_difference(_deciding(then), _deciding(settings)) or "the data or the weights behind it"
+    return _first_difference(_deciding(_settings_of(known)), _deciding(settings)) or "the data or the weights behind it"
 
 
 def _versions() -> dict[str, str]:
@@ -155,8 +155,14 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
         hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
         raise RunError(f"no run at {path} (no {RECORD}){hint}")
     known = _read_record(record)
-    settings = read_settings(RunSettings, known["settings"])
-    return RunFolder(path=path, fingerprint=known["fingerprint"]), settings, Path(known["store"]["folder"])
+    return RunFolder(path=path, fingerprint=known["fingerprint"]), _settings_of(known), Path(known["store"]["folder"])
+
+
+def _settings_of(known: dict[str, Any]) -> RunSettings:
+    """Return the settings of a record. Which GPUs it was planned for may be told in older words, and matters no more."""
+    gpu = {field.name: "none" if field.name == "name" else 1.0 for field in dataclasses.fields(GpuSettings)}
+    plan = {"num_gpus": 1, "go_on": False, "gpu": {**gpu, "gpus_per_host": 1}}
+    return read_settings(RunSettings, {**known["settings"], "plan": plan})
 
 
 def _read_record(record: Path) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from torch import nn
 from worlds import COMPUTE, settings_of
 
 from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.engine.branch_attention import KeptStates, boughs_of, branch_attention
+from laborllm_dist.engine import branch_attention as branch_attention_module
+from laborllm_dist.engine.branch_attention import (
+    BOUGH_NODES,
+    CUDA_BOUGH_NODES,
+    KeptStates,
+    boughs_of,
+    branch_attention,
+)
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import new_llama
 from laborllm_dist.engine.packed_attention import by_kernel, career_bounds, kernel_takes, packed_attention
@@ -271,7 +278,7 @@ def test_the_fused_loss_is_the_chunked_one_in_triton_s_interpreter() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float) -> None:
+def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float, most_nodes: int) -> None:
     """Compare attention of branches with a softmax a node, over what it may see, written out in float64."""
     torch.manual_seed(6)
     num_heads, num_key_heads, width = 4, 2, 16
@@ -293,7 +300,9 @@ def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float) -
         ancestors = np.full((len(stems[part]), 9), -1)
         for row, path in enumerate(paths[part]):
             ancestors[row, : len(path)] = path
-        boughs = boughs_of(stems[part], ancestors, device)
+        cut = boughs_of(stems[part], ancestors, most_nodes=most_nodes)
+        assert max(map(len, cut)) <= most_nodes
+        boughs = tuple(bough.on(device, dtype) for bough in cut)
         tensors = tuple(each[:, :, part].to(device) for each in (query, key, value))
         found.append(branch_attention(0, tensors, kept, boughs, 0.25))
     for place, output in enumerate(torch.cat(found, dim=1)[0].double().cpu()):
@@ -306,13 +315,30 @@ def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float) -
             torch.testing.assert_close(output[head], weights @ values, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("most_nodes", [7, BOUGH_NODES, CUDA_BOUGH_NODES])
+@pytest.mark.parametrize("attend", ["_attend_as_queries", "_attend_as_batch"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_branches_see_their_history_and_their_ancestors_alone(dtype: torch.dtype, tolerance: float) -> None:
-    check_branches(CPU, dtype, tolerance)
+def test_branches_see_their_history_and_their_ancestors_alone(
+    attend: str, most_nodes: int, dtype: torch.dtype, tolerance: float, monkeypatch
+) -> None:
+    monkeypatch.setattr(branch_attention_module, "_attend_as_queries", getattr(branch_attention_module, attend))
+    check_branches(CPU, dtype, tolerance, most_nodes)
+
+
+def test_a_bias_has_lines_that_the_kernel_of_a_gpu_takes_as_they_are() -> None:
+    (bough,) = boughs_of(np.array([[0, 2, 5], [0, 2, 6]]), np.array([[0, -1], [0, 1]]), most_nodes=8)
+    bias = bough.on(CPU, torch.bfloat16).bias_CS
+    assert (bias.dtype, bias.shape, bias.stride()) == (torch.bfloat16, (2, 6), (8, 1))
+    # Slots 2 to 5 of the history, then both places.
+    assert (bias == 0).tolist() == [[True, True, True, False, True, False], [True, True, True, True, True, True]]
+    assert bias[0, 3] == -torch.inf
 
 
 @gpu
 @needs_gpu
+@pytest.mark.parametrize("most_nodes", [BOUGH_NODES, CUDA_BOUGH_NODES])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_branches_on_a_gpu_see_their_history_and_their_ancestors_alone(dtype: torch.dtype, tolerance: float) -> None:
-    check_branches(torch.device("cuda"), dtype, tolerance)
+def test_branches_on_a_gpu_see_their_history_and_their_ancestors_alone(
+    dtype: torch.dtype, tolerance: float, most_nodes: int
+) -> None:
+    check_branches(torch.device("cuda"), dtype, tolerance, most_nodes)

@@ -8,9 +8,10 @@ import pytest
 from worlds import settings_of, small_run
 
 from laborllm_dist.engine.capacity import Capacity
+from laborllm_dist.engine.compiled import check_nvme
 from laborllm_dist.engine.memory_plan import GIB, Load, plan_memory
 from laborllm_dist.engine.shape import KNOWN, shape_of
-from laborllm_dist.errors import DoesNotFit, ModelError
+from laborllm_dist.errors import DoesNotFit, ModelError, SettingsError
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.training.memory_check import check_memory
@@ -142,3 +143,15 @@ def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> N
         check_memory(settings, plan, num_ids, little, lambda line: None)
     going_on = settings_of(small_run(tmp_path, *offload, "plan.go_on=true"))
     check_memory(going_on, plan, num_ids, little, lambda line: None)
+
+
+def test_nvme_offload_wants_the_cuda_toolkit_on_a_gpu_s_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(
+        "zero.stage=3", "zero.offload_optimizer=nvme", "zero.offload_folder=/nvme", "optimizer.kind=cpu_adamw"
+    )
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    check_nvme(settings.zero, is_on_gpu=False)
+    with pytest.raises(SettingsError, match=r"against the CUDA toolkit.* set zero.offload_optimizer=cpu"):
+        check_nvme(settings.zero, is_on_gpu=True)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
+    check_nvme(settings.zero, is_on_gpu=True)

@@ -119,8 +119,11 @@ def test_the_tree_of_three_titles_by_hand() -> None:
 
 
 @pytest.mark.parametrize("attention", ["packed", "mask"])
-@pytest.mark.parametrize("nodes_per_pass", [1, 100, 5000])
-def test_all_titles_of_a_random_llama_equal_the_slow_scorer(attention: str, nodes_per_pass: int) -> None:
+@pytest.mark.parametrize(("nodes_per_pass", "bough_nodes"), [(1, 128), (100, 9), (5000, 128), (5000, 1024)])
+def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
+    attention: str, nodes_per_pass: int, bough_nodes: int, monkeypatch
+) -> None:
+    monkeypatch.setattr("laborllm_dist.engine.branch_attention.BOUGH_NODES", bough_nodes)
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     model = random_llama(tokenizer)
     compute = dataclasses.replace(COMPUTE, attention=attention, loss_chunk_tokens=7)

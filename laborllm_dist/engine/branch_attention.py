@@ -18,47 +18,80 @@ import torch
 from torch import Tensor, nn
 
 Integers = npt.NDArray[np.int64]
-BOUGH_NODES = 128  # more of them share keys; fewer have smaller masks
+# Nodes of a bough. On a CPU time goes with the work: more nodes share their history's keys, fewer have smaller masks.
+BOUGH_NODES = 128
+# On a GPU time goes with launches too: five a bough and layer are about 50 us of the host. 1,024 nodes of a 7B see
+# S = 430 keys of a career and 1,024 of their own: 4 x 4,096 x S = 24 MFLOP a node and layer beside the 405 of its
+# matrices, and keep the GPU busy for 0.7 ms. Boughs of 128 would save 15 of these 24, and leave it idle half the time.
+# A bough's mask is 1,024 x S x 2 bytes in bf16; those of a pass of 4,096 nodes are 12 MB.
+CUDA_BOUGH_NODES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Bough:
-    """C neighbouring nodes after slots [start, stop) of a row, the next C of a pass.
+    """C neighbouring nodes after slots [start, stop) of a row, the next C of a pass; numpy, on the host.
 
-    `places_U` are their ancestors and themselves among all nodes since the last `drop_nodes`; `mask_CS` is true where a
-    node sees a slot, then a place.
+    `stops_C`: where each node's history stops. `places_U`: their ancestors and themselves among all nodes since the
+    last `drop_nodes`. `seen_2E`: pairs of a node, counted from 0, and a place that it sees, counted in `places_U`.
     """
 
     row: int
     start: int
     stop: int
+    stops_C: Integers
+    places_U: Integers
+    seen_2E: Integers
+
+    def __len__(self) -> int:
+        return len(self.stops_C)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> BoughTensors:
+        """Return what attention takes of it, for queries of this type."""
+        num_history, num_seen = self.stop - self.start, self.stop - self.start + len(self.places_U)
+        # Lines of a multiple of 8 numbers: others are copied by torch's memory-efficient kernel, at every call.
+        bias_CS = torch.full((len(self), -(-num_seen // 8) * 8), -torch.inf, dtype=dtype, device=device)[:, :num_seen]
+        nodes_E, columns_E = torch.from_numpy(self.seen_2E).to(device)
+        bias_CS[nodes_E, columns_E + num_history] = 0.0
+        slots = torch.arange(self.start, self.stop, device=device)
+        is_seen_CT = slots < torch.from_numpy(self.stops_C).to(device)[:, None]
+        bias_CS[:, :num_history].masked_fill_(is_seen_CT, 0.0)
+        return BoughTensors(slice(self.start, self.stop), self.row, torch.from_numpy(self.places_U).to(device), bias_CS)
+
+
+@dataclass(frozen=True, slots=True)
+class BoughTensors:
+    """A bough on a device. `bias_CS`: 0 where a node sees a slot of the history, then a place; -inf elsewhere."""
+
+    slots: slice
+    row: int
     places_U: Tensor
-    mask_CS: Tensor
+    bias_CS: Tensor
 
 
-def boughs_of(stems_N3: Integers, ancestors_NA: Integers, device: torch.device) -> tuple[Bough, ...]:
+def bough_nodes(device: torch.device) -> int:
+    """Return how many nodes make a bough on a device."""
+    return CUDA_BOUGH_NODES if device.type == "cuda" else BOUGH_NODES
+
+
+def boughs_of(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) -> tuple[Bough, ...]:
     """Cut the nodes of a pass into boughs.
 
     Args:
         stems_N3: row, first slot and slot past the last one of each node's history; those of one career side by side.
         ancestors_NA: places of each node's ancestors and itself, -1 where there are fewer than A.
-        device: of the model.
+        most_nodes: of a bough.
     """
     changes = np.flatnonzero((np.diff(stems_N3[:, :2], axis=0) != 0).any(axis=1)) + 1
     boughs: list[Bough] = []
     for of_stem in np.split(np.arange(len(stems_N3)), changes):
-        for first in range(0, len(of_stem), BOUGH_NODES):
-            nodes = of_stem[first : first + BOUGH_NODES]
+        for first in range(0, len(of_stem), most_nodes):
+            nodes = of_stem[first : first + most_nodes]
             (row, start, _), stops_C = stems_N3[nodes[0]].tolist(), stems_N3[nodes, 2]
-            stop, seen_CA = int(stops_C.max()), ancestors_NA[nodes]
+            seen_CA = ancestors_NA[nodes]
             is_there_CA = seen_CA >= 0
-            places_U, columns = np.unique(seen_CA[is_there_CA], return_inverse=True)
-            mask_CS = np.zeros((len(nodes), stop - start + len(places_U)), dtype=bool)
-            mask_CS[:, : stop - start] = np.arange(start, stop) < stops_C[:, None]
-            mask_CS[np.nonzero(is_there_CA)[0], stop - start + columns] = True
-            boughs.append(
-                Bough(row, start, stop, torch.from_numpy(places_U).to(device), torch.from_numpy(mask_CS).to(device))
-            )
+            places_U, columns_E = np.unique(seen_CA[is_there_CA], return_inverse=True)
+            seen_2E = np.stack([np.nonzero(is_there_CA)[0], columns_E])
+            boughs.append(Bough(row, start, int(stops_C.max()), stops_C, places_U, seen_2E))
     return tuple(boughs)
 
 
@@ -95,7 +128,7 @@ def branch_attention(
     layer: int,
     tensors_BHTD: tuple[Tensor, Tensor, Tensor],
     kept: KeptStates,
-    boughs: tuple[Bough, ...],
+    boughs: tuple[BoughTensors, ...],
     scaling: float | None,
 ) -> Tensor:
     """Return what every node takes from its history and its ancestors, [1, N, H, D].
@@ -113,20 +146,46 @@ def branch_attention(
     query_HGND = query_HND.view(num_shared, num_heads // num_shared, num_nodes, width)
     all_nodes = kept.add_nodes(layer, keys_HND, values_HND)
     histories = kept.history(layer)
+    attend = _attend_as_batch if query_HND.is_cuda else _attend_as_queries
     found: list[Tensor] = []
     first = 0
     for bough in boughs:
-        last = first + len(bough.mask_CS)
+        last = first + len(bough.bias_CS)
         key_HSD, value_HSD = (
-            torch.cat([history[bough.row, :, bough.start : bough.stop], nodes[:, bough.places_U]], dim=1)
+            torch.cat([history[bough.row, :, bough.slots], nodes.index_select(1, bough.places_U)], dim=1)
             for history, nodes in zip(histories, all_nodes, strict=True)
         )
-        # Heads that share keys stand side by side as more queries, so that the keys are read once.
-        query_HCD = query_HGND[:, :, first:last].reshape(num_shared, -1, width)
-        mask_CS = bough.mask_CS.repeat(num_heads // num_shared, 1)
-        taken_HCD = nn.functional.scaled_dot_product_attention(
-            query_HCD[None], key_HSD[None], value_HSD[None], attn_mask=mask_CS, scale=scaling
-        )[0]
-        found.append(taken_HCD.reshape(num_heads, last - first, width))
+        taken_CHGD = attend(query_HGND[:, :, first:last], key_HSD, value_HSD, bough.bias_CS, scaling)
+        found.append(taken_CHGD)
         first = last
-    return torch.cat(found, dim=1).transpose(0, 1)[None]
+    return torch.cat(found).reshape(1, num_nodes, num_heads, width)
+
+
+def _attend_as_queries(
+    query_HGCD: Tensor, key_HSD: Tensor, value_HSD: Tensor, bias_CS: Tensor, scaling: float | None
+) -> Tensor:
+    """Return [C, H, G, D]. Heads that share keys stand side by side as more queries: a CPU reads the keys once."""
+    num_shared, num_sharing, num_nodes, width = query_HGCD.shape
+    taken_HQD = nn.functional.scaled_dot_product_attention(
+        query_HGCD.reshape(1, num_shared, -1, width),
+        key_HSD[None],
+        value_HSD[None],
+        attn_mask=bias_CS.repeat(num_sharing, 1),
+        scale=scaling,
+    )[0]
+    return taken_HQD.view(num_shared, num_sharing, num_nodes, width).permute(2, 0, 1, 3)
+
+
+def _attend_as_batch(
+    query_HGCD: Tensor, key_HSD: Tensor, value_HSD: Tensor, bias_CS: Tensor, scaling: float | None
+) -> Tensor:
+    """Return [C, H, G, D]. Heads that share keys are a batch over one copy of keys and bias: nothing is repeated."""
+    num_sharing = query_HGCD.shape[1]
+    taken_GHCD = nn.functional.scaled_dot_product_attention(
+        query_HGCD.transpose(0, 1),
+        key_HSD.expand(num_sharing, -1, -1, -1),
+        value_HSD.expand(num_sharing, -1, -1, -1),
+        attn_mask=bias_CS,
+        scale=scaling,
+    )
+    return taken_GHCD.permute(2, 1, 0, 3)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import PackedBatch
-from laborllm_dist.engine.branch_attention import Integers, KeptStates, boughs_of
+from laborllm_dist.engine.branch_attention import Integers, KeptStates, bough_nodes, boughs_of
 from laborllm_dist.engine.language_model import (
     HeadWork,
     at_head,
@@ -104,7 +104,10 @@ class BranchingModel:
             ids, positions = (
                 torch.from_numpy(each)[None].to(device) for each in (nodes.token_ids_N, nodes.positions_N)
             )
-            boughs = boughs_of(nodes.stems_N3, nodes.ancestors_NA, device)
+            # Queries have the type of the hidden states, which begin as the table's lines.
+            dtype = self.hugging_face.get_input_embeddings().weight.dtype  # type: ignore[operator]
+            cut = boughs_of(nodes.stems_N3, nodes.ancestors_NA, most_nodes=bough_nodes(device))
+            boughs = tuple(bough.on(device, dtype) for bough in cut)
             inputs = {"input_ids": ids, "position_ids": positions, "boughs": boughs}
         inputs |= {"kept": grown.states, "use_cache": False}
         if not self._is_known:  # its logits are more than a product with the hidden states
@@ -124,8 +127,8 @@ class BranchingModel:
         batch, device = grown.batch, grown.batch.token_ids_BT.device
         found: list[Tensor] = []
         place = len(everything) - len(nodes)
-        for bough in boughs_of(nodes.stems_N3, nodes.ancestors_NA, torch.device("cpu")):
-            history, places_U = slice(bough.start, bough.stop), bough.places_U.numpy()
+        for bough in boughs_of(nodes.stems_N3, nodes.ancestors_NA, most_nodes=bough_nodes(device)):
+            history, places_U = slice(bough.start, bough.stop), bough.places_U
             ids, positions = (
                 torch.cat([of_row[bough.row, history], torch.from_numpy(of_nodes[places_U]).to(device)])
                 for of_row, of_nodes in (
@@ -136,9 +139,9 @@ class BranchingModel:
             mask_SS = _tree_mask(everything, places_U, bough.start, bough.stop).to(device)
             inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask_SS[None, None]}
             logits_SV = self.hugging_face(**inputs, use_cache=False).logits[0]
-            members = np.searchsorted(places_U, np.arange(place, place + len(bough.mask_CS)))
+            members = np.searchsorted(places_U, np.arange(place, place + len(bough)))
             found.append(logits_SV[torch.from_numpy(members + bough.stop - bough.start).to(device)])
-            place += len(bough.mask_CS)
+            place += len(bough)
         return torch.cat(found)
 
 

@@ -36,6 +36,23 @@ def load_operators(zero: ZeroSettings, optimizer: OptimizerSettings) -> None:
         _load(AsyncIOBuilder(), "access to NVMe files", "offload to nvme", needed)
 
 
+def check_nvme(zero: ZeroSettings, *, is_on_gpu: bool) -> None:
+    """Refuse NVMe offload on a GPU's host without the CUDA toolkit, where DeepSpeed joins a path to None.
+
+    Raises:
+        SettingsError: saying what to install or set.
+    """
+    if not is_on_gpu or "nvme" not in (zero.offload_optimizer, zero.offload_weights):
+        return
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is None:
+        raise SettingsError(
+            "NVMe offload: DeepSpeed compiles its async_io against the CUDA toolkit, and there is none here (no "
+            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_weights=cpu"
+        )
+
+
 def _load(builder: Any, name: str, setting: str, advice: str) -> None:
     from deepspeed.git_version_info import installed_ops
     from torch.utils.cpp_extension import _get_build_directory  # there is no public name for it

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laborllm_dist.engine.branch_attention import Bough, KeptStates, branch_attention
+from laborllm_dist.engine.branch_attention import BoughTensors, KeptStates, branch_attention
 
 PACKED = "laborllm_packed"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
@@ -60,7 +60,7 @@ def packed_attention(
     *,
     bounds: CareerBounds | None = None,
     kept: KeptStates | None = None,
-    boughs: tuple[Bough, ...] | None = None,
+    boughs: tuple[BoughTensors, ...] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,

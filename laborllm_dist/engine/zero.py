@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import PackedBatch
-from laborllm_dist.engine.compiled import load_operators
+from laborllm_dist.engine.compiled import check_nvme, load_operators
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.libraries import import_deepspeed
 from laborllm_dist.engine.limits import check_8bit
@@ -100,6 +100,7 @@ def make_engine(
         SettingsError: if a rank has more weights in one stretch than 8-bit AdamW can count, or an operator of
             DeepSpeed's cannot be compiled.
     """
+    check_nvme(zero, is_on_gpu=ranks.device.type == "cuda")
     deepspeed = import_deepspeed()
     load_operators(zero, optimizer)
     adam = make_optimizer(model, optimizer)

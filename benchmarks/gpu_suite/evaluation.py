@@ -1,0 +1,86 @@
+"""How many observations are scored a second, in bf16: of the titles observed, and of all 335 (random tokens)?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpu_suite.machine import synchronise
+from gpu_suite.record import Record
+from gpu_suite.workload import BF16, OBSERVATIONS, SHORTEST, new_model, rows_of_careers, settings_for, workload_of
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.engine.branching_model import Grown
+from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
+from laborllm_dist.engine.ranks import open_ranks
+from laborllm_dist.engine.shape import ModelShape
+from laborllm_dist.scoring.prompt_trees import Prompts, score_titles
+from laborllm_dist.scoring.title_trie import TitleTrie, build_trie
+
+NUM_TITLES = 335
+ROWS, ROW_LENGTH = 4, 2048
+WARM_UP, TIMED = 2, 6
+
+
+def evaluate(shape: ModelShape) -> Iterator[Record]:
+    """Measure both with one model."""
+    settings = settings_for(shape, *BF16)
+    with open_ranks(settings.ranks) as ranks:
+        model = new_model(settings, shape, ranks.device)
+        scored = evaluated(model.hugging_face, settings.compute)
+        yield observed_titles(scored, shape)
+        yield all_titles(scored, shape, settings.evaluation.nodes_per_pass)
+
+
+def observed_titles(model: EvaluatedModel, shape: ModelShape) -> Record:
+    """Score every token of careers, which gives the observed titles."""
+    units = [rows_of_careers(ROWS, ROW_LENGTH, shape.num_ids, seed) for seed in range(WARM_UP + TIMED)]
+    seconds = []
+    for unit in units:
+        batch = pack_batch(unit, ROW_LENGTH)
+        synchronise()
+        started = time.perf_counter()
+        model.scores(batch)
+        synchronise()
+        seconds.append(time.perf_counter() - started)
+    work, taken = workload_of(units[WARM_UP:]), sum(seconds[WARM_UP:])
+    numbers = {
+        "observations_per_second": OBSERVATIONS * work.num_careers / taken,
+        "tokens_per_second": work.tokens / taken,
+    }
+    return Record("evaluate", "observed titles", "measured", numbers)
+
+
+def all_titles(model: EvaluatedModel, shape: ModelShape, nodes_per_pass: int) -> Record:
+    """Score all titles after the prompts of one career."""
+    trie = random_titles(shape.num_ids)
+    (career,) = rows_of_careers(1, ROW_LENGTH, shape.num_ids, seed=1)[0][:1]
+    stops = np.linspace(SHORTEST, len(career) - 1, OBSERVATIONS).astype(int)
+    stems = np.stack([np.zeros_like(stops), np.zeros_like(stops), stops], axis=1)
+    prompts = Prompts(stems, np.full(OBSERVATIONS, -1))
+    seconds = []
+    for _ in range(3):
+        synchronise()
+        started = time.perf_counter()
+        grown = Grown(pack_batch([[career]], len(career)).to(model.device))
+        score_titles(model.edges, grown, prompts, trie, tolerance=0.0, nodes_per_pass=nodes_per_pass)
+        synchronise()
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds)
+    numbers = {
+        "observations_per_second": OBSERVATIONS / median, "prefixes": trie.num_nodes,
+        "prefixes_per_second": OBSERVATIONS * trie.num_nodes / median,
+    }  # fmt: skip
+    return Record("evaluate", f"all {NUM_TITLES} titles", "measured", numbers)
+
+
+def random_titles(num_ids: int) -> TitleTrie:
+    """Return titles of six or seven tokens, with shared beginnings, as those of occ1990dd have."""
+    random = np.random.default_rng(1)
+    titles: set[tuple[int, ...]] = set()
+    while len(titles) < NUM_TITLES:
+        rest = random.integers(1, num_ids, random.integers(4, 6))
+        titles.add((*random.integers(1, 41, 2).tolist(), *rest.tolist()))
+    return build_trie(sorted(titles), 0)

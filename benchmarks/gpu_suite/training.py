@@ -1,0 +1,137 @@
+"""How fast is training at a shape, what share of the GPU's arithmetic is the model's, and does memory fit its plan?
+
+Utilisation counts what the model needs: six operations a weight and token, four where it is frozen, attention by the
+lengths of careers, no recomputation.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gpu_suite.machine import host_memory, num_cpus, peak_tflops, synchronise
+from gpu_suite.record import Record
+from gpu_suite.workload import BF16, Row, new_model, rows_of_careers, settings_for, workload_of
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.engine.memory_plan import GIB, Load, Memory, plan_memory
+from laborllm_dist.engine.model import num_parameters
+from laborllm_dist.engine.ranks import Ranks, open_ranks
+from laborllm_dist.engine.shape import ModelShape
+from laborllm_dist.engine.zero import ZeroEngine, make_engine
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.training.cost import flops_per_token
+
+SETTINGS = {
+    "lora": (*BF16, "adapter=lora"),
+    "adam8": (*BF16, "compute=large", "zero.stage=3", "optimizer.kind=adamw_8bit"),
+    "offload": (*BF16, "compute=large", "zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"),
+}
+ROW_LENGTHS = (2048, 4096)
+PASS_TOKENS = 8192
+WARM_UP, TIMED = 3, 5  # steps
+FILLED = 0.95  # of the GPU's memory, by the plan: it may be off by some percent
+HOST_PROCESS_BYTES = 6 * GIB  # interpreter, libraries, and what loading leaves behind
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Steps that were timed: the median of their seconds, and the first and last loss of all steps, nats a token."""
+
+    seconds: float
+    first_loss: float
+    last_loss: float
+
+
+def train(name: str, row_length: int, shape: ModelShape) -> Iterator[Record]:
+    """Measure training with as many rows a pass as fit by the plan."""
+    subject = f"rows of {row_length:,}"
+    with open_ranks(settings_for(shape, f"ranks.threads_per_rank={num_cpus()}").ranks) as ranks:
+        num_rows = PASS_TOKENS // row_length if torch.cuda.is_available() else 1
+        while True:
+            batch = (f"batch.row_length={row_length}", f"batch.rows_per_pass={num_rows}")
+            settings = settings_for(shape, *batch, *SETTINGS[name])
+            load = Load(num_rows, row_length)
+            planned = plan_memory(shape, settings, load, world_size=1, process_bytes=None)
+            lacking = what_lacks(planned)
+            if lacking is None:
+                yield measured(Record(name, subject, "measured"), settings, shape, planned, ranks)
+                return
+            if num_rows == 1:
+                yield Record(name, subject, "skipped", note=lacking)
+                return
+            num_rows //= 2
+
+
+def what_lacks(planned: Memory) -> str | None:
+    """Return which memory is too small by the plan; None where it fits."""
+    if torch.cuda.is_available():
+        capacity = torch.cuda.mem_get_info()[1]
+        if planned.total > FILLED * capacity:
+            return f"planned {planned.total / GIB:.1f} GiB, of {capacity / GIB:.1f} of the GPU: does not fit"
+    free = host_memory()
+    if planned.host_total + HOST_PROCESS_BYTES > free:
+        return f"planned {planned.host_total / GIB:.1f} GiB of the host, {free / GIB:.1f} are free: does not fit"
+    return None
+
+
+def measured(blank: Record, settings: RunSettings, shape: ModelShape, planned: Memory, ranks: Ranks) -> Record:
+    """Fill a record with what a training of a few steps shows."""
+    model = new_model(settings, shape, ranks.device)
+    num_all, num_learnt = num_parameters(model)
+    engine = make_engine(model, settings.zero, settings.optimizer, ranks)
+    rows, row_length = settings.batch.rows_per_pass, settings.batch.row_length
+    steps = [rows_of_careers(rows, row_length, shape.num_ids, seed) for seed in range(WARM_UP + TIMED)]
+    timed = timed_steps(engine, steps, row_length)
+    work = workload_of(steps[WARM_UP:])
+    tokens_per_second = work.tokens_per_step / timed.seconds
+    tflops = flops_per_token(shape, settings.adapter, attended=work.attended) * tokens_per_second / 1e12
+    numbers = {
+        "rows_per_pass": rows, "parameters": num_all, "learnt": num_learnt, "seconds_per_step": timed.seconds,
+        "tokens_per_second": tokens_per_second, "tflop_per_second": tflops,
+    }  # fmt: skip
+    notes = []
+    peak = peak_tflops()
+    if peak is not None:
+        numbers["model_flops_utilisation"] = tflops / peak
+    else:
+        notes.append("utilisation not measured: the peak of this device is not known")
+    if torch.cuda.is_available():
+        numbers |= against_plan(planned)
+    else:
+        notes.append("memory not measured: there is no GPU")
+    if planned.host_total:
+        numbers["planned_host_gib"] = planned.host_total / GIB
+    numbers |= {"first_loss_nats_per_token": timed.first_loss, "last_loss_nats_per_token": timed.last_loss}
+    if not math.isfinite(timed.last_loss):
+        notes.append("the loss is no number")
+    outcome = "measured" if math.isfinite(timed.last_loss) else "failed"
+    return Record(blank.part, blank.subject, outcome, numbers, "; ".join(notes) or None)
+
+
+def against_plan(planned: Memory) -> dict[str, float]:
+    """Return the peak of the GPU's memory beside the plan: what the allocator held, and what others hold beside it."""
+    free, total = torch.cuda.mem_get_info()
+    beside = total - free - torch.cuda.memory_reserved()  # CUDA's context, libraries
+    peak = torch.cuda.max_memory_reserved() + beside
+    return {"peak_gib": peak / GIB, "planned_gib": planned.total / GIB, "planned_over_peak": planned.total / peak}
+
+
+def timed_steps(engine: ZeroEngine, steps: Sequence[Sequence[Row]], row_length: int) -> Timed:
+    """Train steps of one pass each; those after the warm-up are timed."""
+    seconds: list[float] = []
+    losses: list[torch.Tensor] = []
+    for batch in [pack_batch(step, row_length) for step in steps]:
+        synchronise()
+        started = time.perf_counter()
+        total = engine.forward(batch, is_last_pass=True)
+        engine.backward(total, step_tokens=len(batch.scored_N))
+        engine.update(learning_rate=1e-5)
+        synchronise()
+        seconds.append(time.perf_counter() - started)
+        losses.append(-total.detach() / len(batch.scored_N))
+    return Timed(statistics.median(seconds[WARM_UP:]), float(losses[0]), float(losses[-1]))
