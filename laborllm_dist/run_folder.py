@@ -159,7 +159,7 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
 
 
 def _settings_of(known: dict[str, Any]) -> RunSettings:
-    """Return the settings of a record. Which GPUs it was planned for may be told in older words, and matters no more."""
+    """Return the settings of a record; the GPUs it was planned for matter no more, and may be told in older words."""
     gpu = {field.name: "none" if field.name == "name" else 1.0 for field in dataclasses.fields(GpuSettings)}
     plan = {"num_gpus": 1, "go_on": False, "gpu": {**gpu, "gpus_per_host": 1}}
     return read_settings(RunSettings, {**known["settings"], "plan": plan})

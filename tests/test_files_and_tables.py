@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -145,7 +146,17 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
         begun_run(tmp_path, store="other")
     with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
         begun_run(tmp_path, weights="other")
-    assert read_run(first.path)[1] == settings_of(small_run(tmp_path, *free))
+    wanted = settings_of(small_run(tmp_path, *free))
+    assert dataclasses.replace(read_run(first.path)[1], plan=wanted.plan) == wanted
+
+
+def test_what_a_run_was_planned_for_may_be_told_in_older_words(tmp_path: Path) -> None:
+    record = begun_run(tmp_path).path / "settings.json"
+    known = json.loads(record.read_text())
+    known["settings"]["plan"] = {"gpu": {"name": "H100", "memory_gib": 79.1}}
+    record.write_text(json.dumps(known))
+    assert read_run(record.parent)[1].training == settings_of(small_run(tmp_path)).training
+    begun_run(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["{", "[1]", None])
