@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -44,6 +45,7 @@ SHAPES = {
 }
 STEPS = 4
 LIMIT_SECONDS = 900
+FILE_BYTES = 5e9  # of a file of weights, as on the hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +95,33 @@ def write_model(folder: Path, shape: ModelShape) -> None:
             sizes[f"model.layers.{layer}.{name}.weight"] = [shape.hidden_size]
     sizes["model.norm.weight"] = [shape.hidden_size]
     sizes["lm_head.weight"] = [shape.num_ids, shape.hidden_size]
+    files: list[dict[str, list[int]]] = [{}]
+    for name, size in sizes.items():
+        if sum(map(num_bytes, files[-1].values())) + num_bytes(size) > FILE_BYTES:
+            files.append({})
+        files[-1][name] = size
+    file_of = {}
+    for number, held in enumerate(files, start=1):
+        path = folder / f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        write_holes(path, held)
+        file_of |= dict.fromkeys(held, path.name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
+
+
+def num_bytes(size: list[int]) -> int:
+    """Return the bytes of a tensor in bf16."""
+    return 2 * math.prod(size)
+
+
+def write_holes(path: Path, sizes: Mapping[str, list[int]]) -> None:
+    """Write a safetensors file of zeros that takes no room."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, size in sizes.items():
-        start, end = end, end + 2 * size[0] * (size[1] if len(size) == 2 else 1)
+        start, end = end, end + num_bytes(size)
         header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
 
