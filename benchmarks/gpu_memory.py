@@ -69,7 +69,7 @@ CASES = {
     ),
     "7B, ZeRO-3, 4 ranks": Case("7b", 4, ("zero=stage3_bf16", "compute=large")),
     "7B, ZeRO-3, 4 ranks, no checkpointing": Case("7b", 4, ("zero=stage3_bf16",)),
-    "13B, ZeRO-3, 8 ranks": Case("13b", 8, ("zero=stage3_bf16", "compute=large")),
+    "13B, ZeRO-3, 4 ranks": Case("13b", 4, ("zero=stage3_bf16", "compute=large")),
 }
 PLANNED = re.compile(r"plan: a rank needs about ([\d.]+) of [\d.]+ GiB \((.*)\)")
 

@@ -155,3 +155,14 @@ def test_nvme_offload_wants_the_cuda_toolkit_on_a_gpu_s_host(monkeypatch: pytest
         check_nvme(settings.zero, is_on_gpu=True)
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
     check_nvme(settings.zero, is_on_gpu=True)
+
+
+def test_autocast_keeps_wide_norms_and_a_copy_of_its_input_for_each_linear_layer() -> None:
+    """Both norms' output of 4,096 numbers in 4 bytes, not 2; three inputs in 2 bytes more than the two that are shared."""
+    plain = ["zero.precision=bf16", "compute.gradient_checkpointing=false"]
+    sizes = [
+        plan_memory(SEVEN, settings_for(zero, *plain), Load(1, 512), world_size=1, process_bytes=None).device
+        for zero in ("zero=stage0", "zero=stage1")
+    ]
+    extra = 32 * 512 * (2 * 2 * 4096 + 3 * 2 * 4096)
+    assert sizes[0]["activations"] - sizes[1]["activations"] == extra

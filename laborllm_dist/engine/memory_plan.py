@@ -172,6 +172,9 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, *, on
     attention = number * ((1 + given) * hidden + 2 * (hidden if on_gpu and number == 4 else narrow))
     feed_forward = number * 4 * wide
     additions = 0
+    if number == 2 and settings.zero.stage == 0 and not is_frozen:
+        # Under autocast norms work in float32, and each of five layers has a narrow copy of its input of its own.
+        additions = 2 * 2 * hidden + (5 - 2) * 2 * hidden
     if is_frozen:
         inputs = {"gate_proj": hidden, "down_proj": wide, "q_proj": hidden}
         dropped = sum(inputs.get(name, 0) for name in settings.adapter.targets) if settings.adapter.dropout else 0
