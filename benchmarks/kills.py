@@ -11,6 +11,7 @@ the final weights must be the same bits, each time that a training has come to i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -183,7 +184,8 @@ def main() -> None:
                 continue
             victims = draw.choice([processes, processes[:1], processes[1:]])
             for process in victims:
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended in this very moment
+                    os.killpg(process.pid, signal.SIGKILL)
             longest = max(longest, wait_for_the_others(processes, killed, time.monotonic()))
             num_kills += 1
             step = newest_step(killed)
