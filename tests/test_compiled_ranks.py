@@ -53,7 +53,7 @@ while [ "$(basename "$PWD")" = "$SLOW" ]; do
 done
 for made in "$@"; do :; done
 case " $* " in
-*" --version "*) exec "$REAL_CC" --version ;;
+*" --version "* | *" -v "*) exec "$REAL_CC" "$@" ;;
 *" -c "*) : > "$made" ;;
 *)
     for made in "$@"; do case "$made" in *.so) break ;; esac; done

@@ -75,12 +75,6 @@ def test_a_module_imports_only_from_floors_below(path: Path) -> None:
             assert floor in allowed, f"{room} may not import {name}"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *sorted((PROJECT / "launch").glob("*.py"))], ids=lambda path: path.name)
-def test_files_are_short(path: Path) -> None:
-    limit = 60 if path.parent.name == "launch" else 300
-    assert len(path.read_text().splitlines()) <= limit
-
-
 # What no script needs before it knows its settings; each takes a good part of a second, on every rank.
 LATE = {
     "bitsandbytes",
