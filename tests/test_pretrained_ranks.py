@@ -102,11 +102,14 @@ def test_evaluating_an_unfinished_run_is_refused(first_run: Path) -> None:
     assert "has no export yet; its training has not finished" in outcome.text
 
 
-@pytest.mark.parametrize("zero", ["stage2_bf16", "stage3_bf16"])
-def test_the_rotation_keeps_its_precision_in_bf16(first_run: Path, zero: str) -> None:
+@pytest.mark.parametrize("instructions", ["fp16", "no_fp16"])
+@pytest.mark.parametrize(
+    ("zero", "dtype"), [("stage2_bf16", "bfloat16"), ("stage3", "float32"), ("stage3_bf16", "bfloat16")]
+)
+def test_weights_have_the_dtype_asked_for_whatever_the_cpu(first_run: Path, zero, dtype, instructions) -> None:
     program, export = str(PROJECT / "tests/rotation_program.py"), f"{first_run}/runs/small/export"
-    text = run_well(program, [export, zero], world_size=1, log=first_run / "log")
-    assert "frequencies torch.float32" in text
+    text = run_well(program, [export, zero, instructions], world_size=1, log=first_run / "log")
+    assert f"frequencies torch.float32\nweights torch.{dtype}\ncontent same" in text
 
 
 def test_an_answer_of_any_size_reaches_every_rank(tmp_path: Path) -> None:

@@ -20,7 +20,28 @@ def import_deepspeed() -> Any:
     # shm_comm serves inference_all_reduce alone, which nothing here calls; building it takes a compiler, a minute,
     # and a lock file that makes every later process wait for ever after a kill.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _honor_dtype(importlib.import_module("deepspeed.runtime.zero.partition_parameters"))
     return deepspeed
+
+
+def _honor_dtype(partition_parameters: Any) -> None:
+    """Make zero.Init hold parameters in the dtype that its caller asks for.
+
+    Where the accelerator has no fp16 instructions it takes bf16 in place of any dtype (DeepSpeed 0.19, issue 8428):
+    fp32 weights would be rounded to 8 bits of mantissa without a word.
+    """
+    init = partition_parameters.InsertPostInitMethodToModuleSubClasses
+    set_dtype = init._set_dtype
+    if hasattr(set_dtype, "honors_dtype"):
+        return
+
+    def set_the_dtype_asked_for(self: Any, ds_config: Any, dtype: Any) -> None:
+        set_dtype(self, ds_config, dtype)
+        if dtype is not None:
+            self.dtype = dtype
+
+    set_the_dtype_asked_for.honors_dtype = True  # type: ignore[attr-defined]
+    init._set_dtype = set_the_dtype_asked_for
 
 
 def quiet_transformers() -> None:
