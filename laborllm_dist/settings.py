@@ -49,6 +49,9 @@ class TrainingSettings:
     checkpoint_every_steps: int | None  # besides those at validations
     keep_checkpoints: int  # the newest; the best one is kept besides
     log_every_steps: int
+    # What the validation people decide by, which weights are best and when patience ends: the loss of their occupation
+    # titles, which an evaluation reports, or of all their tokens.
+    best_by: Literal["title", "token"]
     patience: int | None  # so many validations in a row without a better one end the training; None: all epochs
     bad_step: Literal["stop", "skip"]  # what follows a loss or gradient that is no number, or a spike
     spike_ratio: float | None  # a loss above so many times the median of recent ones is a spike; None: none is

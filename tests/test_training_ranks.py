@@ -275,6 +275,9 @@ def test_a_stop_in_the_last_validation_leaves_it_to_the_next_start(tmp_path: Pat
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert "validation_nats_per_token" in lines[-1]
     assert "loss_nats_per_token" in lines[-1]
+    # Titles, a small part of the tokens, decide which weights are best.
+    (validation,) = read_manifest(checkpoint_folder(tmp_path / "runs/small/checkpoints", 4)).state["validations"][-1:]
+    assert validation == {"step": 4, "loss": lines[-1]["validation_nats_per_title"]}
     # What the late validation has changed is saved: there is nothing left to do.
     assert "is finished (4 steps, best after 4)" in run_well("train.py", run, world_size=1, log=tmp_path / "log")
 

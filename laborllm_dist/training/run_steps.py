@@ -53,7 +53,8 @@ def run_steps(work: Work, state: RunState) -> RunState:
             if is_validation_due(plan, state):
                 loss = validate(work.engine, work.validation, work.settings.batch, stop)
                 if loss is not None:
-                    state, numbers = state.after_validation(loss.nats_per_token), {**numbers, **loss.numbers()}
+                    state = state.after_validation(loss.by(work.settings.training.best_by))
+                    numbers = {**numbers, **loss.numbers()}
             _report(work, state, numbers, log)
             asked = stop.are_wanted()
             if asked or plan.saves_after(state.step):

@@ -17,7 +17,7 @@ from laborllm_dist.settings_reader import read_settings
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The loss of the validation people after `step` steps, nats per token."""
+    """The loss of the validation people after `step` steps, nats per title or token (training.best_by)."""
 
     step: int
     loss: float
@@ -25,7 +25,7 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """The state after `step` steps; losses are nats per token."""
+    """The state after `step` steps; losses of steps are nats per token."""
 
     step: int
     tokens_seen: int

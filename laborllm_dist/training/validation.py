@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -22,6 +23,10 @@ class ValidationLoss:
 
     nats_per_token: float
     nats_per_title: float
+
+    def by(self, unit: Literal["title", "token"]) -> float:
+        """Return the loss that the best weights are chosen by."""
+        return self.nats_per_title if unit == "title" else self.nats_per_token
 
     def numbers(self) -> dict[str, float]:
         """Return both by their names in metrics.jsonl."""
