@@ -85,6 +85,10 @@ class RanksApart(LaborError):
     """The ranks have not met: one has not started, or they cannot reach each other."""
 
 
+class ForeignMessage(LaborError):
+    """A message among the ranks was not signed by a rank of this run."""
+
+
 class PortTaken(LaborError):
     """The port the ranks were to meet at is in use."""
 

@@ -9,16 +9,21 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import SoftFileLock, Timeout
 from safetensors import SafetensorError
 
 from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull
 
 Item = TypeVar("Item")
+# What a file system says that has no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+SECONDS_UNTIL_SAID = 30.0  # of waiting for a lock that may have been left behind
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # A folder or disk that does not let itself be used; any other error of the system is a bug, and keeps its traceback.
 REFUSED = (
@@ -83,6 +88,9 @@ def _number_of(error: OSError | SafetensorError) -> int:
 def locked(path: Path, *, busy: str | None) -> Iterator[None]:
     """Hold a lock that the system gives back when this process ends, however it ends.
 
+    On a file system without locks (Lustre without `flock`, some NFS) a file beside it stands for the lock while the
+    block runs. A process that is killed leaves that file behind; on the same host the next one takes it over.
+
     Args:
         path: the lock's file, made if it is missing.
         busy: what to refuse with while another process holds it; None: wait for it.
@@ -94,12 +102,50 @@ def locked(path: Path, *, busy: str | None) -> Iterator[None]:
     with disk_errors_are_said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
-    with file:
+    with file, ExitStack() as held:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
         except BlockingIOError:
             raise AlreadyRunning(str(busy)) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            held.enter_context(_marked(path.with_name(path.name + ".held"), busy=busy))
         yield
+
+
+@contextmanager
+def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
+    """Hold a lock whose sign is that a file is there.
+
+    Raises:
+        AlreadyRunning: with `busy`, and what to do if the file was left behind.
+    """
+    lock, is_said = SoftFileLock(marker), False
+    while not lock.is_locked:
+        try:
+            with disk_errors_are_said(marker):
+                lock.acquire(timeout=0 if busy is not None else SECONDS_UNTIL_SAID)
+        except Timeout:
+            advice = f"{marker} says so ({_holder_of(marker)}); if that process is gone, delete the file"
+            if busy is not None:
+                raise AlreadyRunning(f"{busy}; {advice}") from None
+            if not is_said:
+                sys.stderr.write(f"waits for another process: {advice}\n")
+                is_said = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder_of(marker: Path) -> str:
+    """Return who has written the file of a lock: process and host stand in its first two lines."""
+    try:
+        number, host, *_ = marker.read_text(encoding="utf-8", errors="replace").split()
+    except (OSError, ValueError):
+        return "of a process that it does not name"
+    return f"process {number} on {host}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from laborllm_dist.settings import RanksSettings
 
 def main() -> None:
     with open_ranks(RanksSettings(threads_per_rank=1, timeout_minutes=1.0)) as ranks:
-        answer = ranks.on_first(lambda: np.random.default_rng(1).bytes(20_000_000))
+        answer = ranks.on_first(lambda: np.random.default_rng(1).bytes(20_000_000), bytes)
         print(f"rank {ranks.rank}: {hashlib.sha256(answer).hexdigest()}", flush=True)
 
 

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from laborllm_dist.engine.launcher import num_local_ranks
 from laborllm_dist.settings import RunSettings
 
 if TYPE_CHECKING:  # a plan knows a Capacity, and starts without torch
     from laborllm_dist.engine.ranks import Ranks
-
-# What launchers call the number of ranks of a host: torchrun, deepspeed, srun.
-LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class Capacity:
 
 def capacity_of(ranks: Ranks, settings: RunSettings) -> Capacity:
     """Return the memory of a rank that is about to make the model of these settings."""
-    num_local = next((int(os.environ[name]) for name in LOCAL_SIZES if name in os.environ), ranks.world_size)
+    num_local = num_local_ranks(os.environ) or ranks.world_size
     if ranks.device.type == "cuda":
         import torch
 

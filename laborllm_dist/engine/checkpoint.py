@@ -16,11 +16,11 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from safetensors.torch import save_file
 
 from laborllm_dist.engine.fragments import Fragment, fragment_groups
@@ -32,12 +32,20 @@ from laborllm_dist.engine.manifest import (
     read_manifest,
     write_manifest,
 )
-from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.zero import ZeroEngine
-from laborllm_dist.errors import CheckpointError, DiskError
+from laborllm_dist.errors import CheckpointError, DiskError, DiskFull
 from laborllm_dist.files import disk_errors_are_said, flush_to_disk, sha256_of
 
 FILE_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What came of a rank's part of a checkpoint: its files, or why they could not be written."""
+
+    files: dict[str, SavedFile] = field(default_factory=dict)
+    refusal: str | None = None
+    is_full: bool = False  # the disk
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
@@ -54,18 +62,17 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
     ranks, folder = engine.ranks, checkpoint_folder(checkpoints, step)
     partial = folder.with_name(folder.name + ".partial")
     ranks.on_first(lambda: _make_new(partial))
-    outcome: dict[str, SavedFile] | DiskError
     try:
         with disk_errors_are_said(partial):
-            outcome = write_fragments(fragment_groups(engine), partial, rank=ranks.rank)
+            outcome = _Written(files=write_fragments(fragment_groups(engine), partial, rank=ranks.rank))
     except DiskError as error:
-        outcome = error
-    outcomes = _everyones(outcome, ranks)
-    for refusal in (each for each in outcomes if isinstance(each, DiskError)):
+        outcome = _Written(refusal=str(error), is_full=isinstance(error, DiskFull))
+    outcomes = ranks.share(outcome, _Written)
+    for refused in (each for each in outcomes if each.refusal is not None):
         if ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-        raise refusal
-    files = {name: entry for each in outcomes for name, entry in each.items()}
+        raise (DiskFull if refused.is_full else DiskError)(refused.refusal)
+    files = {name: entry for each in outcomes for name, entry in each.files.items()}
     manifest = CheckpointManifest(
         step=step, run=run, world_size=ranks.world_size, stage=engine.settings.stage, state=dict(state), files=files
     )
@@ -194,11 +201,3 @@ def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
         flush_to_disk(partial)
         partial.rename(folder)
         flush_to_disk(folder.parent)
-
-
-def _everyones(outcome: Any, ranks: Ranks) -> list[Any]:
-    if ranks.world_size == 1:
-        return [outcome]
-    outcomes: list[Any] = [None] * ranks.world_size
-    torch.distributed.all_gather_object(outcomes, outcome)
-    return outcomes

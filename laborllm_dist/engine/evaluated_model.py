@@ -2,7 +2,8 @@
 
 Under ZeRO-3 a forward is collective: all ranks take it together, or they hang. Ranks do units of their own, of unequal
 numbers of forwards, so before each one they tell each other who has something to forward; who has nothing left
-forwards one short row without targets until all are done (`rest`).
+forwards one short row without targets until all are done (`rest`). They tell it by messages and not by a collective:
+a rank may be long between two forwards of its own.
 """
 
 from __future__ import annotations
@@ -91,12 +92,12 @@ class EvaluatedModel:
         """Take part in the forwards of the other ranks until none has any left. Collective where sharded."""
         if self._in_step is not None:
             empty = pack_batch([], 1).to(self.device)
-            while self._in_step.sum(0.0)[0]:
+            while any(self._in_step.share(False)):
                 self._run(empty)
 
     def _forward(self, work: PackedBatch | BranchPass) -> Any:
         if self._in_step is not None:
-            self._in_step.sum(1.0)
+            self._in_step.share(True)
         return self._run(work)
 
     def _run(self, work: PackedBatch | BranchPass) -> Any:
@@ -124,6 +125,7 @@ def open_evaluated(
     zero = ZeroSettings(3, precision, GATHERED_ELEMENTS, "none", "none", None)  # type: ignore[arg-type]
     config = deepspeed_config(zero, None, ranks.world_size)
     model = model_in_shards(settings, dtype=dtype, config=config, ranks=ranks)
+    ranks.barrier()  # reading weights takes one rank longer than another, and DeepSpeed begins with a collective
     forwards = _Forwards(model, compute).eval()
     engine, *_ = import_deepspeed().initialize(model=forwards, config=config, dist_init_required=False)
     engine.eval()

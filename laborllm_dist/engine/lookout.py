@@ -9,14 +9,18 @@ long is not taken for lost. Rank 0 ends when it has lost one, and the others whe
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
-import secrets
 import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from time import monotonic
 
+from laborllm_dist.engine.channel import Channel
+from laborllm_dist.engine.interface import listen
+from laborllm_dist.engine.launcher import num_local_ranks
 from laborllm_dist.errors import RanksApart
 
 # A connection is lost 30 seconds after the last sign of life: 10 s of silence, then four questions unanswered.
@@ -24,12 +28,15 @@ IDLE_SECONDS, INTERVAL_SECONDS, NUM_PROBES = 10, 5, 4
 # What a lost rank does to a collective is often seen at once, and said by the rank itself: it goes first.
 GRACE_SECONDS = 5.0
 MEETING_SECONDS = 120.0
+# Whoever connects says at once which rank it is, or is sent away: a scanner of ports is silent, or speaks HTTP.
+INTRODUCTION_SECONDS = 10.0
+KEY = "laborllm_dist/lookout"
 GOODBYE = b"."
 
 
 @contextlib.contextmanager
 def looking_out(
-    store: Any,
+    channel: Channel | None,
     *,
     rank: int,
     world_size: int,
@@ -39,16 +46,16 @@ def looking_out(
     """Watch the other ranks while the block runs. Collective at its beginning.
 
     Args:
-        store: what the ranks have met in.
+        channel: to the other ranks; None: there are none, and nobody to watch.
         rank: this one.
-        world_size: their number; 1: there is nobody to watch.
+        world_size: their number.
         is_goodbye: whether ranks that leave with this exception all do so, or are expected to.
         when_lost: called in a thread of its own, once, if the block still runs after another rank has gone.
     """
-    if world_size == 1:
+    if channel is None:
         yield
         return
-    connections = _connect(store, rank, world_size)
+    connections = _connect(channel, rank, world_size)
     left = threading.Event()
     threading.Thread(target=_watch, args=(connections, left, when_lost), daemon=True).start()
     try:
@@ -62,19 +69,19 @@ def looking_out(
     _say_goodbye(connections)
 
 
-def _connect(store: Any, rank: int, world_size: int) -> list[socket.socket]:
+def _connect(channel: Channel, rank: int, world_size: int) -> list[socket.socket]:
     """Return connections to all others on rank 0, and to rank 0 on the others. Collective."""
-    first, key = os.environ["MASTER_ADDR"], "laborllm_dist/lookout"
+    first = os.environ["MASTER_ADDR"]
     try:
         if rank == 0:
-            with _open_server(world_size) as server:
-                password = secrets.token_hex(16)
-                store.set(key, f"{server.getsockname()[1]} {password}")
-                return _accept(server, password.encode(), num_others=world_size - 1)
-        port, password = store.get(key).decode().split()
-        connection = socket.create_connection((first, int(port)), timeout=MEETING_SECONDS)
+            is_one_host = num_local_ranks(os.environ) == world_size
+            with listen(first, 0, is_one_host=is_one_host, backlog=2 * world_size) as server:
+                channel.send(KEY, str(server.getsockname()[1]))
+                return _accept(server, {_introduction(channel, each): each for each in range(1, world_size)})
+        port = int(channel.receive(KEY))
+        connection = socket.create_connection((first, port), timeout=MEETING_SECONDS)
         _keep_alive(connection)
-        connection.sendall(password.encode())
+        connection.sendall(_introduction(channel, rank))
         return [connection]
     except OSError as error:
         raise RanksApart(
@@ -83,26 +90,86 @@ def _connect(store: Any, rank: int, world_size: int) -> list[socket.socket]:
         ) from None
 
 
-def _open_server(world_size: int) -> socket.socket:
-    if not socket.has_dualstack_ipv6():
-        server = socket.create_server(("", 0), backlog=world_size)
-    else:
-        server = socket.create_server(("", 0), backlog=world_size, family=socket.AF_INET6, dualstack_ipv6=True)
-    server.settimeout(MEETING_SECONDS)
-    return server
+def _introduction(channel: Channel, rank: int) -> bytes:
+    """Return what a rank says of itself, all of one length."""
+    return channel.proof(f"lookout {rank}").encode()
 
 
-def _accept(server: socket.socket, password: bytes, *, num_others: int) -> list[socket.socket]:
-    connections: list[socket.socket] = []
-    while len(connections) < num_others:
+@dataclass(slots=True)
+class _Caller:
+    """Somebody who has connected: what it has said so far, and until when it may say the rest."""
+
+    connection: socket.socket
+    deadline: float
+    said: bytes = b""
+
+
+def _accept(server: socket.socket, rank_of: dict[bytes, int]) -> list[socket.socket]:
+    """Return a connection from every rank, in the order of ranks; whoever else calls is sent away.
+
+    Raises:
+        TimeoutError: if not all have come in time.
+    """
+    length, deadline = len(next(iter(rank_of))), monotonic() + MEETING_SECONDS
+    accepted: dict[int, socket.socket] = {}
+    callers: dict[int, _Caller] = {}
+    server.setblocking(False)
+    with contextlib.ExitStack() as held:
+        selector = held.enter_context(selectors.DefaultSelector())
+        held.callback(lambda: [caller.connection.close() for caller in callers.values()])
+        selector.register(server, selectors.EVENT_READ)
+        while len(accepted) < len(rank_of):
+            now = monotonic()
+            if now > deadline:
+                missing = sorted(set(rank_of.values()) - accepted.keys())
+                raise TimeoutError(f"rank {missing[0]} has not called within {MEETING_SECONDS:g} seconds")
+            for late in [caller for caller in callers.values() if caller.deadline < now]:
+                _send_away(late, callers, selector)
+            next_deadline = min((caller.deadline for caller in callers.values()), default=deadline)
+            for key, _ in selector.select(max(0.0, min(next_deadline, deadline) - now) + 0.01):
+                if key.fileobj is server:
+                    _welcome(server, callers, selector)
+                    continue
+                caller = callers[key.fd]
+                more = _received(caller.connection, length - len(caller.said))
+                if more == b"":
+                    _send_away(caller, callers, selector)
+                    continue
+                caller.said += more or b""
+                if len(caller.said) < length:
+                    continue
+                rank = next((rank_of[each] for each in rank_of if hmac.compare_digest(each, caller.said)), None)
+                if rank is None or rank in accepted:
+                    _send_away(caller, callers, selector)
+                    continue
+                selector.unregister(caller.connection)
+                accepted[rank] = callers.pop(key.fd).connection
+    return [accepted[rank] for rank in sorted(accepted)]
+
+
+def _welcome(server: socket.socket, callers: dict[int, _Caller], selector: selectors.BaseSelector) -> None:
+    with contextlib.suppress(OSError):  # it has gone again, or there are too many of them: others wait
         connection, _ = server.accept()
-        connection.settimeout(MEETING_SECONDS)
+        connection.setblocking(False)
         _keep_alive(connection)
-        if secrets.compare_digest(connection.recv(len(password), socket.MSG_WAITALL), password):
-            connections.append(connection)
-        else:
-            connection.close()  # not of this run
-    return connections
+        callers[connection.fileno()] = _Caller(connection, monotonic() + INTRODUCTION_SECONDS)
+        selector.register(connection, selectors.EVENT_READ)
+
+
+def _send_away(caller: _Caller, callers: dict[int, _Caller], selector: selectors.BaseSelector) -> None:
+    selector.unregister(caller.connection)
+    del callers[caller.connection.fileno()]
+    caller.connection.close()
+
+
+def _received(connection: socket.socket, length: int) -> bytes | None:
+    """Return what has come; None: nothing yet; nothing at all: it is closed."""
+    try:
+        return connection.recv(length)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def _keep_alive(connection: socket.socket) -> None:

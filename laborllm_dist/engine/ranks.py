@@ -1,36 +1,43 @@
 """The processes of a run: who am I, how many are we, and what must be agreed on.
 
 A process that no launcher started is rank 0 of 1. Everything collective takes part in on all ranks or hangs until
-the time limit; such functions say so.
+the time limit; such functions say so. A rank that waits for another one's work, however long that takes, waits on the
+store the ranks met in and not in a collective, whose time limit is for communication.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import errno
 import itertools
 import os
-import pickle
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 
+from laborllm_dist.engine.channel import Channel, wait_for
+from laborllm_dist.engine.interface import listen
+from laborllm_dist.engine.launcher import following_launcher, num_local_ranks
 from laborllm_dist.engine.libraries import import_deepspeed, quiet_transformers
 from laborllm_dist.engine.lookout import looking_out
+from laborllm_dist.engine.messages import PLAIN, from_text, to_text
+from laborllm_dist.engine.secret import share_secret
 from laborllm_dist.engine.slurm import launcher_variables
 from laborllm_dist.errors import Interrupted, PeerLost, PortTaken, RankFailed, RanksApart
 from laborllm_dist.files import locked
 from laborllm_dist.settings import RanksSettings
 
 Result = TypeVar("Result")
-PIECE_BYTES = 2**22
+DONE, REFUSED = "done", "refused"  # what a message of rank 0 begins with
+FAREWELL_SECONDS = 10.0  # that rank 0, which keeps the store, gives the others to read its last message
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,9 @@ class Ranks:
     world_size: int
     local_rank: int
     device: torch.device
+    channel: Channel | None = field(default=None, repr=False, compare=False)  # to the other ranks; None: there are none
     _calls: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
+    _read: list[str] = field(default_factory=list, repr=False, compare=False)  # rank 0: messages to be removed
 
     @property
     def is_first(self) -> bool:
@@ -49,12 +58,14 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks. Collective."""
-        if self.world_size > 1:
-            torch.distributed.barrier()
+        """Wait for all ranks, however long their work takes. Collective."""
+        self.share(None)
 
     def sum(self, *values: float) -> list[float]:
-        """Return the sums over ranks, added in float64 in the order of ranks. Collective."""
+        """Return the sums over ranks, added in float64 in the order of ranks. Collective.
+
+        It has the time limit of a collective: for ranks that come at about the same time (`share` waits longer).
+        """
         if self.world_size == 1:
             return list(values)
         mine = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -62,11 +73,33 @@ class Ranks:
         torch.distributed.all_gather(everyone, mine)
         return [float(value) for value in torch.stack(everyone).cpu().sum(dim=0)]
 
-    def on_first(self, work: Callable[[], Result]) -> Result:
+    def share(self, value: Result, kind: Any = PLAIN) -> list[Result]:
+        """Return every rank's value on every rank, in the order of ranks, however long the last one takes. Collective.
+
+        Args:
+            value: this rank's.
+            kind: its type, one of those that engine/messages.py lists.
+        """
+        if self.world_size == 1:
+            return [value]
+        key, channel = f"laborllm_dist/{next(self._calls)}", self._channel()
+        if not self.is_first:
+            channel.send(f"{key}/{self.rank}", to_text(value, kind))
+            values: list[Result] = from_text(channel.receive(key), list[kind])
+            return values
+        own = [f"{key}/{rank}" for rank in range(1, self.world_size)]
+        values = [value, *(from_text(channel.receive(each), kind) for each in own)]
+        channel.forget(self._read)  # whoever is here has read what was sent before
+        self._read[:] = [key, *own]
+        channel.send(key, to_text(values, list[kind]))
+        return values
+
+    def on_first(self, work: Callable[[], Result], kind: Any = PLAIN) -> Result:
         """Do `work` on rank 0 while the others wait, however long, and return its result on every rank. Collective.
 
-        The answer goes through the store the ranks met in, not through a collective, whose time limit is for
-        communication: preparing a large corpus may take hours.
+        Args:
+            work: what rank 0 does.
+            kind: the type of its result, one of those that engine/messages.py lists; plain JSON values need none.
 
         Raises:
             Exception: on rank 0, whatever `work` raised.
@@ -74,31 +107,35 @@ class Ranks:
         """
         if self.world_size == 1:
             return work()
-        key = f"laborllm_dist/on_first/{next(self._calls)}"
-        store = _store()
-        if self.is_first:
-            try:
-                result = work()
-                pieces = _pieces(result)
-                for number, piece in enumerate(pieces):
-                    store.set(f"{key}/piece/{number}", piece)
-            except BaseException:
-                store.set(key, "")
-                # The store ends with this process: the others are given time to look.
-                with contextlib.suppress(torch.distributed.DistStoreError):
-                    store.wait([f"{key}/{rank}" for rank in range(1, self.world_size)], timedelta(seconds=10))
-                raise
-            store.set(key, str(len(pieces)))
-            return result
-        while not _is_set(store, key):
-            pass
-        answer = store.get(key)
-        if not answer:
-            store.set(f"{key}/{self.rank}", "seen")
-            raise RankFailed("rank 0 has refused")
-        encoded = b"".join(store.get(f"{key}/piece/{number}") for number in range(int(answer)))
-        result = pickle.loads(base64.b64decode(encoded))  # made by rank 0 of this very run
+        key, channel = f"laborllm_dist/{next(self._calls)}", self._channel()
+        if not self.is_first:
+            outcome, _, text = channel.receive(key).partition(" ")
+            if outcome == REFUSED:
+                channel.send(f"{key}/{self.rank}", DONE)
+                raise RankFailed("rank 0 has refused")
+            answer: Result = from_text(text, kind)
+            return answer
+        try:
+            result = work()
+            text = to_text(result, kind)
+        except BaseException:
+            channel.send(key, REFUSED)
+            self._wait_for_readers(key)
+            raise
+        self._read.append(key)
+        channel.send(key, f"{DONE} {text}")
         return result
+
+    def leave(self) -> None:
+        """Wait for all ranks, rank 0 a little longer, since the store ends with its process. Collective."""
+        self.barrier()
+        if self.channel is None:
+            return
+        key = f"laborllm_dist/{next(self._calls)}"
+        if self.is_first:
+            self._wait_for_readers(key)
+        else:
+            self.channel.send(f"{key}/{self.rank}", DONE)
 
     def share_out(self, num_items: int) -> Iterator[int]:
         """Return an iterator over 0, 1, ... in which every number comes up on one rank only, whichever is first to ask.
@@ -107,25 +144,18 @@ class Ranks:
         """
         if self.world_size == 1:
             return iter(range(num_items))
-        key, store = f"laborllm_dist/share_out/{next(self._calls)}", _store()
+        key, store = f"laborllm_dist/{next(self._calls)}", self._channel().store
         return itertools.takewhile(lambda place: place < num_items, (store.add(key, 1) - 1 for _ in itertools.count()))
 
+    def _channel(self) -> Channel:
+        assert self.channel is not None  # open_ranks makes it where there are several ranks
+        return self.channel
 
-def _pieces(result: object) -> list[str]:
-    """Return an answer as texts that the store takes: it refuses values of more than 8 MiB."""
-    text = base64.b64encode(pickle.dumps(result)).decode()
-    return [text[start : start + PIECE_BYTES] for start in range(0, len(text), PIECE_BYTES)]
-
-
-def _is_set(store: Any, key: str) -> bool:
-    """Wait a while for a key; the waiting ends with an error where rank 0, which keeps the store, is gone."""
-    try:
-        store.wait([key], timedelta(seconds=30))
-    except torch.distributed.DistStoreError as error:
-        if "timeout" in str(error).lower():
-            return False
-        raise
-    return True
+    def _wait_for_readers(self, key: str) -> None:
+        """Give the other ranks some time to say that they have read a message."""
+        deadline = monotonic() + FAREWELL_SECONDS
+        for rank in range(1, self.world_size):
+            wait_for(self._channel().store, f"{key}/{rank}", seconds=max(0.0, deadline - monotonic()))
 
 
 @contextlib.contextmanager
@@ -135,9 +165,26 @@ def alone(ranks: Ranks, folder: Path) -> Iterator[None]:
     Raises:
         AlreadyRunning: on rank 0, if another start is at work on it (RankFailed on the others).
     """
+    with _holding(ranks, folder, folder / "lock"):
+        yield
+
+
+@contextlib.contextmanager
+def alone_on_table(ranks: Ranks, table: Path) -> Iterator[None]:
+    """Work on a table, which may be there or not, while no other start does; on others beside it they may. Collective.
+
+    Raises:
+        AlreadyRunning: on rank 0, if another start is at work on it (RankFailed on the others).
+    """
+    with _holding(ranks, table, table.with_name(f"{table.name}.lock")):
+        yield
+
+
+@contextlib.contextmanager
+def _holding(ranks: Ranks, what: Path, lock: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
-        busy = f"another start is at work on {folder}; wait for it, or end it first"
-        ranks.on_first(lambda: held.enter_context(locked(folder / "lock", busy=busy)))
+        busy = f"another start is at work on {what}; wait for it, or end it first"
+        ranks.on_first(lambda: held.enter_context(locked(lock, busy=busy)))
         yield
 
 
@@ -156,17 +203,18 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
     torch.set_num_threads(settings.threads_per_rank)
     quiet_transformers()
-    _meet(settings, backend="nccl" if has_gpu else "gloo")
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device)
+    channel = _meet(settings, device)
+    ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device, channel)
     try:
         with (
             without_cudnn_attention(),
+            following_launcher(speaks=ranks.local_rank == 0),
             looking_out(
-                _store(),
+                channel,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 is_goodbye=lambda error: isinstance(error, (Interrupted, RankFailed)),
@@ -174,7 +222,7 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
             ),
         ):
             yield ranks
-            ranks.barrier()  # rank 0 keeps the store: it is the last to leave
+            ranks.leave()
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
@@ -198,31 +246,71 @@ def without_cudnn_attention() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def _meet(settings: RanksSettings, *, backend: str) -> None:
-    """Make the process group. Collective.
+def _meet(settings: RanksSettings, device: torch.device) -> Channel | None:
+    """Make the process group, and what ranks send each other messages through. Collective.
+
+    Returns:
+        None where there is one rank: it opens no port.
 
     Raises:
         PortTaken: if another run meets at this port.
         RanksApart: if not all ranks have come within the time limit, or they cannot reach each other.
+        ForeignMessage: if another process writes to the port that they meet at.
     """
     deepspeed = import_deepspeed()
-    limit = timedelta(minutes=settings.timeout_minutes)
+    rank, world_size, limit = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _limit(settings)
+    backend, names = ("nccl", {"device_id": device}) if device.type == "cuda" else ("gloo", {})
     try:
+        store = torch.distributed.HashStore() if world_size == 1 else _open_store(rank, world_size, limit)
+        torch.distributed.init_process_group(
+            backend,
+            store=torch.distributed.PrefixStore("default_pg", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=limit,
+            **(names if world_size > 1 else {}),
+        )
         deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
+        if world_size == 1:
+            return None
+        return Channel(store, share_secret(store, rank=rank, world_size=world_size))
     except RuntimeError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        if "EADDRINUSE" in str(error):
-            raise PortTaken(
-                f"port {os.environ['MASTER_PORT']} is taken by another run on this machine; start with another one "
-                "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
-            ) from None
         if not (_is_lost_peer(error) or "gloo" in str(error).lower()):
             raise
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RanksApart(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at {place} within "
             f"{settings.timeout_minutes:g} minutes; look whether all have started, and whether GLOO_SOCKET_IFNAME and "
             "NCCL_SOCKET_IFNAME name the interface that joins the hosts"
         ) from None
+
+
+def _open_store(rank: int, world_size: int, limit: timedelta) -> Any:
+    """Return the store that all ranks meet in: rank 0 keeps it, or torchrun's own process does. Collective.
+
+    Raises:
+        PortTaken: if another run meets at this port.
+    """
+    first, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return torch.distributed.TCPStore(first, port, world_size, is_master=False, timeout=limit)
+    try:
+        server = listen(first, port, is_one_host=num_local_ranks(os.environ) == world_size, backlog=2 * world_size)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise RanksApart(f"rank 0 cannot listen at {first}:{port} ({error.strerror}); take another port") from None
+        raise PortTaken(
+            f"port {port} is taken by another run on this machine; start with another one "
+            "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
+        ) from None
+    # The store takes the socket over. By itself it would listen on every interface.
+    return torch.distributed.TCPStore(
+        first, port, world_size, is_master=True, timeout=limit, master_listen_fd=server.detach()
+    )
+
+
+def _limit(settings: RanksSettings) -> timedelta:
+    return timedelta(minutes=settings.timeout_minutes)
 
 
 def _end_without(ranks: Ranks) -> None:
@@ -237,10 +325,6 @@ def _what_is_lost(ranks: Ranks) -> str:
         f"rank {ranks.rank} has lost another rank, which failed, was killed or cannot be reached; "
         "what it said, if anything, stands above; the same command goes on from what is saved"
     )
-
-
-def _store() -> Any:
-    return torch.distributed.distributed_c10d._get_default_store()  # there is no public name for it
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

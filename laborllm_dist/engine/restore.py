@@ -46,6 +46,7 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManife
         for fragments in of_stretch.values():
             _restore_moments(fragments, reader)
     optimizers.set_steps_taken(engine.adam, updates)
+    engine.ranks.barrier()  # reading takes one rank longer than another
     spread_weights(engine)
 
 

@@ -24,6 +24,8 @@ FIRST_PORT, NUM_PORTS = 12_000, 20_000
 def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Return RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task of srun; nothing where it is none.
 
+    LOCAL_WORLD_SIZE, the number of ranks on the same host, too, where Slurm says it.
+
     Nothing either where a launcher has set RANK (torchrun inside srun), and in a step of one task, which is one rank
     wherever it was started (`srun --pty bash` too).
     """
@@ -34,13 +36,29 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
     # A task that is bound to one GPU (--gpus-per-task) sees it as its first.
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
     sees_one_gpu = len(visible) == 1 and visible[0] != ""
+    num_local = tasks_of_node(environment)
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": "0" if sees_one_gpu else environment["SLURM_LOCALID"],
         "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
         "MASTER_PORT": str(port_of_step(int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"]))),
+        **({} if num_local is None else {"LOCAL_WORLD_SIZE": str(num_local)}),
     }
+
+
+def tasks_of_node(environment: Mapping[str, str]) -> int | None:
+    """Return the number of a step's tasks on the node of this task; None where Slurm does not say it.
+
+    `srun -N3 -n11` may put `4(x2),3` tasks on its nodes; this task's is the one numbered SLURM_NODEID.
+    """
+    counts = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
+    groups = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group) for group in counts.split(",")]
+    of_nodes = [int(group[1]) for group in groups if group is not None for _ in range(int(group[2] or 1))]
+    node = environment.get("SLURM_NODEID", "")
+    if None in groups or not node.isdecimal() or int(node) >= len(of_nodes):
+        return None
+    return of_nodes[int(node)]
 
 
 def first_host(hosts: str) -> str:

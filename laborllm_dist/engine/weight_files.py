@@ -71,6 +71,7 @@ def model_in_shards(
         ModelError: if a tensor of the model is missing or has another shape, or a file is damaged.
     """
     folder = weights_folder(settings)
+    ranks.barrier()  # one rank may fetch for long what another one has, and zero.Init is collective
     shape = transformers.AutoConfig.from_pretrained(folder, attention_dropout=settings.attention_dropout)
     shape.dtype = dtype
     shape._name_or_path = settings.path

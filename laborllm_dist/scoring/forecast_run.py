@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing, context_of
-from laborllm_dist.engine.ranks import Ranks, alone
+from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import fingerprint_of, write_json
 from laborllm_dist.run_folder import read_run
@@ -92,14 +92,14 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
     """
     ranks.on_first(lambda: _check_history(settings))
     evaluation = _evaluation(settings)
-    subject, wanted = ranks.on_first(lambda: find_subject(evaluation, ranks, say))
+    subject, wanted = ranks.on_first(lambda: find_subject(evaluation, ranks, say), tuple[Subject, EvaluationSettings])
     careers = subject.store.careers(wanted.split)
-    starts = ranks.on_first(lambda: chosen_starts(settings, careers, wanted.split))
+    starts = ranks.on_first(lambda: chosen_starts(settings, careers, wanted.split), Starts)
     table = forecast_table_path(subject.table, wanted.split, settings.horizon)
-    with alone(ranks, table.parent):
+    with alone_on_table(ranks, table):
         info = _info(settings, subject, wanted)
         if not ranks.on_first(lambda: _is_done(table, info, say)):
-            trie = ranks.on_first(lambda: trie_of(evaluation, subject, careers))
+            trie = ranks.on_first(lambda: trie_of(evaluation, subject, careers), TitleTrie)
             texts = _texts(settings, subject, careers, trie)
             work = Forecasting(settings, wanted, texts, starts, info, table)
             ranks.on_first(lambda: check_longest(texts, starts, settings.horizon, wanted.row_length))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.evaluated_model import open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing, context_of
-from laborllm_dist.engine.ranks import Ranks, alone
+from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.files import fingerprint_of
 from laborllm_dist.generated_table import describe_generated, generated_table_path, read_generated_table
@@ -64,10 +64,10 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     Raises:
         LaborError: if the run is unfinished, the model is missing, or a career fits no row or context.
     """
-    subject, wanted = ranks.on_first(lambda: find_subject(settings, ranks, say))
+    subject, wanted = ranks.on_first(lambda: find_subject(settings, ranks, say), tuple[Subject, EvaluationSettings])
     careers = subject.store.careers(wanted.split)  # each rank opens them: they are never sent
-    with alone(ranks, subject.table.parent):
-        planned = ranks.on_first(lambda: _missing_tables(subject, careers, wanted, say))
+    with alone_on_table(ranks, subject.table):
+        planned = ranks.on_first(lambda: _missing_tables(subject, careers, wanted, say), list[Planned])
         todo = [Evaluation(careers, plan, info, parts_folder(path, info, plan), path) for path, info, plan in planned]
         if todo:
             _score(todo, settings, (subject, wanted), ranks, say)
@@ -88,7 +88,7 @@ def _score(
     (subject, wanted), careers = asked, todo[0].careers
     compute = read_run(Path(settings.run))[1].compute
     needs_trie = wanted.titles == "all" or wanted.generated == "check"
-    trie = ranks.on_first(lambda: trie_of(settings, subject, careers)) if needs_trie else None
+    trie = ranks.on_first(lambda: trie_of(settings, subject, careers), TitleTrie) if needs_trie else None
     ranks.on_first(lambda: _check_room(subject, careers, wanted, trie))
     model = open_evaluated(subject.model, wanted, compute, ranks)
     ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))

@@ -19,6 +19,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from laborllm_dist import errors
 from laborllm_dist.data_settings import PrepareSettings
 from laborllm_dist.errors import LaborError, ShardFailed
+from laborllm_dist.files import disk_errors_are_said
 
 Say = Callable[[str], None]
 Refusal = tuple[str, str]  # its class and its text
@@ -43,6 +44,7 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     if wanted.where == "slurm":
         limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
         limits["slurm_array_parallelism"] = wanted.num_shards
+    _make_private(logs)
     try:
         executor = submitit.AutoExecutor(folder=str(logs), cluster=wanted.where)
         executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
@@ -53,6 +55,20 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
         _wait_for_all(jobs, say)
     finally:
         _stop([job for job in jobs if not job.done()])
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only this user can write to: what jobs are given and what they answer is unpickled there.
+
+    Raises:
+        ShardFailed: if it is another user's.
+        DiskError: if it cannot be made.
+    """
+    with disk_errors_are_said(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            raise ShardFailed(f"{folder} belongs to another user, who could run commands through it; delete it")
+        folder.chmod(0o700)
 
 
 def _stop(jobs: Sequence[submitit.Job[Refusal | None]]) -> None:

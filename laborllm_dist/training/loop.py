@@ -47,10 +47,10 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     tell(describe_settings(settings, ranks))
     ranks.on_first(lambda: check_sources(settings.data))
     ranks.on_first(lambda: check_weights(settings.model))
-    store = open_store(ranks.on_first(lambda: prepare_store(settings, tell).folder))
-    plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks))
+    store = open_store(ranks.on_first(lambda: prepare_store(settings, tell).folder, Path))
+    plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
     with alone(ranks, Path(settings.runs) / settings.name):
-        run = ranks.on_first(lambda: _open_run(settings, store))
+        run = ranks.on_first(lambda: _open_run(settings, store), RunFolder)
         _train_alone(settings, ranks, store, plan, run)
     return run
 
@@ -69,13 +69,13 @@ def _open_run(settings: RunSettings, store: TokenStore) -> RunFolder:
 def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: TrainingPlan, run: RunFolder) -> None:
     """Resume or begin, do all steps that are left, and export."""
     tell = say if ranks.is_first else silence
-    newest = ranks.on_first(lambda: newest_checkpoint(run.checkpoints, tell))
+    newest = ranks.on_first(lambda: newest_checkpoint(run.checkpoints, tell), tuple[Path, CheckpointManifest] | None)
     state = BEGINNING if newest is None else _state_of(newest[1], run)
     if is_done(plan, state) and ranks.on_first(lambda: exported_step(run.export, run.fingerprint)) == state.best_step:
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
         return
     if state.best_step != state.step:  # that of the newest has been looked at
-        state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell))
+        state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell), RunState)
 
     capacity = capacity_of(ranks, settings)  # on every rank: all import at once what the model wants
     ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity, tell))
@@ -84,6 +84,7 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     ranks.on_first(lambda: check_packing(model.hugging_face, device=next(model.parameters()).device))
     config = model.hugging_face.config
     tell(describe_plan(settings, plan, *num_parameters(model)))
+    ranks.barrier()  # reading weights takes one rank longer than another, and DeepSpeed begins with a collective
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
@@ -93,7 +94,7 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     del engine, work
     if state.step < plan.num_steps:
         tell(describe_early_stop(state))
-    state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell))
+    state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell), RunState)
     ranks.on_first(lambda: _export_best(state, run, config, store, settings))
     tell(describe_end(state, run.export))
 

@@ -42,6 +42,7 @@ def run_steps(work: Work, state: RunState) -> RunState:
         make = functools.partial(batches_of_step, work)
         ahead = held.enter_context(BatchesAhead(make, num_steps=plan.num_steps))
         saved = state
+        work.engine.ranks.barrier()  # rank 0 has opened its log, and a tracker's, which may take long
         while not is_done(plan, state):
             numbers: Numbers = {}
             if not is_validation_due(plan, state):  # else a stop has cut it short, and it comes first

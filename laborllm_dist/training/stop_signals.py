@@ -1,4 +1,7 @@
-"""SIGTERM (Slurm's preemption, the launcher) and SIGINT (Ctrl-C) as a wish that all ranks agree on, not as a death."""
+"""Signals that end a process, as a wish that all ranks agree on and not as a death.
+
+SIGTERM comes from Slurm's preemption and from launchers, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,14 @@ from types import FrameType
 
 from laborllm_dist.engine.ranks import Ranks
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 class StopSignals:
-    """Notes both signals inside its block; the step or pass that is being computed is finished."""
+    """Notes these signals inside its block; the step or pass that is being computed is finished.
+
+    A SIGHUP that the process was started to ignore, as `nohup` does, stays ignored.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -22,7 +30,9 @@ class StopSignals:
         return num_asked > 0
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [number for number in SIGNALS if not (number == signal.SIGHUP and is_ignored)]
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
