@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ import torch
 from launching import ON_CPU, PROJECT, free_port, python_path
 from worlds import small_run
 
+from laborllm_dist.engine.launcher import num_local_ranks
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.slurm import first_host, launcher_variables, port_of_step
 from laborllm_dist.training.stop_signals import StopSignals
 
+ALONE = Ranks(0, 1, 0, torch.device("cpu"))
 # As Slurm 22.05 sets them in task 9 of `srun --ntasks-per-node=8` over two hosts.
 TASK = {
     "SLURM_JOB_ID": "4711",
@@ -44,6 +47,32 @@ def test_a_task_of_srun_gets_the_variables_of_a_launcher() -> None:
 def test_a_task_that_sees_one_gpu_takes_that_one() -> None:
     assert launcher_variables({**TASK, "CUDA_VISIBLE_DEVICES": "5"})["LOCAL_RANK"] == "0"
     assert launcher_variables({**TASK, "CUDA_VISIBLE_DEVICES": ""})["LOCAL_RANK"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("counts", "node", "num_local"),
+    [
+        ("8(x2)", "0", 8),  # srun -N2 -n16
+        ("8(x2)", "1", 8),
+        ("3,2", "0", 3),  # srun -N2 -n5
+        ("3,2", "1", 2),
+        ("4(x2),1,2(x3)", "1", 4),
+        ("4(x2),1,2(x3)", "2", 1),
+        ("4(x2),1,2(x3)", "5", 2),
+        ("16", "0", 16),
+        ("8(x2)", "2", None),
+        ("8(x2)", "", None),
+        ("", "0", None),
+        ("many", "0", None),
+    ],
+)
+def test_the_ranks_of_a_host_are_counted_without_ntasks_per_node(counts: str, node: str, num_local: int | None) -> None:
+    task = {**TASK, "SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_TASKS_PER_NODE": "", "SLURM_NODEID": node}
+    variables = launcher_variables(task)
+    assert variables.get("LOCAL_WORLD_SIZE") == (None if num_local is None else str(num_local))
+    assert num_local_ranks({**task, **variables}) == num_local
+    # A step may have fewer tasks on a node than the job: what the step says goes before.
+    assert num_local_ranks({**task, "SLURM_NTASKS_PER_NODE": "64", **variables}) == (num_local or 64)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +110,41 @@ def test_ports_differ_between_steps_and_stay_below_those_of_outgoing_connections
     assert all(12_000 <= port < 32_000 for port in ports)
 
 
-def test_a_wish_to_stop_is_answered_once_and_a_second_ctrl_c_again(capfd: pytest.CaptureFixture[str]) -> None:
-    with StopSignals(Ranks(0, 1, 0, torch.device("cpu"))) as stop:
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Begin with the usual handlers, however the tests were started (nohup, in the background), and bring them back."""
+    usual = {
+        signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler,
+    }  # fmt: skip
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminal_that_is_closed_asks_to_stop_as_slurm_does(
+    number: signal.Signals, handlers: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with StopSignals(ALONE) as stop:
+        signal.raise_signal(number)
+        assert stop.are_wanted()
+    assert capfd.readouterr().err.startswith("train: asked to stop; finishes this step")
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_training_under_nohup_goes_on_when_its_terminal_is_closed(handlers: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals(ALONE) as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.are_wanted()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_wish_to_stop_is_answered_once_and_a_second_ctrl_c_again(
+    handlers: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with StopSignals(ALONE) as stop:
         assert not stop.are_wanted()
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # as the launcher sends it after a Ctrl-C
@@ -98,13 +160,14 @@ def test_a_wish_to_stop_is_answered_once_and_a_second_ctrl_c_again(capfd: pytest
 LOOKOUT = """
 import os, sys, time, torch.distributed
 from laborllm_dist.engine import lookout
+from laborllm_dist.engine.channel import Channel
 lookout.GRACE_SECONDS = 0.5
 rank, port, ending = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 store = torch.distributed.TCPStore("127.0.0.1", port, 2, rank == 0)
 def lost():
     os._exit(7)
 with lookout.looking_out(
-    store, rank=rank, world_size=2, is_goodbye=lambda error: isinstance(error, EOFError), when_lost=lost
+    Channel(store, b"secret"), rank=rank, world_size=2, is_goodbye=lambda error: isinstance(error, EOFError), when_lost=lost
 ):
     if rank == 0:
         time.sleep(4)  # as in a collective that nothing interrupts

@@ -6,6 +6,7 @@ import ipaddress
 import socket
 
 ANY = ""
+BACKLOG = 128  # connections that may wait to be accepted, at least: some are of others
 
 
 def interface_of(first: str, *, is_one_host: bool) -> tuple[socket.AddressFamily, str]:
@@ -39,7 +40,7 @@ def listen(first: str, port: int, *, is_one_host: bool, backlog: int) -> socket.
     """
     family, address = interface_of(first, is_one_host=is_one_host)
     both = address == ANY and family == socket.AF_INET6
-    return socket.create_server((address, port), family=family, backlog=backlog, dualstack_ipv6=both)
+    return socket.create_server((address, port), family=family, backlog=max(BACKLOG, backlog), dualstack_ipv6=both)
 
 
 def _is_own(family: socket.AddressFamily, address: str) -> bool:
