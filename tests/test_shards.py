@@ -24,6 +24,7 @@ from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import AlreadyRunning, DataFileError, DiskFull, ShardFailed, StoreError
 from laborllm_dist.files import locked
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens import shards
 from laborllm_dist.tokens.pieces import make_pieces
 from laborllm_dist.tokens.prepare import (
     _make_tools,
@@ -360,3 +361,10 @@ def test_data_settings_refuse_a_tag_that_stands_twice(tmp_path: Path) -> None:
 
     with pytest.raises(OutOfRange, match="a survey tag of its own"):
         DataSettings("x", {"a": one, "b": one})
+
+
+def test_what_jobs_answer_is_unpickled_from_a_new_folder_of_this_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir(mode=0o777)
+    folders = [shards._new_folder(tmp_path / "jobs") for _ in range(2)]
+    assert len(set(folders)) == 2
+    assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700, 0o700]

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from torch.distributed.rendezvous import rendezvous
 
 from laborllm_dist.engine.channel import Channel, wait_for
 from laborllm_dist.engine.interface import listen
@@ -292,7 +293,10 @@ def _open_store(rank: int, world_size: int, limit: timedelta) -> Any:
         PortTaken: if another run meets at this port.
     """
     first, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=limit))
+        return store
+    if rank:
         return torch.distributed.TCPStore(first, port, world_size, is_master=False, timeout=limit)
     try:
         server = listen(first, port, is_one_host=num_local_ranks(os.environ) == world_size, backlog=2 * world_size)

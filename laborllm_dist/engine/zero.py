@@ -105,6 +105,7 @@ def make_engine(
     load_operators(zero, optimizer)
     adam = make_optimizer(model, optimizer)
     _import_muon()
+    ranks.barrier()  # weights to read, operators to compile: one rank takes longer, and DeepSpeed begins collectively
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=adam,

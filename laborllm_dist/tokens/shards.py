@@ -7,6 +7,7 @@ array's jobs need the folder of the store and the project on a file system that 
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -44,9 +45,9 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     if wanted.where == "slurm":
         limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
         limits["slurm_array_parallelism"] = wanted.num_shards
-    _make_private(logs)
+    folder = _new_folder(logs)
     try:
-        executor = submitit.AutoExecutor(folder=str(logs), cluster=wanted.where)
+        executor = submitit.AutoExecutor(folder=str(folder), cluster=wanted.where)
         executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
         jobs = executor.map_array(work, list(range(wanted.num_shards)))
     except (RuntimeError, OSError) as error:
@@ -57,18 +58,15 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
         _stop([job for job in jobs if not job.done()])
 
 
-def _make_private(folder: Path) -> None:
-    """Make a folder that only this user can write to: what jobs are given and what they answer is unpickled there.
+def _new_folder(logs: Path) -> Path:
+    """Return a new folder that only this user can write to: what jobs are given and answer is unpickled from there.
 
     Raises:
-        ShardFailed: if it is another user's.
         DiskError: if it cannot be made.
     """
-    with disk_errors_are_said(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
-            raise ShardFailed(f"{folder} belongs to another user, who could run commands through it; delete it")
-        folder.chmod(0o700)
+    with disk_errors_are_said(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="start-", dir=logs))
 
 
 def _stop(jobs: Sequence[submitit.Job[Refusal | None]]) -> None:

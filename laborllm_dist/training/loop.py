@@ -84,7 +84,6 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     ranks.on_first(lambda: check_packing(model.hugging_face, device=next(model.parameters()).device))
     config = model.hugging_face.config
     tell(describe_plan(settings, plan, *num_parameters(model)))
-    ranks.barrier()  # reading weights takes one rank longer than another, and DeepSpeed begins with a collective
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
