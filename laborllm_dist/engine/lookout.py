@@ -104,72 +104,85 @@ class _Caller:
     said: bytes = b""
 
 
+class _Reception:
+    """Everybody who connects to rank 0, served at the same time: nobody keeps the others waiting."""
+
+    def __init__(self, server: socket.socket, rank_of: dict[bytes, int], selector: selectors.BaseSelector) -> None:
+        self.accepted: dict[int, socket.socket] = {}
+        self._server, self._rank_of, self._selector = server, rank_of, selector
+        self._length = len(next(iter(rank_of)))
+        self._callers: dict[int, _Caller] = {}
+        server.setblocking(False)
+        selector.register(server, selectors.EVENT_READ)
+
+    def serve(self, deadline: float) -> None:
+        """Serve whoever comes or speaks until the deadline, or until somebody has been silent for too long."""
+        first = min((caller.deadline for caller in self._callers.values()), default=deadline)
+        for key, _ in self._selector.select(max(0.0, min(first, deadline) - monotonic())):
+            if key.fileobj is self._server:
+                self._welcome()
+            else:
+                self._hear(self._callers[key.fd])
+        for caller in [caller for caller in self._callers.values() if caller.deadline <= monotonic()]:
+            self._send_away(caller)
+
+    def close(self) -> None:
+        """Send away everybody who has not been accepted."""
+        for caller in list(self._callers.values()):
+            self._send_away(caller)
+
+    def _welcome(self) -> None:
+        with contextlib.suppress(OSError):  # it has gone again
+            connection, _ = self._server.accept()
+            connection.setblocking(False)
+            _keep_alive(connection)
+            self._callers[connection.fileno()] = _Caller(connection, monotonic() + INTRODUCTION_SECONDS)
+            self._selector.register(connection, selectors.EVENT_READ)
+
+    def _hear(self, caller: _Caller) -> None:
+        """Take what a caller says: it is accepted once it has said which rank it is, and proved it."""
+        try:
+            said = caller.connection.recv(self._length - len(caller.said))
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        caller.said += said
+        if said and len(caller.said) < self._length:
+            return
+        rank = next((self._rank_of[each] for each in self._rank_of if hmac.compare_digest(each, caller.said)), None)
+        if rank is None or rank in self.accepted:
+            self._send_away(caller)
+            return
+        self._selector.unregister(caller.connection)
+        del self._callers[caller.connection.fileno()]
+        self.accepted[rank] = caller.connection
+
+    def _send_away(self, caller: _Caller) -> None:
+        self._selector.unregister(caller.connection)
+        del self._callers[caller.connection.fileno()]
+        caller.connection.close()
+
+
 def _accept(server: socket.socket, rank_of: dict[bytes, int]) -> list[socket.socket]:
     """Return a connection from every rank, in the order of ranks; whoever else calls is sent away.
+
+    Args:
+        server: the listening socket.
+        rank_of: what each rank says of itself.
 
     Raises:
         TimeoutError: if not all have come in time.
     """
-    length, deadline = len(next(iter(rank_of))), monotonic() + MEETING_SECONDS
-    accepted: dict[int, socket.socket] = {}
-    callers: dict[int, _Caller] = {}
-    server.setblocking(False)
-    with contextlib.ExitStack() as held:
-        selector = held.enter_context(selectors.DefaultSelector())
-        held.callback(lambda: [caller.connection.close() for caller in callers.values()])
-        selector.register(server, selectors.EVENT_READ)
-        while len(accepted) < len(rank_of):
-            now = monotonic()
-            if now > deadline:
-                missing = sorted(set(rank_of.values()) - accepted.keys())
-                raise TimeoutError(f"rank {missing[0]} has not called within {MEETING_SECONDS:g} seconds")
-            for late in [caller for caller in callers.values() if caller.deadline < now]:
-                _send_away(late, callers, selector)
-            next_deadline = min((caller.deadline for caller in callers.values()), default=deadline)
-            for key, _ in selector.select(max(0.0, min(next_deadline, deadline) - now) + 0.01):
-                if key.fileobj is server:
-                    _welcome(server, callers, selector)
-                    continue
-                caller = callers[key.fd]
-                more = _received(caller.connection, length - len(caller.said))
-                if more == b"":
-                    _send_away(caller, callers, selector)
-                    continue
-                caller.said += more or b""
-                if len(caller.said) < length:
-                    continue
-                rank = next((rank_of[each] for each in rank_of if hmac.compare_digest(each, caller.said)), None)
-                if rank is None or rank in accepted:
-                    _send_away(caller, callers, selector)
-                    continue
-                selector.unregister(caller.connection)
-                accepted[rank] = callers.pop(key.fd).connection
-    return [accepted[rank] for rank in sorted(accepted)]
-
-
-def _welcome(server: socket.socket, callers: dict[int, _Caller], selector: selectors.BaseSelector) -> None:
-    with contextlib.suppress(OSError):  # it has gone again, or there are too many of them: others wait
-        connection, _ = server.accept()
-        connection.setblocking(False)
-        _keep_alive(connection)
-        callers[connection.fileno()] = _Caller(connection, monotonic() + INTRODUCTION_SECONDS)
-        selector.register(connection, selectors.EVENT_READ)
-
-
-def _send_away(caller: _Caller, callers: dict[int, _Caller], selector: selectors.BaseSelector) -> None:
-    selector.unregister(caller.connection)
-    del callers[caller.connection.fileno()]
-    caller.connection.close()
-
-
-def _received(connection: socket.socket, length: int) -> bytes | None:
-    """Return what has come; None: nothing yet; nothing at all: it is closed."""
-    try:
-        return connection.recv(length)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
+    deadline = monotonic() + MEETING_SECONDS
+    with selectors.DefaultSelector() as selector:
+        reception = _Reception(server, rank_of, selector)
+        with contextlib.closing(reception):
+            while missing := sorted(set(rank_of.values()) - reception.accepted.keys()):
+                if monotonic() > deadline:
+                    raise TimeoutError(f"rank {missing[0]} has not called within {MEETING_SECONDS:g} seconds")
+                reception.serve(deadline)
+    return [reception.accepted[rank] for rank in sorted(reception.accepted)]
 
 
 def _keep_alive(connection: socket.socket) -> None:
