@@ -46,7 +46,8 @@ class Channel:
             DistError: if the rank that keeps the store is gone.
         """
         wait_for(self.store, key)
-        signature, _, body = self.store.get(key).decode("ascii", errors="replace").partition(" ")
+        content: bytes = self.store.get(key)
+        signature, _, body = content.decode("ascii", errors="replace").partition(" ")
         if not hmac.compare_digest(signature.encode(), self._signature(key, body).encode()):
             raise _foreign(key)
         kind, _, rest = body.partition(" ")

@@ -164,7 +164,8 @@ def _dtype_of(kind: Any) -> np.dtype[Any]:
     (scalar,) = typing.get_args(typing.get_args(kind)[1])
     if scalar not in DTYPES:
         raise _unknown(kind)
-    return np.dtype(scalar)
+    dtype: np.dtype[Any] = np.dtype(scalar)
+    return dtype
 
 
 def _encoded_array(value: Any, dtype: np.dtype[Any], place: str) -> dict[str, Any]:

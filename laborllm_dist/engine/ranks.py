@@ -37,6 +37,7 @@ from laborllm_dist.files import locked
 from laborllm_dist.settings import RanksSettings
 
 Result = TypeVar("Result")
+STORES: Any = torch.distributed  # whose stores have no annotations
 DONE, REFUSED = "done", "refused"  # what a message of rank 0 begins with
 FAREWELL_SECONDS = 10.0  # that rank 0, which keeps the store, gives the others to read its last message
 
@@ -260,16 +261,16 @@ def _meet(settings: RanksSettings, device: torch.device) -> Channel | None:
     """
     deepspeed = import_deepspeed()
     rank, world_size, limit = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _limit(settings)
-    backend, names = ("nccl", {"device_id": device}) if device.type == "cuda" else ("gloo", {})
+    backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
-        store = torch.distributed.HashStore() if world_size == 1 else _open_store(rank, world_size, limit)
+        store = STORES.HashStore() if world_size == 1 else _open_store(rank, world_size, limit)
         torch.distributed.init_process_group(
             backend,
-            store=torch.distributed.PrefixStore("default_pg", store),
+            store=STORES.PrefixStore("default_pg", store),
             rank=rank,
             world_size=world_size,
             timeout=limit,
-            **(names if world_size > 1 else {}),
+            device_id=None if world_size == 1 else bound,
         )
         deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
         if world_size == 1:
@@ -297,7 +298,7 @@ def _open_store(rank: int, world_size: int, limit: timedelta) -> Any:
         store, _, _ = next(rendezvous("env://", rank, world_size, timeout=limit))
         return store
     if rank:
-        return torch.distributed.TCPStore(first, port, world_size, is_master=False, timeout=limit)
+        return STORES.TCPStore(first, port, world_size, is_master=False, timeout=limit)
     try:
         server = listen(first, port, is_one_host=num_local_ranks(os.environ) == world_size, backlog=2 * world_size)
     except OSError as error:
@@ -308,9 +309,7 @@ def _open_store(rank: int, world_size: int, limit: timedelta) -> Any:
             "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
         ) from None
     # The store takes the socket over. By itself it would listen on every interface.
-    return torch.distributed.TCPStore(
-        first, port, world_size, is_master=True, timeout=limit, master_listen_fd=server.detach()
-    )
+    return STORES.TCPStore(first, port, world_size, is_master=True, timeout=limit, master_listen_fd=server.detach())
 
 
 def _limit(settings: RanksSettings) -> timedelta:
