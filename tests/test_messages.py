@@ -22,11 +22,15 @@ from worlds import settings_of, small_run
 
 from laborllm_dist.engine import channel, secret
 from laborllm_dist.engine.channel import Channel, wait_for
+from laborllm_dist.engine.manifest import CheckpointManifest, SavedFile, SavedFragment
 from laborllm_dist.engine.messages import MessageError, from_text, to_text
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.secret import share_secret
 from laborllm_dist.errors import ForeignMessage, RankFailed, RanksApart, RunError
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.training.plan import TrainingPlan, plan_training
+from laborllm_dist.training.state import BEGINNING, RunState
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -377,3 +381,21 @@ def test_a_rank_that_does_not_answer_ends_the_start(own_folders: list[Path]) -> 
         share_secret(torch.distributed.HashStore(), rank=0, world_size=2)
     with pytest.raises(RanksApart, match="rank 0 has not handed out the secret of this run for 1 seconds"):
         share_secret(torch.distributed.HashStore(), rank=1, world_size=2)
+
+
+def test_what_a_training_sends_comes_back(tmp_path: Path) -> None:
+    settings = settings_of(small_run(tmp_path))
+    plan = plan_training(prepare_store(settings, lambda line: None), settings, world_size=2)
+    back = from_text(to_text(plan, TrainingPlan), TrainingPlan)
+    assert back.num_steps == plan.num_steps > 1
+    for step in range(plan.num_steps):
+        one, other = back.step(step), plan.step(step)
+        assert one.careers.tolist() == other.careers.tolist()
+        assert (one.packing, one.shards, one.num_targets) == (other.packing, other.shards, other.num_targets)
+    state = BEGINNING.after_step(0.1 + 0.2, 7, 5).after_validation(1.5).without_step()
+    assert from_text(to_text(state, RunState), RunState) == state
+    fragment = SavedFragment("model.w", (2, 3), 1, 4, block_offset=0)
+    manifest = CheckpointManifest(3, "run", 2, 3, {"step": 3, "left_out": []}, {"a": SavedFile(9, "ff", (fragment,))})
+    kind = tuple[Path, CheckpointManifest] | None
+    assert from_text(to_text((tmp_path, manifest), kind), kind) == (tmp_path, manifest)
+    assert from_text(to_text(None, kind), kind) is None
