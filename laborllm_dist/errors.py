@@ -49,6 +49,10 @@ class ModelError(LaborError):
     """Model weights are missing, incomplete or do not fit the tokenizer."""
 
 
+class CustomCode(LaborError):
+    """A model or a tokenizer is defined by code that comes with it, which is never run."""
+
+
 class BadStep(LaborError):
     """A step's loss or gradient is no number, or a spike; it was not learnt from."""
 
