@@ -109,6 +109,12 @@ class DiskFull(DiskError):
     """There is no room left to write; what was complete before is untouched."""
 
 
+class OutputClosed(LaborError):
+    """Nobody reads what a command prints, and that was its result: it ends as a program does that SIGPIPE ends."""
+
+    exit_code = 141  # 128 + SIGPIPE, as shells report it
+
+
 class Interrupted(LaborError):
     """The run was asked to stop, has saved, and goes on when started again."""
 

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from laborllm_dist.files import disk_errors_are_said, write_text
 from laborllm_dist.settings import TrackingSettings
-
-
-def say(line: str) -> None:
-    """Print one line of progress at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def silence(line: str) -> None:
-    """Say nothing: what ranks other than the first do with a line."""
+from laborllm_dist.terminal import say
 
 
 class RunLog:
