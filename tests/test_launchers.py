@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,15 @@ def test_ports_differ_between_steps_and_stay_below_those_of_outgoing_connections
     assert all(12_000 <= port < 32_000 for port in ports)
 
 
+@pytest.fixture
+def usual_ctrl_c() -> Iterator[None]:
+    """Give SIGINT its usual handler: where the tests run in the background or under nohup, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_a_wish_to_stop_is_answered_once_and_a_second_ctrl_c_again(capfd: pytest.CaptureFixture[str]) -> None:
     with StopSignals(Ranks(0, 1, 0, torch.device("cpu"))) as stop:
         assert not stop.are_wanted()
