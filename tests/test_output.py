@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import io
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import ON_CPU, python_path, start_ranks
+from launching import ON_CPU, PROJECT, python_path, start_ranks
 from worlds import small_run
 
 from laborllm_dist import terminal
@@ -184,3 +185,14 @@ def test_a_training_whose_output_goes_to_a_full_disk_ends_with_its_weights(tmp_p
     (rank,) = start_ranks("train.py", small_run(tmp_path, num_people=25), world_size=1, log=Path("/dev/full"))
     assert rank.wait(timeout=240) == 0
     assert (tmp_path / "runs/small/export/model.safetensors").is_file()
+
+
+def test_all_output_goes_through_one_module() -> None:
+    for path in [*(PROJECT / "laborllm_dist").rglob("*.py"), *(PROJECT / "launch").glob("*.py")]:
+        if path.name == "terminal.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = ast.unparse(node) if isinstance(node, (ast.Attribute, ast.Name)) else ""
+            assert named not in ("print", "sys.stdout", "sys.stderr", "os.write"), f"{path}: {named}"
+            made = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert made != "Console", f"{path}: a console of its own"
