@@ -19,8 +19,18 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from laborllm_dist.errors import BadStep, DoesNotFit, Interrupted, LaborError, RankFailed, RunError, SettingsError
+from laborllm_dist.errors import (
+    BadStep,
+    DoesNotFit,
+    Interrupted,
+    LaborError,
+    OutputClosed,
+    RankFailed,
+    RunError,
+    SettingsError,
+)
 from laborllm_dist.settings_reader import Settings, read_settings
+from laborllm_dist.terminal import complain, guard_output, show
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = ("--help", "-h")
@@ -49,35 +59,31 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
 
 def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
     """Run a script: settings from the command line, one clear line instead of a traceback where they are refused."""
+    guard_output()
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     try:
         if any(argument in HELP for argument in arguments):
             _show_help(config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
             work(compose_settings(kind, config_name, arguments))
-    except RankFailed as refusal:
+    except (RankFailed, OutputClosed) as refusal:
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
         # These are the same on every rank; of others, the rank that met one is the only one that knows.
         rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
         if rank == "0" or not isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit)):
-            _complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
+            complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
-        _complain("stopped: by Ctrl-C; the same command goes on from what is finished")
+        complain("stopped: by Ctrl-C; the same command goes on from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
     raise SystemExit(0)
 
 
-def _complain(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
 def _show_help(config_name: str, overrides: Sequence[str], help_text: str) -> None:
     values = OmegaConf.create(compose_values(config_name, overrides, incomplete=True))
-    sys.stdout.write(f"{help_text.strip()}\n\nSettings and their values now (???: must be given):\n\n")
-    sys.stdout.write(OmegaConf.to_yaml(values))
+    heading = f"{help_text.strip()}\n\nSettings and their values now (???: must be given):\n\n"
+    show(heading + OmegaConf.to_yaml(values))
 
 
 def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:

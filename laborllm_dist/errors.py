@@ -49,6 +49,10 @@ class ModelError(LaborError):
     """Model weights are missing, incomplete or do not fit the tokenizer."""
 
 
+class CustomCode(LaborError):
+    """A model or a tokenizer is defined by code that comes with it, which is never run."""
+
+
 class BadStep(LaborError):
     """A step's loss or gradient is no number, or a spike; it was not learnt from."""
 
@@ -107,6 +111,12 @@ class DiskError(LaborError):
 
 class DiskFull(DiskError):
     """There is no room left to write; what was complete before is untouched."""
+
+
+class OutputClosed(LaborError):
+    """Nobody reads what a command prints, and that was its result: it ends as a program does that SIGPIPE ends."""
+
+    exit_code = 141  # 128 + SIGPIPE, as shells report it
 
 
 class Interrupted(LaborError):

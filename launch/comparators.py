@@ -3,7 +3,7 @@
 from laborllm_dist.baselines.compare import score_comparators
 from laborllm_dist.compose import launch
 from laborllm_dist.settings import CompareSettings
-from laborllm_dist.training.run_log import say
+from laborllm_dist.terminal import say
 
 HELP = """
 Score the comparators on the test people of a run: marginal, first_order, and truth for synthetic careers.

@@ -4,7 +4,7 @@ from laborllm_dist.compose import launch
 from laborllm_dist.engine.ranks import open_ranks
 from laborllm_dist.scoring.score_run import evaluation_ranks, score_run
 from laborllm_dist.settings import EvaluateSettings
-from laborllm_dist.training.run_log import say, silence
+from laborllm_dist.terminal import say, silence
 
 HELP = """
 Compute the exact log-likelihood of every observed occupation, sharded over ranks; a killed evaluation goes on.

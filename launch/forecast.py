@@ -4,7 +4,7 @@ from laborllm_dist.compose import launch
 from laborllm_dist.engine.ranks import open_ranks
 from laborllm_dist.scoring.forecast_run import forecast_ranks, run_forecasts
 from laborllm_dist.scoring.forecast_settings import ForecastSettings
-from laborllm_dist.training.run_log import say, silence
+from laborllm_dist.terminal import say, silence
 
 HELP = """
 Forecast the occupation of a later observed year, directly and composed from yearly steps, and compare the two.

@@ -4,10 +4,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a plan asks nobody
 
-from rich.console import Console
-
 from laborllm_dist.compose import launch
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.terminal import results
 from laborllm_dist.training.plan_table import show_plan
 
 HELP = """
@@ -22,7 +21,8 @@ weights and no data: what is not there yet is assumed, and said to be.
 
 def main(settings: RunSettings) -> None:
     """Print the plan."""
-    show_plan(settings, Console())
+    with results() as console:
+        show_plan(settings, console)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """Predict the next occupations of careers of your own: python launch/predict.py run=runs/NAME careers=FILE."""
 
-from rich.console import Console
-
 from laborllm_dist.compose import launch
 from laborllm_dist.engine.ranks import open_ranks
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.report.predictions import show_predictions
 from laborllm_dist.scoring.predict import predict
 from laborllm_dist.scoring.score_run import evaluation_ranks
-from laborllm_dist.training.run_log import say
+from laborllm_dist.terminal import results, say
 
 HELP = """
 Tell the most probable next occupations of the people in a JSON or CSV file, with their probabilities. One process.
@@ -22,7 +20,8 @@ def main(settings: PredictSettings) -> None:
     """Predict, and print the table."""
     with open_ranks(evaluation_ranks(settings)) as ranks:
         table, info = predict(settings, ranks, say)
-    show_predictions(table, info, settings.output, Console())
+    with results() as console:
+        show_predictions(table, info, settings.output, console)
 
 
 if __name__ == "__main__":

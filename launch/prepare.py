@@ -2,8 +2,8 @@
 
 from laborllm_dist.compose import launch
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.terminal import say
 from laborllm_dist.tokens.prepare import prepare
-from laborllm_dist.training.run_log import say
 
 HELP = """
 Turn careers into a token store: read, check, write as text, tokenise. Training does it too where the store is missing.

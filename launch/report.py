@@ -1,10 +1,9 @@
 """Compare models: python launch/report.py runs='[runs/A,runs/B]'."""
 
-from rich.console import Console
-
 from laborllm_dist.compose import launch
 from laborllm_dist.report.write import terminal_tables, write_report
 from laborllm_dist.settings import ReportSettings
+from laborllm_dist.terminal import results
 
 HELP = """
 Write report.html and summary.json from the score tables of runs: perplexities, paired differences, groups, figures.
@@ -16,10 +15,10 @@ Write report.html and summary.json from the score tables of runs: perplexities, 
 def main(settings: ReportSettings) -> None:
     """Write the report, and print its tables."""
     result = write_report(settings)
-    console = Console()
-    for table in terminal_tables(result):
-        console.print(table)
-    console.print(f"report: {result.page}", soft_wrap=True, highlight=False)
+    with results() as console:
+        for table in terminal_tables(result):
+            console.print(table)
+        console.print(f"report: {result.page}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ system gives back however its holder ends, and who has it removes the file: whoe
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from laborllm_dist.engine_settings import OptimizerSettings, ZeroSettings
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.files import locked
+from laborllm_dist.terminal import say
 
 LOCK = "laborllm_dist.lock"
 
@@ -63,8 +63,7 @@ def _load(builder: Any, name: str, setting: str, advice: str) -> None:
         for built in (folder, folder.with_name("pin_memory")):
             (built / "lock").unlink(missing_ok=True)
         if not (installed_ops.get(builder.name, False) or (folder / f"{builder.name}.so").is_file()):
-            sys.stdout.write(f"train: compiling DeepSpeed's {name} (a minute or two, once)\n")
-            sys.stdout.flush()
+            say(f"train: compiling DeepSpeed's {name} (a minute or two, once)")
         try:
             builder.load(verbose=False)
         except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:

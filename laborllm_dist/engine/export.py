@@ -23,6 +23,7 @@ from laborllm_dist.errors import ModelError
 from laborllm_dist.files import disk_errors_are_said, flush_to_disk, sha256_of_all, write_json
 from laborllm_dist.run_folder import RunFolder
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.auto_classes import model_of, open_model
 
 ModelConfig: TypeAlias = "transformers.PretrainedConfig"
 ORIGIN = "laborllm_dist.json"
@@ -40,7 +41,7 @@ def export_checkpoint(
     dtype = _dtype_of(config)
     with _writing_folder(export, tokenizer, manifest) as partial:
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
+            model = model_of(config)
         weights = {name: value.to(dtype) for name, value in full_weights(checkpoint, manifest)}
         model.save_pretrained(partial, state_dict=weights)
 
@@ -69,10 +70,10 @@ def export_adapter(
     with _writing_folder(run.adapter, tokenizer, manifest) as partial:
         write_adapter(full_weights(checkpoint, manifest), settings.adapter, _place_of(base), dtype, partial)
     with _writing_folder(run.export, tokenizer, manifest) as partial:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            base.path,
-            revision=base.revision or "main",
-            subfolder=base.subfolder or "",
+        model = open_model(
+            str(base.path),
+            revision=base.revision,
+            subfolder=base.subfolder,
             dtype=dtype,
             use_safetensors=base.weights == "safetensors",
         )

@@ -20,6 +20,7 @@ import transformers
 
 from laborllm_dist.errors import ModelError
 from laborllm_dist.files import disk_errors_are_said, flush_to_disk
+from laborllm_dist.tokens.auto_classes import open_tokenizer
 
 _NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -77,7 +78,7 @@ def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=weights)
-        transformers.AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(partial)
+        open_tokenizer(source.parent, gguf_file=source.name).save_pretrained(partial)
         for path in partial.iterdir():
             flush_to_disk(path)
         shutil.rmtree(output, ignore_errors=True)

@@ -26,6 +26,7 @@ from laborllm_dist.engine.zero import deepspeed_config
 from laborllm_dist.engine_settings import ComputeSettings, LlamaSettings, ModelSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.auto_classes import UNREADABLE, open_config, open_model, reason_of
 from laborllm_dist.tokens.store import TokenStore, check_lengths
 from laborllm_dist.tokens.tokenizer import hub_commit, is_hub_id
 
@@ -33,21 +34,25 @@ MASKED = ComputeSettings(attention="mask", loss="chunked", loss_chunk_tokens=409
 
 
 def check_weights(settings: ModelSettings) -> None:
-    """Refuse weights that are plainly missing, before anything else is done.
+    """Refuse weights that are plainly missing or of no known model, before anything else is done.
 
     Raises:
         ModelError: saying how to get them.
+        CustomCode: if the model is defined by code that comes with it.
     """
-    if settings.path is None or Path(settings.path).is_dir():
+    if settings.path is None:
+        return
+    if Path(settings.path).is_dir():
+        if (folder_of(settings) / "config.json").is_file():
+            open_config(settings.path, **_where(settings))
         return
     try:
         if not is_hub_id(settings.path):
-            raise OSError("there is no such folder, and it is no hub id (OWNER/NAME)")
-        transformers.AutoConfig.from_pretrained(settings.path, **_where(settings))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ModelError("there is no such folder, and it is no hub id (OWNER/NAME)")
+        open_config(settings.path, **_where(settings))
+    except ModelError as error:
         raise ModelError(
-            f"no weights for model.path={settings.path}: {reason}. Either give a local folder (model.path=FOLDER, with "
+            f"no weights for model.path={settings.path}: {error}. Either give a local folder (model.path=FOLDER, with "
             "config.json, *.safetensors and the tokenizer), or, for a hub id, accept the model's licence on its page, "
             "log in (hf auth login) and start again where the hub can be reached"
         ) from None
@@ -104,20 +109,19 @@ def pretrained_model(
     held = quantisation(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            settings.path,
+        model, report = open_model(
+            str(settings.path),
             **_where(settings),
             **placed,
             dtype=dtype,
             attn_implementation="sdpa",
             use_safetensors=settings.weights == "safetensors",
-            trust_remote_code=False,
             attention_dropout=settings.attention_dropout,
             output_loading_info=True,
             ignore_mismatched_sizes=Path(str(settings.path)).is_dir(),  # told below; on the hub it may be an adapter
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ModelError(f"cannot open the weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
+    except (*UNREADABLE, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ModelError(f"cannot open the weights at {settings.path}: {reason_of(error)}") from None
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise ModelError(
             f"the weights at {settings.path}: {name} has shape {list(stored)}, the model of config.json {list(wanted)}"
@@ -179,7 +183,7 @@ def _goes_into_shards(settings: RunSettings) -> bool:
     model, zero = settings.model, settings.zero
     if zero.stage != 3 or zero.offload_weights == "nvme" or model.weights != "safetensors":
         return False
-    config = transformers.AutoConfig.from_pretrained(model.path, **_where(model))
+    config = open_config(str(model.path), **_where(model))
     return config.model_type in MODEL_TYPES
 
 
@@ -193,7 +197,7 @@ def check_sharded(settings: ModelSettings) -> None:
         raise ModelError(
             f"{settings.path}: placement=sharded reads whole models in safetensors only; merge an adapter first"
         )
-    model_type = transformers.AutoConfig.from_pretrained(settings.path, **_where(settings)).model_type
+    model_type = open_config(str(settings.path), **_where(settings)).model_type
     if model_type not in MODEL_TYPES:
         raise ModelError(
             f"{settings.path}: placement=sharded knows models of type {', '.join(MODEL_TYPES)}, not {model_type}"
@@ -225,9 +229,9 @@ def context_of(settings: ModelSettings) -> int | None:
     base = base_of(folder_of(settings))
     path, where = (settings.path, _where(settings)) if base is None else (base, {})
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **where)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model configuration at {path}: {str(error).strip().splitlines()[0]}") from None
+        config = open_config(str(path), **where)
+    except ModelError as error:
+        raise ModelError(f"no model configuration at {path}: {error}") from None
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
     return min((limit for limit in limits if limit is not None), default=None)
 

@@ -12,7 +12,6 @@ import errno
 import itertools
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,6 +34,7 @@ from laborllm_dist.engine.slurm import launcher_variables
 from laborllm_dist.errors import Interrupted, PeerLost, PortTaken, RankFailed, RanksApart
 from laborllm_dist.files import locked
 from laborllm_dist.settings import RanksSettings
+from laborllm_dist.terminal import complain
 
 Result = TypeVar("Result")
 STORES: Any = torch.distributed  # whose stores have no annotations
@@ -318,8 +318,7 @@ def _limit(settings: RanksSettings) -> timedelta:
 
 def _end_without(ranks: Ranks) -> None:
     """End this process at once: its main thread waits for a rank that is gone, and cannot be told."""
-    sys.stderr.write(f"error: {_what_is_lost(ranks)}\n")
-    sys.stderr.flush()
+    complain(f"error: {_what_is_lost(ranks)}")
     os._exit(PeerLost.exit_code)
 
 

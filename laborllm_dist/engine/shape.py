@@ -108,12 +108,10 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
             "give a folder with config.json"
         )
     # A second, with torch: only for a model that is known by its config.json alone.
-    import transformers
+    from laborllm_dist.tokens.auto_classes import open_config
 
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(
-            path, revision=settings.revision or "main", subfolder=settings.subfolder or ""
-        )
+        config: Any = open_config(path, revision=settings.revision, subfolder=settings.subfolder)
         return ModelShape(
             config.hidden_size,
             config.intermediate_size,
@@ -123,8 +121,7 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
             config.vocab_size,
             bool(config.tie_word_embeddings),
         )
-    except (OSError, ValueError, AttributeError) as error:
+    except (ModelError, AttributeError) as error:
         raise ModelError(
-            f"the shape of model.path={path} is not known: {str(error).strip().splitlines()[0]}; give a folder with "
-            "config.json"
+            f"the shape of model.path={path} is not known: {error}; give a folder with config.json"
         ) from None

@@ -24,6 +24,7 @@ from laborllm_dist.engine.libraries import import_deepspeed
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.tokens.auto_classes import model_of, open_config
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONE_PICKLE, INDEX_OF_PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -72,13 +73,11 @@ def model_in_shards(
     """
     folder = weights_folder(settings)
     ranks.barrier()  # one rank may fetch for long what another one has, and zero.Init is collective
-    shape = transformers.AutoConfig.from_pretrained(folder, attention_dropout=settings.attention_dropout)
+    shape = open_config(folder, attention_dropout=settings.attention_dropout)
     shape.dtype = dtype
     shape._name_or_path = settings.path
     with import_deepspeed().zero.Init(config_dict_or_path=dict(config), dtype=dtype):
-        model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
-            shape, attn_implementation="sdpa"
-        )
+        model: transformers.PreTrainedModel = model_of(shape, attn_implementation="sdpa")
     # zero.Init narrows every buffer that is made inside it; the rotation's frequencies are fp32 in any precision.
     decoder = model.get_decoder()
     # DeepSpeed leaves what is made outside where it is: on the CPU they would be fetched in every forward.

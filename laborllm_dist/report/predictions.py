@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import rich.box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from laborllm_dist.report.number_text import format_share
 from laborllm_dist.scored_files import ScoreTableInfo
+from laborllm_dist.terminal_tables import ONE_LINE, Column, FoldingTable
 
 SHOWN_PEOPLE = 10  # where a file has all of them
 BAR_WIDTH = 12
@@ -40,31 +40,33 @@ def show_predictions(table: pa.Table, info: ScoreTableInfo, output: str | None, 
     if output is not None:
         lines.append(f"predictions: {output}")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
-def predictions_table(people: list[list[dict[str, Any]]], info: ScoreTableInfo) -> Table:
+def predictions_table(people: list[list[dict[str, Any]]], info: ScoreTableInfo) -> FoldingTable:
     """Give a table of predictions; `people` are the rows of one person each, best first."""
     measure = info.details["measure"]
     title = f"Next occupations by {info.model}, probability {MEASURES[measure]}"
-    table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
-    table.add_column("person", overflow="fold", max_width=16)
-    table.add_column("year", justify="right", no_wrap=True)
-    table.add_column("", justify="right", no_wrap=True, style="dim")
-    table.add_column("occupation", overflow="fold", min_width=20)
-    table.add_column("", width=BAR_WIDTH, no_wrap=True, style="cyan")
-    table.add_column("probability", justify="right", no_wrap=True)
+    columns = (
+        Column("person", "name"),
+        Column("year", "number"),
+        Column("", "number", style="dim"),
+        Column("occupation", "name"),
+        Column("", "bar", style="cyan"),
+        Column("probability", "number"),
+    )
+    table = FoldingTable(columns, title=title, box=rich.box.SIMPLE_HEAD)
     has_surveys = len({rows[0]["survey"] for rows in people}) > 1
     for number, rows in enumerate(people):
         if number:
             table.add_section()
         first = rows[0]
-        name = f"{first['person']}\n{first['survey']}" if has_surveys else first["person"]
-        head = (Text(name, style="bold"), str(first["year"]))  # Text: square brackets in a name are no markup
+        person = first["person"].translate(ONE_LINE)
+        head = (Text(f"{person}\n{first['survey']}" if has_surveys else person, style="bold"), str(first["year"]))
         for row in rows:
             share = row["probability"]
-            table.add_row(*head, str(row["rank"]), Text(row["title"]), _bar(share), _share(share))
-            head = (Text(""), "")
+            table.add_row(*head, str(row["rank"]), row["title"].translate(ONE_LINE), _bar(share), _share(share))
+            head = (Text(), "")
         for label, share in _rest(rows, measure):
             table.add_row("", "", "", Text(label, style="dim"), Text(_bar(share), style="dim"), _share(share))
     return table

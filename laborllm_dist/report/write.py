@@ -6,12 +6,11 @@ summary.json is written last, so where it is, the rest of the report is too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import rich.box
-from rich.table import Table
-from rich.text import Text
 
 from laborllm_dist.files import write_text, writing
 from laborllm_dist.report.analysis import ModelNumbers, ReportNumbers, analyse
@@ -29,6 +28,7 @@ from laborllm_dist.report.number_text import (
 from laborllm_dist.report.page import render_page
 from laborllm_dist.report.summary import summary_text
 from laborllm_dist.settings import ReportSettings
+from laborllm_dist.terminal_tables import ONE_LINE, Column, FoldingTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,36 +74,30 @@ def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
     return tuple(figures)
 
 
-def terminal_tables(result: ReportResult) -> list[Table]:
+def terminal_tables(result: ReportResult) -> list[FoldingTable]:
     """Give the tables for a terminal: the main one, and that of all titles where they are known."""
     return [_main_table(result), *([_title_table(result)] if result.titles else [])]
 
 
-def _title_table(result: ReportResult) -> Table:
+def _title_table(result: ReportResult) -> FoldingTable:
     title = f"All titles after every prompt, {result.split} people"
-    table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
-    table.add_column("model", overflow="fold", min_width=15)
-    for heading in ("valid titles", "perplexity\nnormalised", "top 1", "top 5", "top 10"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("valid titles", "perplexity\nnormalised", "top 1", "top 5", "top 10")
+    table = _ruled_table(title, headings)
     for model in result.titles:
         shares = (format_share(each.value) for each in (model.top_1, model.top_5, model.top_10))
         perplexity = format_perplexity(model.normalised_perplexity.value)
-        table.add_row(Text(model.model), format_share(model.valid_titles.value), perplexity, *shares)
+        table.add_row(model.model.translate(ONE_LINE), format_share(model.valid_titles.value), perplexity, *shares)
     if largest := max(model.largest_bound for model in result.titles):
         table.caption = f"up to {format_probability(largest)} after a prompt was not told apart, and counts for none"
-        table.caption_justify = "left"
     return table
 
 
-def _main_table(result: ReportResult) -> Table:
+def _main_table(result: ReportResult) -> FoldingTable:
     has_truth = any(model.true_model for model in result.models)
     # With names of 15 letters it fits a terminal of 80 columns.
-    title = f"Perplexity ({result.measure}) on the {result.split} people"
-    table = Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
-    table.add_column("model", overflow="fold", min_width=15)
     headings = ["perplexity", "95 % interval", "people", "observations"]
-    for heading in headings + ["nats to\nthe truth"] * has_truth:
-        table.add_column(heading, justify="right", no_wrap=True)
+    title = f"Perplexity ({result.measure}) on the {result.split} people"
+    table = _ruled_table(title, headings + ["nats to\nthe truth"] * has_truth)
     for model in result.models:
         name = f"{model.model} (true)" if model.true_model else model.model
         cells = [
@@ -112,7 +106,13 @@ def _main_table(result: ReportResult) -> Table:
             format_count(model.num_people),
             format_count(model.num_observations),
         ]
-        if has_truth and model.nats_to_truth is not None:
-            cells.append(format_nats(model.nats_to_truth.value))
-        table.add_row(Text(name), *cells)  # Text: square brackets in a name are no markup
+        if has_truth:
+            cells.append("" if model.nats_to_truth is None else format_nats(model.nats_to_truth.value))
+        table.add_row(name.translate(ONE_LINE), *cells)
     return table
+
+
+def _ruled_table(title: str, headings: Iterable[str]) -> FoldingTable:
+    """Return a table of models and their numbers."""
+    columns = (Column("model", "name", usual_width=15), *(Column(heading, "number") for heading in headings))
+    return FoldingTable(columns, title=title, box=rich.box.SIMPLE_HEAD)

@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from laborllm_dist.errors import TokenizerError
 from laborllm_dist.files import sha256_of
+from laborllm_dist.tokens.auto_classes import open_tokenizer
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 TOKENIZER_FILES = (
@@ -53,13 +54,12 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
 
     Raises:
         TokenizerError: if it is missing, has no fast version, or does not give a text back as it was.
+        CustomCode: if it is defined by code that comes with it.
     """
     if not (Path(path).exists() or is_hub_id(path)):
         raise TokenizerError(f"no tokenizer at {path}: neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            path, revision=revision or "main", subfolder=subfolder or "", use_fast=True, trust_remote_code=False
-        )
+        tokenizer = open_tokenizer(path, revision=revision, subfolder=subfolder, use_fast=True)
     except (OSError, ValueError) as error:
         folder = Path(path) / (subfolder or "")
         if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -25,12 +25,12 @@ from laborllm_dist.engine.zero import make_engine
 from laborllm_dist.errors import CheckpointError
 from laborllm_dist.run_folder import RunFolder, open_run
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.terminal import say, silence
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TOKENIZER, TokenStore, open_store
 from laborllm_dist.training.lines import describe_early_stop, describe_end, describe_plan, describe_settings
 from laborllm_dist.training.memory_check import check_memory
 from laborllm_dist.training.plan import TrainingPlan, plan_training
-from laborllm_dist.training.run_log import say, silence
 from laborllm_dist.training.run_steps import is_done, run_steps
 from laborllm_dist.training.state import BEGINNING, RunState, state_from_values
 from laborllm_dist.training.step import Work

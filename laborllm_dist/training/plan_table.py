@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from laborllm_dist.engine.limits import check_8bit, check_targets, largest_stretch
 from laborllm_dist.engine.memory_plan import GIB
 from laborllm_dist.engine.shape import KNOWN, ModelShape, shape_of
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.terminal_tables import Column, FoldingTable
 from laborllm_dist.training.advice import as_typed, better_row_length, changed, nearest_that_fits
 from laborllm_dist.training.cost import LAYER_SECONDS
 from laborllm_dist.training.forecast import Forecast, forecast, room_of
@@ -36,10 +36,10 @@ def show_plan(settings: RunSettings, console: Console) -> Forecast:
     check_plan(settings, work, shape)
     found = forecast(settings, work, shape, room_of(settings.plan.gpu))
     for line in (*work_lines(found), ""):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(memory_table(found))
     for line in ("", *cost_lines(found)):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     return found
 
 
@@ -92,14 +92,13 @@ def work_lines(found: Forecast) -> Iterator[str]:
         yield f"         or batch.row_length={better[0]} for {better[1]:.0%}"
 
 
-def memory_table(found: Forecast) -> Table:
+def memory_table(found: Forecast) -> FoldingTable:
     """Return GiB of a GPU by kind, for the setting chosen and for the other ZeRO stages."""
-    table = Table(title="Memory of a GPU, GiB", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = list(_other_stages(found))
-    table.add_column("")
-    for each in columns:
-        stage = each.settings.zero.stage
-        table.add_column(f"ZeRO-{stage}{' (chosen)' if stage == found.settings.zero.stage else ''}", justify="right")
+    stages = [each.settings.zero.stage for each in columns]
+    headings = [f"ZeRO-{stage}{' (chosen)' if stage == found.settings.zero.stage else ''}" for stage in stages]
+    numbers = (Column(heading, "number") for heading in headings)
+    table = FoldingTable((Column("", "name"), *numbers), title="Memory of a GPU, GiB", box=None, gap=2)
     for kind in KINDS:
         sizes = [each.memory.device.get(kind, 0.0) / GIB for each in columns]
         if any(size >= 0.05 for size in sizes):
@@ -159,8 +158,16 @@ def memory_lines(found: Forecast) -> Iterator[str]:
         return
     change, other = nearest
     seconds = f"{other.cost.seconds:.2f} s a step"
-    yield from textwrap.wrap(as_typed(change), 80, initial_indent="nearest  ", subsequent_indent=" " * 9)
+    yield from _typed_lines(as_typed(change))
     yield f"         fits: {other.memory.total / GIB:,.1f} GiB, {seconds}"
+
+
+def _typed_lines(settings: str) -> list[str]:
+    """Return settings in lines of 80 columns; none is broken in its middle, so that it can be copied."""
+    return textwrap.wrap(
+        settings, 80, initial_indent="nearest  ", subsequent_indent=" " * 9,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _size(num_bytes: float) -> str:

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from laborllm_dist.files import disk_errors_are_said, write_text
 from laborllm_dist.settings import TrackingSettings
-
-
-def say(line: str) -> None:
-    """Print one line of progress at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def silence(line: str) -> None:
-    """Say nothing: what ranks other than the first do with a line."""
+from laborllm_dist.terminal import say
+from laborllm_dist.training.tracking import open_tracker
 
 
 class RunLog:
@@ -34,7 +24,7 @@ class RunLog:
         with disk_errors_are_said(path):
             self._last = _keep_until(path, step)
             self._file = path.open("ab", buffering=0)  # what a full disk has refused is not left for `close`
-        self._wandb = _start_wandb(tracking, path.parent, name, settings)
+        self._tracker = open_tracker(tracking, path.parent, name, settings)
 
     def write(self, facts: Mapping[str, Any]) -> None:
         """Write facts of a step; `step` counts steps done. What is already said of the same step stays in its line."""
@@ -48,15 +38,15 @@ class RunLog:
             while rest:
                 rest = rest[self._file.write(rest) :]
         self._last = (start, line)
-        if self._wandb is not None:
+        if self._tracker is not None:
             numbers = {name: value for name, value in facts.items() if isinstance(value, (int, float))}
-            self._wandb.log(numbers, step=int(line["step"]))
+            self._tracker.log(numbers, step=int(line["step"]))
 
     def close(self) -> None:
         """Finish the log."""
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
@@ -86,23 +76,3 @@ def _facts_of(line: bytes) -> dict[str, Any] | None:
         return facts if isinstance(facts["step"], int) else None
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _start_wandb(tracking: TrackingSettings, folder: Path, name: str, settings: Mapping[str, Any]) -> Any:
-    if tracking.wandb == "off":
-        return None
-    import wandb  # takes seconds and starts a process: only where it is wanted
-
-    mode = tracking.wandb
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    os.environ.setdefault("WANDB_SILENT", "true")
-    return wandb.init(
-        project=tracking.project,
-        name=name,
-        id=f"{name}-{settings['fingerprint'][:8]}",
-        resume="allow",
-        dir=str(folder),
-        config=dict(settings),
-        mode=mode,
-    )

@@ -12,13 +12,13 @@ from laborllm_dist.batches.ahead import BatchesAhead
 from laborllm_dist.engine.checkpoint import keep_checkpoints, save_checkpoint, save_state
 from laborllm_dist.errors import BadStep, Interrupted
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.training.lines import progress_line
 from laborllm_dist.training.plan import TrainingPlan
 from laborllm_dist.training.run_log import RunLog
 from laborllm_dist.training.state import RunState
 from laborllm_dist.training.step import StepResult, Work, batches_of_step, careers_of, take_step
 from laborllm_dist.training.stop_signals import StopSignals
+from laborllm_dist.training.tracking import tracked_settings
 from laborllm_dist.training.validation import validate
 
 Numbers = dict[str, float]
@@ -77,7 +77,7 @@ def is_validation_due(plan: TrainingPlan, state: RunState) -> bool:
 
 
 def _open_log(work: Work, state: RunState) -> RunLog:
-    record = {"fingerprint": work.run.fingerprint, **settings_to_values(work.settings)}
+    record = {"fingerprint": work.run.fingerprint, **tracked_settings(work.settings)}
     name, tracking = work.settings.name, work.settings.tracking
     return RunLog(work.run.metrics, tracking, name=name, settings=record, step=state.step)
 

@@ -5,11 +5,11 @@ SIGTERM comes from Slurm's preemption and from launchers, SIGINT from Ctrl-C, SI
 
 from __future__ import annotations
 
-import os
 import signal
 from types import FrameType
 
 from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.terminal import say_at_once
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -42,11 +42,7 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A launcher sends SIGTERM after a Ctrl-C: only a second SIGINT is somebody's impatience.
         if self._ranks.is_first and not self._is_wanted:
-            _say_at_once("train: asked to stop; finishes this step, or this pass of the validation, and saves\n")
+            say_at_once("train: asked to stop; finishes this step, or this pass of the validation, and saves")
         elif self._ranks.is_first and number == signal.SIGINT:
-            _say_at_once("train: already stopping; kill -9 ends it at once, and costs what came after the last save\n")
+            say_at_once("train: already stopping; kill -9 ends it at once, and costs what came after the last save")
         self._is_wanted = True
-
-
-def _say_at_once(line: str) -> None:
-    os.write(2, line.encode())  # print may have been interrupted in its middle, and refuses to be entered again

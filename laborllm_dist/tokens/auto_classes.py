@@ -1,0 +1,107 @@
+"""The one place where transformers' Auto classes open configurations, tokenizers and models.
+
+A folder or a hub repository may name Python files of its own (`auto_map`). Left to itself transformers asks on the
+terminal whether to run them, and a typed y runs whatever they hold. Here nothing asks and nothing of a model's runs:
+where transformers has a class for the model it takes that one, and everything else is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers  # loads an Auto class, and torch with it, when it is first named
+from huggingface_hub.errors import StrictDataclassError
+
+from laborllm_dist.errors import CustomCode, ModelError
+
+# What transformers raises on a config.json that holds something else than it expects.
+UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, NotImplementedError,
+    ImportError, RecursionError, StrictDataclassError,
+)  # fmt: skip
+
+
+def open_config(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **more: Any) -> Any:
+    """Return the configuration of a model's folder or hub id, as a class of transformers.
+
+    Raises:
+        CustomCode: if only code that comes with the model knows it.
+        ModelError: if it is missing, or transformers cannot read it.
+    """
+    try:
+        with _code_is_refused(path):
+            config = transformers.AutoConfig.from_pretrained(
+                str(path), revision=revision or "main", subfolder=subfolder or "", trust_remote_code=False, **more
+            )
+    except UNREADABLE as error:
+        raise ModelError(f"transformers cannot read the model configuration at {path}: {reason_of(error)}") from None
+    return _without_code(config)
+
+
+def open_model(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **more: Any) -> Any:
+    """Return what AutoModelForCausalLM.from_pretrained returns for a folder or a hub id.
+
+    Raises:
+        CustomCode: if only code that comes with the model knows it.
+        Exception: what transformers raises on weights that it cannot open.
+    """
+    with _code_is_refused(path):
+        opened = transformers.AutoModelForCausalLM.from_pretrained(
+            str(path), revision=revision or "main", subfolder=subfolder or "", trust_remote_code=False, **more
+        )
+    _without_code((opened[0] if isinstance(opened, tuple) else opened).config)
+    return opened
+
+
+def model_of(config: Any, **more: Any) -> Any:
+    """Return a causal model of a configuration, without weights from anywhere.
+
+    Raises:
+        CustomCode: if only code that comes with the model knows it.
+    """
+    with _code_is_refused(config.name_or_path):
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **more)
+
+
+def open_tokenizer(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **more: Any) -> Any:
+    """Return the tokenizer of a folder or a hub id.
+
+    Raises:
+        CustomCode: if only code that comes with the tokenizer knows it.
+        Exception: what transformers raises on a tokenizer that it cannot open.
+    """
+    with _code_is_refused(path):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(path), revision=revision or "main", subfolder=subfolder or "", trust_remote_code=False, **more
+        )
+    tokenizer.init_kwargs.pop("auto_map", None)
+    return tokenizer
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error that says something, or its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _code_is_refused(path: str | Path) -> Iterator[None]:
+    """Turn what transformers says where it would have to run a model's own code into a refusal."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise CustomCode(
+            f"{path} comes with code of its own (auto_map in its .json files), and transformers has no class for it; "
+            "such code is never run here: take a model and a tokenizer that transformers knows"
+        ) from None
+
+
+def _without_code(config: Any) -> Any:
+    """Return a configuration that no longer names code, so that nothing written from it does."""
+    config.__dict__.pop("auto_map", None)
+    return config
