@@ -28,7 +28,7 @@ from laborllm_dist.engine.weight_files import files_by_tensor
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError, RowTooShort, TokenizerError
 from laborllm_dist.tokens.prepare import prepare_store
-from laborllm_dist.tokens.tokenizer import load_tokenizer, tokenizer_identity
+from laborllm_dist.tokens.tokenizer import load_tokenizer, tokenizer_identity, train_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -255,7 +255,7 @@ def test_the_identity_of_a_hub_model_is_its_commit_and_subfolder(tmp_path: Path,
         folder = repository / "snapshots" / commit / subfolder
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-        (folder / "tokenizer_config.json").write_text("{}")
+        train_tokenizer([subfolder], vocabulary_size=300).save(folder)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -263,6 +263,7 @@ def test_the_identity_of_a_hub_model_is_its_commit_and_subfolder(tmp_path: Path,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     small, large = (weights_identity(settings_for("somebody/weights", subfolder=name)) for name in ("7b", "13b"))
     assert (small, large) == (f"somebody/weights@{commit}/7b", f"somebody/weights@{commit}/13b")
-    assert tokenizer_identity("somebody/weights", None, "7b") == {
-        "hub": "somebody/weights", "commit": commit, "subfolder": "7b",
-    }  # fmt: skip
+    # A tokenizer's is that of what is opened, wherever it lies.
+    for subfolder in ("7b", "13b"):
+        lying = str(repository / "snapshots" / commit / subfolder)
+        assert tokenizer_identity("somebody/weights", None, subfolder) == tokenizer_identity(lying, None, None)
