@@ -86,7 +86,11 @@ def source_files(corpus: CorpusSettings) -> list[Path]:
 
 
 def missing_variables(data: DataSettings) -> dict[str, list[str]]:
-    """Return, for each survey that goes on without them, the variables of the method that its extract lacks."""
+    """Return, for each survey that is read without them, the variables of the method that its extract lacks.
+
+    Raises:
+        DataFileError: if what is there is not enough for any observation.
+    """
     lacking: dict[str, list[str]] = {}
     for name, corpus in data.corpora.items():
         extract = corpus.extract

@@ -103,11 +103,11 @@ def missing_variables(settings: SurveySettings, cohort: Cohort) -> list[str]:
     """Return the variables of the method that an extract lacks within the bounds of years: NAME (concept year).
 
     Raises:
-        DataFileError: if no year of the extract has an occupation.
+        DataFileError: if no year of the extract has an occupation, or it does not say who is who.
     """
     label, there = _columns_there(settings, cohort)
     wanted = _wanted(cohort, settings, there)
-    _check_occupations(wanted, there, cohort, label)
+    _check_essential(wanted, there, cohort, label)
     return [
         f"{each.name.reference} ({each.concept} {each.year})" for each in wanted if each.name.reference not in there
     ]
@@ -168,19 +168,20 @@ def _check_years(files: ExtractFiles, table: Sequence[NlsVariable], years: Mappi
 
 def _check_complete(extract: Extract, cohort: Cohort, settings: SurveySettings) -> None:
     label, wanted = str(extract.table.label), _wanted(cohort, settings, extract.columns)
-    _check_occupations(wanted, extract.columns, cohort, label)
-    missing = [each for each in wanted if each.name.reference not in extract.columns]
-    may_go_on = settings.variables == "all"
-    essential = [variable for variable in missing if variable.concept == "person_id"]
-    refuse_missing(missing if may_go_on else essential, cohort, label, may_go_on=may_go_on)
+    _check_essential(wanted, extract.columns, cohort, label)
+    if settings.variables == "all":
+        missing = [each for each in wanted if each.name.reference not in extract.columns]
+        refuse_missing(missing, cohort, label, may_go_on=True)
 
 
-def _check_occupations(wanted: Sequence[NlsVariable], there: Container[str], cohort: Cohort, extract: str) -> None:
-    """Refuse an extract without any occupation within the bounds of years, whatever else it lacks.
+def _check_essential(wanted: Sequence[NlsVariable], there: Container[str], cohort: Cohort, extract: str) -> None:
+    """Refuse an extract without people's numbers, or any occupation within the bounds of years, whatever else it lacks.
 
     Raises:
         DataFileError: naming them, and the tagset to upload.
     """
+    numbers = [each for each in wanted if each.concept == "person_id" and each.name.reference not in there]
+    refuse_missing(numbers, cohort, extract, may_go_on=False)
     occupations = [each for each in wanted if each.concept == "occupation"]
     if not any(each.name.reference in there for each in occupations):
         shown = ", ".join(f"{each.name.reference} ({each.year})" for each in occupations[:3])

@@ -74,7 +74,7 @@ def missing_variables(settings: SurveySettings) -> list[str]:
     """Return the variables of the method that a download lacks, as the set-up files list them: NAME (concept year).
 
     Raises:
-        DataFileError: if no year of the download has an occupation.
+        DataFileError: if no year of the download has an occupation, or it does not say who is who.
     """
     years, wanted = _wanted(settings)
     there = {
@@ -82,6 +82,7 @@ def missing_variables(settings: SurveySettings) -> list[str]:
         for source in find_sources(Path(settings.path))
         for variable in read_layout(source.setup).variables
     }
+    refuse_missing([("person", 0, name) for name in PEOPLE if name not in there], settings.path, may_go_on=False)
     _check_occupations(there, wanted, years, settings)
     return [
         f"{name} ({concept} {year})"
