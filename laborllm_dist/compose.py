@@ -91,7 +91,9 @@ def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:
         unquoted = next((override for override in overrides if _needs_quotes(override)), None)
         if unquoted is not None:
             return _quoting_advice(unquoted)
-        if (bare := next((each for each in overrides if "=" not in each and not each.startswith("~")), None)) is not None:
+        if (
+            bare := next((each for each in overrides if "=" not in each and not each.startswith("~")), None)
+        ) is not None:
             return f"{bare!r} is no setting (NAME=VALUE); a value with blanks is quoted for the shell: 'NAME=a value'"
         return " ".join(line.strip() for line in text.splitlines() if line.strip())
     name = unknown[1]
@@ -114,9 +116,11 @@ def _needs_quotes(override: str) -> bool:
 def _quoting_advice(override: str) -> str:
     """Return how to write a setting whose value is a text with such signs, once for Hydra and once for the shell."""
     name, _, value = override.partition("=")
-    path = os.path.expanduser(value)
+    path = str(Path(value).expanduser()) if value.startswith("~/") else value  # no shell opens ~ within quotes
     # Hydra's quotes: a backslash counts before a quote only, where it is written twice.
-    quoted = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), path).replace("${", "\\${")
+    quoted = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), path).replace(
+        "${", "\\${"
+    )
     shell = shlex.quote(name + '="' + quoted + '"')
     return (
         f"setting {name}: the value {value} has a sign that means something in settings, such as ( ' = , # or a letter "

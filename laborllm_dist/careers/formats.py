@@ -106,22 +106,27 @@ def refuse_pointers(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise DataFileError(f"{path}: not a regular file (a folder, pipe or device), which is not read; give a file")
-    begin = _first_bytes(path)
+    if (advice := _pointer_advice(_first_bytes(path), path.name)) is not None:
+        raise DataFileError(f"{path}: {advice}")
+
+
+def pointer_in(folder: Path) -> str | None:
+    """Return which file of a folder is only a pointer, and how to get the file itself; None if there is none."""
+    for path in sorted(each for each in folder.iterdir() if each.is_file()):
+        if (advice := _pointer_advice(_first_bytes(path), path.name)) is not None:
+            return f"{path}: {advice}"
+    return None
+
+
+def _pointer_advice(begin: bytes, name: str) -> str | None:
     if begin.startswith(_LFS):
-        raise DataFileError(
-            f"{path}: a pointer of Git LFS, not the file itself; git lfs pull, in the repository it is from, gets the "
-            "file"
-        )
+        return "a pointer of Git LFS, not the file itself; git lfs pull, in the repository it is from, gets the file"
     if begin.startswith(_ANNEX):
-        raise DataFileError(
-            f"{path}: a pointer of git-annex, not the file itself; git annex get {path.name}, in the repository it is "
-            "from, gets the file"
-        )
+        get = f"git annex get {name}"
+        return f"a pointer of git-annex, not the file itself; {get}, in the repository it is from, gets the file"
     if begin.lstrip().lower().startswith(_PAGES):
-        raise DataFileError(
-            f"{path}: a page of a web site, not the file itself, as a site gives it that asks for a login; download it "
-            "again"
-        )
+        return "a page of a web site, not the file itself, as a site gives it that asks for a login; download it again"
+    return None
 
 
 def _first_bytes(path: Path) -> bytes:

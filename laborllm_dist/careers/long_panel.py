@@ -225,7 +225,9 @@ def _read_person(
         if code is not None:
             jobs.append(Job(year, code, row.education))
         elif row.status in states and row.status != "armed_forces":
-            drops.append(Drop(f"{row.status}, for which the list of occupations has no code", year))
+            drops.append(
+                Drop(f"{str(row.status).replace('_', ' ')}, for which the list of occupations has no code", year)
+            )
         else:
             reason = (
                 why_left_out(row.status, row.occupation, row.why_none) if has_status else f"occupation {row.why_none}"

@@ -22,7 +22,8 @@ from laborllm_dist.careers.problems import Problems
 from laborllm_dist.errors import DataFileError
 
 Row = tuple[int, list[str]]
-_LONGEST_LINE = 16 << 20  # bytes; a longer one is no row of a table, and might be endless
+_LONGEST_LINE = 8 << 20  # bytes; a longer one is no row of a table, and might be endless
+_MOST_BLANK_LINES = 1_000_000  # one after the other
 
 
 def is_parquet(path: Path) -> bool:
@@ -184,12 +185,18 @@ def text_lines(file: IO[bytes], problems: Problems) -> Iterator[str]:
     """Yield the lines of a file as text; one that is not UTF-8, or holds a NUL byte, is noted and given as blank.
 
     Raises:
-        DataFileError: for a line so long that it would fill the memory.
+        DataFileError: for a line so long that it would fill the memory, or blank lines without an end.
     """
+    num_blank = 0
     for line, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
+        num_blank = num_blank + 1 if raw in (b"\n", b"\r\n") else 0
         if len(raw) > _LONGEST_LINE:
             size = f"{_LONGEST_LINE >> 20} MiB"
             raise DataFileError(f"{problems.path}: line {line} is longer than {size}, so this is no table of text")
+        if num_blank > _MOST_BLANK_LINES:
+            raise DataFileError(
+                f"{problems.path}: {num_blank:,} blank lines up to line {line}, so this is no table of text"
+            )
         if line == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs put before UTF-8
         try:

@@ -15,6 +15,7 @@ import transformers  # loads AutoTokenizer, and torch with it, when it is first 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from laborllm_dist.careers.formats import pointer_in
 from laborllm_dist.errors import TokenizerError
 from laborllm_dist.files import sha256_of
 
@@ -56,12 +57,14 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     """
     if not (Path(path).exists() or is_hub_id(path)):
         raise TokenizerError(f"no tokenizer at {path}: neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf")
+    folder = Path(path) / (subfolder or "")
+    if folder.is_dir() and (pointer := pointer_in(folder)) is not None:
+        raise TokenizerError(pointer)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             path, revision=revision or "main", subfolder=subfolder or "", use_fast=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        folder = Path(path) / (subfolder or "")
         if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
             wanted = "tokenizer.json, or tokenizer.model and tokenizer_config.json"
             raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}") from None

@@ -24,6 +24,7 @@ from laborllm_dist.careers.table_rows import Row, csv_rows, text_lines
 _REFERENCE = re.compile(r"^[A-Z]\d{7}$")
 _WHOLE_NUMBER = re.compile(r"^[+-]?\d{1,9}$")
 _LARGEST = 999_999_999
+_PEOPLE_PER_PART, _MOST_PEOPLE = 1_000, 100_000
 _DOWNLOAD_AGAIN = "download the extract again and leave its files as they are"
 
 
@@ -85,6 +86,7 @@ def _read_columns(
 ) -> dict[str, Values]:
     order = list(places.items())
     people: list[list[int]] = []
+    parts: list[Values] = []
     line = 0
     for line, values in rows:
         if values and not values[-1].strip() and len(values) == num_variables + 1:
@@ -98,9 +100,16 @@ def _read_columns(
             _note_bad_cells(line, order, cells, problems)
             continue
         people.append(numbers)
-    if not people and not problems.num_found:
+        if len(people) == _PEOPLE_PER_PART:
+            parts.append(np.asarray(people, dtype=np.int32).reshape(len(people), len(order)))
+            people = []
+        if len(parts) * _PEOPLE_PER_PART > _MOST_PEOPLE:
+            problems.add(line, None, f"more than {_MOST_PEOPLE:,} people, which no cohort has")
+            problems.refuse_if_any(_DOWNLOAD_AGAIN)
+    if not people and not parts and not problems.num_found:
         problems.add(line or 1, None, "no people in the file")
-    table = np.asarray(people, dtype=np.int32).reshape(len(people), len(order))
+    parts.append(np.asarray(people, dtype=np.int32).reshape(len(people), len(order)))
+    table = np.concatenate(parts)
     return {reference: table[:, index].copy() for index, (reference, _) in enumerate(order)}
 
 
