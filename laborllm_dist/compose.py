@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -92,12 +94,44 @@ def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:
     if (missing := re.search(r"Missing mandatory value.*full_key: (\S+)", text, re.DOTALL)) is not None:
         return f"setting {missing[1]} must be given ({missing[1]}=...); --help shows all settings"
     if unknown is None:
+        unquoted = next((override for override in overrides if _needs_quotes(override)), None)
+        if unquoted is not None:
+            return _quoting_advice(unquoted)
+        if (
+            bare := next((each for each in overrides if "=" not in each and not each.startswith("~")), None)
+        ) is not None:
+            return f"{bare!r} is no setting (NAME=VALUE); a value with blanks is quoted for the shell: 'NAME=a value'"
         return " ".join(line.strip() for line in text.splitlines() if line.strip())
     name = unknown[1]
     others = [override for override in overrides if not override.startswith(name)]
     known = list(_names(compose_values(config_name, others, incomplete=True)))
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"unknown setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "; --help shows all settings")
+
+
+def _needs_quotes(override: str) -> bool:
+    """Return whether a setting's value has signs that Hydra reads otherwise than as a text: ( ' = , and others."""
+    value = override.partition("=")[2]
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return bool(value)
+    return parsed.is_sweep_override() or "${" in value
+
+
+def _quoting_advice(override: str) -> str:
+    """Return how to write a setting whose value is a text with such signs, once for Hydra and once for the shell."""
+    name, _, value = override.partition("=")
+    path = str(Path(value).expanduser()) if value.startswith("~/") else value  # no shell opens ~ within quotes
+    # Hydra's quotes: a backslash counts before a quote only, where it is written twice.
+    quoted = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), path).replace(
+        "${", "\\${"
+    )
+    shell = shlex.quote(name + '="' + quoted + '"')
+    return (
+        f"setting {name}: the value {value} has a sign that means something in settings, such as ( ' = , # or a letter "
+        f"with an accent; if it is a name or a path, quote it for the settings and for the shell: {shell}"
+    )
 
 
 def _names(values: Mapping[str, object], where: str = "") -> Iterator[str]:

@@ -5,12 +5,16 @@ As in `settings`: values live in conf/corpus, here are their meaning, units and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
+from laborllm_dist.settings_reader import OutOfRange, added_later, check_positive, check_share
 
 EARLIEST_YEAR, LATEST_YEAR = 1850, 2100
+# Cells that mean "not known", whoever wrote the file: R, Excel, pandas, SAS and Stata, databases. The `missing` of
+# every kind of file in conf/corpus holds these words, and careers to predict for are read with them.
+MISSING_WORDS = ("", ".", "NA", "N/A", "#N/A", "nan", "NaT", "none", "null", "<NA>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +39,76 @@ class ColumnSettings:
     ethnicity: str | None
     region: str | None
     education: str | None
+    status: str | None = added_later(None)  # of employment
+
+
+@dataclass(frozen=True, slots=True)
+class StateCodes:
+    """The code in the list of occupations of each state without work; None: it has none, such years are left out.
+
+    `armed_forces` is that of a member of the armed forces whose occupation is not given.
+    """
+
+    unemployed: str | None
+    not_working: str | None
+    enrolled: str | None
+    armed_forces: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusSettings:
+    """What the words of a panel's status column mean, compared without regard to capitals.
+
+    The rule is the surveys' (careers/survey_years.py). `not_told_apart`: not working, and whether unemployed or out of
+    the labor force is not known. `unknown`: an occupation of a year whose status is missing is an observation
+    (`count`), or left out, as it must be where it may be that of the last job (`leave_out`).
+    """
+
+    working: tuple[str, ...]
+    armed_forces: tuple[str, ...]
+    unemployed: tuple[str, ...]
+    not_working: tuple[str, ...]
+    enrolled: tuple[str, ...]
+    not_told_apart: tuple[str, ...]
+    unknown: Literal["count", "leave_out"]
+    codes: StateCodes
+
+    def __post_init__(self) -> None:
+        owner: dict[str, str] = {}
+        for name, words in self.words().items():
+            for word in words:
+                if owner.setdefault(word.casefold(), name) != name:
+                    raise OutOfRange(
+                        name, f"a word in one of the lists only, {word!r} is in {owner[word.casefold()]} too"
+                    )
+
+    def words(self) -> dict[str, tuple[str, ...]]:
+        """Return the words of each status."""
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("unknown", "codes")
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class LongPanelSettings:
-    """A CSV (plain or .gz) or Parquet file with one row per person and year."""
+    """A CSV (plain or .gz) or Parquet file with one row per person and year.
+
+    A row whose occupation is missing, or a number below zero that is no code of the list, is left out and counted.
+    """
 
     path: str
     vocabulary: VocabularySettings
     columns: ColumnSettings
-    missing: tuple[str, ...]  # cells that mean: not known (allowed in covariates only)
+    missing: tuple[str, ...]  # cells that mean: not known, compared without regard to capitals
+    status: StatusSettings | None = added_later(None)  # noqa: RUF009 (a frozen field)
+
+    def __post_init__(self) -> None:
+        if self.columns.status is not None and self.status is None:
+            raise OutOfRange("status", "the words of the status column, since columns.status names one")
+
+    def is_missing(self, cell: str) -> bool:
+        """Return whether a cell says that something is not known."""
+        return is_missing(cell, self.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +177,8 @@ class ResumeSettings:
     `year_rule`: which of several jobs is a year's: the one held for most `days` of it, or the `latest` to begin.
     `no_end`: a job without an end lasts until the day before the `next_start` (the last one is ongoing), is `ongoing`,
     or is left out. `ongoing` and `missing` are compared without regard to capitals.
+    `date_order`: how 03-06-2017 is read; None: as other dates of the file, else of its folder, settle it (22-08-2015).
+    `bad_dates`: a job with a date that cannot be read, or cannot be true, refuses the file, or is left out and counted.
     """
 
     path: str  # a file, or a folder of files of one kind
@@ -128,6 +194,8 @@ class ResumeSettings:
     no_end: Literal["next_start", "ongoing", "leave_out"]
     last_year: int  # the calendar year in which the resumes were collected; ongoing jobs end with it
     missing: tuple[str, ...]  # cells that mean: not known
+    date_order: Literal["day_first", "month_first"] | None = added_later(None)
+    bad_dates: Literal["refuse", "leave_out"] = added_later("refuse")
 
     def __post_init__(self) -> None:
         check_share(self, "min_score")
@@ -157,15 +225,25 @@ class ResumeSettings:
 
     def is_missing(self, cell: str) -> bool:
         """Return whether a cell says that something is not known."""
-        return not cell or _is_among(cell, self.missing)
+        return is_missing(cell, self.missing)
 
     def is_ongoing(self, cell: str) -> bool:
         """Return whether an end says that the job is still held."""
         return _is_among(cell, self.ongoing)
 
 
+def is_missing(cell: str, words: tuple[str, ...] = MISSING_WORDS) -> bool:
+    """Return whether a cell is empty or one of the words that mean: not known, whatever their capitals."""
+    return not cell or _is_among(cell, words)
+
+
 def _is_among(cell: str, words: tuple[str, ...]) -> bool:
-    return cell in words or cell.casefold() in {word.casefold() for word in words}
+    return cell.casefold() in _without_capitals(words)
+
+
+@functools.lru_cache(maxsize=64)
+def _without_capitals(words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(word.casefold() for word in words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,6 @@ BROKEN = {
         r"line 2, column year: 1950 is before the person's birth in 1960",
     ),
     "unknown code": (f"{HEADER}\n1,1984,z,1960,,,,", r"line 2, column occupation: code 'z' is not in .*titles.csv"),
-    "empty occupation": (f"{HEADER}\n1,1984,,1960,,,,", r"line 2, column occupation: empty"),
     "empty person": (f"{HEADER}\n,1984,a,1960,,,,", r"line 2, column person: empty"),
     "no year": (f"{HEADER}\n1,soon,a,1960,,,,", r"line 2, column year: 'soon' is not a year"),
     "changed birth year": (

@@ -111,6 +111,9 @@ def test_broken_weights_are_refused_in_one_line(saved: Path, tmp_path: Path) -> 
     with pytest.raises(ModelError, match="cannot open the weights at"):
         pretrained_model(settings_for(str(tmp_path)), dtype=torch.float32)
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match="a pointer of Git LFS, not the file itself"):
+        pretrained_model(settings_for(str(tmp_path)), dtype=torch.float32)
+    (tmp_path / "model.safetensors").write_text("no header of safetensors")
     with pytest.raises(ModelError, match="cannot open the weights at"):
         pretrained_model(settings_for(str(tmp_path)), dtype=torch.float32)
     wider = (saved / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64')

@@ -11,12 +11,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from laborllm_dist.careers.cells import InexactId, as_year, person_id, same_code, whole_number
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
-from laborllm_dist.careers.long_panel import FIXED, as_year
+from laborllm_dist.careers.long_panel import FIXED
 from laborllm_dist.careers.problems import Problems
-from laborllm_dist.corpus_settings import EARLIEST_YEAR, LATEST_YEAR
+from laborllm_dist.corpus_settings import EARLIEST_YEAR, LATEST_YEAR, is_missing
 
-MISSING = ("", "NA")  # cells that mean: not known
 PERSON_FIELDS = ("person", "survey", *FIXED, "region")
 YEAR_FIELDS = ("year", "occupation", "education")
 NUM_NEAREST = 3
@@ -66,8 +66,8 @@ class KnownOccupations:
 
     def code(self, text: str) -> str | None:
         """Return the code that is meant, None where there is none or more than one."""
-        if text in self._codes:
-            return text
+        if text in self._codes or same_code(text) in self._codes:
+            return text if text in self._codes else same_code(text)
         alike = self._titles.get(text.casefold(), [])
         return self._code_of.get(text, self._code_of[alike[0]] if len(alike) == 1 else None)
 
@@ -110,19 +110,24 @@ class Drafts:
                 self.note(cells, name, f"{text!r} holds a line break, control character or odd blank")
                 return None
         person, survey = cells.texts.get("person", ""), cells.texts.get("survey", "")
-        if survey in MISSING and len(self._surveys) == 1:
+        if is_missing(survey) and len(self._surveys) == 1:
             survey = self._surveys[0]
-        if person in MISSING:
+        if is_missing(person):
             self.note(cells, "person", "missing")
             return None
+        try:
+            person = person_id(person)
+        except InexactId as error:
+            self.note(cells, "person", str(error))
+            return None
         if survey not in self._surveys:
-            found = "missing" if survey in MISSING else f"{survey!r} is none of the run's"
+            found = "missing" if is_missing(survey) else f"{survey!r} is none of the run's"
             self.note(cells, "survey", f"{found}; the run's surveys are {', '.join(self._surveys)}")
             return None
         draft = self._drafts.setdefault((survey, person), Draft(person, survey, cells.place))
         for name in (*FIXED, "region"):
-            if (text := cells.texts.get(name, "")) not in MISSING:
-                self._add_fact(draft, cells, name, text)
+            if not is_missing(text := cells.texts.get(name, "")):
+                self._add_fact(draft, cells, name, same_code(text))
         return draft
 
     def year(self, draft: Draft, cells: Cells) -> None:
@@ -130,10 +135,10 @@ class Drafts:
         text = cells.texts.get("year", "")
         year, occupation = as_year(text), cells.texts.get("occupation", "")
         education = cells.texts.get("education", "")
-        known = None if education in MISSING else education
+        known = None if is_missing(education) else same_code(education)
         if year is None:
             self.note(cells, "year", _no_year(text))
-        elif occupation in MISSING:
+        elif self._occupations.code(occupation) is None and is_missing(occupation):
             self._ask(draft, year, known, cells)
         elif year in draft.jobs:
             first = f"first at {self.problems.unit} {draft.jobs[year][2].place}"
@@ -142,7 +147,9 @@ class Drafts:
             code = self._occupations.code(occupation)
             draft.jobs[year] = (code or occupation, known, cells)
             if code is None:
-                nearest = self._occupations.nearest(occupation)
+                is_no_answer = (whole_number(occupation) or 0) < 0
+                advice = "a survey's code for no answer; leave the row out, or the cell empty to predict this year"
+                nearest = advice if is_no_answer else self._occupations.nearest(occupation)
                 self.note(cells, "occupation", f"{occupation!r} is no code and no title of the run; {nearest}")
 
     def note(self, cells: Cells, name: str, what: str) -> None:
@@ -203,6 +210,6 @@ class Drafts:
 
 
 def _no_year(text: str) -> str:
-    if text in MISSING:
+    if is_missing(text):
         return "missing"
     return f"{text!r} is not a year from {EARLIEST_YEAR} to {LATEST_YEAR}"

@@ -13,7 +13,7 @@ Every name must be known: a column that is misspelt would be a covariate that is
 from __future__ import annotations
 
 import difflib
-import json
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,19 @@ from laborllm_dist.careers.asked import (
     Drafts,
     KnownOccupations,
 )
+from laborllm_dist.careers.cells import with_plain_blanks
+from laborllm_dist.careers.formats import export_advice, refuse_pointers
 from laborllm_dist.careers.history import OccupationVocabulary
+from laborllm_dist.careers.json_cells import NotJson, cell_of, read_json_value
 from laborllm_dist.careers.problems import Problems
-from laborllm_dist.careers.table_rows import read_rows, unit_of
+from laborllm_dist.careers.table_rows import column_names, note_doubled, read_rows, unit_of
 from laborllm_dist.errors import DataFileError
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 COLUMNS = (*PERSON_FIELDS, *YEAR_FIELDS)
 OBJECT_FIELDS = (*PERSON_FIELDS, "jobs", "next")
 BLANKS = " \t\r\n"
+MOST_JSON_BYTES = 256 << 20  # a JSON file is held in memory as a whole
 
 
 def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[str]) -> list[AskedCareer]:
@@ -49,11 +53,14 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
     Raises:
         DataFileError: with every problem of the file counted and the first ten named.
     """
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         found = "a folder" if path.is_dir() else "no file"
         raise DataFileError(f"{found} at {path}; careers=FILE is a JSON or CSV file")
+    refuse_pointers(path)
+    if (advice := export_advice(path)) is not None:
+        raise DataFileError(f"{path}: {advice}")
     occupations = KnownOccupations(vocabulary)
-    if path.suffix in JSON_SUFFIXES:
+    if path.suffix.lower() in JSON_SUFFIXES:
         drafts = Drafts(occupations, surveys, Problems(path, "line", named="field"))
         _read_json(path, drafts)
     else:
@@ -70,9 +77,8 @@ def _read_table(path: Path, drafts: Drafts) -> None:
     problems = drafts.problems
     rows = read_rows(path, problems)
     place, header = next(rows, (1, []))
-    names = [name.strip() for name in header]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.add(place, name, "this column stands twice")
+    names = column_names(header)
+    note_doubled(names, place, problems)
     for name in names:
         if name not in COLUMNS:
             problems.add(place, name, f"no column that is known; {_known(name, COLUMNS)}")
@@ -84,7 +90,7 @@ def _read_table(path: Path, drafts: Drafts) -> None:
         if len(values) != len(header):
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
             continue
-        cells = Cells(place, dict(zip(names, map(str.strip, values), strict=True)), {})
+        cells = Cells(place, dict(zip(names, map(with_plain_blanks, values), strict=True)), {})
         if (draft := drafts.person(cells)) is not None:
             num_before = problems.num_found
             drafts.year(draft, cells)
@@ -101,6 +107,11 @@ class _Entry:
 
 
 def _read_json(path: Path, drafts: Drafts) -> None:
+    if path.stat().st_size > MOST_JSON_BYTES:
+        raise DataFileError(
+            f"{path}: {path.stat().st_size / (1 << 20):,.0f} MiB; a JSON file is read as a whole, so at most "
+            f"{MOST_JSON_BYTES >> 20} MiB: give several files, or a table (CSV, Parquet)"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -125,7 +136,7 @@ def _read_json(path: Path, drafts: Drafts) -> None:
 
 def _entries(text: str, problems: Problems) -> Iterator[_Entry]:
     """Yield the values of a list, or those that stand one after the other; after a broken one the next line begins."""
-    decoder, start = json.JSONDecoder(), _past(text, 0, BLANKS)
+    start = _past(text, 0, BLANKS)
     is_list = text.startswith("[", start)
     at, line, number = start + is_list, text.count("\n", 0, start) + 1, 0
     while True:
@@ -134,9 +145,10 @@ def _entries(text: str, problems: Problems) -> Iterator[_Entry]:
         if at == len(text) or (is_list and text[at] == "]"):
             break
         try:
-            value, end = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            problems.add(error.lineno, None, f"not JSON ({error.msg}, column {error.colno})")
+            value, end = read_json_value(text, at)
+        except NotJson as error:
+            column = error.position - text.rfind("\n", 0, error.position)
+            problems.add(text.count("\n", 0, error.position) + 1, None, f"not JSON ({error}, column {column})")
             at = text.find("\n", at)
             if is_list or at < 0:
                 return
@@ -161,7 +173,7 @@ def _years(entry: _Entry, problems: Problems) -> Iterator[Cells]:
     jobs, asked = entry.value.get("jobs"), entry.value.get("next")
     if not isinstance(jobs, list):
         if jobs is not None:
-            problems.add(entry.line, f"{entry.path}jobs", f"wanted a list of jobs, found {jobs!r}")
+            problems.add(entry.line, f"{entry.path}jobs", f"wanted a list of jobs, found {reprlib.repr(jobs)}")
         jobs = []
     for number, job in enumerate(jobs):
         cells = _texts(entry, job, f"jobs[{number}].", YEAR_FIELDS, problems)
@@ -177,7 +189,7 @@ def _texts(entry: _Entry, value: Any, inside: str, known: tuple[str, ...], probl
     """Return the values of a JSON object as texts, None where it is none or one of its names is not known."""
     where = entry.path + inside
     if not isinstance(value, Mapping):
-        problems.add(entry.line, where.rstrip(".") or None, f"wanted an object {{...}}, found {value!r}")
+        problems.add(entry.line, where.rstrip(".") or None, f"wanted an object {{...}}, found {reprlib.repr(value)}")
         return None
     texts: dict[str, str] = {}
     num_before = problems.num_found
@@ -186,10 +198,10 @@ def _texts(entry: _Entry, value: Any, inside: str, known: tuple[str, ...], probl
             problems.add(entry.line, where + name, f"no field that is known; {_known(name, known)}")
         elif name in ("jobs", "next"):
             continue
-        elif isinstance(each, (bool, list, dict)) or (isinstance(each, float) and not each.is_integer()):
-            problems.add(entry.line, where + name, f"wanted a text or a whole number, found {each!r}")
+        elif (cell := cell_of(each)) is None or (isinstance(each, float) and cell and not each.is_integer()):
+            problems.add(entry.line, where + name, f"wanted a text or a whole number, found {reprlib.repr(each)}")
         else:
-            texts[name] = "" if each is None else str(int(each) if isinstance(each, float) else each).strip()
+            texts[name] = with_plain_blanks(cell)
     if problems.num_found > num_before:
         return None
     return Cells(entry.line, texts, {name: where + name for name in known})

@@ -14,18 +14,19 @@ import functools
 import itertools
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
+from laborllm_dist.careers.cells import as_year, with_plain_blanks
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.problems import Problems
 from laborllm_dist.careers.reading import PersonRead, ReadPerson
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.careers.table_rows import text_lines
-from laborllm_dist.careers.vocabularies import read_occupations
-from laborllm_dist.corpus_settings import EARLIEST_YEAR, LATEST_YEAR, CareerTextSettings
+from laborllm_dist.careers.vocabularies import Occupations, read_occupations
+from laborllm_dist.corpus_settings import MISSING_WORDS, CareerTextSettings, is_missing
 from laborllm_dist.errors import DataFileError
 from laborllm_dist.files import disk_errors_are_said, flush_to_disk
 
@@ -35,7 +36,7 @@ _FIXED = {"ethnicity": "ethnicity", "gender": "gender", "location": "region"}
 _CareerReader = Callable[[str, int, dict[str, str | None], dict[str, Problems]], CareerHistory | None]
 MISSING = "unknown"  # written for a value that a person has not
 _ESCAPED = re.compile("%([0-9A-F]{2})")
-_MISSING_WORDS = (MISSING, "<unk>")  # a value that reads like one of them is escaped
+_WRITTEN_WORDS = (MISSING, "<unk>", *MISSING_WORDS)  # a value that reads like one of them is escaped
 
 
 def career_text_files(settings: CareerTextSettings) -> list[Path]:
@@ -70,8 +71,8 @@ def career_text_people(settings: CareerTextSettings, *, survey: str) -> Iterator
             person has been given.
     """
     files = career_text_files(settings)
-    code_of = read_occupations(settings.vocabulary).code_of
-    reader = functools.partial(_career, settings=settings, code_of=code_of, survey=survey)
+    occupations = read_occupations(settings.vocabulary)
+    reader = functools.partial(_career, settings=settings, occupations=occupations, survey=survey)
     for name in _NAMES:
         of_split = {path.suffix[1:]: path for path in files if path.stem == name}
         if of_split:
@@ -103,7 +104,7 @@ def _career(
     problems: dict[str, Problems],
     *,
     settings: CareerTextSettings,
-    code_of: Mapping[str, str],
+    occupations: Occupations,
     survey: str,
 ) -> CareerHistory | None:
     """Return the career of one line, None where something is wrong with it, which is noted."""
@@ -118,9 +119,10 @@ def _career(
         wanted = 1 if kind in _FIXED else length
         if row[kind] is not None and (len(found) != wanted or not found):
             problems[kind].add(number, None, f"{len(found)} values, wanted {wanted or 'at least one job'}")
-    for code in values["job"]:
-        if code not in code_of:
-            problems["job"].add(number, None, f"code {code!r} is not in {settings.vocabulary.path}")
+    codes = [occupations.find(code) for code in values["job"]]
+    for text, code in zip(values["job"], codes, strict=True):
+        if code is None:
+            problems["job"].add(number, None, f"code {text!r} is not in {settings.vocabulary.path}")
     years = _years(values["year"])
     if years is None:
         problems["year"].add(number, None, f"{' '.join(values['year'])!r} are not years in rising order")
@@ -128,33 +130,31 @@ def _career(
         return None
 
     def known(text: str) -> str | None:
-        return None if text in settings.missing else unescaped(text)
+        return None if is_missing(text, settings.missing) else with_plain_blanks(unescaped(text))
 
     educations = [known(text) for text in values.get("education", ())] or [None] * length
     fixed = {name: known(values[kind][0]) if kind in values else None for kind, name in _FIXED.items()}
-    jobs = zip(years, values["job"], educations, strict=True)
+    jobs = zip(years, codes, educations, strict=True)
     return CareerHistory(
         person=person,
         survey=survey,
         birth_year=None,
-        jobs=tuple(Job(year, code_of[code], education) for year, code, education in jobs),
+        jobs=tuple(Job(year, code, education) for year, code, education in jobs if code is not None),
         **fixed,
     )
 
 
 def _years(texts: list[str]) -> list[int] | None:
     """Return the years, None where they are not years in rising order."""
-    if not all(text.isascii() and text.isdigit() and len(text) == 4 for text in texts):
-        return None
-    years = list(map(int, texts))
+    years = [year for text in texts if (year := as_year(text)) is not None]
     in_order = all(early < late for early, late in itertools.pairwise(years))
-    return years if in_order and all(EARLIEST_YEAR <= year <= LATEST_YEAR for year in years) else None
+    return years if in_order and len(years) == len(texts) else None
 
 
 def escaped(value: str) -> str:
     """Return a value as one word, other than the words that mean: not known."""
     word = "_".join(value.replace("%", "%25").replace("_", "%5F").split(" "))
-    return f"%{ord(word[0]):02X}{word[1:]}" if word in _MISSING_WORDS else word
+    return f"%{ord(word[0]):02X}{word[1:]}" if word and is_missing(word, _WRITTEN_WORDS) else word
 
 
 def unescaped(word: str) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from laborllm_dist.careers.career_text import career_text_files, career_text_people
+from laborllm_dist.careers.formats import refuse_other_formats, refuse_pointers
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
-from laborllm_dist.careers.long_panel import read_long_panel
+from laborllm_dist.careers.long_panel import long_panel_people
 from laborllm_dist.careers.nls.files import nls_files
 from laborllm_dist.careers.nls.people import missing_variables as missing_nls_variables
-from laborllm_dist.careers.nls.people import nls_people
-from laborllm_dist.careers.nls.variables import Cohort, nls_schemes, years_with_status
+from laborllm_dist.careers.nls.people import nls_people, notes_of_extract, occupations_there
+from laborllm_dist.careers.nls.variables import Cohort, years_with_status
 from laborllm_dist.careers.occ1990dd import STATES, TABLES_VERSION, occ1990dd_vocabulary, reachable_codes
 from laborllm_dist.careers.psid.concepts import psid_schemes
 from laborllm_dist.careers.psid.download import missing_variables as missing_psid_variables
@@ -25,7 +26,12 @@ from laborllm_dist.careers.resumes.people import resume_people, resume_vocabular
 from laborllm_dist.careers.resumes.rows import resume_files
 from laborllm_dist.careers.synthetic import make_market
 from laborllm_dist.careers.synthetic_titles import MARKET_VERSION, synthetic_vocabulary
-from laborllm_dist.careers.vocabularies import read_occupations, shipped_vocabularies, vocabulary_path
+from laborllm_dist.careers.vocabularies import (
+    notes_of_vocabulary,
+    read_occupations,
+    shipped_vocabularies,
+    vocabulary_path,
+)
 from laborllm_dist.careers.wage_panel import read_wage_panel, wage_panel_vocabulary
 from laborllm_dist.corpus_settings import CorpusSettings, VocabularySettings
 from laborllm_dist.data_settings import DataSettings
@@ -43,7 +49,8 @@ def check_sources(data: DataSettings) -> None:
     """
     for name, corpus in data.corpora.items():
         try:
-            source_files(corpus)
+            for path in source_files(corpus):
+                refuse_pointers(path)
         except DataFileError as error:
             advice = f"; {corpus.how_to_get}" if corpus.how_to_get else ""
             place = f"data.corpora.{name}.{corpus.group}.path"
@@ -79,7 +86,11 @@ def source_files(corpus: CorpusSettings) -> list[Path]:
 
 
 def missing_variables(data: DataSettings) -> dict[str, list[str]]:
-    """Return, for each survey that goes on without them, the variables of the method that its extract lacks."""
+    """Return, for each survey that is read without them, the variables of the method that its extract lacks.
+
+    Raises:
+        DataFileError: if what is there is not enough for any observation.
+    """
     lacking: dict[str, list[str]] = {}
     for name, corpus in data.corpora.items():
         extract = corpus.extract
@@ -106,7 +117,7 @@ def read_people(corpus: CorpusSettings) -> Iterator[ReadPerson]:
             settings = _group(corpus.synthetic)
             return _as_people(make_market(settings).careers(settings.num_people, survey=survey))
         case "long_panel":
-            return _as_people(read_long_panel(_group(corpus.long_panel), survey=survey))
+            return long_panel_people(_group(corpus.long_panel), survey=survey)
         case "nlsy79":
             return nls_people(_group(corpus.extract), "NLSY79", survey=survey)
         case "nlsy97":
@@ -157,7 +168,9 @@ def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
     match corpus.kind:
         case "nlsy79" | "nlsy97":
             cohort: Cohort = "NLSY79" if corpus.kind == "nlsy79" else "NLSY97"
-            schemes, states = nls_schemes(cohort), years_with_status(cohort)
+            occupations = occupations_there(_group(corpus.extract), cohort)
+            schemes = {year: each.scheme for year, each in occupations.items() if each.scheme is not None}
+            states = years_with_status(cohort)
         case "psid":
             schemes = psid_schemes()
             states = set(schemes)
@@ -166,6 +179,19 @@ def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
     return {
         year: reachable_codes(scheme) | (set(STATES) if year in states else set()) for year, scheme in schemes.items()
     }
+
+
+def corpus_notes(corpus: CorpusSettings) -> list[str]:
+    """Return, for the data card, what of a corpus was taken otherwise than the method or the file has it.
+
+    Raises:
+        LaborError: if the source is unusable.
+    """
+    wanted = _vocabulary_settings(corpus)
+    notes = [] if wanted is None else notes_of_vocabulary(wanted)
+    if corpus.kind in ("nlsy79", "nlsy97"):
+        notes += notes_of_extract(_group(corpus.extract), "NLSY79" if corpus.kind == "nlsy79" else "NLSY97")
+    return notes
 
 
 def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
@@ -227,8 +253,9 @@ def _as_people(careers: Iterable[CareerHistory]) -> Iterator[ReadPerson]:
 
 
 def _existing_file(path: Path) -> Path:
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise DataFileError(f"{'a folder' if path.is_dir() else 'no file'} at {path}")
+    refuse_other_formats(path)
     return path
 
 

@@ -4,23 +4,54 @@ The whole file is checked before the first career is given out: a missing column
 before birth, an unknown code, text that is not UTF-8 or a file that breaks off is refused with file, line and column.
 Gender, ethnicity and birth year must not change within a person. A region may (people move): the first one on record,
 by year, is the career's, as the template has one region per worker.
+
+Panels have rows of years without work: a row whose occupation is missing, or a number below zero, which surveys write
+for a question without an answer, is left out and counted. With a column of statuses a year follows the surveys' rule
+(careers/survey_years.py): a year without work is that of a state.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
+from laborllm_dist.careers.cells import (
+    OTHER_BLANK,
+    InexactId,
+    as_year,
+    person_id,
+    same_code,
+    whole_number,
+    with_plain_blanks,
+)
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.problems import Problems
-from laborllm_dist.careers.table_rows import read_rows, unit_of
-from laborllm_dist.careers.vocabularies import read_occupations
-from laborllm_dist.corpus_settings import EARLIEST_YEAR, LATEST_YEAR, LongPanelSettings
+from laborllm_dist.careers.reading import Drop, PersonRead, ReadPerson
+from laborllm_dist.careers.survey_years import Status, observed_occupation, why_left_out
+from laborllm_dist.careers.table_rows import column_names, missing_column, note_doubled, read_rows, unit_of
+from laborllm_dist.careers.vocabularies import Occupations, read_occupations
+from laborllm_dist.corpus_settings import EARLIEST_YEAR, LATEST_YEAR, LongPanelSettings, StatusSettings
 from laborllm_dist.errors import DataFileError
 
 FIXED = ("birth_year", "gender", "ethnicity")
 OPTIONAL = (*FIXED, "region", "education")
+COLUMNS = ("person", "year", "occupation", *OPTIONAL, "status")
+_STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+@dataclass(frozen=True, slots=True)
+class _Year:
+    """A row of a person: the occupation or why there is none, the education, the status, and its line."""
+
+    occupation: str | None
+    why_none: str | None
+    code: str | None  # of the file, where it leads to no occupation
+    education: str | None
+    status: Status | None
+    place: int
 
 
 @dataclass(slots=True)
@@ -29,48 +60,62 @@ class _Worker:
 
     facts: dict[str, str] = field(default_factory=dict)
     regions: dict[int, str] = field(default_factory=dict)  # by year
-    jobs: dict[int, tuple[str, str | None, int]] = field(default_factory=dict)  # year -> occupation, education, line
+    years: dict[int, _Year] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
 
 
 def read_long_panel(settings: LongPanelSettings, *, survey: str) -> Iterator[CareerHistory]:
-    """Yield the careers of a panel, people in the order of their first row, jobs in order of year.
+    """Return the careers of `long_panel_people`, without what is left out.
+
+    Raises:
+        LaborError: as `long_panel_people`.
+    """
+    people = long_panel_people(settings, survey=survey)
+    return (career for read in people if (career := read().career) is not None)
+
+
+def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[ReadPerson]:
+    """Return the people of a panel in the order of their first row, with what is left out of each.
 
     Raises:
         DataFileError: with every problem of the file counted and the first ten named.
         VocabularyError: if the list of occupations is unusable.
     """
     path = Path(settings.path)
-    code_of = read_occupations(settings.vocabulary).code_of
+    occupations = read_occupations(settings.vocabulary)
     problems = Problems(path, unit_of(path))
     rows = read_rows(path, problems)
     place, header = next(rows, (1, []))
     columns = _locate_columns(settings, header, place, problems)
     problems.refuse_if_any()
-    panel = _Panel(settings, code_of, problems)
+    panel = _Panel(settings, occupations, problems)
     for place, values in rows:
         if len(values) == len(header):
-            panel.add(place, {name: values[index].strip() for name, index in columns.items()})
+            panel.add(place, {name: values[index] for name, index in columns.items()})
         else:
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
     if not panel.workers and not problems.num_found:
         raise DataFileError(f"{path}: a header, but no rows")
     problems.refuse_if_any()
-    return (_career(person, worker, survey) for person, worker in panel.workers.items())
+    return (
+        functools.partial(_read_person, person, worker, survey, settings, occupations)
+        for person, worker in panel.workers.items()
+    )
 
 
 def _locate_columns(settings: LongPanelSettings, header: list[str], place: int, problems: Problems) -> dict[str, int]:
-    names = [name.strip() for name in header]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.add(place, name, "this column stands twice")
+    names = column_names(header)
+    note_doubled(names, place, problems)
     located: dict[str, int] = {}
-    for field_name in ("person", "year", "occupation", *OPTIONAL):
+    for field_name in COLUMNS:
         column = getattr(settings.columns, field_name)
         if column is None:
             continue
         if column in names:
             located[field_name] = names.index(column)
         else:
-            problems.add(place, column, f"missing (wanted for {field_name}); the columns are {', '.join(names)}")
+            is_optional = field_name not in ("person", "year", "occupation")
+            problems.add(place, column, missing_column(field_name, names, is_optional=is_optional))
     return located
 
 
@@ -79,38 +124,41 @@ class _Panel:
     """What has been read of a panel so far. A row that is wrong is noted, and the reading goes on."""
 
     settings: LongPanelSettings
-    code_of: Mapping[str, str]
+    occupations: Occupations
     problems: Problems
     workers: dict[str, _Worker] = field(default_factory=dict)
 
-    def add(self, place: int, cells: Mapping[str, str]) -> None:
+    def add(self, place: int, values: Mapping[str, str]) -> None:
         """Take in one row."""
+        cells = {name: with_plain_blanks(value) for name, value in values.items()}
         for name, cell in cells.items():
             if not cell.isprintable():
                 self._note(place, name, f"{cell!r} holds a line break, control character or odd blank")
                 return
-        person, year = cells["person"], as_year(cells["year"])
-        if not person:
+        if self.settings.is_missing(cells["person"]):
             self._note(place, "person", "empty")
-        elif year is None:
+            return
+        try:
+            person = person_id(cells["person"])
+        except InexactId as error:
+            self._note(place, "person", str(error))
+            return
+        year = as_year(cells["year"])
+        if year is None:
             self._note(place, "year", f"{cells['year']!r} is not a year from {EARLIEST_YEAR} to {LATEST_YEAR}")
+            return
+        worker = self.workers.setdefault(person, _Worker())
+        worker.changes += [_blank_change(getattr(self.settings.columns, name)) for name in _changed(values, cells)]
+        if year in worker.years:
+            first = f"first at {self.problems.unit} {worker.years[year].place}"
+            self._note(place, "year", f"person {person!r} has {year} twice, {first}")
         else:
-            worker = self.workers.setdefault(person, _Worker())
-            if year in worker.jobs:
-                first = f"first at {self.problems.unit} {worker.jobs[year][2]}"
-                self._note(place, "year", f"person {person!r} has {year} twice, {first}")
-            else:
-                self._add_year(place, cells, worker, year)
+            self._add_year(place, {**cells, "person": person}, worker, year)
 
     def _add_year(self, place: int, cells: Mapping[str, str], worker: _Worker, year: int) -> None:
-        missing = self.settings.missing
-        facts = {name: cells[name] for name in OPTIONAL if name in cells and cells[name] not in missing}
-        occupation = cells["occupation"]
-        code = self.code_of.get(occupation)
-        worker.jobs[year] = (code or occupation, facts.pop("education", None), place)
-        if code is None:
-            unknown = f"code {occupation!r} is not in {self.settings.vocabulary.path}"
-            self._note(place, "occupation", unknown if occupation else "empty")
+        there = [name for name in OPTIONAL if name in cells and not self.settings.is_missing(cells[name])]
+        facts = {name: same_code(cells[name]) for name in there}
+        worker.years[year] = self._year(place, cells, facts.pop("education", None))
         if (region := facts.pop("region", None)) is not None:
             worker.regions[year] = region
         if (birth := facts.get("birth_year")) is not None:
@@ -123,22 +171,72 @@ class _Panel:
             if (known := worker.facts.setdefault(name, value)) != value:
                 self._note(place, name, f"{value!r}, but {known!r} in an earlier row of person {cells['person']!r}")
 
+    def _year(self, place: int, cells: Mapping[str, str], education: str | None) -> _Year:
+        cell, status = cells["occupation"], self._status(place, cells)
+        if (occupation := self.occupations.find(cell)) is not None:
+            return _Year(occupation, None, None, education, status, place)
+        if self.settings.is_missing(cell):
+            return _Year(None, "missing", None, education, status, place)
+        if (whole_number(cell) or 0) < 0:
+            return _Year(None, "a number below zero", same_code(cell), education, status, place)
+        unknown = f"code {cell!r} is not in {self.settings.vocabulary.path}"
+        self._note(place, "occupation", f"{unknown}; a cell that means: not known, is left out by long_panel.missing")
+        return _Year(None, None, None, education, status, place)
+
+    def _status(self, place: int, cells: Mapping[str, str]) -> Status | None:
+        """Return the status of a year; None where it is not known, or the panel has no such column."""
+        wanted, cell = self.settings.status, cells.get("status", "")
+        if wanted is None or (status := _status_of(wanted, same_code(cell).casefold())) is None:
+            if not self.settings.is_missing(cell) and (whole_number(cell) or 0) >= 0:
+                words = f"long_panel.status ({', '.join(_STATUSES)})"
+                self._note(place, "status", f"{cell!r} is none of the words of {words}; add it to one of its lists")
+            return None
+        return status
+
     def _note(self, place: int, name: str, what: str) -> None:
         self.problems.add(place, getattr(self.settings.columns, name), what)
 
 
-def as_year(text: str) -> int | None:
-    """Return the year that a cell says, None where it says none."""
-    digits = text.removesuffix(".0")  # a whole number as pandas writes it in a column that has gaps
-    if not (digits.isascii() and digits.isdigit() and len(digits) == 4):
-        return None
-    return int(digits) if EARLIEST_YEAR <= int(digits) <= LATEST_YEAR else None
+@functools.lru_cache(maxsize=10_000)
+def _status_of(settings: StatusSettings, word: str) -> Status | None:
+    words = settings.words()
+    return next((status for status in _STATUSES if word in map(str.casefold, words[status])), None)
 
 
-def _career(person: str, worker: _Worker, survey: str) -> CareerHistory:
+def _changed(values: Mapping[str, str], cells: Mapping[str, str]) -> list[str]:
+    """Return the names of cells that had a blank of another kind inside."""
+    return [name for name, cell in cells.items() if cell != values[name].strip()]
+
+
+def _blank_change(column: str) -> str:
+    return f"column {column}: {OTHER_BLANK}, taken as a space"
+
+
+def _read_person(
+    person: str, worker: _Worker, survey: str, settings: LongPanelSettings, occupations: Occupations
+) -> PersonRead:
+    jobs: list[Job] = []
+    drops: list[Drop] = []
+    states = _states(settings.status, occupations)
+    is_uncertain = settings.status is not None and settings.status.unknown == "leave_out"
+    for year, row in sorted(worker.years.items()):
+        has_status = settings.columns.status is not None
+        code = observed_occupation(row.status, row.occupation, is_uncertain=has_status and is_uncertain, states=states)
+        if code is not None:
+            jobs.append(Job(year, code, row.education))
+        elif row.status in states and row.status != "armed_forces":
+            drops.append(
+                Drop(f"{str(row.status).replace('_', ' ')}, for which the list of occupations has no code", year)
+            )
+        else:
+            reason = (
+                why_left_out(row.status, row.occupation, row.why_none) if has_status else f"occupation {row.why_none}"
+            )
+            drops.append(Drop(reason, year, code=row.code))
+    if not jobs:
+        return PersonRead(None, (*drops, Drop("person without any observation")), changes=tuple(worker.changes))
     birth = worker.facts.get("birth_year")
-    jobs = (Job(year, occupation, education) for year, (occupation, education, _) in sorted(worker.jobs.items()))
-    return CareerHistory(
+    career = CareerHistory(
         person=person,
         survey=survey,
         birth_year=None if birth is None else as_year(birth),
@@ -147,3 +245,16 @@ def _career(person: str, worker: _Worker, survey: str) -> CareerHistory:
         region=worker.regions[min(worker.regions)] if worker.regions else None,
         jobs=tuple(jobs),
     )
+    return PersonRead(career, tuple(drops), changes=tuple(worker.changes))
+
+
+def _states(settings: StatusSettings | None, occupations: Occupations) -> dict[Status, str | None]:
+    """Return the occupation of each state; None where the list of occupations has none."""
+    if settings is None:
+        return {}
+    codes = settings.codes
+    named: dict[Status, str | None] = {
+        "unemployed": codes.unemployed, "not_working": codes.not_working, "enrolled": codes.enrolled,
+        "armed_forces": codes.armed_forces,
+    }  # fmt: skip
+    return {status: None if code is None else occupations.find(code) for status, code in named.items()}

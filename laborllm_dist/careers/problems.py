@@ -8,6 +8,7 @@ from pathlib import Path
 from laborllm_dist.errors import DataFileError
 
 NUM_SHOWN = 10
+MOST_PROBLEMS = 100_000  # of a file; to read on would be of no use to anybody
 
 
 @dataclass(slots=True)
@@ -25,8 +26,14 @@ class Problems:
     named: str = "column"
 
     def add(self, place: int, column: str | None, what: str) -> None:
-        """Note a problem at a line or row, counted from 1."""
+        """Note a problem at a line or row, counted from 1.
+
+        Raises:
+            DataFileError: if there are so many that the rest of the file is not worth reading.
+        """
         self.num_found += 1
+        if self.num_found >= MOST_PROBLEMS:
+            self.refuse_if_any("the rest of the file was not read")
         if len(self.shown) < NUM_SHOWN:
             where = f"{self.unit} {place}" + (f", {self.named} {column}" if column else "")
             self.shown.append(f"  {where}: {what}")

@@ -7,7 +7,7 @@ several processes, which all walk through the sequence, does the work for its ow
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from laborllm_dist.careers.history import CareerHistory
@@ -18,11 +18,15 @@ DropUnit = Literal["person-year", "job", "person"]
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """What the source has and the career has not: a year of a person, a job of unknown years, or the whole person."""
+    """What the source has and the career has not: a year of a person, a job of unknown years, or the whole person.
+
+    `code` is the source's occupation code where that leads to no occupation: the data card counts such codes.
+    """
 
     reason: str
     year: int | None = None
     of: DropUnit = "person"
+    code: str | None = field(default=None, compare=False)
 
     @property
     def unit(self) -> DropUnit:
@@ -45,13 +49,15 @@ class PersonRead:
     """One person of a source.
 
     `career` is None where nothing is left. `split` is set where the source itself says in which split a person is.
-    `titles` are those that were coded, one for each job that has a year.
+    `titles` are those that were coded, one for each job that has a year. `changes` says, once for each cell that was
+    taken otherwise than it stands in the source, how: the data card counts them.
     """
 
     career: CareerHistory | None
     drops: tuple[Drop, ...] = ()
     split: Split | None = None
     titles: tuple[CodedTitle, ...] = ()
+    changes: tuple[str, ...] = ()
 
 
 ReadPerson = Callable[[], PersonRead]

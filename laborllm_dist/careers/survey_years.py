@@ -10,12 +10,13 @@
     not working, of which kind is not known: left out
 
 So a "present or last" occupation counts while the person is known to work only, unless settings.unknown_status is
-"count". The last level of education on record stands until the next one: it is the education to date.
+"count". The last level of education on record stands until the next one: it is the education to date. A panel of a
+user's own with a column of statuses follows the same rule (careers/long_panel.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +27,10 @@ from laborllm_dist.corpus_settings import SurveySettings
 
 # enrolled: not working, and in school; not_told_apart: not working, and whether unemployed or not is not known.
 Status = Literal["working", "armed_forces", "unemployed", "not_working", "enrolled", "not_told_apart"]
-_STATES = {"unemployed": UNEMPLOYED, "not_working": NOT_IN_LABOR_FORCE, "enrolled": EDUCATION}
+# The occupations that stand for a year without work, and for the armed forces without a further occupation.
+STATES_OF: Mapping[Status, str | None] = {
+    "unemployed": UNEMPLOYED, "not_working": NOT_IN_LABOR_FORCE, "enrolled": EDUCATION, "armed_forces": MILITARY,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class PersonYear:
     may_be_last: bool
     education: str | None
     region: str | None
+    unmapped_code: str | None = None  # the source's code, where there is one that leads to no occupation
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +88,18 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
     drops: list[Drop] = []
     for each in _with_education_to_date(wanted):
         reason = _age_reason(each.year, worker.birth_year, settings)
-        occupation = None if reason else _occupation_of(each, settings)
+        is_uncertain = each.may_be_last and settings.unknown_status == "leave_out"
+        occupation = None if reason else observed_occupation(each.status, each.occupation, is_uncertain=is_uncertain)
         if occupation is not None:
             jobs.append(Job(each.year, occupation, each.education))
         else:
-            drops.append(Drop(reason or _missing_reason(each), each.year))
+            drops.append(
+                Drop(
+                    reason or why_left_out(each.status, each.occupation, each.why_none),
+                    each.year,
+                    code=None if reason else each.unmapped_code,
+                )
+            )
     if not jobs:
         why = "person without any observation" if wanted else "person never interviewed in these years"
         return PersonRead(None, (*drops, Drop(why)))
@@ -112,21 +124,42 @@ def _with_education_to_date(years: list[PersonYear]) -> list[PersonYear]:
     return [replace(each, education=known) for each, known in zip(years, levels, strict=True)]
 
 
-def _occupation_of(each: PersonYear, settings: SurveySettings) -> str | None:
-    if each.status == "armed_forces":
-        return each.occupation or MILITARY
-    if each.status is None:
-        return None if each.may_be_last and settings.unknown_status == "leave_out" else each.occupation
-    return each.occupation if each.status == "working" else _STATES.get(each.status)
+def observed_occupation(
+    status: Status | None,
+    occupation: str | None,
+    *,
+    is_uncertain: bool,
+    states: Mapping[Status, str | None] = STATES_OF,
+) -> str | None:
+    """Return what is observed in a year: an occupation, or the one that stands for a state; None where it is left out.
+
+    Args:
+        status: of employment; None: not known.
+        occupation: of the year; None: not known.
+        is_uncertain: whether the occupation of an unknown status may be one that the person has left.
+        states: the occupation that stands for each state.
+    """
+    if status == "armed_forces":
+        return occupation or states.get(status)
+    if status is None:
+        return None if is_uncertain else occupation
+    return occupation if status == "working" else states.get(status)
 
 
-def _missing_reason(each: PersonYear) -> str:
-    if each.status == "not_told_apart":
+def why_left_out(status: Status | None, occupation: str | None, why_none: str | None) -> str:
+    """Return why a year has no observation, where `observed_occupation` gives none.
+
+    Args:
+        status: of employment; None: not known.
+        occupation: of the year; None: not known.
+        why_none: why there is no occupation.
+    """
+    if status == "not_told_apart":
         return "not working, unemployed or out of the labor force not told apart"
-    status = "employment status not known" if each.status is None else "working"
-    if each.status is None and each.occupation is not None:
-        return f"{status}, occupation is of the present or last job"
-    return f"{status}, occupation {each.why_none or 'not known'}"
+    known = "employment status not known" if status is None else "working"
+    if status is None and occupation is not None:
+        return f"{known}, occupation is of the present or last job"
+    return f"{known}, occupation {why_none or 'not known'}"
 
 
 def _age_reason(year: int, birth_year: int | None, settings: SurveySettings) -> str | None:

@@ -13,7 +13,7 @@ from laborllm_dist.careers.reading import CodedTitle, DropUnit, PersonRead
 from laborllm_dist.careers.splits import Split
 
 KINDS = ("first", "moving", "staying")
-MOST_TITLES = 2_000  # of a piece that are kept for the list of titles, so that records stay small
+MOST_TITLES = 2_000  # of a piece that are kept for the list of titles, or of unmapped codes, so that records stay small
 _TITLES_IN_MEMORY = 20_000  # of a corpus
 
 
@@ -38,6 +38,8 @@ class Tally:
     years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code
     titles: Counter[CodedTitle] = field(default_factory=Counter)  # jobs by their title and what it was coded to
     drops: Counter[tuple[str, str, int | None]] = field(default_factory=Counter)  # left out: unit, reason, year
+    unmapped: Counter[tuple[str, str]] = field(default_factory=Counter)  # person-years left out: reason, source's code
+    changes: Counter[str] = field(default_factory=Counter)  # cells that were taken otherwise than they stand
 
     def __add__(self, other: Tally) -> Tally:
         years = {year: Counter(codes) for year, codes in self.years.items()}
@@ -51,13 +53,20 @@ class Tally:
             years,
             self.titles + other.titles,
             self.drops + other.drops,
+            self.unmapped + other.unmapped,
+            self.changes + other.changes,
         )
 
     def with_titles_trimmed(self) -> Tally:
-        """Return the counts without those of rare titles, where there are very many."""
-        if len(self.titles) <= 2 * _TITLES_IN_MEMORY:
+        """Return the counts without those of rare titles and unmapped codes, where there are very many."""
+        if max(len(self.titles), len(self.unmapped)) <= 2 * _TITLES_IN_MEMORY:
             return self
-        return dataclasses.replace(self, titles=Counter(dict(_most_frequent(self.titles, _TITLES_IN_MEMORY))))
+        titles = Counter(dict(_most_frequent(self.titles, _TITLES_IN_MEMORY)))
+        return dataclasses.replace(self, titles=titles, unmapped=Counter(dict(self.unmapped_codes(_TITLES_IN_MEMORY))))
+
+    def unmapped_codes(self, number: int) -> list[tuple[tuple[str, str], int]]:
+        """Return the reasons and codes that most person-years were left out for, of equals in order of reason, code."""
+        return sorted(self.unmapped.items(), key=lambda item: (-item[1], item[0]))[:number]
 
     def left_out(self) -> list[LeftOut]:
         """Return what was left out by reason: person-years first, then jobs, then people; most of each first."""
@@ -90,6 +99,8 @@ class Tally:
             "years": {str(year): dict(codes) for year, codes in self.years.items()},
             "titles": [[*dataclasses.astuple(each), count] for each, count in _most_frequent(self.titles, MOST_TITLES)],
             "drops": [[*key, count] for key, count in self.drops.items()],
+            "unmapped": [[*key, count] for key, count in self.unmapped_codes(MOST_TITLES)],
+            "changes": dict(self.changes),
         }
 
 
@@ -103,6 +114,8 @@ def tally_from_values(values: dict[str, Any]) -> Tally:
         years={int(year): Counter(codes) for year, codes in values["years"].items()},
         titles=Counter({CodedTitle(*each): count for *each, count in values["titles"]}),
         drops=Counter({(unit, reason, year): count for unit, reason, year, count in values["drops"]}),
+        unmapped=Counter({(reason, code): count for reason, code, count in values.get("unmapped", ())}),
+        changes=Counter(values.get("changes", {})),
     )
 
 
@@ -126,6 +139,8 @@ def tally_people(people: list[tuple[PersonRead, Split | None]]) -> Tally:
     tally = Tally(people_read=len(people))
     for read, split in people:
         tally.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)
+        tally.unmapped.update((drop.reason, drop.code) for drop in read.drops if drop.code is not None)
+        tally.changes.update(read.changes)
         tally.titles.update(read.titles)
         if read.career is None:
             continue

@@ -14,6 +14,7 @@ import transformers  # loads a class, and with models three seconds of modules, 
 from safetensors import SafetensorError
 
 from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.careers.formats import pointer_in
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.engine.adapters import base_of, check_blocks, put_adapter, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
@@ -43,6 +44,7 @@ def check_weights(settings: ModelSettings) -> None:
     if settings.path is None:
         return
     if Path(settings.path).is_dir():
+        _refuse_pointers(settings)
         if (folder_of(settings) / "config.json").is_file():
             open_config(settings.path, **_where(settings))
         return
@@ -56,6 +58,17 @@ def check_weights(settings: ModelSettings) -> None:
             "config.json, *.safetensors and the tokenizer), or, for a hub id, accept the model's licence on its page, "
             "log in (hf auth login) and start again where the hub can be reached"
         ) from None
+
+
+def _refuse_pointers(settings: ModelSettings) -> None:
+    """Refuse a model's folder that was cloned without its large files.
+
+    Raises:
+        ModelError: naming the first file that is only a pointer.
+    """
+    folder = Path(settings.path or "") / (settings.subfolder or "")
+    if settings.path is not None and folder.is_dir() and (pointer := pointer_in(folder)) is not None:
+        raise ModelError(pointer)
 
 
 def new_llama(
@@ -99,6 +112,7 @@ def pretrained_model(
         ModelError: if weights are missing, in another format, or some tensors of the model are not among them, or
             have another shape.
     """
+    _refuse_pointers(settings)
     base_path = base_of(folder_of(settings))
     if base_path is not None:  # transformers opens both at once, and says nothing of what the base lacks
         whole = dataclasses.replace(settings, path=base_path, revision=None, subfolder=None)

@@ -7,9 +7,10 @@ LABOR-LLM reports for them, so that a user sees at once how near an extract come
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from laborllm_dist.careers.corpus import reachable_by_year
+from laborllm_dist.careers.corpus import corpus_notes, reachable_by_year
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.careers.tally import KINDS, Tally
 from laborllm_dist.corpus_settings import CorpusSettings
@@ -23,11 +24,23 @@ PAPER: Mapping[str, tuple[int, int, tuple[float, float, float]]] = {
     "nlsy97": (8_984, 148_795, (0.060, 0.454, 0.485)),
 }
 
+MOST_CODES = 1_000  # unmapped codes of a corpus that the card lists
+_SHOWN_CODES = 50  # of them for people to read
 _CUT_LABELS = {
     "cut_people": "people told with their last lines only",
     "cut_observations": "person-years after fewer lines than they have",
 }
 _PLURAL = {"person-year": "person-years", "job": "jobs", "person": "people"}
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPeople:
+    """How many people two corpora of one population share."""
+
+    one: str
+    other: str
+    population: str
+    num: int
 
 
 def card_values(
@@ -36,6 +49,7 @@ def card_values(
     title_of: Mapping[str, str],
     missing_variables: Mapping[str, Sequence[str]],
     cut: Mapping[str, Mapping[str, int]],
+    shared: Sequence[SharedPeople],
 ) -> dict[str, Any]:
     """Return the card as JSON takes it.
 
@@ -45,6 +59,7 @@ def card_values(
         title_of: title of every occupation.
         missing_variables: of the method, that a corpus's extract lacks.
         cut: by corpus, how many are told with their last lines only (store.CUT_COUNTS); empty where nobody may be.
+        shared: how many people each two corpora of one population share.
     """
     corpora = {
         name: {
@@ -54,7 +69,8 @@ def card_values(
         }
         for name, tally in tallies.items()
     }
-    return {"data": data.name, "corpora": corpora}
+    pairs = [{"corpora": [each.one, each.other], "population": each.population, "people": each.num} for each in shared]
+    return {"data": data.name, "corpora": corpora, "shared_people": pairs}
 
 
 def _corpus_values(tally: Tally, corpus: CorpusSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
@@ -86,6 +102,12 @@ def _corpus_values(tally: Tally, corpus: CorpusSettings, title_of: Mapping[str, 
             {"unit": each.unit, "reason": each.reason, "count": each.count, "years": each.years}
             for each in tally.left_out()
         ],
+        "unmapped_codes": [
+            {"code": code, "reason": reason, "count": count}
+            for (reason, code), count in tally.unmapped_codes(MOST_CODES)
+        ],
+        "taken_otherwise": [{"what": note, "count": None} for note in corpus_notes(corpus)]
+        + [{"what": what, "count": count} for what, count in sorted(tally.changes.items())],
     }
 
 
@@ -95,10 +117,17 @@ def card_markdown(card: Mapping[str, Any]) -> str:
     for name, values in card["corpora"].items():
         lines += [f"## {values['survey']} (`{name}`)", "", *_summary(values), ""]
         lines += ["### Left out", "", *_left_out(values["left_out"]), ""]
+        if unmapped := values["unmapped_codes"]:
+            lines += ["### Codes without an occupation", "", *_unmapped(unmapped), ""]
+        if otherwise := values["taken_otherwise"]:
+            lines += ["### Taken otherwise than it stands", "", *_otherwise(otherwise), ""]
         if lacking := values["variables_missing"]:
             lines += ["### Not in the extract", "", f"{len(lacking)} variables: {', '.join(lacking)}.", ""]
         lines += ["### Years", "", *_years(values["years"]), ""]
         lines += ["### Occupations", "", *_occupations(values), ""]
+    if shared := card["shared_people"]:
+        rows = [(" and ".join(each["corpora"]), each["population"], f"{each['people']:,}") for each in shared]
+        lines += ["## People in two corpora", "", *_table(("corpora", "population", "people"), rows, right=(2,)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -128,6 +157,23 @@ def _left_out(reasons: Sequence[Mapping[str, Any]]) -> list[str]:
     return _table(("what", "reason", "count"), rows, right=(2,))
 
 
+def _unmapped(codes: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [(_cell(each["code"]), each["reason"], f"{each['count']:,}") for each in codes[:_SHOWN_CODES]]
+    table = _table(("code", "reason", "person-years left out"), rows, right=(2,))
+    more = len(codes) - _SHOWN_CODES
+    return table if more <= 0 else [*table, "", f"{more:,} more codes stand in data_card.json."]
+
+
+def _otherwise(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [(_cell(each["what"]), "" if each["count"] is None else f"{each['count']:,}") for each in entries]
+    return _table(("what", "times"), rows, right=(1,))
+
+
+def _cell(text: str) -> str:
+    """Return a text as one cell of a table."""
+    return text.replace("|", "\\|")
+
+
 def _years(years: Sequence[Mapping[str, Any]]) -> list[str]:
     known = any(each["reachable"] is not None for each in years)
     rows = [
@@ -141,9 +187,7 @@ def _years(years: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _occupations(values: Mapping[str, Any]) -> list[str]:
-    rows = [
-        (each["code"], each["title"].replace("|", "\\|"), f"{each['observations']:,}") for each in values["occupations"]
-    ]
+    rows = [(_cell(each["code"]), _cell(each["title"]), f"{each['observations']:,}") for each in values["occupations"]]
     return _table(("code", "title", "person-years"), rows, right=(2,))
 
 

@@ -5,12 +5,14 @@ Nothing is copied: the store is the folder the pieces were made in, under its fi
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
@@ -20,7 +22,7 @@ from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.files import flush_to_disk, sha256_of, write_json, write_text
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.data_card import card_markdown, card_values
+from laborllm_dist.tokens.data_card import SharedPeople, card_markdown, card_values
 from laborllm_dist.tokens.pieces import ENDS, PEOPLE, PIECES, corpus_end, piece_folder, read_piece
 from laborllm_dist.tokens.store import CARD, CUT_COUNTS, MANIFEST
 
@@ -37,7 +39,11 @@ def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None
 
 
 def merge_pieces(
-    folder: Path, settings: RunSettings, facts: Mapping[str, Any], pieces: Mapping[str, list[Path]]
+    folder: Path,
+    settings: RunSettings,
+    facts: Mapping[str, Any],
+    pieces: Mapping[str, list[Path]],
+    say: Callable[[str], None],
 ) -> None:
     """Write the data card and the manifest into the folder of the pieces.
 
@@ -46,6 +52,7 @@ def merge_pieces(
         settings: of the run.
         facts: what else the manifest says: format, fingerprints, identity, tokenizer.
         pieces: from `all_pieces`.
+        say: takes a line about corpora that should share people, and do not.
 
     Raises:
         DataFileError: if a person stands twice in a corpus, or in two splits, or nobody is in the training split.
@@ -61,6 +68,10 @@ def merge_pieces(
             tallies[name] = tallies[name].with_titles_trimmed() + tally_from_values(record.pop("tally"))
             records[name].append((piece, record))
     _check_people(settings, pieces)
+    shared = _shared_people(settings, pieces)
+    for each in shared:
+        if not each.num:
+            say(_nobody_shared(settings, each, pieces))
     counts: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         of_split = [(piece, record["splits"][split]) for found in records.values() for piece, record in found]
@@ -79,7 +90,7 @@ def merge_pieces(
         corpus: {name: _sum_of(name, [record for _, record in found]) for name in _cut_counts(settings)}
         for corpus, found in records.items()
     }
-    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), cut)
+    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), cut, shared)
     write_json(folder / f"{CARD}.json", card)
     write_text(folder / f"{CARD}.md", card_markdown(card))
     for name, tally in tallies.items():
@@ -169,6 +180,36 @@ def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> No
             f"person {person!r} is in the splits {splits} of {' and '.join(owners)} ({len(doubled):,} such people), so "
             "that a test person would be trained on; leave these people out of one of the two"
         )
+
+
+def _shared_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> list[SharedPeople]:
+    """Return how many people each two corpora of one population share, where both have people."""
+    corpora = settings.data.corpora
+    digests = {name: _digests(found) for name, found in pieces.items()}
+    return [
+        SharedPeople(one, other, corpora[one].people_of, len(np.intersect1d(digests[one], digests[other])))
+        for one, other in itertools.combinations(corpora, 2)
+        if corpora[one].people_of == corpora[other].people_of and len(digests[one]) and len(digests[other])
+    ]
+
+
+def _nobody_shared(settings: RunSettings, pair: SharedPeople, pieces: Mapping[str, list[Path]]) -> str:
+    """Return the line for two corpora of one population that share nobody, with a person of each to compare."""
+    names = [
+        repr(_person_of(int(_digests(pieces[name])[0]), settings, name, pieces[name]))
+        for name in (pair.one, pair.other)
+    ]
+    return (
+        f"prepare: corpora {pair.one} and {pair.other} are of one population ({pair.population}) and share nobody; if "
+        f"they should, their people are numbered differently (such as {names[0]} and {names[1]}), and some may be "
+        "trained on in one and tested on in the other"
+    )
+
+
+def _digests(pieces: list[Path]) -> npt.NDArray[np.uint64]:
+    """Return the digests of a corpus's people."""
+    found = [np.load(piece / PEOPLE)["digest"] for piece in pieces]
+    return np.concatenate(found) if found else np.zeros(0, np.uint64)
 
 
 def _person_of(digest: int, settings: RunSettings, corpus: str, pieces: list[Path]) -> str:

@@ -159,7 +159,7 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
             if not (folder / MANIFEST).is_file():
                 if all_pieces(building, settings.data) is None:
                     return None
-                _merge(settings, folder)
+                _merge(settings, folder, say)
     return verify_store(open_store(folder))
 
 
@@ -167,7 +167,7 @@ def _say_what_is_missing(settings: RunSettings, say: Progress) -> None:
     for name, lacking in missing_variables(settings.data).items():
         if lacking:
             shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-            say(f"prepare: {name} goes on without {len(lacking)} variables of the method: {shown} (data card)")
+            say(f"prepare: {name} is read without {len(lacking)} variables of the method: {shown} (data card)")
 
 
 def _place_for(settings: RunSettings) -> Path:
@@ -195,7 +195,7 @@ def _build_store(settings: RunSettings, folder: Path, say: Progress) -> None:
             _make_share(settings, 0, say)
         else:
             run_shards(functools.partial(_shard_job, settings, os.getpid()), wanted, building / "work" / "jobs", say)
-        _merge(settings, folder)
+        _merge(settings, folder, say)
     except _OF_THE_SOURCE:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -244,7 +244,7 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
     return PieceTools(building, vocabulary, template, tokenizer, settings.split, size, longest)
 
 
-def _merge(settings: RunSettings, folder: Path) -> None:
+def _merge(settings: RunSettings, folder: Path, say: Progress) -> None:
     building = building_folder(settings)
     pieces = all_pieces(building, settings.data)
     assert pieces is not None  # every shard has read its sources to their ends
@@ -257,6 +257,6 @@ def _merge(settings: RunSettings, folder: Path) -> None:
         "tokenizer": {"fingerprint": tokenizer.fingerprint(), "num_ids": tokenizer.num_ids},
     }
     with disk_errors_are_said(folder):
-        merge_pieces(building, settings, facts, pieces)
+        merge_pieces(building, settings, facts, pieces, say)
         building.rename(folder)
     flush_to_disk(folder.parent)

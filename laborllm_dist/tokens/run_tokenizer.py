@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from laborllm_dist.careers.corpus import read_careers, read_people
 from laborllm_dist.careers.history import OccupationVocabulary
-from laborllm_dist.careers.reading import PersonRead
+from laborllm_dist.careers.reading import PersonRead, ReadPerson
 from laborllm_dist.careers.splits import split_of
 from laborllm_dist.careers.template import Template, render_career
 from laborllm_dist.corpus_settings import CorpusSettings
@@ -28,18 +28,31 @@ def make_tokenizer(
     if wanted.kind == "pretrained":
         path, revision, subfolder = tokenizer_place(settings)
         return load_tokenizer(path, revision=revision, subfolder=subfolder)
-    say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
     assert wanted.vocabulary_size is not None  # TokenizerSettings refuses a trained one without
-    texts = _training_texts(settings, vocabulary, template)
+    # A corpus that cannot be read is refused now, before anything is said of learning from it.
+    people_of = {name: _opened(read_people(corpus)) for name, corpus in settings.data.corpora.items()}
+    say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
+    texts = _training_texts(settings, people_of, vocabulary, template)
     return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size)
 
 
-def _training_texts(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> Iterator[str]:
+def _opened(people: Iterator[ReadPerson]) -> Iterator[ReadPerson]:
+    """Return the same people, of whom the first has been found in the source."""
+    first = next(people, None)
+    return people if first is None else itertools.chain((first,), people)
+
+
+def _training_texts(
+    settings: RunSettings,
+    people_of: Mapping[str, Iterator[ReadPerson]],
+    vocabulary: OccupationVocabulary,
+    template: Template,
+) -> Iterator[str]:
     """Yield texts of training people, of as many from each corpus."""
-    title_of, corpora = vocabulary.title_of(), settings.data.corpora.values()
+    title_of, corpora = vocabulary.title_of(), settings.data.corpora
     share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
-    for corpus in corpora:
-        people = (person() for person in read_people(corpus))
+    for name, corpus in corpora.items():
+        people = (person() for person in people_of[name])
         careers = (read.career for read in people if read.career is not None and is_training(read, corpus, settings))
         for career in itertools.islice(careers, share):
             for rendered in render_career(career, template, title_of):

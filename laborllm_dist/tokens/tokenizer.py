@@ -26,6 +26,7 @@ import transformers  # loads AutoTokenizer, and torch with it, when it is first 
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from laborllm_dist.careers.formats import pointer_in
 from laborllm_dist.errors import TokenizerError
 from laborllm_dist.tokens.auto_classes import open_tokenizer
 
@@ -110,6 +111,8 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
         wanted = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
         raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}")
+    if folder.is_dir() and (pointer := pointer_in(folder)) is not None:
+        raise TokenizerError(pointer)
     try:
         tokenizer = open_tokenizer(path, revision=revision, subfolder=subfolder, use_fast=True)
         return check_tokenizer(tokenizer, path)

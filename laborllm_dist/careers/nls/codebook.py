@@ -13,17 +13,22 @@ from laborllm_dist.careers.nls.missing import MISSING_KINDS, Values
 from laborllm_dist.careers.problems import Problems
 from laborllm_dist.errors import DataFileError
 
+_MOST_DIGITS = 12  # of a count
+_MOST_LINES = 100_000  # of a variable's block
 _SDF_ROW = re.compile(r"^([A-Z]\d{5}\.\d{2})\s+(\S+)\s")
 _BLOCK_END = re.compile(r"^-{60,}$")
 _BLOCK_HEAD = re.compile(r"^([A-Z]\d{5}\.\d{2})\s+\[(.+?)\]\s+Survey Year:\s*(\S+)")
-_COUNT = re.compile(r"^\s*(\d+)\s+(-?\d+)(?: TO (-?\d+))?(?:[ :]|$)")
+_COUNT = re.compile(r"^\s*(\d{1,12})\s+(-?\d{1,12})(?: TO (-?\d{1,12}))?(?:[ :]|$)")
 _SUM_LINE = re.compile(r"^\s+-+$")
-_MISSING = re.compile(r"(Refusal|Don't Know|Invalid Skip|VALID SKIP|NON-INTERVIEW)\((-\d)\)\s+(\d+)", re.IGNORECASE)
+_MISSING = re.compile(
+    r"(Refusal|Don't Know|Invalid Skip|VALID SKIP|NON-INTERVIEW)\((-\d)\)\s+(\d{1,12})", re.IGNORECASE
+)
 # Some codebooks count people who were not interviewed among the valid skips.
 _MISSING_TOGETHER = ((-1,), (-2,), (-3,), (-4, -5))
-_TOTAL = re.compile(r"^TOTAL =+>\s+(\d+)")
+_TOTAL = re.compile(r"^TOTAL =+>\s+(\d{1,12})")
 _NOT_IN_TOTAL = (-4, -5)
-_SUMMARY = re.compile(r"^Min:\s+(-?[\d.]+)\s+Max:\s+(-?[\d.]+)\s+Mean:\s+(-?[\d.]+)")
+_NUMBER = r"(-?(?:\d+\.?\d*|\.\d+))"
+_SUMMARY = re.compile(rf"^Min:\s+{_NUMBER}\s+Max:\s+{_NUMBER}\s+Mean:\s+{_NUMBER}(?:\s|$)")
 _MEAN_ROUNDING = 0.0051  # two places behind the point
 
 
@@ -61,7 +66,7 @@ def read_variable_names(member: Member) -> list[VariableName]:
         DataFileError: if there are none.
     """
     names: list[VariableName] = []
-    for line in member.read_text().splitlines():
+    for line in member.lines():
         if found := _SDF_ROW.match(line):
             question = re.split(r"\s{2,}", line.strip())[-1]
             names.append(VariableName(reference_of(found[1]), found[2], question))
@@ -81,12 +86,15 @@ def read_codebook(member: Member) -> dict[str, CodebookCounts]:
     """
     counts: dict[str, CodebookCounts] = {}
     block: list[str] = []
-    for line in member.read_text().splitlines():
+    for line in member.lines():
         if _BLOCK_END.match(line.strip()):
             counts.update(_block_counts(block))
             block = []
-        else:
+        elif len(block) < _MOST_LINES:
             block.append(line)
+        else:
+            what = f"{_MOST_LINES:,} lines without the line of dashes that ends a variable's block"
+            raise DataFileError(f"{member.label}: {what}, so it is no codebook; download it again")
     counts.update(_block_counts(block))
     if not counts:
         raise DataFileError(
@@ -156,7 +164,12 @@ def _block_counts(block: list[str]) -> dict[str, CodebookCounts]:
     # The text of a question can look like a count; then there are more than the sum below the line says. There can be
     # fewer: some people have values between the ranges that are listed.
     said = block[end + 1].strip() if 0 < end < len(block) - 1 else ""
-    if not said.isdigit() or sum(people for _, _, people in values) > int(said):
+    if (
+        not said.isascii()
+        or not said.isdigit()
+        or len(said) > _MOST_DIGITS
+        or sum(people for _, _, people in values) > int(said)
+    ):
         values = []
     missing = {int(code): int(people) for line in block for _, code, people in _MISSING.findall(line)}
     total = next((int(found[1]) for line in block if (found := _TOTAL.search(line))), None)

@@ -1,7 +1,8 @@
 """Read the wanted variables of an extract as columns of whole numbers, one value a person.
 
 Headers may be reference numbers (R0000100) or question names with the survey year (SAMPLE_SEX_1979), both are options
-of the site. Every cell of a wanted column must be a whole number; whatever else is there is refused with its line.
+of the site. Every cell of a wanted column must be a whole number, also as pandas writes it (12.0); whatever else is
+there is refused with its line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from laborllm_dist.careers.cells import whole_number
 from laborllm_dist.careers.members import Member
 from laborllm_dist.careers.nls.codebook import VariableName, check_counts, read_codebook, read_variable_names
 from laborllm_dist.careers.nls.files import ExtractFiles
@@ -21,6 +23,8 @@ from laborllm_dist.careers.table_rows import Row, csv_rows, text_lines
 
 _REFERENCE = re.compile(r"^[A-Z]\d{7}$")
 _WHOLE_NUMBER = re.compile(r"^[+-]?\d{1,9}$")
+_LARGEST = 999_999_999
+_PEOPLE_PER_PART, _MOST_PEOPLE = 1_000, 100_000
 _DOWNLOAD_AGAIN = "download the extract again and leave its files as they are"
 
 
@@ -82,6 +86,7 @@ def _read_columns(
 ) -> dict[str, Values]:
     order = list(places.items())
     people: list[list[int]] = []
+    parts: list[Values] = []
     line = 0
     for line, values in rows:
         if values and not values[-1].strip() and len(values) == num_variables + 1:
@@ -90,19 +95,33 @@ def _read_columns(
             problems.add(line, None, f"{len(values)} values, wanted {num_variables}")
             continue
         cells = [values[place].strip() for _, place in order]
-        if not all(map(_WHOLE_NUMBER.match, cells)):
+        numbers = list(map(int, cells)) if all(map(_WHOLE_NUMBER.match, cells)) else _whole_numbers(cells)
+        if numbers is None:
             _note_bad_cells(line, order, cells, problems)
             continue
-        people.append(list(map(int, cells)))
-    if not people and not problems.num_found:
+        people.append(numbers)
+        if len(people) == _PEOPLE_PER_PART:
+            parts.append(np.asarray(people, dtype=np.int32).reshape(len(people), len(order)))
+            people = []
+        if len(parts) * _PEOPLE_PER_PART > _MOST_PEOPLE:
+            problems.add(line, None, f"more than {_MOST_PEOPLE:,} people, which no cohort has")
+            problems.refuse_if_any(_DOWNLOAD_AGAIN)
+    if not people and not parts and not problems.num_found:
         problems.add(line or 1, None, "no people in the file")
-    table = np.asarray(people, dtype=np.int32).reshape(len(people), len(order))
+    parts.append(np.asarray(people, dtype=np.int32).reshape(len(people), len(order)))
+    table = np.concatenate(parts)
     return {reference: table[:, index].copy() for index, (reference, _) in enumerate(order)}
+
+
+def _whole_numbers(cells: Sequence[str]) -> list[int] | None:
+    """Return the whole numbers in cells, None where one of them is none, or longer than any of the survey's."""
+    numbers = [number for cell in cells if (number := whole_number(cell)) is not None and abs(number) <= _LARGEST]
+    return numbers if len(numbers) == len(cells) else None
 
 
 def _note_bad_cells(line: int, order: Sequence[tuple[str, int]], cells: Sequence[str], problems: Problems) -> None:
     for (reference, _), cell in zip(order, cells, strict=True):
-        if not _WHOLE_NUMBER.match(cell):
+        if _whole_numbers([cell]) is None:
             problems.add(line, reference, f"{cell!r} is not a whole number" if cell else "empty")
 
 

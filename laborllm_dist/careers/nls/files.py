@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from laborllm_dist.careers.formats import export_advice, refuse_pointers
 from laborllm_dist.careers.members import Member, members_of_zip
 from laborllm_dist.errors import DataFileError
 
@@ -63,16 +64,22 @@ def nls_files(path: Path) -> list[Path]:
 
 def _members(path: Path) -> list[Member]:
     if path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.suffix.lower() in (*_SUFFIXES, ".zip"))
+        there = sorted(each for each in path.iterdir() if each.is_file())
+        files = [each for each in there if each.suffix.lower() in (*_SUFFIXES, ".zip")]
+        if not files and (advice := next(filter(None, map(export_advice, there)), None)) is not None:
+            raise DataFileError(f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv")
         zips = [each for each in files if each.suffix.lower() == ".zip"]
         if len(zips) == len(files) == 1:
             return _zip_members(zips[0])
         return [Member(each) for each in files if each not in zips]
-    if not path.is_file():
+    if not path.exists():
         raise DataFileError(f"no file at {path}")
+    refuse_pointers(path)
+    if (advice := export_advice(path)) is not None:
+        raise DataFileError(f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv")
     if path.suffix.lower() == ".zip":
         return _zip_members(path)
-    return [Member(each) for each in sorted(path.parent.iterdir()) if each.stem == path.stem]
+    return [Member(each) for each in sorted(path.parent.iterdir()) if each.stem == path.stem and each.is_file()]
 
 
 def _zip_members(path: Path) -> list[Member]:

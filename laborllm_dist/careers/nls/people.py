@@ -8,7 +8,7 @@ surveys' codebooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,13 @@ from laborllm_dist.careers.nls.variables import (
     NlsVariable,
     nls_schemes,
     nls_variables,
+    occupations_of,
+    other_occupations,
     refuse_missing,
+    tagset_advice,
     weekly_variables,
 )
-from laborllm_dist.careers.occ1990dd import Scheme, crosswalk
+from laborllm_dist.careers.occ1990dd import Scheme, crosswalk, without_occupation
 from laborllm_dist.careers.problems import Problems
 from laborllm_dist.careers.reading import PersonRead, ReadPerson
 from laborllm_dist.careers.survey_years import (
@@ -73,7 +76,7 @@ class _Cohort:
     fixed: Mapping[str, Values]
     yearly: Mapping[str, Mapping[int, Values]]
     weeks: Mapping[int, Sequence[Values]]
-    schemes: Mapping[int, Scheme]
+    schemes: Mapping[int, Scheme | None]
 
 
 def nls_people(settings: SurveySettings, cohort: Cohort, *, survey: str) -> Iterator[ReadPerson]:
@@ -84,12 +87,12 @@ def nls_people(settings: SurveySettings, cohort: Cohort, *, survey: str) -> Iter
     """
     files = find_extract(Path(settings.path))
     listed = read_variable_names(files.variables) if files.variables else []
-    table = nls_variables(cohort)
+    table = [*nls_variables(cohort), *other_occupations(cohort)]
     known = {variable.name.reference for variable in table}
     variables = [*table, *(each for each in weekly_variables(listed) if each.name.reference not in known)]
     _check_years(files, table, {name.reference: name.year for name in listed})
     extract = read_extract(files, [variable.name for variable in variables])
-    _check_complete(extract, table, cohort, settings)
+    _check_complete(extract, cohort, settings)
     columns = _by_meaning(extract, variables, cohort)
     _check_people(columns.fixed["person_id"], extract)
     _check_codes(extract, columns.fixed["person_id"])
@@ -97,17 +100,44 @@ def nls_people(settings: SurveySettings, cohort: Cohort, *, survey: str) -> Iter
 
 
 def missing_variables(settings: SurveySettings, cohort: Cohort) -> list[str]:
-    """Return the variables of the method that an extract lacks within the bounds of years: NAME (concept year)."""
-    there = set(column_names(find_extract(Path(settings.path)), [each.name for each in nls_variables(cohort)]))
+    """Return the variables of the method that an extract lacks within the bounds of years: NAME (concept year).
+
+    Raises:
+        DataFileError: if no year of the extract has an occupation, or it does not say who is who.
+    """
+    label, there = _columns_there(settings, cohort)
+    wanted = _wanted(cohort, settings, there)
+    _check_essential(wanted, there, cohort, label)
     return [
-        f"{each.name.reference} ({each.concept} {each.year})"
-        for each in _wanted(cohort, settings)
-        if each.name.reference not in there
+        f"{each.name.reference} ({each.concept} {each.year})" for each in wanted if each.name.reference not in there
     ]
 
 
-def _wanted(cohort: Cohort, settings: SurveySettings) -> list[NlsVariable]:
-    """Return the variables that the bounds of years ask for.
+def occupations_there(settings: SurveySettings, cohort: Cohort) -> dict[int, NlsVariable]:
+    """Return the variable that an extract has, or should have, for the occupation of each year."""
+    return occupations_of(cohort, _columns_there(settings, cohort)[1])
+
+
+def notes_of_extract(settings: SurveySettings, cohort: Cohort) -> list[str]:
+    """Return, for the data card, the occupations that stand in for the year's own, which the extract lacks."""
+    own = {each.year: each.name.reference for each in nls_variables(cohort) if each.concept == "occupation"}
+    return [
+        f"the occupation of {year} is {each.name.reference} ({each.name.question}, {each.scheme} codes), since "
+        f"{own[year]} is not in the extract"
+        for year, each in occupations_there(settings, cohort).items()
+        if each.name.reference != own[year]
+    ]
+
+
+def _columns_there(settings: SurveySettings, cohort: Cohort) -> tuple[str, set[str]]:
+    """Return the name of an extract's table, and the reference numbers of its columns."""
+    files = find_extract(Path(settings.path))
+    names = [each.name for each in (*nls_variables(cohort), *other_occupations(cohort))]
+    return str(files.table.label), set(column_names(files, names))
+
+
+def _wanted(cohort: Cohort, settings: SurveySettings, there: Container[str]) -> list[NlsVariable]:
+    """Return the variables that the bounds of years ask for; for an occupation the one that is there.
 
     Raises:
         DataFileError: if no year of the survey lies within them.
@@ -119,7 +149,8 @@ def _wanted(cohort: Cohort, settings: SurveySettings) -> list[NlsVariable]:
             f"{settings.path}: no year of the {cohort} lies from {settings.first_year} to {settings.last_year}; its "
             f"years are {years[0]} to {years[-1]}"
         )
-    table = nls_variables(cohort)
+    occupations = occupations_of(cohort, there)
+    table = [occupations[each.year] if each.concept == "occupation" else each for each in nls_variables(cohort)]
     return [each for each in table if each.concept in FIXED_CONCEPTS or first <= each.year <= last]
 
 
@@ -135,14 +166,29 @@ def _check_years(files: ExtractFiles, table: Sequence[NlsVariable], years: Mappi
             )
 
 
-def _check_complete(extract: Extract, table: Sequence[NlsVariable], cohort: Cohort, settings: SurveySettings) -> None:
-    missing = [each for each in _wanted(cohort, settings) if each.name.reference not in extract.columns]
-    there = {variable.concept for variable in table if variable.name.reference in extract.columns}
-    essential = [variable for variable in missing if variable.concept == "person_id"]
-    if "occupation" not in there:
-        essential += [variable for variable in missing if variable.concept == "occupation"]
-    may_go_on = settings.variables == "all"
-    refuse_missing(missing if may_go_on else essential, cohort, str(extract.table.label), may_go_on=may_go_on)
+def _check_complete(extract: Extract, cohort: Cohort, settings: SurveySettings) -> None:
+    label, wanted = str(extract.table.label), _wanted(cohort, settings, extract.columns)
+    _check_essential(wanted, extract.columns, cohort, label)
+    if settings.variables == "all":
+        missing = [each for each in wanted if each.name.reference not in extract.columns]
+        refuse_missing(missing, cohort, label, may_go_on=True)
+
+
+def _check_essential(wanted: Sequence[NlsVariable], there: Container[str], cohort: Cohort, extract: str) -> None:
+    """Refuse an extract without people's numbers, or any occupation within the bounds of years, whatever else it lacks.
+
+    Raises:
+        DataFileError: naming them, and the tagset to upload.
+    """
+    numbers = [each for each in wanted if each.concept == "person_id" and each.name.reference not in there]
+    refuse_missing(numbers, cohort, extract, may_go_on=False)
+    occupations = [each for each in wanted if each.concept == "occupation"]
+    if not any(each.name.reference in there for each in occupations):
+        shown = ", ".join(f"{each.name.reference} ({each.year})" for each in occupations[:3])
+        raise DataFileError(
+            f"{extract}: no year has an occupation: none of the {len(occupations)} occupations of the {cohort} "
+            f"({shown} ...) is in this extract; {tagset_advice(cohort)}"
+        )
 
 
 def _by_meaning(extract: Extract, variables: Sequence[NlsVariable], cohort: Cohort) -> _Cohort:
@@ -158,7 +204,13 @@ def _by_meaning(extract: Extract, variables: Sequence[NlsVariable], cohort: Coho
             weeks.setdefault(variable.year, []).append(values)
         else:
             yearly.setdefault(variable.concept, {})[variable.year] = values
-    return _Cohort(cohort, fixed, yearly, weeks, nls_schemes(cohort))
+    occupations = occupations_of(cohort, extract.columns)
+    yearly["occupation"] = {
+        year: extract.columns[each.name.reference]
+        for year, each in occupations.items()
+        if each.name.reference in extract.columns
+    }
+    return _Cohort(cohort, fixed, yearly, weeks, {year: each.scheme for year, each in occupations.items()})
 
 
 def _check_people(person_ids: Values, extract: Extract) -> None:
@@ -208,7 +260,9 @@ def _interviews(columns: _Cohort, row: int) -> Iterator[PersonYear]:
         said = [int(by_year[year][row]) for by_year in columns.yearly.values() if year in by_year]
         if all(value == NOT_INTERVIEWED for value in said):
             continue
-        occupation, why_none = _occupation(code, columns.schemes[year])
+        scheme = columns.schemes[year]
+        assert scheme is not None  # every occupation of the table has one
+        occupation, why_none = _occupation(code, scheme)
         yield PersonYear(
             year=year,
             status=_status(columns, year, row),
@@ -217,6 +271,7 @@ def _interviews(columns: _Cohort, row: int) -> Iterator[PersonYear]:
             may_be_last=year >= FIRST_PRESENT_OR_LAST[columns.name],
             education=_education(columns, year, row),
             region=REGIONS.get(_value(columns, "region", year, row)),
+            unmapped_code=str(code) if why_none == without_occupation(scheme) else None,
         )
 
 
@@ -233,7 +288,7 @@ def _occupation(code: int, scheme: Scheme) -> tuple[str | None, str | None]:
         return None, MISSING_KINDS[code]
     if code == 0 or code in UNCODEABLE:
         return None, "none given" if code == 0 else "not codeable"
-    return None, f"code without occ1990dd ({scheme})"
+    return None, without_occupation(scheme)
 
 
 def _status(columns: _Cohort, year: int, row: int) -> Status | None:

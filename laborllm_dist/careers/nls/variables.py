@@ -1,16 +1,19 @@
 """The NLS variables that the method needs, by cohort, concept and year: tables/nls_variables.csv.
 
 The table names the source of every row. The same reference numbers, one a line, are the tagsets
-tables/laborllm.NLSY79 and tables/laborllm.NLSY97, which the site takes to make the extract.
+tables/laborllm.NLSY79 and tables/laborllm.NLSY97, which the site takes to make the extract. Not in the tagsets are
+other occupations of a year, which stand in where an extract lacks the year's own: the NLSY79 coded the jobs of 1982 to
+1993 by the census of 1970 (CPSOCC70) beside that of 1980 (CPSOCC80).
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import datetime
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +23,7 @@ from laborllm_dist.errors import DataFileError
 
 Cohort = Literal["NLSY79", "NLSY97"]
 FIXED_CONCEPTS = ("person_id", "sex", "race_ethnicity", "birth_year")
+OTHER_OCCUPATION = "other_occupation"
 _WEEK_79 = re.compile(r"^STATUS_WK_NUM(\d{4})$")
 _WEEK_97 = re.compile(r"^EMP_STATUS_(\d{4})\.\d{2}$")
 _WEEK_ONE_79 = datetime.date(1978, 1, 1)
@@ -38,7 +42,34 @@ class NlsVariable:
 
 @functools.lru_cache(maxsize=2)
 def nls_variables(cohort: Cohort) -> tuple[NlsVariable, ...]:
-    """Return the variables of a cohort."""
+    """Return the variables of a cohort that the method needs."""
+    return tuple(each for each in _table(cohort) if each.concept != OTHER_OCCUPATION)
+
+
+@functools.lru_cache(maxsize=2)
+def other_occupations(cohort: Cohort) -> tuple[NlsVariable, ...]:
+    """Return the occupations that stand in for a year's own one where an extract lacks that."""
+    return tuple(
+        dataclasses.replace(each, concept="occupation") for each in _table(cohort) if each.concept == OTHER_OCCUPATION
+    )
+
+
+def occupations_of(cohort: Cohort, there: Container[str]) -> dict[int, NlsVariable]:
+    """Return the variable that gives the occupation of each year: the year's own one, else another that is there.
+
+    Args:
+        cohort: of the survey.
+        there: the reference numbers that an extract has.
+    """
+    own = {each.year: each for each in nls_variables(cohort) if each.concept == "occupation"}
+    others = {each.year: each for each in other_occupations(cohort) if each.name.reference in there}
+    return {
+        year: others[year] if variable.name.reference not in there and year in others else variable
+        for year, variable in own.items()
+    }
+
+
+def _table(cohort: Cohort) -> tuple[NlsVariable, ...]:
     with (TABLES / "nls_variables.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["cohort"] == cohort]
     schemes: dict[str, Scheme] = {scheme: scheme for scheme in SCHEMES}
@@ -81,6 +112,11 @@ def weekly_variables(names: Iterable[VariableName]) -> list[NlsVariable]:
     return found
 
 
+def tagset_advice(cohort: Cohort) -> str:
+    """Return what to do about variables that an extract lacks."""
+    return f"upload the tagset {TABLES / f'laborllm.{cohort}'} to the NLS Investigator and download again"
+
+
 def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, may_go_on: bool) -> None:
     """Refuse an extract that lacks variables.
 
@@ -100,6 +136,6 @@ def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, 
     )
     otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
     raise DataFileError(
-        f"{extract}: {len(missing)} variables of the method are not in this extract of the {cohort}: {shown}; upload "
-        f"the tagset {TABLES / f'laborllm.{cohort}'} to the NLS Investigator and download again{otherwise}"
+        f"{extract}: {len(missing)} variables of the method are not in this extract of the {cohort}: {shown}; "
+        f"{tagset_advice(cohort)}{otherwise}"
     )

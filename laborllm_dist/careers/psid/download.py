@@ -71,13 +71,19 @@ def read_download(settings: SurveySettings) -> Download:
 
 
 def missing_variables(settings: SurveySettings) -> list[str]:
-    """Return the variables of the method that a download lacks, as the set-up files list them: NAME (concept year)."""
-    _, wanted = _wanted(settings)
+    """Return the variables of the method that a download lacks, as the set-up files list them: NAME (concept year).
+
+    Raises:
+        DataFileError: if no year of the download has an occupation, or it does not say who is who.
+    """
+    years, wanted = _wanted(settings)
     there = {
         variable.name
         for source in find_sources(Path(settings.path))
         for variable in read_layout(source.setup).variables
     }
+    refuse_missing([("person", 0, name) for name in PEOPLE if name not in there], settings.path, may_go_on=False)
+    _check_occupations(there, wanted, years, settings)
     return [
         f"{name} ({concept} {year})"
         for name, (concept, year) in wanted.items()
@@ -104,18 +110,33 @@ def _wanted(settings: SurveySettings) -> tuple[list[int], Wanted]:
 def _check_complete(found: set[str], wanted: Wanted, years: Sequence[int], settings: SurveySettings) -> None:
     missing = [(concept, year, name) for name, (concept, year) in wanted.items() if name not in found]
     missing += [("person", 0, name) for name in (*PEOPLE, SEX) if name not in found]
-    may_go_on = settings.variables == "all"
-    if may_go_on:
+    if settings.variables == "all":
+        _check_occupations(found, wanted, years, settings)
         has_families = any(concept == _FAMILY_NUMBER for name, (concept, _) in wanted.items() if name in found)
         # A cart has the family's interview number as the individual's; only files of families need their own.
         needed = [each for each in missing if has_families or each[0] != _FAMILY_NUMBER]
         refuse_missing(needed, settings.path, may_go_on=True)
         return
     refuse_missing([("person", 0, name) for name in PEOPLE if name not in found], settings.path, may_go_on=False)
-    if not any(_is_readable(year, found) for year in years):
-        keys = ("ind_interview_no", "sequence_no", "relation_to_rp")
-        needed = [each for each in missing if each[0] in keys or "_occ_" in each[0]]
-        refuse_missing(needed, settings.path, may_go_on=False)
+    _check_occupations(found, wanted, years, settings)
+
+
+def _check_occupations(found: set[str], wanted: Wanted, years: Sequence[int], settings: SurveySettings) -> None:
+    """Refuse a download without a single year that an observation can come from, whatever else it lacks.
+
+    Raises:
+        DataFileError: naming the occupations, and what says whose they are, that it lacks.
+    """
+    if any(_is_readable(year, found) for year in years):
+        return
+    keys = ("ind_interview_no", "sequence_no", "relation_to_rp")
+    needed = [
+        (concept, year, name)
+        for name, (concept, year) in wanted.items()
+        if name not in found and (concept in keys or "_occ_" in concept)
+    ]
+    place = f"{settings.path}: no year from {years[0]} to {years[-1]} has an occupation of a known person"
+    refuse_missing(needed, place, may_go_on=False)
 
 
 def _is_readable(year: int, found: set[str]) -> bool:

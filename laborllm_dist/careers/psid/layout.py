@@ -20,21 +20,22 @@ from laborllm_dist.careers.problems import Problems
 
 # Where the list of variables begins and ends, by the ending of the set-up file.
 _SECTIONS = {
-    ".do": (re.compile(r"^\s*infix\b", re.MULTILINE), re.compile(r"\busing\b")),
-    ".sas": (re.compile(r"^\s*INPUT\b", re.MULTILINE | re.IGNORECASE), re.compile(r";")),
-    ".sps": (re.compile(r"\bFIXED\s*/", re.IGNORECASE), re.compile(r"^\s*\.\s*$|\.\s*$", re.MULTILINE)),
+    ".do": (re.compile(r"^[ \t]*infix\b", re.MULTILINE), re.compile(r"\busing\b")),
+    ".sas": (re.compile(r"^[ \t]*INPUT\b", re.MULTILINE | re.IGNORECASE), re.compile(r";")),
+    ".sps": (re.compile(r"\bFIXED\s*/", re.IGNORECASE), re.compile(r"^[ \t]*\.[ \t\r]*$|\.[ \t\r]*$", re.MULTILINE)),
 }
 SETUP_SUFFIXES = tuple(_SECTIONS)
 _ENTRY = re.compile(
-    r"(?:(?:long|double|float|int|byte|str\d*)\s+)?([A-Za-z_]\w*)\s+(?:\$\s*)?(\d+)(?:\s*-\s*(\d+))?(?:\s*\(A\))?\s*",
+    r"(?:(?:long|double|float|int|byte|str\d*)\s+)?([A-Za-z_]\w*)\s+(?:\$\s*)?(\d{1,9})(?:\s*-\s*(\d{1,9}))?(?:\s*\(A\))?\s*",
     re.IGNORECASE,
 )
 _HEADER = {
-    "num_variables": re.compile(r"\b(?:N_OF_VARIABLES|Columns)\s*:\s*(\d+)"),
-    "num_observations": re.compile(r"\b(?:N_OF_OBSERVATIONS|Rows)\s*:\s*(\d+)"),
-    "max_record_length": re.compile(r"\bMAX_REC_LENGTH\s*:\s*(\d+)"),
-    "lrecl": re.compile(r"\bLRECL\s*=\s*(\d+)", re.IGNORECASE),
+    "num_variables": re.compile(r"\b(?:N_OF_VARIABLES|Columns)\s*:\s*(\d{1,9})"),
+    "num_observations": re.compile(r"\b(?:N_OF_OBSERVATIONS|Rows)\s*:\s*(\d{1,9})"),
+    "max_record_length": re.compile(r"\bMAX_REC_LENGTH\s*:\s*(\d{1,9})"),
+    "lrecl": re.compile(r"\bLRECL\s*=\s*(\d{1,9})", re.IGNORECASE),
 }
+_LONGEST_RECORD = 1_000_000  # characters
 _DOWNLOAD_AGAIN = "download the set-up file again, or another of its forms (.do, .sas, .sps)"
 
 
@@ -111,7 +112,7 @@ def _variables(text: str, suffix: str, problems: Problems) -> list[Variable]:
 
 def _check_variable(variables: list[Variable], line: int, problems: Problems) -> None:
     new = variables[-1]
-    if not 1 <= new.start <= new.end:
+    if not 1 <= new.start <= new.end <= _LONGEST_RECORD:
         problems.add(line, new.name, f"columns {new.start} - {new.end} are no columns")
     elif len(variables) > 1 and new.start <= variables[-2].end:
         before = variables[-2]
@@ -129,6 +130,10 @@ def _check_header(said: dict[str, int | None], variables: list[Variable], proble
     if said["max_record_length"] not in (None, last):
         length = said["max_record_length"]
         problems.add(1, None, f"the header says records of {length} characters, the variables end at {last}")
+    if (said["lrecl"] or last) > _LONGEST_RECORD:
+        problems.add(
+            1, None, f"records of {said['lrecl']} characters (LRECL); no file has more than {_LONGEST_RECORD:,}"
+        )
     if (said["lrecl"] or last) < last:
         problems.add(1, None, f"records have {said['lrecl']} characters (LRECL), the variables end at {last}")
 

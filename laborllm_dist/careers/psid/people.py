@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from laborllm_dist.careers.occ1990dd import crosswalk
+from laborllm_dist.careers.occ1990dd import crosswalk, without_occupation
 from laborllm_dist.careers.psid.concepts import (
     FIRST_1970_CODES,
     FIRST_2000_CODES,
@@ -77,7 +77,8 @@ def _roles(download: Download, row: int) -> Iterator[tuple[int, Role]]:
 
 def _person_year(download: Download, row: int, year: int, role: Role) -> PersonYear:
     grades = download.value("grades_completed", year, row)
-    occupation, why_none = _occupation(download.value(occupation_concept(role, year), year, row), year)
+    code = download.value(occupation_concept(role, year), year, row)
+    occupation, why_none = _occupation(code, year)
     return PersonYear(
         year=year,
         status=status_of(download.value(f"{role.prefix}_employment_status", year, row), year),
@@ -86,6 +87,7 @@ def _person_year(download: Download, row: int, year: int, role: Role) -> PersonY
         may_be_last=year >= FIRST_2000_CODES,
         education=years_of_schooling_level(grades) if 1 <= grades <= POSTGRADUATE else None,
         region=REGIONS.get(download.value("region", year, row)),
+        unmapped_code=str(code) if why_none == without_occupation(scheme_of(year)) else None,
     )
 
 
@@ -100,7 +102,7 @@ def _occupation(code: int, year: int) -> tuple[str | None, str | None]:
         return None, "not ascertained"
     own = _MILITARY.get(code) if scheme == "census1970" else None
     occupation = own or crosswalk(scheme).get(code)
-    return occupation, None if occupation else f"code without occ1990dd ({scheme})"
+    return occupation, None if occupation else without_occupation(scheme)
 
 
 def _ethnicities(download: Download, row: int, roles: Sequence[tuple[int, Role]]) -> list[str]:

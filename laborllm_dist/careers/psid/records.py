@@ -19,6 +19,7 @@ from laborllm_dist.careers.psid.layout import Layout, Variable
 BLANK = -1  # a field without a value; the PSID has no values below zero among the variables of the method
 Column = npt.NDArray[np.int32]  # [records]
 _RECORDS_AT_ONCE = 5_000
+_MOST_RECORDS = 1_000_000
 _MOST_DIGITS = 9
 _BLANK, _ZERO, _NINE = b" 09"
 _DOWNLOAD_AGAIN = "download the data and their set-up file again, together"
@@ -35,11 +36,16 @@ def read_columns(data: Member, layout: Layout, wanted: Sequence[str]) -> dict[st
     parts: dict[str, list[Column]] = {variable.name: [] for variable in variables}
     num_records = 0
     with data.open() as file:
-        while lines := list(itertools.islice(file, _RECORDS_AT_ONCE)):
+        longest = _length_of(layout) + len(b"\r\n")
+        # A longer record is cut into several, none of which has the right length.
+        while lines := list(itertools.islice(iter(lambda: file.readline(longest), b""), _RECORDS_AT_ONCE)):
             records = _records(lines, layout, num_records, problems)
             for variable in variables:
                 parts[variable.name].append(_numbers(records, variable, num_records, problems))
             num_records += len(lines)
+            if num_records > _MOST_RECORDS:
+                problems.add(num_records, None, f"more than {_MOST_RECORDS:,} records, which no file of the PSID has")
+                problems.refuse_if_any(_DOWNLOAD_AGAIN)
     said = layout.num_observations
     if num_records and said not in (None, num_records) and not problems.num_found:
         problems.add(num_records, None, f"the file ends here; the set-up file says {said:,} records")
@@ -49,9 +55,14 @@ def read_columns(data: Member, layout: Layout, wanted: Sequence[str]) -> dict[st
     return {name: np.concatenate(columns) for name, columns in parts.items()}
 
 
+def _length_of(layout: Layout) -> int:
+    """Return the number of characters of a record."""
+    return layout.record_length or max(variable.end for variable in layout.variables)
+
+
 def _records(lines: Sequence[bytes], layout: Layout, num_before: int, problems: Problems) -> npt.NDArray[np.uint8]:
     """Return the characters of the lines, [lines, record length]; a line of another length is noted and blank."""
-    length = layout.record_length or max(variable.end for variable in layout.variables)
+    length = _length_of(layout)
     records = [line.rstrip(b"\r\n") for line in lines]
     for place, record in enumerate(records, start=1):
         if len(record) != length:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from laborllm_dist.careers.formats import export_advice, refuse_pointers
 from laborllm_dist.careers.members import Member, members_of_zip
 from laborllm_dist.careers.psid.layout import SETUP_SUFFIXES
 from laborllm_dist.errors import DataFileError
@@ -38,6 +39,10 @@ def find_sources(path: Path) -> list[Source]:
     tables = [member for member in members if member.suffix == ".txt"]
     setups = [member for member in members if member.suffix in SETUP_SUFFIXES and not _is_formats(member)]
     if not tables:
+        foreign = [each for each in (path.iterdir() if path.is_dir() else ()) if export_advice(each) is not None]
+        if foreign:
+            statements = "the PSID Data Center gives it as ASCII data with statements"
+            raise DataFileError(f"{min(foreign)}: {export_advice(min(foreign))}; {statements}")
         raise DataFileError(
             f"no .txt file in {path}; a PSID download has its data as NAME.txt, their layout as NAME.do, .sas or .sps"
         )
@@ -86,8 +91,15 @@ def _members(path: Path) -> list[Member]:
         files = sorted(each for each in path.rglob("*") if each.is_file())
         zips = [member for each in files if each.suffix.lower() == ".zip" for member in members_of_zip(each)]
         return [Member(each) for each in files if each.suffix.lower() != ".zip"] + zips
-    if not path.is_file():
+    if not path.exists():
         raise DataFileError(f"no file at {path}")
+    refuse_pointers(path)
+    if (advice := export_advice(path)) is not None:
+        raise DataFileError(f"{path}: {advice}; the PSID Data Center gives it as ASCII data with statements")
     if path.suffix.lower() == ".zip":
         return members_of_zip(path)
-    return [Member(each) for each in sorted(path.parent.iterdir()) if each.stem.lower() == path.stem.lower()]
+    return [
+        Member(each)
+        for each in sorted(path.parent.iterdir())
+        if each.stem.lower() == path.stem.lower() and each.is_file()
+    ]

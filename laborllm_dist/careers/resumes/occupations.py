@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from laborllm_dist.careers.cells import same_code
 from laborllm_dist.careers.history import OccupationVocabulary
 from laborllm_dist.careers.occ1990dd import occ1990dd_vocabulary
 from laborllm_dist.careers.reading import CodedTitle
@@ -81,7 +82,8 @@ class OccupationReader:
     def occupation(self, spell: Spell, matches: Matches) -> str | None:
         """Return the occupation of a job; None where it has none, for the reason that `why_none` gives."""
         if self._has_code(spell):
-            return self.code_of.get(spell.code or "")
+            code = spell.code or ""
+            return self.code_of.get(code) or self.code_of.get(same_code(code))
         match = matches.get(spell.title or "")
         return match.code if match is not None and match.score >= self.settings.min_score else None
 
@@ -101,6 +103,10 @@ class OccupationReader:
                 )
             )
         return tuple(coded)
+
+    def unmapped_code(self, spell: Spell) -> str | None:
+        """Return the code of a job that has one and no occupation by it."""
+        return spell.code if self._has_code(spell) and self.occupation(spell, {}) is None else None
 
     def why_none(self, spell: Spell) -> str:
         """Return why a job has no occupation."""

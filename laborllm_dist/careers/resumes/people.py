@@ -1,7 +1,8 @@
 """From the dated jobs of a resume to a career with one occupation a year.
 
 What cannot be an observation is a `Drop` of its person: a job whose start or end nobody knows, one that no year
-belongs to by the year rule, and a year whose job has a code or title that is not known.
+belongs to by the year rule, and a year whose job has a code or title that is not known. With bad_dates=leave_out so is
+a job whose dates cannot be read, or cannot be true.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from datetime import date
 
+from laborllm_dist.careers.cells import same_code
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.reading import Drop, PersonRead, ReadPerson
+from laborllm_dist.careers.resumes.date_order import DateReader, date_columns
 from laborllm_dist.careers.resumes.occupations import Matches, OccupationReader, resume_occupations, resume_vocabulary
 from laborllm_dist.careers.resumes.person_rows import PersonRows, ResumePerson
 from laborllm_dist.careers.resumes.rows import resume_files
@@ -45,7 +48,9 @@ def resume_people(settings: ResumeSettings, *, survey: str) -> Iterator[ReadPers
         DataFileError: now, if there are no files; while reading, with all problems of a file counted and ten named.
         VocabularyError: if the list of occupations is unusable.
     """
-    people = PersonRows(settings, resume_files(settings), SpellReader(settings, tuple(slots_of(settings))))
+    files = resume_files(settings)
+    dates = DateReader(settings, files, date_columns(settings))
+    people = PersonRows(settings, files, SpellReader(settings, tuple(slots_of(settings)), dates))
     occupations = OccupationReader(settings, resume_occupations(settings).code_of)
     return _in_blocks(people, occupations, survey)
 
@@ -64,8 +69,10 @@ def _in_blocks(people: PersonRows, occupations: OccupationReader, survey: str) -
 
 def _read_person(person: ResumePerson, block: _Block, occupations: OccupationReader, survey: str) -> PersonRead:
     settings = occupations.settings
-    placed = [spell for spell in person.spells if spell.start is not None or spell.order is not None]
-    drops = [Drop(f"job without {settings.when}", of="job")] * (len(person.spells) - len(placed))
+    whole = [spell for spell in person.spells if spell.fault is None]
+    drops = [Drop(spell.fault, of="job") for spell in person.spells if spell.fault is not None]
+    placed = [spell for spell in whole if spell.start is not None or spell.order is not None]
+    drops += [Drop(f"job without {settings.when}", of="job")] * (len(whole) - len(placed))
     ended = with_ends(placed, settings.no_end, date(settings.last_year, 12, 31))
     drops += [Drop("job without an end", of="job")] * (len(placed) - len(ended))
     if not person.spells:
@@ -76,14 +83,15 @@ def _read_person(person: ResumePerson, block: _Block, occupations: OccupationRea
     jobs: list[Job] = []
     education: str | None = None
     for year, spell in by_year.items():
-        education = spell.education or education
+        education = same_code(spell.education) if spell.education else education
         code = occupations.occupation(spell, block.matches)
         if code is None:
-            drops.append(Drop(occupations.why_none(spell), year))
+            drops.append(Drop(occupations.why_none(spell), year, code=occupations.unmapped_code(spell)))
         else:
             jobs.append(Job(year, code, education))
     titles = occupations.coded_titles(held.values(), block.matches)
-    return PersonRead(_career(person, jobs, survey) if jobs else None, tuple(drops), titles=titles)
+    career = _career(person, jobs, survey) if jobs else None
+    return PersonRead(career, tuple(drops), titles=titles, changes=tuple(person.changes))
 
 
 def _career(person: ResumePerson, jobs: Sequence[Job], survey: str) -> CareerHistory:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from laborllm_dist.careers.cells import OTHER_BLANK, InexactId, person_id, same_code, with_plain_blanks
 from laborllm_dist.careers.problems import Problems
-from laborllm_dist.careers.resumes.dates import NotADate, read_days
+from laborllm_dist.careers.resumes.date_order import date_columns
+from laborllm_dist.careers.resumes.dates import NotADate
 from laborllm_dist.careers.resumes.first_places import FirstPlaces
-from laborllm_dist.careers.resumes.rows import Cells, IsColumn, read_cells, refuse_if_many
+from laborllm_dist.careers.resumes.rows import Cells, IsColumn, WantedColumns, read_cells, refuse_if_many
 from laborllm_dist.careers.resumes.spells import Spell, SpellReader
 from laborllm_dist.careers.table_rows import unit_of
 from laborllm_dist.corpus_settings import ResumeSettings
@@ -34,6 +36,7 @@ class ResumePerson:
     person: str
     facts: Mapping[str, str]
     spells: Sequence[Spell]
+    changes: Sequence[str] = ()  # cells that were taken otherwise than they stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class _Row:
     person: str
     facts: Mapping[str, str]
     spells: Sequence[Spell]
+    changes: Sequence[str]
 
     @property
     def key(self) -> int:
@@ -104,38 +108,62 @@ class PersonRows:
                     column = getattr(self.settings.columns, name)
                     earlier = f"{known!r} in an earlier row of person {row.person!r}"
                     row.problems.add(row.place, column, f"{value!r}, but {earlier}")
-        born = facts.get("birth_year")
-        for row in rows if born is not None else ():
-            for spell in row.spells:
-                if spell.start is not None and spell.start.year < int(born or 0):
-                    where = self.settings.columns.start
-                    row.problems.add(row.place, where, f"{spell.start.year} is before the person's birth in {born}")
-        return ResumePerson(rows[0].person, facts, [spell for row in rows for spell in row.spells])
+        spells = [self._after_birth(spell, row, facts.get("birth_year")) for row in rows for spell in row.spells]
+        changes = [change for row in rows for change in row.changes]
+        return ResumePerson(rows[0].person, facts, spells, changes)
+
+    def _after_birth(self, spell: Spell, row: _Row, born: str | None) -> Spell:
+        """Return a job; one that starts before the person's birth is noted, or has a fault."""
+        if born is None or spell.start is None or spell.start.year >= int(born):
+            return spell
+        if self.settings.bad_dates == "leave_out":
+            return replace(spell, fault="job that starts before the person's birth")
+        where = self.settings.columns.start
+        row.problems.add(row.place, where, f"{spell.start.year} is before the person's birth in {born}")
+        return spell
 
     def _rows(self) -> Iterator[_Row]:
         for number, path in enumerate(self.files):
             problems = Problems(path, unit_of(path))
-            for place, cells in self._cells(path, problems):
-                person = cells[self.settings.columns.person]
-                if self.settings.is_missing(person):
-                    problems.add(place, self.settings.columns.person, "empty")
-                elif not person.isprintable():
-                    problems.add(place, self.settings.columns.person, _not_printable(person))
-                else:
-                    facts = dict(self._facts(place, cells, problems))
+            for place, raw_cells in self._cells(path, problems):
+                cells = {name: with_plain_blanks(cell) for name, cell in raw_cells.items()}
+                if (person := self._person_id(place, cells, problems)) is not None:
+                    changes = [
+                        f"column {name}: {OTHER_BLANK}, taken as a space"
+                        for name, cell in cells.items()
+                        if cell != raw_cells[name].strip()
+                    ]
+                    facts = dict(self._facts(place, cells, problems, changes))
                     spells = list(self.spell_reader.spells(place, cells, problems))
-                    yield _Row(number, place, problems, person, facts, spells)
+                    changes += [change for spell in spells for change in spell.changes]
+                    yield _Row(number, place, problems, person, facts, spells, changes)
                 refuse_if_many(problems)
             problems.refuse_if_any()
 
+    def _person_id(self, place: int, cells: Cells, problems: Problems) -> str | None:
+        """Return whose row it is; None where that cannot be known, which is noted."""
+        column = self.settings.columns.person
+        person = cells[column]
+        if self.settings.is_missing(person):
+            problems.add(place, column, "empty")
+        elif not person.isprintable():
+            problems.add(place, column, _not_printable(person))
+        else:
+            try:
+                return person_id(person)
+            except InexactId as error:
+                problems.add(place, column, str(error))
+        return None
+
     def _cells(self, path: Path, problems: Problems) -> Iterator[tuple[int, Cells]]:
         columns, slots = self.settings.columns, self.spell_reader.slots
-        facts = [column for name in _FACTS if (column := getattr(columns, name)) is not None]
+        facts = {name: column for name in _FACTS if (column := getattr(columns, name)) is not None}
         # A JSON object may leave out what is null, and so the columns of jobs that nobody has.
-        first, rest = list(slots[0].values()), [name for slot in slots[1:] for name in slot.values()]
-        required = list(dict.fromkeys((columns.person, *facts, *first)))
+        required = {"person": columns.person, **facts, **slots[0]}
+        rest = [name for slot in slots[1:] for name in slot.values()]
         beyond = _columns_beyond(self.settings)
-        for place, cells in read_cells(path, problems, required=required, optional=rest, beyond=beyond):
+        wanted = WantedColumns(required, rest, beyond, date_columns(self.settings))
+        for place, cells in read_cells(path, problems, wanted):
             if beyond is not None:
                 for name, cell in cells.items():
                     if beyond(name) and not self.settings.is_missing(cell):
@@ -143,7 +171,8 @@ class PersonRows:
                         problems.add(place, name, f"a job more than {allowed} allows; raise num_slots")
             yield place, cells
 
-    def _facts(self, place: int, cells: Cells, problems: Problems) -> Iterator[tuple[str, str]]:
+    def _facts(self, place: int, cells: Cells, problems: Problems, changes: list[str]) -> Iterator[tuple[str, str]]:
+        """Yield what is known of the person; add to `changes` what the data card says of it."""
         for name in _FACTS:
             column = getattr(self.settings.columns, name)
             cell = "" if column is None else cells[column]
@@ -151,14 +180,17 @@ class PersonRows:
                 continue
             if name == "birth_year":
                 try:
-                    cell = str(read_days(cell)[0].year)
+                    cell = str(self.spell_reader.days(cell, problems.path)[0][0].year)
                 except NotADate as error:
-                    problems.add(place, column, str(error))
+                    if self.settings.bad_dates == "leave_out":
+                        changes.append(f"column {column}: a birth year that cannot be read, taken as not known")
+                    else:
+                        problems.add(place, column, str(error))
                     continue
             elif not cell.isprintable():
                 problems.add(place, column, _not_printable(cell))
                 continue
-            yield name, cell
+            yield name, same_code(cell)
 
     def _note_second(self, row: _Row, first: int) -> None:
         file, place = divmod(first, _PLACES_PER_FILE)

@@ -7,23 +7,23 @@ notes (README, LICENSE, .md) are left alone. A row that cannot be read is noted 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
+from laborllm_dist.careers.formats import export_advice, refuse_other_formats, refuse_pointers
+from laborllm_dist.careers.json_cells import NotJson, cell_of, date_cell, read_json_value, shown_value
 from laborllm_dist.careers.problems import Problems
-from laborllm_dist.careers.table_rows import Row, is_parquet, read_rows, text_lines
+from laborllm_dist.careers.table_rows import column_names, missing_column, note_doubled, read_rows, text_lines
 from laborllm_dist.corpus_settings import ResumeSettings
 from laborllm_dist.errors import DataFileError
 
 Cells = Mapping[str, str]
 CellRow = tuple[int, Cells]
 IsColumn = Callable[[str], bool]
-_Read = tuple[Sequence[str], IsColumn | None]  # names of columns, and what tells those that must be empty
 
+_NEEDED = ("person", "start", "order")  # columns that every file of resumes must have
 _MANY_PROBLEMS = 1_000
 _OBJECTS_THAT_SHOW_ALL_NAMES = 10_000  # a name that none of the first so many has is a typing error
 _KIND_OF_ENDING = {
@@ -44,7 +44,10 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
         DataFileError: if there is none, its ending is unknown, or a folder holds files of several kinds.
     """
     path = Path(settings.path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():
+        refuse_pointers(path)
+        if (advice := export_advice(path)) is not None:
+            raise DataFileError(f"{path}: {advice}")
         if _kind_of(path) is None:
             raise DataFileError(f"{path}: the name ends in none of {', '.join(_KIND_OF_ENDING)}")
         return [path]
@@ -54,10 +57,14 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
     files = [file for file in there if _kind_of(file) is not None]
     if files and len(files) < len(there):
         unknown = next(file for file in there if file not in files)
+        if (advice := export_advice(unknown)) is not None:
+            raise DataFileError(f"{unknown}: {advice}")
         raise DataFileError(
             f"{unknown}: the name ends in none of {', '.join(_KIND_OF_ENDING)}; move what is not read out of {path}"
         )
     kinds = sorted({str(_kind_of(file)) for file in files})
+    if not files and (advice := next(filter(None, map(export_advice, there)), None)) is not None:
+        raise DataFileError(f"{path}: {advice}")
     if not files:
         raise DataFileError(f"{path}: a folder without files that end in {', '.join(_KIND_OF_ENDING)}")
     if len(kinds) > 1:
@@ -71,27 +78,41 @@ def refuse_if_many(problems: Problems) -> None:
         problems.refuse_if_any("the rest of the file was not read")
 
 
-def read_cells(
-    path: Path, problems: Problems, *, required: Sequence[str], optional: Sequence[str], beyond: IsColumn | None
-) -> Iterator[CellRow]:
+@dataclass(frozen=True, slots=True)
+class WantedColumns:
+    """The columns that are read: by what they hold where a file must have them, and those read where it has them.
+
+    `beyond` tells columns that must be empty, and are read to see that they are; `dates` are those that hold dates.
+    """
+
+    required: Mapping[str, str]
+    optional: Sequence[str] = ()
+    beyond: IsColumn | None = None
+    dates: Sequence[str] = ()
+
+    def of(self, names: Iterable[str]) -> list[str]:
+        """Return the names among those of a file that are read."""
+        there = list(dict.fromkeys(names))
+        more = [name for name in there if self.beyond is not None and self.beyond(name)]
+        return list(dict.fromkeys((*self.required.values(), *self.optional, *more)))
+
+
+def read_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterator[CellRow]:
     """Yield (place, cells) of every row; a cell that a JSON object leaves out, or that is null, is "".
 
     Args:
         path: the file.
         problems: where rows that cannot be read are noted.
-        required: columns that the file must have.
-        optional: columns that are read where the file has them.
-        beyond: tells columns that must be empty, and are read to see that they are.
+        wanted: the columns.
 
     Raises:
-        DataFileError: if the file is empty, lacks a column, or breaks off.
+        DataFileError: if the file is empty, of another format, lacks a column, or breaks off.
     """
+    refuse_other_formats(path)
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty")
-    wanted = (*required, *optional)
-    if _kind_of(path) == "JSONL":
-        return _json_cells(path, problems, required, (wanted, beyond))
-    return _table_cells(path, problems, required, (wanted, beyond))
+    read = _json_cells if _kind_of(path) == "JSONL" else _table_cells
+    return read(path, problems, wanted)
 
 
 def _kind_of(path: Path) -> str | None:
@@ -103,37 +124,28 @@ def _is_note(path: Path) -> bool:
     return name.startswith((".", "readme", "licen")) or name.endswith(".md")
 
 
-def _table_cells(path: Path, problems: Problems, required: Sequence[str], read: _Read) -> Iterator[CellRow]:
-    wanted, beyond = read
-    rows = _parquet_rows(path, problems) if is_parquet(path) else read_rows(path, problems)
+def _table_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterator[CellRow]:
+    rows = read_rows(path, problems)
     place, header = next(rows, (1, []))
-    names = [name.strip() for name in header]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.add(place, name, "this column stands twice")
-    for name in required:
+    names = column_names(header)
+    note_doubled(names, place, problems)
+    for use, name in wanted.required.items():
         if name not in names:
-            problems.add(place, name, f"missing; the columns are {', '.join(names)}")
+            problems.add(place, name, missing_column(use, names, is_optional=use not in _NEEDED))
     problems.refuse_if_any()
-    more = [name for name in names if beyond is not None and beyond(name)]
-    columns = [(name, names.index(name)) for name in (*wanted, *more) if name in names]
+    columns = [(name, names.index(name)) for name in wanted.of(names) if name in names]
+    dates = set(wanted.dates)
     for place, values in rows:
         if len(values) == len(names):
-            yield place, {name: values[index].strip() for name, index in columns}
+            yield place, {name: date_cell(values[at]) if name in dates else values[at] for name, at in columns}
         else:
             problems.add(place, None, f"{len(values)} values, the header has {len(names)}")
 
 
-def _parquet_rows(path: Path, problems: Problems) -> Iterator[Row]:
-    try:
-        yield from read_rows(path, problems)
-    except (pa.ArrowException, UnicodeDecodeError, ValueError, OverflowError) as error:
-        raise DataFileError(f"{path}: holds a value that cannot be read as text ({error})") from None
-
-
-def _json_cells(path: Path, problems: Problems, required: Sequence[str], read: _Read) -> Iterator[CellRow]:
-    wanted, beyond = read
-    unseen = set(required)
+def _json_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterator[CellRow]:
+    unseen = set(wanted.required.values())
     seen_names: dict[str, None] = {}
+    dates, names = set(wanted.dates), wanted.of(())
     place = num_seen = 0
     for place, text in _json_lines(path, problems):
         entries = _json_object(text, place, problems)
@@ -147,13 +159,12 @@ def _json_cells(path: Path, problems: Problems, required: Sequence[str], read: _
                 problems.refuse_if_any("the rest of the file was not read")
             num_seen += 1
         cells: dict[str, str] = {}
-        more = [name for name in entries if beyond is not None and beyond(name)]
-        for name in (*wanted, *more):
+        for name in names if wanted.beyond is None else wanted.of(entries):
             value = entries.get(name)
-            if isinstance(value, (dict, list, bool)):
-                problems.add(place, name, f"holds {json.dumps(value)[:60]}, not a text or number")
+            if (cell := cell_of(value, is_date=name in dates)) is None:
+                problems.add(place, name, f"holds {shown_value(value)}, not a text or number")
                 break
-            cells[name] = _as_text(value)
+            cells[name] = cell
         else:
             yield place, cells
     _note_unseen(unseen, seen_names, place, problems)
@@ -166,7 +177,7 @@ def _note_unseen(unseen: set[str], seen_names: Mapping[str, None], place: int, p
 
 def _json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, with their numbers."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
     line = 0
     try:
         with opener(path, "rb") as file:
@@ -181,8 +192,10 @@ def _json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
 
 def _json_object(text: str, place: int, problems: Problems) -> dict[str, object] | None:
     try:
-        value = json.loads(text, object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError) as error:
+        value, end = read_json_value(text.lstrip(" \t"))
+        if text.lstrip(" \t")[end:].strip():
+            raise NotJson("something follows the object")
+    except NotJson as error:
         problems.add(place, None, f"not JSON ({error})")
         refuse_if_many(problems)
         return None
@@ -190,21 +203,3 @@ def _json_object(text: str, place: int, problems: Problems) -> dict[str, object]
         problems.add(place, None, f"not a JSON object: {text.strip()[:60]!r}")
         return None
     return value
-
-
-def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"the name {doubled[0]!r} stands twice")
-    return found
-
-
-def _as_text(value: object) -> str:
-    """Return a JSON value as a CSV would have it; NaN, which pandas writes for absent numbers, is absent."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
