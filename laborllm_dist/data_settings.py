@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from laborllm_dist.corpus_settings import CorpusSettings
-from laborllm_dist.settings_reader import OutOfRange, added_later, check_positive, check_share
+from laborllm_dist.settings_reader import OutOfRange, added_later, check_file_name, check_positive, check_share
 
 TITLES_LINE, EXAMPLES_LINE = "{titles}", "{examples}"
 
@@ -23,6 +23,7 @@ class DataSettings:
     corpora: dict[str, CorpusSettings]
 
     def __post_init__(self) -> None:
+        check_file_name(self, "name")
         if not self.corpora:
             raise OutOfRange("corpora", "at least one corpus")
         tags = [corpus.survey for corpus in self.corpora.values()]

@@ -109,6 +109,10 @@ class DiskError(LaborError):
     """A disk or folder does not let itself be used; what was complete before is untouched."""
 
 
+class ForeignFile(LaborError):
+    """What lies where something is to be written was not written by this software, and is never replaced."""
+
+
 class DiskFull(DiskError):
     """There is no room left to write; what was complete before is untouched."""
 

@@ -10,20 +10,24 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 from filelock import SoftFileLock, Timeout
 from safetensors import SafetensorError
 
-from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull
+from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull, ForeignFile, LaborError
 
 Item = TypeVar("Item")
 # What a file system says that has no locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SECONDS_UNTIL_SAID = 30.0  # of waiting for a lock that may have been left behind
+MOST_CHECKING_THREADS = 4
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # A folder or disk that does not let itself be used; any other error of the system is a bug, and keeps its traceback.
 REFUSED = (
@@ -38,8 +42,10 @@ def writing(path: Path) -> Iterator[Path]:
 
     Raises:
         DiskError: if it cannot be written; the partial file is removed and `path` is as it was.
+        ForeignFile: if the partial file is a symbolic link, which would lead the content elsewhere.
     """
     partial = path.with_name(path.name + ".partial")
+    refuse_link(partial)
     with disk_errors_are_said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -49,6 +55,16 @@ def writing(path: Path) -> Iterator[Path]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a symbolic link in the place of a file or folder that is to be written.
+
+    Raises:
+        ForeignFile: naming it and where it leads.
+    """
+    if path.is_symlink():
+        raise ForeignFile(f"{path} is a symbolic link (to {path.readlink()}), which is not followed; remove the link")
 
 
 @contextmanager
@@ -177,9 +193,81 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def checksums_of(paths: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of files, read by several threads at once."""
+    with ThreadPoolExecutor(MOST_CHECKING_THREADS) as threads:
+        return list(threads.map(sha256_of, paths))
+
+
 def sha256_of_all(paths: Sequence[Path]) -> str:
     """Return 16 hexadecimal digits that stand for the content of files, in this order."""
-    return hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()[:16]
+    return sha256_of_checksums(checksums_of(paths))
+
+
+def sha256_of_checksums(checksums: Iterable[str]) -> str:
+    """Return 16 hexadecimal digits that stand for files with these SHA-256, in this order."""
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()[:16]
+
+
+class ChecksumCheck:
+    """Compares checksums of files in threads, while other work goes on; `wait` gives the result.
+
+    Used as a context manager: where the other work ends in an error, a file that has changed is the better answer.
+    """
+
+    def __init__(self, expected: Mapping[Path, str], refusal: Callable[[Path], LaborError]) -> None:
+        """Start to read the files; `refusal` makes the error for one that is missing or has changed."""
+        self._waiting = sorted(expected, key=_size_of, reverse=True)
+        self._expected, self._refusal = expected, refusal
+        self._changed: list[Path] = []
+        self._lock = threading.Lock()
+        num_threads = min(len(expected), MOST_CHECKING_THREADS, os.cpu_count() or 1)
+        self._threads = [threading.Thread(target=self._work, daemon=True, name="checksums") for _ in range(num_threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self) -> None:
+        """Wait until all files have been compared.
+
+        Raises:
+            LaborError: what `refusal` makes of the first file that is missing or has changed.
+        """
+        for thread in self._threads:
+            thread.join()
+        if self._changed:
+            raise self._refusal(min(self._changed))
+
+    def __enter__(self) -> ChecksumCheck:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            self.wait()
+        with self._lock:
+            self._waiting.clear()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                path = self._waiting.pop(0)
+            try:
+                is_same = sha256_of(path) == self._expected[path]
+            except OSError:
+                is_same = False
+            if not is_same:
+                self._changed.append(path)
+
+
+def _size_of(path: Path) -> int:
+    """Return a file's size in bytes; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def sha256_of_json(value: Any) -> str:

@@ -10,8 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from laborllm_dist.scored_files import ScoreTableInfo, read_scored, write_scored
+from laborllm_dist.errors import ForeignFile
+from laborllm_dist.files import refuse_link
+from laborllm_dist.scored_files import DAMAGE, ScoreTableInfo, info_of, read_scored, write_scored
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -30,8 +33,33 @@ PREDICTION_SCHEMA = pa.schema(
 OWN_CAREERS = "own careers"  # the split of people who belong to none
 
 
+def check_output(path: Path) -> None:
+    """Refuse a file that is there and holds no predictions: it is not written over.
+
+    Raises:
+        ForeignFile: naming it.
+    """
+    refuse_link(path)
+    if not path.exists():
+        return
+    try:
+        info = info_of(pq.read_schema(path).metadata or {})
+        is_ours = info.split == OWN_CAREERS and "measure" in info.details
+    except DAMAGE:
+        is_ours = False
+    if not is_ours:
+        raise ForeignFile(
+            f"{path} is there and holds no predictions, so it is not replaced; name another file (output=)"
+        )
+
+
 def write_prediction_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
-    """Write rows of PREDICTION_SCHEMA atomically, in the order they have."""
+    """Write rows of PREDICTION_SCHEMA atomically, in the order they have.
+
+    Raises:
+        ForeignFile: if something else lies there.
+    """
+    check_output(path)
     write_scored(table, info, path)
 
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from laborllm_dist import __version__
-from laborllm_dist.errors import RunError
+from laborllm_dist.errors import ForeignFile, RunError
 from laborllm_dist.files import disk_errors_are_said, fingerprint_of, write_json
 from laborllm_dist.settings import GpuSettings, RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
 TokenStoreRecord = dict[str, str]  # fingerprint and folder
-RECORD = "settings.json"
+RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
 # What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
 FREE = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
@@ -45,7 +45,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Folder of resumable checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def export(self) -> Path:
@@ -89,6 +89,28 @@ def _deciding(settings: RunSettings) -> dict[str, Any]:
     for group, free in FREE_INSIDE.items():
         values[group] = {name: value for name, value in values[group].items() if name not in free}
     return values
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse a folder with other things in it than a run's; nothing of them is to be written over.
+
+    A run's folder has its record, or checkpoints, which know what they are of, or nothing but what a start that was
+    killed at once has left.
+
+    Raises:
+        ForeignFile: naming something that is no run's.
+    """
+    record = folder / RECORD
+    begun = (LOCK, f"{LOCK}.held", CHECKPOINTS, f"{RECORD}.partial")
+    has_checkpoints = any((folder / CHECKPOINTS).glob("step_*"))
+    if not folder.is_dir() or _known_of(record) is not None or has_checkpoints:
+        return
+    foreign = sorted(path for path in folder.iterdir() if path.name not in begun)
+    if foreign:
+        raise ForeignFile(
+            f"{folder} is there and is no run: {foreign[0]} was not written by one; give this run another name "
+            "(name=...), or move it away"
+        )
 
 
 def open_run(
@@ -156,6 +178,12 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
         raise RunError(f"no run at {path} (no {RECORD}){hint}")
     known = _read_record(record)
     return RunFolder(path=path, fingerprint=known["fingerprint"]), _settings_of(known), Path(known["store"]["folder"])
+
+
+def weights_of_run(run: RunFolder) -> str | None:
+    """Return what identifies the pretrained weights a run began with; None: a new model, or the record is gone."""
+    known = _known_of(run.path / RECORD)
+    return None if known is None else known.get("weights")
 
 
 def _settings_of(known: dict[str, Any]) -> RunSettings:

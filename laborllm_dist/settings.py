@@ -22,7 +22,7 @@ from laborllm_dist.engine_settings import (
     ZeroSettings,
     check_together,
 )
-from laborllm_dist.settings_reader import OutOfRange, added_later, check_positive, check_share
+from laborllm_dist.settings_reader import OutOfRange, added_later, check_file_name, check_positive, check_share
 
 COMPARATORS = ("marginal", "first_order", "truth")
 
@@ -194,8 +194,7 @@ class RunSettings:
     tracking: TrackingSettings
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name in (".", ".."):
-            raise OutOfRange("name", f"a folder name without '/', found {self.name!r}")
+        check_file_name(self, "name")
         if self.model.path is not None and self.tokenizer.kind == "trained":
             raise OutOfRange("tokenizer.kind", "pretrained, since pretrained weights know their own tokenizer only")
         parts = [name for name, corpus in self.data.corpora.items() if corpus.weight % 1]
@@ -216,9 +215,9 @@ class OtherModelSettings:
     weights: Literal["safetensors", "pickle"]
 
     def __post_init__(self) -> None:
-        if self.name is not None and ("/" in self.name or not self.name or self.name in COMPARATORS):
-            taken = ", ".join(COMPARATORS)
-            raise OutOfRange("name", f"a file name without '/', other than {taken}, found {self.name!r}")
+        check_file_name(self, "name")
+        if self.name in COMPARATORS:
+            raise OutOfRange("name", f"a file name other than {', '.join(COMPARATORS)}, found {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ from laborllm_dist.errors import SettingsError
 
 Settings = TypeVar("Settings")
 _LATER = {"later": True}
+LONGEST_NAME = 120  # bytes: suffixes and fingerprints follow it
+FORBIDDEN_SIGNS, FORBIDDEN_BEGINNINGS = '/\\:*?"<>|', (".", "-", "~")
+FILE_NAME = f"a file name of at most {LONGEST_NAME} bytes without {FORBIDDEN_SIGNS}, and without . - ~ in front"
 
 
 class OutOfRange(ValueError):
@@ -39,6 +42,20 @@ def check_positive(settings: object, *fields: str) -> None:
         value = getattr(settings, field)
         if value is not None and not value > 0:
             raise OutOfRange(field, f"a number above 0, found {value}")
+
+
+def check_file_name(settings: object, *fields: str) -> None:
+    """Refuse fields that are set and cannot be a part of a file's name, or would lead out of the folder it is in."""
+    for field in fields:
+        value = getattr(settings, field)
+        if value is not None and not is_file_name(value):
+            raise OutOfRange(field, f"{FILE_NAME}, found {value!r}")
+
+
+def is_file_name(value: str) -> bool:
+    """Return whether a text may be a part of a file's name: one rule for all that is named by settings."""
+    is_plain = value.isprintable() and not set(value) & set(FORBIDDEN_SIGNS) and value == value.strip()
+    return is_plain and not value.startswith(FORBIDDEN_BEGINNINGS) and 0 < len(value.encode()) <= LONGEST_NAME
 
 
 def check_share(settings: object, *fields: str) -> None:
@@ -102,6 +119,8 @@ def _read_value(wanted: Any, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise SettingsError(f"setting {path}: wanted named groups of settings, found {value!r}")
         return {str(name): _read_value(inner[1], each, _join(path, str(name))) for name, each in value.items()}
+    if wanted is object:  # any plain value
+        return value
     if dataclasses.is_dataclass(wanted):
         if not isinstance(value, Mapping):
             raise SettingsError(f"setting {path}: wanted a group of settings, found {value!r}")

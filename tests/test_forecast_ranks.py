@@ -138,10 +138,10 @@ def test_an_exact_a_bounded_and_a_drawn_forecast_agree(run: Path) -> None:
 
     exact, none, _ = composed()
     assert not none.any()
-    bounded, bound, _ = composed("tolerance=0.3")
+    bounded, bound, _ = composed("tolerance=0.3", "model.name=bounded")
     assert bound.max() > 0
     assert (np.abs(bounded - exact).max(axis=1) <= bound + 1e-6).all()
-    drawn, _, errors = composed("steps=sampled", "paths=500")
+    drawn, _, errors = composed("steps=sampled", "paths=500", "model.name=drawn-500")
     assert (np.abs(drawn - exact) <= 4 * errors).all()
     assert np.abs(drawn - exact).max() > 0
 

@@ -11,6 +11,7 @@ import torch
 
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.errors import ScoreTableError
+from laborllm_dist.scored_files import with_checksum
 from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, remove_parts
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
@@ -47,7 +48,7 @@ def test_parts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     work = parted(tmp_path, [])
     finish_parts(work, ALONE, lambda line: None)
     doubled = tmp_path / "parts/part-000001.parquet"
-    pq.write_table(pa.table({"career": [0], "position": [0], "value": [0]}), doubled)
+    pq.write_table(with_checksum(pa.table({"career": [0], "position": [0], "value": [0]})), doubled)
     with pytest.raises(ScoreTableError, match=r"hold 5 observations, the split has 5, or not the same ones"):
         read_parts(work, KEYS)
     doubled.write_bytes(b"PAR1")

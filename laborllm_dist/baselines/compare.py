@@ -13,17 +13,18 @@ import pyarrow as pa
 from laborllm_dist import __version__
 from laborllm_dist.baselines.frequency import first_order_table, marginal_table
 from laborllm_dist.careers.corpus import fingerprint_sources
+from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.careers.synthetic import make_market
 from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import RunError
-from laborllm_dist.files import fingerprint_of
-from laborllm_dist.run_folder import read_run
+from laborllm_dist.files import ChecksumCheck, fingerprint_of
+from laborllm_dist.run_folder import RunFolder, read_run
 from laborllm_dist.score_table import TRUE_MODEL, read_score_table, write_score_table
 from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.evaluate import observation_facts
 from laborllm_dist.settings import CompareSettings, RunSettings
 from laborllm_dist.tokens.pooling import training_pool
-from laborllm_dist.tokens.store import CareerRows, TokenStore, open_store
+from laborllm_dist.tokens.store import CareerRows, TokenStore, checking_store, open_store
 
 NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
 FORMAT = 2  # of the tables made here: raise it when what is in them changes
@@ -37,13 +38,25 @@ def score_comparators(settings: CompareSettings, say: Callable[[str], None]) -> 
     """
     run, run_settings, store_folder = read_run(Path(settings.run))
     store = open_store(store_folder)
-    written: list[Path] = []
+    with checking_store(store, SPLITS) as check:  # the comparators are made of all of them
+        return _score_missing(settings, run, (run_settings, store), check, say)
+
+
+def _score_missing(
+    settings: CompareSettings,
+    run: RunFolder,
+    of_run: tuple[RunSettings, TokenStore],
+    check: ChecksumCheck,
+    say: Callable[[str], None],
+) -> list[Path]:
+    (run_settings, store), written = of_run, list[Path]()
     for name in settings.comparators:
         path = run.scores(settings.split, name)
         details = {"comparator": fingerprint_of([FORMAT, name, settings.split, _trained_on(run_settings)])}
         if path.is_file() and _is_same(path, store.careers_fingerprint, details):
             say(f"comparators: {NAMES[name]} is there ({path})")
             continue
+        check.wait()
         careers = store.careers(settings.split)
         scores, more = _scores(name, store, careers, run_settings)
         info = ScoreTableInfo(
@@ -107,5 +120,7 @@ def _write(careers: CareerRows, scores: npt.NDArray[np.float64], info: ScoreTabl
 
 def _is_same(path: Path, careers: str, details: dict[str, str]) -> bool:
     info = read_score_table(path)[1]
+    if "comparator" not in info.details:
+        raise RunError(f"{path} holds the scores of a model, {info.model}, not of a comparator; move it away")
     same_details = all(info.details.get(name) == value for name, value in details.items())
     return (info.careers, info.code) == (careers, __version__) and same_details

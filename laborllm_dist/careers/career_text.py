@@ -29,6 +29,7 @@ from laborllm_dist.careers.vocabularies import Occupations, read_occupations
 from laborllm_dist.corpus_settings import MISSING_WORDS, CareerTextSettings, is_missing
 from laborllm_dist.errors import DataFileError
 from laborllm_dist.files import disk_errors_are_said, flush_to_disk
+from laborllm_dist.written_folder import RECORD, make_new_folder
 
 _NAMES: dict[str, Split] = {"train": "train", "valid": "validation", "test": "test"}
 _NEEDED, _OPTIONAL = ("job", "year"), ("education", "ethnicity", "gender", "location")
@@ -168,7 +169,7 @@ def check_new_folder(folder: Path) -> None:
     Raises:
         DataFileError: naming it.
     """
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise DataFileError(f"{folder} exists; name a new folder (prepare.career_text)")
 
 
@@ -183,11 +184,11 @@ def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Pa
     """
     check_new_folder(folder)
     building = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(building, ignore_errors=True)
     with disk_errors_are_said(folder):
+        make_new_folder(building)
         try:
-            building.mkdir(parents=True)
             counts = _write_files(careers, building)
+            (building / RECORD).unlink()
             for path in building.iterdir():
                 flush_to_disk(path)
             building.rename(folder)

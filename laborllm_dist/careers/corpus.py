@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +31,7 @@ from laborllm_dist.careers.vocabularies import (
     shipped_vocabularies,
     vocabulary_path,
 )
-from laborllm_dist.careers.wage_panel import read_wage_panel, wage_panel_vocabulary
+from laborllm_dist.careers.wage_panel import read_wage_panel, wage_panel_fingerprint, wage_panel_vocabulary
 from laborllm_dist.corpus_settings import CorpusSettings, VocabularySettings
 from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import DataFileError, VocabularyError
@@ -211,7 +210,7 @@ def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
 
 
 def fingerprint_sources(data: DataSettings) -> dict[str, str]:
-    """Return, for each corpus, what identifies its content: its files' SHA-256, a package's version, a seed.
+    """Return, for each corpus, what identifies its content: a SHA-256, or the version of the code that makes it.
 
     Raises:
         DataFileError: if a corpus is missing, or two read the same files as if these were of different people.
@@ -233,7 +232,7 @@ def fingerprint_sources(data: DataSettings) -> dict[str, str]:
 def _fingerprint(corpus: CorpusSettings) -> str:
     match corpus.kind:
         case "wage_panel":
-            return f"linearmodels {importlib.metadata.version('linearmodels')}"
+            return f"wage panel {wage_panel_fingerprint()}"
         case "synthetic":
             return f"market {MARKET_VERSION}"
     wanted = _vocabulary_settings(corpus)

@@ -6,13 +6,18 @@ potential experience, which the authors define as age - schooling - 6.
 
 from __future__ import annotations
 
+import bz2
+import hashlib
+import importlib.util
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.errors import DataFileError
 
 AGE_AT_SCHOOL_START = 6
+MISSING_PACKAGE = "the wage panel comes with the package linearmodels, which is not installed; pip install linearmodels"
 OCCUPATIONS = {
     1: "Professional, technical",
     2: "Managers, officials, proprietors",
@@ -29,6 +34,23 @@ OCCUPATIONS = {
 def wage_panel_vocabulary() -> OccupationVocabulary:
     """Return the nine occupation groups."""
     return OccupationVocabulary(codes=tuple(map(str, OCCUPATIONS)), titles=tuple(OCCUPATIONS.values()))
+
+
+def wage_panel_fingerprint() -> str:
+    """Return a checksum of the panel as the package ships it, whatever the package's version.
+
+    Raises:
+        DataFileError: if the package linearmodels is not installed, or does not hold it.
+    """
+    package = importlib.util.find_spec("linearmodels")
+    if package is None or package.origin is None:
+        raise DataFileError(MISSING_PACKAGE)
+    path = Path(package.origin).parent / "datasets/wage_panel/wage_panel.csv.bz2"
+    try:
+        content = bz2.decompress(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataFileError(f"the wage panel at {path} cannot be read ({error}); install linearmodels again") from None
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def education_level(years_of_schooling: int) -> str:
@@ -49,9 +71,7 @@ def read_wage_panel(*, survey: str) -> Iterator[CareerHistory]:
     try:
         from linearmodels.datasets import wage_panel
     except ImportError:
-        raise DataFileError(
-            "the wage panel comes with the package linearmodels, which is not installed; pip install linearmodels"
-        ) from None
+        raise DataFileError(MISSING_PACKAGE) from None
     rows_of: dict[int, list[dict[str, int]]] = defaultdict(list)
     columns = ["nr", "year", "occupation", "educ", "exper", "black", "hisp"]
     for row in wage_panel.load()[columns].to_dict("records"):

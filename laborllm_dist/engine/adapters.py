@@ -9,6 +9,7 @@ rounding; the adapter alone can be scored over the quantised base as it was lear
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from laborllm_dist.engine.limits import check_targets
-from laborllm_dist.engine_settings import AdapterSettings
+from laborllm_dist.engine.weight_files import folder_of
+from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.written_folder import DamagedRecord, read_record
 
 NF4_BLOCK = 64
-ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+BASE = "base"  # of an adapter's record: where its base is found, and what identified the base's weights
 
 
 def quantisation(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig | None:
@@ -78,7 +82,7 @@ def with_adapter(model: transformers.PreTrainedModel, settings: AdapterSettings,
     return wrapped
 
 
-def lora_config(settings: AdapterSettings, base: str) -> Any:
+def lora_config(settings: AdapterSettings, base: str, revision: str | None = None) -> Any:
     """Return peft's configuration."""
     import peft
 
@@ -90,28 +94,78 @@ def lora_config(settings: AdapterSettings, base: str) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
+        revision=revision,
     )
 
 
 def write_adapter(
-    weights: Iterator[tuple[str, Tensor]], settings: AdapterSettings, base: str, dtype: torch.dtype, folder: Path
+    weights: Iterator[tuple[str, Tensor]],
+    settings: AdapterSettings,
+    base: ModelSettings,
+    dtype: torch.dtype,
+    folder: Path,
 ) -> None:
-    """Write additions as a peft folder, which AutoModelForCausalLM and PeftModel open."""
+    """Write additions as a peft folder, which AutoModelForCausalLM and PeftModel open; `base` is where they find it."""
     folder.mkdir(parents=True, exist_ok=True)
     # peft's files leave out the adapter's name.
     tensors = {name.replace(".default.", "."): value.to(dtype).contiguous() for name, value in weights}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    config = lora_config(settings, base)
+    config = lora_config(settings, str(base.path), base.revision)
     config.inference_mode = True
     config.save_pretrained(folder)
 
 
-def base_of(folder: Path) -> str | None:
-    """Return where the base of an adapter's folder is found; None where the folder holds no adapter."""
-    config = folder / "adapter_config.json"
-    if not config.is_file():
+def base_of(settings: ModelSettings) -> ModelSettings | None:
+    """Return the base of an adapter's folder, with its revision and subfolder; None where the folder holds no adapter.
+
+    peft's own file has no subfolder of a hub repository: it stands in the folder's record, where we have written it.
+
+    Raises:
+        ModelError: if what the folder says of its base is damaged, or the base is an adapter itself.
+    """
+    folder = folder_of(settings)
+    if not (folder / ADAPTER_CONFIG).is_file():
         return None
-    return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+        path, revision = config["base_model_name_or_path"], config.get("revision")
+        recorded = _recorded_base(folder)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged, or names no base ({error})") from None
+    if not isinstance(path, str) or not isinstance(revision, str | None):
+        raise ModelError(f"{folder / ADAPTER_CONFIG} names no base: base_model_name_or_path is {path!r}")
+    subfolder = recorded.get("subfolder") if recorded.get("path") == path else None
+    base = dataclasses.replace(settings, path=path, revision=revision, subfolder=subfolder)
+    if (folder_of(base) / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"the base of the adapter at {folder} is an adapter itself ({path}); merge that one first")
+    return base
+
+
+def _recorded_base(folder: Path) -> dict[str, Any]:
+    record = read_record(folder)
+    return dict((record.facts.get(BASE) if record is not None else None) or {})
+
+
+def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
+    """Refuse a base whose weights are not those that an adapter was learnt over.
+
+    Args:
+        folder: of the adapter.
+        base: as `base_of` finds it.
+        identity: of the base's weights now.
+
+    Raises:
+        ModelError: with both identities.
+    """
+    try:
+        learnt_over = _recorded_base(folder).get("weights")
+    except DamagedRecord as error:
+        raise ModelError(str(error)) from None
+    if learnt_over not in (None, identity):
+        raise ModelError(
+            f"the adapter at {folder} was learnt over other weights than those at {base.path} now ({learnt_over} then, "
+            f"{identity} now); bring the former back, or train again"
+        )
 
 
 def put_adapter(model: transformers.PreTrainedModel, folder: Path) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,10 +34,11 @@ from laborllm_dist.engine.manifest import (
     write_manifest,
 )
 from laborllm_dist.engine.zero import ZeroEngine
-from laborllm_dist.errors import CheckpointError, DiskError, DiskFull
-from laborllm_dist.files import disk_errors_are_said, flush_to_disk, sha256_of
+from laborllm_dist.errors import CheckpointError, DiskError, DiskFull, ForeignFile
+from laborllm_dist.files import disk_errors_are_said, flush_to_disk, refuse_link, sha256_of
 
 FILE_BYTES = 2**30
+_NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  # of the files of a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
     outcomes = ranks.share(outcome, _Written)
     for refused in (each for each in outcomes if each.refusal is not None):
         if ranks.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError, ForeignFile):
+                _remove(partial)
         raise (DiskFull if refused.is_full else DiskError)(refused.refusal)
     files = {name: entry for each in outcomes for name, entry in each.files.items()}
     manifest = CheckpointManifest(
@@ -131,13 +134,14 @@ def keep_checkpoints(checkpoints: Path, *, saved_step: int, num_newest: int, bes
     best = None if best_step is None else checkpoint_folder(checkpoints, best_step)
     known = [folder for folder in _newest_first(checkpoints) if folder.name <= saved.name]
     with disk_errors_are_said(checkpoints):
-        for leftover in checkpoints.glob("step_*.partial"):  # of a kill
-            shutil.rmtree(leftover)
+        for leftover in checkpoints.glob("step_????????.partial"):  # of a kill
+            _remove(leftover)
         for folder in known[num_newest:]:
-            if folder != best:
+            if folder != best and not _foreign_files(folder):
                 doomed = folder.with_name(folder.name + ".partial")  # first it stops being a checkpoint, then it goes
+                _remove(doomed)
                 folder.rename(doomed)
-                shutil.rmtree(doomed)
+                _remove(doomed)
 
 
 def write_fragments(groups: Iterable[list[Fragment]], folder: Path, *, rank: int) -> dict[str, SavedFile]:
@@ -185,14 +189,33 @@ def _newest_first(checkpoints: Path) -> list[Path]:
 def _set_aside(folder: Path) -> None:
     aside = folder.with_name(folder.name + ".damaged")
     with disk_errors_are_said(folder):
-        shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+        _remove(aside)  # of an earlier time
         folder.rename(aside)
 
 
 def _make_new(folder: Path) -> None:
     with disk_errors_are_said(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         folder.mkdir(parents=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is left of a checkpoint.
+
+    Raises:
+        ForeignFile: if there is anything else in it.
+    """
+    refuse_link(folder)
+    if not folder.exists():
+        return
+    if foreign := _foreign_files(folder):
+        raise ForeignFile(f"{foreign[0]} is no part of a checkpoint, so {folder} is not removed; move it away")
+    shutil.rmtree(folder)
+
+
+def _foreign_files(folder: Path) -> list[Path]:
+    """Return what lies in a checkpoint's folder and was not written by a checkpoint."""
+    return sorted(path for path in folder.iterdir() if not _NAMES.fullmatch(path.name) or path.is_dir())
 
 
 def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:

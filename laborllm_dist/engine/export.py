@@ -6,27 +6,38 @@ What LoRA has learnt is written twice: alone (run/adapter, a peft folder), and m
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import transformers
 
-from laborllm_dist.engine.adapters import ADAPTER_FILE, merged, write_adapter
+from laborllm_dist.engine.adapters import ADAPTER_CONFIG, ADAPTER_FILE, BASE, merged, write_adapter
 from laborllm_dist.engine.manifest import CheckpointManifest
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
-from laborllm_dist.files import disk_errors_are_said, flush_to_disk, sha256_of_all, write_json
-from laborllm_dist.run_folder import RunFolder
+from laborllm_dist.files import checksums_of, sha256_of_checksums, write_json
+from laborllm_dist.run_folder import RunFolder, weights_of_run
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.auto_classes import model_of, open_model
+from laborllm_dist.tokens.tokenizer import hub_commit
+from laborllm_dist.written_folder import (
+    RECORD,
+    DamagedRecord,
+    changed_file,
+    check_replaceable,
+    is_whole,
+    read_record,
+    replacing_folder,
+)
 
 ModelConfig: TypeAlias = "transformers.PretrainedConfig"
-ORIGIN = "laborllm_dist.json"
+ADVICE = "move what you want to keep out of it, or give the run another name (name=...)"
 PICKLES = "pytorch_model*.bin"
 
 
@@ -37,9 +48,10 @@ def export_checkpoint(
 
     Raises:
         DiskFull: if there is no room; an older export is untouched.
+        ForeignFile: if files that no run has written lie there.
     """
     dtype = _dtype_of(config)
-    with _writing_folder(export, tokenizer, manifest) as partial:
+    with _writing_folder(export, tokenizer, _origin(manifest)) as partial:
         with torch.device("meta"):
             model = model_of(config)
         weights = {name: value.to(dtype) for name, value in full_weights(checkpoint, manifest)}
@@ -64,12 +76,16 @@ def export_adapter(
 
     Raises:
         DiskFull: if there is no room; older exports are untouched.
+        ForeignFile: if files that no run has written lie there.
     """
     checkpoint, manifest = saved
     dtype, base = _dtype_of(config), settings.model
-    with _writing_folder(run.adapter, tokenizer, manifest) as partial:
-        write_adapter(full_weights(checkpoint, manifest), settings.adapter, _place_of(base), dtype, partial)
-    with _writing_folder(run.export, tokenizer, manifest) as partial:
+    place = place_of_base(base)
+    where = {"path": place.path, "revision": place.revision, "subfolder": place.subfolder}
+    facts = {**_origin(manifest), BASE: {**where, "weights": weights_of_run(run)}}
+    with _writing_folder(run.adapter, tokenizer, facts) as partial:
+        write_adapter(full_weights(checkpoint, manifest), settings.adapter, place, dtype, partial)
+    with _writing_folder(run.export, tokenizer, _origin(manifest)) as partial:
         model = open_model(
             str(base.path),
             revision=base.revision,
@@ -80,41 +96,58 @@ def export_adapter(
         merged(model, run.adapter).save_pretrained(partial)
 
 
+def check_exports(run: RunFolder) -> None:
+    """Refuse to train under a name whose export holds what no run has written, before any work is done.
+
+    Raises:
+        ForeignFile: naming the first such file.
+    """
+    for folder in (run.export, run.adapter):
+        check_replaceable(folder, ADVICE)
+
+
 @contextlib.contextmanager
-def _writing_folder(folder: Path, tokenizer: Path, manifest: CheckpointManifest) -> Iterator[Path]:
+def _writing_folder(folder: Path, tokenizer: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
     """Give a folder that holds the tokenizer to write to, and rename it to `folder` when the block ends well."""
-    partial = folder.with_name(folder.name + ".partial")
-    with disk_errors_are_said(folder):
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(tokenizer, partial)
+    with replacing_folder(folder, facts, ADVICE) as partial:
+        shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
         yield partial
         if (partial / "config.json").is_file():
             _with_both_rope_forms(partial / "config.json")
-        write_json(partial / ORIGIN, {"run": manifest.run, "step": manifest.step})
-        for path in partial.iterdir():
-            flush_to_disk(path)
-        flush_to_disk(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        flush_to_disk(folder.parent)
 
 
-def _place_of(base: ModelSettings) -> str:
-    """Return where an adapter's base is found; peft knows no subfolders of hub repositories."""
+def _origin(manifest: CheckpointManifest) -> dict[str, Any]:
+    return {"run": manifest.run, "step": manifest.step}
+
+
+def place_of_base(base: ModelSettings) -> ModelSettings:
+    """Return where an adapter's base is found ever after: a hub repository by its commit, a folder as a whole path."""
     path = Path(str(base.path))
-    return str(path / (base.subfolder or "")) if path.is_dir() else str(base.path)
+    if path.is_dir():
+        return dataclasses.replace(base, path=str(path / (base.subfolder or "")), revision=None, subfolder=None)
+    commit = hub_commit(str(base.path), revision=base.revision, subfolder=base.subfolder, file="config.json")
+    return dataclasses.replace(base, revision=commit)
 
 
 def _dtype_of(config: ModelConfig) -> torch.dtype:
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
+def finished_step(run: RunFolder, settings: RunSettings) -> int | None:
+    """Return the step that all that a run exports was made from; None if something is missing or damaged."""
+    folders = [run.export] if settings.adapter.kind == "none" else [run.export, run.adapter]
+    steps = {exported_step(folder, run.fingerprint) for folder in folders}
+    return steps.pop() if len(steps) == 1 else None
+
+
 def exported_step(export: Path, run: str) -> int | None:
-    """Return the step an export was made from; None if there is none of this run, or it does not say."""
+    """Return the step an export was made from; None if there is none of this run, it does not say, or is damaged."""
     try:
-        origin = json.loads((export / ORIGIN).read_bytes())
-        return int(origin["step"]) if origin["run"] == run else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        record = read_record(export)
+        if record is None or record.facts["run"] != run or not is_whole(export, record):
+            return None
+        return int(record.facts["step"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -126,17 +159,45 @@ def weights_fingerprint(folder: Path, weights: str) -> str:
         weights: what is opened: safetensors or pickle.
 
     Raises:
-        ModelError: if it holds none of these.
+        ModelError: if it holds none of these, or a file of it has changed since we wrote it.
     """
-    if (folder / ADAPTER_FILE).is_file():
-        return sha256_of_all([folder / "adapter_config.json", folder / ADAPTER_FILE])
+    known = recorded_checksums(folder)
+    if (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file():
+        return _fingerprint([folder / ADAPTER_CONFIG, folder / ADAPTER_FILE], known)
     pattern = "*.safetensors" if weights == "safetensors" else PICKLES
     files = [folder / "config.json", *sorted(folder.glob(pattern))]
     if len(files) < 2 or not files[0].is_file():
         others = "; model.weights=pickle opens its *.bin files, which can run code of whoever made them"
         hint = others if weights == "safetensors" and any(folder.glob(PICKLES)) else ""
         raise ModelError(f"{folder} is not a model folder: wanted config.json and {pattern}{hint}")
-    return sha256_of_all(files)
+    return _fingerprint(files, known)
+
+
+def _fingerprint(files: Sequence[Path], known: Mapping[str, str]) -> str:
+    """Return what stands for the content of files; those whose checksums are known are not read again."""
+    unknown = [file for file in files if file.name not in known]
+    checksums = dict(zip(unknown, checksums_of(unknown), strict=True))
+    return sha256_of_checksums(known.get(file.name) or checksums[file] for file in files)
+
+
+def recorded_checksums(folder: Path) -> Mapping[str, str]:
+    """Return the checksums of the files of a model's folder that we have written, after a look at each; else none.
+
+    Raises:
+        ModelError: naming the first file that has changed.
+    """
+    record = None
+    try:
+        record = read_record(folder)
+        changed = None if record is None else changed_file(folder, record)
+    except DamagedRecord as error:
+        changed = str(error)
+    if changed is not None:
+        raise ModelError(
+            f"{changed}; the command that wrote {folder} makes it anew (start train.py or convert.py again); if the "
+            f"change is meant, delete {folder / RECORD}"
+        )
+    return (record.files if record is not None else None) or {}
 
 
 def _with_both_rope_forms(path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ import torch
 import transformers
 
 from laborllm_dist.errors import ModelError
-from laborllm_dist.files import disk_errors_are_said, flush_to_disk
 from laborllm_dist.tokens.auto_classes import open_tokenizer
+from laborllm_dist.written_folder import check_replaceable, replacing_folder
 
+ADVICE = "name another folder (output=...), or move that one away"
 _NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
@@ -54,7 +54,9 @@ def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
     Raises:
         ModelError: if the package gguf is missing, or the file is no Llama or damaged.
         DiskFull: if there is no room.
+        ForeignFile: if something lies there that was not converted here.
     """
+    check_replaceable(output, ADVICE)
     try:
         import gguf
     except ImportError:
@@ -73,16 +75,9 @@ def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
     if expected != weights.keys():
         odd = sorted(expected ^ weights.keys())[0]
         raise ModelError(f"{source}: tensor {odd} is missing, or not of a Llama")
-    partial = output.with_name(output.name + ".partial")
-    with disk_errors_are_said(output):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with replacing_folder(output, {"converted": source.name}, ADVICE) as partial:
         model.save_pretrained(partial, state_dict=weights)
         open_tokenizer(source.parent, gguf_file=source.name).save_pretrained(partial)
-        for path in partial.iterdir():
-            flush_to_disk(path)
-        shutil.rmtree(output, ignore_errors=True)
-        partial.rename(output)
     return model
 
 

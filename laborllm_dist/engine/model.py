@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.careers.formats import pointer_in
 from laborllm_dist.careers.splits import SPLITS, Split
-from laborllm_dist.engine.adapters import base_of, check_blocks, put_adapter, quantisation, with_adapter
+from laborllm_dist.engine.adapters import base_of, check_base, check_blocks, put_adapter, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.packed_attention import MODEL_TYPES
@@ -26,6 +25,7 @@ from laborllm_dist.engine.weight_files import check_index, folder_of, is_adapter
 from laborllm_dist.engine.zero import deepspeed_config
 from laborllm_dist.engine_settings import ComputeSettings, LlamaSettings, ModelSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.files import fingerprint_of
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.auto_classes import UNREADABLE, open_config, open_model, reason_of
 from laborllm_dist.tokens.store import TokenStore, check_lengths
@@ -113,9 +113,8 @@ def pretrained_model(
             have another shape.
     """
     _refuse_pointers(settings)
-    base_path = base_of(folder_of(settings))
-    if base_path is not None:  # transformers opens both at once, and says nothing of what the base lacks
-        whole = dataclasses.replace(settings, path=base_path, revision=None, subfolder=None)
+    whole = base_of(settings)
+    if whole is not None:  # transformers opens both at once, and says nothing of what the base lacks
         model = pretrained_model(whole, dtype=dtype, base=base, device=device)
         put_adapter(model, folder_of(settings))
         return model
@@ -226,12 +225,22 @@ def weights_identity(settings: ModelSettings) -> str:
     """
     assert settings.path is not None
     if Path(settings.path).is_dir():
-        return weights_fingerprint(folder_of(settings), settings.weights)
+        return _identity_of_folder(settings)
     try:
         commit = hub_commit(settings.path, revision=settings.revision, subfolder=settings.subfolder, file="config.json")
     except OSError as error:
         raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
     return "/".join(filter(None, (f"{settings.path}@{commit}", settings.subfolder)))
+
+
+def _identity_of_folder(settings: ModelSettings) -> str:
+    """Return a checksum of a folder's weights; an adapter's stands for its base too."""
+    own, base = weights_fingerprint(folder_of(settings), settings.weights), base_of(settings)
+    if base is None:
+        return own
+    of_base = weights_identity(base)
+    check_base(folder_of(settings), base, of_base)
+    return fingerprint_of({"adapter": own, "base": of_base})
 
 
 def context_of(settings: ModelSettings) -> int | None:
@@ -240,10 +249,10 @@ def context_of(settings: ModelSettings) -> int | None:
     Raises:
         ModelError: if there is no configuration that says so.
     """
-    base = base_of(folder_of(settings))
-    path, where = (settings.path, _where(settings)) if base is None else (base, {})
+    whole = base_of(settings) or settings
+    path = whole.path
     try:
-        config = open_config(str(path), **where)
+        config = open_config(str(path), **_where(whole))
     except ModelError as error:
         raise ModelError(f"no model configuration at {path}: {error}") from None
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]

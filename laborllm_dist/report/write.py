@@ -6,12 +6,14 @@ summary.json is written last, so where it is, the rest of the report is too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import rich.box
 
+from laborllm_dist.errors import ForeignFile
 from laborllm_dist.files import write_text, writing
 from laborllm_dist.report.analysis import ModelNumbers, ReportNumbers, analyse
 from laborllm_dist.report.compared import compare_runs
@@ -29,6 +31,9 @@ from laborllm_dist.report.page import render_page
 from laborllm_dist.report.summary import summary_text
 from laborllm_dist.settings import ReportSettings
 from laborllm_dist.terminal_tables import ONE_LINE, Column, FoldingTable
+
+# Of pages of this version, and of those before.
+_PAGE_MARKS = (b'<meta name="generator" content="laborllm_dist">', b"<title>Next-occupation perplexity, ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +55,46 @@ def write_report(settings: ReportSettings) -> ReportResult:
     Raises:
         RunError: if a run's folder does not exist.
         ScoreTableError: if a run has no scores of the split, or two tables are not about the same observations.
+        ForeignFile: if a file that is no report's has the name of one of the report's.
     """
     compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure)
     numbers = analyse(compared, settings)
     drawn = draw_figures(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
     figures = tuple(folder / "figures" / f"{figure.name}.png" for figure in drawn)
+    page, summary = folder / "report.html", folder / "summary.json"
+    _check_replaceable(page, summary, figures)
+    write_text(page, render_page(numbers, drawn))  # first: it says that what follows is a report's
     for path, figure in zip(figures, drawn, strict=True):
         with writing(path) as partial:
             partial.write_bytes(figure.png)
-    page, summary = folder / "report.html", folder / "summary.json"
-    write_text(page, render_page(numbers, drawn))
     write_text(summary, summary_text(numbers))
     return ReportResult(page, summary, figures, numbers.split, numbers.measure, numbers.models, numbers.titles)
+
+
+def _check_replaceable(page: Path, summary: Path, figures: Sequence[Path]) -> None:
+    """Refuse to write over files that are not those of an earlier report."""
+    foreign = [
+        path for path, is_ours in ((page, _is_page), (summary, _is_summary)) if path.exists() and not is_ours(path)
+    ]
+    if not page.exists() and not summary.exists():
+        foreign += [path for path in figures if path.exists()]
+    if foreign:
+        raise ForeignFile(
+            f"{foreign[0]} was not written by report.py, and is not replaced; name another folder (output=), or "
+            "move it away"
+        )
+
+
+def _is_page(path: Path) -> bool:
+    return path.is_file() and any(mark in path.read_bytes() for mark in _PAGE_MARKS)
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        return {"format", "models", "sources", "bootstrap_draws"} <= json.loads(path.read_bytes()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:

@@ -6,6 +6,7 @@ A person is a part: what is asked of the model for one depends on that person an
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from laborllm_dist.careers.splits import Split
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing, context_of
 from laborllm_dist.engine.ranks import Ranks, alone_on_table
-from laborllm_dist.errors import RunError
-from laborllm_dist.files import fingerprint_of, write_json
+from laborllm_dist.errors import ForeignFile, RunError
+from laborllm_dist.files import ChecksumCheck, fingerprint_of, write_json
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.scored_files import ScoreTableInfo, info_of
+from laborllm_dist.scored_files import ScoreTableInfo, written_info
 from laborllm_dist.scoring.composed import (
     Answers,
     Composed,
@@ -48,12 +49,12 @@ from laborllm_dist.scoring.forecast_table import (
 from laborllm_dist.scoring.forecast_texts import ForecastTexts, ask_titles, check_longest
 from laborllm_dist.scoring.parts import PartedWork, finish_parts, read_parts, remove_parts
 from laborllm_dist.scoring.prompts import prompted
-from laborllm_dist.scoring.score_run import evaluation_ranks, find_subject, is_there, trie_of
+from laborllm_dist.scoring.score_run import evaluation_ranks, find_subject, is_there, refuse_other_details, trie_of
 from laborllm_dist.scoring.subject import Subject
 from laborllm_dist.scoring.title_trie import TitleTrie
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings
 from laborllm_dist.tokens.examples import read_preface
-from laborllm_dist.tokens.store import PREFACE, TOKENIZER, CareerRows
+from laborllm_dist.tokens.store import PREFACE, TOKENIZER, CareerRows, checking_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
@@ -94,6 +95,19 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
     evaluation = _evaluation(settings)
     subject, wanted = ranks.on_first(lambda: find_subject(evaluation, ranks, say), tuple[Subject, EvaluationSettings])
     careers = subject.store.careers(wanted.split)
+    splits: tuple[Split, ...] = tuple({wanted.split, "train"}) if ranks.is_first else ()
+    with checking_store(subject.store, splits) as check:
+        return _run_checked(settings, (subject, wanted), careers, (ranks, check), say)
+
+
+def _run_checked(
+    settings: ForecastSettings,
+    asked: tuple[Subject, EvaluationSettings],
+    careers: CareerRows,
+    ranks_and_check: tuple[Ranks, ChecksumCheck],
+    say: Say,
+) -> Path:
+    (subject, wanted), (ranks, check), evaluation = asked, ranks_and_check, _evaluation(settings)
     starts = ranks.on_first(lambda: chosen_starts(settings, careers, wanted.split), Starts)
     table = forecast_table_path(subject.table, wanted.split, settings.horizon)
     with alone_on_table(ranks, table):
@@ -108,7 +122,9 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
             ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
             if wanted.placement == "replicated":
                 ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
+            ranks.on_first(check.wait)
             _forecast(work, model, ranks, say)
+        ranks.on_first(check.wait)
         ranks.on_first(lambda: _conclude(table, _yardstick(subject, careers, starts, settings.horizon), say))
     return table
 
@@ -150,17 +166,32 @@ def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
     """Return whether the table is there.
 
     Raises:
-        RunError: if another model's forecasts have that name.
+        RunError: if other forecasts have that name: of another model, or with other settings.
+        ForeignFile: if something else has the name of the table or of the result.
+        ScoreTableError: if the table is damaged.
     """
+    _check_result(table.with_suffix(".json"))
     if is_there(table, info):
         say(f"forecast: {info.model} is there ({table})")
         return True
     if table.is_file():
-        known = info_of(pq.read_schema(table).metadata or {})
         has_name = table.name.count(".") > 1  # a run's own weights may have been trained anew
-        if has_name and known.details.get("weights") != info.details["weights"]:
+        if has_name and written_info(table).details.get("weights") != info.details["weights"]:
             raise RunError(f"{table} holds the forecasts of other weights; give these another name (model.name=...)")
+    refuse_other_details(table, info)
     return False
+
+
+def _check_result(path: Path) -> None:
+    """Refuse something else that has the name of a result."""
+    try:
+        is_result = {"model", "split", "details", "num_forecasts"} <= json.loads(path.read_bytes()).keys()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError):
+        is_result = False
+    if not is_result:
+        raise ForeignFile(f"{path} was not written by forecast.py, and is not replaced; move it away")
 
 
 def _texts(settings: ForecastSettings, subject: Subject, careers: CareerRows, trie: TitleTrie) -> ForecastTexts:

@@ -5,7 +5,7 @@ Which rank makes a part, and how many ranks there are, is nowhere in it.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.files import writing
+from laborllm_dist.scored_files import DAMAGE, check_content, with_checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def finish_parts(work: PartedWork, ranks: Ranks, say: Callable[[str], None]) -> 
     for place in ranks.share_out(len(missing)):
         table = work.make(missing[place])
         with writing(_path(work, missing[place])) as partial:
-            pq.write_table(table, partial, compression="zstd")
+            pq.write_table(with_checksum(table), partial, compression="zstd")
         num_made += table.num_rows
         speed = num_made * ranks.world_size / (monotonic() - started)
         say(f"{work.word}: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
@@ -71,17 +72,22 @@ def read_parts(work: PartedWork, keys: pa.Table) -> pa.Table:
 
 
 def remove_parts(work: PartedWork) -> None:
-    """Remove the parts' folder."""
-    shutil.rmtree(work.folder)
+    """Remove the parts, and their folder where nothing else is in it."""
+    for part in work.folder.glob("part-??????.parquet*"):
+        part.unlink()
+    with contextlib.suppress(OSError):
+        work.folder.rmdir()
 
 
 def _read(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
+        table = pq.read_table(path)
+        check_content(table)
+        return table
     except FileNotFoundError:
         raise ScoreTableError(f"{path} is gone; evaluate again to make it anew") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ScoreTableError(f"{path} is damaged ({reason}); delete it, and evaluate again to make it anew") from None
 
 

@@ -26,10 +26,10 @@ from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
 from laborllm_dist.engine.model import check_ids, check_packing, check_weights, context_of, weights_identity
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.errors import RunError, SettingsError
-from laborllm_dist.files import sha256_of_all
+from laborllm_dist.files import ChecksumCheck, sha256_of_all
 from laborllm_dist.predict_settings import PredictSettings
-from laborllm_dist.prediction_table import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
-from laborllm_dist.run_folder import read_run
+from laborllm_dist.prediction_table import OWN_CAREERS, PREDICTION_SCHEMA, check_output, write_prediction_table
+from laborllm_dist.run_folder import RunFolder, read_run
 from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.asked_prompts import Ids, asked_prompts, check_context, unseen_words
 from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_titles
@@ -38,7 +38,7 @@ from laborllm_dist.scoring.subject import as_pretrained, base_suffix, default_na
 from laborllm_dist.scoring.title_trie import TitleTrie
 from laborllm_dist.settings import EvaluationSettings, RunSettings
 from laborllm_dist.tokens.examples import read_preface
-from laborllm_dist.tokens.store import PREFACE, TOKENIZER, open_store
+from laborllm_dist.tokens.store import PREFACE, TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -79,8 +79,22 @@ def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table
     """
     if ranks.world_size > 1:
         raise RunError(f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python")
+    if settings.output is not None:
+        check_output(Path(settings.output))
     run, run_settings, store_folder = read_run(Path(settings.run))
-    told, store = as_told(run_settings, settings), open_store(store_folder)
+    store = open_store(store_folder)
+    with checking_store(store, ("train",)) as check:  # whose words the careers' are compared with
+        return _predict_checked(settings, run, (as_told(run_settings, settings), store, check), ranks, say)
+
+
+def _predict_checked(
+    settings: PredictSettings,
+    run: RunFolder,
+    of_run: tuple[RunSettings, TokenStore, ChecksumCheck],
+    ranks: Ranks,
+    say: Say,
+) -> tuple[pa.Table, ScoreTableInfo]:
+    told, store, check = of_run
     wanted = dataclasses.replace(told.evaluation, placement="replicated")
     is_own = settings.model.path is None
     other = own_export(run) if is_own else settings.model
@@ -97,6 +111,7 @@ def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table
     prompts, trie = asked_prompts(careers, template, store.vocabulary, tokenizer)
     check_context(careers, prompts, trie, context_of(model))
     opened = open_evaluated(model, wanted, told.compute, ranks)
+    check.wait()
     check_ids(opened.hugging_face, tokenizer.num_ids)
     check_packing(opened.hugging_face, device=opened.device)
     asked = AskedPrompts(prompts, trie, min(settings.top, len(meant)), settings.measure)

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from laborllm_dist.careers.template import compile_template
-from laborllm_dist.engine.evaluated_model import open_evaluated
+from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing, context_of
 from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
@@ -18,7 +16,7 @@ from laborllm_dist.files import fingerprint_of
 from laborllm_dist.generated_table import describe_generated, generated_table_path, read_generated_table
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.run_folder import read_run
-from laborllm_dist.scored_files import ScoreTableInfo, info_of
+from laborllm_dist.scored_files import ScoreTableInfo, written_info
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
 from laborllm_dist.scoring.generate import Generation, evaluate_generated
 from laborllm_dist.scoring.observations import check_room
@@ -38,7 +36,7 @@ from laborllm_dist.scoring.units import EvaluationPlan, plan_evaluation
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
 from laborllm_dist.settings_reader import OutOfRange
 from laborllm_dist.title_table import title_table_path
-from laborllm_dist.tokens.store import TOKENIZER, CareerRows
+from laborllm_dist.tokens.store import TOKENIZER, CareerRows, checking_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
 
 Say = Callable[[str], None]
@@ -66,25 +64,24 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     """
     subject, wanted = ranks.on_first(lambda: find_subject(settings, ranks, say), tuple[Subject, EvaluationSettings])
     careers = subject.store.careers(wanted.split)  # each rank opens them: they are never sent
-    with alone_on_table(ranks, subject.table):
+    splits = (wanted.split,) if ranks.is_first else ()
+    with checking_store(subject.store, splits) as check, alone_on_table(ranks, subject.table):
         planned = ranks.on_first(lambda: _missing_tables(subject, careers, wanted, say), list[Planned])
         todo = [Evaluation(careers, plan, info, parts_folder(path, info, plan), path) for path, info, plan in planned]
         if todo:
-            _score(todo, settings, (subject, wanted), ranks, say)
+            model, trie = _open(todo, settings, (subject, wanted), ranks)
+            ranks.on_first(check.wait)
+            _score(todo, (subject, wanted), (model, trie), ranks, say)
         if wanted.generated == "check":
             table = generated_table_path(subject.table, wanted.split)
             say(ranks.on_first(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
     return subject.table
 
 
-def _score(
-    todo: list[Evaluation],
-    settings: EvaluateSettings,
-    asked: tuple[Subject, EvaluationSettings],
-    ranks: Ranks,
-    say: Say,
-) -> None:
-    """Open the model and write the tables that are not there yet. Collective."""
+def _open(
+    todo: list[Evaluation], settings: EvaluateSettings, asked: tuple[Subject, EvaluationSettings], ranks: Ranks
+) -> tuple[EvaluatedModel, TitleTrie | None]:
+    """Open the model, and make the tree of titles where it is needed. Collective."""
     (subject, wanted), careers = asked, todo[0].careers
     compute = read_run(Path(settings.run))[1].compute
     needs_trie = wanted.titles == "all" or wanted.generated == "check"
@@ -94,6 +91,18 @@ def _score(
     ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
     if wanted.placement == "replicated":  # shards are of known types only
         ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
+    return model, trie
+
+
+def _score(
+    todo: list[Evaluation],
+    asked: tuple[Subject, EvaluationSettings],
+    opened: tuple[EvaluatedModel, TitleTrie | None],
+    ranks: Ranks,
+    say: Say,
+) -> None:
+    """Write the tables that are not there yet. Collective."""
+    (subject, wanted), (model, trie) = asked, opened
     for work in todo:
         say(describe_evaluation(work, ranks))
         if work.table == subject.table:
@@ -157,8 +166,7 @@ def _missing_tables(subject: Subject, careers: CareerRows, wanted: EvaluationSet
         if is_there(path, info):
             say(f"evaluate: {info.model} is there ({path})")
             continue
-        if path != subject.table:
-            refuse_other_details(path, info)
+        refuse_other_details(path, info)
         missing.append((path, info, plan_evaluation(careers, how)))
     return missing
 
@@ -173,10 +181,12 @@ def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
 
     Raises:
         RunError: naming the first setting that differs.
+        ForeignFile: if something else has the table's name.
+        ScoreTableError: if the table is damaged.
     """
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         return
-    known = info_of(pq.read_schema(path).metadata or {}).details
+    known = written_info(path).details
     if known.get("weights") != info.details["weights"]:
         return  # the run was trained anew
     changes = [
@@ -260,5 +270,10 @@ def as_told(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> R
 
 
 def is_there(path: Path, info: ScoreTableInfo) -> bool:
-    """Return whether a table of just these numbers has been written."""
-    return path.is_file() and info_of(pq.read_schema(path).metadata or {}) == info
+    """Return whether a table of just these numbers has been written, and is as it was written.
+
+    Raises:
+        ForeignFile: if something else has the table's name.
+        ScoreTableError: if the table is damaged.
+    """
+    return path.is_file() and written_info(path) == info

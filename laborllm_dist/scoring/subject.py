@@ -15,12 +15,13 @@ from laborllm_dist.careers.shown_titles import shown_vocabulary
 from laborllm_dist.data_settings import TokenizerSettings
 from laborllm_dist.engine.model import check_weights, context_of, weights_identity
 from laborllm_dist.engine_settings import ModelSettings
-from laborllm_dist.errors import RunError
+from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.run_folder import RunFolder
 from laborllm_dist.score_table import read_score_table
 from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.prompts import TEXT_DETAILS, check_cut, text_details
-from laborllm_dist.settings import EvaluationSettings, OtherModelSettings, RunSettings
+from laborllm_dist.settings import COMPARATORS, EvaluationSettings, OtherModelSettings, RunSettings
+from laborllm_dist.settings_reader import is_file_name
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TokenStore, open_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
@@ -140,10 +141,20 @@ def titles_of(run: RunSettings) -> tuple[str, ...]:
 
 
 def default_name(other: OtherModelSettings) -> str:
-    """Return a name made from path and subfolder: that of the run for a run's export, else their last parts."""
-    path = Path(other.path or "")
+    """Return a name made from path and subfolder: that of the run for a run's export, else their last parts.
+
+    Raises:
+        SettingsError: if no table can have that name.
+    """
+    path = Path(other.path or "").absolute()
     last = path.parent.name if path.name == "export" else path.name
-    return "-".join(filter(None, (last, other.subfolder and Path(other.subfolder).name)))
+    name = "-".join(filter(None, (last, other.subfolder and Path(other.subfolder).name)))
+    if not is_file_name(name) or name in COMPARATORS:
+        raise SettingsError(
+            f"scores of {other.path} would be called {name!r}, which cannot be or is another table's name; give them "
+            "a name (model.name=...)"
+        )
+    return name
 
 
 def as_pretrained(name: str, other: OtherModelSettings) -> ModelSettings:

@@ -24,7 +24,7 @@ from laborllm_dist.files import flush_to_disk, sha256_of, write_json, write_text
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.data_card import SharedPeople, card_markdown, card_values
 from laborllm_dist.tokens.pieces import ENDS, PEOPLE, PIECES, corpus_end, piece_folder, read_piece
-from laborllm_dist.tokens.store import CARD, CUT_COUNTS, MANIFEST
+from laborllm_dist.tokens.store import CARD, CUT_COUNTS, MANIFEST, write_store_manifest
 
 
 def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None:
@@ -131,7 +131,7 @@ def _write_manifest(
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": known.get(path) or sha256_of(path)}
         for path in files
     }
-    write_json(folder / MANIFEST, {**facts, "splits": dict(counts), "files": entries})
+    write_store_manifest(folder, {**facts, "splits": dict(counts), "files": entries})
 
 
 def _check_nobody_is_lost(folder: Path, tallies: Mapping[str, Tally]) -> None:

@@ -33,7 +33,7 @@ from laborllm_dist.data_settings import SplitSettings
 from laborllm_dist.errors import StoreError
 from laborllm_dist.files import batched, flush_to_disk, sha256_of, write_json
 from laborllm_dist.tokens.last_lines import Telling, tell_careers
-from laborllm_dist.tokens.store import CUT_COUNTS, STORE_SCHEMA, store_rows
+from laborllm_dist.tokens.store import CUT_COUNTS, shard_schema, store_rows
 from laborllm_dist.tokens.tokenizer import CareerTokenizer
 
 PIECES, ENDS, RECORD, PEOPLE = "pieces", "ends", "piece.json", "people.npy"
@@ -125,7 +125,7 @@ def _make_piece(folder: Path, people: Sequence[ReadPerson], corpus: CorpusSettin
     folder.parent.mkdir(exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        counts = _write_rows(building, careers, splits, tools)
+        counts = _write_rows(building, f"{PIECES}/{folder.name}", (careers, splits), tools)
         codes = [SPLITS.index(split) for split in splits]
         np.save(building / PEOPLE, np.array(list(zip(digests, codes, strict=True)), dtype=PERSON_TYPE))
         tally = tally_people(_with_splits(reads, splits))
@@ -156,9 +156,10 @@ def _with_splits(reads: Sequence[PersonRead], splits: Sequence[Split]) -> list[t
 
 
 def _write_rows(
-    building: Path, careers: Sequence[CareerHistory], splits: Sequence[Split], tools: PieceTools
+    building: Path, place: str, people: tuple[Sequence[CareerHistory], Sequence[Split]], tools: PieceTools
 ) -> dict[str, dict[str, int]]:
     """Write one file for each split that has people; return people, texts, observations and tokens of each split."""
+    careers, splits = people
     telling = Telling(tools.template, tools.vocabulary.title_of(), tools.tokenizer, tools.max_tokens)
     told = tell_careers(careers, telling)
     owners = [owner for owner, each in enumerate(told) for _ in each.texts]
@@ -178,8 +179,9 @@ def _write_rows(
             cut = [each.num_cut for each, its_split in zip(told, splits, strict=True) if its_split == split]
             counts[split] |= dict(zip(CUT_COUNTS, (sum(num_cut > 0 for num_cut in cut), sum(cut)), strict=True))
         if chosen.num_rows:
-            with pa.ipc.new_stream(str(building / f"{split}.arrow"), STORE_SCHEMA) as stream:
-                stream.write_table(chosen)
+            schema = shard_schema(f"{place}/{split}.arrow")
+            with pa.ipc.new_stream(str(building / f"{split}.arrow"), schema) as stream:
+                stream.write_table(chosen.replace_schema_metadata(schema.metadata))
     return counts
 
 

@@ -26,16 +26,24 @@ from laborllm_dist.careers.shown_titles import shown_vocabulary
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.careers.vocabularies import write_vocabulary
-from laborllm_dist.errors import DataFileError, StoreError, TemplateError, TokenizerError, VocabularyError
+from laborllm_dist.errors import (
+    DataFileError,
+    ForeignFile,
+    StoreError,
+    TemplateError,
+    TokenizerError,
+    VocabularyError,
+)
 from laborllm_dist.files import disk_errors_are_said, fingerprint_of, flush_to_disk, locked
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.settings_reader import settings_to_values
 from laborllm_dist.tokens.examples import read_preface, write_preface
 from laborllm_dist.tokens.merge import all_pieces, merge_pieces
-from laborllm_dist.tokens.pieces import PieceTools, make_pieces
+from laborllm_dist.tokens.pieces import ENDS, PIECES, PieceTools, make_pieces
 from laborllm_dist.tokens.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
 from laborllm_dist.tokens.shards import Refusal, end_with_process, refusal_of, run_shards
 from laborllm_dist.tokens.store import (
+    CARD,
     FORMAT,
     MANIFEST,
     OCCUPATIONS,
@@ -48,6 +56,7 @@ from laborllm_dist.tokens.store import (
 from laborllm_dist.tokens.tokenise import title_token_ids
 from laborllm_dist.tokens.tokenizer import load_tokenizer, tokenizer_identity
 
+WORK = "work"  # locks and logs of those who build a store
 Progress = Callable[[str], None]
 # After these the pieces are of no use; after any other refusal the same command goes on where it was.
 _OF_THE_SOURCE = (DataFileError, VocabularyError, TemplateError, TokenizerError)
@@ -96,7 +105,7 @@ def prepare(settings: RunSettings, say: Progress) -> str:
     wanted = settings.prepare
     if wanted.career_text is not None:
         check_new_folder(Path(wanted.career_text))
-    store = prepare_store(settings, say) if wanted.shard is None else prepare_shard(settings, say)
+    store = verify_store(prepare_store(settings, say)) if wanted.shard is None else prepare_shard(settings, say)
     if store is None:
         return f"shard {wanted.shard} of {wanted.num_shards} is done; the last one to be done makes the store"
     if wanted.career_text is not None:
@@ -123,13 +132,15 @@ def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
 def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
     """Return the store of these settings, made now if it is not there.
 
+    Who reads careers of it compares their files with the checksums (`checking_store`).
+
     Raises:
         LaborError: if the data, the template or the tokenizer is unusable; nothing is left behind then.
     """
     check_sources(settings.data)
     folder = _place_for(settings)
     if (folder / MANIFEST).is_file():
-        return verify_store(open_store(folder))
+        return open_store(folder)
     with locked(folder.with_name(folder.name + ".lock"), busy=None):
         if not (folder / MANIFEST).is_file():  # another start may have made it while this one waited
             _say_what_is_missing(settings, say)
@@ -175,8 +186,12 @@ def _place_for(settings: RunSettings) -> Path:
 
     Raises:
         StoreError: if something else lies there.
+        ForeignFile: if something else lies where it is built.
     """
     folder = store_folder(settings)
+    building = building_folder(settings)
+    if foreign := _foreign_files(building):
+        raise ForeignFile(f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away")
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise StoreError(f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again")
     return folder
@@ -194,11 +209,22 @@ def _build_store(settings: RunSettings, folder: Path, say: Progress) -> None:
         if wanted.num_shards == 1:
             _make_share(settings, 0, say)
         else:
-            run_shards(functools.partial(_shard_job, settings, os.getpid()), wanted, building / "work" / "jobs", say)
+            run_shards(functools.partial(_shard_job, settings, os.getpid()), wanted, building / WORK / "jobs", say)
         _merge(settings, folder, say)
     except _OF_THE_SOURCE:
-        shutil.rmtree(building, ignore_errors=True)
+        if not _foreign_files(building):
+            shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def _foreign_files(building: Path) -> list[Path]:
+    """Return what lies where a store is built and is no part of one."""
+    if building.is_symlink():
+        return [building]
+    parts = (PIECES, ENDS, WORK, TOKENIZER, OCCUPATIONS, PREFACE, MANIFEST)
+    files = building.iterdir() if building.is_dir() else ()
+    names = {path: path.name.removesuffix(".partial") for path in files}
+    return sorted(path for path, name in names.items() if name not in parts and not name.startswith((CARD, "titles_")))
 
 
 def _shard_job(settings: RunSettings, starter: int, shard: int) -> Refusal | None:
@@ -211,7 +237,7 @@ def _shard_job(settings: RunSettings, starter: int, shard: int) -> Refusal | Non
 def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
     """Make the pieces of one shard that are not there yet."""
     building, num_shards = building_folder(settings), settings.prepare.num_shards
-    lock = building / "work" / f"shard-{shard}-of-{num_shards}.lock"
+    lock = building / WORK / f"shard-{shard}-of-{num_shards}.lock"
     busy = f"another process is preparing shard {shard} of {num_shards} of {building}; wait for it or end it"
     with disk_errors_are_said(building), locked(lock, busy=busy):
         tools = _make_tools(settings, building, say)
@@ -226,7 +252,7 @@ def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
 def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
     """Return what pieces are made with; the first to come makes preface and tokenizer, the others wait for them."""
     vocabulary = shown_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
-    with locked(building / "work" / "tokenizer.lock", busy=None):
+    with locked(building / WORK / "tokenizer.lock", busy=None):
         is_made = (building / OCCUPATIONS).is_file()
         if not is_made:
             write_preface(settings, vocabulary, building / PREFACE)

@@ -9,13 +9,15 @@
         tokenizer/                 the tokenizer as it was used
         manifest.json              written last: counts, sizes and checksums; without it the folder is not a store
 
-The folder's name is a function of data, split, template and tokenizer. A store never changes.
+The folder's name is a function of data, split, template and tokenizer. A store never changes: the manifest has a
+checksum of itself, and each shard says which place it has in the store, so what is read is what was written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,14 @@ from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.careers.template import CareerText
 from laborllm_dist.careers.vocabularies import read_vocabulary
 from laborllm_dist.errors import RowTooShort, StoreError
-from laborllm_dist.files import sha256_of
+from laborllm_dist.files import ChecksumCheck, sha256_of_json, write_json
 from laborllm_dist.tokens.tokenise import TokenisedCareer
 
 FORMAT = 2
 MANIFEST, OCCUPATIONS, TOKENIZER, CARD = "manifest.json", "occupations.csv", "tokenizer", "data_card"
 PREFACE = "preface.json"
+CHECKED_AT_ONCE_BYTES = 2**26  # files of a store that are compared with their checksums before anything is read
+_SHARD_FACTS = b"laborllm_dist"  # of a shard's schema: its place in the store, so that no other can stand in for it
 # Of a split, where the template has max_tokens: people told with their last lines only, and their observations that
 # stand after fewer lines than they should.
 CUT_COUNTS = ("cut_people", "cut_observations")
@@ -147,6 +151,8 @@ class TokenStore:
                 f"the store {self.folder} has no people in its {split} split; "
                 "take more people, or give the split a larger share (split.train, split.validation)"
             )
+        for name in names:
+            self._check_place(name, split)
         import datasets  # here, since scripts that read no careers start faster without it
 
         shards = [datasets.Dataset.from_file(str(self.folder / name)) for name in names]
@@ -157,6 +163,27 @@ class TokenStore:
                 f"{self.num_texts(split):,}; delete the folder and prepare again"
             )
         return CareerRows(table=table, vocabulary=self.vocabulary)
+
+    def _check_place(self, name: str, split: Split) -> None:
+        """Refuse a shard that is not the one of this place, or not of this split."""
+        path = self.folder / name
+        try:
+            with pa.ipc.open_stream(str(path)) as stream:
+                place = (stream.schema.metadata or {}).get(_SHARD_FACTS, b"").decode()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} is damaged ({str(error).splitlines()[0]}); delete {self.folder} and prepare again"
+            ) from None
+        if place != name or path.name != f"{split}.arrow":
+            raise StoreError(
+                f"{path} says that it is {place or 'of an earlier version'}, the manifest takes it for people of the "
+                f"{split} split; delete {self.folder} and prepare again"
+            )
+
+
+def shard_schema(place: str) -> pa.Schema:
+    """Return the schema of the shard that lies at `place` in its store, such as pieces/psid81-00000/test.arrow."""
+    return STORE_SCHEMA.with_metadata({_SHARD_FACTS: place.encode()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +255,10 @@ class CareerRows:
 
 
 def open_store(folder: Path) -> TokenStore:
-    """Open a store, its files' sizes checked against the manifest.
+    """Open a store: its files' sizes, and the checksums of manifest, vocabulary, preface and tokenizer, are checked.
 
     Raises:
-        StoreError: if it is missing, unfinished, of another format, or a file is missing or has another size.
+        StoreError: if it is missing, unfinished, of another format, or a file is missing or has changed.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -244,6 +271,11 @@ def open_store(folder: Path) -> TokenStore:
             raise StoreError(
                 f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again"
             )
+        if facts.pop("sha256", None) != sha256_of_json(facts):
+            raise StoreError(
+                f"{manifest} has changed since it was written, or is of an earlier version (no SHA-256 of its own); "
+                f"delete {folder} and prepare again"
+            )
         sizes = {name: int(entry["bytes"]) for name, entry in facts["files"].items()}
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{manifest} is damaged ({error}); delete {folder} and prepare again") from None
@@ -252,7 +284,30 @@ def open_store(folder: Path) -> TokenStore:
         if found != size:
             state = "is missing" if found is None else f"has {found:,} bytes, the manifest says {size:,}"
             raise StoreError(f"{folder / name} {state}; delete {folder} and prepare again")
+    small = [name for name in sizes if name in (OCCUPATIONS, PREFACE) or name.startswith(f"{TOKENIZER}/")]
+    _check_of(folder, facts, small).wait()
     return TokenStore(folder=folder, facts=facts, vocabulary=read_vocabulary(folder / OCCUPATIONS))
+
+
+def write_store_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write what a store says of itself, with a checksum of that."""
+    write_json(folder / MANIFEST, {**facts, "sha256": sha256_of_json(facts)})
+
+
+@contextmanager
+def checking_store(store: TokenStore, splits: Sequence[Split]) -> Iterator[ChecksumCheck]:
+    """Compare the shards of splits with their checksums in threads; `wait` before anything that was read is used.
+
+    Up to CHECKED_AT_ONCE_BYTES are compared before the block begins.
+
+    Raises:
+        StoreError: naming a file that has changed, from `wait`, or instead of any other error of the block.
+    """
+    names = [name for split in splits for name in store.facts["splits"][split]["shards"]]
+    with _check_of(store.folder, store.facts, names) as check:
+        if sum(store.facts["files"][name]["bytes"] for name in names) <= CHECKED_AT_ONCE_BYTES:
+            check.wait()
+        yield check
 
 
 def verify_store(store: TokenStore) -> TokenStore:
@@ -261,13 +316,15 @@ def verify_store(store: TokenStore) -> TokenStore:
     Raises:
         StoreError: naming the first file that has changed.
     """
-    for name, entry in store.facts["files"].items():
-        if sha256_of(store.folder / name) != entry["sha256"]:
-            raise StoreError(
-                f"{store.folder / name} has changed since it was written (SHA-256); "
-                f"delete {store.folder} and prepare again"
-            )
+    _check_of(store.folder, store.facts, list(store.facts["files"])).wait()
     return store
+
+
+def _check_of(folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> ChecksumCheck:
+    def changed(path: Path) -> StoreError:
+        return StoreError(f"{path} has changed since it was written (SHA-256); delete {folder} and prepare again")
+
+    return ChecksumCheck({folder / name: str(facts["files"][name]["sha256"]) for name in names}, changed)
 
 
 def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[Split] = SPLITS) -> None:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from laborllm_dist.careers.corpus import check_sources
+from laborllm_dist.careers.splits import Split
 from laborllm_dist.engine.capacity import capacity_of
 from laborllm_dist.engine.checkpoint import checkpoint_folder, newest_checkpoint, run_of_checkpoints, save_state
-from laborllm_dist.engine.export import ModelConfig, export_adapter, export_checkpoint, exported_step
+from laborllm_dist.engine.export import ModelConfig, check_exports, export_adapter, export_checkpoint, finished_step
 from laborllm_dist.engine.manifest import CheckpointManifest, check_checkpoint, read_manifest
 from laborllm_dist.engine.model import (
     check_fit,
@@ -23,11 +24,12 @@ from laborllm_dist.engine.ranks import Ranks, alone
 from laborllm_dist.engine.restore import load_checkpoint
 from laborllm_dist.engine.zero import make_engine
 from laborllm_dist.errors import CheckpointError
-from laborllm_dist.run_folder import RunFolder, open_run
+from laborllm_dist.files import ChecksumCheck
+from laborllm_dist.run_folder import RunFolder, check_run_folder, open_run
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.terminal import say, silence
 from laborllm_dist.tokens.prepare import prepare_store
-from laborllm_dist.tokens.store import TOKENIZER, TokenStore, open_store
+from laborllm_dist.tokens.store import TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.training.lines import describe_early_stop, describe_end, describe_plan, describe_settings
 from laborllm_dist.training.memory_check import check_memory
 from laborllm_dist.training.plan import TrainingPlan, plan_training
@@ -45,14 +47,24 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     """
     tell = say if ranks.is_first else silence
     tell(describe_settings(settings, ranks))
-    ranks.on_first(lambda: check_sources(settings.data))
+    ranks.on_first(lambda: _check_places(settings))
     ranks.on_first(lambda: check_weights(settings.model))
     store = open_store(ranks.on_first(lambda: prepare_store(settings, tell).folder, Path))
-    plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
-    with alone(ranks, Path(settings.runs) / settings.name):
-        run = ranks.on_first(lambda: _open_run(settings, store), RunFolder)
-        _train_alone(settings, ranks, store, plan, run)
+    splits: tuple[Split, ...] = ("train", "validation") if ranks.is_first else ()
+    with checking_store(store, splits) as check:
+        plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
+        with alone(ranks, Path(settings.runs) / settings.name):
+            run = ranks.on_first(lambda: _open_run(settings, store), RunFolder)
+            _train_alone(settings, ranks, (store, check), plan, run)
     return run
+
+
+def _check_places(settings: RunSettings) -> None:
+    """Refuse missing sources, and a folder where other files than a run's would be written over, before any work."""
+    check_sources(settings.data)
+    folder = RunFolder(Path(settings.runs) / settings.name, "")
+    check_run_folder(folder.path)
+    check_exports(folder)
 
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: Ranks) -> TrainingPlan:
@@ -66,12 +78,19 @@ def _open_run(settings: RunSettings, store: TokenStore) -> RunFolder:
     return open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, weights, saved)
 
 
-def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: TrainingPlan, run: RunFolder) -> None:
+def _train_alone(
+    settings: RunSettings,
+    ranks: Ranks,
+    checked_store: tuple[TokenStore, ChecksumCheck],
+    plan: TrainingPlan,
+    run: RunFolder,
+) -> None:
     """Resume or begin, do all steps that are left, and export."""
+    store, check = checked_store
     tell = say if ranks.is_first else silence
     newest = ranks.on_first(lambda: newest_checkpoint(run.checkpoints, tell), tuple[Path, CheckpointManifest] | None)
     state = BEGINNING if newest is None else _state_of(newest[1], run)
-    if is_done(plan, state) and ranks.on_first(lambda: exported_step(run.export, run.fingerprint)) == state.best_step:
+    if is_done(plan, state) and ranks.on_first(lambda: finished_step(run, settings)) == state.best_step:
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
         return
     if state.best_step != state.step:  # that of the newest has been looked at
@@ -80,6 +99,7 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     capacity = capacity_of(ranks, settings)  # on every rank: all import at once what the model wants
     ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity, tell))
     model = make_model(settings, ranks, num_ids=store.num_ids)
+    ranks.on_first(check.wait)
     ranks.on_first(lambda: check_fit(model.hugging_face, store))
     ranks.on_first(lambda: check_packing(model.hugging_face, device=next(model.parameters()).device))
     config = model.hugging_face.config

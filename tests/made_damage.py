@@ -1,0 +1,46 @@
+"""Single bits that flip in files, as on a disk or in memory, and whether a reader notices."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from laborllm_dist.errors import LaborError
+
+
+@contextmanager
+def flipped(path: Path, bit: int) -> Iterator[None]:
+    """Flip one bit of a file for a while."""
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(damaged)
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
+def bits_of(path: Path, number: int) -> list[int]:
+    """Draw bits of a file, always the same ones; those of its first and last bytes among them."""
+    num_bits = 8 * path.stat().st_size
+    drawn = random.Random(path.name).sample(range(num_bits), min(number, num_bits))
+    return [0, num_bits - 1, *drawn] if num_bits else []
+
+
+def unnoticed_flips(path: Path, number: int, read: Callable[[], object]) -> tuple[int, list[int]]:
+    """Flip bits one at a time; return how many were refused, and those after which something else was read."""
+    before, refused, wrong = read(), 0, []
+    for bit in bits_of(path, number):
+        with flipped(path, bit):
+            try:
+                after = read()
+            except LaborError as error:
+                assert "\n" not in str(error)
+                refused += 1
+                continue
+        if after != before:
+            wrong.append(bit)
+    return refused, wrong
