@@ -9,9 +9,8 @@ import itertools
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,7 +130,8 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
             if busy is not None:
                 raise AlreadyRunning(f"{busy}; {advice}") from None
             if not is_said:
-                sys.stderr.write(f"waits for another process: {advice}\n")
+                with suppress(OSError):  # where nobody can read it
+                    os.write(2, f"waits for another process: {advice}\n".encode())
                 is_said = True
     try:
         yield
