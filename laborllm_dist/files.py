@@ -9,11 +9,10 @@ import itertools
 import json
 import os
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -147,7 +146,8 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
             if busy is not None:
                 raise AlreadyRunning(f"{busy}; {advice}") from None
             if not is_said:
-                sys.stderr.write(f"waits for another process: {advice}\n")
+                with suppress(OSError):  # where nobody can read it
+                    os.write(2, f"waits for another process: {advice}\n".encode())
                 is_said = True
     try:
         yield

@@ -12,10 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from test_forecast_ranks import random_run
 
 from laborllm_dist import files
+from laborllm_dist.compose import compose_settings
+from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import AlreadyRunning, DiskError
 from laborllm_dist.files import locked
+from laborllm_dist.scoring.score_run import score_run
+from laborllm_dist.settings import EvaluateSettings
 
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -100,3 +106,22 @@ def test_other_errors_of_flock_are_no_lock(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(OSError, match=r"\?"), locked(tmp_path / "lock", busy="busy"):
         pass
+
+
+def test_two_models_of_a_run_are_scored_at_once_and_one_of_them_is_not_twice(tmp_path: Path) -> None:
+    run = random_run(tmp_path)
+    torch.set_num_threads(1)
+    settings = compose_settings(EvaluateSettings, "evaluate", [f"run={run}"])
+    alone = Ranks(0, 1, 0, torch.device("cpu"))
+    scores = run / "scores"
+    with (
+        alone_on_table(alone, scores / "test.other.parquet"),
+        alone_on_table(alone, scores / "test_forecast_h2.parquet"),
+    ):
+        table = score_run(settings, alone, lambda line: None)
+    assert table == scores / "test.parquet"
+    with (
+        alone_on_table(alone, table),
+        pytest.raises(AlreadyRunning, match=r"another start is at work on .*scores/test\.parquet; wait for it"),
+    ):
+        score_run(settings, alone, lambda line: None)
