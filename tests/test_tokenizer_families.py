@@ -13,7 +13,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import PROJECT
+from made_psid import write_cart
 from made_tokenizers import FAMILIES, JOINING, made_hugging_face, made_tokenizer, save_vocabulary_and_merges
+from test_psid import HEAD
+from test_resumes import rows_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from worlds import settings_of
 
@@ -25,7 +28,7 @@ from laborllm_dist.careers.template import CareerText, compile_template, render_
 from laborllm_dist.data_settings import TemplateSettings
 from laborllm_dist.errors import TitleInsideToken, TokenizerError
 from laborllm_dist.scoring.title_trie import common_title_trie
-from laborllm_dist.tokens.prepare import store_folder
+from laborllm_dist.tokens.prepare import prepare_store, store_folder
 from laborllm_dist.tokens.tokenise import title_token_ids, tokenise_careers
 from laborllm_dist.tokens.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer, tokenizer_identity
 
@@ -129,6 +132,29 @@ def every_twelfth_title() -> OccupationVocabulary:
     assert len(with_period) == 20
     codes = tuple(dict.fromkeys([*vocabulary.codes[::12], *with_period]))
     return OccupationVocabulary(codes, tuple(title_of[code] for code in codes))
+
+
+@pytest.mark.parametrize(("reader", "family"), [("psid81", "llama3"), ("psid81", "gemma"), ("resumes", "qwen2.5")])
+def test_stores_of_psid_and_of_coded_resumes_are_made(reader: str, family: str, tmp_path: Path) -> None:
+    """Preparing tries all titles of the list, so one that is joined to its line's end had refused the whole corpus."""
+    made_tokenizer(family).save(tmp_path / "tokenizer")
+    if reader == "psid81":
+        people = [{**HEAD, ("ER30001", 0): number} for number in range(1, 21)]
+        source = write_cart(tmp_path / "cart", people)
+        place = f"data.corpora.psid81.extract.path={source}"
+    else:
+        rows = [
+            {"id": str(person), "title": "Lawyer", "start": "2010", "end": "2011", "education": None}
+            for person in range(30)
+        ]
+        (tmp_path / "r.jsonl").write_text(rows_of(*rows))
+        place = f"data.corpora.resumes.resumes.path={tmp_path}/r.jsonl"
+    overrides = [f"data={reader}", place, f"store.root={tmp_path}/stores", "tokenizer=pretrained"]
+    store = prepare_store(settings_of([*overrides, f"tokenizer.path={tmp_path}/tokenizer"]), lambda line: None)
+    tokenizer, careers = load_tokenizer(str(store.folder / "tokenizer")), store.careers("train")
+    title_of, spans = store.vocabulary.title_of(), careers.title_spans(0)
+    told = [tokenizer.backend.decode(careers.token_ids(0)[start : end + 1]) for start, end in spans]
+    assert [each.strip(" ") for each in told] == [f"{title_of[job.occupation]}\n" for job in careers.history(0).jobs]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
