@@ -32,7 +32,9 @@ def test_every_blank_is_a_space_and_what_has_no_width_is_nothing() -> None:
     assert [with_plain_blanks(f"BSc{sign}(Hons)") for sign in NOTHING] == ["BSc(Hons)"] * len(NOTHING)
     assert with_plain_blanks("\u00a0 caf\u00e9 \u00a0") == "caf\u00e9"
     assert with_plain_blanks("\u6599\u7406\u4eba") == "\u6599\u7406\u4eba"
-    assert with_plain_blanks("a\nb\x07\u2028") == "a\nb\x07"  # line breaks inside stay, and are refused where they matter
+    assert (
+        with_plain_blanks("a\nb\x07\u2028") == "a\nb\x07"
+    )  # line breaks inside stay, and are refused where they matter
 
 
 @given(st.text())
@@ -51,7 +53,9 @@ ESCO = (
 
 def test_the_list_of_esco_is_read_and_the_card_says_what_was_changed(tmp_path: Path) -> None:
     (tmp_path / "occupations_en.csv").write_text(ESCO, encoding="utf-8-sig")
-    people = [{"resume_id": str(at), "matched_code": "1120.1", "start_date": "2010", "end_date": "2012"} for at in range(60)]
+    people = [
+        {"resume_id": str(at), "matched_code": "1120.1", "start_date": "2010", "end_date": "2012"} for at in range(60)
+    ]
     (tmp_path / "jobs.jsonl").write_text(rows_of(*({**row, "university_level": "BSc\u00a0(Hons)"} for row in people)))
     resumes = "data.corpora.jobhop.resumes"
     overrides = ["data=jobhop", f"{resumes}.path={tmp_path}/jobs.jsonl", f"store.root={tmp_path}/stores"]
@@ -89,7 +93,9 @@ def test_panels_resumes_and_careers_to_predict_for(tmp_path: Path) -> None:
     assert person().changes == (CHANGE.format("person"),)
     (asked,) = read_asked(tmp_path / "p.csv", VOCABULARY, ("P",))
     assert (asked.history.person, len(asked.history.jobs)) == ("Ann Lee", 2)
-    (tmp_path / "p.json").write_text('{"person": "Ann\\u00a0Lee", "jobs": [{"year": 1984, "occupation": "Cooks\\u2009"}]}')
+    (tmp_path / "p.json").write_text(
+        '{"person": "Ann\\u00a0Lee", "jobs": [{"year": 1984, "occupation": "Cooks\\u2009"}]}'
+    )
     (asked,) = read_asked(tmp_path / "p.json", VOCABULARY, ("P",))
     assert (asked.history.person, asked.history.jobs[0].occupation) == ("Ann Lee", "1")
     rows = [job("Ann\u00a0Lee", "1", "May\u00a02010", "2010", "BSc\u00a0(Hons)"), job("Ann Lee", "2", "2011", "2011")]

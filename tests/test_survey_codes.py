@@ -51,7 +51,9 @@ def test_2010_codes_fall_back_to_the_table_of_2000() -> None:
         assert found.get(code * 10) == target
         assert target is None or target in known
     # What the table of 2010 has is as it was.
-    assert all(found.get(code) == target for code, target in table["2010"].items() if target in known and target != "874")
+    assert all(
+        found.get(code) == target for code, target in table["2010"].items() if target in known and target != "874"
+    )
 
 
 def read(path: Path, **changes) -> list[PersonRead]:
@@ -97,7 +99,9 @@ def test_the_nlsy79_takes_1970_codes_where_those_of_1980_are_lacking(tmp_path: P
 
 
 def test_where_an_extract_has_both_the_codes_of_1980_count(tmp_path: Path) -> None:
-    path = write_extract(tmp_path, "NLSY79", made_rows("NLSY79", [PERSON | {("occupation", 1982): 436}], [{1982}]), form="")
+    path = write_extract(
+        tmp_path, "NLSY79", made_rows("NLSY79", [PERSON | {("occupation", 1982): 436}], [{1982}]), form=""
+    )
     header, row, *_ = (path / "made.csv").read_text().splitlines()
     (path / "made.csv").write_text(f'{header},"R0702100"\n{row},280\n')
     (person,) = read(path, first_year=1982, last_year=1982)
@@ -111,7 +115,9 @@ def test_an_extract_without_any_occupation_says_so_and_nothing_before(tmp_path: 
         if each.concept == "occupation":
             text = text.replace(each.name.reference, f"X{each.name.reference[1:]}")
     (path / "made.csv").write_text(text)
-    message = r"no year has an occupation: none of the 30 occupations of the NLSY79 \(R0046400 \(1979\), .*upload the tagset"
+    message = (
+        r"no year has an occupation: none of the 30 occupations of the NLSY79 \(R0046400 \(1979\), .*upload the tagset"
+    )
     for variables in ("all", "available"):
         with pytest.raises(DataFileError, match=message):
             read(path, variables=variables)
@@ -141,7 +147,9 @@ def test_a_psid_download_without_any_occupation_says_so(tmp_path: Path) -> None:
     setup.write_text(text)
     for variables in ("all", "available"):
         wanted = SurveySettings(**{"path": str(path), "variables": variables, **BOUNDS, "first_year": 1981})
-        with pytest.raises(DataFileError, match=r"no year from 1981 to 2021 has an occupation of a known person: \d+ vari"):
+        with pytest.raises(
+            DataFileError, match=r"no year from 1981 to 2021 has an occupation of a known person: \d+ vari"
+        ):
             list(psid_people(wanted, survey="PSID"))
 
 
