@@ -5,6 +5,7 @@ A megabyte of a zip can hold gigabytes, so nothing here reads more than a bounde
 
 from __future__ import annotations
 
+import io
 import lzma
 import struct
 import zipfile
@@ -66,7 +67,9 @@ class Member:
         refuse_pointers(self.path)
         if self.name is None:
             return stack.enter_context(self.path.open("rb"))
-        return stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.name))
+        member = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.name))
+        # A zip's own readline takes a byte at a time where it is given a limit.
+        return stack.enter_context(io.BufferedReader(member))  # type: ignore[type-var]
 
     def read_text(self) -> str:
         """Return the whole file as text, whatever its bytes above 127 mean.
