@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
-from laborllm_dist.engine.model import check_fit, check_packing, context_of
+from laborllm_dist.engine.model import check_fit, check_packing, context_of, longest_career
 from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import fingerprint_of, write_json
@@ -107,7 +107,8 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
             model = open_evaluated(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
             ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
             if wanted.placement == "replicated":
-                ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
+                longest = longest_career(subject.store, (wanted.split,))
+                ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
             _forecast(work, model, ranks, say)
         ranks.on_first(lambda: _conclude(table, _yardstick(subject, careers, starts, settings.horizon), say))
     return table

@@ -15,6 +15,7 @@ from laborllm_dist.engine.model import (
     check_fit,
     check_packing,
     check_weights,
+    longest_career,
     make_model,
     num_parameters,
     weights_identity,
@@ -81,7 +82,8 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity, tell))
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.on_first(lambda: check_fit(model.hugging_face, store))
-    ranks.on_first(lambda: check_packing(model.hugging_face, device=next(model.parameters()).device))
+    device, longest = next(model.parameters()).device, longest_career(store)
+    ranks.on_first(lambda: check_packing(model.hugging_face, device=device, longest=longest))
     config = model.hugging_face.config
     tell(describe_plan(settings, plan, *num_parameters(model)))
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
