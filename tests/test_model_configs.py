@@ -26,8 +26,9 @@ from laborllm_dist.engine.branching_model import Grown, Nodes
 from laborllm_dist.engine.evaluated_model import Edges, evaluated
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.memory_plan import Load, plan_memory
-from laborllm_dist.engine.model import check_fit, check_ids, check_packing, context_of, pretrained_model
+from laborllm_dist.engine.model import check_fit, check_ids, check_packing, context_of, make_model, pretrained_model
 from laborllm_dist.engine.model_config import attention_window, open_causal_config, set_attention_dropout
+from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.shape import shape_of
 from laborllm_dist.errors import LaborError, ModelError, RowTooShort
 from laborllm_dist.tokens.prepare import prepare_store
@@ -119,6 +120,15 @@ def test_a_model_that_knows_no_dropout_of_attention_refuses_one_and_takes_none(t
         set_attention_dropout(open_causal_config(str(folder)), 0.25)
     one_line(refusal.value)
     set_attention_dropout(open_causal_config(str(saved("mamba", tmp_path / "mamba"))), 0.25)
+
+
+def test_a_model_that_cannot_compute_layers_again_refuses_gradient_checkpointing(tmp_path: Path) -> None:
+    sizes = {"n_embd": 32, "dff": 64, "n_layer": 1, "n_head": 2, "n_positions": 96, "vocab_size": NUM_IDS}
+    transformers.CTRLLMHeadModel(transformers.CTRLConfig(**sizes)).save_pretrained(tmp_path)
+    told = ["model=pretrained", f"model.path={tmp_path}", "tokenizer=pretrained", "zero=stage0", "zero.precision=fp32"]
+    make_model(settings_of(told), Ranks(0, 1, 0, CPU), num_ids=NUM_IDS)
+    with pytest.raises(ModelError, match=r"models of type ctrl cannot compute a layer again; set compute.gradient_ch"):
+        make_model(settings_of([*told, "compute=large"]), Ranks(0, 1, 0, CPU), num_ids=NUM_IDS)
 
 
 @pytest.mark.parametrize(

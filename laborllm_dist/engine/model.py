@@ -165,7 +165,8 @@ def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLa
     """Return the model a run begins with, with its adapter if it has one. Collective where weights go into shards.
 
     Raises:
-        ModelError: if pretrained weights cannot be opened whole, or the adapter does not fit the model.
+        ModelError: if pretrained weights cannot be opened whole, the adapter does not fit the model, or it cannot
+            compute layers again.
         SettingsError: if the fused loss cannot run here.
     """
     zero, adapter, compute = settings.zero, settings.adapter, settings.compute
@@ -185,6 +186,11 @@ def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLa
     if zero.precision == "bf16":
         model.config.dtype = torch.bfloat16  # of the export
     if compute.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ModelError(
+                f"models of type {model.config.model_type} cannot compute a layer again; set "
+                "compute.gradient_checkpointing=false"
+            )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     learnt = model if adapter.kind == "none" else with_adapter(model, adapter, seed=settings.training.seed)
     return CareerLanguageModel(learnt, compute)
