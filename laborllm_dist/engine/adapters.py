@@ -20,11 +20,13 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from laborllm_dist.engine.limits import check_targets
 from laborllm_dist.engine.weight_files import folder_of
 from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.tokens.auto_classes import UNREADABLE, reason_of
 from laborllm_dist.written_folder import DamagedRecord, read_record
 
 NF4_BLOCK = 64
@@ -72,8 +74,13 @@ def with_adapter(model: transformers.PreTrainedModel, settings: AdapterSettings,
     """
     import peft
 
-    layers = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    layers -= {"lm_head"}  # scores are computed from its weight itself
+    head = model.get_output_embeddings()  # scores are computed from its weight itself
+    kinds = (nn.Linear, Conv1D)
+    layers = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and module is not head
+    }
     check_targets(settings.targets, layers)
     torch.manual_seed(seed)
     config = lora_config(settings, model.config.name_or_path)
@@ -168,16 +175,33 @@ def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
         )
 
 
+def check_adapter_kind(folder: Path) -> None:
+    """Refuse adapters that transformers opens with some of their tensors newly made.
+
+    Raises:
+        ModelError: for DoRA, and for single tokens' embeddings, which a tied output layer would not get.
+    """
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    kinds = {"use_dora": "DoRA", "trainable_token_indices": "embeddings of single tokens (trainable_token_indices)"}
+    for name, kind in kinds.items():
+        if config.get(name):
+            raise ModelError(
+                f"the adapter at {folder} has {kind}, which is not opened here; merge it into its base with peft "
+                "(merge_and_unload, save_pretrained), and give the merged folder"
+            )
+
+
 def put_adapter(model: transformers.PreTrainedModel, folder: Path) -> None:
     """Put the additions of an adapter's folder into its base, which is open.
 
     Raises:
         ModelError: if they cannot be opened, some are missing, or have another shape than the base wants.
     """
+    check_adapter_kind(folder)
     try:
         report = model.load_adapter(str(folder), ignore_mismatched_sizes=True)  # told below, by name
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot open the adapter at {folder}: {str(error).strip().splitlines()[0]}") from None
+    except (*UNREADABLE, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot open the adapter at {folder}: {reason_of(error)}") from None
     if unfit := sorted(report.missing_and_mismatched()):
         raise ModelError(
             f"the adapter at {folder} does not fit its base: {len(unfit)} tensors are missing or have another shape, "

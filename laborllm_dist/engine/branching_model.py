@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from laborllm_dist.batches.packed import PackedBatch
-from laborllm_dist.engine.branch_attention import Integers, KeptStates, bough_nodes, boughs_of
+from laborllm_dist.engine.branch_attention import Bough, Integers, KeptStates, bough_nodes, boughs_of
 from laborllm_dist.engine.language_model import (
     HeadWork,
+    as_taken,
     at_head,
-    attention_mask,
+    block_mask,
+    career_logits,
     decoder_of,
     is_known_type,
     open_head,
+    takes_block_mask,
     takes_bounds,
 )
 from laborllm_dist.engine.packed_attention import career_bounds
@@ -86,6 +89,8 @@ class BranchingModel:
         """
         self.hugging_face = hugging_face
         self._is_packed, self._is_known = takes_bounds(hugging_face, compute), is_known_type(hugging_face)
+        self._takes_mask = takes_block_mask(hugging_face)
+        self._chunk_tokens = compute.loss_chunk_tokens
         if self._is_known:
             open_head(hugging_face)
 
@@ -93,6 +98,9 @@ class BranchingModel:
         """Return what `wanted.work` makes of the slots; what is forwarded joins `wanted.grown`."""
         grown, nodes, slots_Q, work = wanted.grown, wanted.nodes, wanted.slots_Q, wanted.work
         if not self._is_packed:
+            if nodes is None and not self._takes_mask:
+                padded = grown.batch.one_a_row(slots_Q)
+                return work(padded.at_slots(career_logits(self.hugging_face, padded), slots_Q), None)
             logits_NV = self._history_logits(grown.batch) if nodes is None else self._node_logits(grown, nodes)
             return work(logits_NV[slots_Q.to(logits_NV.device)], None)
         device = grown.batch.token_ids_BT.device
@@ -116,7 +124,7 @@ class BranchingModel:
         return at_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
 
     def _history_logits(self, batch: PackedBatch) -> Tensor:
-        mask = attention_mask(batch.lengths, batch.token_ids_BT.shape[1], batch.token_ids_BT.device)
+        mask = block_mask(self.hugging_face, batch.lengths, batch.token_ids_BT.shape[1], batch.token_ids_BT.device)
         inputs = {"input_ids": batch.token_ids_BT, "position_ids": batch.positions_BT, "attention_mask": mask}
         logits_NV: Tensor = self.hugging_face(**inputs, use_cache=False).logits.flatten(0, 1)
         return logits_NV
@@ -128,6 +136,10 @@ class BranchingModel:
         found: list[Tensor] = []
         place = len(everything) - len(nodes)
         for bough in boughs_of(nodes.stems_N3, nodes.ancestors_NA, most_nodes=bough_nodes(device)):
+            if not self._takes_mask:
+                found.append(self._path_logits(batch, everything, bough, place))
+                place += len(bough)
+                continue
             history, places_U = slice(bough.start, bough.stop), bough.places_U
             ids, positions = (
                 torch.cat([of_row[bough.row, history], torch.from_numpy(of_nodes[places_U]).to(device)])
@@ -136,13 +148,33 @@ class BranchingModel:
                     (batch.positions_BT, everything.positions_N),
                 )
             )
-            mask_SS = _tree_mask(everything, places_U, bough.start, bough.stop).to(device)
+            mask_SS = as_taken(self.hugging_face, _tree_mask(everything, places_U, bough.start, bough.stop).to(device))
             inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask_SS[None, None]}
             logits_SV = self.hugging_face(**inputs, use_cache=False).logits[0]
             members = np.searchsorted(places_U, np.arange(place, place + len(bough)))
             found.append(logits_SV[torch.from_numpy(members + bough.stop - bough.start).to(device)])
             place += len(bough)
         return torch.cat(found)
+
+    def _path_logits(self, batch: PackedBatch, nodes: Nodes, bough: Bough, place: int) -> Tensor:
+        """Return the logits of a bough's nodes, the first at `place`, [C, V]: each ends a row of its own."""
+        device, ids_T = batch.token_ids_BT.device, batch.token_ids_BT[bough.row]
+        paths = []
+        for node, stop in zip(range(place, place + len(bough)), bough.stops_C.tolist(), strict=True):
+            ancestors = nodes.ancestors_NA[node]
+            of_nodes = torch.from_numpy(nodes.token_ids_N[np.sort(ancestors[ancestors >= 0])]).to(device)
+            paths.append(torch.cat([ids_T[bough.start : stop], of_nodes]))
+        at_once = max(1, self._chunk_tokens // max(len(path) for path in paths))
+        return torch.cat([self._last_logits(paths[low : low + at_once]) for low in range(0, len(paths), at_once)])
+
+    def _last_logits(self, paths: list[Tensor]) -> Tensor:
+        """Return the logits after the last token of each path, [C, V]."""
+        lengths_C = torch.tensor([len(path) for path in paths], device=paths[0].device)
+        ids_CS = nn.utils.rnn.pad_sequence(paths, batch_first=True)
+        is_token_CS = torch.arange(ids_CS.shape[1], device=ids_CS.device) < lengths_C[:, None]
+        logits_CSV = self.hugging_face(input_ids=ids_CS, attention_mask=is_token_CS.long(), use_cache=False).logits
+        last_CV: Tensor = logits_CSV[torch.arange(len(paths), device=ids_CS.device), lengths_C - 1]
+        return last_CV
 
 
 def _joined(before: Nodes, nodes: Nodes) -> Nodes:

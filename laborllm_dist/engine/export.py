@@ -24,7 +24,7 @@ from laborllm_dist.errors import ModelError
 from laborllm_dist.files import checksums_of, sha256_of_checksums, write_json
 from laborllm_dist.run_folder import RunFolder, weights_of_run
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.auto_classes import model_of, open_model
+from laborllm_dist.tokens.auto_classes import model_of, open_config, open_model
 from laborllm_dist.tokens.tokenizer import hub_commit
 from laborllm_dist.written_folder import (
     RECORD,
@@ -201,8 +201,58 @@ def recorded_checksums(folder: Path) -> Mapping[str, str]:
 
 
 def _with_both_rope_forms(path: Path) -> None:
-    """Write rope_theta beside rope_parameters: transformers 4 reads only the former, or takes 10,000 silently."""
+    """Write what transformers 4 reads of rotations beside rope_parameters, without which it takes others silently.
+
+    Transformers 5 prefers these forms where it meets them, so they stay only if it reads the same out of them.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
+    older = {**config, **rope_of_transformers_4(config)}
+    if older == config:
+        return
+    write_json(path, older)
+    found = open_config(path.parent)
+    if not _holds(getattr(found, "rope_parameters", None), config["rope_parameters"]):
+        write_json(path, {**older, "rope_scaling": None})
+
+
+def rope_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of config.json that tell transformers 4 what `rope_parameters` tell transformers 5.
+
+    There, theta stands beside the scaling; so does the share of a head that is rotated, and, of longrope, the original
+    context. GPT-NeoX has names of its own. Where kinds of layers have rotations of their own, the scaling is that of
+    full attention, and sliding layers have another theta.
+    """
     rope = config.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        write_json(path, {**config, "rope_theta": rope["rope_theta"]})
+    older: dict[str, Any] = {}
+    if "full_attention" in rope:
+        sliding = rope.get("sliding_attention") or {}
+        rope = rope["full_attention"] or {}
+        if sliding.get("rope_theta") != rope.get("rope_theta"):
+            older["rope_local_base_freq"] = sliding.get("rope_theta")
+    if "rope_theta" not in rope:
+        return older
+    older["rope_theta"] = rope["rope_theta"]
+    share = rope.get("partial_rotary_factor")
+    if share is not None:
+        older["partial_rotary_factor"] = share
+    if config.get("model_type") == "gpt_neox":
+        older |= {"rotary_emb_base": rope["rope_theta"], "rotary_pct": 0.25 if share is None else share}
+    kind = rope.get("rope_type", "default")
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    if kind == "longrope":
+        older["original_max_position_embeddings"] = scaling.get("original_max_position_embeddings")
+        if config.get("model_type") == "phi3":  # which takes these three and no other
+            scaling = {name: scaling.get(name) for name in ("short_factor", "long_factor")}
+        scaling["type"] = kind
+    older["rope_scaling"] = None if kind == "default" else scaling
+    return older
+
+
+def _holds(found: Any, wanted: Mapping[str, Any]) -> bool:
+    """Return whether parameters of rotations say what is wanted, whatever else they say."""
+    if not isinstance(found, Mapping):
+        return False
+    return all(
+        _holds(found.get(key), value) if isinstance(value, Mapping) else found.get(key) == value
+        for key, value in wanted.items()
+    )

@@ -2,7 +2,8 @@
 
 A model of a known type is asked for its hidden states; logits are made for slots with a target alone, a chunk at a time
 (engine/token_scores.py), and attention stays inside careers without a mask (engine/packed_attention.py). Any other
-causal model is asked for logits under a block mask.
+causal model is asked for its own logits, since they may be scaled, capped or biased: under a block mask, or, where the
+model takes no such mask (ALiBi, recurrent layers, no position ids), with each career in a row of its own.
 """
 
 from __future__ import annotations
@@ -15,13 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laborllm_dist.batches.packed import IGNORED, PackedBatch
+from laborllm_dist.batches.packed import IGNORED, PackedBatch, PaddedBatch
+from laborllm_dist.engine.model_config import attention_window
 from laborllm_dist.engine.packed_attention import MODEL_TYPES, PACKED, career_bounds, register_packed_attention
 from laborllm_dist.engine.token_scores import chunked_log_likelihood, fused_log_likelihood, token_log_likelihood
 from laborllm_dist.engine_settings import ComputeSettings
 from laborllm_dist.errors import ModelError
 
 HeadWork = Callable[..., Any]  # gets hidden states [N, D] and the output layer's weight [V, D]
+
+
+def block_mask(model: Any, lengths: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
+    """Return `attention_mask` as the model's attention takes it."""
+    return as_taken(model, attention_mask(lengths, num_slots, device))
+
+
+def as_taken(model: Any, is_seen: Tensor) -> Tensor:
+    """Return a mask of what is seen as the model's attention takes it: eager attention adds it to its products."""
+    if model.config._attn_implementation != "eager":
+        return is_seen
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill(~is_seen, torch.finfo(dtype).min)
 
 
 def attention_mask(lengths: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
@@ -50,6 +65,7 @@ class CareerLanguageModel(nn.Module):
         self._can_skip = "logits_to_keep" in inspect.signature(hugging_face.forward).parameters
         self._is_known = is_known_type(hugging_face)
         self._is_packed = takes_bounds(hugging_face, compute)
+        self._takes_mask = takes_block_mask(hugging_face)
         if self._is_known:
             open_head(hugging_face)
 
@@ -64,6 +80,10 @@ class CareerLanguageModel(nn.Module):
             hidden_ND = hidden_BTD.flatten(0, 1)[batch.scored_N]
             total, scores_N = at_head(self.hugging_face, hidden_ND, self._loss(batch))
             return total, scores_N
+        if not self._takes_mask:
+            padded = batch.one_a_row(batch.scored_N)
+            scores_ST = token_log_likelihood(career_logits(self.hugging_face, padded), padded.targets_ST)
+            return scores_ST.sum(), scores_ST.detach()[padded.targets_ST != IGNORED]
         kept_K = (batch.targets_BT != IGNORED).any(dim=0).nonzero().flatten()
         if not self._can_skip or not len(kept_K):
             kept_K = torch.arange(batch.targets_BT.shape[1], device=batch.targets_BT.device)
@@ -85,16 +105,39 @@ class CareerLanguageModel(nn.Module):
         device = batch.token_ids_BT.device
         if self._is_packed:
             return {**inputs, "bounds": career_bounds(batch.lengths, device)}
-        return {**inputs, "attention_mask": attention_mask(batch.lengths, batch.token_ids_BT.shape[1], device)}
+        mask = block_mask(self.hugging_face, batch.lengths, batch.token_ids_BT.shape[1], device)
+        return {**inputs, "attention_mask": mask}
+
+
+def career_logits(model: nn.Module, padded: PaddedBatch) -> Tensor:
+    """Return the model's logits of careers in rows of their own, [S, T, V]."""
+    logits_STV: Tensor = model(
+        input_ids=padded.token_ids_ST, attention_mask=padded.mask_ST.long(), use_cache=False
+    ).logits
+    return logits_STV
+
+
+def takes_block_mask(model: Any) -> bool:
+    """Return whether the model can be shown several careers in a row, each with positions from 0 on.
+
+    It cannot where it makes distances from a mask of two dimensions (ALiBi), counts positions by itself, or hands a
+    state from token to token.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    has_positions = "position_ids" in inspect.signature(base.forward).parameters
+    return has_positions and not getattr(base.config, "alibi", False) and not getattr(base, "_is_stateful", False)
 
 
 def is_known_type(model: nn.Module) -> bool:
-    """Return whether logits are the output layer's product with the hidden states and nothing else."""
+    """Return whether logits are the output layer's product with the hidden states and nothing else.
+
+    A head that an adapter wraps, or that is held in 8 or 4 bits, is a layer of another type.
+    """
     config: Any = model.config
     if config.model_type not in MODEL_TYPES:
         return False
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return isinstance(head, nn.Linear) and head.bias is None
+    return type(head) is nn.Linear and head.bias is None
 
 
 def takes_bounds(model: nn.Module, compute: ComputeSettings) -> bool:
@@ -104,7 +147,7 @@ def takes_bounds(model: nn.Module, compute: ComputeSettings) -> bool:
         ModelError: if it must have it and cannot.
     """
     config: Any = model.config
-    can = config.model_type in MODEL_TYPES and getattr(config, "sliding_window", None) is None
+    can = config.model_type in MODEL_TYPES and attention_window(config) is None
     if compute.attention == "packed" and not can:
         raise ModelError(
             f"compute.attention=packed knows models of type {', '.join(MODEL_TYPES)} without a sliding window, "

@@ -33,8 +33,9 @@ def largest_stretch(shape: ModelShape, adapter: AdapterSettings, *, stage: int, 
     """
     learns_all = adapter.kind == "none"
     if stage == 0:
-        width = shape.hidden_size if learns_all else adapter.rank
-        return width * max(shape.num_ids if learns_all else 0, shape.intermediate_size, shape.hidden_size)
+        if learns_all:
+            return shape.weights.largest
+        return adapter.rank * max(shape.intermediate_size, shape.hidden_size, shape.query_size)
     matrices = shape.num_learnt(adapter) - (shape.num_norms if learns_all else 0)
     of_rank = -(-matrices // world_size)
     return min(of_rank, int(SUB_GROUP)) if stage == 3 else of_rank

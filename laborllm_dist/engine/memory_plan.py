@@ -143,13 +143,13 @@ def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> flo
     """Return the bytes of all weights of one copy of the model, additions of an adapter included."""
     added = 0 if settings.adapter.kind == "none" else shape.num_learnt(settings.adapter)
     quantised = {"full": number, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
-    linear = shape.num_layers * shape.linear_per_layer
+    linear = shape.num_linear
     return quantised * linear + number * (shape.num_parameters - linear + added)
 
 
 def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
     """Return the bytes of bf16 copies of fp32 weights: learnt ones are kept, frozen ones while a backward waits."""
-    adapter, linear = settings.adapter, shape.linear_per_layer
+    adapter, linear = settings.adapter, shape.num_linear / shape.num_layers
     if adapter.kind == "none":
         return 2.0 * shape.num_parameters
     layers = 1 if settings.compute.gradient_checkpointing else shape.num_layers
@@ -164,13 +164,13 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, *, on
     product. A GPU's kernel writes in the order of slots, which elsewhere is a copy, and fp32 has no kernel there for
     keys that heads share.
     """
-    hidden, wide, narrow = shape.hidden_size, shape.intermediate_size, shape.key_value_size
+    hidden, wide, narrow, query = shape.hidden_size, shape.intermediate_size, shape.key_value_size, shape.query_size
     number = 2 if settings.zero.precision == "bf16" else 4
     is_frozen = settings.adapter.kind == "lora"
     norms = 2 * (4 * hidden + (1 if is_frozen else 2) * number * hidden)
     given = 1 if on_gpu and number == 2 else 2
-    attention = number * ((1 + given) * hidden + 2 * (hidden if on_gpu and number == 4 else narrow))
-    feed_forward = number * 4 * wide
+    attention = number * ((1 + given) * query + 2 * (query if on_gpu and number == 4 else narrow))
+    feed_forward = number * (4 if shape.is_gated else 2) * wide
     additions = 0
     if number == 2 and settings.zero.stage == 0 and not is_frozen:
         # Under autocast norms work in float32, and each of five layers has a narrow copy of its input of its own.
@@ -181,8 +181,10 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, *, on
         additions = number * (dropped + settings.adapter.rank * len(settings.adapter.targets))
     of_layer = load.num_tokens * (norms + attention + feed_forward + additions)
     last = load.num_tokens * hidden * (4 + 2 * number)  # the last norm
-    if settings.compute.attention == "mask":
+    if settings.compute.attention == "mask" or shape.attention != "packed":
         of_layer += load.num_rows * load.row_length**2
+    if shape.attention == "eager":  # products, and weights in float32 and in the model's precision
+        of_layer += shape.num_heads * load.num_rows * load.row_length**2 * (4 + 2 * number)
     if not settings.compute.gradient_checkpointing:
         return float(shape.num_layers * of_layer + last)
     kept = shape.num_layers * load.num_tokens * hidden * number
@@ -193,6 +195,8 @@ def _logit_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: i
     chunk = min(settings.compute.loss_chunk_tokens, load.num_tokens)
     narrow = number if number == 2 else 0
     of_chunk = chunk * shape.num_ids * (4 + narrow)
+    if not shape.has_plain_head:  # all logits, in the model's precision and wide; their log-softmax, and its gradient
+        of_chunk = load.num_tokens * shape.num_ids * (number + 3 * 4)
     head = 0 if settings.adapter.kind == "lora" else 4 * shape.embedding
     return float(of_chunk + head + load.num_tokens * shape.hidden_size * (4 + number))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +12,24 @@ import numpy as np
 import torch
 import transformers  # loads a class, and with models three seconds of modules, when it is first named
 from safetensors import SafetensorError
+from torch import Tensor
 
-from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.batches.packed import TokenIds, pack_batch
 from laborllm_dist.careers.formats import pointer_in
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.engine.adapters import base_of, check_base, check_blocks, put_adapter, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
-from laborllm_dist.engine.packed_attention import MODEL_TYPES
+from laborllm_dist.engine.model_config import (
+    attention_for,
+    attention_window,
+    context_tokens,
+    open_causal_config,
+    readable_tokens,
+    scales_with_length,
+    set_attention_dropout,
+)
+from laborllm_dist.engine.packed_attention import MODEL_TYPES, PACKED
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.token_scores import check_fused, token_log_likelihood
 from laborllm_dist.engine.weight_files import check_index, folder_of, is_adapter, model_in_shards
@@ -31,6 +42,8 @@ from laborllm_dist.tokens.auto_classes import UNREADABLE, open_config, open_mode
 from laborllm_dist.tokens.store import TokenStore, check_lengths
 from laborllm_dist.tokens.tokenizer import hub_commit, is_hub_id
 
+# What transformers, torch and the files' formats raise on weights, beside what a configuration ends in.
+BROKEN = (RuntimeError, AssertionError, SafetensorError, pickle.UnpicklingError)
 MASKED = ComputeSettings(attention="mask", loss="chunked", loss_chunk_tokens=4096, gradient_checkpointing=False)
 
 
@@ -119,6 +132,8 @@ def pretrained_model(
         put_adapter(model, folder_of(settings))
         return model
     check_index(settings)
+    config = open_causal_config(str(settings.path), **_where(settings))
+    set_attention_dropout(config, settings.attention_dropout)
     held = quantisation(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
     try:
@@ -126,14 +141,14 @@ def pretrained_model(
             str(settings.path),
             **_where(settings),
             **placed,
+            config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=attention_for(config),
             use_safetensors=settings.weights == "safetensors",
-            attention_dropout=settings.attention_dropout,
             output_loading_info=True,
             ignore_mismatched_sizes=Path(str(settings.path)).is_dir(),  # told below; on the hub it may be an adapter
         )
-    except (*UNREADABLE, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (*UNREADABLE, *BROKEN) as error:
         raise ModelError(f"cannot open the weights at {settings.path}: {reason_of(error)}") from None
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise ModelError(
@@ -150,7 +165,8 @@ def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLa
     """Return the model a run begins with, with its adapter if it has one. Collective where weights go into shards.
 
     Raises:
-        ModelError: if pretrained weights cannot be opened whole, or the adapter does not fit the model.
+        ModelError: if pretrained weights cannot be opened whole, the adapter does not fit the model, or it cannot
+            compute layers again.
         SettingsError: if the fused loss cannot run here.
     """
     zero, adapter, compute = settings.zero, settings.adapter, settings.compute
@@ -170,6 +186,11 @@ def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLa
     if zero.precision == "bf16":
         model.config.dtype = torch.bfloat16  # of the export
     if compute.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ModelError(
+                f"models of type {model.config.model_type} cannot compute a layer again; set "
+                "compute.gradient_checkpointing=false"
+            )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     learnt = model if adapter.kind == "none" else with_adapter(model, adapter, seed=settings.training.seed)
     return CareerLanguageModel(learnt, compute)
@@ -196,8 +217,7 @@ def _goes_into_shards(settings: RunSettings) -> bool:
     model, zero = settings.model, settings.zero
     if zero.stage != 3 or zero.offload_weights == "nvme" or model.weights != "safetensors":
         return False
-    config = open_config(str(model.path), **_where(model))
-    return config.model_type in MODEL_TYPES
+    return open_causal_config(str(model.path), **_where(model)).model_type in MODEL_TYPES
 
 
 def check_sharded(settings: ModelSettings) -> None:
@@ -210,7 +230,7 @@ def check_sharded(settings: ModelSettings) -> None:
         raise ModelError(
             f"{settings.path}: placement=sharded reads whole models in safetensors only; merge an adapter first"
         )
-    model_type = open_config(str(settings.path), **_where(settings)).model_type
+    model_type = open_causal_config(str(settings.path), **_where(settings)).model_type
     if model_type not in MODEL_TYPES:
         raise ModelError(
             f"{settings.path}: placement=sharded knows models of type {', '.join(MODEL_TYPES)}, not {model_type}"
@@ -252,11 +272,9 @@ def context_of(settings: ModelSettings) -> int | None:
     whole = base_of(settings) or settings
     path = whole.path
     try:
-        config = open_config(str(path), **_where(whole))
+        return readable_tokens(open_causal_config(str(path), **_where(whole)))
     except ModelError as error:
         raise ModelError(f"no model configuration at {path}: {error}") from None
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window")]
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:
@@ -265,7 +283,7 @@ def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:
     Raises:
         ModelError: with both numbers.
     """
-    num_embeddings = model.get_input_embeddings().num_embeddings
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
     if num_ids > num_embeddings:
         raise ModelError(
             f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
@@ -281,45 +299,73 @@ def check_fit(model: transformers.PreTrainedModel, store: TokenStore, splits: Se
         RowTooShort: naming the person, if a career is longer than the model's context.
     """
     check_ids(model, store.num_ids)
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = context_tokens(model.config)
     advice = (
         "take a model with a longer context or a shorter template; only an evaluation with too_long=last_lines cuts"
     )
     if context is not None:
-        check_lengths(store, context, f"the model's context is {context}; {advice}", splits)
-    window = getattr(model.config, "sliding_window", None)
+        because = ", beyond which its rotation changes with the longest text of a batch"
+        why = because if scales_with_length(model.config) else ""
+        check_lengths(store, context, f"the model's context is {context}{why}; {advice}", splits)
+    window = attention_window(model.config)
     if window is not None:
         advice = f"the model's attention reaches back {window}; take a model without such a window"
         check_lengths(store, window, advice, splits)
 
 
-def check_packing(model: transformers.PreTrainedModel, *, device: torch.device) -> None:
-    """Refuse a model that does not keep packed careers apart: two in a row must score as each alone.
+def longest_career(store: TokenStore, splits: Sequence[Split] = SPLITS) -> int:
+    """Return the tokens of the longest career of these splits."""
+    return max(int(store.careers(split).num_tokens().max()) for split in splits)
 
-    Known types are left out: the tests hold them, and a large one would take a while here on a CPU.
+
+def check_packing(model: transformers.PreTrainedModel, *, device: torch.device, longest: int = 12) -> None:
+    """Refuse a model that does not keep packed careers apart, or whose scores change with what comes after them.
+
+    Two careers, a short one and one as long as the longest there is, must score together as each alone, and the first
+    half of the long one as without the second. Known types are left out, where their rotation is the same at any
+    length: the tests hold them, and a large one would take a while here on a CPU.
+
+    Args:
+        model: whole on this rank.
+        device: of the model.
+        longest: tokens of the longest career that will be read.
 
     Raises:
-        ModelError: if the model cannot take a block mask, or heeds it wrongly.
+        ModelError: if the model cannot take packed careers, or heeds their bounds wrongly.
     """
-    if model.config.model_type in MODEL_TYPES:
+    kind = model.config.model_type
+    is_sharded = any(hasattr(parameter, "ds_numel") for parameter in model.parameters())  # of known types only
+    if kind in MODEL_TYPES and (is_sharded or not scales_with_length(model.config)):
         return
-    careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 7)]
-    wrapped = CareerLanguageModel(model, MASKED).eval()
+    limit = readable_tokens(model.config)
+    length = max(12, longest if limit is None else min(longest, limit))
+    num_ids = min(int(model.config.get_text_config().vocab_size), 50_000)
+    long, short = (np.arange(start, start + size, dtype=np.int32) % num_ids for start, size in ((3, length), (7, 12)))
+    is_packed = model.config._attn_implementation == PACKED
+    wrapped = CareerLanguageModel(model, dataclasses.replace(MASKED, attention="auto") if is_packed else MASKED).eval()
     try:
         with torch.inference_mode():
-            together_N = wrapped(pack_batch([careers], 24).to(device))[1]
-            alone = [model(input_ids=torch.from_numpy(ids).long()[None].to(device)).logits for ids in careers]
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise ModelError(f"models of type {model.config.model_type} cannot score packed careers: {error}") from None
-    for place, (ids, logits) in enumerate(zip(careers, alone, strict=True)):
-        wanted = token_log_likelihood(logits[:, :-1], torch.from_numpy(ids[1:]).long()[None].to(device))[0]
-        error_nats = float((together_N[11 * place : 11 * place + 11] - wanted).abs().max())
-        tolerance = 1e-3 if model.dtype != torch.bfloat16 else 0.2
-        if not error_nats <= tolerance:
-            raise ModelError(
-                f"models of type {model.config.model_type} do not keep packed careers apart "
-                f"({error_nats:.2g} nats on one token)"
-            )
+            rows = pack_batch([[long, short]], length + 24)  # padding too
+            together_N = wrapped(rows.to(device))[1]
+            alone = [_scores_alone(model, ids, device) for ids in (long, short, long[: length // 2])]
+    except (*UNREADABLE, RuntimeError, AssertionError) as error:
+        raise ModelError(f"models of type {kind} cannot score packed careers: {reason_of(error)}") from None
+    tolerance = 1e-3 if model.dtype not in (torch.bfloat16, torch.float16) else 0.2
+    error_nats = float((together_N - torch.cat(alone[:2])).abs().max())
+    if not error_nats <= tolerance:
+        raise ModelError(f"models of type {kind} do not keep packed careers apart ({error_nats:.2g} nats on one token)")
+    error_nats = float((alone[0][: length // 2 - 1] - alone[2]).abs().max())
+    if not error_nats <= tolerance:
+        raise ModelError(
+            f"models of type {kind} let a token's score change with what comes after it ({error_nats:.2g} nats); "
+            "careers want a causal model"
+        )
+
+
+def _scores_alone(model: transformers.PreTrainedModel, ids: TokenIds, device: torch.device) -> Tensor:
+    """Return log p of every next token of one career, by the model's own logits and without masks or positions."""
+    logits_1TV = model(input_ids=torch.from_numpy(ids).long()[None].to(device)).logits[:, :-1]
+    return token_log_likelihood(logits_1TV, torch.from_numpy(ids[1:]).long()[None].to(device))[0]
 
 
 def _where(settings: ModelSettings) -> dict[str, str]:

@@ -1,20 +1,53 @@
-"""The shape of a model, known without its weights: from the settings, from its config.json, or from the table below."""
+"""The shape of a model, known without its weights: from the settings, from the table below, or counted (counted.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.tokens.tokenizer import is_hub_id
 
+AttentionKind = Literal["packed", "mask", "eager"]  # eager: the weights of all pairs of slots are held
+
+
+@dataclass(frozen=True, slots=True)
+class LinearLayers:
+    """All linear layers of one name: how many weights, the sum of their inputs and outputs, inputs of the first."""
+
+    number: int
+    num_weights: int
+    num_features: int
+    inputs: int
+
+    def with_one(self, inputs: int, outputs: int) -> LinearLayers:
+        """Return these and another one."""
+        return LinearLayers(
+            self.number + 1, self.num_weights + inputs * outputs, self.num_features + inputs + outputs, self.inputs
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CountedWeights:
+    """Weights of a model: all, those that a token is multiplied with, those in no matrix, of the largest tensor."""
+
+    num_parameters: int
+    num_multiplied: int
+    num_vectors: int
+    largest: int
+    linear: Mapping[str, LinearLayers]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a Llama-like decoder."""
+    """Sizes of a decoder. Weights are those of a Llama, unless they were `counted` on the model itself.
+
+    `intermediate_size` is of the feed-forward layers that a token passes; `head_size` where it is not the hidden size
+    divided by the heads; `has_plain_head`: logits are made a chunk at a time (engine/language_model.py).
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -23,26 +56,57 @@ class ModelShape:
     num_key_value_heads: int
     num_ids: int
     tied_embeddings: bool
+    head_size: int | None = None
+    is_gated: bool = True
+    attention: AttentionKind = "packed"
+    has_plain_head: bool = True
+    counted: CountedWeights | None = None
+
+    @property
+    def query_size(self) -> int:
+        """Width of queries, and of what attention gives."""
+        return self.num_heads * (self.head_size or self.hidden_size // self.num_heads)
 
     @property
     def key_value_size(self) -> int:
         """Width of keys, and of values."""
-        return self.hidden_size // self.num_heads * self.num_key_value_heads
+        return self.num_key_value_heads * (self.head_size or self.hidden_size // self.num_heads)
 
     @property
     def linear_layers(self) -> Mapping[str, tuple[int, int]]:
-        """Inputs and outputs of the linear layers of one decoder layer, by name."""
-        hidden, wide, narrow = self.hidden_size, self.intermediate_size, self.key_value_size
+        """Inputs and outputs of the linear layers of one decoder layer of a Llama, by name."""
+        hidden, wide, narrow, query = self.hidden_size, self.intermediate_size, self.key_value_size, self.query_size
         return {
-            "q_proj": (hidden, hidden), "k_proj": (hidden, narrow), "v_proj": (hidden, narrow),
-            "o_proj": (hidden, hidden), "gate_proj": (hidden, wide), "up_proj": (hidden, wide),
+            "q_proj": (hidden, query), "k_proj": (hidden, narrow), "v_proj": (hidden, narrow),
+            "o_proj": (query, hidden), "gate_proj": (hidden, wide), "up_proj": (hidden, wide),
             "down_proj": (wide, hidden),
         }  # fmt: skip
 
     @property
-    def linear_per_layer(self) -> int:
-        """Weights of the linear layers of one decoder layer."""
-        return sum(inputs * outputs for inputs, outputs in self.linear_layers.values())
+    def weights(self) -> CountedWeights:
+        """All weights of the model: counted, or by formula."""
+        if self.counted is not None:
+            return self.counted
+        linear = {
+            name: LinearLayers(
+                self.num_layers, self.num_layers * inputs * outputs, self.num_layers * (inputs + outputs), inputs
+            )
+            for name, (inputs, outputs) in self.linear_layers.items()
+        }
+        num_linear = sum(layers.num_weights for layers in linear.values())
+        num_vectors = self.hidden_size * (2 * self.num_layers + 1)
+        return CountedWeights(
+            num_parameters=num_linear + num_vectors + self.embedding * (1 if self.tied_embeddings else 2),
+            num_multiplied=num_linear + self.embedding,
+            num_vectors=num_vectors,
+            largest=self.hidden_size * max(self.num_ids, self.intermediate_size, self.query_size),
+            linear=linear,
+        )
+
+    @property
+    def num_linear(self) -> int:
+        """Weights of all linear layers but the output layer: those that are held in 8 or 4 bits."""
+        return sum(layers.num_weights for layers in self.weights.linear.values())
 
     @property
     def embedding(self) -> int:
@@ -52,25 +116,24 @@ class ModelShape:
     @property
     def num_norms(self) -> int:
         """Weights that are no part of a matrix."""
-        return self.hidden_size * (2 * self.num_layers + 1)
+        return self.weights.num_vectors
 
     @property
     def num_parameters(self) -> int:
         """All weights."""
-        embeddings = self.embedding * (1 if self.tied_embeddings else 2)
-        return self.num_layers * self.linear_per_layer + self.num_norms + embeddings
+        return self.weights.num_parameters
 
     @property
     def num_multiplied(self) -> int:
-        """Weights that every token is multiplied with: all but the input embedding and the norms."""
-        return self.num_layers * self.linear_per_layer + self.embedding
+        """Weights that every token is multiplied with: all but tables, norms and the experts it does not pass."""
+        return self.weights.num_multiplied
 
     def num_learnt(self, adapter: AdapterSettings) -> int:
         """Return the number of weights that are learnt."""
         if adapter.kind == "none":
             return self.num_parameters
-        sizes = [self.linear_layers[name] for name in adapter.targets if name in self.linear_layers]
-        return self.num_layers * sum(adapter.rank * (inputs + outputs) for inputs, outputs in sizes)
+        linear = self.weights.linear
+        return adapter.rank * sum(linear[name].num_features for name in adapter.targets if name in linear)
 
 
 # Llama 2 (arXiv 2307.09288) as published at these hub ids, and SmolLM2 (arXiv 2502.02737) where launch/convert.py puts
@@ -107,21 +170,16 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
             f"the shape of model.path={path} is not known: there is no such folder, and it is no hub id (OWNER/NAME); "
             "give a folder with config.json"
         )
-    # A second, with torch: only for a model that is known by its config.json alone.
-    from laborllm_dist.tokens.auto_classes import open_config
+    # A few seconds, with torch: only for a model that is known by its config.json alone.
+    from laborllm_dist.engine.adapters import base_of
+    from laborllm_dist.engine.counted import counted_shape
 
+    base = base_of(Path(path) / (settings.subfolder or ""))
     try:
-        config: Any = open_config(path, revision=settings.revision, subfolder=settings.subfolder)
-        return ModelShape(
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            config.vocab_size,
-            bool(config.tie_word_embeddings),
-        )
-    except (ModelError, AttributeError) as error:
+        if base is not None:
+            return counted_shape(base, revision=None, subfolder=None)
+        return counted_shape(path, revision=settings.revision, subfolder=settings.subfolder)
+    except ModelError as error:
         raise ModelError(
             f"the shape of model.path={path} is not known: {error}; give a folder with config.json"
         ) from None

@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from laborllm_dist.engine.libraries import import_deepspeed
+from laborllm_dist.engine.model_config import open_causal_config, set_attention_dropout
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
-from laborllm_dist.tokens.auto_classes import model_of, open_config
+from laborllm_dist.tokens.auto_classes import model_of
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ONE_PICKLE, INDEX_OF_PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -73,7 +74,8 @@ def model_in_shards(
     """
     folder = weights_folder(settings)
     ranks.barrier()  # one rank may fetch for long what another one has, and zero.Init is collective
-    shape = open_config(folder, attention_dropout=settings.attention_dropout)
+    shape = open_causal_config(str(folder))
+    set_attention_dropout(shape, settings.attention_dropout)
     shape.dtype = dtype
     shape._name_or_path = settings.path
     with import_deepspeed().zero.Init(config_dict_or_path=dict(config), dtype=dtype):

@@ -18,7 +18,7 @@ import pyarrow as pa
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
-from laborllm_dist.engine.model import check_fit, check_packing, context_of
+from laborllm_dist.engine.model import check_fit, check_packing, context_of, longest_career
 from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import ForeignFile, RunError
 from laborllm_dist.files import ChecksumCheck, fingerprint_of, write_json
@@ -121,7 +121,8 @@ def _run_checked(
             model = open_evaluated(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
             ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
             if wanted.placement == "replicated":
-                ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
+                longest = longest_career(subject.store, (wanted.split,))
+                ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
             ranks.on_first(check.wait)
             _forecast(work, model, ranks, say)
         ranks.on_first(check.wait)

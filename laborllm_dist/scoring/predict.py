@@ -113,7 +113,7 @@ def _predict_checked(
     opened = open_evaluated(model, wanted, told.compute, ranks)
     check.wait()
     check_ids(opened.hugging_face, tokenizer.num_ids)
-    check_packing(opened.hugging_face, device=opened.device)
+    check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
     asked = AskedPrompts(prompts, trie, min(settings.top, len(meant)), settings.measure)
     best = best_titles(opened, asked, wanted, say)
     check_told(best, wanted.tolerance)

@@ -9,7 +9,7 @@ from typing import Any
 
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
-from laborllm_dist.engine.model import check_fit, check_packing, context_of
+from laborllm_dist.engine.model import check_fit, check_packing, context_of, longest_career
 from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.files import fingerprint_of
@@ -90,7 +90,8 @@ def _open(
     model = open_evaluated(subject.model, wanted, compute, ranks)
     ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
     if wanted.placement == "replicated":  # shards are of known types only
-        ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device))
+        longest = longest_career(subject.store, (wanted.split,))
+        ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
     return model, trie
 
 

@@ -23,6 +23,8 @@ UNREADABLE = (
     ImportError, RecursionError, StrictDataclassError,
 )  # fmt: skip
 
+MOST_LETTERS = 240  # of an error of another library
+
 
 def open_config(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **more: Any) -> Any:
     """Return the configuration of a model's folder or hub id, as a class of transformers.
@@ -82,9 +84,16 @@ def open_tokenizer(path: str | Path, *, revision: str | None = None, subfolder: 
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of an error that says something, or its class."""
+    """Return an error in one line: its first that says something and, where that ends in a colon, the next one too.
+
+    Its class goes before words that say little alone, such as those of a KeyError.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    text = text.rstrip(".:")
+    if not isinstance(error, OSError | ValueError | RuntimeError | ImportError | StrictDataclassError) or not text:
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 4]} ..."
 
 
 @contextlib.contextmanager

@@ -93,12 +93,12 @@ def flops_per_token(shape: ModelShape, adapter: AdapterSettings, *, attended: fl
     """Return floating-point operations of forward and backward of a token; recomputation is no work.
 
     Two a weight in the forward, and four in the backward, two where the weight is frozen. Attention multiplies the
-    token's query with the keys of `attended` tokens, and the weights with their values: 4 x hidden size x `attended` in
+    token's query with the keys of `attended` tokens, and the weights with their values: 4 x query size x `attended` in
     each layer, and twice that in the backward.
     """
     learns_all = adapter.kind == "none"
     weights = (6 if learns_all else 4) * shape.num_multiplied + (0 if learns_all else 6 * shape.num_learnt(adapter))
-    return weights + 12 * shape.num_layers * shape.hidden_size * attended
+    return weights + 12 * shape.num_layers * shape.query_size * attended
 
 
 def traffic_of_step(shape: ModelShape, settings: RunSettings, num_passes: float) -> Traffic:

@@ -16,6 +16,7 @@ from laborllm_dist.engine.model import (
     check_fit,
     check_packing,
     check_weights,
+    longest_career,
     make_model,
     num_parameters,
     weights_identity,
@@ -101,7 +102,8 @@ def _train_alone(
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.on_first(check.wait)
     ranks.on_first(lambda: check_fit(model.hugging_face, store))
-    ranks.on_first(lambda: check_packing(model.hugging_face, device=next(model.parameters()).device))
+    device, longest = next(model.parameters()).device, longest_career(store)
+    ranks.on_first(lambda: check_packing(model.hugging_face, device=device, longest=longest))
     config = model.hugging_face.config
     tell(describe_plan(settings, plan, *num_parameters(model)))
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)

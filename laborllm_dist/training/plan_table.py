@@ -10,7 +10,7 @@ from rich.console import Console
 
 from laborllm_dist.engine.limits import check_8bit, check_targets, largest_stretch
 from laborllm_dist.engine.memory_plan import GIB
-from laborllm_dist.engine.shape import KNOWN, ModelShape, shape_of
+from laborllm_dist.engine.shape import ModelShape, shape_of
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.terminal_tables import Column, FoldingTable
@@ -55,9 +55,8 @@ def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None
             f"batch.careers_per_step is {settings.batch.careers_per_step:,}, an epoch has {work.careers_per_epoch:,} "
             "careers; set batch.careers_per_step to that or less"
         )
-    names_are_known = settings.model.llama is not None or settings.model.path in KNOWN
-    if settings.adapter.kind == "lora" and names_are_known:
-        check_targets(settings.adapter.targets, shape.linear_layers)
+    if settings.adapter.kind == "lora":
+        check_targets(settings.adapter.targets, shape.weights.linear)
     largest = largest_stretch(shape, settings.adapter, stage=settings.zero.stage, world_size=settings.plan.num_gpus)
     check_8bit(settings.optimizer, settings.zero, largest=largest)
 
