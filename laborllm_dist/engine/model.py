@@ -18,10 +18,19 @@ from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.engine.adapters import base_of, check_blocks, put_adapter, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.loaded_weights import FileRecord, check_loaded, recording
 from laborllm_dist.engine.packed_attention import MODEL_TYPES
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.token_scores import check_fused, token_log_likelihood
-from laborllm_dist.engine.weight_files import check_index, folder_of, is_adapter, model_in_shards
+from laborllm_dist.engine.weight_files import (
+    check_index,
+    check_sizes,
+    check_unquantized,
+    folder_of,
+    holds_safetensors,
+    is_adapter,
+    model_in_shards,
+)
 from laborllm_dist.engine.zero import deepspeed_config
 from laborllm_dist.engine_settings import ComputeSettings, LlamaSettings, ModelSettings
 from laborllm_dist.errors import ModelError
@@ -33,17 +42,24 @@ MASKED = ComputeSettings(attention="mask", loss="chunked", loss_chunk_tokens=409
 
 
 def check_weights(settings: ModelSettings) -> None:
-    """Refuse weights that are plainly missing, before anything else is done.
+    """Refuse weights that are plainly missing, or quantized already, before anything else is done.
 
     Raises:
         ModelError: saying how to get them.
     """
-    if settings.path is None or Path(settings.path).is_dir():
+    if settings.path is None:
+        return
+    if Path(settings.path).is_dir():
+        if (base := base_of(folder_of(settings))) is not None:
+            check_weights(dataclasses.replace(settings, path=base, revision=None, subfolder=None))
+        elif (folder_of(settings) / "config.json").is_file():
+            check_unquantized(settings.path, _where(settings))
         return
     try:
         if not is_hub_id(settings.path):
             raise OSError("there is no such folder, and it is no hub id (OWNER/NAME)")
         transformers.AutoConfig.from_pretrained(settings.path, **_where(settings))
+        check_unquantized(settings.path, _where(settings))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ModelError(
@@ -88,11 +104,11 @@ def pretrained_model(
         settings: of the model.
         dtype: of the weights, and of products with quantised ones.
         base: full, int8 or nf4: how weights are held.
-        device: where quantised weights go; others stay on the CPU.
+        device: where weights go; None: whole ones stay on the CPU.
 
     Raises:
-        ModelError: if weights are missing, in another format, or some tensors of the model are not among them, or
-            have another shape.
+        ModelError: if weights are missing, in another format or quantized already; if some tensors of the model are
+            not among them, have another shape or precision, or are not what was read; if one of the files is left over.
     """
     base_path = base_of(folder_of(settings))
     if base_path is not None:  # transformers opens both at once, and says nothing of what the base lacks
@@ -103,8 +119,10 @@ def pretrained_model(
     check_index(settings)
     held = quantisation(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
+    record = FileRecord(dtype, base)
+    _check_folder(settings)
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = recording(record, transformers.AutoModelForCausalLM.from_pretrained)(
             settings.path,
             **_where(settings),
             **placed,
@@ -126,7 +144,26 @@ def pretrained_model(
         raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
     if base == "nf4":
         check_blocks(model, settings.path)
+    if base == "full" and device is not None:
+        model = model.to(device)
+    check_loaded(model, record, settings.path)
     return model
+
+
+def _check_folder(settings: ModelSettings) -> None:
+    """Refuse what can be seen before memory is taken: quantized weights, and sizes that are not those of the files.
+
+    Raises:
+        ModelError: if the weights are quantized, or config.json has other sizes than the files.
+    """
+    if not Path(str(settings.path)).is_dir():
+        return
+    folder = folder_of(settings)
+    if not (folder / "config.json").is_file():
+        return  # transformers says so
+    check_unquantized(str(folder), {})
+    if settings.weights == "safetensors" and holds_safetensors(folder):
+        check_sizes(transformers.AutoConfig.from_pretrained(folder), folder)
 
 
 def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLanguageModel:
@@ -149,7 +186,9 @@ def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLa
         config = deepspeed_config(zero, settings.optimizer.max_gradient_norm, ranks.world_size)
         model = model_in_shards(settings.model, dtype=dtype, config=config, ranks=ranks)
     else:
-        model = pretrained_model(settings.model, dtype=dtype, base=adapter.base, device=ranks.device)
+        # DeepSpeed moves whole weights itself: under ZeRO-3 they need not fit a GPU.
+        device = None if adapter.base == "full" else ranks.device
+        model = pretrained_model(settings.model, dtype=dtype, base=adapter.base, device=device)
     if zero.precision == "bf16":
         model.config.dtype = torch.bfloat16  # of the export
     if compute.gradient_checkpointing:

@@ -10,6 +10,7 @@ from laborllm_dist.careers.corpus import check_sources
 from laborllm_dist.engine.capacity import capacity_of
 from laborllm_dist.engine.checkpoint import checkpoint_folder, newest_checkpoint, run_of_checkpoints, save_state
 from laborllm_dist.engine.export import ModelConfig, export_adapter, export_checkpoint, exported_step
+from laborllm_dist.engine.loaded_weights import check_in_place
 from laborllm_dist.engine.manifest import CheckpointManifest, check_checkpoint, read_manifest
 from laborllm_dist.engine.model import (
     check_fit,
@@ -85,6 +86,7 @@ def _train_alone(settings: RunSettings, ranks: Ranks, store: TokenStore, plan: T
     config = model.hugging_face.config
     tell(describe_plan(settings, plan, *num_parameters(model)))
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
+    check_in_place(model, ranks)
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
         tell(f"train: goes on after step {state.step} of {plan.num_steps}")
