@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from laborllm_dist.engine.adapters import ADAPTER_FILE, merged, write_adapter
+from laborllm_dist.engine.loaded_weights import FileRecord, check_loaded, recording
 from laborllm_dist.engine.manifest import CheckpointManifest
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.engine_settings import ModelSettings
@@ -69,13 +70,15 @@ def export_adapter(
     with _writing_folder(run.adapter, tokenizer, manifest) as partial:
         write_adapter(full_weights(checkpoint, manifest), settings.adapter, _place_of(base), dtype, partial)
     with _writing_folder(run.export, tokenizer, manifest) as partial:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        record = FileRecord(dtype)
+        model = recording(record, transformers.AutoModelForCausalLM.from_pretrained)(
             base.path,
             revision=base.revision or "main",
             subfolder=base.subfolder or "",
             dtype=dtype,
             use_safetensors=base.weights == "safetensors",
         )
+        check_loaded(model, record, base.path)
         merged(model, run.adapter).save_pretrained(partial)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -58,11 +59,20 @@ UNQUANTIZED = (
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedMarks:
+    """What a matrix has in common with its quantized form: its scales, and the sums of its rows within the rounding."""
+
+    shape: tuple[int, ...]
+    scales: Checksum
+    row_sums: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class FileTensor:
     """A tensor of the files, or the stretch [start, start + numel) of it, as this rank has read it.
 
-    `checksums` are by precision: that of the file, and the model's where that is narrower. `scales` and `row_sums` are
-    there where weights are quantized.
+    `checksums` are by precision: that of the file, and the model's where that is narrower. `marks` are those of the
+    matrix and of its transpose, where weights are quantized.
     """
 
     shape: tuple[int, ...]
@@ -70,8 +80,7 @@ class FileTensor:
     start: int
     numel: int
     checksums: Mapping[torch.dtype, Checksum]
-    scales: Checksum | None = None
-    row_sums: Tensor | None = None
+    marks: tuple[QuantizedMarks, ...] = ()
 
 
 @dataclass(slots=True)
@@ -80,15 +89,16 @@ class FileRecord:
 
     dtype: torch.dtype  # that the model is asked for in
     base: str = "full"  # full, int8 or nf4: how the model holds its linear layers
+    device: torch.device | None = None  # where tensors are quantized; they are summed up there
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tensors: dict[str, FileTensor] = field(default_factory=dict)
 
     def add(self, name: str, stored: Tensor) -> None:
         """Sum up a whole tensor that was read."""
         self.shapes[name] = tuple(stored.shape)
-        scales, row_sums = _quantized_marks(stored, self.base, self.dtype)
+        marks = () if self.base == "full" or stored.ndim != 2 else _quantized_marks(stored.to(self.dtype), self.base)
         sums = checksums_of(stored, self.dtype)
-        self.tensors[name] = FileTensor(tuple(stored.shape), stored.dtype, 0, stored.numel(), sums, scales, row_sums)
+        self.tensors[name] = FileTensor(tuple(stored.shape), stored.dtype, 0, stored.numel(), sums, marks)
 
     def add_stretch(self, name: str, shape: Sequence[int], stored_N: Tensor, start: int) -> None:
         """Sum up the elements of a flattened tensor from `start` on."""
@@ -172,7 +182,7 @@ class _RecordedSlice:
         self._stored, self._name, self._record = stored, name, record
 
     def __getitem__(self, index: Any) -> Tensor:
-        value: Tensor = self._stored[index]
+        value: Tensor = self._stored[index].to(self._record.device)
         if tuple(value.shape) == tuple(self._stored.get_shape()):
             self._record.add(self._name, value)
         return value
@@ -216,37 +226,43 @@ def recording(record: FileRecord, opened: Callable[..., Result]) -> Callable[...
 
 @contextlib.contextmanager
 def _recorded_reads(record: FileRecord) -> Iterator[None]:
+    def opens_file(opened: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **more: _RecordedFile(opened(*args, **more), record)
+
+    def reads_all(read: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        def read_and_record(*args: Any, **more: Any) -> dict[str, Tensor]:
+            tensors = read(*args, **more)
+            for name, value in tensors.items():
+                record.add(name, value)
+            return tensors
+
+        return read_and_record
+
     library: Any = transformers.modeling_utils
-    open_file, load_pickle = library.safe_open, library.load_state_dict
-
-    def recording_open(*args: Any, **more: Any) -> _RecordedFile:
-        return _RecordedFile(open_file(*args, **more), record)
-
-    def recording_load(*args: Any, **more: Any) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = load_pickle(*args, **more)
-        for name, value in tensors.items():
-            record.add(name, value)
-        return tensors
-
-    library.safe_open, library.load_state_dict = recording_open, recording_load
+    readers = [(library, "safe_open", opens_file), (library, "load_state_dict", reads_all)]  # the latter of pickles
+    if (peft := sys.modules.get("peft.utils.save_and_load")) is not None:
+        readers.append((peft, "safe_load_file", reads_all))
+    before = [getattr(module, name) for module, name, _ in readers]
+    for (module, name, recorded), read in zip(readers, before, strict=True):
+        setattr(module, name, recorded(read))
     try:
         yield
     finally:
-        library.safe_open, library.load_state_dict = open_file, load_pickle
+        for (module, name, _), read in zip(readers, before, strict=True):
+            setattr(module, name, read)
 
 
-def _quantized_marks(stored: Tensor, base: str, dtype: torch.dtype) -> tuple[Checksum | None, Tensor | None]:
-    """Return the checksum of a matrix's scales and the sums of its rows, as they will be once it is quantized."""
-    if base == "full" or stored.ndim != 2:
-        return None, None
-    stored = stored.to(dtype)
-    if base == "int8":
-        scales = stored.half().abs().amax(dim=1).float()  # bitsandbytes takes the rows in half precision
-    elif stored.numel() % NF4_BLOCK:
-        return None, None
-    else:
-        scales = stored.reshape(-1, NF4_BLOCK).abs().amax(dim=1).float()
-    return checksum(scales), stored.sum(dim=1, dtype=torch.float64)
+def _quantized_marks(stored: Tensor, base: str) -> tuple[QuantizedMarks, ...]:
+    """Return the marks of a matrix and of its transpose, which GPT-2's layers are quantized as."""
+    marks = []
+    for matrix in (stored, stored.T):
+        if base == "int8":
+            scales = matrix.half().abs().amax(dim=1).float()  # bitsandbytes takes the rows in half precision
+        else:
+            blocks = matrix.reshape(-1) if not stored.numel() % NF4_BLOCK else matrix.new_zeros(NF4_BLOCK)
+            scales = blocks.reshape(-1, NF4_BLOCK).abs().amax(dim=1).float()
+        marks.append(QuantizedMarks(tuple(matrix.shape), checksum(scales), matrix.sum(dim=1, dtype=torch.float64)))
+    return tuple(marks)
 
 
 # ------------------------------------------------------------------------------------------------- after loading
@@ -300,6 +316,24 @@ def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where:
             raise ModelError(f"{what} in the model is not what was read; {ADVICE}")
     _set_tied(model)
     setattr(model, RECORD, record)
+
+
+def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
+    """Refuse an adapter whose additions in the model are not exactly what its files hold, all of it.
+
+    Raises:
+        ModelError: naming the first tensor that is left over or differs.
+    """
+    names = FileNames(record.shapes)
+    held = {file: value for name, value in model.named_parameters() if (file := names.of(name)) is not None}
+    if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
+        raise ModelError(
+            f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}"
+        )
+    for file, value in held.items():
+        tensor = record.tensors.get(file)
+        if tensor is None or tuple(value.shape) != tensor.shape or not same_content(value, tensor):
+            raise ModelError(f"the adapter at {where}: {file} in the model is not what was read; {ADVICE}")
 
 
 def same_content(value: Tensor, tensor: FileTensor) -> bool:
@@ -429,11 +463,11 @@ def _check_quantized(module: Any, tensor: FileTensor, what: str) -> None:
         blocks = scales.float().view(module.out_features, -1) if not module.in_features % NF4_BLOCK else None
         sums = blocks.sum(dim=1) if blocks is not None else scales.float().max() * (module.in_features / NF4_BLOCK)
         widths = sums * (ROUNDING[kind] * NF4_BLOCK)
-    if tuple(rounded.shape) != tensor.shape:
-        raise ModelError(f"{what} has shape {list(tensor.shape)} in the files, the model {list(rounded.shape)}")
-    assert tensor.row_sums is not None
-    errors = (rounded.sum(dim=1, dtype=torch.float64).cpu() - tensor.row_sums.cpu()).abs()
-    if checksum(scales.float().flatten()) != tensor.scales or not bool((errors <= widths.cpu().double()).all()):
+    marks = tensor.marks[1 if module.source_cls is transformers.pytorch_utils.Conv1D else 0]
+    if tuple(rounded.shape) != marks.shape:
+        raise ModelError(f"{what} has shape {list(marks.shape)} in the files, the model {list(rounded.shape)}")
+    errors = (rounded.sum(dim=1, dtype=torch.float64) - marks.row_sums).abs()
+    if checksum(scales.float().flatten()) != marks.scales or not bool((errors <= widths.double()).all()):
         raise ModelError(f"{what}, quantized to {kind}, is not what was read; {ADVICE}")
 
 

@@ -119,7 +119,7 @@ def pretrained_model(
     check_index(settings)
     held = quantisation(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
-    record = FileRecord(dtype, base)
+    record = FileRecord(dtype, base, None if held is None else device)
     _check_folder(settings)
     try:
         model, report = recording(record, transformers.AutoModelForCausalLM.from_pretrained)(
