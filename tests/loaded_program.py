@@ -11,11 +11,10 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from made_models import LLAMA_LIKE, SHARDED_TYPES, change_config, change_weights, saved_model, settings_for
+from made_models import SHARDED_TYPES, change_config, change_weights, saved_model, settings_for
 from safetensors.torch import load_file
-from worlds import COMPUTE, settings_of
+from worlds import settings_of
 
-from laborllm_dist.engine.evaluated_model import open_evaluated
 from laborllm_dist.engine.loaded_weights import check_in_place
 from laborllm_dist.engine.model import make_model, pretrained_model
 from laborllm_dist.engine.ranks import Ranks, open_ranks
@@ -99,7 +98,6 @@ def main(root: Path) -> None:
         model = in_shards(root / "Llama", ranks, torch.bfloat16)
         say("narrowed", is_equal(model, root / "Llama", torch.bfloat16))
         say("trained", trained_in_place(root / "Qwen2", ranks))
-        wanted = SETTINGS.evaluation
 
         own_head = made("own_head", tie_word_embeddings=False)
         ranks.on_first(lambda: change_config(own_head, tie_word_embeddings=True))
@@ -117,7 +115,6 @@ def main(root: Path) -> None:
         say("few layers", refusal(lambda: in_shards(few, ranks)))
         say("spoiled", refusal(lambda: spoiled(root / "Llama", ranks)))
         say("cut wrongly", refusal(lambda: partitioned(root / "Llama", ranks)))
-        del wanted, LLAMA_LIKE
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ def _weighted(sums_N: Tensor, first: int, factor: int) -> int:
 
 
 def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Return whether every number of one precision is one of the other."""
-    return torch.promote_types(wide, narrow) == wide
+    """Return whether every number of one precision is one of the other; quantized ones are none of any."""
+    return not narrow.is_floating_point or narrow.itemsize == 1 or torch.promote_types(wide, narrow) == wide
 
 
 # ------------------------------------------------------------------------------------------------- while reading
@@ -340,9 +340,16 @@ def same_content(value: Tensor, tensor: FileTensor) -> bool:
     """Return whether elements that a rank holds are those that it read, in the precision it holds them in."""
     if value.dtype in tensor.checksums:
         return checksum(value, tensor.start) == tensor.checksums[value.dtype]
-    stored = value.detach().to(tensor.dtype)
+    stored = _narrowed(value.detach(), tensor.dtype)
     is_widened = _same_bits(stored.to(value.dtype), value)
     return is_widened and checksum(stored, tensor.start) == tensor.checksums[tensor.dtype]
+
+
+def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return widened weights in the precision they came from, with the bits of what is not a number as they were."""
+    if dtype != torch.bfloat16 or not value.is_floating_point():
+        return value.to(dtype)
+    return (value.float().view(torch.int32) >> 16).to(torch.int16).view(dtype)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -518,7 +525,7 @@ def check_in_place(model: nn.Module, ranks: Ranks) -> None:
             continue
         value, start = held
         precision = value.dtype if value.dtype in tensor.checksums else tensor.dtype
-        stored = value.to(precision)
+        stored = value if value.dtype == precision else _narrowed(value, precision)
         if not _same_bits(stored.to(value.dtype), value):
             wrong = wrong or name
         part = checksum(stored, start)
