@@ -208,7 +208,7 @@ def test_fewer_layers_than_the_files_hold_are_refused_by_every_road(road: str, l
     if road == "adapter":  # made while the configuration is right
         folder = as_adapter(llama)
     change_config(llama, num_hidden_layers=layers, layer_types=None)
-    with pytest.raises(ModelError, match=r"model\.layers\.[01]\.|first lm_head.weight"):
+    with pytest.raises(ModelError, match=r"model\.layers\.[01]\.|first lm_head.weight|num_hidden_layers ?= ?-1"):
         opened(folder) if road == "adapter" else ROADS[road](folder)
 
 
@@ -218,7 +218,7 @@ def test_sizes_beyond_all_measure_are_refused_before_memory_is_taken(values: dic
     ranks = Ranks(0, 1, 0, CPU)
     roads = (opened, lambda folder: model_in_shards(settings_for(folder), dtype=torch.float32, config={}, ranks=ranks))
     for road in roads:
-        with pytest.raises(ModelError, match=r"num_hidden_layers=1000000000, and the files hold 21 |has shape \["):
+        with pytest.raises(ModelError, match=r"num_hidden_layers ?= ?1000000000|vocab_size ?= ?1000000000000|has shape \["):
             road(llama)
 
 
