@@ -33,12 +33,18 @@ def take(engine: ZeroEngine, seed: int, *, leave_out: bool = False) -> float:
     return engine.update(learning_rate=1e-2)
 
 
-def weights_after(engine: ZeroEngine) -> list[torch.Tensor]:
-    return [fragment.weight.clone() for group in fragment_groups(engine) for fragment in group]
+def state_after(engine: ZeroEngine) -> list[torch.Tensor]:
+    """Return the weights in fp32, and Adam's moments with their scales, wherever they lie."""
+    return [
+        tensor.clone()
+        for group in fragment_groups(engine)
+        for fragment in group
+        for tensor in (fragment.weight, *fragment.moments.values(), *fragment.scales.values())
+    ]
 
 
-def main(stage: int, precision: str) -> None:
-    settings = settings_of([f"zero.stage={stage}", f"zero.precision={precision}"])
+def main(stage: int, precision: str, overrides: list[str]) -> None:
+    settings = settings_of([f"zero.stage={stage}", f"zero.precision={precision}", *overrides])
     dtype = torch.bfloat16 if precision == "bf16" and stage else torch.float32
     shape = dataclasses.replace(settings.model.llama, hidden_size=32, intermediate_size=64)
     llama = new_llama(shape, num_ids=60, attention_dropout=0.0, seed=1).to(dtype)
@@ -51,8 +57,8 @@ def main(stage: int, precision: str) -> None:
             if leaves_out:
                 norms.append(take(engine, 2, leave_out=True))
             norms.append(take(engine, 3))
-            found.append(weights_after(engine))
-    same = all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+            found.append(state_after(engine))
+    same = all(torch.equal(one, other) and bool(one.isfinite().all()) for one, other in zip(*found, strict=True))
     good, bad = [*norms[:3], norms[4]], norms[3]
     print("same" if same else "different")
     print("finite" if all(map(math.isfinite, good)) else good)
@@ -60,4 +66,4 @@ def main(stage: int, precision: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from laborllm_dist.engine.limits import check_targets
+from laborllm_dist.engine.loaded_weights import FileRecord, check_adapter, recording
 from laborllm_dist.engine.weight_files import folder_of
 from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
@@ -195,11 +196,13 @@ def put_adapter(model: transformers.PreTrainedModel, folder: Path) -> None:
     """Put the additions of an adapter's folder into its base, which is open.
 
     Raises:
-        ModelError: if they cannot be opened, some are missing, or have another shape than the base wants.
+        ModelError: if they cannot be opened, some are missing, left over or not what was read, or have another shape
+            than the base wants.
     """
     check_adapter_kind(folder)
+    record = FileRecord(model.dtype)
     try:
-        report = model.load_adapter(str(folder), ignore_mismatched_sizes=True)  # told below, by name
+        report = recording(record, model.load_adapter)(str(folder), ignore_mismatched_sizes=True)  # told below, by name
     except (*UNREADABLE, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot open the adapter at {folder}: {reason_of(error)}") from None
     if unfit := sorted(report.missing_and_mismatched()):
@@ -207,12 +210,16 @@ def put_adapter(model: transformers.PreTrainedModel, folder: Path) -> None:
             f"the adapter at {folder} does not fit its base: {len(unfit)} tensors are missing or have another shape, "
             f"first {unfit[0]}"
         )
+    check_adapter(model, record, folder)
 
 
 def merged(base: transformers.PreTrainedModel, adapter: Path) -> transformers.PreTrainedModel:
     """Return the base with the additions in its weights: summed in fp32, and rounded once to the base's precision."""
     import peft
 
-    wrapped = peft.PeftModel.from_pretrained(base, str(adapter), autocast_adapter_dtype=True)  # additions in fp32
+    record = FileRecord(torch.float32)
+    opened = recording(record, peft.PeftModel.from_pretrained)
+    wrapped = opened(base, str(adapter), autocast_adapter_dtype=True)  # additions in fp32
+    check_adapter(wrapped, record, adapter)
     model: transformers.PreTrainedModel = wrapped.merge_and_unload()
     return model

@@ -18,6 +18,7 @@ from laborllm_dist.batches.packed import PackedBatch, pack_batch
 from laborllm_dist.engine.branching_model import BranchingModel, BranchPass, Grown, Nodes
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.libraries import import_deepspeed
+from laborllm_dist.engine.loaded_weights import check_in_place
 from laborllm_dist.engine.model import check_sharded, pretrained_model
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.token_scores import edge_log_likelihood, picked_tokens
@@ -117,8 +118,6 @@ def open_evaluated(
     dtype = DTYPES[wanted.precision]
     if wanted.placement == "replicated":
         model = pretrained_model(settings, dtype=dtype, base=wanted.base, device=ranks.device)
-        if wanted.base == "full":
-            model = model.to(ranks.device)
         return evaluated(model, compute)
     check_sharded(settings)
     precision = "bf16" if wanted.precision == "bf16" else "fp32"
@@ -129,6 +128,7 @@ def open_evaluated(
     forwards = _Forwards(model, compute).eval()
     engine, *_ = import_deepspeed().initialize(model=forwards, config=config, dist_init_required=False)
     engine.eval()
+    check_in_place(forwards, ranks)
     found = EvaluatedModel(engine, model, compute, ranks if ranks.world_size > 1 else None)
     found.device = ranks.device
     return found

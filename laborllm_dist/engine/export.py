@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from laborllm_dist.engine.adapters import ADAPTER_CONFIG, ADAPTER_FILE, BASE, merged, write_adapter
+from laborllm_dist.engine.loaded_weights import FileRecord, check_loaded, recording
 from laborllm_dist.engine.manifest import CheckpointManifest
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.engine_settings import ModelSettings
@@ -86,13 +87,15 @@ def export_adapter(
     with _writing_folder(run.adapter, tokenizer, facts) as partial:
         write_adapter(full_weights(checkpoint, manifest), settings.adapter, place, dtype, partial)
     with _writing_folder(run.export, tokenizer, _origin(manifest)) as partial:
-        model = open_model(
+        record = FileRecord(dtype)
+        model = recording(record, open_model)(
             str(base.path),
             revision=base.revision,
             subfolder=base.subfolder,
             dtype=dtype,
             use_safetensors=base.weights == "safetensors",
         )
+        check_loaded(model, record, base.path)
         merged(model, run.adapter).save_pretrained(partial)
 
 

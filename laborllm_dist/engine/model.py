@@ -20,6 +20,7 @@ from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.engine.adapters import base_of, check_base, check_blocks, put_adapter, quantisation, with_adapter
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
+from laborllm_dist.engine.loaded_weights import FileRecord, check_loaded, recording
 from laborllm_dist.engine.model_config import (
     attention_for,
     attention_window,
@@ -32,7 +33,15 @@ from laborllm_dist.engine.model_config import (
 from laborllm_dist.engine.packed_attention import MODEL_TYPES, PACKED
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.token_scores import check_fused, token_log_likelihood
-from laborllm_dist.engine.weight_files import check_index, folder_of, is_adapter, model_in_shards
+from laborllm_dist.engine.weight_files import (
+    check_index,
+    check_sizes,
+    check_unquantized,
+    folder_of,
+    holds_safetensors,
+    is_adapter,
+    model_in_shards,
+)
 from laborllm_dist.engine.zero import deepspeed_config
 from laborllm_dist.engine_settings import ComputeSettings, LlamaSettings, ModelSettings
 from laborllm_dist.errors import ModelError
@@ -48,7 +57,7 @@ MASKED = ComputeSettings(attention="mask", loss="chunked", loss_chunk_tokens=409
 
 
 def check_weights(settings: ModelSettings) -> None:
-    """Refuse weights that are plainly missing or of no known model, before anything else is done.
+    """Refuse weights that are plainly missing, quantized already or of no known model, before anything else is done.
 
     Raises:
         ModelError: saying how to get them.
@@ -58,13 +67,17 @@ def check_weights(settings: ModelSettings) -> None:
         return
     if Path(settings.path).is_dir():
         _refuse_pointers(settings)
-        if (folder_of(settings) / "config.json").is_file():
+        if (base := base_of(settings)) is not None:
+            check_weights(base)
+        elif (folder_of(settings) / "config.json").is_file():
             open_config(settings.path, **_where(settings))
+            check_unquantized(settings.path, _where(settings))
         return
     try:
         if not is_hub_id(settings.path):
             raise ModelError("there is no such folder, and it is no hub id (OWNER/NAME)")
         open_config(settings.path, **_where(settings))
+        check_unquantized(settings.path, _where(settings))
     except ModelError as error:
         raise ModelError(
             f"no weights for model.path={settings.path}: {error}. Either give a local folder (model.path=FOLDER, with "
@@ -119,11 +132,11 @@ def pretrained_model(
         settings: of the model.
         dtype: of the weights, and of products with quantised ones.
         base: full, int8 or nf4: how weights are held.
-        device: where quantised weights go; others stay on the CPU.
+        device: where weights go; None: whole ones stay on the CPU.
 
     Raises:
-        ModelError: if weights are missing, in another format, or some tensors of the model are not among them, or
-            have another shape.
+        ModelError: if weights are missing, in another format or quantized already; if some tensors of the model are
+            not among them, have another shape or precision, or are not what was read; if one of the files is left over.
     """
     _refuse_pointers(settings)
     whole = base_of(settings)
@@ -136,8 +149,10 @@ def pretrained_model(
     set_attention_dropout(config, settings.attention_dropout)
     held = quantisation(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
+    record = FileRecord(dtype, base, None if held is None else device)
+    _check_folder(settings)
     try:
-        model, report = open_model(
+        model, report = recording(record, open_model)(
             str(settings.path),
             **_where(settings),
             **placed,
@@ -158,7 +173,26 @@ def pretrained_model(
         raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
     if base == "nf4":
         check_blocks(model, settings.path)
+    if base == "full" and device is not None:
+        model = model.to(device)
+    check_loaded(model, record, settings.path)
     return model
+
+
+def _check_folder(settings: ModelSettings) -> None:
+    """Refuse what can be seen before memory is taken: quantized weights, and sizes that are not those of the files.
+
+    Raises:
+        ModelError: if the weights are quantized, or config.json has other sizes than the files.
+    """
+    if not Path(str(settings.path)).is_dir():
+        return
+    folder = folder_of(settings)
+    if not (folder / "config.json").is_file():
+        return  # transformers says so
+    check_unquantized(str(folder), {})
+    if settings.weights == "safetensors" and holds_safetensors(folder):
+        check_sizes(open_config(folder), folder)
 
 
 def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLanguageModel:
@@ -182,7 +216,9 @@ def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLa
         config = deepspeed_config(zero, settings.optimizer.max_gradient_norm, ranks.world_size)
         model = model_in_shards(settings.model, dtype=dtype, config=config, ranks=ranks)
     else:
-        model = pretrained_model(settings.model, dtype=dtype, base=adapter.base, device=ranks.device)
+        # DeepSpeed moves whole weights itself: under ZeRO-3 they need not fit a GPU.
+        device = None if adapter.base == "full" else ranks.device
+        model = pretrained_model(settings.model, dtype=dtype, base=adapter.base, device=device)
     if zero.precision == "bf16":
         model.config.dtype = torch.bfloat16  # of the export
     if compute.gradient_checkpointing:

@@ -9,8 +9,10 @@ the safetensors files, whose header says where every tensor lies:
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from laborllm_dist.engine.libraries import import_deepspeed
+from laborllm_dist.engine.loaded_weights import (
+    RECORD,
+    UNQUANTIZED,
+    FileNames,
+    FileRecord,
+    check_dtype,
+    check_left_over,
+    untie,
+)
 from laborllm_dist.engine.model_config import open_causal_config, set_attention_dropout
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine_settings import ModelSettings
@@ -28,6 +39,9 @@ from laborllm_dist.errors import ModelError
 from laborllm_dist.tokens.auto_classes import model_of
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Settings of config.json, and files beside it, that say how weights are quantized.
+QUANTIZED = ("quantization_config", "compression_config")
+QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 ONE_PICKLE, INDEX_OF_PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
@@ -58,6 +72,35 @@ def weights_folder(settings: ModelSettings) -> Path:
         raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
 
 
+def holds_safetensors(folder: Path) -> bool:
+    """Return whether a folder has a model's safetensors, in one file or several."""
+    return (folder / ONE_FILE).is_file() or (folder / INDEX).is_file()
+
+
+def check_unquantized(path: str, where: Mapping[str, str]) -> None:
+    """Refuse weights that are quantized already: what is trained or scored here begins with the original ones.
+
+    Args:
+        path: folder or hub id.
+        where: revision and subfolder.
+
+    Raises:
+        ModelError: naming the kind of quantization.
+    """
+    config, _ = transformers.PretrainedConfig.get_config_dict(path, **where)
+    parts = [config, *(config.get(name) or {} for name in ("text_config", "llm_config"))]
+    settings = next((part[name] for part in parts for name in QUANTIZED if isinstance(part.get(name), dict)), None)
+    folder = Path(path) / where.get("subfolder", "")
+    if settings is None and not (beside := [name for name in QUANTIZED_FILES if (folder / name).is_file()]):
+        return
+    kind = str(settings.get("quant_method") or settings.get("quant_algo") or "") if settings else beside[0]
+    if settings and "bitsandbytes" in kind:
+        kind += " in 4 bits" if settings.get("load_in_4bit") else " in 8 bits"
+    raise ModelError(
+        f"{path} holds weights that are quantized already ({kind or 'its config.json says so'}); {UNQUANTIZED}"
+    )
+
+
 def model_in_shards(
     settings: ModelSettings, *, dtype: torch.dtype, config: Mapping[str, Any], ranks: Ranks
 ) -> transformers.PreTrainedModel:
@@ -70,47 +113,160 @@ def model_in_shards(
         ranks: of the run.
 
     Raises:
-        ModelError: if a tensor of the model is missing or has another shape, or a file is damaged.
+        ModelError: if a tensor of the model is missing or has another shape, one of the files is left over, or a file
+            is damaged.
     """
     folder = weights_folder(settings)
+    check_unquantized(str(folder), {})
     ranks.barrier()  # one rank may fetch for long what another one has, and zero.Init is collective
     shape = open_causal_config(str(folder))
     set_attention_dropout(shape, settings.attention_dropout)
     shape.dtype = dtype
     shape._name_or_path = settings.path
+    check_sizes(shape, folder)
+    if _holds_own_head(shape, folder, ranks):
+        untie(shape)
+    # check_sizes has imported the type's module: classes that are first seen inside zero.Init are wrapped wrongly.
     with import_deepspeed().zero.Init(config_dict_or_path=dict(config), dtype=dtype):
         model: transformers.PreTrainedModel = model_of(shape, attn_implementation="sdpa")
     # zero.Init narrows every buffer that is made inside it; the rotation's frequencies are fp32 in any precision.
     decoder = model.get_decoder()
     # DeepSpeed leaves what is made outside where it is: on the CPU they would be fetched in every forward.
     decoder.rotary_emb = type(decoder.rotary_emb)(config=shape).to(ranks.device)
-    _fill(model, folder, ranks)
+    _fill(model, folder, dtype, ranks)
     return model
 
 
-def _fill(model: transformers.PreTrainedModel, folder: Path, ranks: Ranks) -> None:
-    file_of = files_by_tensor(folder)
-    opened: dict[str, Any] = {}
-    parameters: list[tuple[str, Any]] = list(model.named_parameters())
-    if missing := [name for name, _ in parameters if name not in file_of]:
-        raise ModelError(f"the weights at {folder} lack {len(missing)} tensors of the model, first {missing[0]}")
-    try:
-        for name, parameter in parameters:
-            file = file_of[name]
-            if file not in opened:
-                opened[file] = safe_open(folder / file, framework="pt")
-            stored = opened[file].get_slice(name)
+def _fill(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype, ranks: Ranks) -> None:
+    file_of, record = files_by_tensor(folder), FileRecord(dtype)
+    names, opened = FileNames(file_of), _OpenedFiles(folder)
+    with damage_is_told(folder):
+        record.shapes.update({name: opened.shape(name, file) for name, file in file_of.items()})
+        stored_as = _stored_names(model, names, folder)
+        for parameter, stored_name in stored_as:
+            file = file_of[stored_name]
+            stored = opened.slice(stored_name, file)
             if tuple(stored.get_shape()) != tuple(parameter.ds_shape):
                 raise ModelError(
-                    f"{folder / file}: {name} has shape {stored.get_shape()}, the model {list(parameter.ds_shape)}"
+                    f"{folder / file}: {stored_name} has shape {stored.get_shape()}, the model "
+                    f"{list(parameter.ds_shape)}"
                 )
             start = min(parameter.partition_numel() * ranks.rank, parameter.ds_numel)
             end = min(start + parameter.partition_numel(), parameter.ds_numel)
+            values_N = flat_stretch(stored, start, end)
+            record.add_stretch(stored_name, tuple(parameter.ds_shape), values_N, start)
             shard = parameter.ds_tensor.data.view(-1)
-            shard[: end - start].copy_(flat_stretch(stored, start, end))
+            what = f"the weights at {folder}: {stored_name}"
+            check_dtype(model, shard, record.tensors[stored_name], dtype, what)
+            shard[: end - start].copy_(values_N)
             shard[end - start :].zero_()
+    check_left_over(model, record.shapes, {name for _, name in stored_as}, folder)
+    setattr(model, RECORD, record)
+
+
+def _stored_names(model: transformers.PreTrainedModel, names: FileNames, folder: Path) -> list[tuple[Any, str]]:
+    """Return the weights of a model in shards, each with the name of its tensor in the files, and tied ones once.
+
+    Raises:
+        ModelError: if the files lack some.
+    """
+    aliases: dict[int, tuple[Any, list[str]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), (parameter, []))[1].append(name)
+    stored, missing = [], []
+    for parameter, of_parameter in aliases.values():
+        found = [file_name for name in of_parameter if (file_name := names.of(name)) is not None]
+        missing += [] if found else of_parameter[:1]
+        stored += [(parameter, file_name) for file_name in found]  # several where tied weights are stored twice
+    if missing:
+        raise ModelError(f"the weights at {folder} lack {len(missing)} tensors of the model, first {missing[0]}")
+    return stored
+
+
+class _OpenedFiles:
+    """The safetensors files of a folder, each opened once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._opened = folder, dict[str, Any]()
+
+    def slice(self, name: str, file: str) -> Any:
+        """Return a tensor that has not been read yet."""
+        if file not in self._opened:
+            self._opened[file] = safe_open(self._folder / file, framework="pt")
+        return self._opened[file].get_slice(name)
+
+    def shape(self, name: str, file: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, from the head of its file."""
+        return tuple(self.slice(name, file).get_shape())
+
+
+@contextlib.contextmanager
+def damage_is_told(folder: Path) -> Iterator[None]:
+    """Turn what a damaged file raises into one line.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         raise ModelError(f"the weights at {folder} are damaged: {str(error).strip().splitlines()[0]}") from None
+
+
+def check_sizes(config: Any, folder: Path) -> None:
+    """Refuse a configuration whose sizes are not those of the files, before memory is taken for a model of such sizes.
+
+    Raises:
+        ModelError: naming the setting or the first tensor that differs.
+    """
+    file_of, opened = files_by_tensor(folder), _OpenedFiles(folder)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if layers is not None and not 0 < layers <= len(file_of):
+        raise ModelError(
+            f"{folder}: config.json says num_hidden_layers={layers}, and the files hold {len(file_of)} tensors, first "
+            f"{next(iter(sorted(file_of)), None)}; look whether config.json belongs to these files"
+        )
+    try:
+        with torch.device("meta"):
+            model: Any = model_of(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder}: config.json makes no model: {reason}") from None
+    names = FileNames(file_of)
+    with damage_is_told(folder):
+        for name, parameter in model.named_parameters():
+            stored_name = names.of(name)
+            if stored_name is None:
+                continue
+            shape = opened.shape(stored_name, file_of[stored_name])
+            if shape != tuple(parameter.shape):
+                raise ModelError(
+                    f"the weights at {folder}: {name} has shape {list(shape)}, the model of config.json "
+                    f"{list(parameter.shape)}"
+                )
+
+
+def _holds_own_head(config: Any, folder: Path, ranks: Ranks) -> bool:
+    """Return whether the files hold an output layer apart from the embedding that config ties it to. Collective.
+
+    Each rank compares a stretch, which it reads again in a moment.
+    """
+    if not getattr(config, "tie_word_embeddings", False):
+        return False
+    file_of, opened = files_by_tensor(folder), _OpenedFiles(folder)
+    names = FileNames(file_of)
+    pair = [names.of(name) for name in ("lm_head.weight", "model.embed_tokens.weight")]
+    if pair[0] is None or pair[1] is None or pair[0] == pair[1]:
+        return False
+    with damage_is_told(folder):
+        head, embedding = (opened.slice(name, file_of[name]) for name in pair if name is not None)
+        differ = list(head.get_shape()) != list(embedding.get_shape())
+        if not differ:
+            numel = math.prod(head.get_shape())
+            size = -(-numel // ranks.world_size)
+            start, end = min(size * ranks.rank, numel), min(size * (ranks.rank + 1), numel)
+            differ = not torch.equal(flat_stretch(head, start, end), flat_stretch(embedding, start, end))
+    return ranks.sum(float(differ))[0] > 0
 
 
 def flat_stretch(stored: Any, start: int, end: int) -> Tensor:
@@ -169,4 +325,4 @@ def files_by_tensor(folder: Path) -> dict[str, str]:
         with safe_open(folder / ONE_FILE, framework="pt") as file:
             return dict.fromkeys(file.keys(), ONE_FILE)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"no weights in {folder}: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(f"cannot open the weights at {folder}: {str(error).strip().splitlines()[0]}") from None

@@ -11,6 +11,7 @@ from laborllm_dist.careers.splits import Split
 from laborllm_dist.engine.capacity import capacity_of
 from laborllm_dist.engine.checkpoint import checkpoint_folder, newest_checkpoint, run_of_checkpoints, save_state
 from laborllm_dist.engine.export import ModelConfig, check_exports, export_adapter, export_checkpoint, finished_step
+from laborllm_dist.engine.loaded_weights import check_in_place
 from laborllm_dist.engine.manifest import CheckpointManifest, check_checkpoint, read_manifest
 from laborllm_dist.engine.model import (
     check_fit,
@@ -107,6 +108,7 @@ def _train_alone(
     config = model.hugging_face.config
     tell(describe_plan(settings, plan, *num_parameters(model)))
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
+    check_in_place(model, ranks)
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
         tell(f"train: goes on after step {state.step} of {plan.num_steps}")

@@ -1,0 +1,572 @@
+"""Whether a model holds exactly what lies in its files, shown by checksums that are made of what was read.
+
+Every tensor is summed up twice as it is read, and once more where the model holds it afterwards; nothing is read from
+the disk a second time. A checksum is linear over the tensor's bytes, so those of the stretches that ZeRO-3 spreads over
+the ranks add up to that of the whole tensor:
+
+    tensor     [ rank 0 ......... | rank 1 ......... | rank 2 .... ]       bytes, as 64-bit lanes in blocks of 512
+    checksum   sum of w(block) x lane,  sum of v(column) x lane            modulo 2^64, w and v odd
+
+Weights that are wider than in the file are compared in the file's precision, and must be exactly its numbers; narrower
+ones are compared in the model's. Quantized weights are compared by the scales of their rows or blocks, which must be
+those of the file, and by the sums of their rows, which may differ by the rounding alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.errors import ModelError, RankFailed
+
+Checksum: TypeAlias = tuple[int, int]
+Result = TypeVar("Result")
+
+BLOCK_LANES, LANE_BYTES = 512, 8
+CHUNK_BLOCKS = 256  # 1 MiB, which stays in a core's cache between the two sums
+MODULUS = 2**64
+# Attributes under which a model carries the record of its files, until its last check.
+RECORD = "_laborllm_file_record"
+# What older files hold beside weights: rotary frequencies, causal masks and positions, all functions of the config.
+# (name, dimensions it may have)
+NOT_WEIGHTS: Mapping[str, tuple[int, ...]] = {
+    r"(^|\.)(rotary_emb|rotary_pos_emb|rope)\.inv_freq$": (1,),
+    r"(^|\.)rotary_emb\.(cos|sin)_cached$": (2, 4),
+    r"(^|\.)(attn|attention|self_attn|self_attention)\.bias$": (2, 4),  # a causal mask; a bias has one dimension
+    r"(^|\.)(attn|attention|self_attn|self_attention)\.masked_bias$": (0, 1),
+    r"(^|\.)position_ids$": (1, 2),
+}
+# nf4 rounds to at most half of its largest gap, 0.304 of a block's largest weight; int8 to half of 1/127 of a row's,
+# here 1 of them, since the products that follow are of half precision.
+ROUNDING = {"nf4": 0.16, "int8": 1 / 127}
+NF4_BLOCK = 64
+# Of whole models, which a decoder's own folder leaves out.
+PREFIXES = ("model.", "transformer.", "gpt_neox.")
+ADVICE = "read it again, and where this comes again, report it with the versions of torch, transformers and deepspeed"
+UNQUANTIZED = (
+    "take the original weights, which adapter=qlora (base=nf4) or lora_int8 (base=int8) quantizes as they are read"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedMarks:
+    """What a matrix has in common with its quantized form: its scales, and the sums of its rows within the rounding."""
+
+    shape: tuple[int, ...]
+    scales: Checksum
+    row_sums: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FileTensor:
+    """A tensor of the files, or the stretch [start, start + numel) of it, as this rank has read it.
+
+    `checksums` are by precision: that of the file, and the model's where that is narrower. `marks` are those of the
+    matrix and of its transpose, where weights are quantized.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    start: int
+    numel: int
+    checksums: Mapping[torch.dtype, Checksum]
+    marks: tuple[QuantizedMarks, ...] = ()
+
+
+@dataclass(slots=True)
+class FileRecord:
+    """What the files of a model hold (`shapes`), and what has been read of them (`tensors`)."""
+
+    dtype: torch.dtype  # that the model is asked for in
+    base: str = "full"  # full, int8 or nf4: how the model holds its linear layers
+    device: torch.device | None = None  # where tensors are quantized; they are summed up there
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    tensors: dict[str, FileTensor] = field(default_factory=dict)
+
+    def add(self, name: str, stored: Tensor) -> None:
+        """Sum up a whole tensor that was read."""
+        self.shapes[name] = tuple(stored.shape)
+        marks = () if self.base == "full" or stored.ndim != 2 else _quantized_marks(stored.to(self.dtype), self.base)
+        sums = checksums_of(stored, self.dtype)
+        self.tensors[name] = FileTensor(tuple(stored.shape), stored.dtype, 0, stored.numel(), sums, marks)
+
+    def add_stretch(self, name: str, shape: Sequence[int], stored_N: Tensor, start: int) -> None:
+        """Sum up the elements of a flattened tensor from `start` on."""
+        self.shapes[name] = tuple(shape)
+        sums = checksums_of(stored_N, self.dtype, start)
+        self.tensors[name] = FileTensor(tuple(shape), stored_N.dtype, start, stored_N.numel(), sums)
+
+
+# ----------------------------------------------------------------------------------------------------- checksums
+
+
+def checksum(flat_N: Tensor, start: int = 0) -> Checksum:
+    """Return the checksum of elements that begin at `start` of a flattened tensor; the others count as zeros.
+
+    Checksums of stretches that make up a tensor add up to its own (`added`).
+    """
+    first_byte = start * flat_N.element_size()
+    bytes_N = flat_N.detach().contiguous().view(-1).view(torch.uint8)
+    before, after = first_byte % LANE_BYTES, -(first_byte + len(bytes_N)) % LANE_BYTES
+    is_aligned = bytes_N.data_ptr() % LANE_BYTES == 0 and bytes_N.storage_offset() % LANE_BYTES == 0
+    if before or after:
+        bytes_N = nn.functional.pad(bytes_N, (before, after))
+    elif not is_aligned:
+        bytes_N = bytes_N.clone()
+    lanes_N = bytes_N.view(torch.int64)
+    blocks, columns = 0, 0
+    for first_lane, lanes_BL in _in_blocks(lanes_N, first_byte // LANE_BYTES):
+        block, column = divmod(first_lane, BLOCK_LANES)
+        blocks += _weighted(lanes_BL.sum(dim=1), block, 0x9E3779B97F4A7C15)
+        columns += _weighted(lanes_BL.sum(dim=0), column, 0xC2B2AE3D27D4EB4F)
+    return blocks % MODULUS, columns % MODULUS
+
+
+def added(checksums: Iterable[Checksum]) -> Checksum:
+    """Return the checksum of what these are the stretches of."""
+    blocks, columns = zip(*checksums, strict=True)
+    return sum(blocks) % MODULUS, sum(columns) % MODULUS
+
+
+def checksums_of(stored: Tensor, dtype: torch.dtype, start: int = 0) -> dict[torch.dtype, Checksum]:
+    """Return the checksum in the file's precision, and in `dtype` where that does not hold all of its numbers."""
+    sums = {stored.dtype: checksum(stored, start)}
+    if not _holds(dtype, stored.dtype):
+        sums[dtype] = checksum(stored.to(dtype), start)
+    return sums
+
+
+def _in_blocks(lanes_N: Tensor, first_lane: int) -> Iterator[tuple[int, Tensor]]:
+    """Cut lanes at the borders of blocks; each piece is given with the place of its first lane."""
+    chunk = CHUNK_BLOCKS * BLOCK_LANES if lanes_N.device.type == "cpu" else len(lanes_N)
+    at, end = 0, len(lanes_N)
+    while at < end:
+        place = first_lane + at
+        if place % BLOCK_LANES or end - at < BLOCK_LANES:  # a piece of one block
+            size = min(BLOCK_LANES - place % BLOCK_LANES, end - at)
+            yield place, lanes_N[at : at + size].view(1, size)
+        else:
+            size = min(chunk, (end - at) // BLOCK_LANES * BLOCK_LANES)
+            yield place, lanes_N[at : at + size].view(-1, BLOCK_LANES)
+        at += size
+
+
+def _weighted(sums_N: Tensor, first: int, factor: int) -> int:
+    """Return the sum of sums times odd weights, a function of their place; int64 wraps around."""
+    places_N = torch.arange(first, first + len(sums_N), device=sums_N.device, dtype=torch.int64)
+    return int((sums_N * (places_N * (factor - MODULUS) | 1)).sum())
+
+
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Return whether every number of one precision is one of the other; quantized ones are none of any."""
+    return not narrow.is_floating_point or narrow.itemsize == 1 or torch.promote_types(wide, narrow) == wide
+
+
+# ------------------------------------------------------------------------------------------------- while reading
+
+
+class _RecordedSlice:
+    """A tensor of a safetensors file that has not been read yet; it is summed up as it is read."""
+
+    def __init__(self, stored: Any, name: str, record: FileRecord) -> None:
+        self._stored, self._name, self._record = stored, name, record
+
+    def __getitem__(self, index: Any) -> Tensor:
+        value: Tensor = self._stored[index].to(self._record.device)
+        if tuple(value.shape) == tuple(self._stored.get_shape()):
+            self._record.add(self._name, value)
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stored, name)
+
+
+class _RecordedFile:
+    """A safetensors file whose tensors are summed up as they are read."""
+
+    def __init__(self, opened: Any, record: FileRecord) -> None:
+        self._opened, self._record = opened, record
+
+    def get_slice(self, name: str) -> _RecordedSlice:
+        stored = self._opened.get_slice(name)
+        self._record.shapes[name] = tuple(stored.get_shape())
+        return _RecordedSlice(stored, name, self._record)
+
+    def __enter__(self) -> _RecordedFile:
+        self._opened.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+
+def recording(record: FileRecord, opened: Callable[..., Result]) -> Callable[..., Result]:
+    """Return a function of transformers that opens weights, which records all tensors that it reads from files."""
+
+    @functools.wraps(opened)
+    def opened_and_recorded(*args: Any, **more: Any) -> Result:
+        with _recorded_reads(record):
+            return opened(*args, **more)
+
+    return opened_and_recorded
+
+
+@contextlib.contextmanager
+def _recorded_reads(record: FileRecord) -> Iterator[None]:
+    def opens_file(opened: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **more: _RecordedFile(opened(*args, **more), record)
+
+    def reads_all(read: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
+        def read_and_record(*args: Any, **more: Any) -> dict[str, Tensor]:
+            tensors = read(*args, **more)
+            for name, value in tensors.items():
+                record.add(name, value)
+            return tensors
+
+        return read_and_record
+
+    library: Any = transformers.modeling_utils
+    readers = [(library, "safe_open", opens_file), (library, "load_state_dict", reads_all)]  # the latter of pickles
+    if (peft := sys.modules.get("peft.utils.save_and_load")) is not None:
+        readers.append((peft, "safe_load_file", reads_all))
+    before = [getattr(module, name) for module, name, _ in readers]
+    for (module, name, recorded), read in zip(readers, before, strict=True):
+        setattr(module, name, recorded(read))
+    try:
+        yield
+    finally:
+        for (module, name, _), read in zip(readers, before, strict=True):
+            setattr(module, name, read)
+
+
+def _quantized_marks(stored: Tensor, base: str) -> tuple[QuantizedMarks, ...]:
+    """Return the marks of a matrix and of its transpose, which GPT-2's layers are quantized as."""
+    marks = []
+    for matrix in (stored, stored.T):
+        if base == "int8":
+            scales = matrix.half().abs().amax(dim=1).float()  # bitsandbytes takes the rows in half precision
+        else:
+            blocks = matrix.reshape(-1) if not stored.numel() % NF4_BLOCK else matrix.new_zeros(NF4_BLOCK)
+            scales = blocks.reshape(-1, NF4_BLOCK).abs().amax(dim=1).float()
+        marks.append(QuantizedMarks(tuple(matrix.shape), checksum(scales), matrix.sum(dim=1, dtype=torch.float64)))
+    return tuple(marks)
+
+
+# ------------------------------------------------------------------------------------------------- after loading
+
+
+def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where: object) -> None:
+    """Refuse a model that does not hold exactly what its files hold, all of it.
+
+    The model keeps the record, for `check_in_place`.
+
+    Args:
+        model: whole on this rank.
+        record: of its files.
+        where: of the files, for the message.
+
+    Raises:
+        ModelError: naming the first tensor that is left over, missing, or differs.
+    """
+    held = dict(_held_tensors(model))
+    names = FileNames(record.shapes)
+    file_of = {name: file for name in held if (file := names.of(name)) is not None}
+    paired = {id(held[name]) for name in file_of}  # tied weights may have one of their names in the files
+    apart = {name: value for name, value in held.items() if id(value) not in paired}
+    files_used = set(file_of.values())
+    for name, value in _as_in_files(model, apart):
+        if (file := names.of(name)) is None:
+            if is_no_weight(name, value.shape):
+                continue
+            raise ModelError(f"the weights at {where} lack a tensor of the model, {name}")
+        held[name] = value
+        file_of[name] = file
+        files_used.add(file)
+    check_left_over(model, record.shapes, files_used, where)
+    quantized = {f"{name}.weight": module for name, module in model.named_modules() if _is_quantized(module)}
+    compared: dict[tuple[int, str], None] = {}  # tied weights once
+    for name, file in file_of.items():
+        value, tensor = held[name], record.tensors.get(file)
+        if tensor is None:
+            raise ModelError(f"the weights at {where}: {file} was never read")
+        if (id(value), file) in compared:
+            continue
+        compared[id(value), file] = None
+        if name in quantized:
+            _check_quantized(quantized[name], tensor, f"the weights at {where}: {name}")
+            continue
+        what = f"the weights at {where}: {name}"
+        check_dtype(model, value, tensor, record.dtype, what)
+        if tuple(value.shape) != tensor.shape:
+            raise ModelError(f"{what} has shape {list(tensor.shape)} in the files, the model {list(value.shape)}")
+        if not same_content(value, tensor):
+            raise ModelError(f"{what} in the model is not what was read; {ADVICE}")
+    _set_tied(model)
+    setattr(model, RECORD, record)
+
+
+def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
+    """Refuse an adapter whose additions in the model are not exactly what its files hold, all of it.
+
+    Raises:
+        ModelError: naming the first tensor that is left over or differs.
+    """
+    names = FileNames(record.shapes)
+    held = {file: value for name, value in model.named_parameters() if (file := names.of(name)) is not None}
+    if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
+        raise ModelError(
+            f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}"
+        )
+    for file, value in held.items():
+        tensor = record.tensors.get(file)
+        if tensor is None or tuple(value.shape) != tensor.shape or not same_content(value, tensor):
+            raise ModelError(f"the adapter at {where}: {file} in the model is not what was read; {ADVICE}")
+
+
+def same_content(value: Tensor, tensor: FileTensor) -> bool:
+    """Return whether elements that a rank holds are those that it read, in the precision it holds them in."""
+    if value.dtype in tensor.checksums:
+        return checksum(value, tensor.start) == tensor.checksums[value.dtype]
+    stored = _narrowed(value.detach(), tensor.dtype)
+    is_widened = _same_bits(stored.to(value.dtype), value)
+    return is_widened and checksum(stored, tensor.start) == tensor.checksums[tensor.dtype]
+
+
+def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return widened weights in the precision they came from, with the bits of what is not a number as they were."""
+    if dtype != torch.bfloat16 or not value.is_floating_point():
+        return value.to(dtype)
+    return (value.float().view(torch.int32) >> 16).to(torch.int16).view(dtype)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether all bits are equal, in what is not a number too."""
+    return torch.equal(one.detach().contiguous().view(torch.uint8), other.detach().contiguous().view(torch.uint8))
+
+
+def check_dtype(model: Any, value: Tensor, tensor: FileTensor, dtype: torch.dtype, what: str) -> None:
+    """Refuse weights in another precision than was asked for; a type may hold some in fp32 whatever is asked for.
+
+    Raises:
+        ModelError: naming both.
+    """
+    if not tensor.dtype.is_floating_point and value.dtype.is_floating_point:
+        raise ModelError(f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}")
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+        raise ModelError(f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}")
+    held_wide = any(getattr(model, f"_keep_in_fp32_modules{strict}", None) for strict in ("", "_strict"))
+    if value.is_floating_point() and value.dtype != dtype and not (held_wide and value.dtype == torch.float32):
+        raise ModelError(f"{what} is held in {_text(value.dtype)}, not in {_text(dtype)}; {ADVICE}")
+
+
+def check_left_over(model: Any, shapes: Mapping[str, tuple[int, ...]], used: set[str], where: object) -> None:
+    """Refuse files with tensors that the model has no place for, such as layers beyond those of config.json.
+
+    Raises:
+        ModelError: with their number, and the first of them.
+    """
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    left_over = sorted(
+        (
+            name
+            for name, shape in shapes.items()
+            if name not in used and not is_no_weight(name, shape) and not any(rule.search(name) for rule in ignored)
+        ),
+        key=_natural_order,
+    )
+    if left_over:
+        raise ModelError(
+            f"the weights at {where} hold {len(left_over)} tensors that the model of config.json has no place for, "
+            f"first {left_over[0]}; look whether config.json belongs to these files"
+        )
+
+
+def is_no_weight(name: str, shape: Sequence[int]) -> bool:
+    """Return whether a tensor of a file is a buffer that follows from the configuration."""
+    return any(len(shape) in dimensions and re.search(rule, name) for rule, dimensions in NOT_WEIGHTS.items())
+
+
+class FileNames:
+    """Finds the tensor of a file that a tensor of the model comes from, where they differ in prefixes alone."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._file_of = {_plain(name): name for name in names}
+
+    def of(self, name: str) -> str | None:
+        """Return the name in the files of a tensor of the model; None if there is none."""
+        plain = _plain(name)
+        if plain in self._file_of:
+            return self._file_of[plain]
+        without = plain.partition(".")[2]  # a decoder's folder, without the prefix of the whole model
+        if without in self._file_of:
+            return self._file_of[without]
+        return next(
+            (self._file_of[f"{prefix}{plain}"] for prefix in PREFIXES if f"{prefix}{plain}" in self._file_of), None
+        )
+
+
+def _plain(name: str) -> str:
+    """Return a name without what wrappers and peft put into it."""
+    return (
+        name.removeprefix("hugging_face.")
+        .removeprefix("base_model.model.")
+        .replace(".base_layer.", ".")
+        .replace(".default.", ".")
+    )
+
+
+def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and the buffers that belong into files, those with several names under each."""
+    yield from model.named_parameters(remove_duplicate=False)
+    for prefix, module in model.named_modules():
+        if _is_quantized(module):
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}".removeprefix("."), buffer
+
+
+def _as_in_files(model: transformers.PreTrainedModel, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors of the model under the names and in the form they have in files, a layer at a time.
+
+    transformers fuses the matrices of experts, for example, and knows how to take them apart for saving.
+    """
+    layers: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for name, value in held.items():
+        layers.setdefault(tuple(re.findall(r"\d+", name)[:1]), {})[name] = value.detach()
+    for tensors in layers.values():
+        yield from transformers.core_model_loading.revert_weight_conversion(model, tensors).items()
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def _check_quantized(module: Any, tensor: FileTensor, what: str) -> None:
+    """Refuse a quantized layer whose scales are not those of the file, or whose rows add up to something else."""
+    state = module.weight.quant_state if type(module).__name__ == "Linear4bit" else None
+    if state is None:
+        kind, scales = "int8", module.weight.SCB
+        rounded = (scales / 127)[:, None] * module.weight.data
+        widths = scales * ROUNDING[kind] * module.in_features
+    else:
+        from bitsandbytes.functional import dequantize_4bit
+
+        kind, scales = "nf4", state.absmax
+        rounded = dequantize_4bit(module.weight.data, state).view(module.out_features, module.in_features)
+        blocks = scales.float().view(module.out_features, -1) if not module.in_features % NF4_BLOCK else None
+        sums = blocks.sum(dim=1) if blocks is not None else scales.float().max() * (module.in_features / NF4_BLOCK)
+        widths = sums * (ROUNDING[kind] * NF4_BLOCK)
+    marks = tensor.marks[1 if module.source_cls is transformers.pytorch_utils.Conv1D else 0]
+    if tuple(rounded.shape) != marks.shape:
+        raise ModelError(f"{what} has shape {list(marks.shape)} in the files, the model {list(rounded.shape)}")
+    errors = (rounded.sum(dim=1, dtype=torch.float64) - marks.row_sums).abs()
+    if checksum(scales.float().flatten()) != marks.scales or not bool((errors <= widths.double()).all()):
+        raise ModelError(f"{what}, quantized to {kind}, is not what was read; {ADVICE}")
+
+
+def _set_tied(model: transformers.PreTrainedModel) -> None:
+    """Let the configuration say that the output layer has weights of its own, where the files hold others for it.
+
+    transformers leaves them apart then, but would tie them again where the configuration is read from an export.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+        untie(model.config)
+
+
+def untie(config: Any) -> None:
+    """Let a configuration say that the output layer does not share the embedding's weights."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False
+
+
+# ------------------------------------------------------------------------------------------------- in their place
+
+
+def check_in_place(model: nn.Module, ranks: Ranks) -> None:
+    """Refuse weights that, where DeepSpeed has put them, are not what was read; forget the record. Collective.
+
+    A rank that holds the stretches it has read compares these. Where every rank has read the whole, checksums of the
+    stretches are added over the ranks. Weights on an NVMe disk, quantized ones, and those that transformers has fused
+    have been compared after loading.
+
+    Raises:
+        ModelError: on a rank that has found a difference, naming it.
+        RankFailed: on the others.
+    """
+    carrier = next((module for module in model.modules() if hasattr(module, RECORD)), None)
+    if carrier is None:
+        return
+    record: FileRecord = getattr(carrier, RECORD)
+    delattr(carrier, RECORD)
+    names, wrong = FileNames(record.shapes), None
+    expected: list[Checksum] = []
+    parts: list[Checksum] = []
+    compared: list[str] = []
+    for name, parameter in model.named_parameters():
+        tensor = record.tensors.get(names.of(name) or "")
+        held = _stretch_of(parameter, ranks)
+        if tensor is None or held is None or not parameter.is_floating_point():
+            continue
+        value, start = held
+        precision = value.dtype if value.dtype in tensor.checksums else tensor.dtype
+        stored = value if value.dtype == precision else _narrowed(value, precision)
+        if not _same_bits(stored.to(value.dtype), value):
+            wrong = wrong or name
+        part = checksum(stored, start)
+        if (start, len(value)) == (tensor.start, tensor.numel):
+            wrong = wrong or (name if part != tensor.checksums[precision] else None)
+        else:
+            expected.append(tensor.checksums[precision])
+            parts.append(part)
+            compared.append(name)
+    for name, total, whole in zip(compared, _over_ranks(parts, ranks), expected, strict=True):
+        wrong = wrong or (name if total != whole else None)
+    (num_wrong,) = ranks.sum(float(wrong is not None))
+    if wrong is not None:
+        raise ModelError(f"{wrong} on rank {ranks.rank} is not what was read from the files; {ADVICE}")
+    if num_wrong:
+        raise RankFailed("another rank holds weights that are not those of the files")
+
+
+def _stretch_of(parameter: Any, ranks: Ranks) -> tuple[Tensor, int] | None:
+    """Return the flat elements of a weight that lie on this rank, and the place of the first; None if on a disk."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach().flatten(), 0
+    if parameter.ds_tensor.status.name != "AVAILABLE":
+        return None
+    start = min(parameter.partition_numel() * ranks.rank, parameter.ds_numel)
+    numel = min(parameter.partition_numel(), parameter.ds_numel - start)
+    return parameter.ds_tensor.detach().view(-1)[:numel], start
+
+
+def _over_ranks(checksums: Sequence[Checksum], ranks: Ranks) -> list[Checksum]:
+    """Return checksums added over the ranks. Collective."""
+    # Sums over ranks are in float64, which holds halves of 32 bits exactly.
+    halves = [float(half) for pair in checksums for value in pair for half in divmod(value, 2**32)]
+    sums = [int(value) for value in ranks.sum(*halves)] if halves else []
+    values = [(high * 2**32 + low) % MODULUS for high, low in zip(sums[::2], sums[1::2], strict=True)]
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
