@@ -10,7 +10,7 @@ HELP = """
 Forecast the occupation of a later observed year, directly and composed from yearly steps, and compare the two.
 
     deepspeed launch/forecast.py run=runs/pooled_13b horizon=2
-    deepspeed launch/forecast.py run=runs/pooled_13b horizon=2 tolerance=0.001 title_tolerance=0.001 max_people=100
+    deepspeed launch/forecast.py run=runs/pooled_13b horizon=2 tolerance=0.001 max_people=100 model.name=bounded
     deepspeed launch/forecast.py run=runs/pooled_13b horizon=5 steps=sampled paths=200
 """
 
