@@ -92,7 +92,7 @@ def _is_page(path: Path) -> bool:
 
 def _is_summary(path: Path) -> bool:
     try:
-        return {"format", "models", "sources", "bootstrap_draws"} <= json.loads(path.read_bytes()).keys()
+        return bool({"format", "models", "sources", "bootstrap_draws"} <= json.loads(path.read_bytes()).keys())
     except (OSError, ValueError, AttributeError):
         return False
 
