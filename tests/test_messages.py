@@ -320,9 +320,11 @@ def test_the_environment_s_secret_goes_before_and_through_nothing(
     own_folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(secret.VARIABLE, "0123456789")
-    store = Listening()
-    assert shared(store, 2) == [b"0123456789"] * 2
-    assert b"0123456789" not in store.heard
+    store, later = Listening(), Listening()
+    first, other = shared(store, 2)
+    assert first == other
+    assert b"0123456789" not in store.heard and first not in store.heard
+    assert shared(later, 2)[0] != first  # messages of one run are no good in the next
     assert not any(folder.exists() for folder in own_folders)
 
 
@@ -355,9 +357,10 @@ def test_a_file_that_others_may_have_written_is_no_secret(
     assert secret._find(path.name) is None
 
 
-def test_a_process_that_answers_for_a_rank_is_refused(own_folders: list[Path]) -> None:
+@pytest.mark.parametrize("answer", ["0" * 64, "", "\N{SNOWMAN}"])
+def test_a_process_that_answers_for_a_rank_is_refused(answer: str, own_folders: list[Path]) -> None:
     store = torch.distributed.HashStore()
-    store.set(f"{secret.KEY}/1", "0" * 64)
+    store.set(f"{secret.KEY}/1", answer)
     with pytest.raises(ForeignMessage, match="rank 1 does not know the secret of this run"):
         share_secret(store, rank=0, world_size=2)
 

@@ -45,12 +45,13 @@ def share_secret(store: Any, *, rank: int, world_size: int) -> bytes:
 
 
 def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
-    secret, name = own or secrets.token_hex(32).encode(), secrets.token_hex(16)
+    name = secrets.token_hex(16)
+    secret = _of_this_run(own, name) if own else secrets.token_hex(32).encode()
     with contextlib.nullcontext() if own else _files_with(secret, name):
         store.set(KEY, json.dumps({"from": VARIABLE if own else "file", "name": name}))
         answers = [_answer_of(store, each) for each in range(1, world_size)]
     for each, answer in enumerate(answers, start=1):
-        if answer != "none" and not hmac.compare_digest(answer, _proof(secret, each)):
+        if answer != "none" and not hmac.compare_digest(answer.encode(), _proof(secret, each).encode()):
             raise ForeignMessage(
                 f"rank {each} does not know the secret of this run: another process has answered in its place, or its "
                 f"{VARIABLE} is another one; set the same on every rank, or on none"
@@ -72,7 +73,7 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
     place = _read(store, KEY, "rank 0 has not handed out the secret of this run")
     name = str(place.get("name"))
     if place.get("from") == VARIABLE or own:
-        known = own or None
+        known = _of_this_run(own, name) if own else None
     else:
         known = _find(name) if re.fullmatch(r"[0-9a-f]{32}", name) else None
     store.set(f"{KEY}/{rank}", _proof(known, rank) if known else "none")
@@ -82,6 +83,11 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
     if known is None:
         raise RanksApart(f"{VARIABLE} is set for rank 0, and not for rank {rank}; set it for all ranks, or for none")
     return known
+
+
+def _of_this_run(own: bytes, name: str) -> bytes:
+    """Return what an environment's secret makes of a run's name, so that messages of an earlier run are no good."""
+    return Channel(None, own).proof(f"run {name}").encode()
 
 
 def _proof(secret: bytes, rank: int) -> str:
