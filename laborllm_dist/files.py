@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from filelock import SoftFileLock, Timeout
 from safetensors import SafetensorError
 
 from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull
+from laborllm_dist.terminal import complain
 
 Item = TypeVar("Item")
 # What a file system says that has no locks.
@@ -131,7 +131,7 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
             if busy is not None:
                 raise AlreadyRunning(f"{busy}; {advice}") from None
             if not is_said:
-                sys.stderr.write(f"waits for another process: {advice}\n")
+                complain(f"waits for another process: {advice}")
                 is_said = True
     try:
         yield

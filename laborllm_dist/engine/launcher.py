@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from laborllm_dist.terminal import complain
 
 # What launchers call the number of ranks of a host: torchrun (and engine/slurm.py for srun), deepspeed.
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
@@ -104,9 +105,7 @@ def following_launcher(*, speaks: bool) -> Iterator[None]:
             gone = next((process for process in launchers if not process.is_there()), None)
             if gone is not None:
                 if speaks:
-                    with contextlib.suppress(OSError):  # nobody may be left to hear it
-                        sys.stderr.write(f"ranks: the launcher ({gone.words[0]}, process {gone.number}) has ended\n")
-                        sys.stderr.flush()
+                    complain(f"ranks: the launcher ({gone.words[0]}, process {gone.number}) has ended")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

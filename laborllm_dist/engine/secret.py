@@ -15,7 +15,6 @@ import os
 import re
 import secrets
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from laborllm_dist.engine.channel import Channel, wait_for
 from laborllm_dist.errors import ForeignMessage, RanksApart
+from laborllm_dist.terminal import complain
 
 VARIABLE = "LABORLLM_DIST_SECRET"
 KEY = "laborllm_dist/secret"
@@ -60,9 +60,9 @@ def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
         raise RanksApart(f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none")
     if not is_known:
         folders = " or ".join(map(str, _folders()))
-        sys.stderr.write(
+        complain(
             f"ranks: not all can read a file of rank 0's in {folders}, so their secret went through the port that they "
-            f"meet at; set {VARIABLE} to the same random text on every rank to keep it from there\n"
+            f"meet at; set {VARIABLE} to the same random text on every rank to keep it from there"
         )
     store.set(f"{KEY}/all", json.dumps({"secret": None if is_known else secret.decode()}))
     return secret

@@ -93,7 +93,10 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _code_is_refused(path: str | Path) -> Iterator[None]:
-    """Turn what transformers says where it would have to run a model's own code into a refusal."""
+    """Refuse where transformers would have to run a model's own code; its warnings are left out."""
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     except ValueError as error:
@@ -103,6 +106,8 @@ def _code_is_refused(path: str | Path) -> Iterator[None]:
             f"{path} comes with code of its own (auto_map in its .json files), and transformers has no class for it; "
             "such code is never run here: take a model and a tokenizer that transformers knows"
         ) from None
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _refuse_kernels(path: str | Path, *, revision: str | None, subfolder: str | None) -> None:
