@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from filelock import SoftFileLock, Timeout
 from safetensors import SafetensorError
 
 from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull, ForeignFile, LaborError
+from laborllm_dist.terminal import complain
 
 Item = TypeVar("Item")
 # What a file system says that has no locks.
@@ -146,8 +147,7 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
             if busy is not None:
                 raise AlreadyRunning(f"{busy}; {advice}") from None
             if not is_said:
-                with suppress(OSError):  # where nobody can read it
-                    os.write(2, f"waits for another process: {advice}\n".encode())
+                complain(f"waits for another process: {advice}")
                 is_said = True
     try:
         yield

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from laborllm_dist.errors import DiskError, DiskFull, OutputClosed
-from laborllm_dist.files import NO_ROOM
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 GONE = (
     errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN,
 )  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LONGEST_WAIT_SECONDS = 5.0  # for a terminal that does not block
 NEAREST = "laborllm_dist.nearest"  # name of the error handler of codecs
 IN_ASCII = {
@@ -75,7 +75,7 @@ def show(text: str) -> None:
     number = getattr(error, "errno", None)
     if number == errno.EPIPE:
         raise OutputClosed("the reader of the output is gone")
-    if number in NO_ROOM:
+    if number in FULL:
         raise DiskFull("no room left on the disk that the output goes to; make room and start the same command again")
     if number is not None:
         raise DiskError(f"the output cannot be written: {os.strerror(number)}")

@@ -104,6 +104,21 @@ def test_a_known_model_that_names_code_is_opened_by_transformers_class_and_expor
 @pytest.mark.parametrize(
     "config",
     [
+        {"_attn_implementation": "somebody/kernel"},
+        {"attn_implementation": {"text_config": "somebody/kernel"}},
+        {"text_config": {"attn_implementation": "somebody/kernel@v1:flash"}},
+    ],
+)
+def test_attention_kernels_that_a_configuration_names_are_refused(config: dict[str, object], tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, config)
+    for opened in (check_weights, whole, context_of, planned, check_sharded):
+        with pytest.raises(CustomCode, match=r"names attention kernels of the hub \(somebody/kernel"):
+            opened(settings_for(folder))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
         {"auto_map": 5},
         {"auto_map": {"AutoConfig": 5}},
         {"hidden_size": "wide"},

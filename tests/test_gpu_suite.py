@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from gpu_suite import correctness, peers, runner  # noqa: E402
-from gpu_suite.record import Record, RecordFile, Start  # noqa: E402
+from gpu_suite.record import Record, RecordFile, Start, print_table  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -167,3 +167,17 @@ def test_ratios_are_of_the_peers_that_were_measured() -> None:
 def test_numbers_are_written_short(value: float, text: str, capsys, tmp_path: Path) -> None:
     begun(tmp_path).add(Record("a", "b", "measured", {"tokens_per_second": value}))
     assert f"tokens per second {text}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_the_table_of_findings_is_whole_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    start = Start("now", "python benchmarks/gpu_suite", "abc", "H100", {"torch": "2.13"})
+    print_table(start, [Record("training", "7B", "measured", {"tokens per second": 12345.0}, note="Ж" * 50 + " [x]")])
+    table = capsys.readouterr().out.split("Findings")[1]
+    assert "12,345" in table
+    assert table.count("Ж") == 50
+    assert "[x]" in table
+    assert max(map(len, table.splitlines())) <= width

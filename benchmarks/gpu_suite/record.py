@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import rich.box
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
+
+from laborllm_dist.terminal_tables import Column, FoldingTable
 
 Outcome = Literal["passed", "failed", "measured", "skipped"]
 COLOURS: dict[Outcome, str] = {"passed": "green", "failed": "bold red", "measured": "default", "skipped": "yellow"}
@@ -71,18 +74,20 @@ class RecordFile:
 
 def print_table(start: Start, records: Sequence[Record]) -> None:
     """Print where the suite ran and all it has found."""
-    console = Console(width=120)
+    console = Console()
     versions = ", ".join(f"{name} {version}" for name, version in start.versions.items())
     for name, text in (
         ("hardware", start.hardware), ("versions", versions), ("commit", start.commit), ("command", start.command),
         ("started", start.started),
     ):  # fmt: skip
-        console.print(f"{name:<9} {text}", highlight=False, markup=False)
-    table = Table("part", "subject", "outcome", "found", show_lines=True)
+        console.print(f"{name:<9} {text}", highlight=False, markup=False, soft_wrap=True)
+    columns = [Column(heading, "name") for heading in ("part", "subject", "outcome", "found")]
+    table = FoldingTable(columns, title="Findings", box=rich.box.SIMPLE_HEAD)
     for record in records:
-        outcome = f"[{COLOURS[record.outcome]}]{record.outcome}[/]"
+        table.add_section()
+        outcome = Text(record.outcome, style=COLOURS[record.outcome])
         table.add_row(record.part, record.subject, outcome, _told(record, "\n"))
-    console.print(table, highlight=False)
+    console.print(table)
 
 
 def _told(record: Record, between: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from laborllm_dist.terminal import say_at_once
+from laborllm_dist.terminal import complain
 
 # What launchers call the number of ranks of a host: torchrun (and engine/slurm.py for srun), deepspeed.
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
@@ -105,7 +105,7 @@ def following_launcher(*, speaks: bool) -> Iterator[None]:
             gone = next((process for process in launchers if not process.is_there()), None)
             if gone is not None:
                 if speaks:
-                    say_at_once(
+                    complain(
                         f"ranks: the launcher ({gone.launcher or gone.words[0]}, process {gone.number}) has ended"
                     )
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -2,7 +2,8 @@
 
 A folder or a hub repository may name Python files of its own (`auto_map`). Left to itself transformers asks on the
 terminal whether to run them, and a typed y runs whatever they hold. Here nothing asks and nothing of a model's runs:
-where transformers has a class for the model it takes that one, and everything else is refused.
+where transformers has a class for the model it takes that one, and everything else is refused. A config.json that names
+attention kernels of the hub, which would be downloaded and run, is refused too.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ def open_config(path: str | Path, *, revision: str | None = None, subfolder: str
     """Return the configuration of a model's folder or hub id, as a class of transformers.
 
     Raises:
-        CustomCode: if only code that comes with the model knows it.
+        CustomCode: if only code that comes with the model knows it, or it names kernels of the hub.
         ModelError: if it is missing, or transformers cannot read it.
     """
     try:
+        _refuse_kernels(path, revision=revision, subfolder=subfolder)
         with _code_is_refused(path):
             config = transformers.AutoConfig.from_pretrained(
                 str(path), revision=revision or "main", subfolder=subfolder or "", trust_remote_code=False, **more
@@ -47,9 +49,11 @@ def open_model(path: str | Path, *, revision: str | None = None, subfolder: str 
     """Return what AutoModelForCausalLM.from_pretrained returns for a folder or a hub id.
 
     Raises:
-        CustomCode: if only code that comes with the model knows it.
+        CustomCode: if only code that comes with the model knows it, or it names kernels of the hub.
         Exception: what transformers raises on weights that it cannot open.
     """
+    with contextlib.suppress(OSError):  # an adapter on the hub has no config.json; what is missing is said below
+        _refuse_kernels(path, revision=revision, subfolder=subfolder)
     with _code_is_refused(path):
         opened = transformers.AutoModelForCausalLM.from_pretrained(
             str(path), revision=revision or "main", subfolder=subfolder or "", trust_remote_code=False, **more
@@ -98,7 +102,10 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _code_is_refused(path: str | Path) -> Iterator[None]:
-    """Turn what transformers says where it would have to run a model's own code into a refusal."""
+    """Refuse where transformers would have to run a model's own code; its warnings are left out."""
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     except ValueError as error:
@@ -108,6 +115,37 @@ def _code_is_refused(path: str | Path) -> Iterator[None]:
             f"{path} comes with code of its own (auto_map in its .json files), and transformers has no class for it; "
             "such code is never run here: take a model and a tokenizer that transformers knows"
         ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _refuse_kernels(path: str | Path, *, revision: str | None, subfolder: str | None) -> None:
+    """Refuse a config.json that names kernels of the hub: it would go before what the caller asks for."""
+    reading = transformers.PreTrainedConfig.get_config_dict
+    values, _ = reading(str(path), revision=revision or "main", subfolder=subfolder or "")
+    if (kernels := next(_kernels_in(values), None)) is not None:
+        raise CustomCode(
+            f"{path}: its config.json names attention kernels of the hub ({kernels}), which would be downloaded and "
+            "run; such code is never run here: take attn_implementation out of the file"
+        )
+
+
+def _kernels_in(values: Any) -> Iterator[str]:
+    """Yield the repositories that a configuration, or one inside it, takes attention from."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            if "attn_implementation" in str(name):
+                yield from (each for each in _texts_in(value) if "/" in each)
+            else:
+                yield from _kernels_in(value)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts_in(each)
 
 
 def _without_code(config: Any) -> Any:

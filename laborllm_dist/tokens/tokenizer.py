@@ -27,7 +27,7 @@ from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, pr
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from laborllm_dist.careers.formats import pointer_in
-from laborllm_dist.errors import TokenizerError
+from laborllm_dist.errors import CustomCode, TokenizerError
 from laborllm_dist.tokens.auto_classes import open_tokenizer
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
@@ -116,7 +116,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     try:
         tokenizer = open_tokenizer(path, revision=revision, subfolder=subfolder, use_fast=True)
         return check_tokenizer(tokenizer, path)
-    except TokenizerError:
+    except (TokenizerError, CustomCode):
         raise
     except Exception as error:  # files of newer or damaged kinds: the Rust library raises Exception itself
         why = " ".join(str(error).split()) or "no reason is given"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any, TextIO
@@ -91,7 +90,3 @@ def _reason(error: Exception) -> str:
 
 def _end_at_once() -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)  # with wandb's own service
-
-
-if __name__ == "__main__":
-    sys.exit(main())
