@@ -38,6 +38,10 @@ def test_a_start_killed_while_it_compiles_stops_no_other_and_cpu_adam_is_adam(
     text = run_well("train.py", run, world_size=2, log=tmp_path / "log")
     assert text.count("compiling DeepSpeed's CPU Adam (a minute or two, once)") == 1
     assert losses(tmp_path / "runs/cpu_adam") == pytest.approx(losses(tmp_path / "runs/adam"), rel=1e-6)
+    # And it leaves a bad step out without a trace (tests/left_out_program.py).
+    program, offloaded = str(PROJECT / "tests/left_out_program.py"), [*HOST, "optimizer.kind=cpu_adamw"]
+    text = run_well(program, ["2", "fp32", *offloaded], world_size=1, log=tmp_path / "log")
+    assert text.split()[-3:] == ["same", "finite", "infinite"]
     wanted, found = (saved_weights(tmp_path / "runs" / name, 2) for name in ("adam", "cpu_adam"))
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)

@@ -248,12 +248,22 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Pat
     assert found[: spike + 1] == bumpy[: spike + 1]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_that_is_left_out_changes_nothing(stage: int, precision: str, tmp_path: Path) -> None:
-    """Two steps with a bad one between them are the two steps alone, bit by bit."""
+OFFLOAD = ["zero.offload_optimizer=cpu", "optimizer.kind=adamw"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "more"),
+    [
+        *((stage, precision, []) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")),
+        *((stage, "fp32", ["optimizer.kind=adamw_8bit"]) for stage in (0, 2, 3)),
+        *((stage, "fp32", OFFLOAD) for stage in (1, 2)),
+        (3, "bf16", [*OFFLOAD, "zero.offload_weights=cpu"]),
+    ],
+)
+def test_a_step_that_is_left_out_changes_nothing(stage: int, precision: str, more: list[str], tmp_path: Path) -> None:
+    """Two steps with a bad one between them are the two steps alone, bit by bit: weights, masters and moments."""
     program = str(PROJECT / "tests/left_out_program.py")
-    text = run_well(program, [str(stage), precision], world_size=1, log=tmp_path / "log")
+    text = run_well(program, [str(stage), precision, *more], world_size=1, log=tmp_path / "log")
     assert text.split()[-3:] == ["same", "finite", "infinite"]
 
 

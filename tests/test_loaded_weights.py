@@ -58,7 +58,7 @@ def as_adapter(base: Path) -> Path:
     folder = base.with_name(f"{base.name}-adapter")
     model = with_adapter(transformers.AutoModelForCausalLM.from_pretrained(base), LORA, seed=1)
     learned = [(name, value.detach().normal_()) for name, value in model.named_parameters() if value.requires_grad]
-    write_adapter(iter(learned), LORA, str(base), torch.float32, folder)
+    write_adapter(iter(learned), LORA, settings_for(base), torch.float32, folder)
     return folder
 
 
@@ -218,7 +218,9 @@ def test_sizes_beyond_all_measure_are_refused_before_memory_is_taken(values: dic
     ranks = Ranks(0, 1, 0, CPU)
     roads = (opened, lambda folder: model_in_shards(settings_for(folder), dtype=torch.float32, config={}, ranks=ranks))
     for road in roads:
-        with pytest.raises(ModelError, match=r"num_hidden_layers ?= ?1000000000|vocab_size ?= ?1000000000000|has shape \["):
+        with pytest.raises(
+            ModelError, match=r"num_hidden_layers ?= ?1000000000|vocab_size ?= ?1000000000000|has shape \["
+        ):
             road(llama)
 
 
@@ -315,7 +317,7 @@ def test_folders_that_say_they_are_quantized_are_refused_before_training(kind: s
     change_config(llama, quantization_config=QUANTIZED[kind])
     refused_everywhere(llama, "holds weights that are quantized already .* take the original weights")
     adapter = llama.with_name("adapter")  # and so is an adapter over such a base
-    write_adapter(iter(()), LORA, str(llama), torch.float32, adapter)
+    write_adapter(iter(()), LORA, settings_for(llama), torch.float32, adapter)
     for work in (check_weights, lambda settings: pretrained_model(settings, dtype=torch.float32)):
         with pytest.raises(ModelError, match="quantized already"):
             work(settings_for(adapter))
