@@ -326,7 +326,8 @@ def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
         ModelError: naming the first tensor that is left over or differs.
     """
     names = FileNames(record.shapes)
-    held = {file: value for name, value in model.named_parameters() if (file := names.of(name)) is not None}
+    parameters = model.named_parameters(remove_duplicate=False)
+    held = {file: value for name, value in parameters if (file := names.of(name)) is not None}
     if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
         raise ModelError(
             f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}"
@@ -445,7 +446,9 @@ def _plain(name: str) -> str:
         name.removeprefix("hugging_face.")
         .removeprefix("base_model.model.")
         .replace(".base_layer.", ".")
+        .replace(".modules_to_save.default.", ".")
         .replace(".default.", ".")
+        .removesuffix(".default")
     )
 
 

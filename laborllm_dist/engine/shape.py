@@ -174,11 +174,9 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
     from laborllm_dist.engine.adapters import base_of
     from laborllm_dist.engine.counted import counted_shape
 
-    base = base_of(Path(path) / (settings.subfolder or ""))
     try:
-        if base is not None:
-            return counted_shape(base, revision=None, subfolder=None)
-        return counted_shape(path, revision=settings.revision, subfolder=settings.subfolder)
+        whole = base_of(settings) or settings
+        return counted_shape(str(whole.path), revision=whole.revision, subfolder=whole.subfolder)
     except ModelError as error:
         raise ModelError(
             f"the shape of model.path={path} is not known: {error}; give a folder with config.json"
