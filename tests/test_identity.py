@@ -131,6 +131,14 @@ def test_an_adapter_over_a_subfolder_and_revision_of_the_hub_is_opened_over_them
     assert (weights_identity(adapter), base_of(adapter)) == (before, base)
 
 
+def test_an_adapter_on_the_hub_is_refused_since_its_base_is_not_known(hub: Path) -> None:
+    wanted = settings_for("somebody/weights", subfolder="7b")
+    assert weights_identity(wanted) == f"somebody/weights@{COMMIT}/7b"
+    (hub / "snapshots" / COMMIT / "7b/adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"somebody/weights holds an adapter; download it .* and give the folder"):
+        weights_identity(wanted)
+
+
 def test_an_adapter_s_identity_is_its_own_content_and_that_of_its_base(store, tmp_path: Path) -> None:
     base = llama(store, tmp_path / "base", seed=1)
     _, run, _ = tuned(tmp_path, store, f"model.path={base}")
