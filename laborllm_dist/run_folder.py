@@ -16,7 +16,7 @@ from typing import Any
 
 from laborllm_dist import __version__
 from laborllm_dist.errors import ForeignFile, RunError
-from laborllm_dist.files import disk_errors_are_said, fingerprint_of, write_json
+from laborllm_dist.files import disk_errors_are_said, fingerprint_of, sha256_of_json, write_json
 from laborllm_dist.settings import GpuSettings, RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
@@ -141,16 +141,14 @@ def open_run(
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
     versions = _versions()
     starts = [] if known is None or saved is None else list(known["versions"])
-    write_json(
-        record,
-        {
-            "fingerprint": fingerprint,
-            "store": store,
-            "weights": weights,
-            "settings": settings_to_values(settings),
-            "versions": starts if versions in starts else [*starts, versions],  # all it was trained with, first to last
-        },
-    )
+    values = {
+        "fingerprint": fingerprint,
+        "store": store,
+        "weights": weights,
+        "settings": settings_to_values(settings),
+        "versions": starts if versions in starts else [*starts, versions],  # all it was trained with, first to last
+    }
+    write_json(record, {**values, "sha256": sha256_of_json(values)})
     return folder
 
 
@@ -199,6 +197,9 @@ def _read_record(record: Path) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(content)
         _ = known["fingerprint"], known["settings"], known["store"]["folder"], known["versions"]
+        checksum = known.pop("sha256", None)  # of earlier versions: none
+        if checksum not in (None, sha256_of_json(known)):
+            raise ValueError("it has changed since it was written; a change that is meant goes with its line sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost"

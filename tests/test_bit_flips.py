@@ -22,7 +22,7 @@ from laborllm_dist.baselines.compare import score_comparators
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.ranks import Ranks
-from laborllm_dist.errors import DataFileError, LaborError, ScoreTableError, StoreError
+from laborllm_dist.errors import DataFileError, LaborError, RunError, ScoreTableError, StoreError
 from laborllm_dist.files import ChecksumCheck, sha256_of, sha256_of_json
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.report.compared import compare_runs
@@ -127,6 +127,17 @@ def resigned(folder: Path, change) -> None:
 @pytest.fixture
 def copied(store_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(store_folder, tmp_path / "store"))
+
+
+def test_a_flip_in_the_settings_of_a_run_is_refused_or_harmless(run: Path) -> None:
+    _, wrong = unnoticed_flips(run / "settings.json", 150, lambda: read_run(run))
+    assert not wrong
+    record = run / "settings.json"
+    before = record.read_bytes()
+    record.write_bytes(before.replace(b'"row_length": 1024', b'"row_length": 1025', 1))
+    with pytest.raises(RunError, match=r"settings.json is damaged \(it has changed since it was written"):
+        score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]), CPU, quiet)
+    record.write_bytes(before)
 
 
 def test_training_people_cannot_stand_in_for_test_people(copied: Path) -> None:

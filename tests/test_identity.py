@@ -35,17 +35,19 @@ from laborllm_dist.scoring.score_run import score_run
 from laborllm_dist.settings import EvaluateSettings, RunSettings
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.store import TOKENIZER
-from laborllm_dist.training.state import BEGINNING, state_from_values
+from laborllm_dist.training.loop import train
+from laborllm_dist.training.plan import plan_training
+from laborllm_dist.training.state import BEGINNING, Validation, state_from_values
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LORA = ["adapter=lora", "adapter.rank=2", "adapter.targets=[q_proj,v_proj]"]
 
 
 def checkpoint_of(
-    weights: dict[str, Tensor], run: RunFolder, state: dict[str, object]
+    weights: dict[str, Tensor], run: RunFolder, state: dict[str, object], step: int = 3
 ) -> tuple[Path, CheckpointManifest]:
     """Write whole weights as a checkpoint of one rank."""
-    folder = checkpoint_folder(run.checkpoints, 3)
+    folder = checkpoint_folder(run.checkpoints, step)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rank_00000_000.safetensors"
     save_file(
@@ -53,7 +55,7 @@ def checkpoint_of(
     )
     places = tuple(SavedFragment(name, tuple(value.shape), 0, value.numel(), 0) for name, value in weights.items())
     files = {path.name: SavedFile(path.stat().st_size, sha256_of(path), places)}
-    write_manifest(folder, CheckpointManifest(3, run.fingerprint, 1, 0, state, files))
+    write_manifest(folder, CheckpointManifest(step, run.fingerprint, 1, 0, state, files))
     return folder, read_manifest(folder)
 
 
@@ -127,6 +129,14 @@ def test_an_adapter_over_a_subfolder_and_revision_of_the_hub_is_opened_over_them
     before = weights_identity(adapter)
     (hub / "refs/old").write_text(COMMIT)
     assert (weights_identity(adapter), base_of(adapter)) == (before, base)
+
+
+def test_an_adapter_on_the_hub_is_refused_since_its_base_is_not_known(hub: Path) -> None:
+    wanted = settings_for("somebody/weights", subfolder="7b")
+    assert weights_identity(wanted) == f"somebody/weights@{COMMIT}/7b"
+    (hub / "snapshots" / COMMIT / "7b/adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"somebody/weights holds an adapter; download it .* and give the folder"):
+        weights_identity(wanted)
 
 
 def test_an_adapter_s_identity_is_its_own_content_and_that_of_its_base(store, tmp_path: Path) -> None:
@@ -205,6 +215,34 @@ def test_a_damaged_export_is_made_anew_with_the_same_weights(store, tmp_path: Pa
     export_checkpoint(*saved, model.config, store.folder / TOKENIZER, run.export)
     assert {path.name: path.read_bytes() for path in run.export.iterdir()} == before
     assert exported_step(run.export, run.fingerprint) == 3
+
+
+class MadeAgain(Exception):
+    pass
+
+
+def test_a_finished_run_is_finished_only_while_its_export_is_whole(tmp_path: Path, monkeypatch, capsys) -> None:
+    settings = settings_of(small_run(tmp_path, "training.epochs=1"))
+    store = prepare_store(settings, quiet)
+    run = open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+    num_steps = plan_training(store, settings, world_size=1).num_steps
+    done = dataclasses.replace(BEGINNING, step=num_steps, validations=(Validation(num_steps, 1.0),))
+    model = new_llama(settings.model.llama, num_ids=store.num_ids, attention_dropout=0.0, seed=3)
+    saved = checkpoint_of(dict(model.named_parameters()), run, dataclasses.asdict(done), step=num_steps)
+    export_checkpoint(*saved, model.config, store.folder / TOKENIZER, run.export)
+
+    def made_again(*_: object, **__: object) -> None:
+        raise MadeAgain
+
+    monkeypatch.setattr("laborllm_dist.training.loop.make_model", made_again)
+    train(settings, CPU)
+    assert "small is finished" in capsys.readouterr().out
+    for path in sorted(run.export.iterdir()):
+        with flipped(path, 8 * (path.stat().st_size // 2)), pytest.raises(MadeAgain):
+            train(settings, CPU)
+    shutil.rmtree(run.export)
+    with pytest.raises(MadeAgain):
+        train(settings, CPU)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,15 @@ from torch import Tensor
 from laborllm_dist.batches.packed import TokenIds, pack_batch
 from laborllm_dist.careers.formats import pointer_in
 from laborllm_dist.careers.splits import SPLITS, Split
-from laborllm_dist.engine.adapters import base_of, check_base, check_blocks, put_adapter, quantisation, with_adapter
+from laborllm_dist.engine.adapters import (
+    ADAPTER_CONFIG,
+    base_of,
+    check_base,
+    check_blocks,
+    put_adapter,
+    quantisation,
+    with_adapter,
+)
 from laborllm_dist.engine.export import weights_fingerprint
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.loaded_weights import FileRecord, check_loaded, recording
@@ -282,11 +290,28 @@ def weights_identity(settings: ModelSettings) -> str:
     assert settings.path is not None
     if Path(settings.path).is_dir():
         return _identity_of_folder(settings)
+    _refuse_hub_adapter(settings)
     try:
         commit = hub_commit(settings.path, revision=settings.revision, subfolder=settings.subfolder, file="config.json")
     except OSError as error:
         raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
     return "/".join(filter(None, (f"{settings.path}@{commit}", settings.subfolder)))
+
+
+def _refuse_hub_adapter(settings: ModelSettings) -> None:
+    """Refuse an adapter on the hub: transformers opens it over a base that no identity would know of.
+
+    Raises:
+        ModelError: saying what to do.
+    """
+    try:
+        hub_commit(str(settings.path), revision=settings.revision, subfolder=settings.subfolder, file=ADAPTER_CONFIG)
+    except OSError:
+        return  # there is none, or the hub is away and none was downloaded
+    raise ModelError(
+        f"{settings.path} holds an adapter; download it (hf download {settings.path} --local-dir FOLDER) and give the "
+        "folder, so that its base is known"
+    )
 
 
 def _identity_of_folder(settings: ModelSettings) -> str:
