@@ -106,10 +106,6 @@ class LongPanelSettings:
         if self.columns.status is not None and self.status is None:
             raise OutOfRange("status", "the words of the status column, since columns.status names one")
 
-    def is_missing(self, cell: str) -> bool:
-        """Return whether a cell says that something is not known."""
-        return is_missing(cell, self.missing)
-
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSettings:
@@ -238,11 +234,12 @@ def is_missing(cell: str, words: tuple[str, ...] = MISSING_WORDS) -> bool:
 
 
 def _is_among(cell: str, words: tuple[str, ...]) -> bool:
-    return cell.casefold() in _without_capitals(words)
+    return cell.casefold() in without_capitals(words)
 
 
 @functools.lru_cache(maxsize=64)
-def _without_capitals(words: tuple[str, ...]) -> frozenset[str]:
+def without_capitals(words: tuple[str, ...]) -> frozenset[str]:
+    """Return words in the form in which they are compared."""
     return frozenset(word.casefold() for word in words)
 
 

@@ -403,3 +403,25 @@ def test_nanoseconds_and_categories_are_read(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "r.parquet")
     (person,) = read_resumes(coded(tmp_path / "r.parquet"))
     assert [(each.year, each.occupation) for each in person.career.jobs] == [(2010, "1")]
+
+
+def test_a_very_long_cell_is_shortened_in_the_message(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(f"person,year,occupation\na,1984,{'x' * 100_000}\n")
+    with pytest.raises(DataFileError, match=r"code 'xxx.* \.\.\. .*is left out by long_panel.missing") as refusal:
+        list(read_long_panel(numbered(tmp_path, "p.csv"), survey="P"))
+    assert len(str(refusal.value)) < 1_500
+
+
+def test_the_data_card_shows_codes_and_titles_as_text(tmp_path: Path) -> None:
+    rows = "".join(f"{person},{year},{1 + year % 2}\n" for person in range(30) for year in (1984, 1985))
+    (tmp_path / "panel.csv").write_text("person,year,occupation\n" + rows)
+    (tmp_path / "titles.csv").write_text("code,title\n1,Cooks <script>alert(1)</script> | & more\n2,Bakers\n")
+    panel_path = "data.corpora.long_panel.long_panel"
+    overrides = ["data=long_panel", f"{panel_path}.path={tmp_path}/panel.csv", f"store.root={tmp_path}/stores"]
+    overrides += [f"{panel_path}.vocabulary.path={tmp_path}/titles.csv", "tokenizer.vocabulary_size=300"]
+    overrides += [
+        f"{panel_path}.columns.{name}=null" for name in ("birth_year", "gender", "ethnicity", "region", "education")
+    ]
+    store = prepare_store(settings_of(overrides), lambda line: None)
+    card = (store.folder / "data_card.md").read_text()
+    assert "| 1 | Cooks &lt;script&gt;alert(1)&lt;/script&gt; \\| &amp; more | 30 |" in card

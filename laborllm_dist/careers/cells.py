@@ -17,6 +17,7 @@ OTHER_BLANK = "a blank of another kind (a no-break space, say)"  # for the data 
 DATE_PARTS = frozenset(("year", "month", "day"))
 _WHOLE_NUMBER = re.compile(r"([+-]?)(\d+)(?:\.0*)?")
 _R_NUMBER = re.compile(r"(-?)(\d)(?:\.(\d+))?e\+(\d{2})")  # as R and pandas write long numbers: 1.5e+05
+_LAST_SIGNS = frozenset("0123456789.")  # of a number that is not written in digits alone
 _MOST_DIGITS = 18
 _EXACT_DIGITS = 15  # a float holds no more decimal digits than these exactly
 _LONG_FLOAT = re.compile(rf"-?\d{{{_EXACT_DIGITS + 1},}}\.0*")
@@ -29,7 +30,7 @@ class InexactId(ValueError):
 
 def whole_number(text: str) -> int | None:
     """Return the whole number that a cell is, None where it is none: 12, +12, -4, 12.0, 12., 1e+05."""
-    plain = _plain(text)
+    plain = text if text.isdigit() and text.isascii() else _plain(text)
     return int(plain) if plain is not None and len(plain) <= _MOST_DIGITS else None
 
 
@@ -41,6 +42,8 @@ def as_year(text: str) -> int | None:
 
 def same_code(text: str) -> str:
     """Return a code or an id as every file has it: a whole number without its point, any other text as it is."""
+    if text.isdigit() or text[-1:] not in _LAST_SIGNS:  # nearly every cell: nothing to look up
+        return text
     plain = _plain(text)
     return text if plain is None or text.startswith("+") else plain
 

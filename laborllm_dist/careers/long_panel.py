@@ -33,7 +33,13 @@ from laborllm_dist.careers.reading import Drop, PersonRead, ReadPerson
 from laborllm_dist.careers.survey_years import Status, observed_occupation, why_left_out
 from laborllm_dist.careers.table_rows import column_names, missing_column, note_doubled, read_rows, unit_of
 from laborllm_dist.careers.vocabularies import Occupations, read_occupations
-from laborllm_dist.corpus_settings import EARLIEST_YEAR, LATEST_YEAR, LongPanelSettings, StatusSettings
+from laborllm_dist.corpus_settings import (
+    EARLIEST_YEAR,
+    LATEST_YEAR,
+    LongPanelSettings,
+    StatusSettings,
+    without_capitals,
+)
 from laborllm_dist.errors import DataFileError
 
 FIXED = ("birth_year", "gender", "ethnicity")
@@ -88,7 +94,7 @@ def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[R
     place, header = next(rows, (1, []))
     columns = _locate_columns(settings, header, place, problems)
     problems.refuse_if_any()
-    panel = _Panel(settings, occupations, problems)
+    panel = _Panel(settings, occupations, problems, without_capitals(settings.missing))
     for place, values in rows:
         if len(values) == len(header):
             panel.add(place, {name: values[index] for name, index in columns.items()})
@@ -126,16 +132,21 @@ class _Panel:
     settings: LongPanelSettings
     occupations: Occupations
     problems: Problems
+    missing: frozenset[str]
     workers: dict[str, _Worker] = field(default_factory=dict)
 
     def add(self, place: int, values: Mapping[str, str]) -> None:
         """Take in one row."""
-        cells = {name: with_plain_blanks(value) for name, value in values.items()}
-        for name, cell in cells.items():
-            if not cell.isprintable():
-                self._note(place, name, f"{cell!r} holds a line break, control character or odd blank")
-                return
-        if self.settings.is_missing(cells["person"]):
+        cells = {name: value.strip() for name, value in values.items()}
+        changed: list[str] = []
+        whole_row = "".join(values.values())
+        if not (whole_row.isascii() and whole_row.isprintable()):  # nearly no row: look at each cell
+            cells, changed = self._plain_cells(cells)
+            for name, cell in cells.items():
+                if not cell.isprintable():
+                    self._note(place, name, f"{cell!r} holds a line break, control character or odd blank")
+                    return
+        if self._is_missing(cells["person"]):
             self._note(place, "person", "empty")
             return
         try:
@@ -147,17 +158,26 @@ class _Panel:
         if year is None:
             self._note(place, "year", f"{cells['year']!r} is not a year from {EARLIEST_YEAR} to {LATEST_YEAR}")
             return
-        worker = self.workers.setdefault(person, _Worker())
-        worker.changes += [_blank_change(getattr(self.settings.columns, name)) for name in _changed(values, cells)]
+        if (worker := self.workers.get(person)) is None:
+            worker = self.workers[person] = _Worker()
+        worker.changes += changed
         if year in worker.years:
             first = f"first at {self.problems.unit} {worker.years[year].place}"
             self._note(place, "year", f"person {person!r} has {year} twice, {first}")
         else:
             self._add_year(place, {**cells, "person": person}, worker, year)
 
+    def _plain_cells(self, cells: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+        """Return cells with plain blanks, and what the data card says of those that had others."""
+        plain = {name: with_plain_blanks(cell) for name, cell in cells.items()}
+        names = [getattr(self.settings.columns, name) for name in cells if plain[name] != cells[name]]
+        return plain, [f"column {name}: {OTHER_BLANK}, taken as a space" for name in names]
+
+    def _is_missing(self, cell: str) -> bool:
+        return not cell or cell.casefold() in self.missing
+
     def _add_year(self, place: int, cells: Mapping[str, str], worker: _Worker, year: int) -> None:
-        there = [name for name in OPTIONAL if name in cells and not self.settings.is_missing(cells[name])]
-        facts = {name: same_code(cells[name]) for name in there}
+        facts = {name: same_code(cell) for name in OPTIONAL if (cell := cells.get(name)) and not self._is_missing(cell)}
         worker.years[year] = self._year(place, cells, facts.pop("education", None))
         if (region := facts.pop("region", None)) is not None:
             worker.regions[year] = region
@@ -175,7 +195,7 @@ class _Panel:
         cell, status = cells["occupation"], self._status(place, cells)
         if (occupation := self.occupations.find(cell)) is not None:
             return _Year(occupation, None, None, education, status, place)
-        if self.settings.is_missing(cell):
+        if self._is_missing(cell):
             return _Year(None, "missing", None, education, status, place)
         if (whole_number(cell) or 0) < 0:
             return _Year(None, "a number below zero", same_code(cell), education, status, place)
@@ -187,7 +207,7 @@ class _Panel:
         """Return the status of a year; None where it is not known, or the panel has no such column."""
         wanted, cell = self.settings.status, cells.get("status", "")
         if wanted is None or (status := _status_of(wanted, same_code(cell).casefold())) is None:
-            if not self.settings.is_missing(cell) and (whole_number(cell) or 0) >= 0:
+            if not self._is_missing(cell) and (whole_number(cell) or 0) >= 0:
                 words = f"long_panel.status ({', '.join(_STATUSES)})"
                 self._note(place, "status", f"{cell!r} is none of the words of {words}; add it to one of its lists")
             return None
@@ -201,15 +221,6 @@ class _Panel:
 def _status_of(settings: StatusSettings, word: str) -> Status | None:
     words = settings.words()
     return next((status for status in _STATUSES if word in map(str.casefold, words[status])), None)
-
-
-def _changed(values: Mapping[str, str], cells: Mapping[str, str]) -> list[str]:
-    """Return the names of cells that had a blank of another kind inside."""
-    return [name for name, cell in cells.items() if cell != values[name].strip()]
-
-
-def _blank_change(column: str) -> str:
-    return f"column {column}: {OTHER_BLANK}, taken as a space"
 
 
 def _read_person(

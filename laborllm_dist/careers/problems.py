@@ -8,6 +8,7 @@ from pathlib import Path
 from laborllm_dist.errors import DataFileError
 
 NUM_SHOWN = 10
+_LONGEST = 1_000  # characters of a problem that are shown
 MOST_PROBLEMS = 100_000  # of a file; to read on would be of no use to anybody
 
 
@@ -35,8 +36,8 @@ class Problems:
         if self.num_found >= MOST_PROBLEMS:
             self.refuse_if_any("the rest of the file was not read")
         if len(self.shown) < NUM_SHOWN:
-            where = f"{self.unit} {place}" + (f", {self.named} {column}" if column else "")
-            self.shown.append(f"  {where}: {what}")
+            where = f"{self.unit} {place}" + (f", {self.named} {_shortened(column)}" if column else "")
+            self.shown.append(f"  {where}: {_shortened(what)}")
 
     def refuse_if_any(self, advice: str = "") -> None:
         """Raise if there is a problem.
@@ -53,3 +54,8 @@ class Problems:
         count = "1 problem" if self.num_found == 1 else f"{self.num_found:,} problems"
         last = [f"  {advice}"] if advice else []
         raise DataFileError("\n".join([f"{self.path}: {count}{first}:", *self.shown, *last]))
+
+
+def _shortened(text: str) -> str:
+    """Return a text without its middle where it is very long: what to do stands at its end."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 300]} ... {text[-300:]}"

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,14 @@ from laborllm_dist.errors import DataFileError
 Row = tuple[int, list[str]]
 _LONGEST_LINE = 8 << 20  # bytes; a longer one is no row of a table, and might be endless
 _MOST_BLANK_LINES = 1_000_000  # one after the other
+
+
+class ByteLines(Protocol):
+    """An open file of bytes, plain or decompressed as it is read."""
+
+    def readline(self, size: int = -1, /) -> bytes:
+        """Return the next line, or its first `size` bytes; nothing at the end of the file."""
+        ...
 
 
 def is_parquet(path: Path) -> bool:
@@ -162,7 +170,7 @@ def _refuse_other_separators(path: Path, header: Sequence[str]) -> None:
             )
 
 
-def csv_rows(file: IO[bytes], problems: Problems) -> Iterator[Row]:
+def csv_rows(file: ByteLines, problems: Problems) -> Iterator[Row]:
     """Yield (line, values) of an open CSV, the header first; blank lines are passed over.
 
     Raises:
@@ -181,7 +189,7 @@ def csv_rows(file: IO[bytes], problems: Problems) -> Iterator[Row]:
             yield reader.line_num, values
 
 
-def text_lines(file: IO[bytes], problems: Problems) -> Iterator[str]:
+def text_lines(file: ByteLines, problems: Problems) -> Iterator[str]:
     """Yield the lines of a file as text; one that is not UTF-8, or holds a NUL byte, is noted and given as blank.
 
     Raises:

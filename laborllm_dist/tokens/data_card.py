@@ -6,6 +6,7 @@ LABOR-LLM reports for them, so that a user sees at once how near an extract come
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,9 +114,9 @@ def _corpus_values(tally: Tally, corpus: CorpusSettings, title_of: Mapping[str, 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
     """Return the card as Markdown."""
-    lines = [f"# Data card of {card['data']}", ""]
+    lines = [f"# Data card of {_cell(card['data'])}", ""]
     for name, values in card["corpora"].items():
-        lines += [f"## {values['survey']} (`{name}`)", "", *_summary(values), ""]
+        lines += [f"## {_cell(values['survey'])} (`{name}`)", "", *_summary(values), ""]
         lines += ["### Left out", "", *_left_out(values["left_out"]), ""]
         if unmapped := values["unmapped_codes"]:
             lines += ["### Codes without an occupation", "", *_unmapped(unmapped), ""]
@@ -170,8 +171,8 @@ def _otherwise(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Return a text as one cell of a table."""
-    return text.replace("|", "\\|")
+    """Return a text as one cell of a table, in which nothing is read as HTML."""
+    return html.escape(text, quote=False).replace("|", "\\|")
 
 
 def _years(years: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -19,7 +19,7 @@ from laborllm_dist.careers.nls.codebook import VariableName, check_counts, read_
 from laborllm_dist.careers.nls.files import ExtractFiles
 from laborllm_dist.careers.nls.missing import Values
 from laborllm_dist.careers.problems import Problems
-from laborllm_dist.careers.table_rows import Row, csv_rows, text_lines
+from laborllm_dist.careers.table_rows import ByteLines, Row, csv_rows, text_lines
 
 _REFERENCE = re.compile(r"^[A-Z]\d{7}$")
 _WHOLE_NUMBER = re.compile(r"^[+-]?\d{1,9}$")
@@ -125,7 +125,7 @@ def _note_bad_cells(line: int, order: Sequence[tuple[str, int]], cells: Sequence
             problems.add(line, reference, f"{cell!r} is not a whole number" if cell else "empty")
 
 
-def _blank_separated(file: Iterator[bytes], problems: Problems) -> Iterator[Row]:
+def _blank_separated(file: ByteLines, problems: Problems) -> Iterator[Row]:
     for line, text in enumerate(text_lines(file, problems), start=1):
         if values := text.split():
             yield line, values
