@@ -99,7 +99,7 @@ def main() -> None:
     print("EXACT_BONUSES =", tuple(round(float(each), 3) for each in bonuses))
     signals, hits = [], []
     for asked, index in folds:
-        coder = TitleCoder(index, voter_weights, bonuses)
+        coder = TitleCoder(index, voter_weights.tolist(), bonuses.tolist())
         answers, of_titles = coder.answers([each.words for each in asked])
         signals.append(of_titles)
         hits += [

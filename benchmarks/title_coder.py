@@ -29,6 +29,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from laborllm_dist.careers.titles.coder import TitleCoder
 from laborllm_dist.careers.titles.index import IndexTitle, read_index
@@ -87,7 +88,7 @@ def table(name: str, asked: Mapping[str, Collection[str]] | Sequence[tuple[str, 
     shares(name, scores, right, weight)
 
 
-def shares(name: str, scores: np.ndarray, right: np.ndarray, weight: np.ndarray) -> None:  # type: ignore[type-arg]
+def shares(name: str, scores: NDArray[np.float64], right: NDArray[np.bool_], weight: NDArray[np.float64]) -> None:
     """Print the shares by threshold."""
     print(f"\n{name}: {len(scores):,} titles")
     print("  min_score   coded    right of the coded    right of all")

@@ -218,7 +218,9 @@ def test_sizes_beyond_all_measure_are_refused_before_memory_is_taken(values: dic
     ranks = Ranks(0, 1, 0, CPU)
     roads = (opened, lambda folder: model_in_shards(settings_for(folder), dtype=torch.float32, config={}, ranks=ranks))
     for road in roads:
-        with pytest.raises(ModelError, match=r"num_hidden_layers ?= ?1000000000|vocab_size ?= ?1000000000000|has shape \["):
+        with pytest.raises(
+            ModelError, match=r"num_hidden_layers ?= ?1000000000|vocab_size ?= ?1000000000000|has shape \["
+        ):
             road(llama)
 
 

@@ -23,14 +23,17 @@ from laborllm_dist.careers.titles.index import (
     ONET_PATH,
     IndexTitle,
     Source,
-    read_census_titles,
-    read_common_titles,
     read_index,
-    read_onet_titles,
 )
 from laborllm_dist.careers.titles.normal_form import normal_form, title_words
 from laborllm_dist.careers.titles.pieces import PieceTable
 from laborllm_dist.errors import DataFileError
+
+
+@pytest.fixture(scope="module")
+def whole_index() -> list[IndexTitle]:
+    return read_index()
+
 
 FORMS = {
     "Sr. Mgrs., Marketing (EMEA)": "manager marketing",
@@ -56,7 +59,7 @@ def test_normal_forms_by_hand(title: str) -> None:
     assert normal_form(title) == FORMS[title]
 
 
-MIN_SCORE = 0.6  # of the shipped settings
+MIN_SCORE = 0.55  # of the shipped settings
 HEAD_LAST = {
     "Engineer, chief": "chief engineer",
     "Director of Nursing": "nursing director",
@@ -122,8 +125,8 @@ def test_an_exact_title_scores_high_and_nonsense_little_or_nothing() -> None:
     assert nonsense is None or nonsense.score < 0.5
 
 
-def test_a_title_s_match_does_not_depend_on_the_others() -> None:
-    titles = [each.title[:-1] + "x" for each in read_index()[::400]]
+def test_a_title_s_match_does_not_depend_on_the_others(whole_index: list[IndexTitle]) -> None:
+    titles = [each.title[:-1] + "x" for each in whole_index[::400]]
     together = title_coder().match_titles(titles)
     assert together == [title_coder().match_titles([title])[0] for title in titles]
     assert together[::-1] == title_coder().match_titles(titles[::-1])
@@ -264,13 +267,14 @@ def test_files_that_are_no_o_net_titles_are_refused(tmp_path: Path, text: str, m
         build_onet.table_of(onet_file(tmp_path, text))
 
 
-def test_every_title_of_every_table_has_codes_of_the_vocabulary() -> None:
+def test_every_title_of_every_table_has_codes_of_the_vocabulary(whole_index: list[IndexTitle]) -> None:
     known = set(occ1990dd_vocabulary().codes)
-    for titles, least in ((read_common_titles(), 1_900), (read_onet_titles(), 35_000), (read_census_titles(), 23_000)):
+    census = set(crosswalk("census2000").values())
+    for source, least in (("common", 1_900), ("onet", 35_000), ("census", 23_000)):
+        titles = [each for each in whole_index if each.source == source]
         assert len(titles) > least
-        assert {code for each in titles for code in each.codes} <= known
+        assert {code for each in titles for code in each.codes} <= (census if source == "census" else known)
         assert len({each.normal_form for each in titles}) == len(titles)
-    assert all(code in set(crosswalk("census2000").values()) for each in read_census_titles() for code in each.codes)
 
 
 # Occupations that O*NET's crosswalk sends where no title of theirs belongs (roof bolters to assemblers).
@@ -346,11 +350,11 @@ def test_a_title_whose_code_hangs_on_the_industry_scores_less() -> None:
     assert uncertain.score < certain.score
 
 
-def test_titles_coded_by_hand_are_mostly_right_without_their_own_entries() -> None:
+def test_titles_coded_by_hand_are_mostly_right_without_their_own_entries(whole_index: list[IndexTitle]) -> None:
     with (PROJECT / "benchmarks/common_titles.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     forms = {normal_form(row["title"]) for row in rows}
-    coder = TitleCoder([each for each in read_index() if each.source != "common" or each.normal_form not in forms])
+    coder = TitleCoder([each for each in whole_index if each.source != "common" or each.normal_form not in forms])
     matches = coder.match_titles([row["title"] for row in rows])
     coded = [(match, row) for match, row in zip(matches, rows, strict=True) if match and match.score >= MIN_SCORE]
     right = sum(match.code in row["occ1990dd"].split() for match, row in coded)
@@ -358,15 +362,15 @@ def test_titles_coded_by_hand_are_mostly_right_without_their_own_entries() -> No
     assert right / len(coded) > 0.9
 
 
-def test_scores_are_about_the_share_that_is_right_on_titles_that_the_index_has_not() -> None:
+def test_scores_are_about_the_share_that_is_right_on_unseen_titles(whole_index: list[IndexTitle]) -> None:
     """On the half of O*NET's titles that the weights were not fitted to; each score's titles are right about as often."""
 
     def is_unseen(each: IndexTitle) -> bool:
         return hashlib.sha256(each.normal_form.encode()).digest()[0] % 2 == 1
 
-    unseen = [each for each in read_onet_titles() if is_unseen(each)]
+    unseen = [each for each in whole_index if each.source == "onet" and is_unseen(each)]
     forms = {each.normal_form for each in unseen}
-    coder = TitleCoder([each for each in read_index() if each.source == "census" or each.normal_form not in forms])
+    coder = TitleCoder([each for each in whole_index if each.source == "census" or each.normal_form not in forms])
     asked = unseen[::6]
     matches = coder.match_titles([each.title for each in asked])
     judged = [(m.score, m.code in each.codes) for m, each in zip(matches, asked, strict=True) if m is not None]

@@ -4,9 +4,9 @@
 
 The file has the columns title, occ1990dd (codes joined by ";": each is right) and onet_soc. O*NET writes a title that
 has initials twice, "CCU Nurse (Cardiac Care Unit Nurse)": the table has both spellings. It has a line for each title
-and its codes, in sorted order. O*NET is a database of the U.S. Department of Labor, Employment and Training Administration,
-under CC BY 4.0; its occupations lead to occ1990dd through the SOC of 2018 and 2010 and the Census codes of 2000 and
-2010.
+and its codes, in sorted order. O*NET is a database of the U.S. Department of Labor, Employment and Training
+Administration, under CC BY 4.0; its occupations lead to occ1990dd through the SOC of 2018 and 2010 and the Census codes
+of 2000 and 2010.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class TitleCoder:
         for start in range(0, len(distinct), _TITLES_PER_BLOCK):
             block = distinct[start : start + _TITLES_PER_BLOCK]
             answers, signals = self.answers(block)
-            scores = _logistic(_weighted(np.ascontiguousarray(signals.T), self._signal_weights))
+            scores = _logistic(_weighted(tuple(signals.T), self._signal_weights))
             for words, answer, score in zip(block, answers, scores.tolist(), strict=True):
                 if answer is None:
                     matches[words] = None
@@ -239,7 +239,9 @@ class TitleCoder:
 
     def _shares_of_titles(self) -> scipy.sparse.csr_array:
         """Return how much each title of the index speaks for each code, [titles, codes]; a row sums to 1."""
-        shares, columns, ends = [], [], [0]
+        shares: list[float] = []
+        columns: list[int] = []
+        ends = [0]
         for each in self._titles:
             if each.source == "census" and len(each.codes) > 1:
                 share = [0.5, *[0.5 / (len(each.codes) - 1)] * (len(each.codes) - 1)]
@@ -284,7 +286,7 @@ def _naive_bayes(
     """
     counts = scipy.sparse.csr_array(rows.T @ shares)
     totals = np.asarray(counts.sum(axis=0)).ravel()
-    losses = np.log(totals + alpha * rows.shape[1]) - np.log(alpha)
+    losses = np.log(totals + alpha * max(1, rows.shape[1])) - np.log(alpha)
     counts.data = np.log1p(counts.data / alpha)
     return counts, losses.astype(np.float32)
 
@@ -310,7 +312,8 @@ def _weighted(parts: Sequence[Floats], weights: Sequence[float]) -> Floats:
 
 def _softmax(logits: Floats) -> Floats:
     exponentials: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    posteriors: Floats = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return posteriors
 
 
 def _logistic(logits: Floats) -> Floats:
