@@ -81,7 +81,7 @@ def main() -> None:
     codes = TitleCoder(shown).codes
     for asked, index in folds:
         coder = TitleCoder(index)
-        evidence = coder.evidence([coder.spelled(each.words) for each in asked])
+        evidence = coder.evidence([coder.read_words(each.words) for each in asked])
         place = np.array([codes.index(code) for code in coder.codes])
         both = np.full((len(VOTERS) + len(EXACT), len(asked), len(codes)), 0, np.float32)
         for number, part in enumerate((*evidence.votes, *evidence.exact)):

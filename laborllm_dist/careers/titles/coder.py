@@ -147,7 +147,7 @@ class TitleCoder:
 
     def answers(self, titles: Sequence[Words]) -> tuple[list[Answer | None], Floats]:
         """Return the answer for every title, None where no title is like it, and the signals, [titles, SIGNALS]."""
-        spelled = [self._pieces.spelled(words) for words in titles]
+        spelled = [self.read_words(words) for words in titles]
         evidence = self.evidence(spelled)
         posteriors = self._posteriors(evidence)
         signals = np.zeros((len(titles), len(SIGNALS)))
@@ -159,9 +159,9 @@ class TitleCoder:
                 signals[row] = self._signals(words, posterior, answer)
         return answers, signals
 
-    def spelled(self, words: Words) -> Words:
-        """Return a title's words with misspelled ones as the index spells them."""
-        return self._pieces.spelled(words)
+    def read_words(self, words: Words) -> Words:
+        """Return a title's words as the index spells them, with a head noun of the index last."""
+        return self._pieces.with_head_last(self._pieces.spelled(words))
 
     def evidence(self, titles: Sequence[Words]) -> Evidence:
         """Return what the voters and the exact entries say of some titles."""

@@ -23,6 +23,7 @@ Kind = Literal["word", "start", "head", "pair", "gram"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _START_LETTERS, _GRAM_LETTERS = 5, 4
 _SHORTEST_MISSPELLED = 4  # letters; shorter words are one letter away from too many others
+_LEAST_HEADS = 5  # titles of the index that end with a head noun
 _NUM_REMEMBERED = 100_000
 
 Words = tuple[str, ...]
@@ -33,6 +34,7 @@ class PieceTable:
 
     def __init__(self, titles: Sequence[Words]) -> None:
         self._num_titles_of = Counter(word for words in titles for word in set(words))
+        self._num_titles_of_head = Counter(words[-1] for words in titles if words)
         self._nearly: dict[str, list[str]] = {}
         for word in sorted(self._num_titles_of):
             if len(word) >= _SHORTEST_MISSPELLED:
@@ -50,6 +52,18 @@ class PieceTable:
     def spelled(self, words: Words) -> Words:
         """Return a title's words with misspelled ones as the index spells them."""
         return tuple(self._spelled_word(word) for word in words)
+
+    def with_head_last(self, words: Words) -> Words:
+        """Return a title's words with the last one that is a head noun in the index at the end.
+
+        "VP Engineering" is an engineering vice president: a title that people write need not end with its head noun.
+        """
+        ends = len(words)
+        for at in range(ends - 1, -1, -1):
+            if self._num_titles_of_head[words[at]] >= _LEAST_HEADS:
+                ends = at + 1
+                break
+        return (*words[ends:], *words[:ends])
 
     def knows(self, word: str) -> bool:
         """Return whether a title of the index has the word."""
