@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from laborllm_dist.careers.history import OccupationVocabulary
 
-TABLES_VERSION = 3  # of what is read from tables/ and how, and of how a data file's cells are read
+TABLES_VERSION = 4  # of what is read from tables/ and how, and of how a data file's cells are read
 TABLES = Path(__file__).parent / "tables"
 UNEMPLOYED, NOT_IN_LABOR_FORCE, EDUCATION = "unemployed", "not_in_labor_force", "education"
 STATES = (UNEMPLOYED, NOT_IN_LABOR_FORCE, EDUCATION)

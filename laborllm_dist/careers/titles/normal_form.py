@@ -3,7 +3,9 @@
     "Sr. Mgrs., Marketing (EMEA)"  ->  "manager marketing"
     "Manager, marketing"           ->  "manager marketing"
 
-Words stand in sorted order, since the Census index writes "Engineer, chief" for chief engineer.
+Words stand in sorted order, since the Census index writes "Engineer, chief" for chief engineer. `title_words` keeps
+their order, with the head noun (what the person is: the engineer of "chief engineer", the director of "Director of
+Nursing") at the end.
 """
 
 from __future__ import annotations
@@ -23,56 +25,87 @@ _ABBREVIATIONS: Mapping[str, str] = {
     "acct": "accountant",
     "adm": "administrative",
     "admin": "administrative",
-    "asst": "assistant",
+    "ai": "artificial intelligence",
     "assoc": "associate",
+    "asst": "assistant",
     "atty": "attorney",
     "avp": "vice president",
+    "bi": "business intelligence",
     "ceo": "chief executive officer",
+    "cert": "certified",
     "cfo": "chief financial officer",
     "cio": "chief information officer",
+    "cmo": "chief marketing officer",
     "cna": "certified nursing assistant",
+    "constr": "construction",
     "coo": "chief operating officer",
     "coord": "coordinator",
     "cpa": "certified public accountant",
     "csr": "customer service representative",
     "cto": "chief technology officer",
     "cust": "customer",
+    "dba": "database administrator",
     "dept": "department",
     "dev": "developer",
     "dir": "director",
     "dr": "doctor",
     "elec": "electrical",
+    "elem": "elementary",
     "emt": "emergency medical technician",
     "eng": "engineer",
     "engr": "engineer",
     "evp": "vice president",
     "exec": "executive",
     "gm": "general manager",
+    "govt": "government",
     "hr": "human resources",
+    "info": "information",
     "insp": "inspector",
+    "intl": "international",
+    "it": "information technology",
+    "lab": "laboratory",
     "lpn": "licensed practical nurse",
     "lvn": "licensed vocational nurse",
     "maint": "maintenance",
     "mech": "mechanic",
     "mfg": "manufacturing",
+    "mfr": "manufacturer",
     "mgmt": "management",
     "mgr": "manager",
     "mkt": "marketing",
     "mktg": "marketing",
+    "ml": "machine learning",
+    "natl": "national",
+    "np": "nurse practitioner",
     "op": "operator",
+    "oper": "operator",
+    "opr": "operator",
     "ops": "operations",
+    "pharm": "pharmacy",
+    "prof": "professor",
     "qa": "quality assurance",
     "qc": "quality control",
     "rep": "representative",
     "rn": "registered nurse",
     "spec": "specialist",
+    "spvr": "supervisor",
+    "sre": "site reliability engineer",
     "supt": "superintendent",
     "supv": "supervisor",
+    "supvr": "supervisor",
     "svc": "service",
     "svp": "vice president",
     "swe": "software engineer",
+    "sys": "system",
     "tech": "technician",
+    "telecom": "telecommunications",
+    "trk": "truck",
+    "ui": "user interface",
+    "univ": "university",
+    "ux": "user experience",
     "vp": "vice president",
+    "whse": "warehouse",
+    "wrkr": "worker",
 }
 _HOURS = re.compile(r"\b(?:full|part)[ -]?time\b")
 _IN_PARENTHESES = re.compile(r"\([^()]*\)")
@@ -82,17 +115,44 @@ _APOSTROPHES = re.compile(r"['’`´]")
 _WORDS = re.compile(r"[^\W\d_]+")
 
 
+_SEGMENTS = re.compile(r"[,;:]|\s[-\u2013\u2014]\s|\b(?:of|for|in|to|with|on|from|by)\b")
+
+
 def normal_form(title: str) -> str:
     """Return the words of a title that say what the work is, in sorted order; "" where none is left.
 
     Left out are what stands in parentheses or after "at" or "@" (the employer), digits, marks, accents, small words
     (of, the), and words of rank or contract (senior, II, part time). Abbreviations are written out, and plurals made
-    singular by their ending.
+    singular by their ending. Parentheses that only spell the title out stand for it: "CCU Nurse (Cardiac Care Unit
+    Nurse)" is a cardiac care unit nurse.
     """
-    text = _EMPLOYER.sub("", _IN_PARENTHESES.sub(" ", _plain(title)))
-    text = _HOURS.sub(" ", _DOTS_OF_LETTERS.sub("", _APOSTROPHES.sub("", text)))
-    words = (_word(word) for word in _WORDS.findall(text) if word not in _LEFT_OUT)
-    return " ".join(sorted(" ".join(words).split()))
+    return " ".join(sorted(title_words(title)))
+
+
+def title_words(title: str) -> tuple[str, ...]:
+    """Return the words of `normal_form` with the head noun last: "Manager, marketing" is ("marketing", "manager").
+
+    The head is the last word before a comma, a dash or a preposition; what follows these stands before it.
+    """
+    text = _plain(title)
+    segments = _segments(_IN_PARENTHESES.sub(" ", text))
+    if segments and "(" in text:
+        for inner in _IN_PARENTHESES.findall(text):
+            spelled_out = _segments(inner[1:-1])
+            if spelled_out and spelled_out[0][-1] == segments[0][-1] and sum(map(len, spelled_out)) > 1:
+                segments = spelled_out
+                break
+    return tuple(word for segment in (*segments[1:], *segments[:1]) for word in segment)
+
+
+def _segments(text: str) -> list[list[str]]:
+    """Return the words of each stretch of a title, without those that are left out; empty stretches are dropped."""
+    text = _HOURS.sub(" ", _DOTS_OF_LETTERS.sub("", _APOSTROPHES.sub("", _EMPLOYER.sub("", text))))
+    stretches = (
+        " ".join(_word(word) for word in _WORDS.findall(stretch) if word not in _LEFT_OUT).split()
+        for stretch in _SEGMENTS.split(text)
+    )
+    return [words for words in stretches if words]
 
 
 def _plain(title: str) -> str:
