@@ -5,16 +5,21 @@ Started by test_loaded_weights.py on two ranks. Every line is `CASE: what came o
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import deepspeed
+import numpy as np
 import torch
+import transformers
 from made_models import SHARDED_TYPES, change_config, change_weights, saved_model, settings_for
 from safetensors.torch import load_file
-from worlds import settings_of
+from worlds import COMPUTE, settings_of
 
+from laborllm_dist.batches.packed import pack_batch
+from laborllm_dist.engine.evaluated_model import open_evaluated
 from laborllm_dist.engine.loaded_weights import check_in_place
 from laborllm_dist.engine.model import make_model, pretrained_model
 from laborllm_dist.engine.ranks import Ranks, open_ranks
@@ -82,6 +87,22 @@ def partitioned(folder: Path, ranks: Ranks) -> None:
     check_in_place(model, ranks)
 
 
+def scored(folder: Path, ranks: Ranks) -> str:
+    """Return whether shards score two careers as transformers scores each alone."""
+    wanted = dataclasses.replace(SETTINGS.evaluation, placement="sharded", precision="fp32", base="full")
+    careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 50)]
+    model = open_evaluated(settings_for(folder), wanted, COMPUTE, ranks)
+    scores_N = model.scores(pack_batch([careers], 24))
+    model.rest()
+    alone = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    slow = []
+    for career in careers:
+        ids = torch.from_numpy(career).long()
+        chances = alone(ids[None]).logits[0, :-1].log_softmax(-1)
+        slow.append(chances.gather(1, ids[1:, None])[:, 0].detach())
+    return "equal" if bool((scores_N - torch.cat(slow)).abs().max() < 1e-4) else "different"
+
+
 def main(root: Path) -> None:
     def say(case: str, what: str) -> None:
         print(f"{case}: {what}\n", end="", flush=True)
@@ -97,6 +118,8 @@ def main(root: Path) -> None:
             say(kind, is_equal(model, folder, torch.float32))
         model = in_shards(root / "Llama", ranks, torch.bfloat16)
         say("narrowed", is_equal(model, root / "Llama", torch.bfloat16))
+        for kind in SHARDED_TYPES:
+            say(f"{kind} scored", scored(root / kind, ranks))
         say("trained", trained_in_place(root / "Qwen2", ranks))
 
         own_head = made("own_head", tie_word_embeddings=False)

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ import torch
 import transformers
 from launching import PROJECT, run_well
 from made_models import LLAMA_LIKE, SHARDED_TYPES, TYPES, change_config, change_weights, saved_model, settings_for
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from worlds import settings_of
 
-from laborllm_dist.engine import loaded_weights
+from laborllm_dist.engine import loaded_weights, weight_files
 from laborllm_dist.engine.adapters import merged, with_adapter, write_adapter
 from laborllm_dist.engine.loaded_weights import added, checksum
 from laborllm_dist.engine.model import check_weights, pretrained_model
@@ -259,6 +261,40 @@ def test_a_decoder_saved_by_itself_opens_under_its_own_names(tmp_path: Path) -> 
     assert torch.equal(model.model.layers[0].mlp.up_proj.weight, decoder.layers[0].mlp.up_proj.weight)
 
 
+class Counted:
+    """A safetensors file, or a tensor of it, that notes the name of what is read."""
+
+    def __init__(self, real: Any, read: list[str], name: str = "") -> None:
+        self.real, self.read, self.name = real, read, name
+
+    def get_slice(self, name: str) -> Counted:
+        return Counted(self.real.get_slice(name), self.read, name)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        self.read.append(self.name)
+        return self.real[index]
+
+    def __enter__(self) -> Counted:
+        self.real.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.real.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def test_every_tensor_is_read_once(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    for module in (transformers.modeling_utils, weight_files):
+        monkeypatch.setattr(module, "safe_open", lambda *args, **more: Counted(safe_open(*args, **more), read))
+    for kind, base in (("Llama", "full"), ("Mixtral", "full"), ("Llama", "nf4")):
+        read.clear()
+        opened(folders(kind), base)
+        assert sorted(read) == sorted(load_file(folders(kind) / "model.safetensors"))
+
+
 # --------------------------------------------------------------------------------- an output layer of its own
 
 
@@ -386,9 +422,9 @@ def test_shards_hold_what_lies_in_the_files_or_are_refused_on_every_rank(tmp_pat
     text = run_well(program, [str(tmp_path / "models")], world_size=2, log=tmp_path / "log")
     lines = [line for line in text.splitlines() if ": " in line]
     of_case = {case: [line.partition(": ")[2] for line in lines if line.startswith(f"{case}: ")] for case in (
-        *SHARDED_TYPES, "narrowed", "trained", "own head", "stored twice", "few layers", "spoiled", "cut wrongly"
+        *SHARDED_TYPES, *(f"{kind} scored" for kind in SHARDED_TYPES), "narrowed", "trained", "own head", "stored twice", "few layers", "spoiled", "cut wrongly"
     )}  # fmt: skip
-    for case in (*SHARDED_TYPES, "narrowed", "trained"):
+    for case in (*SHARDED_TYPES, *(f"{kind} scored" for kind in SHARDED_TYPES), "narrowed", "trained"):
         assert of_case[case] == ["equal"] * 2
     assert of_case["own head"] == ["equal False"] * 2
     assert of_case["stored twice"] == ["True"] * 2
