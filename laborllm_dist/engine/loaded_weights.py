@@ -51,6 +51,7 @@ NOT_WEIGHTS: Mapping[str, tuple[int, ...]] = {
 # here 1 of them, since the products that follow are of half precision.
 ROUNDING = {"nf4": 0.16, "int8": 1 / 127}
 NF4_BLOCK = 64
+ADAPTER = "default"  # peft's name of the only adapter, a part of the names of all its weights
 # Of whole models, which a decoder's own folder leaves out.
 PREFIXES = ("model.", "transformer.", "gpt_neox.")
 ADVICE = "read it again, and where this comes again, report it with the versions of torch, transformers and deepspeed"
@@ -326,8 +327,11 @@ def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
         ModelError: naming the first tensor that is left over or differs.
     """
     names = FileNames(record.shapes)
-    parameters = model.named_parameters(remove_duplicate=False)
-    held = {file: value for name, value in parameters if (file := names.of(name)) is not None}
+    held = {
+        file: value
+        for name, value in model.named_parameters(remove_duplicate=False)
+        if ADAPTER in name.split(".") and (file := names.of(name)) is not None
+    }
     if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
         raise ModelError(
             f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}"
@@ -442,14 +446,10 @@ class FileNames:
 
 def _plain(name: str) -> str:
     """Return a name without what wrappers and peft put into it."""
-    return (
-        name.removeprefix("hugging_face.")
-        .removeprefix("base_model.model.")
-        .replace(".base_layer.", ".")
-        .replace(".modules_to_save.default.", ".")
-        .replace(".default.", ".")
-        .removesuffix(".default")
-    )
+    name = name.removeprefix("hugging_face.").removeprefix("base_model.model.").removesuffix(".default")
+    for inserted in (".base_layer.", ".modules_to_save.default.", ".original_module.", ".default."):
+        name = name.replace(inserted, ".")
+    return name
 
 
 def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
