@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -138,13 +139,18 @@ def scores_by_hand(model: nn.Module, careers: Sequence[TokenIds]) -> Tensor:
     return torch.cat(scores)
 
 
+@functools.cache
+def _composed(*more: str) -> RunSettings:
+    known = ["model=pretrained", "model.path=none", "tokenizer=pretrained", "zero.precision=fp32"]
+    # With AdamW's usual epsilon, the first step is +-1 for the smallest gradient, whose sign is rounding.
+    known += ["optimizer.epsilon=0.01", "optimizer.max_gradient_norm=null"]
+    return compose_settings(RunSettings, "run", [*known, *more])
+
+
 def settings_for(folder: Path, *more: str) -> RunSettings:
     """Return settings of a run that fine-tunes the model in a folder."""
-    known = ["model=pretrained", f"model.path={folder}", "tokenizer=pretrained", "zero.precision=fp32"]
-    # With AdamW's usual epsilon, the first step is +-1 for the smallest gradient, whose sign is rounding.
-    return compose_settings(
-        RunSettings, "run", [*known, "optimizer.epsilon=0.01", "optimizer.max_gradient_norm=null", *more]
-    )
+    settings = _composed(*more)
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(folder)))
 
 
 def scored_error(folder: Path, placement: str, by_hand: Tensor, ranks: Ranks) -> float:
