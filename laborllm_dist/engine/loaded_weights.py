@@ -560,10 +560,10 @@ def check_in_place(model: nn.Module, ranks: Ranks) -> None:
         compared.append(name)
     for name, total, whole in zip(compared, _over_ranks(parts, ranks), expected, strict=True):
         wrong = wrong or (name if total != whole else None)
-    (num_wrong,) = ranks.sum(float(wrong is not None))
+    is_wrong_somewhere = any(ranks.share(wrong is not None))
     if wrong is not None:
         raise ModelError(f"{wrong} on rank {ranks.rank} is not what was read from the files; {ADVICE}")
-    if num_wrong:
+    if is_wrong_somewhere:
         raise RankFailed("another rank holds weights that are not those of the files")
 
 
@@ -579,12 +579,12 @@ def _stretch_of(parameter: Any, ranks: Ranks) -> tuple[Tensor, int] | None:
 
 
 def _over_ranks(checksums: Sequence[Checksum], ranks: Ranks) -> list[Checksum]:
-    """Return checksums added over the ranks. Collective."""
-    # Sums over ranks are in float64, which holds halves of 32 bits exactly.
-    halves = [float(half) for pair in checksums for value in pair for half in divmod(value, 2**32)]
-    sums = [int(value) for value in ranks.sum(*halves)] if halves else []
-    values = [(high * 2**32 + low) % MODULUS for high, low in zip(sums[::2], sums[1::2], strict=True)]
-    return list(zip(values[::2], values[1::2], strict=True))
+    """Return checksums added over the ranks, however long one of them computes. Collective."""
+    everyones = ranks.share(list(checksums), list[Checksum])
+    return [
+        (sum(first for first, _ in each) % MODULUS, sum(second for _, second in each) % MODULUS)
+        for each in zip(*everyones, strict=True)
+    ]
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
