@@ -110,7 +110,7 @@ def main(root: Path) -> None:
     with open_ranks(SETTINGS.ranks) as ranks:
 
         def made(name: str, kind: str = "Llama", **more: object) -> Path:
-            return ranks.on_first(lambda: saved_model(root / name, kind, **more))
+            return Path(ranks.on_first(lambda: str(saved_model(root / name, kind, **more))))
 
         for kind in SHARDED_TYPES:
             folder = made(kind, kind, **({"head_dim": 16} if kind == "Qwen3" else {}))
@@ -129,6 +129,7 @@ def main(root: Path) -> None:
 
         stored_twice = made("stored_twice", tie_word_embeddings=True)
         twice = load_file(stored_twice / "model.safetensors")["model.embed_tokens.weight"].clone()
+        ranks.barrier()  # the file is written anew
         ranks.on_first(lambda: change_weights(stored_twice, lm_head__weight=twice))
         held = gathered(in_shards(stored_twice, ranks))
         say("stored twice", str(torch.equal(held["model.embed_tokens.weight"], twice) and "lm_head.weight" not in held))
