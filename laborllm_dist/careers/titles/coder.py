@@ -51,13 +51,13 @@ EXACT = (
 VOTERS = (*_BAYES, "near", "nearest")
 
 # Fitted by benchmarks/fit_title_coder.py.
-VOTER_WEIGHTS = (0.224, 0.067, 0.093, 0.535, 0.245)
-EXACT_BONUSES = (4.0, 4.0, 1.536, 1.613, 0.933)
+VOTER_WEIGHTS = (0.246, 0.065, 0.092, 0.501, 0.259)
+EXACT_BONUSES = (4.0, 4.0, 1.575, 1.529, 0.837)
 SIGNALS = (
     "constant", "posterior (log odds)", "lead (log)", "cosine", "head agrees", "unknown words", "one word",
     "in common", "in onet", "in census, one code", "in census, several codes",
 )  # fmt: skip
-SIGNAL_WEIGHTS = (-0.861, 0.821, 0.031, 0.769, 0.516, -0.546, -0.076, -0.603, -0.51, -0.05, 0.153)
+SIGNAL_WEIGHTS = (-0.783, 0.808, 0.064, 0.768, 0.394, -0.527, -0.033, -1.266, -1.096, -0.111, 0.067)
 
 
 @dataclass(frozen=True, slots=True)
