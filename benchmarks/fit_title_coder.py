@@ -4,9 +4,9 @@
 
 It learns from the half of O*NET's titles that benchmarks/title_coder.py does not measure on, and from the common titles
 that are not among those coded by hand (benchmarks/common_titles.csv). In turn, a fifth of these titles is taken out of
-the index, and the coder answers a third of them. Every second time these titles are taken out of the Census index as well, since
-a title as people write it is often in no index. Each title of O*NET weighs by how few titles its code has, so that
-occupations count more evenly, not the many names of factory jobs; common titles weigh together as much as O*NET's.
+the index, and the coder answers a third of them. Every second time they are taken out of the Census index as well,
+since a title as people write it is often in no index. Each title of O*NET weighs by how few titles its code has, so
+that occupations count more evenly, not the many names of factory jobs; common titles weigh together as much as O*NET's.
 
 It prints the constants of careers/titles/coder.py.
 """
