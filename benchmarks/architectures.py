@@ -249,6 +249,14 @@ def is_right(findings: Findings) -> bool:
     )
 
 
+# Tokenizers published with models of these types, with which every shipped title ends at a token boundary
+# (benchmarks/tokenizer_titles.py).
+TOKENIZERS = {
+    "gemma": "Gemma", "gpt2": "GPT-2", "llama": "Llama-2, Llama-3, SmolLM2", "mistral": "Mistral v3",
+    "qwen2": "Qwen 2.5", "qwen3": "Qwen 3",
+}  # fmt: skip
+
+
 def table(of_type: Mapping[str, Findings]) -> Iterator[str]:
     """Yield the lines of the table."""
     yield "| model type | scored | trained at stages | sharded | exported | planned | tokenizer's titles |"
@@ -258,7 +266,7 @@ def table(of_type: Mapping[str, Findings]) -> Iterator[str]:
         planned = "yes" if findings.planned == findings.counted else f"{findings.planned} of {findings.counted}"
         cells = [
             _verdict(findings.scored, MOST_NATS), ", ".join(good) or "no", _verdict(findings.sharded, MOST_NATS),
-            _verdict(findings.exported, MOST_LOGIT), planned, "",
+            _verdict(findings.exported, MOST_LOGIT), planned, TOKENIZERS.get(name, "not tried"),
         ]  # fmt: skip
         yield f"| {name} | {' | '.join(cells)} |"
 

@@ -97,9 +97,9 @@ def test_an_architecture_is_scored_trained_exported_and_planned_as_by_hand(name:
 def test_the_table_says_what_is_refused_and_what_is_wrong() -> None:
     good = Findings(1e-7, {"0": 1e-8, "2": 1e-8, "3": 1e-8}, 1e-7, 1e-6, 10, 10)
     bad = Findings("no such model", {"0": 1e-8, "2": 0.01, "3": "refused"}, 0.5, 1e-6, 7, 10)
-    lines = list(table({"one": good, "other": bad}))
-    assert lines[2] == "| one | yes | 0, 2, 3 | yes | yes | yes |  |"
-    assert lines[3] == "| other | refused | 0 | off by 0.5 | yes | 7 of 10 |  |"
+    lines = list(table({"qwen3": good, "other": bad}))
+    assert lines[2] == "| qwen3 | yes | 0, 2, 3 | yes | yes | yes | Qwen 3 |"
+    assert lines[3] == "| other | refused | 0 | off by 0.5 | yes | 7 of 10 | not tried |"
     assert is_right(good) and not is_right(bad)
 
 

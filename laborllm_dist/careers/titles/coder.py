@@ -51,13 +51,13 @@ EXACT = (
 VOTERS = (*_BAYES, "near", "nearest")
 
 # Fitted by benchmarks/fit_title_coder.py.
-VOTER_WEIGHTS = (0.224, 0.067, 0.093, 0.535, 0.245)
-EXACT_BONUSES = (4.0, 4.0, 1.536, 1.613, 0.933)
+VOTER_WEIGHTS = (0.246, 0.065, 0.092, 0.501, 0.259)
+EXACT_BONUSES = (4.0, 4.0, 1.575, 1.529, 0.837)
 SIGNALS = (
     "constant", "posterior (log odds)", "lead (log)", "cosine", "head agrees", "unknown words", "one word",
     "in common", "in onet", "in census, one code", "in census, several codes",
 )  # fmt: skip
-SIGNAL_WEIGHTS = (-0.861, 0.821, 0.031, 0.769, 0.516, -0.546, -0.076, -0.603, -0.51, -0.05, 0.153)
+SIGNAL_WEIGHTS = (-0.783, 0.808, 0.064, 0.768, 0.394, -0.527, -0.033, -1.266, -1.096, -0.111, 0.067)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +151,15 @@ class TitleCoder:
         evidence = self.evidence(spelled)
         posteriors = self._posteriors(evidence)
         signals = np.zeros((len(titles), len(SIGNALS)))
+        highest, second = posteriors.max(axis=1), _second_highest(posteriors)
         answers: list[Answer | None] = []
         for row, (words, posterior) in enumerate(zip(spelled, posteriors, strict=True)):
             answer = self._answer(words, posterior, evidence, row)
             answers.append(answer)
             if answer is not None:
-                signals[row] = self._signals(words, posterior, answer)
+                of_answer = float(posterior[answer.place])
+                of_other = float(second[row] if of_answer > second[row] else highest[row])
+                signals[row] = self._signals(words, of_answer, of_other, answer)
         return answers, signals
 
     def read_words(self, words: Words) -> Words:
@@ -198,7 +201,10 @@ class TitleCoder:
         return exact
 
     def _posteriors(self, evidence: Evidence) -> Floats:
-        logits = _weighted((*evidence.votes, *evidence.exact), (*self._voter_weights, *self._exact_bonuses))
+        logits = _weighted(evidence.votes, self._voter_weights)
+        for entries, bonus in zip(evidence.exact, self._exact_bonuses, strict=True):
+            if entries.any():
+                logits += bonus * entries
         return _softmax(logits)
 
     def _answer(self, words: Words, posterior: Floats, evidence: Evidence, row: int) -> Answer | None:
@@ -208,25 +214,25 @@ class TitleCoder:
             return None
         similar, cosines = evidence.cosines.indices[first:end], evidence.cosines.data[first:end]
         for place in _from_the_highest(posterior):
-            with_code = np.where(self._has_code[place, similar], cosines, -1)
-            best = with_code.max()
-            if best > 0:
-                title = self._titles[similar[with_code == best].min()].title
+            with_code = self._has_code[place].take(similar).nonzero()[0]
+            if with_code.size:
+                cosines_of_code = cosines[with_code]
+                best = cosines_of_code.max()
+                title = self._titles[similar[with_code[cosines_of_code == best]].min()].title
                 agrees = place in self._codes_of_head.get(words[-1], frozenset())
                 return Answer(place, title, agrees, float(best))
         return None
 
-    def _signals(self, words: Words, posterior: Floats, answer: Answer) -> list[float]:
-        place = answer.place
-        second = max(float(posterior[:place].max(initial=0)), float(posterior[place + 1 :].max(initial=0)), 1e-6)
-        sure = min(max(float(posterior[place]), 1e-6), 1 - 1e-6)
+    def _signals(self, words: Words, of_answer: float, of_other: float, answer: Answer) -> list[float]:
+        """Return the signals of an answer, from its posterior and the highest one of another code."""
+        sure = min(max(of_answer, 1e-6), 1 - 1e-6)
         entry = self._of_form.get(" ".join(sorted(words)))
-        has = entry is not None and self.codes[place] in entry.codes
+        has = entry is not None and self.codes[answer.place] in entry.codes
         source = entry.source if entry is not None and has else None
         return [
             1.0,
             math.log(sure / (1 - sure)),
-            math.log(sure / second),
+            math.log(sure / max(of_other, 1e-6)),
             min(answer.cosine, 1.0),
             float(answer.head_agrees),
             sum(not self._pieces.knows(word) for word in words) / len(words),
@@ -275,6 +281,14 @@ def _from_the_highest(posterior: Floats) -> Iterator[int]:
     """Give the places of the codes, the highest posterior first; the first one is nearly always the answer."""
     yield int(posterior.argmax())
     yield from np.argsort(-posterior, kind="stable")[1:].tolist()
+
+
+def _second_highest(posteriors: Floats) -> Floats:
+    """Return the second highest number of every row; 0 where a row has only one."""
+    if posteriors.shape[1] < 2:
+        return np.zeros(len(posteriors))
+    second: Floats = np.partition(posteriors, -2, axis=1)[:, -2]
+    return second
 
 
 def _naive_bayes(
