@@ -252,7 +252,7 @@ def is_right(findings: Findings) -> bool:
 # Tokenizers published with models of these types, with which every shipped title ends at a token boundary
 # (benchmarks/tokenizer_titles.py).
 TOKENIZERS = {
-    "gemma": "Gemma", "gpt2": "GPT-2", "llama": "Llama-2, Llama-3, SmolLM2", "mistral": "Mistral v3",
+    "gpt2": "GPT-2", "llama": "Llama-2, Llama-3, SmolLM2", "mistral": "Mistral v3",
     "qwen2": "Qwen 2.5", "qwen3": "Qwen 3",
 }  # fmt: skip
 
