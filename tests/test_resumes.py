@@ -514,5 +514,5 @@ def test_a_store_lists_what_titles_were_coded_to(tmp_path: Path) -> None:
     ])  # fmt: skip
     store = prepare_store(settings, lambda line: None)
     lines = (store.folder / "titles_resumes.csv").read_text().splitlines()
-    assert lines[:2] == ["title,jobs,matched_title,score,code", "Lawyer,40,Lawyer,1.00,178"]
+    assert lines[:2] == ["title,jobs,matched_title,score,code", "Lawyer,40,Lawyer,0.99,178"]
     assert {line.split(",")[0]: line.split(",")[-1] for line in lines[2:]} == {"Truk driver": "804", "qqqq zzzz": ""}
