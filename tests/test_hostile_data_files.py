@@ -397,6 +397,14 @@ def test_odd_parquet_values_are_refused_in_one_line(name: str, tmp_path: Path) -
         read_asked(tmp_path / "p.parquet", VOCABULARY, ("P",))
 
 
+def test_a_parquet_column_whose_name_is_no_utf_8_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "panel.parquet"
+    pq.write_table(pa.table({"person": ["a"], "year": [1984], "occupation": ["1"], "regionxx": ["x"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"regionxx", b"region\x80x"))
+    with pytest.raises(DataFileError, match=r"panel.parquet: not a readable Parquet file: 'utf-8' codec"):
+        list(read_long_panel(numbered(tmp_path, path.name), survey="P"))
+
+
 def test_nanoseconds_and_categories_are_read(tmp_path: Path) -> None:
     start = pa.array([np.datetime64("2010-05-17T00:00:00.123456789", "ns")])
     table = {"id": ["a"], "code": pa.array(["1"]).dictionary_encode(), "start": start, "end": start, "education": ["x"]}

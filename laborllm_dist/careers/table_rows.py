@@ -100,7 +100,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 for values in zip(*columns, strict=True):
                     place += 1
                     yield place, list(values)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a column's name is no UTF-8
         lines = str(error).splitlines() or [type(error).__name__]
         raise DataFileError(f"{path}: not a readable Parquet file: {lines[0]}") from None
 
