@@ -59,6 +59,12 @@ def packed_scores(model: torch.nn.Module, rows: list[list[TokenIds]], row_length
         return CareerLanguageModel(model, COMPUTE).eval()(pack_batch(rows, row_length))[1]
 
 
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_an_attention_that_config_json_asks_for_need_not_be_installed(name: str, tmp_path: Path) -> None:
+    model = opened(saved("llama", tmp_path, **{name: "flash_attention_2"}))
+    assert model.config._attn_implementation == "sdpa"
+
+
 def one_line(error: BaseException) -> str:
     text = str(error)
     assert text and "\n" not in text.strip()
