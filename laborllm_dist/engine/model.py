@@ -61,6 +61,8 @@ from laborllm_dist.tokens.tokenizer import hub_commit, is_hub_id
 
 # What transformers, torch and the files' formats raise on weights, beside what a configuration ends in.
 BROKEN = (RuntimeError, AssertionError, SafetensorError, pickle.UnpicklingError)
+# Names of the files of weights that are opened, by what the settings say.
+OPENED = {"safetensors": ("model*.safetensors", "adapter_model.safetensors"), "pickle": ("pytorch_model*.bin",)}
 MASKED = ComputeSettings(attention="mask", loss="chunked", loss_chunk_tokens=4096, gradient_checkpointing=False)
 
 
@@ -100,8 +102,8 @@ def _refuse_pointers(settings: ModelSettings) -> None:
     Raises:
         ModelError: naming the first file that is only a pointer.
     """
-    folder = Path(settings.path or "") / (settings.subfolder or "")
-    if settings.path is not None and folder.is_dir() and (pointer := pointer_in(folder)) is not None:
+    folder, opened = folder_of(settings), ("*.json", *OPENED[settings.weights])
+    if settings.path is not None and folder.is_dir() and (pointer := pointer_in(folder, opened)) is not None:
         raise ModelError(pointer)
 
 
