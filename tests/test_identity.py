@@ -27,7 +27,7 @@ from laborllm_dist.engine.checkpoint import checkpoint_folder
 from laborllm_dist.engine.export import export_adapter, export_checkpoint, exported_step, finished_step
 from laborllm_dist.engine.manifest import CheckpointManifest, SavedFile, SavedFragment, read_manifest, write_manifest
 from laborllm_dist.engine.model import context_of, new_llama, pretrained_model, weights_identity
-from laborllm_dist.errors import CheckpointError, DataFileError, ModelError, RunError
+from laborllm_dist.errors import CheckpointError, DataFileError, ForeignFile, ModelError, RunError
 from laborllm_dist.files import sha256_of
 from laborllm_dist.run_folder import RunFolder, open_run
 from laborllm_dist.score_table import read_score_table
@@ -240,6 +240,12 @@ def test_a_finished_run_is_finished_only_while_its_export_is_whole(tmp_path: Pat
     for path in sorted(run.export.iterdir()):
         with flipped(path, 8 * (path.stat().st_size // 2)), pytest.raises(MadeAgain):
             train(settings, CPU)
+    (run.export / "README.md").write_text("a card of somebody's")
+    train(settings, CPU)
+    assert "small is finished" in capsys.readouterr().out
+    with flipped(run.export / "model.safetensors", 800), pytest.raises(ForeignFile, match=r"README.md was not written"):
+        train(settings, CPU)
+    assert (run.export / "README.md").read_text() == "a card of somebody's"
     shutil.rmtree(run.export)
     with pytest.raises(MadeAgain):
         train(settings, CPU)

@@ -105,9 +105,7 @@ def following_launcher(*, speaks: bool) -> Iterator[None]:
             gone = next((process for process in launchers if not process.is_there()), None)
             if gone is not None:
                 if speaks:
-                    complain(
-                        f"ranks: the launcher ({gone.launcher or gone.words[0]}, process {gone.number}) has ended"
-                    )
+                    complain(f"ranks: the launcher ({gone.launcher or gone.words[0]}, process {gone.number}) has ended")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
