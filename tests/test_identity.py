@@ -24,7 +24,13 @@ from laborllm_dist.careers.corpus import fingerprint_sources
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.adapters import base_of, with_adapter
 from laborllm_dist.engine.checkpoint import checkpoint_folder
-from laborllm_dist.engine.export import export_adapter, export_checkpoint, exported_step, finished_step
+from laborllm_dist.engine.export import (
+    export_adapter,
+    export_checkpoint,
+    exported_step,
+    finished_step,
+    place_of_base,
+)
 from laborllm_dist.engine.manifest import CheckpointManifest, SavedFile, SavedFragment, read_manifest, write_manifest
 from laborllm_dist.engine.model import context_of, new_llama, pretrained_model, weights_identity
 from laborllm_dist.errors import CheckpointError, DataFileError, ForeignFile, ModelError, RunError
@@ -215,6 +221,14 @@ def test_a_damaged_export_is_made_anew_with_the_same_weights(store, tmp_path: Pa
     export_checkpoint(*saved, model.config, store.folder / TOKENIZER, run.export)
     assert {path.name: path.read_bytes() for path in run.export.iterdir()} == before
     assert exported_step(run.export, run.fingerprint) == 3
+
+
+def test_the_place_of_a_base_is_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models/llama").mkdir(parents=True)  # alone it would be a hub id, OWNER/NAME
+    monkeypatch.chdir(tmp_path)
+    assert place_of_base(settings_for("models/llama")).path == str(tmp_path / "models/llama")
+    found = place_of_base(settings_for("models", subfolder="llama"))
+    assert (found.path, found.subfolder) == (str(tmp_path / "models/llama"), None)
 
 
 class MadeAgain(Exception):

@@ -136,7 +136,9 @@ def place_of_base(base: ModelSettings) -> ModelSettings:
     """Return where an adapter's base is found ever after: a hub repository by its commit, a folder as a whole path."""
     path = Path(str(base.path))
     if path.is_dir():
-        return dataclasses.replace(base, path=str(path / (base.subfolder or "")), revision=None, subfolder=None)
+        # Without its beginning, models/llama would be a hub id where it is opened from another folder.
+        whole = (path / (base.subfolder or "")).absolute()
+        return dataclasses.replace(base, path=str(whole), revision=None, subfolder=None)
     commit = hub_commit(str(base.path), revision=base.revision, subfolder=base.subfolder, file="config.json")
     return dataclasses.replace(base, revision=commit)
 
