@@ -24,10 +24,16 @@ from laborllm_dist.careers.corpus import fingerprint_sources
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.engine.adapters import base_of, with_adapter
 from laborllm_dist.engine.checkpoint import checkpoint_folder
-from laborllm_dist.engine.export import export_adapter, export_checkpoint, exported_step, finished_step
+from laborllm_dist.engine.export import (
+    export_adapter,
+    export_checkpoint,
+    exported_step,
+    finished_step,
+    place_of_base,
+)
 from laborllm_dist.engine.manifest import CheckpointManifest, SavedFile, SavedFragment, read_manifest, write_manifest
 from laborllm_dist.engine.model import context_of, new_llama, pretrained_model, weights_identity
-from laborllm_dist.errors import CheckpointError, DataFileError, ModelError, RunError
+from laborllm_dist.errors import CheckpointError, DataFileError, ForeignFile, ModelError, RunError
 from laborllm_dist.files import sha256_of
 from laborllm_dist.run_folder import RunFolder, open_run
 from laborllm_dist.score_table import read_score_table
@@ -217,6 +223,14 @@ def test_a_damaged_export_is_made_anew_with_the_same_weights(store, tmp_path: Pa
     assert exported_step(run.export, run.fingerprint) == 3
 
 
+def test_the_place_of_a_base_is_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models/llama").mkdir(parents=True)  # alone it would be a hub id, OWNER/NAME
+    monkeypatch.chdir(tmp_path)
+    assert place_of_base(settings_for("models/llama")).path == str(tmp_path / "models/llama")
+    found = place_of_base(settings_for("models", subfolder="llama"))
+    assert (found.path, found.subfolder) == (str(tmp_path / "models/llama"), None)
+
+
 class MadeAgain(Exception):
     pass
 
@@ -240,6 +254,12 @@ def test_a_finished_run_is_finished_only_while_its_export_is_whole(tmp_path: Pat
     for path in sorted(run.export.iterdir()):
         with flipped(path, 8 * (path.stat().st_size // 2)), pytest.raises(MadeAgain):
             train(settings, CPU)
+    (run.export / "README.md").write_text("a card of somebody's")
+    train(settings, CPU)
+    assert "small is finished" in capsys.readouterr().out
+    with flipped(run.export / "model.safetensors", 800), pytest.raises(ForeignFile, match=r"README.md was not written"):
+        train(settings, CPU)
+    assert (run.export / "README.md").read_text() == "a card of somebody's"
     shutil.rmtree(run.export)
     with pytest.raises(MadeAgain):
         train(settings, CPU)

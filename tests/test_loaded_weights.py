@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,12 @@ from launching import PROJECT, run_well
 from made_models import LLAMA_LIKE, SHARDED_TYPES, TYPES, change_config, change_weights, saved_model, settings_for
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from worlds import settings_of
 
 from laborllm_dist.engine import loaded_weights, weight_files
 from laborllm_dist.engine.adapters import merged, with_adapter, write_adapter
-from laborllm_dist.engine.loaded_weights import added, checksum
+from laborllm_dist.engine.loaded_weights import RECORD, FileRecord, added, check_in_place, checksum
 from laborllm_dist.engine.model import check_weights, pretrained_model
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.weight_files import model_in_shards
@@ -414,6 +417,39 @@ def test_tensors_of_an_adapter_without_a_place_in_its_base_are_named(llama: Path
 
 
 # ------------------------------------------------------------------------------------------------- over ranks
+
+
+class _Counted(Ranks):
+    """A rank that notes how many numbers it brings to each sum over the ranks."""
+
+    def sum(self, *values: float) -> list[float]:
+        brought.append(len(values))
+        return list(values)
+
+
+brought: list[int] = []
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_all_ranks_bring_as_much_to_a_sum_whatever_they_hold(is_own: bool) -> None:
+    for rank in range(2):
+        whole = torch.ones(1)  # DeepSpeed gives it to the first rank alone
+        mine = whole[rank:]
+        model = nn.Module()
+        model.scale = nn.Parameter(torch.empty(0))
+        model.scale.ds_tensor, model.scale.ds_numel = mine, 1
+        mine.status = SimpleNamespace(name="AVAILABLE")
+        model.scale.partition_numel = lambda: 1
+        record = FileRecord(torch.float32)
+        if is_own:
+            record.add_stretch("scale", (1,), mine, rank)
+        else:
+            record.add("scale", whole)
+        setattr(model, RECORD, record)
+        with contextlib.suppress(ModelError):  # one rank's sum is not that of both
+            check_in_place(model, _Counted(rank, 2, rank, torch.device("cpu")))
+    assert brought[: len(brought) // 2] == brought[len(brought) // 2 :]
+    brought.clear()
 
 
 @pytest.mark.ranks

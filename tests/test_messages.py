@@ -337,6 +337,20 @@ def test_without_a_folder_in_common_the_secret_goes_through_the_store_and_that_i
     assert capfd.readouterr().err.startswith("ranks: not all can read a file of rank 0's in ")
 
 
+def test_a_rank_that_has_read_the_secret_takes_no_other_from_the_store(
+    own_folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secret, "_find", lambda name: b"of rank 0's file")
+    store = torch.distributed.HashStore()
+    store.set(secret.KEY, json.dumps({"from": "file", "name": "0" * 32}))
+    store.set(f"{secret.KEY}/all", json.dumps({"secret": "of another process"}))
+    with pytest.raises(ForeignMessage, match="another process has put a secret of its own where rank 1 meets"):
+        share_secret(store, rank=1, world_size=2)
+    for handed in (None, "of rank 0's file"):  # the latter where another rank has found no file
+        store.set(f"{secret.KEY}/all", json.dumps({"secret": handed}))
+        assert share_secret(store, rank=1, world_size=2) == b"of rank 0's file"
+
+
 @pytest.mark.parametrize("kind", ["link", "open to others", "of another user"])
 def test_a_file_that_others_may_have_written_is_no_secret(
     kind: str, own_folders: list[Path], monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ sys.path.insert(0, str(PROJECT / "benchmarks"))
 from architectures import NUM_IDS, scores_by_hand, some_careers, tiny_model
 
 from laborllm_dist.batches.packed import TokenIds, pack_batch
+from laborllm_dist.engine import model as model_module
 from laborllm_dist.engine.adapters import with_adapter
 from laborllm_dist.engine.branching_model import Grown, Nodes
 from laborllm_dist.engine.evaluated_model import Edges, evaluated
@@ -57,6 +58,32 @@ def opened(folder: Path) -> transformers.PreTrainedModel:
 def packed_scores(model: torch.nn.Module, rows: list[list[TokenIds]], row_length: int) -> torch.Tensor:
     with torch.no_grad():
         return CareerLanguageModel(model, COMPUTE).eval()(pack_batch(rows, row_length))[1]
+
+
+def test_rounding_of_large_logits_is_not_taken_for_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gpt2")
+    direction = torch.nn.functional.normalize(torch.ones(model.config.n_embd), dim=0)
+    with torch.no_grad():  # all logits around -100, as those of GPT-2 are
+        model.transformer.wte.weight.add_(direction)
+        model.transformer.ln_f.bias.add_(-100 * direction)
+    model, alone = model.to(torch.bfloat16), model_module._scores_alone
+
+    def by_another_kernel(*arguments: Any) -> tuple[torch.Tensor, float]:
+        scores_T, largest = alone(*arguments)
+        return scores_T + off_by * (torch.arange(len(scores_T)) == len(scores_T) // 2), largest
+
+    monkeypatch.setattr(model_module, "_scores_alone", by_another_kernel)
+    off_by = 0.5  # one last bit
+    check_packing(model, device=CPU, longest=32)
+    off_by = 4.0
+    with pytest.raises(ModelError, match="do not keep packed careers apart"):
+        check_packing(model, device=CPU, longest=32)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_an_attention_that_config_json_asks_for_need_not_be_installed(name: str, tmp_path: Path) -> None:
+    model = opened(saved("llama", tmp_path, **{name: "flash_attention_2"}))
+    assert model.config._attn_implementation == "sdpa"
 
 
 def one_line(error: BaseException) -> str:

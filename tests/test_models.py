@@ -106,6 +106,15 @@ def test_careers_must_fit_the_vocabulary_the_context_and_the_window(tmp_path: Pa
         check_fit(good, store)
 
 
+def test_pointers_of_other_formats_are_nobody_s_matter(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for name in ("pytorch_model.bin", "tf_model.h5", "consolidated.safetensors"):  # not asked of Git LFS
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "README.md").write_text("<html>a card</html>")
+    check_weights(settings_for(str(tmp_path)))
+    pretrained_model(settings_for(str(tmp_path)), dtype=torch.float32)
+
+
 def test_broken_weights_are_refused_in_one_line(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((saved / "config.json").read_text())
     with pytest.raises(ModelError, match="cannot open the weights at"):

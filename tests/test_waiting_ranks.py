@@ -57,6 +57,7 @@ def test_waiting_never_uses_the_store_s_own_waiting_which_complains_on_stderr() 
         ("127.0.0.1", True, "127.0.0.1"),
         ("127.0.0.1", False, "127.0.0.1"),
         ("localhost", True, "127.0.0.1"),
+        ("localhost", False, "127.0.0.1"),  # no launcher says how many ranks are on this host
         ("here", False, ANY),  # Debian's /etc/hosts: 127.0.1.1, which other hosts do not reach
         ("here", True, "127.0.1.1"),
         ("two", False, "127.0.0.9"),

@@ -7,6 +7,7 @@ What is no regular file, such as a pipe or a device, has no end and would be rea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,9 +111,15 @@ def refuse_pointers(path: Path) -> None:
         raise DataFileError(f"{path}: {advice}")
 
 
-def pointer_in(folder: Path) -> str | None:
-    """Return which file of a folder is only a pointer, and how to get the file itself; None if there is none."""
-    for path in sorted(each for each in folder.iterdir() if each.is_file()):
+def pointer_in(folder: Path, opened: Sequence[str]) -> str | None:
+    """Return which file of a folder is only a pointer, and how to get the file itself; None if there is none.
+
+    Args:
+        folder: of a model or tokenizer; a clone may lack the files of other formats, which nobody opens.
+        opened: patterns of the names that are.
+    """
+    found = {path for pattern in opened for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(found):
         if (advice := _pointer_advice(_first_bytes(path), path.name)) is not None:
             return f"{path}: {advice}"
     return None

@@ -93,19 +93,28 @@ def export_adapter(
             revision=base.revision,
             subfolder=base.subfolder,
             dtype=dtype,
+            attn_implementation="eager",  # nothing is computed with it, whatever config.json asks for
             use_safetensors=base.weights == "safetensors",
         )
         check_loaded(model, record, base.path)
         merged(model, run.adapter).save_pretrained(partial)
 
 
-def check_exports(run: RunFolder) -> None:
+def check_exports(run: RunFolder, *, unless_written: bool = False) -> None:
     """Refuse to train under a name whose export holds what no run has written, before any work is done.
+
+    Args:
+        run: whose export is to be written.
+        unless_written: pass over exports that a run has written: the run may be finished, and then nothing is replaced,
+            whatever people have put beside its files (a README.md, a GGUF).
 
     Raises:
         ForeignFile: naming the first such file.
     """
     for folder in (run.export, run.adapter):
+        with contextlib.suppress(DamagedRecord):
+            if unless_written and (record := read_record(folder)) is not None and "run" in record.facts:
+                continue
         check_replaceable(folder, ADVICE)
 
 
@@ -127,7 +136,9 @@ def place_of_base(base: ModelSettings) -> ModelSettings:
     """Return where an adapter's base is found ever after: a hub repository by its commit, a folder as a whole path."""
     path = Path(str(base.path))
     if path.is_dir():
-        return dataclasses.replace(base, path=str(path / (base.subfolder or "")), revision=None, subfolder=None)
+        # Without its beginning, models/llama would be a hub id where it is opened from another folder.
+        whole = (path / (base.subfolder or "")).absolute()
+        return dataclasses.replace(base, path=str(whole), revision=None, subfolder=None)
     commit = hub_commit(str(base.path), revision=base.revision, subfolder=base.subfolder, file="config.json")
     return dataclasses.replace(base, revision=commit)
 

@@ -27,7 +27,7 @@ def interface_of(first: str, *, is_one_host: bool) -> tuple[socket.AddressFamily
     for family, _, _, _, place in sorted(known, key=lambda entry: entry[0] != socket.AF_INET):
         address = str(place[0])
         is_for_others = not ipaddress.ip_address(address.partition("%")[0]).is_loopback
-        if (is_for_others or is_one_host or first == address) and _is_own(family, address):
+        if (is_for_others or is_one_host or first in (address, "localhost")) and _is_own(family, address):
             return family, address
     return (socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET), ANY
 

@@ -36,7 +36,7 @@ def share_secret(store: Any, *, rank: int, world_size: int) -> bytes:
 
     Raises:
         RanksApart: if a rank does not answer, or has another LABORLLM_DIST_SECRET.
-        ForeignMessage: if another process has answered in a rank's place.
+        ForeignMessage: if another process has answered in a rank's place, or in that of rank 0.
     """
     own = os.environ.get(VARIABLE, "").encode()
     if rank == 0:
@@ -78,11 +78,14 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
         known = _find(name) if re.fullmatch(r"[0-9a-f]{32}", name) else None
     store.set(f"{KEY}/{rank}", _proof(known, rank) if known else "none")
     everyones = _read(store, f"{KEY}/all", "rank 0 has not heard from all ranks")
-    if isinstance(everyones.get("secret"), str) and not own:
-        return str(everyones["secret"]).encode()
-    if known is None:
+    handed = everyones.get("secret")
+    if known is not None:  # what the store says is not believed, whoever has put it there
+        if handed is not None and str(handed) != known.decode():
+            raise ForeignMessage(f"another process has put a secret of its own where rank {rank} meets the others")
+        return known
+    if not isinstance(handed, str) or own:
         raise RanksApart(f"{VARIABLE} is set for rank 0, and not for rank {rank}; set it for all ranks, or for none")
-    return known
+    return handed.encode()
 
 
 def _of_this_run(own: bytes, name: str) -> bytes:

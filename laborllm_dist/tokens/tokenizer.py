@@ -111,7 +111,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
         wanted = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
         raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}")
-    if folder.is_dir() and (pointer := pointer_in(folder)) is not None:
+    if folder.is_dir() and (pointer := pointer_in(folder, ("*.json", *TOKENIZER_FILES))) is not None:
         raise TokenizerError(pointer)
     try:
         tokenizer = open_tokenizer(path, revision=revision, subfolder=subfolder, use_fast=True)

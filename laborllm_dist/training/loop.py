@@ -66,7 +66,7 @@ def _check_places(settings: RunSettings) -> None:
     check_sources(settings.data)
     folder = RunFolder(Path(settings.runs) / settings.name, "")
     check_run_folder(folder.path)
-    check_exports(folder)
+    check_exports(folder, unless_written=True)
 
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: Ranks) -> TrainingPlan:
@@ -95,6 +95,7 @@ def _train_alone(
     if is_done(plan, state) and ranks.on_first(lambda: finished_step(run, settings)) == state.best_step:
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
         return
+    ranks.on_first(lambda: check_exports(run))
     if state.best_step != state.step:  # that of the newest has been looked at
         state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell), RunState)
 
