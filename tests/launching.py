@@ -193,7 +193,7 @@ def run_ranks(
     world_size: int,
     log: Path,
     kill_when: Callable[[], bool] = lambda: False,
-    time_limit: float = 240,
+    time_limit: float = 420,
 ) -> Outcome:
     """Run a script to its end, or kill -9 all ranks as soon as `kill_when` is true."""
     log.unlink(missing_ok=True)

@@ -534,7 +534,7 @@ def check_in_place(model: nn.Module, ranks: Ranks) -> None:
         ModelError: on a rank that has found a difference, naming it.
         RankFailed: on the others.
     """
-    carrier = next((module for module in model.modules() if hasattr(module, RECORD)), None)
+    carrier = next((module for module in model.modules() if RECORD in vars(module)), None)
     if carrier is None:
         return
     record: FileRecord = getattr(carrier, RECORD)

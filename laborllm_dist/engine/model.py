@@ -346,7 +346,8 @@ def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:
     Raises:
         ModelError: with both numbers.
     """
-    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    weight: Any = model.get_input_embeddings().weight
+    num_embeddings = getattr(weight, "ds_shape", weight.shape)[0]  # a partition's own shape says nothing
     if num_ids > num_embeddings:
         raise ModelError(
             f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
