@@ -22,6 +22,8 @@ from laborllm_dist.settings_reader import read_settings, settings_to_values
 
 TokenStoreRecord = dict[str, str]  # fingerprint and folder
 RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
+# What a run writes into its folder after its record.
+WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "scores", "report", "wandb")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
 # What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
 FREE = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
@@ -92,20 +94,19 @@ def _deciding(settings: RunSettings) -> dict[str, Any]:
 
 
 def check_run_folder(folder: Path) -> None:
-    """Refuse a folder with other things in it than a run's; nothing of them is to be written over.
+    """Refuse a folder that is no run's where something in it has the name of what a run writes.
 
-    A run's folder has its record, or checkpoints, which know what they are of, or nothing but what a start that was
-    killed at once has left.
+    A run's folder has its record, or checkpoints, which know what they are of. What has other names, such as the log
+    that a launcher or Slurm writes there, is in nobody's way.
 
     Raises:
         ForeignFile: naming something that is no run's.
     """
     record = folder / RECORD
-    begun = (LOCK, f"{LOCK}.held", CHECKPOINTS, f"{RECORD}.partial")
     has_checkpoints = any((folder / CHECKPOINTS).glob("step_*"))
     if not folder.is_dir() or _known_of(record) is not None or has_checkpoints:
         return
-    foreign = sorted(path for path in folder.iterdir() if path.name not in begun)
+    foreign = sorted(path for path in folder.iterdir() if path.name in WRITTEN)
     if foreign:
         raise ForeignFile(
             f"{folder} is there and is no run: {foreign[0]} was not written by one; give this run another name "

@@ -188,7 +188,9 @@ def test_train_deletes_no_export_that_no_run_has_written(name: str, tmp_path: Pa
     assert thesis.read_text() == THESIS
 
 
-@pytest.mark.parametrize("name", ["settings.json", "metrics.jsonl", "export/thesis.tex", "scores/test.parquet", "x"])
+@pytest.mark.parametrize(
+    "name", ["settings.json", "metrics.jsonl", "export/thesis.tex", "scores/test.parquet", "wandb"]
+)
 def test_a_folder_that_is_no_run_is_not_made_one(name: str, tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path / "runs/small", name)
     with pytest.raises(
@@ -205,6 +207,7 @@ def test_what_a_killed_start_has_left_is_a_run_s(tmp_path: Path) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "lock").touch()
     (folder / "settings.json.partial").write_text("{")
+    (folder / "slurm-17.out").write_text("what a launcher writes there")
     check_run_folder(folder)
     begun_run(tmp_path)
     thesis_in(folder)  # beside a run's own files it is in nobody's way

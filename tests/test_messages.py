@@ -379,6 +379,17 @@ def test_a_process_that_answers_for_a_rank_is_refused(answer: str, own_folders: 
         share_secret(store, rank=0, world_size=2)
 
 
+def test_a_rank_of_the_same_host_that_does_not_find_the_file_is_no_rank(
+    own_folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    store = torch.distributed.HashStore()
+    store.set(f"{secret.KEY}/1", "none")
+    with pytest.raises(ForeignMessage, match="all ranks are on this host, and one of them does not read rank 0's file"):
+        share_secret(store, rank=0, world_size=2)
+    assert not store.check([f"{secret.KEY}/all"])  # it was not handed out
+
+
 def test_a_rank_without_the_environment_s_secret_is_refused(
     own_folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,6 +248,10 @@ def process(number: int, parent: int, *words: str) -> Process:
         ([("python", "-u", "-m", "deepspeed.launcher.launch"), ("bash", "-c", "cd x; python"), ("sshd: me",)], [2, 4]),
         ([("python", "-u", "-m", "deepspeed.launcher.launch"), ("sshd: me",)], [2, 3]),
         ([("python", "-u", "-m", "deepspeed.launcher.launch"), ("-bash",), ("sshd: me",)], [2]),
+        ([("python3.12", "-X", "dev", "-W", "ignore", "-m", "torch.distributed.run"), ("bash",)], [2]),
+        # Words like a launcher's that are none: a session's name, a file that is read.
+        ([("tmux", "new", "-s", "deepspeed")], []),
+        ([("less", "deepspeed"), ("python", "train.py", "torchrun")], []),
         ([], []),
     ],
 )

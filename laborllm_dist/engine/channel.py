@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from laborllm_dist.errors import ForeignMessage
@@ -26,6 +26,7 @@ class Channel:
 
     store: Any
     secret: bytes
+    _in_pieces: set[str] = field(default_factory=set, repr=False, compare=False)  # keys of long texts
 
     def send(self, key: str, text: str) -> None:
         """Put an ASCII text under a key, once; whoever waits for it sees it whole."""
@@ -35,6 +36,7 @@ class Channel:
             starts = range(0, len(text), PIECE_LETTERS)
             for number, start in enumerate(starts):
                 self.store.set(_piece(key, number), text[start : start + PIECE_LETTERS])
+            self._in_pieces.add(key)
             body = f"pieces {len(starts)} {hashlib.sha256(text.encode()).hexdigest()}"
         self.store.set(key, f"{self._signature(key, body)} {body}")
 
@@ -45,8 +47,19 @@ class Channel:
             ForeignMessage: if another process has put it there.
             DistError: if the rank that keeps the store is gone.
         """
-        wait_for(self.store, key)
-        content: bytes = self.store.get(key)
+        return self.receive_all([key])[0]
+
+    def receive_all(self, keys: Sequence[str]) -> list[str]:
+        """Return the texts under keys, once all are there: two questions to the store, however many texts.
+
+        Raises:
+            ForeignMessage: if another process has put one of them there.
+            DistError: if the rank that keeps the store is gone.
+        """
+        wait_for(self.store, *keys)
+        return [self._text_of(key, content) for key, content in zip(keys, self.store.multi_get(keys), strict=True)]
+
+    def _text_of(self, key: str, content: bytes) -> str:
         signature, _, body = content.decode("ascii", errors="replace").partition(" ")
         if not hmac.compare_digest(signature.encode(), self._signature(key, body).encode()):
             raise _foreign(key)
@@ -54,6 +67,7 @@ class Channel:
         if kind == "text":
             return rest
         num_pieces, digest = rest.split()
+        self._in_pieces.add(key)
         text: bytes = b"".join(self.store.get(_piece(key, number)) for number in range(int(num_pieces)))
         if hashlib.sha256(text).hexdigest() != digest:
             raise _foreign(key)
@@ -63,8 +77,9 @@ class Channel:
         """Remove texts that everybody has read; the pieces of long ones too."""
         for key in keys:
             number = 0
-            while self.store.delete_key(_piece(key, number)):
+            while key in self._in_pieces and self.store.delete_key(_piece(key, number)):
                 number += 1
+            self._in_pieces.discard(key)
             self.store.delete_key(key)
 
     def proof(self, what: str) -> str:
@@ -75,8 +90,8 @@ class Channel:
         return hmac.new(self.secret, f"{key}\n{body}".encode(), hashlib.sha256).hexdigest()
 
 
-def wait_for(store: Any, key: str, *, seconds: float | None = None) -> bool:
-    """Wait until a key is in the store; return whether it has come within the time. None: wait as long as it takes.
+def wait_for(store: Any, *keys: str, seconds: float | None = None) -> bool:
+    """Wait until keys are in the store; return whether they have come within the time. None: wait as long as it takes.
 
     The store's own waiting has a time limit, and complains on stderr whenever that is over.
 
@@ -84,7 +99,7 @@ def wait_for(store: Any, key: str, *, seconds: float | None = None) -> bool:
         DistError: if the rank that keeps the store is gone.
     """
     started, pause = time.monotonic(), 0.0
-    while not store.check([key]):
+    while not store.check(list(keys)):
         waited = time.monotonic() - started
         if seconds is not None and waited > seconds:
             return False

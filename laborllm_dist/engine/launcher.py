@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ LAUNCHERS = (
     "deepspeed", "ds", "deepspeed.launcher.runner", DEEPSPEED_ON_HOST,
     "torchrun", "torch.distributed.run", "torch.distributed.launch", "accelerate",
 )  # fmt: skip
+OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")  # of Python
 MOST_ANCESTORS = 8
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -42,13 +43,26 @@ class Process:
     @property
     def launcher(self) -> str | None:
         """Which launcher this is; None: it is none."""
-        names = [name for word in self.words[:4] for name in (word, Path(word).name)]
-        return next((name for name in names if name in LAUNCHERS), None)
+        program = _program_of(self.words)
+        return next((name for name in (program, Path(program).name) if name in LAUNCHERS), None)
 
     def is_there(self) -> bool:
         """Return whether it is still the process of this number."""
         now = process_of(self.number)
         return now is not None and now.born == self.born
+
+
+def _program_of(words: Sequence[str]) -> str:
+    """Return the program that a command line runs: its first word, or the script or module of an interpreter."""
+    if not Path(words[0]).name.startswith("python"):
+        return words[0]
+    rest = iter(words[1:])
+    for word in rest:
+        if word == "-m" or not word.startswith("-"):
+            return next(rest, "") if word == "-m" else word
+        if word in OPTIONS_WITH_VALUE:
+            next(rest, None)
+    return words[0]
 
 
 def num_local_ranks(environment: Mapping[str, str]) -> int | None:

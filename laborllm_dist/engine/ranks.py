@@ -90,7 +90,7 @@ class Ranks:
             values: list[Result] = from_text(channel.receive(key), list[kind])
             return values
         own = [f"{key}/{rank}" for rank in range(1, self.world_size)]
-        values = [value, *(from_text(channel.receive(each), kind) for each in own)]
+        values = [value, *(from_text(text, kind) for text in channel.receive_all(own))]
         channel.forget(self._read)  # whoever is here has read what was sent before
         self._read[:] = [key, *own]
         channel.send(key, to_text(values, list[kind]))

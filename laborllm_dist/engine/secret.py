@@ -22,6 +22,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from laborllm_dist.engine.channel import Channel, wait_for
+from laborllm_dist.engine.launcher import num_local_ranks
 from laborllm_dist.errors import ForeignMessage, RanksApart
 from laborllm_dist.terminal import complain
 
@@ -47,7 +48,8 @@ def share_secret(store: Any, *, rank: int, world_size: int) -> bytes:
 def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
     name = secrets.token_hex(16)
     secret = _of_this_run(own, name) if own else secrets.token_hex(32).encode()
-    with contextlib.nullcontext() if own else _files_with(secret, name):
+    with contextlib.ExitStack() as held:
+        written = [] if own else held.enter_context(_files_with(secret, name))
         store.set(KEY, json.dumps({"from": VARIABLE if own else "file", "name": name}))
         answers = [_answer_of(store, each) for each in range(1, world_size)]
     for each, answer in enumerate(answers, start=1):
@@ -59,6 +61,11 @@ def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
     is_known = "none" not in answers
     if not is_known and own:
         raise RanksApart(f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none")
+    if not is_known and num_local_ranks(os.environ) == world_size and written:
+        raise ForeignMessage(
+            "all ranks are on this host, and one of them does not read rank 0's file with the secret of this run: "
+            f"another process has answered in its place; start again, or set {VARIABLE} to the same on every rank"
+        )
     if not is_known:
         folders = " or ".join(map(str, _folders()))
         complain(
@@ -122,8 +129,8 @@ def _folders() -> list[Path]:
 
 
 @contextlib.contextmanager
-def _files_with(secret: bytes, name: str) -> Iterator[None]:
-    """Keep the secret in files while the block runs, wherever that is possible."""
+def _files_with(secret: bytes, name: str) -> Iterator[list[Path]]:
+    """Keep the secret in files while the block runs, wherever that is possible; give their paths."""
     written: list[Path] = []
     try:
         for folder in _folders():
@@ -135,7 +142,7 @@ def _files_with(secret: bytes, name: str) -> Iterator[None]:
                     written.append(path)
                     with os.fdopen(descriptor, "wb") as file:
                         file.write(secret)
-        yield
+        yield written
     finally:
         for path in written:
             with contextlib.suppress(OSError):
