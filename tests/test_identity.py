@@ -30,6 +30,7 @@ from laborllm_dist.engine.export import (
     exported_step,
     finished_step,
     place_of_base,
+    weights_fingerprint,
 )
 from laborllm_dist.engine.manifest import CheckpointManifest, SavedFile, SavedFragment, read_manifest, write_manifest
 from laborllm_dist.engine.model import context_of, new_llama, pretrained_model, weights_identity
@@ -342,3 +343,17 @@ def test_plain_values_of_any_type_may_stand_in_a_run_s_state(store, tmp_path: Pa
         assert manifest.state == {"later": value}
     with pytest.raises(CheckpointError, match="step: wanted int, found True"):
         state_from_values({**dataclasses.asdict(BEGINNING), "step": True})
+
+
+def test_weights_that_lie_beside_those_that_are_opened_change_no_identity(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"one file")
+    alone = weights_fingerprint(tmp_path, "safetensors")
+    (tmp_path / "consolidated.safetensors").write_bytes(b"the same again, by another tool")
+    assert weights_fingerprint(tmp_path, "safetensors") == alone
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    with pytest.raises(ModelError, match="is not a model folder"):  # nobody opens it without an index
+        weights_fingerprint(tmp_path, "safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights_fingerprint(tmp_path, "safetensors") == alone

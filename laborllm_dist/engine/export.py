@@ -20,6 +20,7 @@ from laborllm_dist.engine.adapters import ADAPTER_CONFIG, ADAPTER_FILE, BASE, me
 from laborllm_dist.engine.loaded_weights import FileRecord, check_loaded, recording
 from laborllm_dist.engine.manifest import CheckpointManifest
 from laborllm_dist.engine.restore import full_weights
+from laborllm_dist.engine.weight_files import files_of_weights
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.files import checksums_of, sha256_of_checksums, write_json
@@ -178,9 +179,9 @@ def weights_fingerprint(folder: Path, weights: str) -> str:
     known = recorded_checksums(folder)
     if (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file():
         return _fingerprint([folder / ADAPTER_CONFIG, folder / ADAPTER_FILE], known)
-    pattern = "*.safetensors" if weights == "safetensors" else PICKLES
-    files = [folder / "config.json", *sorted(folder.glob(pattern))]
+    files = [folder / "config.json", *files_of_weights(folder, weights)]
     if len(files) < 2 or not files[0].is_file():
+        pattern = "*.safetensors" if weights == "safetensors" else PICKLES
         others = "; model.weights=pickle opens its *.bin files, which can run code of whoever made them"
         hint = others if weights == "safetensors" and any(folder.glob(PICKLES)) else ""
         raise ModelError(f"{folder} is not a model folder: wanted config.json and {pattern}{hint}")

@@ -314,6 +314,26 @@ def read_index(path: Path) -> dict[str, str]:
     return file_of
 
 
+def files_of_weights(folder: Path, weights: str) -> list[Path]:
+    """Return the files that are opened for a model's weights: one whole file, or those that an index names.
+
+    A folder may hold the same weights twice, as Mistral's do (consolidated.safetensors).
+
+    Args:
+        folder: of the model.
+        weights: safetensors or pickle.
+
+    Raises:
+        ModelError: if the index is damaged, or names a file that is not there.
+    """
+    one, index = (ONE_FILE, INDEX) if weights == "safetensors" else (ONE_PICKLE, INDEX_OF_PICKLES)
+    if (folder / one).is_file():
+        return [folder / one]
+    if not (folder / index).is_file():
+        return []
+    return [folder / name for name in sorted(set(read_index(folder / index).values()))]
+
+
 def files_by_tensor(folder: Path) -> dict[str, str]:
     """Return the file of every tensor; one whole file goes before an index, as in transformers.
 
