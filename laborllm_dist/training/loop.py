@@ -104,6 +104,8 @@ def _train_alone(
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.on_first(check.wait)
     ranks.on_first(lambda: check_fit(model.hugging_face, store))
+    if settings.zero.stage < 3 and settings.adapter.base == "full":
+        model.to(ranks.device)  # where DeepSpeed puts it too; on a CPU the forwards of the check take minutes
     device, longest = next(model.parameters()).device, longest_career(store)
     ranks.on_first(lambda: check_packing(model.hugging_face, device=device, longest=longest))
     config = model.hugging_face.config
