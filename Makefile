@@ -84,6 +84,7 @@ goals: quickstart synthetic
 
 benchmarks: install
 	@python benchmarks/row_fill.py
+	@python benchmarks/architectures.py
 	@python benchmarks/prepare_throughput.py
 	@python benchmarks/prepare_throughput.py --resumes --shards 2
 	@python benchmarks/title_coder.py
@@ -96,6 +97,8 @@ gpu-suite: install
 # What tests and benchmarks compare with: make test-peers, python benchmarks/train_throughput.py
 peers: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		dashscope==2.0.2 llama-models==0.3.0 mistral-common==1.13.1
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
