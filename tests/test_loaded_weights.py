@@ -22,11 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from worlds import settings_of
 
-from laborllm_dist.engine import loaded_weights, weight_files
+from laborllm_dist.engine import file_record, weight_files
 from laborllm_dist.engine.adapters import merged, with_adapter, write_adapter
-from laborllm_dist.engine.loaded_weights import RECORD, FileRecord, added, check_in_place, checksum
+from laborllm_dist.engine.file_record import FileRecord
+from laborllm_dist.engine.loaded_weights import RECORD, check_in_place
 from laborllm_dist.engine.model import check_weights, pretrained_model
 from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.engine.weight_checksums import added, checksum
 from laborllm_dist.engine.weight_files import model_in_shards
 from laborllm_dist.errors import ModelError
 
@@ -383,7 +385,7 @@ def test_quantized_tensors_are_seen_where_no_setting_says_so(llama: Path) -> Non
 def test_additions_that_are_not_those_of_the_file_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = as_adapter(llama)
     opened(adapter)
-    real = loaded_weights.recording
+    real = file_record.recording
 
     def spoiling(record: object, function: Callable[..., object]) -> Callable[..., object]:
         def spoiled(*args: object, **more: object) -> object:
@@ -420,11 +422,11 @@ def test_tensors_of_an_adapter_without_a_place_in_its_base_are_named(llama: Path
 
 
 class _Counted(Ranks):
-    """A rank that notes how many numbers it brings to each sum over the ranks."""
+    """A rank that notes how many checksums it brings to each exchange with the other ranks."""
 
-    def sum(self, *values: float) -> list[float]:
-        brought.append(len(values))
-        return list(values)
+    def share(self, value: Any, kind: Any = None) -> list[Any]:
+        brought.append(len(value) if isinstance(value, list) else 1)
+        return [value]
 
 
 brought: list[int] = []
@@ -448,7 +450,8 @@ def test_all_ranks_bring_as_much_to_a_sum_whatever_they_hold(is_own: bool) -> No
         setattr(model, RECORD, record)
         with contextlib.suppress(ModelError):  # one rank's sum is not that of both
             check_in_place(model, _Counted(rank, 2, rank, torch.device("cpu")))
-    assert brought[: len(brought) // 2] == brought[len(brought) // 2 :]
+    assert len(brought) == 4  # checksums, and whether something is wrong
+    assert brought[:2] == brought[2:]
     brought.clear()
 
 

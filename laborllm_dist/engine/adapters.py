@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from laborllm_dist.engine.file_record import FileRecord, recording
 from laborllm_dist.engine.limits import check_targets
-from laborllm_dist.engine.loaded_weights import FileRecord, check_adapter, recording
+from laborllm_dist.engine.loaded_weights import check_adapter
 from laborllm_dist.engine.weight_files import folder_of
 from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError

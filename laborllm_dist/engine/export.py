@@ -17,7 +17,8 @@ import torch
 import transformers
 
 from laborllm_dist.engine.adapters import ADAPTER_CONFIG, ADAPTER_FILE, BASE, merged, write_adapter
-from laborllm_dist.engine.loaded_weights import FileRecord, check_loaded, recording
+from laborllm_dist.engine.file_record import FileRecord, recording
+from laborllm_dist.engine.loaded_weights import check_loaded
 from laborllm_dist.engine.manifest import CheckpointManifest
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.engine.weight_files import files_of_weights

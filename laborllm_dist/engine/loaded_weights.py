@@ -1,11 +1,7 @@
-"""Whether a model holds exactly what lies in its files, shown by checksums that are made of what was read.
+"""Whether a model holds exactly what lies in its files, shown by checksums that were made while they were read.
 
-Every tensor is summed up twice as it is read, and once more where the model holds it afterwards; nothing is read from
-the disk a second time. A checksum is linear over the tensor's bytes, so those of the stretches that ZeRO-3 spreads over
-the ranks add up to that of the whole tensor:
-
-    tensor     [ rank 0 ......... | rank 1 ......... | rank 2 .... ]       bytes, as 64-bit lanes in blocks of 512
-    checksum   sum of w(block) x lane,  sum of v(column) x lane            modulo 2^64, w and v odd
+Whole weights are compared after loading (`check_loaded`), and once more where DeepSpeed has put them
+(`check_in_place`): there the checksums of the ranks' stretches add up to that of the file.
 
 Weights that are wider than in the file are compared in the file's precision, and must be exactly its numbers; narrower
 ones are compared in the model's. Quantized weights are compared by the scales of their rows or blocks, which must be
@@ -14,28 +10,19 @@ those of the file, and by the sums of their rows, which may differ by the roundi
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 
+from laborllm_dist.engine.file_record import NF4_BLOCK, FileRecord, FileTensor
 from laborllm_dist.engine.ranks import Ranks
+from laborllm_dist.engine.weight_checksums import MODULUS, Checksum, checksum, checksum_in
 from laborllm_dist.errors import ModelError, RankFailed
 
-Checksum: TypeAlias = tuple[int, int]
-Result = TypeVar("Result")
-
-BLOCK_LANES, LANE_BYTES = 512, 8
-CHUNK_BLOCKS = 256  # 1 MiB, which stays in a core's cache between the two sums
-CHUNK_ELEMENTS = 2**18  # narrowed at a time, for the same reason
-MODULUS = 2**64
 # Attributes under which a model carries the record of its files, until its last check.
 RECORD = "_laborllm_file_record"
 # What older files hold beside weights: rotary frequencies, causal masks and positions, all functions of the config.
@@ -50,7 +37,6 @@ NOT_WEIGHTS: Mapping[str, tuple[int, ...]] = {
 # nf4 rounds to at most half of its largest gap, 0.304 of a block's largest weight; int8 to half of 1/127 of a row's,
 # here 1 of them, since the products that follow are of half precision.
 ROUNDING = {"nf4": 0.16, "int8": 1 / 127}
-NF4_BLOCK = 64
 ADAPTER = "default"  # peft's name of the only adapter, a part of the names of all its weights
 # Of whole models, which a decoder's own folder leaves out.
 PREFIXES = ("model.", "transformer.", "gpt_neox.")
@@ -58,217 +44,6 @@ ADVICE = "read it again, and where this comes again, report it with the versions
 UNQUANTIZED = (
     "take the original weights, which adapter=qlora (base=nf4) or lora_int8 (base=int8) quantizes as they are read"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizedMarks:
-    """What a matrix has in common with its quantized form: its scales, and the sums of its rows within the rounding."""
-
-    shape: tuple[int, ...]
-    scales: Checksum
-    row_sums: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class FileTensor:
-    """A tensor of the files, or the stretch [start, start + numel) of it, as this rank has read it.
-
-    `checksums` are by precision: that of the file, and the model's where that is narrower. `marks` are those of the
-    matrix and of its transpose, where weights are quantized.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    start: int
-    numel: int
-    checksums: Mapping[torch.dtype, Checksum]
-    marks: tuple[QuantizedMarks, ...] = ()
-    is_own: bool = False  # this rank has read what it holds and nothing else, and so has every other one
-
-
-@dataclass(slots=True)
-class FileRecord:
-    """What the files of a model hold (`shapes`), and what has been read of them (`tensors`)."""
-
-    dtype: torch.dtype  # that the model is asked for in
-    base: str = "full"  # full, int8 or nf4: how the model holds its linear layers
-    device: torch.device | None = None  # where tensors are quantized; they are summed up there
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    tensors: dict[str, FileTensor] = field(default_factory=dict)
-
-    def add(self, name: str, stored: Tensor) -> None:
-        """Sum up a whole tensor that was read."""
-        self.shapes[name] = tuple(stored.shape)
-        marks = () if self.base == "full" or stored.ndim != 2 else _quantized_marks(stored.to(self.dtype), self.base)
-        sums = checksums_of(stored, self.dtype)
-        self.tensors[name] = FileTensor(tuple(stored.shape), stored.dtype, 0, stored.numel(), sums, marks)
-
-    def add_stretch(self, name: str, shape: Sequence[int], stored_N: Tensor, start: int) -> None:
-        """Sum up the elements of a flattened tensor from `start` on."""
-        self.shapes[name] = tuple(shape)
-        sums = checksums_of(stored_N, self.dtype, start)
-        self.tensors[name] = FileTensor(tuple(shape), stored_N.dtype, start, stored_N.numel(), sums, is_own=True)
-
-
-# ----------------------------------------------------------------------------------------------------- checksums
-
-
-def checksum(flat_N: Tensor, start: int = 0) -> Checksum:
-    """Return the checksum of elements that begin at `start` of a flattened tensor; the others count as zeros.
-
-    Checksums of stretches that make up a tensor add up to its own (`added`).
-    """
-    first_byte = start * flat_N.element_size()
-    bytes_N = flat_N.detach().contiguous().view(-1).view(torch.uint8)
-    before, after = first_byte % LANE_BYTES, -(first_byte + len(bytes_N)) % LANE_BYTES
-    is_aligned = bytes_N.data_ptr() % LANE_BYTES == 0 and bytes_N.storage_offset() % LANE_BYTES == 0
-    if before or after:
-        bytes_N = nn.functional.pad(bytes_N, (before, after))
-    elif not is_aligned:
-        bytes_N = bytes_N.clone()
-    lanes_N = bytes_N.view(torch.int64)
-    blocks, columns = 0, 0
-    for first_lane, lanes_BL in _in_blocks(lanes_N, first_byte // LANE_BYTES):
-        block, column = divmod(first_lane, BLOCK_LANES)
-        blocks += _weighted(lanes_BL.sum(dim=1), block, 0x9E3779B97F4A7C15)
-        columns += _weighted(lanes_BL.sum(dim=0), column, 0xC2B2AE3D27D4EB4F)
-    return blocks % MODULUS, columns % MODULUS
-
-
-def added(checksums: Iterable[Checksum]) -> Checksum:
-    """Return the checksum of what these are the stretches of."""
-    blocks, columns = zip(*checksums, strict=True)
-    return sum(blocks) % MODULUS, sum(columns) % MODULUS
-
-
-def checksums_of(stored: Tensor, dtype: torch.dtype, start: int = 0) -> dict[torch.dtype, Checksum]:
-    """Return the checksum in the file's precision, and in `dtype` where that does not hold all of its numbers."""
-    sums = {stored.dtype: checksum(stored, start)}
-    if not _holds(dtype, stored.dtype):
-        sums[dtype] = checksum(stored.to(dtype), start)
-    return sums
-
-
-def _in_blocks(lanes_N: Tensor, first_lane: int) -> Iterator[tuple[int, Tensor]]:
-    """Cut lanes at the borders of blocks; each piece is given with the place of its first lane."""
-    chunk = CHUNK_BLOCKS * BLOCK_LANES if lanes_N.device.type == "cpu" else len(lanes_N)
-    at, end = 0, len(lanes_N)
-    while at < end:
-        place = first_lane + at
-        if place % BLOCK_LANES or end - at < BLOCK_LANES:  # a piece of one block
-            size = min(BLOCK_LANES - place % BLOCK_LANES, end - at)
-            yield place, lanes_N[at : at + size].view(1, size)
-        else:
-            size = min(chunk, (end - at) // BLOCK_LANES * BLOCK_LANES)
-            yield place, lanes_N[at : at + size].view(-1, BLOCK_LANES)
-        at += size
-
-
-def _weighted(sums_N: Tensor, first: int, factor: int) -> int:
-    """Return the sum of sums times odd weights, a function of their place; int64 wraps around."""
-    places_N = torch.arange(first, first + len(sums_N), device=sums_N.device, dtype=torch.int64)
-    return int((sums_N * (places_N * (factor - MODULUS) | 1)).sum())
-
-
-def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Return whether every number of one precision is one of the other; quantized ones are none of any."""
-    return not narrow.is_floating_point or narrow.itemsize == 1 or torch.promote_types(wide, narrow) == wide
-
-
-# ------------------------------------------------------------------------------------------------- while reading
-
-
-class _RecordedSlice:
-    """A tensor of a safetensors file that has not been read yet; it is summed up as it is read."""
-
-    def __init__(self, stored: Any, name: str, record: FileRecord) -> None:
-        self._stored, self._name, self._record = stored, name, record
-
-    def __getitem__(self, index: Any) -> Tensor:
-        value: Tensor = self._stored[index].to(self._record.device)
-        if tuple(value.shape) == tuple(self._stored.get_shape()):
-            self._record.add(self._name, value)
-        return value
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stored, name)
-
-
-class _RecordedFile:
-    """A safetensors file whose tensors are summed up as they are read."""
-
-    def __init__(self, opened: Any, record: FileRecord) -> None:
-        self._opened, self._record = opened, record
-
-    def get_slice(self, name: str) -> _RecordedSlice:
-        stored = self._opened.get_slice(name)
-        self._record.shapes[name] = tuple(stored.get_shape())
-        return _RecordedSlice(stored, name, self._record)
-
-    def __enter__(self) -> _RecordedFile:
-        self._opened.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._opened.__exit__(*error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._opened, name)
-
-
-def recording(record: FileRecord, opened: Callable[..., Result]) -> Callable[..., Result]:
-    """Return a function of transformers that opens weights, which records all tensors that it reads from files."""
-
-    @functools.wraps(opened)
-    def opened_and_recorded(*args: Any, **more: Any) -> Result:
-        with _recorded_reads(record):
-            return opened(*args, **more)
-
-    return opened_and_recorded
-
-
-@contextlib.contextmanager
-def _recorded_reads(record: FileRecord) -> Iterator[None]:
-    def opens_file(opened: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **more: _RecordedFile(opened(*args, **more), record)
-
-    def reads_all(read: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-        def read_and_record(*args: Any, **more: Any) -> dict[str, Tensor]:
-            tensors = read(*args, **more)
-            for name, value in tensors.items():
-                record.add(name, value)
-            return tensors
-
-        return read_and_record
-
-    library: Any = transformers.modeling_utils
-    readers = [(library, "safe_open", opens_file), (library, "load_state_dict", reads_all)]  # the latter of pickles
-    if (peft := sys.modules.get("peft.utils.save_and_load")) is not None:
-        readers.append((peft, "safe_load_file", reads_all))
-    before = [getattr(module, name) for module, name, _ in readers]
-    for (module, name, recorded), read in zip(readers, before, strict=True):
-        setattr(module, name, recorded(read))
-    try:
-        yield
-    finally:
-        for (module, name, _), read in zip(readers, before, strict=True):
-            setattr(module, name, read)
-
-
-def _quantized_marks(stored: Tensor, base: str) -> tuple[QuantizedMarks, ...]:
-    """Return the marks of a matrix and of its transpose, which GPT-2's layers are quantized as."""
-    marks = []
-    for matrix in (stored, stored.T):
-        if base == "int8":
-            scales = matrix.half().abs().amax(dim=1).float()  # bitsandbytes takes the rows in half precision
-        else:
-            blocks = matrix.reshape(-1) if not stored.numel() % NF4_BLOCK else matrix.new_zeros(NF4_BLOCK)
-            scales = blocks.reshape(-1, NF4_BLOCK).abs().amax(dim=1).float()
-        marks.append(QuantizedMarks(tuple(matrix.shape), checksum(scales), matrix.sum(dim=1, dtype=torch.float64)))
-    return tuple(marks)
-
-
-# ------------------------------------------------------------------------------------------------- after loading
 
 
 def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where: object) -> None:
@@ -346,42 +121,12 @@ def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
 def same_content(value: Tensor, tensor: FileTensor) -> bool:
     """Return whether elements that a rank holds are those that it read, in the precision it holds them in."""
     precision = _compared_in(value, tensor)
-    return _checksum_in(value.detach(), precision, tensor.start) == tensor.checksums[precision]
+    return checksum_in(value.detach(), precision, tensor.start) == tensor.checksums[precision]
 
 
 def _compared_in(value: Tensor, tensor: FileTensor) -> torch.dtype:
     """Return the precision that weights are compared with their file in."""
     return value.dtype if value.dtype in tensor.checksums else tensor.dtype
-
-
-def _checksum_in(value: Tensor, precision: torch.dtype, start: int) -> Checksum | None:
-    """Return the checksum of weights in the precision that they were widened from; None if they hold more than that."""
-    if value.dtype == precision:
-        return checksum(value, start)
-    flat_N = value.reshape(-1)
-    parts = [(0, 0)]
-    for at in range(0, len(flat_N), CHUNK_ELEMENTS):
-        piece_N = flat_N[at : at + CHUNK_ELEMENTS]
-        stored_N = _narrowed(piece_N, precision)
-        if not _same_bits(stored_N.to(value.dtype), piece_N):
-            return None
-        parts.append(checksum(stored_N, start + at))
-    return added(parts)
-
-
-def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return widened weights in the precision they came from, with the bits of what is not a number as they were."""
-    if dtype != torch.bfloat16 or not value.is_floating_point():
-        return value.to(dtype)
-    return (value.float().view(torch.int32) >> 16).to(torch.int16).view(dtype)
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether all bits are equal, in what is not a number too."""
-    pair = [each.detach().contiguous().view(-1).view(torch.uint8) for each in (one, other)]
-    if not any(each.numel() % LANE_BYTES or each.storage_offset() % LANE_BYTES for each in pair):
-        pair = [each.view(torch.int64) for each in pair]  # several times as fast
-    return torch.equal(*pair)
 
 
 def check_dtype(model: Any, value: Tensor, tensor: FileTensor, dtype: torch.dtype, what: str) -> None:
@@ -520,9 +265,6 @@ def untie(config: Any) -> None:
             part.tie_word_embeddings = False
 
 
-# ------------------------------------------------------------------------------------------------- in their place
-
-
 def check_in_place(model: nn.Module, ranks: Ranks) -> None:
     """Refuse weights that, where DeepSpeed has put them, are not what was read; forget the record. Collective.
 
@@ -550,7 +292,7 @@ def check_in_place(model: nn.Module, ranks: Ranks) -> None:
             continue
         value, start = held
         precision = _compared_in(value, tensor)
-        part = _checksum_in(value, precision, start)
+        part = checksum_in(value, precision, start)
         # Told by what all ranks have in common: the sums below are collective, and one may hold all of a small weight.
         if tensor.is_own or not hasattr(parameter, "ds_tensor"):
             wrong = wrong or (name if part != tensor.checksums[precision] else None)

@@ -27,8 +27,9 @@ from laborllm_dist.engine.adapters import (
     with_adapter,
 )
 from laborllm_dist.engine.export import weights_fingerprint
+from laborllm_dist.engine.file_record import FileRecord, recording
 from laborllm_dist.engine.language_model import CareerLanguageModel
-from laborllm_dist.engine.loaded_weights import FileRecord, check_loaded, recording
+from laborllm_dist.engine.loaded_weights import check_loaded
 from laborllm_dist.engine.model_config import (
     attention_for,
     attention_window,

@@ -22,12 +22,12 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from laborllm_dist.engine.file_record import FileRecord
 from laborllm_dist.engine.libraries import import_deepspeed
 from laborllm_dist.engine.loaded_weights import (
     RECORD,
     UNQUANTIZED,
     FileNames,
-    FileRecord,
     check_dtype,
     check_left_over,
     untie,
