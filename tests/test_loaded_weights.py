@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from bitsandbytes.functional import quantize_4bit
 from launching import PROJECT, run_well
 from made_models import LLAMA_LIKE, SHARDED_TYPES, TYPES, change_config, change_weights, saved_model, settings_for
 from safetensors import safe_open
@@ -473,3 +474,11 @@ def test_shards_hold_what_lies_in_the_files_or_are_refused_on_every_rank(tmp_pat
     assert sorted(of_case["spoiled"])[0] == "left"
     assert f"{UP} on rank 1 is not what was read from the files" in sorted(of_case["spoiled"])[1]
     assert all("up_proj.weight on rank" in line for line in of_case["cut wrongly"])
+
+
+def test_scales_of_a_last_block_that_is_cut_are_those_of_bitsandbytes() -> None:
+    matrix = torch.randn(5, 33, generator=torch.Generator().manual_seed(3))
+    record = FileRecord(torch.float32, "nf4")
+    record.add("weight", matrix)
+    _, state = quantize_4bit(matrix, quant_type="nf4")
+    assert record.tensors["weight"].marks[0].scales == checksum(state.absmax.float())

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from laborllm_dist.engine.weight_checksums import Checksum, checksum, checksums_of
 
@@ -156,7 +156,7 @@ def _quantized_marks(stored: Tensor, base: str) -> tuple[QuantizedMarks, ...]:
         if base == "int8":
             scales = matrix.half().abs().amax(dim=1).float()  # bitsandbytes takes the rows in half precision
         else:
-            blocks = matrix.reshape(-1) if not stored.numel() % NF4_BLOCK else matrix.new_zeros(NF4_BLOCK)
-            scales = blocks.reshape(-1, NF4_BLOCK).abs().amax(dim=1).float()
+            padded = nn.functional.pad(matrix.reshape(-1), (0, -matrix.numel() % NF4_BLOCK))  # the last block's rest
+            scales = padded.reshape(-1, NF4_BLOCK).abs().amax(dim=1).float()
         marks.append(QuantizedMarks(tuple(matrix.shape), checksum(scales), matrix.sum(dim=1, dtype=torch.float64)))
     return tuple(marks)

@@ -243,7 +243,7 @@ def _check_quantized(module: Any, tensor: FileTensor, what: str) -> None:
     marks = tensor.marks[1 if module.source_cls is transformers.pytorch_utils.Conv1D else 0]
     if tuple(rounded.shape) != marks.shape:
         raise ModelError(f"{what} has shape {list(marks.shape)} in the files, the model {list(rounded.shape)}")
-    errors = (rounded.sum(dim=1, dtype=torch.float64) - marks.row_sums).abs()
+    errors = (rounded.sum(dim=1, dtype=torch.float64) - marks.row_sums.to(rounded.device)).abs()
     if checksum(scales.float().flatten()) != marks.scales or not bool((errors <= widths.double()).all()):
         raise ModelError(f"{what}, quantized to {kind}, is not what was read; {ADVICE}")
 

@@ -65,8 +65,9 @@ def checksum_in(value: Tensor, precision: torch.dtype, start: int) -> Checksum |
         return checksum(value, start)
     flat_N = value.reshape(-1)
     parts = [(0, 0)]
-    for at in range(0, len(flat_N), CHUNK_ELEMENTS):
-        piece_N = flat_N[at : at + CHUNK_ELEMENTS]
+    chunk = CHUNK_ELEMENTS if flat_N.device.type == "cpu" else max(1, len(flat_N))
+    for at in range(0, len(flat_N), chunk):
+        piece_N = flat_N[at : at + chunk]
         stored_N = _narrowed(piece_N, precision)
         if not _same_bits(stored_N.to(value.dtype), piece_N):
             return None
