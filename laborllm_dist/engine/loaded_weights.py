@@ -106,7 +106,7 @@ def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
     held = {
         file: value
         for name, value in model.named_parameters(remove_duplicate=False)
-        if ADAPTER in name.split(".") and (file := names.of(name)) is not None
+        if {ADAPTER, "base_layer"} & set(name.split(".")) and (file := names.of(name)) is not None
     }
     if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
         raise ModelError(
