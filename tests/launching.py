@@ -195,7 +195,10 @@ def run_ranks(
     kill_when: Callable[[], bool] = lambda: False,
     time_limit: float = 420,
 ) -> Outcome:
-    """Run a script to its end, or kill -9 all ranks as soon as `kill_when` is true."""
+    """Run a script to its end, or kill -9 all ranks as soon as `kill_when` is true.
+
+    `time_limit` is in seconds: compiling CPU Adam alone takes four minutes on two slow cores.
+    """
     log.unlink(missing_ok=True)
     processes = start_ranks(script, arguments, world_size=world_size, log=log)
     deadline = time.monotonic() + time_limit

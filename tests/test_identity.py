@@ -161,7 +161,7 @@ def test_an_adapter_s_identity_is_its_own_content_and_that_of_its_base(store, tm
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     assert weights_identity(settings_for(str(bare))) != other
     with pytest.raises(
-        ModelError, match=r"adapter was learnt over other weights than those at .*base now \(\w+ then, \w+ now\)"
+        ModelError, match=r"adapter was trained on other weights than those at .*base now \(\w+ then, \w+ now\)"
     ):
         weights_identity(adapter)
 

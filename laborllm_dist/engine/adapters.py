@@ -156,7 +156,7 @@ def _recorded_base(folder: Path) -> dict[str, Any]:
 
 
 def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
-    """Refuse a base whose weights are not those that an adapter was learnt over.
+    """Refuse a base whose weights are not those that an adapter was trained on.
 
     Args:
         folder: of the adapter.
@@ -167,12 +167,12 @@ def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
         ModelError: with both identities.
     """
     try:
-        learnt_over = _recorded_base(folder).get("weights")
+        trained_on = _recorded_base(folder).get("weights")
     except DamagedRecord as error:
         raise ModelError(str(error)) from None
-    if learnt_over not in (None, identity):
+    if trained_on not in (None, identity):
         raise ModelError(
-            f"the adapter at {folder} was learnt over other weights than those at {base.path} now ({learnt_over} then, "
+            f"the adapter at {folder} was trained on other weights than those at {base.path} now ({trained_on} then, "
             f"{identity} now); bring the former back, or train again"
         )
 
