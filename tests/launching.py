@@ -41,20 +41,21 @@ OF_A_RANK = (
 # Each has an order of sets of strings of its own. Ranks of one run are from different ones, and a rank that is started
 # again is from another one than before, as with new interpreters: nothing may depend on that order.
 NUM_FORKING = 3
+# As the session began: what a test sets for itself must not stay with the processes that later tests fork from.
+ENVIRONMENT = {**os.environ, **ON_CPU}
 
 
 class ForkingProgram:
     """A process that has imported what ranks need (fork_program.py), and forks them."""
 
     def __init__(self) -> None:
-        self._environment = {**os.environ, **ON_CPU}
         self._codes: dict[int, int | None] = {}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
             [sys.executable, str(PROJECT / "tests/fork_program.py"), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env={**self._environment, "JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pyarrow's: no thread
+            env={**ENVIRONMENT, "JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pyarrow's: no thread
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
@@ -65,7 +66,7 @@ class ForkingProgram:
         """Return whether what was imported would be the same under this environment."""
         own, wanted = (
             {name: value for name, value in each.items() if name not in OF_A_RANK}
-            for each in (self._environment, environment)
+            for each in (ENVIRONMENT, environment)
         )
         return own == wanted
 
