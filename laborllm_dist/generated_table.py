@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laborllm_dist.scored_files import KEY, ScoreTableInfo, read_scored, sorted_rows, write_scored
+from laborllm_dist.shown_numbers import format_decimals
 
 GENERATED_SCHEMA = pa.schema(
     [
@@ -40,7 +41,7 @@ class Share:
     error: float
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % (s.e. {100 * self.error:.1f})"
+        return f"{format_decimals(100 * self.value, 1)} % (s.e. {format_decimals(100 * self.error, 1)})"
 
 
 def generated_table_path(score_table: Path, split: str) -> Path:

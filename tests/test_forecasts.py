@@ -84,7 +84,7 @@ class World:
             for career in np.unique(of_career):
                 places = np.flatnonzero(of_career == career)
                 part = way(self.texts, starts, [questions[place] for place in places], self.wanted, model)
-                found.probabilities_QT[places], found.left_Q[places] = part.probabilities_QT, part.left_Q
+                found.log_probabilities_QT[places], found.left_Q[places] = part.log_probabilities_QT, part.left_Q
             return found
 
         return ask
@@ -281,7 +281,7 @@ def ask_chain(questions: Sequence[Question]) -> Answers:
         ]
         for each in questions
     ]
-    return Answers(np.array(found), np.zeros(len(questions)))
+    return Answers(np.log(np.array(found)), np.zeros(len(questions)))
 
 
 def forecast_table(direct: np.ndarray, composed: Composed, observed: np.ndarray) -> pa.Table:
@@ -326,7 +326,7 @@ def test_drawn_paths_of_a_chain_come_near_its_power() -> None:
 def test_the_coherence_of_two_forecasts_by_hand() -> None:
     direct, composed = np.array([[0.5, 0.5], [0.8, 0.2]]), np.array([[0.25, 0.75], [0.8, 0.2]])
     errors = np.full((2, 2), 0.01)
-    table = forecast_table(direct, Composed(composed, np.array([0.1, 0.2]), errors), np.array([0, 1]))
+    table = forecast_table(direct, Composed(np.log(composed), np.array([0.1, 0.2]), errors), np.array([0, 1]))
     found = coherence_of(table)
     first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
     np.testing.assert_allclose((found.divergence_mean, found.divergence_median), first / 2)

@@ -15,11 +15,12 @@ from rich.console import Console
 
 from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.report.compared import compare_runs
-from laborllm_dist.report.number_text import format_nats, format_perplexity
+from laborllm_dist.report.number_text import format_nats, format_probability, format_share, format_signed_perplexity
 from laborllm_dist.report.write import ReportResult, terminal_tables, write_report
 from laborllm_dist.score_table import SCORE_SCHEMA, TRUE_MODEL, write_score_table
 from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.settings import ReportSettings
+from laborllm_dist.shown_numbers import format_perplexity
 
 KEYS = [("PSID", "a", 0), ("PSID", "a", 1), ("PSID", "b", 0), ("PSID", "c", 0), ("PSID", "c", 1)]
 
@@ -235,13 +236,31 @@ def test_the_terminal_table_has_the_main_numbers_in_80_columns(run: Path) -> Non
         (364.655, "364.655"),
         (12345.6, "12,346"),
         (-0.5, "\N{MINUS SIGN}0.500"),
+        (999_999.4, "999,999"),
+        (272_900_000_000.0, "2.7e11"),
+        (-1.5e300, "\N{MINUS SIGN}1.5e300"),
         (math.inf, "too large"),
+        (-math.inf, "too far below 0"),
+        (math.nan, "not defined"),
     ],
 )
 def test_perplexities_have_three_decimals_until_they_are_large(value: float, text: str) -> None:
     assert format_perplexity(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.01234, "+0.0123"), (-0.5, "\N{MINUS SIGN}0.5000"), (0.0, "0.0000")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.01234, "+0.0123"), (-0.5, "\N{MINUS SIGN}0.5000"), (0.0, "0.0000"), (-2.5e12, "\N{MINUS SIGN}2.5e12"),
+        (math.inf, "too large"), (math.nan, "not defined"),
+    ],
+)  # fmt: skip
 def test_nats_have_four_decimals_and_a_sign(value: float, text: str) -> None:
     assert format_nats(value) == text
+
+
+def test_no_number_of_a_report_is_shown_as_nan_or_inf() -> None:
+    for shown in (format_share, format_probability, format_signed_perplexity, format_nats, format_perplexity):
+        assert shown(math.nan) == "not defined"
+        assert shown(math.inf) == "too large"
+    assert format_signed_perplexity(2.7e11) == "+2.7e11"

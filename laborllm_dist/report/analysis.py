@@ -13,6 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
+from laborllm_dist.log_domain import perplexity_of
 from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, estimate, resample_means
 from laborllm_dist.report.compared import ComparedScores, FloatArray, ScoredModel
 from laborllm_dist.report.distributions import TitleNumbers, title_numbers
@@ -148,17 +149,12 @@ def analyse(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers
     )
 
 
-def _perplexity(mean_log_likelihood: FloatArray) -> FloatArray:
-    with np.errstate(over="ignore"):  # above about 709 nats a perplexity is no float64; it stays infinite
-        return np.asarray(np.exp(-mean_log_likelihood))
-
-
 def _estimates(means: ResampledMeans, model: int, group: int) -> tuple[Estimate, Estimate]:
     """Give (perplexity, mean log-likelihood) of one model in one group."""
     value, draws = means.sample_MG[model, group], means.draws_MGD[model, group]
     num_people = int(means.num_people_G[group])
     return (
-        estimate(float(_perplexity(value)), _perplexity(draws), num_people=num_people),
+        estimate(float(perplexity_of(value)), perplexity_of(draws), num_people=num_people),
         estimate(value, draws, num_people=num_people),
     )
 
@@ -191,12 +187,12 @@ def _model_numbers(models: tuple[ScoredModel, ...], means: ResampledMeans) -> tu
 
 def _pair_numbers(models: tuple[ScoredModel, ...], means: ResampledMeans) -> tuple[PairNumbers, ...]:
     num_people = int(means.num_people_G[0])
-    perplexity_M, perplexity_MD = _perplexity(means.sample_MG[:, 0]), _perplexity(means.draws_MGD[:, 0])
+    perplexity_M, perplexity_MD = perplexity_of(means.sample_MG[:, 0]), perplexity_of(means.draws_MGD[:, 0])
     numbers = []
     for first, second in combinations(range(len(models)), 2):
         difference, draws = _difference(means, first, second)
         # perplexity(first) / perplexity(second) = exp(-difference); an infinite perplexity leaves the ratio finite.
-        ratio = estimate(float(_perplexity(np.asarray(difference.value))), _perplexity(draws), num_people=num_people)
+        ratio = estimate(float(perplexity_of(difference.value)), perplexity_of(draws), num_people=num_people)
         with np.errstate(invalid="ignore"):
             apart = perplexity_M[first] - perplexity_M[second]
             apart_D = perplexity_MD[first] - perplexity_MD[second]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from laborllm_dist.log_domain import perplexity_of
 from laborllm_dist.report.bootstrap import Estimate, estimate, resample_means
 from laborllm_dist.report.compared import ComparedScores, FloatArray, ScoredModel, titles_of
 from laborllm_dist.scored_files import ListTable
@@ -56,7 +57,7 @@ def title_numbers(compared: ComparedScores, settings: ReportSettings) -> tuple[T
             seed=settings.seed,
         )
         values_V, draws_VD = means.sample_MG[:, 0], means.draws_MGD[:, 0]
-        values_V[1], draws_VD[1] = np.exp(-values_V[1]), np.exp(-draws_VD[1])
+        values_V[1], draws_VD[1] = perplexity_of(values_V[1]), perplexity_of(draws_VD[1])
         valid, normalised, top_1, top_5, top_10 = (
             estimate(float(value), draws_D, num_people=compared.num_people)
             for value, draws_D in zip(values_V, draws_VD, strict=True)

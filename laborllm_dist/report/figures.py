@@ -23,7 +23,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from laborllm_dist.report.analysis import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
 from laborllm_dist.report.bootstrap import Estimate
-from laborllm_dist.report.number_text import MINUS, format_count, format_nats, format_perplexity
+from laborllm_dist.report.number_text import format_count, format_nats
+from laborllm_dist.shown_numbers import MINUS, format_perplexity
 
 WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle

@@ -5,12 +5,10 @@ Full precision is in summary.json; what these functions give is for eyes only.
 
 from __future__ import annotations
 
-import math
-
 from laborllm_dist.report.bootstrap import Estimate
+from laborllm_dist.shown_numbers import MINUS, format_decimals, format_perplexity, word_for
 
 ABSENT = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
 
 
 def format_count(count: int) -> str:
@@ -18,27 +16,23 @@ def format_count(count: int) -> str:
     return f"{count:,}"
 
 
-def format_perplexity(value: float) -> str:
-    """Give three decimals, as the papers of this field do, and none where they say nothing: 8.184, 364.655, 12,345."""
-    if not math.isfinite(value):
-        return "too large"
-    decimals = 3 if abs(value) < 1_000 else 0
-    return f"{value:,.{decimals}f}".replace("-", MINUS)
-
-
 def format_signed_perplexity(value: float) -> str:
     """Give a difference of perplexities with its sign: +0.412, 0.000."""
-    return f"+{format_perplexity(value)}" if value > 0 else format_perplexity(value)
+    return _signed(value, format_perplexity(value))
 
 
 def format_nats(value: float) -> str:
     """Give four decimals and the sign: +0.0123."""
-    return f"{value:+.4f}".replace("-", MINUS) if value else "0.0000"
+    return _signed(value, format_decimals(value, 4))
+
+
+def _signed(value: float, text: str) -> str:
+    return f"+{text}" if value > 0 and word_for(value) is None else text
 
 
 def format_share(share: float) -> str:
     """Give a share as a percentage with one decimal: 97.5 %; the space does not break."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+    return word_for(share) or f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def format_share_interval(numbers: Estimate) -> str:
@@ -50,7 +44,7 @@ def format_share_interval(numbers: Estimate) -> str:
 
 def format_probability(value: float) -> str:
     """Give a small probability with two digits: 0.00098, 0.0; tiny ones as a power of ten: 3.1e-07."""
-    return f"{value:.2g}".replace("-", MINUS) if value else "0"
+    return word_for(value) or (f"{value:.2g}".replace("-", MINUS) if value else "0")
 
 
 def format_perplexity_interval(numbers: Estimate) -> str:

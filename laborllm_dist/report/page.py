@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from laborllm_dist.report import number_text
 from laborllm_dist.report.analysis import ReportNumbers
 from laborllm_dist.report.figures import DrawnFigure
+from laborllm_dist.shown_numbers import format_perplexity
 
 
 def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
@@ -45,7 +46,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["count"] = number_text.format_count
-    environment.filters["perplexity"] = number_text.format_perplexity
+    environment.filters["perplexity"] = format_perplexity
     environment.filters["perplexity_interval"] = number_text.format_perplexity_interval
     environment.filters["nats"] = number_text.format_nats
     environment.filters["nats_interval"] = number_text.format_nats_interval

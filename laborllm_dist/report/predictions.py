@@ -79,22 +79,26 @@ def _people(table: pa.Table) -> list[list[dict[str, Any]]]:
 
 def _rest(rows: list[dict[str, Any]], measure: str) -> list[tuple[str, float]]:
     """Return what else there is besides the titles that are shown, as parts of the same whole."""
-    mass, bound = rows[0]["mass"], rows[0]["bound"]
-    whole = mass + bound if measure == "normalised" else 1.0
-    parts = [
-        ("other titles", mass / whole - sum(row["probability"] for row in rows)),
-        ("not told apart", bound / whole),
-    ]
+    told, left = _parts_of_whole(rows, measure)
+    parts = [("other titles", told - sum(row["probability"] for row in rows)), ("not told apart", left)]
     if measure == "terminated":
-        parts.append(("no title", 1 - mass - bound))
+        parts.append(("no title", 1 - told - left))
     return [(label, share) for label, share in parts if share > 1e-9]
 
 
 def _is_open(rows: list[dict[str, Any]], info: ScoreTableInfo) -> bool:
     """Return whether a title that was not told apart may be more probable than one that is shown."""
+    return bool(rows[-1]["probability"] < _parts_of_whole(rows, info.details["measure"])[1])
+
+
+def _parts_of_whole(rows: list[dict[str, Any]], measure: str) -> tuple[float, float]:
+    """Return the parts of what a measure makes the whole: the titles that were told apart, and what was not."""
     mass, bound = rows[0]["mass"], rows[0]["bound"]
-    whole = mass + bound if info.details["measure"] == "normalised" else 1.0
-    return bool(rows[-1]["probability"] < bound / whole)
+    if measure == "terminated":
+        return mass, bound
+    whole = mass + bound
+    # Titles may all be too improbable for float64; those that were told apart are then the whole.
+    return (mass / whole, bound / whole) if whole else (1.0, 0.0)
 
 
 def _bar(share: float) -> str:

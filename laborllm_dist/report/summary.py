@@ -26,10 +26,9 @@ of one person; a number too large for float64 is null too.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
-from typing import Any
 
+from laborllm_dist.files import finite_or_null
 from laborllm_dist.report.analysis import ReportNumbers
 
 FORMAT = 1
@@ -38,12 +37,4 @@ FORMAT = 1
 def summary_text(numbers: ReportNumbers) -> str:
     """Give the report's numbers as JSON text, ending in a newline."""
     values = {"format": FORMAT, **asdict(numbers)}
-    return json.dumps(_finite(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite_or_null(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

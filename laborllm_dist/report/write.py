@@ -22,7 +22,6 @@ from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_gro
 from laborllm_dist.report.number_text import (
     format_count,
     format_nats,
-    format_perplexity,
     format_perplexity_interval,
     format_probability,
     format_share,
@@ -30,6 +29,7 @@ from laborllm_dist.report.number_text import (
 from laborllm_dist.report.page import render_page
 from laborllm_dist.report.summary import summary_text
 from laborllm_dist.settings import ReportSettings
+from laborllm_dist.shown_numbers import format_perplexity
 from laborllm_dist.terminal_tables import ONE_LINE, Column, FoldingTable
 
 # Of pages of this version, and of those before.

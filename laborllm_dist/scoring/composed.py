@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laborllm_dist.errors import RunError
+from laborllm_dist.log_domain import log_sum_exp
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -35,23 +36,33 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Distributions over T titles, each of sum 1, [Q, T]; `left_Q`: the mass in them that was not told apart."""
+    """Distributions over T titles in nats, each of sum 1, [Q, T]; `left_Q`: the mass that was not told apart."""
 
-    probabilities_QT: Floats
+    log_probabilities_QT: Floats
     left_Q: Floats
+
+    @property
+    def probabilities_QT(self) -> Floats:
+        """The same, not as logarithms."""
+        return np.exp(self.log_probabilities_QT)
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """Distributions over titles in the target year, each of sum 1, [S, T].
+    """Distributions over titles in the target year in nats, each of sum 1, [S, T].
 
     `bound_S`: the most that any probability is off, by what was left out; of the total variation too.
     `errors_ST`: standard errors of drawn paths; None where nothing was drawn.
     """
 
-    probabilities_ST: Floats
+    log_probabilities_ST: Floats
     bound_S: Floats
     errors_ST: Floats | None
+
+    @property
+    def probabilities_ST(self) -> Floats:
+        """The same, not as logarithms."""
+        return np.exp(self.log_probabilities_ST)
 
 
 Ask = Callable[[Sequence[Question]], Answers]
@@ -77,17 +88,18 @@ def compose_followed(ask: Ask, num_starts: int, *, horizon: int, tolerance: floa
         RunError: if more paths than that would be followed.
     """
     paths: list[tuple[int, tuple[int, ...]]] = [(start, ()) for start in range(num_starts)]
-    weights_P, left_S, bound_S = np.ones(num_starts), np.zeros(num_starts), np.zeros(num_starts)
+    log_weights_P, left_S, bound_S = np.zeros(num_starts), np.zeros(num_starts), np.zeros(num_starts)
     for step in range(1, horizon):
         answers = ask([Question(start, supposed, step) for start, supposed in paths])
         starts_P = np.array([start for start, _ in paths])
-        np.add.at(bound_S, starts_P, weights_P * answers.left_Q)
-        mass_PT = weights_P[:, None] * answers.probabilities_QT
+        np.add.at(bound_S, starts_P, np.exp(log_weights_P) * answers.left_Q)
+        log_mass_PT = log_weights_P[:, None] + answers.log_probabilities_QT
         longer: list[tuple[int, tuple[int, ...]]] = []
         kept: list[Floats] = [np.zeros(0)]
         for start in range(num_starts):
             places = np.flatnonzero(starts_P == start)
-            mass_N = mass_PT[places].ravel()
+            log_mass_N = log_mass_PT[places].ravel()
+            mass_N = np.exp(log_mass_N)
             followed_N = _most_probable(mass_N, tolerance * step / (horizon - 1) - left_S[start], all_of=not tolerance)
             if len(followed_N) > max_paths:
                 raise RunError(
@@ -95,19 +107,20 @@ def compose_followed(ask: Ask, num_starts: int, *, horizon: int, tolerance: floa
                     f"{max_paths:,}; take a larger tolerance or max_paths, or steps=sampled"
                 )
             left_S[start] += mass_N.sum() - mass_N[followed_N].sum() if len(followed_N) < len(mass_N) else 0.0
-            of_path_N, titles_N = np.divmod(followed_N, mass_PT.shape[1])
+            of_path_N, titles_N = np.divmod(followed_N, log_mass_PT.shape[1])
             longer += [
                 (start, (*paths[places[path]][1], title))
                 for path, title in zip(of_path_N.tolist(), titles_N.tolist(), strict=True)
             ]
-            kept.append(mass_N[followed_N])
-        paths, weights_P = longer, np.concatenate(kept)
+            kept.append(log_mass_N[followed_N])
+        paths, log_weights_P = longer, np.concatenate(kept)
     answers = ask([Question(start, supposed, horizon) for start, supposed in paths])
     starts_P = np.array([start for start, _ in paths])
-    np.add.at(bound_S, starts_P, weights_P * answers.left_Q)
-    sums_ST = np.zeros((num_starts, answers.probabilities_QT.shape[1]))
-    np.add.at(sums_ST, starts_P, weights_P[:, None] * answers.probabilities_QT)
-    return Composed(sums_ST / sums_ST.sum(axis=1, keepdims=True), np.minimum(bound_S + left_S, 1.0), None)
+    np.add.at(bound_S, starts_P, np.exp(log_weights_P) * answers.left_Q)
+    log_mass_PT = log_weights_P[:, None] + answers.log_probabilities_QT
+    log_sums_ST = np.stack([log_sum_exp(log_mass_PT[starts_P == start], axis=0) for start in range(num_starts)])
+    log_probabilities_ST = log_sums_ST - log_sum_exp(log_sums_ST, axis=1)[:, None]
+    return Composed(log_probabilities_ST, np.minimum(bound_S + left_S, 1.0), None)
 
 
 def _most_probable(mass_N: Floats, allowed: float, *, all_of: bool) -> Integers:
@@ -140,11 +153,11 @@ def compose_sampled(ask: Ask, draws_SPK: Floats) -> Composed:
             supposed[number] = (*supposed[number], min(title, len(heights_T) - 1))
     answers, places_N = _ask_once(ask, keys, supposed)
     bound_N += answers.left_Q[places_N]
-    last_SPT = answers.probabilities_QT[places_N].reshape(num_starts, num_paths, -1)
+    last_SPT = answers.log_probabilities_QT[places_N].reshape(num_starts, num_paths, -1)
     return Composed(
-        last_SPT.mean(axis=1),
+        log_sum_exp(last_SPT, axis=1) - np.log(num_paths),
         bound_N.reshape(num_starts, num_paths).mean(axis=1),
-        last_SPT.std(axis=1, ddof=1) / np.sqrt(num_paths),
+        np.exp(last_SPT).std(axis=1, ddof=1) / np.sqrt(num_paths),
     )
 
 

@@ -112,17 +112,14 @@ def _titles_of_unit(
         tolerance=wanted.tolerance,
         nodes_per_pass=wanted.nodes_per_pass,
     )
-    mass = np.exp(found.terminated_PT[~np.isnan(found.terminated_PT)])  # of all prompts, one after the other
-    num_told = (~np.isnan(found.terminated_PT)).sum(axis=1)
-    mass_P = np.array([part.sum() for part in np.split(mass, np.cumsum(num_told)[:-1])])
     own_P = found.terminated_PT[np.arange(len(observed_P)), observed_P]
     return pa.table(
         {
             "career": places.keys[:, 0],
             "position": places.keys[:, 1].astype(np.int32),
-            "mass": mass_P,
+            "mass": np.exp(found.log_mass_P()),
             "bound": found.bound_P,
-            "normalised": own_P - np.log(mass_P + found.bound_P),
+            "normalised": own_P - found.log_whole_P(),
             "title": _lists(found.title_PT),
             "terminated": _lists(found.terminated_PT),
         }

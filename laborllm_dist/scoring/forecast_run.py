@@ -21,7 +21,8 @@ from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing, context_of, longest_career
 from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import ForeignFile, RunError
-from laborllm_dist.files import ChecksumCheck, fingerprint_of, write_json
+from laborllm_dist.files import ChecksumCheck, fingerprint_of, finite_or_null, write_json
+from laborllm_dist.log_domain import perplexity_of
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.scored_files import ScoreTableInfo, written_info
 from laborllm_dist.scoring.composed import (
@@ -244,8 +245,8 @@ def _of_person(work: Forecasting, model: EvaluatedModel, career: int) -> pa.Tabl
         {
             "career": starts.careers_S,
             "position": starts.jobs_S.astype(np.int32),
-            "direct": np.log(direct.probabilities_QT[places]),
-            "composed": np.log(composed.probabilities_ST[places]),
+            "direct": direct.log_probabilities_QT[places],
+            "composed": composed.log_probabilities_ST[places],
             "bound": np.maximum(direct.left_Q, composed.bound_S),
             "direct_all": direct.probabilities_QT.tolist(),
             "composed_all": composed.probabilities_ST.tolist(),
@@ -300,7 +301,7 @@ def _yardstick(subject: Subject, careers: CareerRows, starts: Starts, horizon: i
     if subject.info.split == "train":
         return None
     scores = last_occupation_scores(subject.store.careers("train"), careers, starts, horizon)
-    return float(np.exp(-scores.mean()))
+    return float(perplexity_of(scores.mean()))
 
 
 def _conclude(table: Path, yardstick: float | None, say: Say) -> None:
@@ -309,7 +310,7 @@ def _conclude(table: Path, yardstick: float | None, say: Say) -> None:
     found, info = coherence_of(forecasts.table), forecasts.info
     facts = {"model": info.model, "split": info.split, "details": dict(info.details)}
     result = {**facts, **dataclasses.asdict(found), "perplexity_last_occupation": yardstick}
-    write_json(table.with_suffix(".json"), result)
+    write_json(table.with_suffix(".json"), finite_or_null(result))
     for line in describe_coherence(found, yardstick):
         say(f"forecast: {line}")
     say(f"forecast: {table}")

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from laborllm_dist.log_domain import perplexity_of
 from laborllm_dist.scored_files import ListTable, ScoreTableInfo, read_lists, write_lists
+from laborllm_dist.shown_numbers import format_perplexity
 
 Floats = npt.NDArray[np.float64]
 SMALLEST = float(np.finfo(np.float64).tiny)  # in the place of a probability that float64 cannot tell from 0
@@ -96,8 +98,8 @@ def coherence_of(table: pa.Table) -> Coherence:
     return Coherence(
         num_forecasts=table.num_rows,
         num_people=table.group_by(["survey", "person"]).aggregate([]).num_rows,
-        perplexity_direct=float(np.exp(-direct_N.mean())),
-        perplexity_composed=float(np.exp(-composed_N.mean())),
+        perplexity_direct=float(perplexity_of(direct_N.mean())),
+        perplexity_composed=float(perplexity_of(composed_N.mean())),
         correlation_observed=_correlation(np.exp(direct_N), np.exp(composed_N)),
         correlation_all=_correlation(direct_NT.ravel(), composed_NT.ravel()),
         divergence_mean=float(divergence_N.mean()),
@@ -111,11 +113,12 @@ def coherence_of(table: pa.Table) -> Coherence:
 
 def describe_coherence(found: Coherence, yardstick: float | None) -> list[str]:
     """Return the comparison as lines; `yardstick` is the perplexity of knowing the last occupation only."""
-    alone = "" if yardstick is None else f"; {yardstick:.3f} from the last occupation alone"
+    alone = "" if yardstick is None else f"; {format_perplexity(yardstick)} from the last occupation alone"
     drawn = "" if found.standard_error_mean is None else f", mean standard error {found.standard_error_mean:.2g}"
     return [
         f"{found.num_forecasts:,} forecasts of {found.num_people:,} people",
-        f"perplexity direct {found.perplexity_direct:.3f}, composed {found.perplexity_composed:.3f}{alone}",
+        f"perplexity direct {format_perplexity(found.perplexity_direct)}, "
+        f"composed {format_perplexity(found.perplexity_composed)}{alone}",
         f"correlation of probabilities {_number(found.correlation_observed)} (observed titles), "
         f"{_number(found.correlation_all)} (all titles)",
         f"KL(direct || composed) mean {found.divergence_mean:.4f}, median {found.divergence_median:.4f} nats; "

@@ -163,7 +163,7 @@ class _Asked:
         return observed_titles(self.texts.careers, self.starts)[starts_Q]
 
     def score(self, batch: PackedBatch, prompts: Prompts) -> tuple[Floats, Floats]:
-        """Return probabilities over titles after prompts, and what was not told apart."""
+        """Return log-probabilities over titles after prompts, and what was not told apart."""
         found = score_titles(
             self.model.edges,
             Grown(batch.to(self.model.device)),
@@ -220,7 +220,7 @@ def _after_whole_texts(asked: _Asked) -> Answers:
             f"set row_length={len(ids[longest])} or more"
         )
     rows = pack_careers([len(each) for each in ids], wanted.row_length).rows
-    probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
+    log_probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
     for first in range(0, len(rows), wanted.rows_per_unit):
         unit = rows[first : first + wanted.rows_per_unit]
@@ -230,10 +230,10 @@ def _after_whole_texts(asked: _Asked) -> Answers:
             ends = np.cumsum([len(ids[place]) for place in members]).tolist()
             stems += [(row, end - len(ids[place]), end) for end, place in zip(ends, members, strict=True)]
         batch = pack_batch([[ids[place] for place in row] for row in unit], wanted.row_length)
-        probabilities_QT[members_P], left_Q[members_P] = asked.score(
+        log_probabilities_QT[members_P], left_Q[members_P] = asked.score(
             batch, Prompts(np.array(stems), observed_Q[members_P])
         )
-    return Answers(probabilities_QT, left_Q)
+    return Answers(log_probabilities_QT, left_Q)
 
 
 def _check_context(asked: _Asked) -> None:
@@ -248,14 +248,13 @@ def _check_context(asked: _Asked) -> None:
 
 
 def normalised(found: TitleScores) -> tuple[Floats, Floats]:
-    """Return probabilities over titles of sum 1, [P, T], and the share of them that was not told apart, [P].
+    """Return log-probabilities over titles, [P, T], and the share of their sum of 1 that was not told apart, [P].
 
-    That share stands evenly on the titles that were not told apart, so that no probability is 0.
+    That share stands evenly on the titles that were not told apart, so that no title is impossible.
     """
     is_untold_PT = np.isnan(found.terminated_PT)
-    mass_PT = np.exp(np.where(is_untold_PT, -np.inf, found.terminated_PT))
-    whole_P = mass_PT.sum(axis=1) + found.bound_P
-    left_P = found.bound_P / whole_P
-    even_P = left_P / np.maximum(is_untold_PT.sum(axis=1), 1)
-    probabilities_PT = np.where(is_untold_PT, even_P[:, None], mass_PT / whole_P[:, None])
-    return probabilities_PT, left_P
+    log_whole_P = found.log_whole_P()
+    log_left_P = found.log_bound_P - log_whole_P
+    even_P = log_left_P - np.log(np.maximum(is_untold_PT.sum(axis=1), 1))
+    log_probabilities_PT = np.where(is_untold_PT, even_P[:, None], found.terminated_PT - log_whole_P[:, None])
+    return log_probabilities_PT, np.exp(log_left_P)

@@ -193,15 +193,13 @@ def _scored_units(
 
 
 def _best_of(found: TitleScores, asked: AskedPrompts) -> BestTitles:
-    told_PT = np.where(np.isnan(found.terminated_PT), -np.inf, found.terminated_PT)
-    log_mass_P = np.logaddexp.reduce(told_PT, axis=1)
+    told_PT = found.told_PT
     if asked.measure == "normalised":
-        with np.errstate(divide="ignore"):  # log 0 is the bound of a whole distribution
-            told_PT = told_PT - np.logaddexp(log_mass_P, np.log(found.bound_P))[:, None]
+        told_PT = told_PT - found.log_whole_P()[:, None]
     titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, : asked.num_titles]
     scores_PK = np.take_along_axis(told_PT, titles_PK, axis=1)
     scores_PK = np.where(np.isneginf(scores_PK), np.nan, scores_PK)
-    return BestTitles(titles_PK, scores_PK, np.exp(log_mass_P), found.bound_P)
+    return BestTitles(titles_PK, scores_PK, np.exp(found.log_mass_P()), found.bound_P)
 
 
 def check_told(best: BestTitles, tolerance: float) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from laborllm_dist.engine.branching_model import Grown, Nodes
 from laborllm_dist.engine.evaluated_model import Edges
 from laborllm_dist.errors import ModelError
+from laborllm_dist.log_domain import log_sum_exp, upper_probability
 from laborllm_dist.scoring.title_trie import ROOT, Floats, Integers, TitleTrie
 
 Booleans = npt.NDArray[np.bool_]
@@ -51,12 +52,31 @@ class Prompts:
 class TitleScores:
     """Log-likelihoods of T titles after P prompts, in nats; NaN where a title was not told apart.
 
-    `title_PT`: of a title's tokens; `terminated_PT`: and the line's end; `bound_P`: the mass that was left ungrown.
+    `title_PT`: of a title's tokens; `terminated_PT`: and the line's end; `log_bound_P`: of the mass left ungrown,
+    minus infinity where none was.
     """
 
     title_PT: Floats
     terminated_PT: Floats
-    bound_P: Floats
+    log_bound_P: Floats
+
+    @property
+    def told_PT(self) -> Floats:
+        """`terminated_PT`, with minus infinity for titles that were not told apart, to be added up."""
+        return np.where(np.isnan(self.terminated_PT), -np.inf, self.terminated_PT)
+
+    @property
+    def bound_P(self) -> Floats:
+        """The mass that was left ungrown, rounded up: 0 only where there was none."""
+        return upper_probability(self.log_bound_P)
+
+    def log_mass_P(self) -> Floats:
+        """Return log of the mass of the titles that were told apart."""
+        return log_sum_exp(self.told_PT, axis=1)
+
+    def log_whole_P(self) -> Floats:
+        """Return log of the mass of all titles: told apart, and left ungrown."""
+        return np.logaddexp(self.log_mass_P(), self.log_bound_P)
 
 
 def score_titles(
@@ -153,7 +173,7 @@ class _Trees:
         ungrown_PM = self.places_PM < 0
         if not tolerance:
             return ungrown_PM
-        mass_PM = self._ungrown_mass()
+        mass_PM = np.exp(self._ungrown())
         # The smallest masses are left as long as their sum stays within the tolerance.
         order_PM = np.argsort(mass_PM, axis=1, kind="stable")
         sums_PM = np.cumsum(np.take_along_axis(mass_PM, order_PM, axis=1), axis=1)
@@ -182,13 +202,13 @@ class _Trees:
     def scores(self) -> TitleScores:
         """Return what is known of the titles."""
         prefixes_PM, closed_PT = self.trie.path_sums(self.edges_PE)
-        return TitleScores(prefixes_PM[:, self.trie.ends_T], closed_PT, self._ungrown_mass().sum(axis=1))
+        return TitleScores(prefixes_PM[:, self.trie.ends_T], closed_PT, log_sum_exp(self._ungrown(), axis=1))
 
-    def _ungrown_mass(self) -> Floats:
-        """Return P of every prefix that is reached and not grown, [P, M]; 0 elsewhere."""
+    def _ungrown(self) -> Floats:
+        """Return log P of every prefix that is reached and not grown, [P, M]; minus infinity elsewhere."""
         prefixes_PM, _ = self.trie.path_sums(self.edges_PE)
         is_open_PM = (self.places_PM < 0) & ~np.isnan(prefixes_PM)
-        return np.where(is_open_PM, np.exp(np.where(is_open_PM, prefixes_PM, 0.0)), 0.0)
+        return np.where(is_open_PM, prefixes_PM, -np.inf)
 
     def _forward(self, prompts_N: Integers, nodes_N: Integers) -> None:
         trie = self.trie
