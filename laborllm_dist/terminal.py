@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from laborllm_dist.errors import DiskError, DiskFull, OutputClosed
+from laborllm_dist.plain_text import ESCAPES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,9 +39,7 @@ IN_ASCII = {
     "\N{RIGHT DOUBLE QUOTATION MARK}": '"', **dict.fromkeys("▌▋▊▉█", "#"), **dict.fromkeys("▏▎▍", "|"),
 }  # fmt: skip
 # Escapes and other controls inside names would be obeyed by a terminal.
-CONTROLS = dict.fromkeys(
-    [*(code for code in range(32) if chr(code) not in "\n\t"), *range(127, 160)], "\N{REPLACEMENT CHARACTER}"
-)
+CONTROLS = {code: escape for code, escape in ESCAPES.items() if chr(code) not in "\n\t" and not 0xD800 <= code < 0xE000}
 
 
 def say(line: str) -> None:
@@ -89,9 +88,16 @@ def results() -> Iterator[Console]:
         LaborError: as `show`.
     """
     from rich.console import Console  # not for ranks, which print lines alone
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        """A console that takes a text for what it is, with escapes for what a terminal would obey."""
+
+        def render_str(self, text: str, **style: Any) -> Text:
+            return super().render_str(text.translate(CONTROLS), **style)
 
     held = _Held(sys.stdout)
-    yield Console(markup=False, emoji=False, highlight=False, file=held)
+    yield PlainConsole(markup=False, emoji=False, highlight=False, file=held)
     show(held.getvalue())
 
 

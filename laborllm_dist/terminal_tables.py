@@ -16,11 +16,12 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from laborllm_dist.plain_text import ESCAPES
 from laborllm_dist.terminal import CONTROLS
 
 Cell: TypeAlias = "str | Text"
 LEAST_NAME_WIDTH = 12  # of a column of names, before it becomes a list
-ONE_LINE = {**CONTROLS, ord("\n"): "\N{REPLACEMENT CHARACTER}", ord("\t"): " "}
+ONE_LINE = ESCAPES  # of a text in a cell; a cell of several lines is a `Text`
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class FoldingTable:
         self.caption = ""
 
     def add_row(self, *cells: Cell, style: str = "") -> None:
-        """Add a row, a cell for each column."""
-        texts = tuple(Text(cell) if isinstance(cell, str) else cell for cell in cells)
+        """Add a row, a cell for each column; only a `Text` may have several lines."""
+        texts = tuple(Text(cell.translate(ONE_LINE)) if isinstance(cell, str) else _seen(cell) for cell in cells)
         self._rows.append(Row(texts, style, self._section_begins))
         self._section_begins = False
 
@@ -140,6 +141,10 @@ def _fact(heading: str, value: str, room: int) -> Iterator[Text]:
     for text, indent in ((heading, "  "), (value, "    ")):
         fits = len(indent) + cell_len(text) <= room
         yield from map(Text, [indent + text] if fits else chop_cells(text, room))
+
+
+def _seen(cell: Text) -> Text:
+    return Text(cell.plain.translate(CONTROLS), style=cell.style)
 
 
 def _on_one_line(cell: Text) -> Text:

@@ -3,7 +3,7 @@
 from laborllm_dist.compose import launch
 from laborllm_dist.report.write import terminal_tables, write_report
 from laborllm_dist.settings import ReportSettings
-from laborllm_dist.terminal import results
+from laborllm_dist.terminal import complain, results
 
 HELP = """
 Write report.html and summary.json from the score tables of runs: perplexities, paired differences, groups, figures.
@@ -15,6 +15,8 @@ Write report.html and summary.json from the score tables of runs: perplexities, 
 def main(settings: ReportSettings) -> None:
     """Write the report, and print its tables."""
     result = write_report(settings)
+    for note in result.notes:
+        complain(note)
     with results() as console:
         for table in terminal_tables(result):
             console.print(table)

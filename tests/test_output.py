@@ -151,7 +151,7 @@ def test_names_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     terminal.say("runs/\x1b[2J\x07\x9b31m")
-    assert stream.getvalue() == "runs/\ufffd[2J\ufffd\ufffd31m\n"
+    assert stream.getvalue() == "runs/\\x1b[2J\\x07\\x9b31m\n"
 
 
 def test_a_result_s_square_brackets_and_colons_are_text(monkeypatch: pytest.MonkeyPatch) -> None:

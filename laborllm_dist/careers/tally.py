@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from laborllm_dist.careers.reading import CodedTitle, DropUnit, PersonRead
 from laborllm_dist.careers.splits import Split
+from laborllm_dist.plain_text import sheet_cell
 
 KINDS = ("first", "moving", "staying")
 MOST_TITLES = 2_000  # of a piece that are kept for the list of titles, or of unmapped codes, so that records stay small
@@ -125,12 +126,14 @@ def _most_frequent(titles: Counter[CodedTitle], number: int) -> list[tuple[Coded
 
 
 def titles_csv(titles: Counter[CodedTitle]) -> str:
-    """Return a table of the most frequent titles for people to look through."""
+    """Return a table of the most frequent titles for people to look through, in a spreadsheet too."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("title", "jobs", "matched_title", "score", "code"))
     for each, count in _most_frequent(titles, _TITLES_IN_MEMORY):
-        writer.writerow((each.title, count, each.matched_title or "", f"{each.score:.2f}", each.code or ""))
+        texts = (each.title, each.matched_title or "", each.code or "")
+        title, matched, code = map(sheet_cell, texts)
+        writer.writerow((title, count, matched, f"{each.score:.2f}", code))
     return text.getvalue()
 
 

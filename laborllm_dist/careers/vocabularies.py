@@ -21,6 +21,7 @@ from laborllm_dist.careers.table_rows import Row, column_names, read_rows, unit_
 from laborllm_dist.corpus_settings import VocabularySettings
 from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.files import write_text
+from laborllm_dist.plain_text import from_sheet_cell, sheet_cell
 
 BUILTIN = "builtin:"
 _BUILTINS = {f"{BUILTIN}occ1990dd": Path(__file__).parent / "tables" / "occ1990dd.csv"}
@@ -69,6 +70,16 @@ def read_vocabulary(path: Path, *, code_column: str = "code", title_column: str 
     """
     entries = _read_entries(path, code_column, title_column, same_titles="refuse")
     return _vocabulary_of(path, [(entry.code, entry.title) for entry in entries])
+
+
+def read_written_vocabulary(path: Path) -> OccupationVocabulary:
+    """Read the occupations that `write_vocabulary` wrote.
+
+    Raises:
+        VocabularyError: as `read_vocabulary`.
+    """
+    cells = read_vocabulary(path)
+    return OccupationVocabulary(*(tuple(map(from_sheet_cell, each)) for each in (cells.codes, cells.titles)))
 
 
 def notes_of_vocabulary(settings: VocabularySettings) -> list[str]:
@@ -148,9 +159,10 @@ def _entries(
 
 
 def write_vocabulary(vocabulary: OccupationVocabulary, path: Path) -> None:
-    """Write the occupations atomically as a CSV that `read_vocabulary` reads."""
+    """Write the occupations atomically as a CSV that `read_written_vocabulary` reads, and a spreadsheet may open."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("code", "title"))
-    writer.writerows(zip(vocabulary.codes, vocabulary.titles, strict=True))
+    pairs = zip(vocabulary.codes, vocabulary.titles, strict=True)
+    writer.writerows((sheet_cell(code), sheet_cell(title)) for code, title in pairs)
     write_text(path, text.getvalue())

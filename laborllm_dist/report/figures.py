@@ -2,7 +2,8 @@
 
 Figures are 4.6 inches wide with 10-point text: that is the width of a phone, and on a desk they grow to a column.
 A model keeps its colour and its marker in every figure; the marker serves those who do not tell the colours apart.
-The same numbers give the same bytes: no date goes in, and the ids inside an SVG come from a fixed salt.
+The same numbers give the same bytes, where the same fonts draw the names (report/fonts.py): no date goes in, and the ids
+inside an SVG come from a fixed salt.
 """
 
 from __future__ import annotations
@@ -20,21 +21,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from rich.cells import cell_len, chop_cells
 
+from laborllm_dist.plain_text import visible
 from laborllm_dist.report.analysis import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
 from laborllm_dist.report.bootstrap import Estimate
+from laborllm_dist.report.fonts import Drawable, drawable
 from laborllm_dist.report.number_text import format_count, format_nats
-from laborllm_dist.shown_numbers import MINUS, format_perplexity
+from laborllm_dist.shown_numbers import LARGE, MINUS, format_perplexity
 
 WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle
+GROUP_LETTERS, GROUP_LINES = 17, 3  # of a group's name beside the axis
 # Okabe and Ito's colours, in an order that keeps the first few far apart; the true model is always black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 TRUE_COLOUR, TRUE_MARKER = "#1a1a1a", "*"
 INK, FAINT, BAND = "#1f2328", "#d0d5db", "#f3f5f7"
 STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
-    "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a dollar sign in a name is one
+    "text.usetex": False,
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -52,12 +58,16 @@ STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
 
 @dataclass(frozen=True, slots=True)
 class DrawnFigure:
-    """A figure as two files, with the words that stand for it where it cannot be seen."""
+    """A figure as two files, with the words that stand for it where it cannot be seen.
+
+    `undrawn`: characters of names that no font of this machine has.
+    """
 
     name: str
     alternative: str
     svg: bytes
     png: bytes
+    undrawn: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +78,23 @@ class _Mark:
 
 def draw_perplexities(models: Sequence[ModelNumbers], *, measure: str) -> DrawnFigure:
     """Draw every model's perplexity with its interval, best on top."""
-    with matplotlib.rc_context(STYLE):
+    fonts = drawable([visible(model.model) for model in models])
+    with matplotlib.rc_context(_style_of(fonts)):
         figure, axes = _new_figure(0.55 * len(models) + 0.75)
         marks = _marks(models)
         for row, model in enumerate(models):
-            _write_above(axes, row, _model_label(model), format_perplexity(model.perplexity.value))
+            _write_above(axes, row, _model_label(model, fonts), format_perplexity(model.perplexity.value))
             _draw_estimate(axes, row, model.perplexity, marks[row], size=7)
         _set_perplexity_axis(axes, (model.perplexity for model in models), measure)
         axes.set_ylim(len(models) - 0.65, -0.75)
-        return _render(figure, "perplexity", "Perplexity of every model with its 95 % interval")
+        return _render(figure, "perplexity", "Perplexity of every model with its 95 % interval", fonts)
 
 
 def draw_differences(pairs: Sequence[PairNumbers], *, measure: str) -> DrawnFigure:
     """Draw the paired difference of every two models in nats, with its interval."""
-    with matplotlib.rc_context(STYLE):
-        labels = [_pair_label(pair) for pair in pairs]
+    fonts = drawable([visible(name) for pair in pairs for name in (pair.first, pair.second)])
+    with matplotlib.rc_context(_style_of(fonts)):
+        labels = [_pair_label(pair, fonts) for pair in pairs]
         lines = max(label.count("\n") for label in labels) + 1
         row_inches = 0.32 + 0.17 * lines
         figure, axes = _new_figure(row_inches * len(pairs) + 0.85)
@@ -93,7 +105,7 @@ def draw_differences(pairs: Sequence[PairNumbers], *, measure: str) -> DrawnFigu
         _set_difference_axis(axes, [pair.difference_nats for pair in pairs])
         axes.set_xlabel(f"difference in log-likelihood ({measure}),\nnats per observation; above 0 the first is better")
         axes.set_ylim(len(pairs) - 0.65, -0.85)
-        return _render(figure, "differences", "Paired differences between models in nats per observation")
+        return _render(figure, "differences", "Paired differences between models in nats per observation", fonts)
 
 
 def draw_grouping(grouping: GroupingNumbers, models: Sequence[ModelNumbers], *, measure: str) -> DrawnFigure:
@@ -103,7 +115,9 @@ def draw_grouping(grouping: GroupingNumbers, models: Sequence[ModelNumbers], *, 
     line_inches = 0.12 if many else 0.16
     legend_rows, legend_columns = _legend_shape(models)
     band_inches = max(0.3 if many else 0.5, line_inches * (len(models) + 1))
-    with matplotlib.rc_context(STYLE):
+    names = [*(model.model for model in models), *(group.group for group in groups)]
+    fonts = drawable(map(visible, names))
+    with matplotlib.rc_context(_style_of(fonts)):
         figure, axes = _new_figure(band_inches * len(groups) + 0.75 + 0.22 * legend_rows)
         step = line_inches / band_inches
         for row, group in enumerate(groups):
@@ -112,12 +126,17 @@ def draw_grouping(grouping: GroupingNumbers, models: Sequence[ModelNumbers], *, 
             for index, score in enumerate(group.scores):
                 place = row + (index - (len(models) - 1) / 2) * step
                 _draw_estimate(axes, place, score.perplexity, marks[index], size=4.5 if many else 6)
-        axes.set_yticks(range(len(groups)), [_group_label(group, short=many) for group in groups])
+        axes.set_yticks(range(len(groups)), [_group_label(group, fonts, short=many) for group in groups])
         _set_perplexity_axis(axes, (score.perplexity for group in groups for score in group.scores), measure)
         axes.set_ylim(len(groups) - 0.5, -0.5)
-        handles = [_legend_handle(model, mark) for model, mark in zip(models, marks, strict=True)]
+        handles = [_legend_handle(model, mark, fonts) for model, mark in zip(models, marks, strict=True)]
         figure.legend(handles=handles, loc="outside upper left", ncols=legend_columns, frameon=False)
-        return _render(figure, f"by_{grouping.name}", f"Perplexity {grouping.title.lower()}, with 95 % intervals")
+        alternative = f"Perplexity {grouping.title.lower()}, with 95 % intervals"
+        return _render(figure, f"by_{grouping.name}", alternative, fonts)
+
+
+def _style_of(fonts: Drawable) -> Any:
+    return {**STYLE, "font.family": list(fonts.families)}
 
 
 def _new_figure(height_inches: float) -> tuple[Figure, Axes]:
@@ -160,37 +179,45 @@ def _write_above(axes: Axes, row: int, label: str, value: str) -> None:
     axes.text(1, place, value, transform=along, ha="right", va="bottom", fontweight="bold", bbox=clear)
 
 
-def _model_label(model: ModelNumbers) -> str:
+def _model_label(model: ModelNumbers, fonts: Drawable) -> str:
     name = f"{model.model} (true model)" if model.true_model else model.model
-    return _shorten(name, LETTERS_ACROSS)
+    return _shorten(fonts.text(visible(name)), LETTERS_ACROSS)
 
 
-def _pair_label(pair: PairNumbers) -> str:
-    label = f"{pair.first} {MINUS} {pair.second}"
-    if len(label) <= LETTERS_ACROSS:
+def _pair_label(pair: PairNumbers, fonts: Drawable) -> str:
+    first, second = (fonts.text(visible(name)) for name in (pair.first, pair.second))
+    label = f"{first} {MINUS} {second}"
+    if cell_len(label) <= LETTERS_ACROSS:
         return label
-    return f"{_shorten(pair.first, LETTERS_ACROSS)}\n{MINUS} {_shorten(pair.second, LETTERS_ACROSS - 2)}"
+    return f"{_shorten(first, LETTERS_ACROSS)}\n{MINUS} {_shorten(second, LETTERS_ACROSS - 2)}"
 
 
 def _shorten(name: str, letters: int) -> str:
     # Cut in the middle: long names tend to differ at either end, such as in the run's name.
-    return name if len(name) <= letters else f"{name[: letters // 2]}…{name[-(letters - letters // 2 - 1) :]}"
+    if cell_len(name) <= letters:
+        return name
+    start, end = chop_cells(name, letters // 2)[0], chop_cells(name[::-1], letters - letters // 2 - 1)[0][::-1]
+    return f"{start}…{end}"
 
 
-def _group_label(group: GroupNumbers, *, short: bool) -> str:
-    name = "\n".join(textwrap.wrap(group.group, width=17, max_lines=3, placeholder=" …"))
+def _group_label(group: GroupNumbers, fonts: Drawable, *, short: bool) -> str:
+    words = textwrap.wrap(fonts.text(visible(group.group)), width=GROUP_LETTERS)
+    lines = [line for part in words for line in chop_cells(part, GROUP_LETTERS)]
+    name = "\n".join(
+        lines if len(lines) <= GROUP_LINES else [*lines[: GROUP_LINES - 1], lines[GROUP_LINES - 1][:-2] + " …"]
+    )
     few = "*" if group.few_people else ""
     return f"{name}{few}" if short else f"{name}\n{format_count(group.num_people)} people{few}"
 
 
 def _legend_shape(models: Sequence[ModelNumbers]) -> tuple[int, int]:
-    columns = 2 if max(len(model.model) for model in models) <= 14 else 1
+    columns = 2 if max(cell_len(visible(model.model)) for model in models) <= 14 else 1
     return math.ceil(len(models) / columns), columns
 
 
-def _legend_handle(model: ModelNumbers, mark: _Mark) -> Line2D:
+def _legend_handle(model: ModelNumbers, mark: _Mark, fonts: Drawable) -> Line2D:
     size = 10 if mark.marker == TRUE_MARKER else 7
-    label = _model_label(model)
+    label = _model_label(model, fonts)
     return Line2D([], [], color=mark.colour, marker=mark.marker, markersize=size, linewidth=2, label=label)
 
 
@@ -205,7 +232,9 @@ def _set_perplexity_axis(axes: Axes, estimates: Iterable[Estimate], measure: str
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(_log_ticks(min(ends), max(ends))))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:,.10g}" if value < LARGE else f"{value:.0e}".replace("e+", "e"))
+        )
         axes.set_xlabel(f"perplexity ({measure}), logarithmic axis;\nlower is better")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -241,8 +270,8 @@ def _set_difference_axis(axes: Axes, estimates: Sequence[Estimate]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _render(figure: Figure, name: str, alternative: str) -> DrawnFigure:
+def _render(figure: Figure, name: str, alternative: str, fonts: Drawable) -> DrawnFigure:
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     figure.savefig(png, format="png", dpi=200)
-    return DrawnFigure(name, alternative, svg.getvalue(), png.getvalue())
+    return DrawnFigure(name, alternative, svg.getvalue(), png.getvalue(), fonts.undrawn)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from laborllm_dist.plain_text import visible
 from laborllm_dist.report import number_text
 from laborllm_dist.report.analysis import ReportNumbers
 from laborllm_dist.report.figures import DrawnFigure
@@ -40,6 +42,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("laborllm_dist.report", "templates"),
         autoescape=True,
+        finalize=_as_seen,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -57,6 +60,11 @@ def _environment() -> Environment:
     environment.filters["signed_perplexity_interval"] = number_text.format_signed_perplexity_interval
     environment.filters["svg_data"] = _svg_data
     return environment
+
+
+def _as_seen(value: object) -> object:
+    """Return what stands in the page for a value: a text with escapes for what cannot be seen."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _svg_data(figure: DrawnFigure) -> str:

@@ -11,9 +11,10 @@ import rich.box
 from rich.console import Console
 from rich.text import Text
 
+from laborllm_dist.plain_text import visible
 from laborllm_dist.report.number_text import format_share
 from laborllm_dist.scored_files import ScoreTableInfo
-from laborllm_dist.terminal_tables import ONE_LINE, Column, FoldingTable
+from laborllm_dist.terminal_tables import Column, FoldingTable
 
 SHOWN_PEOPLE = 10  # where a file has all of them
 BAR_WIDTH = 12
@@ -61,11 +62,11 @@ def predictions_table(people: list[list[dict[str, Any]]], info: ScoreTableInfo) 
         if number:
             table.add_section()
         first = rows[0]
-        person = first["person"].translate(ONE_LINE)
-        head = (Text(f"{person}\n{first['survey']}" if has_surveys else person, style="bold"), str(first["year"]))
+        person, survey = visible(first["person"]), visible(first["survey"])
+        head = (Text(f"{person}\n{survey}" if has_surveys else person, style="bold"), str(first["year"]))
         for row in rows:
             share = row["probability"]
-            table.add_row(*head, str(row["rank"]), row["title"].translate(ONE_LINE), _bar(share), _share(share))
+            table.add_row(*head, str(row["rank"]), row["title"], _bar(share), _share(share))
             head = (Text(), "")
         for label, share in _rest(rows, measure):
             table.add_row("", "", "", Text(label, style="dim"), Text(_bar(share), style="dim"), _share(share))

@@ -1,6 +1,7 @@
 """Compare the models of several runs: report.html, summary.json and the figures, from score tables alone.
 
-Nothing in the output depends on the clock or the machine: the same score tables and settings give the same bytes.
+Nothing in the output depends on the clock or the machine, but for the fonts that names in other scripts than matplotlib's
+own are drawn with: the same score tables and settings give the same bytes.
 summary.json is written last, so where it is, the rest of the report is too.
 """
 
@@ -19,6 +20,7 @@ from laborllm_dist.report.analysis import ModelNumbers, ReportNumbers, analyse
 from laborllm_dist.report.compared import compare_runs
 from laborllm_dist.report.distributions import TitleNumbers
 from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
+from laborllm_dist.report.fonts import note_on
 from laborllm_dist.report.number_text import (
     format_count,
     format_nats,
@@ -30,7 +32,7 @@ from laborllm_dist.report.page import render_page
 from laborllm_dist.report.summary import summary_text
 from laborllm_dist.settings import ReportSettings
 from laborllm_dist.shown_numbers import format_perplexity
-from laborllm_dist.terminal_tables import ONE_LINE, Column, FoldingTable
+from laborllm_dist.terminal_tables import Column, FoldingTable
 
 # Of pages of this version, and of those before.
 _PAGE_MARKS = (b'<meta name="generator" content="laborllm_dist">', b"<title>Next-occupation perplexity, ")
@@ -38,7 +40,7 @@ _PAGE_MARKS = (b'<meta name="generator" content="laborllm_dist">', b"<title>Next
 
 @dataclass(frozen=True, slots=True)
 class ReportResult:
-    """Where the report lies, and its main table (best model first)."""
+    """Where the report lies, its main table (best model first), and what a reader should know, a line each."""
 
     page: Path
     summary: Path
@@ -47,6 +49,7 @@ class ReportResult:
     measure: str
     models: tuple[ModelNumbers, ...]
     titles: tuple[TitleNumbers, ...]
+    notes: tuple[str, ...]
 
 
 def write_report(settings: ReportSettings) -> ReportResult:
@@ -69,7 +72,10 @@ def write_report(settings: ReportSettings) -> ReportResult:
         with writing(path) as partial:
             partial.write_bytes(figure.png)
     write_text(summary, summary_text(numbers))
-    return ReportResult(page, summary, figures, numbers.split, numbers.measure, numbers.models, numbers.titles)
+    note = note_on("".join(sorted({character for figure in drawn for character in figure.undrawn})))
+    return ReportResult(
+        page, summary, figures, numbers.split, numbers.measure, numbers.models, numbers.titles, (note,) if note else ()
+    )
 
 
 def _check_replaceable(page: Path, summary: Path, figures: Sequence[Path]) -> None:
@@ -118,7 +124,7 @@ def _title_table(result: ReportResult) -> FoldingTable:
     for model in result.titles:
         shares = (format_share(each.value) for each in (model.top_1, model.top_5, model.top_10))
         perplexity = format_perplexity(model.normalised_perplexity.value)
-        table.add_row(model.model.translate(ONE_LINE), format_share(model.valid_titles.value), perplexity, *shares)
+        table.add_row(model.model, format_share(model.valid_titles.value), perplexity, *shares)
     if largest := max(model.largest_bound for model in result.titles):
         table.caption = f"up to {format_probability(largest)} after a prompt was not told apart, and counts for none"
     return table
@@ -140,7 +146,7 @@ def _main_table(result: ReportResult) -> FoldingTable:
         ]
         if has_truth:
             cells.append("" if model.nats_to_truth is None else format_nats(model.nats_to_truth.value))
-        table.add_row(name.translate(ONE_LINE), *cells)
+        table.add_row(name, *cells)
     return table
 
 

@@ -6,7 +6,6 @@ LABOR-LLM reports for them, so that a user sees at once how near an extract come
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.careers.tally import KINDS, Tally
 from laborllm_dist.corpus_settings import CorpusSettings
 from laborllm_dist.data_settings import DataSettings
+from laborllm_dist.plain_text import markdown_code, markdown_text
 
 # People, person-years, and shares of first, moving and staying observations in LABOR-LLM (arXiv 2406.17972, v4), as
 # noted from the paper; its tables were not at hand to check them against.
@@ -114,16 +114,17 @@ def _corpus_values(tally: Tally, corpus: CorpusSettings, title_of: Mapping[str, 
 
 def card_markdown(card: Mapping[str, Any]) -> str:
     """Return the card as Markdown."""
-    lines = [f"# Data card of {_cell(card['data'])}", ""]
+    lines = [f"# Data card of {markdown_text(card['data'])}", ""]
     for name, values in card["corpora"].items():
-        lines += [f"## {_cell(values['survey'])} (`{name}`)", "", *_summary(values), ""]
+        lines += [f"## {markdown_text(values['survey'])} ({markdown_code(name)})", "", *_summary(values), ""]
         lines += ["### Left out", "", *_left_out(values["left_out"]), ""]
         if unmapped := values["unmapped_codes"]:
             lines += ["### Codes without an occupation", "", *_unmapped(unmapped), ""]
         if otherwise := values["taken_otherwise"]:
             lines += ["### Taken otherwise than it stands", "", *_otherwise(otherwise), ""]
         if lacking := values["variables_missing"]:
-            lines += ["### Not in the extract", "", f"{len(lacking)} variables: {', '.join(lacking)}.", ""]
+            named = ", ".join(map(markdown_text, lacking))
+            lines += ["### Not in the extract", "", f"{len(lacking)} variables: {named}.", ""]
         lines += ["### Years", "", *_years(values["years"]), ""]
         lines += ["### Occupations", "", *_occupations(values), ""]
     if shared := card["shared_people"]:
@@ -159,20 +160,15 @@ def _left_out(reasons: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _unmapped(codes: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [(_cell(each["code"]), each["reason"], f"{each['count']:,}") for each in codes[:_SHOWN_CODES]]
+    rows = [(each["code"], each["reason"], f"{each['count']:,}") for each in codes[:_SHOWN_CODES]]
     table = _table(("code", "reason", "person-years left out"), rows, right=(2,))
     more = len(codes) - _SHOWN_CODES
     return table if more <= 0 else [*table, "", f"{more:,} more codes stand in data_card.json."]
 
 
 def _otherwise(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [(_cell(each["what"]), "" if each["count"] is None else f"{each['count']:,}") for each in entries]
+    rows = [(each["what"], "" if each["count"] is None else f"{each['count']:,}") for each in entries]
     return _table(("what", "times"), rows, right=(1,))
-
-
-def _cell(text: str) -> str:
-    """Return a text as one cell of a table, in which nothing is read as HTML."""
-    return html.escape(text, quote=False).replace("|", "\\|")
 
 
 def _years(years: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -188,7 +184,7 @@ def _years(years: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _occupations(values: Mapping[str, Any]) -> list[str]:
-    rows = [(_cell(each["code"]), _cell(each["title"]), f"{each['observations']:,}") for each in values["occupations"]]
+    rows = [(each["code"], each["title"], f"{each['observations']:,}") for each in values["occupations"]]
     return _table(("code", "title", "person-years"), rows, right=(2,))
 
 
@@ -197,6 +193,7 @@ def _share(value: float | None) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> list[str]:
-    """Return a Markdown table; the columns of `right` hold numbers."""
+    """Return a Markdown table of texts; the columns of `right` hold numbers."""
     rule = [("---:" if place in right else "---") for place in range(len(header))]
-    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
+    lines = [[markdown_text(cell) for cell in cells] for cells in (header, *rows)]
+    return ["| " + " | ".join(cells) + " |" for cells in (lines[0], rule, *lines[1:])]

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.careers.template import CareerText
-from laborllm_dist.careers.vocabularies import read_vocabulary
+from laborllm_dist.careers.vocabularies import read_written_vocabulary
 from laborllm_dist.errors import RowTooShort, StoreError
 from laborllm_dist.files import ChecksumCheck, sha256_of_json, write_json
 from laborllm_dist.tokens.tokenise import TokenisedCareer
@@ -286,7 +286,7 @@ def open_store(folder: Path) -> TokenStore:
             raise StoreError(f"{folder / name} {state}; delete {folder} and prepare again")
     small = [name for name in sizes if name in (OCCUPATIONS, PREFACE) or name.startswith(f"{TOKENIZER}/")]
     _check_of(folder, facts, small).wait()
-    return TokenStore(folder=folder, facts=facts, vocabulary=read_vocabulary(folder / OCCUPATIONS))
+    return TokenStore(folder=folder, facts=facts, vocabulary=read_written_vocabulary(folder / OCCUPATIONS))
 
 
 def write_store_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
