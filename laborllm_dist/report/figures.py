@@ -2,8 +2,8 @@
 
 Figures are 4.6 inches wide with 10-point text: that is the width of a phone, and on a desk they grow to a column.
 A model keeps its colour and its marker in every figure; the marker serves those who do not tell the colours apart.
-The same numbers give the same bytes, where the same fonts draw the names (report/fonts.py): no date goes in, and the ids
-inside an SVG come from a fixed salt.
+The same numbers give the same bytes, where the same fonts draw the names (report/fonts.py): no date goes in, and the
+ids inside an SVG come from a fixed salt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.cells import cell_len, chop_cells
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.analysis import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
 from laborllm_dist.report.bootstrap import Estimate
-from laborllm_dist.report.fonts import Drawable, drawable
+from laborllm_dist.report.fonts import FIRST, Drawable, drawable
 from laborllm_dist.report.number_text import format_count, format_nats
 from laborllm_dist.shown_numbers import LARGE, MINUS, format_perplexity
 
@@ -176,7 +176,9 @@ def _write_above(axes: Axes, row: int, label: str, value: str) -> None:
     place, along = row - 0.22, axes.get_yaxis_transform()
     clear: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     axes.text(0, place, label, transform=along, ha="left", va="bottom", bbox=clear)
-    axes.text(1, place, value, transform=along, ha="right", va="bottom", fontweight="bold", bbox=clear)
+    axes.text(
+        1, place, value, transform=along, ha="right", va="bottom", fontweight="bold", fontfamily=FIRST, bbox=clear
+    )
 
 
 def _model_label(model: ModelNumbers, fonts: Drawable) -> str:
@@ -203,9 +205,9 @@ def _shorten(name: str, letters: int) -> str:
 def _group_label(group: GroupNumbers, fonts: Drawable, *, short: bool) -> str:
     words = textwrap.wrap(fonts.text(visible(group.group)), width=GROUP_LETTERS)
     lines = [line for part in words for line in chop_cells(part, GROUP_LETTERS)]
-    name = "\n".join(
-        lines if len(lines) <= GROUP_LINES else [*lines[: GROUP_LINES - 1], lines[GROUP_LINES - 1][:-2] + " …"]
-    )
+    if len(lines) > GROUP_LINES:
+        lines = [*lines[: GROUP_LINES - 1], f"{chop_cells(lines[GROUP_LINES - 1], GROUP_LETTERS - 2)[0]} …"]
+    name = "\n".join(lines)
     few = "*" if group.few_people else ""
     return f"{name}{few}" if short else f"{name}\n{format_count(group.num_people)} people{few}"
 
@@ -232,14 +234,22 @@ def _set_perplexity_axis(axes: Axes, estimates: Iterable[Estimate], measure: str
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(_log_ticks(min(ends), max(ends))))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:,.10g}" if value < LARGE else f"{value:.0e}".replace("e+", "e"))
-        )
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_text(value)))
         axes.set_xlabel(f"perplexity ({measure}), logarithmic axis;\nlower is better")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.ticklabel_format(axis="x", style="plain", useOffset=False)
+        if ends and max(ends) >= LARGE:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_text(value)))
+        else:
+            axes.ticklabel_format(axis="x", style="plain", useOffset=False)
         axes.set_xlabel(f"perplexity ({measure}); lower is better")
+
+
+def _tick_text(value: float) -> str:
+    if value < LARGE:
+        return f"{value:,.10g}"
+    digits, exponent = f"{value:e}".split("e")
+    return f"{float(digits):.3g}e{int(exponent)}"
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

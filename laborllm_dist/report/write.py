@@ -1,7 +1,7 @@
 """Compare the models of several runs: report.html, summary.json and the figures, from score tables alone.
 
-Nothing in the output depends on the clock or the machine, but for the fonts that names in other scripts than matplotlib's
-own are drawn with: the same score tables and settings give the same bytes.
+Nothing in the output depends on the clock or the machine, but for the fonts that draw names which matplotlib's own font
+cannot: the same score tables and settings give the same bytes.
 summary.json is written last, so where it is, the rest of the report is too.
 """
 
