@@ -101,6 +101,17 @@ def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> Lis
         raise ScoreTableError(f"{path} is no {kind} or is damaged: {error}") from None
 
 
+def num_occupations(path: Path) -> int | None:
+    """Return how many occupations the lists of a file are over, by its metadata alone.
+
+    None where there is no such file, or a damaged one, which its reader refuses.
+    """
+    try:
+        return len(json.loads((pq.read_schema(path).metadata or {})[_OCCUPATIONS]))
+    except DAMAGE:
+        return None
+
+
 def with_checksum(table: pa.Table) -> pa.Table:
     """Return a table whose metadata has the checksum of its rows and of its other metadata."""
     checksum = _checksum(table.schema, _blocks(table))

@@ -19,7 +19,7 @@ from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.files import ChecksumCheck, fingerprint_of
 from laborllm_dist.run_folder import RunFolder, read_run
-from laborllm_dist.score_table import TRUE_MODEL, read_score_table, write_score_table
+from laborllm_dist.score_table import NUM_TITLES, TRUE_MODEL, read_score_table, write_score_table
 from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.evaluate import observation_facts
 from laborllm_dist.settings import CompareSettings, RunSettings
@@ -27,7 +27,7 @@ from laborllm_dist.tokens.pooling import training_pool
 from laborllm_dist.tokens.store import CareerRows, TokenStore, checking_store, open_store
 
 NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
-FORMAT = 2  # of the tables made here: raise it when what is in them changes
+FORMAT = 3  # of the tables made here: raise it when what is in them changes
 
 
 def score_comparators(settings: CompareSettings, say: Callable[[str], None]) -> list[Path]:
@@ -64,7 +64,7 @@ def _score_missing(
             split=settings.split,
             careers=store.careers_fingerprint,
             code=__version__,
-            details={**details, **more},
+            details={**details, **more, NUM_TITLES: str(len(store.vocabulary))},
         )
         _write(careers, scores, info, path)
         say(f"comparators: {NAMES[name]} scored on {len(scores):,} observations ({path})")

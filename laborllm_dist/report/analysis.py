@@ -17,6 +17,7 @@ from laborllm_dist.log_domain import perplexity_of
 from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, estimate, resample_means
 from laborllm_dist.report.compared import ComparedScores, FloatArray, ScoredModel
 from laborllm_dist.report.distributions import TitleNumbers, title_numbers
+from laborllm_dist.report.floors import floors_missed
 from laborllm_dist.report.groups import NOT_RECORDED, Grouping, list_groupings
 from laborllm_dist.settings import ReportSettings
 
@@ -39,7 +40,10 @@ class SourceNumbers:
 
 @dataclass(frozen=True, slots=True)
 class ModelNumbers:
-    """One model on all observations. `nats_to_truth`: mean log-likelihood of the true model minus that of this one."""
+    """One model on all observations.
+
+    `nats_to_truth`: mean log-likelihood of the true model minus that of this one. `worse_than`: floors it is below.
+    """
 
     model: str
     true_model: bool
@@ -48,6 +52,7 @@ class ModelNumbers:
     nats_to_truth: Estimate | None
     num_people: int
     num_observations: int
+    worse_than: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ def analyse(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers
         bootstrap_draws=settings.bootstrap_draws,
         seed=settings.seed,
         few_people_below=FEW_PEOPLE,
-        models=_model_numbers(compared.models, means),
+        models=_model_numbers(compared, means),
         pairs=_pair_numbers(compared.models, means),
         groupings=tuple(
             _grouping_numbers(grouping, offset, compared.models, means)
@@ -166,7 +171,9 @@ def _difference(means: ResampledMeans, first: int, second: int) -> tuple[Estimat
     return estimate(value, draws, num_people=int(means.num_people_G[0])), draws
 
 
-def _model_numbers(models: tuple[ScoredModel, ...], means: ResampledMeans) -> tuple[ModelNumbers, ...]:
+def _model_numbers(compared: ComparedScores, means: ResampledMeans) -> tuple[ModelNumbers, ...]:
+    models = compared.models
+    missed = floors_missed(models, means.sample_MG[:, 0], compared.num_titles)
     truth = next((index for index, model in enumerate(models) if model.is_true), None)
     numbers = []
     for index, model in enumerate(models):
@@ -180,6 +187,7 @@ def _model_numbers(models: tuple[ScoredModel, ...], means: ResampledMeans) -> tu
                 nats_to_truth=None if truth is None else _difference(means, truth, index)[0],
                 num_people=int(means.num_people_G[0]),
                 num_observations=int(means.num_observations_G[0]),
+                worse_than=missed[index],
             )
         )
     return tuple(numbers)

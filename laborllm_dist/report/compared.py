@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist.errors import RunError, ScoreTableError
-from laborllm_dist.score_table import SCORE_SCHEMA, is_true_model, read_score_table
-from laborllm_dist.scored_files import KEY, ListTable, ScoreTableInfo
+from laborllm_dist.score_table import NUM_TITLES, SCORE_SCHEMA, is_true_model, read_score_table
+from laborllm_dist.scored_files import KEY, ListTable, ScoreTableInfo, num_occupations
 from laborllm_dist.title_table import read_title_table, title_table_path
 
 FloatArray = npt.NDArray[np.float64]
@@ -50,12 +50,16 @@ class ScoredModel:
 
 @dataclass(frozen=True, slots=True)
 class ComparedScores:
-    """Observations that all models have scored. `person_of_row` counts people from 0, in order of (survey, person)."""
+    """Observations that all models have scored. `person_of_row` counts people from 0, in order of (survey, person).
+
+    `num_titles`: that there are to choose from; None where no table says it.
+    """
 
     observations: pa.Table
     person_of_row: CodeArray
     num_people: int
     models: tuple[ScoredModel, ...]
+    num_titles: int | None = None
 
 
 def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedScores:
@@ -81,7 +85,18 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
         for name, same in _name_models(files)
     ]
     models.sort(key=lambda model: -float(np.mean(model.log_likelihood)))  # stable: ties keep the order of the runs
-    return ComparedScores(observations, person_of_row, num_people, tuple(models))
+    return ComparedScores(observations, person_of_row, num_people, tuple(models), _num_titles(files, split))
+
+
+def _num_titles(files: Sequence[ScoreFile], split: str) -> int | None:
+    """Return how many titles there are, by the first table that says it."""
+    for file in files:
+        if (said := file.info.details.get(NUM_TITLES, "")).isdecimal():
+            return int(said)
+    for file in files:
+        if (number := num_occupations(title_table_path(file.path, split))) is not None:
+            return number
+    return None
 
 
 def find_score_files(run: str, *, split: str) -> list[ScoreFile]:

@@ -7,7 +7,9 @@
     bootstrap_draws, seed
     few_people_below         groups with fewer people are flagged `few_people`
     models[]                 best first: model, true_model, perplexity, mean_log_likelihood_nats,
-                             nats_to_truth (null without a true model), num_people, num_observations
+                             nats_to_truth (null without a true model), num_people, num_observations,
+                             worse_than (in words: floors that the model is below; equal shares for all titles, and the
+                             marginal, where their tables are there)
     pairs[]                  first, second, difference_nats (first minus second, per observation; above 0: the first is
                              better), perplexity_ratio (first / second), perplexity_difference (first - second),
                              share_first_better (of resamples, a tie counts half)

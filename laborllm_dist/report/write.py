@@ -16,6 +16,7 @@ import rich.box
 
 from laborllm_dist.errors import ForeignFile
 from laborllm_dist.files import write_text, writing
+from laborllm_dist.plain_text import visible
 from laborllm_dist.report.analysis import ModelNumbers, ReportNumbers, analyse
 from laborllm_dist.report.compared import compare_runs
 from laborllm_dist.report.distributions import TitleNumbers
@@ -147,6 +148,11 @@ def _main_table(result: ReportResult) -> FoldingTable:
         if has_truth:
             cells.append("" if model.nats_to_truth is None else format_nats(model.nats_to_truth.value))
         table.add_row(name, *cells)
+    table.caption = "\n".join(
+        f"{visible(model.model)} is worse than {' and '.join(model.worse_than)}"
+        for model in result.models
+        if model.worse_than
+    )
     return table
 
 
