@@ -24,7 +24,7 @@ from laborllm_dist.errors import DataFileError, ForeignFile, LaborError, RunErro
 from laborllm_dist.files import write_text, writing
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.prediction_table import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
-from laborllm_dist.run_folder import check_run_folder
+from laborllm_dist.run_folder import check_run_folder, read_run
 from laborllm_dist.score_table import read_score_table, write_score_table
 from laborllm_dist.scored_files import ScoreTableInfo
 from laborllm_dist.scoring.parts import PartedWork, finish_parts, remove_parts
@@ -315,6 +315,14 @@ def test_a_table_of_another_kind_is_not_written_over(content: str, copied: Path)
     ):
         score_comparators(compose_settings(CompareSettings, "comparators", [f"run={copied}"]), quiet)
     assert read_score_table(marginal)[1] == INFO
+
+
+def test_a_comparator_s_table_says_how_many_titles_there_are(copied: Path) -> None:
+    score_comparators(compose_settings(CompareSettings, "comparators", [f"run={copied}"]), quiet)
+    listed = (read_run(copied)[2] / "occupations.csv").read_text(encoding="utf-8").splitlines()[1:]
+    for name in ("marginal", "first_order"):
+        details = read_score_table(copied / f"scores/test.{name}.parquet")[1].details
+        assert details["num_titles"] == str(len(listed))
 
 
 def test_a_model_s_folder_gives_its_table_no_comparator_s_name(copied: Path, tmp_path: Path) -> None:

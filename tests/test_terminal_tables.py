@@ -90,7 +90,7 @@ def test_predictions_are_whole_at_any_width(width: int) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_report_s_tables_are_whole_at_any_width(width: int, tmp_path: Path) -> None:
     write_scores(tmp_path / "scores/test.parquet", "llm", [0, 1, 1, 2, 1])
-    write_scores(tmp_path / "scores/test.marginal.parquet", "Ж" * 30 + "[x]", [3, 3, 3, 3, 3], num_tokens=0)
+    write_scores(tmp_path / "scores/test.marginal.parquet", "Ж" * 30 + "[x]", [1.5] * 5, num_tokens=0)  # of 3 titles
     write_titles(tmp_path / "scores/test_titles.parquet", "llm")
     result = report_on(tmp_path)
     text = printed(width, *terminal_tables(result))

@@ -1,7 +1,7 @@
 """What every model should beat: equal shares for all titles, and the titles' shares among training people.
 
-A model below one of these floors is of no use, which its numbers alone do not show. Both are read from score tables: the
-number of titles from a table of all titles or a comparator's, the marginal from the comparator's own table.
+A model below one of these floors is of no use, which its numbers alone do not show. Both are read from score tables:
+the number of titles from a table of all titles or a comparator's, the marginal from the comparator's own table.
 """
 
 from __future__ import annotations
