@@ -36,6 +36,7 @@ from laborllm_dist.terminal import complain, guard_output, show
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = ("--help", "-h")
+UNREADABLE = (ValueError, RecursionError)  # of Hydra's parser: a number of 5,000 digits, a list 1,000 levels deep
 
 
 def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence[str]) -> Settings:
@@ -53,7 +54,7 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(config_name, overrides=list(overrides))
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
         raise SettingsError(_explain(str(error), config_name, overrides)) from None
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
@@ -114,7 +115,7 @@ def _needs_quotes(override: str) -> bool:
     value = override.partition("=")[2]
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
+    except (HydraException, *UNREADABLE):
         return bool(value)
     return parsed.is_sweep_override() or "${" in value
 
