@@ -73,14 +73,21 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
         # These are the same on every rank; of others, the rank that met one is the only one that knows.
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
-        if rank == "0" or not isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit)):
+        is_everyones = isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit))
+        if not (is_everyones and _is_other_rank(os.environ)):
             complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
         complain("stopped: by Ctrl-C; the same command goes on from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
     raise SystemExit(0)
+
+
+def _is_other_rank(environment: Mapping[str, str]) -> bool:
+    """Return whether a launcher has started this process as one of several ranks, and not as rank 0."""
+    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
+    size = environment.get("WORLD_SIZE", environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    return all(each.isascii() and each.isdecimal() for each in (rank, size)) and 0 < int(rank) < int(size)
 
 
 def _show_help(config_name: str, overrides: Sequence[str], help_text: str) -> None:

@@ -9,11 +9,11 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from laborllm_dist.number_ranges import People, Seed, Share, within
+from laborllm_dist.number_ranges import NumberRange, People, Seed, Share, within
 from laborllm_dist.settings_reader import OutOfRange, added_later
 
 EARLIEST_YEAR, LATEST_YEAR = 1850, 2100
-Year = Annotated[int, within(EARLIEST_YEAR, LATEST_YEAR)]
+Year = Annotated[int, NumberRange(EARLIEST_YEAR, LATEST_YEAR, noun="year")]
 Age = Annotated[int, within(0, 150)]
 # Cells that mean "not known", whoever wrote the file: R, Excel, pandas, SAS and Stata, databases. The `missing` of
 # every kind of file in conf/corpus holds these words, and careers to predict for are read with them.

@@ -17,13 +17,17 @@ MOST_SHOWN_DIGITS = 15  # of a whole number in a range; a longer one is shown as
 
 @dataclass(frozen=True, slots=True)
 class NumberRange:
-    """The numbers from `least` to `most`, without the ends that are open; `reason` is why, for messages."""
+    """The numbers from `least` to `most`, without the ends that are open.
+
+    `reason` is why, and `noun` what they are, for messages; None: numbers.
+    """
 
     least: float
     most: float
     has_least: bool = True
     has_most: bool = True
     reason: str = ""
+    noun: str | None = None
 
     def __contains__(self, value: float) -> bool:
         """Return whether a number lies in the range; NaN lies in none."""
@@ -31,7 +35,9 @@ class NumberRange:
         return is_above and (value <= self.most if self.has_most else value < self.most)
 
     def describe(self, *, is_whole: bool) -> str:
-        """Return the range in words, such as `a whole number from 1 to 10,000`."""
+        """Return the range in words, such as `a whole number from 1 to 10,000` or `a year from 1850 to 2100`."""
+        if self.noun is not None:
+            return f"a {self.noun} from {self.least:g} to {self.most:g}"
         least = f"{'from' if self.has_least else 'above'} {_shown(self.least)}"
         words = ("to", "to below") if self.has_least else ("and at most", "and below")
         most = f"{words[0] if self.has_most else words[1]} {_shown(self.most)}"
