@@ -121,7 +121,7 @@ def meetings(world_sizes: list[tuple[int, int]], *, seconds: float) -> list[str]
     def meet(number: int) -> None:
         rank, world_size = world_sizes[number]
         try:
-            meet_at(store, rank=rank, world_size=world_size, limit=timedelta(seconds=seconds))
+            meet_at(store, "localhost:1", rank=rank, world_size=world_size, limit=timedelta(seconds=seconds))
         except LaborError as refusal:
             texts[number] = f"{type(refusal).__name__}: {refusal}"
 
@@ -168,9 +168,10 @@ def test_ranks_of_other_numbers_of_ranks_are_told_apart(quick: None) -> None:
 
 def test_ranks_that_have_not_come_are_named() -> None:
     with pytest.raises(
-        RanksApart, match=r"rank 1 of 20 has not met .*: 19 of them did not come \(rank 0, 2, 3, .*, \.\.\.\)"
+        RanksApart,
+        match=r"rank 1 of 20 has not met the others at localhost:1 .*: 19 of them did not come \(rank 0, 2, 3, .*, \.\.\.\)",
     ):
-        meet_at(torch.distributed.HashStore(), rank=1, world_size=20, limit=timedelta(0))
+        meet_at(torch.distributed.HashStore(), "localhost:1", rank=1, world_size=20, limit=timedelta(0))
 
 
 def test_a_store_that_ranks_connect_to_counts_no_rank_twice(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +183,7 @@ def test_a_store_that_ranks_connect_to_counts_no_rank_twice(quick: None, monkeyp
 
     def meet(store: object, rank: int) -> None:
         with pytest.raises(LauncherError) as refusal:
-            meet_at(store, rank=rank, world_size=3, limit=limit)
+            meet_at(store, "localhost:1", rank=rank, world_size=3, limit=limit)
         texts.append(str(refusal.value))
 
     threads = [threading.Thread(target=meet, args=pair) for pair in zip(stores, (0, 1, 1), strict=True)]

@@ -21,11 +21,12 @@ MOST_NAMED = 8
 ADVICE = "start every rank once, with the same WORLD_SIZE"
 
 
-def meet_at(store: Any, *, rank: int, world_size: int, limit: timedelta) -> None:
+def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timedelta) -> None:
     """Say which rank this is, and wait for all others. Collective.
 
     Args:
         store: that the ranks meet at.
+        place: its host and port, for messages.
         rank: this one.
         world_size: their number.
         limit: how long the last one may take.
@@ -44,8 +45,9 @@ def meet_at(store: Any, *, rank: int, world_size: int, limit: timedelta) -> None
         if time.monotonic() > deadline:
             named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
             raise RanksApart(
-                f"rank {rank} of {world_size} has not met the others within {limit.total_seconds() / 60:g} minutes: "
-                f"{len(missing)} of them did not come (rank {named}); look whether all have started"
+                f"rank {rank} of {world_size} has not met the others at {place} within "
+                f"{limit.total_seconds() / 60:g} minutes: {len(missing)} of them did not come (rank {named}); look whether all have started, "
+                "and whether GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts"
             )
         time.sleep(SECONDS_BETWEEN_LOOKS)
 

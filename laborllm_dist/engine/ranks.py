@@ -273,10 +273,11 @@ def _meet(settings: RanksSettings, device: torch.device, variables: RankVariable
     """
     deepspeed = import_deepspeed()
     rank, world_size, limit = variables.rank, variables.world_size, _limit(settings)
+    place = f"{variables.address}:{variables.port}"
     backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
         store = STORES.HashStore() if world_size == 1 else _open_store(variables, limit)
-        meet_at(store, rank=rank, world_size=world_size, limit=limit)
+        meet_at(store, place, rank=rank, world_size=world_size, limit=limit)
         torch.distributed.init_process_group(
             backend,
             store=STORES.PrefixStore("default_pg", store),
@@ -293,7 +294,7 @@ def _meet(settings: RanksSettings, device: torch.device, variables: RankVariable
         if not (_is_lost_peer(error) or "gloo" in str(error).lower()):
             raise
         raise RanksApart(
-            f"rank {rank} of {world_size} has not met the others at {variables.address}:{variables.port} "
+            f"rank {rank} of {world_size} has not met the others at {place} "
             f"(ranks.timeout_minutes: {settings.timeout_minutes:g}); look whether all have started, and whether "
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts"
         ) from None
