@@ -46,8 +46,8 @@ def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timede
             named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
             raise RanksApart(
                 f"rank {rank} of {world_size} has not met the others at {place} within "
-                f"{limit.total_seconds() / 60:g} minutes: {len(missing)} of them did not come (rank {named}); look whether all have started, "
-                "and whether GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts"
+                f"{limit.total_seconds() / 60:g} minutes: {len(missing)} of them did not come (rank {named}); look whether "
+                "all have started, and whether GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts"
             )
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
