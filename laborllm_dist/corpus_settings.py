@@ -9,7 +9,7 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from laborllm_dist.number_ranges import NumberRange, People, Seed, Share, within
+from laborllm_dist.number_ranges import NumberRange, Seed, Share, within
 from laborllm_dist.settings_reader import OutOfRange, added_later
 
 EARLIEST_YEAR, LATEST_YEAR = 1850, 2100
@@ -114,7 +114,7 @@ class LongPanelSettings:
 class SyntheticSettings:
     """A made labour market with known probabilities (careers/synthetic.py)."""
 
-    num_people: People
+    num_people: Annotated[int, within(1, 10_000_000)]
     seed: Seed
 
 

@@ -146,7 +146,11 @@ def open_run(
     starts = [] if known is None or saved is None else list(known["versions"])
     values = {
         "fingerprint": fingerprint,
-        "store": {**store, "folder": os.path.abspath(store["folder"]), "from_run": _way(folder.path, store["folder"])},
+        "store": {
+            **store,
+            "folder": str(Path(store["folder"]).resolve()),
+            "from_run": _way(folder.path, store["folder"]),
+        },
         "weights": weights,
         "settings": settings_to_values(settings),
         "versions": starts if versions in starts else [*starts, versions],  # all it was trained with, first to last
@@ -202,11 +206,10 @@ def _store_of(path: Path, store: TokenStoreRecord, settings: RunSettings) -> Pat
     """
     recorded = Path(store["folder"])
     made_in = path.resolve().joinpath(*[".." for _ in Path(settings.runs, settings.name).parts]).resolve()
-    places = (
-        [made_in / recorded, recorded.absolute()] if not Path(settings.runs).is_absolute() else [recorded.absolute()]
-    )
-    if "from_run" in store:
-        places.insert(0, (path / store["from_run"]).resolve())
+    places = [(path / store["from_run"]).resolve()] if "from_run" in store else []
+    if not Path(settings.runs).is_absolute():
+        places.append(made_in / recorded)
+    places.append(recorded.absolute())
     return next((place for place in places if _holds_store(place, store["fingerprint"])), recorded)
 
 

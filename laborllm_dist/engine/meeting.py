@@ -44,10 +44,11 @@ def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timede
             raise LauncherError(f"rank {rank} leaves: {store.get(f'{PREFIX}/refused').decode(errors='replace')}")
         if time.monotonic() > deadline:
             named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
+            minutes = f"{limit.total_seconds() / 60:g} minutes"
             raise RanksApart(
-                f"rank {rank} of {world_size} has not met the others at {place} within "
-                f"{limit.total_seconds() / 60:g} minutes: {len(missing)} of them did not come (rank {named}); look whether "
-                "all have started, and whether GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts"
+                f"rank {rank} of {world_size} has not met the others at {place} within {minutes}: {len(missing)} of "
+                f"them did not come (rank {named}); look whether all have started, and whether GLOO_SOCKET_IFNAME and "
+                "NCCL_SOCKET_IFNAME name the interface that joins the hosts"
             )
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
