@@ -36,6 +36,7 @@ from laborllm_dist.terminal import complain, guard_output, show
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = ("--help", "-h")
+UNREADABLE = (ValueError, RecursionError)  # of Hydra's parser: a number of 5,000 digits, a list 1,000 levels deep
 
 
 def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence[str]) -> Settings:
@@ -53,7 +54,7 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(config_name, overrides=list(overrides))
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
         raise SettingsError(_explain(str(error), config_name, overrides)) from None
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
@@ -72,14 +73,21 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
         # These are the same on every rank; of others, the rank that met one is the only one that knows.
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
-        if rank == "0" or not isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit)):
+        is_everyones = isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit))
+        if not (is_everyones and _is_other_rank(os.environ)):
             complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
         complain("stopped: by Ctrl-C; the same command goes on from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
     raise SystemExit(0)
+
+
+def _is_other_rank(environment: Mapping[str, str]) -> bool:
+    """Return whether a launcher has started this process as one of several ranks, and not as rank 0."""
+    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
+    size = environment.get("WORLD_SIZE", environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    return all(each.isascii() and each.isdecimal() for each in (rank, size)) and 0 < int(rank) < int(size)
 
 
 def _show_help(config_name: str, overrides: Sequence[str], help_text: str) -> None:
@@ -114,7 +122,7 @@ def _needs_quotes(override: str) -> bool:
     value = override.partition("=")[2]
     try:
         parsed = OverridesParser.create().parse_override(override)
-    except HydraException:
+    except (HydraException, *UNREADABLE):
         return bool(value)
     return parsed.is_sweep_override() or "${" in value
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
-from laborllm_dist.settings_reader import OutOfRange, added_later, check_positive, check_share
+from laborllm_dist.number_ranges import NumberRange, Seed, Share, within
+from laborllm_dist.settings_reader import OutOfRange, added_later
 
 EARLIEST_YEAR, LATEST_YEAR = 1850, 2100
+Year = Annotated[int, NumberRange(EARLIEST_YEAR, LATEST_YEAR, noun="year")]
+Age = Annotated[int, within(0, 150)]
 # Cells that mean "not known", whoever wrote the file: R, Excel, pandas, SAS and Stata, databases. The `missing` of
 # every kind of file in conf/corpus holds these words, and careers to predict for are read with them.
 MISSING_WORDS = ("", ".", "NA", "N/A", "#N/A", "nan", "NaT", "none", "null", "<NA>")
@@ -100,7 +103,7 @@ class LongPanelSettings:
     vocabulary: VocabularySettings
     columns: ColumnSettings
     missing: tuple[str, ...]  # cells that mean: not known, compared without regard to capitals
-    status: StatusSettings | None = added_later(None)  # noqa: RUF009 (a frozen field)
+    status: StatusSettings | None = added_later(None)
 
     def __post_init__(self) -> None:
         if self.columns.status is not None and self.status is None:
@@ -111,11 +114,8 @@ class LongPanelSettings:
 class SyntheticSettings:
     """A made labour market with known probabilities (careers/synthetic.py)."""
 
-    num_people: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_positive(self, "num_people")
+    num_people: Annotated[int, within(1, 10_000_000)]
+    seed: Seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +129,10 @@ class SurveySettings:
     path: str  # a folder, a .zip, or one of the extract's files
     variables: Literal["all", "available"]
     unknown_status: Literal["leave_out", "count"]  # occupations of a present or last job, where nobody knows which
-    first_year: int | None
-    last_year: int | None
-    youngest_age: int | None  # in the calendar year: year - birth year
-    oldest_age: int | None
+    first_year: Year | None
+    last_year: Year | None
+    youngest_age: Age | None  # in the calendar year: year - birth year
+    oldest_age: Age | None
 
     def __post_init__(self) -> None:
         check_in_order(self, "first_year", "last_year")
@@ -180,24 +180,20 @@ class ResumeSettings:
     path: str  # a file, or a folder of files of one kind
     rows: Literal["job", "person"]
     people: Literal["together", "anywhere"]  # a person's rows stand together, or anywhere (then all are held in memory)
-    num_slots: int | None  # with one row per person: the most jobs that a row has columns for
+    num_slots: Annotated[int, within(1, 10_000)] | None  # rows=person: the most jobs that a row has columns for
     columns: ResumeColumnSettings
     occupation_from: Literal["code", "title", "code_or_title"]
-    min_score: float  # of the title coder, 0 to 1
+    min_score: Share  # of the title coder, 0 to 1
     vocabulary: VocabularySettings
     year_rule: Literal["days", "latest"]
     ongoing: tuple[str, ...]  # an end that means: the job is still held
     no_end: Literal["next_start", "ongoing", "leave_out"]
-    last_year: int  # the calendar year in which the resumes were collected; ongoing jobs end with it
+    last_year: Year  # the calendar year in which the resumes were collected; ongoing jobs end with it
     missing: tuple[str, ...]  # cells that mean: not known
     date_order: Literal["day_first", "month_first"] | None = added_later(None)
     bad_dates: Literal["refuse", "leave_out"] = added_later("refuse")
 
     def __post_init__(self) -> None:
-        check_share(self, "min_score")
-        check_positive(self, "num_slots")
-        if not EARLIEST_YEAR <= self.last_year <= LATEST_YEAR:
-            raise OutOfRange("last_year", f"a year from {EARLIEST_YEAR} to {LATEST_YEAR}, found {self.last_year}")
         if (self.columns.start is None) == (self.columns.order is None):
             raise OutOfRange("columns.start", "either a column of dates, or columns.order where there are none")
         numbered = [name for name, column in self.columns.per_job().items() if "{}" in column]
@@ -259,8 +255,9 @@ class CorpusSettings:
     kind: Literal["wage_panel", "long_panel", "synthetic", "nlsy79", "nlsy97", "psid", "resumes", "career_text"]
     survey: str  # the dataset tag of the template, such as PSID
     population: str | None  # whose people these are, by default the survey's: who shares it, shares its splits
-    fraction: float  # of its training people, those that are trained on; the 20 % are among the 40 %
-    weight: float  # how many times an epoch takes each of them; 0: never, the corpus is evaluated only
+    fraction: Share  # of its training people, those that are trained on; the 20 % are among the 40 %
+    # How many times an epoch takes each of them; 0: never, the corpus is evaluated only.
+    weight: Annotated[float, within(0, 1_000)]
     long_panel: LongPanelSettings | None = None
     synthetic: SyntheticSettings | None = None
     extract: SurveySettings | None = None
@@ -272,9 +269,6 @@ class CorpusSettings:
         group = GROUP_OF_KIND.get(self.kind)
         if group is not None and getattr(self, group) is None:
             raise OutOfRange(group, f"the settings of a {self.kind} corpus, found none")
-        check_share(self, "fraction")
-        if not 0 <= self.weight <= 1000:
-            raise OutOfRange("weight", f"a number from 0 to 1000, found {self.weight}")
 
     @property
     def group(self) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from laborllm_dist.corpus_settings import CorpusSettings
-from laborllm_dist.settings_reader import OutOfRange, added_later, check_file_name, check_positive, check_share
+from laborllm_dist.number_ranges import Examples, People, Seed, Tokens, between, within
+from laborllm_dist.settings_reader import OutOfRange, added_later, check_file_name
 
 TITLES_LINE, EXAMPLES_LINE = "{titles}", "{examples}"
+MOST_LOCAL_SHARDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,10 @@ class SplitSettings:
     """Shares of people, by keyed hash of (survey, person); what train and validation leave is test."""
 
     key: str
-    train: float
-    validation: float
+    train: Annotated[float, between(0, 1)]
+    validation: Annotated[float, between(0, 1)]
 
     def __post_init__(self) -> None:
-        check_share(self, "train", "validation")
-        check_positive(self, "train", "validation")
         if not self.train + self.validation < 1:
             raise OutOfRange("train", "train + validation below 1, so that people are left to test on")
 
@@ -58,7 +58,7 @@ class TitleSettings:
 
     style: Literal["english", "numeric", "shuffled", "perturbed"]
     prefix: str | None = None
-    seed: int | None = None
+    seed: Seed | None = None
 
     def __post_init__(self) -> None:
         needed = {"numeric": "prefix", "perturbed": "prefix", "shuffled": "seed"}.get(self.style)
@@ -79,17 +79,14 @@ class TemplateSettings:
     ending: tuple[str, ...]
     titles: TitleSettings
     hidden: tuple[str, ...]  # fields that are treated as absent
-    history_lines: int | None  # the most lines of history before a predicted one; None: all
+    history_lines: Annotated[int, within(0, 1_000_000)] | None  # the most before a predicted line; None: all
     preface: tuple[str, ...] = added_later(())
-    num_examples: int = added_later(0)
-    examples_seed: int = added_later(1)  # draws the training people whose careers are the examples
-    max_tokens: int | None = added_later(None)  # of a text; a longer career is told with its last lines only
+    num_examples: Examples = added_later(0)
+    examples_seed: Seed = added_later(1)  # draws the training people whose careers are the examples
+    max_tokens: Tokens | None = added_later(None)  # of a text; a longer career is told with its last lines only
 
     def __post_init__(self) -> None:
         check_preface(self.preface, self.num_examples)
-        check_positive(self, "max_tokens")
-        if self.history_lines is not None and self.history_lines < 0:
-            raise OutOfRange("history_lines", f"a number from 0 up, found {self.history_lines}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +94,8 @@ class PromptSettings:
     """What an evaluation puts before every career, as in TemplateSettings; `preface` None: what the run has there."""
 
     preface: tuple[str, ...] | None
-    num_examples: int
-    examples_seed: int
+    num_examples: Examples
+    examples_seed: Seed
 
     def __post_init__(self) -> None:
         check_preface(self.preface or (), self.num_examples)
@@ -131,13 +128,12 @@ class TokenizerSettings:
 
     kind: Literal["pretrained", "trained"]
     path: str | None
-    vocabulary_size: int | None
-    training_people: int | None
+    vocabulary_size: Annotated[int, within(260, 1_000_000, "256 bytes and 4 marks are the least")] | None
+    training_people: People | None
 
     def __post_init__(self) -> None:
-        check_positive(self, "vocabulary_size", "training_people")
-        if self.kind == "trained" and (self.vocabulary_size is None or self.vocabulary_size < 260):
-            raise OutOfRange("vocabulary_size", "at least 260 (256 bytes and 4 marks) for a trained tokenizer")
+        if self.kind == "trained" and self.vocabulary_size is None:
+            raise OutOfRange("vocabulary_size", "a number of ids for a trained tokenizer")
         if self.kind == "trained" and self.training_people is None:
             raise OutOfRange("training_people", "a number of people for a trained tokenizer")
 
@@ -147,10 +143,8 @@ class StoreSettings:
     """Where token stores lie. A store's folder is named by data and fingerprint, so it is made once."""
 
     root: str
-    people_per_piece: int  # a piece is what is written at once, held in memory, and never made twice
-
-    def __post_init__(self) -> None:
-        check_positive(self, "people_per_piece")
+    # A piece is what is written at once, held in memory, and never made twice.
+    people_per_piece: Annotated[int, within(1, 10_000_000)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +156,17 @@ class PrepareSettings:
     number makes that shard alone, and merges if it is the last to be done.
     """
 
-    shard: int | None
-    num_shards: int
+    shard: Annotated[int, within(0, 9_999)] | None
+    num_shards: Annotated[int, within(1, 10_000)]
     where: Literal["local", "slurm"]
     slurm_partition: str | None
-    minutes: int  # the time limit of a shard
-    memory_gib: int  # of a shard, under Slurm
-    cpus: int  # of a shard, under Slurm
+    minutes: Annotated[int, within(1, 1_000_000)]  # the time limit of a shard
+    memory_gib: Annotated[int, within(1, 1_000_000)]  # of a shard, under Slurm
+    cpus: Annotated[int, within(1, 100_000)]  # of a shard, under Slurm
     career_text: str | None  # a new folder to write the store's careers to, too, as CAREER's parallel text files
 
     def __post_init__(self) -> None:
-        check_positive(self, "num_shards", "minutes", "memory_gib", "cpus")
-        if self.shard is not None and not 0 <= self.shard < self.num_shards:
+        if self.where == "local" and self.shard is None and self.num_shards > MOST_LOCAL_SHARDS:
+            raise OutOfRange("num_shards", f"at most {MOST_LOCAL_SHARDS} processes of this machine, or where=slurm")
+        if self.shard is not None and self.shard >= self.num_shards:
             raise OutOfRange("shard", f"a number from 0 to {self.num_shards - 1} (num_shards - 1), found {self.shard}")

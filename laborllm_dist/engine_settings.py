@@ -6,9 +6,10 @@ As in `settings`: values live in conf/, here are their meaning, units and checks
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from laborllm_dist.settings_reader import OutOfRange, check_positive, check_share
+from laborllm_dist.number_ranges import Share, Tokens, above, below, within
+from laborllm_dist.settings_reader import OutOfRange
 
 OffloadPlace = Literal["none", "cpu", "nvme"]
 
@@ -17,19 +18,17 @@ OffloadPlace = Literal["none", "cpu", "nvme"]
 class LlamaSettings:
     """Shape of a Llama made from nothing; the vocabulary's size is the tokenizer's."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_key_value_heads: int
-    max_positions: int
-    rope_theta: float
+    hidden_size: Annotated[int, within(2, 131_072)]
+    intermediate_size: Annotated[int, within(1, 1_048_576)]
+    num_layers: Annotated[int, within(1, 1_000)]
+    num_heads: Annotated[int, within(1, 4_096)]
+    num_key_value_heads: Annotated[int, within(1, 4_096)]
+    max_positions: Tokens
+    rope_theta: Annotated[float, within(1, 1e12)]
     tied_embeddings: bool  # input and output share one matrix
-    initializer_range: float
+    initializer_range: Annotated[float, above(0, 100)]
 
     def __post_init__(self) -> None:
-        check_positive(self, "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_key_value_heads")
-        check_positive(self, "max_positions", "rope_theta", "initializer_range")
         if self.hidden_size % (2 * self.num_heads):
             raise OutOfRange("hidden_size", "a multiple of 2 x num_heads")
         if self.num_heads % self.num_key_value_heads:
@@ -48,11 +47,10 @@ class ModelSettings:
     revision: str | None
     subfolder: str | None
     llama: LlamaSettings | None
-    attention_dropout: float
+    attention_dropout: Share
     weights: Literal["safetensors", "pickle"]
 
     def __post_init__(self) -> None:
-        check_share(self, "attention_dropout")
         if (self.path is None) == (self.llama is None):
             raise OutOfRange("path", "either model.path (pretrained weights) or model.llama (a new model), not both")
 
@@ -65,15 +63,13 @@ class AdapterSettings:
     """
 
     kind: Literal["none", "lora"]
-    rank: int
-    alpha: int  # additions are scaled by alpha / rank
-    dropout: float
+    rank: Annotated[int, within(1, 131_072)]
+    alpha: Annotated[int, within(1, 1_000_000)]  # additions are scaled by alpha / rank
+    dropout: Share
     targets: tuple[str, ...]  # names of the linear layers that get additions
     base: Literal["full", "int8", "nf4"]
 
     def __post_init__(self) -> None:
-        check_positive(self, "rank", "alpha")
-        check_share(self, "dropout")
         if self.kind == "lora" and not self.targets:
             raise OutOfRange("targets", "at least one name of a linear layer, such as q_proj")
         if self.kind == "none" and self.base != "full":
@@ -86,11 +82,8 @@ class ComputeSettings:
 
     attention: Literal["auto", "packed", "mask"]  # auto: packed where the model can
     loss: Literal["chunked", "liger"]  # liger: liger-kernel's fused kernel, CUDA only, in training
-    loss_chunk_tokens: int  # tokens whose logits are in memory at once
+    loss_chunk_tokens: Tokens  # tokens whose logits are in memory at once
     gradient_checkpointing: bool  # keep the input of each layer only, and compute the rest again in the backward
-
-    def __post_init__(self) -> None:
-        check_positive(self, "loss_chunk_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +96,12 @@ class ZeroSettings:
 
     stage: Literal[0, 1, 2, 3]
     precision: Literal["fp32", "bf16"]
-    bucket_elements: int  # of one collective; larger is faster and takes more memory
+    bucket_elements: Annotated[int, within(1, 10**10)]  # of one collective; larger is faster and takes more memory
     offload_optimizer: OffloadPlace
     offload_weights: OffloadPlace
     offload_folder: str | None
 
     def __post_init__(self) -> None:
-        check_positive(self, "bucket_elements")
         if self.offload_optimizer != "none" and self.stage == 0:
             raise OutOfRange("offload_optimizer", "none at stage 0; DeepSpeed offloads from stage 1 on")
         if self.offload_weights != "none" and self.stage != 3:
@@ -130,24 +122,15 @@ class OptimizerSettings:
     """
 
     kind: Literal["adamw", "cpu_adamw", "adamw_8bit"]
-    learning_rate: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    warmup_share: float  # of all planned steps
+    learning_rate: Annotated[float, above(0, 1e38, "weights have 32 bits")]
+    beta1: Annotated[float, below(0, 1)]
+    beta2: Annotated[float, below(0, 1)]
+    epsilon: Annotated[float, within(1e-30, 1)]
+    weight_decay: Annotated[float, within(0, 1_000)]
+    warmup_share: Share  # of all planned steps
     decay: Literal["linear", "cosine", "constant"]
-    final_share: float  # of learning_rate, at the last step (cosine) or the one after it (linear)
-    max_gradient_norm: float | None  # None: no clipping
-
-    def __post_init__(self) -> None:
-        check_positive(self, "learning_rate", "epsilon", "max_gradient_norm")
-        check_share(self, "beta1", "beta2", "warmup_share", "final_share")
-        for field in ("beta1", "beta2"):
-            if getattr(self, field) == 1:
-                raise OutOfRange(field, "a number below 1")
-        if self.weight_decay < 0:
-            raise OutOfRange("weight_decay", f"a number from 0 up, found {self.weight_decay}")
+    final_share: Share  # of learning_rate, at the last step (cosine) or the one after it (linear)
+    max_gradient_norm: Annotated[float, above(0, 1e9)] | None  # None: no clipping
 
 
 def check_together(

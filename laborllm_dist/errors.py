@@ -89,6 +89,10 @@ class RanksApart(LaborError):
     """The ranks have not met: one has not started, or they cannot reach each other."""
 
 
+class LauncherError(LaborError):
+    """What a launcher's variables say cannot be: no number, a contradiction, or one rank started twice."""
+
+
 class ForeignMessage(LaborError):
     """A message among the ranks was not signed by a rank of this run."""
 

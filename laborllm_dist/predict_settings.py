@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from laborllm_dist.number_ranges import Mass, Rows, Threads, Tokens, within
 from laborllm_dist.settings import OtherModelSettings
-from laborllm_dist.settings_reader import OutOfRange, check_positive
+from laborllm_dist.settings_reader import OutOfRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +21,17 @@ class PredictSettings:
 
     run: str
     careers: str
-    top: int
+    top: Annotated[int, within(1, 1_000_000)]
     measure: Literal["normalised", "terminated"]
     output: str | None
     model: OtherModelSettings
-    tolerance: float
-    rows_per_unit: int | None
-    nodes_per_pass: int | None
+    tolerance: Mass
+    rows_per_unit: Rows | None
+    nodes_per_pass: Tokens | None
     precision: Literal["bf16", "fp32", "fp64"] | None
     base: Literal["full", "int8", "nf4"] | None
-    threads_per_rank: int | None
+    threads_per_rank: Threads | None
 
     def __post_init__(self) -> None:
-        check_positive(self, "top", "rows_per_unit", "nodes_per_pass", "threads_per_rank")
-        if not 0 <= self.tolerance < 1:
-            raise OutOfRange("tolerance", f"a probability from 0 to below 1, found {self.tolerance}")
         if self.output is not None and not self.output.endswith(".parquet"):
             raise OutOfRange("output", f"a file name that ends in .parquet, found {self.output!r}")

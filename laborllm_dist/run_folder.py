@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from laborllm_dist.files import disk_errors_are_said, fingerprint_of, sha256_of_
 from laborllm_dist.settings import GpuSettings, RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
-TokenStoreRecord = dict[str, str]  # fingerprint and folder
+TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record also the way from the run's folder
+STORE_MANIFEST = "manifest.json"  # of a token store (tokens/store.py)
 RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
 # What a run writes into its folder after its record.
 WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "scores", "report", "wandb")
@@ -144,7 +146,11 @@ def open_run(
     starts = [] if known is None or saved is None else list(known["versions"])
     values = {
         "fingerprint": fingerprint,
-        "store": store,
+        "store": {
+            **store,
+            "folder": str(Path(store["folder"]).resolve()),
+            "from_run": _way(folder.path, store["folder"]),
+        },
         "weights": weights,
         "settings": settings_to_values(settings),
         "versions": starts if versions in starts else [*starts, versions],  # all it was trained with, first to last
@@ -176,7 +182,42 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
         hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
         raise RunError(f"no run at {path} (no {RECORD}){hint}")
     known = _read_record(record)
-    return RunFolder(path=path, fingerprint=known["fingerprint"]), _settings_of(known), Path(known["store"]["folder"])
+    settings = _settings_of(known)
+    return RunFolder(path=path, fingerprint=known["fingerprint"]), settings, _store_of(path, known["store"], settings)
+
+
+def recorded_store(path: Path) -> Path | None:
+    """Return the folder of the token store that a run was made with; None if there is no run, or no such store."""
+    known = _known_of(path / RECORD)
+    folder = None if known is None else _store_of(path, known["store"], _settings_of(known))
+    return folder if folder is not None and (folder / STORE_MANIFEST).is_file() else None
+
+
+def _way(start: Path, folder: str) -> str:
+    """Return the way from a folder to another one, which stays the same where both are moved together."""
+    return os.path.relpath(Path(folder).resolve(), start.resolve())
+
+
+def _store_of(path: Path, store: TokenStoreRecord, settings: RunSettings) -> Path:
+    """Return where a run's token store lies, from whichever folder a command is started, and where both were moved.
+
+    Earlier records have no way from the run's folder, and may have a path from the folder that the run was made in:
+    the one that `runs`, if it is no whole path, leads from to the run's.
+    """
+    recorded = Path(store["folder"])
+    made_in = path.resolve().joinpath(*[".." for _ in Path(settings.runs, settings.name).parts]).resolve()
+    places = [(path / store["from_run"]).resolve()] if "from_run" in store else []
+    if not Path(settings.runs).is_absolute():
+        places.append(made_in / recorded)
+    places.append(recorded.absolute())
+    return next((place for place in places if _holds_store(place, store["fingerprint"])), recorded)
+
+
+def _holds_store(folder: Path, fingerprint: str) -> bool:
+    try:
+        return bool(json.loads((folder / STORE_MANIFEST).read_bytes())["fingerprint"] == fingerprint)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def weights_of_run(run: RunFolder) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from laborllm_dist.data_settings import (
     DataSettings,
@@ -22,7 +22,20 @@ from laborllm_dist.engine_settings import (
     ZeroSettings,
     check_together,
 )
-from laborllm_dist.settings_reader import OutOfRange, added_later, check_file_name, check_positive, check_share
+from laborllm_dist.number_ranges import (
+    Mass,
+    MemoryGib,
+    Rows,
+    Samples,
+    Seed,
+    Speed,
+    Steps,
+    Threads,
+    Tokens,
+    above,
+    within,
+)
+from laborllm_dist.settings_reader import OutOfRange, added_later, check_file_name
 
 COMPARATORS = ("marginal", "first_order", "truth")
 
@@ -31,41 +44,31 @@ COMPARATORS = ("marginal", "first_order", "truth")
 class BatchSettings:
     """A step trains on `careers_per_step` careers, packed into rows of at most `row_length` tokens."""
 
-    careers_per_step: int
-    row_length: int
-    rows_per_pass: int  # rows a rank forwards at once
-
-    def __post_init__(self) -> None:
-        check_positive(self, "careers_per_step", "row_length", "rows_per_pass")
+    careers_per_step: Annotated[int, within(1, 1_000_000)]
+    row_length: Tokens
+    rows_per_pass: Rows  # rows a rank forwards at once
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """How long, from which seed, and what is kept."""
 
-    seed: int
-    epochs: int
-    validations_per_epoch: int
-    checkpoint_every_steps: int | None  # besides those at validations
-    keep_checkpoints: int  # the newest; the best one is kept besides
-    log_every_steps: int
+    seed: Seed
+    epochs: Annotated[int, within(1, 100_000)]
+    validations_per_epoch: Annotated[int, within(1, 1_000)]
+    checkpoint_every_steps: Steps | None  # besides those at validations
+    keep_checkpoints: Annotated[int, within(1, 1_000_000)]  # the newest; the best one is kept besides
+    log_every_steps: Steps
     # What the validation people decide by, which weights are best and when patience ends: the loss of their occupation
     # titles, which an evaluation reports, or of all their tokens.
     best_by: Literal["title", "token"]
-    patience: int | None  # so many validations in a row without a better one end the training; None: all epochs
+    patience: Steps | None  # so many validations in a row without a better one end the training; None: all epochs
     bad_step: Literal["stop", "skip"]  # what follows a loss or gradient that is no number, or a spike
-    spike_ratio: float | None  # a loss above so many times the median of recent ones is a spike; None: none is
-    spike_window: int  # recent steps; the first so many steps of a run are not judged
+    # A loss above so many times the median of recent ones is a spike; None: none is.
+    spike_ratio: Annotated[float, above(1, 1e9)] | None
+    spike_window: Annotated[int, within(1, 1_000_000)]  # recent steps; the first so many steps of a run are not judged
     # With bad_step=skip, more bad steps in a row than this end the training: it is not the data then.
-    most_left_out: int = added_later(10)
-
-    def __post_init__(self) -> None:
-        check_positive(
-            self, "epochs", "validations_per_epoch", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"
-        )
-        check_positive(self, "patience", "spike_window", "most_left_out")
-        if self.spike_ratio is not None and self.spike_ratio <= 1:
-            raise OutOfRange("spike_ratio", f"a number above 1, found {self.spike_ratio}")
+    most_left_out: Steps = added_later(10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,26 +82,22 @@ class EvaluationSettings:
     """
 
     split: Literal["train", "validation", "test"]
-    row_length: int
-    rows_per_unit: int
-    units_per_part: int  # units in a part file, the most work that a kill can lose a rank
+    row_length: Tokens
+    rows_per_unit: Rows
+    # Units in a part file, the most work that a kill can lose a rank.
+    units_per_part: Annotated[int, within(1, 1_000_000)]
     precision: Literal["bf16", "fp32", "fp64"]  # of the forward; softmax is fp32 or better, sums are fp64
     titles: Literal["observed", "all"] = "observed"
-    tolerance: float = 0.0
-    nodes_per_pass: int = 4096  # tokens of titles forwarded at once; a larger tree of one prompt is not cut
+    tolerance: Mass = 0.0
+    nodes_per_pass: Tokens = 4096  # tokens of titles forwarded at once; a larger tree of one prompt is not cut
     base: Literal["full", "int8", "nf4"] = "full"
     placement: Literal["replicated", "sharded"] = "replicated"
     generated: Literal["none", "check"] = "none"
-    samples: int = 1
-    samples_seed: int = 1
-    max_new_tokens: int | None = None  # None: those of the longest title and the line's end
+    samples: Samples = 1
+    samples_seed: Seed = 1
+    max_new_tokens: Tokens | None = None  # None: those of the longest title and the line's end
 
     def __post_init__(self) -> None:
-        check_positive(self, "row_length", "rows_per_unit", "units_per_part", "nodes_per_pass", "max_new_tokens")
-        if self.samples < 0:
-            raise OutOfRange("samples", f"a number from 0 up, found {self.samples}")
-        if not 0 <= self.tolerance < 1:
-            raise OutOfRange("tolerance", f"a probability from 0 to below 1, found {self.tolerance}")
         if self.placement == "sharded":
             if self.base != "full":
                 raise OutOfRange(
@@ -112,11 +111,8 @@ class EvaluationSettings:
 class RanksSettings:
     """Processes. Threads are fixed, since their number changes the last bits of a matrix product."""
 
-    threads_per_rank: int
-    timeout_minutes: float
-
-    def __post_init__(self) -> None:
-        check_positive(self, "threads_per_rank", "timeout_minutes")
+    threads_per_rank: Threads
+    timeout_minutes: Annotated[float, above(0, 100_000)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,38 +123,28 @@ class GpuSettings:
     """
 
     name: str
-    memory_gib: float
-    bf16_tflops: float  # dense, at its best
-    fp32_tflops: float  # without tensor cores
-    gpus_per_host: int
-    link_gigabytes_per_second: float  # to the GPUs of its host
-    network_gigabytes_per_second: float  # to other hosts
-    pcie_gigabytes_per_second: float  # to the memory of its host
-    host_memory_gib: float
-    host_gigabytes_per_second: float  # between the host's memory and its processors
-    nvme_gigabytes_per_second: float
-    utilisation: float  # share of the TFLOP/s that computing reaches, recomputation not counted as work
-    dollars_per_hour: float
-
-    def __post_init__(self) -> None:
-        check_positive(self, "memory_gib", "bf16_tflops", "fp32_tflops", "gpus_per_host", "utilisation")
-        check_positive(self, "link_gigabytes_per_second", "network_gigabytes_per_second", "pcie_gigabytes_per_second")
-        check_positive(self, "host_memory_gib", "host_gigabytes_per_second", "nvme_gigabytes_per_second")
-        check_share(self, "utilisation")
-        if self.dollars_per_hour < 0:
-            raise OutOfRange("dollars_per_hour", f"a number from 0 up, found {self.dollars_per_hour}")
+    memory_gib: MemoryGib
+    bf16_tflops: Speed  # dense, at its best
+    fp32_tflops: Speed  # without tensor cores
+    gpus_per_host: Annotated[int, within(1, 10_000)]
+    link_gigabytes_per_second: Speed  # to the GPUs of its host
+    network_gigabytes_per_second: Speed  # to other hosts
+    pcie_gigabytes_per_second: Speed  # to the memory of its host
+    host_memory_gib: MemoryGib
+    host_gigabytes_per_second: Speed  # between the host's memory and its processors
+    nvme_gigabytes_per_second: Speed
+    # Share of the TFLOP/s that computing reaches, recomputation not counted as work.
+    utilisation: Annotated[float, above(0, 1)]
+    dollars_per_hour: Annotated[float, within(0, 1e9)]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
     """What launch/plan.py plans for. `go_on`: train even where the plan does not fit the memory that is there."""
 
-    num_gpus: int
+    num_gpus: Annotated[int, within(1, 1_000_000)]
     gpu: GpuSettings
     go_on: bool
-
-    def __post_init__(self) -> None:
-        check_positive(self, "num_gpus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,24 +219,19 @@ class EvaluateSettings:
     prompt: PromptSettings
     too_long: Literal["refuse", "last_lines"]
     split: Literal["train", "validation", "test"] | None
-    row_length: int | None
-    rows_per_unit: int | None
+    row_length: Tokens | None
+    rows_per_unit: Rows | None
     precision: Literal["bf16", "fp32", "fp64"] | None
     titles: Literal["observed", "all"] | None
-    tolerance: float | None
-    nodes_per_pass: int | None
+    tolerance: Mass | None
+    nodes_per_pass: Tokens | None
     base: Literal["full", "int8", "nf4"] | None
     placement: Literal["replicated", "sharded"] | None
     generated: Literal["none", "check"] | None
-    samples: int | None
-    samples_seed: int | None
-    max_new_tokens: int | None
-    threads_per_rank: int | None
-
-    def __post_init__(self) -> None:
-        check_positive(self, "row_length", "rows_per_unit", "nodes_per_pass", "max_new_tokens", "threads_per_rank")
-        if self.samples is not None and self.samples < 0:
-            raise OutOfRange("samples", f"a number from 0 up, found {self.samples}")
+    samples: Samples | None
+    samples_seed: Seed | None
+    max_new_tokens: Tokens | None
+    threads_per_rank: Threads | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,10 +259,9 @@ class ReportSettings:
     split: Literal["train", "validation", "test"]
     output: str | None  # folder; default: report/ in the first run
     measure: Literal["title", "terminated", "normalised"]
-    bootstrap_draws: int
-    seed: int
+    bootstrap_draws: Annotated[int, within(1, 1_000_000)]
+    seed: Seed
 
     def __post_init__(self) -> None:
-        check_positive(self, "bootstrap_draws")
         if not self.runs:
             raise OutOfRange("runs", "at least one run folder, such as runs='[runs/quickstart]'")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import functools
+import re
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from laborllm_dist.errors import SettingsError
+from laborllm_dist.number_ranges import NumberRange
 
 Settings = TypeVar("Settings")
 _LATER = {"later": True}
@@ -36,14 +38,6 @@ def added_later(default: Any) -> Any:
     return dataclasses.field(default=default, metadata=_LATER)
 
 
-def check_positive(settings: object, *fields: str) -> None:
-    """Refuse fields that are set and not above 0."""
-    for field in fields:
-        value = getattr(settings, field)
-        if value is not None and not value > 0:
-            raise OutOfRange(field, f"a number above 0, found {value}")
-
-
 def check_file_name(settings: object, *fields: str) -> None:
     """Refuse fields that are set and cannot be a part of a file's name, or would lead out of the folder it is in."""
     for field in fields:
@@ -58,14 +52,6 @@ def is_file_name(value: str) -> bool:
     return is_plain and not value.startswith(FORBIDDEN_BEGINNINGS) and 0 < len(value.encode()) <= LONGEST_NAME
 
 
-def check_share(settings: object, *fields: str) -> None:
-    """Refuse fields that are not from 0 to 1."""
-    for field in fields:
-        value = getattr(settings, field)
-        if not 0 <= value <= 1:
-            raise OutOfRange(field, f"a number from 0 to 1, found {value}")
-
-
 def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
     """Make `kind` from plain values, strictly.
 
@@ -77,7 +63,7 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str = 
     Raises:
         SettingsError: naming the full path of a setting that is unknown, missing, of another type or out of range.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _types_of_fields(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
@@ -96,6 +82,12 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str = 
         raise SettingsError(f"setting {_join(where, error.field)}: wanted {error.wanted}") from None
 
 
+@functools.cache
+def _types_of_fields(kind: type) -> dict[str, Any]:
+    """Return the types of a class's fields with their ranges; Python evaluates the annotations anew at every call."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
@@ -107,10 +99,13 @@ def _read_value(wanted: Any, value: Any, path: str) -> Any:
             return None
         (wanted,) = (each for each in inner if each is not type(None))
         return _read_value(wanted, value, path)
+    if origin is Annotated:
+        return _read_number(inner[0], inner[1], value, path)
     if origin is Literal:
-        if value not in inner or isinstance(value, bool):
-            raise SettingsError(f"setting {path}: wanted one of {', '.join(map(str, inner))}, found {value!r}")
-        return value
+        for each in inner:
+            if type(each) is type(value) and each == value:
+                return each
+        raise SettingsError(f"setting {path}: wanted one of {', '.join(map(str, inner))}, found {value!r}")
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, typing.Sequence):
             raise SettingsError(f"setting {path}: wanted a list, found {value!r}")
@@ -125,21 +120,28 @@ def _read_value(wanted: Any, value: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise SettingsError(f"setting {path}: wanted a group of settings, found {value!r}")
         return read_settings(wanted, value, path)  # type: ignore[arg-type]
-    if wanted is float and _is_endless(value):
-        raise SettingsError(f"setting {path}: wanted a finite number, found {value}")
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
-        hint = " (write 1.0e-5: YAML reads 1e-5 as a text)" if wanted is float and isinstance(value, str) else ""
-        raise SettingsError(f"setting {path}: wanted {wanted.__name__}, found {value!r}{hint}")
+    if type(value) is not wanted:  # True is an int, too
+        raise SettingsError(f"setting {path}: wanted {wanted.__name__}, found {value!r}")
     return value
 
 
-def _is_endless(value: Any) -> bool:
-    """Return whether a value is an infinity or no number (NaN), written in YAML's way (.inf) or Python's."""
-    if isinstance(value, str):
-        return value.strip().lower().lstrip("+-") in (".inf", ".nan", "inf", "nan", "infinity")
-    return isinstance(value, float) and not math.isfinite(value)
+def _read_number(kind: type, permitted: NumberRange, value: Any, path: str) -> int | float:
+    """Return a number of its range; a whole one where `kind` is int."""
+    is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if is_number and value in permitted:
+        number: int | float = kind(value)
+        return number
+    hint = " (write 1.0e-5: YAML reads 1e-5 as a text)" if kind is float and _is_exponent(value) else ""
+    try:
+        found = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        found = "one of more than 4,300 digits"
+    raise SettingsError(f"setting {path}: wanted {permitted.describe(is_whole=kind is int)}, found {found}{hint}")
+
+
+def _is_exponent(value: Any) -> bool:
+    """Return whether a value is a text such as 1e-5, which is a number everywhere but in YAML."""
+    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value.strip(), re.IGNORECASE) is not None
 
 
 def settings_to_values(settings: Any) -> dict[str, Any]:

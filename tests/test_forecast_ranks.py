@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -209,15 +210,18 @@ def test_forecasts_of_other_weights_are_not_replaced(run: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("horizon=1", "setting horizon: wanted 2 years or more, since a year ahead has one step only, found 1"),
-        ("paths=1", "setting paths: wanted 2 or more, since one has no standard error, found 1"),
-        ("tolerance=1", "setting tolerance: wanted a probability from 0 to below 1, found 1"),
-        ("max_people=0", "setting max_people: wanted a number above 0, found 0"),
+        (
+            "horizon=1",
+            "setting horizon: wanted a whole number from 2 to 100 (years; a year ahead has one step only), found 1",
+        ),
+        ("paths=1", "setting paths: wanted a whole number from 2 to 1,000,000 (one has no standard error), found 1"),
+        ("tolerance=1", "setting tolerance: wanted a number from 0 to below 1, found 1"),
+        ("max_people=0", "setting max_people: wanted a whole number from 1 to 1,000,000,000, found 0"),
         ("steps=all", "setting steps: wanted one of exact, sampled, found 'all'"),
     ],
 )
 def test_wrong_settings_of_a_forecast_are_refused(override: str, message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
+    with pytest.raises(SettingsError, match=re.escape(message)):
         compose_settings(ForecastSettings, "forecast", ["run=runs/x", override])
 
 

@@ -202,8 +202,8 @@ def test_a_table_of_continuations_that_is_none_is_refused(tmp_path: Path) -> Non
     ("override", "message"),
     [
         ("generated=some", "setting generated: wanted one of none, check, found 'some'"),
-        ("samples=-1", "setting samples: wanted a number from 0 up, found -1"),
-        ("max_new_tokens=0", "setting max_new_tokens: wanted a number above 0, found 0"),
+        ("samples=-1", "setting samples: wanted a whole number from 0 to 10,000, found -1"),
+        ("max_new_tokens=0", "setting max_new_tokens: wanted a whole number from 1 to 10,000,000, found 0"),
     ],
 )
 def test_settings_that_are_wrong_are_refused(override: str, message: str) -> None:

@@ -136,7 +136,7 @@ def test_half_made_prompts_are_refused(overrides: list[str], message: str) -> No
 def test_templates_refuse_the_same() -> None:
     with pytest.raises(SettingsError, match=r"setting template.num_examples: wanted 0, since the preface has no line"):
         settings_of(["template.num_examples=2"])
-    with pytest.raises(SettingsError, match=r"setting template.max_tokens: wanted a number above 0"):
+    with pytest.raises(SettingsError, match=r"setting template.max_tokens: wanted a whole number from 1 to 10,000,000"):
         settings_of(["+template.max_tokens=0"])
 
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_hidden_and_half_made_titles_are_refused() -> None:
         compile_template(settings_of(["template.hidden=[year]"]).template)
     with pytest.raises(SettingsError, match=r"template.titles.prefix: wanted a value, since titles.style is numeric"):
         settings_of(["template.titles.style=numeric"])
-    with pytest.raises(SettingsError, match=r"template.history_lines: wanted a number from 0 up"):
+    with pytest.raises(SettingsError, match=r"template.history_lines: wanted a whole number from 0 to 1,000,000"):
         settings_of(["template.history_lines=-1"])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +68,8 @@ def _program_of(words: Sequence[str]) -> str:
 
 def num_local_ranks(environment: Mapping[str, str]) -> int | None:
     """Return the number of ranks on this host, as a launcher says; None: it does not say."""
-    return next((int(environment[name]) for name in LOCAL_SIZES if environment.get(name, "").isdecimal()), None)
+    stated = (environment.get(name, "") for name in LOCAL_SIZES)
+    return next((int(text) for text in stated if re.fullmatch("[0-9]{1,6}", text)), None)
 
 
 def process_of(number: int) -> Process | None:

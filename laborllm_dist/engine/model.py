@@ -57,8 +57,9 @@ from laborllm_dist.errors import ModelError
 from laborllm_dist.files import fingerprint_of
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.auto_classes import UNREADABLE, open_config, open_model, reason_of
+from laborllm_dist.tokens.hub import is_hub_id, why_no_hub_id
 from laborllm_dist.tokens.store import TokenStore, check_lengths
-from laborllm_dist.tokens.tokenizer import hub_commit, is_hub_id
+from laborllm_dist.tokens.tokenizer import hub_commit
 
 # What transformers, torch and the files' formats raise on weights, beside what a configuration ends in.
 BROKEN = (RuntimeError, AssertionError, SafetensorError, pickle.UnpicklingError)
@@ -86,7 +87,7 @@ def check_weights(settings: ModelSettings) -> None:
         return
     try:
         if not is_hub_id(settings.path):
-            raise ModelError("there is no such folder, and it is no hub id (OWNER/NAME)")
+            raise ModelError(why_no_hub_id(settings.path))
         open_config(settings.path, **_where(settings))
         check_unquantized(settings.path, _where(settings))
     except ModelError as error:

@@ -28,7 +28,14 @@ from laborllm_dist.engine.interface import listen
 from laborllm_dist.engine.launcher import following_launcher, num_local_ranks
 from laborllm_dist.engine.libraries import import_deepspeed, quiet_transformers
 from laborllm_dist.engine.lookout import looking_out
+from laborllm_dist.engine.meeting import meet_at
 from laborllm_dist.engine.messages import PLAIN, from_text, to_text
+from laborllm_dist.engine.rank_variables import (
+    RankVariables,
+    check_devices,
+    check_is_complete,
+    read_rank_variables,
+)
 from laborllm_dist.engine.secret import share_secret
 from laborllm_dist.engine.slurm import launcher_variables
 from laborllm_dist.errors import Interrupted, PeerLost, PortTaken, RankFailed, RanksApart
@@ -194,10 +201,14 @@ def _holding(ranks: Ranks, what: Path, lock: Path) -> Iterator[None]:
 def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
     """Join the ranks of the launcher (deepspeed, torchrun, srun), or stand alone; leave them at the end. Collective."""
     alone_variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in {**alone_variables, **launcher_variables(os.environ)}.items():
+    slurm_variables = launcher_variables(os.environ)
+    check_is_complete({**slurm_variables, **os.environ})
+    for name, value in {**alone_variables, **slurm_variables}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    variables = read_rank_variables(os.environ)
     has_gpu = torch.cuda.is_available()
+    check_devices(os.environ, variables.local_rank, torch.cuda.device_count() if has_gpu else 0)
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         # Passes differ in length: pieces of fixed size that the allocator keeps would soon fit none of them.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -205,11 +216,11 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
     torch.set_num_threads(settings.threads_per_rank)
     quiet_transformers()
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = variables.local_rank
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    channel = _meet(settings, device)
+    channel = _meet(settings, device, variables)
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device, channel)
     try:
         with (
@@ -248,7 +259,7 @@ def without_cudnn_attention() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def _meet(settings: RanksSettings, device: torch.device) -> Channel | None:
+def _meet(settings: RanksSettings, device: torch.device, variables: RankVariables) -> Channel | None:
     """Make the process group, and what ranks send each other messages through. Collective.
 
     Returns:
@@ -257,13 +268,16 @@ def _meet(settings: RanksSettings, device: torch.device) -> Channel | None:
     Raises:
         PortTaken: if another run meets at this port.
         RanksApart: if not all ranks have come within the time limit, or they cannot reach each other.
+        LauncherError: if a rank was started twice, or with another number of ranks.
         ForeignMessage: if another process writes to the port that they meet at.
     """
     deepspeed = import_deepspeed()
-    rank, world_size, limit = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), _limit(settings)
+    rank, world_size, limit = variables.rank, variables.world_size, _limit(settings)
+    place = f"{variables.address}:{variables.port}"
     backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
     try:
-        store = STORES.HashStore() if world_size == 1 else _open_store(rank, world_size, limit)
+        store = STORES.HashStore() if world_size == 1 else _open_store(variables, limit)
+        meet_at(store, place, rank=rank, world_size=world_size, limit=limit)
         torch.distributed.init_process_group(
             backend,
             store=STORES.PrefixStore("default_pg", store),
@@ -279,26 +293,25 @@ def _meet(settings: RanksSettings, device: torch.device) -> Channel | None:
     except RuntimeError as error:
         if not (_is_lost_peer(error) or "gloo" in str(error).lower()):
             raise
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise RanksApart(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at {place} within "
-            f"{settings.timeout_minutes:g} minutes; look whether all have started, and whether GLOO_SOCKET_IFNAME and "
-            "NCCL_SOCKET_IFNAME name the interface that joins the hosts"
+            f"rank {rank} of {world_size} has not met the others at {place} "
+            f"(ranks.timeout_minutes: {settings.timeout_minutes:g}); look whether all have started, and whether "
+            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts"
         ) from None
 
 
-def _open_store(rank: int, world_size: int, limit: timedelta) -> Any:
+def _open_store(variables: RankVariables, limit: timedelta) -> Any:
     """Return the store that all ranks meet in: rank 0 keeps it, or torchrun's own process does. Collective.
 
     Raises:
         PortTaken: if another run meets at this port.
     """
-    first, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank, world_size, first, port = variables.rank, variables.world_size, variables.address, variables.port
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store, _, _ = next(rendezvous("env://", rank, world_size, timeout=limit))
         return store
     if rank:
-        return STORES.TCPStore(first, port, world_size, is_master=False, timeout=limit)
+        return STORES.TCPStore(first, port, world_size, is_master=False, timeout=limit, wait_for_workers=False)
     try:
         server = listen(first, port, is_one_host=num_local_ranks(os.environ) == world_size, backlog=2 * world_size)
     except OSError as error:
@@ -309,7 +322,10 @@ def _open_store(rank: int, world_size: int, limit: timedelta) -> Any:
             "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
         ) from None
     # The store takes the socket over. By itself it would listen on every interface.
-    return STORES.TCPStore(first, port, world_size, is_master=True, timeout=limit, master_listen_fd=server.detach())
+    # It need not count who connects: ranks say which ones they are.
+    return STORES.TCPStore(
+        first, port, world_size, is_master=True, timeout=limit, wait_for_workers=False, master_listen_fd=server.detach()
+    )
 
 
 def _limit(settings: RanksSettings) -> timedelta:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
-from laborllm_dist.tokens.tokenizer import is_hub_id
+from laborllm_dist.tokens.hub import is_hub_id, why_no_hub_id
 
 AttentionKind = Literal["packed", "mask", "eager"]  # eager: the weights of all pairs of slots are held
 
@@ -167,8 +167,7 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
         return KNOWN[path]
     if not (Path(path).is_dir() or is_hub_id(path)):
         raise ModelError(
-            f"the shape of model.path={path} is not known: there is no such folder, and it is no hub id (OWNER/NAME); "
-            "give a folder with config.json"
+            f"the shape of model.path={path} is not known: {why_no_hub_id(path)}; give a folder with config.json"
         )
     # A few seconds, with torch: only for a model that is known by its config.json alone.
     from laborllm_dist.engine.adapters import base_of

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from laborllm_dist.engine.rank_variables import MOST_RANKS, whole_number
+
 NEEDED = (
     "SLURM_STEP_ID",
     "SLURM_STEP_NUM_TASKS",
@@ -19,6 +21,7 @@ NEEDED = (
 )
 # Below the ports that Linux gives to outgoing connections (32768 and on), above those of usual services.
 FIRST_PORT, NUM_PORTS = 12_000, 20_000
+MOST_IDENTIFIER = 2**32 - 1  # of a job or step
 
 
 def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -28,11 +31,17 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
     Nothing either where a launcher has set RANK (torchrun inside srun), and in a step of one task, which is one rank
     wherever it was started (`srun --pty bash` too).
+
+    Raises:
+        LauncherError: if one of Slurm's variables is no number.
     """
     if "RANK" in environment or any(name not in environment for name in NEEDED):
         return {}
     if environment["SLURM_STEP_NUM_TASKS"] == "1":
         return {}
+    job, step = (whole_number(environment, name, 0, MOST_IDENTIFIER) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"):
+        whole_number(environment, name, 0, MOST_RANKS)
     # A task that is bound to one GPU (--gpus-per-task) sees it as its first.
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
     sees_one_gpu = len(visible) == 1 and visible[0] != ""
@@ -42,7 +51,7 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": "0" if sees_one_gpu else environment["SLURM_LOCALID"],
         "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": str(port_of_step(int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"]))),
+        "MASTER_PORT": str(port_of_step(job, step)),
         **({} if num_local is None else {"LOCAL_WORLD_SIZE": str(num_local)}),
     }
 
@@ -53,7 +62,7 @@ def tasks_of_node(environment: Mapping[str, str]) -> int | None:
     `srun -N3 -n11` may put `4(x2),3` tasks on its nodes; this task's is the one numbered SLURM_NODEID.
     """
     counts = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
-    groups = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group) for group in counts.split(",")]
+    groups = [re.fullmatch(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", group) for group in counts.split(",")]
     of_nodes = [int(group[1]) for group in groups if group is not None for _ in range(int(group[2] or 1))]
     node = environment.get("SLURM_NODEID", "")
     if None in groups or not node.isdecimal() or int(node) >= len(of_nodes):

@@ -37,6 +37,7 @@ from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.tokens.auto_classes import UNREADABLE, model_of
+from laborllm_dist.tokens.hub import look_for_hub
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Settings of config.json, and files beside it, that say how weights are quantized.
@@ -64,6 +65,7 @@ def weights_folder(settings: ModelSettings) -> Path:
     assert settings.path is not None
     if Path(settings.path).is_dir():
         return folder_of(settings)
+    look_for_hub(settings.path)
     inside = settings.subfolder or ""
     patterns = [f"{inside}/{each}".lstrip("/") for each in ("*.json", "*.safetensors", "tokenizer.model")]
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from laborllm_dist.data_settings import PromptSettings
+from laborllm_dist.number_ranges import Mass, People, Rows, Seed, Threads, Tokens, within
 from laborllm_dist.settings import OtherModelSettings
-from laborllm_dist.settings_reader import OutOfRange, check_positive
+from laborllm_dist.settings_reader import OutOfRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,33 +21,25 @@ class ForecastSettings:
     """
 
     run: str
-    horizon: int
+    horizon: Annotated[int, within(2, 100, "years; a year ahead has one step only")]
     steps: Literal["exact", "sampled"]
-    tolerance: float
-    max_paths: int  # of one forecast
-    paths: int
-    seed: int
-    max_people: int | None
+    tolerance: Mass
+    max_paths: Annotated[int, within(1, 10_000_000)]  # of one forecast
+    paths: Annotated[int, within(2, 1_000_000, "one has no standard error")]
+    seed: Seed
+    max_people: People | None
     model: OtherModelSettings
     prompt: PromptSettings
     split: Literal["train", "validation", "test"] | None
-    row_length: int | None
-    rows_per_unit: int | None
+    row_length: Tokens | None
+    rows_per_unit: Rows | None
     precision: Literal["bf16", "fp32", "fp64"] | None
-    title_tolerance: float | None
-    nodes_per_pass: int | None
+    title_tolerance: Mass | None
+    nodes_per_pass: Tokens | None
     base: Literal["full", "int8", "nf4"] | None
     placement: Literal["replicated", "sharded"] | None
-    threads_per_rank: int | None
+    threads_per_rank: Threads | None
 
     def __post_init__(self) -> None:
-        check_positive(self, "max_paths", "max_people", "row_length", "rows_per_unit", "nodes_per_pass")
-        check_positive(self, "threads_per_rank")
-        if self.horizon < 2:
-            raise OutOfRange("horizon", f"2 years or more, since a year ahead has one step only, found {self.horizon}")
-        if self.paths < 2:
-            raise OutOfRange("paths", f"2 or more, since one has no standard error, found {self.paths}")
-        if not 0 <= self.tolerance < 1:
-            raise OutOfRange("tolerance", f"a probability from 0 to below 1, found {self.tolerance}")
         if self.tolerance and self.steps == "sampled":
             raise OutOfRange("tolerance", f"0 with steps=sampled, which leaves no path out, found {self.tolerance}")

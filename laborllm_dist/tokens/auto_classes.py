@@ -17,6 +17,7 @@ import transformers  # loads an Auto class, and torch with it, when it is first 
 from huggingface_hub.errors import StrictDataclassError
 
 from laborllm_dist.errors import CustomCode, ModelError
+from laborllm_dist.tokens.hub import look_for_hub
 
 # What transformers raises on a config.json that holds something else than it expects.
 UNREADABLE = (
@@ -34,6 +35,7 @@ def open_config(path: str | Path, *, revision: str | None = None, subfolder: str
         CustomCode: if only code that comes with the model knows it, or it names kernels of the hub.
         ModelError: if it is missing, or transformers cannot read it.
     """
+    look_for_hub(path)
     try:
         _refuse_kernels(path, revision=revision, subfolder=subfolder)
         with _code_is_refused(path):
@@ -52,6 +54,7 @@ def open_model(path: str | Path, *, revision: str | None = None, subfolder: str 
         CustomCode: if only code that comes with the model knows it, or it names kernels of the hub.
         Exception: what transformers raises on weights that it cannot open.
     """
+    look_for_hub(path)
     with contextlib.suppress(OSError):  # an adapter on the hub has no config.json; what is missing is said below
         _refuse_kernels(path, revision=revision, subfolder=subfolder)
     with _code_is_refused(path):
@@ -79,6 +82,7 @@ def open_tokenizer(path: str | Path, *, revision: str | None = None, subfolder: 
         CustomCode: if only code that comes with the tokenizer knows it.
         Exception: what transformers raises on a tokenizer that it cannot open.
     """
+    look_for_hub(path)
     with _code_is_refused(path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(path), revision=revision or "main", subfolder=subfolder or "", trust_remote_code=False, **more

@@ -29,6 +29,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from laborllm_dist.careers.formats import pointer_in
 from laborllm_dist.errors import CustomCode, TokenizerError
 from laborllm_dist.tokens.auto_classes import open_tokenizer
+from laborllm_dist.tokens.hub import is_hub_id, look_for_hub, why_no_hub_id
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 BYTE_LEVEL_NEWLINE = "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}"  # how byte-level tokenizers write a line break
@@ -106,7 +107,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
         CustomCode: if it is defined by code that comes with it.
     """
     if not (Path(path).exists() or is_hub_id(path)):
-        raise TokenizerError(f"no tokenizer at {path}: neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf")
+        raise TokenizerError(f"no tokenizer at {path}: {why_no_hub_id(path)}")
     folder = Path(path) / (subfolder or "")
     if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
         wanted = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
@@ -125,11 +126,6 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
             f"{tokenizers.__version__} ({type(error).__name__}: {why}); if its files are of a newer version, "
             "upgrade these"
         ) from None
-
-
-def is_hub_id(path: str) -> bool:
-    """Return whether a path that is no folder here may be an id of the hub, OWNER/NAME."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
 
 
 def tokenizer_identity(path: str, revision: str | None, subfolder: str | None) -> dict[str, str]:
@@ -158,6 +154,7 @@ def hub_commit(path: str, *, revision: str | None, subfolder: str | None, file: 
     Raises:
         OSError: if the file can be found in neither place.
     """
+    look_for_hub(path)
     found = cached_file(path, file, revision=revision or "main", subfolder=subfolder or "")
     return str(extract_commit_hash(found, None))
 

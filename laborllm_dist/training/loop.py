@@ -27,10 +27,10 @@ from laborllm_dist.engine.restore import load_checkpoint
 from laborllm_dist.engine.zero import make_engine
 from laborllm_dist.errors import CheckpointError
 from laborllm_dist.files import ChecksumCheck
-from laborllm_dist.run_folder import RunFolder, check_run_folder, open_run
+from laborllm_dist.run_folder import RunFolder, check_run_folder, open_run, recorded_store
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.terminal import say, silence
-from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.tokens.prepare import prepare_store, store_folder
 from laborllm_dist.tokens.store import TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.training.lines import describe_early_stop, describe_end, describe_plan, describe_settings
 from laborllm_dist.training.memory_check import check_memory
@@ -51,7 +51,7 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
     tell(describe_settings(settings, ranks))
     ranks.on_first(lambda: _check_places(settings))
     ranks.on_first(lambda: check_weights(settings.model))
-    store = open_store(ranks.on_first(lambda: prepare_store(settings, tell).folder, Path))
+    store = open_store(ranks.on_first(lambda: _store_folder(settings), Path))
     splits: tuple[Split, ...] = ("train", "validation") if ranks.is_first else ()
     with checking_store(store, splits) as check:
         plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
@@ -67,6 +67,14 @@ def _check_places(settings: RunSettings) -> None:
     folder = RunFolder(Path(settings.runs) / settings.name, "")
     check_run_folder(folder.path)
     check_exports(folder, unless_written=True)
+
+
+def _store_folder(settings: RunSettings) -> Path:
+    """Return the folder of the token store: that of the run, whichever folder this is started from, or one made now."""
+    recorded = recorded_store(Path(settings.runs) / settings.name)
+    if recorded is not None and recorded.name == store_folder(settings).name:
+        return recorded
+    return prepare_store(settings, say).folder
 
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: Ranks) -> TrainingPlan:

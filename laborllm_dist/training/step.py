@@ -56,14 +56,18 @@ def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
     return [batch.pinned() for batch in batches] if work.engine.ranks.device.type == "cuda" else batches
 
 
+def dropout_seed(seed: int, *, step: int, rank: int) -> int:
+    """Return the seed of a rank's dropout in a step, of 64 bits: a resumed run draws what an undisturbed one draws."""
+    return ((seed * 1_000_003 + step) * 65_536 + rank) % 2**64
+
+
 def take_step(work: Work, ahead: BatchesAhead, state: RunState) -> StepResult:
     """Learn from one step's careers, unless its loss or gradient forbids it. Collective."""
     started, ranks, settings = monotonic(), work.engine.ranks, work.settings
     planned = work.plan.step(state.step)
     batches = ahead.of_step(state.step)
     waited = monotonic() - started
-    # Dropout is a function of step and rank, so that a resumed run draws what an undisturbed one draws.
-    torch.manual_seed((settings.training.seed * 1_000_003 + state.step) * 65_536 + ranks.rank)
+    torch.manual_seed(dropout_seed(settings.training.seed, step=state.step, rank=ranks.rank))
     log_likelihood = torch.zeros((), dtype=torch.float64, device=ranks.device)
     for batch in batches[:-1]:
         total = work.engine.forward(batch, is_last_pass=False)

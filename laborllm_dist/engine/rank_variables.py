@@ -1,0 +1,95 @@
+"""The variables that launchers set -> which rank this process is, how many there are, and where they meet.
+
+They come from outside, by deepspeed, torchrun, srun or hand: what is no number, contradicts itself or lacks a part is
+refused before ranks wait for each other, which would take until the time limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from laborllm_dist.errors import LauncherError
+
+MOST_RANKS, MOST_PORT = 65_536, 65_535
+ACCELERATORS = ("cuda", "cpu")
+ADVICE = "start with deepspeed, torchrun or srun, which set it, or unset it where there is one rank"
+
+
+@dataclass(frozen=True, slots=True)
+class RankVariables:
+    """What the environment of a rank says."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str  # of rank 0's host
+    port: int  # that the ranks meet at
+
+
+def read_rank_variables(environment: Mapping[str, str]) -> RankVariables:
+    """Return what RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say; all of them are set.
+
+    Raises:
+        LauncherError: naming a variable that is no number of its range, or contradicts another one.
+    """
+    world_size = whole_number(environment, "WORLD_SIZE", 1, MOST_RANKS)
+    rank = whole_number(environment, "RANK", 0, MOST_RANKS - 1)
+    if rank >= world_size:
+        raise LauncherError(f"RANK is {rank} and WORLD_SIZE is {world_size}: ranks are numbered from 0; {ADVICE}")
+    address = environment["MASTER_ADDR"]
+    if not address or not address.isprintable() or " " in address:
+        raise LauncherError(f"MASTER_ADDR is {address!r}, which is no name or address of a host; {ADVICE}")
+    return RankVariables(
+        rank=rank,
+        world_size=world_size,
+        local_rank=whole_number(environment, "LOCAL_RANK", 0, MOST_RANKS - 1),
+        address=address,
+        port=whole_number(environment, "MASTER_PORT", 1, MOST_PORT),
+    )
+
+
+def whole_number(environment: Mapping[str, str], name: str, least: int, most: int) -> int:
+    """Return the number that a variable holds.
+
+    Raises:
+        LauncherError: if it holds something else.
+    """
+    text = environment[name]
+    if not (text.isascii() and text.isdecimal() and len(text) <= 20 and least <= int(text) <= most):
+        raise LauncherError(f"{name} is {text!r}, wanted a whole number from {least} to {most:,}; {ADVICE}")
+    return int(text)
+
+
+def check_is_complete(environment: Mapping[str, str]) -> None:
+    """Refuse the environment of one of several ranks that does not say which one it is, or where they meet.
+
+    Raises:
+        LauncherError: naming what is set, and what is not.
+    """
+    if environment.get("WORLD_SIZE", "1") == "1" and environment.get("RANK", "0") == "0":
+        return
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        if name not in environment:
+            shown = ", ".join(f"{each}={environment[each]}" for each in ("RANK", "WORLD_SIZE") if each in environment)
+            raise LauncherError(f"{name} is not set, beside {shown}; {ADVICE}")
+
+
+def check_devices(environment: Mapping[str, str], local_rank: int, num_gpus: int) -> None:
+    """Refuse a rank that no GPU is left for, and an accelerator that DeepSpeed would be asked for in vain.
+
+    Raises:
+        LauncherError: naming the variable.
+    """
+    if num_gpus == 0:
+        return
+    if local_rank >= num_gpus:
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        which = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+        raise LauncherError(
+            f"LOCAL_RANK is {local_rank}, and this host shows {num_gpus} GPUs{which}: start as many ranks on a host as "
+            "it has GPUs"
+        )
+    accelerator = environment.get("DS_ACCELERATOR", ACCELERATORS[0])
+    if accelerator not in ACCELERATORS:
+        raise LauncherError(f"DS_ACCELERATOR is {accelerator!r}, wanted {' or '.join(ACCELERATORS)}; or unset it")
