@@ -8,6 +8,7 @@ import gzip
 import functools
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -575,3 +576,74 @@ def slow_texts(value: Any, names: set[str]) -> dict[str, str]:
         if not cells[name].isprintable():
             raise Wrong("signs")
     return cells
+
+
+# ---------------------------------------------------------------------------------------------------- CAREER's files
+
+CAREER_FILES = {
+    "train.job": "1 2.0 03\n2\n", "train.year": "2005 2006 2010.0\n1999\n", "train.education": "b a_b phd\nunknown\n",
+    "train.gender": "female\nmale\n", "test.job": "x%20y\n", "test.year": "2001\n", "test.education": "NA\n",
+    "test.gender": "a%5Fb\n",
+}  # fmt: skip
+CAREER_CODES = {"1": "1", "2": "2", "2.0": "2", "03": "03", "x%20y": "x%20y"}
+
+
+@given(st.data())
+@fuzz(150)
+def test_damaged_parallel_text_files_are_read_as_they_then_stand_or_refused(folder: Path, data: st.DataObject) -> None:
+    inside = folder / "career"
+    inside.mkdir(exist_ok=True)
+    files = {name: text.encode() for name, text in CAREER_FILES.items()}
+    chosen = data.draw(st.sampled_from(sorted(files)))
+    files[chosen] = data.draw(damaged_bytes(files[chosen]))
+    for name, content in files.items():
+        (inside / name).write_bytes(content)
+    (folder / "codes.csv").write_text("code,title\n1,Cooks\n2,Bakers\n03,Maids\nx%20y,Aides\n")
+    codes = VocabularySettings(str(folder / "codes.csv"), "code", "title", "refuse")
+    wanted = CareerTextSettings(str(inside), codes, ("unknown", *MISSING_WORDS))
+    found = outcome(lambda: [person().career for person in career_text_people(wanted, survey="C")])
+    try:
+        careers = [career for split in ("train", "test") for career in slow_career_text(split, files)]
+    except (Wrong, UnicodeDecodeError) as wrong:
+        assert isinstance(found, Refusal), f"{wrong}: {found}"
+        return
+    assert found == careers
+
+
+def slow_career_text(split: str, files: dict[str, bytes]) -> list[CareerHistory]:
+    """Return the careers of a split: line by line, in all of its files."""
+    lines = {}
+    for kind in ("job", "year", "education", "gender"):
+        text = files[f"{split}.{kind}"].removeprefix(b"\xef\xbb\xbf").decode()
+        if "\0" in text:
+            raise Wrong("NUL")
+        lines[kind] = text.removesuffix("\n").split("\n") if text else []
+    if len({len(each) for each in lines.values()}) > 1:
+        raise Wrong("lines")
+    careers = []
+    for number, row in enumerate(zip(*lines.values(), strict=True), start=1):
+        jobs, years, educations, genders = (line.split() for line in row)
+        if not jobs or not len(jobs) == len(years) == len(educations) or len(genders) != 1:
+            raise Wrong("values")
+        numbers = list(map(year_in, years))
+        if sorted(set(numbers)) != numbers or any(code not in CAREER_CODES and code_in(code) not in CAREER_CODES for code in jobs):
+            raise Wrong("order or code")
+        found = [CAREER_CODES.get(code) or CAREER_CODES[code_in(code)] for code in jobs]
+        levels = map(slow_word, educations)
+        told = tuple(map(Job, numbers, found, levels))
+        careers.append(CareerHistory(f"{split}-{number:07d}", "C", None, slow_word(genders[0]), None, None, told))
+    return careers
+
+
+def slow_word(word: str) -> str | None:
+    """Return what a word of these files stands for: _ is a blank, %5F is _."""
+    if word.casefold() in {"unknown", *MISSING}:
+        return None
+    letters = re.sub("%[0-9A-F][0-9A-F]", lambda found: chr(int(found[0][1:], 16)), word.replace("_", " "))
+    if not plain(letters).isprintable():
+        raise Wrong("signs")
+    return plain(letters)
+
+
+def test_enough_tables_were_tried(request: pytest.FixtureRequest) -> None:
+    check_number_of_cases(request)
