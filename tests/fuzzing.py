@@ -219,8 +219,21 @@ def changed_value(tree: Any, path: tuple[Any, ...]) -> Any:
 
 
 @st.composite
-def damaged_bytes(draw: st.DrawFn, content: bytes, *, tokens: tuple[str, ...] = TEXTS) -> bytes:
-    """Return a file with bits flipped, bytes lost, doubled or moved, or a text in another's place."""
+def damaged_bytes(
+    draw: st.DrawFn, content: bytes, *, tokens: tuple[str, ...] = TEXTS, part: tuple[bytes, bytes] | None = None
+) -> bytes:
+    """Return a file with bits flipped, bytes lost, doubled or moved, or a text in another's place.
+
+    Args:
+        draw: of hypothesis.
+        content: of the file.
+        tokens: the texts that are put in.
+        part: begin and end of the part that is damaged; None: all of it.
+    """
+    if part is not None:
+        begin = content.index(part[0])
+        end = content.index(part[1], begin) + len(part[1])
+        return content[:begin] + draw(damaged_bytes(content[begin:end], tokens=tokens)) + content[end:]
     for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
         if not content:
             return content
