@@ -16,8 +16,8 @@ _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]|\n(?!  )")
 class LaborError(Exception):
     """Base of all refusals of this software.
 
-    The text has one line, or an indented line for each problem of a file. Whatever it quotes, from names to the words of
-    other libraries, cannot break that: control characters are shown escaped, and very long lines are shortened.
+    The text has one line, or an indented line for each problem of a file. Whatever it quotes, from names to the words
+    of other libraries, cannot break that: control characters are shown escaped, and very long lines are shortened.
     """
 
     exit_code = 2

@@ -9,29 +9,21 @@ import math
 import types
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from fuzzing import (
-    FEWEST_CASES,
-    TEXTS,
     Refusal,
-    check_number_of_cases,
-    damaged_bytes,
     damaged_trees,
     fuzz,
     limited_memory,
     outcome,
-    places_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laborllm_dist.compose import compose_settings, compose_values
-from laborllm_dist.files import sha256_of_json
+from laborllm_dist.compose import compose_values
 from laborllm_dist.predict_settings import PredictSettings
-from laborllm_dist.run_folder import read_run
 from laborllm_dist.scoring.forecast_settings import ForecastSettings
 from laborllm_dist.settings import (
     CompareSettings,

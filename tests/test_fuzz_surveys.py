@@ -35,7 +35,25 @@ PEOPLE = [HEAD, PARTNER, CHILD]
 # Where a set-up file lists the variables, and the header before it.
 SECTIONS = {".do": (b"JOBID", b"using"), ".sas": (b"INFILE", b"run ;"), ".sps": (b"LRECL", b"EXECUTE")}
 Read = Callable[[Path], list[PersonRead]]
-NUMBERS = ("-1", "-4", "0", "1", "9", " ", "  ", "99999", "1979", "2010", "R0000100", "TO", ":", "-" * 80, "\n", "TOTAL", "Mean:")
+NUMBERS = (
+    "-1",
+    "-4",
+    "0",
+    "1",
+    "9",
+    " ",
+    "  ",
+    "99999",
+    "1979",
+    "2010",
+    "R0000100",
+    "TO",
+    ":",
+    "-" * 80,
+    "\n",
+    "TOTAL",
+    "Mean:",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,8 +77,14 @@ def extracts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Make the same people in every form in which the sites give them."""
     folder = tmp_path_factory.mktemp("surveys")
     rows = made_rows("NLSY79", [WOMAN, SILENT, NOBODY], [WOMAN_YEARS, {1990}, set()])
-    made = {f"nls {form}": write_extract(folder / form, "NLSY79", rows, form=form) for form in ("references", "codebook", "dat", "zip")}
-    made |= {f"psid {form}": write_cart(folder / form, PEOPLE, form=form, first_year=FIRST_YEAR) for form in ("do", "sas", "sps")}
+    made = {
+        f"nls {form}": write_extract(folder / form, "NLSY79", rows, form=form)
+        for form in ("references", "codebook", "dat", "zip")
+    }
+    made |= {
+        f"psid {form}": write_cart(folder / form, PEOPLE, form=form, first_year=FIRST_YEAR)
+        for form in ("do", "sas", "sps")
+    }
     made["psid packaged"] = write_packaged(folder / "packaged", PEOPLE, form="sas", first_year=FIRST_YEAR)
     made["psid zip"] = folder / "J220485.zip"
     with zipfile.ZipFile(made["psid zip"], "w", zipfile.ZIP_DEFLATED) as archive:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import functools
+import gzip
 import io
 import json
 import re
@@ -36,7 +36,6 @@ from reference.slow_tables import (
     Wrong,
     code_in,
     known,
-    number_in,
     person_in,
     plain,
     slow_csv,
@@ -131,7 +130,9 @@ def check_panel(folder: Path, name: str, rows: list[list[str]] | None) -> None:
 def test_a_panel_is_read_as_it_is_meant_or_refused(folder: Path, rows: list[list[str]], form: str) -> None:
     if form == "parquet":
         name = "p.parquet"
-        pq.write_table(pa.table({name: [row[at] for row in rows[1:]] for at, name in enumerate(rows[0])}), folder / name)
+        pq.write_table(
+            pa.table({name: [row[at] for row in rows[1:]] for at, name in enumerate(rows[0])}), folder / name
+        )
     else:
         name = "p.csv.gz" if form == "gz" else "p.csv"
         content = as_csv(rows, **({"quoting": csv.QUOTE_ALL, "lineterminator": "\n"} if form == "quoted" else {}))
@@ -181,7 +182,9 @@ def test_a_damaged_parquet_or_gzip_file_is_refused_or_holds_what_its_library_say
     try:
         if suffix == ".parquet":
             table = pq.read_table(path, use_threads=False)
-            texts = [[str(value) if value is not None else "" for value in column.to_pylist()] for column in table.columns]
+            texts = [
+                [str(value) if value is not None else "" for value in column.to_pylist()] for column in table.columns
+            ]
             found = [table.column_names, *(list(row) for row in zip(*texts, strict=True))]
         else:
             found = slow_csv(gzip.decompress(path.read_bytes()))
@@ -315,9 +318,9 @@ def slow_career(person: str, rows: list[dict[str, str]], *, leave_out: bool) -> 
 
 def slow_span(start: str, end: str) -> tuple[date, date | None]:
     """Return the first and the last day of a job; None where it has no end."""
-    if end.casefold() in MISSING and len(both := start.replace(" to ", " - ").split(" - ")) == 2:
-        start, end = both
-    elif end.casefold() in MISSING and len(both := start.split("-")) == 2 and len(both[1]) == 4 and len(both[0]) == 4:
+    if (end.casefold() in MISSING and len(both := start.replace(" to ", " - ").split(" - ")) == 2) or (
+        end.casefold() in MISSING and len(both := start.split("-")) == 2 and len(both[1]) == 4 and len(both[0]) == 4
+    ):
         start, end = both
     begins, last = slow_dates(start), date(2020, 12, 31)
     if len(begins) != 1:
@@ -626,7 +629,9 @@ def slow_career_text(split: str, files: dict[str, bytes]) -> list[CareerHistory]
         if not jobs or not len(jobs) == len(years) == len(educations) or len(genders) != 1:
             raise Wrong("values")
         numbers = list(map(year_in, years))
-        if sorted(set(numbers)) != numbers or any(code not in CAREER_CODES and code_in(code) not in CAREER_CODES for code in jobs):
+        if sorted(set(numbers)) != numbers or any(
+            code not in CAREER_CODES and code_in(code) not in CAREER_CODES for code in jobs
+        ):
             raise Wrong("order or code")
         found = [CAREER_CODES.get(code) or CAREER_CODES[code_in(code)] for code in jobs]
         levels = map(slow_word, educations)

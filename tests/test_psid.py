@@ -478,7 +478,9 @@ def test_no_variable_loses_digits_by_a_column_too_few(tmp_path: Path) -> None:
     for end in range(WIDTH, WIDTH * len(names), WIDTH):
         setup.write_text(text.replace(f" {end - WIDTH + 1} - {end}", f" {end - WIDTH + 1} - {end - 1}"))
         assert setup.read_text() != text
-        with pytest.raises(DataFileError, match=rf"line 1: column {end} holds something, but no variable of J220485.do"):
+        with pytest.raises(
+            DataFileError, match=rf"line 1: column {end} holds something, but no variable of J220485.do"
+        ):
             read(folder, first_year=2017)
     # Blank columns that no variable has are no harm.
     data = folder / "J220485.txt"

@@ -127,6 +127,7 @@ def _career(
     years = _years(values["year"])
     if years is None:
         problems["year"].add(number, None, f"{' '.join(values['year'])!r} are not years in rising order")
+
     def known(text: str) -> str | None:
         return None if is_missing(text, settings.missing) else with_plain_blanks(unescaped(text))
 

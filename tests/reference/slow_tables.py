@@ -74,9 +74,9 @@ def plain(cell: str) -> str:
 
 def number_in(cell: str) -> int | None:
     """Return the whole number that a cell is: 12, +12, 12.0, 12., 1e+05."""
-    if not cell.isascii() or re.search(r"[^0-9e.+-]", cell) or not cell[-1:].isdigit() and not cell.endswith("."):
+    if not cell.isascii() or re.search(r"[^0-9e.+-]", cell) or (not cell[-1:].isdigit() and not cell.endswith(".")):
         return None
-    if "e" in cell and not re.fullmatch(r"-?\d(\.\d+)?e\+\d\d", cell) or cell.lstrip("+-").startswith("."):
+    if ("e" in cell and not re.fullmatch(r"-?\d(\.\d+)?e\+\d\d", cell)) or cell.lstrip("+-").startswith("."):
         return None
     if "." in cell and "e" not in cell and cell.split(".")[1].strip("0"):
         return None
@@ -145,9 +145,7 @@ def slow_panel(rows: Sequence[Sequence[str]], codes: Mapping[str, str], survey: 
         years = people.setdefault(person_in(cells["person"]), {})
         if years.setdefault(year_in(cells["year"]), cells) is not cells:
             raise Wrong("twice")
-    return [
-        career for person, years in people.items() if (career := _career(person, years, codes, survey)) is not None
-    ]
+    return [career for person, years in people.items() if (career := _career(person, years, codes, survey)) is not None]
 
 
 def _career(

@@ -42,7 +42,9 @@ def read_columns(data: Member, layout: Layout, wanted: Sequence[str]) -> dict[st
         while lines := list(itertools.islice(iter(lambda: file.readline(longest), b""), _RECORDS_AT_ONCE)):
             records = _records(lines, layout, num_records, problems)
             for row, column in np.argwhere(records[:, unnamed] != _BLANK):
-                what = f"column {unnamed[column] + 1} holds something, but no variable of {layout.setup.label.name} has it"
+                what = (
+                    f"column {unnamed[column] + 1} holds something, but no variable of {layout.setup.label.name} has it"
+                )
                 problems.add(num_records + int(row) + 1, None, what)
             for variable in variables:
                 parts[variable.name].append(_numbers(records, variable, num_records, problems))
