@@ -6,11 +6,34 @@ this software and keeps its traceback.
 
 from __future__ import annotations
 
+import re
+
+_LONGEST_LINE, _LAST_LETTERS = 2_000, 600  # of a text that is shown; what to do often stands at the end of a line
+# All but a line break before the indented line of another problem.
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]|\n(?!  )")
+
 
 class LaborError(Exception):
-    """Base of all refusals of this software."""
+    """Base of all refusals of this software.
+
+    The text has one line, or an indented line for each problem of a file. Whatever it quotes, from names to the words
+    of other libraries, cannot break that: control characters are shown escaped, and very long lines are shortened.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__("\n".join(map(_shortened, _CONTROL.sub(_escaped, str(text)).split("\n"))))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[: _LONGEST_LINE - _LAST_LETTERS]} ... {line[-_LAST_LETTERS:]}"
 
 
 class SettingsError(LaborError):

@@ -18,6 +18,7 @@ from typing import Any
 from laborllm_dist import __version__
 from laborllm_dist.errors import ForeignFile, RunError
 from laborllm_dist.files import disk_errors_are_said, fingerprint_of, sha256_of_json, write_json
+from laborllm_dist.json_files import json_object
 from laborllm_dist.settings import GpuSettings, RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
@@ -237,8 +238,12 @@ def _read_record(record: Path) -> dict[str, Any]:
     with disk_errors_are_said(record):
         content = record.read_bytes()
     try:
-        known: dict[str, Any] = json.loads(content)
-        _ = known["fingerprint"], known["settings"], known["store"]["folder"], known["versions"]
+        known = json_object(content)
+        texts = known["fingerprint"], known["store"]["folder"], known["store"]["fingerprint"]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("its fingerprint and its store are no texts")
+        if not isinstance(known["settings"], dict) or not isinstance(known["versions"], list):
+            raise ValueError("its settings are no group of settings, or its versions no list")
         checksum = known.pop("sha256", None)  # of earlier versions: none
         if checksum not in (None, sha256_of_json(known)):
             raise ValueError("it has changed since it was written; a change that is meant goes with its line sha256")

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from laborllm_dist.errors import ForeignFile, ScoreTableError
 from laborllm_dist.files import writing
+from laborllm_dist.json_files import json_object, read_json_value
 
 KEY = ("survey", "person", "position")
 ROWS_WITH_LISTS = 4096  # in a group of rows, where each has hundreds of numbers
@@ -96,8 +97,8 @@ def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> Lis
     """
     table, info, metadata = _read(path, schema, kind, made_by)
     try:
-        return ListTable(table, info, tuple(json.loads(metadata[_OCCUPATIONS])))
-    except (KeyError, ValueError, TypeError) as error:
+        return ListTable(table, info, _texts_of(metadata[_OCCUPATIONS]))
+    except (KeyError, ValueError) as error:
         raise ScoreTableError(f"{path} is no {kind} or is damaged: {error}") from None
 
 
@@ -217,9 +218,23 @@ def info_of(metadata: Mapping[bytes, bytes]) -> ScoreTableInfo:
         KeyError: if it is no such file.
         ValueError: if it is damaged.
     """
-    facts = json.loads(metadata[_INFO])
+    facts = json_object(metadata[_INFO])
+    if not all(isinstance(fact, str) for fact in facts.values()):
+        raise ValueError("its metadata hold something else than texts")
     named = {key: facts.pop(key) for key in ("model", "split", "careers", "code")}
     return ScoreTableInfo(**named, details=facts)
+
+
+def _texts_of(content: bytes) -> tuple[str, ...]:
+    """Return the texts of a list in metadata.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    values, _ = read_json_value(content.decode())
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("its occupations are no list of texts")
+    return tuple(values)
 
 
 def _read(

@@ -7,7 +7,6 @@ never deleted. The record holds the checksum of each file and of itself, so that
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from laborllm_dist.files import (
     sha256_of_json,
     write_json,
 )
+from laborllm_dist.json_files import read_json_object
 
 RECORD = "laborllm_dist.json"
 FORMAT = 2  # format 1 had no list of files
@@ -57,15 +57,13 @@ def read_record(folder: Path) -> FolderRecord | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_bytes())
-        if not isinstance(values, dict):
-            raise DamagedRecord("no names in it")
+        values = read_json_object(path)
         if values.keys() == {"run", "step"}:
             return FolderRecord(values, None)
         if values.pop("sha256", None) != sha256_of_json(values):
             raise DamagedRecord("its content has changed since it was written, SHA-256")
         files = {str(name): str(checksum) for name, checksum in values.pop("files").items()}
-    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise DamagedRecord(f"{path} is damaged ({error})") from None
     return FolderRecord({name: value for name, value in values.items() if name != "format"}, files)
 

@@ -90,7 +90,11 @@ BROKEN = {
         "2005 2005 2010\n1999\n": r"line 1: '2005 2005 2010' are not years in rising order",
         "2005 2006 2010\nsoon\n": r"line 2: 'soon' are not years in rising order",
     },
-    "train_gender": {"female male\nmale\n": r"train.gender: 1 problem:\n  line 1: 2 values, wanted 1"},
+    "train_gender": {
+        "female male\nmale\n": r"train.gender: 1 problem:\n  line 1: 2 values, wanted 1",
+        "female\nmale%0A1990:_Cooks\n": r"line 2: 'male%0A1990:_Cooks' holds a line break or control character",
+    },
+    "train_education": {"masters %1B[31m doctorate\nunknown\n": r"line 1: '%1B\[31m' holds a line break or control"},
 }
 
 

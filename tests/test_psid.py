@@ -468,3 +468,22 @@ def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, c
 
 
 ADVICE = re.compile(r"download|make a cart|leave one of|add these two|add the variables|wanted|is no person")
+
+
+def test_no_variable_loses_digits_by_a_column_too_few(tmp_path: Path) -> None:
+    """Each variable's last column, taken from it in turn, is missed: the values in it stand at the right."""
+    folder = write_cart(tmp_path, [PARTNER], first_year=2017)
+    setup, names = folder / "J220485.do", made_variables(2017)
+    text = setup.read_text()
+    for end in range(WIDTH, WIDTH * len(names), WIDTH):
+        setup.write_text(text.replace(f" {end - WIDTH + 1} - {end}", f" {end - WIDTH + 1} - {end - 1}"))
+        assert setup.read_text() != text
+        with pytest.raises(
+            DataFileError, match=rf"line 1: column {end} holds something, but no variable of J220485.do"
+        ):
+            read(folder, first_year=2017)
+    # Blank columns that no variable has are no harm.
+    data = folder / "J220485.txt"
+    setup.write_text(text.replace(" 6 - 10", " 7 - 10"))
+    assert read(folder, first_year=2017)[0].career.person == "6170"
+    assert data.read_text()[5] == " "

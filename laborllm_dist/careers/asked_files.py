@@ -30,10 +30,11 @@ from laborllm_dist.careers.asked import (
 from laborllm_dist.careers.cells import with_plain_blanks
 from laborllm_dist.careers.formats import export_advice, refuse_pointers
 from laborllm_dist.careers.history import OccupationVocabulary
-from laborllm_dist.careers.json_cells import NotJson, cell_of, read_json_value
+from laborllm_dist.careers.json_cells import cell_of
 from laborllm_dist.careers.problems import Problems
 from laborllm_dist.careers.table_rows import column_names, note_doubled, read_rows, unit_of
 from laborllm_dist.errors import DataFileError
+from laborllm_dist.json_files import NotJson, read_json_value
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 COLUMNS = (*PERSON_FIELDS, *YEAR_FIELDS)

@@ -127,11 +127,16 @@ def _career(
     years = _years(values["year"])
     if years is None:
         problems["year"].add(number, None, f"{' '.join(values['year'])!r} are not years in rising order")
-    if years is None or sum(each.num_found for each in problems.values()) > before:
-        return None
 
     def known(text: str) -> str | None:
         return None if is_missing(text, settings.missing) else with_plain_blanks(unescaped(text))
+
+    for kind in _OPTIONAL:
+        for text in values.get(kind, ()):
+            if not (known(text) or "").isprintable():
+                problems[kind].add(number, None, f"{text!r} holds a line break or control character")
+    if years is None or sum(each.num_found for each in problems.values()) > before:
+        return None
 
     educations = [known(text) for text in values.get("education", ())] or [None] * length
     fixed = {name: known(values[kind][0]) if kind in values else None for kind, name in _FIXED.items()}

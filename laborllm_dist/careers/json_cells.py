@@ -1,4 +1,4 @@
-"""Read JSON that others wrote: no name twice in an object, no depth without end, every value as the text of a cell."""
+"""Take values of JSON as the texts of cells, as a CSV would have them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,9 @@ import json
 from collections.abc import Mapping
 
 from laborllm_dist.careers.cells import date_text, float_text
+from laborllm_dist.json_files import NotJson, read_json_value
 
 _SHOWN = 60  # characters of a value in a message
-
-
-class NotJson(ValueError):
-    """Raised where a text is no JSON, or one that means two things; its text says why, `position` where in it."""
-
-    def __init__(self, why: str, position: int = 0) -> None:
-        super().__init__(why)
-        self.position = position
-
-
-def read_json_value(text: str, at: int = 0) -> tuple[object, int]:
-    """Return the JSON value that begins at a place of a text, and the place after it.
-
-    Raises:
-        NotJson: if there is none, one of its objects has a name twice, a number is too long or it is nested too deep.
-    """
-    try:
-        return _DECODER.raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        raise NotJson(error.msg, error.pos) from None
-    except RecursionError:
-        raise NotJson("lists or objects nested too deep", at) from None
-    except ValueError as error:
-        raise NotJson(str(error).split(";")[0], at) from None
 
 
 def cell_of(value: object, *, is_date: bool = False) -> str | None:
@@ -72,15 +49,3 @@ def shown_value(value: object) -> str:
         return json.dumps(value)[:_SHOWN]
     except RecursionError:
         return "lists or objects nested too deep"
-
-
-def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {doubled!r} stands twice")
-    return found
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles)

@@ -10,7 +10,6 @@ rounding; the adapter alone can be scored over the quantised base as it was lear
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from laborllm_dist.engine.loaded_weights import check_adapter
 from laborllm_dist.engine.weight_files import folder_of
 from laborllm_dist.engine_settings import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.json_files import NotJson, read_json_object
 from laborllm_dist.tokens.auto_classes import UNREADABLE, reason_of
-from laborllm_dist.written_folder import DamagedRecord, read_record
+from laborllm_dist.written_folder import RECORD, DamagedRecord, read_record
 
 NF4_BLOCK = 64
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -136,10 +136,10 @@ def base_of(settings: ModelSettings) -> ModelSettings | None:
     if not (folder / ADAPTER_CONFIG).is_file():
         return None
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+        config = read_json_object(folder / ADAPTER_CONFIG)
         path, revision = config["base_model_name_or_path"], config.get("revision")
         recorded = _recorded_base(folder)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged, or names no base ({error})") from None
     if not isinstance(path, str) or not isinstance(revision, str | None):
         raise ModelError(f"{folder / ADAPTER_CONFIG} names no base: base_model_name_or_path is {path!r}")
@@ -152,7 +152,10 @@ def base_of(settings: ModelSettings) -> ModelSettings | None:
 
 def _recorded_base(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
-    return dict((record.facts.get(BASE) if record is not None else None) or {})
+    base = {} if record is None else record.facts.get(BASE) or {}
+    if not isinstance(base, dict):
+        raise DamagedRecord(f"{folder / RECORD} is damaged (its base is no group of names)")
+    return base
 
 
 def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
@@ -181,9 +184,13 @@ def check_adapter_kind(folder: Path) -> None:
     """Refuse adapters that transformers opens with some of their tensors newly made.
 
     Raises:
-        ModelError: for DoRA, and for single tokens' embeddings, which a tied output layer would not get.
+        ModelError: for DoRA, and for single tokens' embeddings, which a tied output layer would not get; or if the
+            adapter's configuration is none.
     """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    try:
+        config = read_json_object(folder / ADAPTER_CONFIG)
+    except (OSError, NotJson) as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged ({error})") from None
     kinds = {"use_dora": "DoRA", "trainable_token_indices": "embeddings of single tokens (trainable_token_indices)"}
     for name, kind in kinds.items():
         if config.get(name):

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from laborllm_dist.errors import CheckpointError, OtherFormat, SettingsError
 from laborllm_dist.files import disk_errors_are_said, sha256_of, sha256_of_json, write_json
+from laborllm_dist.json_files import read_json_object
 from laborllm_dist.settings_reader import read_settings
 
 FORMAT = 3
@@ -70,13 +70,11 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     path = folder / MANIFEST
     try:
         with _reading(path):
-            values = json.loads(path.read_bytes())
+            values = read_json_object(path)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error})") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged (no names in it)")
     if isinstance(found := values.get("format"), int) and found != FORMAT:
         raise OtherFormat(
             f"{folder} has format {found}, this version reads {FORMAT}; go on with the version that wrote it, or "

@@ -10,7 +10,6 @@ the safetensors files, whose header says where every tensor lies:
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from laborllm_dist.engine.model_config import open_causal_config, set_attention_
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.json_files import read_json_object
 from laborllm_dist.tokens.auto_classes import UNREADABLE, model_of
 from laborllm_dist.tokens.hub import look_for_hub
 
@@ -304,7 +304,7 @@ def read_index(path: Path) -> dict[str, str]:
         ModelError: if it is damaged, or names a file that is not there.
     """
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json_object(path)
         file_of = {str(name): str(file) for name, file in index["weight_map"].items()}
         dict(index["metadata"])
     except (ValueError, KeyError, TypeError, AttributeError):

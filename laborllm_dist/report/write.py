@@ -7,7 +7,6 @@ summary.json is written last, so where it is, the rest of the report is too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import rich.box
 
 from laborllm_dist.errors import ForeignFile
 from laborllm_dist.files import write_text, writing
+from laborllm_dist.json_files import NotJson, read_json_object
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.analysis import ModelNumbers, ReportNumbers, analyse
 from laborllm_dist.report.compared import compare_runs
@@ -99,8 +99,8 @@ def _is_page(path: Path) -> bool:
 
 def _is_summary(path: Path) -> bool:
     try:
-        return bool({"format", "models", "sources", "bootstrap_draws"} <= json.loads(path.read_bytes()).keys())
-    except (OSError, ValueError, AttributeError):
+        return bool({"format", "models", "sources", "bootstrap_draws"} <= read_json_object(path).keys())
+    except (OSError, NotJson):
         return False
 
 

@@ -6,7 +6,6 @@ A person is a part: what is asked of the model for one depends on that person an
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from laborllm_dist.engine.model import check_fit, check_packing, context_of, lon
 from laborllm_dist.engine.ranks import Ranks, alone_on_table
 from laborllm_dist.errors import ForeignFile, RunError
 from laborllm_dist.files import ChecksumCheck, fingerprint_of, finite_or_null, write_json
+from laborllm_dist.json_files import NotJson, read_json_object
 from laborllm_dist.log_domain import perplexity_of
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.scored_files import ScoreTableInfo, written_info
@@ -187,10 +187,10 @@ def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
 def _check_result(path: Path) -> None:
     """Refuse something else that has the name of a result."""
     try:
-        is_result = {"model", "split", "details", "num_forecasts"} <= json.loads(path.read_bytes()).keys()
+        is_result = {"model", "split", "details", "num_forecasts"} <= read_json_object(path).keys()
     except FileNotFoundError:
         return
-    except (OSError, ValueError, AttributeError):
+    except (OSError, NotJson):
         is_result = False
     if not is_result:
         raise ForeignFile(f"{path} was not written by forecast.py, and is not replaced; move it away")

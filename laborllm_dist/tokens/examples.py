@@ -6,15 +6,15 @@ The examples are the training people with the smallest digests under the seed, o
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from laborllm_dist.careers.corpus import read_people
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
 from laborllm_dist.careers.preface import render_preface
 from laborllm_dist.careers.splits import person_digest
-from laborllm_dist.errors import DataFileError
+from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.files import write_json
+from laborllm_dist.json_files import NotJson, read_json_object
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens.run_tokenizer import is_training
 
@@ -53,5 +53,15 @@ def write_preface(settings: RunSettings, vocabulary: OccupationVocabulary, path:
 
 
 def read_preface(path: Path) -> str:
-    """Return the preface that was written; an empty text where there is none."""
-    return str(json.loads(path.read_text(encoding="utf-8"))["text"]) if path.is_file() else ""
+    """Return the preface that was written; an empty text where there is none.
+
+    Raises:
+        StoreError: if the file is damaged.
+    """
+    if not path.is_file():
+        return ""
+    try:
+        text = read_json_object(path)["text"]
+    except (OSError, NotJson, KeyError) as error:
+        raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and prepare again") from None
+    return str(text)

@@ -10,7 +10,6 @@ and renamed when it is whole, so that a piece that is there is never made again,
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,8 @@ from laborllm_dist.careers.template import Template
 from laborllm_dist.corpus_settings import CorpusSettings
 from laborllm_dist.data_settings import SplitSettings
 from laborllm_dist.errors import StoreError
-from laborllm_dist.files import batched, flush_to_disk, sha256_of, write_json
+from laborllm_dist.files import batched, flush_to_disk, sha256_of, sha256_of_json, write_json
+from laborllm_dist.json_files import NotJson, json_object, read_json_object
 from laborllm_dist.tokens.last_lines import Telling, tell_careers
 from laborllm_dist.tokens.store import CUT_COUNTS, shard_schema, store_rows
 from laborllm_dist.tokens.tokenizer import CareerTokenizer
@@ -87,7 +87,7 @@ def corpus_end(store: Path, corpus: str) -> tuple[int, int] | None:
     """Return how many pieces and people a corpus has; None as long as nobody has read it to its end.
 
     Raises:
-        StoreError: if two processes have come to different ends.
+        StoreError: if two processes have come to different ends, or what they have written is damaged.
     """
     ends = {path.read_text(encoding="utf-8") for path in (store / ENDS / corpus).glob("*-of-*.json")}
     if len(ends) > 1:
@@ -97,8 +97,13 @@ def corpus_end(store: Path, corpus: str) -> tuple[int, int] | None:
         )
     if not ends:
         return None
-    end = json.loads(ends.pop())
-    return int(end["pieces"]), int(end["people"])
+    try:
+        end = json_object(ends.pop().encode())
+        return int(end["pieces"]), int(end["people"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise StoreError(
+            f"what {store / ENDS / corpus} says is damaged ({error}); delete {store} and start again"
+        ) from None
 
 
 def read_piece(folder: Path) -> dict[str, Any]:
@@ -107,13 +112,22 @@ def read_piece(folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: if a file is missing or has changed since it was written.
     """
-    record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    try:
+        record = read_json_object(folder / RECORD)
+    except (OSError, NotJson):
+        raise _changed_piece(folder, RECORD) from None
+    if record.pop("sha256", None) != sha256_of_json(record):
+        raise _changed_piece(folder, RECORD)
     for name, checksum in record["files"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != checksum:
-            raise StoreError(
-                f"{folder / name} is missing or has changed since it was written; delete {folder} and start again"
-            )
+            raise _changed_piece(folder, name)
     return record
+
+
+def _changed_piece(folder: Path, name: str) -> StoreError:
+    return StoreError(
+        f"{folder / name} is missing or has changed since it was written; delete {folder} and start again"
+    )
 
 
 def _make_piece(folder: Path, people: Sequence[ReadPerson], corpus: CorpusSettings, tools: PieceTools) -> None:
@@ -130,7 +144,8 @@ def _make_piece(folder: Path, people: Sequence[ReadPerson], corpus: CorpusSettin
         np.save(building / PEOPLE, np.array(list(zip(digests, codes, strict=True)), dtype=PERSON_TYPE))
         tally = tally_people(_with_splits(reads, splits))
         files = {path.name: sha256_of(path) for path in sorted(building.iterdir())}
-        write_json(building / RECORD, {"splits": counts, "tally": tally.to_values(), "files": files})
+        record = {"splits": counts, "tally": tally.to_values(), "files": files}
+        write_json(building / RECORD, {**record, "sha256": sha256_of_json(record)})
         for path in building.iterdir():
             flush_to_disk(path)
         building.chmod(0o755)

@@ -15,7 +15,6 @@ checksum of itself, and each shard says which place it has in the store, so what
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +30,10 @@ from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabula
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.careers.template import CareerText
 from laborllm_dist.careers.vocabularies import read_written_vocabulary
-from laborllm_dist.errors import RowTooShort, StoreError
+from laborllm_dist.errors import RowTooShort, SettingsError, StoreError
 from laborllm_dist.files import ChecksumCheck, sha256_of_json, write_json
+from laborllm_dist.json_files import read_json_object
+from laborllm_dist.settings_reader import read_settings
 from laborllm_dist.tokens.tokenise import TokenisedCareer
 
 FORMAT = 2
@@ -94,6 +95,48 @@ def store_rows(
         "title_ends": [[end for _, end in text.title_spans] for text in tokenised],
     }
     return pa.table(columns, schema=STORE_SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class _FileFacts:
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _SplitFacts:
+    """What a manifest says of a split; `shards` are files of the store."""
+
+    people: int
+    texts: int
+    observations: int
+    tokens: int
+    shards: tuple[str, ...]
+    cut_people: int = 0
+    cut_observations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenizerFacts:
+    """What a manifest says of the tokenizer."""
+
+    fingerprint: str
+    num_ids: int
+
+
+@dataclass(frozen=True, slots=True)
+class _ManifestFacts:
+    """All that a manifest says."""
+
+    format: int
+    fingerprint: str
+    careers_fingerprint: str
+    identity: dict[str, object]
+    tokenizer: _TokenizerFacts
+    splits: dict[str, _SplitFacts]
+    files: dict[str, _FileFacts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +309,7 @@ def open_store(folder: Path) -> TokenStore:
             f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it"
         )
     try:
-        facts = json.loads(manifest.read_text(encoding="utf-8"))
+        facts = read_json_object(manifest)
         if facts["format"] != FORMAT:
             raise StoreError(
                 f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again"
@@ -276,8 +319,9 @@ def open_store(folder: Path) -> TokenStore:
                 f"{manifest} has changed since it was written, or is of an earlier version (no SHA-256 of its own); "
                 f"delete {folder} and prepare again"
             )
-        sizes = {name: int(entry["bytes"]) for name, entry in facts["files"].items()}
-    except (ValueError, KeyError, TypeError) as error:
+        _check_facts(facts)
+        sizes = {name: entry["bytes"] for name, entry in facts["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
         raise StoreError(f"{manifest} is damaged ({error}); delete {folder} and prepare again") from None
     for name, size in sizes.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else None
@@ -287,6 +331,23 @@ def open_store(folder: Path) -> TokenStore:
     small = [name for name in sizes if name in (OCCUPATIONS, PREFACE) or name.startswith(f"{TOKENIZER}/")]
     _check_of(folder, facts, small).wait()
     return TokenStore(folder=folder, facts=facts, vocabulary=read_written_vocabulary(folder / OCCUPATIONS))
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Refuse a manifest that does not say what it must, which its checksum cannot tell where somebody has edited it.
+
+    Raises:
+        SettingsError: naming what is missing, unknown or of another type.
+        KeyError: for a shard that is none of the files, or sources that are not named.
+        TypeError: for sources that are no group of names.
+        ValueError: if it does not have the three splits.
+    """
+    read = read_settings(_ManifestFacts, facts)
+    if read.splits.keys() != set(SPLITS):
+        raise ValueError(f"its splits are {', '.join(read.splits)}")
+    for split in read.splits.values():
+        _ = [read.files[name] for name in split.shards]
+    _ = facts["identity"]["careers"]["sources"]
 
 
 def write_store_manifest(folder: Path, facts: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from laborllm_dist.files import disk_errors_are_said, write_text
+from laborllm_dist.json_files import NotJson, json_object
 from laborllm_dist.settings import TrackingSettings
 from laborllm_dist.terminal import say
 from laborllm_dist.training.tracking import open_tracker
@@ -72,7 +73,7 @@ def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
 def _facts_of(line: bytes) -> dict[str, Any] | None:
     """Return what a line says; None if it is no line of a log."""
     try:
-        facts: dict[str, Any] = json.loads(line.decode())
-        return facts if isinstance(facts["step"], int) else None
-    except (ValueError, TypeError, KeyError):
+        facts = json_object(line)
+    except NotJson:
         return None
+    return facts if type(facts.get("step")) is int else None

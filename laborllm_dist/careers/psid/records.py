@@ -1,7 +1,8 @@
 """Read wanted variables of a fixed-width PSID file as columns of whole numbers, some thousand records at a time.
 
 Every record must have the length that the set-up file says, and every wanted field must be a whole number between
-blanks, or blank; there must be as many records as the header says.
+blanks, or blank; there must be as many records as the header says. Columns that no variable has must be blank: where a
+set-up file gives a variable too few columns, the rest of its digits would be lost.
 """
 
 from __future__ import annotations
@@ -34,12 +35,17 @@ def read_columns(data: Member, layout: Layout, wanted: Sequence[str]) -> dict[st
     problems = Problems(data.label, "line")
     variables = [variable for variable in layout.variables if variable.name in wanted]
     parts: dict[str, list[Column]] = {variable.name: [] for variable in variables}
-    num_records = 0
+    num_records, unnamed = 0, _unnamed_columns(layout)
     with data.open() as file:
         longest = _length_of(layout) + len(b"\r\n")
         # A longer record is cut into several, none of which has the right length.
         while lines := list(itertools.islice(iter(lambda: file.readline(longest), b""), _RECORDS_AT_ONCE)):
             records = _records(lines, layout, num_records, problems)
+            for row, column in np.argwhere(records[:, unnamed] != _BLANK):
+                what = (
+                    f"column {unnamed[column] + 1} holds something, but no variable of {layout.setup.label.name} has it"
+                )
+                problems.add(num_records + int(row) + 1, None, what)
             for variable in variables:
                 parts[variable.name].append(_numbers(records, variable, num_records, problems))
             num_records += len(lines)
@@ -58,6 +64,14 @@ def read_columns(data: Member, layout: Layout, wanted: Sequence[str]) -> dict[st
 def _length_of(layout: Layout) -> int:
     """Return the number of characters of a record."""
     return layout.record_length or max(variable.end for variable in layout.variables)
+
+
+def _unnamed_columns(layout: Layout) -> npt.NDArray[np.intp]:
+    """Return the columns of a record, counted from 0, that are no variable's."""
+    is_unnamed = np.ones(_length_of(layout), dtype=bool)
+    for variable in layout.variables:
+        is_unnamed[variable.start - 1 : variable.end] = False
+    return np.flatnonzero(is_unnamed)
 
 
 def _records(lines: Sequence[bytes], layout: Layout, num_before: int, problems: Problems) -> npt.NDArray[np.uint8]:

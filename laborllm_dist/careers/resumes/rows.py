@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laborllm_dist.careers.formats import export_advice, refuse_other_formats, refuse_pointers
-from laborllm_dist.careers.json_cells import NotJson, cell_of, date_cell, read_json_value, shown_value
+from laborllm_dist.careers.json_cells import cell_of, date_cell, shown_value
 from laborllm_dist.careers.problems import Problems
 from laborllm_dist.careers.table_rows import column_names, missing_column, note_doubled, read_rows, text_lines
 from laborllm_dist.corpus_settings import ResumeSettings
 from laborllm_dist.errors import DataFileError
+from laborllm_dist.json_files import NotJson, read_json_value
 
 Cells = Mapping[str, str]
 CellRow = tuple[int, Cells]
