@@ -126,16 +126,20 @@ class TokenizerSettings:
     """Whose pieces a text is made of.
 
     `pretrained`: a Hugging Face tokenizer at `path` (default: the model's). `trained`: byte-level BPE, learned from
-    the texts of at most `training_people` training people.
+    the texts of at most `training_people` training people. With `titles: whole` a trained one has a token for every
+    title of the vocabulary and every constant phrase of the template, besides `vocabulary_size` pieces of other text.
     """
 
     kind: Literal["pretrained", "trained"]
     path: str | None
     vocabulary_size: int | None
     training_people: int | None
+    titles: Literal["pieces", "whole"] = added_later("pieces")
 
     def __post_init__(self) -> None:
         check_positive(self, "vocabulary_size", "training_people")
+        if self.kind == "pretrained" and self.titles == "whole":
+            raise OutOfRange("titles", "pieces for a pretrained tokenizer, whose tokens are what they are")
         if self.kind == "trained" and (self.vocabulary_size is None or self.vocabulary_size < 260):
             raise OutOfRange("vocabulary_size", "at least 260 (256 bytes and 4 marks) for a trained tokenizer")
         if self.kind == "trained" and self.training_people is None:

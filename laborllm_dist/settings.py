@@ -24,6 +24,7 @@ from laborllm_dist.engine_settings import (
 )
 from laborllm_dist.settings_reader import OutOfRange, added_later, check_file_name, check_positive, check_share
 
+FEWEST_EPOCHS = 3  # where a run's size decides: of large data, and of pretrained weights, as in the paper
 COMPARATORS = ("marginal", "first_order", "truth")
 
 
@@ -44,7 +45,7 @@ class TrainingSettings:
     """How long, from which seed, and what is kept."""
 
     seed: int
-    epochs: int
+    epochs: int | None  # None: as many as make `min_steps`, from FEWEST_EPOCHS to `max_epochs`
     validations_per_epoch: int
     checkpoint_every_steps: int | None  # besides those at validations
     keep_checkpoints: int  # the newest; the best one is kept besides
@@ -58,12 +59,18 @@ class TrainingSettings:
     spike_window: int  # recent steps; the first so many steps of a run are not judged
     # With bad_step=skip, more bad steps in a row than this end the training: it is not the data then.
     most_left_out: int = added_later(10)
+    min_steps: int | None = added_later(None)
+    max_epochs: int | None = added_later(None)
 
     def __post_init__(self) -> None:
         check_positive(
             self, "epochs", "validations_per_epoch", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"
         )
-        check_positive(self, "patience", "spike_window", "most_left_out")
+        check_positive(self, "patience", "spike_window", "most_left_out", "min_steps", "max_epochs")
+        if self.epochs is None and (self.min_steps is None or self.max_epochs is None):
+            raise OutOfRange("epochs", "a number above 0, or null with training.min_steps and training.max_epochs")
+        if self.max_epochs is not None and self.max_epochs < FEWEST_EPOCHS:
+            raise OutOfRange("max_epochs", f"at least {FEWEST_EPOCHS}, found {self.max_epochs}")
         if self.spike_ratio is not None and self.spike_ratio <= 1:
             raise OutOfRange("spike_ratio", f"a number above 1, found {self.spike_ratio}")
 
