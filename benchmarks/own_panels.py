@@ -1,6 +1,6 @@
 """Do the default settings learn on a panel of one's own, whatever its size?
 
-    python benchmarks/own_panels.py [--only PEOPLE ...] [--folder FOLDER]
+    python benchmarks/own_panels.py [--only PEOPLE ...] [--folder FOLDER] [--ranks NUMBER]
 
 Makes five panels of 300 to 10,000 people and 5 to 300 titles, and for each runs the commands of README, "Your own
 careers", as they stand there: training, evaluation, comparators. Prints perplexities on the test people and seconds.
@@ -12,8 +12,15 @@ depends on education and gender. Titles are those of occ1990dd.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from laborllm_dist.careers.occ1990dd import occ1990dd_vocabulary
+from laborllm_dist.score_table import read_score_table
 
+PROJECT = Path(__file__).resolve().parent.parent
 Floats = npt.NDArray[np.float64]
 
 EDUCATIONS = ("less than high school", "high school", "some college", "college", "graduate degree")
@@ -108,3 +117,88 @@ def write_panel(folder: Path, num_people: int, num_titles: int, seed: int) -> No
         csv.writer(file).writerows([("code", "title"), *enumerate(titles)])
     with (folder / "careers.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([HEADER, *careers(make_market(num_titles, random), num_people, random)])
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """The size of a made panel."""
+
+    num_people: int
+    num_titles: int
+
+
+PANELS = (Panel(300, 5), Panel(1_000, 20), Panel(2_500, 60), Panel(5_000, 120), Panel(10_000, 300))
+SEED = 2026  # of the panels; the settings were chosen on panels of other seeds
+TABLES = {"language model": "test", "first-order": "test.first_order", "marginal": "test.marginal"}
+
+
+def readme_commands() -> list[list[str]]:
+    """Return the command lines that README gives for careers of one's own."""
+    section = (PROJECT / "README.md").read_text(encoding="utf-8").split("## Your own careers")[1]
+    block = section.split("```bash")[1].split("```")[0].replace("\\\n", " ")
+    return [shlex.split(line) for line in block.splitlines() if line.strip()]
+
+
+def started(command: list[str], num_ranks: int | None) -> list[str]:
+    """Return a command with a port that nobody has and, where it is given, a number of ranks."""
+    if command[0] != "deepspeed":
+        return command
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [] if num_ranks is None else ["--num_gpus", str(num_ranks)]
+    return ["deepspeed", "--master_port", str(port), *ranks, *command[1:]]
+
+
+def run_panel(panel: Panel, folder: Path, num_ranks: int | None) -> tuple[dict[str, float], list[float], str]:
+    """Make a panel, run the commands in its folder, and return perplexities, seconds of each command, and the plan."""
+    write_panel(folder, panel.num_people, panel.num_titles, SEED)
+    (folder / "launch").symlink_to(PROJECT / "launch")
+    seconds: list[float] = []
+    said = ""
+    for command in readme_commands():
+        begun = time.monotonic()
+        done = subprocess.run(started(command, num_ranks), cwd=folder, capture_output=True, text=True, check=False)
+        seconds.append(time.monotonic() - begun)
+        said += done.stdout + done.stderr
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{said[-3000:]}")
+    scores = folder / "runs/mine/scores"
+    perplexities = {
+        name: float(np.exp(-read_score_table(scores / f"{table}.parquet")[0]["title"].to_numpy().mean()))
+        for name, table in TABLES.items()
+    }
+    plan = next(line for line in said.splitlines() if line.startswith("plan:") and " steps of " in line)
+    return {**perplexities, "uniform": float(panel.num_titles)}, seconds, plan
+
+
+def main() -> None:
+    """Print a row for each panel as it is finished."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--only", type=int, nargs="+", metavar="PEOPLE", help="panels of so many people only")
+    arguments.add_argument("--folder", type=Path, help="where to leave panels and runs (default: a temporary folder)")
+    arguments.add_argument("--ranks", type=int, help="processes of training and evaluation (default: deepspeed's)")
+    chosen = arguments.parse_args()
+    panels = [panel for panel in PANELS if not chosen.only or panel.num_people in chosen.only]
+    names = (*TABLES, "uniform")
+    print(
+        f"{'people':>6}  {'titles':>6}  "
+        + "  ".join(f"{name:>14}" for name in names)
+        + "  seconds: train, evaluate, compare"
+    )
+    worse = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for panel in panels:
+            folder = (chosen.folder or Path(temporary)) / f"panel_{panel.num_people}"
+            perplexities, seconds, plan = run_panel(panel, folder, chosen.ranks)
+            numbers = "  ".join(f"{perplexities[name]:14.3f}" for name in names)
+            times = ", ".join(f"{each:.0f}" for each in seconds)
+            print(f"{panel.num_people:6}  {panel.num_titles:6}  {numbers}  {times}\n        {plan}", flush=True)
+            if perplexities["language model"] >= perplexities["first-order"]:
+                worse.append(panel.num_people)
+    if worse:
+        raise SystemExit(f"not better than first-order: the panels of {worse} people")
+
+
+if __name__ == "__main__":
+    main()
