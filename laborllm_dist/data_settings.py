@@ -123,15 +123,19 @@ class TokenizerSettings:
     """Whose pieces a text is made of.
 
     `pretrained`: a Hugging Face tokenizer at `path` (default: the model's). `trained`: byte-level BPE, learned from
-    the texts of at most `training_people` training people.
+    the texts of at most `training_people` training people. With `titles: whole` a trained one has a token for every
+    title of the vocabulary and every constant phrase of the template, besides `vocabulary_size` pieces of other text.
     """
 
     kind: Literal["pretrained", "trained"]
     path: str | None
     vocabulary_size: Annotated[int, within(260, 1_000_000, "256 bytes and 4 marks are the least")] | None
     training_people: People | None
+    titles: Literal["pieces", "whole"] = added_later("pieces")
 
     def __post_init__(self) -> None:
+        if self.kind == "pretrained" and self.titles == "whole":
+            raise OutOfRange("titles", "pieces for a pretrained tokenizer, whose tokens are what they are")
         if self.kind == "trained" and self.vocabulary_size is None:
             raise OutOfRange("vocabulary_size", "a number of ids for a trained tokenizer")
         if self.kind == "trained" and self.training_people is None:

@@ -37,6 +37,7 @@ from laborllm_dist.number_ranges import (
 )
 from laborllm_dist.settings_reader import OutOfRange, added_later, check_file_name
 
+FEWEST_EPOCHS = 3  # where a run's size decides: of large data, and of pretrained weights, as in the paper
 COMPARATORS = ("marginal", "first_order", "truth")
 
 
@@ -54,7 +55,8 @@ class TrainingSettings:
     """How long, from which seed, and what is kept."""
 
     seed: Seed
-    epochs: Annotated[int, within(1, 100_000)]
+    # None: as many as make `min_steps`, from FEWEST_EPOCHS to `max_epochs`
+    epochs: Annotated[int, within(1, 100_000)] | None
     validations_per_epoch: Annotated[int, within(1, 1_000)]
     checkpoint_every_steps: Steps | None  # besides those at validations
     keep_checkpoints: Annotated[int, within(1, 1_000_000)]  # the newest; the best one is kept besides
@@ -69,6 +71,12 @@ class TrainingSettings:
     spike_window: Annotated[int, within(1, 1_000_000)]  # recent steps; the first so many steps of a run are not judged
     # With bad_step=skip, more bad steps in a row than this end the training: it is not the data then.
     most_left_out: Steps = added_later(10)
+    min_steps: Steps | None = added_later(None)
+    max_epochs: Annotated[int, within(FEWEST_EPOCHS, 100_000)] | None = added_later(None)
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and (self.min_steps is None or self.max_epochs is None):
+            raise OutOfRange("epochs", "a number above 0, or null with training.min_steps and training.max_epochs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from launching import run_ranks, run_well
 from worlds import small_run
 
 from laborllm_dist.score_table import read_score_table
+from laborllm_dist.tokens.store import TokenStore, open_store
 
 pytestmark = pytest.mark.ranks
 
@@ -28,7 +32,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(folder: Path, world_size: int) -> bytes:
     (folder / TABLE).unlink(missing_ok=True)
-    run_well("evaluate.py", [f"run={folder}/runs/small"], world_size=world_size, log=folder / "log")
+    text = run_well("evaluate.py", [f"run={folder}/runs/small"], world_size=world_size, log=folder / "log")
+    (folder / "warnings").write_text("".join(f"{line}\n" for line in text.splitlines() if "warning:" in line))
     return (folder / TABLE).read_bytes()
 
 
@@ -40,6 +45,35 @@ def table_of_one_rank(trained: Path) -> bytes:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_tables_do_not_depend_on_the_number_of_ranks(trained: Path, table_of_one_rank: bytes, world_size: int) -> None:
     assert evaluate(trained, world_size) == table_of_one_rank
+    (warning,) = (trained / "warnings").read_text().splitlines()
+    (store,) = (trained / "stores").glob("*/manifest.json")
+    of_model, *of_others = perplexities_in(warning)
+    wanted_of_model, *wanted_of_others = perplexities_of(trained / TABLE, open_store(store.parent))
+    assert of_others == pytest.approx(wanted_of_others, rel=5e-4)
+    assert of_model == pytest.approx(wanted_of_model, rel=0.05)  # 1.6e+23 has two digits
+
+
+def perplexities_in(warning: str) -> list[float]:
+    """Return the perplexities that a warning names: of the model, of the uniform distribution, of titles' shares."""
+    named = re.fullmatch(
+        r"warning: small predicts the titles of the test people worse than the uniform and the marginal distributions: "
+        r"perplexity (\S+) \(uniform over 335 titles (\S+), their shares in training (\S+)\)",
+        warning,
+    )
+    assert named is not None, warning
+    return [float(number.replace(",", "")) for number in named.groups()]
+
+
+def perplexities_of(path: Path, store: TokenStore) -> list[float]:
+    """Compute the three one observation at a time: the shares are those of a list of training occupations."""
+    table, _ = read_score_table(path)
+    counts: Counter[str] = Counter(store.vocabulary.codes)  # each is counted once more
+    train = store.careers("train")
+    for row in range(len(train)):
+        counts.update(job.occupation for job in train.history(row).jobs)
+    shares = [math.log(counts[code] / counts.total()) for code in table["occupation"].to_pylist()]
+    means = [sum(table["title"].to_pylist()) / len(shares), -math.log(335), sum(shares) / len(shares)]
+    return [math.exp(-mean) for mean in means]
 
 
 def test_a_table_of_an_evaluation_killed_twice_is_the_same(trained: Path, table_of_one_rank: bytes) -> None:

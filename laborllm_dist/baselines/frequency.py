@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.tokens.pooling import TrainingPool
+from laborllm_dist.tokens.pooling import TrainingPool, observation_weights, title_shares
 from laborllm_dist.tokens.store import CareerRows
 
 STRENGTHS = tuple(float(2**power) for power in range(-3, 11))
@@ -34,8 +34,7 @@ class FrequencyTable:
 
 def marginal_table(train: CareerRows, pool: TrainingPool) -> FrequencyTable:
     """Return the share of every occupation, whatever was held before, among those a run trains on."""
-    after, weights = train.transitions()[1], _weights(train, pool)
-    shares = _marginal(after, weights, len(train.vocabulary))
+    shares = title_shares(train, observation_weights(train, pool))
     rows = np.broadcast_to(np.log(shares), (len(shares) + 1, len(shares)))
     return FrequencyTable(rows.copy(), {"smoothing": "add one"})
 
@@ -44,27 +43,14 @@ def first_order_table(train: CareerRows, pool: TrainingPool, validation: CareerR
     """Return P(occupation | occupation before) of those a run trains on, smoothed as validation people like it best."""
     num_occupations = len(train.vocabulary)
     before, after = train.transitions()
-    weights = _weights(train, pool)
+    weights = observation_weights(train, pool)
     counts = np.zeros((num_occupations + 1, num_occupations))
     np.add.at(counts, (before, after), weights)
-    marginal = _marginal(after, weights, num_occupations)
+    marginal = title_shares(train, weights)
     seen = validation.transitions()
     tables = {strength: _smoothed(counts, marginal, strength) for strength in STRENGTHS}
     best = max(tables, key=lambda strength: float(tables[strength][seen].sum()))
     return FrequencyTable(tables[best], {"smoothing": f"{best:g} observations of the marginal"})
-
-
-def _weights(train: CareerRows, pool: TrainingPool) -> Table:
-    """Return the weight of every observation, [observations]; 0 where its person is not trained on."""
-    weights = np.zeros(len(train))
-    weights[pool.rows] = pool.weights
-    return np.repeat(weights, train.num_observations())
-
-
-def _marginal(after: npt.NDArray[np.int64], weights: Table, num_occupations: int) -> Table:
-    counts = np.bincount(after, weights, minlength=num_occupations) + 1.0
-    shares: Table = counts / counts.sum()
-    return shares
 
 
 def _smoothed(counts: Table, marginal: Table, strength: float) -> Table:

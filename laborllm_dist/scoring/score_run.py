@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from laborllm_dist.careers.splits import Split
 from laborllm_dist.careers.template import compile_template
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, open_evaluated
 from laborllm_dist.engine.model import check_fit, check_packing, context_of, longest_career
@@ -16,6 +19,7 @@ from laborllm_dist.files import fingerprint_of
 from laborllm_dist.generated_table import describe_generated, generated_table_path, read_generated_table
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.run_folder import read_run
+from laborllm_dist.score_table import read_score_table
 from laborllm_dist.scored_files import ScoreTableInfo, written_info
 from laborllm_dist.scoring.evaluate import Evaluation, evaluate, evaluate_titles
 from laborllm_dist.scoring.generate import Generation, evaluate_generated
@@ -33,8 +37,10 @@ from laborllm_dist.scoring.subject import (
 )
 from laborllm_dist.scoring.title_trie import TitleTrie, common_title_trie, ending_prompts
 from laborllm_dist.scoring.units import EvaluationPlan, plan_evaluation
+from laborllm_dist.scoring.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.settings import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
 from laborllm_dist.settings_reader import OutOfRange
+from laborllm_dist.terminal import complain
 from laborllm_dist.title_table import title_table_path
 from laborllm_dist.tokens.store import TOKENIZER, CareerRows, checking_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
@@ -64,8 +70,13 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     """
     subject, wanted = ranks.on_first(lambda: find_subject(settings, ranks, say), tuple[Subject, EvaluationSettings])
     careers = subject.store.careers(wanted.split)  # each rank opens them: they are never sent
-    splits = (wanted.split,) if ranks.is_first else ()
-    with checking_store(subject.store, splits) as check, alone_on_table(ranks, subject.table):
+    splits: tuple[Split, ...] = (wanted.split,) if ranks.is_first else ()
+    trained_on: tuple[Split, ...] = ("train",) if ranks.is_first else ()
+    with (
+        checking_store(subject.store, splits) as check,
+        checking_store(subject.store, trained_on) as check_trained_on,
+        alone_on_table(ranks, subject.table),
+    ):
         planned = ranks.on_first(lambda: _missing_tables(subject, careers, wanted, say), list[Planned])
         todo = [Evaluation(careers, plan, info, parts_folder(path, info, plan), path) for path, info, plan in planned]
         if todo:
@@ -75,7 +86,20 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
         if wanted.generated == "check":
             table = generated_table_path(subject.table, wanted.split)
             say(ranks.on_first(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
+        ranks.on_first(check.wait)
+        ranks.on_first(check_trained_on.wait)
+        ranks.on_first(lambda: _warn_if_no_better(subject, wanted.split, read_run(Path(settings.run))[1]))
     return subject.table
+
+
+def _warn_if_no_better(subject: Subject, split: Split, run: RunSettings) -> None:
+    """Say in one line where the model predicts the titles of a split worse than no model does."""
+    nats_per_title = -float(np.mean(read_score_table(subject.table)[0]["title"].to_numpy()))
+    warning = warning_if_no_better(
+        subject.info.model, split, nats_per_title, score_without_model(subject.store, split, run)
+    )
+    if warning is not None:
+        complain(warning)
 
 
 def _open(

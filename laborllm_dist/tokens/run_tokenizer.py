@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 from laborllm_dist.careers.corpus import read_careers, read_people
@@ -11,9 +12,10 @@ from laborllm_dist.careers.reading import PersonRead, ReadPerson
 from laborllm_dist.careers.splits import split_of
 from laborllm_dist.careers.template import Template, render_career
 from laborllm_dist.corpus_settings import CorpusSettings
+from laborllm_dist.data_settings import TemplateSettings
 from laborllm_dist.errors import DataFileError
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
+from laborllm_dist.tokens.tokenizer import CareerTokenizer, WholeTokens, load_tokenizer, train_tokenizer
 
 
 def make_tokenizer(
@@ -33,7 +35,15 @@ def make_tokenizer(
     people_of = {name: _opened(read_people(corpus)) for name, corpus in settings.data.corpora.items()}
     say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
     texts = _training_texts(settings, people_of, vocabulary, template)
-    return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size)
+    whole = None if wanted.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
+    return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size, whole=whole)
+
+
+def constant_phrases(template: TemplateSettings) -> list[str]:
+    """Return what a template's heading and ending have in every career, or with every fact: from two words up."""
+    stretches = re.split(r"[\[\]]|\{\w+\}", "\n".join([*template.heading, *template.ending]))
+    phrases = (line.rstrip() for stretch in stretches for line in stretch.split("\n"))
+    return list(dict.fromkeys(phrase for phrase in phrases if " " in phrase.strip()))
 
 
 def _opened(people: Iterator[ReadPerson]) -> Iterator[ReadPerson]:

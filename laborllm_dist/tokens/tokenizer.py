@@ -16,14 +16,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import transformers  # loads AutoTokenizer, and torch with it, when it is first named: a trained tokenizer needs neither
-from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from laborllm_dist.careers.formats import pointer_in
@@ -34,6 +35,9 @@ from laborllm_dist.tokens.hub import is_hub_id, look_for_hub, why_no_hub_id
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 BYTE_LEVEL_NEWLINE = "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}"  # how byte-level tokenizers write a line break
 TOKENIZER_FILES = ("*tokenizer*", "vocab*", "merges.txt", "*tekken*", "*.model", "*.tiktoken")
+# How a career is cut before pieces are learned, where titles are whole: a line's title, its education, words (GPT-2's).
+TITLE, EDUCATION = r"(?<=:) [^\n]+", r" \([^\n()]*\):"
+WORD = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PROBE = "The worker was born in 1963.\n1984 (some college): Cooks\n1985 (some college): Food servers, nonrestaurant\n"
 
 
@@ -97,6 +101,37 @@ class CareerTokenizer:
     def save(self, folder: Path) -> None:
         """Write the files that AutoTokenizer reads: the tokenizer's own rules."""
         self.hugging_face.save_pretrained(str(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class WholeTokens:
+    """What is a token as a whole in a tokenizer that is learned for careers told by one template.
+
+    A title is one, with the blank before it, where it stands between ": " and a line's end. So is a phrase, a stretch
+    of the template that is the same in every career.
+    """
+
+    titles: Sequence[str]
+    phrases: Sequence[str]
+
+    def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
+        """Return the rule that cuts a text into titles, phrases, educations of a line, and words."""
+        rule = "|".join([TITLE, *self._phrases(), EDUCATION, WORD])
+        split = pre_tokenizers.Split(Regex(rule), "isolated")
+        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+    def rest_of(self, text: str) -> str:
+        """Return a text without titles and phrases."""
+        return re.sub("|".join([TITLE, *self._phrases()]), "", text)
+
+    def symbols(self) -> list[str]:
+        """Return titles and phrases as a byte-level vocabulary writes them."""
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        whole = (*(f" {title}" for title in self.titles), *self.phrases)
+        return [byte_level.pre_tokenize_str(each)[0][0] for each in whole]
+
+    def _phrases(self) -> list[str]:
+        return [re.escape(phrase) for phrase in sorted(self.phrases, key=len, reverse=True)]
 
 
 def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | None = None) -> CareerTokenizer:
@@ -202,6 +237,16 @@ def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) 
     )
 
 
+def _with_tokens(backend: Tokenizer, symbols: Sequence[str]) -> Tokenizer:
+    """Return a tokenizer that has a token for these pre-tokens, whatever its merges would make of them."""
+    content = json.loads(backend.to_str())
+    vocabulary = content["model"]["vocab"]
+    for symbol in symbols:
+        vocabulary.setdefault(symbol, len(vocabulary))
+    content["model"]["ignore_merges"] = True  # a stretch that is in the vocabulary is that token
+    return Tokenizer.from_str(json.dumps(content))
+
+
 def _newline_symbol(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str | None:
     """Return how a line break is written in the vocabulary; None where it has no entry of its own."""
     for symbol in ("\n", BYTE_LEVEL_NEWLINE):
@@ -244,10 +289,19 @@ def _without_absent(value: Any) -> Any:
     return value
 
 
-def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> CareerTokenizer:
-    """Learn byte-level BPE of at most `vocabulary_size` pieces, the 256 bytes and 4 marks included."""
+def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, whole: WholeTokens | None = None) -> CareerTokenizer:
+    """Learn byte-level BPE of at most `vocabulary_size` pieces, the 256 bytes and 4 marks included.
+
+    Args:
+        texts: careers.
+        vocabulary_size: how many pieces.
+        whole: what has tokens of its own besides.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if whole is not None:
+        backend.pre_tokenizer = whole.pre_tokenizer()
+        texts = (whole.rest_of(text) for text in texts)  # no piece is spent on what has a token
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -256,6 +310,8 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> CareerToke
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    if whole is not None:
+        backend = _with_tokens(backend, whole.symbols())
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
     )

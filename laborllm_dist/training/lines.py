@@ -16,12 +16,15 @@ def describe_settings(settings: RunSettings, ranks: Ranks) -> str:
     surveys = ", ".join(corpus.survey for corpus in settings.data.corpora.values())
     weights = f"pretrained {settings.model.path}" if settings.model.path else "from nothing"
     adapter = settings.adapter
+    epochs = (
+        "epochs by the number of people" if settings.training.epochs is None else f"{settings.training.epochs} epochs"
+    )
     learnt = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.base} base"
     return (
         f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{learnt}; "
         f"ZeRO-{settings.zero.stage} {settings.zero.precision} on {ranks.world_size} x {ranks.device.type}; "
         f"{settings.batch.careers_per_step} careers a step in rows of at most {settings.batch.row_length} tokens, "
-        f"{settings.training.epochs} epochs, peak learning rate {settings.optimizer.learning_rate:g}"
+        f"{epochs}, peak learning rate {settings.optimizer.learning_rate:g}"
     )
 
 
@@ -32,7 +35,7 @@ def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_l
     learnt = "" if num_learnt == num_all else f", {num_learnt:,} of them learnt"
     return (
         f"plan: {plan.order.careers_per_epoch:,} careers of {tokens:,} tokens an epoch, {plan.num_steps} steps of "
-        f"{settings.batch.careers_per_step} careers ({settings.training.epochs} epochs); a step has about "
+        f"{settings.batch.careers_per_step} careers ({plan.num_epochs} epochs); a step has about "
         f"{len(first.packing.rows)} rows, {first.packing.fill:.0%} full, in {len(first.shards.passes)} passes\n"
         f"plan: {num_all:,} parameters{learnt}"
     )

@@ -28,8 +28,9 @@ from laborllm_dist.engine.zero import make_engine
 from laborllm_dist.errors import CheckpointError
 from laborllm_dist.files import ChecksumCheck
 from laborllm_dist.run_folder import RunFolder, check_run_folder, open_run, recorded_store
+from laborllm_dist.scoring.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.settings import RunSettings
-from laborllm_dist.terminal import say, silence
+from laborllm_dist.terminal import complain, say, silence
 from laborllm_dist.tokens.prepare import prepare_store, store_folder
 from laborllm_dist.tokens.store import TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.training.lines import describe_early_stop, describe_end, describe_plan, describe_settings
@@ -102,6 +103,8 @@ def _train_alone(
     state = BEGINNING if newest is None else _state_of(newest[1], run)
     if is_done(plan, state) and ranks.on_first(lambda: finished_step(run, settings)) == state.best_step:
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
+        ranks.on_first(check.wait)
+        ranks.on_first(lambda: _warn_if_no_better(state, store, settings))
         return
     ranks.on_first(lambda: check_exports(run))
     if state.best_step != state.step:  # that of the newest has been looked at
@@ -131,6 +134,7 @@ def _train_alone(
     state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell), RunState)
     ranks.on_first(lambda: _export_best(state, run, config, store, settings))
     tell(describe_end(state, run.export))
+    ranks.on_first(lambda: _warn_if_no_better(state, store, settings))
 
 
 def _state_of(manifest: CheckpointManifest, run: RunFolder) -> RunState:
@@ -158,6 +162,16 @@ def _with_whole_best(state: RunState, checkpoints: Path, tell: Callable[[str], N
         best = "there is none, until the next validation" if found.best_step is None else f"step {found.best_step}"
         tell(f"train: best on validation of what is left: {best}")
     return found
+
+
+def _warn_if_no_better(state: RunState, store: TokenStore, settings: RunSettings) -> None:
+    """Say in one line where the best weights predict the validation people's titles worse than no model does."""
+    if state.best_nats_per_title is None:
+        return
+    others = score_without_model(store, "validation", settings)
+    warning = warning_if_no_better(settings.name, "validation", state.best_nats_per_title, others)
+    if warning is not None:
+        complain(f"{warning}; more steps (training.epochs) or another optimizer.learning_rate may help")
 
 
 def _export_best(

@@ -12,7 +12,7 @@ from laborllm_dist.batches.packing import PackPlan, pack_step
 from laborllm_dist.batches.sharding import ShardPlan, shard_rows
 from laborllm_dist.data_settings import TemplateSettings
 from laborllm_dist.errors import SettingsError
-from laborllm_dist.settings import BatchSettings, RunSettings, TrainingSettings
+from laborllm_dist.settings import FEWEST_EPOCHS, BatchSettings, RunSettings, TrainingSettings
 from laborllm_dist.tokens.pooling import training_pool
 from laborllm_dist.tokens.store import TokenStore, check_lengths
 
@@ -36,12 +36,13 @@ class TrainingPlan:
     longest_career: int  # tokens, of training and validation
     batch: BatchSettings
     training: TrainingSettings
+    num_epochs: int
     world_size: int
 
     @property
     def num_steps(self) -> int:
         """Number of steps over all epochs."""
-        return self.training.epochs * self.order.steps_per_epoch
+        return self.num_epochs * self.order.steps_per_epoch
 
     def step(self, step: int) -> StepPlan:
         """Return the plan of a step, counted from 0."""
@@ -78,7 +79,20 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
     order = TrainingOrder(pool.rows, pool.weights, careers_per_step=batch.careers_per_step, seed=training.seed)
     lengths, others = (store.careers(split).num_tokens() for split in ("train", "validation"))
     longest = int(max(lengths.max(), others.max()))
-    return TrainingPlan(order, lengths, longest, batch, training, world_size)
+    num_epochs = epochs_of(settings, order.steps_per_epoch)
+    return TrainingPlan(order, lengths, longest, batch, training, num_epochs, world_size)
+
+
+def epochs_of(settings: RunSettings, steps_per_epoch: int) -> int:
+    """Return how many epochs a run takes: as many as are set, or as make enough steps for a new model."""
+    training = settings.training
+    if training.epochs is not None:
+        return training.epochs
+    if settings.model.path is not None:
+        return FEWEST_EPOCHS
+    assert training.min_steps is not None  # TrainingSettings refuses to leave both open
+    assert training.max_epochs is not None
+    return min(max(FEWEST_EPOCHS, -(-training.min_steps // steps_per_epoch)), training.max_epochs)
 
 
 def check_uncut(template: TemplateSettings) -> None:

@@ -54,7 +54,8 @@ def run_steps(work: Work, state: RunState) -> RunState:
             if is_validation_due(plan, state):
                 loss = validate(work.engine, work.validation, work.settings.batch, stop)
                 if loss is not None:
-                    state = state.after_validation(loss.by(work.settings.training.best_by))
+                    best_by = work.settings.training.best_by
+                    state = state.after_validation(loss.by(best_by), loss.nats_per_title)
                     numbers = {**numbers, **loss.numbers()}
             _report(work, state, numbers, log)
             asked = stop.are_wanted()

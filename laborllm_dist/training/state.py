@@ -21,6 +21,7 @@ class Validation:
 
     step: int
     loss: float
+    nats_per_title: float | None = None  # whatever the loss is; None in checkpoints of earlier versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class RunState:
         return min(self.validations, key=lambda each: each.loss).step if self.validations else None
 
     @property
+    def best_nats_per_title(self) -> float | None:
+        """The loss of the validation people's titles after the best step."""
+        return next((each.nats_per_title for each in self.validations if each.step == self.best_step), None)
+
+    @property
     def validations_since_best(self) -> int:
         """Number of validations after the best one."""
         best = self.best_step
@@ -70,15 +76,19 @@ class RunState:
         """Return the state after a step that was left out."""
         return dataclasses.replace(self, step=self.step + 1, left_out=(*self.left_out, self.step))
 
-    def after_validation(self, loss: float) -> RunState:
+    def after_validation(self, loss: float, nats_per_title: float | None = None) -> RunState:
         """Return the state with a validation of this step.
+
+        Args:
+            loss: that the best weights are chosen by.
+            nats_per_title: of the same validation.
 
         Raises:
             ModelError: if the loss is no number.
         """
         if not math.isfinite(loss):
             raise ModelError(f"the validation loss after step {self.step} is {loss}; lower the learning rate")
-        return dataclasses.replace(self, validations=(*self.validations, Validation(self.step, loss)))
+        return dataclasses.replace(self, validations=(*self.validations, Validation(self.step, loss, nats_per_title)))
 
     def without_best(self) -> RunState:
         """Return the state in which the next best validation is the best, since the best one's weights are lost."""

@@ -27,7 +27,7 @@ from laborllm_dist.settings import BatchSettings, RunSettings
 from laborllm_dist.tokens.data_card import PAPER
 from laborllm_dist.tokens.prepare import store_folder
 from laborllm_dist.tokens.store import MANIFEST, TokenStore, open_store
-from laborllm_dist.training.plan import TrainingPlan, check_uncut, plan_training
+from laborllm_dist.training.plan import TrainingPlan, check_uncut, epochs_of, plan_training
 
 NUM_STEPS = 50  # that are packed: the number of passes is then known to a few hundredths
 LLAMA_2_IDS = 32_000  # of a tokenizer that is not there
@@ -179,7 +179,8 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
         )
     weights = np.concatenate([np.full(len(lengths), weight) for lengths, weight in parts])
     order = TrainingOrder(np.arange(len(lengths)), weights, batch.careers_per_step, settings.training.seed)
-    return TrainingPlan(order, lengths, longest, batch, settings.training, settings.plan.num_gpus)
+    num_epochs = epochs_of(settings, order.steps_per_epoch)
+    return TrainingPlan(order, lengths, longest, batch, settings.training, num_epochs, settings.plan.num_gpus)
 
 
 def whole_granules(num_tokens: float) -> int:
