@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from reference.slow_scorer import slow_score
-from test_titles import random_llama
+from scoring_cases import random_llama
 from transformers import PreTrainedModel
 from worlds import COMPUTE, settings_of
 

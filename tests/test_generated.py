@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from launching import run_ranks, run_well
-from test_scoring import careers_of_every_kind, rows_of
-from test_titles import random_llama, trained_tokenizer
+from scoring_cases import careers_of_every_kind, random_llama, rows_of, trained_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from worlds import COMPUTE, settings_of
 

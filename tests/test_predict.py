@@ -12,11 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from launching import run_well
+from made_runs import random_run
 from reference.slow_scorer import slow_score
 from rich.console import Console
-from test_forecast_ranks import random_run
-from test_scoring import TITLES, VOCABULARY, careers_of_every_kind, rows_of, template
-from test_titles import Changed, random_llama, trained_tokenizer
+from scoring_cases import (
+    TITLES,
+    VOCABULARY,
+    Changed,
+    careers_of_every_kind,
+    random_llama,
+    rows_of,
+    template,
+    trained_tokenizer,
+)
 from worlds import COMPUTE, settings_of, small_run
 
 from laborllm_dist.careers.asked import AskedCareer

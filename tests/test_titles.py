@@ -9,10 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from made_models import settings_for
 from reference.slow_scorer import slow_score
-from test_scoring import TITLES, VOCABULARY, careers_of_every_kind, rows_of, template, trained_tokenizer
+from scoring_cases import (
+    TITLES,
+    VOCABULARY,
+    Changed,
+    careers_of_every_kind,
+    random_llama,
+    rows_of,
+    template,
+    trained_tokenizer,
+)
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
-from worlds import COMPUTE, settings_of
+from worlds import COMPUTE
 
 from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
@@ -20,8 +30,7 @@ from laborllm_dist.careers.template import render_career
 from laborllm_dist.engine.branching_model import Grown, Nodes
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
 from laborllm_dist.engine.gguf_weights import convert_gguf, packaged_file
-from laborllm_dist.engine.model import new_llama, pretrained_model
-from laborllm_dist.engine_settings import ModelSettings
+from laborllm_dist.engine.model import pretrained_model
 from laborllm_dist.errors import ModelError, RowTooShort, ScoreTableError, TitleInsideToken
 from laborllm_dist.scoring import prompt_trees
 from laborllm_dist.scoring.evaluate import check_observed
@@ -44,15 +53,8 @@ PROMPT = "1984 (high school):"
 UNIT = ((0, 1), (2, 3))  # the careers of every kind, two a row
 
 
-def random_llama(tokenizer: CareerTokenizer, *, scale: float = 0.1) -> PreTrainedModel:
-    shape = dataclasses.replace(
-        settings_of([]).model.llama, hidden_size=48, num_layers=3, num_key_value_heads=2, initializer_range=scale
-    )
-    return new_llama(shape, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=3)
-
-
 def opened(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    return pretrained_model(ModelSettings("m", str(path), None, None, None, 0.0, "safetensors"), dtype=dtype)
+    return pretrained_model(settings_for(path), dtype=dtype)
 
 
 @dataclasses.dataclass
@@ -275,30 +277,6 @@ def test_no_more_nodes_are_kept_than_four_passes_have(monkeypatch: pytest.Monkey
     # All but nothing is grown: five trees of 52 nodes fit 4 x 75.
     distributions(Counted(evaluated(random_llama(tokenizer), COMPUTE)), rows, trie, tolerance=1e-30, nodes_per_pass=75)
     assert trie.num_nodes < max(kept) <= 4 * 75
-
-
-@dataclasses.dataclass
-class Changed:
-    """A tokenizer's backend that gives other ids for some texts."""
-
-    backend: object
-    is_meant: object
-    place: int
-
-    def encode(self, text: str, **more):
-        return self.encode_batch([text], **more)[0]
-
-    def encode_batch(self, texts: list[str], **more):
-        found = self.backend.encode_batch(texts, **more)
-        return [
-            Encoded(each, self.place) if self.is_meant(text) else each for text, each in zip(texts, found, strict=True)
-        ]
-
-
-class Encoded:
-    def __init__(self, encoding, place: int) -> None:
-        self.offsets, self.ids = encoding.offsets, list(encoding.ids)
-        self.ids[place] += 1
 
 
 def test_the_prompts_that_are_tried_end_in_every_token_that_prompts_end_in() -> None:

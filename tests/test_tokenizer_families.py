@@ -13,10 +13,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import PROJECT
-from made_psid import write_cart
+from made_psid import HEAD, write_cart
+from made_resumes import rows_of
 from made_tokenizers import FAMILIES, JOINING, made_hugging_face, made_tokenizer, save_vocabulary_and_merges
-from test_psid import HEAD
-from test_resumes import rows_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from worlds import settings_of
 

@@ -36,3 +36,7 @@ def settings_of(overrides: list[str]) -> RunSettings:
 
 
 COMPUTE = settings_of([]).compute
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
