@@ -199,8 +199,8 @@ def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pa
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
 
 
-def test_a_sentencepiece_tokenizer_shares_histories(llama2_tokenizer: Path) -> None:
-    those, questions = world_of(load_tokenizer(str(llama2_tokenizer))), [Question(0, (1,), 2), Question(2, (), 1)]
+def test_a_sentencepiece_tokenizer_shares_histories(llama_tokenizer: Path) -> None:
+    those, questions = world_of(load_tokenizer(str(llama_tokenizer))), [Question(0, (1,), 2), Question(2, (), 1)]
     # A row too short for whole texts: what answers all the same has shared the history.
     short = dataclasses.replace(those, wanted=dataclasses.replace(WANTED, row_length=8))
     shared, whole = short.asker(every_start(2))(questions), those.asker(every_start(2), way=ask_whole_texts)(questions)

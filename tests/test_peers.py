@@ -124,11 +124,11 @@ def without_padding(row: list[int]) -> tuple[int, ...]:
     return tuple(row[:length])
 
 
-def test_titles_of_real_careers_score_as_in_lm_evaluation_harness(stories260k: Path) -> None:
+def test_titles_of_real_careers_score_as_in_lm_evaluation_harness(any_llama: Path) -> None:
     # The peer opens the folder itself, weights and tokenizer.
-    peer = open_peer(pretrained=str(stories260k))
-    careers = told(*careers_of("wage_panel"), load_tokenizer(str(stories260k)), context=peer.max_length)
-    settings = settings_for(stories260k)
+    peer = open_peer(pretrained=str(any_llama))
+    careers = told(*careers_of("wage_panel"), load_tokenizer(str(any_llama)), context=peer.max_length)
+    settings = settings_for(any_llama)
     model = CareerLanguageModel(pretrained_model(settings, dtype=torch.float32), COMPUTE).eval()
     assert_the_peer_agrees(peer, packed_scores(model, careers.rows, ROW_LENGTH)[:, 0], careers)
 

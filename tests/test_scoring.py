@@ -60,10 +60,10 @@ def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(row_length: int, 
     # fp32 rounds in the forward itself: a title of 46 nats is 1.7e-5 off, packed or alone. In fp64 nothing is left.
     [(torch.float64, {"atol": 1e-10, "rtol": 0}), (torch.float32, {"atol": 1e-5, "rtol": 1e-6})],
 )
-def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolerance, stories260k: Path) -> None:
-    tokenizer, careers = load_tokenizer(str(stories260k)), careers_of_every_kind()[:2]
+def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolerance, any_llama: Path) -> None:
+    tokenizer, careers = load_tokenizer(str(any_llama)), careers_of_every_kind()[:2]
     title_token_ids("1984 (high school):", VOCABULARY, tokenizer)
-    model = pretrained_model(settings_for(stories260k), dtype=dtype)
+    model = pretrained_model(settings_for(any_llama), dtype=dtype)
     rows = rows_of(careers, tokenizer)
     found = packed_scores(CareerLanguageModel(model, COMPUTE).eval(), rows, int(rows.num_tokens().sum()))
     np.testing.assert_allclose(found, slow_scores(model, careers, tokenizer), **tolerance)

@@ -137,23 +137,23 @@ def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
     check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=0)
 
 
-def test_all_titles_with_a_sentencepiece_tokenizer_equal_the_slow_scorer(llama2_tokenizer: Path) -> None:
-    tokenizer, careers = load_tokenizer(str(llama2_tokenizer)), careers_of_every_kind()
+def test_all_titles_with_a_sentencepiece_tokenizer_equal_the_slow_scorer(llama_tokenizer: Path) -> None:
+    tokenizer, careers = load_tokenizer(str(llama_tokenizer)), careers_of_every_kind()
     model = random_llama(tokenizer)
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie)
     check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=0)
 
 
-def test_all_titles_of_a_pretrained_model_equal_the_slow_scorer(stories260k: Path) -> None:
-    tokenizer, careers = load_tokenizer(str(stories260k)), careers_of_every_kind()[:2]
+def test_all_titles_of_a_pretrained_model_equal_the_slow_scorer(llama: Path) -> None:
+    tokenizer, careers = load_tokenizer(str(llama)), careers_of_every_kind()[:2]
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
-    wanted = slow_distributions(opened(stories260k), tokenizer, careers)
+    wanted = slow_distributions(opened(llama), tokenizer, careers)
     for dtype, tolerance in (
         (torch.float64, {"atol": 1e-10, "rtol": 0}),
         (torch.float32, {"atol": 1e-5, "rtol": 1e-6}),
     ):
-        model = opened(stories260k, dtype=dtype)
+        model = opened(llama, dtype=dtype)
         found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie, unit=((0, 1),))
         check_against_slow(found, wanted, **tolerance)
 
