@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from worlds import settings_of
 
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
-from laborllm_dist.careers.template import CareerText, compile_template, render_career
+from laborllm_dist.careers.template import CareerText, Template, compile_template, render_career
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import new_llama
 from laborllm_dist.scoring.observations import observation_scores, scoring_batch
@@ -37,7 +38,8 @@ def careers_of_every_kind() -> list[CareerHistory]:
     ]
 
 
-def template():
+@functools.cache
+def template() -> Template:
     return compile_template(settings_of([]).template)
 
 
@@ -75,6 +77,7 @@ def packed_scores(model: CareerLanguageModel, rows: CareerRows, row_length: int)
     return found
 
 
+@functools.cache
 def trained_tokenizer() -> CareerTokenizer:
     texts = [render_career(career, template(), VOCABULARY.title_of())[0].text for career in careers_of_every_kind()]
     return train_tokenizer(texts, vocabulary_size=350)
