@@ -10,6 +10,7 @@ import pytest
 from launching import PROJECT
 
 SHARED = PROJECT.parent / "shared"
+ASSETS = PROJECT / "tests/assets"
 
 
 def shared_file(name: str) -> Path:
@@ -21,13 +22,27 @@ def shared_file(name: str) -> Path:
 
 
 @pytest.fixture
-def stories260k() -> Path:
-    return shared_file("models/stories260K")
+def llama() -> Path:
+    """Return the small Llama that comes with the tests, with SentencePiece's file of its tokenizer."""
+    return ASSETS / "llama"
 
 
 @pytest.fixture
-def llama2_tokenizer() -> Path:
-    return shared_file("tokenizers/llama2")
+def llama_tokenizer() -> Path:
+    """Return the same tokenizer as a tokenizer.json, in the form that is published with Llama-2."""
+    return ASSETS / "tokenizer"
+
+
+@pytest.fixture(params=["small", "stories260K"])
+def any_llama(request: pytest.FixtureRequest) -> Path:
+    """Return a model with its SentencePiece tokenizer: the small one, and a trained one where it is at hand."""
+    return ASSETS / "llama" if request.param == "small" else shared_file("models/stories260K")
+
+
+@pytest.fixture(params=["small", "llama2"])
+def any_llama_tokenizer(request: pytest.FixtureRequest) -> Path:
+    """Return the tokenizer.json of a Llama: the small one, and Llama-2's where it is at hand."""
+    return ASSETS / "tokenizer" if request.param == "small" else shared_file("tokenizers/llama2")
 
 
 @pytest.fixture

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
+from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.errors import LaborError
+from laborllm_dist.title_table import TITLE_SCHEMA
+from laborllm_dist.tokens.store import PREFACE, TOKENIZER, checking_store, open_store
+from laborllm_dist.tokens.tokenizer import load_tokenizer
 
 
 @contextmanager
@@ -44,3 +51,25 @@ def unnoticed_flips(path: Path, number: int, read: Callable[[], object]) -> tupl
         if after != before:
             wrong.append(bit)
     return refused, wrong
+
+
+def what_is_read(folder: Path) -> object:
+    """Return all of a store that decides a number."""
+    store = open_store(folder)
+    content = [store.facts, store.vocabulary, (folder / PREFACE).is_file()]
+    with checking_store(store, SPLITS) as check:
+        check.wait()
+        for split in SPLITS:
+            content.append(store.careers(split).table.to_pylist())
+    content.append(load_tokenizer(str(folder / TOKENIZER)).fingerprint())
+    return content
+
+
+def lists() -> pa.Table:
+    random = np.random.default_rng(1)
+    rows = [
+        {"survey": "S", "person": str(row), "position": 0, "occupation": "a", "mass": 0.5, "bound": 0.1, "normalised": -1.0,
+         "title": [*(-random.exponential(size=4)), None], "terminated": [-1.0, None, -3.0, -4.0, -5.0]}
+        for row in range(300)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=TITLE_SCHEMA)

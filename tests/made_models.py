@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ def saved_model(folder: Path, kind: str, *, dtype: torch.dtype = torch.float32, 
     return folder
 
 
-def settings_for(folder: Path, weights: str = "safetensors") -> ModelSettings:
-    """Return the settings that open a folder."""
-    return ModelSettings("m", str(folder), None, None, None, 0.0, weights)  # type: ignore[arg-type]
+def settings_for(path: Path | str, weights: str = "safetensors", **more: Any) -> ModelSettings:
+    """Return the settings that open a folder or a published model."""
+    known = ModelSettings("m", str(path), None, None, None, 0.0, weights)  # type: ignore[arg-type]
+    return dataclasses.replace(known, **more)
 
 
 def change_config(folder: Path, **values: Any) -> None:

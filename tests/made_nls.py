@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.nls.variables import Cohort, nls_variables
 
 # By concept and year; a yearly variable that is not given is a valid skip (-4), or -5 in a year without interview.
@@ -89,3 +90,51 @@ def write_extract(folder: Path, cohort: Cohort, rows: list[list[int]], *, form: 
         if form == "codebook":
             (folder / "made.cdb").write_text(made_codebook(cohort, rows))
     return folder
+
+
+BOUNDS = {
+    "unknown_status": "leave_out",
+    "first_year": None,
+    "last_year": None,
+    "youngest_age": None,
+    "oldest_age": None,
+}
+# Occupations by hand: 1970 code 912 Cooks, 1980 code 436 Cooks, 2000 code 402 Cooks, 4020 with four digits; all 436.
+# 1980 code 4 Chief executives -> 4. 1980 code 243 Supervisors of sales jobs -> 243.
+WOMAN = {
+    ("person_id", 1979): 7, ("sex", 1979): 2, ("race_ethnicity", 1978): 2, ("birth_year", 1979): 62,
+    ("region", 1979): 3, ("highest_grade", 1979): 10, ("employment_status", 1979): 3, ("enrollment", 1979): 2,
+    ("employment_status", 1980): 1, ("occupation", 1980): 912, ("region", 1980): 4,
+    ("employment_status", 1981): 2, ("occupation", 1981): 912, ("highest_grade", 1981): 12,
+    ("employment_status", 1982): 1, ("occupation", 1982): 436,
+    ("employment_status", 1983): 3, ("enrollment", 1983): 4, ("occupation", 1983): 436,
+    ("employment_status", 1984): 1, ("occupation", 1984): 990,
+    ("employment_status", 1985): 1, ("occupation", 1985): -3,
+    ("weekly_status", 2002): 1503, ("occupation", 2002): 402, ("highest_grade", 2002): 13,
+    ("weekly_status", 2004): 5, ("occupation", 2004): 4020,
+    ("weekly_status", 2006): 4, ("employment_status", 2006): 1, ("occupation", 2006): 4020,
+    ("weekly_status", 2008): 2, ("occupation", 2008): -4,
+    ("weekly_status", 2010): 7, ("occupation", 2010): 9840,
+}  # fmt: skip
+WOMAN_YEARS = {1979, 1980, 1981, 1982, 1983, 1984, 1985, 2002, 2004, 2006, 2008, 2010}
+WOMAN_CAREER = CareerHistory(
+    "7", "NLSY79", 1962, "female", "black", "south",
+    (
+        Job(1979, "education", "less than high school"),
+        Job(1980, "436", "less than high school"),
+        Job(1981, "unemployed", "high school"),
+        Job(1982, "436", "high school"),
+        Job(1983, "not_in_labor_force", "high school"),
+        Job(2002, "436", "some college"),
+        Job(2004, "not_in_labor_force", "some college"),
+        Job(2006, "436", "some college"),  # the status of the interview's week counts before that of the year's weeks
+        Job(2010, "905", "some college"),
+    ),
+)  # fmt: skip
+NOBODY = {("person_id", 1979): 9, ("sex", 1979): 1, ("race_ethnicity", 1978): 3, ("birth_year", 1979): 57}
+SMALL = {key: value for key, value in WOMAN.items() if key[1] <= 1983}
+SMALL_ROWS = made_rows("NLSY79", [SMALL, NOBODY], [{1979, 1980, 1981, 1982, 1983}, {1979}])
+
+
+# Interviewed once, refused to say what the work was; and one who never worked after being listed.
+SILENT = {("person_id", 1979): 8, ("sex", 1979): 1, ("employment_status", 1990): 1, ("occupation", 1990): -1}

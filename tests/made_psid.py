@@ -101,3 +101,35 @@ def write_packaged(folder: Path, people: list[Person], *, form: str = "sas", fir
         setup = setup_text(form, name, [variable for variable, _, _ in variables], len(lines))
         (folder / f"{name}.{form}").write_text(setup)
     return folder
+
+
+def wave(year: int, interview: int, relation: int, **values: int) -> dict[tuple[str, int], int]:
+    """Return a person's values of a year: present, in this family, with this relation."""
+    return {
+        ("ind_interview_no", year): interview, ("sequence_no", year): 1, ("relation_to_rp", year): relation,
+        **{(concept, year): value for concept, value in values.items()},
+    }  # fmt: skip
+
+
+# By hand: 1970 code 912 Cooks -> 436; 915 Waiters -> 435; 2000 code 402 -> 436, 411 Waiters -> 435; 2010 code 4020 -> 436.
+# A head who loses his job, then studies; his wife's columns of the same families are hers, below.
+HEAD = {
+    ("ER30001", 0): 5, ("ER30002", 0): 1, ("ER32000", 0): 1, ("birth_year", 1983): 1950, ("birth_year", 1984): 1950,
+    ("birth_year", 1985): 1951,
+    **wave(1981, 11, 1, rp_employment_status=1, rp_occ_1970code=912, region=1, rp_race_1=1, grades_completed=12),
+    **wave(1982, 12, 1, rp_employment_status=3, rp_occ_1970code=0, region=3, rp_race_1=1),
+    **wave(1983, 13, 10, rp_employment_status=7, rp_occ_1970code=0, rp_race_1=1, grades_completed=13),
+    **wave(1984, 14, 10, rp_employment_status=2, rp_occ_1970code=915, rp_race_1=1),
+    **wave(1985, 15, 10, rp_employment_status=1, rp_occ_1970code=999, rp_race_1=1),
+}  # fmt: skip
+
+
+# A partner (22) whose last occupation of 2003 does not count, since she looks for work; Alaska is in the west.
+PARTNER = {
+    ("ER30001", 0): 6, ("ER30002", 0): 170, ("ER32000", 0): 2, ("birth_year", 2003): 1970,
+    **wave(2003, 31, 22, sp_employment_status=3, sp_occ_2000code=402, region=5, sp_race_1=2),
+    **wave(2005, 32, 22, sp_employment_status=1, sp_occ_2000code=411, region=6, sp_race_1=2, grades_completed=16),
+    **wave(2017, 33, 20, sp_employment_status=1, sp_occ_2010code=4020, sp_race_1=2),
+    **wave(2019, 34, 20, sp_employment_status=4, sp_occ_2010code=4020, sp_race_1=2),
+    **wave(2021, 35, 10, rp_employment_status=1, rp_occ_2010code=9840, rp_race_1=2, sp_occ_2010code=4020),
+}  # fmt: skip

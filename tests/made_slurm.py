@@ -154,3 +154,17 @@ def _is_idle(slurm: MadeSlurm) -> bool:
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     return {**kept, **ON_CPU, **python_path()}
+
+
+# As Slurm 22.05 sets them in task 9 of `srun --ntasks-per-node=8` over two hosts.
+TASK = {
+    "SLURM_JOB_ID": "4711",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NODELIST": "gpu[007,012]",
+    "SLURM_JOB_NODELIST": "gpu[003,007,012]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+}

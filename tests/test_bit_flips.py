@@ -12,16 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from made_damage import flipped, unnoticed_flips
-from test_files_and_tables import INFO, scores
-from test_forecast_ranks import forecast, random_run
-from test_parts import ALONE, KEYS, parted
+from made_damage import flipped, lists, unnoticed_flips, what_is_read
+from made_runs import ONE_RANK, PARTED_KEYS, forecast, parted, random_run
+from made_scores import INFO, scores
+from worlds import quiet
 
 from laborllm_dist.baselines.compare import score_comparators
-from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.compose import compose_settings
-from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.errors import DataFileError, LaborError, RunError, ScoreTableError, StoreError
 from laborllm_dist.files import ChecksumCheck, sha256_of, sha256_of_json
 from laborllm_dist.predict_settings import PredictSettings
@@ -33,16 +30,9 @@ from laborllm_dist.scoring.parts import finish_parts, read_parts
 from laborllm_dist.scoring.predict import predict
 from laborllm_dist.scoring.score_run import score_run
 from laborllm_dist.settings import CompareSettings, EvaluateSettings
-from laborllm_dist.title_table import TITLE_SCHEMA, read_title_table, write_title_table
+from laborllm_dist.title_table import read_title_table, write_title_table
 from laborllm_dist.tokens import store as token_store
-from laborllm_dist.tokens.store import PREFACE, TOKENIZER, checking_store, open_store, verify_store
-from laborllm_dist.tokens.tokenizer import load_tokenizer
-
-CPU = Ranks(0, 1, 0, torch.device("cpu"))
-
-
-def quiet(line: str) -> None:
-    pass
+from laborllm_dist.tokens.store import TOKENIZER, checking_store, open_store, verify_store
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +43,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store_folder(run: Path) -> Path:
     return read_run(run)[2]
-
-
-def what_is_read(folder: Path) -> object:
-    """Return all of a store that decides a number."""
-    store = open_store(folder)
-    content = [store.facts, store.vocabulary, (folder / PREFACE).is_file()]
-    with checking_store(store, SPLITS) as check:
-        check.wait()
-        for split in SPLITS:
-            content.append(store.careers(split).table.to_pylist())
-    content.append(load_tokenizer(str(folder / TOKENIZER)).fingerprint())
-    return content
 
 
 def test_a_flip_in_any_file_of_a_store_is_refused_or_harmless(store_folder: Path) -> None:
@@ -90,12 +68,12 @@ def test_every_reader_looks_at_the_checksums(run: Path, store_folder: Path, tmp_
     people.write_text(json.dumps({"person": "1", "jobs": [{"year": 1990, "occupation": "a"}]}))
 
     def evaluated() -> object:
-        return score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]), CPU, quiet)
+        return score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]), ONE_RANK, quiet)
 
     def predicted() -> object:
         output = f"output={tmp_path}/p.parquet"
         return predict(
-            compose_settings(PredictSettings, "predict", [f"run={run}", f"careers={people}", output]), CPU, quiet
+            compose_settings(PredictSettings, "predict", [f"run={run}", f"careers={people}", output]), ONE_RANK, quiet
         )
 
     def compared() -> object:
@@ -136,7 +114,7 @@ def test_a_flip_in_the_settings_of_a_run_is_refused_or_harmless(run: Path) -> No
     before = record.read_bytes()
     record.write_bytes(before.replace(b'"row_length": 1024', b'"row_length": 1025', 1))
     with pytest.raises(RunError, match=r"settings.json is damaged \(it has changed since it was written"):
-        score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]), CPU, quiet)
+        score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]), ONE_RANK, quiet)
     record.write_bytes(before)
 
 
@@ -246,16 +224,6 @@ def many_scores() -> pa.Table:
     return pa.table(columns, schema=SCORE_SCHEMA)
 
 
-def lists() -> pa.Table:
-    random = np.random.default_rng(1)
-    rows = [
-        {"survey": "S", "person": str(row), "position": 0, "occupation": "a", "mass": 0.5, "bound": 0.1, "normalised": -1.0,
-         "title": [*(-random.exponential(size=4)), None], "terminated": [-1.0, None, -3.0, -4.0, -5.0]}
-        for row in range(300)
-    ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=TITLE_SCHEMA)
-
-
 def numbers_in(path: Path) -> object:
     table, info = read_score_table(path)
     return table.to_pydict(), info
@@ -338,15 +306,15 @@ def test_the_checksum_is_of_the_content_by_hand() -> None:
 
 def test_a_flip_in_a_part_is_refused_or_harmless(tmp_path: Path) -> None:
     work = parted(tmp_path, [])
-    finish_parts(work, ALONE, quiet)
+    finish_parts(work, ONE_RANK, quiet)
     path = tmp_path / "parts/part-000000.parquet"
-    _, wrong = unnoticed_flips(path, 100, lambda: read_parts(work, KEYS).to_pydict())
+    _, wrong = unnoticed_flips(path, 100, lambda: read_parts(work, PARTED_KEYS).to_pydict())
     assert not wrong
 
 
 def test_a_damaged_table_is_not_taken_for_finished(run: Path) -> None:
     settings = compose_settings(EvaluateSettings, "evaluate", [f"run={run}"])
-    table = score_run(settings, CPU, quiet)
+    table = score_run(settings, ONE_RANK, quiet)
     before = table.read_bytes()
     content = pq.read_table(table)
     place = content.schema.get_field_index("title")
@@ -355,9 +323,9 @@ def test_a_damaged_table_is_not_taken_for_finished(run: Path) -> None:
     with pytest.raises(
         LaborError, match=r"is damaged: its rows or metadata have changed .*; delete it, and make it anew"
     ):
-        score_run(settings, CPU, quiet)
+        score_run(settings, ONE_RANK, quiet)
     table.unlink()
-    assert score_run(settings, CPU, quiet).read_bytes() == before
+    assert score_run(settings, ONE_RANK, quiet).read_bytes() == before
     table.unlink()
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_careers_files import panel
-from test_people_ids import VOCABULARY, numbered
-from test_resumes import coded, job, rows_of, shipped
-from test_resumes import read as read_resumes
+from made_panels import VOCABULARY, numbered, panel
+from made_resumes import coded, job, rows_of, shipped
+from made_resumes import read as read_resumes
 from worlds import settings_of
 
 from laborllm_dist.careers.asked_files import read_asked

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_store import quiet
-from worlds import settings_of, small_run
+from worlds import quiet, settings_of, small_run
 
 from laborllm_dist.careers.career_text import (
     career_text_files,
@@ -152,7 +151,7 @@ def test_a_store_keeps_the_splits_of_the_files_and_is_written_out(tmp_path: Path
 
 def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     """The survey's own split against that of the files: the same people under one population."""
-    from test_store import panels
+    from made_panels import panels
 
     rows = "".join(f"train-{person:07d},2001,25\n" for person in range(1, 31))
     (tmp_path / "A.csv").write_text("person,year,occupation\n" + rows)

@@ -10,36 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_panels import panel, panel_of
 
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.long_panel import read_long_panel
 from laborllm_dist.careers.vocabularies import read_vocabulary
 from laborllm_dist.careers.wage_panel import read_wage_panel
-from laborllm_dist.corpus_settings import ColumnSettings, LongPanelSettings, VocabularySettings
+from laborllm_dist.corpus_settings import LongPanelSettings
 from laborllm_dist.errors import DataFileError, VocabularyError
 
 HEADER = "person,year,occupation,birth_year,gender,ethnicity,region,education"
 GOOD = ["1,1984,a,1960,female,white,south,college", "1,1982,b,1960,female,white,west,high school", "2,1990,a,,,,,"]
-COLUMNS = ColumnSettings(
-    person="person",
-    year="year",
-    occupation="occupation",
-    birth_year="birth_year",
-    gender="gender",
-    ethnicity="ethnicity",
-    region="region",
-    education="education",
-)
-
-
-def panel_of(path: Path, vocabulary: str) -> LongPanelSettings:
-    titles = VocabularySettings(vocabulary, code="code", title="title", same_titles="refuse")
-    return LongPanelSettings(str(path), titles, COLUMNS, missing=("",))
-
-
-def panel(folder: Path, name: str = "panel.csv") -> LongPanelSettings:
-    (folder / "titles.csv").write_text("code,title\na,Cooks\nb,Bakers\n")
-    return panel_of(folder / name, str(folder / "titles.csv"))
 
 
 def read(settings: LongPanelSettings) -> list[CareerHistory]:

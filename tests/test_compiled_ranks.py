@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import ON_CPU, PROJECT, kill_ranks, run_ranks, run_well, start_rank, wait_until
-from test_fine_tuning_ranks import losses, saved_weights
+from made_runs import losses, saved_weights
 from worlds import settings_of, small_run
 
 from laborllm_dist.engine.compiled import load_operators

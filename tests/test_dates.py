@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_resumes import coded, job, read, rows_of
+from made_resumes import coded, job, read, rows_of
 
 from laborllm_dist.careers.cells import date_text
 from laborllm_dist.careers.reading import Drop, PersonRead

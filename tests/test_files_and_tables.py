@@ -9,39 +9,23 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from made_checkpoints import write_checkpoint
+from made_runs import STORE, begun_run
+from made_scores import INFO, scores
 from safetensors import SafetensorError
+from scoring_cases import rows_of_codes
 from worlds import settings_of, small_run
 
 from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
-from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
-from laborllm_dist.careers.template import CareerText
-from laborllm_dist.engine.checkpoint import run_of_checkpoints
 from laborllm_dist.errors import DiskError, DiskFull, RunError, ScoreTableError
 from laborllm_dist.files import disk_errors_are_said, locked, write_text, writing
 from laborllm_dist.run_folder import open_run, read_run
-from laborllm_dist.score_table import SCORE_SCHEMA, read_score_table, write_score_table
-from laborllm_dist.scored_files import ScoreTableInfo
+from laborllm_dist.score_table import read_score_table, write_score_table
 from laborllm_dist.scoring.evaluate import observation_facts
 from laborllm_dist.settings import TrackingSettings
 from laborllm_dist.tokens.pooling import TrainingPool
-from laborllm_dist.tokens.store import CareerRows, store_rows
-from laborllm_dist.tokens.tokenise import TokenisedCareer
+from laborllm_dist.tokens.store import CareerRows
 from laborllm_dist.training.run_log import RunLog
-
-
-def scores(**changes: object) -> pa.Table:
-    row = {
-        "survey": "S", "person": "1", "position": 0, "year": 1984, "occupation": "a", "previous": None,
-        "birth_year": 1960, "gender": None, "ethnicity": None, "region": None, "education": None, "num_tokens": 2,
-        "title": -1.0, "terminated": -1.5,
-    }  # fmt: skip
-    return pa.Table.from_pylist([{**row, "position": 1}, {**row, **changes}], schema=SCORE_SCHEMA)
-
-
-INFO = ScoreTableInfo(model="m", split="test", careers="c", code="0", details={"b": "2", "a": "1"})
 
 
 def test_a_score_table_comes_back_sorted_with_its_origin(tmp_path: Path) -> None:
@@ -120,19 +104,6 @@ def test_a_file_where_a_folder_should_be_is_one_clear_line(tmp_path: Path) -> No
         pass
     with pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"):
         open_run(settings_of(small_run(tmp_path)), STORE, None)
-
-
-STORE = {"fingerprint": "store", "folder": "stores/x"}
-
-
-def begun_run(folder: Path, *more: str, weights: str | None = None, store: str = "store"):
-    """Open a run that has a checkpoint already, made with the settings it was first opened with."""
-    checkpoints = folder / "runs/small/checkpoints"
-    saved = run_of_checkpoints(checkpoints)
-    run = open_run(settings_of(small_run(folder, *more)), {**STORE, "fingerprint": store}, weights, saved)
-    if saved is None:
-        write_checkpoint(checkpoints, 1, run=run.fingerprint)
-    return run
 
 
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
@@ -256,32 +227,18 @@ def test_what_is_said_of_a_step_later_goes_into_its_line(tmp_path: Path) -> None
     ]
 
 
-def rows_of(*careers: str) -> CareerRows:
-    """Return careers of occupations written as letters, such as "aab"."""
-    histories = [
-        CareerHistory(
-            str(at), "S", None, None, None, None, tuple(Job(1980 + year, code) for year, code in enumerate(jobs))
-        )
-        for at, jobs in enumerate(careers)
-    ]
-    tokenised = [TokenisedCareer(ids=(0,), title_spans=((1, 2),) * len(jobs)) for jobs in careers]
-    vocabulary = OccupationVocabulary(codes=("a", "b", "c"), titles=("A", "B", "C"))
-    texts = [CareerText("", ((0, 1),) * len(jobs)) for jobs in careers]
-    return CareerRows(store_rows(histories, texts, tokenised, vocabulary.index_of()), vocabulary)
-
-
 def everybody(careers: CareerRows) -> TrainingPool:
     return TrainingPool(np.arange(len(careers)), np.ones(len(careers)))
 
 
 def test_transitions_begin_anew_with_every_person() -> None:
-    before, after = rows_of("aab", "c").transitions()
+    before, after = rows_of_codes("aab", "c").transitions()
     assert before.tolist() == [3, 0, 0, 3]  # 3: no occupation yet
     assert after.tolist() == [0, 0, 1, 2]
 
 
 def test_frequency_tables_by_hand() -> None:
-    train, validation = rows_of("aab", "ab"), rows_of("aaa")
+    train, validation = rows_of_codes("aab", "ab"), rows_of_codes("aaa")
     marginal = marginal_table(train, everybody(train))
     # a 3, b 2, c 0 of 5 observations, one added to each.
     np.testing.assert_allclose(np.exp(marginal.log_probabilities[0]), [4 / 8, 3 / 8, 1 / 8])
@@ -305,7 +262,7 @@ def first_at(train: CareerRows, strength: float) -> FrequencyTable:
 
 
 def test_observation_facts_by_hand() -> None:
-    table = observation_facts(rows_of("ab", "c"))
+    table = observation_facts(rows_of_codes("ab", "c"))
     assert table["career"].to_pylist() == [0, 0, 1]
     assert table["position"].to_pylist() == [0, 1, 0]
     assert table["occupation"].to_pylist() == ["a", "b", "c"]

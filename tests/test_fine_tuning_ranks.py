@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from launching import PROJECT, run_ranks, run_well
+from made_runs import losses, saved_weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from worlds import settings_of, small_run
@@ -19,7 +20,6 @@ from worlds import settings_of, small_run
 from laborllm_dist.engine.adapters import lora_config
 from laborllm_dist.engine.checkpoint import checkpoint_folder
 from laborllm_dist.engine.manifest import read_manifest
-from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.score_table import read_score_table
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.training.schedule import learning_rate_at
@@ -37,16 +37,6 @@ LORA = [
     "optimizer.learning_rate=1e-2",
     "optimizer.weight_decay=0",
 ]
-
-
-def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss_nats_per_token"] for line in lines if "loss_nats_per_token" in line]
-
-
-def saved_weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    checkpoint = checkpoint_folder(run / "checkpoints", step)
-    return dict(full_weights(checkpoint, read_manifest(checkpoint)))
 
 
 @pytest.fixture(scope="module")

@@ -110,3 +110,11 @@ def test_launch_scripts_have_no_logic_of_their_own() -> None:
     for path in (PROJECT / "launch").glob("*.py"):
         branches = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.If)]
         assert len(branches) == 1, f"{path.name}: an `if` besides the one that starts it"
+
+
+def test_no_module_imports_a_test_module() -> None:
+    imported = {
+        path.name: {name for name in imports_of(path) if name.split(".")[-1].startswith("test_")}
+        for path in (PROJECT / "tests").rglob("*.py")
+    }
+    assert {name: modules for name, modules in imported.items() if modules} == {}

@@ -12,75 +12,25 @@ import numpy as np
 import pytest
 import torch
 from launching import run_ranks, run_well
+from made_runs import TITLES, forecast, panel, random_run
 from reference.slow_scorer import slow_score
-from test_titles import Changed
+from scoring_cases import Changed
 from transformers import AutoModelForCausalLM
-from worlds import settings_of, small_run
+from worlds import settings_of
 
 from laborllm_dist.careers.corpus import read_careers
 from laborllm_dist.careers.template import compile_template, render_career
 from laborllm_dist.compose import compose_settings
-from laborllm_dist.engine.model import new_llama
-from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.errors import RowTooShort, RunError, ScoreTableError, SettingsError, TitleInsideToken
-from laborllm_dist.run_folder import open_run
 from laborllm_dist.scoring import forecast_run, score_run
-from laborllm_dist.scoring.forecast_run import run_forecasts
 from laborllm_dist.scoring.forecast_settings import ForecastSettings
 from laborllm_dist.scoring.forecast_table import read_forecast_table
-from laborllm_dist.tokens.prepare import prepare_store
-from laborllm_dist.tokens.store import TOKENIZER
 from laborllm_dist.tokens.tokenizer import load_tokenizer
-
-TITLES = {"a": "Cook", "b": "Maid", "c": "Aide"}
-
-
-def panel(folder: Path) -> list[str]:
-    """Return settings of a panel of three titles: 40 people over four years, then one two years later."""
-    rows = ["person,year,occupation,birth_year,gender,ethnicity,region,education"]
-    for person in range(40):
-        for at, year in enumerate((1990, 1991, 1992, 1993, 1995)):
-            code = "abc"[(person * (at + 1) + at * at) % 3]
-            rows.append(f"{person},{year},{code},1960,male,white,south,{'college' if at > 1 else 'high school'}")
-    (folder / "careers.csv").write_text("\n".join(rows) + "\n")
-    (folder / "titles.csv").write_text("\n".join(["code,title", *map(",".join, TITLES.items())]) + "\n")
-    base = [each for each in small_run(folder) if "synthetic" not in each]
-    panel = "data.corpora.long_panel.long_panel"
-    return [
-        *base,
-        "data=long_panel",
-        f"{panel}.path={folder}/careers.csv",
-        f"{panel}.vocabulary.path={folder}/titles.csv",
-        "tokenizer.vocabulary_size=270",
-        "split.train=0.5",
-        "split.validation=0.2",
-    ]
-
-
-def random_run(folder: Path, *more: str) -> Path:
-    """Make a run's folder whose export has random weights: what training is for does not matter here."""
-    settings = settings_of([*panel(folder), *more])
-    store = prepare_store(settings, lambda line: None)
-    run = open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
-    tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
-    new_llama(settings.model.llama, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=1).save_pretrained(
-        run.export
-    )
-    tokenizer.save(run.export)
-    return run.path
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_run(tmp_path_factory.mktemp("run"), "model.llama.initializer_range=0.12")
-
-
-def forecast(run: Path, *overrides: str) -> tuple[Path, list[str]]:
-    """Forecast in this process; return the table and what was said."""
-    torch.set_num_threads(1)
-    lines: list[str] = []
-    settings = compose_settings(ForecastSettings, "forecast", [f"run={run}", *overrides])
-    return run_forecasts(settings, Ranks(0, 1, 0, torch.device("cpu")), lines.append), lines
 
 
 def test_a_run_is_forecast_directly_and_composed(run: Path) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from forecast_cases import CHAIN, ask_chain, full_sum
 from reference.slow_scorer import slow_score
-from test_titles import random_llama
+from scoring_cases import random_llama
 from transformers import PreTrainedModel
 from worlds import COMPUTE, settings_of
 
@@ -150,10 +151,6 @@ def all_slow_forecasts(starts: Starts, horizon: int) -> tuple[np.ndarray, np.nda
     return np.array(direct), np.array(composed)
 
 
-def full_sum(ask, num_starts: int, horizon: int) -> Composed:
-    return compose_followed(ask, num_starts, horizon=horizon, tolerance=0, max_paths=10**6)
-
-
 def test_forecasts_begin_where_the_same_person_is_observed_that_much_later() -> None:
     two, three = every_start(2), every_start(3)
 
@@ -199,8 +196,8 @@ def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pa
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
 
 
-def test_a_sentencepiece_tokenizer_shares_histories(llama2_tokenizer: Path) -> None:
-    those, questions = world_of(load_tokenizer(str(llama2_tokenizer))), [Question(0, (1,), 2), Question(2, (), 1)]
+def test_a_sentencepiece_tokenizer_shares_histories(llama_tokenizer: Path) -> None:
+    those, questions = world_of(load_tokenizer(str(llama_tokenizer))), [Question(0, (1,), 2), Question(2, (), 1)]
     # A row too short for whole texts: what answers all the same has shared the history.
     short = dataclasses.replace(those, wanted=dataclasses.replace(WANTED, row_length=8))
     shared, whole = short.asker(every_start(2))(questions), those.asker(every_start(2), way=ask_whole_texts)(questions)
@@ -268,20 +265,6 @@ def test_draws_are_a_function_of_seed_person_start_path_and_year() -> None:
     assert 0.45 < some.mean() < 0.55
     assert some.min() >= 0
     assert some.max() < 1
-
-
-CHAIN = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.05, 0.05, 0.9]])
-
-
-def ask_chain(questions: Sequence[Question]) -> Answers:
-    """Answer as a first-order chain: start s holds title s, and years without a supposed title are summed over."""
-    found = [
-        np.linalg.matrix_power(CHAIN, each.years_ahead - len(each.supposed))[
-            each.supposed[-1] if each.supposed else each.start
-        ]
-        for each in questions
-    ]
-    return Answers(np.log(np.array(found)), np.zeros(len(questions)))
 
 
 def forecast_table(direct: np.ndarray, composed: Composed, observed: np.ndarray) -> pa.Table:

@@ -9,11 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_checkpoints import write_checkpoint
-from test_bit_flips import CPU, quiet
-from test_files_and_tables import INFO, begun_run, scores
-from test_forecast_ranks import forecast, random_run
-from test_report_files import report_on, write_scores
-from worlds import settings_of, small_run
+from made_runs import ONE_RANK, begun_run, forecast, random_run
+from made_scores import INFO, report_on, scores, write_scores
+from worlds import quiet, settings_of, small_run
 
 from laborllm_dist.baselines.compare import score_comparators
 from laborllm_dist.careers.career_text import write_career_text
@@ -184,7 +182,7 @@ def test_train_deletes_no_export_that_no_run_has_written(name: str, tmp_path: Pa
     with pytest.raises(
         ForeignFile, match=rf"{name}/thesis.tex was not written .*; move what you want to keep out of it"
     ):
-        train(settings, CPU)
+        train(settings, ONE_RANK)
     assert thesis.read_text() == THESIS
 
 
@@ -196,7 +194,7 @@ def test_a_folder_that_is_no_run_is_not_made_one(name: str, tmp_path: Path) -> N
     with pytest.raises(
         ForeignFile, match=r"runs/small is there and is no run: .* was not written by one; give this run"
     ):
-        train(settings_of(small_run(tmp_path)), CPU)
+        train(settings_of(small_run(tmp_path)), ONE_RANK)
     assert thesis.read_text() == THESIS
     assert {path.name for path in (tmp_path / "runs/small").iterdir()} == {Path(name).parts[0]}
 
@@ -242,7 +240,7 @@ def test_predictions_take_the_place_of_predictions_only(tmp_path: Path) -> None:
         output = tmp_path / f"{name}.parquet"
         settings = compose_settings(PredictSettings, "predict", ["run=none", f"careers={people}", f"output={output}"])
         with pytest.raises(ForeignFile, match=rf"{name}.parquet is (there and holds no predictions|a symbolic link)"):
-            predict(settings, CPU, quiet)
+            predict(settings, ONE_RANK, quiet)
     assert {path: path.read_bytes() for path in before} == before
     info = ScoreTableInfo("m", OWN_CAREERS, "c", "0", {"measure": "normalised"})
     for _ in range(2):
@@ -306,7 +304,7 @@ def test_a_table_of_another_kind_is_not_written_over(content: str, copied: Path)
     with pytest.raises(
         ForeignFile, match=r"test.parquet is no file of scores, or is damaged; it is not replaced: move"
     ):
-        score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={copied}"]), CPU, quiet)
+        score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={copied}"]), ONE_RANK, quiet)
     assert table.read_bytes() == before
     marginal = copied / "scores/test.marginal.parquet"
     write_score_table(scores(), INFO, marginal)
@@ -332,7 +330,7 @@ def test_a_model_s_folder_gives_its_table_no_comparator_s_name(copied: Path, tmp
         with pytest.raises(
             SettingsError, match=rf"would be called '{name}', which .*; give them a name \(model.name=...\)"
         ):
-            score_run(settings, CPU, quiet)
+            score_run(settings, ONE_RANK, quiet)
 
 
 def test_a_result_beside_a_forecast_is_not_written_over(copied: Path) -> None:
@@ -344,7 +342,7 @@ def test_a_result_beside_a_forecast_is_not_written_over(copied: Path) -> None:
 
 def test_only_parts_are_removed_with_the_parts(tmp_path: Path) -> None:
     work = PartedWork(tmp_path / "parts", 1, lambda part: pa.table({"career": [0], "position": [0]}), lambda: None)
-    finish_parts(work, CPU, quiet)
+    finish_parts(work, ONE_RANK, quiet)
     thesis = thesis_in(work.folder)
     remove_parts(work)
     assert [path.name for path in work.folder.iterdir()] == [thesis.name]

@@ -24,9 +24,9 @@ from fuzzing import (
 from hypothesis import given
 from hypothesis import strategies as st
 from made_checkpoints import write_checkpoint
-from test_bit_flips import lists, what_is_read
-from test_files_and_tables import INFO, scores
-from test_forecast_ranks import random_run
+from made_damage import lists, what_is_read
+from made_runs import random_run
+from made_scores import INFO, scores
 
 from laborllm_dist.engine.export import exported_step
 from laborllm_dist.engine.manifest import check_checkpoint

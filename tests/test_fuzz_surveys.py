@@ -11,11 +11,9 @@ import pytest
 from fuzzing import Refusal, check_number_of_cases, damaged_bytes, fuzz, limited_memory, outcome
 from hypothesis import given
 from hypothesis import strategies as st
-from made_nls import made_rows, write_extract
-from made_psid import write_cart, write_packaged
+from made_nls import BOUNDS, NOBODY, SILENT, WOMAN, WOMAN_YEARS, made_rows, write_extract
+from made_psid import PARTNER, wave, write_cart, write_packaged
 from reference.slow_tables import Wrong, number_in, slow_csv
-from test_nls import BOUNDS, NOBODY, SILENT, WOMAN, WOMAN_YEARS
-from test_psid import PARTNER, wave
 
 from laborllm_dist.careers.nls.people import nls_people
 from laborllm_dist.careers.psid.people import psid_people

@@ -30,6 +30,7 @@ from fuzzing import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from made_panels import panel
 from reference.slow_tables import (
     MISSING,
     OPTIONAL,
@@ -44,7 +45,6 @@ from reference.slow_tables import (
     slow_years,
     year_in,
 )
-from test_careers_files import panel
 from worlds import settings_of
 
 from laborllm_dist.careers.asked import AskedCareer

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import pytest
 import torch
 from launching import run_ranks, run_well
-from test_scoring import careers_of_every_kind, rows_of
-from test_titles import random_llama, trained_tokenizer
+from scoring_cases import careers_of_every_kind, random_llama, rows_of, trained_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 from worlds import COMPUTE, settings_of
 
@@ -153,8 +152,8 @@ def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
             assert found_L[found_L >= 0].tolist() == drawn
 
 
-def test_texts_keep_their_blank_and_end_with_the_line(llama2_tokenizer: Path) -> None:
-    for tokenizer in (trained_tokenizer(), load_tokenizer(str(llama2_tokenizer))):
+def test_texts_keep_their_blank_and_end_with_the_line(any_llama_tokenizer: Path) -> None:
+    for tokenizer in (trained_tokenizer(), load_tokenizer(str(any_llama_tokenizer))):
         prompt, ends = "1984 (high school):", line_ends(tokenizer)
         encode = lambda text: tokenizer.backend.encode(text, add_special_tokens=False).ids  # noqa: B023, E731
         before = encode(prompt)

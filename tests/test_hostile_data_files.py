@@ -17,13 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from launching import PROJECT
-from made_nls import write_extract
+from made_nls import BOUNDS, SMALL_ROWS, write_extract
+from made_panels import VOCABULARY, numbered, panel
 from made_psid import write_cart
-from test_careers_files import panel
-from test_nls import BOUNDS, SMALL_ROWS
-from test_people_ids import VOCABULARY, numbered
-from test_resumes import coded
-from test_resumes import read as read_resumes
+from made_resumes import coded
+from made_resumes import read as read_resumes
 from worlds import settings_of
 
 from laborllm_dist.careers.asked_files import MOST_JSON_BYTES, read_asked

@@ -11,13 +11,12 @@ import peft
 import pytest
 import torch
 from made_damage import flipped, unnoticed_flips
+from made_models import settings_for
+from made_runs import ONE_RANK, forecast, random_run
 from safetensors.torch import load_file, save_file
-from test_bit_flips import CPU, quiet
-from test_forecast_ranks import forecast, random_run
-from test_models import settings_for
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from worlds import settings_of, small_run
+from worlds import quiet, settings_of, small_run
 
 from laborllm_dist.careers import wage_panel
 from laborllm_dist.careers.corpus import fingerprint_sources
@@ -250,20 +249,20 @@ def test_a_finished_run_is_finished_only_while_its_export_is_whole(tmp_path: Pat
         raise MadeAgain
 
     monkeypatch.setattr("laborllm_dist.training.loop.make_model", made_again)
-    train(settings, CPU)
+    train(settings, ONE_RANK)
     assert "small is finished" in capsys.readouterr().out
     for path in sorted(run.export.iterdir()):
         with flipped(path, 8 * (path.stat().st_size // 2)), pytest.raises(MadeAgain):
-            train(settings, CPU)
+            train(settings, ONE_RANK)
     (run.export / "README.md").write_text("a card of somebody's")
-    train(settings, CPU)
+    train(settings, ONE_RANK)
     assert "small is finished" in capsys.readouterr().out
     with flipped(run.export / "model.safetensors", 800), pytest.raises(ForeignFile, match=r"README.md was not written"):
-        train(settings, CPU)
+        train(settings, ONE_RANK)
     assert (run.export / "README.md").read_text() == "a card of somebody's"
     shutil.rmtree(run.export)
     with pytest.raises(MadeAgain):
-        train(settings, CPU)
+        train(settings, ONE_RANK)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +271,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(run: Path, *more: str) -> Path:
-    return score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", *more]), CPU, quiet)
+    return score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", *more]), ONE_RANK, quiet)
 
 
 def test_no_table_is_written_over_with_other_settings_not_even_a_run_s_own(run: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import ON_CPU, PROJECT, free_port, python_path
+from made_slurm import TASK
 from worlds import small_run
 
 from laborllm_dist.engine.launcher import num_local_ranks
@@ -20,18 +21,6 @@ from laborllm_dist.engine.slurm import first_host, launcher_variables, port_of_s
 from laborllm_dist.training.stop_signals import StopSignals
 
 ALONE = Ranks(0, 1, 0, torch.device("cpu"))
-# As Slurm 22.05 sets them in task 9 of `srun --ntasks-per-node=8` over two hosts.
-TASK = {
-    "SLURM_JOB_ID": "4711",
-    "SLURM_STEP_ID": "0",
-    "SLURM_STEP_NUM_TASKS": "16",
-    "SLURM_STEP_NODELIST": "gpu[007,012]",
-    "SLURM_JOB_NODELIST": "gpu[003,007,012]",
-    "SLURM_NTASKS": "16",
-    "SLURM_PROCID": "9",
-    "SLURM_LOCALID": "1",
-    "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
-}
 
 
 def test_a_task_of_srun_gets_the_variables_of_a_launcher() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_forecast_ranks import random_run
+from made_runs import random_run
 
 from laborllm_dist import files
 from laborllm_dist.compose import compose_settings

@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from forecast_cases import ask_chain, full_sum
+from made_scores import KEYS, prediction_info, report_on, write_scores
 from rich.console import Console
-from test_forecasts import ask_chain, full_sum
-from test_predict import info as prediction_info
-from test_report_files import KEYS, report_on, write_scores
-from test_scoring import VOCABULARY, careers_of_every_kind, rows_of, trained_tokenizer
+from scoring_cases import VOCABULARY, careers_of_every_kind, rows_of, trained_tokenizer
 
 from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.careers.asked import AskedCareer

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from launching import PROJECT
-from test_models import settings_for
+from made_models import settings_for
 from worlds import COMPUTE, settings_of, small_run
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from made_models import settings_for
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, set_seed
 from worlds import settings_of, small_run
@@ -25,17 +25,11 @@ from laborllm_dist.engine.model import (
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.engine.shape import shape_of
 from laborllm_dist.engine.weight_files import files_by_tensor
-from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.errors import ModelError, RowTooShort, TokenizerError
 from laborllm_dist.tokens.prepare import prepare_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer, tokenizer_identity, train_tokenizer
 
 CPU = torch.device("cpu")
-
-
-def settings_for(path: str, **more: str | None) -> ModelSettings:
-    known = ModelSettings("m", path, None, None, None, 0.0, "safetensors")
-    return dataclasses.replace(known, **more)
 
 
 @pytest.fixture(scope="module")

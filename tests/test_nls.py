@@ -12,7 +12,7 @@ import pytest
 from conftest import shared_file
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from made_nls import made_rows, write_extract
+from made_nls import BOUNDS, NOBODY, SILENT, SMALL_ROWS, WOMAN, WOMAN_CAREER, WOMAN_YEARS, made_rows, write_extract
 
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.members import Member
@@ -26,60 +26,17 @@ from laborllm_dist.careers.reading import Drop, PersonRead
 from laborllm_dist.corpus_settings import SurveySettings
 from laborllm_dist.errors import DataFileError, LaborError
 
-BOUNDS = {
-    "unknown_status": "leave_out",
-    "first_year": None,
-    "last_year": None,
-    "youngest_age": None,
-    "oldest_age": None,
-}
-
 
 def read(path: Path, cohort: Cohort = "NLSY79", **changes) -> list[PersonRead]:
     wanted = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
     return [person() for person in nls_people(wanted, cohort, survey=cohort)]
 
 
-# Occupations by hand: 1970 code 912 Cooks, 1980 code 436 Cooks, 2000 code 402 Cooks, 4020 with four digits; all 436.
-# 1980 code 4 Chief executives -> 4. 1980 code 243 Supervisors of sales jobs -> 243.
-WOMAN = {
-    ("person_id", 1979): 7, ("sex", 1979): 2, ("race_ethnicity", 1978): 2, ("birth_year", 1979): 62,
-    ("region", 1979): 3, ("highest_grade", 1979): 10, ("employment_status", 1979): 3, ("enrollment", 1979): 2,
-    ("employment_status", 1980): 1, ("occupation", 1980): 912, ("region", 1980): 4,
-    ("employment_status", 1981): 2, ("occupation", 1981): 912, ("highest_grade", 1981): 12,
-    ("employment_status", 1982): 1, ("occupation", 1982): 436,
-    ("employment_status", 1983): 3, ("enrollment", 1983): 4, ("occupation", 1983): 436,
-    ("employment_status", 1984): 1, ("occupation", 1984): 990,
-    ("employment_status", 1985): 1, ("occupation", 1985): -3,
-    ("weekly_status", 2002): 1503, ("occupation", 2002): 402, ("highest_grade", 2002): 13,
-    ("weekly_status", 2004): 5, ("occupation", 2004): 4020,
-    ("weekly_status", 2006): 4, ("employment_status", 2006): 1, ("occupation", 2006): 4020,
-    ("weekly_status", 2008): 2, ("occupation", 2008): -4,
-    ("weekly_status", 2010): 7, ("occupation", 2010): 9840,
-}  # fmt: skip
-WOMAN_YEARS = {1979, 1980, 1981, 1982, 1983, 1984, 1985, 2002, 2004, 2006, 2008, 2010}
-WOMAN_CAREER = CareerHistory(
-    "7", "NLSY79", 1962, "female", "black", "south",
-    (
-        Job(1979, "education", "less than high school"),
-        Job(1980, "436", "less than high school"),
-        Job(1981, "unemployed", "high school"),
-        Job(1982, "436", "high school"),
-        Job(1983, "not_in_labor_force", "high school"),
-        Job(2002, "436", "some college"),
-        Job(2004, "not_in_labor_force", "some college"),
-        Job(2006, "436", "some college"),  # the status of the interview's week counts before that of the year's weeks
-        Job(2010, "905", "some college"),
-    ),
-)  # fmt: skip
 WOMAN_DROPS = (
     Drop("working, occupation not codeable", 1984),
     Drop("working, occupation invalid skip", 1985),
     Drop("not working, unemployed or out of the labor force not told apart", 2008),
 )
-# Interviewed once, refused to say what the work was; and one who never worked after being listed.
-SILENT = {("person_id", 1979): 8, ("sex", 1979): 1, ("employment_status", 1990): 1, ("occupation", 1990): -1}
-NOBODY = {("person_id", 1979): 9, ("sex", 1979): 1, ("race_ethnicity", 1978): 3, ("birth_year", 1979): 57}
 
 
 @pytest.mark.parametrize("form", ["references", "questions", "dat", "zip", "codebook"])
@@ -316,9 +273,6 @@ def test_a_member_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         raise AssertionError("not reached")
 
 
-SMALL = {key: value for key, value in WOMAN.items() if key[1] <= 1983}
-
-
 @settings(max_examples=700, deadline=None)
 @given(
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4),
@@ -354,7 +308,6 @@ def test_any_damage_is_read_or_refused_with_the_file_never_a_traceback(
             assert len(people) == 2
 
 
-SMALL_ROWS = made_rows("NLSY79", [SMALL, NOBODY], [{1979, 1980, 1981, 1982, 1983}, {1979}])
 ADVICE = re.compile(r"download|name the one file|remove this file|is no code of")
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_scoring import packed_scores, template
+from made_models import settings_for
+from scoring_cases import packed_scores, template
 from worlds import COMPUTE, settings_of
 
 from laborllm_dist.careers.corpus import corpus_vocabulary, read_careers
@@ -25,7 +26,6 @@ from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
 from laborllm_dist.careers.template import CareerText, render_career
 from laborllm_dist.engine.language_model import CareerLanguageModel
 from laborllm_dist.engine.model import new_llama, pretrained_model
-from laborllm_dist.engine_settings import ModelSettings
 from laborllm_dist.tokens.store import CareerRows, store_rows
 from laborllm_dist.tokens.tokenise import tokenise_careers
 from laborllm_dist.tokens.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
@@ -124,11 +124,11 @@ def without_padding(row: list[int]) -> tuple[int, ...]:
     return tuple(row[:length])
 
 
-def test_titles_of_real_careers_score_as_in_lm_evaluation_harness(stories260k: Path) -> None:
+def test_titles_of_real_careers_score_as_in_lm_evaluation_harness(any_llama: Path) -> None:
     # The peer opens the folder itself, weights and tokenizer.
-    peer = open_peer(pretrained=str(stories260k))
-    careers = told(*careers_of("wage_panel"), load_tokenizer(str(stories260k)), context=peer.max_length)
-    settings = ModelSettings("stories", str(stories260k), None, None, None, 0.0, "safetensors")
+    peer = open_peer(pretrained=str(any_llama))
+    careers = told(*careers_of("wage_panel"), load_tokenizer(str(any_llama)), context=peer.max_length)
+    settings = settings_for(any_llama)
     model = CareerLanguageModel(pretrained_model(settings, dtype=torch.float32), COMPUTE).eval()
     assert_the_peer_agrees(peer, packed_scores(model, careers.rows, ROW_LENGTH)[:, 0], careers)
 

@@ -11,21 +11,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_careers_files import panel
-from test_resumes import coded
-from test_resumes import read as read_resumes
+from made_panels import VOCABULARY, numbered, panel
+from made_resumes import coded
+from made_resumes import read as read_resumes
 from worlds import settings_of
 
 from laborllm_dist.careers.asked_files import read_asked
 from laborllm_dist.careers.career_text import career_text_people, escaped, unescaped
 from laborllm_dist.careers.cells import InexactId, float_text, person_id, same_code, whole_number
-from laborllm_dist.careers.history import OccupationVocabulary
 from laborllm_dist.careers.long_panel import long_panel_people, read_long_panel
 from laborllm_dist.careers.nls.people import nls_people
 from laborllm_dist.careers.reading import Drop
 from laborllm_dist.careers.splits import split_of
 from laborllm_dist.careers.vocabularies import read_occupations
-from laborllm_dist.corpus_settings import MISSING_WORDS, CareerTextSettings, LongPanelSettings, is_missing
+from laborllm_dist.corpus_settings import MISSING_WORDS, CareerTextSettings, is_missing
 from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.tokens.prepare import prepare_store
 
@@ -76,16 +75,6 @@ def write_table(path: Path, content: str | dict) -> Path:
     return path
 
 
-def numbered(folder: Path, name: str, **changes) -> LongPanelSettings:
-    """Settings of a panel with the columns person, year and occupation alone; codes 1 to 3 and -8."""
-    wanted = panel(folder, name)
-    (folder / "titles.csv").write_text("code,title\n1,Cooks\n2.0,Bakers\n3,Maids\n-8,On the move\n")
-    columns = dataclasses.replace(
-        wanted.columns, **dict.fromkeys(("birth_year", "gender", "ethnicity", "region", "education"))
-    )
-    return dataclasses.replace(wanted, columns=columns, missing=MISSING_WORDS, **changes)
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_people_of_a_panel_are_the_same_in_every_kind_of_file(name: str, tmp_path: Path) -> None:
     write_table(tmp_path / name, FORMS[name])
@@ -114,9 +103,6 @@ def test_people_of_resumes_are_the_same_in_every_kind_of_file(name: str, tmp_pat
     found = read_resumes(dataclasses.replace(wanted, columns=columns))
     assert [person.career.person for person in found] == PEOPLE
     assert {(job.year, job.occupation) for person in found for job in person.career.jobs} == {(1984, "2")}
-
-
-VOCABULARY = OccupationVocabulary(("1", "2"), ("Cooks", "Bakers"))
 
 
 def test_people_to_predict_for_are_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
@@ -153,8 +139,7 @@ def test_covariates_follow_the_rule_of_whole_numbers(tmp_path: Path) -> None:
 
 
 def test_an_nls_table_that_pandas_wrote_again_is_read(tmp_path: Path) -> None:
-    from made_nls import made_rows, write_extract
-    from test_nls import BOUNDS, WOMAN, WOMAN_CAREER, WOMAN_YEARS
+    from made_nls import BOUNDS, WOMAN, WOMAN_CAREER, WOMAN_YEARS, made_rows, write_extract
 
     from laborllm_dist.corpus_settings import SurveySettings
 

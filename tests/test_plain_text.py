@@ -19,9 +19,9 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_scores import report_on, write_scores
 from rich.console import Console
 from rich.text import Text
-from test_report_files import report_on, write_scores
 
 from laborllm_dist import terminal
 from laborllm_dist.careers.history import OccupationVocabulary

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_shards import pooled
-from test_store import quiet
-from worlds import settings_of, small_run
+from made_stores import pooled
+from worlds import quiet, settings_of, small_run
 
 from laborllm_dist.baselines.frequency import first_order_table, marginal_table
 from laborllm_dist.batches.order import TrainingOrder
@@ -105,9 +104,9 @@ def test_another_fraction_is_another_run(tmp_path: Path) -> None:
 
 
 def test_frequency_tables_learn_from_the_pool_alone() -> None:
-    from test_files_and_tables import rows_of
+    from scoring_cases import rows_of_codes
 
-    train, validation = rows_of("ab", "cc", "aa"), rows_of("ab")
+    train, validation = rows_of_codes("ab", "cc", "aa"), rows_of_codes("ab")
     pool = TrainingPool(np.array([0, 2]), np.array([2.0, 1.0]))
     shares = np.exp(marginal_table(train, pool).log_probabilities[0])
     # a: 2 + 2, b: 2, c: 0; one added to each.

@@ -12,11 +12,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from launching import run_well
+from made_runs import random_run
+from made_scores import prediction_info
 from reference.slow_scorer import slow_score
 from rich.console import Console
-from test_forecast_ranks import random_run
-from test_scoring import TITLES, VOCABULARY, careers_of_every_kind, rows_of, template
-from test_titles import Changed, random_llama, trained_tokenizer
+from scoring_cases import (
+    TITLES,
+    VOCABULARY,
+    Changed,
+    careers_of_every_kind,
+    random_llama,
+    rows_of,
+    template,
+    trained_tokenizer,
+)
 from worlds import COMPUTE, settings_of, small_run
 
 from laborllm_dist.careers.asked import AskedCareer
@@ -30,7 +39,7 @@ from laborllm_dist.engine.evaluated_model import evaluated
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.errors import DataFileError, RowTooShort, RunError, ScoreTableError, SettingsError, TitleInsideToken
 from laborllm_dist.predict_settings import PredictSettings
-from laborllm_dist.prediction_table import OWN_CAREERS, read_prediction_table, write_prediction_table
+from laborllm_dist.prediction_table import read_prediction_table, write_prediction_table
 from laborllm_dist.report.predictions import show_predictions
 from laborllm_dist.run_folder import read_run
 from laborllm_dist.scored_files import ScoreTableInfo
@@ -315,10 +324,6 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
         predicted("tolerance=0.999")
 
 
-def info(measure: str = "normalised") -> ScoreTableInfo:
-    return ScoreTableInfo("small", OWN_CAREERS, "f", "0", {"measure": measure})
-
-
 def rows(num_people: int = 2, bound: float = 0.0) -> pa.Table:
     from laborllm_dist.prediction_table import PREDICTION_SCHEMA
 
@@ -333,7 +338,7 @@ def rows(num_people: int = 2, bound: float = 0.0) -> pa.Table:
 
 def shown(table: pa.Table, measure: str = "normalised", output: str | None = None) -> str:
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    show_predictions(table, info(measure), output, console)
+    show_predictions(table, prediction_info(measure), output, console)
     return console.export_text()
 
 
@@ -361,9 +366,9 @@ def test_the_terminal_shows_ten_people_of_a_file_and_all_without_one() -> None:
 
 
 def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
-    write_prediction_table(rows(), info(), tmp_path / "p.parquet")
+    write_prediction_table(rows(), prediction_info(), tmp_path / "p.parquet")
     table, found = read_prediction_table(tmp_path / "p.parquet")
-    assert (table, found) == (rows(), info())
+    assert (table, found) == (rows(), prediction_info())
     with pytest.raises(ScoreTableError, match=r"no table of predictions at .*predict.py run=... output="):
         read_prediction_table(tmp_path / "q.parquet")
     (tmp_path / "q.parquet").write_bytes(b"PAR1")

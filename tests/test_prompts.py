@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 import torch
 from launching import PROJECT, run_well
+from made_panels import panels
 from reference.slow_scorer import slow_score
-from test_store import panels, quiet
+from scoring_cases import PROMPTS
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
-from worlds import settings_of, small_run
+from worlds import quiet, settings_of, small_run
 
 from laborllm_dist.careers.corpus import read_careers
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
@@ -41,7 +42,6 @@ from laborllm_dist.tokens.store import check_lengths
 from laborllm_dist.tokens.tokenizer import load_tokenizer, train_tokenizer
 from laborllm_dist.training.plan import plan_training
 
-PROMPTS = {"titles_first": "titles", "examples_first": "examples", "titles_and_examples_first": "titles_and_examples"}
 VOCABULARY = OccupationVocabulary(("436", "435", "unemployed"), ("Cooks", "Food servers", "Unemployed"))
 BARE = {"birth_year": None, "gender": None, "ethnicity": None, "region": None}
 ME, ANN, BOB = (

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed
 from launching import free_port
-from test_launchers import TASK
+from made_slurm import TASK
 
 from laborllm_dist import compose
 from laborllm_dist.compose import launch

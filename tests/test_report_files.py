@@ -6,52 +6,17 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
+from made_scores import KEYS, report_on, write_scores
 from rich.console import Console
 
 from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.report.compared import compare_runs
 from laborllm_dist.report.number_text import format_nats, format_probability, format_share, format_signed_perplexity
-from laborllm_dist.report.write import ReportResult, terminal_tables, write_report
-from laborllm_dist.score_table import SCORE_SCHEMA, TRUE_MODEL, write_score_table
-from laborllm_dist.scored_files import ScoreTableInfo
-from laborllm_dist.settings import ReportSettings
+from laborllm_dist.report.write import ReportResult, terminal_tables
 from laborllm_dist.shown_numbers import format_perplexity
-
-KEYS = [("PSID", "a", 0), ("PSID", "a", 1), ("PSID", "b", 0), ("PSID", "c", 0), ("PSID", "c", 1)]
-
-
-def write_scores(
-    path: Path,
-    model: str,
-    halvings: Sequence[float],
-    *,
-    keys: Sequence[tuple[str, str, int]] = KEYS,
-    gender: str = "female",
-    num_tokens: int = 1,
-    info: tuple[str, str] = ("test", "careers-1"),
-) -> None:
-    """Write a table in which observation i has probability 2 ** -halvings[i]."""
-    rows = [
-        {
-            "survey": survey, "person": person, "position": position, "year": 1990 + position, "occupation": "1",
-            "previous": "1" if position else None, "gender": gender, "num_tokens": num_tokens,
-            "title": -halving * math.log(2), "terminated": -(halving + 1) * math.log(2),
-        }
-        for (survey, person, position), halving in zip(keys, halvings, strict=True)
-    ]  # fmt: skip
-    table = pa.Table.from_pylist(rows, schema=SCORE_SCHEMA)
-    details = {"weights": "w-" + model, **(TRUE_MODEL if model == "truth" else {})}
-    write_score_table(table, ScoreTableInfo(model, info[0], info[1], "code-1", details), path)
-
-
-def report_on(*runs: Path, output: Path | None = None, measure: str = "title") -> ReportResult:
-    folder = None if output is None else str(output)
-    return write_report(ReportSettings(tuple(map(str, runs)), "test", folder, measure, 50, 1))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from made_scores import report_on, write_scores, write_titles
 from rich.console import Console
-from test_report_files import report_on, write_scores
-from test_report_titles import write_titles
 
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.score_table import read_score_table, write_score_table

@@ -8,39 +8,14 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from made_scores import CODES, report_on, title_rows, write_scores, write_titles
 from rich.console import Console
-from test_report_files import KEYS, report_on, write_scores
 
 from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.report.distributions import observed_ranks
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.scored_files import ListTable, ScoreTableInfo
-from laborllm_dist.title_table import TITLE_SCHEMA, write_title_table
-
-CODES = ("1", "2", "3")
-# P of the three titles after each of the five prompts; "1" is what was observed.
-DISTRIBUTIONS = [(0.5, 0.25, 0.05), (0.25, 0.5, 0.25), (0.25, 0.3, 0.35), (0.125, 0.5, 0.25), (0.25, 0.2, 0.1)]
-
-
-def title_rows(distributions: list[tuple[float | None, ...]], bounds: list[float]) -> pa.Table:
-    rows = []
-    for (survey, person, position), values, bound in zip(KEYS, distributions, bounds, strict=True):
-        logs = [None if value is None else math.log(value) for value in values]
-        mass = sum(value for value in values if value is not None)
-        rows.append(
-            {
-                "survey": survey, "person": person, "position": position, "occupation": "1", "mass": mass,
-                "bound": bound, "normalised": logs[0] - math.log(mass + bound), "title": logs, "terminated": logs,
-            }
-        )  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=TITLE_SCHEMA)
-
-
-def write_titles(path: Path, model: str, **details: str) -> None:
-    info = ScoreTableInfo(model, "test", "careers-1", "code-1", {"weights": "w-llm", "tolerance": "0", **details})
-    write_title_table(title_rows(DISTRIBUTIONS, [0.0] * 5), info, CODES, path)
 
 
 @pytest.fixture

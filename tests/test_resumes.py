@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gzip
 import itertools
-import json
 import re
 from datetime import date, timedelta
 from pathlib import Path
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from made_resumes import coded, job, read, rows_of, shipped
 from worlds import settings_of
 
 from laborllm_dist.careers.history import CareerHistory, Job
@@ -30,33 +29,6 @@ from laborllm_dist.careers.resumes.years import job_of_years
 from laborllm_dist.corpus_settings import ResumeSettings
 from laborllm_dist.errors import DataFileError, LaborError, SettingsError
 from laborllm_dist.tokens.prepare import prepare_store
-
-
-@functools.lru_cache
-def composed(name: str) -> ResumeSettings:
-    return settings_of([f"data={name}"]).data.corpora[name].resumes
-
-
-def shipped(name: str, path: Path, **changes) -> ResumeSettings:
-    return dataclasses.replace(composed(name), path=str(path), **changes)
-
-
-def coded(path: Path, **changes) -> ResumeSettings:
-    """Settings of a file of codes: 1 Cooks, 2 Bakers, 3 Cooks (merged into 1)."""
-    titles = path.parent / ".codes.csv"
-    titles.write_text("code,title\n1,Cooks\n2,Bakers\n3,Cooks\n")
-    wanted = shipped("resumes", path)
-    columns = dataclasses.replace(wanted.columns, title=None, code="code")
-    vocabulary = dataclasses.replace(wanted.vocabulary, path=str(titles), same_titles="merge")
-    return dataclasses.replace(
-        wanted,
-        **{"columns": columns, "vocabulary": vocabulary, "occupation_from": "code", "last_year": 2020, **changes},
-    )
-
-
-def read(wanted: ResumeSettings) -> list[PersonRead]:
-    return [person() for person in resume_people(wanted, survey="R")]
-
 
 DATES = {
     "2013": (date(2013, 1, 1), date(2013, 12, 31)),
@@ -97,14 +69,6 @@ def test_dates_by_hand(text: str) -> None:
 def test_what_is_no_date_says_why(text: str) -> None:
     with pytest.raises(NotADate, match=NO_DATES[text]):
         read_days(text)
-
-
-def rows_of(*rows: dict) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def job(person: str, code: str, start: str, end: str | None, education: str | None = None) -> dict:
-    return {"id": person, "code": code, "start": start, "end": end, "education": education}
 
 
 def test_one_job_a_year_by_hand(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from launching import PROJECT
-from test_store import panels, quiet
-from worlds import settings_of, small_run
+from made_panels import panels
+from made_stores import NUM_PEOPLE, pooled, small
+from worlds import quiet, settings_of, small_run
 
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.data_settings import DataSettings
@@ -35,12 +36,6 @@ from laborllm_dist.tokens.prepare import (
     store_folder,
 )
 from laborllm_dist.tokens.shards import refusal_of
-
-NUM_PEOPLE = 90
-
-
-def small(folder: Path, *more: str) -> RunSettings:
-    return settings_of(small_run(folder, "store.people_per_piece=20", *more, num_people=NUM_PEOPLE))
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -255,15 +250,6 @@ def test_the_tokenizer_learns_from_training_people_as_the_source_splits_them(tmp
 # ------------------------------------------------------------------------------------------------- people
 
 
-def pooled(folder: Path, *surveys: str, **changes) -> RunSettings:
-    for survey in surveys:
-        years = (1984, 1984 + ord(survey[0]))  # corpora differ
-        rows = "".join(f"{person},{year},1\n" for person in range(40) for year in years)
-        (folder / f"{survey}.csv").write_text("person,year,occupation\n" + rows)
-        (folder / f"{survey}_titles.csv").write_text("code,title\n1,Cooks\n")
-    return dataclasses.replace(small(folder), data=panels(folder, *surveys, **changes))
-
-
 def test_the_same_files_as_two_populations_are_refused(tmp_path: Path) -> None:
     settings = pooled(tmp_path, "A", "B")
     (tmp_path / "B.csv").write_bytes((tmp_path / "A.csv").read_bytes())
@@ -324,8 +310,7 @@ def test_a_corpus_of_nobody_says_why(tmp_path: Path) -> None:
 
 
 def test_the_surveys_stand_beside_the_paper_s_figures(tmp_path: Path) -> None:
-    from made_nls import made_rows, write_extract
-    from test_nls import WOMAN, WOMAN_YEARS
+    from made_nls import WOMAN, WOMAN_YEARS, made_rows, write_extract
 
     people = [{**WOMAN, ("person_id", 1979): person} for person in range(1, 41)]
     path = write_extract(tmp_path / "extract", "NLSY79", made_rows("NLSY79", people, [WOMAN_YEARS] * 40))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -10,21 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worlds import settings_of, small_run
+from made_panels import panels
+from worlds import quiet, settings_of, small_run
 
 from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers
 from laborllm_dist.careers.long_panel import OPTIONAL
 from laborllm_dist.careers.splits import SPLITS, split_of
 from laborllm_dist.careers.template import compile_template, render_career
-from laborllm_dist.data_settings import DataSettings, SplitSettings
+from laborllm_dist.data_settings import SplitSettings
 from laborllm_dist.errors import DataFileError, StoreError, VocabularyError
 from laborllm_dist.tokens.prepare import prepare_store, store_folder
 from laborllm_dist.tokens.store import FORMAT, open_store, verify_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -163,21 +159,6 @@ def test_a_corpus_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, "split.train=0.0001", "tokenizer.kind=trained", num_people=5))
     with pytest.raises(DataFileError, match="none of 5 people of data=synthetic is in the training split"):
         prepare_store(settings, quiet)
-
-
-def panels(folder: Path, *surveys: str, **changes) -> DataSettings:
-    """Return long panels `SURVEY.csv` with titles `SURVEY_titles.csv`, pooled."""
-    one = settings_of(["data=long_panel"]).data.corpora["long_panel"]
-    corpora = {}
-    for survey in surveys:
-        panel = dataclasses.replace(
-            one.long_panel,
-            path=str(folder / f"{survey}.csv"),
-            vocabulary=dataclasses.replace(one.long_panel.vocabulary, path=str(folder / f"{survey}_titles.csv")),
-            columns=dataclasses.replace(one.long_panel.columns, **dict.fromkeys(OPTIONAL)),
-        )
-        corpora[survey] = dataclasses.replace(one, survey=survey, long_panel=panel, **changes)
-    return DataSettings("panels", corpora)
 
 
 def test_two_corpora_may_not_give_one_code_two_titles(tmp_path: Path) -> None:

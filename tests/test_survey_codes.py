@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import shared_file
-from made_nls import made_rows, write_extract
+from made_nls import BOUNDS, made_rows, write_extract
 from made_psid import write_cart
-from test_nls import BOUNDS
 from worlds import settings_of
 
 from laborllm_dist.careers.corpus import corpus_notes, reachable_by_year

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import rich.box
+from made_scores import report_on, write_scores, write_titles
 from rich.cells import cell_len
 from rich.console import Console
-from test_report_files import report_on, write_scores
-from test_report_titles import write_titles
 from worlds import settings_of
 
 from laborllm_dist.prediction_table import PREDICTION_SCHEMA

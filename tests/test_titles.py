@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from made_models import settings_for
 from reference.slow_scorer import slow_score
-from test_scoring import TITLES, VOCABULARY, careers_of_every_kind, rows_of, template, trained_tokenizer
+from scoring_cases import (
+    TITLES,
+    VOCABULARY,
+    Changed,
+    careers_of_every_kind,
+    random_llama,
+    rows_of,
+    template,
+    trained_tokenizer,
+)
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
-from worlds import COMPUTE, settings_of
+from worlds import COMPUTE
 
 from laborllm_dist.batches.packed import pack_batch
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
@@ -20,8 +31,7 @@ from laborllm_dist.careers.template import render_career
 from laborllm_dist.engine.branching_model import Grown, Nodes
 from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
 from laborllm_dist.engine.gguf_weights import convert_gguf, packaged_file
-from laborllm_dist.engine.model import new_llama, pretrained_model
-from laborllm_dist.engine_settings import ModelSettings
+from laborllm_dist.engine.model import pretrained_model
 from laborllm_dist.errors import ModelError, RowTooShort, ScoreTableError, TitleInsideToken
 from laborllm_dist.scoring import prompt_trees
 from laborllm_dist.scoring.evaluate import check_observed
@@ -44,15 +54,8 @@ PROMPT = "1984 (high school):"
 UNIT = ((0, 1), (2, 3))  # the careers of every kind, two a row
 
 
-def random_llama(tokenizer: CareerTokenizer, *, scale: float = 0.1) -> PreTrainedModel:
-    shape = dataclasses.replace(
-        settings_of([]).model.llama, hidden_size=48, num_layers=3, num_key_value_heads=2, initializer_range=scale
-    )
-    return new_llama(shape, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=3)
-
-
 def opened(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    return pretrained_model(ModelSettings("m", str(path), None, None, None, 0.0, "safetensors"), dtype=dtype)
+    return pretrained_model(settings_for(path), dtype=dtype)
 
 
 @dataclasses.dataclass
@@ -96,6 +99,11 @@ def slow_distributions(model: PreTrainedModel, tokenizer: CareerTokenizer, caree
     return np.asarray(found)
 
 
+@functools.cache
+def slow_distributions_of_a_random_llama() -> np.ndarray:
+    return slow_distributions(random_llama(trained_tokenizer()), trained_tokenizer(), careers_of_every_kind())
+
+
 def check_against_slow(found: TitleScores, wanted: np.ndarray, **tolerance: float) -> None:
     assert wanted[:, :, 0].std() > 1  # titles differ, so agreement is no accident
     assert (found.bound_P == 0).all()
@@ -132,26 +140,26 @@ def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
     found = distributions(counted, rows, trie, nodes_per_pass=nodes_per_pass)
     # Every distinct (history, prefix of a title) once: no fewer, no more.
     assert counted.num_nodes == len(found.bound_P) * trie.num_nodes
-    check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=0)
+    check_against_slow(found, slow_distributions_of_a_random_llama(), atol=1e-5, rtol=0)
 
 
-def test_all_titles_with_a_sentencepiece_tokenizer_equal_the_slow_scorer(llama2_tokenizer: Path) -> None:
-    tokenizer, careers = load_tokenizer(str(llama2_tokenizer)), careers_of_every_kind()
+def test_all_titles_with_a_sentencepiece_tokenizer_equal_the_slow_scorer(llama_tokenizer: Path) -> None:
+    tokenizer, careers = load_tokenizer(str(llama_tokenizer)), careers_of_every_kind()
     model = random_llama(tokenizer)
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie)
     check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=0)
 
 
-def test_all_titles_of_a_pretrained_model_equal_the_slow_scorer(stories260k: Path) -> None:
-    tokenizer, careers = load_tokenizer(str(stories260k)), careers_of_every_kind()[:2]
+def test_all_titles_of_a_pretrained_model_equal_the_slow_scorer(llama: Path) -> None:
+    tokenizer, careers = load_tokenizer(str(llama)), careers_of_every_kind()[:2]
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
-    wanted = slow_distributions(opened(stories260k), tokenizer, careers)
+    wanted = slow_distributions(opened(llama), tokenizer, careers)
     for dtype, tolerance in (
         (torch.float64, {"atol": 1e-10, "rtol": 0}),
         (torch.float32, {"atol": 1e-5, "rtol": 1e-6}),
     ):
-        model = opened(stories260k, dtype=dtype)
+        model = opened(llama, dtype=dtype)
         found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie, unit=((0, 1),))
         check_against_slow(found, wanted, **tolerance)
 
@@ -275,30 +283,6 @@ def test_no_more_nodes_are_kept_than_four_passes_have(monkeypatch: pytest.Monkey
     # All but nothing is grown: five trees of 52 nodes fit 4 x 75.
     distributions(Counted(evaluated(random_llama(tokenizer), COMPUTE)), rows, trie, tolerance=1e-30, nodes_per_pass=75)
     assert trie.num_nodes < max(kept) <= 4 * 75
-
-
-@dataclasses.dataclass
-class Changed:
-    """A tokenizer's backend that gives other ids for some texts."""
-
-    backend: object
-    is_meant: object
-    place: int
-
-    def encode(self, text: str, **more):
-        return self.encode_batch([text], **more)[0]
-
-    def encode_batch(self, texts: list[str], **more):
-        found = self.backend.encode_batch(texts, **more)
-        return [
-            Encoded(each, self.place) if self.is_meant(text) else each for text, each in zip(texts, found, strict=True)
-        ]
-
-
-class Encoded:
-    def __init__(self, encoding, place: int) -> None:
-        self.offsets, self.ids = encoding.offsets, list(encoding.ids)
-        self.ids[place] += 1
 
 
 def test_the_prompts_that_are_tried_end_in_every_token_that_prompts_end_in() -> None:

@@ -13,10 +13,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import PROJECT
-from made_psid import write_cart
+from made_psid import HEAD, write_cart
+from made_resumes import rows_of
 from made_tokenizers import FAMILIES, JOINING, made_hugging_face, made_tokenizer, save_vocabulary_and_merges
-from test_psid import HEAD
-from test_resumes import rows_of
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from worlds import settings_of
 
@@ -215,8 +214,8 @@ def test_tokenizers_that_keep_line_ends_apart_are_left_as_they_are(family: str) 
         assert list(tokenise_careers([text], tokenizer)[0].ids) == [*tokenizer.leading, *own]
 
 
-def test_llama2_is_left_as_it_is(llama2_tokenizer: Path) -> None:
-    tokenizer = load_tokenizer(str(llama2_tokenizer))
+def test_llama2_is_left_as_it_is(any_llama_tokenizer: Path) -> None:
+    tokenizer = load_tokenizer(str(any_llama_tokenizer))
     assert tokenizer.backend is tokenizer.hugging_face.backend_tokenizer
     assert tokenizer.reads_all_bytes
 

@@ -10,10 +10,8 @@ import pytest
 import torch
 from launching import PROJECT
 from reference.slow_scorer import slow_score
-from test_prompts import PROMPTS
-from test_scoring import TITLES, VOCABULARY, careers_of_every_kind
-from test_store import quiet
-from worlds import COMPUTE, settings_of, small_run
+from scoring_cases import PROMPTS, TITLES, VOCABULARY, careers_of_every_kind
+from worlds import COMPUTE, quiet, settings_of, small_run
 
 from laborllm_dist.baselines.compare import score_comparators
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary

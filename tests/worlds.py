@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from laborllm_dist.compose import compose_settings
@@ -32,7 +33,16 @@ def small_run(folder: Path, *more: str, num_people: int = 60) -> list[str]:
 
 def settings_of(overrides: list[str]) -> RunSettings:
     """Compose the settings that these overrides make."""
+    return _composed(tuple(overrides))
+
+
+@functools.cache  # a third of a second otherwise
+def _composed(overrides: tuple[str, ...]) -> RunSettings:
     return compose_settings(RunSettings, "run", overrides)
 
 
 COMPUTE = settings_of([]).compute
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
