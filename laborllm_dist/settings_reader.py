@@ -63,7 +63,7 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str = 
     Raises:
         SettingsError: naming the full path of a setting that is unknown, missing, of another type or out of range.
     """
-    hints = _types_of_fields(kind)
+    hints = _types_of_fields(kind)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
