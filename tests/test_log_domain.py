@@ -38,6 +38,7 @@ from laborllm_dist.scoring.title_trie import build_trie, title_trie
 from laborllm_dist.scoring.units import EvaluationPlan
 from laborllm_dist.settings import EvaluationSettings
 from laborllm_dist.title_table import TITLE_SCHEMA, read_title_table, write_title_table
+from laborllm_dist.training.lines import progress_line
 
 LOST = -1000.0  # nats: exp is 0 in float64
 NEVER = -math.inf
@@ -271,3 +272,11 @@ def test_a_composed_forecast_holds_logarithms() -> None:
     found = Composed(np.log([[0.25, 0.75]]), np.zeros(1), None)
     np.testing.assert_allclose(found.probabilities_ST, [[0.25, 0.75]])
     assert dataclasses.replace(found, bound_S=np.ones(1)).bound_S == 1
+
+
+def test_a_step_s_line_has_words_for_what_is_no_number() -> None:
+    numbers = {"loss_nats_per_token": math.nan, "learning_rate": 1e-5, "tokens_per_second": 1e3, "peak_memory_gib": 1.0}
+    line = progress_line(1, 2, {**numbers, "validation_nats_per_token": math.inf, "validation_nats_per_title": 2.5e9})
+    assert "loss not defined nats/token" in line
+    assert "validation too large nats/token, 2.5e9 nats/title" in line
+    assert "loss 1.4321 nats/token" in progress_line(1, 2, {**numbers, "loss_nats_per_token": 1.4321})

@@ -17,6 +17,7 @@ import rich.box
 from rich.console import Console
 from rich.text import Text
 
+from laborllm_dist.shown_numbers import word_for
 from laborllm_dist.terminal_tables import Column, FoldingTable
 
 Outcome = Literal["passed", "failed", "measured", "skipped"]
@@ -86,7 +87,7 @@ def print_table(start: Start, records: Sequence[Record]) -> None:
     for record in records:
         table.add_section()
         outcome = Text(record.outcome, style=COLOURS[record.outcome])
-        table.add_row(record.part, record.subject, outcome, _told(record, "\n"))
+        table.add_row(record.part, record.subject, outcome, Text(_told(record, "\n")))
     console.print(table)
 
 
@@ -96,4 +97,6 @@ def _told(record: Record, between: str) -> str:
 
 
 def _written(value: float) -> str:
+    if (word := word_for(value)) is not None:
+        return word
     return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.4g}"

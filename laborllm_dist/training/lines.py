@@ -7,6 +7,7 @@ from pathlib import Path
 
 from laborllm_dist.engine.ranks import Ranks
 from laborllm_dist.settings import RunSettings
+from laborllm_dist.shown_numbers import format_decimals
 from laborllm_dist.training.plan import TrainingPlan
 from laborllm_dist.training.state import RunState
 
@@ -44,14 +45,14 @@ def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_l
 def progress_line(step: int, num_steps: int, numbers: Mapping[str, float]) -> str:
     """Return the line of a step."""
     line = (
-        f"step {step}/{num_steps}  loss {numbers['loss_nats_per_token']:.4f} nats/token  "
+        f"step {step}/{num_steps}  loss {format_decimals(numbers['loss_nats_per_token'], 4)} nats/token  "
         f"rate {numbers['learning_rate']:.2e}  {numbers['tokens_per_second'] / 1000:.1f}k tokens/s  "
         f"{numbers['peak_memory_gib']:.1f} GiB"
     )
     if "validation_nats_per_token" in numbers:
         line += (
-            f"  |  validation {numbers['validation_nats_per_token']:.4f} nats/token, "
-            f"{numbers['validation_nats_per_title']:.4f} nats/title"
+            f"  |  validation {format_decimals(numbers['validation_nats_per_token'], 4)} nats/token, "
+            f"{format_decimals(numbers['validation_nats_per_title'], 4)} nats/title"
         )
     return line
 
