@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from laborllm_dist.number_ranges import NumberRange, Seed, Share, within
 from laborllm_dist.settings_reader import OutOfRange, added_later
@@ -252,7 +252,7 @@ class CareerTextSettings:
 class CorpusSettings:
     """One source of careers. `kind` names its reader; the group of the same kind holds the reader's settings."""
 
-    kind: Literal["wage_panel", "long_panel", "synthetic", "nlsy79", "nlsy97", "psid", "resumes", "career_text"]
+    kind: str  # a key of GROUP_OF_KIND
     survey: str  # the dataset tag of the template, such as PSID
     population: str | None  # whose people these are, by default the survey's: who shares it, shares its splits
     fraction: Share  # of its training people, those that are trained on; the 20 % are among the 40 %
@@ -266,14 +266,22 @@ class CorpusSettings:
     how_to_get: str = ""  # said where the files are missing
 
     def __post_init__(self) -> None:
-        group = GROUP_OF_KIND.get(self.kind)
+        if self.kind not in GROUP_OF_KIND:
+            raise OutOfRange("kind", f"one of {', '.join(GROUP_OF_KIND)}, found {self.kind!r}")
+        group = GROUP_OF_KIND[self.kind]
         if group is not None and getattr(self, group) is None:
             raise OutOfRange(group, f"the settings of a {self.kind} corpus, found none")
 
     @property
     def group(self) -> str:
         """The name of the group that holds the reader's settings."""
-        return GROUP_OF_KIND.get(self.kind, self.kind)
+        return GROUP_OF_KIND[self.kind] or self.kind
+
+    @property
+    def reader_settings(self) -> Any:
+        """The group of settings that the reader of this kind takes; None where it takes none."""
+        group = GROUP_OF_KIND[self.kind]
+        return None if group is None else getattr(self, group)
 
     @property
     def people_of(self) -> str:
@@ -281,7 +289,9 @@ class CorpusSettings:
         return self.population or self.survey
 
 
-GROUP_OF_KIND = {
+# The kinds of sources, each with the group that holds its reader's settings. careers/corpus.py has the readers.
+GROUP_OF_KIND: dict[str, str | None] = {
+    "wage_panel": None,
     "long_panel": "long_panel",
     "synthetic": "synthetic",
     "nlsy79": "extract",

@@ -22,6 +22,7 @@ from typing import IO
 from laborllm_dist.careers.cells import as_year, with_plain_blanks
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.problems import Problems
+from laborllm_dist.careers.reader import Reader
 from laborllm_dist.careers.reading import PersonRead, ReadPerson
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.careers.table_rows import text_lines
@@ -239,3 +240,11 @@ def _words(career: CareerHistory) -> dict[str, list[str]]:
         "gender": [word(career.gender)],
         "location": [word(career.region)],
     }
+
+
+CAREER_TEXT: Reader[CareerTextSettings] = Reader(
+    people=lambda settings, survey: career_text_people(settings, survey=survey),
+    vocabulary=lambda settings: read_occupations(settings.vocabulary).vocabulary,
+    files=career_text_files,
+    own_occupations=lambda settings: settings.vocabulary,
+)

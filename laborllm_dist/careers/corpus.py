@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from laborllm_dist.careers.career_text import career_text_files, career_text_people
-from laborllm_dist.careers.formats import refuse_other_formats, refuse_pointers
+from laborllm_dist.careers.career_text import CAREER_TEXT
+from laborllm_dist.careers.formats import refuse_pointers
 from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
-from laborllm_dist.careers.long_panel import long_panel_people
-from laborllm_dist.careers.nls.files import nls_files
-from laborllm_dist.careers.nls.people import missing_variables as missing_nls_variables
-from laborllm_dist.careers.nls.people import nls_people, notes_of_extract, occupations_there
-from laborllm_dist.careers.nls.variables import Cohort, years_with_status
-from laborllm_dist.careers.occ1990dd import STATES, TABLES_VERSION, occ1990dd_vocabulary, reachable_codes
-from laborllm_dist.careers.psid.concepts import psid_schemes
-from laborllm_dist.careers.psid.download import missing_variables as missing_psid_variables
-from laborllm_dist.careers.psid.people import psid_people
-from laborllm_dist.careers.psid.sources import psid_files
-from laborllm_dist.careers.reading import PersonRead, ReadPerson
-from laborllm_dist.careers.resumes.people import resume_people, resume_vocabulary
-from laborllm_dist.careers.resumes.rows import resume_files
-from laborllm_dist.careers.synthetic import make_market
-from laborllm_dist.careers.synthetic_titles import MARKET_VERSION, synthetic_vocabulary
-from laborllm_dist.careers.vocabularies import (
-    notes_of_vocabulary,
-    read_occupations,
-    shipped_vocabularies,
-    vocabulary_path,
-)
-from laborllm_dist.careers.wage_panel import read_wage_panel, wage_panel_fingerprint, wage_panel_vocabulary
-from laborllm_dist.corpus_settings import CorpusSettings, VocabularySettings
+from laborllm_dist.careers.long_panel import LONG_PANEL
+from laborllm_dist.careers.nls.people import NLSY79, NLSY97
+from laborllm_dist.careers.occ1990dd import TABLES_VERSION
+from laborllm_dist.careers.psid.people import PSID
+from laborllm_dist.careers.reader import Reader
+from laborllm_dist.careers.reading import ReadPerson
+from laborllm_dist.careers.resumes.people import RESUMES
+from laborllm_dist.careers.synthetic import SYNTHETIC
+from laborllm_dist.careers.vocabularies import notes_of_vocabulary, shipped_vocabularies, vocabulary_path
+from laborllm_dist.careers.wage_panel import WAGE_PANEL
+from laborllm_dist.corpus_settings import CorpusSettings
 from laborllm_dist.data_settings import DataSettings
 from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.files import sha256_of_all
 
-Group = TypeVar("Group")
+READERS: dict[str, Reader[Any]] = {
+    "wage_panel": WAGE_PANEL,
+    "long_panel": LONG_PANEL,
+    "synthetic": SYNTHETIC,
+    "nlsy79": NLSY79,
+    "nlsy97": NLSY97,
+    "psid": PSID,
+    "resumes": RESUMES,
+    "career_text": CAREER_TEXT,
+}
 
 
 def check_sources(data: DataSettings) -> None:
@@ -54,7 +50,7 @@ def check_sources(data: DataSettings) -> None:
             advice = f"; {corpus.how_to_get}" if corpus.how_to_get else ""
             place = f"data.corpora.{name}.{corpus.group}.path"
             raise DataFileError(f"no careers of {corpus.survey}: {error} (setting {place}){advice}") from None
-        wanted = _vocabulary_settings(corpus)
+        wanted = READERS[corpus.kind].own_occupations(corpus.reader_settings)
         if wanted is not None and not vocabulary_path(wanted).is_file():
             raise DataFileError(
                 f"no list of occupations for {corpus.survey}: {wanted.path} (setting data.corpora.{name}."
@@ -69,19 +65,7 @@ def source_files(corpus: CorpusSettings) -> list[Path]:
     Raises:
         DataFileError: if they are missing.
     """
-    match corpus.kind:
-        case "wage_panel" | "synthetic":
-            return []
-        case "long_panel":
-            return [_existing_file(Path(_group(corpus.long_panel).path))]
-        case "nlsy79" | "nlsy97":
-            return nls_files(Path(_group(corpus.extract).path))
-        case "psid":
-            return psid_files(Path(_group(corpus.extract).path))
-        case "resumes":
-            return resume_files(_group(corpus.resumes))
-        case "career_text":
-            return career_text_files(_group(corpus.career_text))
+    return READERS[corpus.kind].files(corpus.reader_settings)
 
 
 def missing_variables(data: DataSettings) -> dict[str, list[str]]:
@@ -90,16 +74,11 @@ def missing_variables(data: DataSettings) -> dict[str, list[str]]:
     Raises:
         DataFileError: if what is there is not enough for any observation.
     """
-    lacking: dict[str, list[str]] = {}
-    for name, corpus in data.corpora.items():
-        extract = corpus.extract
-        if extract is None or extract.variables == "all":
-            continue
-        if corpus.kind == "psid":
-            lacking[name] = missing_psid_variables(extract)
-        else:
-            lacking[name] = missing_nls_variables(extract, "NLSY79" if corpus.kind == "nlsy79" else "NLSY97")
-    return lacking
+    return {
+        name: READERS[corpus.kind].missing_variables(corpus.reader_settings)
+        for name, corpus in data.corpora.items()
+        if corpus.extract is not None and corpus.extract.variables != "all"
+    }
 
 
 def read_people(corpus: CorpusSettings) -> Iterator[ReadPerson]:
@@ -108,25 +87,7 @@ def read_people(corpus: CorpusSettings) -> Iterator[ReadPerson]:
     Raises:
         DataFileError: if the source is unusable; files that are read as a whole are refused before the first person.
     """
-    survey = corpus.survey
-    match corpus.kind:
-        case "wage_panel":
-            return _as_people(read_wage_panel(survey=survey))
-        case "synthetic":
-            settings = _group(corpus.synthetic)
-            return _as_people(make_market(settings).careers(settings.num_people, survey=survey))
-        case "long_panel":
-            return long_panel_people(_group(corpus.long_panel), survey=survey)
-        case "nlsy79":
-            return nls_people(_group(corpus.extract), "NLSY79", survey=survey)
-        case "nlsy97":
-            return nls_people(_group(corpus.extract), "NLSY97", survey=survey)
-        case "psid":
-            return psid_people(_group(corpus.extract), survey=survey)
-        case "resumes":
-            return resume_people(_group(corpus.resumes), survey=survey)
-        case "career_text":
-            return career_text_people(_group(corpus.career_text), survey=survey)
+    return READERS[corpus.kind].people(corpus.reader_settings, corpus.survey)
 
 
 def read_careers(data: DataSettings) -> Iterator[CareerHistory]:
@@ -144,19 +105,7 @@ def corpus_careers(corpus: CorpusSettings) -> Iterator[CareerHistory]:
 
 def corpus_vocabulary(corpus: CorpusSettings) -> OccupationVocabulary:
     """Return the occupations of a corpus."""
-    match corpus.kind:
-        case "wage_panel":
-            return wage_panel_vocabulary()
-        case "synthetic":
-            return synthetic_vocabulary()
-        case "nlsy79" | "nlsy97" | "psid":
-            return occ1990dd_vocabulary()
-        case "resumes":
-            return resume_vocabulary(_group(corpus.resumes))
-        case "long_panel":
-            return read_occupations(_group(corpus.long_panel).vocabulary).vocabulary
-        case "career_text":
-            return read_occupations(_group(corpus.career_text).vocabulary).vocabulary
+    return READERS[corpus.kind].vocabulary(corpus.reader_settings)
 
 
 def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
@@ -164,20 +113,7 @@ def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
 
     Empty where every occupation of the vocabulary can be observed in any year.
     """
-    match corpus.kind:
-        case "nlsy79" | "nlsy97":
-            cohort: Cohort = "NLSY79" if corpus.kind == "nlsy79" else "NLSY97"
-            occupations = occupations_there(_group(corpus.extract), cohort)
-            schemes = {year: each.scheme for year, each in occupations.items() if each.scheme is not None}
-            states = years_with_status(cohort)
-        case "psid":
-            schemes = psid_schemes()
-            states = set(schemes)
-        case _:
-            return {}
-    return {
-        year: reachable_codes(scheme) | (set(STATES) if year in states else set()) for year, scheme in schemes.items()
-    }
+    return READERS[corpus.kind].reachable_by_year(corpus.reader_settings)
 
 
 def corpus_notes(corpus: CorpusSettings) -> list[str]:
@@ -186,11 +122,10 @@ def corpus_notes(corpus: CorpusSettings) -> list[str]:
     Raises:
         LaborError: if the source is unusable.
     """
-    wanted = _vocabulary_settings(corpus)
+    reader = READERS[corpus.kind]
+    wanted = reader.own_occupations(corpus.reader_settings)
     notes = [] if wanted is None else notes_of_vocabulary(wanted)
-    if corpus.kind in ("nlsy79", "nlsy97"):
-        notes += notes_of_extract(_group(corpus.extract), "NLSY79" if corpus.kind == "nlsy79" else "NLSY97")
-    return notes
+    return [*notes, *reader.notes(corpus.reader_settings)]
 
 
 def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
@@ -230,34 +165,9 @@ def fingerprint_sources(data: DataSettings) -> dict[str, str]:
 
 
 def _fingerprint(corpus: CorpusSettings) -> str:
-    match corpus.kind:
-        case "wage_panel":
-            return f"wage panel {wage_panel_fingerprint()}"
-        case "synthetic":
-            return f"market {MARKET_VERSION}"
-    wanted = _vocabulary_settings(corpus)
+    reader = READERS[corpus.kind]
+    if reader.version is not None:
+        return reader.version()
+    wanted = reader.own_occupations(corpus.reader_settings)
     occupations = "occ1990dd" if wanted is None else sha256_of_all([vocabulary_path(wanted)])
     return f"{sha256_of_all(source_files(corpus))}, occupations {occupations}, tables {TABLES_VERSION}"
-
-
-def _vocabulary_settings(corpus: CorpusSettings) -> VocabularySettings | None:
-    for group in (corpus.long_panel, corpus.resumes, corpus.career_text):
-        if group is not None:
-            return group.vocabulary
-    return None
-
-
-def _as_people(careers: Iterable[CareerHistory]) -> Iterator[ReadPerson]:
-    return (functools.partial(PersonRead, career) for career in careers)
-
-
-def _existing_file(path: Path) -> Path:
-    if not path.exists() or path.is_dir():
-        raise DataFileError(f"{'a folder' if path.is_dir() else 'no file'} at {path}")
-    refuse_other_formats(path)
-    return path
-
-
-def _group(settings: Group | None) -> Group:
-    assert settings is not None  # CorpusSettings refuses a corpus without the group of its kind
-    return settings

@@ -27,8 +27,10 @@ from laborllm_dist.careers.cells import (
     whole_number,
     with_plain_blanks,
 )
+from laborllm_dist.careers.formats import refuse_other_formats
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.problems import Problems
+from laborllm_dist.careers.reader import Reader
 from laborllm_dist.careers.reading import Drop, PersonRead, ReadPerson
 from laborllm_dist.careers.survey_years import Status, observed_occupation, why_left_out
 from laborllm_dist.careers.table_rows import column_names, missing_column, note_doubled, read_rows, unit_of
@@ -269,3 +271,19 @@ def _states(settings: StatusSettings | None, occupations: Occupations) -> dict[S
         "armed_forces": codes.armed_forces,
     }  # fmt: skip
     return {status: None if code is None else occupations.find(code) for status, code in named.items()}
+
+
+def _files(settings: LongPanelSettings) -> list[Path]:
+    path = Path(settings.path)
+    if not path.exists() or path.is_dir():
+        raise DataFileError(f"{'a folder' if path.is_dir() else 'no file'} at {path}")
+    refuse_other_formats(path)
+    return [path]
+
+
+LONG_PANEL: Reader[LongPanelSettings] = Reader(
+    people=lambda settings, survey: long_panel_people(settings, survey=survey),
+    vocabulary=lambda settings: read_occupations(settings.vocabulary).vocabulary,
+    files=_files,
+    own_occupations=lambda settings: settings.vocabulary,
+)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -76,6 +76,15 @@ def without_occupation(scheme: Scheme) -> str:
 def reachable_codes(scheme: Scheme) -> frozenset[str]:
     """Return the occupations that some code of a scheme leads to: no other can be observed in such a year."""
     return frozenset(crosswalk(scheme).values())
+
+
+def codes_or_states(schemes: Mapping[int, Scheme], *, with_states: Set[int]) -> dict[int, frozenset[str]]:
+    """Return, by year, the occupations that a year's scheme leads to, with the states in the years that record them."""
+    states = frozenset(STATES)
+    return {
+        year: reachable_codes(scheme) | (states if year in with_states else frozenset())
+        for year, scheme in schemes.items()
+    }
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,12 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
+from laborllm_dist.careers.reader import Reader, as_people
+from laborllm_dist.careers.reading import ReadPerson
 from laborllm_dist.careers.synthetic_titles import (
     AGE_BOUNDS,
     EDUCATIONS,
     FIRST_DECADE,
     GAP_CAP,
     GENDERS,
+    MARKET_VERSION,
     NUM_AGE_CLASSES,
     NUM_DECADES,
     TENURE_BOUNDS,
@@ -296,3 +299,14 @@ def _gender(career: CareerHistory) -> int:
 
 def _tenure_class(tenure: int) -> int:
     return sum(tenure >= bound for bound in TENURE_BOUNDS)
+
+
+def _people(settings: SyntheticSettings, survey: str) -> Iterator[ReadPerson]:
+    return as_people(make_market(settings).careers(settings.num_people, survey=survey))
+
+
+SYNTHETIC: Reader[SyntheticSettings] = Reader(
+    people=_people,
+    vocabulary=lambda _: synthetic_vocabulary(),
+    version=lambda: f"market {MARKET_VERSION}",
+)

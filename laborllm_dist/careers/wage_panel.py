@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from laborllm_dist.careers.history import CareerHistory, Job, OccupationVocabulary
+from laborllm_dist.careers.reader import Reader, as_people
 from laborllm_dist.errors import DataFileError
 
 AGE_AT_SCHOOL_START = 6
@@ -88,3 +89,10 @@ def read_wage_panel(*, survey: str) -> Iterator[CareerHistory]:
             region=None,
             jobs=tuple(Job(row["year"], str(row["occupation"]), education_level(row["educ"])) for row in rows),
         )
+
+
+WAGE_PANEL: Reader[None] = Reader(
+    people=lambda _, survey: as_people(read_wage_panel(survey=survey)),
+    vocabulary=lambda _: wage_panel_vocabulary(),
+    version=lambda: f"wage panel {wage_panel_fingerprint()}",
+)

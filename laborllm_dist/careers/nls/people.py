@@ -16,7 +16,7 @@ import numpy as np
 
 from laborllm_dist.careers.nls.codebook import read_variable_names
 from laborllm_dist.careers.nls.extract import Extract, column_names, read_extract
-from laborllm_dist.careers.nls.files import ExtractFiles, find_extract
+from laborllm_dist.careers.nls.files import ExtractFiles, find_extract, nls_files
 from laborllm_dist.careers.nls.missing import MISSING_KINDS, NOT_INTERVIEWED, Values
 from laborllm_dist.careers.nls.variables import (
     FIXED_CONCEPTS,
@@ -29,9 +29,11 @@ from laborllm_dist.careers.nls.variables import (
     refuse_missing,
     tagset_advice,
     weekly_variables,
+    years_with_status,
 )
-from laborllm_dist.careers.occ1990dd import Scheme, crosswalk, without_occupation
+from laborllm_dist.careers.occ1990dd import Scheme, codes_or_states, crosswalk, occ1990dd_vocabulary, without_occupation
 from laborllm_dist.careers.problems import Problems
+from laborllm_dist.careers.reader import Reader
 from laborllm_dist.careers.reading import PersonRead, ReadPerson
 from laborllm_dist.careers.survey_years import (
     PersonYear,
@@ -96,7 +98,7 @@ def nls_people(settings: SurveySettings, cohort: Cohort, *, survey: str) -> Iter
     columns = _by_meaning(extract, variables, cohort)
     _check_people(columns.fixed["person_id"], extract)
     _check_codes(extract, columns.fixed["person_id"])
-    return (_reader(columns, row, settings, survey) for row in range(extract.num_people))
+    return (_person(columns, row, settings, survey) for row in range(extract.num_people))
 
 
 def missing_variables(settings: SurveySettings, cohort: Cohort) -> list[str]:
@@ -232,7 +234,7 @@ def _check_codes(extract: Extract, person_ids: Values) -> None:
     problems.refuse_if_any("download the extract again and leave its files as they are")
 
 
-def _reader(columns: _Cohort, row: int, settings: SurveySettings, survey: str) -> ReadPerson:
+def _person(columns: _Cohort, row: int, settings: SurveySettings, survey: str) -> ReadPerson:
     def read() -> PersonRead:
         fixed = {concept: int(values[row]) for concept, values in columns.fixed.items()}
         worker = Worker(
@@ -326,3 +328,22 @@ def _education(columns: _Cohort, year: int, row: int) -> str | None:
         beyond = columns.name == "NLSY97" and by_degree is not None and by_grades is not None and grades > 12
         return "some college" if beyond else by_degree or by_grades
     return by_degree
+
+
+def _reader_of(cohort: Cohort) -> Reader[SurveySettings]:
+    def reachable_by_year(settings: SurveySettings) -> dict[int, frozenset[str]]:
+        there = occupations_there(settings, cohort)
+        schemes = {year: each.scheme for year, each in there.items() if each.scheme is not None}
+        return codes_or_states(schemes, with_states=years_with_status(cohort))
+
+    return Reader(
+        people=lambda settings, survey: nls_people(settings, cohort, survey=survey),
+        vocabulary=lambda _: occ1990dd_vocabulary(),
+        files=lambda settings: nls_files(Path(settings.path)),
+        missing_variables=lambda settings: missing_variables(settings, cohort),
+        reachable_by_year=reachable_by_year,
+        notes=lambda settings: notes_of_extract(settings, cohort),
+    )
+
+
+NLSY79, NLSY97 = _reader_of("NLSY79"), _reader_of("NLSY97")

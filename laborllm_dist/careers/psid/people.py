@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from laborllm_dist.careers.occ1990dd import crosswalk, without_occupation
+from laborllm_dist.careers.occ1990dd import codes_or_states, crosswalk, occ1990dd_vocabulary, without_occupation
 from laborllm_dist.careers.psid.concepts import (
     FIRST_1970_CODES,
     FIRST_2000_CODES,
@@ -21,12 +22,15 @@ from laborllm_dist.careers.psid.concepts import (
     Role,
     ethnicity_of,
     occupation_concept,
+    psid_schemes,
     role_of,
     scheme_of,
     status_of,
 )
-from laborllm_dist.careers.psid.download import Download, read_download
+from laborllm_dist.careers.psid.download import Download, missing_variables, read_download
 from laborllm_dist.careers.psid.records import BLANK
+from laborllm_dist.careers.psid.sources import psid_files
+from laborllm_dist.careers.reader import Reader
 from laborllm_dist.careers.reading import Drop, PersonRead, ReadPerson
 from laborllm_dist.careers.survey_years import PersonYear, Worker, career_from_years, years_of_schooling_level
 from laborllm_dist.corpus_settings import SurveySettings
@@ -130,3 +134,12 @@ def _birth_year(download: Download, row: int) -> int | None:
 def _most_frequent(values: Sequence[str]) -> str | None:
     """Return the most frequent value, of equally frequent ones the first."""
     return Counter(values).most_common(1)[0][0] if values else None
+
+
+PSID: Reader[SurveySettings] = Reader(
+    people=lambda settings, survey: psid_people(settings, survey=survey),
+    vocabulary=lambda _: occ1990dd_vocabulary(),
+    files=lambda settings: psid_files(Path(settings.path)),
+    missing_variables=missing_variables,
+    reachable_by_year=lambda _: codes_or_states(psid_schemes(), with_states=set(psid_schemes())),
+)

@@ -14,6 +14,7 @@ from datetime import date
 
 from laborllm_dist.careers.cells import same_code
 from laborllm_dist.careers.history import CareerHistory, Job
+from laborllm_dist.careers.reader import Reader
 from laborllm_dist.careers.reading import Drop, PersonRead, ReadPerson
 from laborllm_dist.careers.resumes.date_order import DateReader, date_columns
 from laborllm_dist.careers.resumes.occupations import Matches, OccupationReader, resume_occupations, resume_vocabulary
@@ -105,3 +106,11 @@ def _career(person: ResumePerson, jobs: Sequence[Job], survey: str) -> CareerHis
         region=person.facts.get("region"),
         jobs=tuple(jobs),
     )
+
+
+RESUMES: Reader[ResumeSettings] = Reader(
+    people=lambda settings, survey: resume_people(settings, survey=survey),
+    vocabulary=resume_vocabulary,
+    files=resume_files,
+    own_occupations=lambda settings: settings.vocabulary,
+)
