@@ -6,8 +6,10 @@ conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
+import resource
 import shlex
 import signal
 import sys
@@ -80,7 +82,23 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
     except KeyboardInterrupt:
         complain("stopped: by Ctrl-C; the same command goes on from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        if not _is_too_many_files(error):
+            raise
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        complain(
+            f"error: too many open files: this system lets a process have {soft:,} open at once; raise that "
+            "(ulimit -n 4096) and start the same command again: what was complete before is untouched"
+        )
+        raise SystemExit(LaborError.exit_code) from None
     raise SystemExit(0)
+
+
+def _is_too_many_files(error: Exception) -> bool:
+    """Return whether an error is that of a process, or a system, that has as many open files as it may have."""
+    numbers = (errno.EMFILE, errno.ENFILE)
+    texts = (*map(os.strerror, numbers), *(f"(os error {number})" for number in numbers))
+    return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
 
 
 def _is_other_rank(environment: Mapping[str, str]) -> bool:

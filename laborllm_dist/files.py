@@ -13,13 +13,12 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from filelock import SoftFileLock, Timeout
-from safetensors import SafetensorError
 
 from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull, ForeignFile, LaborError
 from laborllm_dist.terminal import complain
@@ -33,13 +32,15 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # A folder or disk that does not let itself be used; any other error of the system is a bug, and keeps its traceback.
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
-    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP,
 )  # fmt: skip
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Give a name to write to, and rename it to `path` when the block ends well.
+
+    While it runs, no other process writes to the same name: the next one waits, and writes anew.
 
     Raises:
         DiskError: if it cannot be written; the partial file is removed and `path` is as it was.
@@ -49,13 +50,53 @@ def writing(path: Path) -> Iterator[Path]:
     refuse_link(partial)
     with disk_errors_are_said(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            flush_to_disk(partial)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with _held(partial) as file:
+            file.truncate(0)  # a kill may have left something
+            try:
+                yield partial
+                flush_to_disk(partial)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file or folder the mode that the user's umask leaves it: libraries take modes of their own.
+
+    Safetensors' files come as 0600, and folders with a name that was drawn as 0700.
+    """
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    """Return the umask; asking Python for it would change it for all threads (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
+    return int(found[1], 8) if found else 0o022
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, made if it is missing, and wait for its lock; on a file system without locks there is none."""
+    while True:
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            if _is_at(file, path):  # else who held it has renamed or removed it
+                yield file
+                return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Return whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def refuse_link(path: Path) -> None:
@@ -78,7 +119,7 @@ def disk_errors_are_said(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # libraries in Rust raise Exception itself
         number = _number_of(error)
         if number in NO_ROOM:
             raise DiskFull(
@@ -93,12 +134,17 @@ def disk_errors_are_said(path: Path) -> Iterator[None]:
         raise
 
 
-def _number_of(error: OSError | SafetensorError) -> int:
-    """Return the system's number of an error; 0 if it has none."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    found = re.search(r"\(os error (\d+)\)", str(error))  # Rust's error comes as a text
-    return int(found[1]) if found else 0
+def _number_of(error: Exception) -> int:
+    """Return the system's number of an error; 0 if it has none.
+
+    That of a library in Rust stands in its text, and so do those of the files that shutil.copytree could not copy.
+    """
+    if isinstance(error, LaborError):
+        return 0
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)|\bOs \{ code: (\d+)|\[Errno (\d+)\]", str(error))
+    return int(found[1] or found[2] or found[3]) if found else 0
 
 
 @contextmanager
@@ -108,6 +154,8 @@ def locked(path: Path, *, busy: str | None) -> Iterator[None]:
     On a file system without locks (Lustre without `flock`, some NFS) a file beside it stands for the lock while the
     block runs. A process that is killed leaves that file behind; on the same host the next one takes it over.
 
+    Where the block ends in an error, the lock's file goes, and so do the folders that were made for it and are empty.
+
     Args:
         path: the lock's file, made if it is missing.
         busy: what to refuse with while another process holds it; None: wait for it.
@@ -116,19 +164,32 @@ def locked(path: Path, *, busy: str | None) -> Iterator[None]:
         AlreadyRunning: with `busy`.
         DiskError: if the file cannot be made.
     """
-    with disk_errors_are_said(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    with file, ExitStack() as held:
+    made = [folder for folder in path.parents if not folder.exists()]
+    with ExitStack() as held:
+        while True:
+            with disk_errors_are_said(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(path.open("ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise AlreadyRunning(str(busy)) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                held.enter_context(_marked(path.with_name(path.name + ".held"), busy=busy))
+                break
+            if _is_at(file, path):
+                break
+            file.close()  # who held it has removed it
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise AlreadyRunning(str(busy)) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            held.enter_context(_marked(path.with_name(path.name + ".held"), busy=busy))
-        yield
+            yield
+        except BaseException:
+            path.unlink(missing_ok=True)
+            for folder in made:
+                with suppress(OSError):  # something is in it by now
+                    folder.rmdir()
+            raise
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from laborllm_dist.files import (
     checksums_of,
     disk_errors_are_said,
     flush_to_disk,
+    give_usual_mode,
     refuse_link,
     sha256_of_json,
     write_json,
@@ -142,6 +143,7 @@ def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Ite
         values = {"format": FORMAT, **facts, "files": files}
         write_json(partial / RECORD, {**values, "sha256": sha256_of_json(values)})
         for name in files:
+            give_usual_mode(partial / name)
             flush_to_disk(partial / name)
         flush_to_disk(partial)
         check_replaceable(folder, advice)  # what was put there meanwhile is not ours either

@@ -35,7 +35,7 @@ from laborllm_dist.engine.manifest import (
 )
 from laborllm_dist.engine.zero import ZeroEngine
 from laborllm_dist.errors import CheckpointError, DiskError, DiskFull, ForeignFile
-from laborllm_dist.files import disk_errors_are_said, flush_to_disk, refuse_link, sha256_of
+from laborllm_dist.files import disk_errors_are_said, flush_to_disk, give_usual_mode, refuse_link, sha256_of
 
 FILE_BYTES = 2**30
 _NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  # of the files of a checkpoint
@@ -153,6 +153,7 @@ def write_fragments(groups: Iterable[list[Fragment]], folder: Path, *, rank: int
     def write() -> None:
         path = folder / f"rank_{rank:05d}_{len(files):03d}.safetensors"
         save_file(tensors, path)
+        give_usual_mode(path)
         flush_to_disk(path)
         files[path.name] = SavedFile(path.stat().st_size, sha256_of(path), tuple(places))
         tensors.clear()

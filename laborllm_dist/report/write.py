@@ -68,11 +68,12 @@ def write_report(settings: ReportSettings) -> ReportResult:
     figures = tuple(folder / "figures" / f"{figure.name}.png" for figure in drawn)
     page, summary = folder / "report.html", folder / "summary.json"
     _check_replaceable(page, summary, figures)
-    write_text(page, render_page(numbers, drawn))  # first: it says that what follows is a report's
-    for path, figure in zip(figures, drawn, strict=True):
-        with writing(path) as partial:
-            partial.write_bytes(figure.png)
-    write_text(summary, summary_text(numbers))
+    with writing(summary) as partial_summary:  # another report into the same folder waits until this one is whole
+        write_text(page, render_page(numbers, drawn))  # first: it says that what follows is a report's
+        for path, figure in zip(figures, drawn, strict=True):
+            with writing(path) as partial:
+                partial.write_bytes(figure.png)
+        partial_summary.write_text(summary_text(numbers), encoding="utf-8")
     note = note_on("".join(sorted({character for figure in drawn for character in figure.undrawn})))
     return ReportResult(
         page, summary, figures, numbers.split, numbers.measure, numbers.models, numbers.titles, (note,) if note else ()

@@ -30,7 +30,7 @@ from laborllm_dist.careers.template import Template
 from laborllm_dist.corpus_settings import CorpusSettings
 from laborllm_dist.data_settings import SplitSettings
 from laborllm_dist.errors import StoreError
-from laborllm_dist.files import batched, flush_to_disk, sha256_of, sha256_of_json, write_json
+from laborllm_dist.files import batched, flush_to_disk, give_usual_mode, sha256_of, sha256_of_json, write_json
 from laborllm_dist.json_files import NotJson, json_object, read_json_object
 from laborllm_dist.tokens.last_lines import Telling, tell_careers
 from laborllm_dist.tokens.store import CUT_COUNTS, shard_schema, store_rows
@@ -148,7 +148,7 @@ def _make_piece(folder: Path, people: Sequence[ReadPerson], corpus: CorpusSettin
         write_json(building / RECORD, {**record, "sha256": sha256_of_json(record)})
         for path in building.iterdir():
             flush_to_disk(path)
-        building.chmod(0o755)
+        give_usual_mode(building)
         _publish(building, folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
