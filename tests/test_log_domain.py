@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from decimal import Decimal, localcontext
@@ -280,3 +281,17 @@ def test_a_step_s_line_has_words_for_what_is_no_number() -> None:
     assert "loss not defined nats/token" in line
     assert "validation too large nats/token, 2.5e9 nats/title" in line
     assert "loss 1.4321 nats/token" in progress_line(1, 2, {**numbers, "loss_nats_per_token": 1.4321})
+
+
+@pytest.mark.parametrize("nats", [709.7, 1e6, 1e289])
+def test_a_report_of_extreme_scores_is_drawn_and_has_no_nan(nats: float, tmp_path: Path) -> None:
+    for number, halvings in enumerate(([nats / math.log(2)] * 5, [nats / math.log(2) * 0.9] * 5, [1, 2, 2, 3, 2])):
+        write_scores(tmp_path / f"scores/test.m{number}.parquet", f"m{number}", halvings)
+    result = report_on(tmp_path)
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(*terminal_tables(result))
+    page = re.sub(r"base64,[A-Za-z0-9+/=]+", "", result.page.read_text())
+    for text in (console.export_text(), page[page.index("<body>") :]):
+        assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE)
+        assert not re.search(r"\d{8}", text.replace(",", ""))
+    json.loads(result.summary.read_text(), parse_constant=pytest.fail)

@@ -32,6 +32,7 @@ from laborllm_dist.shown_numbers import LARGE, MINUS, format_perplexity
 
 WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle
+LARGEST_DRAWN = 1e290  # the ends of an axis lie beyond, and have to be float64 too
 GROUP_LETTERS, GROUP_LINES = 17, 3  # of a group's name beside the axis
 # Okabe and Ito's colours, in an order that keeps the first few far apart; the true model is always black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
@@ -163,9 +164,9 @@ def _marks(models: Sequence[ModelNumbers]) -> list[_Mark]:
 
 
 def _draw_estimate(axes: Axes, place: float, numbers: Estimate, mark: _Mark, *, size: float) -> None:
-    if not math.isfinite(numbers.value):
+    if not _has_place(numbers.value):
         return
-    if numbers.low is not None and numbers.high is not None and math.isfinite(numbers.high):
+    if numbers.low is not None and numbers.high is not None and _has_place(numbers.low) and _has_place(numbers.high):
         axes.plot([numbers.low, numbers.high], [place, place], color=mark.colour, linewidth=2, solid_capstyle="round")
     size += 3 * (mark.marker == TRUE_MARKER)  # a star of equal size looks smaller
     axes.plot([numbers.value], [place], mark.marker, color=mark.colour, markersize=size, markeredgewidth=0, zorder=3)
@@ -225,7 +226,12 @@ def _legend_handle(model: ModelNumbers, mark: _Mark, fonts: Drawable) -> Line2D:
 
 def _finite_ends(estimates: Iterable[Estimate]) -> list[float]:
     ends = [end for numbers in estimates for end in (numbers.value, numbers.low, numbers.high)]
-    return [end for end in ends if end is not None and math.isfinite(end)]
+    return [end for end in ends if end is not None and _has_place(end)]
+
+
+def _has_place(value: float) -> bool:
+    """Return whether an axis can hold a number."""
+    return abs(value) <= LARGEST_DRAWN  # not of NaN
 
 
 def _set_perplexity_axis(axes: Axes, estimates: Iterable[Estimate], measure: str) -> None:
@@ -263,7 +269,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _set_difference_axis(axes: Axes, estimates: Sequence[Estimate]) -> None:
-    sizes = sorted(abs(numbers.value) for numbers in estimates if numbers.value)
+    sizes = sorted(abs(numbers.value) for numbers in estimates if numbers.value and _has_place(numbers.value))
     if not sizes or max(abs(end) for end in _finite_ends(estimates)) <= 20 * sizes[0]:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         return
