@@ -49,6 +49,8 @@ def main() -> None:
             overrides += ["data=long_panel", f"data.corpora.long_panel.long_panel.path={sys.argv[1]}"]
         if len(sys.argv) > 2:
             overrides += ["tokenizer=pretrained", f"tokenizer.path={sys.argv[2]}"]
+        else:
+            overrides.append("tokenizer=trained")
         store = prepare_store(compose_settings(RunSettings, "run", overrides), lambda line: None)
         lengths = store.careers("train").num_tokens()
     num_tokens, longest = lengths.sum(), lengths.max()

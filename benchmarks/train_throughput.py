@@ -96,7 +96,12 @@ def main() -> None:
     wanted = parser.parse_args()
     data = SYNTHETIC
     if wanted.panel is not None:
-        data = ["data=long_panel", f"data.corpora.long_panel.long_panel.path={wanted.panel}"]
+        data = [
+            "data=long_panel",
+            "tokenizer=trained",
+            "optimizer=adamw",
+            f"data.corpora.long_panel.long_panel.path={wanted.panel}",
+        ]
     else:
         data = [*SYNTHETIC, f"data.corpora.synthetic.synthetic.num_people={round(wanted.steps * 32 / 0.69)}"]
     speeds: dict[str, list[float]] = {}

@@ -42,6 +42,7 @@ def panel(folder: Path) -> list[str]:
     return [
         *base,
         "data=long_panel",
+        "tokenizer=trained",  # titles of several tokens
         f"{panel}.path={folder}/careers.csv",
         f"{panel}.vocabulary.path={folder}/titles.csv",
         "tokenizer.vocabulary_size=270",
