@@ -29,7 +29,7 @@ from architectures import (
 )
 
 from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.engine.export import _with_both_rope_forms, export_checkpoint, rope_of_transformers_4
+from laborllm_dist.engine.export import export_checkpoint, rope_of_transformers_4
 from laborllm_dist.engine.manifest import CheckpointManifest
 from laborllm_dist.engine.packed_attention import MODEL_TYPES
 
@@ -171,13 +171,15 @@ def test_an_export_tells_transformers_4_and_5_the_same_rotation(model_type, rope
 
 def test_an_older_form_that_transformers_5_would_read_as_another_rotation_is_not_written(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(hidden_size=32, num_attention_heads=4, rope_parameters=dict(LINEAR))
-    config.save_pretrained(tmp_path)
+    manifest = CheckpointManifest(step=1, run="", world_size=1, stage=0, state={}, files={})
+    (tmp_path / "tokenizer").mkdir()
     other = {"rope_theta": 9000.0, "rope_scaling": {"rope_type": "linear", "factor": 3.0}}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("laborllm_dist.engine.export.rope_of_transformers_4", lambda _: other)
-        _with_both_rope_forms(tmp_path / "config.json")
-    assert json.loads((tmp_path / "config.json").read_text())["rope_scaling"] is None
-    assert transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters == LINEAR
+        patched.setattr("laborllm_dist.engine.export.full_weights", lambda *_: {"w": torch.ones(1)}.items())
+        export_checkpoint(tmp_path, manifest, config, tmp_path / "tokenizer", tmp_path / "export")
+    assert json.loads((tmp_path / "export/config.json").read_text())["rope_scaling"] is None
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "export").rope_parameters == LINEAR
 
 
 def test_a_model_without_a_rotation_has_no_entries_of_one() -> None:

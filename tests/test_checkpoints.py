@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from made_checkpoints import change_manifest, flip_a_bit, write_checkpoint
+from made_runs import ONE_RANK
+from worlds import quiet, settings_of, small_run
 
 from laborllm_dist.engine import checkpoint, manifest
 from laborllm_dist.engine.checkpoint import (
@@ -26,17 +28,15 @@ from laborllm_dist.engine.fragments import Fragment
 from laborllm_dist.engine.manifest import check_checkpoint, read_manifest
 from laborllm_dist.engine.restore import full_weights
 from laborllm_dist.errors import CheckpointError, DiskError, OtherFormat
-from laborllm_dist.run_folder import RunFolder
-from laborllm_dist.training.loop import _state_of, _with_whole_best
-from laborllm_dist.training.state import BEGINNING, state_from_values
+from laborllm_dist.run_folder import RunFolder, open_run
+from laborllm_dist.settings import RunSettings
+from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.training.loop import train
+from laborllm_dist.training.state import BEGINNING, RunState, state_from_values
 
 
 def names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
-
-
-def silent(line: str) -> None:
-    pass
 
 
 def test_weights_are_put_together_from_fragments(tmp_path: Path) -> None:
@@ -102,21 +102,30 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Path, mo
 
     monkeypatch.setattr(manifest, "sha256_of", forbidden)
     with pytest.raises(DiskError, match=r"cannot use .*rank_00000_000.safetensors: Permission denied"):
-        newest_checkpoint(tmp_path, silent)
+        newest_checkpoint(tmp_path, quiet)
     assert names(tmp_path) == ["step_00000001"]
 
 
+def begun(folder: Path) -> tuple[RunSettings, RunFolder]:
+    """Begin a run as training does, up to its first step."""
+    settings = settings_of(small_run(folder))
+    store = prepare_store(settings, quiet)
+    return settings, open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+
+
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    found = read_manifest(write_checkpoint(tmp_path, 1, run="other"))
+    settings, run = begun(tmp_path)
+    write_checkpoint(run.checkpoints, 1, run="other")
+    flip_a_bit(write_checkpoint(run.checkpoints, 2, run=run.fingerprint) / "rank_00000_000.safetensors")
     with pytest.raises(CheckpointError, match=r"step 1 in .* belongs to another run; move it away"):
-        _state_of(found, RunFolder(tmp_path, "this"))
+        train(settings, ONE_RANK)
 
 
 def test_a_damaged_checkpoint_takes_no_place_among_the_newest(tmp_path: Path) -> None:
     for step in (41, 42):
         write_checkpoint(tmp_path, step)
     flip_a_bit(write_checkpoint(tmp_path, 48) / "manifest.json")
-    newest = newest_checkpoint(tmp_path, silent)
+    newest = newest_checkpoint(tmp_path, quiet)
     assert newest is not None and newest[1].step == 42
     for step in (43, 44):
         write_checkpoint(tmp_path, step)
@@ -134,22 +143,22 @@ def test_where_no_checkpoint_is_whole_nothing_is_started_from_nothing(tmp_path: 
         flip_a_bit(write_checkpoint(tmp_path, step) / "rank_00000_000.safetensors")
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; bring one back from a copy"):
-            newest_checkpoint(tmp_path, silent)
+            newest_checkpoint(tmp_path, quiet)
         assert names(tmp_path) == ["step_00000001", "step_00000002"]
     for step in (1, 2):
         checkpoint_folder(tmp_path, step).rename(tmp_path / f"step_0000000{step}.damaged")
     with pytest.raises(CheckpointError, match="is whole"):
-        newest_checkpoint(tmp_path, silent)
+        newest_checkpoint(tmp_path, quiet)
     other = tmp_path / "other"
     (other / "step_00000001.partial").mkdir(parents=True)  # a kill in the very first save: nothing was there to lose
-    assert newest_checkpoint(other, silent) is None
+    assert newest_checkpoint(other, quiet) is None
 
 
 def test_another_format_is_refused_and_never_passed_over(tmp_path: Path) -> None:
     for step in (1, 2):
         write_checkpoint(tmp_path, step)
     change_manifest(checkpoint_folder(tmp_path, 2), lambda values: values.update(format=4, more=[]), signed=False)
-    for look in (lambda: newest_checkpoint(tmp_path, silent), lambda: run_of_checkpoints(tmp_path)):
+    for look in (lambda: newest_checkpoint(tmp_path, quiet), lambda: run_of_checkpoints(tmp_path)):
         with pytest.raises(
             OtherFormat, match="has format 4, this version reads 3; go on with the version that wrote it"
         ):
@@ -185,7 +194,7 @@ def test_a_manifest_that_has_changed_is_damaged_and_the_checkpoint_before_is_tak
     for step in (1, 2):
         write_checkpoint(tmp_path, step)
     change_manifest(checkpoint_folder(tmp_path, 2), change, signed=False)
-    newest = newest_checkpoint(tmp_path, silent)
+    newest = newest_checkpoint(tmp_path, quiet)
     assert newest is not None and newest[1].step == 1
 
 
@@ -257,22 +266,39 @@ def test_steps_left_out_in_a_row_by_hand() -> None:
     assert BEGINNING.without_step().num_left_out_in_a_row == 1
 
 
-def test_where_the_best_checkpoint_is_lost_the_best_that_is_left_is_taken_and_saved(tmp_path: Path) -> None:
+class Resumed(Exception):
+    """The state of the run is settled, and its model comes next."""
+
+
+def test_where_the_best_checkpoint_is_lost_the_best_that_is_left_is_taken_and_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_model(*_: object) -> None:
+        raise Resumed
+
+    monkeypatch.setattr("laborllm_dist.training.loop.capacity_of", no_model)
     state = after(48, (36, 0.5), (42, 0.1), (45, 0.2), (47, 0.3))
+    settings, run = begun(tmp_path)
     for step in (42, 45, 47, 48):
-        write_checkpoint(tmp_path, step)
-    assert _with_whole_best(state, tmp_path, silent) == state
-    flip_a_bit(checkpoint_folder(tmp_path, 42) / "rank_00001_000.safetensors")
-    said: list[str] = []
-    found = _with_whole_best(state, tmp_path, said.append)
-    assert found.best_step == 45
-    assert "the best weights, of step 42, are lost" in said[0]
-    assert said[1] == "train: best on validation of what is left: step 45"
-    assert state_from_values(check_checkpoint(checkpoint_folder(tmp_path, 48)).state) == found
+        write_checkpoint(run.checkpoints, step, run=run.fingerprint)
+    save_state(run.checkpoints, 48, dataclasses.asdict(state))
+
+    def resumed() -> RunState:
+        with pytest.raises(Resumed):
+            train(settings, ONE_RANK)
+        return state_from_values(check_checkpoint(checkpoint_folder(run.checkpoints, 48)).state)
+
+    assert resumed() == state
+    assert "lost" not in capsys.readouterr().out
+    flip_a_bit(checkpoint_folder(run.checkpoints, 42) / "rank_00001_000.safetensors")
+    assert resumed().best_step == 45
+    *_, lost, left = capsys.readouterr().out.splitlines()
+    assert "the best weights, of step 42, are lost" in lost
+    assert left == "train: best on validation of what is left: step 45"
     for step in (45, 47):
-        (checkpoint_folder(tmp_path, step) / "manifest.json").unlink()
-    assert _with_whole_best(state, tmp_path, said.append).best_step is None
-    assert said[-1].endswith("there is none, until the next validation")
+        (checkpoint_folder(run.checkpoints, step) / "manifest.json").unlink()
+    assert resumed().best_step is None
+    assert capsys.readouterr().out.endswith("there is none, until the next validation\n")
 
 
 def test_a_state_is_changed_without_touching_the_weights(tmp_path: Path) -> None:

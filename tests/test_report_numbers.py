@@ -96,13 +96,14 @@ def test_a_resample_draws_as_many_people_as_there_are_and_each_equally_often() -
     assert np.abs(weights.mean(axis=0) - 1).max() < 0.12
 
 
-def test_resamples_depend_on_the_seed_and_not_on_how_many_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_once = np.concatenate(list(draw_weights(7, num_draws=9, seed=1)))
-    monkeypatch.setattr("laborllm_dist.report.bootstrap._WEIGHTS_IN_MEMORY", 15)
-    chunks = list(draw_weights(7, num_draws=9, seed=1))
-    assert [len(chunk) for chunk in chunks] == [2, 2, 2, 2, 1]
-    assert np.array_equal(np.concatenate(chunks), at_once)
-    assert not np.array_equal(np.concatenate(list(draw_weights(7, num_draws=9, seed=2))), at_once)
+def test_resamples_depend_on_the_seed_and_not_on_how_many_are_made_at_a_time() -> None:
+    # Of 300,000 people few resamples fit in memory; nine are made in several pieces, two at once.
+    chunks = list(draw_weights(300_000, num_draws=9, seed=1))
+    assert len(chunks) > 1
+    (at_once,) = draw_weights(300_000, num_draws=2, seed=1)
+    assert np.array_equal(np.concatenate(chunks)[:2], at_once)
+    assert sum(map(len, chunks)) == 9
+    assert not np.array_equal(next(iter(draw_weights(300_000, num_draws=2, seed=2))), at_once)
 
 
 def test_groups_are_those_of_a_hand_calculation() -> None:

@@ -26,9 +26,7 @@ from laborllm_dist.errors import AlreadyRunning, DataFileError, DiskFull, ShardF
 from laborllm_dist.files import locked
 from laborllm_dist.settings import RunSettings
 from laborllm_dist.tokens import shards
-from laborllm_dist.tokens.pieces import make_pieces
 from laborllm_dist.tokens.prepare import (
-    _make_tools,
     building_folder,
     prepare,
     prepare_shard,
@@ -95,14 +93,21 @@ def test_without_slurm_the_refusal_says_so(tmp_path: Path) -> None:
         prepare_store(small(tmp_path, "prepare.num_shards=2", "prepare.where=slurm"), quiet)
 
 
+class Killed(Exception):
+    """A process is killed between two pieces."""
+
+
 def begun(settings: RunSettings, num_done: int) -> Path:
     """Make the first pieces of a store as a process does that is killed then; return the folder it leaves."""
-    building = building_folder(settings)
-    tools = _make_tools(settings, building, quiet)
-    making = make_pieces("synthetic", settings.data.corpora["synthetic"], tools, range(0, 1))
-    for _ in itertools.islice(making, num_done):
-        pass
-    return building
+    pieces = itertools.count(1)
+
+    def say(line: str) -> None:
+        if line.endswith("careers") and next(pieces) == num_done:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare_store(settings, say)
+    return building_folder(settings)
 
 
 def test_a_killed_prepare_goes_on_where_it_was(whole, tmp_path: Path) -> None:
