@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from made_scores import report_on, write_scores
 from safetensors.torch import save_file
-from test_report_files import report_on, write_scores
 from worlds import settings_of, small_run
 
 from laborllm_dist import compose
