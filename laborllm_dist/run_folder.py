@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from laborllm_dist import __version__
-from laborllm_dist.errors import ForeignFile, RunError
+from laborllm_dist.errors import ForeignFile, RunError, SettingsError
 from laborllm_dist.files import disk_errors_are_said, fingerprint_of, sha256_of_json, write_json
 from laborllm_dist.json_files import json_object
 from laborllm_dist.settings import GpuSettings, RunSettings
@@ -190,7 +189,10 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
 def recorded_store(path: Path) -> Path | None:
     """Return the folder of the token store that a run was made with; None if there is no run, or no such store."""
     known = _known_of(path / RECORD)
-    folder = None if known is None else _store_of(path, known["store"], _settings_of(known))
+    try:
+        folder = None if known is None else _store_of(path, known["store"], _settings_of(known))
+    except SettingsError:  # of another version: what is trained now is said by the settings of now
+        return None
     return folder if folder is not None and (folder / STORE_MANIFEST).is_file() else None
 
 
@@ -207,17 +209,17 @@ def _store_of(path: Path, store: TokenStoreRecord, settings: RunSettings) -> Pat
     """
     recorded = Path(store["folder"])
     made_in = path.resolve().joinpath(*[".." for _ in Path(settings.runs, settings.name).parts]).resolve()
-    places = [(path / store["from_run"]).resolve()] if "from_run" in store else []
+    places = [path / store["from_run"]] if isinstance(store.get("from_run"), str) else []
     if not Path(settings.runs).is_absolute():
         places.append(made_in / recorded)
     places.append(recorded.absolute())
-    return next((place for place in places if _holds_store(place, store["fingerprint"])), recorded)
+    return next((place.resolve() for place in places if _holds_store(place, store["fingerprint"])), recorded)
 
 
 def _holds_store(folder: Path, fingerprint: str) -> bool:
     try:
-        return bool(json.loads((folder / STORE_MANIFEST).read_bytes())["fingerprint"] == fingerprint)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return bool(json_object((folder / STORE_MANIFEST).read_bytes())["fingerprint"] == fingerprint)
+    except (OSError, ValueError, KeyError):
         return False
 
 

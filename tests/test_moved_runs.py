@@ -72,6 +72,17 @@ def test_records_of_earlier_versions_find_a_store_by_its_relative_path(
     assert open_store(read_run(tmp_path / "earlier/runs/small")[2]).num_people("train") > 0
 
 
+@pytest.mark.parametrize("way", [None, 3, "", "a\0b", "../../../../../../..", "x" * 5000])
+def test_a_way_to_the_store_that_leads_nowhere_is_no_matter(made: Path, tmp_path: Path, way: object) -> None:
+    shutil.copytree(made / "runs/small", tmp_path / "small")
+    record = tmp_path / "small/settings.json"
+    values = json.loads(record.read_text())
+    del values["sha256"]
+    values["store"]["from_run"] = way
+    write_json(record, {**values, "sha256": sha256_of_json(values)})
+    assert read_run(tmp_path / "small")[2].is_relative_to(made)
+
+
 def test_a_training_started_from_another_folder_makes_no_second_store(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ def write_report(settings: ReportSettings) -> ReportResult:
         for path, figure in zip(figures, drawn, strict=True):
             with writing(path) as partial:
                 partial.write_bytes(figure.png)
-        partial_summary.write_text(summary_text(numbers), encoding="utf-8")
+        partial_summary.write_text(summary_text(numbers), encoding="utf-8", errors="backslashreplace")
     note = note_on("".join(sorted({character for figure in drawn for character in figure.undrawn})))
     return ReportResult(
         page, summary, figures, numbers.split, numbers.measure, numbers.models, numbers.titles, (note,) if note else ()
