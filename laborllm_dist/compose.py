@@ -33,7 +33,6 @@ from laborllm_dist.errors import (
     RunError,
     SettingsError,
 )
-from laborllm_dist.plain_text import visible
 from laborllm_dist.settings_reader import Settings, read_settings
 from laborllm_dist.terminal import complain, guard_output, show
 
@@ -78,7 +77,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         # These are the same on every rank; of others, the rank that met one is the only one that knows.
         is_everyones = isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit))
         if not (is_everyones and _is_other_rank(os.environ)):
-            complain(visible(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}"))
+            complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
         complain("stopped: by Ctrl-C; the same command goes on from what is finished")

@@ -20,7 +20,7 @@ from laborllm_dist.engine.meeting import meet_at
 from laborllm_dist.engine.rank_variables import RankVariables, check_devices, check_is_complete, read_rank_variables
 from laborllm_dist.engine.ranks import open_ranks
 from laborllm_dist.engine.slurm import launcher_variables
-from laborllm_dist.errors import LaborError, LauncherError, RanksApart, RunError
+from laborllm_dist.errors import LaborError, LauncherError, RanksApart
 from laborllm_dist.settings import RanksSettings, ReportSettings
 
 RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -222,17 +222,3 @@ def test_a_wrong_setting_is_said_by_one_rank(
         launch(ReportSettings, "report", refuse, "")
     assert ended.value.code == 2
     assert ("error: setting seed: " in capfd.readouterr().err) == is_said
-
-
-def test_a_refusal_is_one_line_whatever_a_path_holds(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def fail(settings: ReportSettings) -> None:
-        raise RunError(f"no run folder at {name}\nerror: \x1b[31mred\t")
-
-    name = "runs/" + "long" * 500
-    monkeypatch.setattr(compose, "guard_output", lambda: None)
-    monkeypatch.setattr("sys.argv", ["report.py", "runs=[x]"])
-    with pytest.raises(SystemExit):
-        launch(ReportSettings, "report", fail, "")
-    assert capfd.readouterr().err == f"error: no run folder at {name}\\nerror: \\x1b[31mred\\t\n"
