@@ -7,15 +7,19 @@ never deleted. The record holds the checksum of each file and of itself, so that
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laborllm_dist.errors import ForeignFile
+from laborllm_dist.errors import AlreadyRunning, ForeignFile
 from laborllm_dist.files import (
+    NO_LOCKS,
     checksums_of,
     disk_errors_are_said,
     flush_to_disk,
@@ -134,8 +138,9 @@ def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Ite
     """
     check_replaceable(folder, advice)
     partial = folder.with_name(folder.name + ".partial")
-    with disk_errors_are_said(folder):
+    with disk_errors_are_said(folder), ExitStack() as held:
         make_new_folder(partial)
+        held.enter_context(_held_folder(partial))  # another start would take it for what a kill has left
         yield partial
         names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
         names.remove(RECORD)
@@ -153,14 +158,40 @@ def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Ite
         flush_to_disk(folder.parent)
 
 
+@contextlib.contextmanager
+def _held_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock while the block runs; on a file system without locks there is none.
+
+    Raises:
+        AlreadyRunning: if another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunning(f"another process is writing to {folder}; wait for it, or end it first") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(descriptor)
+            raise
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def make_new_folder(partial: Path) -> None:
     """Make a folder that is filled and then renamed; what a kill has left of it goes first.
 
     Raises:
+        AlreadyRunning: if another process is writing to it.
         ForeignFile: if something lies there that was not begun here.
     """
     refuse_link(partial)
     if partial.exists():
+        with _held_folder(partial):
+            pass  # nobody is at work in it
         if any(partial.iterdir()) and not (partial / RECORD).is_file():
             raise ForeignFile(f"{partial} is there and was not begun by this software; move it away and start again")
         shutil.rmtree(partial)

@@ -108,6 +108,20 @@ def largest_file(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with replacing_folder(folder, {}, "") as partial:
+        (partial / "config.json").write_text("{}")
+        busy = pytest.raises(AlreadyRunning, match=r"another process is writing to .*model\.partial; wait for it")
+        with busy, replacing_folder(folder, {}, ""):
+            pass
+        assert (partial / "config.json").is_file()
+    assert (folder / "config.json").read_text() == "{}"
+    with replacing_folder(folder, {}, "") as partial:  # whoever waited goes on
+        (partial / "config.json").write_text("[]")
+    assert (folder / "config.json").read_text() == "[]"
+
+
 def test_a_full_disk_under_a_tokenizer_s_own_saving_is_one_line(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(iter(["one two three"] * 10), vocabulary_size=300)
     (tmp_path / "tokenizer").mkdir()

@@ -25,7 +25,7 @@ UNREADABLE = (
     ImportError, RecursionError, StrictDataclassError,
 )  # fmt: skip
 
-MOST_LETTERS = 240  # of an error of another library
+MOST_LETTERS = 1_500  # of an error of another library: a path in it is not cut
 
 
 def open_config(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **more: Any) -> Any:
