@@ -23,6 +23,7 @@ from laborllm_dist.engine import launcher, lookout, ranks
 from laborllm_dist.engine.channel import Channel, wait_for
 from laborllm_dist.engine.interface import ANY, interface_of, listen
 from laborllm_dist.engine.launcher import Process, num_local_ranks
+from laborllm_dist.engine.rank_variables import RankVariables
 from laborllm_dist.engine.ranks import Ranks, alone, alone_on_table
 from laborllm_dist.errors import AlreadyRunning, PortTaken, RanksApart
 
@@ -94,22 +95,19 @@ def test_the_listening_socket_is_bound_to_that_address() -> None:
 
 def test_a_taken_port_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-        monkeypatch.setenv("MASTER_PORT", str(other.getsockname()[1]))
+        variables = RankVariables(0, 2, 0, "127.0.0.1", other.getsockname()[1])
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         with pytest.raises(PortTaken, match="is taken by another run on this machine; start with another one"):
-            ranks._open_store(0, 2, ranks.timedelta(seconds=1))
+            ranks._open_store(variables, ranks.timedelta(seconds=1))
 
 
 def test_a_port_at_which_nobody_may_listen_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setattr(ranks, "listen", refuse)
     with pytest.raises(RanksApart, match=r"rank 0 cannot listen at 127\.0\.0\.1:1 \(Permission denied\); take another"):
-        ranks._open_store(0, 2, ranks.timedelta(seconds=1))
+        ranks._open_store(RankVariables(0, 2, 0, "127.0.0.1", 1), ranks.timedelta(seconds=1))
 
 
 class Callers:
