@@ -131,7 +131,7 @@ SETTINGS = (
     st.sampled_from((*TEXTS, "[1,2]", "{a: 1}", "${name}", "${x", "a=b", "1,2", "glob(x)")),
     st.data(),
 )
-@fuzz(60)
+@fuzz(40)
 def test_a_setting_of_the_command_line_is_refused_or_is_what_was_typed(
     name: str, text: str, data: st.DataObject
 ) -> None:
