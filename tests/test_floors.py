@@ -13,7 +13,7 @@ from launching import PROJECT
 PACKAGE = PROJECT / "laborllm_dist"
 GROUND = {
     "errors", "files", "settings", "data_settings", "corpus_settings", "engine_settings", "settings_reader", "score_table", "scored_files", "title_table", "run_folder",
-    "log_domain", "shown_numbers", "plain_text", "json_files", "predict_settings", "prediction_table", "generated_table", "terminal", "terminal_tables", "written_folder",
+    "log_domain", "number_ranges", "shown_numbers", "plain_text", "json_files", "predict_settings", "prediction_table", "generated_table", "terminal", "terminal_tables", "written_folder",
     "__init__",
 }  # fmt: skip
 # A floor may import itself, what stands right of it, and the ground.

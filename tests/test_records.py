@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from launching import PROJECT
+from made_damage import resigned
 from made_models import settings_for
-from test_bit_flips import resigned
-from test_files_and_tables import INFO, scores
-from test_forecast_ranks import random_run
+from made_runs import random_run
+from made_scores import INFO, scores
 
 from laborllm_dist.engine.adapters import base_of, check_adapter_kind, check_base
 from laborllm_dist.errors import DataFileError, LaborError, ModelError, RunError, ScoreTableError, StoreError
