@@ -58,6 +58,11 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
     except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
         raise SettingsError(_explain(str(error), config_name, overrides)) from None
+    except (TypeError, AttributeError) as error:  # where the option of a group is a list of numbers, say
+        raise SettingsError(
+            f"no settings can be composed of {shlex.join(overrides)} ({error}); a group, such as data, wants the name "
+            "of one of its options"
+        ) from None
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 
+from laborllm_dist.plain_text import visible
+
 _LONGEST_LINE, _LAST_LETTERS = 2_000, 600  # of a text that is shown; what to do often stands at the end of a line
-# All but a line break before the indented line of another problem.
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]|\n(?!  )")
+_NEXT_PROBLEM = re.compile(r"\n(?=  )")  # a line break before an indented line
 
 
 class LaborError(Exception):
@@ -23,11 +24,8 @@ class LaborError(Exception):
     exit_code = 2
 
     def __init__(self, text: object = "") -> None:
-        super().__init__("\n".join(map(_shortened, _CONTROL.sub(_escaped, str(text)).split("\n"))))
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
+        lines = map(visible, _NEXT_PROBLEM.split(str(text)))
+        super().__init__("\n".join(map(_shortened, lines)))
 
 
 def _shortened(line: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from laborllm_dist import __version__
 from laborllm_dist.errors import ForeignFile, RunError, SettingsError
 from laborllm_dist.files import disk_errors_are_said, fingerprint_of, sha256_of_json, write_json
-from laborllm_dist.json_files import json_object
+from laborllm_dist.json_files import json_object, read_json_object
 from laborllm_dist.settings import GpuSettings, RunSettings
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
@@ -218,8 +218,8 @@ def _store_of(path: Path, store: TokenStoreRecord, settings: RunSettings) -> Pat
 
 def _holds_store(folder: Path, fingerprint: str) -> bool:
     try:
-        return bool(json_object((folder / STORE_MANIFEST).read_bytes())["fingerprint"] == fingerprint)
-    except (OSError, ValueError, KeyError):
+        return read_json_object(folder / STORE_MANIFEST).get("fingerprint") == fingerprint
+    except (OSError, ValueError):
         return False
 
 
@@ -241,9 +241,11 @@ def _read_record(record: Path) -> dict[str, Any]:
         content = record.read_bytes()
     try:
         known = json_object(content)
-        texts = known["fingerprint"], known["store"]["folder"], known["store"]["fingerprint"]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("its fingerprint and its store are no texts")
+        _ = known["store"]["folder"], known["store"]["fingerprint"]
+        for text in (known["fingerprint"], *known["store"].values()):
+            if not isinstance(text, str) or "\0" in text:
+                raise ValueError("its fingerprint and its store are no texts")
+            text.encode()  # half characters are in no name of a folder
         if not isinstance(known["settings"], dict) or not isinstance(known["versions"], list):
             raise ValueError("its settings are no group of settings, or its versions no list")
         checksum = known.pop("sha256", None)  # of earlier versions: none

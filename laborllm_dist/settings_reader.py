@@ -20,6 +20,7 @@ from laborllm_dist.number_ranges import NumberRange
 
 Settings = TypeVar("Settings")
 _LATER = {"later": True}
+_UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
 LONGEST_NAME = 120  # bytes: suffixes and fingerprints follow it
 FORBIDDEN_SIGNS, FORBIDDEN_BEGINNINGS = '/\\:*?"<>|', (".", "-", "~")
 FILE_NAME = f"a file name of at most {LONGEST_NAME} bytes without {FORBIDDEN_SIGNS}, and without . - ~ in front"
@@ -63,6 +64,10 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str = 
     Raises:
         SettingsError: naming the full path of a setting that is unknown, missing, of another type or out of range.
     """
+    if not isinstance(values, Mapping):
+        raise SettingsError(
+            f"{f'setting {where}' if where else 'settings'}: wanted a group of settings, found {values!r}"
+        )
     hints = _types_of_fields(kind)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for name in values:
@@ -117,11 +122,11 @@ def _read_value(wanted: Any, value: Any, path: str) -> Any:
     if wanted is object:  # any plain value
         return value
     if dataclasses.is_dataclass(wanted):
-        if not isinstance(value, Mapping):
-            raise SettingsError(f"setting {path}: wanted a group of settings, found {value!r}")
         return read_settings(wanted, value, path)  # type: ignore[arg-type]
     if type(value) is not wanted:  # True is an int, too
         raise SettingsError(f"setting {path}: wanted {wanted.__name__}, found {value!r}")
+    if wanted is str and (unfit := _UNWRITABLE.search(value)) is not None:
+        raise SettingsError(f"setting {path}: {value!r} holds {unfit[0]!r}, which neither a file nor its name can hold")
     return value
 
 

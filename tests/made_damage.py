@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.errors import LaborError
+from laborllm_dist.files import sha256_of_json
 from laborllm_dist.title_table import TITLE_SCHEMA
 from laborllm_dist.tokens.store import PREFACE, TOKENIZER, checking_store, open_store
 from laborllm_dist.tokens.tokenizer import load_tokenizer
@@ -73,3 +76,11 @@ def lists() -> pa.Table:
         for row in range(300)
     ]  # fmt: skip
     return pa.Table.from_pylist(rows, schema=TITLE_SCHEMA)
+
+
+def resigned(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest and give it the checksum of what it is then."""
+    facts = json.loads((folder / "manifest.json").read_bytes())
+    facts.pop("sha256")
+    change(facts)
+    (folder / "manifest.json").write_text(json.dumps({**facts, "sha256": sha256_of_json(facts)}))

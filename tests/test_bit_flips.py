@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_damage import flipped, lists, unnoticed_flips, what_is_read
+from made_damage import flipped, lists, resigned, unnoticed_flips, what_is_read
 from made_runs import ONE_RANK, PARTED_KEYS, forecast, parted, random_run
 from made_scores import INFO, scores
 from worlds import quiet
@@ -20,7 +20,7 @@ from worlds import quiet
 from laborllm_dist.baselines.compare import score_comparators
 from laborllm_dist.compose import compose_settings
 from laborllm_dist.errors import DataFileError, LaborError, RunError, ScoreTableError, StoreError
-from laborllm_dist.files import ChecksumCheck, sha256_of, sha256_of_json
+from laborllm_dist.files import ChecksumCheck, sha256_of
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.report.compared import compare_runs
 from laborllm_dist.run_folder import read_run
@@ -92,14 +92,6 @@ def test_every_reader_looks_at_the_checksums(run: Path, store_folder: Path, tmp_
         ):
             reader()
     assert not list((run / "scores").glob("*.parquet")) and not list(tmp_path.glob("*.parquet"))
-
-
-def resigned(folder: Path, change) -> None:
-    """Change a manifest and give it the checksum of what it is then."""
-    facts = json.loads((folder / "manifest.json").read_bytes())
-    facts.pop("sha256")
-    change(facts)
-    (folder / "manifest.json").write_text(json.dumps({**facts, "sha256": sha256_of_json(facts)}))
 
 
 @pytest.fixture

@@ -9,11 +9,15 @@ import math
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from fuzzing import (
+    FEWEST_CASES,
+    TEXTS,
     Refusal,
+    changed_value,
+    check_number_of_cases,
     damaged_trees,
     fuzz,
     limited_memory,
@@ -22,7 +26,7 @@ from fuzzing import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laborllm_dist.compose import compose_values
+from laborllm_dist.compose import compose_settings, compose_values
 from laborllm_dist.predict_settings import PredictSettings
 from laborllm_dist.scoring.forecast_settings import ForecastSettings
 from laborllm_dist.settings import (
@@ -34,21 +38,18 @@ from laborllm_dist.settings import (
 )
 from laborllm_dist.settings_reader import read_settings, settings_to_values
 
-PRETRAINED = ["model=pretrained", "model.path=x", "tokenizer=pretrained"]
-KINDS: dict[str, tuple[type, str, list[str]]] = {
-    "quickstart": (RunSettings, "run", ["+experiment=quickstart"]),
-    "pooled": (RunSettings, "run", ["data=pooled", *PRETRAINED, "adapter=qlora", "adapter.targets=[q_proj]"]),
-    "panel": (RunSettings, "run", ["data=long_panel", "template=titles_and_examples_first"]),
-    "resumes": (RunSettings, "run", ["data=resumes"]),
-    "karrierewege": (RunSettings, "run", ["data=karrierewege"]),
-    "career_text": (RunSettings, "run", ["data=career_text"]),
-    "synthetic": (RunSettings, "run", ["data=synthetic"]),
-    "evaluate": (EvaluateSettings, "evaluate", ["run=x"]),
-    "forecast": (ForecastSettings, "forecast", ["run=x"]),
-    "predict": (PredictSettings, "predict", ["run=x", "careers=y"]),
-    "comparators": (CompareSettings, "comparators", ["run=x"]),
-    "report": (ReportSettings, "report", ["runs=[x]"]),
-    "convert": (ConvertSettings, "convert", []),
+ALL_CORPORA = [
+    "data=pooled",
+    *(f"+corpus@data.corpora.{name}={name}" for name in ("long_panel", "resumes", "career_text", "synthetic")),
+]
+KINDS: dict[str, tuple[type, list[str]]] = {
+    "run": (RunSettings, [*ALL_CORPORA, "adapter=lora", "template=titles_and_examples_first"]),
+    "evaluate": (EvaluateSettings, ["run=x"]),
+    "forecast": (ForecastSettings, ["run=x"]),
+    "predict": (PredictSettings, ["run=x", "careers=y"]),
+    "comparators": (CompareSettings, ["run=x"]),
+    "report": (ReportSettings, ["runs=[x]"]),
+    "convert": (ConvertSettings, []),
 }
 
 
@@ -60,18 +61,28 @@ def memory() -> Iterator[None]:
 
 @functools.lru_cache
 def tree_of(name: str) -> Any:
-    _, config, overrides = KINDS[name]
-    return compose_values(config, overrides)
+    return compose_values(name, KINDS[name][1])
+
+
+@functools.lru_cache
+def damaged_settings(name: str) -> st.SearchStrategy[Any]:
+    return damaged_trees(tree_of(name))
 
 
 def check_types(value: Any, wanted: Any) -> None:
-    """Compare a value with an annotation, and look for numbers and texts that nothing can be done with."""
+    """Compare a value with an annotation and its range, and look for numbers that nothing can be done with."""
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (types.UnionType, typing.Union):
         if value is not None:
             check_types(value, next(each for each in inner if each is not type(None)))
+    elif origin is Annotated:
+        check_types(value, inner[0])
+        permitted = inner[1]
+        assert permitted.least < value or (permitted.has_least and value == permitted.least)
+        assert value < permitted.most or (permitted.has_most and value == permitted.most)
+        assert math.isfinite(permitted.least) and math.isfinite(permitted.most)
     elif origin is Literal:
-        assert value in inner and type(value) in {type(each) for each in inner}
+        assert (type(value), value) in {(type(each), each) for each in inner}
     elif origin is tuple:
         assert isinstance(value, tuple)
         for each in value:
@@ -82,25 +93,23 @@ def check_types(value: Any, wanted: Any) -> None:
             check_types(each, inner[1])
     elif dataclasses.is_dataclass(wanted):
         assert type(value) is wanted
-        hints = typing.get_type_hints(wanted)
+        hints = typing.get_type_hints(wanted, include_extras=True)
         for field in dataclasses.fields(wanted):
             check_types(getattr(value, field.name), hints[field.name])
     else:
-        assert type(value) is wanted
+        assert type(value) is wanted, "a number without a range" if wanted in (int, float) else value
         if wanted is float:
             assert math.isfinite(value)
-        elif wanted is int:
-            assert abs(value) < 2**63
         elif wanted is str:
-            assert not any(sign < " " or sign == "\x7f" for sign in value), repr(value)
             value.encode()
+            assert "\0" not in value
 
 
-@given(st.sampled_from(sorted(KINDS)), st.data())
-@fuzz(600)
+@given(st.sampled_from(("run", "run", "run", *sorted(KINDS))), st.data())
+@fuzz(700)
 def test_a_damaged_tree_of_settings_is_refused_or_is_what_it_says(name: str, data: st.DataObject) -> None:
     kind = KINDS[name][0]
-    tree = data.draw(damaged_trees(tree_of(name)))
+    tree = data.draw(damaged_settings(name))
     found = outcome(lambda: read_settings(kind, tree))
     if isinstance(found, Refusal):
         return
@@ -108,3 +117,39 @@ def test_a_damaged_tree_of_settings_is_refused_or_is_what_it_says(name: str, dat
     written = json.dumps(settings_to_values(found))
     assert read_settings(kind, json.loads(written)) == found
     assert json.dumps(settings_to_values(read_settings(kind, json.loads(written)))) == written
+
+
+SETTINGS = (
+    "name", "training.epochs", "training.seed", "optimizer.learning_rate", "data.name", "template.entry", "split.key",
+    "zero.stage", "training.spike_ratio", "model.llama.tied_embeddings", "template.heading", "data.corpora", "corpus",
+    "", "+x", "~training", "hydra.run.dir", "training", "data",
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from(SETTINGS),
+    st.sampled_from((*TEXTS, "[1,2]", "{a: 1}", "${name}", "${x", "a=b", "1,2", "glob(x)")),
+    st.data(),
+)
+@fuzz(40)
+def test_a_setting_of_the_command_line_is_refused_or_is_what_was_typed(
+    name: str, text: str, data: st.DataObject
+) -> None:
+    form = data.draw(st.sampled_from(("{name}={text}", '{name}="{text}"', "{text}", "{name}=[{text}]")))
+    found = outcome(lambda: compose_settings(RunSettings, "run", [form.format(name=name, text=text)]))
+    if isinstance(found, Refusal):
+        return
+    check_types(found, RunSettings)
+    values = settings_to_values(found)
+    if (
+        form == '{name}="{text}"'
+        and name in ("name", "data.name", "split.key")
+        and "\\" not in text
+        and "$" not in text
+    ):
+        assert changed_value(values, tuple(name.split("."))) == text
+
+
+def test_enough_settings_were_tried(request: pytest.FixtureRequest) -> None:
+    assert sum(FEWEST_CASES.values()) >= 3_000
+    check_number_of_cases(request)

@@ -391,6 +391,42 @@ def test_damaged_resumes_are_read_as_they_then_stand_or_refused(folder: Path, da
     check_resumes(folder / "r.jsonl", slow_json_lines(content), data.draw(st.sampled_from(("refuse", "leave_out"))))
 
 
+@given(rows_of_resumes(), st.sampled_from((2, 6)))
+@fuzz(100)
+def test_numbered_columns_give_the_careers_of_one_row_a_job_or_a_refusal(
+    folder: Path, rows: list[dict[str, Any]], num_slots: int
+) -> None:
+    """The same jobs in another shape: a person a line, whose jobs have numbers."""
+    people: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for row in rows:
+            people.setdefault(person_in(plain(json_text(row["id"], is_date=False))), []).append(row)
+    except Wrong:
+        return
+    genders = {person: next((row["gender"] for row in jobs if row["gender"]), None) for person, jobs in people.items()}
+    names = ("code", "start", "end", "education")
+    wide = [
+        {"id": jobs[0]["id"], "gender": genders[person]}
+        | {f"{name}_{at}": row[name] for at, row in enumerate(jobs) for name in names}
+        for person, jobs in people.items()
+    ]
+    (folder / "w.jsonl").write_bytes(as_json_lines(wide))
+    (folder / "r.jsonl").write_bytes(as_json_lines(rows))
+    columns = {name: f"{name}_{{}}" for name in names}
+    wanted = resume_settings(folder / "w.jsonl", rows="job", num_slots=None)
+    wanted = dataclasses.replace(
+        wanted, rows="person", num_slots=num_slots, columns=dataclasses.replace(wanted.columns, **columns)
+    )
+    found = outcome(lambda: [person().career for person in resume_people(wanted, survey="R")])
+    narrow = resume_settings(folder / "r.jsonl")
+    other = outcome(lambda: [person().career for person in resume_people(narrow, survey="R")])
+    seen = {name for row in wide for name in row}
+    has_all = seen >= {"gender", *(f"{name}_0" for name in names)}
+    if isinstance(other, Refusal) or max(map(len, people.values())) > num_slots or not has_all:
+        return
+    assert isinstance(found, Refusal) or found == other
+
+
 # ---------------------------------------------------------------------------------------------------- dates
 
 DATE_FORMATS = (

@@ -216,6 +216,10 @@ def test_jobs_beyond_the_slots_are_seen_wherever_they_stand(tmp_path: Path) -> N
         path.write_text(",".join(row) + "\n" + ",".join({**row, name: "2012"}.values()) + "\n")
         with pytest.raises(DataFileError, match=rf"line 2, column {name}: a job more than num_slots=1 allows"):
             read(shipped("decorte", path, num_slots=1))
+    for number in ("9" * 5000, "\u0664"):  # longer than Python reads; 4 in Arabic digits
+        path.write_text(",".join([*row, f"title_{number}"]) + "\n" + ",".join([*row.values(), "Baker"]) + "\n")
+        with pytest.raises(DataFileError, match=r"line 2, column title_.*: a job more than num_slots=1 allows"):
+            read(shipped("decorte", path, num_slots=1))
 
 
 def test_numbered_columns_with_an_order_and_no_dates(tmp_path: Path) -> None:

@@ -132,3 +132,25 @@ def test_the_other_scripts_compose(tmp_path: Path) -> None:
     assert compose_settings(ReportSettings, "report", ["runs=[runs/x,runs/y]"]).runs == ("runs/x", "runs/y")
     with pytest.raises(SettingsError, match="setting runs: wanted a list"):
         compose_settings(ReportSettings, "report", ["runs=runs/x"])
+
+
+@pytest.mark.parametrize("values", [None, [], ["name"], 3, "x", [{}]])
+def test_settings_that_are_no_group_are_refused(values: object) -> None:
+    with pytest.raises(SettingsError, match=r"^settings: wanted a group of settings, found "):
+        read_settings(RunSettings, values)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"^setting training: wanted a group of settings, found "):
+        read_settings(RunSettings, {**settings_to_values(compose_settings(RunSettings, "run", [])), "training": values})
+
+
+@pytest.mark.parametrize("override", ["data=[1,2]", "data=1", "data={a: 1}", "data=[[x]]", "tokenizer=[1]"])
+def test_a_group_whose_option_is_no_name_is_refused_in_one_line(override: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        compose_settings(RunSettings, "run", [override])
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "\udcff"])
+def test_a_text_that_no_file_can_hold_is_refused(text: str) -> None:
+    values = settings_to_values(compose_settings(RunSettings, "run", []))
+    with pytest.raises(SettingsError, match=r"setting runs: .* holds .*, which neither a file nor its name can hold"):
+        read_settings(RunSettings, {**values, "runs": text})

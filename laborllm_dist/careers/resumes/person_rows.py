@@ -27,6 +27,7 @@ from laborllm_dist.corpus_settings import ResumeSettings
 
 _FACTS = ("birth_year", "gender", "ethnicity", "region")
 _PLACES_PER_FILE = 1 << 40
+_MOST_DIGITS = 9  # of the number in a column's name; Python reads no more than 4,300
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,10 @@ def _columns_beyond(settings: ResumeSettings) -> IsColumn | None:
 
     def is_beyond(name: str) -> bool:
         found = pattern.fullmatch(name)
-        return found is not None and int(next(filter(None, found.groups()))) >= (settings.num_slots or 0)
+        if found is None:
+            return False
+        number = next(filter(None, found.groups())).lstrip("0")
+        return len(number) > _MOST_DIGITS or int(number or 0) >= (settings.num_slots or 0)
 
     return is_beyond
 
