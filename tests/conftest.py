@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ def tree_status(folder: Path) -> set[str]:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[TREE_BEFORE] = tree_status(PROJECT)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background: what tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -148,3 +148,9 @@ def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is
     )  # fmt: skip
     assert done.returncode == code, done.stdout
     assert ("changed while the tests ran (git status): ?? -v" in done.stdout) == is_said
+
+
+def test_tests_begin_with_the_usual_ctrl_c_however_they_are_started() -> None:
+    program = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
