@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,37 @@ from launching import PROJECT
 
 SHARED = PROJECT.parent / "shared"
 ASSETS = PROJECT / "tests/assets"
+
+
+TREE_BEFORE = pytest.StashKey[set[str]]()
+
+
+def tree_status(folder: Path) -> set[str]:
+    """Return what git says of a folder: a line for every file that is new or changed; none where there is no git."""
+    command = ["git", "status", "--porcelain", "--untracked-files=all"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return set()
+    return set(done.stdout.splitlines())
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[TREE_BEFORE] = tree_status(PROJECT)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background: what tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Fail a run of the whole suite that leaves other files in the project than it met."""
+    yield
+    is_worker, is_whole = hasattr(session.config, "workerinput"), "TESTPATHS" in str(session.config.args_source)
+    if is_worker or not is_whole:
+        return
+    if left := sorted(tree_status(PROJECT) - session.config.stash[TREE_BEFORE]):
+        print(f"\nFAILED: files of the project changed while the tests ran (git status): {', '.join(left)}")
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 def shared_file(name: str) -> Path:

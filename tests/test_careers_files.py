@@ -14,6 +14,7 @@ from made_panels import panel, panel_of
 
 from laborllm_dist.careers.history import CareerHistory, Job
 from laborllm_dist.careers.long_panel import read_long_panel
+from laborllm_dist.careers.occ1990dd import occ1990dd_vocabulary
 from laborllm_dist.careers.vocabularies import read_vocabulary
 from laborllm_dist.careers.wage_panel import read_wage_panel
 from laborllm_dist.corpus_settings import LongPanelSettings
@@ -155,6 +156,21 @@ def test_a_bad_list_of_occupations_is_refused(text: str, tmp_path: Path) -> None
     (tmp_path / "titles.csv").write_text(text)
     with pytest.raises(VocabularyError, match=VOCABULARIES[text]):
         read_vocabulary(tmp_path / "titles.csv")
+
+
+def test_a_panel_through_all_occupations_reads_whole(tmp_path: Path) -> None:
+    """In the order of columns, and with the codes, that files of the NLSY97 have."""
+    codes = occ1990dd_vocabulary().codes
+    rows = [
+        f"{1 + at // 25},{1997 + at % 25},female,white,1981,northeast,high school,{code}"
+        for at, code in enumerate(codes)
+    ]
+    header = "person,year,gender,ethnicity,birth_year,region,education,occupation"
+    with gzip.open(tmp_path / "careers.csv.gz", "wt") as file:
+        file.write("\n".join([header, *rows, ""]))
+    careers = read(panel_of(tmp_path / "careers.csv.gz", "builtin:occ1990dd"))
+    assert [len(career.jobs) for career in careers] == [25] * 13 + [9]  # 334 years
+    assert [job.occupation for career in careers for job in career.jobs] == list(codes)
 
 
 def test_the_real_nlsy97_panel_reads_whole(nlsy97_dev: Path) -> None:

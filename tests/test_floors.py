@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +120,37 @@ def test_no_module_imports_a_test_module() -> None:
         for path in (PROJECT / "tests").rglob("*.py")
     }
     assert {name: modules for name, modules in imported.items() if modules} == {}
+
+
+SUITE = """
+from pathlib import Path
+
+def test_that_leaves_a_file():
+    Path({project!r}, "-v").touch()
+"""
+
+
+@pytest.mark.parametrize(("name", "code", "is_said"), [("left", 1, True), ("elsewhere", 0, False)])
+def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is_said: bool, tmp_path: Path) -> None:
+    project, elsewhere = tmp_path / "left", tmp_path / "elsewhere"
+    (project / "tests").mkdir(parents=True)
+    elsewhere.mkdir()
+    for file in ("conftest.py", "launching.py"):
+        shutil.copy(PROJECT / "tests" / file, project / "tests")
+    (project / "tests/test_small.py").write_text(SUITE.format(project=str(tmp_path / name)))
+    (project / "pytest.ini").write_text("[pytest]\ntestpaths = tests\naddopts = -p no:cacheprovider\n")
+    (project / ".gitignore").write_text("__pycache__/\n")
+    for command in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q"], cwd=project, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(project / "tests")},
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    assert ("changed while the tests ran (git status): ?? -v" in done.stdout) == is_said
+
+
+def test_tests_begin_with_the_usual_ctrl_c_however_they_are_started() -> None:
+    program = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -178,6 +178,31 @@ def test_a_real_extract_lacks_variables_and_says_which() -> None:
     assert len(missing_variables(wanted, "NLSY79")) == 352
 
 
+def test_an_extract_of_few_variables_says_which_are_missing(tmp_path: Path) -> None:
+    variables = nls_variables("NLSY79")
+    chosen = {("person_id", 1979), ("occupation", 2006)}
+    places = [place for place, each in enumerate(variables) if (each.concept, each.year) in chosen]
+    assert len(places) == 2
+    rows = made_rows("NLSY79", [WOMAN, NOBODY], [WOMAN_YEARS, {1979}])
+    header = [variables[place].name.reference for place in places]
+    lines = [",".join(f'"{name}"' for name in header), *(",".join(str(row[at]) for at in places) for row in rows)]
+    (tmp_path / "few.csv").write_text("".join(line + "\r\n" for line in lines))
+    missing = len(variables) - 2
+    with pytest.raises(DataFileError, match=rf"{missing} variables of the method are not in .*R0000500 \(birth_year 1979\)"
+                       r".*upload the tagset .*laborllm.NLSY79 to the NLS Investigator"):  # fmt: skip
+        read(tmp_path)
+    counted, nobody = read(tmp_path, variables="available", unknown_status="count")
+    assert counted.career.jobs == (Job(2006, "436"),)  # census code 4020: cooks
+    assert nobody.career is None
+    left_out, _ = read(tmp_path, variables="available")
+    assert left_out.career is None
+    assert "employment status not known, occupation is of the present or last job" in {
+        drop.reason for drop in left_out.drops
+    }
+    wanted = SurveySettings(path=str(tmp_path), variables="available", **BOUNDS)
+    assert len(missing_variables(wanted, "NLSY79")) == missing
+
+
 # ---------------------------------------------------------------------------------------------- refusals
 
 

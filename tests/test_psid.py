@@ -132,6 +132,45 @@ def test_the_three_languages_of_set_up_files_say_the_same(tmp_path: Path) -> Non
     assert [layout.record_length for layout in layouts] == [WIDTH * len(made_variables())] * 3
 
 
+# Columns of several widths, with gaps between them, as the Data Center writes them.
+CART_LAYOUT = """#delimit ;
+*  PSID DATA CENTER *****************************************************
+   JOBID            : 1
+   DATA_DOMAIN      : PSID
+   N_OF_VARIABLES   : 4
+   N_OF_OBSERVATIONS: 950
+   MAX_REC_LENGTH   : 70
+*************************************************************************
+;
+
+infix
+      ER30001        2 - 5     ER30002        6 - 8     ER25029       10 - 16
+      ER33903       69 - 70
+using J1.txt, clear
+;
+
+label variable ER30001    "1968 INTERVIEW NUMBER" ;
+"""
+
+
+@pytest.fixture(params=["small", "real"])
+def cart_layout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return a set-up file of a cart: one written here, and the Data Center's own where it is at hand."""
+    if request.param == "real":
+        return shared_file("data/psid/example_cart_layout.do")
+    (tmp_path / "J1.do").write_text(CART_LAYOUT)
+    return tmp_path / "J1.do"
+
+
+def test_a_set_up_file_with_columns_of_several_widths(tmp_path: Path) -> None:
+    (tmp_path / "J1.do").write_text(CART_LAYOUT)
+    layout = read_layout(Member(tmp_path / "J1.do"))
+    assert (layout.num_observations, layout.record_length) == (950, 70)
+    assert list(layout.variables) == [
+        Variable("ER30001", 2, 5), Variable("ER30002", 6, 8), Variable("ER25029", 10, 16), Variable("ER33903", 69, 70),
+    ]  # fmt: skip
+
+
 def test_the_real_set_up_file() -> None:
     layout = read_layout(Member(shared_file("data/psid/example_cart_layout.do")))
     assert len(layout.variables) == 17
@@ -378,9 +417,8 @@ def test_bounds_without_any_year_of_the_survey_are_refused(tmp_path: Path) -> No
         read(folder, first_year=2050)
 
 
-def test_data_in_the_real_layout(tmp_path: Path) -> None:
-    setup = shared_file("data/psid/example_cart_layout.do")
-    layout = read_layout(Member(setup))
+def test_data_in_the_layout_of_a_set_up_file(cart_layout: Path, tmp_path: Path) -> None:
+    layout = read_layout(Member(cart_layout))
     people = [(4, 1), (4, 170), (5, 3)]
     names = ("ER30001", "ER30002", "ER33903")
     places = {variable.name: variable for variable in layout.variables}
