@@ -66,10 +66,10 @@ test-ranks: install
 	@pytest -q -m 'ranks and not hosts and not slurm and not peers'
 
 test-hosts: install
-	@pytest -q -rs tests/test_hosts.py
+	@pytest -q -rs tests/distributed/test_hosts.py
 
 test-slurm: install
-	@pytest -q -rs tests/test_slurm.py
+	@pytest -q -rs tests/distributed/test_slurm.py
 
 test-peers: peers
 	@pytest -q -rs -m peers

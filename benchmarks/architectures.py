@@ -26,19 +26,19 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from laborllm_dist.batches.packed import TokenIds, pack_batch
-from laborllm_dist.compose import compose_settings
-from laborllm_dist.engine.checkpoint import checkpoint_folder, save_checkpoint
-from laborllm_dist.engine.evaluated_model import open_evaluated
-from laborllm_dist.engine.export import export_checkpoint
-from laborllm_dist.engine.manifest import read_manifest
-from laborllm_dist.engine.model import check_packing, make_model
-from laborllm_dist.engine.ranks import Ranks, open_ranks
-from laborllm_dist.engine.restore import full_weights
-from laborllm_dist.engine.shape import shape_of
-from laborllm_dist.engine.zero import make_engine
+from laborllm_dist.batching.batch import TokenIds, pack_batch
+from laborllm_dist.checkpoint.export import export_checkpoint
+from laborllm_dist.checkpoint.load import full_weights
+from laborllm_dist.checkpoint.manifest import read_manifest
+from laborllm_dist.checkpoint.save import checkpoint_folder, save_checkpoint
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.context import Ranks, open_ranks
+from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.errors import ModelError
-from laborllm_dist.settings import RunSettings
+from laborllm_dist.models.dims import shape_of
+from laborllm_dist.models.inference import open_evaluated
+from laborllm_dist.models.loading import check_packing, make_model
 
 NUM_IDS, CONTEXT, STAGES, LEARNING_RATE = 320, 96, (0, 2, 3), 1e-2
 MOST_NATS, MOST_LOGIT, MOST_RELATIVE = 1e-5, 1e-4, 1e-6  # fp32: rounding of a forward, of an export, of a step

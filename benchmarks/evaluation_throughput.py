@@ -30,19 +30,19 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.batches.packing import pack_careers
-from laborllm_dist.careers.template import compile_template, render_career
-from laborllm_dist.engine.branching_model import Grown, Nodes
-from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
-from laborllm_dist.engine.model import pretrained_model
-from laborllm_dist.engine_settings import ModelSettings
-from laborllm_dist.run_folder import read_run
-from laborllm_dist.scoring.observations import observation_scores, scoring_batch, title_places
-from laborllm_dist.scoring.prompt_trees import Prompts, TitleScores, score_titles
-from laborllm_dist.scoring.title_trie import TitleTrie, title_trie
-from laborllm_dist.tokens.store import TOKENIZER, CareerRows, open_store
-from laborllm_dist.tokens.tokenizer import load_tokenizer
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.batching.observations import observation_scores, scoring_batch, title_places
+from laborllm_dist.batching.packing import pack_careers
+from laborllm_dist.config.model import ModelSettings
+from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
+from laborllm_dist.evaluation.title_trie import TitleTrie, title_trie
+from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.models.inference import EvaluatedModel, evaluated
+from laborllm_dist.models.loading import pretrained_model
+from laborllm_dist.models.tree_inference import Grown, Nodes
+from laborllm_dist.store.store import TOKENIZER, CareerRows, open_store
+from laborllm_dist.store.tokenizer import load_tokenizer
+from laborllm_dist.text.template import compile_template, render_career
 
 BATCH, CACHED_BATCH = 8, 32
 ROW_LENGTH = 2048

@@ -8,7 +8,7 @@ the index, and the coder answers a third of them. Every second time they are tak
 since a title as people write it is often in no index. Each title of O*NET weighs by how few titles its code has, so
 that occupations count more evenly, not the many names of factory jobs; common titles weigh together as much as O*NET's.
 
-It prints the constants of careers/titles/coder.py.
+It prints the constants of careers/occupations/autocoder.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from title_coder import half_of, hand_coded, without
 
-from laborllm_dist.careers.titles.coder import EXACT, SIGNALS, VOTERS, TitleCoder
-from laborllm_dist.careers.titles.index import IndexTitle, read_index
+from laborllm_dist.careers.occupations.autocoder import EXACT, SIGNALS, VOTERS, TitleCoder
+from laborllm_dist.careers.occupations.title_index import IndexTitle, read_index
 
 NUM_FOLDS, ONE_OF = 5, 3
 LEAST_BONUS = 4.0  # of titles that stand in the first two tables, whose codes are right by definition

@@ -28,9 +28,9 @@ from pathlib import Path
 
 from dry_cuda.build import build
 
-from laborllm_dist.engine.memory_plan import CUDA_PROCESS_GIB
-from laborllm_dist.engine.shape import KNOWN, ModelShape
-from laborllm_dist.tokens.tokenizer import PROBE, train_tokenizer
+from laborllm_dist.models.dims import KNOWN, ModelShape
+from laborllm_dist.planning.memory import CUDA_PROCESS_GIB
+from laborllm_dist.store.tokenizer import PROBE, train_tokenizer
 
 PROJECT = Path(__file__).resolve().parent.parent
 DRY_RUN = Path(__file__).resolve().with_name("dry_cuda") / "dry_run.py"

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from laborllm_dist.engine.checkpoint import checkpoint_folder, newest_checkpoint
-from laborllm_dist.engine.manifest import read_manifest
-from laborllm_dist.engine.restore import full_weights
+from laborllm_dist.checkpoint.load import full_weights
+from laborllm_dist.checkpoint.manifest import read_manifest
+from laborllm_dist.checkpoint.save import checkpoint_folder, newest_checkpoint
 
 PROJECT = Path(__file__).resolve().parent.parent
 NUM_STEPS, EVERY, STEPS_PER_EPOCH = 60, 5, 3

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.careers.occ1990dd import occ1990dd_vocabulary
-from laborllm_dist.score_table import read_score_table
+from laborllm_dist.careers.occupations.occ1990dd import occ1990dd_vocabulary
+from laborllm_dist.tables.scores import read_score_table
 
 PROJECT = Path(__file__).resolve().parent.parent
 Floats = npt.NDArray[np.float64]

@@ -6,11 +6,11 @@ import sys
 
 import torch
 
-from laborllm_dist.compose import compose_settings
-from laborllm_dist.engine.model import new_llama
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.prepare import prepare_store
-from laborllm_dist.training.plan import plan_training
+from laborllm_dist.batching.training_plan import plan_training
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.models.loading import new_llama
+from laborllm_dist.store.build import prepare_store
 
 
 def main(path: str, overrides: list[str]) -> None:

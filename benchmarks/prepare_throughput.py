@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from laborllm_dist.careers.titles.index import read_index
-from laborllm_dist.compose import compose_settings
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.careers.occupations.title_index import read_index
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.store.build import prepare_store
 
 RANKS = ("", "", "", "", "Senior ", "Junior ", "Lead ", "Asst. ")
 EMPLOYERS = ("", "", "", " at Acme", " (contract)", " - night shift", " II")

@@ -14,11 +14,11 @@ import tempfile
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.batches.order import TrainingOrder
-from laborllm_dist.batches.packing import pack_careers, pack_step
-from laborllm_dist.compose import compose_settings
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.prepare import prepare_store
+from laborllm_dist.batching.packing import pack_careers, pack_step
+from laborllm_dist.batching.sampler import TrainingOrder
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.store.build import prepare_store
 
 ROW_LENGTH = 2048
 

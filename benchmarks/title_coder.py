@@ -31,9 +31,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from laborllm_dist.careers.titles.coder import TitleCoder
-from laborllm_dist.careers.titles.index import IndexTitle, read_index
-from laborllm_dist.careers.titles.normal_form import normal_form
+from laborllm_dist.careers.occupations.autocoder import TitleCoder
+from laborllm_dist.careers.occupations.normalize import normal_form
+from laborllm_dist.careers.occupations.title_index import IndexTitle, read_index
 
 HERE = Path(__file__).parent
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

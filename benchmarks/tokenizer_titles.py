@@ -23,13 +23,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from laborllm_dist.careers.corpus import pooled_vocabulary
-from laborllm_dist.careers.shown_titles import shown_vocabulary
-from laborllm_dist.careers.template import CareerText
-from laborllm_dist.compose import compose_settings
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import LaborError, TitleInsideToken
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.tokenise import tokenise_careers
-from laborllm_dist.tokens.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer
+from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer
+from laborllm_dist.text.template import CareerText
+from laborllm_dist.text.title_variants import shown_vocabulary
 
 CORPORA = ("psid81", "wage_panel", "synthetic")  # the NLS and coded resumes have the titles of PSID
 TEMPLATES = ("labor_llm", "numeric_titles", "perturbed_titles")

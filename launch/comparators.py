@@ -1,9 +1,9 @@
 """Score models without weights on a run's people: python launch/comparators.py run=runs/NAME."""
 
-from laborllm_dist.baselines.compare import score_comparators
-from laborllm_dist.compose import launch
-from laborllm_dist.settings import CompareSettings
-from laborllm_dist.terminal import say
+from laborllm_dist.baselines.run import score_comparators
+from laborllm_dist.cli import launch
+from laborllm_dist.config.run import CompareSettings
+from laborllm_dist.io.console import say
 
 HELP = """
 Score the comparators on the test people of a run: marginal, first_order, and truth for synthetic careers.

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from laborllm_dist.compose import launch
-from laborllm_dist.engine.gguf_weights import convert_gguf, packaged_file
-from laborllm_dist.settings import ConvertSettings
-from laborllm_dist.terminal import say
+from laborllm_dist.cli import launch
+from laborllm_dist.config.run import ConvertSettings
+from laborllm_dist.io.console import say
+from laborllm_dist.models.gguf import convert_gguf, packaged_file
 
 HELP = """
 Turn the weights of a Llama in a GGUF file into a Hugging Face folder that can be fine-tuned and evaluated. Without a

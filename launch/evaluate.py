@@ -1,10 +1,10 @@
 """Score a run's test people: deepspeed launch/evaluate.py run=runs/NAME [model.path=FOLDER_OR_HUB_ID]."""
 
-from laborllm_dist.compose import launch
-from laborllm_dist.engine.ranks import open_ranks
-from laborllm_dist.scoring.score_run import evaluation_ranks, score_run
-from laborllm_dist.settings import EvaluateSettings
-from laborllm_dist.terminal import say, silence
+from laborllm_dist.cli import launch
+from laborllm_dist.config.run import EvaluateSettings
+from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.evaluation.run import evaluation_ranks, score_run
+from laborllm_dist.io.console import say, silence
 
 HELP = """
 Compute the exact log-likelihood of every observed occupation, sharded over ranks; a killed evaluation goes on.

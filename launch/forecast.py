@@ -1,10 +1,10 @@
 """Forecast several years ahead: deepspeed launch/forecast.py run=runs/NAME horizon=2 [steps=sampled]."""
 
-from laborllm_dist.compose import launch
-from laborllm_dist.engine.ranks import open_ranks
-from laborllm_dist.scoring.forecast_run import forecast_ranks, run_forecasts
-from laborllm_dist.scoring.forecast_settings import ForecastSettings
-from laborllm_dist.terminal import say, silence
+from laborllm_dist.cli import launch
+from laborllm_dist.config.forecasting import ForecastSettings
+from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.forecasting.run import forecast_ranks, run_forecasts
+from laborllm_dist.io.console import say, silence
 
 HELP = """
 Forecast the occupation of a later observed year, directly and composed from yearly steps, and compare the two.

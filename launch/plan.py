@@ -4,10 +4,10 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a plan asks nobody
 
-from laborllm_dist.compose import launch
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.terminal import results
-from laborllm_dist.training.plan_table import show_plan
+from laborllm_dist.cli import launch
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.io.console import results
+from laborllm_dist.planning.display import show_plan
 
 HELP = """
 Print tokens, steps, parameters, memory of a GPU by kind and ZeRO stage, traffic, time and price. Needs no GPU, no

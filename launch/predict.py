@@ -1,12 +1,12 @@
 """Predict the next occupations of careers of your own: python launch/predict.py run=runs/NAME careers=FILE."""
 
-from laborllm_dist.compose import launch
-from laborllm_dist.engine.ranks import open_ranks
-from laborllm_dist.predict_settings import PredictSettings
-from laborllm_dist.report.predictions import show_predictions
-from laborllm_dist.scoring.predict import predict
-from laborllm_dist.scoring.score_run import evaluation_ranks
-from laborllm_dist.terminal import results, say
+from laborllm_dist.cli import launch
+from laborllm_dist.config.prediction import PredictSettings
+from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.evaluation.run import evaluation_ranks
+from laborllm_dist.io.console import results, say
+from laborllm_dist.prediction.predict import predict
+from laborllm_dist.report.terminal import show_predictions
 
 HELP = """
 Tell the most probable next occupations of the people in a JSON or CSV file, with their probabilities. One process.

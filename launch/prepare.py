@@ -1,9 +1,9 @@
 """Make the token store of an experiment: python launch/prepare.py +experiment=NAME [setting=value ...]."""
 
-from laborllm_dist.compose import launch
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.terminal import say
-from laborllm_dist.tokens.prepare import prepare
+from laborllm_dist.cli import launch
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.io.console import say
+from laborllm_dist.store.build import prepare
 
 HELP = """
 Turn careers into a token store: read, check, write as text, tokenise. Training does it too where the store is missing.

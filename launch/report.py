@@ -1,9 +1,9 @@
 """Compare models: python launch/report.py runs='[runs/A,runs/B]'."""
 
-from laborllm_dist.compose import launch
+from laborllm_dist.cli import launch
+from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.io.console import complain, results
 from laborllm_dist.report.write import terminal_tables, write_report
-from laborllm_dist.settings import ReportSettings
-from laborllm_dist.terminal import complain, results
 
 HELP = """
 Write report.html and summary.json from the score tables of runs: perplexities, paired differences, groups, figures.

@@ -1,9 +1,9 @@
 """Train a model: deepspeed launch/train.py +experiment=NAME [setting=value ...]."""
 
-from laborllm_dist.compose import launch
-from laborllm_dist.engine.ranks import open_ranks
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.training.loop import train
+from laborllm_dist.cli import launch
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.training.train import train
 
 HELP = """
 Fine-tune a causal language model on careers, over all ranks of the launcher; the same command goes on after a stop.

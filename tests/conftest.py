@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import PROJECT
+from helpers.processes import PROJECT
 
 SHARED = PROJECT.parent / "shared"
 ASSETS = PROJECT / "tests/assets"
@@ -87,7 +87,7 @@ def nlsy97_dev() -> Path:
 @pytest.fixture(autouse=True)
 def one_rank_answers_as_several_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write and read what rank 0 answers in tests of one process too: several ranks send it to each other as text."""
-    module = sys.modules.get("laborllm_dist.engine.ranks")
+    module = sys.modules.get("laborllm_dist.distributed.context")
     if module is None:  # what imports no torch stays so
         return
     real = module.Ranks.on_first

@@ -14,8 +14,8 @@ from torch import Tensor
 from gpu_suite.machine import PROJECT
 from gpu_suite.record import Record
 from gpu_suite.workload import SHAPES, new_model, rows_of_careers, settings_for
-from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.engine.shape import ModelShape
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.models.dims import ModelShape
 
 # Wide enough for heads of 64, and two heads to a key.
 STEP_SHAPE = dataclasses.replace(SHAPES["tiny"], hidden_size=256, intermediate_size=704, num_key_value_heads=2)
@@ -64,7 +64,7 @@ def kernels(_: ModelShape) -> Iterator[Record]:
     import pytest
 
     counted = Counted()
-    tests = str(PROJECT / "tests/test_kernels.py")
+    tests = str(PROJECT / "tests/models/test_attention.py")
     code = pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", tests], plugins=[counted])
     numbers = {name: counted.outcomes[name] for name in ("passed", "failed", "skipped")}
     if numbers["failed"] or code:

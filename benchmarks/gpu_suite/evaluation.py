@@ -11,13 +11,13 @@ import numpy as np
 from gpu_suite.machine import synchronise
 from gpu_suite.record import Record
 from gpu_suite.workload import BF16, OBSERVATIONS, SHORTEST, new_model, rows_of_careers, settings_for, workload_of
-from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.engine.branching_model import Grown
-from laborllm_dist.engine.evaluated_model import EvaluatedModel, evaluated
-from laborllm_dist.engine.ranks import open_ranks
-from laborllm_dist.engine.shape import ModelShape
-from laborllm_dist.scoring.prompt_trees import Prompts, score_titles
-from laborllm_dist.scoring.title_trie import TitleTrie, build_trie
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.evaluation.all_titles import Prompts, score_titles
+from laborllm_dist.evaluation.title_trie import TitleTrie, build_trie
+from laborllm_dist.models.dims import ModelShape
+from laborllm_dist.models.inference import EvaluatedModel, evaluated
+from laborllm_dist.models.tree_inference import Grown
 
 NUM_TITLES = 335
 ROWS, ROW_LENGTH = 4, 2048

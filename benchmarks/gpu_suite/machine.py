@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from laborllm_dist.engine.memory_plan import GIB
+from laborllm_dist.planning.memory import GIB
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "liger-kernel")

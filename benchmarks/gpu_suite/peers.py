@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gpu_suite.record import Record
 from gpu_suite.training import WARM_UP, timed_steps
 from gpu_suite.workload import BF16, SHAPES, Row, new_model, rows_of_careers, settings_for, workload_of
-from laborllm_dist.batches.packed import TokenIds
-from laborllm_dist.engine.ranks import open_ranks
-from laborllm_dist.engine.shape import ModelShape
-from laborllm_dist.engine.zero import make_engine
+from laborllm_dist.batching.batch import TokenIds
+from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.zero_engine import make_engine
+from laborllm_dist.models.dims import ModelShape
 
 PART = "peers"
 OURS, TRAINER, SFT = "laborllm_dist", "transformers.Trainer", "trl.SFTTrainer"

@@ -17,8 +17,8 @@ import rich.box
 from rich.console import Console
 from rich.text import Text
 
-from laborllm_dist.shown_numbers import word_for
-from laborllm_dist.terminal_tables import Column, FoldingTable
+from laborllm_dist.io.console_tables import Column, FoldingTable
+from laborllm_dist.io.number_format import word_for
 
 Outcome = Literal["passed", "failed", "measured", "skipped"]
 COLOURS: dict[Outcome, str] = {"passed": "green", "failed": "bold red", "measured": "default", "skipped": "yellow"}

@@ -34,7 +34,7 @@ from pathlib import Path
 from gpu_suite import correctness, evaluation, machine, peers, training
 from gpu_suite.record import Record, RecordFile, Start, print_table
 from gpu_suite.workload import SHAPES
-from laborllm_dist.engine.shape import ModelShape
+from laborllm_dist.models.dims import ModelShape
 
 LEAST_SECONDS = 15.0  # a process has just imported torch by then
 SUITE = Path(__file__).resolve().parent

@@ -17,14 +17,14 @@ import torch
 from gpu_suite.machine import host_memory, num_cpus, peak_tflops, synchronise
 from gpu_suite.record import Record
 from gpu_suite.workload import BF16, Row, new_model, rows_of_careers, settings_for, workload_of
-from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.engine.memory_plan import GIB, Load, Memory, plan_memory
-from laborllm_dist.engine.model import num_parameters
-from laborllm_dist.engine.ranks import Ranks, open_ranks
-from laborllm_dist.engine.shape import ModelShape
-from laborllm_dist.engine.zero import ZeroEngine, make_engine
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.training.cost import flops_per_token
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.context import Ranks, open_ranks
+from laborllm_dist.distributed.zero_engine import ZeroEngine, make_engine
+from laborllm_dist.models.dims import ModelShape
+from laborllm_dist.models.loading import num_parameters
+from laborllm_dist.planning.memory import GIB, Load, Memory, plan_memory
+from laborllm_dist.planning.throughput import flops_per_token
 
 SETTINGS = {
     "lora": (*BF16, "adapter=lora"),

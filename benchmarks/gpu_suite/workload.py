@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from laborllm_dist.batches.packed import TokenIds
-from laborllm_dist.batches.packing import pack_careers
-from laborllm_dist.compose import compose_settings
-from laborllm_dist.engine.adapters import with_adapter
-from laborllm_dist.engine.language_model import CareerLanguageModel
-from laborllm_dist.engine.model import new_llama
-from laborllm_dist.engine.shape import KNOWN, ModelShape
-from laborllm_dist.settings import RunSettings
+from laborllm_dist.batching.batch import TokenIds
+from laborllm_dist.batching.packing import pack_careers
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.models.causal_lm import CareerLanguageModel
+from laborllm_dist.models.dims import KNOWN, ModelShape
+from laborllm_dist.models.loading import new_llama
+from laborllm_dist.models.lora import with_adapter
 
 Row = list[TokenIds]
 SHAPES = {

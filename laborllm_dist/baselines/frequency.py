@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.tokens.pooling import TrainingPool, observation_weights, title_shares
-from laborllm_dist.tokens.store import CareerRows
+from laborllm_dist.store.pooling import TrainingPool, observation_weights, title_shares
+from laborllm_dist.store.store import CareerRows
 
 STRENGTHS = tuple(float(2**power) for power in range(-3, 11))
 Table = npt.NDArray[np.float64]

@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from laborllm_dist.careers.career_text import CAREER_TEXT
-from laborllm_dist.careers.formats import refuse_pointers
-from laborllm_dist.careers.history import CareerHistory, OccupationVocabulary
-from laborllm_dist.careers.long_panel import LONG_PANEL
-from laborllm_dist.careers.nls.people import NLSY79, NLSY97
-from laborllm_dist.careers.occ1990dd import TABLES_VERSION
-from laborllm_dist.careers.psid.people import PSID
-from laborllm_dist.careers.reader import Reader
-from laborllm_dist.careers.reading import ReadPerson
-from laborllm_dist.careers.resumes.people import RESUMES
-from laborllm_dist.careers.synthetic import SYNTHETIC
-from laborllm_dist.careers.vocabularies import notes_of_vocabulary, shipped_vocabularies, vocabulary_path
-from laborllm_dist.careers.wage_panel import WAGE_PANEL
-from laborllm_dist.corpus_settings import CorpusSettings
-from laborllm_dist.data_settings import DataSettings
+from laborllm_dist.careers.occupations.occ1990dd import TABLES_VERSION
+from laborllm_dist.careers.occupations.vocabulary import notes_of_vocabulary, shipped_vocabularies, vocabulary_path
+from laborllm_dist.careers.person_records import ReadPerson
+from laborllm_dist.careers.readers.career_text import CAREER_TEXT
+from laborllm_dist.careers.readers.file_formats import refuse_pointers
+from laborllm_dist.careers.readers.long_panel import LONG_PANEL
+from laborllm_dist.careers.readers.nls.people import NLSY79, NLSY97
+from laborllm_dist.careers.readers.psid.people import PSID
+from laborllm_dist.careers.readers.reader import Reader
+from laborllm_dist.careers.readers.resumes.people import RESUMES
+from laborllm_dist.careers.readers.synthetic.market import SYNTHETIC
+from laborllm_dist.careers.readers.wage_panel import WAGE_PANEL
+from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
+from laborllm_dist.config.corpora import CorpusSettings
+from laborllm_dist.config.data import DataSettings
 from laborllm_dist.errors import DataFileError, VocabularyError
-from laborllm_dist.files import sha256_of_all
+from laborllm_dist.io.files import sha256_of_all
 
 READERS: dict[str, Reader[Any]] = {
     "wage_panel": WAGE_PANEL,

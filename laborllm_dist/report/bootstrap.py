@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from laborllm_dist.report.compared import CodeArray, FloatArray
+from laborllm_dist.report.load import CodeArray, FloatArray
 
 LEVEL = 0.95
 PURPOSE = 1  # with the seed, names the stream of random numbers; another use of the seed takes another number

@@ -23,12 +23,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from rich.cells import cell_len, chop_cells
 
-from laborllm_dist.plain_text import visible
-from laborllm_dist.report.analysis import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
+from laborllm_dist.io.number_format import LARGE, MINUS, format_perplexity
+from laborllm_dist.io.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.fonts import FIRST, Drawable, drawable
-from laborllm_dist.report.number_text import format_count, format_nats
-from laborllm_dist.shown_numbers import LARGE, MINUS, format_perplexity
+from laborllm_dist.report.formatting import format_count, format_nats
+from laborllm_dist.report.numbers import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
 
 WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle

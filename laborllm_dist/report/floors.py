@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from laborllm_dist.report.compared import FloatArray, ScoredModel
+from laborllm_dist.report.load import FloatArray, ScoredModel
 
 MARGINAL = "marginal"  # the comparator's name in score tables
 ROUNDING = 1e-9  # nats

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from laborllm_dist.report.compared import CodeArray
-from laborllm_dist.score_table import COVARIATES
+from laborllm_dist.report.load import CodeArray
+from laborllm_dist.tables.scores import COVARIATES
 
 NOT_RECORDED = "not recorded"
 

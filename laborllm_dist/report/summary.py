@@ -30,8 +30,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from laborllm_dist.files import finite_or_null
-from laborllm_dist.report.analysis import ReportNumbers
+from laborllm_dist.io.files import finite_or_null
+from laborllm_dist.report.numbers import ReportNumbers
 
 FORMAT = 1
 

@@ -13,27 +13,27 @@ from pathlib import Path
 
 import rich.box
 
+from laborllm_dist.config.run import ReportSettings
 from laborllm_dist.errors import ForeignFile
-from laborllm_dist.files import write_text, writing
-from laborllm_dist.json_files import NotJson, read_json_object
-from laborllm_dist.plain_text import visible
-from laborllm_dist.report.analysis import ModelNumbers, ReportNumbers, analyse
-from laborllm_dist.report.compared import compare_runs
-from laborllm_dist.report.distributions import TitleNumbers
+from laborllm_dist.io.console_tables import Column, FoldingTable
+from laborllm_dist.io.files import write_text, writing
+from laborllm_dist.io.json_files import NotJson, read_json_object
+from laborllm_dist.io.number_format import format_perplexity
+from laborllm_dist.io.plain_text import visible
 from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
 from laborllm_dist.report.fonts import note_on
-from laborllm_dist.report.number_text import (
+from laborllm_dist.report.formatting import (
     format_count,
     format_nats,
     format_perplexity_interval,
     format_probability,
     format_share,
 )
-from laborllm_dist.report.page import render_page
+from laborllm_dist.report.html import render_page
+from laborllm_dist.report.load import compare_runs
+from laborllm_dist.report.numbers import ModelNumbers, ReportNumbers, analyse
 from laborllm_dist.report.summary import summary_text
-from laborllm_dist.settings import ReportSettings
-from laborllm_dist.shown_numbers import format_perplexity
-from laborllm_dist.terminal_tables import Column, FoldingTable
+from laborllm_dist.report.title_metrics import TitleNumbers
 
 # Of pages of this version, and of those before.
 _PAGE_MARKS = (b'<meta name="generator" content="laborllm_dist">', b"<title>Next-occupation perplexity, ")

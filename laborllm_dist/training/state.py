@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from laborllm_dist.config.reader import read_settings
+from laborllm_dist.config.run import TrainingSettings
 from laborllm_dist.errors import CheckpointError, ModelError, SettingsError
-from laborllm_dist.settings import TrainingSettings
-from laborllm_dist.settings_reader import read_settings
 
 
 @dataclass(frozen=True, slots=True)

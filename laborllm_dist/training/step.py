@@ -10,14 +10,14 @@ from time import monotonic
 
 import torch
 
-from laborllm_dist.batches.ahead import BatchesAhead
-from laborllm_dist.batches.packed import PackedBatch, pack_batch
-from laborllm_dist.engine.zero import ZeroEngine
-from laborllm_dist.run_folder import RunFolder
-from laborllm_dist.settings import RunSettings
-from laborllm_dist.tokens.store import CareerRows
-from laborllm_dist.training.plan import StepPlan, TrainingPlan
-from laborllm_dist.training.schedule import learning_rate_at
+from laborllm_dist.batching.batch import PackedBatch, pack_batch
+from laborllm_dist.batching.prefetch import BatchesAhead
+from laborllm_dist.batching.training_plan import StepPlan, TrainingPlan
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.zero_engine import ZeroEngine
+from laborllm_dist.io.run_directory import RunFolder
+from laborllm_dist.store.store import CareerRows
+from laborllm_dist.training.lr_schedule import learning_rate_at
 from laborllm_dist.training.state import RunState, what_is_wrong
 
 

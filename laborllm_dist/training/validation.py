@@ -7,14 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from laborllm_dist.batches.packed import pack_batch
-from laborllm_dist.batches.packing import pack_careers
-from laborllm_dist.batches.sharding import shard_rows
-from laborllm_dist.engine.zero import ZeroEngine
-from laborllm_dist.scoring.observations import observation_scores, title_places
-from laborllm_dist.settings import BatchSettings
-from laborllm_dist.tokens.store import CareerRows
-from laborllm_dist.training.stop_signals import StopSignals
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.batching.observations import observation_scores, title_places
+from laborllm_dist.batching.packing import pack_careers
+from laborllm_dist.batching.rank_assignment import shard_rows
+from laborllm_dist.config.run import BatchSettings
+from laborllm_dist.distributed.zero_engine import ZeroEngine
+from laborllm_dist.store.store import CareerRows
+from laborllm_dist.training.stop_request import StopSignals
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 
 from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers  # noqa: E402
-from laborllm_dist.careers.history import CareerHistory, Job  # noqa: E402
-from laborllm_dist.careers.occ1990dd import occ1990dd_vocabulary  # noqa: E402
-from laborllm_dist.careers.template import compile_template, render_career  # noqa: E402
-from laborllm_dist.compose import compose_settings  # noqa: E402
-from laborllm_dist.settings import RunSettings  # noqa: E402
+from laborllm_dist.careers.occupations.occ1990dd import occ1990dd_vocabulary  # noqa: E402
+from laborllm_dist.careers.types import CareerHistory, Job  # noqa: E402
+from laborllm_dist.cli import compose_settings  # noqa: E402
+from laborllm_dist.config.run import RunSettings  # noqa: E402
+from laborllm_dist.text.template import compile_template, render_career  # noqa: E402
 
 SEED = 0
 NUM_IDS = 1000

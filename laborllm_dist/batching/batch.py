@@ -1,0 +1,140 @@
+"""The tensors of a forward: careers side by side in rows, each blind to the others.
+
+tokens      <s> a  b  c  <s> d  e   .
+positions    0  1  2  3   0  1  2   0      start anew in each career; 0 in padding, which may be longer than any of them
+lengths      4            3         1      attention stays inside a stretch; the last one is padding
+targets      a  b  c  -   d  e  -   -      the next token; - is IGNORED
+scored       0  1  2      4  5             slots with a target, counted through all rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from laborllm_dist.batching.packing import GRANULE
+
+IGNORED = -100
+TokenIds = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Rows of packed careers.
+
+    Tensors are int64: `token_ids_BT`, `targets_BT`, `positions_BT`; `scored_N` are the slots with a target, as places
+    in the flattened rows. `lengths` are those of all stretches, row by row; they add up to B x T.
+    """
+
+    token_ids_BT: Tensor
+    targets_BT: Tensor
+    positions_BT: Tensor
+    scored_N: Tensor
+    lengths: tuple[int, ...]
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Return the batch on a device."""
+        return PackedBatch(
+            self.token_ids_BT.to(device, non_blocking=True),
+            self.targets_BT.to(device, non_blocking=True),
+            self.positions_BT.to(device, non_blocking=True),
+            self.scored_N.to(device, non_blocking=True),
+            self.lengths,
+        )
+
+    def pinned(self) -> PackedBatch:
+        """Return the batch in memory that a GPU fetches from by itself."""
+        return PackedBatch(
+            self.token_ids_BT.pin_memory(),
+            self.targets_BT.pin_memory(),
+            self.positions_BT.pin_memory(),
+            self.scored_N.pin_memory(),
+            self.lengths,
+        )
+
+    def with_targets(self, targets_BT: Tensor) -> PackedBatch:
+        """Return the batch with other targets."""
+        return PackedBatch(self.token_ids_BT, targets_BT, self.positions_BT, _scored(targets_BT), self.lengths)
+
+    def one_a_row(self, slots_Q: Tensor) -> PaddedBatch:
+        """Return the careers that these slots of the rows, laid end to end, lie in: each in a row of its own."""
+        lengths = torch.tensor(self.lengths)
+        stretch_N = torch.arange(len(lengths)).repeat_interleave(lengths)
+        members = torch.unique(stretch_N[slots_Q.cpu()])
+        if not len(members):
+            members = torch.zeros(1, dtype=torch.int64)  # a forward has at least one row
+        starts_S, lengths_S = (lengths.cumsum(0) - lengths)[members], lengths[members]
+        places_T = torch.arange(int(lengths_S.max()))
+        mask_ST = (places_T < lengths_S[:, None]).to(self.token_ids_BT.device)
+        slots_ST = (starts_S[:, None] + places_T).to(mask_ST.device).where(mask_ST, 0)
+        return PaddedBatch(
+            self.token_ids_BT.flatten()[slots_ST].where(mask_ST, 0),
+            self.targets_BT.flatten()[slots_ST].where(mask_ST, IGNORED),
+            mask_ST,
+            slots_ST,
+        )
+
+    def at_their_slots(self, scores_N: Tensor) -> npt.NDArray[np.float64]:
+        """Return scores of the slots with a target as [B, T]; 0 elsewhere."""
+        scores = np.zeros(self.targets_BT.numel())
+        scores[self.scored_N.cpu().numpy()] = scores_N.cpu().numpy()
+        return scores.reshape(tuple(self.targets_BT.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Careers in rows of their own, in the order of the packed rows, padded on the right.
+
+    `token_ids_ST`, `targets_ST`; `mask_ST`: bool, what is no padding; `slots_ST`: where each token lies in the packed
+    rows, laid end to end.
+    """
+
+    token_ids_ST: Tensor
+    targets_ST: Tensor
+    mask_ST: Tensor
+    slots_ST: Tensor
+
+    def at_slots(self, values_STV: Tensor, slots_Q: Tensor) -> Tensor:
+        """Return what belongs to these slots of the packed rows, [Q, V]."""
+        mask_M = self.mask_ST.flatten()
+        places_N = torch.zeros(int(self.slots_ST.max()) + 1, dtype=torch.int64, device=mask_M.device)
+        places_N[self.slots_ST.flatten()[mask_M]] = mask_M.nonzero().flatten()
+        return values_STV.flatten(0, 1)[places_N[slots_Q.to(mask_M.device)]]
+
+
+def pack_batch(rows: Sequence[Sequence[TokenIds]], row_length: int) -> PackedBatch:
+    """Lay careers into rows, every next token of a career a target.
+
+    Args:
+        rows: for each row the token ids of its careers; no rows make one short row without targets.
+        row_length: T, at least the sum of the careers of every row.
+    """
+    num_rows = max(1, len(rows))
+    length = row_length if rows else min(GRANULE, row_length)
+    token_ids, positions = (np.zeros((num_rows, length), dtype=np.int64) for _ in range(2))
+    targets = np.full((num_rows, length), IGNORED, dtype=np.int64)
+    lengths: list[int] = []
+    for row, careers in enumerate(rows or [[]]):
+        start = 0
+        for ids in careers:
+            end = start + len(ids)
+            token_ids[row, start:end] = ids
+            positions[row, start:end] = np.arange(len(ids))
+            targets[row, start : end - 1] = ids[1:]
+            lengths.append(len(ids))
+            start = end
+        if start < length:
+            lengths.append(length - start)
+    targets_BT = torch.from_numpy(targets)
+    return PackedBatch(
+        torch.from_numpy(token_ids), targets_BT, torch.from_numpy(positions), _scored(targets_BT), tuple(lengths)
+    )
+
+
+def _scored(targets_BT: Tensor) -> Tensor:
+    return (targets_BT.flatten() != IGNORED).nonzero().flatten()

@@ -1,0 +1,100 @@
+"""From the log-likelihood of tokens to that of observed titles.
+
+Slot t of a row scores the token at t + 1, so a title on tokens [start, end) is scored by slots [start - 1, end - 1),
+and the line's end, the token at `end`, by slot end - 1. Sums are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from laborllm_dist.batching.batch import IGNORED, PackedBatch, pack_batch
+from laborllm_dist.errors import RowTooShort
+from laborllm_dist.store.store import CareerRows
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TitlePlaces:
+    """Where the titles of packed careers stand.
+
+    `spans` is [observations, 3]: row of the batch, first token of the title in that row and the one past its last;
+    `starts`: where the career begins in that row;
+    `keys` is [observations, 2]: career's row in the store, position of the job in the career.
+    """
+
+    spans: Integers
+    starts: Integers
+    keys: Integers
+
+
+def title_places(careers: CareerRows, rows: Sequence[Sequence[int]]) -> TitlePlaces:
+    """Find the titles of careers laid side by side in rows, as `pack_batch` does."""
+    spans: list[Integers] = [np.zeros((0, 3), dtype=np.int64)]
+    starts: list[Integers] = [np.zeros(0, dtype=np.int64)]
+    keys: list[Integers] = [np.zeros((0, 2), dtype=np.int64)]
+    for row, members in enumerate(rows):
+        offset = 0
+        for career in members:
+            titles = careers.title_spans(career).astype(np.int64) + offset
+            spans.append(np.column_stack([np.full(len(titles), row), titles]))
+            starts.append(np.full(len(titles), offset))
+            first = careers.first_position(career)
+            keys.append(np.column_stack([np.full(len(titles), career), first + np.arange(len(titles))]))
+            offset += len(careers.token_ids(career))
+    return TitlePlaces(np.concatenate(spans), np.concatenate(starts), np.concatenate(keys))
+
+
+def scoring_batch(
+    careers: CareerRows, rows: Sequence[Sequence[int]], row_length: int
+) -> tuple[PackedBatch, TitlePlaces]:
+    """Lay careers into rows, with titles and line ends as the only targets."""
+    packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], row_length)
+    places = title_places(careers, rows)
+    wanted = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
+    for row, start, end in places.spans:
+        wanted[row, start - 1 : end] = True
+    return packed.with_targets(packed.targets_BT.masked_fill(~wanted, IGNORED)), places
+
+
+def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: Integers) -> npt.NDArray[np.float64]:
+    """Return `title` and `terminated` log-likelihoods in nats, [observations, 2] float64."""
+    num_rows = token_scores_BT.shape[0]
+    running = np.zeros((num_rows, token_scores_BT.shape[1] + 1), dtype=np.float64)
+    np.cumsum(token_scores_BT, axis=1, dtype=np.float64, out=running[:, 1:])
+    rows, starts, ends = spans.T
+    before = running[rows, starts - 1]
+    return np.stack([running[rows, ends - 1] - before, running[rows, ends] - before], axis=1)
+
+
+def check_room(careers: CareerRows, num_tokens: int, context: int | None, what: str) -> None:
+    """Refuse prompts that have no room for tokens after them in the model's context (None: there is none).
+
+    Args:
+        careers: of the split.
+        num_tokens: how many are forwarded after a prompt.
+        context: of the model.
+        what: they are, and what to do.
+
+    Raises:
+        RowTooShort: naming the person with the longest prompt, and how many people there are.
+    """
+    if context is None:
+        return
+    lengths = np.array([int(careers.title_spans(row)[-1, 0]) for row in range(len(careers))])
+    too_long = np.flatnonzero(lengths + num_tokens > context)
+    if len(too_long):
+        longest = int(lengths.argmax())
+        survey, person = careers.person(longest)
+        people = len({careers.person(int(row)) for row in too_long})
+        raise RowTooShort(
+            f"the longest prompt, of career {person!r} of {survey}, has {lengths[longest]} tokens; the model's context "
+            f"of {context} has no room for {num_tokens} more, which are {what}; {people:,} people have such prompts"
+        )

@@ -1,0 +1,105 @@
+"""The plan of a training run: how many steps, which of them validate and save, how full the rows are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from laborllm_dist.batching.packing import PackPlan, pack_step
+from laborllm_dist.batching.rank_assignment import ShardPlan, shard_rows
+from laborllm_dist.batching.sampler import TrainingOrder
+from laborllm_dist.config.data import TemplateSettings
+from laborllm_dist.config.run import FEWEST_EPOCHS, BatchSettings, RunSettings, TrainingSettings
+from laborllm_dist.errors import SettingsError
+from laborllm_dist.store.pooling import training_pool
+from laborllm_dist.store.store import TokenStore, check_lengths
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: its careers (rows of the store), how they are packed, who forwards what."""
+
+    careers: npt.NDArray[np.int64]
+    packing: PackPlan
+    shards: ShardPlan
+    num_targets: int  # tokens that are predicted, over all ranks and passes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """All steps of a run, each a function of data, settings and its number."""
+
+    order: TrainingOrder
+    lengths: npt.NDArray[np.int64]  # tokens of every training career
+    longest_career: int  # tokens, of training and validation
+    batch: BatchSettings
+    training: TrainingSettings
+    num_epochs: int
+    world_size: int
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps over all epochs."""
+        return self.num_epochs * self.order.steps_per_epoch
+
+    def step(self, step: int) -> StepPlan:
+        """Return the plan of a step, counted from 0."""
+        careers = self.order.careers_of_step(step)
+        lengths = self.lengths[careers].tolist()
+        packing = pack_step(lengths, self.batch.row_length)
+        shards = shard_rows(len(packing.rows), world_size=self.world_size, rows_per_pass=self.batch.rows_per_pass)
+        return StepPlan(careers=careers, packing=packing, shards=shards, num_targets=sum(lengths) - len(lengths))
+
+    def validates_after(self, num_done: int) -> bool:
+        """Return whether a validation follows the first `num_done` steps: so many times an epoch, and at the end."""
+        per_epoch, parts = self.order.steps_per_epoch, self.training.validations_per_epoch
+        return any(num_done % per_epoch == per_epoch * part // parts % per_epoch for part in range(1, parts + 1))
+
+    def saves_after(self, num_done: int) -> bool:
+        """Return whether a checkpoint follows: at every validation, and every so many steps where set."""
+        every = self.training.checkpoint_every_steps
+        return self.validates_after(num_done) or (every is not None and num_done % every == 0)
+
+
+def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) -> TrainingPlan:
+    """Plan a run.
+
+    Raises:
+        SettingsError: if the template cuts careers.
+        RowTooShort: naming the person, if a career of training or validation does not fit a row.
+        DataFileError: if fractions and weights leave nobody to train on.
+    """
+    batch, training = settings.batch, settings.training
+    check_uncut(settings.template)
+    longer = f"batch.row_length is {batch.row_length}; set batch.row_length to that or more"
+    check_lengths(store, batch.row_length, longer, ("train", "validation"))
+    pool = training_pool(store, settings)
+    order = TrainingOrder(pool.rows, pool.weights, careers_per_step=batch.careers_per_step, seed=training.seed)
+    lengths, others = (store.careers(split).num_tokens() for split in ("train", "validation"))
+    longest = int(max(lengths.max(), others.max()))
+    num_epochs = epochs_of(settings, order.steps_per_epoch)
+    return TrainingPlan(order, lengths, longest, batch, training, num_epochs, world_size)
+
+
+def epochs_of(settings: RunSettings, steps_per_epoch: int) -> int:
+    """Return how many epochs a run takes: as many as are set, or as make enough steps for a new model."""
+    training = settings.training
+    if training.epochs is not None:
+        return training.epochs
+    if settings.model.path is not None:
+        return FEWEST_EPOCHS
+    assert training.min_steps is not None  # TrainingSettings refuses to leave both open
+    assert training.max_epochs is not None
+    return min(max(FEWEST_EPOCHS, -(-training.min_steps // steps_per_epoch)), training.max_epochs)
+
+
+def check_uncut(template: TemplateSettings) -> None:
+    """Refuse to train on careers that are cut.
+
+    Raises:
+        SettingsError: saying what to leave out.
+    """
+    if template.max_tokens is not None:
+        raise SettingsError("setting template.max_tokens cuts careers, which only an evaluation may do; leave it out")

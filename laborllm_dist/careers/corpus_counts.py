@@ -1,0 +1,158 @@
+"""Count what a corpus holds and what was left out of it, person by person; counts of parts add up."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from laborllm_dist.careers.person_records import CodedTitle, DropUnit, PersonRead
+from laborllm_dist.careers.splits import Split
+from laborllm_dist.io.plain_text import sheet_cell
+
+KINDS = ("first", "moving", "staying")
+MOST_TITLES = 2_000  # of a piece that are kept for the list of titles, or of unmapped codes, so that records stay small
+_TITLES_IN_MEMORY = 20_000  # of a corpus
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many person-years, jobs or people (`unit`) were left out for a reason, and in which years."""
+
+    unit: str
+    reason: str
+    count: int
+    years: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Counts of one corpus or of a part of it. `people_read` has those of whom nothing is left, too."""
+
+    people_read: int = 0
+    people: Counter[str] = field(default_factory=Counter)  # by split
+    kinds: Counter[str] = field(default_factory=Counter)  # observations: first, moving, staying
+    occupations: Counter[str] = field(default_factory=Counter)  # observations by code
+    years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code
+    titles: Counter[CodedTitle] = field(default_factory=Counter)  # jobs by their title and what it was coded to
+    drops: Counter[tuple[str, str, int | None]] = field(default_factory=Counter)  # left out: unit, reason, year
+    unmapped: Counter[tuple[str, str]] = field(default_factory=Counter)  # person-years left out: reason, source's code
+    changes: Counter[str] = field(default_factory=Counter)  # cells that were taken otherwise than they stand
+
+    def __add__(self, other: Tally) -> Tally:
+        years = {year: Counter(codes) for year, codes in self.years.items()}
+        for year, codes in other.years.items():
+            years.setdefault(year, Counter()).update(codes)
+        return Tally(
+            self.people_read + other.people_read,
+            self.people + other.people,
+            self.kinds + other.kinds,
+            self.occupations + other.occupations,
+            years,
+            self.titles + other.titles,
+            self.drops + other.drops,
+            self.unmapped + other.unmapped,
+            self.changes + other.changes,
+        )
+
+    def with_titles_trimmed(self) -> Tally:
+        """Return the counts without those of rare titles and unmapped codes, where there are very many."""
+        if max(len(self.titles), len(self.unmapped)) <= 2 * _TITLES_IN_MEMORY:
+            return self
+        titles = Counter(dict(_most_frequent(self.titles, _TITLES_IN_MEMORY)))
+        return dataclasses.replace(self, titles=titles, unmapped=Counter(dict(self.unmapped_codes(_TITLES_IN_MEMORY))))
+
+    def unmapped_codes(self, number: int) -> list[tuple[tuple[str, str], int]]:
+        """Return the reasons and codes that most person-years were left out for, of equals in order of reason, code."""
+        return sorted(self.unmapped.items(), key=lambda item: (-item[1], item[0]))[:number]
+
+    def left_out(self) -> list[LeftOut]:
+        """Return what was left out by reason: person-years first, then jobs, then people; most of each first."""
+        years: dict[tuple[str, str], dict[int, int]] = {}
+        counts: Counter[tuple[str, str]] = Counter()
+        for (unit, reason, year), count in self.drops.items():
+            counts[unit, reason] += count
+            if year is not None:
+                years.setdefault((unit, reason), {})[year] = count
+        order = {unit: place for place, unit in enumerate(get_args(DropUnit))}
+        return [
+            LeftOut(unit, reason, count, dict(sorted(years.get((unit, reason), {}).items())))
+            for (unit, reason), count in sorted(
+                counts.items(), key=lambda item: (order[item[0][0]], -item[1], item[0][1])
+            )
+        ]
+
+    @property
+    def observations(self) -> int:
+        """Number of person-years."""
+        return self.kinds.total()
+
+    def to_values(self) -> dict[str, Any]:
+        """Return the counts as JSON takes them."""
+        return {
+            "people_read": self.people_read,
+            "people": dict(self.people),
+            "kinds": dict(self.kinds),
+            "occupations": dict(self.occupations),
+            "years": {str(year): dict(codes) for year, codes in self.years.items()},
+            "titles": [[*dataclasses.astuple(each), count] for each, count in _most_frequent(self.titles, MOST_TITLES)],
+            "drops": [[*key, count] for key, count in self.drops.items()],
+            "unmapped": [[*key, count] for key, count in self.unmapped_codes(MOST_TITLES)],
+            "changes": dict(self.changes),
+        }
+
+
+def tally_from_values(values: dict[str, Any]) -> Tally:
+    """Return the counts that `Tally.to_values` gave."""
+    return Tally(
+        people_read=int(values["people_read"]),
+        people=Counter(values["people"]),
+        kinds=Counter(values["kinds"]),
+        occupations=Counter(values["occupations"]),
+        years={int(year): Counter(codes) for year, codes in values["years"].items()},
+        titles=Counter({CodedTitle(*each): count for *each, count in values["titles"]}),
+        drops=Counter({(unit, reason, year): count for unit, reason, year, count in values["drops"]}),
+        unmapped=Counter({(reason, code): count for reason, code, count in values.get("unmapped", ())}),
+        changes=Counter(values.get("changes", {})),
+    )
+
+
+def _most_frequent(titles: Counter[CodedTitle], number: int) -> list[tuple[CodedTitle, int]]:
+    """Return the titles that most jobs have, of equals the first in order of letters; rare ones are left out."""
+    return sorted(titles.items(), key=lambda item: (-item[1], item[0].title))[:number]
+
+
+def titles_csv(titles: Counter[CodedTitle]) -> str:
+    """Return a table of the most frequent titles for people to look through, in a spreadsheet too."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("title", "jobs", "matched_title", "score", "code"))
+    for each, count in _most_frequent(titles, _TITLES_IN_MEMORY):
+        texts = (each.title, each.matched_title or "", each.code or "")
+        title, matched, code = map(sheet_cell, texts)
+        writer.writerow((title, count, matched, f"{each.score:.2f}", code))
+    return text.getvalue()
+
+
+def tally_people(people: list[tuple[PersonRead, Split | None]]) -> Tally:
+    """Count people as they were read, each with the split of its career."""
+    tally = Tally(people_read=len(people))
+    for read, split in people:
+        tally.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)
+        tally.unmapped.update((drop.reason, drop.code) for drop in read.drops if drop.code is not None)
+        tally.changes.update(read.changes)
+        tally.titles.update(read.titles)
+        if read.career is None:
+            continue
+        tally.people[str(split)] += 1
+        previous: str | None = None
+        for job in read.career.jobs:
+            kind = "first" if previous is None else "staying" if previous == job.occupation else "moving"
+            tally.kinds[kind] += 1
+            tally.occupations[job.occupation] += 1
+            tally.years.setdefault(job.year, Counter())[job.occupation] += 1
+            previous = job.occupation
+    return tally

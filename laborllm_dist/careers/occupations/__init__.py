@@ -1,0 +1,1 @@
+"""Occupations: codes, titles, crosswalks, and the coder of free-text titles."""

@@ -1,0 +1,250 @@
+"""Read and write the parallel text files of CAREER (arXiv 2202.08370, github.com/keyonvafa/career-code).
+
+    {train,valid,test}.{job,year,education,ethnicity,gender,location}
+
+One person a line, in the same order in all files of a split. job, year and education have one value a year, separated
+by blanks; ethnicity, gender and location have one value. A value here may have several words, there it may not:
+blanks are written "_", a "_" as "%5F" and a "%" as "%25". job and year are needed; another kind of file
+must be there for every split or for none.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from laborllm_dist.careers.occupations.vocabulary import Occupations, read_occupations
+from laborllm_dist.careers.person_records import PersonRead, ReadPerson
+from laborllm_dist.careers.readers.cells import as_year, with_plain_blanks
+from laborllm_dist.careers.readers.reader import Reader
+from laborllm_dist.careers.readers.tabular import text_lines
+from laborllm_dist.careers.splits import Split
+from laborllm_dist.careers.types import CareerHistory, Job
+from laborllm_dist.careers.validation_report import Problems
+from laborllm_dist.config.corpora import MISSING_WORDS, CareerTextSettings, is_missing
+from laborllm_dist.errors import DataFileError
+from laborllm_dist.io.files import disk_errors_are_said, flush_to_disk
+from laborllm_dist.io.recorded_folder import RECORD, make_new_folder
+
+_NAMES: dict[str, Split] = {"train": "train", "valid": "validation", "test": "test"}
+_NEEDED, _OPTIONAL = ("job", "year"), ("education", "ethnicity", "gender", "location")
+_FIXED = {"ethnicity": "ethnicity", "gender": "gender", "location": "region"}
+_CareerReader = Callable[[str, int, dict[str, str | None], dict[str, Problems]], CareerHistory | None]
+MISSING = "unknown"  # written for a value that a person has not
+_ESCAPED = re.compile("%([0-9A-F]{2})")
+_WRITTEN_WORDS = (MISSING, "<unk>", *MISSING_WORDS)  # a value that reads like one of them is escaped
+
+
+def career_text_files(settings: CareerTextSettings) -> list[Path]:
+    """Return the files of a folder that are read.
+
+    Raises:
+        DataFileError: if the folder or a needed file is missing, or a kind is there for some splits only.
+    """
+    folder = Path(settings.path)
+    if not folder.is_dir():
+        raise DataFileError(f"no folder at {folder}")
+    splits = [name for name in _NAMES if (folder / f"{name}.job").is_file()]
+    if not splits:
+        raise DataFileError(f"no train.job, valid.job or test.job in {folder}")
+    files: list[Path] = []
+    for kind in (*_NEEDED, *_OPTIONAL):
+        found = [folder / f"{name}.{kind}" for name in splits if (folder / f"{name}.{kind}").is_file()]
+        if len(found) < len(splits) and (found or kind in _NEEDED):
+            absent = next(name for name in splits if not (folder / f"{name}.{kind}").is_file())
+            raise DataFileError(
+                f"no {absent}.{kind} in {folder}; {kind} must be there for {', '.join(splits)}, or for none"
+            )
+        files += found
+    return files
+
+
+def career_text_people(settings: CareerTextSettings, *, survey: str) -> Iterator[ReadPerson]:
+    """Yield the people of a folder, split by split; a person is named by split and line, such as train-0000001.
+
+    Raises:
+        DataFileError: with every problem of a split's files counted and the first ten named by line, when its last
+            person has been given.
+    """
+    files = career_text_files(settings)
+    occupations = read_occupations(settings.vocabulary)
+    reader = functools.partial(_career, settings=settings, occupations=occupations, survey=survey)
+    for name in _NAMES:
+        of_split = {path.suffix[1:]: path for path in files if path.stem == name}
+        if of_split:
+            yield from _people_of_split(name, of_split, reader)
+
+
+def _people_of_split(name: str, files: dict[str, Path], reader: _CareerReader) -> Iterator[ReadPerson]:
+    problems = {kind: Problems(path, "line") for kind, path in files.items()}
+    with ExitStack() as stack:
+        lines = {kind: text_lines(stack.enter_context(path.open("rb")), problems[kind]) for kind, path in files.items()}
+        for number in range(1, 10**12):
+            row = {kind: next(each, None) for kind, each in lines.items()}
+            if row["job"] is None:
+                break
+            career = reader(f"{name}-{number:07d}", number, row, problems)
+            if career is not None:
+                yield functools.partial(PersonRead, career, (), _NAMES[name])
+        for kind, text in row.items():
+            if text is not None:
+                problems[kind].add(number, None, f"{files['job'].name} has no such line; a line is a person")
+    for each in problems.values():
+        each.refuse_if_any()
+
+
+def _career(
+    person: str,
+    number: int,
+    row: dict[str, str | None],
+    problems: dict[str, Problems],
+    *,
+    settings: CareerTextSettings,
+    occupations: Occupations,
+    survey: str,
+) -> CareerHistory | None:
+    """Return the career of one line, None where something is wrong with it, which is noted."""
+    before = sum(each.num_found for each in problems.values())
+    values: dict[str, list[str]] = {}
+    for kind, text in row.items():
+        if text is None:
+            problems[kind].add(number, None, "the file ends before this line, which the job file has")
+        values[kind] = [] if text is None else text.split()
+    length = len(values["job"])
+    for kind, found in values.items():
+        wanted = 1 if kind in _FIXED else length
+        if row[kind] is not None and (len(found) != wanted or not found):
+            problems[kind].add(number, None, f"{len(found)} values, wanted {wanted or 'at least one job'}")
+    codes = [occupations.find(code) for code in values["job"]]
+    for text, code in zip(values["job"], codes, strict=True):
+        if code is None:
+            problems["job"].add(number, None, f"code {text!r} is not in {settings.vocabulary.path}")
+    years = _years(values["year"])
+    if years is None:
+        problems["year"].add(number, None, f"{' '.join(values['year'])!r} are not years in rising order")
+
+    def known(text: str) -> str | None:
+        return None if is_missing(text, settings.missing) else with_plain_blanks(unescaped(text))
+
+    for kind in _OPTIONAL:
+        for text in values.get(kind, ()):
+            if not (known(text) or "").isprintable():
+                problems[kind].add(number, None, f"{text!r} holds a line break or control character")
+    if years is None or sum(each.num_found for each in problems.values()) > before:
+        return None
+
+    educations = [known(text) for text in values.get("education", ())] or [None] * length
+    fixed = {name: known(values[kind][0]) if kind in values else None for kind, name in _FIXED.items()}
+    jobs = zip(years, codes, educations, strict=True)
+    return CareerHistory(
+        person=person,
+        survey=survey,
+        birth_year=None,
+        jobs=tuple(Job(year, code, education) for year, code, education in jobs if code is not None),
+        **fixed,
+    )
+
+
+def _years(texts: list[str]) -> list[int] | None:
+    """Return the years, None where they are not years in rising order."""
+    years = [year for text in texts if (year := as_year(text)) is not None]
+    in_order = all(early < late for early, late in itertools.pairwise(years))
+    return years if in_order and len(years) == len(texts) else None
+
+
+def escaped(value: str) -> str:
+    """Return a value as one word, other than the words that mean: not known."""
+    word = "_".join(value.replace("%", "%25").replace("_", "%5F").split(" "))
+    return f"%{ord(word[0]):02X}{word[1:]}" if word and is_missing(word, _WRITTEN_WORDS) else word
+
+
+def unescaped(word: str) -> str:
+    """Return the value that `escaped` was given."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), word.replace("_", " "))
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that is there.
+
+    Raises:
+        DataFileError: naming it.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise DataFileError(f"{folder} exists; name a new folder (prepare.career_text)")
+
+
+def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Path) -> dict[str, int]:
+    """Write careers as CAREER's files into a new folder; return the number of people of each split.
+
+    Birth years and names of people are not in these files.
+
+    Raises:
+        DataFileError: if the folder exists, or an occupation's code has a blank.
+        DiskFull: if there is no room left; nothing is left behind then.
+    """
+    check_new_folder(folder)
+    building = folder.with_name(folder.name + ".partial")
+    with disk_errors_are_said(folder):
+        make_new_folder(building)
+        try:
+            counts = _write_files(careers, building)
+            (building / RECORD).unlink()
+            for path in building.iterdir():
+                flush_to_disk(path)
+            building.rename(folder)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+    return counts
+
+
+def _write_files(careers: Iterable[tuple[Split, CareerHistory]], folder: Path) -> dict[str, int]:
+    name_of = {split: name for name, split in _NAMES.items()}
+    counts = dict.fromkeys(_NAMES, 0)
+    with ExitStack() as stack:
+        files: dict[str, IO[str]] = {
+            f"{name}.{kind}": stack.enter_context((folder / f"{name}.{kind}").open("w", encoding="utf-8"))
+            for name in _NAMES
+            for kind in (*_NEEDED, *_OPTIONAL)
+        }
+        for split, career in careers:
+            name = name_of[split]
+            for job in career.jobs:
+                if any(sign.isspace() for sign in job.occupation):
+                    raise DataFileError(
+                        f"the code {job.occupation!r} has a blank, which separates codes in these files"
+                    )
+            counts[name] += 1
+            for kind, words in _words(career).items():
+                files[f"{name}.{kind}"].write(" ".join(words) + "\n")
+    return counts
+
+
+def _words(career: CareerHistory) -> dict[str, list[str]]:
+    """Return the words of each of a person's lines."""
+
+    def word(value: str | None) -> str:
+        return MISSING if value is None else escaped(value)
+
+    return {
+        "job": [job.occupation for job in career.jobs],
+        "year": [str(job.year) for job in career.jobs],
+        "education": [word(job.education) for job in career.jobs],
+        "ethnicity": [word(career.ethnicity)],
+        "gender": [word(career.gender)],
+        "location": [word(career.region)],
+    }
+
+
+CAREER_TEXT: Reader[CareerTextSettings] = Reader(
+    people=lambda settings, survey: career_text_people(settings, survey=survey),
+    vocabulary=lambda settings: read_occupations(settings.vocabulary).vocabulary,
+    files=career_text_files,
+    own_occupations=lambda settings: settings.vocabulary,
+)

@@ -1,0 +1,117 @@
+"""What one cell of a data file means, by the same rules in every reader: whole numbers, people's ids, blanks.
+
+A column of whole numbers is written in many ways: pandas makes floats of it where it has gaps (12.0), Stata writes a
+bare point (12.), R writes 1e+05. All of these are the number, so that a person is one person in a CSV, a Parquet and a
+JSON file. Texts keep their leading zeros (007): a file that has them was written by someone who means them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+
+from laborllm_dist.config.corpora import EARLIEST_YEAR, LATEST_YEAR
+
+OTHER_BLANK = "a blank of another kind (a no-break space, say)"  # for the data card
+DATE_PARTS = frozenset(("year", "month", "day"))
+_WHOLE_NUMBER = re.compile(r"([+-]?)(\d+)(?:\.0*)?")
+_R_NUMBER = re.compile(r"(-?)(\d)(?:\.(\d+))?e\+(\d{2})")  # as R and pandas write long numbers: 1.5e+05
+_LAST_SIGNS = frozenset("0123456789.")  # of a number that is not written in digits alone
+_MOST_DIGITS = 18
+_EXACT_DIGITS = 15  # a float holds no more decimal digits than these exactly
+_LONG_FLOAT = re.compile(rf"-?\d{{{_EXACT_DIGITS + 1},}}\.0*")
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # signs without any width: removed, not replaced
+
+
+class InexactId(ValueError):
+    """Raised where an id has been through a float that cannot hold it; its text says what to do."""
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number that a cell is, None where it is none: 12, +12, -4, 12.0, 12., 1e+05."""
+    plain = text if text.isdigit() and text.isascii() else _plain(text)
+    return int(plain) if plain is not None and len(plain) <= _MOST_DIGITS else None
+
+
+def as_year(text: str) -> int | None:
+    """Return the year that a cell says, None where it says none."""
+    year = whole_number(text)
+    return year if year is not None and EARLIEST_YEAR <= year <= LATEST_YEAR else None
+
+
+def same_code(text: str) -> str:
+    """Return a code or an id as every file has it: a whole number without its point, any other text as it is."""
+    if text.isdigit() or text[-1:] not in _LAST_SIGNS:  # nearly every cell: nothing to look up
+        return text
+    plain = _plain(text)
+    return text if plain is None or text.startswith("+") else plain
+
+
+def person_id(text: str) -> str:
+    """Return a person's id as every file has it.
+
+    Raises:
+        InexactId: if it is a number that has been through a float and lost digits, so that two people may be one.
+    """
+    is_long_float = _LONG_FLOAT.fullmatch(text) is not None
+    if is_long_float or ((found := _R_NUMBER.fullmatch(text)) is not None and int(found[4]) >= _EXACT_DIGITS):
+        raise InexactId(f"{text!r} is a number that a float has rounded; save the ids as texts or whole numbers")
+    return same_code(text)
+
+
+def float_text(value: float) -> str:
+    """Return a number of a Parquet or JSON file as a CSV has it: a whole number without its point, "" for NaN."""
+    if value != value:
+        return ""
+    return str(int(value)) if value.is_integer() and abs(value) < 10**_EXACT_DIGITS else repr(value)
+
+
+def date_text(value: Mapping[str, object]) -> str | None:
+    """Return {"day": 3, "month": 6, "year": 2017} as 2017-06-03, or as much of it as is known.
+
+    A month may be a name. "" where the object has no values, None where it is no date.
+    """
+    parts = {str(name).lower(): _part_text(part) for name, part in value.items()}
+    if not parts.keys() <= DATE_PARTS or None in parts.values():
+        return None
+    year, month, day = (parts.get(name) or "" for name in ("year", "month", "day"))
+    if not year:
+        return None if month or day else ""
+    if not month.isdigit():
+        return " ".join(part for part in (day if month else "", month, year) if part)
+    return "-".join((year, month.zfill(2), *([day.zfill(2)] if day else [])))
+
+
+def _part_text(part: object) -> str | None:
+    """Return a part of a date as text, None where it is none."""
+    if part is None:
+        return ""
+    if isinstance(part, bool) or not isinstance(part, (str, int, float)):
+        return None
+    return same_code(float_text(part) if isinstance(part, float) else str(part).strip())
+
+
+def _plain(text: str) -> str | None:
+    """Return a whole number's digits with its sign, None where it is none."""
+    if not text.isascii():
+        return None
+    if (found := _WHOLE_NUMBER.fullmatch(text)) is not None:
+        sign = "-" if found[1] == "-" and found[2].strip("0") else ""
+        return sign + found[2]
+    if (found := _R_NUMBER.fullmatch(text)) is not None:
+        decimals, exponent = found[3] or "", int(found[4])
+        if exponent < _EXACT_DIGITS and len(decimals.rstrip("0")) <= exponent:
+            return found[1] + found[2] + decimals[:exponent].ljust(exponent, "0")
+    return None
+
+
+def with_plain_blanks(text: str) -> str:
+    """Return a text with a space for every blank of another kind, such as the no-break space, and no outer blanks.
+
+    Line breaks and control characters stay: they are no blanks, and whoever reads them says so.
+    """
+    if text.isascii() and "\t" not in text:
+        return text.strip()
+    plain = "".join(" " if sign == "\t" or unicodedata.category(sign) == "Zs" else sign for sign in text)
+    return plain.translate(_INVISIBLE).strip()

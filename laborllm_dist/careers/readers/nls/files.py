@@ -1,0 +1,90 @@
+"""Find the files of an NLS Investigator extract, in a folder or in the .zip as it was downloaded.
+
+NAME.csv   one row a person, one column a variable; or NAME.dat, the same values between blanks, without a header
+NAME.sdf   the variables in the order of their columns: reference number, year, description, question name
+NAME.cdb   the codebook, with counts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from laborllm_dist.careers.readers.archives import Member, members_of_zip
+from laborllm_dist.careers.readers.file_formats import export_advice, refuse_pointers
+from laborllm_dist.errors import DataFileError
+
+_SUFFIXES = (".csv", ".dat", ".sdf", ".cdb")
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractFiles:
+    """The files of one extract: values in `table` (.csv, or .dat with `variables`)."""
+
+    table: Member
+    variables: Member | None  # .sdf
+    codebook: Member | None  # .cdb
+
+
+def find_extract(path: Path) -> ExtractFiles:
+    """Return the files of the extract in a folder, in a .zip, or that a .csv or .dat file belongs to.
+
+    Raises:
+        DataFileError: if there is nothing to read, or more than one extract to choose from.
+    """
+    members = _members(path)
+    tables = _of_kind(members, ".csv") or _of_kind(members, ".dat")
+    if path.suffix.lower() in (".csv", ".dat"):
+        tables = [member for member in members if member.path == path]
+    if len(tables) != 1:
+        found = "more than one" if tables else "no .csv or .dat file"
+        names = ", ".join(sorted(str(member.label) for member in tables)) or "none of an NLS Investigator extract"
+        raise DataFileError(f"{found} in {path} ({names}); name the one file of the extract, or its .zip")
+    stem = tables[0].label.stem
+    siblings = {suffix: _of_kind(members, suffix, stem) for suffix in (".sdf", ".cdb")}
+    variables, codebook = (found[0] if found else None for found in siblings.values())
+    if tables[0].suffix == ".dat" and variables is None:
+        raise DataFileError(
+            f"{tables[0].label}: a .dat file has no header, so {stem}.sdf must lie beside it; "
+            "download the extract again with .csv, or with .sdf"
+        )
+    return ExtractFiles(tables[0], variables, codebook)
+
+
+def nls_files(path: Path) -> list[Path]:
+    """Return the files on the disk that an extract is read from.
+
+    Raises:
+        DataFileError: as `find_extract`.
+    """
+    found = find_extract(path)
+    return sorted({member.path for member in (found.table, found.variables, found.codebook) if member is not None})
+
+
+def _members(path: Path) -> list[Member]:
+    if path.is_dir():
+        there = sorted(each for each in path.iterdir() if each.is_file())
+        files = [each for each in there if each.suffix.lower() in (*_SUFFIXES, ".zip")]
+        if not files and (advice := next(filter(None, map(export_advice, there)), None)) is not None:
+            raise DataFileError(f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv")
+        zips = [each for each in files if each.suffix.lower() == ".zip"]
+        if len(zips) == len(files) == 1:
+            return _zip_members(zips[0])
+        return [Member(each) for each in files if each not in zips]
+    if not path.exists():
+        raise DataFileError(f"no file at {path}")
+    refuse_pointers(path)
+    if (advice := export_advice(path)) is not None:
+        raise DataFileError(f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv")
+    if path.suffix.lower() == ".zip":
+        return _zip_members(path)
+    return [Member(each) for each in sorted(path.parent.iterdir()) if each.stem == path.stem and each.is_file()]
+
+
+def _zip_members(path: Path) -> list[Member]:
+    return [member for member in members_of_zip(path) if member.suffix in _SUFFIXES]
+
+
+def _of_kind(members: Sequence[Member], suffix: str, stem: str | None = None) -> list[Member]:
+    return [member for member in members if member.suffix == suffix and (stem is None or member.label.stem == stem)]

@@ -1,0 +1,246 @@
+"""Read one cell of a resume as the first and the last day that it can mean.
+
+2013, 2013.0             the year
+2013-05, 2013/05, 2013.05, 05/2013, 05-2013, 05.2013, May 2013, May, 2013      the month
+Q2 2013, 2013-Q2, 2013Q2                            the quarter
+2013-05-17, 2013/05/17, 2013-05-17T08:30:00, 20130517, 17 May 2013, May 17, 2013         the day
+05/17/2013, 17/05/2013, 17.05.2013   the day, where only one order of month and day is a date
+05/06/2013               the day, where it is known which of the two orders the file has
+1370044800000            the day, in milliseconds from 1970 on (UTC), as pandas writes dates to JSON
+Nov 2018 - Present, 2013-05 to 2014-06, May - Aug 2015       a start and an end (`split_range`)
+"""
+
+from __future__ import annotations
+
+import calendar
+import functools
+import re
+from collections.abc import Callable
+from datetime import date, timedelta
+from typing import Literal
+
+from laborllm_dist.careers.readers.cells import whole_number
+from laborllm_dist.config.corpora import EARLIEST_YEAR, LATEST_YEAR
+
+Days = tuple[date, date]
+DateOrder = Literal["day_first", "month_first"]
+
+_MONTHS = {name.lower(): number for number, name in enumerate(calendar.month_name) if name}
+_MONTHS |= {name[:3]: number for name, number in _MONTHS.items()} | {"sept": 9}
+_YEAR_MONTH = re.compile(r"(\d{4})[-/](\d{1,2})|(\d{4})\.(\d{2})")
+_MONTH_YEAR = re.compile(r"(\d{1,2})[-/.](\d{4})")
+_NAMED_MONTH = re.compile(r"([a-z]{3,9})\.?,?\s*(\d{4})")
+_QUARTER_YEAR = re.compile(r"q([1-4])[\s,/-]*(\d{4})")
+_YEAR_QUARTER = re.compile(r"(\d{4})[\s/-]?q([1-4])")
+_TIME = r"(?:[t ]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?\s?(?:z|utc|[+-]\d{2}:?\d{2})?)?"
+_YEAR_MONTH_DAY = re.compile(r"(\d{4})([-/])(\d{1,2})\2(\d{1,2})" + _TIME)
+_TWO_AND_YEAR = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4})" + _TIME)
+_DAY_NAMED_MONTH = re.compile(r"(\d{1,2})\.?\s+([a-z]{3,9})\.?,?\s+(\d{4})")
+_NAMED_MONTH_DAY = re.compile(r"([a-z]{3,9})\.?\s+(\d{1,2}),?\s+(\d{4})")
+_EIGHT_DIGITS = re.compile(r"((?:19|20)\d{2})(\d{2})(\d{2})")
+_LONG_NUMBER = re.compile(r"-?\d{5,}(?:\.\d*)?")
+_LONGEST = 80  # characters of a date or a range
+# As seconds numbers of so many digits lie beyond the year 2286, and as microseconds within days of 1970.
+_FEWEST_MILLISECONDS, _MOST_MILLISECONDS = 10**10, 10**13
+_BETWEEN = re.compile(r"\s*(?:[-\u2010-\u2015~/]|\b(?:to|until|till|through)\b)\s*")
+_AFTER_RANGE = re.compile(r"\s*(?:\([^()]*\)|[\u00b7\u2022|,].*)$")  # "(2 yrs 3 mos)", as some sites add
+_BARE_MONTH = re.compile(r"(?:from\s+|since\s+)?([a-z]{3,9})\.?")
+_BEFORE_START = re.compile(r"(?:from|since)\s+")
+_YEAR_AT_END = re.compile(r"\b(\d{4})$")
+
+
+class NotADate(ValueError):
+    """Raised where a text is no date; its own text says why."""
+
+
+class AmbiguousDate(NotADate):
+    """Raised where a text is a date in either order of month and day, and nothing says which it is."""
+
+
+def read_days(text: str, order: DateOrder | None = None) -> Days:
+    """Return the first and the last day of a date of whatever precision.
+
+    Args:
+        text: of the cell.
+        order: of day and month; None: only a date that one order makes a day of the calendar is read.
+
+    Raises:
+        NotADate: if the text is no date in this order.
+        AmbiguousDate: if it can be read in two ways.
+    """
+    found = _read(text)
+    if isinstance(found, tuple):
+        return found
+    year, one, two = found.year, found.one, found.two
+    if order is None and is_settled_by_itself(text) is None and one != two:
+        raise AmbiguousDate(
+            f"{text!r} can be month/day or day/month; write {year}-{one:02}-{two:02} or {year}-{two:02}-{one:02}, or "
+            "set date_order=day_first or month_first"
+        )
+    first = order or is_settled_by_itself(text) or "day_first"
+    day, month = (one, two) if first == "day_first" else (two, one)
+    if order is not None and not 1 <= month <= 12:
+        raise NotADate(f"{text!r} has no month from 1 to 12 where {order} says that it stands")
+    return _day(text, year, month, day)
+
+
+def is_settled_by_itself(text: str) -> DateOrder | None:
+    """Return the order of day and month that a date like 22-08-2015 can have only; None where it has no such order."""
+    try:
+        found = _read(text)
+    except NotADate:
+        return None
+    if isinstance(found, tuple) or not (1 <= found.one <= 31 and 1 <= found.two <= 31):
+        return None
+    if found.one > 12 >= found.two:
+        return "day_first"
+    return "month_first" if found.two > 12 >= found.one else None
+
+
+def is_ambiguous(text: str) -> bool:
+    """Return whether a date can be read with the day first and with the month first, as different days."""
+    try:
+        read_days(text)
+    except AmbiguousDate:
+        return True
+    except NotADate:
+        return False
+    return False
+
+
+def split_range(text: str, is_ongoing: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Return the start and the end of a text like "Nov 2018 - Present"; None where it is no range, or a single date.
+
+    Args:
+        text: of the cell.
+        is_ongoing: tells the words for an end that has not come.
+    """
+    text = text.strip()
+    if len(text) > _LONGEST or _is_date(text):
+        return None
+    for whole in dict.fromkeys((text, _AFTER_RANGE.sub("", text))):
+        halves = {
+            split
+            for sign in _BETWEEN.finditer(whole)
+            if (split := _halves(whole[: sign.start()], whole[sign.end() :], is_ongoing)) is not None
+        }
+        if len(halves) == 1:
+            return halves.pop()
+    return None
+
+
+def _halves(start: str, end: str, is_ongoing: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Return a start and an end, both of which are dates; in "May - Aug 2015" both are of the end's year."""
+    start, end = start.strip(), end.strip()
+    if not (is_ongoing(end) or _is_date(end)):
+        return None
+    start = _BEFORE_START.sub("", start.lower()) if _BEFORE_START.match(start.lower()) else start
+    month = _BARE_MONTH.fullmatch(start.lower())
+    year = _YEAR_AT_END.search(end)
+    if month is not None and month[1] in _MONTHS and year is not None:
+        start = f"{start} {year[1]}"
+    return (start, end) if _is_date(start) else None
+
+
+def _is_date(text: str) -> bool:
+    try:
+        read_days(text)
+    except AmbiguousDate:
+        return True
+    except NotADate:
+        return False
+    return True
+
+
+class _TwoAndYear:
+    """Two numbers, of which one is the day and one the month, and a year."""
+
+    __slots__ = ("one", "two", "year")
+
+    def __init__(self, one: int, two: int, year: int) -> None:
+        self.one, self.two, self.year = one, two, year
+
+
+@functools.lru_cache(maxsize=20_000)
+def _read(text: str) -> Days | _TwoAndYear:
+    """Return the days of a date, or the numbers of one whose order is another question."""
+    lower = text.strip().lower()
+    if not lower.isascii() or len(text) > _LONGEST:
+        raise _no_date(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+    if (year := whole_number(lower)) is not None and 1000 <= year <= 9999:
+        return _months(text, year, 1, 12)
+    if found := _YEAR_MONTH.fullmatch(lower):
+        written_year, month = found[1] or found[3], found[2] or found[4]
+        return _months(text, int(written_year), int(month), int(month))
+    if found := _MONTH_YEAR.fullmatch(lower):
+        return _months(text, int(found[2]), int(found[1]), int(found[1]))
+    if (found := _NAMED_MONTH.fullmatch(lower)) and (named := _MONTHS.get(found[1])):
+        return _months(text, int(found[2]), named, named)
+    if found := _QUARTER_YEAR.fullmatch(lower):
+        return _months(text, int(found[2]), 3 * int(found[1]) - 2, 3 * int(found[1]))
+    if found := _YEAR_QUARTER.fullmatch(lower):
+        return _months(text, int(found[1]), 3 * int(found[2]) - 2, 3 * int(found[2]))
+    if found := _YEAR_MONTH_DAY.fullmatch(lower):
+        return _day(text, int(found[1]), int(found[3]), int(found[4]))
+    if found := _TWO_AND_YEAR.fullmatch(lower):
+        return _two_and_year(text, int(found[1]), int(found[3]), int(found[4]))
+    if (found := _DAY_NAMED_MONTH.fullmatch(lower)) and (named := _MONTHS.get(found[2])):
+        return _day(text, int(found[3]), named, int(found[1]))
+    if (found := _NAMED_MONTH_DAY.fullmatch(lower)) and (named := _MONTHS.get(found[1])):
+        return _day(text, int(found[3]), named, int(found[2]))
+    if found := _EIGHT_DIGITS.fullmatch(lower):
+        return _day(text, int(found[1]), int(found[2]), int(found[3]))
+    return _day_of_milliseconds(text, lower)
+
+
+def _day_of_milliseconds(text: str, lower: str) -> Days:
+    number = whole_number(lower)
+    if number is not None and _FEWEST_MILLISECONDS <= abs(number) < _MOST_MILLISECONDS:
+        found = date(1970, 1, 1) + timedelta(milliseconds=number)
+        _check_year(text, found.year)
+        return found, found
+    if _LONG_NUMBER.fullmatch(lower):
+        raise NotADate(
+            f"{text!r} is a number, not a date; write dates as 2013-05-17, 2013-05 or 2013, or as the milliseconds "
+            "from 1970 on"
+        )
+    raise _no_date(text)
+
+
+def _no_date(text: str) -> NotADate:
+    return NotADate(
+        f"{text!r} is not a date; dates are written like 2013-05-17, 2013-05, 05/2013, May 2013, Q2 2013, 2013"
+    )
+
+
+def _months(text: str, year: int, first: int, last: int) -> Days:
+    """Return the days of the months from `first` to `last`."""
+    _check_year(text, year)
+    if not 1 <= first <= last <= 12:
+        raise NotADate(f"{text!r} has no month from 1 to 12")
+    return date(year, first, 1), date(year, last, calendar.monthrange(year, last)[1])
+
+
+def _day(text: str, year: int, month: int, day: int) -> Days:
+    _check_year(text, year)
+    try:
+        found = date(year, month, day)
+    except ValueError:
+        raise NotADate(f"{text!r} is not a day of the calendar") from None
+    return found, found
+
+
+def _two_and_year(text: str, one: int, two: int, year: int) -> _TwoAndYear:
+    _check_year(text, year)
+    if not _is_day(year, one, two) and not _is_day(year, two, one):
+        raise NotADate(f"{text!r} is not a day of the calendar")
+    return _TwoAndYear(one, two, year)
+
+
+def _is_day(year: int, month: int, day: int) -> bool:
+    return 1 <= month <= 12 and 1 <= day <= calendar.monthrange(year, month)[1]
+
+
+def _check_year(text: str, year: int) -> None:
+    if not EARLIEST_YEAR <= year <= LATEST_YEAR:
+        raise NotADate(f"{text!r} is not in a year from {EARLIEST_YEAR} to {LATEST_YEAR}")

@@ -1,0 +1,174 @@
+"""Read the jobs of a row: one job, or numbered columns of many.
+
+A job lasts from the first day of its start to the last day of its end. A job that is still held, or ends after the
+year in which the resumes were collected (`last_year`), lasts to the end of that year; what becomes of one without an
+end is a setting. Where the file has no dates, jobs have a number in which they follow each other. A cell of starts may
+hold an end too ("Nov 2018 - Present"), where the job has no end of its own.
+
+What is wrong with a date refuses the file, or, with bad_dates=leave_out, the job is a spell with a fault, so that it is
+counted among what is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Literal
+
+from laborllm_dist.careers.readers.cells import whole_number
+from laborllm_dist.careers.readers.resumes.date_order import DateReader, date_columns
+from laborllm_dist.careers.readers.resumes.dates import Days, NotADate, split_range
+from laborllm_dist.careers.readers.resumes.files import Cells
+from laborllm_dist.careers.validation_report import Problems
+from laborllm_dist.config.corpora import ResumeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Spell:
+    """A job with its first and last day, or the number in which it follows others; `place` is its line or row.
+
+    What the file does not have is None. `fault` says why a job is left out whatever else it has, `changes` what of it
+    was taken otherwise than it stands.
+    """
+
+    start: date | None
+    end: date | None
+    order: int | None
+    title: str | None
+    code: str | None
+    education: str | None
+    place: int
+    fault: str | None = None
+    changes: tuple[str, ...] = field(default=(), compare=False)
+
+
+Slot = Mapping[str, str]  # the columns of one job of a row, by what they hold
+
+
+def slots_of(settings: ResumeSettings) -> list[Slot]:
+    """Return the jobs that a row has columns for: one, or `num_slots`."""
+    numbers = range(settings.num_slots or 0) if settings.rows == "person" else range(1)
+    columns = settings.columns.per_job()
+    return [{name: column.replace("{}", str(number)) for name, column in columns.items()} for number in numbers]
+
+
+def with_ends(
+    spells: Sequence[Spell], no_end: Literal["next_start", "ongoing", "leave_out"], last_day: date
+) -> list[Spell]:
+    """Return a person's jobs, those without an end given one, or left out, as `no_end` says.
+
+    Args:
+        spells: jobs that have a start, or an order.
+        no_end: as in the settings of resumes.
+        last_day: that an ongoing job is held.
+    """
+    ended: list[Spell] = []
+    starts = sorted(spell.start for spell in spells if spell.start is not None)
+    for spell in spells:
+        if spell.end is not None or spell.start is None:
+            ended.append(spell)
+        elif no_end != "leave_out":
+            later = (start for start in starts if start > spell.start) if no_end == "next_start" else iter(())
+            following = next(later, None)
+            ended.append(replace(spell, end=last_day if following is None else following - timedelta(days=1)))
+    return ended
+
+
+class _Fault(ValueError):
+    """Raised where the dates of a job cannot be true; `column` is what they stand in, `reason` is for the data card."""
+
+    def __init__(self, column: str, what: str, reason: str) -> None:
+        super().__init__(what)
+        self.column, self.reason = column, reason
+
+
+@dataclass(frozen=True, slots=True)
+class SpellReader:
+    """Reads the jobs of rows; one with something wrong is noted and passed over, or is a job with a fault.
+
+    `dates` reads dates in the order of the files; None: in that of the settings.
+    """
+
+    settings: ResumeSettings
+    slots: tuple[Slot, ...]
+    dates: DateReader | None = None
+
+    def days(self, text: str, path: Path) -> tuple[Days, str | None]:
+        """Return the days of a date, and what the data card says of it; raises NotADate."""
+        reader = self.dates or DateReader(self.settings, (), date_columns(self.settings))
+        return reader.days(text, path)
+
+    def spells(self, place: int, cells: Cells, problems: Problems) -> Iterator[Spell]:
+        """Yield the jobs of a row; a numbered slot without title, code and start holds none."""
+        for slot in self.slots:
+            known = {name: cells.get(column, "") for name, column in slot.items()}
+            known = {name: cell for name, cell in known.items() if not self.settings.is_missing(cell)}
+            if self.settings.rows == "person" and not known.keys() & {"title", "code", "start", "order"}:
+                continue
+            if (spell := self._spell(place, known, slot, problems)) is not None:
+                yield spell
+
+    def _spell(self, place: int, known: Mapping[str, str], slot: Slot, problems: Problems) -> Spell | None:
+        education, title, order = known.get("education"), known.get("title"), known.get("order")
+        for name, cell in (("education", education), ("title", title)):
+            # A title is only looked up, so a line break in it does no harm; half of a character is no text at all.
+            is_odd = cell is not None and not cell.isprintable() and (name == "education" or _has_half_character(cell))
+            if is_odd:
+                problems.add(place, slot[name], f"{cell!r} holds a line break or control character")
+                return None
+        start = end = fault = None
+        changes: list[str] = []
+        try:
+            if order is not None and ((whole_number(order) is None) or (whole_number(order) or 0) < 0):
+                raise _Fault(
+                    "order", f"{order!r} is not a whole number from 0 up", "job with an order that is no number"
+                )
+            if "start" in known:
+                start, end = self._dates(known, problems.path, changes)
+        except _Fault as error:
+            if self.settings.bad_dates == "refuse" or error.column == "order":
+                problems.add(place, slot[error.column], str(error))
+                return None
+            fault, changes = error.reason, []
+        number = None if order is None else whole_number(order)
+        return Spell(start, end, number, title, known.get("code"), education, place, fault, tuple(changes))
+
+    def _dates(self, known: Mapping[str, str], path: Path, changes: list[str]) -> tuple[date, date | None]:
+        """Return the first and the last day of a job; add to `changes` what the data card says of them.
+
+        Raises:
+            _Fault: if a date cannot be read, or the two cannot be true.
+        """
+        last_day = date(self.settings.last_year, 12, 31)
+        begin, finish = known["start"], known.get("end")
+        if (both := split_range(begin, self.settings.is_ongoing)) is not None and finish in (None, begin):
+            begin, finish = both
+        start = self._day("start", begin, path, changes)[0]
+        end = None
+        if finish is not None:
+            is_ongoing = self.settings.is_ongoing(finish)
+            end = last_day if is_ongoing else min(self._day("end", finish, path, changes)[1], last_day)
+        if start.year > self.settings.last_year:
+            what = f"{begin!r} is after the resumes were collected (last_year={self.settings.last_year})"
+            raise _Fault("start", what, "job that starts after the resumes were collected")
+        if end is not None and end < start:
+            what = f"the job ends ({finish!r}) before it starts ({begin!r})"
+            raise _Fault("start", what, "job that ends before it starts")
+        return start, end
+
+    def _day(self, column: str, text: str, path: Path, changes: list[str]) -> Days:
+        try:
+            days, change = self.days(text, path)
+        except NotADate as error:
+            both = split_range(text, self.settings.is_ongoing) is not None
+            more = "; it is a start and an end, but the job has another end (columns.end=null: there is none)"
+            raise _Fault(column, f"{error}{more if both else ''}", "job with a date that cannot be read") from None
+        changes += [change] if change is not None else []
+        return days
+
+
+def _has_half_character(text: str) -> bool:
+    """Return whether a text holds half of a UTF-16 pair, which JSON can write and no file can hold."""
+    return any("\ud800" <= sign <= "\udfff" for sign in text)

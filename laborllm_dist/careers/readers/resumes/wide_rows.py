@@ -1,0 +1,225 @@
+"""Read the rows of resume files as people, in the order of their first row.
+
+    people=together   the rows of a person follow each other; memory stays flat (16 bytes a person are kept, to refuse
+                      a person whose rows stand apart)
+    people=anywhere   they may stand anywhere; everybody is held in memory
+
+Rows that are broken are problems: they are collected while people are given out, and refuse the file when it ends, or
+as soon as there are 1,000 of them. So whoever reads must publish nothing before the last person.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from laborllm_dist.careers.readers.cells import OTHER_BLANK, InexactId, person_id, same_code, with_plain_blanks
+from laborllm_dist.careers.readers.resumes.date_order import date_columns
+from laborllm_dist.careers.readers.resumes.dates import NotADate
+from laborllm_dist.careers.readers.resumes.files import Cells, IsColumn, WantedColumns, read_cells, refuse_if_many
+from laborllm_dist.careers.readers.resumes.first_places import FirstPlaces
+from laborllm_dist.careers.readers.resumes.spells import Spell, SpellReader
+from laborllm_dist.careers.readers.tabular import unit_of
+from laborllm_dist.careers.validation_report import Problems
+from laborllm_dist.config.corpora import ResumeSettings
+
+_FACTS = ("birth_year", "gender", "ethnicity", "region")
+_PLACES_PER_FILE = 1 << 40
+_MOST_DIGITS = 9  # of the number in a column's name; Python reads no more than 4,300
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePerson:
+    """What the files say of one person: facts by name, and jobs in the order of the files."""
+
+    person: str
+    facts: Mapping[str, str]
+    spells: Sequence[Spell]
+    changes: Sequence[str] = ()  # cells that were taken otherwise than they stand
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row: where it stands, whose it is, and what it says; broken parts have gone to the file's problems."""
+
+    file: int
+    place: int
+    problems: Problems
+    person: str
+    facts: Mapping[str, str]
+    spells: Sequence[Spell]
+    changes: Sequence[str]
+
+    @property
+    def key(self) -> int:
+        """File and place as one number."""
+        return self.file * _PLACES_PER_FILE + self.place
+
+
+@dataclass(frozen=True, slots=True)
+class PersonRows:
+    """The people of some files."""
+
+    settings: ResumeSettings
+    files: Sequence[Path]
+    spell_reader: SpellReader
+
+    def __iter__(self) -> Iterator[ResumePerson]:
+        """Yield everybody.
+
+        Raises:
+            DataFileError: with all problems of a file counted and ten named.
+        """
+        rows_of = self._together() if self.settings.people == "together" else self._anywhere()
+        return (self._person(rows) for rows in rows_of)
+
+    def _together(self) -> Iterator[list[_Row]]:
+        """Yield the rows of a person when the next one begins; note one who begins a second time."""
+        begun = FirstPlaces()
+        rows: list[_Row] = []
+        for row in self._rows():
+            if rows and (row.person != rows[0].person or self.settings.rows == "person"):
+                yield rows
+                rows = []
+            if not rows and (first := begun.first_place(row.person, row.key)) is not None:
+                self._note_second(row, first)
+            rows.append(row)
+        if rows:
+            yield rows
+
+    def _anywhere(self) -> Iterator[list[_Row]]:
+        """Yield the rows of everybody, once all are read."""
+        rows_of: dict[str, list[_Row]] = {}
+        for row in self._rows():
+            rows = rows_of.setdefault(row.person, [])
+            if rows and self.settings.rows == "person":
+                self._note_second(row, rows[0].key)
+            rows.append(row)
+        yield from rows_of.values()
+
+    def _person(self, rows: Sequence[_Row]) -> ResumePerson:
+        """Put a person's rows together; note facts that contradict each other, and jobs from before the birth."""
+        facts: dict[str, str] = {}
+        for row in rows:
+            for name, value in row.facts.items():
+                known = facts.setdefault(name, value)
+                if known != value and name != "region":
+                    column = getattr(self.settings.columns, name)
+                    earlier = f"{known!r} in an earlier row of person {row.person!r}"
+                    row.problems.add(row.place, column, f"{value!r}, but {earlier}")
+        spells = [self._after_birth(spell, row, facts.get("birth_year")) for row in rows for spell in row.spells]
+        changes = [change for row in rows for change in row.changes]
+        return ResumePerson(rows[0].person, facts, spells, changes)
+
+    def _after_birth(self, spell: Spell, row: _Row, born: str | None) -> Spell:
+        """Return a job; one that starts before the person's birth is noted, or has a fault."""
+        if born is None or spell.start is None or spell.start.year >= int(born):
+            return spell
+        if self.settings.bad_dates == "leave_out":
+            return replace(spell, fault="job that starts before the person's birth")
+        where = self.settings.columns.start
+        row.problems.add(row.place, where, f"{spell.start.year} is before the person's birth in {born}")
+        return spell
+
+    def _rows(self) -> Iterator[_Row]:
+        for number, path in enumerate(self.files):
+            problems = Problems(path, unit_of(path))
+            for place, raw_cells in self._cells(path, problems):
+                cells = {name: with_plain_blanks(cell) for name, cell in raw_cells.items()}
+                if (person := self._person_id(place, cells, problems)) is not None:
+                    changes = [
+                        f"column {name}: {OTHER_BLANK}, taken as a space"
+                        for name, cell in cells.items()
+                        if cell != raw_cells[name].strip()
+                    ]
+                    facts = dict(self._facts(place, cells, problems, changes))
+                    spells = list(self.spell_reader.spells(place, cells, problems))
+                    changes += [change for spell in spells for change in spell.changes]
+                    yield _Row(number, place, problems, person, facts, spells, changes)
+                refuse_if_many(problems)
+            problems.refuse_if_any()
+
+    def _person_id(self, place: int, cells: Cells, problems: Problems) -> str | None:
+        """Return whose row it is; None where that cannot be known, which is noted."""
+        column = self.settings.columns.person
+        person = cells[column]
+        if self.settings.is_missing(person):
+            problems.add(place, column, "empty")
+        elif not person.isprintable():
+            problems.add(place, column, _not_printable(person))
+        else:
+            try:
+                return person_id(person)
+            except InexactId as error:
+                problems.add(place, column, str(error))
+        return None
+
+    def _cells(self, path: Path, problems: Problems) -> Iterator[tuple[int, Cells]]:
+        columns, slots = self.settings.columns, self.spell_reader.slots
+        facts = {name: column for name in _FACTS if (column := getattr(columns, name)) is not None}
+        # A JSON object may leave out what is null, and so the columns of jobs that nobody has.
+        required = {"person": columns.person, **facts, **slots[0]}
+        rest = [name for slot in slots[1:] for name in slot.values()]
+        beyond = _columns_beyond(self.settings)
+        wanted = WantedColumns(required, rest, beyond, date_columns(self.settings))
+        for place, cells in read_cells(path, problems, wanted):
+            if beyond is not None:
+                for name, cell in cells.items():
+                    if beyond(name) and not self.settings.is_missing(cell):
+                        allowed = f"num_slots={self.settings.num_slots}"
+                        problems.add(place, name, f"a job more than {allowed} allows; raise num_slots")
+            yield place, cells
+
+    def _facts(self, place: int, cells: Cells, problems: Problems, changes: list[str]) -> Iterator[tuple[str, str]]:
+        """Yield what is known of the person; add to `changes` what the data card says of it."""
+        for name in _FACTS:
+            column = getattr(self.settings.columns, name)
+            cell = "" if column is None else cells[column]
+            if self.settings.is_missing(cell):
+                continue
+            if name == "birth_year":
+                try:
+                    cell = str(self.spell_reader.days(cell, problems.path)[0][0].year)
+                except NotADate as error:
+                    if self.settings.bad_dates == "leave_out":
+                        changes.append(f"column {column}: a birth year that cannot be read, taken as not known")
+                    else:
+                        problems.add(place, column, str(error))
+                    continue
+            elif not cell.isprintable():
+                problems.add(place, column, _not_printable(cell))
+                continue
+            yield name, same_code(cell)
+
+    def _note_second(self, row: _Row, first: int) -> None:
+        file, place = divmod(first, _PLACES_PER_FILE)
+        where = f"{row.problems.unit} {place}" + (f" of {self.files[file]}" if file != row.file else "")
+        if self.settings.rows == "person":
+            what = f"person {row.person!r} has a second row, the first at {where}"
+        else:
+            apart = f"the rows of person {row.person!r} stand apart, the first at {where}"
+            what = f"{apart}; sort them, or set people=anywhere"
+        row.problems.add(row.place, self.settings.columns.person, what)
+
+
+def _columns_beyond(settings: ResumeSettings) -> IsColumn | None:
+    """Return what tells numbered columns whose number is num_slots or more; None where none are numbered."""
+    if settings.rows != "person":
+        return None
+    columns = [column for column in settings.columns.per_job().values() if "{}" in column]
+    pattern = re.compile("|".join(r"(\d+)".join(map(re.escape, column.split("{}"))) for column in columns))
+
+    def is_beyond(name: str) -> bool:
+        found = pattern.fullmatch(name)
+        if found is None:
+            return False
+        number = next(filter(None, found.groups())).lstrip("0")
+        return len(number) > _MOST_DIGITS or int(number or 0) >= (settings.num_slots or 0)
+
+    return is_beyond
+
+
+def _not_printable(cell: str) -> str:
+    return f"{cell!r} holds a line break, control character or odd blank"

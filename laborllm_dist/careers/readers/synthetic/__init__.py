@@ -1,0 +1,1 @@
+"""A made labor market whose transition probabilities are known."""

@@ -1,0 +1,120 @@
+"""What a checkpoint says of itself: read strictly, so that what is read is what was written.
+
+The manifest holds the SHA-256 of its own content, and those of the files beside it. Its format is looked at first: a
+folder of another format is no damaged one, and is never passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from laborllm_dist.config.reader import read_settings
+from laborllm_dist.errors import CheckpointError, OtherFormat, SettingsError
+from laborllm_dist.io.files import disk_errors_are_said, sha256_of, sha256_of_json, write_json
+from laborllm_dist.io.json_files import read_json_object
+
+FORMAT = 3
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFragment:
+    """The stretch [start, start + numel) of a flattened weight that lies in a file."""
+
+    name: str
+    shape: tuple[int, ...]  # of the whole weight
+    start: int
+    numel: int
+    block_offset: int  # place of the first element in its block of 8-bit moments
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFile:
+    """A file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+    fragments: tuple[SavedFragment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointManifest:
+    """What a complete checkpoint says of itself. `state` is the run's, as plain values."""
+
+    step: int
+    run: str  # fingerprint of the run's settings
+    world_size: int
+    stage: int
+    state: dict[str, object]
+    files: dict[str, SavedFile]
+
+
+def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
+    """Write a manifest, or put it in the place of the one that is there."""
+    values = {"format": FORMAT, **dataclasses.asdict(manifest)}
+    write_json(folder / MANIFEST, {**values, "sha256": sha256_of_json(values)})
+
+
+def read_manifest(folder: Path) -> CheckpointManifest:
+    """Read a manifest without a look at the files.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+        OtherFormat: if this version does not read its format.
+    """
+    path = folder / MANIFEST
+    try:
+        with _reading(path):
+            values = read_json_object(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from None
+    if isinstance(found := values.get("format"), int) and found != FORMAT:
+        raise OtherFormat(
+            f"{folder} has format {found}, this version reads {FORMAT}; go on with the version that wrote it, or "
+            "give this run another name (name=...)"
+        )
+    if values.pop("sha256", None) != sha256_of_json(values):
+        raise CheckpointError(f"{path} is damaged (its content has changed since it was written, SHA-256)")
+    try:
+        return read_settings(CheckpointManifest, {name: values[name] for name in values if name != "format"})
+    except SettingsError as error:
+        raise CheckpointError(f"{path} is damaged ({error})") from None
+
+
+def check_checkpoint(folder: Path) -> CheckpointManifest:
+    """Read the manifest and compare every file with it.
+
+    Raises:
+        CheckpointError: if the manifest is missing or damaged, or a file has another size or checksum.
+        OtherFormat: if this version does not read its format.
+        DiskError: if a file may not be read.
+    """
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
+        path = folder / name
+        with _reading(path):
+            if not path.is_file() or path.stat().st_size != entry.bytes:
+                found = f"{path.stat().st_size:,} bytes" if path.is_file() else "nothing"
+                raise CheckpointError(f"{path}: {found}, the manifest says {entry.bytes:,} bytes")
+            if sha256_of(path) != entry.sha256:
+                raise CheckpointError(f"{path}: the content has changed since it was written (SHA-256)")
+    return manifest
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Take what the disk cannot read for damaged; say what it refuses for other reasons."""
+    with disk_errors_are_said(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise CheckpointError(f"{path}: the disk cannot read it ({error.strerror})") from None

@@ -1,0 +1,227 @@
+"""Checkpoints that survive anything: written beside, checked, renamed; read by any number of ranks at any ZeRO stage.
+
+    checkpoints/step_00000120/
+        rank_00000_000.safetensors ...   fragments of one rank: fp32 weights, Adam's moments (no pickle)
+        manifest.json                    written last: step, state of the run, where every fragment lies, sizes, SHA-256
+    checkpoints/step_00000110.damaged/   what was passed over; it counts as nothing, and is kept to be looked at
+
+A rank's fragments are cut into files of FILE_BYTES, since a file is copied to the host's memory before it is written.
+
+A folder without a valid manifest is not a checkpoint. checkpoint/load.py reads what is written here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from laborllm_dist.checkpoint.manifest import (
+    CheckpointManifest,
+    SavedFile,
+    SavedFragment,
+    check_checkpoint,
+    read_manifest,
+    write_manifest,
+)
+from laborllm_dist.checkpoint.optimizer_shards import Fragment, fragment_groups
+from laborllm_dist.distributed.zero_engine import ZeroEngine
+from laborllm_dist.errors import CheckpointError, DiskError, DiskFull, ForeignFile
+from laborllm_dist.io.files import disk_errors_are_said, flush_to_disk, give_usual_mode, refuse_link, sha256_of
+
+FILE_BYTES = 2**30
+_NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  # of the files of a checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What came of a rank's part of a checkpoint: its files, or why they could not be written."""
+
+    files: dict[str, SavedFile] = field(default_factory=dict)
+    refusal: str | None = None
+    is_full: bool = False  # the disk
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: str, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint of this step, of which there is none; it exists as a whole or not at all. Collective.
+
+    Raises:
+        DiskError: on every rank, if any cannot write; older checkpoints are untouched.
+    """
+    ranks, folder = engine.ranks, checkpoint_folder(checkpoints, step)
+    partial = folder.with_name(folder.name + ".partial")
+    ranks.on_first(lambda: _make_new(partial))
+    try:
+        with disk_errors_are_said(partial):
+            outcome = _Written(files=write_fragments(fragment_groups(engine), partial, rank=ranks.rank))
+    except DiskError as error:
+        outcome = _Written(refusal=str(error), is_full=isinstance(error, DiskFull))
+    outcomes = ranks.share(outcome, _Written)
+    for refused in (each for each in outcomes if each.refusal is not None):
+        if ranks.is_first:
+            with contextlib.suppress(OSError, ForeignFile):
+                _remove(partial)
+        raise (DiskFull if refused.is_full else DiskError)(refused.refusal)
+    files = {name: entry for each in outcomes for name, entry in each.files.items()}
+    manifest = CheckpointManifest(
+        step=step, run=run, world_size=ranks.world_size, stage=engine.settings.stage, state=dict(state), files=files
+    )
+    ranks.on_first(lambda: _finish(partial, folder, manifest))
+
+
+def save_state(checkpoints: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Give a step's checkpoint, whose weights stay, another state of the run."""
+    folder = checkpoint_folder(checkpoints, step)
+    write_manifest(folder, dataclasses.replace(read_manifest(folder), state=dict(state)))
+
+
+def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> tuple[Path, CheckpointManifest] | None:
+    """Return the newest checkpoint whose files are all as they were written; None if nothing was ever saved.
+
+    Newer ones are passed over, which is said, and renamed to NAME.damaged: they would take the place of good ones.
+
+    Raises:
+        CheckpointError: if there are checkpoints, but none is whole; all stay as they are.
+        OtherFormat: if this version does not read the format of one.
+    """
+    damaged = []
+    for folder in _newest_first(checkpoints):
+        try:
+            manifest = check_checkpoint(folder)
+        except CheckpointError as error:
+            say(f"checkpoint passed over: {error}")
+            damaged.append(folder)
+            continue
+        for each in damaged:
+            _set_aside(each)
+        return folder, manifest
+    if damaged or any(checkpoints.glob("step_*.damaged")):
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints} is whole; bring one back from a copy, give this run another name "
+            "(name=...), or delete that folder to start from nothing"
+        )
+    return None
+
+
+def run_of_checkpoints(checkpoints: Path) -> str | None:
+    """Return the fingerprint of the settings that the newest checkpoint was made with; None if there is none.
+
+    Raises:
+        OtherFormat: if this version does not read its format.
+    """
+    for folder in _newest_first(checkpoints):
+        with contextlib.suppress(CheckpointError):
+            return read_manifest(folder).run
+    return None
+
+
+def keep_checkpoints(checkpoints: Path, *, saved_step: int, num_newest: int, best_step: int | None) -> None:
+    """Delete all but the newest checkpoints, of which that of `saved_step` is the last, and the best one."""
+    saved = checkpoint_folder(checkpoints, saved_step)
+    best = None if best_step is None else checkpoint_folder(checkpoints, best_step)
+    known = [folder for folder in _newest_first(checkpoints) if folder.name <= saved.name]
+    with disk_errors_are_said(checkpoints):
+        for leftover in checkpoints.glob("step_????????.partial"):  # of a kill
+            _remove(leftover)
+        for folder in known[num_newest:]:
+            if folder != best and not _foreign_files(folder):
+                doomed = folder.with_name(folder.name + ".partial")  # first it stops being a checkpoint, then it goes
+                _remove(doomed)
+                folder.rename(doomed)
+                _remove(doomed)
+
+
+def write_fragments(groups: Iterable[list[Fragment]], folder: Path, *, rank: int) -> dict[str, SavedFile]:
+    """Write the fragments that a rank saves as files of about FILE_BYTES; return what the manifest says of each."""
+    files: dict[str, SavedFile] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    places: list[SavedFragment] = []
+
+    def write() -> None:
+        path = folder / f"rank_{rank:05d}_{len(files):03d}.safetensors"
+        save_file(tensors, path)
+        give_usual_mode(path)
+        flush_to_disk(path)
+        files[path.name] = SavedFile(path.stat().st_size, sha256_of(path), tuple(places))
+        tensors.clear()
+        places.clear()
+
+    for group in groups:
+        for fragment in group:
+            if not fragment.is_mine or not fragment.numel:
+                continue
+            kept = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
+            # A copy even on the host: views of one buffer cannot stand in one safetensors file.
+            tensors |= {tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in kept.items()}
+            places.append(
+                SavedFragment(
+                    fragment.name, fragment.shape, fragment.start, fragment.numel, block_offset=fragment.block_offset
+                )
+            )
+            if sum(tensor.nbytes for tensor in tensors.values()) >= FILE_BYTES:
+                write()
+    if tensors:
+        write()
+    return files
+
+
+def tensor_key(kind: str, name: str) -> str:
+    """Return the name in a file of a weight's `weight`, `exp_avg` and so on."""
+    return f"{kind}/{name}"
+
+
+def _newest_first(checkpoints: Path) -> list[Path]:
+    return sorted(checkpoints.glob("step_????????"), reverse=True)
+
+
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(folder.name + ".damaged")
+    with disk_errors_are_said(folder):
+        _remove(aside)  # of an earlier time
+        folder.rename(aside)
+
+
+def _make_new(folder: Path) -> None:
+    with disk_errors_are_said(folder):
+        _remove(folder)
+        folder.mkdir(parents=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is left of a checkpoint.
+
+    Raises:
+        ForeignFile: if there is anything else in it.
+    """
+    refuse_link(folder)
+    if not folder.exists():
+        return
+    if foreign := _foreign_files(folder):
+        raise ForeignFile(f"{foreign[0]} is no part of a checkpoint, so {folder} is not removed; move it away")
+    shutil.rmtree(folder)
+
+
+def _foreign_files(folder: Path) -> list[Path]:
+    """Return what lies in a checkpoint's folder and was not written by a checkpoint."""
+    return sorted(path for path in folder.iterdir() if not _NAMES.fullmatch(path.name) or path.is_dir())
+
+
+def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
+    with disk_errors_are_said(folder):
+        write_manifest(partial, manifest)
+        flush_to_disk(partial)
+        partial.rename(folder)
+        flush_to_disk(folder.parent)

@@ -1,0 +1,172 @@
+"""Compose settings with Hydra, and turn refusals into one clear line. The only place where Hydra is imported.
+
+conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)  ->  frozen settings
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import resource
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from laborllm_dist.config.reader import Settings, read_settings
+from laborllm_dist.errors import (
+    BadStep,
+    DoesNotFit,
+    Interrupted,
+    LaborError,
+    OutputClosed,
+    RankFailed,
+    RunError,
+    SettingsError,
+)
+from laborllm_dist.io.console import complain, guard_output, show
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+HELP = ("--help", "-h")
+UNREADABLE = (ValueError, RecursionError)  # of Hydra's parser: a number of 5,000 digits, a list 1,000 levels deep
+
+
+def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence[str]) -> Settings:
+    """Compose a file of conf/ with overrides, and read it strictly.
+
+    Raises:
+        SettingsError: if a group, file, override or setting is unknown or wrong.
+    """
+    return read_settings(kind, compose_values(config_name, overrides))
+
+
+def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bool = False) -> dict[str, object]:
+    """Compose a file of conf/ with overrides into plain values; `incomplete` ones keep ??? for what must be given."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(config_name, overrides=list(overrides))
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
+    except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
+        raise SettingsError(_explain(str(error), config_name, overrides)) from None
+    except (TypeError, AttributeError) as error:  # where the option of a group is a list of numbers, say
+        raise SettingsError(
+            f"no settings can be composed of {shlex.join(overrides)} ({error}); a group, such as data, wants the name "
+            "of one of its options"
+        ) from None
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
+    """Run a script: settings from the command line, one clear line instead of a traceback where they are refused."""
+    guard_output()
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    try:
+        if any(argument in HELP for argument in arguments):
+            _show_help(config_name, [argument for argument in arguments if argument not in HELP], help_text)
+        else:
+            work(compose_settings(kind, config_name, arguments))
+    except (RankFailed, OutputClosed) as refusal:
+        raise SystemExit(refusal.exit_code) from None
+    except LaborError as refusal:
+        # These are the same on every rank; of others, the rank that met one is the only one that knows.
+        is_everyones = isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit))
+        if not (is_everyones and _is_other_rank(os.environ)):
+            complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
+        raise SystemExit(refusal.exit_code) from None
+    except KeyboardInterrupt:
+        complain("stopped: by Ctrl-C; the same command goes on from what is finished")
+        raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        if not _is_too_many_files(error):
+            raise
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        complain(
+            f"error: too many open files: this system lets a process have {soft:,} open at once; raise that "
+            "(ulimit -n 4096) and start the same command again: what was complete before is untouched"
+        )
+        raise SystemExit(LaborError.exit_code) from None
+    raise SystemExit(0)
+
+
+def _is_too_many_files(error: Exception) -> bool:
+    """Return whether an error is that of a process, or a system, that has as many open files as it may have."""
+    numbers = (errno.EMFILE, errno.ENFILE)
+    texts = (*map(os.strerror, numbers), *(f"(os error {number})" for number in numbers))
+    return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
+
+
+def _is_other_rank(environment: Mapping[str, str]) -> bool:
+    """Return whether a launcher has started this process as one of several ranks, and not as rank 0."""
+    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
+    size = environment.get("WORLD_SIZE", environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    return all(each.isascii() and each.isdecimal() for each in (rank, size)) and 0 < int(rank) < int(size)
+
+
+def _show_help(config_name: str, overrides: Sequence[str], help_text: str) -> None:
+    values = OmegaConf.create(compose_values(config_name, overrides, incomplete=True))
+    heading = f"{help_text.strip()}\n\nSettings and their values now (???: must be given):\n\n"
+    show(heading + OmegaConf.to_yaml(values))
+
+
+def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:
+    """Return Hydra's message as one line; for a setting that is not there, the nearest one that is."""
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if (missing := re.search(r"Missing mandatory value.*full_key: (\S+)", text, re.DOTALL)) is not None:
+        return f"setting {missing[1]} must be given ({missing[1]}=...); --help shows all settings"
+    if unknown is None:
+        unquoted = next((override for override in overrides if _needs_quotes(override)), None)
+        if unquoted is not None:
+            return _quoting_advice(unquoted)
+        if (
+            bare := next((each for each in overrides if "=" not in each and not each.startswith("~")), None)
+        ) is not None:
+            return f"{bare!r} is no setting (NAME=VALUE); a value with blanks is quoted for the shell: 'NAME=a value'"
+        return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    name = unknown[1]
+    others = [override for override in overrides if not override.startswith(name)]
+    known = list(_names(compose_values(config_name, others, incomplete=True)))
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "; --help shows all settings")
+
+
+def _needs_quotes(override: str) -> bool:
+    """Return whether a setting's value has signs that Hydra reads otherwise than as a text: ( ' = , and others."""
+    value = override.partition("=")[2]
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except (HydraException, *UNREADABLE):
+        return bool(value)
+    return parsed.is_sweep_override() or "${" in value
+
+
+def _quoting_advice(override: str) -> str:
+    """Return how to write a setting whose value is a text with such signs, once for Hydra and once for the shell."""
+    name, _, value = override.partition("=")
+    path = str(Path(value).expanduser()) if value.startswith("~/") else value  # no shell opens ~ within quotes
+    # Hydra's quotes: a backslash counts before a quote only, where it is written twice.
+    quoted = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), path).replace(
+        "${", "\\${"
+    )
+    shell = shlex.quote(name + '="' + quoted + '"')
+    return (
+        f"setting {name}: the value {value} has a sign that means something in settings, such as ( ' = , # or a letter "
+        f"with an accent; if it is a name or a path, quote it for the settings and for the shell: {shell}"
+    )
+
+
+def _names(values: Mapping[str, object], where: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield where + name
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{where}{name}.")

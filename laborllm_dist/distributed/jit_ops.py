@@ -1,0 +1,80 @@
+"""DeepSpeed's operators that are compiled at the first start that wants them: its CPU Adam, and files on NVMe.
+
+torch builds an operator behind a file, `lock`, that it makes and removes; others wait until it is gone. The file of a
+build that was killed never goes, and every later start waits without a word. So ranks build behind a lock that the
+system gives back however its holder ends, and who has it removes the file: whoever made it is dead.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from laborllm_dist.config.model import OptimizerSettings, ZeroSettings
+from laborllm_dist.errors import SettingsError
+from laborllm_dist.io.console import say
+from laborllm_dist.io.files import locked
+
+LOCK = "laborllm_dist.lock"
+
+
+def load_operators(zero: ZeroSettings, optimizer: OptimizerSettings) -> None:
+    """Load the operators that these settings want, after compiling them where no earlier start has.
+
+    Ranks of a host take turns: the first compiles, the others find what it has made.
+
+    Raises:
+        SettingsError: if one cannot be compiled.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
+
+    if optimizer.kind == "cpu_adamw":
+        _load(CPUAdamBuilder(), "CPU Adam", "optimizer.kind=cpu_adamw", "or set optimizer.kind=adamw")
+    if "nvme" in (zero.offload_optimizer, zero.offload_weights):
+        needed = "and libaio with its headers (Debian: apt install libaio-dev); or offload to cpu"
+        _load(AsyncIOBuilder(), "access to NVMe files", "offload to nvme", needed)
+
+
+def check_nvme(zero: ZeroSettings, *, is_on_gpu: bool) -> None:
+    """Refuse NVMe offload on a GPU's host without the CUDA toolkit, where DeepSpeed joins a path to None.
+
+    Raises:
+        SettingsError: saying what to install or set.
+    """
+    if not is_on_gpu or "nvme" not in (zero.offload_optimizer, zero.offload_weights):
+        return
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if CUDA_HOME is None:
+        raise SettingsError(
+            "NVMe offload: DeepSpeed compiles its async_io against the CUDA toolkit, and there is none here (no "
+            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_weights=cpu"
+        )
+
+
+def _load(builder: Any, name: str, setting: str, advice: str) -> None:
+    from deepspeed.git_version_info import installed_ops
+    from torch.utils.cpp_extension import _get_build_directory  # there is no public name for it
+
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with locked(folder.parent / LOCK, busy=None):
+        # Access to files is built after pinned memory, in a folder beside.
+        for built in (folder, folder.with_name("pin_memory")):
+            (built / "lock").unlink(missing_ok=True)
+        if not (installed_ops.get(builder.name, False) or (folder / f"{builder.name}.so").is_file()):
+            say(f"train: compiling DeepSpeed's {name} (a minute or two, once)")
+        try:
+            builder.load(verbose=False)
+        except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+            raise SettingsError(
+                f"{setting}: DeepSpeed cannot compile its {name} ({_reason(str(error))}); a C++ compiler and ninja are "
+                f"needed, {advice}"
+            ) from None
+
+
+def _reason(text: str) -> str:
+    """Return the line of a build's output that says what is wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "error:" in line or "not found" in line]
+    return (telling or lines[-1:] or ["no reason"])[0]

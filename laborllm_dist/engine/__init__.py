@@ -1,1 +1,0 @@
-"""The engine: ranks, models, DeepSpeed ZeRO, checkpoints and export. Only here are deepspeed and models imported."""

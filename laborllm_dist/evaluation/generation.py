@@ -1,0 +1,215 @@
+r"""What a model writes by itself after every prompt of a split: one greedy continuation, and some that are drawn.
+
+    history   1984 (some college): Cooks\n1985 (some college):        forwarded once, for all prompts of a unit
+    greedy                                                      Food| servers|\n
+    sample 1                                                    Cooks|\n
+    sample 2                                                    Food| counter| clerks|\n
+
+All chains of a unit grow by one token a round. A chain ends with the line's end, or is cut. What is drawn hangs on
+seed, person, position, number of the sample and place of the token, never on ranks or on what else is in a unit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.batching.observations import TitlePlaces, title_places
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.evaluation.all_titles import MOST_KEPT
+from laborllm_dist.evaluation.resumable_parts import PartedWork, finish_parts, read_parts, remove_parts
+from laborllm_dist.evaluation.score import Evaluation, observation_facts
+from laborllm_dist.evaluation.title_trie import Floats, Integers
+from laborllm_dist.models.inference import EvaluatedModel
+from laborllm_dist.models.tree_inference import Grown, Nodes
+from laborllm_dist.store.store import CareerRows
+from laborllm_dist.store.tokenizer import CareerTokenizer
+from laborllm_dist.tables.generations import write_generated_table
+
+Pick = Callable[[Grown, Nodes | None, Tensor, Tensor], Tensor]  # EvaluatedModel.next_tokens
+LINE_END = "\n"
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+HASHED = 8  # numbers of 64 bits in one digest
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How continuations are made: `num_samples` drawn ones by `seed`, each of at most `max_new_tokens`."""
+
+    num_samples: int
+    seed: int
+    max_new_tokens: int
+    nodes_per_pass: int
+    tokenizer: CareerTokenizer
+
+
+def evaluate_generated(
+    work: Evaluation, wanted: Generation, model: EvaluatedModel, ranks: Ranks, say: Callable[[str], None]
+) -> None:
+    """Write the continuations of every prompt of a split into the table of continuations. Collective.
+
+    Raises:
+        ScoreTableError: if the parts do not hold every observation exactly once.
+    """
+    end_ids = line_ends(wanted.tokenizer)
+
+    def make(part: int) -> pa.Table:
+        units = [_unit_texts(work, wanted, model, end_ids, unit) for unit in work.plan.units_of_part(part)]
+        return pa.concat_tables(units)
+
+    parted = PartedWork(work.parts, work.plan.num_parts, make, model.rest)
+    finish_parts(parted, ranks, say)
+    ranks.on_first(lambda: _merge(work, wanted, parted))
+
+
+def line_ends(tokenizer: CareerTokenizer) -> Integers:
+    """Return the ids of all tokens that hold a line's end."""
+    texts = tokenizer.backend.decode_batch([[each] for each in range(tokenizer.num_ids)], skip_special_tokens=False)
+    return np.array([number for number, text in enumerate(texts) if LINE_END in text])
+
+
+def drawn_numbers(seed: int, key: Sequence[str | int], sample: int, num_tokens: int) -> Floats:
+    """Return numbers from 0 to below 1, [num_tokens], a function of what is given and nothing else."""
+    digests = [
+        hashlib.blake2b(json.dumps([seed, *key, sample, block]).encode()).digest()
+        for block in range(-(-num_tokens // HASHED))
+    ]
+    whole = np.frombuffer(b"".join(digests), dtype="<u8")[:num_tokens]
+    return np.asarray((whole >> np.uint64(11)) * 2.0**-53, dtype=np.float64)  # a float64 holds 53 bits exactly
+
+
+def continuations(
+    pick: Pick, grown: Grown, stems_P3: Integers, uniforms_PKL: Floats, end_ids: Integers, *, nodes_per_pass: int
+) -> Integers:
+    """Return the tokens of K continuations of P prompts, [P, K, L], -1 behind their ends.
+
+    Args:
+        pick: a pass of the model.
+        grown: the rows, on the model's device, not forwarded yet.
+        stems_P3: row, first slot of the history, slot past its last one; those of one history side by side.
+        uniforms_PKL: what draws each token; NaN: the most probable one is taken.
+        end_ids: tokens that end a continuation.
+        nodes_per_pass: MOST_KEPT times as many nodes may be kept.
+    """
+    num_prompts, num_chains, num_tokens = uniforms_PKL.shape
+    stems_C3 = np.repeat(stems_P3, num_chains, axis=0)
+    uniforms_CL = uniforms_PKL.reshape(-1, num_tokens)
+    last_slots_C = stems_C3[:, 0] * grown.batch.token_ids_BT.shape[1] + stems_C3[:, 2] - 1
+    first_C = (
+        pick(grown, None, torch.from_numpy(last_slots_C), torch.from_numpy(uniforms_CL[:, 0].copy())).cpu().numpy()
+    )
+    parts: list[Integers] = []
+    at_once = max(1, MOST_KEPT * nodes_per_pass // num_tokens)
+    for start in range(0, len(first_C), at_once):
+        some = slice(start, start + at_once)
+        parts.append(_chains(pick, grown, first_C[some], stems_C3[some], uniforms_CL[some], end_ids))
+        grown.drop_nodes()
+    return np.concatenate(parts).reshape(num_prompts, num_chains, num_tokens)
+
+
+def _chains(
+    pick: Pick, grown: Grown, first_C: Integers, stems_C3: Integers, uniforms_CL: Floats, end_ids: Integers
+) -> Integers:
+    """Grow chains from their first tokens, one token a round; return their tokens, [C, L]."""
+    tokens_CL, places_CL = (np.full(uniforms_CL.shape, -1, dtype=np.int64) for _ in range(2))
+    tokens_CL[:, 0] = first_C
+    growing, num_nodes = np.arange(len(first_C)), 0
+    for depth in range(1, uniforms_CL.shape[1]):
+        growing = growing[~np.isin(tokens_CL[growing, depth - 1], end_ids)]
+        if not len(growing):
+            break
+        places_CL[growing, depth - 1] = num_nodes + np.arange(len(growing))
+        num_nodes += len(growing)
+        stems_N3 = stems_C3[growing]
+        nodes = Nodes(
+            token_ids_N=tokens_CL[growing, depth - 1],
+            positions_N=stems_N3[:, 2] - stems_N3[:, 1] + depth - 1,
+            stems_N3=stems_N3,
+            ancestors_NA=places_CL[growing, :depth],
+        )
+        uniforms_N = torch.from_numpy(uniforms_CL[growing, depth])
+        tokens_CL[growing, depth] = _numbers(pick(grown, nodes, torch.arange(len(growing)), uniforms_N))
+    return tokens_CL
+
+
+def _numbers(tokens_N: Tensor) -> Integers:
+    return np.asarray(tokens_N.cpu(), dtype=np.int64)
+
+
+def continuation_text(before: int, tokens_L: Integers, tokenizer: CareerTokenizer) -> str:
+    """Return the text of a continuation up to the line's end, after the token `before`, the prompt's last one.
+
+    Some tokenizers leave out the blank that a text begins with, so the two are read together.
+    """
+    ids = tokens_L[tokens_L >= 0].tolist()
+    if max(ids) >= tokenizer.num_ids:
+        return UNREADABLE  # a row of the embedding that no token has
+    both, first = tokenizer.backend.decode_batch([[before, *ids], [before]], skip_special_tokens=False)
+    line, end, _ = str(both).removeprefix(str(first)).partition(LINE_END)
+    return line + end
+
+
+def _unit_texts(work: Evaluation, wanted: Generation, model: EvaluatedModel, end_ids: Integers, unit: int) -> pa.Table:
+    careers, rows = work.careers, work.plan.units[unit]
+    batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.row_length)
+    places = title_places(careers, rows)
+    stems_P3 = np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
+    tokens_PKL = continuations(
+        model.next_tokens,
+        Grown(batch.to(model.device)),
+        stems_P3,
+        _uniforms(careers, places, wanted),
+        end_ids,
+        nodes_per_pass=wanted.nodes_per_pass,
+    )
+    before_P = batch.token_ids_BT.numpy()[stems_P3[:, 0], stems_P3[:, 2] - 1].tolist()
+    texts = [
+        [continuation_text(before, tokens_L, wanted.tokenizer) for tokens_L in tokens_KL]
+        for before, tokens_KL in zip(before_P, tokens_PKL, strict=True)
+    ]
+    return pa.table(
+        {
+            "career": places.keys[:, 0],
+            "position": places.keys[:, 1].astype(np.int32),
+            "texts": pa.array(texts, pa.list_(pa.string())),
+        }
+    )
+
+
+def _uniforms(careers: CareerRows, places: TitlePlaces, wanted: Generation) -> npt.NDArray[np.float64]:
+    """Return what draws the tokens, [P, K, L]: the greedy continuation is the first one."""
+    num_tokens = wanted.max_new_tokens
+    uniforms_PKL = np.full((len(places.keys), 1 + wanted.num_samples, num_tokens), np.nan)
+    for place, (career, position) in enumerate(places.keys.tolist()):
+        key = (*careers.person(career), position)
+        for sample in range(1, 1 + wanted.num_samples):
+            uniforms_PKL[place, sample] = drawn_numbers(wanted.seed, key, sample, num_tokens)
+    return uniforms_PKL
+
+
+def _merge(work: Evaluation, wanted: Generation, parted: PartedWork) -> None:
+    facts, num_chains = observation_facts(work.careers), 1 + wanted.num_samples
+    texts = pc.list_flatten(read_parts(parted, facts)["texts"])
+    code_of = {f" {title}{LINE_END}": code for code, title in work.careers.vocabulary.title_of().items()}
+    keys = facts.take(pa.array(np.repeat(np.arange(facts.num_rows), num_chains)))
+    numbers = np.tile(np.arange(num_chains), facts.num_rows).astype(np.int32)
+    columns = {
+        **{name: keys[name] for name in ("survey", "person", "position")},
+        "kind": pa.array(np.where(numbers == 0, "greedy", "sample")),
+        "sample": pa.array(numbers, mask=numbers == 0),
+        "text": texts,
+        "occupation": pa.array([code_of.get(text) for text in texts.to_pylist()], pa.string()),
+        "observed": keys["occupation"],
+    }
+    write_generated_table(pa.table(columns), work.info, work.table)
+    remove_parts(parted)

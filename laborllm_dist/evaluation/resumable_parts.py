@@ -1,0 +1,100 @@
+"""Work in parts: each a file, made once, by whichever rank is free; a new start makes those that are missing.
+
+Which rank makes a part, and how many ranks there are, is nowhere in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.errors import ScoreTableError
+from laborllm_dist.io.files import writing
+from laborllm_dist.tables.parquet import DAMAGE, check_content, with_checksum
+
+
+@dataclass(frozen=True, slots=True)
+class PartedWork:
+    """What is made in parts: `make` returns part p, a table with `career` and `position`, the key of its rows."""
+
+    folder: Path
+    num_parts: int
+    make: Callable[[int], pa.Table]
+    rest: Callable[[], None]  # what a rank does when it finds no more parts
+    word: str = "evaluate"  # what lines of progress begin with
+
+
+def finish_parts(work: PartedWork, ranks: Ranks, say: Callable[[str], None]) -> None:
+    """Make the parts that have no file yet. Collective."""
+    missing = ranks.on_first(lambda: _missing(work))
+    if done := work.num_parts - len(missing):
+        say(f"{work.word}: {done:,} of {work.num_parts:,} parts are there")
+    started, num_made = monotonic(), 0
+    for place in ranks.share_out(len(missing)):
+        table = work.make(missing[place])
+        with writing(_path(work, missing[place])) as partial:
+            pq.write_table(with_checksum(table), partial, compression="zstd")
+        num_made += table.num_rows
+        speed = num_made * ranks.world_size / (monotonic() - started)
+        say(f"{work.word}: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
+    work.rest()
+    ranks.barrier()
+
+
+def read_parts(work: PartedWork, keys: pa.Table) -> pa.Table:
+    """Put all parts together, in the order of career and position.
+
+    Args:
+        work: whose parts are all there.
+        keys: `career` and `position` of every row there must be, in order.
+
+    Raises:
+        ScoreTableError: if a part is damaged, or a row is missing or stands twice.
+    """
+    tables = [_read(_path(work, part)) for part in range(work.num_parts)]
+    made = pa.concat_tables(tables).sort_by([("career", "ascending"), ("position", "ascending")])
+    same = made.num_rows == keys.num_rows and all(
+        made[name].combine_chunks().equals(keys[name].combine_chunks()) for name in ("career", "position")
+    )
+    if not same:
+        raise ScoreTableError(
+            f"the parts in {work.folder} hold {made.num_rows:,} observations, the split has {keys.num_rows:,}, or "
+            "not the same ones; delete the folder and evaluate again"
+        )
+    return made
+
+
+def remove_parts(work: PartedWork) -> None:
+    """Remove the parts, and their folder where nothing else is in it."""
+    for part in work.folder.glob("part-??????.parquet*"):
+        part.unlink()
+    with contextlib.suppress(OSError):
+        work.folder.rmdir()
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+        check_content(table)
+        return table
+    except FileNotFoundError:
+        raise ScoreTableError(f"{path} is gone; evaluate again to make it anew") from None
+    except DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ScoreTableError(f"{path} is damaged ({reason}); delete it, and evaluate again to make it anew") from None
+
+
+def _missing(work: PartedWork) -> list[int]:
+    work.folder.mkdir(parents=True, exist_ok=True)
+    return [part for part in range(work.num_parts) if not _path(work, part).is_file()]
+
+
+def _path(work: PartedWork, part: int) -> Path:
+    return work.folder / f"part-{part:06d}.parquet"

@@ -1,0 +1,1 @@
+"""Occupations several years ahead."""

@@ -1,0 +1,108 @@
+"""Where forecasts begin: every observation with another one of the same person so many years later."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from laborllm_dist.careers.splits import Split
+from laborllm_dist.config.forecasting import ForecastSettings
+from laborllm_dist.errors import RunError
+from laborllm_dist.forecasting.iterate import Floats, Integers, num_prompts
+from laborllm_dist.store.store import CareerRows
+
+STRENGTH = 10.0  # observations of the marginal in every row of the yardstick
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Where forecasts of a horizon begin: row of the career in the store, job of the start, job that is forecast."""
+
+    careers_S: Integers
+    jobs_S: Integers
+    targets_S: Integers
+
+    def __len__(self) -> int:
+        return len(self.careers_S)
+
+    def of_career(self, career: int) -> Starts:
+        """Return those of one person."""
+        is_own_S = self.careers_S == career
+        return Starts(self.careers_S[is_own_S], self.jobs_S[is_own_S], self.targets_S[is_own_S])
+
+
+def find_starts(careers: CareerRows, horizon: int) -> Starts:
+    """Return every job with another one of the same person `horizon` years later."""
+    found: list[tuple[int, int, int]] = []
+    for career, years in enumerate(careers.table["years"].to_pylist()):
+        place_of = {year: place for place, year in enumerate(years)}
+        found += [
+            (career, job, place_of[year + horizon]) for job, year in enumerate(years) if year + horizon in place_of
+        ]
+    careers_S, jobs_S, targets_S = np.array(found, dtype=np.int64).reshape(-1, 3).T
+    return Starts(careers_S, jobs_S, targets_S)
+
+
+def observed_titles(careers: CareerRows, starts: Starts) -> Integers:
+    """Return the place in the vocabulary of what was observed in each target year, [S]."""
+    return _titles_at(careers, starts.careers_S, starts.targets_S)
+
+
+def _titles_at(careers: CareerRows, careers_S: Integers, jobs_S: Integers) -> Integers:
+    flat = np.asarray(pc.list_flatten(careers.table["occupations"]), dtype=np.int64)
+    num_jobs = careers.num_observations()
+    found: Integers = flat[(np.cumsum(num_jobs) - num_jobs)[careers_S] + jobs_S]
+    return found
+
+
+def chosen_starts(settings: ForecastSettings, careers: CareerRows, split: Split) -> Starts:
+    """Return the forecasts of the people that are taken.
+
+    Raises:
+        RunError: if there are none, or too many paths.
+    """
+    starts = find_starts(careers, settings.horizon)
+    if not len(starts):
+        raise RunError(
+            f"nobody in the {split} split has two observations {settings.horizon} years apart; "
+            "take another horizon (surveys of every second year have even ones only)"
+        )
+    people = np.unique(starts.careers_S)
+    if settings.max_people is not None:
+        # Drawn by a hash, since a store's order may be that of households or regions.
+        drawn = sorted(people.tolist(), key=lambda career: _draw(settings.seed, *careers.person(career)))
+        people = np.array(sorted(drawn[: settings.max_people]))
+    is_taken_S = np.isin(starts.careers_S, people)
+    starts = Starts(starts.careers_S[is_taken_S], starts.jobs_S[is_taken_S], starts.targets_S[is_taken_S])
+    num_titles, between = len(careers.vocabulary), settings.horizon - 1
+    if settings.steps == "exact" and not settings.tolerance and num_titles**between > settings.max_paths:
+        raise RunError(
+            f"the full sum {settings.horizon} years ahead has {num_titles}^{between} = {num_titles**between:,} paths a "
+            f"forecast, max_paths is {settings.max_paths:,}; {len(starts):,} forecasts would take "
+            f"{len(starts) * num_prompts(num_titles, settings.horizon):,} prompts with all titles after each; "
+            "take tolerance=0.001, steps=sampled, or a larger max_paths"
+        )
+    return starts
+
+
+def last_occupation_scores(train: CareerRows, careers: CareerRows, starts: Starts, horizon: int) -> Floats:
+    """Return log P of what was observed, by the share of training people who went from the start's occupation to it.
+
+    A yardstick without a model: P(y | x) = (n_xy + STRENGTH * m_y) / (n_x + STRENGTH), counted over the same number of
+    years, with m the share of y in target years, add-one smoothed.
+    """
+    seen, num = find_starts(train, horizon), len(careers.vocabulary)
+    counts = np.zeros((num, num))
+    np.add.at(counts, (_titles_at(train, seen.careers_S, seen.jobs_S), observed_titles(train, seen)), 1.0)
+    marginal = (counts.sum(axis=0) + 1) / (counts.sum() + num)
+    before_S, after_S = _titles_at(careers, starts.careers_S, starts.jobs_S), observed_titles(careers, starts)
+    shares_S = counts[before_S, after_S] + STRENGTH * marginal[after_S]
+    scores: Floats = np.log(shares_S / (counts[before_S].sum(axis=1) + STRENGTH))
+    return scores
+
+
+def _draw(seed: int, survey: str, person: str) -> bytes:
+    return hashlib.blake2b("\x1f".join((str(seed), survey, person)).encode()).digest()

@@ -1,0 +1,260 @@
+"""Texts of careers with supposed years, and the distributions over titles after them.
+
+    1984 (some college): Cooks             known, up to the start of the forecast
+    1985 (some college): Waiters           supposed
+    1986 (some college):                   the prompt ends here; which title follows?
+
+Supposed and predicted lines carry the education of the start, the last one known. A whole text is tokenised, never its
+pieces. The prompts of one person begin with the same history, which is forwarded once; the lines that follow are more
+tokens after it, where the tokens of the longer text begin with those of the shorter one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from laborllm_dist.batching.batch import PackedBatch, TokenIds, pack_batch
+from laborllm_dist.batching.packing import GRANULE, pack_careers
+from laborllm_dist.careers.types import CareerHistory, Job
+from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.errors import RowTooShort, TitleInsideToken
+from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
+from laborllm_dist.evaluation.title_trie import TitleTrie
+from laborllm_dist.forecasting.iterate import Answers, Floats, Integers, Question
+from laborllm_dist.forecasting.origins import Starts, observed_titles
+from laborllm_dist.models.inference import EvaluatedModel
+from laborllm_dist.models.tree_inference import Grown
+from laborllm_dist.store.store import CareerRows
+from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenizer import CareerTokenizer
+from laborllm_dist.text.template import CareerText, Template, render_career
+
+
+@dataclass(frozen=True, slots=True)
+class ForecastTexts:
+    """How questions become prompts: careers, text, tokens, titles, and the most tokens that the model reads exactly."""
+
+    careers: CareerRows
+    template: Template
+    tokenizer: CareerTokenizer
+    trie: TitleTrie
+    context: int | None
+
+
+def supposed_career(history: CareerHistory, job: int, codes: Sequence[str], last_year: int) -> CareerHistory:
+    """Return a career up to a job, then these occupations in the years after it; the last of them in `last_year`."""
+    start = history.jobs[job]
+    years = [*range(start.year + 1, start.year + len(codes)), last_year]
+    later = (Job(year, code, start.education) for year, code in zip(years, codes, strict=True))
+    return dataclasses.replace(history, jobs=(*history.jobs[: job + 1], *later))
+
+
+def ask_titles(
+    texts: ForecastTexts,
+    starts: Starts,
+    questions: Sequence[Question],
+    wanted: EvaluationSettings,
+    model: EvaluatedModel,
+) -> Answers:
+    """Answer questions about one person: what is supposed follows the person's history, which is forwarded once.
+
+    Where the tokens of a prompt do not begin with those of the history, its whole text is forwarded.
+
+    Raises:
+        TitleInsideToken: if the title that was observed is other tokens after a prompt than in the tree.
+        RowTooShort: naming the person, if a prompt is longer than the model's context, or fits no row as a whole.
+    """
+    ids, known_S = prompt_ids(texts, starts, questions), _known_ids(texts, starts)
+    asked = _Asked(texts, starts, questions, ids, wanted, model)
+    if _all_shared(ids, [known_S[question.start] for question in questions]):
+        return _after_history(asked, known_S)
+    return _after_whole_texts(asked)
+
+
+def _known_ids(texts: ForecastTexts, starts: Starts) -> list[TokenIds]:
+    """Return the tokens of the history up to every start, with the line's end."""
+    careers = texts.careers
+    return [
+        careers.token_ids(career)[: careers.title_spans(career)[job, 1] + 1]
+        for career, job in zip(starts.careers_S.tolist(), starts.jobs_S.tolist(), strict=True)
+    ]
+
+
+def _all_shared(ids: Sequence[TokenIds], known_Q: Sequence[TokenIds]) -> bool:
+    """Return whether the tokens of every prompt begin with those of its history."""
+    return all(np.array_equal(prompt[: len(known)], known) for prompt, known in zip(ids, known_Q, strict=True))
+
+
+def check_longest(texts: ForecastTexts, starts: Starts, horizon: int, row_length: int) -> None:
+    """Refuse people with a text that is too long to ask for, before a model is opened.
+
+    From every start the longest text there can be is made and tokenised: with the title of the most tokens in all years
+    between, and as the one that is asked for. A row is wanted where a history is not shared (see `ask_titles`).
+
+    Raises:
+        TitleInsideToken: if the title that was observed is other tokens after such a text than in the tree.
+        RowTooShort: naming the person of the longest text, and how many people are concerned.
+    """
+    num_tokens_T = texts.trie.depths_M[texts.trie.ends_T]
+    supposed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
+    with_title, whole = dict[int, int](), dict[int, int]()
+    for career in np.unique(starts.careers_S).tolist():
+        own = starts.of_career(career)
+        ids = prompt_ids(texts, own, [Question(start, supposed, horizon) for start in range(len(own))])
+        longest = max(map(len, ids))
+        with_title[career] = longest + num_of_title
+        whole[career] = 0 if _all_shared(ids, _known_ids(texts, own)) else longest
+    if texts.context is not None:
+        advice = f"with the longest titles, the model's context is {texts.context}; take one with a longer context"
+        _check_lengths(texts.careers, with_title, texts.context, advice)
+    advice = f"a row has {row_length}; set row_length={max(whole.values())} or more"
+    _check_lengths(texts.careers, whole, row_length, advice)
+
+
+def _check_lengths(careers: CareerRows, length_of: Mapping[int, int], limit: int, advice: str) -> None:
+    longest, num_longer = max(length_of, key=length_of.__getitem__), sum(each > limit for each in length_of.values())
+    if num_longer:
+        survey, person = careers.person(longest)
+        raise RowTooShort(
+            f"career {person!r} of {survey} with supposed years has up to {length_of[longest]} tokens, {advice}; "
+            f"{num_longer:,} of {len(length_of):,} people {'is' if num_longer == 1 else 'are'} longer"
+        )
+
+
+def ask_whole_texts(
+    texts: ForecastTexts,
+    starts: Starts,
+    questions: Sequence[Question],
+    wanted: EvaluationSettings,
+    model: EvaluatedModel,
+) -> Answers:
+    """Answer questions by a forward of every prompt's whole text, rows of prompts at a time.
+
+    Raises:
+        TitleInsideToken: if the title that was observed is other tokens after a prompt than in the tree.
+        RowTooShort: naming the person, if a prompt is longer than the model's context, or fits no row.
+    """
+    return _after_whole_texts(_Asked(texts, starts, questions, prompt_ids(texts, starts, questions), wanted, model))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Questions with the token ids of their prompts."""
+
+    texts: ForecastTexts
+    starts: Starts
+    questions: Sequence[Question]
+    ids: list[TokenIds]
+    wanted: EvaluationSettings
+    model: EvaluatedModel
+
+    def person(self, question: int) -> str:
+        """Return whom a question is about."""
+        survey, person = self.texts.careers.person(int(self.starts.careers_S[self.questions[question].start]))
+        return f"career {person!r} of {survey} with supposed years"
+
+    def observed(self) -> Integers:
+        """Return the place in the vocabulary of what was observed in the target year, [questions]."""
+        starts_Q = [question.start for question in self.questions]
+        return observed_titles(self.texts.careers, self.starts)[starts_Q]
+
+    def score(self, batch: PackedBatch, prompts: Prompts) -> tuple[Floats, Floats]:
+        """Return log-probabilities over titles after prompts, and what was not told apart."""
+        found = score_titles(
+            self.model.edges,
+            Grown(batch.to(self.model.device)),
+            prompts,
+            self.texts.trie,
+            tolerance=self.wanted.tolerance,
+            nodes_per_pass=self.wanted.nodes_per_pass,
+        )
+        return normalised(found)
+
+
+def prompt_ids(texts: ForecastTexts, starts: Starts, questions: Sequence[Question]) -> list[TokenIds]:
+    """Return the token ids of every prompt (see `ask_titles`)."""
+    codes, title_of = texts.careers.vocabulary.codes, texts.careers.vocabulary.title_of()
+    histories = {career: texts.careers.history(career) for career in np.unique(starts.careers_S).tolist()}
+    rendered: list[CareerText] = []
+    for question in questions:
+        history, job = histories[int(starts.careers_S[question.start])], int(starts.jobs_S[question.start])
+        truth = history.jobs[int(starts.targets_S[question.start])].occupation
+        supposed = [*(codes[title] for title in question.supposed), truth]
+        career = supposed_career(history, job, supposed, history.jobs[job].year + question.years_ahead)
+        rendered.append(render_career(career, texts.template, title_of)[0])
+    prompts: list[TokenIds] = []
+    observed_S = observed_titles(texts.careers, starts)
+    for question, tokens in zip(questions, tokenise_careers(rendered, texts.tokenizer), strict=True):
+        (start, end), title = tokens.title_spans[-1], int(observed_S[question.start])
+        if tokens.ids[start : end + 1] != texts.trie.closed_tokens(title):
+            raise TitleInsideToken(
+                f"title {title} is other tokens after supposed years than alone after a prompt; a forecast wants a "
+                "tokenizer that cuts titles the same everywhere"
+            )
+        prompts.append(np.array(tokens.ids[:start], dtype=np.int32))
+    return prompts
+
+
+def _after_history(asked: _Asked, known_S: Sequence[TokenIds]) -> Answers:
+    """Forward the longest history of a person, then the supposed lines of every prompt after their part of it."""
+    _check_context(asked)
+    lengths = [len(known_S[question.start]) for question in asked.questions]
+    longest = max((known_S[question.start] for question in asked.questions), key=len)
+    stems = np.array([(0, 0, length) for length in lengths])
+    lines = tuple(ids[length:].astype(np.int64) for ids, length in zip(asked.ids, lengths, strict=True))
+    batch = pack_batch([[longest]], -(-len(longest) // GRANULE) * GRANULE)
+    return Answers(*asked.score(batch, Prompts(stems, asked.observed(), lines)))
+
+
+def _after_whole_texts(asked: _Asked) -> Answers:
+    _check_context(asked)
+    ids, wanted, observed_Q = asked.ids, asked.wanted, asked.observed()
+    longest = max(range(len(ids)), key=lambda question: len(ids[question]))
+    if len(ids[longest]) > wanted.row_length:
+        raise RowTooShort(
+            f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {wanted.row_length}; "
+            f"set row_length={len(ids[longest])} or more"
+        )
+    rows = pack_careers([len(each) for each in ids], wanted.row_length).rows
+    log_probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
+    left_Q = np.empty(len(ids))
+    for first in range(0, len(rows), wanted.rows_per_unit):
+        unit = rows[first : first + wanted.rows_per_unit]
+        members_P = np.array([place for row in unit for place in row])
+        stems: list[tuple[int, int, int]] = []
+        for row, members in enumerate(unit):
+            ends = np.cumsum([len(ids[place]) for place in members]).tolist()
+            stems += [(row, end - len(ids[place]), end) for end, place in zip(ends, members, strict=True)]
+        batch = pack_batch([[ids[place] for place in row] for row in unit], wanted.row_length)
+        log_probabilities_QT[members_P], left_Q[members_P] = asked.score(
+            batch, Prompts(np.array(stems), observed_Q[members_P])
+        )
+    return Answers(log_probabilities_QT, left_Q)
+
+
+def _check_context(asked: _Asked) -> None:
+    longest = max(range(len(asked.ids)), key=lambda question: len(asked.ids[question]))
+    num_tokens, context = len(asked.ids[longest]), asked.texts.context
+    with_title = num_tokens + int(asked.texts.trie.depths_M.max())
+    if context is not None and with_title > context:
+        raise RowTooShort(
+            f"{asked.person(longest)} has {num_tokens} tokens, {with_title} with a title, the model's context is "
+            f"{context}; take one with a longer context"
+        )
+
+
+def normalised(found: TitleScores) -> tuple[Floats, Floats]:
+    """Return log-probabilities over titles, [P, T], and the share of their sum of 1 that was not told apart, [P].
+
+    That share stands evenly on the titles that were not told apart, so that no title is impossible.
+    """
+    is_untold_PT = np.isnan(found.terminated_PT)
+    log_whole_P = found.log_whole_P()
+    log_left_P = found.log_bound_P - log_whole_P
+    even_P = log_left_P - np.log(np.maximum(is_untold_PT.sum(axis=1), 1))
+    log_probabilities_PT = np.where(is_untold_PT, even_P[:, None], found.terminated_PT - log_whole_P[:, None])
+    return log_probabilities_PT, np.exp(log_left_P)

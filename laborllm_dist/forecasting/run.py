@@ -1,0 +1,316 @@
+"""Forecast several years ahead for a run's people, directly and composed: settings -> starts, parts -> table, result.
+
+A person is a part: what is asked of the model for one depends on that person and the settings only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from laborllm_dist.careers.splits import Split
+from laborllm_dist.config.forecasting import ForecastSettings
+from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings, RanksSettings
+from laborllm_dist.distributed.context import Ranks, alone_on_table
+from laborllm_dist.errors import ForeignFile, RunError
+from laborllm_dist.evaluation.prompt_prefix import prompted
+from laborllm_dist.evaluation.resumable_parts import PartedWork, finish_parts, read_parts, remove_parts
+from laborllm_dist.evaluation.run import evaluation_ranks, find_subject, is_there, refuse_other_details, trie_of
+from laborllm_dist.evaluation.target import Subject
+from laborllm_dist.evaluation.title_trie import TitleTrie
+from laborllm_dist.forecasting.iterate import (
+    Answers,
+    Composed,
+    Question,
+    compose_followed,
+    compose_sampled,
+    path_draws,
+)
+from laborllm_dist.forecasting.origins import (
+    Starts,
+    chosen_starts,
+    last_occupation_scores,
+    observed_titles,
+)
+from laborllm_dist.forecasting.prompts import ForecastTexts, ask_titles, check_longest
+from laborllm_dist.io.files import ChecksumCheck, fingerprint_of, finite_or_null, write_json
+from laborllm_dist.io.json_files import NotJson, read_json_object
+from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.models.inference import EvaluatedModel, open_evaluated
+from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
+from laborllm_dist.store.few_shot import read_preface
+from laborllm_dist.store.store import PREFACE, TOKENIZER, CareerRows, checking_store
+from laborllm_dist.store.tokenizer import load_tokenizer
+from laborllm_dist.tables.forecasts import (
+    coherence_of,
+    describe_coherence,
+    forecast_table_path,
+    read_forecast_table,
+    write_forecast_table,
+)
+from laborllm_dist.tables.log_domain import perplexity_of
+from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
+from laborllm_dist.text.template import compile_template
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecasting:
+    """What is forecast, how, and where parts and table go. `info` is everything that decides the numbers."""
+
+    settings: ForecastSettings
+    wanted: EvaluationSettings
+    texts: ForecastTexts
+    starts: Starts
+    info: ScoreTableInfo
+    table: Path
+
+
+def forecast_ranks(settings: ForecastSettings) -> RanksSettings:
+    """Return how the ranks are set up: as the run's, unless told otherwise.
+
+    Raises:
+        RunError: if there is no such run.
+    """
+    return evaluation_ranks(_evaluation(settings))
+
+
+def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
+    """Write the table of forecasts of a split, unless it is there, and say how direct and composed agree. Collective.
+
+    Returns:
+        The table's path.
+
+    Raises:
+        LaborError: if the run is unfinished or limits the history, the model is missing, nobody has two observations so
+            far apart, the full sum has too many paths, or a text fits no row or context.
+    """
+    ranks.on_first(lambda: _check_history(settings))
+    evaluation = _evaluation(settings)
+    subject, wanted = ranks.on_first(lambda: find_subject(evaluation, ranks, say), tuple[Subject, EvaluationSettings])
+    careers = subject.store.careers(wanted.split)
+    splits: tuple[Split, ...] = tuple({wanted.split, "train"}) if ranks.is_first else ()
+    with checking_store(subject.store, splits) as check:
+        return _run_checked(settings, (subject, wanted), careers, (ranks, check), say)
+
+
+def _run_checked(
+    settings: ForecastSettings,
+    asked: tuple[Subject, EvaluationSettings],
+    careers: CareerRows,
+    ranks_and_check: tuple[Ranks, ChecksumCheck],
+    say: Say,
+) -> Path:
+    (subject, wanted), (ranks, check), evaluation = asked, ranks_and_check, _evaluation(settings)
+    starts = ranks.on_first(lambda: chosen_starts(settings, careers, wanted.split), Starts)
+    table = forecast_table_path(subject.table, wanted.split, settings.horizon)
+    with alone_on_table(ranks, table):
+        info = _info(settings, subject, wanted)
+        if not ranks.on_first(lambda: _is_done(table, info, say)):
+            trie = ranks.on_first(lambda: trie_of(evaluation, subject, careers), TitleTrie)
+            texts = _texts(settings, subject, careers, trie)
+            work = Forecasting(settings, wanted, texts, starts, info, table)
+            ranks.on_first(lambda: check_longest(texts, starts, settings.horizon, wanted.row_length))
+            say(_describe(work, ranks))
+            model = open_evaluated(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
+            ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
+            if wanted.placement == "replicated":
+                longest = longest_career(subject.store, (wanted.split,))
+                ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
+            ranks.on_first(check.wait)
+            _forecast(work, model, ranks, say)
+        ranks.on_first(check.wait)
+        ranks.on_first(lambda: _conclude(table, _yardstick(subject, careers, starts, settings.horizon), say))
+    return table
+
+
+def _evaluation(settings: ForecastSettings) -> EvaluateSettings:
+    """Return the evaluation of all titles that answers the questions."""
+    names = [field.name for field in dataclasses.fields(EvaluateSettings)]
+    told: dict[str, Any] = {name: getattr(settings, name, None) for name in names}
+    told |= {"too_long": "refuse", "titles": "all", "tolerance": settings.title_tolerance, "generated": "none"}
+    return EvaluateSettings(**told)
+
+
+def _check_history(settings: ForecastSettings) -> None:
+    limit = read_run(Path(settings.run))[1].template.history_lines
+    if limit is not None:
+        raise RunError(
+            f"{settings.run} was made with template.history_lines={limit}; a forecast supposes years after the whole "
+            "history, so take a run without that limit"
+        )
+
+
+def _info(settings: ForecastSettings, subject: Subject, wanted: EvaluationSettings) -> ScoreTableInfo:
+    details = {
+        "horizon": str(settings.horizon),
+        "steps": settings.steps,
+        "title_tolerance": str(wanted.tolerance),
+        "nodes_per_pass": str(wanted.nodes_per_pass),
+    }
+    if settings.steps == "exact":
+        details["tolerance"] = str(settings.tolerance)
+    else:
+        details |= {"paths": str(settings.paths), "seed": str(settings.seed)}
+    if settings.max_people is not None:
+        details |= {"max_people": str(settings.max_people), "seed": str(settings.seed)}
+    return dataclasses.replace(subject.info, details={**subject.info.details, **details})
+
+
+def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
+    """Return whether the table is there.
+
+    Raises:
+        RunError: if other forecasts have that name: of another model, or with other settings.
+        ForeignFile: if something else has the name of the table or of the result.
+        ScoreTableError: if the table is damaged.
+    """
+    _check_result(table.with_suffix(".json"))
+    if is_there(table, info):
+        say(f"forecast: {info.model} is there ({table})")
+        return True
+    if table.is_file():
+        has_name = table.name.count(".") > 1  # a run's own weights may have been trained anew
+        if has_name and written_info(table).details.get("weights") != info.details["weights"]:
+            raise RunError(f"{table} holds the forecasts of other weights; give these another name (model.name=...)")
+    refuse_other_details(table, info)
+    return False
+
+
+def _check_result(path: Path) -> None:
+    """Refuse something else that has the name of a result."""
+    try:
+        is_result = {"model", "split", "details", "num_forecasts"} <= read_json_object(path).keys()
+    except FileNotFoundError:
+        return
+    except (OSError, NotJson):
+        is_result = False
+    if not is_result:
+        raise ForeignFile(f"{path} was not written by forecast.py, and is not replaced; move it away")
+
+
+def _texts(settings: ForecastSettings, subject: Subject, careers: CareerRows, trie: TitleTrie) -> ForecastTexts:
+    run = read_run(Path(settings.run))[1]
+    template = prompted(run.template, settings.prompt, subject.info.split)  # type: ignore[arg-type]
+    return ForecastTexts(
+        careers=careers,
+        template=compile_template(template, read_preface(subject.store.folder / PREFACE)),
+        tokenizer=load_tokenizer(str(subject.store.folder / TOKENIZER)),
+        trie=trie,
+        context=context_of(subject.model),
+    )
+
+
+def _describe(work: Forecasting, ranks: Ranks) -> str:
+    settings, num_people = work.settings, len(np.unique(work.starts.careers_S))
+    how = f"over {settings.paths:,} drawn paths"
+    if settings.steps == "exact":
+        how = f"but for {settings.tolerance:g} of paths" if settings.tolerance else "over all paths"
+    return (
+        f"forecast: {work.info.model}, {settings.horizon} years ahead, {len(work.starts):,} forecasts of "
+        f"{num_people:,} {work.info.split} people; yearly steps {how}; over {ranks.world_size} "
+        f"rank{'s' if ranks.world_size > 1 else ''}"
+    )
+
+
+def _forecast(work: Forecasting, model: EvaluatedModel, ranks: Ranks, say: Say) -> None:
+    """Make the parts that have no file yet, then the table. Collective."""
+    people = np.unique(work.starts.careers_S).tolist()
+    folder = work.table.with_suffix(f".{fingerprint_of(dataclasses.asdict(work.info))}.parts")
+    parted = PartedWork(folder, len(people), lambda part: _of_person(work, model, people[part]), model.rest, "forecast")
+    finish_parts(parted, ranks, say)
+    ranks.on_first(lambda: _merge(work, parted))
+
+
+def _of_person(work: Forecasting, model: EvaluatedModel, career: int) -> pa.Table:
+    """Forecast from every start of one person."""
+    starts = work.starts.of_career(career)
+
+    def ask(questions: Sequence[Question]) -> Answers:
+        return ask_titles(work.texts, starts, questions, work.wanted, model)
+
+    direct = ask([Question(start, (), work.settings.horizon) for start in range(len(starts))])
+    composed = _composed(work, starts, ask)
+    observed_S = observed_titles(work.texts.careers, starts)
+    places = (np.arange(len(starts)), observed_S)
+    errors = None if composed.errors_ST is None else composed.errors_ST.tolist()
+    return pa.table(
+        {
+            "career": starts.careers_S,
+            "position": starts.jobs_S.astype(np.int32),
+            "direct": direct.log_probabilities_QT[places],
+            "composed": composed.log_probabilities_ST[places],
+            "bound": np.maximum(direct.left_Q, composed.bound_S),
+            "direct_all": direct.probabilities_QT.tolist(),
+            "composed_all": composed.probabilities_ST.tolist(),
+            "standard_error": pa.array(errors or [None] * len(starts), type=pa.list_(pa.float64())),
+        }
+    )
+
+
+def _composed(work: Forecasting, starts: Starts, ask: Callable[[Sequence[Question]], Answers]) -> Composed:
+    settings = work.settings
+    if settings.steps == "exact":
+        return compose_followed(
+            ask,
+            len(starts),
+            horizon=settings.horizon,
+            tolerance=settings.tolerance,
+            max_paths=settings.max_paths,
+        )
+    survey, person = work.texts.careers.person(int(starts.careers_S[0]))
+    counts = {"num_paths": settings.paths, "num_years": settings.horizon - 1}
+    draws = [path_draws(settings.seed, survey, person, job, **counts) for job in starts.jobs_S.tolist()]
+    return compose_sampled(ask, np.stack(draws))
+
+
+def _merge(work: Forecasting, parted: PartedWork) -> None:
+    starts, careers = work.starts, work.texts.careers
+    people = [careers.person(career) for career in starts.careers_S.tolist()]
+    years = careers.table["years"].to_pylist()
+    places = careers.table["occupations"].to_pylist()
+    codes = careers.vocabulary.codes
+    jobs = list(zip(starts.careers_S.tolist(), starts.jobs_S.tolist(), starts.targets_S.tolist(), strict=True))
+    table = pa.table(
+        {
+            "career": starts.careers_S,
+            "position": starts.jobs_S.astype(np.int32),
+            "survey": [survey for survey, _ in people],
+            "person": [person for _, person in people],
+            "year": [years[career][job] for career, job, _ in jobs],
+            "target_year": [years[career][target] for career, _, target in jobs],
+            "occupation": [codes[places[career][target]] for career, _, target in jobs],
+        }
+    )
+    made = read_parts(parted, table)
+    for name in ("direct", "composed", "bound", "direct_all", "composed_all", "standard_error"):
+        table = table.append_column(name, made[name])
+    write_forecast_table(table, work.info, codes, work.table)
+    remove_parts(parted)
+
+
+def _yardstick(subject: Subject, careers: CareerRows, starts: Starts, horizon: int) -> float | None:
+    """Return the perplexity of knowing the last occupation only; None for training people, who have been counted."""
+    if subject.info.split == "train":
+        return None
+    scores = last_occupation_scores(subject.store.careers("train"), careers, starts, horizon)
+    return float(perplexity_of(scores.mean()))
+
+
+def _conclude(table: Path, yardstick: float | None, say: Say) -> None:
+    """Write how direct and composed forecasts agree, and say it."""
+    forecasts = read_forecast_table(table)
+    found, info = coherence_of(forecasts.table), forecasts.info
+    facts = {"model": info.model, "split": info.split, "details": dict(info.details)}
+    result = {**facts, **dataclasses.asdict(found), "perplexity_last_occupation": yardstick}
+    write_json(table.with_suffix(".json"), finite_or_null(result))
+    for line in describe_coherence(found, yardstick):
+        say(f"forecast: {line}")
+    say(f"forecast: {table}")

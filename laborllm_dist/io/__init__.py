@@ -1,0 +1,1 @@
+"""Files, locks, the run directory, and the console."""

@@ -1,0 +1,219 @@
+"""Everything that is printed goes through here, so that output never decides about the work.
+
+The reader of a pipe may be gone (`train.py | head`), the disk behind a redirection full, the terminal closed, or its
+encoding may lack a character. Progress and refusals are then dropped, or shown with the nearest characters there are,
+and the work goes on: metrics.jsonl and the tables are its record. Where what is printed is the result itself
+(plan, predict, report, --help), a reader that is gone ends the command quietly, as it ends other programs.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+from laborllm_dist.errors import DiskError, DiskFull, OutputClosed
+from laborllm_dist.io.plain_text import ESCAPES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# The reader of a pipe has left, a terminal is hung up, or a socket is closed: nothing will be read any more.
+GONE = (
+    errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN,
+)  # fmt: skip
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LONGEST_WAIT_SECONDS = 5.0  # for a terminal that does not block
+NEAREST = "laborllm_dist.nearest"  # name of the error handler of codecs
+IN_ASCII = {
+    "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{MINUS SIGN}": "-", "\N{HORIZONTAL ELLIPSIS}": ".",
+    "\N{RIGHTWARDS ARROW}": ">", "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-", "\N{LEFT SINGLE QUOTATION MARK}": "'",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'", "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT DOUBLE QUOTATION MARK}": '"', **dict.fromkeys("▌▋▊▉█", "#"), **dict.fromkeys("▏▎▍", "|"),
+}  # fmt: skip
+# Escapes and other controls inside names would be obeyed by a terminal.
+CONTROLS = {code: escape for code, escape in ESCAPES.items() if chr(code) not in "\n\t" and not 0xD800 <= code < 0xE000}
+
+
+def say(line: str) -> None:
+    """Print one line of progress at once; where nobody can read it, go on without."""
+    _write(sys.stdout, line.translate(CONTROLS) + "\n")
+
+
+def silence(line: str) -> None:
+    """Say nothing: what ranks other than the first do with a line."""
+
+
+def complain(line: str) -> None:
+    """Print one line on standard error at once; where nobody can read it, go on without."""
+    _write(sys.stderr, line.translate(CONTROLS) + "\n")
+
+
+def say_at_once(line: str) -> None:
+    """Print one line on standard error from a signal handler, which may have interrupted a print in its middle."""
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode("ascii", "replace") + b"\n")
+
+
+def show(text: str) -> None:
+    """Print a result.
+
+    Raises:
+        OutputClosed: if its reader is gone.
+        DiskFull: if it goes to a file on a full disk.
+        DiskError: if it cannot be written for another reason of the system.
+    """
+    error = _write(sys.stdout, text)
+    number = getattr(error, "errno", None)
+    if number == errno.EPIPE:
+        raise OutputClosed("the reader of the output is gone")
+    if number in FULL:
+        raise DiskFull("no room left on the disk that the output goes to; make room and start the same command again")
+    if number is not None:
+        raise DiskError(f"the output cannot be written: {os.strerror(number)}")
+
+
+@contextlib.contextmanager
+def results() -> Iterator[Console]:
+    """Give a console to print results to; they are shown when the block ends well.
+
+    Raises:
+        LaborError: as `show`.
+    """
+    from rich.console import Console  # not for ranks, which print lines alone
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        """A console that takes a text for what it is, with escapes for what a terminal would obey."""
+
+        def render_str(self, text: str, **style: Any) -> Text:
+            return super().render_str(text.translate(CONTROLS), **style)
+
+    held = _Held(sys.stdout)
+    yield PlainConsole(markup=False, emoji=False, highlight=False, file=held)
+    show(held.getvalue())
+
+
+def guard_output() -> None:
+    """Replace the standard streams by some whose errors end nothing, whoever prints to them, libraries included.
+
+    A descriptor that is closed would be given to the next file that is opened, and what is printed written into it:
+    such a one leads nowhere from now on.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            _lead_nowhere(descriptor)
+    if sys.stdout is None or sys.stdout is sys.__stdout__:
+        sys.stdout = _guarded(sys.stdout, 1)
+    if sys.stderr is None or sys.stderr is sys.__stderr__:
+        sys.stderr = _guarded(sys.stderr, 2)
+
+
+class _Held(io.StringIO):
+    """Text that is shown later, on a stream that a console formats it for."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Encoding of the stream."""
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal."""
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+
+class _Unfailing(io.FileIO):
+    """A file for output that drops what it cannot write; `failure` is why."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        try:
+            written = super().write(data)
+            if written is None:  # the descriptor does not block, and is full
+                select.select([], [self.fileno()], [], LONGEST_WAIT_SECONDS)
+                written = super().write(data)
+        except OSError as error:
+            self.failure = error
+            if error.errno in GONE:
+                _lead_nowhere(self.fileno())
+            return size
+        if written is None:
+            self.failure = BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return size
+        return int(written)
+
+
+def _guarded(stream: TextIO | None, descriptor: int) -> TextIO:
+    codecs.register_error(NEAREST, _nearest)
+    encoding, has_lines, is_direct = "utf-8", False, False
+    if isinstance(stream, io.TextIOWrapper):
+        with contextlib.suppress(OSError):
+            stream.flush()
+        with contextlib.suppress(OSError):
+            stream.reconfigure(errors=NEAREST)  # some may hold it already
+        encoding, has_lines, is_direct = stream.encoding, stream.line_buffering, stream.write_through
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Unfailing(descriptor)),
+        encoding=encoding,
+        errors=NEAREST,
+        line_buffering=has_lines or descriptor == 2,
+        write_through=is_direct,
+    )
+
+
+def _lead_nowhere(descriptor: int) -> None:
+    """Connect a descriptor with the null device."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def _write(stream: TextIO | None, text: str) -> OSError | None:
+    """Write a text at once; return what kept it from being written, if anything did."""
+    if stream is None:
+        return None
+    file = getattr(getattr(stream, "buffer", None), "raw", None)
+    if isinstance(file, _Unfailing) and file.failure is not None and file.failure.errno not in GONE:
+        file.failure = None
+    try:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError as error:
+            codecs.register_error(NEAREST, _nearest)
+            stream.write(text.encode(error.encoding, NEAREST).decode(error.encoding))
+        stream.flush()
+    except OSError as error:
+        return error
+    except ValueError:  # somebody has closed it
+        return None
+    return file.failure if isinstance(file, _Unfailing) else None
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    """Replace characters that an encoding lacks by ones of ASCII, one by one, so that columns stay where they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end
+
+
+def _in_ascii(character: str) -> str:
+    nearest = IN_ASCII.get(character) or unicodedata.normalize("NFKD", character)[0]
+    return nearest if nearest.isascii() else "?"

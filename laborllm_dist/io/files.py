@@ -1,0 +1,358 @@
+"""Write files so that a reader never sees half of one: to `NAME.partial`, to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TypeVar
+
+from filelock import SoftFileLock, Timeout
+
+from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull, ForeignFile, LaborError
+from laborllm_dist.io.console import complain
+
+Item = TypeVar("Item")
+# What a file system says that has no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+SECONDS_UNTIL_SAID = 30.0  # of waiting for a lock that may have been left behind
+MOST_CHECKING_THREADS = 4
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+# A folder or disk that does not let itself be used; any other error of the system is a bug, and keeps its traceback.
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP,
+)  # fmt: skip
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a name to write to, and rename it to `path` when the block ends well.
+
+    While it runs, no other process writes to the same name: the next one waits, and writes anew.
+
+    Raises:
+        DiskError: if it cannot be written; the partial file is removed and `path` is as it was.
+        ForeignFile: if the partial file is a symbolic link, which would lead the content elsewhere.
+    """
+    partial = path.with_name(path.name + ".partial")
+    refuse_link(partial)
+    with disk_errors_are_said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _held(partial) as file:
+            file.truncate(0)  # a kill may have left something
+            try:
+                yield partial
+                flush_to_disk(partial)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file or folder the mode that the user's umask leaves it: libraries take modes of their own.
+
+    Safetensors' files come as 0600, and folders with a name that was drawn as 0700.
+    """
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    """Return the umask; asking Python for it would change it for all threads (Linux)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
+    return int(found[1], 8) if found else 0o022
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, made if it is missing, and wait for its lock; on a file system without locks there is none."""
+    while True:
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            if _is_at(file, path):  # else who held it has renamed or removed it
+                yield file
+                return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Return whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a symbolic link in the place of a file or folder that is to be written.
+
+    Raises:
+        ForeignFile: naming it and where it leads.
+    """
+    if path.is_symlink():
+        raise ForeignFile(f"{path} is a symbolic link (to {path.readlink()}), which is not followed; remove the link")
+
+
+@contextmanager
+def disk_errors_are_said(path: Path) -> Iterator[None]:
+    """Turn what a disk or a folder refuses into one clear line.
+
+    Raises:
+        DiskFull: naming what could not be written.
+        DiskError: naming what cannot be used, and why.
+    """
+    try:
+        yield
+    except Exception as error:  # libraries in Rust raise Exception itself
+        number = _number_of(error)
+        if number in NO_ROOM:
+            raise DiskFull(
+                f"no room left on the disk of {path.parent} while writing {path.name}; "
+                "make room and start the same command again: what was complete before is untouched"
+            ) from None
+        if number in REFUSED:
+            raise DiskError(
+                f"cannot use {getattr(error, 'filename', None) or path}: {os.strerror(number)}; mend that, or name "
+                "another folder, and start the same command again: what was complete before is untouched"
+            ) from None
+        raise
+
+
+def _number_of(error: Exception) -> int:
+    """Return the system's number of an error; 0 if it has none.
+
+    That of a library in Rust stands in its text, and so do those of the files that shutil.copytree could not copy.
+    """
+    if isinstance(error, LaborError):
+        return 0
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)|\bOs \{ code: (\d+)|\[Errno (\d+)\]", str(error))
+    return int(found[1] or found[2] or found[3]) if found else 0
+
+
+@contextmanager
+def locked(path: Path, *, busy: str | None) -> Iterator[None]:
+    """Hold a lock that the system gives back when this process ends, however it ends.
+
+    On a file system without locks (Lustre without `flock`, some NFS) a file beside it stands for the lock while the
+    block runs. A process that is killed leaves that file behind; on the same host the next one takes it over.
+
+    Where the block ends in an error, the lock's file goes, and so do the folders that were made for it and are empty.
+
+    Args:
+        path: the lock's file, made if it is missing.
+        busy: what to refuse with while another process holds it; None: wait for it.
+
+    Raises:
+        AlreadyRunning: with `busy`.
+        DiskError: if the file cannot be made.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    with ExitStack() as held:
+        while True:
+            with disk_errors_are_said(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(path.open("ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise AlreadyRunning(str(busy)) from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                held.enter_context(_marked(path.with_name(path.name + ".held"), busy=busy))
+                break
+            if _is_at(file, path):
+                break
+            file.close()  # who held it has removed it
+        try:
+            yield
+        except BaseException:
+            path.unlink(missing_ok=True)
+            for folder in made:
+                with suppress(OSError):  # something is in it by now
+                    folder.rmdir()
+            raise
+
+
+@contextmanager
+def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
+    """Hold a lock whose sign is that a file is there.
+
+    Raises:
+        AlreadyRunning: with `busy`, and what to do if the file was left behind.
+    """
+    lock, is_said = SoftFileLock(marker), False
+    while not lock.is_locked:
+        try:
+            with disk_errors_are_said(marker):
+                lock.acquire(timeout=0 if busy is not None else SECONDS_UNTIL_SAID)
+        except Timeout:
+            advice = f"{marker} says so ({_holder_of(marker)}); if that process is gone, delete the file"
+            if busy is not None:
+                raise AlreadyRunning(f"{busy}; {advice}") from None
+            if not is_said:
+                complain(f"waits for another process: {advice}")
+                is_said = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder_of(marker: Path) -> str:
+    """Return who has written the file of a lock: process and host stand in its first two lines."""
+    try:
+        number, host, *_ = marker.read_text(encoding="utf-8", errors="replace").split()
+    except (OSError, ValueError):
+        return "of a process that it does not name"
+    return f"process {number} on {host}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; what a path has that is no character is written as its escape, as JSON does."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, with sorted keys."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def finite_or_null(value: Any) -> Any:
+    """Return a JSON value with null in the place of numbers that JSON does not have: NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checksums_of(paths: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of files, read by several threads at once."""
+    with ThreadPoolExecutor(MOST_CHECKING_THREADS) as threads:
+        return list(threads.map(sha256_of, paths))
+
+
+def sha256_of_all(paths: Sequence[Path]) -> str:
+    """Return 16 hexadecimal digits that stand for the content of files, in this order."""
+    return sha256_of_checksums(checksums_of(paths))
+
+
+def sha256_of_checksums(checksums: Iterable[str]) -> str:
+    """Return 16 hexadecimal digits that stand for files with these SHA-256, in this order."""
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()[:16]
+
+
+class ChecksumCheck:
+    """Compares checksums of files in threads, while other work goes on; `wait` gives the result.
+
+    Used as a context manager: where the other work ends in an error, a file that has changed is the better answer.
+    """
+
+    def __init__(self, expected: Mapping[Path, str], refusal: Callable[[Path], LaborError]) -> None:
+        """Start to read the files; `refusal` makes the error for one that is missing or has changed."""
+        self._waiting = sorted(expected, key=_size_of, reverse=True)
+        self._expected, self._refusal = expected, refusal
+        self._changed: list[Path] = []
+        self._lock = threading.Lock()
+        num_threads = min(len(expected), MOST_CHECKING_THREADS, os.cpu_count() or 1)
+        self._threads = [threading.Thread(target=self._work, daemon=True, name="checksums") for _ in range(num_threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self) -> None:
+        """Wait until all files have been compared.
+
+        Raises:
+            LaborError: what `refusal` makes of the first file that is missing or has changed.
+        """
+        for thread in self._threads:
+            thread.join()
+        if self._changed:
+            raise self._refusal(min(self._changed))
+
+    def __enter__(self) -> ChecksumCheck:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            self.wait()
+        with self._lock:
+            self._waiting.clear()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                path = self._waiting.pop(0)
+            try:
+                is_same = sha256_of(path) == self._expected[path]
+            except OSError:
+                is_same = False
+            if not is_same:
+                self._changed.append(path)
+
+
+def _size_of(path: Path) -> int:
+    """Return a file's size in bytes; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def sha256_of_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON value; it is the same after the value was written and read."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_of(value: Any) -> str:
+    """Return 16 hexadecimal digits that stand for a JSON value."""
+    return sha256_of_json(value)[:16]
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

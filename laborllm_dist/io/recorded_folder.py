@@ -1,0 +1,199 @@
+"""Folders that this software writes as a whole, each with a record of its files, laborllm_dist.json.
+
+Only a folder whose record names everything in it is ever replaced: whatever else lies in it is somebody's, and is
+never deleted. The record holds the checksum of each file and of itself, so that a folder that has changed is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laborllm_dist.errors import AlreadyRunning, ForeignFile
+from laborllm_dist.io.files import (
+    NO_LOCKS,
+    checksums_of,
+    disk_errors_are_said,
+    flush_to_disk,
+    give_usual_mode,
+    refuse_link,
+    sha256_of_json,
+    write_json,
+)
+from laborllm_dist.io.json_files import read_json_object
+
+RECORD = "laborllm_dist.json"
+FORMAT = 2  # format 1 had no list of files
+# What a folder of a model or adapter may hold where its record has no list of files, or is damaged.
+_NAMES = re.compile(
+    r"(adapter_)?config\.json|generation_config\.json|(adapter_)?model[\w-]*\.safetensors(\.index\.json)?|"
+    r"tokenizer(_config)?\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|"
+    r"chat_template\.jinja"
+)
+
+
+class DamagedRecord(ValueError):
+    """A folder's record is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderRecord:
+    """What a folder says of itself: `facts` of its writer, and the SHA-256 of each file; None: an older record."""
+
+    facts: Mapping[str, Any]
+    files: Mapping[str, str] | None
+
+
+def read_record(folder: Path) -> FolderRecord | None:
+    """Return the record of a folder; None if it has none.
+
+    Raises:
+        DamagedRecord: saying why.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        values = read_json_object(path)
+        if values.keys() == {"run", "step"}:
+            return FolderRecord(values, None)
+        if values.pop("sha256", None) != sha256_of_json(values):
+            raise DamagedRecord("its content has changed since it was written, SHA-256")
+        files = {str(name): str(checksum) for name, checksum in values.pop("files").items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DamagedRecord(f"{path} is damaged ({error})") from None
+    return FolderRecord({name: value for name, value in values.items() if name != "format"}, files)
+
+
+def is_whole(folder: Path, record: FolderRecord) -> bool:
+    """Return whether all files that a record names are there, as they were written."""
+    return all((folder / name).is_file() for name in record.files or {}) and changed_file(folder, record) is None
+
+
+def changed_file(folder: Path, record: FolderRecord) -> str | None:
+    """Return which of the files that are there has changed, in words; None if none has."""
+    files = {name: checksum for name, checksum in (record.files or {}).items() if (folder / name).is_file()}
+    checksums = checksums_of([folder / name for name in files])
+    for (name, before), now in zip(files.items(), checksums, strict=True):
+        if now != before:
+            return f"{folder / name} has changed since it was written (SHA-256)"
+    return None
+
+
+def check_replaceable(folder: Path, advice: str) -> None:
+    """Refuse a folder that may not be replaced, since not all of it was written by this software.
+
+    Args:
+        folder: that is to be written.
+        advice: what to do, for the message.
+
+    Raises:
+        ForeignFile: naming the first file that is not ours.
+    """
+    refuse_link(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ForeignFile(f"{folder} is a file, and is not replaced; {advice}")
+    foreign = sorted(_foreign_files(folder))
+    if foreign:
+        raise ForeignFile(f"{foreign[0]} was not written by this software, so {folder} is not replaced; {advice}")
+
+
+def _foreign_files(folder: Path) -> Iterator[Path]:
+    """Yield what lies in a folder and is not named by its record."""
+    try:
+        record = read_record(folder)
+        files = None if record is None else record.files
+        is_marked = record is not None
+    except DamagedRecord:
+        files, is_marked = None, True
+    for path in folder.rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            continue
+        name = path.relative_to(folder).as_posix()
+        is_listed = name in files if files is not None else _NAMES.fullmatch(name) is not None
+        if path.is_symlink() or not is_marked or not (is_listed or name == RECORD):
+            yield path
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Iterator[Path]:
+    """Give a new folder to write to; when the block ends well, it takes the place of `folder`, with its record.
+
+    Args:
+        folder: what is written, or written anew.
+        facts: what its record says besides the files.
+        advice: what to do where something else lies there.
+
+    Raises:
+        ForeignFile: if something lies there that was not written by this software.
+        DiskError: if it cannot be written; what was there is untouched.
+    """
+    check_replaceable(folder, advice)
+    partial = folder.with_name(folder.name + ".partial")
+    with disk_errors_are_said(folder), ExitStack() as held:
+        make_new_folder(partial)
+        held.enter_context(_held_folder(partial))  # another start would take it for what a kill has left
+        yield partial
+        names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+        names.remove(RECORD)
+        files = dict(zip(names, checksums_of([partial / name for name in names]), strict=True))
+        values = {"format": FORMAT, **facts, "files": files}
+        write_json(partial / RECORD, {**values, "sha256": sha256_of_json(values)})
+        for name in files:
+            give_usual_mode(partial / name)
+            flush_to_disk(partial / name)
+        flush_to_disk(partial)
+        check_replaceable(folder, advice)  # what was put there meanwhile is not ours either
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        flush_to_disk(folder.parent)
+
+
+@contextlib.contextmanager
+def _held_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock while the block runs; on a file system without locks there is none.
+
+    Raises:
+        AlreadyRunning: if another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise AlreadyRunning(f"another process is writing to {folder}; wait for it, or end it first") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(descriptor)
+            raise
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_new_folder(partial: Path) -> None:
+    """Make a folder that is filled and then renamed; what a kill has left of it goes first.
+
+    Raises:
+        AlreadyRunning: if another process is writing to it.
+        ForeignFile: if something lies there that was not begun here.
+    """
+    refuse_link(partial)
+    if partial.exists():
+        with _held_folder(partial):
+            pass  # nobody is at work in it
+        if any(partial.iterdir()) and not (partial / RECORD).is_file():
+            raise ForeignFile(f"{partial} is there and was not begun by this software; move it away and start again")
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    write_json(partial / RECORD, {"format": FORMAT, "unfinished": True})

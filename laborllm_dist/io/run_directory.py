@@ -1,0 +1,275 @@
+"""A run's folder: where everything of a run lies, and the settings that decided it.
+
+settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (README, "A run's folder")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laborllm_dist import __version__
+from laborllm_dist.config.reader import read_settings, settings_to_values
+from laborllm_dist.config.run import GpuSettings, RunSettings
+from laborllm_dist.errors import ForeignFile, RunError, SettingsError
+from laborllm_dist.io.files import disk_errors_are_said, fingerprint_of, sha256_of_json, write_json
+from laborllm_dist.io.json_files import json_object, read_json_object
+
+TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record also the way from the run's folder
+STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
+RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
+# What a run writes into its folder after its record.
+WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "scores", "report", "wandb")
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
+# What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
+FREE = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
+FREE_INSIDE = {
+    "training": (
+        "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
+        "patience", "bad_step", "spike_ratio", "spike_window", "most_left_out",
+    ),
+    "zero": ("stage", "bucket_elements", "offload_optimizer", "offload_weights", "offload_folder"),
+    "batch": ("rows_per_pass",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run; `fingerprint` stands for the settings that decide its weights."""
+
+    path: Path
+    fingerprint: str
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of resumable checkpoints."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def export(self) -> Path:
+        """Hugging Face folder of the best weights."""
+        return self.path / "export"
+
+    @property
+    def adapter(self) -> Path:
+        """The additions that LoRA has learnt, alone, as a peft folder."""
+        return self.path / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.path / "metrics.jsonl"
+
+    def scores(self, split: str, model: str | None = None) -> Path:
+        """Score table of a split, by the run's own model or another."""
+        return self.path / "scores" / (f"{split}.parquet" if model is None else f"{split}.{model}.parquet")
+
+
+def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> str:
+    """Return what stands for the weights a run will end with.
+
+    Args:
+        settings: of the run.
+        store: fingerprint of its token store.
+        weights: what identifies the pretrained weights it begins with; None for a new model.
+    """
+    deciding = _deciding(settings)
+    model = {**deciding["model"], "path": weights, "revision": None, "subfolder": None}
+    trained_on = {name: (corpus.fraction, corpus.weight) for name, corpus in settings.data.corpora.items()}
+    return fingerprint_of(
+        {**deciding, "model": model, "data": trained_on, "tokenizer": None, "name": None, "store": store}
+    )
+
+
+def _deciding(settings: RunSettings) -> dict[str, Any]:
+    """Return the settings that decide the weights."""
+    values = {name: value for name, value in settings_to_values(settings).items() if name not in FREE}
+    for group, free in FREE_INSIDE.items():
+        values[group] = {name: value for name, value in values[group].items() if name not in free}
+    return values
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse a folder that is no run's where something in it has the name of what a run writes.
+
+    A run's folder has its record, or checkpoints, which know what they are of. What has other names, such as the log
+    that a launcher or Slurm writes there, is in nobody's way.
+
+    Raises:
+        ForeignFile: naming something that is no run's.
+    """
+    record = folder / RECORD
+    has_checkpoints = any((folder / CHECKPOINTS).glob("step_*"))
+    if not folder.is_dir() or _known_of(record) is not None or has_checkpoints:
+        return
+    foreign = sorted(path for path in folder.iterdir() if path.name in WRITTEN)
+    if foreign:
+        raise ForeignFile(
+            f"{folder} is there and is no run: {foreign[0]} was not written by one; give this run another name "
+            "(name=...), or move it away"
+        )
+
+
+def open_run(
+    settings: RunSettings, store: TokenStoreRecord, weights: str | None, saved: str | None = None
+) -> RunFolder:
+    """Make a run's folder, or go on with the one that is there.
+
+    Args:
+        settings: of the run.
+        store: its token store.
+        weights: what identifies the pretrained weights it begins with; None for a new model.
+        saved: fingerprint that its checkpoints name; None: there are none, and its settings may still be mended.
+
+    Raises:
+        RunError: if the checkpoints were made with other settings, naming the first that differs.
+        DiskError: if it cannot be written.
+    """
+    fingerprint = run_fingerprint(settings, store["fingerprint"], weights)
+    folder = RunFolder(path=Path(settings.runs) / settings.name, fingerprint=fingerprint)
+    record = folder.path / RECORD
+    known = _known_of(record)
+    if saved not in (None, fingerprint):
+        raise RunError(
+            f"{folder.path} was made with other settings ({_what_differs(known, settings)}); "
+            "start it with those, give this run another name (name=...), or delete the folder to start anew"
+        )
+    with disk_errors_are_said(folder.checkpoints):
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    versions = _versions()
+    starts = [] if known is None or saved is None else list(known["versions"])
+    values = {
+        "fingerprint": fingerprint,
+        "store": {
+            **store,
+            "folder": str(Path(store["folder"]).resolve()),
+            "from_run": _way(folder.path, store["folder"]),
+        },
+        "weights": weights,
+        "settings": settings_to_values(settings),
+        "versions": starts if versions in starts else [*starts, versions],  # all it was trained with, first to last
+    }
+    write_json(record, {**values, "sha256": sha256_of_json(values)})
+    return folder
+
+
+def _what_differs(known: dict[str, Any] | None, settings: RunSettings) -> str:
+    if known is None:
+        return f"its {RECORD} is missing or damaged, so which ones is not known"
+    return _first_difference(_deciding(_settings_of(known)), _deciding(settings)) or "the data or the weights behind it"
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"laborllm_dist": __version__, "python": platform.python_version(), **packages}
+
+
+def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
+    """Open an existing run: its folder, settings and token store.
+
+    Raises:
+        RunError: if there is no run at this path, or its record is damaged.
+    """
+    record = path / RECORD
+    if not record.is_file():
+        nearby = sorted(found.parent.name for found in path.parent.glob(f"*/{RECORD}")) if path.parent.is_dir() else []
+        hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
+        raise RunError(f"no run at {path} (no {RECORD}){hint}")
+    known = _read_record(record)
+    settings = _settings_of(known)
+    return RunFolder(path=path, fingerprint=known["fingerprint"]), settings, _store_of(path, known["store"], settings)
+
+
+def recorded_store(path: Path) -> Path | None:
+    """Return the folder of the token store that a run was made with; None if there is no run, or no such store."""
+    known = _known_of(path / RECORD)
+    try:
+        folder = None if known is None else _store_of(path, known["store"], _settings_of(known))
+    except SettingsError:  # of another version: what is trained now is said by the settings of now
+        return None
+    return folder if folder is not None and (folder / STORE_MANIFEST).is_file() else None
+
+
+def _way(start: Path, folder: str) -> str:
+    """Return the way from a folder to another one, which stays the same where both are moved together."""
+    return os.path.relpath(Path(folder).resolve(), start.resolve())
+
+
+def _store_of(path: Path, store: TokenStoreRecord, settings: RunSettings) -> Path:
+    """Return where a run's token store lies, from whichever folder a command is started, and where both were moved.
+
+    Earlier records have no way from the run's folder, and may have a path from the folder that the run was made in:
+    the one that `runs`, if it is no whole path, leads from to the run's.
+    """
+    recorded = Path(store["folder"])
+    made_in = path.resolve().joinpath(*[".." for _ in Path(settings.runs, settings.name).parts]).resolve()
+    places = [path / store["from_run"]] if isinstance(store.get("from_run"), str) else []
+    if not Path(settings.runs).is_absolute():
+        places.append(made_in / recorded)
+    places.append(recorded.absolute())
+    return next((place.resolve() for place in places if _holds_store(place, store["fingerprint"])), recorded)
+
+
+def _holds_store(folder: Path, fingerprint: str) -> bool:
+    try:
+        return read_json_object(folder / STORE_MANIFEST).get("fingerprint") == fingerprint
+    except (OSError, ValueError):
+        return False
+
+
+def weights_of_run(run: RunFolder) -> str | None:
+    """Return what identifies the pretrained weights a run began with; None: a new model, or the record is gone."""
+    known = _known_of(run.path / RECORD)
+    return None if known is None else known.get("weights")
+
+
+def _settings_of(known: dict[str, Any]) -> RunSettings:
+    """Return the settings of a record; the GPUs it was planned for matter no more, and may be told in older words."""
+    gpu = {field.name: "none" if field.name == "name" else 1.0 for field in dataclasses.fields(GpuSettings)}
+    plan = {"num_gpus": 1, "go_on": False, "gpu": {**gpu, "gpus_per_host": 1}}
+    return read_settings(RunSettings, {**known["settings"], "plan": plan})
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    with disk_errors_are_said(record):
+        content = record.read_bytes()
+    try:
+        known = json_object(content)
+        _ = known["store"]["folder"], known["store"]["fingerprint"]
+        for text in (known["fingerprint"], *known["store"].values()):
+            if not isinstance(text, str) or "\0" in text:
+                raise ValueError("its fingerprint and its store are no texts")
+            text.encode()  # half characters are in no name of a folder
+        if not isinstance(known["settings"], dict) or not isinstance(known["versions"], list):
+            raise ValueError("its settings are no group of settings, or its versions no list")
+        checksum = known.pop("sha256", None)  # of earlier versions: none
+        if checksum not in (None, sha256_of_json(known)):
+            raise ValueError("it has changed since it was written; a change that is meant goes with its line sha256")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost"
+        ) from None
+    return known
+
+
+def _known_of(record: Path) -> dict[str, Any] | None:
+    """Return a record; None if it is missing or damaged, which loses nothing: checkpoints know what they are of."""
+    with contextlib.suppress(RunError):
+        return _read_record(record) if record.is_file() else None
+    return None
+
+
+def _first_difference(known: Any, wanted: Any, where: str = "") -> str | None:
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        for name in sorted({*known, *wanted}):
+            change = _first_difference(known.get(name), wanted.get(name), f"{where}.{name}" if where else name)
+            if change:
+                return change
+        return None
+    return None if known == wanted else f"{where}: {known} then, {wanted} now"

@@ -1,0 +1,1 @@
+"""Models: loading, attention, log-likelihood, LoRA, inference, export."""

@@ -1,0 +1,182 @@
+"""A causal language model over packed careers, and the one log-likelihood that training and scoring share.
+
+A model of a known type is asked for its hidden states; logits are made for slots with a target alone, a chunk at a time
+(models/log_likelihood.py), and attention stays inside careers without a mask (models/varlen_attention.py). Any other
+causal model is asked for its own logits, since they may be scaled, capped or biased: under a block mask, or, where the
+model takes no such mask (ALiBi, recurrent layers, no position ids), with each career in a row of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laborllm_dist.batching.batch import IGNORED, PackedBatch, PaddedBatch
+from laborllm_dist.config.model import ComputeSettings
+from laborllm_dist.errors import ModelError
+from laborllm_dist.models.log_likelihood import chunked_log_likelihood, fused_log_likelihood, token_log_likelihood
+from laborllm_dist.models.pretrained_config import attention_window
+from laborllm_dist.models.varlen_attention import MODEL_TYPES, PACKED, career_bounds, register_packed_attention
+
+HeadWork = Callable[..., Any]  # gets hidden states [N, D] and the output layer's weight [V, D]
+
+
+def block_mask(model: Any, lengths: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
+    """Return `attention_mask` as the model's attention takes it."""
+    return as_taken(model, attention_mask(lengths, num_slots, device))
+
+
+def as_taken(model: Any, is_seen: Tensor) -> Tensor:
+    """Return a mask of what is seen as the model's attention takes it: eager attention adds it to its products."""
+    if model.config._attn_implementation != "eager":
+        return is_seen
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill(~is_seen, torch.finfo(dtype).min)
+
+
+def attention_mask(lengths: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
+    """Return [B, 1, T, T] bool: a slot sees itself and earlier slots of its own stretch.
+
+    Stretches lie end to end in rows of `num_slots`. Padding is a stretch too, so no row of the mask is empty.
+    """
+    stretch_BT = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).view(-1, num_slots).to(device)
+    causal_TT = torch.ones(num_slots, num_slots, dtype=torch.bool, device=device).tril()
+    return (stretch_BT[:, :, None] == stretch_BT[:, None, :]).logical_and(causal_TT)[:, None]
+
+
+class CareerLanguageModel(nn.Module):
+    """Wraps a transformers model, so that DeepSpeed's hooks see one forward from ids to log-likelihoods."""
+
+    def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
+        """Set the model up for packed careers.
+
+        Raises:
+            ModelError: if packed attention is asked of a model that cannot have it.
+        """
+        super().__init__()
+        self.hugging_face = hugging_face
+        self._compute = compute
+        # Models that can leave out logits nobody asks for are asked to.
+        self._can_skip = "logits_to_keep" in inspect.signature(hugging_face.forward).parameters
+        self._is_known = is_known_type(hugging_face)
+        self._is_packed = takes_bounds(hugging_face, compute)
+        self._takes_mask = takes_block_mask(hugging_face)
+        if self._is_known:
+            open_head(hugging_face)
+
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Return the sum of log p(target), which has gradients, and log p(target) of every slot with one, [N].
+
+        The latter are in the order of `batch.scored_N`, and have no gradients; with `compute.loss=liger` they are there
+        in evaluation only, and empty in training.
+        """
+        if self._is_known:
+            hidden_BTD = decoder_of(self.hugging_face)(**self._inputs(batch)).last_hidden_state
+            hidden_ND = hidden_BTD.flatten(0, 1)[batch.scored_N]
+            total, scores_N = at_head(self.hugging_face, hidden_ND, self._loss(batch))
+            return total, scores_N
+        if not self._takes_mask:
+            padded = batch.one_a_row(batch.scored_N)
+            scores_ST = token_log_likelihood(career_logits(self.hugging_face, padded), padded.targets_ST)
+            return scores_ST.sum(), scores_ST.detach()[padded.targets_ST != IGNORED]
+        kept_K = (batch.targets_BT != IGNORED).any(dim=0).nonzero().flatten()
+        if not self._can_skip or not len(kept_K):
+            kept_K = torch.arange(batch.targets_BT.shape[1], device=batch.targets_BT.device)
+        skipping = {"logits_to_keep": kept_K} if self._can_skip else {}
+        logits_BKV = self.hugging_face(**self._inputs(batch), **skipping).logits
+        targets_BK = batch.targets_BT[:, kept_K]
+        scores_BK = token_log_likelihood(logits_BKV, targets_BK)
+        return scores_BK.sum(), scores_BK.detach()[targets_BK != IGNORED]
+
+    def _loss(self, batch: PackedBatch) -> HeadWork:
+        targets_N = batch.targets_BT.flatten()[batch.scored_N]
+        if self._compute.loss == "liger" and torch.is_grad_enabled():
+            return functools.partial(fused_log_likelihood, targets_N=targets_N)
+        chunk = self._compute.loss_chunk_tokens
+        return functools.partial(chunked_log_likelihood, targets_N=targets_N, chunk_tokens=chunk)
+
+    def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
+        inputs = {"input_ids": batch.token_ids_BT, "position_ids": batch.positions_BT, "use_cache": False}
+        device = batch.token_ids_BT.device
+        if self._is_packed:
+            return {**inputs, "bounds": career_bounds(batch.lengths, device)}
+        mask = block_mask(self.hugging_face, batch.lengths, batch.token_ids_BT.shape[1], device)
+        return {**inputs, "attention_mask": mask}
+
+
+def career_logits(model: nn.Module, padded: PaddedBatch) -> Tensor:
+    """Return the model's logits of careers in rows of their own, [S, T, V]."""
+    logits_STV: Tensor = model(
+        input_ids=padded.token_ids_ST, attention_mask=padded.mask_ST.long(), use_cache=False
+    ).logits
+    return logits_STV
+
+
+def takes_block_mask(model: Any) -> bool:
+    """Return whether the model can be shown several careers in a row, each with positions from 0 on.
+
+    It cannot where it makes distances from a mask of two dimensions (ALiBi), counts positions by itself, or hands a
+    state from token to token.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    has_positions = "position_ids" in inspect.signature(base.forward).parameters
+    return has_positions and not getattr(base.config, "alibi", False) and not getattr(base, "_is_stateful", False)
+
+
+def is_known_type(model: nn.Module) -> bool:
+    """Return whether logits are the output layer's product with the hidden states and nothing else.
+
+    A head that an adapter wraps, or that is held in 8 or 4 bits, is a layer of another type.
+    """
+    config: Any = model.config
+    if config.model_type not in MODEL_TYPES:
+        return False
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return type(head) is nn.Linear and head.bias is None
+
+
+def takes_bounds(model: nn.Module, compute: ComputeSettings) -> bool:
+    """Give a model packed attention where it can have it and may; return whether it has it.
+
+    Raises:
+        ModelError: if it must have it and cannot.
+    """
+    config: Any = model.config
+    can = config.model_type in MODEL_TYPES and attention_window(config) is None
+    if compute.attention == "packed" and not can:
+        raise ModelError(
+            f"compute.attention=packed knows models of type {', '.join(MODEL_TYPES)} without a sliding window, "
+            f"this one is {config.model_type}; set compute.attention=mask"
+        )
+    if not can or compute.attention == "mask":
+        return False
+    register_packed_attention()
+    model.set_attn_implementation(PACKED)  # type: ignore[operator]
+    return True
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """Return a model without its output layer, inside an adapter too."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder: nn.Module = base.get_decoder()
+    return decoder
+
+
+def open_head(model: Any) -> None:
+    """Let the output layer of a known type do other work than logits (`at_head`)."""
+    head = model.get_output_embeddings()
+    head.forward = functools.partial(_head_forward, head)
+
+
+def at_head(model: Any, hidden_ND: Tensor, work: HeadWork) -> Any:
+    """Return what `work` makes of hidden states and the output layer's weight, which ZeRO-3 brings for it."""
+    return model.get_output_embeddings()(hidden_ND, work)
+
+
+def _head_forward(head: nn.Linear, hidden_ND: Tensor, work: HeadWork | None = None) -> Any:
+    return nn.functional.linear(hidden_ND, head.weight) if work is None else work(hidden_ND, head.weight)

@@ -1,0 +1,139 @@
+"""A model that is evaluated, whole on every rank or in ZeRO-3 shards, and its forwards.
+
+Under ZeRO-3 a forward is collective: all ranks take it together, or they hang. Ranks do units of their own, of unequal
+numbers of forwards, so before each one they tell each other who has something to forward; who has nothing left
+forwards one short row without targets until all are done (`rest`). They tell it by messages and not by a collective:
+a rank may be long between two forwards of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laborllm_dist.batching.batch import PackedBatch, pack_batch
+from laborllm_dist.config.model import ComputeSettings, ModelSettings, ZeroSettings
+from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.quiet_imports import import_deepspeed
+from laborllm_dist.distributed.zero_engine import deepspeed_config
+from laborllm_dist.models.causal_lm import CareerLanguageModel
+from laborllm_dist.models.loading import check_sharded, pretrained_model
+from laborllm_dist.models.log_likelihood import edge_log_likelihood, picked_tokens
+from laborllm_dist.models.safetensors_loading import model_in_shards
+from laborllm_dist.models.tree_inference import BranchingModel, BranchPass, Grown, Nodes
+from laborllm_dist.models.weight_checks import check_in_place
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+GATHERED_ELEMENTS = 50_000_000  # of ZeRO-3's collectives
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """What is asked: log p(tokens_E | slot sources_E). Sources count the slots of a pass, ascending; on the host."""
+
+    sources_E: Tensor
+    tokens_E: Tensor
+
+
+class _Forwards(nn.Module):
+    """One forward for all kinds of work, so that DeepSpeed's hooks see a module's call.
+
+    Whatever the work, the same modules are called in the same order: ZeRO-3 gathers weights ahead by what it saw
+    before, and ranks that have seen different things would wait for each other for ever.
+    """
+
+    def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
+        super().__init__()
+        self.hugging_face = hugging_face
+        # Not as modules of their own: they share the weights.
+        self._kinds = (CareerLanguageModel(hugging_face, compute), BranchingModel(hugging_face, compute))
+
+    def forward(self, work: PackedBatch | BranchPass) -> Any:
+        careers, branching = self._kinds
+        return careers.forward(work)[1] if isinstance(work, PackedBatch) else branching.forward(work)
+
+
+class EvaluatedModel:
+    """A model in its place. Its forwards are collective where it is sharded."""
+
+    def __init__(self, forwards: Any, hugging_face: Any, compute: ComputeSettings, in_step: Ranks | None) -> None:
+        self.hugging_face = hugging_face
+        self.device = next(hugging_face.parameters()).device
+        self._forwards, self._chunk_tokens, self._in_step = forwards, compute.loss_chunk_tokens, in_step
+
+    def scores(self, batch: PackedBatch) -> Tensor:
+        """Return log p(target) of every slot with a target, [N]."""
+        scores_N: Tensor = self._forward(batch.to(self.device))
+        return scores_N
+
+    def edges(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, edges: Edges) -> Tensor:
+        """Return log p in nats of what is asked of the slots of a pass, [E] (BranchPass says what they are)."""
+
+        def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
+            asked = (edges.sources_E, edges.tokens_E)
+            return edge_log_likelihood(hidden_QD, weight_VD, *asked, chunk_tokens=self._chunk_tokens)
+
+        scores_E: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
+        return scores_E
+
+    def next_tokens(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
+        """Return the next token of the slots of a pass, [Q]: the most probable one, or one drawn (`picked_tokens`)."""
+
+        def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
+            return picked_tokens(hidden_QD, weight_VD, uniforms_Q, chunk_tokens=self._chunk_tokens)
+
+        tokens_Q: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
+        return tokens_Q
+
+    def rest(self) -> None:
+        """Take part in the forwards of the other ranks until none has any left. Collective where sharded."""
+        if self._in_step is not None:
+            empty = pack_batch([], 1).to(self.device)
+            while any(self._in_step.share(False)):
+                self._run(empty)
+
+    def _forward(self, work: PackedBatch | BranchPass) -> Any:
+        if self._in_step is not None:
+            self._in_step.share(True)
+        return self._run(work)
+
+    def _run(self, work: PackedBatch | BranchPass) -> Any:
+        # Gathered weights are written in place, which inference tensors do not allow.
+        with torch.inference_mode() if self._in_step is None else torch.no_grad():
+            return self._forwards(work)
+
+
+def open_evaluated(
+    settings: ModelSettings, wanted: EvaluationSettings, compute: ComputeSettings, ranks: Ranks
+) -> EvaluatedModel:
+    """Open pretrained weights for evaluation, where the settings want them. Collective where sharded.
+
+    Raises:
+        ModelError: if they cannot be opened whole, or not in shards.
+    """
+    dtype = DTYPES[wanted.precision]
+    if wanted.placement == "replicated":
+        model = pretrained_model(settings, dtype=dtype, base=wanted.base, device=ranks.device)
+        return evaluated(model, compute)
+    check_sharded(settings)
+    precision = "bf16" if wanted.precision == "bf16" else "fp32"
+    zero = ZeroSettings(3, precision, GATHERED_ELEMENTS, "none", "none", None)  # type: ignore[arg-type]
+    config = deepspeed_config(zero, None, ranks.world_size)
+    model = model_in_shards(settings, dtype=dtype, config=config, ranks=ranks)
+    ranks.barrier()  # reading weights takes one rank longer than another, and DeepSpeed begins with a collective
+    forwards = _Forwards(model, compute).eval()
+    engine, *_ = import_deepspeed().initialize(model=forwards, config=config, dist_init_required=False)
+    engine.eval()
+    check_in_place(forwards, ranks)
+    found = EvaluatedModel(engine, model, compute, ranks if ranks.world_size > 1 else None)
+    found.device = ranks.device
+    return found
+
+
+def evaluated(hugging_face: nn.Module, compute: ComputeSettings) -> EvaluatedModel:
+    """Return a model that is whole on this rank, for evaluation."""
+    return EvaluatedModel(_Forwards(hugging_face, compute).eval(), hugging_face, compute, None)

@@ -1,0 +1,203 @@
+"""A causal language model asked for the continuations of many prompts that share their histories.
+
+One forward of packed careers keeps every layer's keys and values. Nodes, the tokens of possible continuations, then
+follow in forwards of their own, each after its ancestors; of their logits, those that are asked for are made and the
+normaliser, a chunk of nodes at a time. Models of unknown type forward history and nodes together under a mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from laborllm_dist.batching.batch import PackedBatch
+from laborllm_dist.config.model import ComputeSettings
+from laborllm_dist.models.causal_lm import (
+    HeadWork,
+    as_taken,
+    at_head,
+    block_mask,
+    career_logits,
+    decoder_of,
+    is_known_type,
+    open_head,
+    takes_block_mask,
+    takes_bounds,
+)
+from laborllm_dist.models.tree_attention import Bough, Integers, KeptStates, bough_nodes, boughs_of
+from laborllm_dist.models.varlen_attention import career_bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """N tokens after histories, and what they see; numpy, on the host.
+
+    `positions_N` go on where the history stops. `stems_N3`: row, first slot and slot past the last one of each node's
+    history, those of one career side by side. `ancestors_NA`: places of its ancestors and itself among all nodes since
+    the last `drop_nodes`, -1 where there are fewer than A.
+    """
+
+    token_ids_N: Integers
+    positions_N: Integers
+    stems_N3: Integers
+    ancestors_NA: Integers
+
+    def __len__(self) -> int:
+        return len(self.token_ids_N)
+
+
+@dataclass(slots=True)
+class Grown:
+    """Histories and the nodes that have followed them: the states of known types, the tokens for the others."""
+
+    batch: PackedBatch
+    states: KeptStates = field(default_factory=KeptStates)
+    nodes: Nodes | None = None
+
+    def drop_nodes(self) -> None:
+        """Forget the nodes; the histories stay."""
+        self.states.drop_nodes()
+        self.nodes = None
+
+
+@dataclass(frozen=True, slots=True)
+class BranchPass:
+    """One forward: of the histories of `grown`, or of nodes that follow them, and what is wanted of it.
+
+    `slots_Q`: whose next tokens are asked for, counted through all rows, or nodes; on the host. `work` gets the hidden
+    states [Q, D] and the output layer's weight, or the logits [Q, V] and None.
+    """
+
+    grown: Grown
+    nodes: Nodes | None
+    slots_Q: Tensor
+    work: HeadWork
+
+
+class BranchingModel:
+    """A transformers model that forwards passes of histories and of nodes."""
+
+    def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
+        """Set the model up.
+
+        Raises:
+            ModelError: if packed attention is asked of a model that cannot have it.
+        """
+        self.hugging_face = hugging_face
+        self._is_packed, self._is_known = takes_bounds(hugging_face, compute), is_known_type(hugging_face)
+        self._takes_mask = takes_block_mask(hugging_face)
+        self._chunk_tokens = compute.loss_chunk_tokens
+        if self._is_known:
+            open_head(hugging_face)
+
+    def forward(self, wanted: BranchPass) -> Any:
+        """Return what `wanted.work` makes of the slots; what is forwarded joins `wanted.grown`."""
+        grown, nodes, slots_Q, work = wanted.grown, wanted.nodes, wanted.slots_Q, wanted.work
+        if not self._is_packed:
+            if nodes is None and not self._takes_mask:
+                padded = grown.batch.one_a_row(slots_Q)
+                return work(padded.at_slots(career_logits(self.hugging_face, padded), slots_Q), None)
+            logits_NV = self._history_logits(grown.batch) if nodes is None else self._node_logits(grown, nodes)
+            return work(logits_NV[slots_Q.to(logits_NV.device)], None)
+        device = grown.batch.token_ids_BT.device
+        inputs: dict[str, Any]
+        if nodes is None:
+            bounds = career_bounds(grown.batch.lengths, device)
+            inputs = {"input_ids": grown.batch.token_ids_BT, "position_ids": grown.batch.positions_BT, "bounds": bounds}
+        else:
+            ids, positions = (
+                torch.from_numpy(each)[None].to(device) for each in (nodes.token_ids_N, nodes.positions_N)
+            )
+            # Queries have the type of the hidden states, which begin as the table's lines.
+            dtype = self.hugging_face.get_input_embeddings().weight.dtype  # type: ignore[operator]
+            cut = boughs_of(nodes.stems_N3, nodes.ancestors_NA, most_nodes=bough_nodes(device))
+            boughs = tuple(bough.on(device, dtype) for bough in cut)
+            inputs = {"input_ids": ids, "position_ids": positions, "boughs": boughs}
+        inputs |= {"kept": grown.states, "use_cache": False}
+        if not self._is_known:  # its logits are more than a product with the hidden states
+            return work(self.hugging_face(**inputs).logits.flatten(0, 1)[slots_Q.to(device)], None)
+        hidden_BTD = decoder_of(self.hugging_face)(**inputs).last_hidden_state
+        return at_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
+
+    def _history_logits(self, batch: PackedBatch) -> Tensor:
+        mask = block_mask(self.hugging_face, batch.lengths, batch.token_ids_BT.shape[1], batch.token_ids_BT.device)
+        inputs = {"input_ids": batch.token_ids_BT, "position_ids": batch.positions_BT, "attention_mask": mask}
+        logits_NV: Tensor = self.hugging_face(**inputs, use_cache=False).logits.flatten(0, 1)
+        return logits_NV
+
+    def _node_logits(self, grown: Grown, nodes: Nodes) -> Tensor:
+        """Return the logits of nodes, [N, V]: a forward for every bough, with its history and ancestors."""
+        grown.nodes = everything = nodes if grown.nodes is None else _joined(grown.nodes, nodes)
+        batch, device = grown.batch, grown.batch.token_ids_BT.device
+        found: list[Tensor] = []
+        place = len(everything) - len(nodes)
+        for bough in boughs_of(nodes.stems_N3, nodes.ancestors_NA, most_nodes=bough_nodes(device)):
+            if not self._takes_mask:
+                found.append(self._path_logits(batch, everything, bough, place))
+                place += len(bough)
+                continue
+            history, places_U = slice(bough.start, bough.stop), bough.places_U
+            ids, positions = (
+                torch.cat([of_row[bough.row, history], torch.from_numpy(of_nodes[places_U]).to(device)])
+                for of_row, of_nodes in (
+                    (batch.token_ids_BT, everything.token_ids_N),
+                    (batch.positions_BT, everything.positions_N),
+                )
+            )
+            mask_SS = as_taken(self.hugging_face, _tree_mask(everything, places_U, bough.start, bough.stop).to(device))
+            inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask_SS[None, None]}
+            logits_SV = self.hugging_face(**inputs, use_cache=False).logits[0]
+            members = np.searchsorted(places_U, np.arange(place, place + len(bough)))
+            found.append(logits_SV[torch.from_numpy(members + bough.stop - bough.start).to(device)])
+            place += len(bough)
+        return torch.cat(found)
+
+    def _path_logits(self, batch: PackedBatch, nodes: Nodes, bough: Bough, place: int) -> Tensor:
+        """Return the logits of a bough's nodes, the first at `place`, [C, V]: each ends a row of its own."""
+        device, ids_T = batch.token_ids_BT.device, batch.token_ids_BT[bough.row]
+        paths = []
+        for node, stop in zip(range(place, place + len(bough)), bough.stops_C.tolist(), strict=True):
+            ancestors = nodes.ancestors_NA[node]
+            of_nodes = torch.from_numpy(nodes.token_ids_N[np.sort(ancestors[ancestors >= 0])]).to(device)
+            paths.append(torch.cat([ids_T[bough.start : stop], of_nodes]))
+        at_once = max(1, self._chunk_tokens // max(len(path) for path in paths))
+        return torch.cat([self._last_logits(paths[low : low + at_once]) for low in range(0, len(paths), at_once)])
+
+    def _last_logits(self, paths: list[Tensor]) -> Tensor:
+        """Return the logits after the last token of each path, [C, V]."""
+        lengths_C = torch.tensor([len(path) for path in paths], device=paths[0].device)
+        ids_CS = nn.utils.rnn.pad_sequence(paths, batch_first=True)
+        is_token_CS = torch.arange(ids_CS.shape[1], device=ids_CS.device) < lengths_C[:, None]
+        logits_CSV = self.hugging_face(input_ids=ids_CS, attention_mask=is_token_CS.long(), use_cache=False).logits
+        last_CV: Tensor = logits_CSV[torch.arange(len(paths), device=ids_CS.device), lengths_C - 1]
+        return last_CV
+
+
+def _joined(before: Nodes, nodes: Nodes) -> Nodes:
+    width = max(before.ancestors_NA.shape[1], nodes.ancestors_NA.shape[1])
+    padded = [
+        np.pad(each.ancestors_NA, ((0, 0), (0, width - each.ancestors_NA.shape[1])), constant_values=-1)
+        for each in (before, nodes)
+    ]
+    return Nodes(
+        token_ids_N=np.concatenate([before.token_ids_N, nodes.token_ids_N]),
+        positions_N=np.concatenate([before.positions_N, nodes.positions_N]),
+        stems_N3=np.concatenate([before.stems_N3, nodes.stems_N3]),
+        ancestors_NA=np.concatenate(padded),
+    )
+
+
+def _tree_mask(nodes: Nodes, places_U: Integers, start: int, stop: int) -> Tensor:
+    """Return [S, S] bool: what each slot [start, stop) of a history, then each node at these places, sees."""
+    num_history, num_nodes = stop - start, len(places_U)
+    mask_SS = np.zeros((num_history + num_nodes, num_history + num_nodes), dtype=bool)
+    mask_SS[:num_history, :num_history] = np.tri(num_history, dtype=bool)
+    mask_SS[num_history:, :num_history] = np.arange(start, stop) < nodes.stems_N3[places_U, 2, None]
+    seen_UA = nodes.ancestors_NA[places_U]
+    rows, of_row = np.nonzero(seen_UA >= 0)
+    mask_SS[num_history + rows, num_history + np.searchsorted(places_U, seen_UA[rows, of_row])] = True
+    return torch.from_numpy(mask_SS)

@@ -1,0 +1,162 @@
+"""Attention inside careers that lie side by side in rows, without a mask of T x T.
+
+    row    [ career a | career b b b | . . ]      lengths (1, 3, 2): padding is a stretch of its own
+    work     1          9              4          and not 36, as with a block mask
+
+Registered with transformers as an attention of its own: bf16 and fp16 on CUDA through torch's variable-length kernel,
+everything else career by career through scaled_dot_product_attention. What a career sees does not depend on its row.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laborllm_dist.models.tree_attention import BoughTensors, KeptStates, branch_attention
+
+PACKED = "laborllm_packed"
+KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+# Types of transformers models whose attention takes what is passed through to it; others get a mask.
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, slots=True)
+class CareerBounds:
+    """Where careers begin and end in rows laid end to end.
+
+    `lengths`: of every stretch, padding included, row by row. `starts_N`: [stretches + 1] int32 on the device.
+    """
+
+    lengths: tuple[int, ...]
+    starts_N: Tensor
+
+
+def career_bounds(lengths: Sequence[int], device: torch.device) -> CareerBounds:
+    """Return the bounds of stretches of these lengths."""
+    starts_N = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), dim=0, out=starts_N[1:])
+    return CareerBounds(tuple(lengths), starts_N.to(device, non_blocking=True))
+
+
+def register_packed_attention() -> None:
+    """Make the attention known to transformers under the name PACKED."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, packed_attention)
+
+
+def packed_attention(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    bounds: CareerBounds | None = None,
+    kept: KeptStates | None = None,
+    boughs: tuple[BoughTensors, ...] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return what every slot takes from earlier slots of its own career, [B, T, H, D].
+
+    The arguments are those of transformers' attention interface; keys and values may have fewer heads than queries.
+    Without bounds every row is one career. With `kept`, keys and values are kept there; with `boughs` too, the slots
+    are nodes that see what is kept (models/tree_attention.py).
+
+    Raises:
+        ValueError: if a mask is given, since there is no place for one.
+    """
+    if attention_mask is not None:
+        raise ValueError("packed attention takes bounds, not a mask")
+    if kept is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if boughs is not None:
+            return branch_attention(layer, (query_BHTD, key_BHTD, value_BHTD), kept, boughs, scaling), None
+        kept.keep_history(layer, key_BHTD, value_BHTD)
+    if bounds is None:
+        num_rows, num_slots = query_BHTD.shape[0], query_BHTD.shape[2]
+        bounds = career_bounds([num_slots] * num_rows, query_BHTD.device)
+    if query_BHTD.is_cuda and torch.is_autocast_enabled("cuda"):
+        # The rotation has made queries and keys wide again.
+        narrow = torch.get_autocast_dtype("cuda")
+        query_BHTD, key_BHTD, value_BHTD = (each.to(narrow) for each in (query_BHTD, key_BHTD, value_BHTD))
+    if query_BHTD.is_cuda and not dropout and kernel_takes(query_BHTD.dtype, width=query_BHTD.shape[3]):
+        return by_kernel(query_BHTD, key_BHTD, value_BHTD, bounds, scaling), None
+    return _career_by_career(query_BHTD, key_BHTD, value_BHTD, bounds, (scaling, dropout)), None
+
+
+def kernel_takes(dtype: torch.dtype, *, width: int) -> bool:
+    """Return whether torch's kernel takes heads of this width: a multiple of 8, up to 256."""
+    return dtype in KERNEL_DTYPES and width % 8 == 0 and width <= 256
+
+
+def by_kernel(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, bounds: CareerBounds, scaling: float | None
+) -> Tensor:
+    """Return attention inside careers, [B, T, H, D], by torch's variable-length kernel (bf16 and fp16 on CUDA)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    num_rows, num_heads, num_slots, width = query_BHTD.shape
+    query_NHD, key_NHD, value_NHD = (
+        each.transpose(1, 2).reshape(num_rows * num_slots, each.shape[1], width)
+        for each in (query_BHTD, key_BHTD, value_BHTD)
+    )
+    longest = max(bounds.lengths)
+    causal = (-1, 0)
+    shares_keys = num_heads != key_BHTD.shape[1] and _asks_for_shared_keys(varlen_attn)
+    more: dict[str, Any] = {"enable_gqa": True} if shares_keys else {}
+    found_NHD = varlen_attn(
+        query_NHD,
+        key_NHD,
+        value_NHD,
+        bounds.starts_N,
+        bounds.starts_N,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=causal,
+        **more,
+    )
+    assert isinstance(found_NHD, Tensor)  # a pair only where auxiliary values are asked for
+    return found_NHD.reshape(num_rows, num_slots, num_heads, width)
+
+
+@functools.cache
+def _asks_for_shared_keys(varlen_attn: Callable[..., Any]) -> bool:
+    """Say whether heads that share keys must be announced: torch 2.11's kernel takes them as they are."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _career_by_career(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, bounds: CareerBounds, how: tuple[float | None, float]
+) -> Tensor:
+    scaling, dropout = how
+    num_sharing = query_BHTD.shape[1] // key_BHTD.shape[1]
+    if query_BHTD.is_cuda and num_sharing > 1:
+        # On a GPU, wide numbers and shared keys together have no kernel but one with all T x T weights.
+        key_BHTD, value_BHTD = (each.repeat_interleave(num_sharing, dim=1) for each in (key_BHTD, value_BHTD))
+    shares_keys = query_BHTD.shape[1] != key_BHTD.shape[1]
+    rows: list[Tensor] = []
+    lengths = iter(bounds.lengths)
+    num_slots = query_BHTD.shape[2]
+    for row in range(query_BHTD.shape[0]):
+        cuts: list[int] = []
+        while sum(cuts) < num_slots:
+            cuts.append(next(lengths))
+        of_row = (torch.split(each[row : row + 1], cuts, dim=2) for each in (query_BHTD, key_BHTD, value_BHTD))
+        parts = [
+            nn.functional.scaled_dot_product_attention(
+                query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=shares_keys
+            )
+            for query, key, value in zip(*of_row, strict=True)
+        ]
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows).transpose(1, 2)

@@ -1,0 +1,339 @@
+"""Whether a model holds exactly what lies in its files, shown by checksums that were made while they were read.
+
+Whole weights are compared after loading (`check_loaded`), and once more where DeepSpeed has put them
+(`check_in_place`): there the checksums of the ranks' stretches add up to that of the file.
+
+Weights that are wider than in the file are compared in the file's precision, and must be exactly its numbers; narrower
+ones are compared in the model's. Quantized weights are compared by the scales of their rows or blocks, which must be
+those of the file, and by the sums of their rows, which may differ by the rounding alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.errors import ModelError, RankFailed
+from laborllm_dist.models.file_record import NF4_BLOCK, FileRecord, FileTensor
+from laborllm_dist.models.weight_checksums import MODULUS, Checksum, checksum, checksum_in
+
+# Attributes under which a model carries the record of its files, until its last check.
+RECORD = "_laborllm_file_record"
+# What older files hold beside weights: rotary frequencies, causal masks and positions, all functions of the config.
+# (name, dimensions it may have)
+NOT_WEIGHTS: Mapping[str, tuple[int, ...]] = {
+    r"(^|\.)(rotary_emb|rotary_pos_emb|rope)\.inv_freq$": (1,),
+    r"(^|\.)rotary_emb\.(cos|sin)_cached$": (2, 4),
+    r"(^|\.)(attn|attention|self_attn|self_attention)\.bias$": (2, 4),  # a causal mask; a bias has one dimension
+    r"(^|\.)(attn|attention|self_attn|self_attention)\.masked_bias$": (0, 1),
+    r"(^|\.)position_ids$": (1, 2),
+}
+# nf4 rounds to at most half of its largest gap, 0.304 of a block's largest weight; int8 to half of 1/127 of a row's,
+# here 1 of them, since the products that follow are of half precision.
+ROUNDING = {"nf4": 0.16, "int8": 1 / 127}
+ADAPTER = "default"  # peft's name of the only adapter, a part of the names of all its weights
+# Of whole models, which a decoder's own folder leaves out.
+PREFIXES = ("model.", "transformer.", "gpt_neox.")
+ADVICE = "read it again, and where this comes again, report it with the versions of torch, transformers and deepspeed"
+UNQUANTIZED = (
+    "take the original weights, which adapter=qlora (base=nf4) or lora_int8 (base=int8) quantizes as they are read"
+)
+
+
+def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where: object) -> None:
+    """Refuse a model that does not hold exactly what its files hold, all of it.
+
+    The model keeps the record, for `check_in_place`.
+
+    Args:
+        model: whole on this rank.
+        record: of its files.
+        where: of the files, for the message.
+
+    Raises:
+        ModelError: naming the first tensor that is left over, missing, or differs.
+    """
+    held = dict(_held_tensors(model))
+    names = FileNames(record.shapes)
+    file_of = {name: file for name in held if (file := names.of(name)) is not None}
+    paired = {id(held[name]) for name in file_of}  # tied weights may have one of their names in the files
+    apart = {name: value for name, value in held.items() if id(value) not in paired}
+    files_used = set(file_of.values())
+    for name, value in _as_in_files(model, apart):
+        if (file := names.of(name)) is None:
+            if is_no_weight(name, value.shape):
+                continue
+            raise ModelError(f"the weights at {where} lack a tensor of the model, {name}")
+        held[name] = value
+        file_of[name] = file
+        files_used.add(file)
+    check_left_over(model, record.shapes, files_used, where)
+    quantized = {f"{name}.weight": module for name, module in model.named_modules() if _is_quantized(module)}
+    compared: dict[tuple[int, str], None] = {}  # tied weights once
+    for name, file in file_of.items():
+        value, tensor = held[name], record.tensors.get(file)
+        if tensor is None:
+            raise ModelError(f"the weights at {where}: {file} was never read")
+        if (id(value), file) in compared:
+            continue
+        compared[id(value), file] = None
+        if name in quantized:
+            _check_quantized(quantized[name], tensor, f"the weights at {where}: {name}")
+            continue
+        what = f"the weights at {where}: {name}"
+        check_dtype(model, value, tensor, record.dtype, what)
+        if tuple(value.shape) != tensor.shape:
+            raise ModelError(f"{what} has shape {list(tensor.shape)} in the files, the model {list(value.shape)}")
+        if not same_content(value, tensor):
+            raise ModelError(f"{what} in the model is not what was read; {ADVICE}")
+    _set_tied(model)
+    setattr(model, RECORD, record)
+
+
+def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
+    """Refuse an adapter whose additions in the model are not exactly what its files hold, all of it.
+
+    Raises:
+        ModelError: naming the first tensor that is left over or differs.
+    """
+    names = FileNames(record.shapes)
+    held = {
+        file: value
+        for name, value in model.named_parameters(remove_duplicate=False)
+        if {ADAPTER, "base_layer"} & set(name.split(".")) and (file := names.of(name)) is not None
+    }
+    if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
+        raise ModelError(
+            f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}"
+        )
+    for file, value in held.items():
+        tensor = record.tensors.get(file)
+        if tensor is None or tuple(value.shape) != tensor.shape or not same_content(value, tensor):
+            raise ModelError(f"the adapter at {where}: {file} in the model is not what was read; {ADVICE}")
+
+
+def same_content(value: Tensor, tensor: FileTensor) -> bool:
+    """Return whether elements that a rank holds are those that it read, in the precision it holds them in."""
+    precision = _compared_in(value, tensor)
+    return checksum_in(value.detach(), precision, tensor.start) == tensor.checksums[precision]
+
+
+def _compared_in(value: Tensor, tensor: FileTensor) -> torch.dtype:
+    """Return the precision that weights are compared with their file in."""
+    return value.dtype if value.dtype in tensor.checksums else tensor.dtype
+
+
+def check_dtype(model: Any, value: Tensor, tensor: FileTensor, dtype: torch.dtype, what: str) -> None:
+    """Refuse weights in another precision than was asked for; a type may hold some in fp32 whatever is asked for.
+
+    Raises:
+        ModelError: naming both.
+    """
+    if not tensor.dtype.is_floating_point and value.dtype.is_floating_point:
+        raise ModelError(f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}")
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+        raise ModelError(f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}")
+    held_wide = any(getattr(model, f"_keep_in_fp32_modules{strict}", None) for strict in ("", "_strict"))
+    if value.is_floating_point() and value.dtype != dtype and not (held_wide and value.dtype == torch.float32):
+        raise ModelError(f"{what} is held in {_text(value.dtype)}, not in {_text(dtype)}; {ADVICE}")
+
+
+def check_left_over(model: Any, shapes: Mapping[str, tuple[int, ...]], used: set[str], where: object) -> None:
+    """Refuse files with tensors that the model has no place for, such as layers beyond those of config.json.
+
+    Raises:
+        ModelError: with their number, and the first of them.
+    """
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    left_over = sorted(
+        (
+            name
+            for name, shape in shapes.items()
+            if name not in used and not is_no_weight(name, shape) and not any(rule.search(name) for rule in ignored)
+        ),
+        key=_natural_order,
+    )
+    if left_over:
+        raise ModelError(
+            f"the weights at {where} hold {len(left_over)} tensors that the model of config.json has no place for, "
+            f"first {left_over[0]}; look whether config.json belongs to these files"
+        )
+
+
+def is_no_weight(name: str, shape: Sequence[int]) -> bool:
+    """Return whether a tensor of a file is a buffer that follows from the configuration."""
+    return any(len(shape) in dimensions and re.search(rule, name) for rule, dimensions in NOT_WEIGHTS.items())
+
+
+class FileNames:
+    """Finds the tensor of a file that a tensor of the model comes from, where they differ in prefixes alone."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._file_of = {_plain(name): name for name in names}
+
+    def of(self, name: str) -> str | None:
+        """Return the name in the files of a tensor of the model; None if there is none."""
+        plain = _plain(name)
+        if plain in self._file_of:
+            return self._file_of[plain]
+        without = plain.partition(".")[2]  # a decoder's folder, without the prefix of the whole model
+        if without in self._file_of:
+            return self._file_of[without]
+        return next(
+            (self._file_of[f"{prefix}{plain}"] for prefix in PREFIXES if f"{prefix}{plain}" in self._file_of), None
+        )
+
+
+def _plain(name: str) -> str:
+    """Return a name without what wrappers and peft put into it."""
+    name = name.removeprefix("hugging_face.").removeprefix("base_model.model.").removesuffix(".default")
+    for inserted in (".base_layer.", ".modules_to_save.default.", ".original_module.", ".default."):
+        name = name.replace(inserted, ".")
+    return name
+
+
+def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and the buffers that belong into files, those with several names under each."""
+    yield from model.named_parameters(remove_duplicate=False)
+    for prefix, module in model.named_modules():
+        if _is_quantized(module):
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}".removeprefix("."), buffer
+
+
+def _as_in_files(model: transformers.PreTrainedModel, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors of the model under the names and in the form they have in files, a layer at a time.
+
+    transformers fuses the matrices of experts, for example, and knows how to take them apart for saving.
+    """
+    layers: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for name, value in held.items():
+        layers.setdefault(tuple(re.findall(r"\d+", name)[:1]), {})[name] = value.detach()
+    for tensors in layers.values():
+        yield from transformers.core_model_loading.revert_weight_conversion(model, tensors).items()
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+
+
+def _check_quantized(module: Any, tensor: FileTensor, what: str) -> None:
+    """Refuse a quantized layer whose scales are not those of the file, or whose rows add up to something else."""
+    state = module.weight.quant_state if type(module).__name__ == "Linear4bit" else None
+    if state is None:
+        kind, scales = "int8", module.weight.SCB
+        rounded = (scales / 127)[:, None] * module.weight.data
+        widths = scales * ROUNDING[kind] * module.in_features
+    else:
+        from bitsandbytes.functional import dequantize_4bit
+
+        kind, scales = "nf4", state.absmax
+        rounded = dequantize_4bit(module.weight.data, state).view(module.out_features, module.in_features)
+        blocks = scales.float().view(module.out_features, -1) if not module.in_features % NF4_BLOCK else None
+        sums = blocks.sum(dim=1) if blocks is not None else scales.float().max() * (module.in_features / NF4_BLOCK)
+        widths = sums * (ROUNDING[kind] * NF4_BLOCK)
+    marks = tensor.marks[1 if module.source_cls is transformers.pytorch_utils.Conv1D else 0]
+    if tuple(rounded.shape) != marks.shape:
+        raise ModelError(f"{what} has shape {list(marks.shape)} in the files, the model {list(rounded.shape)}")
+    errors = (rounded.sum(dim=1, dtype=torch.float64) - marks.row_sums.to(rounded.device)).abs()
+    if checksum(scales.float().flatten()) != marks.scales or not bool((errors <= widths.double()).all()):
+        raise ModelError(f"{what}, quantized to {kind}, is not what was read; {ADVICE}")
+
+
+def _set_tied(model: transformers.PreTrainedModel) -> None:
+    """Let the configuration say that the output layer has weights of its own, where the files hold others for it.
+
+    transformers leaves them apart then, but would tie them again where the configuration is read from an export.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and getattr(head, "weight", None) is not getattr(embedding, "weight", None):
+        untie(model.config)
+
+
+def untie(config: Any) -> None:
+    """Let a configuration say that the output layer does not share the embedding's weights."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False
+
+
+def check_in_place(model: nn.Module, ranks: Ranks) -> None:
+    """Refuse weights that, where DeepSpeed has put them, are not what was read; forget the record. Collective.
+
+    A rank that holds the stretches it has read compares these. Where every rank has read the whole, checksums of the
+    stretches are added over the ranks. Weights on an NVMe disk, quantized ones, and those that transformers has fused
+    have been compared after loading.
+
+    Raises:
+        ModelError: on a rank that has found a difference, naming it.
+        RankFailed: on the others.
+    """
+    carrier = next((module for module in model.modules() if RECORD in vars(module)), None)
+    if carrier is None:
+        return
+    record: FileRecord = getattr(carrier, RECORD)
+    delattr(carrier, RECORD)
+    names, wrong = FileNames(record.shapes), None
+    expected: list[Checksum] = []
+    parts: list[Checksum] = []
+    compared: list[str] = []
+    for name, parameter in model.named_parameters():
+        tensor = record.tensors.get(names.of(name) or "")
+        held = _stretch_of(parameter, ranks)
+        if tensor is None or held is None or not parameter.is_floating_point():
+            continue
+        value, start = held
+        precision = _compared_in(value, tensor)
+        part = checksum_in(value, precision, start)
+        # Told by what all ranks have in common: the sums below are collective, and one may hold all of a small weight.
+        if tensor.is_own or not hasattr(parameter, "ds_tensor"):
+            wrong = wrong or (name if part != tensor.checksums[precision] else None)
+            continue
+        if part is None:
+            wrong = wrong or name
+        expected.append(tensor.checksums[precision])
+        parts.append(part or (0, 0))
+        compared.append(name)
+    for name, total, whole in zip(compared, _over_ranks(parts, ranks), expected, strict=True):
+        wrong = wrong or (name if total != whole else None)
+    is_wrong_somewhere = any(ranks.share(wrong is not None))
+    if wrong is not None:
+        raise ModelError(f"{wrong} on rank {ranks.rank} is not what was read from the files; {ADVICE}")
+    if is_wrong_somewhere:
+        raise RankFailed("another rank holds weights that are not those of the files")
+
+
+def _stretch_of(parameter: Any, ranks: Ranks) -> tuple[Tensor, int] | None:
+    """Return the flat elements of a weight that lie on this rank, and the place of the first; None if on a disk."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach().flatten(), 0
+    if parameter.ds_tensor.status.name != "AVAILABLE":
+        return None
+    start = min(parameter.partition_numel() * ranks.rank, parameter.ds_numel)
+    numel = min(parameter.partition_numel(), parameter.ds_numel - start)
+    return parameter.ds_tensor.detach().view(-1)[:numel], start
+
+
+def _over_ranks(checksums: Sequence[Checksum], ranks: Ranks) -> list[Checksum]:
+    """Return checksums added over the ranks, however long one of them computes. Collective."""
+    everyones = ranks.share(list(checksums), list[Checksum])
+    return [
+        (sum(first for first, _ in each) % MODULUS, sum(second for _, second in each) % MODULUS)
+        for each in zip(*everyones, strict=True)
+    ]
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

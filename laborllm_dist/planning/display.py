@@ -1,0 +1,185 @@
+"""The plan of a run for people, in a terminal of 80 columns: launch/plan.py."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.deepspeed_limits import check_8bit
+from laborllm_dist.errors import SettingsError
+from laborllm_dist.io.console_tables import Column, FoldingTable
+from laborllm_dist.models.dims import ModelShape, check_targets, shape_of
+from laborllm_dist.planning.estimate import Forecast, forecast, room_of
+from laborllm_dist.planning.memory import GIB, largest_stretch
+from laborllm_dist.planning.suggestions import as_typed, better_row_length, changed, nearest_that_fits
+from laborllm_dist.planning.throughput import LAYER_SECONDS
+from laborllm_dist.planning.workload import Workload, find_workload
+
+ENOUGH_BUSY = 0.75
+KINDS = (
+    "weights", "gathered", "gradients", "optimizer", "activations", "logits", "buffers", "step", "slack", "process",
+)  # fmt: skip
+
+
+def show_plan(settings: RunSettings, console: Console) -> Forecast:
+    """Print what a run will take; return it.
+
+    Raises:
+        LaborError: what training would refuse, as far as a plan can know, and where nobody knows the work or the model.
+    """
+    work, num_ids = find_workload(settings)
+    shape = shape_of(settings.model, num_ids=num_ids)
+    check_plan(settings, work, shape)
+    found = forecast(settings, work, shape, room_of(settings.plan.gpu))
+    for line in (*work_lines(found), ""):
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.print(memory_table(found))
+    for line in ("", *cost_lines(found)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return found
+
+
+def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None:
+    """Refuse what training refuses after its start, and a step of more careers than there are.
+
+    Raises:
+        SettingsError: naming the setting.
+        ModelError: if an adapter is for a layer that the model does not have.
+    """
+    if settings.batch.careers_per_step > work.careers_per_epoch:
+        raise SettingsError(
+            f"batch.careers_per_step is {settings.batch.careers_per_step:,}, an epoch has {work.careers_per_epoch:,} "
+            "careers; set batch.careers_per_step to that or less"
+        )
+    if settings.adapter.kind == "lora":
+        check_targets(settings.adapter.targets, shape.weights.linear)
+    largest = largest_stretch(shape, settings.adapter, stage=settings.zero.stage, world_size=settings.plan.num_gpus)
+    check_8bit(settings.optimizer, settings.zero, largest=largest)
+
+
+def work_lines(found: Forecast) -> Iterator[str]:
+    """Yield what is trained on, what learns, and on what."""
+    settings, work, passes, shape = found.settings, found.work, found.passes, found.shape
+    learnt, about = shape.num_learnt(settings.adapter), "assumed: no store yet" if work.is_assumed else "token store"
+    yield (
+        f"work     {work.careers_per_epoch:,} careers of {work.tokens_per_epoch / 1e6:,.2f} million tokens an epoch "
+        f"({about})"
+    )
+    yield (
+        f"         {work.num_steps:,} steps of {settings.batch.careers_per_step:,} careers: {passes.num_rows:.1f} rows "
+        f"of up to {passes.row_length:,} tokens, {passes.fill:.0%} full"
+    )
+    share = "" if learnt == shape.num_parameters else f", {learnt:,} learnt"
+    yield f"model    {settings.model.name}: {shape.num_parameters:,} parameters{share}"
+    base = "" if settings.adapter.base == "full" else f", base {settings.adapter.base}"
+    yield (
+        f"on       {settings.plan.num_gpus} x {settings.plan.gpu.name}, ZeRO-{settings.zero.stage} "
+        f"{settings.zero.precision}, {settings.optimizer.kind}{base}"
+    )
+    busy = f"passes   {passes.num_passes:.3g} a step; GPUs {found.busy:.0%} busy"
+    better = better_row_length(found) if found.busy <= ENOUGH_BUSY else None
+    if found.busy > ENOUGH_BUSY:
+        yield busy
+    elif better is None:
+        yield f"{busy}: take more careers a step or fewer GPUs"
+    else:
+        yield f"{busy}: take more careers a step, fewer GPUs,"
+        yield f"         or batch.row_length={better[0]} for {better[1]:.0%}"
+
+
+def memory_table(found: Forecast) -> FoldingTable:
+    """Return GiB of a GPU by kind, for the setting chosen and for the other ZeRO stages."""
+    columns = list(_other_stages(found))
+    stages = [each.settings.zero.stage for each in columns]
+    headings = [f"ZeRO-{stage}{' (chosen)' if stage == found.settings.zero.stage else ''}" for stage in stages]
+    numbers = (Column(heading, "number") for heading in headings)
+    table = FoldingTable((Column("", "name"), *numbers), title="Memory of a GPU, GiB", box=None, gap=2)
+    for kind in KINDS:
+        sizes = [each.memory.device.get(kind, 0.0) / GIB for each in columns]
+        if any(size >= 0.05 for size in sizes):
+            table.add_row(kind, *(f"{size:,.1f}" for size in sizes))
+    table.add_row("together", *(f"{each.memory.total / GIB:,.1f}" for each in columns), style="bold")
+    gpu = found.settings.plan.gpu
+    table.add_row(f"of {gpu.memory_gib:,.1f}", *("fits" if each.fits_device else "does not fit" for each in columns))
+    if any(each.memory.host_total for each in columns):
+        table.add_row("on the host", *(f"{each.memory.host_total / GIB:,.1f}" for each in columns), style="bold")
+        table.add_row(
+            f"of {gpu.host_memory_gib:,.1f}", *("fits" if each.fits_host else "does not fit" for each in columns)
+        )
+    return table
+
+
+def _other_stages(found: Forecast) -> Iterator[Forecast]:
+    for stage in range(4):
+        change: dict[str, Any] = {"zero.stage": stage}
+        change |= {"zero.offload_weights": "none"} if stage != 3 else {}
+        change |= {"zero.offload_optimizer": "none"} if stage == 0 else {}
+        settings = changed(found.settings, change)
+        if settings is not None:  # a stage that does not go with the rest has no column
+            yield forecast(settings, found.work, found.shape, found.room)
+
+
+def cost_lines(found: Forecast) -> Iterator[str]:
+    """Yield traffic, time and price, and what would fit where the setting does not."""
+    gpu, cost = found.settings.plan.gpu, found.cost
+    if cost.traffic.total:
+        yield f"traffic  {_size(cost.traffic.total)} a step and GPU"
+    unit, each, digits = ("s", 1.0, 2) if cost.seconds >= 0.1 else ("ms", 1e3, 1)
+    parts = {"computing": cost.computing, "links": cost.links, "offload": cost.offloading}
+    told = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
+    yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {told}"
+    peak = gpu.bf16_tflops if found.settings.zero.precision == "bf16" else gpu.fp32_tflops
+    pace = f"computing at {gpu.utilisation:.0%} of {peak:,.0f} TFLOP/s"
+    if cost.launching > cost.working:
+        pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
+    yield f"speed    {found.tokens_per_second:,.0f} tokens/s and GPU; {pace} (assumed)"
+    price = f"{_price(found.dollars)} at {gpu.dollars_per_hour:g} a GPU-hour (assumed)"
+    yield f"run      {_duration(found.hours)} + validation; {price}"
+    yield from memory_lines(found)
+
+
+def memory_lines(found: Forecast) -> Iterator[str]:
+    """Yield whether the memory is there, and the nearest setting that fits where it is not."""
+    verdict = f"{'fits' if found.fits else 'does not fit'}: {found.memory.total / GIB:,.1f} of "
+    verdict += f"{found.room.total / GIB:,.1f} GiB"
+    if found.memory.host_total and found.room.host is not None:
+        verdict += f", {found.memory.host_total / GIB:,.1f} of {found.room.host / GIB:,.1f} on the host (assumed)"
+    yield f"memory   {verdict}"
+    if found.fits:
+        return
+    nearest = nearest_that_fits(found)
+    if nearest is None:
+        yield "         no setting known here fits; take a smaller model"
+        return
+    change, other = nearest
+    seconds = f"{other.cost.seconds:.2f} s a step"
+    yield from _typed_lines(as_typed(change))
+    yield f"         fits: {other.memory.total / GIB:,.1f} GiB, {seconds}"
+
+
+def _typed_lines(settings: str) -> list[str]:
+    """Return settings in lines of 80 columns; none is broken in its middle, so that it can be copied."""
+    return textwrap.wrap(
+        settings, 80, initial_indent="nearest  ", subsequent_indent=" " * 9,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def _duration(hours: float) -> str:
+    units = {"hours": 1.0, "minutes": 1 / 60, "seconds": 1 / 3600}
+    unit = next((name for name, size in units.items() if hours >= size), "seconds")
+    return f"{hours / units[unit]:,.1f} {unit}"
+
+
+def _price(dollars: float) -> str:
+    if 0 < dollars < 0.01:
+        return "under a cent"
+    return f"{dollars:,.0f} dollars" if dollars >= 10 else f"{dollars:.2f} dollars"

@@ -1,0 +1,75 @@
+"""What a training run will take on the GPUs it is planned for: work, memory and cost together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from laborllm_dist.config.run import GpuSettings, RunSettings
+from laborllm_dist.models.dims import ModelShape
+from laborllm_dist.planning.memory import GIB, Load, Memory, plan_memory
+from laborllm_dist.planning.memory_budget import Capacity
+from laborllm_dist.planning.throughput import Cost, cost_of_step
+from laborllm_dist.planning.workload import Passes, Workload, passes_of
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """All of it for one setting; `room` is the memory that a rank has."""
+
+    settings: RunSettings
+    shape: ModelShape
+    work: Workload
+    room: Capacity
+    passes: Passes
+    memory: Memory
+    cost: Cost
+
+    @property
+    def busy(self) -> float:
+        """Share of the GPUs' time that is work."""
+        return self.passes.busy(self.settings.plan.num_gpus)
+
+    @property
+    def hours(self) -> float:
+        """Hours of all steps; validations and checkpoints are not counted."""
+        return self.cost.seconds * self.work.num_steps / 3600
+
+    @property
+    def dollars(self) -> float:
+        """Price of the run."""
+        return self.hours * self.settings.plan.num_gpus * self.settings.plan.gpu.dollars_per_hour
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens a second and GPU."""
+        return self.passes.num_tokens / self.cost.seconds / self.settings.plan.num_gpus
+
+    @property
+    def fits_device(self) -> bool:
+        """Whether a GPU, or a rank on a CPU, has the memory; on a CPU what is offloaded lies in the same."""
+        on_same = self.memory.host_total if self.room.host is None else 0.0
+        return self.memory.total + on_same <= self.room.total
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether the host has the memory for what a rank offloads."""
+        return self.room.host is None or self.memory.host_total <= self.room.host
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory is there."""
+        return self.fits_device and self.fits_host
+
+
+def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: Capacity) -> Forecast:
+    """Return what a run takes on `plan.num_gpus` ranks with so much memory each."""
+    num_ranks = settings.plan.num_gpus
+    passes = passes_of(work, settings.batch, num_ranks=num_ranks)
+    load = Load(passes.rows_of_rank, passes.row_length)
+    memory = plan_memory(shape, settings, load, world_size=num_ranks, process_bytes=room.process)
+    return Forecast(settings, shape, work, room, passes, memory, cost_of_step(shape, settings, work, passes))
+
+
+def room_of(gpu: GpuSettings) -> Capacity:
+    """Return the memory of a rank on a GPU of this kind."""
+    return Capacity(total=gpu.memory_gib * GIB, process=None, host=gpu.host_memory_gib * GIB)

@@ -1,0 +1,132 @@
+"""What to change: the nearest setting that fits the memory, and rows that leave fewer GPUs without work."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from laborllm_dist.config.reader import OutOfRange
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.deepspeed_limits import check_8bit
+from laborllm_dist.errors import SettingsError
+from laborllm_dist.planning.estimate import Forecast, forecast
+from laborllm_dist.planning.memory import largest_stretch
+from laborllm_dist.planning.workload import passes_of, whole_granules
+
+Change = Mapping[str, Any]  # what to type: settings by their paths
+# At most one change of each line is taken. A change of an earlier line costs less: time, then numbers, then hardware.
+CHANGES: tuple[tuple[Change, ...], ...] = (
+    ({"compute.gradient_checkpointing": True},),
+    ({"batch.rows_per_pass": 1},),
+    ({"zero.stage": 1}, {"zero.stage": 2}, {"zero.stage": 3}),
+    ({"zero.precision": "bf16"},),
+    (
+        {"optimizer.kind": "adamw_8bit"},
+        {"zero.offload_optimizer": "cpu"},
+        {"zero.offload_optimizer": "cpu", "optimizer.kind": "cpu_adamw"},
+    ),
+    ({"zero.offload_weights": "cpu"},),
+)
+MORE_GPUS: tuple[Change, ...] = tuple({"plan.num_gpus": number} for number in (2, 4, 8, 16, 32, 64))
+# Learns other weights than were asked for: only where nothing else fits.
+ADAPTERS: tuple[Change, ...] = ({"adapter.kind": "lora"}, {"adapter.kind": "lora", "adapter.base": "nf4"})
+BETTER = 0.05  # share of the GPUs' time; for less, other rows are not worth a line
+
+
+def nearest_that_fits(found: Forecast, more_gpus: Sequence[Change] = MORE_GPUS) -> tuple[Change, Forecast] | None:
+    """Return the fewest changes with which a run fits, and its forecast; None where not even all do.
+
+    A doubling of the number of GPUs counts as a change.
+
+    Args:
+        found: the run that does not fit.
+        more_gpus: changes of the number of GPUs that are possible.
+    """
+    choices = [*CHANGES, tuple(more_gpus)]
+    if found.settings.model.path is not None:  # weights made from nothing are worth nothing frozen
+        choices.append(ADAPTERS)
+    for change in _nearest_first(found.settings, choices):
+        settings = changed(found.settings, change)
+        if settings is not None and _may_train(found, settings):
+            other = forecast(settings, found.work, found.shape, found.room)
+            if other.fits:
+                return change, other
+    return None
+
+
+def changed(settings: RunSettings, change: Change) -> RunSettings | None:
+    """Return settings with a change; None where it does not go together with the rest."""
+    groups: dict[str, dict[str, Any]] = {}
+    for path, value in change.items():
+        group, name = path.split(".")
+        groups.setdefault(group, {})[name] = value
+    try:
+        whole = {group: dataclasses.replace(getattr(settings, group), **values) for group, values in groups.items()}
+        return dataclasses.replace(settings, **whole)
+    except OutOfRange:
+        return None
+
+
+def as_typed(change: Change) -> str:
+    """Return a change as the command line takes it."""
+    return " ".join(f"{path}={str(value).lower()}" for path, value in change.items())
+
+
+def better_row_length(found: Forecast) -> tuple[int, float] | None:
+    """Return a row length that gives more GPUs work, and the share of their time it makes work; None where none does.
+
+    Rows are never shorter than the longest career. With several rows a pass, the packer has evened them out already.
+    """
+    batch, num_gpus = found.settings.batch, found.settings.plan.num_gpus
+    if batch.rows_per_pass > 1:
+        return None
+    best, best_busy = batch.row_length, found.busy + BETTER
+    for room in (1.0, 1.02, 1.05, 1.1, 1.2):  # a row for each GPU, with some room for careers that do not fit evenly
+        length = whole_granules(max(found.work.longest_career, room * found.passes.num_tokens / num_gpus))
+        if length < batch.row_length:
+            passes = passes_of(found.work, dataclasses.replace(batch, row_length=length), num_ranks=num_gpus)
+            if passes.busy(num_gpus) > best_busy:
+                best, best_busy = length, passes.busy(num_gpus)
+    return None if best == batch.row_length else (best, best_busy)
+
+
+def _nearest_first(settings: RunSettings, choices: Sequence[Sequence[Change]]) -> Iterator[Change]:
+    """Yield all changes that can be made of these choices: without an adapter, then few, then those that cost least."""
+    ranked: list[tuple[bool, int, list[int], int, Change]] = []
+    for picked in itertools.product(*([{}, *_that_save(settings, choice)] for choice in choices)):
+        whole: dict[str, Any] = functools.reduce(lambda one, other: {**one, **other}, picked, {})
+        taken = [number for number, change in enumerate(picked) if change]
+        num_changes = len(taken)
+        if "plan.num_gpus" in whole:  # each doubling is one
+            num_changes += math.ceil(math.log2(whole["plan.num_gpus"] / settings.plan.num_gpus)) - 1
+        ranked.append(("adapter.kind" in whole, num_changes, taken[::-1], len(ranked), whole))
+    return (whole for *_, whole in sorted(ranked, key=lambda each: each[:4]) if whole)
+
+
+def _that_save(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
+    """Return what these changes change, without steps back to a lower stage or fewer GPUs."""
+    found: list[Change] = []
+    for change in choice:
+        new: dict[str, Any] = {}
+        for path, value in change.items():
+            group, name = path.split(".")
+            now = getattr(getattr(settings, group), name)
+            is_back = path in ("zero.stage", "plan.num_gpus") and value < now
+            new |= {} if value == now or is_back else {path: value}
+        found += [new] if new else []
+    return found
+
+
+def _may_train(found: Forecast, settings: RunSettings) -> bool:
+    largest = largest_stretch(
+        found.shape, settings.adapter, stage=settings.zero.stage, world_size=settings.plan.num_gpus
+    )
+    try:
+        check_8bit(settings.optimizer, settings.zero, largest=largest)
+    except SettingsError:
+        return False
+    return True

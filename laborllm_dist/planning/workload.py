@@ -1,0 +1,212 @@
+"""What a run trains on: from its token store, or assumed where that is not there; and the passes that come of it.
+
+Known or assumed, a workload is the lengths of the careers of some steps, in the run's own order. The packer that lays
+out training's steps lays out these, so a plan has the rows and passes that training will have.
+
+Assumed are the number of people and lines of a corpus, tokens by line, and that lengths spread evenly around their mean
+(from 0.58 to 1.42 of it, for a standard deviation of 0.24 of it).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from laborllm_dist.batching.packing import GRANULE, PackPlan, pack_step
+from laborllm_dist.batching.rank_assignment import shard_rows
+from laborllm_dist.batching.sampler import TrainingOrder
+from laborllm_dist.batching.training_plan import TrainingPlan, check_uncut, epochs_of, plan_training
+from laborllm_dist.careers.corpus import check_sources
+from laborllm_dist.config.corpora import CorpusSettings
+from laborllm_dist.config.run import BatchSettings, RunSettings
+from laborllm_dist.errors import DataFileError, LaborError, RowTooShort
+from laborllm_dist.store.build import store_folder
+from laborllm_dist.store.data_card import PAPER
+from laborllm_dist.store.store import MANIFEST, TokenStore, open_store
+
+NUM_STEPS = 50  # that are packed: the number of passes is then known to a few hundredths
+LLAMA_2_IDS = 32_000  # of a tokenizer that is not there
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSize:
+    """People and lines of a corpus, and the standard deviation of careers' lengths over their mean."""
+
+    num_people: int
+    num_lines: float
+    spread: float
+
+
+# Tokens of a heading and of a line: Llama 2's, measured on the NLSY97; and of 1,024 trained pieces, on the made market.
+TOKENS: Mapping[str, tuple[float, float]] = {"pretrained": (83.0, 15.9), "trained": (72.0, 9.25)}
+SURVEY_SPREAD = 0.24  # measured on the NLSY97
+SIZES: Mapping[str, CorpusSize] = {
+    **{kind: CorpusSize(people, lines, SURVEY_SPREAD) for kind, (people, lines, _) in PAPER.items()},
+    "wage_panel": CorpusSize(545, 4_360, 0.07),
+}
+MARKET_LINES, MARKET_SPREAD = 19.6, 0.33  # lines a person of the made market, and their careers' spread, measured
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is trained on.
+
+    `steps` holds the lengths of the careers of some steps; `longest_career` is of training and validation. A token's
+    attention reaches `attended` tokens of its career, on average.
+    """
+
+    careers_per_epoch: int
+    tokens_per_epoch: float
+    num_steps: int
+    steps: tuple[tuple[int, ...], ...]
+    longest_career: int
+    attended: float
+    is_assumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How steps go over ranks, means over the steps looked at; `slowest_tokens`: of the rank with most, over a step."""
+
+    num_rows: float
+    num_tokens: float
+    num_passes: float
+    slowest_tokens: float
+    fill: float
+    row_length: int  # the longest
+    rows_of_rank: int  # in one pass, the most
+
+    def busy(self, num_ranks: int) -> float:
+        """Return the share of the ranks' time that is work; in the rest they wait for the one with most rows."""
+        return self.num_tokens / (num_ranks * self.slowest_tokens)
+
+
+def find_workload(settings: RunSettings) -> tuple[Workload, int]:
+    """Return what a run will be trained on, and the size of its vocabulary.
+
+    Raises:
+        DataFileError: if nobody can know yet.
+    """
+    num_ranks, store = settings.plan.num_gpus, _store_if_there(settings)
+    if store is not None:
+        return workload_of(plan_training(store, settings, world_size=num_ranks), is_assumed=False), store.num_ids
+    return workload_of(assumed_plan(settings), is_assumed=True), settings.tokenizer.vocabulary_size or LLAMA_2_IDS
+
+
+def workload_of(plan: TrainingPlan, *, is_assumed: bool) -> Workload:
+    """Return the work of a plan."""
+    order = plan.order
+    lengths = plan.lengths[order.rows].astype(np.float64)
+    num_tokens = float((lengths * order.weights).sum())
+    careers = (order.careers_of_step(step) for step in range(min(NUM_STEPS, plan.num_steps)))
+    return Workload(
+        careers_per_epoch=order.careers_per_epoch,
+        tokens_per_epoch=num_tokens,
+        num_steps=plan.num_steps,
+        steps=tuple(tuple(plan.lengths[rows].tolist()) for rows in careers),
+        longest_career=plan.longest_career,
+        attended=float((lengths**2 * order.weights).sum()) / num_tokens / 2,
+        is_assumed=is_assumed,
+    )
+
+
+def passes_of(work: Workload, batch: BatchSettings, *, num_ranks: int) -> Passes:
+    """Return how the packer lays a workload's steps out over ranks."""
+    packings = _pack(work.steps, batch.row_length)
+    num_passes, slowest, most = [], [], 0
+    for packing in packings:
+        rows = _most_rows(len(packing.rows), num_ranks, batch.rows_per_pass)
+        num_passes.append(len(rows))
+        slowest.append(sum(rows) * packing.num_tokens / len(packing.rows))
+        most = max(most, *rows)
+    num_tokens = sum(packing.num_tokens for packing in packings)
+    return Passes(
+        num_rows=float(np.mean([len(packing.rows) for packing in packings])),
+        num_tokens=num_tokens / len(packings),
+        num_passes=float(np.mean(num_passes)),
+        slowest_tokens=float(np.mean(slowest)),
+        fill=num_tokens / sum(len(packing.rows) * packing.row_length for packing in packings),
+        row_length=max(packing.row_length for packing in packings),
+        rows_of_rank=most,
+    )
+
+
+@functools.lru_cache(maxsize=16)  # a search for what fits asks again and again
+def _pack(steps: tuple[tuple[int, ...], ...], row_length: int) -> tuple[PackPlan, ...]:
+    return tuple(pack_step(lengths, row_length) for lengths in steps)
+
+
+@functools.lru_cache(maxsize=1024)
+def _most_rows(num_rows: int, num_ranks: int, rows_per_pass: int) -> tuple[int, ...]:
+    """Return, for each pass, the rows of the rank that the others wait for."""
+    shards = shard_rows(num_rows, world_size=num_ranks, rows_per_pass=rows_per_pass)
+    return tuple(max(map(len, of_ranks)) for of_ranks in shards.passes)
+
+
+def assumed_plan(settings: RunSettings) -> TrainingPlan:
+    """Return the plan of training on corpora that are not there, from what is known or assumed of their size.
+
+    Raises:
+        SettingsError: if the template cuts careers.
+        DataFileError: if a corpus is of unknown size, or careers are told in another way than was measured.
+        RowTooShort: if the longest career does not fit a row.
+    """
+    check_uncut(settings.template)
+    parts, batch = [], settings.batch
+    for corpus in settings.data.corpora.values():
+        size = _size_of(corpus)
+        if size is None or settings.template.preface or settings.template.history_lines is not None:
+            raise DataFileError(
+                f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
+                "python launch/prepare.py with the same settings"
+            )
+        num_taken = round(size.num_people * settings.split.train * corpus.fraction)
+        if corpus.weight and num_taken:
+            parts.append((_even_lengths(size, settings.tokenizer.kind, num_taken), corpus.weight))
+    if not parts:
+        raise DataFileError("fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction")
+    lengths = np.concatenate([lengths for lengths, _ in parts])
+    longest = int(lengths.max())
+    if longest > batch.row_length:
+        raise RowTooShort(
+            f"the longest career is assumed to have {longest} tokens, batch.row_length is {batch.row_length}; set "
+            f"batch.row_length={whole_granules(longest)}"
+        )
+    weights = np.concatenate([np.full(len(lengths), weight) for lengths, weight in parts])
+    order = TrainingOrder(np.arange(len(lengths)), weights, batch.careers_per_step, settings.training.seed)
+    num_epochs = epochs_of(settings, order.steps_per_epoch)
+    return TrainingPlan(order, lengths, longest, batch, settings.training, num_epochs, settings.plan.num_gpus)
+
+
+def whole_granules(num_tokens: float) -> int:
+    """Return the shortest length of a row that holds so many tokens."""
+    return math.ceil(num_tokens / GRANULE) * GRANULE
+
+
+def _size_of(corpus: CorpusSettings) -> CorpusSize | None:
+    if corpus.synthetic is not None:
+        num_people = corpus.synthetic.num_people
+        return CorpusSize(num_people, MARKET_LINES * num_people, MARKET_SPREAD)
+    return SIZES.get(corpus.kind)
+
+
+def _even_lengths(size: CorpusSize, tokenizer: str, num_careers: int) -> npt.NDArray[np.int64]:
+    """Return lengths that lie evenly over mean x (1 +- sqrt(3) spread), whose standard deviation is mean x spread."""
+    heading, line = TOKENS[tokenizer]
+    mean = heading + line * size.num_lines / size.num_people
+    places = 2 * (np.arange(num_careers) + 0.5) / num_careers - 1  # from -1 to 1
+    return np.rint(mean * (1 + math.sqrt(3) * size.spread * places)).astype(np.int64)
+
+
+def _store_if_there(settings: RunSettings) -> TokenStore | None:
+    try:
+        check_sources(settings.data)
+        folder = store_folder(settings)
+    except LaborError:
+        return None  # the data are not there yet, which is no matter for a plan
+    return open_store(folder) if (folder / MANIFEST).is_file() else None

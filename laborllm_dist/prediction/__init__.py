@@ -1,0 +1,1 @@
+"""Next occupations of careers of the user's own."""

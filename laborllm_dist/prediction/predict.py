@@ -1,0 +1,237 @@
+"""The next occupations of a user's own careers: file -> prompts -> packed rows -> the tree of titles -> the best."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from laborllm_dist import __version__
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.batching.packing import GRANULE, pack_careers
+from laborllm_dist.careers.types import OccupationVocabulary
+from laborllm_dist.config.prediction import PredictSettings
+from laborllm_dist.config.run import EvaluationSettings, RunSettings
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.errors import RunError, SettingsError
+from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
+from laborllm_dist.evaluation.run import as_told
+from laborllm_dist.evaluation.target import as_pretrained, base_suffix, default_name, own_export
+from laborllm_dist.evaluation.title_trie import TitleTrie
+from laborllm_dist.io.files import ChecksumCheck, sha256_of_all
+from laborllm_dist.io.run_directory import RunFolder, read_run
+from laborllm_dist.models.inference import EvaluatedModel, open_evaluated
+from laborllm_dist.models.loading import check_ids, check_packing, check_weights, context_of, weights_identity
+from laborllm_dist.models.tree_inference import Grown
+from laborllm_dist.prediction.prompts import Ids, asked_prompts, check_context, unseen_words
+from laborllm_dist.prediction.request_files import read_asked
+from laborllm_dist.prediction.requests import AskedCareer
+from laborllm_dist.store.few_shot import read_preface
+from laborllm_dist.store.store import PREFACE, TOKENIZER, TokenStore, checking_store, open_store
+from laborllm_dist.store.tokenizer import load_tokenizer
+from laborllm_dist.tables.parquet import ScoreTableInfo
+from laborllm_dist.tables.predictions import OWN_CAREERS, PREDICTION_SCHEMA, check_output, write_prediction_table
+from laborllm_dist.text.template import compile_template
+from laborllm_dist.text.title_variants import meant_vocabulary
+
+SECONDS_BETWEEN_LINES = 10.0
+Say = Callable[[str], None]
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPrompts:
+    """The ids of P prompts, the titles that may follow, and how many of the best are told by which measure."""
+
+    prompts: Sequence[Ids]
+    trie: TitleTrie
+    num_titles: int
+    measure: str
+
+
+@dataclass(frozen=True, slots=True)
+class BestTitles:
+    """The K most probable titles after P prompts, best first; NaN where fewer were told apart.
+
+    `titles_PK`: places in the vocabulary; `scores_PK`: log-likelihoods of the measure; `mass_P`: probability of all
+    titles that were told apart; `bound_P`: what was not told apart.
+    """
+
+    titles_PK: Integers
+    scores_PK: Floats
+    mass_P: Floats
+    bound_P: Floats
+
+
+def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table, ScoreTableInfo]:
+    """Return the most probable next occupations of all people of a file, and where they come from; write them if asked.
+
+    Raises:
+        LaborError: if the run is unfinished, the model is missing, or the careers cannot be read, told or predicted.
+    """
+    if ranks.world_size > 1:
+        raise RunError(f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python")
+    if settings.output is not None:
+        check_output(Path(settings.output))
+    run, run_settings, store_folder = read_run(Path(settings.run))
+    store = open_store(store_folder)
+    with checking_store(store, ("train",)) as check:  # whose words the careers' are compared with
+        return _predict_checked(settings, run, (as_told(run_settings, settings), store, check), ranks, say)
+
+
+def _predict_checked(
+    settings: PredictSettings,
+    run: RunFolder,
+    of_run: tuple[RunSettings, TokenStore, ChecksumCheck],
+    ranks: Ranks,
+    say: Say,
+) -> tuple[pa.Table, ScoreTableInfo]:
+    told, store, check = of_run
+    wanted = dataclasses.replace(told.evaluation, placement="replicated")
+    is_own = settings.model.path is None
+    other = own_export(run) if is_own else settings.model
+    model = as_pretrained(settings.model.name or default_name(other) + base_suffix(wanted), other)
+    check_weights(model)
+    surveys = [corpus.survey for corpus in told.data.corpora.values()]
+    meant = meant_vocabulary(store.vocabulary, told.template.titles)
+    careers = read_asked(Path(settings.careers), meant, surveys)
+    template = compile_template(told.template, read_preface(store.folder / PREFACE))
+    for line in unseen_words(careers, store.careers("train"), template.hidden):
+        say(f"predict: {line}")
+    place = str(store.folder / TOKENIZER) if is_own else str(other.path)
+    tokenizer = load_tokenizer(place, revision=other.revision, subfolder=other.subfolder)
+    prompts, trie = asked_prompts(careers, template, store.vocabulary, tokenizer)
+    check_context(careers, prompts, trie, context_of(model))
+    opened = open_evaluated(model, wanted, told.compute, ranks)
+    check.wait()
+    check_ids(opened.hugging_face, tokenizer.num_ids)
+    check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
+    asked = AskedPrompts(prompts, trie, min(settings.top, len(meant)), settings.measure)
+    best = best_titles(opened, asked, wanted, say)
+    check_told(best, wanted.tolerance)
+    table = prediction_rows(careers, best, meant)
+    details = {
+        **_details(settings, told, opened),
+        "weights": weights_identity(model),
+        "store": store.fingerprint,
+        "tokenizer": tokenizer.fingerprint(),
+    }
+    info = ScoreTableInfo(model.name, OWN_CAREERS, sha256_of_all([Path(settings.careers)]), __version__, details)
+    if settings.output is not None:
+        write_prediction_table(table, info, Path(settings.output))
+    return table, info
+
+
+def _details(settings: PredictSettings, told: RunSettings, model: EvaluatedModel) -> dict[str, str]:
+    wanted = told.evaluation
+    return {
+        "measure": settings.measure,
+        "tolerance": str(wanted.tolerance),
+        "row_length": str(wanted.row_length),
+        "rows_per_unit": str(wanted.rows_per_unit),
+        "nodes_per_pass": str(wanted.nodes_per_pass),
+        "precision": wanted.precision,
+        "attention": told.compute.attention,
+        "threads_per_rank": str(told.ranks.threads_per_rank),
+        "base": wanted.base,
+        "device": model.device.type,
+        "torch": torch.__version__,
+    }
+
+
+def best_titles(model: EvaluatedModel, asked: AskedPrompts, wanted: EvaluationSettings, say: Say) -> BestTitles:
+    """Return the most probable titles after every prompt."""
+    num_people = len(asked.prompts)
+    shape = (num_people, asked.num_titles)
+    best = BestTitles(
+        np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), np.zeros(num_people), np.zeros(num_people)
+    )
+    said, num_done = monotonic(), 0
+    for members, found in _scored_units(model, asked, wanted):
+        some = _best_of(found, asked)
+        for name in BestTitles.__slots__:
+            getattr(best, name)[members] = getattr(some, name)
+        num_done += len(members)
+        if monotonic() - said > SECONDS_BETWEEN_LINES:
+            say(f"predict: {num_done:,} of {num_people:,} people")
+            said = monotonic()
+    return best
+
+
+def _scored_units(
+    model: EvaluatedModel, asked: AskedPrompts, wanted: EvaluationSettings
+) -> Iterator[tuple[list[int], TitleScores]]:
+    """Yield some of the prompts' places and their titles' scores, until all have had their turn."""
+    prompts, lengths = asked.prompts, [len(prompt) for prompt in asked.prompts]
+    # A row is as long as an evaluation's; longer where a prompt wants it, shorter where there is not that much.
+    row_length = max(max(lengths), min(wanted.row_length, -(-sum(lengths) // GRANULE) * GRANULE))
+    rows = pack_careers(lengths, row_length).rows
+    for first in range(0, len(rows), wanted.rows_per_unit):
+        unit = rows[first : first + wanted.rows_per_unit]
+        batch = pack_batch([[np.asarray(prompts[place], dtype=np.int32) for place in row] for row in unit], row_length)
+        stems: list[tuple[int, int, int]] = []
+        for number, row in enumerate(unit):
+            ends = np.cumsum([lengths[place] for place in row]).tolist()
+            stems += [(number, end - lengths[place], end) for place, end in zip(row, ends, strict=True)]
+        found = score_titles(
+            model.edges,
+            Grown(batch.to(model.device)),
+            Prompts(np.asarray(stems), np.full(len(stems), -1)),
+            asked.trie,
+            tolerance=wanted.tolerance,
+            nodes_per_pass=wanted.nodes_per_pass,
+        )
+        yield [place for row in unit for place in row], found
+
+
+def _best_of(found: TitleScores, asked: AskedPrompts) -> BestTitles:
+    told_PT = found.told_PT
+    if asked.measure == "normalised":
+        told_PT = told_PT - found.log_whole_P()[:, None]
+    titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, : asked.num_titles]
+    scores_PK = np.take_along_axis(told_PT, titles_PK, axis=1)
+    scores_PK = np.where(np.isneginf(scores_PK), np.nan, scores_PK)
+    return BestTitles(titles_PK, scores_PK, np.exp(found.log_mass_P()), found.bound_P)
+
+
+def check_told(best: BestTitles, tolerance: float) -> None:
+    """Refuse a tolerance that lets all titles of somebody be left: a table would leave the person out without a word.
+
+    Raises:
+        SettingsError: with the number of people concerned.
+    """
+    num_people, num_untold = len(best.scores_PK), int(np.isnan(best.scores_PK[:, 0]).sum())
+    if num_untold:
+        raise SettingsError(
+            f"setting tolerance: {num_untold:,} of {num_people:,} people {'has' if num_untold == 1 else 'have'} no "
+            f"title told apart, since all titles together have a probability of at most tolerance={tolerance:g} there; "
+            "take a smaller one, or 0"
+        )
+
+
+def prediction_rows(careers: Sequence[AskedCareer], best: BestTitles, vocabulary: OccupationVocabulary) -> pa.Table:
+    """Return predictions as rows of PREDICTION_SCHEMA, in the order of the careers."""
+    people_N, ranks_N = np.nonzero(~np.isnan(best.scores_PK))
+    scores_N, titles_N = best.scores_PK[people_N, ranks_N], pa.array(best.titles_PK[people_N, ranks_N])
+    of_person = pa.array(people_N)
+    columns = {
+        "person": pa.array([career.history.person for career in careers]).take(of_person),
+        "survey": pa.array([career.history.survey for career in careers]).take(of_person),
+        "year": pa.array([career.year for career in careers], pa.int32()).take(of_person),
+        "rank": pa.array((ranks_N + 1).astype(np.int32)),
+        "occupation": pa.array(vocabulary.codes).take(titles_N),
+        "title": pa.array(vocabulary.titles).take(titles_N),
+        "probability": pa.array(np.exp(scores_N)),
+        "log_likelihood": pa.array(scores_N),
+        "mass": pa.array(best.mass_P[people_N]),
+        "bound": pa.array(best.bound_P[people_N]),
+    }
+    return pa.table(columns, schema=PREDICTION_SCHEMA)

@@ -1,0 +1,71 @@
+"""Fill the report's page: numbers as text, figures inside it, nothing fetched from anywhere.
+
+The page takes all its numbers from `ReportNumbers`; the template only lays them out. Figures go in as data, so one
+file can be mailed, kept and printed.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from laborllm_dist.io.number_format import format_perplexity
+from laborllm_dist.io.plain_text import visible
+from laborllm_dist.report import formatting
+from laborllm_dist.report.figures import DrawnFigure
+from laborllm_dist.report.numbers import ReportNumbers
+
+
+def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
+    """Give the page as HTML text.
+
+    Args:
+        numbers: the whole report.
+        figures: `perplexity`, `differences` where there are two models or more, and `by_NAME` for each grouping.
+    """
+    template = _environment().get_template("report.html.j2")
+    return template.render(
+        report=numbers,
+        measure=numbers.measure,
+        figures={figure.name: figure for figure in figures},
+        has_truth=any(model.true_model for model in numbers.models),
+        best=next((model for model in numbers.models if not model.true_model), numbers.models[0]),
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("laborllm_dist.report", "templates"),
+        autoescape=True,
+        finalize=_as_seen,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["count"] = formatting.format_count
+    environment.filters["perplexity"] = format_perplexity
+    environment.filters["perplexity_interval"] = formatting.format_perplexity_interval
+    environment.filters["nats"] = formatting.format_nats
+    environment.filters["nats_interval"] = formatting.format_nats_interval
+    environment.filters["share_interval"] = formatting.format_share_interval
+    environment.filters["probability"] = formatting.format_probability
+    environment.filters["share"] = formatting.format_share
+    environment.filters["signed_perplexity"] = formatting.format_signed_perplexity
+    environment.filters["signed_perplexity_interval"] = formatting.format_signed_perplexity_interval
+    environment.filters["svg_data"] = _svg_data
+    return environment
+
+
+def _as_seen(value: object) -> object:
+    """Return what stands in the page for a value: a text with escapes for what cannot be seen."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _svg_data(figure: DrawnFigure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(figure.svg).decode("ascii")

@@ -1,0 +1,254 @@
+"""Turn scored observations into the numbers of a report: perplexities, paired differences, groups.
+
+`ReportNumbers` is the whole report as a value; the page, the figures and summary.json only show it. Perplexity is
+exp(-mean log-likelihood in nats), so its interval is that of the mean, mapped; a difference of two models is taken
+resample by resample, on the same people, and only then summarised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, estimate, resample_means
+from laborllm_dist.report.floors import floors_missed
+from laborllm_dist.report.groups import NOT_RECORDED, Grouping, list_groupings
+from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel
+from laborllm_dist.report.title_metrics import TitleNumbers, title_numbers
+from laborllm_dist.tables.log_domain import perplexity_of
+
+FEW_PEOPLE = 10  # below this many, an interval over people says little
+
+
+@dataclass(frozen=True, slots=True)
+class SourceNumbers:
+    """Where a model's scores come from: a score file and what its metadata says."""
+
+    model: str
+    name_in_file: str
+    run: str
+    file: str
+    split: str
+    careers: str
+    code: str
+    details: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNumbers:
+    """One model on all observations.
+
+    `nats_to_truth`: mean log-likelihood of the true model minus that of this one. `worse_than`: floors it is below.
+    """
+
+    model: str
+    true_model: bool
+    perplexity: Estimate
+    mean_log_likelihood_nats: Estimate
+    nats_to_truth: Estimate | None
+    num_people: int
+    num_observations: int
+    worse_than: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairNumbers:
+    """Two models on the same resamples. `difference_nats` is first minus second: above 0, the first is better."""
+
+    first: str
+    second: str
+    difference_nats: Estimate
+    perplexity_ratio: Estimate  # first / second
+    perplexity_difference: Estimate  # first - second
+    share_first_better: float  # of resamples; a tie counts half
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScore:
+    """One model in one group."""
+
+    model: str
+    perplexity: Estimate
+    mean_log_likelihood_nats: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNumbers:
+    """One group, with every model in the order of `ReportNumbers.models`."""
+
+    group: str
+    recorded: bool
+    few_people: bool
+    num_people: int
+    num_observations: int
+    scores: tuple[GroupScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupingNumbers:
+    """All groups of one grouping."""
+
+    name: str
+    title: str
+    note: str
+    groups: tuple[GroupNumbers, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportNumbers:
+    """Every number of a report."""
+
+    split: str
+    measure: str
+    num_people: int
+    num_observations: int
+    interval_level: float
+    bootstrap_draws: int
+    seed: int
+    few_people_below: int
+    models: tuple[ModelNumbers, ...]
+    pairs: tuple[PairNumbers, ...]
+    groupings: tuple[GroupingNumbers, ...]
+    titles: tuple[TitleNumbers, ...]  # of the models whose distributions over all titles are known
+    sources: tuple[SourceNumbers, ...]
+
+
+def analyse(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers:
+    """Compute the whole report; all parts use the same resamples of people."""
+    groupings = list_groupings(compared.observations)
+    num_rows = len(compared.person_of_row)
+    # Group 0 is everybody; the groups of each grouping follow, numbered through.
+    codes, offsets, next_code = [np.zeros(num_rows, dtype=np.int64)], [], 1
+    for grouping in groupings:
+        offsets.append(next_code)
+        codes.append(grouping.group_of_row + next_code)
+        next_code += len(grouping.labels)
+    means = resample_means(
+        np.stack([model.log_likelihood for model in compared.models]),
+        np.stack(codes),
+        compared.person_of_row,
+        num_draws=settings.bootstrap_draws,
+        seed=settings.seed,
+    )
+    return ReportNumbers(
+        split=settings.split,
+        measure=settings.measure,
+        num_people=compared.num_people,
+        num_observations=num_rows,
+        interval_level=LEVEL,
+        bootstrap_draws=settings.bootstrap_draws,
+        seed=settings.seed,
+        few_people_below=FEW_PEOPLE,
+        models=_model_numbers(compared, means),
+        pairs=_pair_numbers(compared.models, means),
+        groupings=tuple(
+            _grouping_numbers(grouping, offset, compared.models, means)
+            for grouping, offset in zip(groupings, offsets, strict=True)
+        ),
+        titles=title_numbers(compared, settings),
+        sources=_sources(compared.models),
+    )
+
+
+def _estimates(means: ResampledMeans, model: int, group: int) -> tuple[Estimate, Estimate]:
+    """Give (perplexity, mean log-likelihood) of one model in one group."""
+    value, draws = means.sample_MG[model, group], means.draws_MGD[model, group]
+    num_people = int(means.num_people_G[group])
+    return (
+        estimate(float(perplexity_of(value)), perplexity_of(draws), num_people=num_people),
+        estimate(value, draws, num_people=num_people),
+    )
+
+
+def _difference(means: ResampledMeans, first: int, second: int) -> tuple[Estimate, FloatArray]:
+    """Give first minus second in nats on all observations, and the same in every resample."""
+    draws = means.draws_MGD[first, 0] - means.draws_MGD[second, 0]
+    value = means.sample_MG[first, 0] - means.sample_MG[second, 0]
+    return estimate(value, draws, num_people=int(means.num_people_G[0])), draws
+
+
+def _model_numbers(compared: ComparedScores, means: ResampledMeans) -> tuple[ModelNumbers, ...]:
+    models = compared.models
+    missed = floors_missed(models, means.sample_MG[:, 0], compared.num_titles)
+    truth = next((index for index, model in enumerate(models) if model.is_true), None)
+    numbers = []
+    for index, model in enumerate(models):
+        perplexity, mean = _estimates(means, index, 0)
+        numbers.append(
+            ModelNumbers(
+                model=model.name,
+                true_model=model.is_true,
+                perplexity=perplexity,
+                mean_log_likelihood_nats=mean,
+                nats_to_truth=None if truth is None else _difference(means, truth, index)[0],
+                num_people=int(means.num_people_G[0]),
+                num_observations=int(means.num_observations_G[0]),
+                worse_than=missed[index],
+            )
+        )
+    return tuple(numbers)
+
+
+def _pair_numbers(models: tuple[ScoredModel, ...], means: ResampledMeans) -> tuple[PairNumbers, ...]:
+    num_people = int(means.num_people_G[0])
+    perplexity_M, perplexity_MD = perplexity_of(means.sample_MG[:, 0]), perplexity_of(means.draws_MGD[:, 0])
+    numbers = []
+    for first, second in combinations(range(len(models)), 2):
+        difference, draws = _difference(means, first, second)
+        # perplexity(first) / perplexity(second) = exp(-difference); an infinite perplexity leaves the ratio finite.
+        ratio = estimate(float(perplexity_of(difference.value)), perplexity_of(draws), num_people=num_people)
+        with np.errstate(invalid="ignore"):
+            apart = perplexity_M[first] - perplexity_M[second]
+            apart_D = perplexity_MD[first] - perplexity_MD[second]
+        numbers.append(
+            PairNumbers(
+                first=models[first].name,
+                second=models[second].name,
+                difference_nats=difference,
+                perplexity_ratio=ratio,
+                perplexity_difference=estimate(apart, apart_D, num_people=num_people),
+                share_first_better=float(np.mean(draws > 0) + np.mean(draws == 0) / 2),
+            )
+        )
+    return tuple(numbers)
+
+
+def _grouping_numbers(
+    grouping: Grouping, offset: int, models: tuple[ScoredModel, ...], means: ResampledMeans
+) -> GroupingNumbers:
+    groups = []
+    for code, label in enumerate(grouping.labels, start=offset):
+        num_people = int(means.num_people_G[code])
+        scores = (GroupScore(model.name, *_estimates(means, index, code)) for index, model in enumerate(models))
+        groups.append(
+            GroupNumbers(
+                group=label,
+                recorded=label != NOT_RECORDED,
+                few_people=num_people < FEW_PEOPLE,
+                num_people=num_people,
+                num_observations=int(means.num_observations_G[code]),
+                scores=tuple(scores),
+            )
+        )
+    return GroupingNumbers(grouping.name, grouping.title, grouping.note, tuple(groups))
+
+
+def _sources(models: tuple[ScoredModel, ...]) -> tuple[SourceNumbers, ...]:
+    return tuple(
+        SourceNumbers(
+            model=model.name,
+            name_in_file=file.info.model,
+            run=file.run,
+            file=str(file.path),
+            split=file.info.split,
+            careers=file.info.careers,
+            code=file.info.code,
+            details=dict(sorted(file.info.details.items())),
+        )
+        for model in models
+        for file in model.files
+    )

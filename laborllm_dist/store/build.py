@@ -1,0 +1,288 @@
+"""Make a token store: careers -> text -> ids, in pieces of bounded size, so that memory does not grow with the data.
+
+The fingerprint of what a store is made from is known before any work, so a store that exists is used as it is. The
+new one is built in `FOLDER.partial` and renamed when its manifest is written. A piece that is whole stays whole: a
+killed prepare goes on where it was, and several processes may make pieces of one store (store/workers.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from laborllm_dist.careers.corpus import (
+    check_sources,
+    fingerprint_sources,
+    missing_variables,
+    pooled_vocabulary,
+)
+from laborllm_dist.careers.occupations.vocabulary import write_vocabulary
+from laborllm_dist.careers.readers.career_text import check_new_folder, write_career_text
+from laborllm_dist.careers.splits import SPLITS, Split
+from laborllm_dist.careers.types import CareerHistory
+from laborllm_dist.config.reader import settings_to_values
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.errors import (
+    DataFileError,
+    ForeignFile,
+    StoreError,
+    TemplateError,
+    TokenizerError,
+    VocabularyError,
+)
+from laborllm_dist.io.files import disk_errors_are_said, fingerprint_of, flush_to_disk, locked
+from laborllm_dist.store.few_shot import read_preface, write_preface
+from laborllm_dist.store.merge import all_pieces, merge_pieces
+from laborllm_dist.store.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
+from laborllm_dist.store.shards import ENDS, PIECES, PieceTools, make_pieces
+from laborllm_dist.store.store import (
+    CARD,
+    FORMAT,
+    MANIFEST,
+    OCCUPATIONS,
+    PREFACE,
+    TOKENIZER,
+    TokenStore,
+    open_store,
+    verify_store,
+)
+from laborllm_dist.store.tokenize import title_token_ids
+from laborllm_dist.store.tokenizer import load_tokenizer, tokenizer_identity
+from laborllm_dist.store.workers import Refusal, end_with_process, refusal_of, run_shards
+from laborllm_dist.text.template import compile_template
+from laborllm_dist.text.title_variants import shown_vocabulary
+
+WORK = "work"  # locks and logs of those who build a store
+Progress = Callable[[str], None]
+# After these the pieces are of no use; after any other refusal the same command goes on where it was.
+_OF_THE_SOURCE = (DataFileError, VocabularyError, TemplateError, TokenizerError)
+
+
+def store_identity(settings: RunSettings) -> dict[str, Any]:
+    """Return everything that decides the content of a store; two equal identities are one store.
+
+    Raises:
+        DataFileError: if a corpus is missing.
+    """
+    values = settings_to_values(settings)
+    tokenizer = values["tokenizer"]
+    if settings.tokenizer.kind == "pretrained":
+        tokenizer = tokenizer_identity(*tokenizer_place(settings))
+    return {
+        "format": FORMAT,
+        "careers": {
+            "sources": fingerprint_sources(settings.data),
+            "corpora": [[name, _without_places(corpus)] for name, corpus in values["data"]["corpora"].items()],
+            "split": values["split"],
+        },
+        "template": values["template"],
+        "tokenizer": tokenizer,
+    }
+
+
+def _without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out where files lie, since their checksums stand for them, and what decides training only."""
+    kept = {name: value for name, value in corpus.items() if name not in ("how_to_get", "fraction", "weight")}
+    for name, group in kept.items():
+        if isinstance(group, dict) and "path" in group:
+            kept[name] = {**group, "path": ""}
+            if "vocabulary" in group:
+                kept[name]["vocabulary"] = {**group["vocabulary"], "path": ""}
+    return kept
+
+
+def store_folder(settings: RunSettings) -> Path:
+    """Return where the store of these settings lies, whether it exists or not."""
+    return Path(settings.store.root) / f"{settings.data.name}-{fingerprint_of(store_identity(settings))}"
+
+
+def prepare(settings: RunSettings, say: Progress) -> str:
+    """Make the store, or the one shard that is asked for; return what there is now as a line."""
+    wanted = settings.prepare
+    if wanted.career_text is not None:
+        check_new_folder(Path(wanted.career_text))
+    store = verify_store(prepare_store(settings, say)) if wanted.shard is None else prepare_shard(settings, say)
+    if store is None:
+        return f"shard {wanted.shard} of {wanted.num_shards} is done; the last one to be done makes the store"
+    if wanted.career_text is not None:
+        counts = write_career_text(_careers_of(store), Path(wanted.career_text))
+        people = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        say(f"prepare: CAREER's text files of {people} people in {wanted.career_text}")
+    return store.describe()
+
+
+def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
+    """Yield the careers of a store, split by split.
+
+    Raises:
+        StoreError: if the store holds parts of careers.
+    """
+    for split in SPLITS:
+        if store.num_texts(split) > store.num_people(split):
+            raise StoreError("a store made with template.history_lines holds parts of careers; write whole ones")
+        careers = store.careers(split)
+        for row in range(len(careers)):
+            yield split, careers.history(row)
+
+
+def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
+    """Return the store of these settings, made now if it is not there.
+
+    Who reads careers of it compares their files with the checksums (`checking_store`).
+
+    Raises:
+        LaborError: if the data, the template or the tokenizer is unusable; nothing is left behind then.
+    """
+    check_sources(settings.data)
+    folder = _place_for(settings)
+    if (folder / MANIFEST).is_file():
+        return open_store(folder)
+    with locked(folder.with_name(folder.name + ".lock"), busy=None):
+        if not (folder / MANIFEST).is_file():  # another start may have made it while this one waited
+            _say_what_is_missing(settings, say)
+            _build_store(settings, folder, say)
+    return open_store(folder)
+
+
+def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
+    """Make the pieces of shard `prepare.shard`; return the store if all shards are done now, else None.
+
+    Raises:
+        AlreadyRunning: if another process is at work on the same shard.
+        LaborError: as `prepare_store`.
+    """
+    check_sources(settings.data)
+    folder, shard = _place_for(settings), settings.prepare.shard or 0
+    if not (folder / MANIFEST).is_file():
+        building = building_folder(settings)
+        try:
+            _make_share(settings, shard, say)
+        except FileNotFoundError:
+            if building.is_dir():
+                raise
+            # The last of the others has made the store, from pieces that were all there, under this one's feet.
+            return verify_store(open_store(folder))
+        with locked(folder.with_name(folder.name + ".lock"), busy=None):
+            if not (folder / MANIFEST).is_file():
+                if all_pieces(building, settings.data) is None:
+                    return None
+                _merge(settings, folder, say)
+    return verify_store(open_store(folder))
+
+
+def _say_what_is_missing(settings: RunSettings, say: Progress) -> None:
+    for name, lacking in missing_variables(settings.data).items():
+        if lacking:
+            shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+            say(f"prepare: {name} is read without {len(lacking)} variables of the method: {shown} (data card)")
+
+
+def _place_for(settings: RunSettings) -> Path:
+    """Return where the store lies or will lie.
+
+    Raises:
+        StoreError: if something else lies there.
+        ForeignFile: if something else lies where it is built.
+    """
+    folder = store_folder(settings)
+    building = building_folder(settings)
+    if foreign := _foreign_files(building):
+        raise ForeignFile(f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away")
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise StoreError(f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again")
+    return folder
+
+
+def building_folder(settings: RunSettings) -> Path:
+    """Return where a store is built before it is renamed; pieces of other sizes are other pieces."""
+    folder = store_folder(settings)
+    return folder.with_name(f"{folder.name}.{settings.store.people_per_piece}.partial")
+
+
+def _build_store(settings: RunSettings, folder: Path, say: Progress) -> None:
+    building, wanted = building_folder(settings), settings.prepare
+    try:
+        if wanted.num_shards == 1:
+            _make_share(settings, 0, say)
+        else:
+            run_shards(functools.partial(_shard_job, settings, os.getpid()), wanted, building / WORK / "jobs", say)
+        _merge(settings, folder, say)
+    except _OF_THE_SOURCE:
+        if not _foreign_files(building):
+            shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _foreign_files(building: Path) -> list[Path]:
+    """Return what lies where a store is built and is no part of one."""
+    if building.is_symlink():
+        return [building]
+    parts = (PIECES, ENDS, WORK, TOKENIZER, OCCUPATIONS, PREFACE, MANIFEST)
+    files = building.iterdir() if building.is_dir() else ()
+    names = {path: path.name.removesuffix(".partial") for path in files}
+    return sorted(path for path, name in names.items() if name not in parts and not name.startswith((CARD, "titles_")))
+
+
+def _shard_job(settings: RunSettings, starter: int, shard: int) -> Refusal | None:
+    """Make one shard in a process of its own; on this machine it ends when the process that started it does."""
+    if settings.prepare.where == "local":
+        end_with_process(starter)
+    return refusal_of(lambda: _make_share(settings, shard, lambda line: None))
+
+
+def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
+    """Make the pieces of one shard that are not there yet."""
+    building, num_shards = building_folder(settings), settings.prepare.num_shards
+    lock = building / WORK / f"shard-{shard}-of-{num_shards}.lock"
+    busy = f"another process is preparing shard {shard} of {num_shards} of {building}; wait for it or end it"
+    with disk_errors_are_said(building), locked(lock, busy=busy):
+        tools = _make_tools(settings, building, say)
+        before = 0
+        for name, corpus in settings.data.corpora.items():
+            num_people = 0
+            for num_people in make_pieces(name, corpus, tools, range(shard, num_shards)):
+                say(f"prepare: {before + num_people:,} careers")
+            before += num_people
+
+
+def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
+    """Return what pieces are made with; the first to come makes preface and tokenizer, the others wait for them."""
+    vocabulary = shown_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
+    with locked(building / WORK / "tokenizer.lock", busy=None):
+        is_made = (building / OCCUPATIONS).is_file()
+        if not is_made:
+            write_preface(settings, vocabulary, building / PREFACE)
+        template = compile_template(settings.template, read_preface(building / PREFACE))
+        if is_made:
+            tokenizer = load_tokenizer(str(building / TOKENIZER))
+        else:
+            tokenizer = make_tokenizer(settings, vocabulary, template, say)
+            title_token_ids(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
+            shutil.rmtree(building / TOKENIZER, ignore_errors=True)
+            tokenizer.save(building / TOKENIZER)
+            # Written last, so that it says that preface and tokenizer are whole.
+            write_vocabulary(vocabulary, building / OCCUPATIONS)
+    size, longest = settings.store.people_per_piece, settings.template.max_tokens
+    return PieceTools(building, vocabulary, template, tokenizer, settings.split, size, longest)
+
+
+def _merge(settings: RunSettings, folder: Path, say: Progress) -> None:
+    building = building_folder(settings)
+    pieces = all_pieces(building, settings.data)
+    assert pieces is not None  # every shard has read its sources to their ends
+    identity, tokenizer = store_identity(settings), load_tokenizer(str(building / TOKENIZER))
+    facts = {
+        "format": FORMAT,
+        "fingerprint": fingerprint_of(identity),
+        "careers_fingerprint": fingerprint_of(identity["careers"]),
+        "identity": identity,
+        "tokenizer": {"fingerprint": tokenizer.fingerprint(), "num_ids": tokenizer.num_ids},
+    }
+    with disk_errors_are_said(folder):
+        merge_pieces(building, settings, facts, pieces, say)
+        building.rename(folder)
+    flush_to_disk(folder.parent)

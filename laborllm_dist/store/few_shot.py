@@ -1,0 +1,67 @@
+"""The preface of a store, with careers of training people as its examples: a function of settings and data alone.
+
+The examples are the training people with the smallest digests under the seed, over all corpora, in this order. So the
+3 of num_examples=3 are the first of num_examples=5, whoever makes the store and in whatever pieces.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from laborllm_dist.careers.corpus import read_people
+from laborllm_dist.careers.splits import person_digest
+from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.errors import DataFileError, StoreError
+from laborllm_dist.io.files import write_json
+from laborllm_dist.io.json_files import NotJson, read_json_object
+from laborllm_dist.store.run_tokenizer import is_training
+from laborllm_dist.text.few_shot import render_preface
+
+
+def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
+    """Return the careers that a template shows as examples, after one pass over all people.
+
+    Raises:
+        DataFileError: if there are fewer training people.
+    """
+    wanted, key = settings.template.num_examples, f"examples {settings.template.examples_seed}"
+    chosen: dict[int, CareerHistory] = {}  # by digest, so that a person of two corpora is one example
+    for corpus in settings.data.corpora.values() if wanted else ():
+        for person in read_people(corpus):
+            read = person()
+            if read.career is None or not is_training(read, corpus, settings):
+                continue
+            chosen.setdefault(person_digest(corpus.people_of, read.career.person, key), read.career)
+            if len(chosen) > wanted:
+                del chosen[max(chosen)]
+    if len(chosen) < wanted:
+        raise DataFileError(
+            f"template.num_examples is {wanted}, data={settings.data.name} has {len(chosen)} training people; "
+            "ask for fewer examples"
+        )
+    return tuple(career for _, career in sorted(chosen.items()))
+
+
+def write_preface(settings: RunSettings, vocabulary: OccupationVocabulary, path: Path) -> None:
+    """Write the preface and who its examples are, where the template has one."""
+    if not settings.template.preface:
+        return
+    examples = choose_examples(settings)
+    text = render_preface(settings.template, vocabulary, examples)
+    write_json(path, {"text": text, "examples": [[career.survey, career.person] for career in examples]})
+
+
+def read_preface(path: Path) -> str:
+    """Return the preface that was written; an empty text where there is none.
+
+    Raises:
+        StoreError: if the file is damaged.
+    """
+    if not path.is_file():
+        return ""
+    try:
+        text = read_json_object(path)["text"]
+    except (OSError, NotJson, KeyError) as error:
+        raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and prepare again") from None
+    return str(text)

@@ -1,0 +1,92 @@
+"""The tokenizer of a run: the model's own, another pretrained one, or one learnt from the texts of training people."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+from laborllm_dist.careers.corpus import read_careers, read_people
+from laborllm_dist.careers.person_records import PersonRead, ReadPerson
+from laborllm_dist.careers.splits import split_of
+from laborllm_dist.careers.types import OccupationVocabulary
+from laborllm_dist.config.corpora import CorpusSettings
+from laborllm_dist.config.data import TemplateSettings
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.errors import DataFileError
+from laborllm_dist.store.tokenizer import CareerTokenizer, WholeTokens, load_tokenizer, train_tokenizer
+from laborllm_dist.text.template import Template, render_career
+
+
+def make_tokenizer(
+    settings: RunSettings, vocabulary: OccupationVocabulary, template: Template, say: Callable[[str], None]
+) -> CareerTokenizer:
+    """Return the tokenizer of a run: a pretrained one, or one learnt now from its training people.
+
+    Raises:
+        TokenizerError: if it cannot be had.
+    """
+    wanted = settings.tokenizer
+    if wanted.kind == "pretrained":
+        path, revision, subfolder = tokenizer_place(settings)
+        return load_tokenizer(path, revision=revision, subfolder=subfolder)
+    assert wanted.vocabulary_size is not None  # TokenizerSettings refuses a trained one without
+    # A corpus that cannot be read is refused now, before anything is said of learning from it.
+    people_of = {name: _opened(read_people(corpus)) for name, corpus in settings.data.corpora.items()}
+    say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
+    texts = _training_texts(settings, people_of, vocabulary, template)
+    whole = None if wanted.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
+    return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size, whole=whole)
+
+
+def constant_phrases(template: TemplateSettings) -> list[str]:
+    """Return what a template's heading and ending have in every career, or with every fact: from two words up."""
+    stretches = re.split(r"[\[\]]|\{\w+\}", "\n".join([*template.heading, *template.ending]))
+    phrases = (line.rstrip() for stretch in stretches for line in stretch.split("\n"))
+    return list(dict.fromkeys(phrase for phrase in phrases if " " in phrase.strip()))
+
+
+def _opened(people: Iterator[ReadPerson]) -> Iterator[ReadPerson]:
+    """Return the same people, of whom the first has been found in the source."""
+    first = next(people, None)
+    return people if first is None else itertools.chain((first,), people)
+
+
+def _training_texts(
+    settings: RunSettings,
+    people_of: Mapping[str, Iterator[ReadPerson]],
+    vocabulary: OccupationVocabulary,
+    template: Template,
+) -> Iterator[str]:
+    """Yield texts of training people, of as many from each corpus."""
+    title_of, corpora = vocabulary.title_of(), settings.data.corpora
+    share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
+    for name, corpus in corpora.items():
+        people = (person() for person in people_of[name])
+        careers = (read.career for read in people if read.career is not None and is_training(read, corpus, settings))
+        for career in itertools.islice(careers, share):
+            for rendered in render_career(career, template, title_of):
+                yield rendered.text
+
+
+def is_training(read: PersonRead, corpus: CorpusSettings, settings: RunSettings) -> bool:
+    """Return whether a person with a career is in the training split."""
+    assert read.career is not None
+    return (read.split or split_of(corpus.people_of, read.career.person, settings.split)) == "train"
+
+
+def sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> str:
+    """Return a real prompt: the text of the first career up to its last title."""
+    for career in read_careers(settings.data):
+        rendered = render_career(career, template, vocabulary.title_of())[-1]
+        return rendered.text[: rendered.title_spans[-1][0]]
+    raise DataFileError(f"the corpora of data={settings.data.name} hold no careers")
+
+
+def tokenizer_place(settings: RunSettings) -> tuple[str, str | None, str | None]:
+    """Return path, revision and subfolder: the tokenizer's own path, or the model's."""
+    if settings.tokenizer.path is not None:
+        return settings.tokenizer.path, None, None
+    if settings.model.path is None:
+        raise DataFileError("tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken")
+    return settings.model.path, settings.model.revision, settings.model.subfolder

@@ -1,0 +1,204 @@
+"""Make the pieces of a token store: so many people of a corpus, in the order of its source, in a folder of their own.
+
+    pieces/psid81-00000/   train.arrow  validation.arrow  test.arrow    rows of each split that has any
+                           people.npy                                   who they are, to find one who stands twice
+                           piece.json                                   counts, what was left out, checksums
+
+What is in a piece depends on the source and the settings only, never on who makes it. It is written under another name
+and renamed when it is whole, so that a piece that is there is never made again, after a kill or by another process.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laborllm_dist.careers.corpus import read_people
+from laborllm_dist.careers.corpus_counts import tally_people
+from laborllm_dist.careers.person_records import PersonRead, ReadPerson
+from laborllm_dist.careers.splits import SPLITS, Split, person_digest, split_of_digest
+from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
+from laborllm_dist.config.corpora import CorpusSettings
+from laborllm_dist.config.data import SplitSettings
+from laborllm_dist.errors import StoreError
+from laborllm_dist.io.files import batched, flush_to_disk, give_usual_mode, sha256_of, sha256_of_json, write_json
+from laborllm_dist.io.json_files import NotJson, json_object, read_json_object
+from laborllm_dist.store.store import CUT_COUNTS, shard_schema, store_rows
+from laborllm_dist.store.tokenizer import CareerTokenizer
+from laborllm_dist.store.truncation import Telling, tell_careers
+from laborllm_dist.text.template import Template
+
+PIECES, ENDS, RECORD, PEOPLE = "pieces", "ends", "piece.json", "people.npy"
+PERSON_TYPE = np.dtype([("digest", "<u8"), ("split", "u1")])
+
+
+@dataclass(frozen=True, slots=True)
+class PieceTools:
+    """What all pieces are made with. `vocabulary` has the titles that the texts show."""
+
+    folder: Path  # of the store that is being built
+    vocabulary: OccupationVocabulary
+    template: Template
+    tokenizer: CareerTokenizer
+    split: SplitSettings
+    people_per_piece: int
+    max_tokens: int | None  # of a text
+
+
+def make_pieces(name: str, corpus: CorpusSettings, tools: PieceTools, share: range) -> Iterator[int]:
+    """Make the pieces of a corpus that are in `share` and not there yet; yield the people read after each piece.
+
+    Args:
+        name: the corpus in the settings.
+        corpus: its settings.
+        tools: what pieces are made with.
+        share: pieces to make are those whose number modulo share.stop is share.start.
+
+    Raises:
+        LaborError: if the source is unusable.
+
+    When the source has been read to its end, the number of its pieces is recorded.
+    """
+    number = num_people = 0
+    for number, people in enumerate(batched(read_people(corpus), tools.people_per_piece), start=1):
+        num_people += len(people)
+        if (number - 1) % share.stop == share.start and not piece_folder(tools.folder, name, number - 1).exists():
+            _make_piece(piece_folder(tools.folder, name, number - 1), people, corpus, tools)
+        yield num_people
+    end = tools.folder / ENDS / name / f"{share.start}-of-{share.stop}.json"
+    end.parent.mkdir(parents=True, exist_ok=True)
+    write_json(end, {"pieces": number, "people": num_people})
+
+
+def piece_folder(store: Path, corpus: str, number: int) -> Path:
+    """Return where a piece lies."""
+    return store / PIECES / f"{corpus}-{number:05d}"
+
+
+def corpus_end(store: Path, corpus: str) -> tuple[int, int] | None:
+    """Return how many pieces and people a corpus has; None as long as nobody has read it to its end.
+
+    Raises:
+        StoreError: if two processes have come to different ends, or what they have written is damaged.
+    """
+    ends = {path.read_text(encoding="utf-8") for path in (store / ENDS / corpus).glob("*-of-*.json")}
+    if len(ends) > 1:
+        raise StoreError(
+            f"processes that prepared {corpus} have read different numbers of people, so its files have changed "
+            f"meanwhile; delete {store} and start again"
+        )
+    if not ends:
+        return None
+    try:
+        end = json_object(ends.pop().encode())
+        return int(end["pieces"]), int(end["people"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise StoreError(
+            f"what {store / ENDS / corpus} says is damaged ({error}); delete {store} and start again"
+        ) from None
+
+
+def read_piece(folder: Path) -> dict[str, Any]:
+    """Return the record of a piece after its files have been compared with it.
+
+    Raises:
+        StoreError: if a file is missing or has changed since it was written.
+    """
+    try:
+        record = read_json_object(folder / RECORD)
+    except (OSError, NotJson):
+        raise _changed_piece(folder, RECORD) from None
+    if record.pop("sha256", None) != sha256_of_json(record):
+        raise _changed_piece(folder, RECORD)
+    for name, checksum in record["files"].items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != checksum:
+            raise _changed_piece(folder, name)
+    return record
+
+
+def _changed_piece(folder: Path, name: str) -> StoreError:
+    return StoreError(
+        f"{folder / name} is missing or has changed since it was written; delete {folder} and start again"
+    )
+
+
+def _make_piece(folder: Path, people: Sequence[ReadPerson], corpus: CorpusSettings, tools: PieceTools) -> None:
+    reads = [read() for read in people]
+    careers = [read.career for read in reads if read.career is not None]
+    digests = [person_digest(corpus.people_of, career.person, tools.split.key) for career in careers]
+    given = [read.split for read in reads if read.career is not None]
+    splits = [split or split_of_digest(digest, tools.split) for split, digest in zip(given, digests, strict=True)]
+    folder.parent.mkdir(exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        counts = _write_rows(building, f"{PIECES}/{folder.name}", (careers, splits), tools)
+        codes = [SPLITS.index(split) for split in splits]
+        np.save(building / PEOPLE, np.array(list(zip(digests, codes, strict=True)), dtype=PERSON_TYPE))
+        tally = tally_people(_with_splits(reads, splits))
+        files = {path.name: sha256_of(path) for path in sorted(building.iterdir())}
+        record = {"splits": counts, "tally": tally.to_values(), "files": files}
+        write_json(building / RECORD, {**record, "sha256": sha256_of_json(record)})
+        for path in building.iterdir():
+            flush_to_disk(path)
+        give_usual_mode(building)
+        _publish(building, folder)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _publish(building: Path, folder: Path) -> None:
+    try:
+        building.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(building)  # another process has made the same piece meanwhile
+    flush_to_disk(folder.parent)
+
+
+def _with_splits(reads: Sequence[PersonRead], splits: Sequence[Split]) -> list[tuple[PersonRead, Split | None]]:
+    remaining = iter(splits)
+    return [(read, None if read.career is None else next(remaining)) for read in reads]
+
+
+def _write_rows(
+    building: Path, place: str, people: tuple[Sequence[CareerHistory], Sequence[Split]], tools: PieceTools
+) -> dict[str, dict[str, int]]:
+    """Write one file for each split that has people; return people, texts, observations and tokens of each split."""
+    careers, splits = people
+    telling = Telling(tools.template, tools.vocabulary.title_of(), tools.tokenizer, tools.max_tokens)
+    told = tell_careers(careers, telling)
+    owners = [owner for owner, each in enumerate(told) for _ in each.texts]
+    texts = [text for each in told for text in each.texts]
+    tokenised = [text for each in told for text in each.tokenised]
+    rows = store_rows([careers[owner] for owner in owners], texts, tokenised, tools.vocabulary.index_of())
+    counts: dict[str, dict[str, int]] = {}
+    for split in SPLITS:
+        chosen = rows.filter(pa.array([splits[owner] == split for owner in owners], type=pa.bool_())).combine_chunks()
+        counts[split] = {
+            "people": splits.count(split),
+            "texts": chosen.num_rows,
+            "observations": _total_length(chosen["years"]),
+            "tokens": _total_length(chosen["token_ids"]),
+        }
+        if tools.max_tokens is not None:
+            cut = [each.num_cut for each, its_split in zip(told, splits, strict=True) if its_split == split]
+            counts[split] |= dict(zip(CUT_COUNTS, (sum(num_cut > 0 for num_cut in cut), sum(cut)), strict=True))
+        if chosen.num_rows:
+            schema = shard_schema(f"{place}/{split}.arrow")
+            with pa.ipc.new_stream(str(building / f"{split}.arrow"), schema) as stream:
+                stream.write_table(chosen.replace_schema_metadata(schema.metadata))
+    return counts
+
+
+def _total_length(column: pa.ChunkedArray) -> int:
+    return int(pc.sum(pc.list_value_length(column)).as_py() or 0)

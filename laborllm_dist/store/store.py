@@ -1,0 +1,406 @@
+"""The token store: all careers of a run as ids with title spans, split by people, in Arrow files of `datasets`.
+
+    stores/NAME-FINGERPRINT/
+        pieces/psid81-00000/       train.arrow, validation.arrow, test.arrow: one row a text, with all facts of the
+                                   career in it, so that no other file is needed later; piece.json, people.npy
+        data_card.md, .json        what is in it and what was left out
+        preface.json               what stands before every career, and whose careers are its examples; where it has one
+        occupations.csv            the vocabulary, in order
+        tokenizer/                 the tokenizer as it was used
+        manifest.json              written last: counts, sizes and checksums; without it the folder is not a store
+
+The folder's name is a function of data, split, template and tokenizer. A store never changes: the manifest has a
+checksum of itself, and each shard says which place it has in the store, so what is read is what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laborllm_dist.careers.occupations.vocabulary import read_written_vocabulary
+from laborllm_dist.careers.splits import SPLITS, Split
+from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
+from laborllm_dist.config.reader import read_settings
+from laborllm_dist.errors import RowTooShort, SettingsError, StoreError
+from laborllm_dist.io.files import ChecksumCheck, sha256_of_json, write_json
+from laborllm_dist.io.json_files import read_json_object
+from laborllm_dist.store.tokenize import TokenisedCareer
+from laborllm_dist.text.template import CareerText
+
+FORMAT = 2
+MANIFEST, OCCUPATIONS, TOKENIZER, CARD = "manifest.json", "occupations.csv", "tokenizer", "data_card"
+PREFACE = "preface.json"
+CHECKED_AT_ONCE_BYTES = 2**26  # files of a store that are compared with their checksums before anything is read
+_SHARD_FACTS = b"laborllm_dist"  # of a shard's schema: its place in the store, so that no other can stand in for it
+# Of a split, where the template has max_tokens: people told with their last lines only, and their observations that
+# stand after fewer lines than they should.
+CUT_COUNTS = ("cut_people", "cut_observations")
+STORE_SCHEMA = pa.schema(
+    [
+        ("survey", pa.string()),
+        ("person", pa.string()),
+        ("birth_year", pa.int32()),
+        ("gender", pa.string()),
+        ("ethnicity", pa.string()),
+        ("region", pa.string()),
+        ("years", pa.list_(pa.int32())),
+        ("occupations", pa.list_(pa.int32())),  # positions in the vocabulary
+        ("educations", pa.list_(pa.string())),
+        ("first_position", pa.int32()),  # of the row's first job in the career; above 0 where history is limited
+        ("previous", pa.int32()),  # the occupation before that job; null at the career's beginning
+        ("token_ids", pa.list_(pa.int32())),
+        ("title_starts", pa.list_(pa.int32())),
+        ("title_ends", pa.list_(pa.int32())),
+    ]
+)
+
+_HISTORY = STORE_SCHEMA.names[: STORE_SCHEMA.get_field_index("educations") + 1]
+
+
+def store_rows(
+    careers: Sequence[CareerHistory],
+    texts: Sequence[CareerText],
+    tokenised: Sequence[TokenisedCareer],
+    index_of: Mapping[str, int],
+) -> pa.Table:
+    """Return texts and their tokens as rows of a store, each with the career it is of."""
+    places = [(text.first_job, text.first_job + len(text.title_spans)) for text in texts]
+    predicted = [career.jobs[first:last] for career, (first, last) in zip(careers, places, strict=True)]
+    columns: dict[str, list[Any]] = {
+        "survey": [career.survey for career in careers],
+        "person": [career.person for career in careers],
+        "birth_year": [career.birth_year for career in careers],
+        "gender": [career.gender for career in careers],
+        "ethnicity": [career.ethnicity for career in careers],
+        "region": [career.region for career in careers],
+        "years": [[job.year for job in jobs] for jobs in predicted],
+        "occupations": [[index_of[job.occupation] for job in jobs] for jobs in predicted],
+        "educations": [[job.education for job in jobs] for jobs in predicted],
+        "first_position": [first for first, _ in places],
+        "previous": [
+            index_of[career.jobs[first - 1].occupation] if first else None
+            for career, (first, _) in zip(careers, places, strict=True)
+        ],
+        "token_ids": [text.ids for text in tokenised],
+        "title_starts": [[start for start, _ in text.title_spans] for text in tokenised],
+        "title_ends": [[end for _, end in text.title_spans] for text in tokenised],
+    }
+    return pa.table(columns, schema=STORE_SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class _FileFacts:
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _SplitFacts:
+    """What a manifest says of a split; `shards` are files of the store."""
+
+    people: int
+    texts: int
+    observations: int
+    tokens: int
+    shards: tuple[str, ...]
+    cut_people: int = 0
+    cut_observations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenizerFacts:
+    """What a manifest says of the tokenizer."""
+
+    fingerprint: str
+    num_ids: int
+
+
+@dataclass(frozen=True, slots=True)
+class _ManifestFacts:
+    """All that a manifest says."""
+
+    format: int
+    fingerprint: str
+    careers_fingerprint: str
+    identity: dict[str, object]
+    tokenizer: _TokenizerFacts
+    splits: dict[str, _SplitFacts]
+    files: dict[str, _FileFacts]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStore:
+    """A complete store. `facts` is its manifest."""
+
+    folder: Path
+    facts: Mapping[str, Any]
+    vocabulary: OccupationVocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """What the store was made from, as 16 hexadecimal digits."""
+        return str(self.facts["fingerprint"])
+
+    @property
+    def careers_fingerprint(self) -> str:
+        """What people, jobs and splits were read from, whatever the text and the tokens."""
+        return str(self.facts["careers_fingerprint"])
+
+    @property
+    def num_ids(self) -> int:
+        """Number of ids of the tokenizer."""
+        return int(self.facts["tokenizer"]["num_ids"])
+
+    def describe(self) -> str:
+        """Return folder and counts as a line."""
+        counts = self.facts["splits"]
+        people = ", ".join(f"{counts[split]['people']:,} {split}" for split in SPLITS)
+        observations, tokens = (sum(count[name] for count in counts.values()) for name in ("observations", "tokens"))
+        return f"{people} people; {observations:,} observations, {tokens:,} tokens; {self.folder}"
+
+    def num_people(self, split: Split) -> int:
+        """Return the number of people in a split."""
+        return int(self.facts["splits"][split]["people"])
+
+    def num_texts(self, split: Split) -> int:
+        """Return the number of rows of a split: one a person, or more where history is limited."""
+        return int(self.facts["splits"][split]["texts"])
+
+    def num_cut(self, split: Split) -> dict[str, int]:
+        """Return CUT_COUNTS of a split; empty where nothing may be cut."""
+        counts = self.facts["splits"][split]
+        return {name: int(counts[name]) for name in CUT_COUNTS if name in counts}
+
+    def careers(self, split: Split) -> CareerRows:
+        """Open the careers of a split, memory-mapped.
+
+        Raises:
+            StoreError: if the split has no people.
+        """
+        names = self.facts["splits"][split]["shards"]
+        if not names:
+            raise StoreError(
+                f"the store {self.folder} has no people in its {split} split; "
+                "take more people, or give the split a larger share (split.train, split.validation)"
+            )
+        for name in names:
+            self._check_place(name, split)
+        import datasets  # here, since scripts that read no careers start faster without it
+
+        shards = [datasets.Dataset.from_file(str(self.folder / name)) for name in names]
+        table = datasets.concatenate_datasets(shards).data.table
+        if table.num_rows != self.num_texts(split):
+            raise StoreError(
+                f"the {split} files of {self.folder} hold {table.num_rows:,} careers, the manifest says "
+                f"{self.num_texts(split):,}; delete the folder and prepare again"
+            )
+        return CareerRows(table=table, vocabulary=self.vocabulary)
+
+    def _check_place(self, name: str, split: Split) -> None:
+        """Refuse a shard that is not the one of this place, or not of this split."""
+        path = self.folder / name
+        try:
+            with pa.ipc.open_stream(str(path)) as stream:
+                place = (stream.schema.metadata or {}).get(_SHARD_FACTS, b"").decode()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} is damaged ({str(error).splitlines()[0]}); delete {self.folder} and prepare again"
+            ) from None
+        if place != name or path.name != f"{split}.arrow":
+            raise StoreError(
+                f"{path} says that it is {place or 'of an earlier version'}, the manifest takes it for people of the "
+                f"{split} split; delete {self.folder} and prepare again"
+            )
+
+
+def shard_schema(place: str) -> pa.Schema:
+    """Return the schema of the shard that lies at `place` in its store, such as pieces/psid81-00000/test.arrow."""
+    return STORE_SCHEMA.with_metadata({_SHARD_FACTS: place.encode()})
+
+
+@dataclass(frozen=True, slots=True)
+class CareerRows:
+    """The careers of one split, by row number."""
+
+    table: pa.Table
+    vocabulary: OccupationVocabulary
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def num_people(self) -> int:
+        """Return the number of people: rows that begin a career."""
+        return int(pc.sum(pc.equal(self.table["first_position"], 0)).as_py() or 0)
+
+    def longer_than(self, limit: int) -> str:
+        """Return how many people have a text of more than `limit` tokens, in words for messages."""
+        person_of_row = np.cumsum(np.asarray(pc.equal(self.table["first_position"], 0)))
+        num_longer = len(np.unique(person_of_row[self.num_tokens() > limit]))
+        return (
+            f"{num_longer:,} of {self.num_people():,} people of this split {'is' if num_longer == 1 else 'are'} longer"
+        )
+
+    def num_tokens(self) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of every career, [people]."""
+        return np.asarray(pc.list_value_length(self.table["token_ids"]), dtype=np.int64)
+
+    def num_observations(self) -> npt.NDArray[np.int64]:
+        """Return the number of jobs of every career, [people]."""
+        return np.asarray(pc.list_value_length(self.table["years"]), dtype=np.int64)
+
+    def token_ids(self, row: int) -> npt.NDArray[np.int32]:
+        """Return the ids of a career, [tokens]."""
+        return np.asarray(self.table["token_ids"][row].values, dtype=np.int32)
+
+    def title_spans(self, row: int) -> npt.NDArray[np.int32]:
+        """Return start and end of every title's tokens, [jobs, 2]."""
+        starts, ends = self.table["title_starts"][row].values, self.table["title_ends"][row].values
+        return np.stack([np.asarray(starts, dtype=np.int32), np.asarray(ends, dtype=np.int32)], axis=1)
+
+    def occupations_of(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return the places in the vocabulary of the titles that these rows predict, one row after the other."""
+        return np.concatenate([np.asarray(self.table["occupations"][row].values, dtype=np.int64) for row in rows])
+
+    def first_position(self, row: int) -> int:
+        """Return the position in its career of the first job that a row predicts."""
+        return int(self.table["first_position"][row].as_py())
+
+    def transitions(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the occupation before (num_occupations where there is none) and the occupation, [observations]."""
+        after = np.asarray(pc.list_flatten(self.table["occupations"]), dtype=np.int64)
+        before = np.roll(after, 1)
+        num_jobs = self.num_observations()
+        started = pc.fill_null(self.table["previous"], len(self.vocabulary))
+        before[np.cumsum(num_jobs) - num_jobs] = np.asarray(started, dtype=np.int64)
+        return before, after
+
+    def person(self, row: int) -> tuple[str, str]:
+        """Return survey and person of a career, for messages."""
+        return self.table["survey"][row].as_py(), self.table["person"][row].as_py()
+
+    def history(self, row: int) -> CareerHistory:
+        """Return a career as it was read; where history is limited, the part of it that the row predicts."""
+        facts = {name: self.table[name][row].as_py() for name in _HISTORY}
+        jobs = zip(facts.pop("years"), facts.pop("occupations"), facts.pop("educations"), strict=True)
+        codes = self.vocabulary.codes
+        return CareerHistory(**facts, jobs=tuple(Job(year, codes[index], education) for year, index, education in jobs))
+
+
+def open_store(folder: Path) -> TokenStore:
+    """Open a store: its files' sizes, and the checksums of manifest, vocabulary, preface and tokenizer, are checked.
+
+    Raises:
+        StoreError: if it is missing, unfinished, of another format, or a file is missing or has changed.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise StoreError(
+            f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it"
+        )
+    try:
+        facts = read_json_object(manifest)
+        if facts["format"] != FORMAT:
+            raise StoreError(
+                f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again"
+            )
+        if facts.pop("sha256", None) != sha256_of_json(facts):
+            raise StoreError(
+                f"{manifest} has changed since it was written, or is of an earlier version (no SHA-256 of its own); "
+                f"delete {folder} and prepare again"
+            )
+        _check_facts(facts)
+        sizes = {name: entry["bytes"] for name, entry in facts["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
+        raise StoreError(f"{manifest} is damaged ({error}); delete {folder} and prepare again") from None
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found:,} bytes, the manifest says {size:,}"
+            raise StoreError(f"{folder / name} {state}; delete {folder} and prepare again")
+    small = [name for name in sizes if name in (OCCUPATIONS, PREFACE) or name.startswith(f"{TOKENIZER}/")]
+    _check_of(folder, facts, small).wait()
+    return TokenStore(folder=folder, facts=facts, vocabulary=read_written_vocabulary(folder / OCCUPATIONS))
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Refuse a manifest that does not say what it must, which its checksum cannot tell where somebody has edited it.
+
+    Raises:
+        SettingsError: naming what is missing, unknown or of another type.
+        KeyError: for a shard that is none of the files, or sources that are not named.
+        TypeError: for sources that are no group of names.
+        ValueError: if it does not have the three splits.
+    """
+    read = read_settings(_ManifestFacts, facts)
+    if read.splits.keys() != set(SPLITS):
+        raise ValueError(f"its splits are {', '.join(read.splits)}")
+    for split in read.splits.values():
+        _ = [read.files[name] for name in split.shards]
+    _ = facts["identity"]["careers"]["sources"]
+
+
+def write_store_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write what a store says of itself, with a checksum of that."""
+    write_json(folder / MANIFEST, {**facts, "sha256": sha256_of_json(facts)})
+
+
+@contextmanager
+def checking_store(store: TokenStore, splits: Sequence[Split]) -> Iterator[ChecksumCheck]:
+    """Compare the shards of splits with their checksums in threads; `wait` before anything that was read is used.
+
+    Up to CHECKED_AT_ONCE_BYTES are compared before the block begins.
+
+    Raises:
+        StoreError: naming a file that has changed, from `wait`, or instead of any other error of the block.
+    """
+    names = [name for split in splits for name in store.facts["splits"][split]["shards"]]
+    with _check_of(store.folder, store.facts, names) as check:
+        if sum(store.facts["files"][name]["bytes"] for name in names) <= CHECKED_AT_ONCE_BYTES:
+            check.wait()
+        yield check
+
+
+def verify_store(store: TokenStore) -> TokenStore:
+    """Return the store after every file's checksum has been compared with the manifest.
+
+    Raises:
+        StoreError: naming the first file that has changed.
+    """
+    _check_of(store.folder, store.facts, list(store.facts["files"])).wait()
+    return store
+
+
+def _check_of(folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> ChecksumCheck:
+    def changed(path: Path) -> StoreError:
+        return StoreError(f"{path} has changed since it was written (SHA-256); delete {folder} and prepare again")
+
+    return ChecksumCheck({folder / name: str(facts["files"][name]["sha256"]) for name in names}, changed)
+
+
+def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[Split] = SPLITS) -> None:
+    """Refuse careers of more than `limit` tokens, naming the longest of the first split that has one.
+
+    Raises:
+        RowTooShort: with the advice, and the number of people concerned.
+    """
+    for split in splits:
+        careers = store.careers(split)
+        lengths = careers.num_tokens()
+        longest = int(lengths.argmax())
+        if lengths[longest] > limit:
+            survey, person = careers.person(longest)
+            raise RowTooShort(
+                f"career {person!r} of {survey} ({split}) has {lengths[longest]} tokens, {advice}; "
+                f"{careers.longer_than(limit)}"
+            )

@@ -1,0 +1,321 @@
+r"""The tokenizer of a run: any fast Hugging Face one, or byte-level BPE learned from the training people.
+
+A text's ids are: the tokenizer's own leading marks, or its BOS where it adds none, then the text. Nothing follows
+the text. The first token of a text has no prediction, so a mark in front lets every word of the text have one.
+
+A line's end is a token of its own, also for tokenizers that join it to punctuation before it or to empty lines
+(Llama-3, Qwen, Mistral's tekken, Gemma): their pre-tokenization gets one more rule, which cuts before and after every
+line break. So every title ends at a token boundary, whatever character it ends in. Tokenizers that never join it are
+left as they are, and the files that are saved are the tokenizer's own.
+
+    Llama-3 alone       1984: Therap|ists|,| n|.e|.c|.\n|1985           with the rule    ...|.c|.|\n|1985
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers  # loads AutoTokenizer, and torch with it, when it is first named: a trained tokenizer needs neither
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from laborllm_dist.careers.readers.file_formats import pointer_in
+from laborllm_dist.errors import CustomCode, TokenizerError
+from laborllm_dist.store.auto_classes import open_tokenizer
+from laborllm_dist.store.hub import is_hub_id, look_for_hub, why_no_hub_id
+
+BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
+BYTE_LEVEL_NEWLINE = "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}"  # how byte-level tokenizers write a line break
+TOKENIZER_FILES = ("*tokenizer*", "vocab*", "merges.txt", "*tekken*", "*.model", "*.tiktoken")
+# How a career is cut before pieces are learned, where titles are whole: a line's title, its education, words (GPT-2's).
+TITLE, EDUCATION = r"(?<=:) [^\n]+", r" \([^\n()]*\):"
+WORD = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PROBE = "The worker was born in 1963.\n1984 (some college): Cooks\n1985 (some college): Food servers, nonrestaurant\n"
+
+
+@dataclass(frozen=True, slots=True)
+class CareerTokenizer:
+    """A tokenizer that has been checked.
+
+    `hugging_face` is what is saved, `backend` what texts are encoded with: the same, with line ends apart. `leading`
+    are the ids put before a text. `reads_all_bytes`: any text has tokens, since each of the 256 bytes has one.
+    """
+
+    hugging_face: transformers.PreTrainedTokenizerBase
+    backend: Tokenizer
+    leading: tuple[int, ...]
+    reads_all_bytes: bool
+
+    @property
+    def num_ids(self) -> int:
+        """Number of ids, the rows an embedding needs."""
+        return len(self.hugging_face)
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits: two tokenizers with equal ones give equal ids.
+
+        It is made of the rules as they are in use, not of files; rules that are off count as absent, and merges are
+        pairs, so that it does not hang on how a version of the tokenizers library writes them.
+        """
+        rules = json.loads(self.backend.to_str())
+        model = rules["model"]
+        if "merges" in model:
+            model["merges"] = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
+        content = {name: rules.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        written = json.dumps(_without_absent(content), sort_keys=True) + repr(self.leading)
+        return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+    def unknown_characters(self, text: str, encoding: Encoding) -> list[str]:
+        """Return the characters of a text that have no token: they become `<unk>`, or are left out.
+
+        Where each has one by itself, the stretches that have none.
+        """
+        if self.reads_all_bytes or not (stretches := self._stretches_without_token(text, encoding)):
+            return []
+        characters = [each for each in dict.fromkeys(text) if not each.isspace()]
+        alone = self.backend.encode_batch(characters, add_special_tokens=False)
+        unknown = [
+            each for each, ids in zip(characters, alone, strict=True) if self._stretches_without_token(each, ids)
+        ]
+        return unknown or stretches
+
+    def _stretches_without_token(self, text: str, encoding: Encoding) -> list[str]:
+        """Return what became `<unk>` and what no token covers; blanks before a word need no cover."""
+        stretches: list[str] = []
+        covered = 0
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token == self.hugging_face.unk_token_id:
+                stretches.append(text[start:end])
+            stretches.append(text[covered:start])
+            covered = max(covered, end)
+        return [each for each in (*stretches, text[covered:]) if each.strip(" ")]
+
+    def save(self, folder: Path) -> None:
+        """Write the files that AutoTokenizer reads: the tokenizer's own rules."""
+        self.hugging_face.save_pretrained(str(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class WholeTokens:
+    """What is a token as a whole in a tokenizer that is learned for careers told by one template.
+
+    A title is one, with the blank before it, where it stands between ": " and a line's end. So is a phrase, a stretch
+    of the template that is the same in every career.
+    """
+
+    titles: Sequence[str]
+    phrases: Sequence[str]
+
+    def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
+        """Return the rule that cuts a text into titles, phrases, educations of a line, and words."""
+        rule = "|".join([TITLE, *self._phrases(), EDUCATION, WORD])
+        split = pre_tokenizers.Split(Regex(rule), "isolated")
+        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+    def rest_of(self, text: str) -> str:
+        """Return a text without titles and phrases."""
+        return re.sub("|".join([TITLE, *self._phrases()]), "", text)
+
+    def symbols(self) -> list[str]:
+        """Return titles and phrases as a byte-level vocabulary writes them."""
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        whole = (*(f" {title}" for title in self.titles), *self.phrases)
+        return [byte_level.pre_tokenize_str(each)[0][0] for each in whole]
+
+    def _phrases(self) -> list[str]:
+        return [re.escape(phrase) for phrase in sorted(self.phrases, key=len, reverse=True)]
+
+
+def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | None = None) -> CareerTokenizer:
+    """Open a folder or a hub id.
+
+    Raises:
+        TokenizerError: if it is missing, has no fast version, or does not give a text back as it was.
+        CustomCode: if it is defined by code that comes with it.
+    """
+    if not (Path(path).exists() or is_hub_id(path)):
+        raise TokenizerError(f"no tokenizer at {path}: {why_no_hub_id(path)}")
+    folder = Path(path) / (subfolder or "")
+    if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
+        wanted = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
+        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}")
+    if folder.is_dir() and (pointer := pointer_in(folder, ("*.json", *TOKENIZER_FILES))) is not None:
+        raise TokenizerError(pointer)
+    try:
+        tokenizer = open_tokenizer(path, revision=revision, subfolder=subfolder, use_fast=True)
+        return check_tokenizer(tokenizer, path)
+    except (TokenizerError, CustomCode):
+        raise
+    except Exception as error:  # files of newer or damaged kinds: the Rust library raises Exception itself
+        why = " ".join(str(error).split()) or "no reason is given"
+        raise TokenizerError(
+            f"no tokenizer could be opened at {path} with transformers {transformers.__version__} and tokenizers "
+            f"{tokenizers.__version__} ({type(error).__name__}: {why}); if its files are of a newer version, "
+            "upgrade these"
+        ) from None
+
+
+def tokenizer_identity(path: str, revision: str | None, subfolder: str | None) -> dict[str, str]:
+    """Return what decides a tokenizer's ids: the fingerprint of what is opened, whatever files it lies in.
+
+    Raises:
+        TokenizerError: as `load_tokenizer`.
+    """
+    folder = Path(path) / (subfolder or "")
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    stamps = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+    return {"opened": _opened_fingerprint(path, revision, subfolder, stamps)}
+
+
+@functools.lru_cache(maxsize=8)
+def _opened_fingerprint(
+    path: str, revision: str | None, subfolder: str | None, stamps: tuple[tuple[str, int, int], ...]
+) -> str:
+    """Return the fingerprint of a tokenizer; `stamps` of its files make a changed folder another one."""
+    return load_tokenizer(path, revision=revision, subfolder=subfolder).fingerprint()
+
+
+def hub_commit(path: str, *, revision: str | None, subfolder: str | None, file: str) -> str:
+    """Return the commit that a hub id's revision means now, or meant when it was downloaded, where the hub is away.
+
+    Raises:
+        OSError: if the file can be found in neither place.
+    """
+    look_for_hub(path)
+    found = cached_file(path, file, revision=revision or "main", subfolder=subfolder or "")
+    return str(extract_commit_hash(found, None))
+
+
+def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) -> CareerTokenizer:
+    """Make a CareerTokenizer, after a text has come back from its ids unchanged.
+
+    Raises:
+        TokenizerError: if it has no fast version, or loses blanks, digits or line breaks.
+    """
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
+        raise TokenizerError(
+            f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions"
+        )
+    ids = list(tokenizer(PROBE)["input_ids"])
+    plain = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    if ids[len(ids) - len(plain) :] == plain:
+        leading = ids[: len(ids) - len(plain)]
+    else:  # marks after the text, such as EOS: left out, a career ends with its own last line
+        start = next((at for at in range(len(ids)) if ids[at : at + len(plain)] == plain), 0)
+        leading = ids[:start]
+    if not leading and tokenizer.bos_token_id is not None:
+        leading = [tokenizer.bos_token_id]
+    back = tokenizer.decode(plain, clean_up_tokenization_spaces=False)
+    if back.strip() != PROBE.strip():
+        raise TokenizerError(
+            f"the tokenizer at {path} does not give a text back as it was: {PROBE!r} became {back!r}; "
+            "a folder with tokenizer.model alone lacks the settings in tokenizer_config.json or tokenizer.json"
+        )
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a tokenizer.json may say to cut or to fill up texts, which `encode` would do
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        raise TokenizerError(
+            f"the tokenizer at {path} draws its tokens at random (dropout {backend.model.dropout} in tokenizer.json), "
+            "so that a text has no fixed probability; set model.dropout to null there"
+        )
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    newline = _newline_symbol(backend, vocabulary)
+    return CareerTokenizer(
+        hugging_face=tokenizer,
+        backend=_with_line_ends_apart(backend, vocabulary, newline),
+        leading=tuple(leading),
+        reads_all_bytes=_has_all_bytes(backend, vocabulary, newline),
+    )
+
+
+def _with_tokens(backend: Tokenizer, symbols: Sequence[str]) -> Tokenizer:
+    """Return a tokenizer that has a token for these pre-tokens, whatever its merges would make of them."""
+    content = json.loads(backend.to_str())
+    vocabulary = content["model"]["vocab"]
+    for symbol in symbols:
+        vocabulary.setdefault(symbol, len(vocabulary))
+    content["model"]["ignore_merges"] = True  # a stretch that is in the vocabulary is that token
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def _newline_symbol(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str | None:
+    """Return how a line break is written in the vocabulary; None where it has no entry of its own."""
+    for symbol in ("\n", BYTE_LEVEL_NEWLINE):
+        if symbol in vocabulary and backend.decode([vocabulary[symbol]], skip_special_tokens=False) == "\n":
+            return symbol
+    return None
+
+
+def _with_line_ends_apart(backend: Tokenizer, vocabulary: Mapping[str, int], newline: str | None) -> Tokenizer:
+    """Return a tokenizer whose line breaks are tokens of their own; the same one where they are always so.
+
+    The rule comes after the tokenizer's own ones, so that it only cuts what these have left together.
+    """
+    if newline is None or not any(newline in token and token != newline for token in vocabulary):
+        return backend
+    content = json.loads(backend.to_str())
+    # Added tokens, such as Gemma's empty lines, are matched before any rule.
+    content["added_tokens"] = [each for each in content["added_tokens"] if "\n" not in each["content"]]
+    apart, rules = Tokenizer.from_str(json.dumps(content)), [pre_tokenizers.Split(newline, "isolated")]
+    if backend.pre_tokenizer is not None:
+        rules.insert(0, backend.pre_tokenizer)
+    apart.pre_tokenizer = pre_tokenizers.Sequence(rules)
+    return apart
+
+
+def _has_all_bytes(backend: Tokenizer, vocabulary: Mapping[str, int], newline: str | None) -> bool:
+    if newline == BYTE_LEVEL_NEWLINE:
+        return all(symbol in vocabulary for symbol in pre_tokenizers.ByteLevel.alphabet())
+    return bool(getattr(backend.model, "byte_fallback", False)) and all(
+        f"<0x{byte:02X}>" in vocabulary for byte in range(256)
+    )
+
+
+def _without_absent(value: Any) -> Any:
+    """Return rules without the entries that are null or false, which an older version does not write."""
+    if isinstance(value, list):
+        return [_without_absent(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _without_absent(each) for name, each in value.items() if each is not None and each is not False}
+    return value
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, whole: WholeTokens | None = None) -> CareerTokenizer:
+    """Learn byte-level BPE of at most `vocabulary_size` pieces, the 256 bytes and 4 marks included.
+
+    Args:
+        texts: careers.
+        vocabulary_size: how many pieces.
+        whole: what has tokens of its own besides.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if whole is not None:
+        backend.pre_tokenizer = whole.pre_tokenizer()
+        texts = (whole.rest_of(text) for text in texts)  # no piece is spent on what has a token
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[BOS, EOS, PAD, UNKNOWN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    if whole is not None:
+        backend = _with_tokens(backend, whole.symbols())
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN
+    )
+    return check_tokenizer(tokenizer, "the trained tokenizer")

@@ -1,0 +1,83 @@
+"""Tell careers as texts and tokens; one that is longer than the template allows with its last lines only.
+
+Such a person is told as if the template's history_lines were k, the largest number with which every text of theirs
+fits. More lines are more tokens, so k is found by halving. Without a limit nothing is ever cut. A career that does not
+fit even at k = 0 is told so too, and refused by whoever compares lengths with the limit, who can count all such people.
+
+    three lines fit, five jobs: k = 2    jobs 1 2 3, predicts 1 2 3    2 3 4, predicts 4    3 4 5, predicts 5
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from laborllm_dist.careers.types import CareerHistory
+from laborllm_dist.store.tokenize import TokenisedCareer, tokenise_careers
+from laborllm_dist.store.tokenizer import CareerTokenizer
+from laborllm_dist.text.template import CareerText, Template, render_career
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """How careers become texts and tokens; no text may have more than `max_tokens`, None: any number."""
+
+    template: Template
+    title_of: Mapping[str, str]
+    tokenizer: CareerTokenizer
+    max_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToldCareer:
+    """All texts of one person; `num_cut` of the person's observations stand after fewer lines than they should."""
+
+    texts: tuple[CareerText, ...]
+    tokenised: tuple[TokenisedCareer, ...]
+    num_cut: int = 0
+
+    def fits(self, max_tokens: int) -> bool:
+        """Return whether no text has more tokens."""
+        return all(len(text.ids) <= max_tokens for text in self.tokenised)
+
+
+def tell_careers(careers: Sequence[CareerHistory], telling: Telling) -> list[ToldCareer]:
+    """Return the texts of people and their tokens, in order.
+
+    Raises:
+        TitleInsideToken: as `tokenise_careers`.
+    """
+    rendered = [render_career(career, telling.template, telling.title_of) for career in careers]
+    tokenised = iter(tokenise_careers([text for texts in rendered for text in texts], telling.tokenizer))
+    told = [ToldCareer(texts, tuple(itertools.islice(tokenised, len(texts)))) for texts in rendered]
+    limit = telling.max_tokens
+    if limit is None:
+        return told
+    return [
+        each if each.fits(limit) else _last_lines(career, each, telling, limit)
+        for career, each in zip(careers, told, strict=True)
+    ]
+
+
+def _last_lines(career: CareerHistory, whole: ToldCareer, telling: Telling, max_tokens: int) -> ToldCareer:
+    """Return a career that does not fit with as many lines before each title as do."""
+    allowed = telling.template.history_lines
+    fitting, too_many = 0, len(career.jobs) - 1 if allowed is None else min(allowed, len(career.jobs) - 1)
+    if too_many == 0:
+        return whole
+    best = _with_lines(career, 0, telling)
+    while too_many - fitting > 1:
+        tried = (fitting + too_many) // 2
+        told = _with_lines(career, tried, telling)
+        if told.fits(max_tokens):
+            best, fitting = told, tried
+        else:
+            too_many = tried
+    return best
+
+
+def _with_lines(career: CareerHistory, num_lines: int, telling: Telling) -> ToldCareer:
+    texts = render_career(career, dataclasses.replace(telling.template, history_lines=num_lines), telling.title_of)
+    return ToldCareer(texts, tuple(tokenise_careers(texts, telling.tokenizer)), len(career.jobs) - num_lines - 1)

@@ -1,0 +1,133 @@
+"""Make the pieces of a store by several processes: of this machine, or as an array of Slurm jobs, through submitit.
+
+A shard is a share of the pieces. Every shard reads the whole source and does the work for its own pieces only. The
+array's jobs need the folder of the store and the project on a file system that all hosts share.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, UncompletedJobError
+
+from laborllm_dist import errors
+from laborllm_dist.config.data import PrepareSettings
+from laborllm_dist.errors import LaborError, ShardFailed
+from laborllm_dist.io.files import disk_errors_are_said
+
+Say = Callable[[str], None]
+Refusal = tuple[str, str]  # its class and its text
+Work = Callable[[int], Refusal | None]
+_SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_WATCHES, _SECONDS_TO_STOP = 2.0, 0.5, 20.0
+
+
+def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> None:
+    """Run `work(shard)` for every shard at once, and wait for all.
+
+    Args:
+        work: makes a shard; returns None, or the refusal that ended it. It is sent to other processes by pickle.
+        wanted: how many shards, where they run, what they may take.
+        logs: folder for the jobs' own output.
+        say: takes a line of progress.
+
+    Raises:
+        LaborError: the refusal of the first shard that has refused; the others are stopped.
+        ShardFailed: if a shard has died or run over its time.
+    """
+    limits: dict[str, Any] = {"timeout_min": wanted.minutes, "name": "laborllm_prepare"}
+    if wanted.where == "slurm":
+        limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
+        limits["slurm_array_parallelism"] = wanted.num_shards
+    folder = _new_folder(logs)
+    try:
+        executor = submitit.AutoExecutor(folder=str(folder), cluster=wanted.where)
+        executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
+        jobs = executor.map_array(work, list(range(wanted.num_shards)))
+    except (RuntimeError, OSError) as error:
+        raise ShardFailed(f"the shards could not be started on {wanted.where} ({error})") from None
+    try:
+        _wait_for_all(jobs, say)
+    finally:
+        _stop([job for job in jobs if not job.done()])
+
+
+def _new_folder(logs: Path) -> Path:
+    """Return a new folder that only this user can write to: what jobs are given and answer is unpickled from there.
+
+    Raises:
+        DiskError: if it cannot be made.
+    """
+    with disk_errors_are_said(logs):
+        logs.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="start-", dir=logs))
+
+
+def _stop(jobs: Sequence[submitit.Job[Refusal | None]]) -> None:
+    """Cancel jobs, and wait a while until they are gone, so that none writes on."""
+    for job in jobs:
+        job.cancel()
+    deadline = time.monotonic() + _SECONDS_TO_STOP
+    while any(not job.done() for job in jobs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _wait_for_all(jobs: Sequence[submitit.Job[Refusal | None]], say: Say) -> None:
+    done: set[int] = set()
+    while len(done) < len(jobs):
+        for shard, job in enumerate(jobs):
+            if shard not in done and job.done():
+                _check(shard, job, len(jobs))
+                done.add(shard)
+                say(f"prepare: shard {shard} is done ({len(done)} of {len(jobs)})")
+        time.sleep(_SECONDS_BETWEEN_LOOKS if len(done) < len(jobs) else 0)
+
+
+def _check(shard: int, job: submitit.Job[Refusal | None], num_shards: int) -> None:
+    try:
+        refusal: Any = job.result()
+    except (FailedJobError, UncompletedJobError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ShardFailed(
+            f"shard {shard} of {num_shards} ended before it was done ({reason}); its output is in {job.paths.stderr}. "
+            "Start the same command again: finished pieces are kept"
+        ) from None
+    if refusal is not None:
+        name, text = refusal
+        raise getattr(errors, name)(text)
+
+
+def refusal_of(work: Callable[[], object]) -> Refusal | None:
+    """Do something; return the refusal that ended it, None where it went well."""
+    try:
+        work()
+    except LaborError as refusal:
+        return type(refusal).__name__, str(refusal)
+    return None
+
+
+def end_with_process(number: int) -> None:
+    """End this process as soon as another one of this machine is gone, however it went."""
+    born = _birth_of(number)
+
+    def watch() -> None:
+        while _birth_of(number) == born:
+            time.sleep(_SECONDS_BETWEEN_WATCHES)
+        os._exit(errors.ShardFailed.exit_code)
+
+    threading.Thread(target=watch, daemon=True, name="watch").start()
+
+
+def _birth_of(number: int) -> str | None:
+    """Return when a process was started, in the system's ticks; None if there is none (Linux)."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

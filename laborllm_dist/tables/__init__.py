@@ -1,0 +1,1 @@
+"""The Parquet tables: their columns, and how they are read and written."""

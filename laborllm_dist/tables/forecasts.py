@@ -1,0 +1,142 @@
+"""Forecasts several years ahead, and how well direct and composed ones agree: scores/SPLIT_forecast_hYEARS.parquet.
+
+Rows are sorted by key; `position` is that of the start. Lists are probabilities of sum 1, in the order of the file's
+occupations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from laborllm_dist.io.number_format import format_perplexity
+from laborllm_dist.tables.log_domain import perplexity_of
+from laborllm_dist.tables.parquet import ListTable, ScoreTableInfo, read_lists, write_lists
+
+Floats = npt.NDArray[np.float64]
+SMALLEST = float(np.finfo(np.float64).tiny)  # in the place of a probability that float64 cannot tell from 0
+FORECAST_SCHEMA = pa.schema(
+    [
+        pa.field("survey", pa.string(), nullable=False),
+        pa.field("person", pa.string(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("year", pa.int32(), nullable=False),  # of the start, the last one known
+        pa.field("target_year", pa.int32(), nullable=False),
+        pa.field("occupation", pa.string(), nullable=False),  # the observed one of the target year
+        pa.field("direct", pa.float64(), nullable=False),  # log P of the observed one, in nats
+        pa.field("composed", pa.float64(), nullable=False),
+        pa.field("bound", pa.float64(), nullable=False),  # the most that a probability is off by what was left out
+        pa.field("direct_all", pa.list_(pa.float64()), nullable=False),
+        pa.field("composed_all", pa.list_(pa.float64()), nullable=False),
+        pa.field("standard_error", pa.list_(pa.float64())),  # of composed_all, from drawn paths; null: none were drawn
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Coherence:
+    """How well direct and composed forecasts agree. Perplexities are of the observed titles, divergences in nats.
+
+    `divergence_*`: KL(direct || composed). `correlation_*`: Pearson's, of the probabilities of observed or all titles;
+    None where they do not vary.
+    """
+
+    num_forecasts: int
+    num_people: int
+    perplexity_direct: float
+    perplexity_composed: float
+    correlation_observed: float | None
+    correlation_all: float | None
+    divergence_mean: float
+    divergence_median: float
+    total_variation_mean: float
+    total_variation_median: float
+    bound_largest: float
+    standard_error_mean: float | None
+
+
+def forecast_table_path(score_table: Path, split: str, horizon: int) -> Path:
+    """Return where the forecasts beside a score table lie: test_forecast_h2.parquet, test_forecast_h2.MODEL.parquet."""
+    return score_table.with_name(score_table.name.replace(split, f"{split}_forecast_h{horizon}", 1))
+
+
+def write_forecast_table(table: pa.Table, info: ScoreTableInfo, occupations: Sequence[str], path: Path) -> None:
+    """Sort by key and write atomically.
+
+    Args:
+        table: columns of FORECAST_SCHEMA, any row order.
+        info: where the forecasts come from, kept in the file's metadata.
+        occupations: codes, in the order of the lists.
+        path: the Parquet file.
+    """
+    write_lists(table, FORECAST_SCHEMA, info, occupations, path)
+
+
+def read_forecast_table(path: Path) -> ListTable:
+    """Return forecasts and where they come from.
+
+    Raises:
+        ScoreTableError: if the file is missing, damaged or not a table of forecasts.
+    """
+    made_by = "deepspeed launch/forecast.py run=..."
+    return read_lists(path, FORECAST_SCHEMA, kind="table of forecasts", made_by=made_by)
+
+
+def coherence_of(table: pa.Table) -> Coherence:
+    """Compare the direct and the composed forecasts of a table."""
+    direct_N, composed_N = (table[name].to_numpy() for name in ("direct", "composed"))
+    direct_NT, composed_NT = (_matrix(table[name]) for name in ("direct_all", "composed_all"))
+    ratios_NT = np.log(np.maximum(direct_NT, SMALLEST)) - np.log(np.maximum(composed_NT, SMALLEST))
+    divergence_N = (direct_NT * ratios_NT).sum(axis=1)
+    variation_N = 0.5 * np.abs(direct_NT - composed_NT).sum(axis=1)
+    is_drawn = table["standard_error"].null_count == 0
+    return Coherence(
+        num_forecasts=table.num_rows,
+        num_people=table.group_by(["survey", "person"]).aggregate([]).num_rows,
+        perplexity_direct=float(perplexity_of(direct_N.mean())),
+        perplexity_composed=float(perplexity_of(composed_N.mean())),
+        correlation_observed=_correlation(np.exp(direct_N), np.exp(composed_N)),
+        correlation_all=_correlation(direct_NT.ravel(), composed_NT.ravel()),
+        divergence_mean=float(divergence_N.mean()),
+        divergence_median=float(np.median(divergence_N)),
+        total_variation_mean=float(variation_N.mean()),
+        total_variation_median=float(np.median(variation_N)),
+        bound_largest=float(table["bound"].to_numpy().max()),
+        standard_error_mean=float(_matrix(table["standard_error"]).mean()) if is_drawn else None,
+    )
+
+
+def describe_coherence(found: Coherence, yardstick: float | None) -> list[str]:
+    """Return the comparison as lines; `yardstick` is the perplexity of knowing the last occupation only."""
+    alone = "" if yardstick is None else f"; {format_perplexity(yardstick)} from the last occupation alone"
+    drawn = "" if found.standard_error_mean is None else f", mean standard error {found.standard_error_mean:.2g}"
+    return [
+        f"{found.num_forecasts:,} forecasts of {found.num_people:,} people",
+        f"perplexity direct {format_perplexity(found.perplexity_direct)}, "
+        f"composed {format_perplexity(found.perplexity_composed)}{alone}",
+        f"correlation of probabilities {_number(found.correlation_observed)} (observed titles), "
+        f"{_number(found.correlation_all)} (all titles)",
+        f"KL(direct || composed) mean {found.divergence_mean:.4f}, median {found.divergence_median:.4f} nats; "
+        f"total variation mean {found.total_variation_mean:.4f}, median {found.total_variation_median:.4f}",
+        f"largest bound {found.bound_largest:.2g}{drawn}",
+    ]
+
+
+def _matrix(lists: pa.ChunkedArray) -> Floats:
+    flat = lists.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, dtype=np.float64).reshape(len(lists), -1)
+
+
+def _correlation(left_N: Floats, right_N: Floats) -> float | None:
+    if len(left_N) < 2 or not left_N.std() or not right_N.std():
+        return None
+    return float(np.corrcoef(left_N, right_N)[0, 1])
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.4f}"

@@ -1,0 +1,104 @@
+"""What a model writes by itself after every prompt, beside the score table: scores/SPLIT_generated.parquet.
+
+A continuation is a `greedy` one or a `sample`, up to the line's end. It is valid where its text is a blank, a title and
+the line's end; `occupation` is the title's code then, else null. The text counts, whatever its tokens: a title may be
+written with others than those that its log-likelihood is of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laborllm_dist.io.number_format import format_decimals
+from laborllm_dist.tables.parquet import KEY, ScoreTableInfo, read_scored, sorted_rows, write_scored
+
+GENERATED_SCHEMA = pa.schema(
+    [
+        pa.field("survey", pa.string(), nullable=False),
+        pa.field("person", pa.string(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # greedy, sample
+        pa.field("sample", pa.int32()),  # from 1; null: greedy
+        pa.field("text", pa.string(), nullable=False),  # as it was written, with blank and line's end
+        pa.field("occupation", pa.string()),  # null: no title
+        pa.field("observed", pa.string(), nullable=False),
+    ]
+)
+ORDER = (*KEY, "kind", "sample")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of continuations, and its standard error, with people as what was drawn (NaN for one person)."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{format_decimals(100 * self.value, 1)} % (s.e. {format_decimals(100 * self.error, 1)})"
+
+
+def generated_table_path(score_table: Path, split: str) -> Path:
+    """Return where the continuations of a score table lie: test_generated.parquet, test_generated.MODEL.parquet."""
+    return score_table.with_name(score_table.name.replace(split, f"{split}_generated", 1))
+
+
+def write_generated_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
+    """Sort and write atomically.
+
+    Args:
+        table: columns of GENERATED_SCHEMA, any row order.
+        info: where the continuations come from, kept in the file's metadata.
+        path: the Parquet file.
+    """
+    write_scored(sorted_rows(table, GENERATED_SCHEMA, ORDER), info, path)
+
+
+def read_generated_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
+    """Return the continuations and where they come from.
+
+    Raises:
+        ScoreTableError: if the file is missing, damaged or not a table of continuations.
+    """
+    made_by = "launch/evaluate.py run=... generated=check"
+    return read_scored(path, GENERATED_SCHEMA, kind="table of continuations", made_by=made_by)
+
+
+def valid_share(table: pa.Table, kind: str) -> Share:
+    """Return the share of the continuations of a kind that are titles."""
+    table = table.filter(pc.equal(table["kind"], kind))
+    return _share(table, np.asarray(pc.is_valid(table["occupation"]), dtype=float))
+
+
+def observed_share(table: pa.Table) -> Share:
+    """Return the share of the greedy continuations that are the observed title."""
+    table = table.filter(pc.equal(table["kind"], "greedy"))
+    same = pc.fill_null(pc.equal(table["occupation"], table["observed"]), False)
+    return _share(table, np.asarray(same, dtype=float))
+
+
+def describe_generated(table: pa.Table) -> str:
+    """Return the shares as a line."""
+    has_samples = pc.any(pc.equal(table["kind"], "sample")).as_py()
+    sampled = f" and {valid_share(table, 'sample')} of sampled" if has_samples else ""
+    return (
+        f"titles are {valid_share(table, 'greedy')} of greedy{sampled} continuations; "
+        f"{observed_share(table)} of greedy ones are what was observed"
+    )
+
+
+def _share(table: pa.Table, hits_N: npt.NDArray[np.float64]) -> Share:
+    """Return a mean and its error, as that of a ratio of sums over people."""
+    share = float(hits_N.mean())
+    people = pc.binary_join_element_wise(table["survey"], table["person"], "\0").combine_chunks().dictionary_encode()
+    num_people = len(people.dictionary)
+    excess_G = np.bincount(np.asarray(people.indices), weights=hits_N - share, minlength=num_people)
+    if num_people < 2:
+        return Share(share, float("nan"))
+    return Share(share, float(np.sqrt((excess_G**2).sum() * num_people / (num_people - 1)) / len(hits_N)))

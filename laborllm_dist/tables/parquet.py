@@ -1,0 +1,254 @@
+"""Parquet files of scores: what all of them have in common.
+
+Rows in a fixed order, the schema of their kind, sorted metadata that says where they come from and nothing of clock or
+host: equal scores are equal bytes. The metadata has a checksum of the rows and of all other metadata. Written
+atomically; a reader takes a whole file of its kind, as it was written, or refuses it by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laborllm_dist.errors import ForeignFile, ScoreTableError
+from laborllm_dist.io.files import writing
+from laborllm_dist.io.json_files import json_object, read_json_value
+
+KEY = ("survey", "person", "position")
+ROWS_WITH_LISTS = 4096  # in a group of rows, where each has hundreds of numbers
+ROWS_HASHED = 4096  # at once; a checksum is over blocks of so many rows
+_INFO, _OCCUPATIONS, _CHECKSUM = b"laborllm_dist", b"occupations", b"sha256"
+# What the reader of a damaged file may raise.
+DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTableInfo:
+    """Where scores come from. `careers` stands for the people, their jobs and splits: equal ones can be compared."""
+
+    model: str
+    split: str
+    careers: str
+    code: str
+    details: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListTable:
+    """Rows with a list over all occupations each; `occupations` are the codes that the lists are in the order of."""
+
+    table: pa.Table
+    info: ScoreTableInfo
+    occupations: tuple[str, ...]
+
+
+def write_scored(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
+    """Write rows atomically, in the order they have."""
+    with writing(path) as partial:
+        pq.write_table(with_checksum(table.replace_schema_metadata(metadata_of(info))), partial, compression="zstd")
+
+
+def write_lists(
+    table: pa.Table, schema: pa.Schema, info: ScoreTableInfo, occupations: Sequence[str], path: Path
+) -> None:
+    """Sort rows of a schema by key and write them atomically, with the codes that their lists are in the order of."""
+    metadata = {**metadata_of(info), _OCCUPATIONS: json.dumps(list(occupations)).encode()}
+    table = with_checksum(sorted_rows(table, schema, KEY).replace_schema_metadata(metadata))
+    with writing(path) as partial:
+        pq.write_table(table, partial, compression="zstd", row_group_size=ROWS_WITH_LISTS)
+
+
+def sorted_rows(table: pa.Table, schema: pa.Schema, order: Sequence[str]) -> pa.Table:
+    """Return the columns of a schema, rows in order."""
+    table = table.select(schema.names).cast(schema)
+    return table.sort_by([(name, "ascending") for name in order]).combine_chunks()
+
+
+def read_scored(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> tuple[pa.Table, ScoreTableInfo]:
+    """Return rows of a schema and where they come from.
+
+    Args:
+        path: the Parquet file.
+        schema: of its kind.
+        kind: what it is, for messages, such as "score table".
+        made_by: the command that makes it.
+
+    Raises:
+        ScoreTableError: if the file is missing, damaged or of another kind.
+    """
+    table, info, _ = _read(path, schema, kind, made_by)
+    return table, info
+
+
+def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> ListTable:
+    """Return rows with lists, as `read_scored` does.
+
+    Raises:
+        ScoreTableError: if the file is missing, damaged or of another kind.
+    """
+    table, info, metadata = _read(path, schema, kind, made_by)
+    try:
+        return ListTable(table, info, _texts_of(metadata[_OCCUPATIONS]))
+    except (KeyError, ValueError) as error:
+        raise ScoreTableError(f"{path} is no {kind} or is damaged: {error}") from None
+
+
+def num_occupations(path: Path) -> int | None:
+    """Return how many occupations the lists of a file are over, by its metadata alone.
+
+    None where there is no such file, or a damaged one, which its reader refuses.
+    """
+    try:
+        return len(json.loads((pq.read_schema(path).metadata or {})[_OCCUPATIONS]))
+    except DAMAGE:
+        return None
+
+
+def with_checksum(table: pa.Table) -> pa.Table:
+    """Return a table whose metadata has the checksum of its rows and of its other metadata."""
+    checksum = _checksum(table.schema, _blocks(table))
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _CHECKSUM: checksum})
+
+
+def check_content(table: pa.Table) -> None:
+    """Compare a table with the checksum in its metadata.
+
+    Raises:
+        ValueError: if it has none, or is not what was written.
+    """
+    _compare(table.schema, _checksum(table.schema, _blocks(table)))
+
+
+def written_info(path: Path) -> ScoreTableInfo:
+    """Return where the scores of a file come from, after its rows have been compared with its checksum, by blocks.
+
+    Raises:
+        ForeignFile: if it is no file of scores.
+        ScoreTableError: if it has changed since it was written.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            info = info_of(schema.metadata or {})
+    except DAMAGE:
+        raise ForeignFile(
+            f"{path} is no file of scores, or is damaged; it is not replaced: move it away, or delete it"
+        ) from None
+    try:
+        with pq.ParquetFile(path) as file:
+            _compare(schema, _checksum(schema, map(_as_table, file.iter_batches(ROWS_HASHED))))
+    except DAMAGE as error:
+        raise ScoreTableError(f"{path} is damaged: {_reason(error)}; delete it, and make it anew") from None
+    return info
+
+
+def _as_table(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
+
+
+def _blocks(table: pa.Table) -> Iterable[pa.Table]:
+    return (table.slice(start, ROWS_HASHED) for start in range(0, table.num_rows, ROWS_HASHED))
+
+
+def _compare(schema: pa.Schema, checksum: str) -> None:
+    known = (schema.metadata or {}).get(_CHECKSUM)
+    if known is None:
+        raise ValueError("it has no checksum, so it was written by an earlier version, or has changed")
+    if known != checksum.encode():
+        raise ValueError("its rows or metadata have changed since they were written (SHA-256)")
+
+
+def _checksum(schema: pa.Schema, blocks: Iterable[pa.Table]) -> str:
+    """Return the SHA-256 of names, metadata and rows, whatever the file's encoding."""
+    digest = hashlib.sha256()
+    metadata = {name.hex(): value.hex() for name, value in (schema.metadata or {}).items() if name != _CHECKSUM}
+    digest.update(json.dumps([schema.names, metadata], sort_keys=True).encode())
+    for block in blocks:
+        digest.update(f"rows {block.num_rows}".encode())
+        for column in block.columns:
+            _hash_values(digest, column.combine_chunks())
+    return digest.hexdigest()
+
+
+def _hash_values(digest: Any, values: Any) -> None:
+    """Add which values are null, and all others."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.chunk(0) if values.num_chunks else pa.array([], values.type)
+    digest.update(np.packbits(np.asarray(values.is_valid())).tobytes())
+    values = values.drop_null()
+    if pa.types.is_list(values.type):
+        digest.update(np.asarray(pc.list_value_length(values), dtype=np.int64).tobytes())
+        _hash_values(digest, values.flatten())
+    elif pa.types.is_string(values.type):
+        values = values.cast(pa.large_string())
+        digest.update(np.asarray(pc.binary_length(values), dtype=np.int64).tobytes())
+        if len(values):
+            _, places, characters = values.buffers()
+            offsets = np.frombuffer(places, dtype=np.int64)[values.offset : values.offset + len(values) + 1]
+            digest.update(memoryview(characters)[offsets[0] : offsets[-1]] if characters is not None else b"")
+    elif pa.types.is_primitive(values.type):
+        digest.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).tobytes())
+    else:
+        raise TypeError(f"a column of type {values.type} has no checksum")
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def metadata_of(info: ScoreTableInfo) -> dict[bytes, bytes]:
+    """Return the metadata of a file of scores."""
+    facts = {"model": info.model, "split": info.split, "careers": info.careers, "code": info.code, **info.details}
+    return {_INFO: json.dumps(facts, sort_keys=True).encode()}
+
+
+def info_of(metadata: Mapping[bytes, bytes]) -> ScoreTableInfo:
+    """Return what the metadata of a file of scores says.
+
+    Raises:
+        KeyError: if it is no such file.
+        ValueError: if it is damaged.
+    """
+    facts = json_object(metadata[_INFO])
+    if not all(isinstance(fact, str) for fact in facts.values()):
+        raise ValueError("its metadata hold something else than texts")
+    named = {key: facts.pop(key) for key in ("model", "split", "careers", "code")}
+    return ScoreTableInfo(**named, details=facts)
+
+
+def _texts_of(content: bytes) -> tuple[str, ...]:
+    """Return the texts of a list in metadata.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    values, _ = read_json_value(content.decode())
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("its occupations are no list of texts")
+    return tuple(values)
+
+
+def _read(
+    path: Path, schema: pa.Schema, kind: str, made_by: str
+) -> tuple[pa.Table, ScoreTableInfo, Mapping[bytes, bytes]]:
+    if not path.is_file():
+        raise ScoreTableError(f"no {kind} at {path}; `{made_by}` makes it")
+    try:
+        table = pq.read_table(path)
+        metadata = table.schema.metadata or {}
+        info = info_of(metadata)
+        check_content(table)
+        return table.select(schema.names).cast(schema), info, metadata
+    except DAMAGE as error:
+        raise ScoreTableError(
+            f"{path} is no {kind} or is damaged: {_reason(error)}; delete it, and `{made_by}` makes it anew"
+        ) from None

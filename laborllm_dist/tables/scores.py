@@ -1,0 +1,103 @@
+"""The score table: what every model, of whatever kind, ends in. One row per observation of the test people.
+
+The key of an observation is (survey, person, position), `position` counting a person's jobs from 0. The covariates
+stand beside the scores, so that a report needs nothing but score tables. Probabilities are log-likelihoods in nats,
+float64.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laborllm_dist.errors import ScoreTableError
+from laborllm_dist.tables.parquet import KEY, ScoreTableInfo, read_scored, sorted_rows, write_scored
+
+COVARIATES = ("gender", "ethnicity", "region", "education")
+
+SCORE_SCHEMA = pa.schema(
+    [
+        pa.field("survey", pa.string(), nullable=False),
+        pa.field("person", pa.string(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("year", pa.int32(), nullable=False),
+        pa.field("occupation", pa.string(), nullable=False),
+        pa.field("previous", pa.string()),  # null: this is the person's first observation
+        pa.field("birth_year", pa.int32()),
+        pa.field("gender", pa.string()),
+        pa.field("ethnicity", pa.string()),
+        pa.field("region", pa.string()),
+        pa.field("education", pa.string()),
+        pa.field("num_tokens", pa.int32(), nullable=False),  # tokens of the title; 0 for models that have none
+        pa.field("title", pa.float64(), nullable=False),  # log P(title's tokens | prompt), the paper's number
+        pa.field("terminated", pa.float64(), nullable=False),  # log P(title's tokens, then the line's end | prompt)
+    ]
+)
+
+
+NUM_TITLES = "num_titles"  # detail of a comparator's table: how many titles there are to choose from
+TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
+
+
+def is_true_model(info: ScoreTableInfo) -> bool:
+    """Return whether scores are the truth itself, which no model can beat."""
+    return TRUE_MODEL.items() <= dict(info.details).items()
+
+
+def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
+    """Sort by key, check, and write atomically.
+
+    Args:
+        table: columns of SCORE_SCHEMA, any row order.
+        info: where the scores come from, kept in the file's metadata.
+        path: the Parquet file.
+
+    Raises:
+        ScoreTableError: if a column is missing or of another type, a key is doubled, or a score is no log-probability.
+    """
+    try:
+        table = sorted_rows(table, SCORE_SCHEMA, KEY)
+    except (KeyError, pa.ArrowInvalid, ValueError) as error:
+        raise ScoreTableError(f"scores of {info.model} do not have the columns of a score table: {error}") from None
+    check_scores(table, str(path))
+    write_scored(table, info, path)
+
+
+def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
+    """Return the rows and where they come from.
+
+    Raises:
+        ScoreTableError: if the file is missing, damaged or not a score table.
+    """
+    made_by = "deepspeed launch/evaluate.py run=..."
+    table, info = read_scored(path, SCORE_SCHEMA, kind="score table", made_by=made_by)
+    check_scores(table, str(path))
+    return table, info
+
+
+def check_scores(table: pa.Table, where: str) -> None:
+    """Refuse doubled keys and values that are no log-probability.
+
+    Raises:
+        ScoreTableError: naming the first offending person.
+    """
+    counts = table.group_by(list(KEY)).aggregate([([], "count_all")])
+    doubled = counts.filter(pc.greater(counts["count_all"], 1))
+    if doubled.num_rows:
+        first = doubled.slice(0, 1).to_pylist()[0]
+        raise ScoreTableError(
+            f"{where}: observation {first['position']} of person {first['person']!r} of {first['survey']} "
+            f"stands {first['count_all']} times"
+        )
+    for column in ("title", "terminated"):
+        # Rounding may put log P of a sure thing a hair above 0.
+        proper = pc.and_(pc.is_finite(table[column]), pc.less_equal(table[column], 1e-6))
+        wrong = table.filter(pc.invert(proper))
+        if wrong.num_rows:
+            first = wrong.slice(0, 1).to_pylist()[0]
+            raise ScoreTableError(
+                f"{where}: {column} log-likelihood of person {first['person']!r}, observation {first['position']} "
+                f"is {first[column]}; wanted a finite number of nats <= 0"
+            )

@@ -1,0 +1,86 @@
+"""The distribution over all titles of every observation, beside the score table: scores/SPLIT_titles.parquet.
+
+Rows have the keys and the order of the score table. `terminated` log-likelihoods are of disjoint events, so their
+probabilities sum to `mass`, the mass of valid titles; the rest is of texts that are no title. In bounded mode `bound`
+is the mass that was not told apart: titles in it are null, and their probabilities sum to at most `bound`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laborllm_dist.errors import ScoreTableError
+from laborllm_dist.tables.parquet import ListTable, ScoreTableInfo, read_lists, write_lists
+
+TITLE_SCHEMA = pa.schema(
+    [
+        pa.field("survey", pa.string(), nullable=False),
+        pa.field("person", pa.string(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("occupation", pa.string(), nullable=False),  # the observed one
+        pa.field("mass", pa.float64(), nullable=False),  # probability of all titles that were told apart
+        pa.field("bound", pa.float64(), nullable=False),  # probability that was not told apart; 0: none
+        pa.field("normalised", pa.float64(), nullable=False),  # terminated of the observed title - log(mass + bound)
+        pa.field("title", pa.list_(pa.float64()), nullable=False),  # nats, in the order of the file's occupations
+        pa.field("terminated", pa.list_(pa.float64()), nullable=False),
+    ]
+)
+
+
+def title_table_path(score_table: Path, split: str) -> Path:
+    """Return where the distributions of a score table lie: test_titles.parquet, test_titles.MODEL.parquet."""
+    return score_table.with_name(score_table.name.replace(split, f"{split}_titles", 1))
+
+
+def write_title_table(table: pa.Table, info: ScoreTableInfo, occupations: Sequence[str], path: Path) -> None:
+    """Sort by key and write atomically.
+
+    Args:
+        table: columns of TITLE_SCHEMA, any row order.
+        info: where the scores come from, kept in the file's metadata.
+        occupations: codes, in the order of the lists.
+        path: the Parquet file.
+
+    Raises:
+        ScoreTableError: if a number is no probability.
+    """
+    check_titles(table, str(path))
+    write_lists(table, TITLE_SCHEMA, info, occupations, path)
+
+
+def read_title_table(path: Path) -> ListTable:
+    """Return the distributions and where they come from.
+
+    Raises:
+        ScoreTableError: if the file is missing, damaged or not a table of titles, or a number is no probability.
+    """
+    made_by = "launch/evaluate.py run=... titles=all"
+    titles = read_lists(path, TITLE_SCHEMA, kind="table of titles", made_by=made_by)
+    check_titles(titles.table, str(path))
+    return titles
+
+
+def check_titles(table: pa.Table, where: str) -> None:
+    """Refuse what is no probability: where all titles are impossible, the observed one has no share of them.
+
+    Raises:
+        ScoreTableError: naming the first offending person.
+    """
+    is_log = {"normalised": True, "mass": False, "bound": False}
+    for column, in_nats in is_log.items():
+        # Rounding may put the probability of a sure thing a hair above 1.
+        least, most = (-math.inf, 1e-6) if in_nats else (0.0, 1.001)
+        within = pc.and_(pc.greater_equal(table[column], least), pc.less_equal(table[column], most))
+        wrong = table.filter(pc.invert(pc.and_(pc.is_finite(table[column]), within)))
+        if wrong.num_rows:
+            first = wrong.slice(0, 1).to_pylist()[0]
+            wanted = "a finite number of nats <= 0" if in_nats else "a probability"
+            raise ScoreTableError(
+                f"{where}: {column} of person {first['person']!r}, observation {first['position']} is {first[column]}; "
+                f"wanted {wanted}; delete it, and `launch/evaluate.py run=... titles=all` makes it anew"
+            )

@@ -1,0 +1,1 @@
+"""Career histories to text."""

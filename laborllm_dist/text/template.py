@@ -1,0 +1,167 @@
+"""Write a career as text, and say where in it every title stands.
+
+A template is lines with fields in braces; a part in brackets is left out where a field inside it is absent. The span
+of a title begins at the blank before it: the prompt of an observation is the text before that blank, so it ends in
+"YEAR (EDUCATION):", and its continuation is " TITLE".
+
+A career is one text, since the prompts of all its observations are nested. Where only the last k lines of history may
+stand before a prediction, they are not: the first text has the first k + 1 jobs, and each later job a text of its own.
+
+    k = 2, five jobs    text 1: jobs 1 2 3, predicts 1 2 3    text 2: 2 3 4, predicts 4    text 3: 3 4 5, predicts 5
+
+Every text begins with the template's preface, whose titles predict nothing (text/few_shot.py).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from laborllm_dist.careers.types import CareerHistory
+from laborllm_dist.config.data import TemplateSettings
+from laborllm_dist.errors import TemplateError
+
+CAREER_FIELDS = ("survey", "birth_year", "gender", "ethnicity", "region")
+ENTRY_FIELDS = ("year", "education")
+TITLE_MARK = " {title}"
+
+# A line is parts; a part is pieces (literal text, field name or None), left out as a whole where a field is absent.
+Piece = tuple[str, str | None]
+Part = tuple[bool, tuple[Piece, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class CareerText:
+    """A text and, for each job that it predicts, the characters [start, end) of " TITLE".
+
+    The jobs are those of the career from `first_job` on.
+    """
+
+    text: str
+    title_spans: tuple[tuple[int, int], ...]
+    first_job: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A checked template, ready to render."""
+
+    heading: tuple[tuple[Part, ...], ...]
+    prompt: tuple[Part, ...]  # the entry's line before the blank and the title
+    ending: tuple[tuple[Part, ...], ...]
+    hidden: frozenset[str]
+    history_lines: int | None
+    preface: str  # whole lines
+
+
+def compile_template(settings: TemplateSettings, preface: str = "") -> Template:
+    """Check a template and take it apart once.
+
+    Args:
+        settings: of the template.
+        preface: the lines of `settings.preface` as they are shown (text/few_shot.py).
+
+    Raises:
+        TemplateError: for an unknown field, a bracket without its pair, or an entry that does not end in " {title}".
+    """
+    if not settings.entry.endswith(TITLE_MARK) or settings.entry.endswith(" " + TITLE_MARK):
+        raise TemplateError(f"template.entry must end in one blank and {{title}}, found {settings.entry!r}")
+    prompt = settings.entry.removesuffix(TITLE_MARK)
+    known = (*CAREER_FIELDS, *ENTRY_FIELDS)
+    for name in settings.hidden:
+        if name not in known or name == "year":
+            raise TemplateError(
+                f"template.hidden: {name!r} cannot be hidden; {', '.join(CAREER_FIELDS)} and education can"
+            )
+    return Template(
+        heading=tuple(_parse_line(line, CAREER_FIELDS, "heading") for line in settings.heading),
+        prompt=_parse_line(prompt, known, "entry"),
+        ending=tuple(_parse_line(line, CAREER_FIELDS, "ending") for line in settings.ending),
+        hidden=frozenset(settings.hidden),
+        history_lines=settings.history_lines,
+        preface=preface,
+    )
+
+
+def render_career(career: CareerHistory, template: Template, title_of: Mapping[str, str]) -> tuple[CareerText, ...]:
+    """Write a career as text, or as several where the template limits the history.
+
+    Raises:
+        TemplateError: if the template needs a field that the career does not have.
+    """
+    num_jobs, limit = len(career.jobs), template.history_lines
+    if limit is None or num_jobs <= limit + 1:
+        return (_render_jobs(career, template, title_of, range(num_jobs), num_jobs),)
+    first = _render_jobs(career, template, title_of, range(limit + 1), limit + 1)
+    return (
+        first,
+        *(
+            _render_jobs(career, template, title_of, range(job - limit, job + 1), 1)
+            for job in range(limit + 1, num_jobs)
+        ),
+    )
+
+
+def _render_jobs(
+    career: CareerHistory, template: Template, title_of: Mapping[str, str], shown: range, num_predicted: int
+) -> CareerText:
+    """Write these jobs of a career; the last `num_predicted` of them get spans."""
+    facts = {name: None if name in template.hidden else getattr(career, name) for name in CAREER_FIELDS}
+    lines = [text for line in template.heading if (text := _fill(line, facts, career)) is not None]
+    length = len(template.preface) + sum(len(line) + 1 for line in lines)
+    spans: list[tuple[int, int]] = []
+    for job in career.jobs[shown.start : shown.stop]:
+        facts["year"] = job.year
+        facts["education"] = None if "education" in template.hidden else job.education
+        prompt = _fill(template.prompt, facts, career) or ""
+        title = " " + title_of[job.occupation]
+        spans.append((length + len(prompt), length + len(prompt) + len(title)))
+        lines.append(prompt + title)
+        length += len(lines[-1]) + 1
+    if shown.stop == len(career.jobs):
+        lines.extend(text for line in template.ending if (text := _fill(line, facts, career)) is not None)
+    text = template.preface + "".join(line + "\n" for line in lines)
+    return CareerText(text, tuple(spans[len(spans) - num_predicted :]), shown.stop - num_predicted)
+
+
+def _parse_line(line: str, known: tuple[str, ...], where: str) -> tuple[Part, ...]:
+    if "\n" in line:
+        raise TemplateError(f"template.{where}: a line break inside {line!r}; give each line as its own item")
+    parts: list[Part] = []
+    for text in re.split(r"(\[[^\[\]]*\])", line):
+        optional = text.startswith("[") and text.endswith("]")
+        inner = text[1:-1] if optional else text
+        if "[" in inner or "]" in inner:
+            raise TemplateError(f"template.{where}: a bracket without its pair in {line!r}")
+        try:
+            pieces = tuple((literal, name) for literal, name, _, _ in string.Formatter().parse(inner))
+        except ValueError as error:
+            raise TemplateError(f"template.{where}: {error} in {line!r}") from None
+        for _, name in pieces:
+            if name is not None and name not in known:
+                raise TemplateError(
+                    f"template.{where}: unknown field {{{name}}} in {line!r}; known: {', '.join(known)}"
+                )
+        if optional and all(name is None for _, name in pieces):
+            raise TemplateError(f"template.{where}: [{inner}] has no field, so nothing says when to leave it out")
+        if pieces:
+            parts.append((optional, pieces))
+    return tuple(parts)
+
+
+def _fill(line: tuple[Part, ...], facts: Mapping[str, object], career: CareerHistory) -> str | None:
+    """Return the line's text, None where the whole line is one optional part that is left out."""
+    texts: list[str] = []
+    for optional, pieces in line:
+        absent = next((name for _, name in pieces if name is not None and facts[name] is None), None)
+        if absent is not None:
+            if not optional:
+                raise TemplateError(
+                    f"person {career.person!r} of {career.survey} has no {absent}, which the template needs; "
+                    f"put brackets round the part that speaks of it: [... {{{absent}}} ...]"
+                )
+            continue
+        texts.append("".join(literal + ("" if name is None else str(facts[name])) for literal, name in pieces))
+    return "".join(texts) if texts or not line else None

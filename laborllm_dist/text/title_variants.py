@@ -1,0 +1,58 @@
+"""How occupations are written in a text: their titles, numbers, each other's titles, or titles with a prefix.
+
+The variants ask what a model gets from the words of a title (LABOR-LLM, arXiv 2406.17972): with numbers it gets
+nothing, with shuffled titles it gets something wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+
+from laborllm_dist.careers.types import OccupationVocabulary
+from laborllm_dist.config.data import TitleSettings
+
+
+def shown_vocabulary(vocabulary: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
+    """Return the same codes with the titles that a text shows."""
+    if settings.style == "english":
+        return vocabulary
+    titles = vocabulary.titles
+    if settings.style == "numeric":
+        # Of one width, so that no title begins another.
+        width = len(str(len(titles)))
+        titles = tuple(f"{settings.prefix}{number:0{width}d}" for number in range(1, len(titles) + 1))
+    elif settings.style == "perturbed":
+        titles = tuple(f"{settings.prefix}{title}" for title in titles)
+    else:
+        titles = _shuffled(vocabulary, settings.seed or 0)
+    return dataclasses.replace(vocabulary, titles=titles)
+
+
+def _shuffled(vocabulary: OccupationVocabulary, seed: int) -> tuple[str, ...]:
+    """Give every code the title of the next one in an order drawn by the seed: no title stays where it was."""
+    titles = list(vocabulary.titles)
+    for index, following in _shuffling(vocabulary, seed):
+        titles[index] = vocabulary.titles[following]
+    return tuple(titles)
+
+
+def _shuffling(vocabulary: OccupationVocabulary, seed: int) -> Iterator[tuple[int, int]]:
+    """Yield the place of every code and that of the title it is shown with."""
+    key = str(seed).encode()
+    order = sorted(
+        range(len(vocabulary)), key=lambda index: hashlib.blake2b(vocabulary.codes[index].encode(), key=key).digest()
+    )
+    return zip(order, [*order[1:], order[0]], strict=True)
+
+
+def meant_vocabulary(shown: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
+    """Return the same codes with the titles that are meant: what `shown_vocabulary` was given; numbers stay numbers."""
+    titles = list(shown.titles)
+    if settings.style == "perturbed":
+        titles = [title.removeprefix(settings.prefix or "") for title in titles]
+    elif settings.style == "shuffled":
+        for index, following in _shuffling(shown, settings.seed or 0):
+            titles[following] = shown.titles[index]
+    return dataclasses.replace(shown, titles=tuple(titles))

@@ -1,0 +1,1 @@
+"""Metrics of a training: metrics.jsonl and wandb."""

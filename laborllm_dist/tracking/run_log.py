@@ -1,0 +1,79 @@
+"""What a run says: a progress line for people, the same numbers in metrics.jsonl in full, and Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from laborllm_dist.config.run import TrackingSettings
+from laborllm_dist.io.console import say
+from laborllm_dist.io.files import disk_errors_are_said, write_text
+from laborllm_dist.io.json_files import NotJson, json_object
+from laborllm_dist.tracking.wandb_tracker import open_tracker
+
+
+class RunLog:
+    """Metrics of one run, written by rank 0."""
+
+    def __init__(
+        self, path: Path, tracking: TrackingSettings, *, name: str, settings: Mapping[str, Any], step: int
+    ) -> None:
+        """Open the log at `step` steps done; lines of later steps, which a kill has undone, are dropped."""
+        self._path = path
+        with disk_errors_are_said(path):
+            self._last = _keep_until(path, step)
+            self._file = path.open("ab", buffering=0)  # what a full disk has refused is not left for `close`
+        self._tracker = open_tracker(tracking, path.parent, name, settings)
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """Write facts of a step; `step` counts steps done. What is already said of the same step stays in its line."""
+        line, start = dict(facts), self._file.tell()
+        if self._last is not None and self._last[1]["step"] == line["step"]:
+            start, before = self._last
+            line = {**before, **line}
+        rest = json.dumps(line).encode() + b"\n"
+        with disk_errors_are_said(self._path):
+            self._file.truncate(start)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        self._last = (start, line)
+        if self._tracker is not None:
+            numbers = {name: value for name, value in facts.items() if isinstance(value, (int, float))}
+            self._tracker.log(numbers, step=int(line["step"]))
+
+    def close(self) -> None:
+        """Finish the log."""
+        self._file.close()
+        if self._tracker is not None:
+            self._tracker.close()
+
+
+def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
+    """Drop lines of later steps; return where the last line that is kept begins, and what it says.
+
+    The last line of a killed run may be half a line. Any other that is no line of a log has been damaged since; it is
+    dropped too, and said, and those after it stay.
+    """
+    if not path.is_file():
+        return None
+    kept: list[tuple[str, dict[str, Any]]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        facts = _facts_of(line)
+        if facts is None and number < len(lines):
+            say(f"train: line {number} of {path} is damaged and left out")
+        if facts is not None and facts["step"] <= step:
+            kept.append((line.decode() + "\n", facts))
+    write_text(path, "".join(line for line, _ in kept))
+    return (sum(len(line.encode()) for line, _ in kept[:-1]), kept[-1][1]) if kept else None
+
+
+def _facts_of(line: bytes) -> dict[str, Any] | None:
+    """Return what a line says; None if it is no line of a log."""
+    try:
+        facts = json_object(line)
+    except NotJson:
+        return None
+    return facts if type(facts.get("step")) is int else None

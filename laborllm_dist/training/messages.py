@@ -1,0 +1,71 @@
+"""The lines that people watch: the plan before the first step, the progress of steps, and the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from laborllm_dist.batching.training_plan import TrainingPlan
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.io.number_format import format_decimals
+from laborllm_dist.training.state import RunState
+
+
+def describe_settings(settings: RunSettings, ranks: Ranks) -> str:
+    """Return what is asked for, which is known before any data is read."""
+    surveys = ", ".join(corpus.survey for corpus in settings.data.corpora.values())
+    weights = f"pretrained {settings.model.path}" if settings.model.path else "from nothing"
+    adapter = settings.adapter
+    epochs = (
+        "epochs by the number of people" if settings.training.epochs is None else f"{settings.training.epochs} epochs"
+    )
+    learnt = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.base} base"
+    return (
+        f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{learnt}; "
+        f"ZeRO-{settings.zero.stage} {settings.zero.precision} on {ranks.world_size} x {ranks.device.type}; "
+        f"{settings.batch.careers_per_step} careers a step in rows of at most {settings.batch.row_length} tokens, "
+        f"{epochs}, peak learning rate {settings.optimizer.learning_rate:g}"
+    )
+
+
+def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_learnt: int) -> str:
+    """Return the short plan that stands before the first step."""
+    first = plan.step(0)
+    tokens = int((plan.lengths[plan.order.rows] * plan.order.weights).sum())
+    learnt = "" if num_learnt == num_all else f", {num_learnt:,} of them learnt"
+    return (
+        f"plan: {plan.order.careers_per_epoch:,} careers of {tokens:,} tokens an epoch, {plan.num_steps} steps of "
+        f"{settings.batch.careers_per_step} careers ({plan.num_epochs} epochs); a step has about "
+        f"{len(first.packing.rows)} rows, {first.packing.fill:.0%} full, in {len(first.shards.passes)} passes\n"
+        f"plan: {num_all:,} parameters{learnt}"
+    )
+
+
+def progress_line(step: int, num_steps: int, numbers: Mapping[str, float]) -> str:
+    """Return the line of a step."""
+    line = (
+        f"step {step}/{num_steps}  loss {format_decimals(numbers['loss_nats_per_token'], 4)} nats/token  "
+        f"rate {numbers['learning_rate']:.2e}  {numbers['tokens_per_second'] / 1000:.1f}k tokens/s  "
+        f"{numbers['peak_memory_gib']:.1f} GiB"
+    )
+    if "validation_nats_per_token" in numbers:
+        line += (
+            f"  |  validation {format_decimals(numbers['validation_nats_per_token'], 4)} nats/token, "
+            f"{format_decimals(numbers['validation_nats_per_title'], 4)} nats/title"
+        )
+    return line
+
+
+def describe_early_stop(state: RunState) -> str:
+    """Return why a training ends before its last step."""
+    return (
+        f"train: stops early after step {state.step}: {state.validations_since_best} validations without a better "
+        f"one than after step {state.best_step}"
+    )
+
+
+def describe_end(state: RunState, export: Path) -> str:
+    """Return the last line: what was exported, and how many steps were not learnt from."""
+    left_out = f"; {len(state.left_out)} of {state.step} steps were not learnt from" if state.left_out else ""
+    return f"train: weights of step {state.best_step} (best on validation) in {export}{left_out}"

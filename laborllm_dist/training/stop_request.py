@@ -1,0 +1,48 @@
+"""Signals that end a process, as a wish that all ranks agree on and not as a death.
+
+SIGTERM comes from Slurm's preemption and from launchers, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.io.console import say_at_once
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StopSignals:
+    """Notes these signals inside its block; the step or pass that is being computed is finished.
+
+    A SIGHUP that the process was started to ignore, as `nohup` does, stays ignored.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._is_wanted = False
+
+    def are_wanted(self) -> bool:
+        """Return whether any rank has been asked to stop. Collective, so that all leave at the same place."""
+        (num_asked,) = self._ranks.sum(float(self._is_wanted))
+        return num_asked > 0
+
+    def __enter__(self) -> StopSignals:
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heeded = [number for number in SIGNALS if not (number == signal.SIGHUP and is_ignored)]
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # A launcher sends SIGTERM after a Ctrl-C: only a second SIGINT is somebody's impatience.
+        if self._ranks.is_first and not self._is_wanted:
+            say_at_once("train: asked to stop; finishes this step, or this pass of the validation, and saves")
+        elif self._ranks.is_first and number == signal.SIGINT:
+            say_at_once("train: already stopping; kill -9 ends it at once, and costs what came after the last save")
+        self._is_wanted = True

@@ -1,0 +1,186 @@
+"""Training from settings to export, in order of time: plan, engine, resume, steps, validation, checkpoints, export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from laborllm_dist.batching.training_plan import TrainingPlan, plan_training
+from laborllm_dist.careers.corpus import check_sources
+from laborllm_dist.careers.splits import Split
+from laborllm_dist.checkpoint.export import ModelConfig, check_exports, export_adapter, export_checkpoint, finished_step
+from laborllm_dist.checkpoint.load import load_checkpoint
+from laborllm_dist.checkpoint.manifest import CheckpointManifest, check_checkpoint, read_manifest
+from laborllm_dist.checkpoint.save import checkpoint_folder, newest_checkpoint, run_of_checkpoints, save_state
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.context import Ranks, alone
+from laborllm_dist.distributed.zero_engine import make_engine
+from laborllm_dist.errors import CheckpointError
+from laborllm_dist.io.console import complain, say, silence
+from laborllm_dist.io.files import ChecksumCheck
+from laborllm_dist.io.run_directory import RunFolder, check_run_folder, open_run, recorded_store
+from laborllm_dist.models.loading import (
+    check_fit,
+    check_packing,
+    check_weights,
+    longest_career,
+    make_model,
+    num_parameters,
+    weights_identity,
+)
+from laborllm_dist.models.weight_checks import check_in_place
+from laborllm_dist.planning.memory_budget import capacity_of
+from laborllm_dist.planning.memory_check import check_memory
+from laborllm_dist.store.build import prepare_store, store_folder
+from laborllm_dist.store.store import TOKENIZER, TokenStore, checking_store, open_store
+from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
+from laborllm_dist.training.messages import describe_early_stop, describe_end, describe_plan, describe_settings
+from laborllm_dist.training.state import BEGINNING, RunState, state_from_values
+from laborllm_dist.training.step import Work
+from laborllm_dist.training.steps import is_done, run_steps
+
+
+def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
+    """Train the model of these settings, or go on with it; return the finished run's folder. Collective.
+
+    Raises:
+        LaborError: if anything is missing or does not fit; the run's last checkpoint is untouched.
+        Interrupted: if SIGTERM or SIGINT came; a checkpoint of the last step is written then.
+    """
+    tell = say if ranks.is_first else silence
+    tell(describe_settings(settings, ranks))
+    ranks.on_first(lambda: _check_places(settings))
+    ranks.on_first(lambda: check_weights(settings.model))
+    store = open_store(ranks.on_first(lambda: _store_folder(settings), Path))
+    splits: tuple[Split, ...] = ("train", "validation") if ranks.is_first else ()
+    with checking_store(store, splits) as check:
+        plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
+        with alone(ranks, Path(settings.runs) / settings.name):
+            run = ranks.on_first(lambda: _open_run(settings, store), RunFolder)
+            _train_alone(settings, ranks, (store, check), plan, run)
+    return run
+
+
+def _check_places(settings: RunSettings) -> None:
+    """Refuse missing sources, and a folder where other files than a run's would be written over, before any work."""
+    check_sources(settings.data)
+    folder = RunFolder(Path(settings.runs) / settings.name, "")
+    check_run_folder(folder.path)
+    check_exports(folder, unless_written=True)
+
+
+def _store_folder(settings: RunSettings) -> Path:
+    """Return the folder of the token store: that of the run, whichever folder this is started from, or one made now."""
+    recorded = recorded_store(Path(settings.runs) / settings.name)
+    if recorded is not None and recorded.name == store_folder(settings).name:
+        return recorded
+    return prepare_store(settings, say).folder
+
+
+def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: Ranks) -> TrainingPlan:
+    store.careers("test")  # a split without people is refused now, not after the training
+    return plan_training(store, settings, world_size=ranks.world_size)
+
+
+def _open_run(settings: RunSettings, store: TokenStore) -> RunFolder:
+    weights = None if settings.model.path is None else weights_identity(settings.model)
+    saved = run_of_checkpoints(RunFolder(Path(settings.runs) / settings.name, "").checkpoints)
+    return open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, weights, saved)
+
+
+def _train_alone(
+    settings: RunSettings,
+    ranks: Ranks,
+    checked_store: tuple[TokenStore, ChecksumCheck],
+    plan: TrainingPlan,
+    run: RunFolder,
+) -> None:
+    """Resume or begin, do all steps that are left, and export."""
+    store, check = checked_store
+    tell = say if ranks.is_first else silence
+    newest = ranks.on_first(lambda: newest_checkpoint(run.checkpoints, tell), tuple[Path, CheckpointManifest] | None)
+    state = BEGINNING if newest is None else _state_of(newest[1], run)
+    if is_done(plan, state) and ranks.on_first(lambda: finished_step(run, settings)) == state.best_step:
+        tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
+        ranks.on_first(check.wait)
+        ranks.on_first(lambda: _warn_if_no_better(state, store, settings))
+        return
+    ranks.on_first(lambda: check_exports(run))
+    if state.best_step != state.step:  # that of the newest has been looked at
+        state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell), RunState)
+
+    capacity = capacity_of(ranks, settings)  # on every rank: all import at once what the model wants
+    ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity, tell))
+    model = make_model(settings, ranks, num_ids=store.num_ids)
+    ranks.on_first(check.wait)
+    ranks.on_first(lambda: check_fit(model.hugging_face, store))
+    if settings.zero.stage < 3 and settings.adapter.base == "full":
+        model.to(ranks.device)  # where DeepSpeed puts it too; on a CPU the forwards of the check take minutes
+    device, longest = next(model.parameters()).device, longest_career(store)
+    ranks.on_first(lambda: check_packing(model.hugging_face, device=device, longest=longest))
+    config = model.hugging_face.config
+    tell(describe_plan(settings, plan, *num_parameters(model)))
+    engine = make_engine(model, settings.zero, settings.optimizer, ranks)
+    check_in_place(model, ranks)
+    if newest is not None:
+        load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
+        tell(f"train: goes on after step {state.step} of {plan.num_steps}")
+    work = Work(settings, plan, engine, run, store.careers("train"), store.careers("validation"), tell)
+    state = run_steps(work, state)
+    del engine, work
+    if state.step < plan.num_steps:
+        tell(describe_early_stop(state))
+    state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell), RunState)
+    ranks.on_first(lambda: _export_best(state, run, config, store, settings))
+    tell(describe_end(state, run.export))
+    ranks.on_first(lambda: _warn_if_no_better(state, store, settings))
+
+
+def _state_of(manifest: CheckpointManifest, run: RunFolder) -> RunState:
+    if manifest.run != run.fingerprint:
+        raise CheckpointError(
+            f"step {manifest.step} in {run.checkpoints} belongs to another run; move it away, or give this run another "
+            "name (name=...)"
+        )
+    return state_from_values(manifest.state)
+
+
+def _with_whole_best(state: RunState, checkpoints: Path, tell: Callable[[str], None]) -> RunState:
+    """Return the state whose best step is that of a whole checkpoint, if any validated one is left, and save it."""
+    found = state
+    while found.best_step is not None:
+        try:
+            check_checkpoint(checkpoint_folder(checkpoints, found.best_step))
+            break
+        except CheckpointError as error:
+            if found == state:
+                tell(f"train: the best weights, of step {state.best_step}, are lost: {error}")
+            found = found.without_best()
+    if found != state:
+        save_state(checkpoints, found.step, asdict(found))
+        best = "there is none, until the next validation" if found.best_step is None else f"step {found.best_step}"
+        tell(f"train: best on validation of what is left: {best}")
+    return found
+
+
+def _warn_if_no_better(state: RunState, store: TokenStore, settings: RunSettings) -> None:
+    """Say in one line where the best weights predict the validation people's titles worse than no model does."""
+    if state.best_nats_per_title is None:
+        return
+    others = score_without_model(store, "validation", settings)
+    warning = warning_if_no_better(settings.name, "validation", state.best_nats_per_title, others)
+    if warning is not None:
+        complain(f"{warning}; more steps (training.epochs) or another optimizer.learning_rate may help")
+
+
+def _export_best(
+    state: RunState, run: RunFolder, config: ModelConfig, store: TokenStore, settings: RunSettings
+) -> None:
+    assert state.best_step is not None  # the last step validates
+    folder = checkpoint_folder(run.checkpoints, state.best_step)
+    manifest = read_manifest(folder)
+    if settings.adapter.kind == "none":
+        export_checkpoint(folder, manifest, config, store.folder / TOKENIZER, run.export)
+    else:
+        export_adapter((folder, manifest), settings, config, store.folder / TOKENIZER, run)

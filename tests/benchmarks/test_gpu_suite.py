@@ -1,0 +1,183 @@
+"""The suite for a GPU, without one: what it says of parts that fail, hang or leave nothing, and its comparisons."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from gpu_suite import correctness, peers, runner  # noqa: E402
+from gpu_suite.record import Record, RecordFile, Start, print_table  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def begun(folder: Path) -> RecordFile:
+    file = RecordFile(folder / "found.jsonl")
+    file.begin(Start("now", "command", "commit", "hardware", {"torch": "2"}))
+    return file
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process is there and no zombie."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_every_part_leaves_a_record_whatever_becomes_of_it(tmp_path: Path) -> None:
+    file = begun(tmp_path)
+    line = '{"part": "good", "subject": "x", "outcome": "measured", "numbers": {"seconds": 1.5}, "note": null}'
+    jobs = [
+        runner.Job("good", "x", 60, ("sh", "-c", f"echo '{line}' >> {file.path}")),
+        runner.Job("broken", "x", 60, ("sh", "-c", "exit 3")),
+        runner.Job("silent", "x", 60, ("true",)),
+    ]
+    runner.run_jobs(jobs, file, seconds=120)
+    runner.run_jobs([runner.Job("late", "x", 60, ("true",))], file, seconds=1)
+    _, records = file.last()
+    assert records[0] == Record("good", "x", "measured", {"seconds": 1.5})
+    assert [(each.part, each.outcome) for each in records[1:]] == [
+        ("broken", "failed"), ("silent", "failed"), ("late", "skipped")
+    ]  # fmt: skip
+    assert [each.note for each in records[2:]] == ["left no record", "not measured: no time left"]
+    assert records[1].note.endswith("code 3")
+
+
+def test_a_part_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    file, pids = begun(tmp_path), tmp_path / "pids"
+    hanging = f"sh -c 'sleep 600 & echo $! >> {pids}; wait' & echo $! >> {pids}; echo $$ >> {pids}; wait"
+    runner.run_jobs([runner.Job("hanging", "x", 3, ("sh", "-c", hanging))], file, seconds=60)
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert len(started) == 3
+    wait_until(lambda: not any(map(is_running, started)))
+    (record,) = file.last()[1]
+    assert record.outcome == "failed"
+    assert record.note == "ended after 3 s, its limit"
+
+
+def test_a_failing_part_makes_the_exit_code_1_and_a_record(tmp_path: Path, monkeypatch, capsys) -> None:
+    # The process of the case is the suite's own, which knows no such case and ends with an error.
+    unknown = runner.Case("unknown", "x", 120, correctness.step)
+    monkeypatch.setattr(runner, "cases", lambda: [unknown, dataclasses.replace(unknown, part="other")])
+    file = RecordFile(tmp_path / "found.jsonl")
+    assert runner.run_suite(file, datetime.now(), ["unknown"], "tiny", 120) == 1
+    start, records = file.last()
+    assert start.versions["torch"] == torch.__version__
+    assert [(each.part, each.outcome) for each in records] == [("unknown", "failed"), ("other", "skipped")]
+    printed = capsys.readouterr().out
+    assert "hardware" in printed and "not asked for" in printed
+
+
+def test_the_suite_runs_from_anywhere_and_says_what_a_cpu_cannot_show(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "gpu_suite"),
+        "--shape",
+        "tiny",
+        "--parts",
+        "step,lora",
+        "--out",
+        "found",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = (tmp_path / "found").glob("*-gpu-suite.jsonl")
+    _, records = RecordFile(found).last()
+    outcomes = {(each.part, each.subject): each.outcome for each in records}
+    if not torch.cuda.is_available():
+        assert outcomes[("step", "fp32")] == "skipped"
+        (lora, _) = (each for each in records if each.part == "lora")
+        assert lora.outcome == "measured"
+        assert "memory not measured: there is no GPU" in lora.note
+        assert "planned_gib" not in lora.numbers
+        assert 5 < lora.numbers["first_loss_nats_per_token"] < 8  # of 512 ids: log(512) is 6.2
+    assert outcomes[("offload", "rows of 4,096")] == "skipped"
+
+
+def test_a_suite_that_is_ended_ends_its_part(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(BENCHMARKS / "gpu_suite"), "--shape", "tiny", "--parts", "evaluate"]
+    suite = subprocess.Popen([*command, "--out", str(tmp_path)], env=environment, stdout=subprocess.DEVNULL)
+
+    def children() -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{suite.pid}/task/{suite.pid}/children").read_text().split()]
+
+    def part() -> list[int]:
+        return [pid for pid in children() if b"--case" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    wait_until(part)
+    (running,) = part()
+    suite.send_signal(signal.SIGTERM)
+    assert suite.wait(timeout=60) == 128 + signal.SIGTERM
+    wait_until(lambda: not is_running(running))
+
+
+def test_steps_agree_within_tolerances_and_nothing_agrees_with_no_number() -> None:
+    wide, narrow = (correctness.one_step(precision, CPU) for precision in ("fp32", "bf16"))
+    assert correctness.compared("fp32", wide, wide).outcome == "passed"
+    # bf16 is as far from fp32 as two devices in bf16 may be from each other: the tolerance is neither tight nor empty.
+    rounded = correctness.compared("bf16", narrow, wide)
+    assert rounded.outcome == "passed"
+    assert rounded.numbers["largest_gradient_error"] > 1e-3
+    assert correctness.compared("fp32", narrow, wide).outcome == "failed"
+    name = next(iter(wide.gradients))
+    for gradient in (1.1 * wide.gradients[name], float("nan") * wide.gradients[name]):
+        other = dataclasses.replace(wide, gradients={**wide.gradients, name: gradient})
+        record = correctness.compared("bf16", other, wide)
+        assert record.outcome == "failed"
+        assert name in record.note
+    assert correctness.compared("fp32", dataclasses.replace(wide, loss=wide.loss * 1.01), wide).outcome == "failed"
+    assert 5 < wide.loss < 8
+
+
+def test_ratios_are_of_the_peers_that_were_measured() -> None:
+    records = [
+        Record("peers", peers.OURS, "measured", {"tokens_per_second": 300.0}),
+        Record("peers", peers.TRAINER, "measured", {"tokens_per_second": 150.0}),
+        Record("peers", peers.SFT, "skipped", note="trl is not installed"),
+    ]
+    assert [(each.subject, each.numbers) for each in peers.ratios(records)] == [
+        ("laborllm_dist / transformers.Trainer", {"ratio": 2.0})
+    ]
+    assert peers.ratios(records[1:]) == []
+
+
+@pytest.mark.parametrize(("value", "text"), [(12.0, "12"), (0.43219, "0.4322"), (41234.5, "41,234"), (1e-5, "1e-05")])
+def test_numbers_are_written_short(value: float, text: str, capsys, tmp_path: Path) -> None:
+    begun(tmp_path).add(Record("a", "b", "measured", {"tokens_per_second": value}))
+    assert f"tokens per second {text}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_the_table_of_findings_is_whole_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    start = Start("now", "python benchmarks/gpu_suite", "abc", "H100", {"torch": "2.13"})
+    print_table(start, [Record("training", "7B", "measured", {"tokens per second": 12345.0}, note="Ж" * 50 + " [x]")])
+    table = capsys.readouterr().out.split("Findings")[1]
+    assert "12,345" in table
+    assert table.count("Ж") == 50
+    assert "[x]" in table
+    assert max(map(len, table.splitlines())) <= width

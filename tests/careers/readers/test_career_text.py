@@ -1,0 +1,196 @@
+"""CAREER's parallel text files, in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from helpers.runs import quiet, settings_of, small_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laborllm_dist.careers.person_records import PersonRead
+from laborllm_dist.careers.readers.career_text import (
+    career_text_files,
+    career_text_people,
+    escaped,
+    unescaped,
+    write_career_text,
+)
+from laborllm_dist.careers.types import CareerHistory, Job
+from laborllm_dist.config.corpora import CareerTextSettings, VocabularySettings
+from laborllm_dist.errors import DataFileError, LaborError
+from laborllm_dist.store.build import prepare, prepare_store
+
+WRITTEN = {
+    "train.job": "25 23 23\n11\n",
+    "train.year": "2005 2006 2010\n1999\n",
+    "train.education": "masters masters doctorate_degree\nunknown\n",
+    "train.gender": "female\nmale\n",
+    "train.ethnicity": "black_or_african_american\n<unk>\n",
+    "train.location": "AL\nNew_York\n",
+    "test.job": "11\n",
+    "test.year": "2001\n",
+    "test.education": "bachelors\n",
+    "test.gender": "male\n",
+    "test.ethnicity": "white\n",
+    "test.location": "CA\n",
+}
+FIRST = CareerHistory(
+    "train-0000001", "CAREER", None, "female", "black or african american", "AL",
+    (Job(2005, "25", "masters"), Job(2006, "23", "masters"), Job(2010, "23", "doctorate degree")),
+)  # fmt: skip
+SECOND = CareerHistory("train-0000002", "CAREER", None, "male", None, "New York", (Job(1999, "11"),))
+THIRD = CareerHistory("test-0000001", "CAREER", None, "male", "white", "CA", (Job(2001, "11", "bachelors"),))
+
+
+def write(folder: Path, **changes: str) -> CareerTextSettings:
+    folder.mkdir(exist_ok=True)
+    for name, text in {**WRITTEN, **{name.replace("_", "."): text for name, text in changes.items()}}.items():
+        (folder / name).write_text(text)
+    (folder / "codes.csv").write_text("code,title\n11,Managers\n23,Lawyers\n25,Teachers\n")
+    codes = VocabularySettings(str(folder / "codes.csv"), "code", "title", "refuse")
+    return CareerTextSettings(str(folder), codes, ("unknown", "<unk>"))
+
+
+def read(wanted: CareerTextSettings) -> list[PersonRead]:
+    return [person() for person in career_text_people(wanted, survey="CAREER")]
+
+
+def test_three_people_by_hand(tmp_path: Path) -> None:
+    assert read(write(tmp_path)) == [
+        PersonRead(FIRST, (), "train"), PersonRead(SECOND, (), "train"), PersonRead(THIRD, (), "test"),
+    ]  # fmt: skip
+
+
+def test_a_kind_may_be_absent_everywhere_but_not_somewhere(tmp_path: Path) -> None:
+    wanted = write(tmp_path)
+    (tmp_path / "test.gender").unlink()
+    with pytest.raises(DataFileError, match=r"no test.gender in .*; gender must be there for train, test, or for none"):
+        career_text_files(wanted)
+    (tmp_path / "train.gender").unlink()
+    assert [person.career.gender for person in read(wanted)] == [None] * 3
+    (tmp_path / "train.year").unlink()
+    with pytest.raises(DataFileError, match=r"no train.year in"):
+        career_text_files(wanted)
+
+
+BROKEN = {
+    "train_job": {
+        "25 23\n11\n": r"train.year: 1 problem:\n  line 1: 3 values, wanted 2",
+        "25 23 99\n11\n": r"train.job: 1 problem:\n  line 1: code '99' is not in .*codes.csv",
+        "25 23 23\n\n": r"line 2: 0 values, wanted at least one job",
+        "25 23 23\n11\n23\n": r"line 3: the file ends before this line, which the job file has",
+        "25 23 23\n": r"line 2: train.job has no such line",
+        "25 23 23\n1\0 1\n": r"line 2: holds a NUL byte",
+    },
+    "train_year": {
+        "2005 2005 2010\n1999\n": r"line 1: '2005 2005 2010' are not years in rising order",
+        "2005 2006 2010\nsoon\n": r"line 2: 'soon' are not years in rising order",
+    },
+    "train_gender": {
+        "female male\nmale\n": r"train.gender: 1 problem:\n  line 1: 2 values, wanted 1",
+        "female\nmale%0A1990:_Cooks\n": r"line 2: 'male%0A1990:_Cooks' holds a line break or control character",
+    },
+    "train_education": {"masters %1B[31m doctorate\nunknown\n": r"line 1: '%1B\[31m' holds a line break or control"},
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in BROKEN.items() for text in texts])
+def test_broken_files_are_refused_with_file_and_line(kind: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match=BROKEN[kind][text]):
+        read(write(tmp_path, **{kind: text}))
+
+
+def test_missing_folders_are_refused(tmp_path: Path) -> None:
+    wanted = write(tmp_path / "a")
+    with pytest.raises(DataFileError, match=r"no folder at .*nowhere"):
+        career_text_files(dataclasses.replace(wanted, path=str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataFileError, match=r"no train.job, valid.job or test.job in"):
+        career_text_files(dataclasses.replace(wanted, path=str(tmp_path / "empty")))
+
+
+@given(st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp", "Zs")) | st.sampled_from(" _%"), min_size=1))
+def test_any_value_is_one_word_and_comes_back(value: str) -> None:
+    assert unescaped(escaped(value)) == value
+    assert len(escaped(value).split(" ")) == 1
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    wanted = write(tmp_path / "in")
+    counts = write_career_text([("train", FIRST), ("train", SECOND), ("test", THIRD)], tmp_path / "out")
+    assert counts == {"train": 2, "valid": 0, "test": 1}
+    assert (tmp_path / "out/train.ethnicity").read_text() == "black_or_african_american\nunknown\n"
+    assert read(dataclasses.replace(wanted, path=str(tmp_path / "out"))) == read(wanted)
+    with pytest.raises(DataFileError, match=r"out exists; name a new folder"):
+        write_career_text([], tmp_path / "out")
+    odd = dataclasses.replace(THIRD, jobs=(Job(2001, "1 1"),))
+    with pytest.raises(DataFileError, match=r"the code '1 1' has a blank"):
+        write_career_text([("test", odd)], tmp_path / "odd")
+    assert not list(tmp_path.glob("odd*"))
+
+
+def test_a_store_keeps_the_splits_of_the_files_and_is_written_out(tmp_path: Path) -> None:
+    many = {"train": 30, "valid": 7, "test": 5}
+    for name, number in many.items():
+        for kind, text in (("job", "25 23\n"), ("year", "2001 2002\n"), ("gender", "male\n")):
+            (tmp_path / f"{name}.{kind}").write_text(text * number)
+    (tmp_path / "codes.csv").write_text("code,title\n23,Lawyers\n25,Teachers\n")
+    place = "data.corpora.career_text.career_text"
+    settings = settings_of([
+        *small_run(tmp_path)[2:], "data=career_text", f"{place}.path={tmp_path}",
+        f"{place}.vocabulary.path={tmp_path}/codes.csv", f"prepare.career_text={tmp_path}/out",
+    ])  # fmt: skip
+    lines: list[str] = []
+    assert prepare(settings, lines.append).startswith("30 train, 7 validation, 5 test people")
+    assert lines[-1] == f"prepare: CAREER's text files of 30 train, 7 valid, 5 test people in {tmp_path}/out"
+    assert (tmp_path / "out/valid.job").read_text() == (tmp_path / "valid.job").read_text()
+
+
+def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
+    """The survey's own split against that of the files: the same people under one population."""
+    from helpers.panels import panels
+
+    rows = "".join(f"train-{person:07d},2001,25\n" for person in range(1, 31))
+    (tmp_path / "A.csv").write_text("person,year,occupation\n" + rows)
+    (tmp_path / "A_titles.csv").write_text("code,title\n23,Lawyers\n25,Teachers\n")
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.job").write_text("25 23\n" * 30)
+        (tmp_path / f"{name}.year").write_text("2001 2002\n" * 30)
+    one = settings_of(["data=career_text"]).data.corpora["career_text"]
+    text = dataclasses.replace(
+        one.career_text,
+        path=str(tmp_path),
+        vocabulary=dataclasses.replace(one.career_text.vocabulary, path=str(tmp_path / "A_titles.csv")),
+    )
+    data = panels(tmp_path, "A", population="PEOPLE")
+    both = {**data.corpora, "T": dataclasses.replace(one, career_text=text, population="PEOPLE")}
+    settings = dataclasses.replace(settings_of(small_run(tmp_path)), data=dataclasses.replace(data, corpora=both))
+    with pytest.raises(
+        DataFileError, match=r"person 'train-\d+' is in the splits train and .* of A and T \(\d+ such people\)"
+    ):
+        prepare_store(settings, quiet)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    damage=st.lists(st.tuples(st.integers(0, 10**4), st.binary(max_size=3)), min_size=1, max_size=4),
+    cut=st.integers(0, 30),
+    name=st.sampled_from(sorted(WRITTEN)),
+)
+def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, cut: int, name: str) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    wanted = write(folder)
+    content = bytearray((folder / name).read_bytes())
+    for place, replacement in damage:
+        at = place % len(content)
+        content[at : at + len(replacement)] = replacement
+    (folder / name).write_bytes(content[: max(1, len(content) - cut)])
+    try:
+        people = read(wanted)
+    except LaborError as refusal:
+        assert str(folder) in str(refusal)
+    else:
+        assert len(people) == 3

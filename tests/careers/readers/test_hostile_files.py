@@ -1,0 +1,433 @@
+"""Files that are no table: other programs' files, pointers, pipes, bombs. One clear line each, in time and in memory."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.nls import BOUNDS, SMALL_ROWS, write_extract
+from helpers.panels import VOCABULARY, numbered, panel
+from helpers.processes import PROJECT
+from helpers.psid import write_cart
+from helpers.resumes import coded
+from helpers.resumes import read as read_resumes
+from helpers.runs import settings_of
+
+from laborllm_dist.careers.corpus import check_sources
+from laborllm_dist.careers.occupations.vocabulary import read_vocabulary
+from laborllm_dist.careers.readers.long_panel import read_long_panel
+from laborllm_dist.careers.readers.nls.files import nls_files
+from laborllm_dist.careers.readers.nls.people import nls_people
+from laborllm_dist.careers.readers.psid.people import psid_people
+from laborllm_dist.careers.readers.psid.sources import psid_files
+from laborllm_dist.careers.readers.resumes.files import resume_files
+from laborllm_dist.careers.validation_report import MOST_PROBLEMS, Problems
+from laborllm_dist.config.corpora import SurveySettings
+from laborllm_dist.errors import DataFileError, ModelError, SettingsError, TokenizerError, VocabularyError
+from laborllm_dist.models.loading import check_weights
+from laborllm_dist.prediction.request_files import MOST_JSON_BYTES, read_asked
+from laborllm_dist.store.build import prepare_store
+from laborllm_dist.store.tokenizer import load_tokenizer
+
+EXPORTS = {
+    "panel.dta": "a Stata file, .*in Stata: export delimited using panel.csv, nolabel; in Python: pandas.read_stata",
+    "panel.sav": "an SPSS file, .*SAVE TRANSLATE OUTFILE='panel.csv' /TYPE=CSV",
+    "panel.xlsx": "a spreadsheet, .*Save As, CSV UTF-8",
+    "panel.sas7bdat": "a SAS file, .*proc export",
+    "panel.rds": r"an R file, .*write.csv\(readRDS\('panel.rds'\), 'panel.csv'",
+    "panel.feather": "a Feather or Arrow file, .*read_feather",
+}
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+PLACES = {
+    POINTER: "a pointer of Git LFS, not the file itself; git lfs pull",
+    "/annex/objects/MD5E-s12--ab.csv\n": "a pointer of git-annex, not the file itself; git annex get",
+    "\n<!DOCTYPE html><html>Please log in</html>": "a page of a web site, not the file itself",
+}
+
+
+def refusals(path: Path) -> list[str]:
+    """Return what every reader says of a file, each of which must refuse it."""
+    survey = SurveySettings(path=str(path), variables="all", **BOUNDS)
+    readers = [
+        lambda: list(read_long_panel(panel(path.parent, path.name), survey="P")),
+        lambda: read_resumes(coded(path)),
+        lambda: read_asked(path, VOCABULARY, ("P",)),
+        lambda: read_vocabulary(path),
+        lambda: list(nls_people(survey, "NLSY79", survey="NLSY79")),
+        lambda: list(psid_people(survey, survey="PSID")),
+    ]
+    said = []
+    for read in readers:
+        with pytest.raises((DataFileError, VocabularyError)) as refusal:
+            read()
+        said.append(str(refusal.value))
+    return said
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_files_of_other_programs_say_how_to_export(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"anything")
+    for said in refusals(tmp_path / name):
+        assert re.search(EXPORTS[name], said), said
+        assert "\n" not in said
+
+
+@pytest.mark.parametrize("content", PLACES)
+def test_what_stands_in_place_of_a_file_says_so(content: str, tmp_path: Path) -> None:
+    (tmp_path / "file.csv").write_text(content)
+    for said in refusals(tmp_path / "file.csv"):
+        assert PLACES[content] in said
+    for name, find in (("x.zip", nls_files), ("x.zip", psid_files)):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataFileError, match=PLACES[content]):
+            find(tmp_path / name)
+
+
+def test_a_model_folder_cloned_without_its_large_files_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text(POINTER)
+    overrides = ["model=pretrained", f"model.path={tmp_path}", "tokenizer=pretrained"]
+    with pytest.raises(ModelError, match=r"model.safetensors: a pointer of Git LFS"):
+        check_weights(settings_of(overrides).model)
+    (tmp_path / "model.safetensors").rename(tmp_path / "tokenizer.model")
+    with pytest.raises(TokenizerError, match=r"tokenizer.model: a pointer of Git LFS"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_files_under_another_name_are_known_by_their_content(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"person": ["a"]}), tmp_path / "p.parquet")
+    (tmp_path / "p.parquet").rename(tmp_path / "p.csv")
+    with pytest.raises(DataFileError, match=r"a Parquet file by its content; name it p.parquet"):
+        list(read_long_panel(panel(tmp_path, "p.csv"), survey="P"))
+    (tmp_path / "p.csv").write_bytes(gzip.compress(b"person,year\n"))
+    with pytest.raises(DataFileError, match=r"compressed by gzip, which its name does not say; name it p.csv.gz"):
+        list(read_long_panel(panel(tmp_path, "p.csv"), survey="P"))
+    (tmp_path / "p.csv").write_bytes("person,year,occupation\n".encode("utf-16"))
+    with pytest.raises(DataFileError, match=r"a text in UTF-16; save it as UTF-8"):
+        list(read_long_panel(panel(tmp_path, "p.csv"), survey="P"))
+    with zipfile.ZipFile(tmp_path / "p.csv", "w") as archive:
+        archive.writestr("x", "y")
+    with pytest.raises(DataFileError, match=r"by its content a spreadsheet"):
+        list(read_long_panel(panel(tmp_path, "p.csv"), survey="P"))
+
+
+@pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", r"bars \(\|\)")])
+def test_other_separators_are_named(sign: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(sign.join(("person", "year", "occupation")) + "\n")
+    with pytest.raises(DataFileError, match=rf"p.csv: the columns are separated by {name}, wanted commas"):
+        list(read_long_panel(panel(tmp_path, "p.csv"), survey="P"))
+
+
+def test_missing_columns_say_which_setting_names_them(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("person,year,occupation\na,1984,a\n")
+    with pytest.raises(DataFileError) as refusal:
+        list(read_long_panel(panel(tmp_path, "p.csv"), survey="P"))
+    assert "...columns.gender=NAME names another, ...columns.gender=null says that the file has none" in str(
+        refusal.value
+    )
+    (tmp_path / "p.csv").write_text("id,year,occupation\na,1984,a\n")
+    with pytest.raises(DataFileError, match=r"column person: missing .*; ...columns.person=NAME names another$"):
+        list(read_long_panel(numbered(tmp_path, "p.csv"), survey="P"))
+    (tmp_path / "r.csv").write_text("id,code,start,end\na,1,2010,2011\n")
+    with pytest.raises(DataFileError, match=r"column education: missing .*; .*...columns.education=null says that"):
+        read_resumes(coded(tmp_path / "r.csv"))
+    (tmp_path / "titles.csv").write_text("code,name\na,Cooks\n")
+    with pytest.raises(
+        VocabularyError, match=r"column title: missing; the columns are code, name; the setting vocabulary.t"
+    ):
+        read_vocabulary(tmp_path / "titles.csv")
+
+
+def test_nothing_is_said_of_a_tokenizer_before_the_input_was_looked_at(tmp_path: Path) -> None:
+    lines: list[str] = []
+    (tmp_path / "panel.csv").write_text("person,year,occupation\na,1984,a\n")
+    panel_path = f"data.corpora.long_panel.long_panel.path={tmp_path}/panel.csv"
+    with pytest.raises(DataFileError, match="missing"):
+        prepare_store(settings_of(["data=long_panel", panel_path, f"store.root={tmp_path}/stores"]), lines.append)
+    (tmp_path / "r.jsonl").write_text("{}\n")
+    resumes = f"data.corpora.resumes.resumes.path={tmp_path}/r.jsonl"
+    with pytest.raises(DataFileError):
+        prepare_store(settings_of(["data=resumes", resumes, f"store.root={tmp_path}/stores"]), lines.append)
+    assert lines == []
+
+
+QUOTED = [
+    "my file (1).csv",
+    "it's.csv",
+    "a=b.csv",
+    "a,b.csv",
+    "[a].csv",
+    "a#b.csv",
+    "${a}.csv",
+    "\u00fc.csv",
+    'a"b.csv',
+]
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_a_path_with_signs_of_the_settings_says_how_to_quote_it(name: str) -> None:
+    setting = "data.corpora.long_panel.long_panel.path"
+    with pytest.raises(SettingsError, match=r"quote it for the settings and for the shell: ") as refusal:
+        settings_of(["data=long_panel", f"{setting}={name}"])
+    assert "\n" not in str(refusal.value)
+    (advised,) = shlex.split(str(refusal.value).split("for the shell: ")[1])
+    assert settings_of(["data=long_panel", advised]).data.corpora["long_panel"].long_panel.path == name
+
+
+# ------------------------------------------------------------------------------------------------ no files at all
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero"])
+def test_pipes_and_devices_are_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    for name in ("p.csv", "p.parquet", "p.jsonl", "p.json", "p.zip", "p.txt", "p.csv.gz"):
+        if kind == "fifo":
+            os.mkfifo(tmp_path / name)
+        else:
+            (tmp_path / name).symlink_to("/dev/zero")
+        for said in refusals(tmp_path / name):
+            assert "not a regular file" in said or "no file" in said or "no .csv or .dat" in said, said
+    folder = tmp_path / "career"
+    folder.mkdir()
+    os.mkfifo(folder / "train.job")
+    with pytest.raises(DataFileError, match=r"no train.job"):
+        check_sources(settings_of(["data=career_text", f"data.corpora.career_text.career_text.path={folder}"]).data)
+    with pytest.raises(DataFileError, match="a folder without files"):
+        (tmp_path / "empty").mkdir()
+        os.mkfifo(tmp_path / "empty" / "r.jsonl")
+        resume_files(coded(tmp_path / "empty"))
+
+
+# ------------------------------------------------------------------------------------------------ bombs
+
+
+READ = """
+import resource, sys
+from laborllm_dist.careers.readers.nls.people import nls_people
+from laborllm_dist.config.corpora import SurveySettings
+from laborllm_dist.errors import DataFileError
+resource.setrlimit(resource.RLIMIT_DATA, (512 << 20, 512 << 20))
+try:
+    list(nls_people(SurveySettings(sys.argv[1], "all", "leave_out", None, None, None, None), "NLSY79", survey="S"))
+except DataFileError as error:
+    print(error)
+"""
+
+
+def bomb(path: Path, name: str, block: bytes, *, others: dict[str, bytes], mebibytes: int) -> None:
+    """Write a zip with a member that takes a thousandth of its size."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for other, content in others.items():
+            archive.writestr(other, content)
+        with archive.open(name, "w", force_zip64=True) as member:
+            for _ in range(mebibytes):
+                member.write(block * (1 + (1 << 20) // len(block)))
+
+
+def test_a_codebook_of_a_gigabyte_in_a_small_zip_is_refused_in_half_a_gigabyte(tmp_path: Path) -> None:
+    extract = write_extract(tmp_path / "nls", "NLSY79", SMALL_ROWS, form="codebook")
+    files = {path.name: path.read_bytes() for path in extract.iterdir() if path.name != "made.cdb"}
+    bomb(tmp_path / "x.zip", "made.cdb", b"x\n", others=files, mebibytes=1024)
+    assert (tmp_path / "x.zip").stat().st_size < 8 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "x.zip")], capture_output=True, text=True, timeout=120, cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert "made.cdb: 100,000 lines without the line of dashes that ends a variable's block" in done.stdout
+
+
+def test_every_kind_of_member_is_read_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from laborllm_dist.careers.readers import archives
+    from laborllm_dist.careers.readers.nls import extract
+    from laborllm_dist.careers.readers.psid import records
+
+    monkeypatch.setattr(archives, "MOST_TEXT_BYTES", 2 << 20)
+    monkeypatch.setattr(extract, "_MOST_PEOPLE", 20)
+    monkeypatch.setattr(extract, "_PEOPLE_PER_PART", 10)
+    monkeypatch.setattr(records, "_MOST_RECORDS", 20)
+    folder = write_extract(tmp_path / "nls", "NLSY79", SMALL_ROWS, form="codebook")
+    nls = {path.name: path.read_bytes() for path in folder.iterdir()}
+    cart = write_cart(tmp_path / "cart", [{("ER30001", 0): 5, ("ER30002", 0): 1, ("ER32000", 0): 1}])
+    psid = {path.name: path.read_bytes() for path in cart.iterdir()}
+    header, row = nls["made.csv"].splitlines()[:2]
+    (record,) = psid["J220485.txt"].splitlines()
+    cases = [
+        (nls, "made.cdb", b"x", "more than 256 MiB, or lines"),
+        (nls, "made.sdf", b"\n", "more than 256 MiB, or lines"),
+        (nls, "made.csv", b"1,", "line 1 is longer than 8 MiB"),
+        (nls, "made.csv", b"\n", "blank lines up to line"),
+        (nls, "made.csv", header + b"\n" + 40 * (row + b"\n"), "more than 20 people, which no cohort has"),
+        (psid, "J220485.txt", b"1", "characters, the set-up file says"),
+        (psid, "J220485.txt", record + b"\n", "more than 20 records, which no file of the PSID has"),
+        (psid, "J220485.do", b"\n", "more than 256 MiB, or lines"),
+    ]
+    for files, name, block, said in cases:
+        path = tmp_path / "x.zip"
+        bomb(path, name, block, others={other: files[other] for other in files if other != name}, mebibytes=9)
+        wanted = SurveySettings(str(path), "available", **BOUNDS)
+        with pytest.raises(DataFileError, match=said):
+            list(nls_people(wanted, "NLSY79", survey="S") if files is nls else psid_people(wanted, survey="S"))
+
+
+def test_a_gzip_bomb_of_blank_or_bad_lines_ends(tmp_path: Path) -> None:
+    for content, said in ((b"\n" * (4 << 20), "blank lines up to line"), (b"x" * (9 << 20), "longer than 8 MiB")):
+        (tmp_path / "p.csv.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(DataFileError, match=said):
+            list(read_long_panel(panel(tmp_path, "p.csv.gz"), survey="P"))
+        (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(DataFileError, match=said):
+            read_resumes(coded(tmp_path / "r.jsonl.gz"))
+    problems = Problems(tmp_path / "p.csv", "line")
+    with pytest.raises(DataFileError, match=r"100,000 problems(.|\n)*the rest of the file was not read"):
+        for line in range(MOST_PROBLEMS + 1):
+            problems.add(line, None, "wrong")
+
+
+def test_a_set_up_file_with_absurd_columns_is_refused(tmp_path: Path) -> None:
+    cart = write_cart(tmp_path / "cart", [{("ER30001", 0): 5, ("ER30002", 0): 1, ("ER32000", 0): 1}])
+    setup = cart / "J220485.do"
+    text = setup.read_text()
+    for old, new in (("6 - 10", "6 - 999999999"), ("6 - 10", f"6 - {'9' * 5000}")):
+        setup.write_text(text.replace(old, new, 1))
+        with pytest.raises(DataFileError, match=r"J220485.do: \d+ problem"):
+            list(psid_people(SurveySettings(str(cart), "available", **{**BOUNDS, "first_year": 1981}), survey="PSID"))
+
+
+def test_a_codebook_with_absurd_numbers_is_refused_or_passed_over(tmp_path: Path) -> None:
+    path = write_extract(tmp_path, "NLSY79", SMALL_ROWS, form="codebook")
+    wanted = SurveySettings(str(path), "all", **{**BOUNDS, "last_year": 1983})
+    text = (path / "made.cdb").read_text()
+    for old, new in (
+        ("Refusal(-1)            0", f"Refusal(-1)  {'9' * 6000}"),
+        ("Min:         ", "Min:         1.2.3"),
+    ):
+        assert old in text
+        (path / "made.cdb").write_text(text.replace(old, new, 1))
+        try:
+            assert len(list(nls_people(wanted, "NLSY79", survey="NLSY79"))) == 2
+        except DataFileError as refusal:
+            assert "the codebook says" in str(refusal)
+
+
+# ------------------------------------------------------------------------------------------------ JSON and Parquet
+
+BAD_JSON = {
+    '{"person": "1", "person": "2", "jobs": []}': "not JSON .the name 'person' stands twice",
+    '{"person": "1", "jobs": [{"year": 1984, "year": 1985, "occupation": "1"}]}': "the name 'year' stands twice",
+    '{"person": ' + "[" * 100_000 + "]" * 100_000 + "}": "nested too deep",
+    "[" * 100_000: "nested too deep",
+    '{"person": ' + "9" * 10_000 + ', "jobs": []}': "not JSON .Exceeds the limit",
+    '{"person": "1\\ud800", "jobs": [{"year": 1984, "occupation": "1"}]}': "holds a line break, control character",
+    '{"person": 1e400, "jobs": []}': "wanted a text or a whole number, found inf",
+    '{"person": "1", "jobs": ' + "[" * 900 + "]" * 900 + "}": r"jobs\[0\]: wanted an object",
+}
+
+
+@pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))
+def test_json_that_means_two_things_or_never_ends_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(DataFileError, match=BAD_JSON[text]) as refusal:
+        read_asked(tmp_path / "p.json", VOCABULARY, ("P",))
+    assert len(str(refusal.value)) < 2_000
+    (tmp_path / "r.jsonl").write_text(text + "\n")
+    with pytest.raises(DataFileError) as refusal:
+        read_resumes(coded(tmp_path / "r.jsonl"))
+    assert len(str(refusal.value)) < 2_000
+
+
+def test_a_huge_json_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "p.json").open("wb") as file:
+        file.truncate(MOST_JSON_BYTES + 1)
+    with pytest.raises(
+        DataFileError, match=r"256 MiB; a JSON file is read as a whole, so at most 256 MiB: give several"
+    ):
+        read_asked(tmp_path / "p.json", VOCABULARY, ("P",))
+
+
+def columns_of(values: pa.Array) -> dict[str, pa.Table]:
+    """Return a table for each reader with a column of these values that it reads."""
+    return {
+        "panel": pa.table({"person": ["a"], "year": [1984], "occupation": values}),
+        "resumes": pa.table({"id": ["a"], "code": ["1"], "start": values, "end": ["2011"], "education": ["x"]}),
+    }
+
+
+ODD = {
+    "invalid UTF-8": pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe")]
+    ),
+    "the year 20000": pa.array([568_971_820_800], pa.int64()).cast(pa.timestamp("s")),
+    "a day of the year 20000": pa.array([6_585_322], pa.int32()).cast(pa.date32()),
+    "a duration": pa.array([timedelta(days=3)], pa.duration("s")),
+    "bytes": pa.array([b"1"], pa.large_binary()),
+    "fixed bytes": pa.array([b"12"], pa.binary(2)),
+    "an unknown time zone": pa.array([0], pa.timestamp("s", "Nowhere/Never")),
+    "true": pa.array([True]),
+    "a list": pa.array([["1"]]),
+    "a struct": pa.array([{"x": 1}]),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_parquet_values_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    for reader, table in columns_of(ODD[name]).items():
+        path = tmp_path / f"{reader}.parquet"
+        pq.write_table(table, path)
+        with pytest.raises(DataFileError, match=rf"{reader}.parquet: column (occupation|start) holds") as refusal:
+            if reader == "panel":
+                list(read_long_panel(numbered(tmp_path, path.name), survey="P"))
+            else:
+                read_resumes(coded(path))
+        assert "\n" not in str(refusal.value)
+    pq.write_table(pa.table({"person": ["a"], "year": [1984], "occupation": ODD[name]}), tmp_path / "p.parquet")
+    with pytest.raises(DataFileError, match=r"p.parquet: column occupation holds"):
+        read_asked(tmp_path / "p.parquet", VOCABULARY, ("P",))
+
+
+def test_a_parquet_column_whose_name_is_no_utf_8_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "panel.parquet"
+    pq.write_table(pa.table({"person": ["a"], "year": [1984], "occupation": ["1"], "regionxx": ["x"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"regionxx", b"region\x80x"))
+    with pytest.raises(DataFileError, match=r"panel.parquet: not a readable Parquet file: 'utf-8' codec"):
+        list(read_long_panel(numbered(tmp_path, path.name), survey="P"))
+
+
+def test_nanoseconds_and_categories_are_read(tmp_path: Path) -> None:
+    start = pa.array([np.datetime64("2010-05-17T00:00:00.123456789", "ns")])
+    table = {"id": ["a"], "code": pa.array(["1"]).dictionary_encode(), "start": start, "end": start, "education": ["x"]}
+    pq.write_table(pa.table(table), tmp_path / "r.parquet")
+    (person,) = read_resumes(coded(tmp_path / "r.parquet"))
+    assert [(each.year, each.occupation) for each in person.career.jobs] == [(2010, "1")]
+
+
+def test_a_very_long_cell_is_shortened_in_the_message(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(f"person,year,occupation\na,1984,{'x' * 100_000}\n")
+    with pytest.raises(DataFileError, match=r"code 'xxx.* \.\.\. .*is left out by long_panel.missing") as refusal:
+        list(read_long_panel(numbered(tmp_path, "p.csv"), survey="P"))
+    assert len(str(refusal.value)) < 1_500
+
+
+def test_the_data_card_shows_codes_and_titles_as_text(tmp_path: Path) -> None:
+    rows = "".join(f"{person},{year},{1 + year % 2}\n" for person in range(30) for year in (1984, 1985))
+    (tmp_path / "panel.csv").write_text("person,year,occupation\n" + rows)
+    (tmp_path / "titles.csv").write_text("code,title\n1,Cooks <script>alert(1)</script> | & more\n2,Bakers\n")
+    panel_path = "data.corpora.long_panel.long_panel"
+    overrides = ["data=long_panel", f"{panel_path}.path={tmp_path}/panel.csv", f"store.root={tmp_path}/stores"]
+    overrides += [f"{panel_path}.vocabulary.path={tmp_path}/titles.csv", "tokenizer.vocabulary_size=300"]
+    overrides += [
+        f"{panel_path}.columns.{name}=null" for name in ("birth_year", "gender", "ethnicity", "region", "education")
+    ]
+    store = prepare_store(settings_of(overrides), lambda line: None)
+    card = (store.folder / "data_card.md").read_text()
+    assert "| 1 | Cooks &lt;script&gt;alert(1)&lt;/script&gt; \\| &amp; more | 30 |" in card

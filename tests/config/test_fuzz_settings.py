@@ -1,0 +1,155 @@
+"""Settings of every kind, damaged: refused in one line, or of the right types, in range, and the same when read again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import pytest
+from helpers.fuzzing import (
+    FEWEST_CASES,
+    TEXTS,
+    Refusal,
+    changed_value,
+    check_number_of_cases,
+    damaged_trees,
+    fuzz,
+    limited_memory,
+    outcome,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laborllm_dist.cli import compose_settings, compose_values
+from laborllm_dist.config.forecasting import ForecastSettings
+from laborllm_dist.config.prediction import PredictSettings
+from laborllm_dist.config.reader import read_settings, settings_to_values
+from laborllm_dist.config.run import (
+    CompareSettings,
+    ConvertSettings,
+    EvaluateSettings,
+    ReportSettings,
+    RunSettings,
+)
+
+ALL_CORPORA = [
+    "data=pooled",
+    *(f"+corpus@data.corpora.{name}={name}" for name in ("long_panel", "resumes", "career_text", "synthetic")),
+]
+KINDS: dict[str, tuple[type, list[str]]] = {
+    "run": (RunSettings, [*ALL_CORPORA, "adapter=lora", "template=titles_and_examples_first"]),
+    "evaluate": (EvaluateSettings, ["run=x"]),
+    "forecast": (ForecastSettings, ["run=x"]),
+    "predict": (PredictSettings, ["run=x", "careers=y"]),
+    "comparators": (CompareSettings, ["run=x"]),
+    "report": (ReportSettings, ["runs=[x]"]),
+    "convert": (ConvertSettings, []),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory() -> Iterator[None]:
+    with limited_memory():
+        yield
+
+
+@functools.lru_cache
+def tree_of(name: str) -> Any:
+    return compose_values(name, KINDS[name][1])
+
+
+@functools.lru_cache
+def damaged_settings(name: str) -> st.SearchStrategy[Any]:
+    return damaged_trees(tree_of(name))
+
+
+def check_types(value: Any, wanted: Any) -> None:
+    """Compare a value with an annotation and its range, and look for numbers that nothing can be done with."""
+    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (types.UnionType, typing.Union):
+        if value is not None:
+            check_types(value, next(each for each in inner if each is not type(None)))
+    elif origin is Annotated:
+        check_types(value, inner[0])
+        permitted = inner[1]
+        assert permitted.least < value or (permitted.has_least and value == permitted.least)
+        assert value < permitted.most or (permitted.has_most and value == permitted.most)
+        assert math.isfinite(permitted.least) and math.isfinite(permitted.most)
+    elif origin is Literal:
+        assert (type(value), value) in {(type(each), each) for each in inner}
+    elif origin is tuple:
+        assert isinstance(value, tuple)
+        for each in value:
+            check_types(each, inner[0])
+    elif origin is dict:
+        for name, each in value.items():
+            check_types(name, inner[0])
+            check_types(each, inner[1])
+    elif dataclasses.is_dataclass(wanted):
+        assert type(value) is wanted
+        hints = typing.get_type_hints(wanted, include_extras=True)
+        for field in dataclasses.fields(wanted):
+            check_types(getattr(value, field.name), hints[field.name])
+    else:
+        assert type(value) is wanted, "a number without a range" if wanted in (int, float) else value
+        if wanted is float:
+            assert math.isfinite(value)
+        elif wanted is str:
+            value.encode()
+            assert "\0" not in value
+
+
+@given(st.sampled_from(("run", "run", "run", *sorted(KINDS))), st.data())
+@fuzz(700)
+def test_a_damaged_tree_of_settings_is_refused_or_is_what_it_says(name: str, data: st.DataObject) -> None:
+    kind = KINDS[name][0]
+    tree = data.draw(damaged_settings(name))
+    found = outcome(lambda: read_settings(kind, tree))
+    if isinstance(found, Refusal):
+        return
+    check_types(found, kind)
+    written = json.dumps(settings_to_values(found))
+    assert read_settings(kind, json.loads(written)) == found
+    assert json.dumps(settings_to_values(read_settings(kind, json.loads(written)))) == written
+
+
+SETTINGS = (
+    "name", "training.epochs", "training.seed", "optimizer.learning_rate", "data.name", "template.entry", "split.key",
+    "zero.stage", "training.spike_ratio", "model.llama.tied_embeddings", "template.heading", "data.corpora", "corpus",
+    "", "+x", "~training", "hydra.run.dir", "training", "data",
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from(SETTINGS),
+    st.sampled_from((*TEXTS, "[1,2]", "{a: 1}", "${name}", "${x", "a=b", "1,2", "glob(x)")),
+    st.data(),
+)
+@fuzz(40)
+def test_a_setting_of_the_command_line_is_refused_or_is_what_was_typed(
+    name: str, text: str, data: st.DataObject
+) -> None:
+    form = data.draw(st.sampled_from(("{name}={text}", '{name}="{text}"', "{text}", "{name}=[{text}]")))
+    found = outcome(lambda: compose_settings(RunSettings, "run", [form.format(name=name, text=text)]))
+    if isinstance(found, Refusal):
+        return
+    check_types(found, RunSettings)
+    values = settings_to_values(found)
+    if (
+        form == '{name}="{text}"'
+        and name in ("name", "data.name", "split.key")
+        and "\\" not in text
+        and "$" not in text
+    ):
+        assert changed_value(values, tuple(name.split("."))) == text
+
+
+def test_enough_settings_were_tried(request: pytest.FixtureRequest) -> None:
+    assert sum(FEWEST_CASES.values()) >= 3_000
+    check_number_of_cases(request)

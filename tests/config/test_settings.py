@@ -1,0 +1,156 @@
+"""Settings: strict reading, and every file that ships composes and is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.processes import PROJECT
+
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.reader import read_settings, settings_to_values
+from laborllm_dist.config.run import CompareSettings, EvaluateSettings, ReportSettings, RunSettings
+from laborllm_dist.errors import SettingsError
+
+CONF = PROJECT / "conf"
+GROUPS = ("batch", "data", "evaluation", "model", "optimizer", "template", "tokenizer", "training", "zero")
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes_and_says_how_it_is_run(experiment: str) -> None:
+    settings = compose_settings(RunSettings, "run", [f"+experiment={experiment}"])
+    assert settings.name == experiment
+    lines = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].endswith(f"launch/train.py +experiment={experiment}")
+    assert lines[2].endswith("?"), "the third line is the experiment's question"
+
+
+def all_options() -> list[tuple[str, str]]:
+    """Return every option that stands by itself; pretrained models need their tokenizer too."""
+    options_of = {group: ["tiny"] if group == "model" else options(group) for group in GROUPS}
+    return [(group, option) for group, names in options_of.items() for option in names]
+
+
+@pytest.mark.parametrize(("group", "option"), all_options())
+def test_every_option_of_every_group_composes(group: str, option: str) -> None:
+    compose_settings(RunSettings, "run", [f"{group}={option}"])
+
+
+def test_the_pretrained_model_wants_a_path() -> None:
+    with pytest.raises(SettingsError, match=r"setting model.path must be given"):
+        compose_settings(RunSettings, "run", ["model=pretrained"])
+    settings = compose_settings(RunSettings, "run", ["model=pretrained", "model.path=folder", "tokenizer=pretrained"])
+    assert settings.model.path == "folder"
+
+
+@pytest.mark.parametrize("model", ["llama2_7b", "llama2_13b"])
+def test_pretrained_models_compose_with_their_tokenizer(model: str) -> None:
+    assert compose_settings(RunSettings, "run", [f"model={model}", "tokenizer=pretrained"]).model.path
+
+
+@pytest.mark.parametrize("name", ["truth", "a/b", "''"])
+def test_a_scored_model_may_not_take_a_comparator_s_name(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"setting model.name: wanted a file name"):
+        compose_settings(EvaluateSettings, "evaluate", ["run=x", f"model.name={name}"])
+
+
+def test_a_typo_beside_a_missing_setting_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"unknown setting rum; did you mean run\?"):
+        compose_settings(EvaluateSettings, "evaluate", ["rum=runs/x"])
+
+
+def test_every_corpus_is_reached_by_a_data_setting() -> None:
+    used = "".join(path.read_text() for path in (CONF / "data").glob("*.yaml"))
+    assert [corpus for corpus in options("corpus") if f": {corpus}\n" not in used] == []
+
+
+def test_settings_survive_being_written_and_read() -> None:
+    settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b"])
+    assert read_settings(RunSettings, settings_to_values(settings)) == settings
+
+
+def test_the_paper_s_settings_stand_in_the_experiment() -> None:
+    settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b"])
+    assert (settings.batch.careers_per_step, settings.optimizer.learning_rate) == (32, 1e-5)
+    assert (settings.zero.stage, settings.zero.precision) == (3, "bf16")
+    assert [corpus.survey for corpus in settings.data.corpora.values()] == ["PSID", "NLSY79", "NLSY97"]
+
+
+REFUSED = {
+    "+training.epoks=3": r"unknown setting training.epoks; did you mean training.epochs\?",
+    "training.epochs=0": r"setting training.epochs: wanted a whole number from 1 to 100,000, found 0$",
+    "training.epochs=two": r"setting training.epochs: wanted a whole number from 1 to 100,000, found 'two'$",
+    "training.epochs=true": r"setting training.epochs: wanted a whole number from 1 to 100,000, found True$",
+    "zero.stage=4": r"setting zero.stage: wanted one of 0, 1, 2, 3, found 4",
+    "split.train=0.95": r"setting split.train: wanted train \+ validation below 1",
+    "template.heading=x": r"setting template.heading: wanted a list, found 'x'",
+    "model.path=x": r"setting model.path: wanted either model.path .* not both",
+    "name=a/b": r"setting name: wanted a file name of at most",
+    "tokenizer.vocabulary_size=100": r"setting tokenizer.vocabulary_size: wanted a whole number from 260 to 1,000,000 \(256 bytes",
+    "model.llama.hidden_size=33": r"setting model.llama.hidden_size: wanted a multiple of 2 x num_heads",
+    "data.corpora.wage_panel.kind=nlsy": r"setting data.corpora.wage_panel.kind: wanted one of wage_panel, long_panel",
+    "data.corpora.wage_panel.kind=synthetic": r"wanted the settings of a synthetic corpus, found none",
+    "split.validation=0": r"setting split.validation: wanted a number above 0 and below 1, found 0$",
+    "optimizer.beta1=1": r"setting optimizer.beta1: wanted a number from 0 to below 1, found 1$",
+    "optimizer.weight_decay=.nan": r"setting optimizer.weight_decay: wanted a number from 0 to 1,000, found '.nan'",
+    "optimizer.learning_rate=inf": r"setting optimizer.learning_rate: wanted a number above 0 and at most 1e\+38 .*, found inf$",
+    "optimizer.learning_rate=-.inf": r"setting optimizer.learning_rate: wanted a number above 0 and at most 1e\+38 .*, found '-.inf'",
+    "training.spike_ratio=nan": r"setting training.spike_ratio: wanted a number above 1 and at most 1,000,000,000, found nan$",
+    "optimizer.weight_decay=-1": r"setting optimizer.weight_decay: wanted a number from 0 to 1,000, found -1$",
+    "model=llama2_7b": r"setting tokenizer.kind: wanted pretrained, since pretrained weights know their own",
+    "nonsense": r"nonsense",
+    "trainin.epochs=3": r"unknown setting trainin.epochs; did you mean training.epochs\?",
+    "training.epoks=3": r"unknown setting training.epoks; did you mean training.epochs\?",
+    "zzz=3": r"unknown setting zzz; --help shows all settings",
+    "model=llama3": r"llama3.*tiny",
+    "+experiment=quickstrat": r"quickstrat.*quickstart",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_a_wrong_override_is_refused_in_one_line(override: str) -> None:
+    with pytest.raises(SettingsError, match=REFUSED[override]) as refusal:
+        compose_settings(RunSettings, "run", [override])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_setting_is_named() -> None:
+    with pytest.raises(SettingsError, match="run"):
+        compose_settings(EvaluateSettings, "evaluate", [])
+    with pytest.raises(SettingsError, match="setting split is missing"):
+        read_settings(CompareSettings, {"run": "x", "comparators": ["marginal"]})
+
+
+def test_the_other_scripts_compose(tmp_path: Path) -> None:
+    assert compose_settings(EvaluateSettings, "evaluate", ["run=runs/x", "model.path=a/b"]).model.path == "a/b"
+    assert compose_settings(CompareSettings, "comparators", ["run=runs/x"]).comparators == ("marginal", "first_order")
+    assert compose_settings(ReportSettings, "report", ["runs=[runs/x,runs/y]"]).runs == ("runs/x", "runs/y")
+    with pytest.raises(SettingsError, match="setting runs: wanted a list"):
+        compose_settings(ReportSettings, "report", ["runs=runs/x"])
+
+
+@pytest.mark.parametrize("values", [None, [], ["name"], 3, "x", [{}]])
+def test_settings_that_are_no_group_are_refused(values: object) -> None:
+    with pytest.raises(SettingsError, match=r"^settings: wanted a group of settings, found "):
+        read_settings(RunSettings, values)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"^setting training: wanted a group of settings, found "):
+        read_settings(RunSettings, {**settings_to_values(compose_settings(RunSettings, "run", [])), "training": values})
+
+
+@pytest.mark.parametrize("override", ["data=[1,2]", "data=1", "data={a: 1}", "data=[[x]]", "tokenizer=[1]"])
+def test_a_group_whose_option_is_no_name_is_refused_in_one_line(override: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        compose_settings(RunSettings, "run", [override])
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "\udcff"])
+def test_a_text_that_no_file_can_hold_is_refused(text: str) -> None:
+    values = settings_to_values(compose_settings(RunSettings, "run", []))
+    with pytest.raises(SettingsError, match=r"setting runs: .* holds .*, which neither a file nor its name can hold"):
+        read_settings(RunSettings, {**values, "runs": text})

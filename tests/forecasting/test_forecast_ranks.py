@@ -1,0 +1,189 @@
+"""A run's table of forecasts: the same bytes on one rank and two, after a kill, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.processes import run_ranks, run_well
+from helpers.reference.slow_scorer import slow_score
+from helpers.runs import settings_of
+from helpers.scoring_cases import Changed
+from helpers.trained_runs import TITLES, forecast, panel, random_run
+from transformers import AutoModelForCausalLM
+
+from laborllm_dist.careers.corpus import read_careers
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.forecasting import ForecastSettings
+from laborllm_dist.errors import RowTooShort, RunError, ScoreTableError, SettingsError, TitleInsideToken
+from laborllm_dist.evaluation import run as evaluation_run
+from laborllm_dist.forecasting import run as forecasting_run
+from laborllm_dist.store.tokenizer import load_tokenizer
+from laborllm_dist.tables.forecasts import read_forecast_table
+from laborllm_dist.text.template import compile_template, render_career
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_run(tmp_path_factory.mktemp("run"), "model.llama.initializer_range=0.12")
+
+
+def test_a_run_is_forecast_directly_and_composed(run: Path) -> None:
+    path, lines = forecast(run, "max_people=4")
+    assert path == run / "scores/test_forecast_h2.parquet"
+    found = read_forecast_table(path)
+    table = found.table
+    # 1990 -> 1992, 1991 -> 1993, 1993 -> 1995.
+    assert table.num_rows == 12
+    assert table["year"].to_pylist()[:3] == [1990, 1991, 1993]
+    assert table["target_year"].to_pylist()[:3] == [1992, 1993, 1995]
+    assert table["position"].to_pylist()[:3] == [0, 1, 3]
+    assert found.occupations == tuple(TITLES)
+    assert table["standard_error"].null_count == 12
+    for name in ("direct", "composed"):
+        lists = np.array(table[f"{name}_all"].to_pylist())
+        np.testing.assert_allclose(lists.sum(axis=1), 1, atol=1e-12)
+        places = [found.occupations.index(code) for code in table["occupation"].to_pylist()]
+        np.testing.assert_allclose(np.exp(table[name].to_numpy()), lists[np.arange(12), places], atol=1e-12)
+    person = int(table["person"][0].as_py())
+    assert table["occupation"][0].as_py() == "abc"[(person * 3 + 4) % 3]
+    result = json.loads((run / "scores/test_forecast_h2.json").read_text())
+    assert (result["num_forecasts"], result["num_people"], result["details"]["horizon"]) == (12, 4, "2")
+    assert result["divergence_mean"] > 0
+    assert 1 < result["perplexity_last_occupation"] < 10
+    assert not list((run / "scores").glob("*.parts"))
+    again = forecast(run, "max_people=4")[1]
+    assert "is there" in again[0]
+    assert again[1:] == lines[-6:]
+
+
+def test_a_forecast_after_the_list_of_titles_equals_the_slow_scorer(run: Path) -> None:
+    table = read_forecast_table(forecast(run, "max_people=1", "prompt=titles", "row_length=2048")[0]).table
+    assert (run / "scores/test_forecast_h2.small-titles.parquet").is_file()
+    settings, row = settings_of(panel(run.parent.parent)), table.to_pylist()[1]
+    career = next(each for each in read_careers(settings.data) if each.person == row["person"])
+    (text,) = render_career(career, compile_template(settings.template), TITLES)
+    listed = "Every job title below is one of these:\n" + "".join(f"{title}\n" for title in TITLES.values()) + "\n"
+    # The start is 1991, whose education goes on; what 1992 and 1993 really were stays unknown.
+    prompt = listed + text.text[: text.title_spans[row["position"]][1]] + "\n1993 (high school):"
+    tokenizer = load_tokenizer(str(run / "export"))
+    model = AutoModelForCausalLM.from_pretrained(str(run / "export"), dtype=torch.float64).eval()
+
+    def encode(part: str) -> list[int]:
+        return tokenizer.backend.encode(part, add_special_tokens=False).ids
+
+    wanted = np.exp([slow_score(model, encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES.values()])
+    np.testing.assert_allclose(row["direct_all"], wanted / wanted.sum(), atol=1e-5)
+
+
+def test_an_exact_a_bounded_and_a_drawn_forecast_agree(run: Path) -> None:
+    def composed(*overrides: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        table = read_forecast_table(forecast(run, "max_people=4", "horizon=3", *overrides)[0]).table
+        errors = np.array(table["standard_error"].to_pylist(), dtype=float)
+        return np.array(table["composed_all"].to_pylist()), table["bound"].to_numpy(), errors
+
+    exact, none, _ = composed()
+    assert not none.any()
+    bounded, bound, _ = composed("tolerance=0.3", "model.name=bounded")
+    assert bound.max() > 0
+    assert (np.abs(bounded - exact).max(axis=1) <= bound + 1e-6).all()
+    drawn, _, errors = composed("steps=sampled", "paths=500", "model.name=drawn-500")
+    assert (np.abs(drawn - exact) <= 4 * errors).all()
+    assert np.abs(drawn - exact).max() > 0
+
+
+@pytest.mark.ranks
+def test_two_ranks_and_a_kill_leave_the_same_bytes(run: Path) -> None:
+    wanted = ["steps=sampled", "paths=50", "horizon=3", "max_people=8", "model.name=drawn"]
+    table = forecast(run, *wanted)[0]
+    assert table.name == "test_forecast_h3.drawn.parquet"
+    alone = table.read_bytes(), table.with_suffix(".json").read_bytes()
+    table.unlink()
+    table.with_suffix(".json").unlink()
+    parts = lambda: list((run / "scores").glob("test_forecast_h3.drawn.*.parts/part-*.parquet"))  # noqa: E731
+    arguments = [f"run={run}", *wanted]
+    killed = run_ranks("forecast.py", arguments, world_size=2, log=run / "log", kill_when=lambda: len(parts()) >= 2)
+    assert -signal.SIGKILL in killed.codes, "the forecasts ended before they were killed"
+    text = run_well("forecast.py", arguments, world_size=2, log=run / "log")
+    assert "parts are there" in text
+    assert text.count("KL(direct || composed)") == 1
+    assert (table.read_bytes(), table.with_suffix(".json").read_bytes()) == alone
+
+
+def test_what_cannot_be_forecast_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError, match=r"has 3\^3 = 27 paths a forecast, max_paths is 20; 10 forecasts would take 410 "
+    ):
+        forecast(run, "horizon=4", "max_paths=20", "max_people=10")
+    with pytest.raises(RunError, match="nobody in the test split has two observations 6 years apart; take another"):
+        forecast(run, "horizon=6")
+    with pytest.raises(RunError, match="no run at"):
+        forecast(tmp_path / "none")
+    limited = random_run(tmp_path, "template.history_lines=2")
+    with pytest.raises(RunError, match=r"template.history_lines=2; a forecast supposes years after the whole history"):
+        forecast(limited)
+
+
+def test_what_no_text_or_tree_can_be_is_refused_before_the_model_is_opened(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecasting_run, "open_evaluated", lambda *_: pytest.fail("the model was opened"))
+    with monkeypatch.context() as narrow:
+        narrow.setattr(forecasting_run, "context_of", lambda _: 200)
+        with pytest.raises(
+            RowTooShort, match=r"with supposed years has up to \d+ tokens, .* is 200; .*; 9 of 9 people"
+        ):
+            forecast(run, "max_people=9", "model.name=narrow")
+    # A second prompt of the split after which a title is other tokens.
+    monkeypatch.setattr(evaluation_run, "ending_prompts", lambda *_: ["1990 (college):", "1991:"])
+    changed = lambda text: text == "1991: Aide\n"  # noqa: E731
+    load = lambda place: dataclasses.replace(  # noqa: E731
+        load_tokenizer(place), backend=Changed(load_tokenizer(place).backend, changed, -2)
+    )
+    monkeypatch.setattr(evaluation_run, "load_tokenizer", load)
+    with pytest.raises(TitleInsideToken, match=r"titles are other tokens after '1991:' than .* of them 'Aide'"):
+        forecast(run, "max_people=9", "model.name=changed")
+
+
+def test_forecasts_of_other_weights_are_not_replaced(run: Path, tmp_path: Path) -> None:
+    other = random_run(tmp_path, "model.llama.initializer_range=0.1") / "export"
+    forecast(run, "max_people=1", f"model.path={run}/export", "model.name=taken")
+    with pytest.raises(RunError, match=r"h2.taken.parquet holds the forecasts of other weights; give these another"):
+        forecast(run, "max_people=1", f"model.path={other}", "model.name=taken")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "horizon=1",
+            "setting horizon: wanted a whole number from 2 to 100 (years; a year ahead has one step only), found 1",
+        ),
+        ("paths=1", "setting paths: wanted a whole number from 2 to 1,000,000 (one has no standard error), found 1"),
+        ("tolerance=1", "setting tolerance: wanted a number from 0 to below 1, found 1"),
+        ("max_people=0", "setting max_people: wanted a whole number from 1 to 1,000,000,000, found 0"),
+        ("steps=all", "setting steps: wanted one of exact, sampled, found 'all'"),
+    ],
+)
+def test_wrong_settings_of_a_forecast_are_refused(override: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        compose_settings(ForecastSettings, "forecast", ["run=runs/x", override])
+
+
+def test_a_tolerance_of_drawn_paths_is_refused() -> None:
+    with pytest.raises(SettingsError, match="setting tolerance: wanted 0 with steps=sampled, which leaves no path out"):
+        compose_settings(ForecastSettings, "forecast", ["run=runs/x", "steps=sampled", "tolerance=0.1"])
+
+
+def test_a_table_of_forecasts_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScoreTableError, match=r"no table of forecasts at .*launch/forecast.py run=.*makes it"):
+        read_forecast_table(tmp_path / "test_forecast_h2.parquet")
+    (tmp_path / "test_forecast_h2.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ScoreTableError, match="is no table of forecasts or is damaged"):
+        read_forecast_table(tmp_path / "test_forecast_h2.parquet")

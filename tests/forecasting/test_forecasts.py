@@ -1,0 +1,385 @@
+"""Forecasts several years ahead: against a slow scorer that spells out every path, and against chains known by hand."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers.forecast_cases import CHAIN, ask_chain, full_sum
+from helpers.reference.slow_scorer import slow_score
+from helpers.runs import COMPUTE, settings_of
+from helpers.scoring_cases import random_llama
+from transformers import PreTrainedModel
+
+from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
+from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.errors import RowTooShort, RunError, TitleInsideToken
+from laborllm_dist.evaluation.title_trie import build_trie, title_trie
+from laborllm_dist.forecasting.iterate import (
+    Answers,
+    Composed,
+    Question,
+    compose_followed,
+    compose_sampled,
+    num_prompts,
+    path_draws,
+)
+from laborllm_dist.forecasting.origins import STRENGTH, Starts, find_starts, last_occupation_scores
+from laborllm_dist.forecasting.prompts import (
+    ForecastTexts,
+    ask_titles,
+    ask_whole_texts,
+    check_longest,
+    prompt_ids,
+)
+from laborllm_dist.models.inference import evaluated
+from laborllm_dist.store.store import CareerRows, store_rows
+from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
+from laborllm_dist.tables.forecasts import coherence_of, describe_coherence
+from laborllm_dist.text.template import compile_template, render_career
+
+TITLES = ("Cook", "Maid", "Aide", "Cook up")  # the first begins the last
+VOCABULARY = OccupationVocabulary(codes=tuple("abcd"), titles=TITLES)
+WANTED = EvaluationSettings(split="test", row_length=700, rows_per_unit=2, units_per_part=1, precision="fp32")
+
+
+def template():
+    return compile_template(settings_of([]).template)
+
+
+def careers_with_gaps() -> list[CareerHistory]:
+    """Five years in a row; a gap, so that 1992 is two years after 1990 without a year between; one job only."""
+    facts = {"survey": "PSID", "birth_year": 1963, "gender": "female", "ethnicity": "white", "region": "south"}
+    bare = {"survey": "PSID", "birth_year": None, "gender": None, "ethnicity": None, "region": None}
+    row = zip(range(1984, 1989), "abcda", ("high school", "high school", "college", "college", "college"), strict=True)
+    return [
+        CareerHistory(person="1", jobs=tuple(Job(*each) for each in row), **facts),
+        CareerHistory(person="2", jobs=(Job(1990, "d"), Job(1992, "b"), Job(1993, "b")), **bare),
+        CareerHistory(person="3", jobs=(Job(1990, "c", "college"),), **facts),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A random model in float32, whose titles are nearly even, and everything that is asked of it."""
+
+    model: PreTrainedModel
+    texts: ForecastTexts
+    wanted: EvaluationSettings = WANTED
+
+    def asker(self, starts: Starts, *, way=ask_titles, attention: str = "packed"):
+        """Return what answers questions, a person at a time, as a part of the work does."""
+        model = evaluated(copy.deepcopy(self.model), dataclasses.replace(COMPUTE, attention=attention))
+
+        def ask(questions: Sequence[Question]) -> Answers:
+            found = Answers(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))
+            of_career = starts.careers_S[[each.start for each in questions]]
+            for career in np.unique(of_career):
+                places = np.flatnonzero(of_career == career)
+                part = way(self.texts, starts, [questions[place] for place in places], self.wanted, model)
+                found.log_probabilities_QT[places], found.left_Q[places] = part.log_probabilities_QT, part.left_Q
+            return found
+
+        return ask
+
+
+@cache
+def world() -> World:
+    texts = [render_career(career, template(), VOCABULARY.title_of())[0].text for career in careers_with_gaps()]
+    # Few merges, so that titles have several tokens.
+    return world_of(train_tokenizer(texts, vocabulary_size=270))
+
+
+def world_of(tokenizer: CareerTokenizer) -> World:
+    careers = careers_with_gaps()
+    texts = [render_career(career, template(), VOCABULARY.title_of())[0] for career in careers]
+    table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
+    rows = CareerRows(table=table.combine_chunks(), vocabulary=VOCABULARY)
+    trie = title_trie("1984 (high school):", VOCABULARY, tokenizer)
+    return World(random_llama(tokenizer, scale=0.12), ForecastTexts(rows, template(), tokenizer, trie, context=None))
+
+
+def every_start(horizon: int) -> Starts:
+    return find_starts(world().texts.careers, horizon)
+
+
+@cache
+def slow_model() -> PreTrainedModel:
+    model = random_llama(world().texts.tokenizer, scale=0.12).double()
+    model.set_attn_implementation("sdpa")
+    return model
+
+
+@cache
+def slow_distribution(prompt: str) -> np.ndarray:
+    """Return P(title) over the titles after a text, one forward a title."""
+    tokenizer: CareerTokenizer = world().texts.tokenizer
+    encode = lambda part: tokenizer.backend.encode(part, add_special_tokens=False).ids  # noqa: E731
+    found = [slow_score(slow_model(), encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES]
+    return np.exp(found) / np.exp(found).sum()
+
+
+def slow_forecasts(career: CareerHistory, job: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the direct and the composed forecast: lines written by hand, every path spelled out."""
+    (text,) = render_career(career, template(), VOCABULARY.title_of())
+    known = text.text[: text.title_spans[job][1]] + "\n"
+    year, education = career.jobs[job].year, career.jobs[job].education
+    lines = [f"{year + ahead} ({education}):" if education else f"{year + ahead}:" for ahead in range(1, horizon + 1)]
+    direct = slow_distribution(known + lines[-1])
+    composed = np.zeros(len(TITLES))
+    for path in itertools.product(range(len(TITLES)), repeat=horizon - 1):
+        before, weight = known, 1.0
+        for line, title in zip(lines, path, strict=False):
+            weight *= slow_distribution(before + line)[title]
+            before += f"{line} {TITLES[title]}\n"
+        composed += weight * slow_distribution(before + lines[-1])
+    return direct, composed
+
+
+def all_slow_forecasts(starts: Starts, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    careers = careers_with_gaps()
+    pairs = zip(starts.careers_S.tolist(), starts.jobs_S.tolist(), strict=True)
+    direct, composed = zip(*(slow_forecasts(careers[career], job, horizon) for career, job in pairs), strict=True)
+    return np.array(direct), np.array(composed)
+
+
+def test_forecasts_begin_where_the_same_person_is_observed_that_much_later() -> None:
+    two, three = every_start(2), every_start(3)
+
+    def triples(each: Starts) -> list[tuple[int, ...]]:
+        return list(zip(each.careers_S.tolist(), each.jobs_S.tolist(), each.targets_S.tolist(), strict=True))
+
+    # Person 2 is observed in 1990, 1992 and 1993: two years apart are the first two, without a year between.
+    assert triples(two) == [(0, 0, 2), (0, 1, 3), (0, 2, 4), (1, 0, 1)]
+    assert triples(three) == [(0, 0, 3), (0, 1, 4), (1, 0, 2)]
+    assert triples(two.of_career(1)) == [(1, 0, 1)]
+
+
+@pytest.mark.parametrize("horizon", [2, 3])
+@pytest.mark.parametrize("way", [ask_titles, ask_whole_texts])
+@pytest.mark.parametrize("attention", ["packed", "mask"])
+def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(horizon: int, way, attention: str) -> None:
+    starts = every_start(horizon)
+    ask = world().asker(starts, way=way, attention=attention)
+    direct, composed = all_slow_forecasts(starts, horizon)
+    # Titles and starts differ, and so do the two forecasts: agreement is no accident.
+    assert direct.std(axis=0).max() > 0.02
+    assert direct.std(axis=1).min() > 0.05
+    assert np.abs(direct - composed).max() > 0.005
+    found = ask([Question(start, (), horizon) for start in range(len(starts))])
+    np.testing.assert_allclose(found.probabilities_QT, direct, atol=1e-5, rtol=0)
+    whole = full_sum(ask, len(starts), horizon)
+    np.testing.assert_allclose(whole.probabilities_ST, composed, atol=1e-5, rtol=0)
+    assert not found.left_Q.any()
+    assert not whole.bound_S.any()
+    assert whole.errors_ST is None
+
+
+@pytest.mark.parametrize("nodes_per_pass", [1, 50, 4096])
+def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pass: int) -> None:
+    starts, questions = every_start(2), [Question(0, (1,), 2), Question(2, (), 1), Question(1, (3, 0), 3)]
+    few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, nodes_per_pass=nodes_per_pass))
+    shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
+    np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
+    few = dataclasses.replace(few, wanted=dataclasses.replace(few.wanted, tolerance=1e-12))
+    shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
+    assert whole.left_Q.any()
+    np.testing.assert_allclose(shared.left_Q, whole.left_Q, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
+
+
+def test_a_sentencepiece_tokenizer_shares_histories(llama_tokenizer: Path) -> None:
+    those, questions = world_of(load_tokenizer(str(llama_tokenizer))), [Question(0, (1,), 2), Question(2, (), 1)]
+    # A row too short for whole texts: what answers all the same has shared the history.
+    short = dataclasses.replace(those, wanted=dataclasses.replace(WANTED, row_length=8))
+    shared, whole = short.asker(every_start(2))(questions), those.asker(every_start(2), way=ask_whole_texts)(questions)
+    np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
+
+
+def of_other_tokens(rows: CareerRows) -> CareerRows:
+    ids = pa.array([[7, *rows.token_ids(row)[1:].tolist()] for row in range(len(rows))], type=pa.list_(pa.int32()))
+    changed = rows.table.set_column(rows.table.schema.get_field_index("token_ids"), "token_ids", ids)
+    return CareerRows(changed, VOCABULARY)
+
+
+def test_a_history_of_other_tokens_than_the_prompts_is_not_shared() -> None:
+    texts = dataclasses.replace(world().texts, careers=of_other_tokens(world().texts.careers))
+    other = dataclasses.replace(world(), texts=texts)
+    starts, questions = every_start(2), [Question(0, (1,), 2), Question(2, (), 1)]
+    found, wanted = other.asker(starts)(questions), world().asker(starts, way=ask_whole_texts)(questions)
+    assert np.array_equal(found.probabilities_QT, wanted.probabilities_QT)
+
+
+@pytest.mark.parametrize("horizon", [2, 3])
+@pytest.mark.parametrize(("tolerance", "title_tolerance"), [(0.02, 0.0), (0.5, 0.0), (0.0, 1e-12), (0.3, 1e-12)])
+def test_what_is_left_out_is_off_by_no_more_than_the_bound(
+    horizon: int, tolerance: float, title_tolerance: float
+) -> None:
+    starts = every_start(horizon)
+    whole = full_sum(world().asker(starts), len(starts), horizon)
+    bounded = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, tolerance=title_tolerance))
+    asked: list[Question] = []
+
+    def ask(questions: Sequence[Question]) -> Answers:
+        asked.extend(questions)
+        return bounded.asker(starts)(questions)
+
+    found = compose_followed(ask, len(starts), horizon=horizon, tolerance=tolerance, max_paths=10**6)
+    np.testing.assert_allclose(found.probabilities_ST.sum(axis=1), 1, atol=1e-12)
+    off = found.probabilities_ST - whole.probabilities_ST
+    assert (np.abs(off).max(axis=1) <= found.bound_S + 1e-6).all()
+    assert (0.5 * np.abs(off).sum(axis=1) <= found.bound_S + 1e-6).all()
+    assert found.bound_S.any()
+    if not title_tolerance:
+        assert (found.bound_S <= tolerance).all()
+    if tolerance >= 0.3:
+        assert len(asked) < len(starts) * (num_prompts(len(TITLES), horizon) - 1)
+
+
+def test_drawn_paths_come_near_the_full_sum() -> None:
+    starts = every_start(3)
+    ask = world().asker(starts)
+    whole = full_sum(ask, len(starts), 3)
+    draws = [path_draws(7, "PSID", "1", job, num_paths=3000, num_years=2) for job in range(len(starts))]
+    found = compose_sampled(ask, np.stack(draws))
+    assert (found.errors_ST > 0).all()
+    assert found.errors_ST.max() < 0.01
+    assert (np.abs(found.probabilities_ST - whole.probabilities_ST) <= 4 * found.errors_ST).all()
+    np.testing.assert_allclose(found.probabilities_ST.sum(axis=1), 1, atol=1e-12)
+
+
+def test_draws_are_a_function_of_seed_person_start_path_and_year() -> None:
+    some = path_draws(1, "PSID", "1", 0, num_paths=200, num_years=2)
+    assert np.array_equal(path_draws(1, "PSID", "1", 0, num_paths=300, num_years=3)[:200, :2], some)
+    others = [(2, "PSID", "1", 0), (1, "NLSY79", "1", 0), (1, "PSID", "11", 0), (1, "PSID", "1", 1)]
+    for key in others:
+        assert not np.isin(path_draws(*key, num_paths=200, num_years=2), some).any()
+    assert 0.45 < some.mean() < 0.55
+    assert some.min() >= 0
+    assert some.max() < 1
+
+
+def forecast_table(direct: np.ndarray, composed: Composed, observed: np.ndarray) -> pa.Table:
+    places, num = (np.arange(len(observed)), observed), len(observed)
+    errors = None if composed.errors_ST is None else composed.errors_ST.tolist()
+    return pa.table(
+        {
+            "survey": ["PSID"] * num,
+            "person": [str(each // 2) for each in range(num)],
+            "direct": np.log(direct[places]),
+            "composed": np.log(composed.probabilities_ST[places]),
+            "bound": composed.bound_S,
+            "direct_all": direct.tolist(),
+            "composed_all": composed.probabilities_ST.tolist(),
+            "standard_error": pa.array(errors or [None] * num, type=pa.list_(pa.float64())),
+        }
+    )
+
+
+@pytest.mark.parametrize("horizon", [2, 3, 5])
+def test_a_first_order_chain_is_coherent(horizon: int) -> None:
+    direct = ask_chain([Question(start, (), horizon) for start in range(3)]).probabilities_QT
+    np.testing.assert_allclose(direct, np.linalg.matrix_power(CHAIN, horizon))
+    whole = full_sum(ask_chain, 3, horizon)
+    np.testing.assert_allclose(whole.probabilities_ST, direct, atol=1e-14)
+    found = coherence_of(forecast_table(direct, whole, np.array([0, 1, 2])))
+    assert (found.num_forecasts, found.num_people) == (3, 2)
+    np.testing.assert_allclose(
+        (found.divergence_mean, found.divergence_median, found.total_variation_mean), 0, atol=1e-14
+    )
+    np.testing.assert_allclose((found.correlation_observed, found.correlation_all), 1, atol=1e-12)
+    np.testing.assert_allclose(found.perplexity_direct, found.perplexity_composed, rtol=1e-12)
+    assert (found.bound_largest, found.standard_error_mean) == (0.0, None)
+
+
+def test_drawn_paths_of_a_chain_come_near_its_power() -> None:
+    draws = np.stack([path_draws(3, "PSID", str(start), 0, num_paths=4000, num_years=3) for start in range(3)])
+    found = compose_sampled(ask_chain, draws)
+    assert (np.abs(found.probabilities_ST - np.linalg.matrix_power(CHAIN, 4)) <= 4 * found.errors_ST).all()
+
+
+def test_the_coherence_of_two_forecasts_by_hand() -> None:
+    direct, composed = np.array([[0.5, 0.5], [0.8, 0.2]]), np.array([[0.25, 0.75], [0.8, 0.2]])
+    errors = np.full((2, 2), 0.01)
+    table = forecast_table(direct, Composed(np.log(composed), np.array([0.1, 0.2]), errors), np.array([0, 1]))
+    found = coherence_of(table)
+    first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    np.testing.assert_allclose((found.divergence_mean, found.divergence_median), first / 2)
+    np.testing.assert_allclose((found.total_variation_mean, found.total_variation_median), 0.125)
+    np.testing.assert_allclose(found.perplexity_direct, 1 / np.sqrt(0.5 * 0.2))
+    np.testing.assert_allclose(found.perplexity_composed, 1 / np.sqrt(0.25 * 0.2))
+    assert (found.bound_largest, found.num_people) == (0.2, 1)
+    np.testing.assert_allclose(found.correlation_observed, 1.0)  # two points
+    assert "mean standard error 0.01" in describe_coherence(found, None)[-1]
+    alone = coherence_of(table.slice(0, 1))
+    assert alone.correlation_observed is None
+    assert "not defined (observed titles)" in describe_coherence(alone, None)[2]
+    assert describe_coherence(alone, 3.25)[1].endswith("composed 4.000; 3.250 from the last occupation alone")
+
+
+def test_the_yardstick_knows_the_last_occupation_only() -> None:
+    # Two years apart, of titles a b c d: a -> c, b -> d, c -> a, and d -> b across a gap.
+    rows, starts = world().texts.careers, every_start(2)
+    found = last_occupation_scores(rows, rows, starts, 2)
+    # Every pair was seen once, every target once among four.
+    np.testing.assert_allclose(np.exp(found), (1 + STRENGTH * (1 + 1) / (4 + 4)) / (1 + STRENGTH))
+
+
+def test_the_number_of_prompts_of_a_full_sum() -> None:
+    # One direct; then 1, 4 and 16 prompts of the yearly steps.
+    assert num_prompts(4, 3) == 1 + 1 + 4 + 16
+
+
+def test_too_many_followed_paths_are_refused() -> None:
+    with pytest.raises(RunError, match=r"follows 3 paths of 1 supposed years, max_paths is 2; take a larger tolerance"):
+        compose_followed(ask_chain, 3, horizon=2, tolerance=0.01, max_paths=2)
+    compose_followed(ask_chain, 3, horizon=2, tolerance=0.4, max_paths=2)
+
+
+def test_a_forecast_that_fits_no_row_or_context_is_refused() -> None:
+    starts = every_start(2)
+    short = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, row_length=200))
+    with pytest.raises(RowTooShort, match=r"career '1' of PSID with supposed years has \d+ tokens, a row has 200; set"):
+        short.asker(starts, way=ask_whole_texts)([Question(0, (), 2)])
+    narrow = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, context=200))
+    with pytest.raises(RowTooShort, match=r"\d+ with a title, the model's context is 200; take one with a longer"):
+        narrow.asker(starts)([Question(0, (), 2)])
+
+
+@pytest.mark.parametrize("horizon", [2, 3])
+def test_the_longest_text_that_is_asked_for_is_known_before(horizon: int) -> None:
+    texts, starts = world().texts, every_start(horizon)
+    paths = [path for years in range(horizon) for path in itertools.product(range(len(TITLES)), repeat=years)]
+    questions = [Question(start, path, horizon) for start in range(len(starts)) for path in paths]
+    ids = prompt_ids(texts, starts, questions)
+    of_first = [
+        len(each) for each, question in zip(ids, questions, strict=True) if not starts.careers_S[question.start]
+    ]
+    longest = max(of_first)
+    assert longest == max(map(len, ids))
+    context = longest + int(texts.trie.depths_M.max())
+    check_longest(dataclasses.replace(texts, context=context), starts, horizon, row_length=8)
+    with pytest.raises(
+        RowTooShort, match=rf"'1' of PSID .* up to {context} tokens, .* context is {context - 1}; .*; 1 of 2 people is"
+    ):
+        check_longest(dataclasses.replace(texts, context=context - 1), starts, horizon, row_length=8)
+    # Where the history is not shared, rows hold whole texts.
+    other = dataclasses.replace(texts, careers=of_other_tokens(texts.careers))
+    check_longest(other, starts, horizon, row_length=longest)
+    with pytest.raises(RowTooShort, match=rf"up to {longest} tokens, a row has 8; set row_length={longest} .*; 2 of 2"):
+        check_longest(other, starts, horizon, row_length=8)
+
+
+def test_titles_of_other_tokens_after_supposed_years_are_refused() -> None:
+    trie = build_trie([(1, 2), (3,), (4,), (5,)], terminator=9)
+    other = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, trie=trie))
+    with pytest.raises(TitleInsideToken, match="title 2 is other tokens after supposed years"):
+        other.asker(every_start(2))([Question(0, (), 2)])

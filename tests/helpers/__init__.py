@@ -1,0 +1,1 @@
+"""What tests share: processes, small runs, and files made for them."""

@@ -1,0 +1,26 @@
+"""Forecasts of chains whose probabilities are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from laborllm_dist.forecasting.iterate import Answers, Composed, Question, compose_followed
+
+CHAIN = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.05, 0.05, 0.9]])
+
+
+def full_sum(ask, num_starts: int, horizon: int) -> Composed:
+    return compose_followed(ask, num_starts, horizon=horizon, tolerance=0, max_paths=10**6)
+
+
+def ask_chain(questions: Sequence[Question]) -> Answers:
+    """Answer as a first-order chain: start s holds title s, and years without a supposed title are summed over."""
+    found = [
+        np.linalg.matrix_power(CHAIN, each.years_ahead - len(each.supposed))[
+            each.supposed[-1] if each.supposed else each.start
+        ]
+        for each in questions
+    ]
+    return Answers(np.log(np.array(found)), np.zeros(len(questions)))

@@ -1,0 +1,47 @@
+"""Files of dated jobs: the settings that read them, their careers and their rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+from helpers.runs import settings_of
+from laborllm_dist.careers.person_records import PersonRead
+from laborllm_dist.careers.readers.resumes.people import resume_people
+from laborllm_dist.config.corpora import ResumeSettings
+
+
+@functools.lru_cache
+def composed(name: str) -> ResumeSettings:
+    return settings_of([f"data={name}"]).data.corpora[name].resumes
+
+
+def shipped(name: str, path: Path, **changes) -> ResumeSettings:
+    return dataclasses.replace(composed(name), path=str(path), **changes)
+
+
+def coded(path: Path, **changes) -> ResumeSettings:
+    """Settings of a file of codes: 1 Cooks, 2 Bakers, 3 Cooks (merged into 1)."""
+    titles = path.parent / ".codes.csv"
+    titles.write_text("code,title\n1,Cooks\n2,Bakers\n3,Cooks\n")
+    wanted = shipped("resumes", path)
+    columns = dataclasses.replace(wanted.columns, title=None, code="code")
+    vocabulary = dataclasses.replace(wanted.vocabulary, path=str(titles), same_titles="merge")
+    return dataclasses.replace(
+        wanted,
+        **{"columns": columns, "vocabulary": vocabulary, "occupation_from": "code", "last_year": 2020, **changes},
+    )
+
+
+def read(wanted: ResumeSettings) -> list[PersonRead]:
+    return [person() for person in resume_people(wanted, survey="R")]
+
+
+def rows_of(*rows: dict) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def job(person: str, code: str, start: str, end: str | None, education: str | None = None) -> dict:
+    return {"id": person, "code": code, "start": start, "end": end, "education": education}

@@ -1,0 +1,48 @@
+"""Small settings for tests: a synthetic market, a tiny Llama, everything under one folder."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.run import RunSettings
+
+
+def small_run(folder: Path, *more: str, num_people: int = 60) -> list[str]:
+    """Return overrides for a run of seconds: a synthetic market and a Llama of 30,000 parameters."""
+    return [
+        "data=synthetic",
+        f"data.corpora.synthetic.synthetic.num_people={num_people}",
+        f"store.root={folder}/stores",
+        f"runs={folder}/runs",
+        "name=small",
+        "tokenizer.vocabulary_size=400",
+        "model.llama.hidden_size=32",
+        "model.llama.intermediate_size=64",
+        "model.llama.num_heads=2",
+        "model.llama.num_key_value_heads=1",
+        "batch.row_length=1024",
+        "evaluation.row_length=1024",
+        "evaluation.units_per_part=1",
+        "optimizer.warmup_share=0",
+        "ranks.timeout_minutes=2",
+        *more,
+    ]
+
+
+def settings_of(overrides: list[str]) -> RunSettings:
+    """Compose the settings that these overrides make."""
+    return _composed(tuple(overrides))
+
+
+@functools.cache  # a third of a second otherwise
+def _composed(overrides: tuple[str, ...]) -> RunSettings:
+    return compose_settings(RunSettings, "run", overrides)
+
+
+COMPUTE = settings_of([]).compute
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""

@@ -1,0 +1,92 @@
+"""What a user sees who gets something wrong: one clear line, a non-zero exit, no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.processes import PROJECT, run_ranks
+from helpers.runs import small_run
+
+pytestmark = pytest.mark.ranks
+
+
+def run_alone(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "launch" / script), *arguments],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_pooled_13b_composes_plans_and_names_the_first_missing_thing(tmp_path: Path) -> None:
+    outcome = run_ranks("train.py", ["+experiment=pooled_13b", f"runs={tmp_path}"], world_size=2, log=tmp_path / "log")
+    assert outcome.codes == [2, 2]
+    plan, error = outcome.text.strip().splitlines()
+    assert plan.startswith("plan: pooled_13b: careers of PSID, NLSY79, NLSY97; model llama2-13b")
+    assert "ZeRO-3 bf16 on 2 x cpu; 32 careers a step in rows of at most 1536 tokens" in plan
+    assert error.startswith(
+        "error: no careers of PSID: no file at data/psid.zip (setting data.corpora.psid81.extract.path)"
+    )
+    assert "PSID Data Center" in error
+
+
+def test_missing_weights_are_named_with_how_to_get_them(tmp_path: Path) -> None:
+    run = [each for each in small_run(tmp_path) if not each.startswith(("model.", "tokenizer."))]
+    more = ["model=pretrained", "model.path=./no_such_folder", "tokenizer=pretrained"]
+    outcome = run_ranks("train.py", [*run, *more], world_size=1, log=tmp_path / "log")
+    assert outcome.codes == [2]
+    error = outcome.text.strip().splitlines()[-1]
+    assert error.startswith("error: no weights for model.path=./no_such_folder")
+    assert "model.path=FOLDER" in error
+
+
+def test_the_launcher_s_local_rank_is_accepted(tmp_path: Path) -> None:
+    outcome = run_ranks("train.py", ["--local_rank=0", "+experiment=pooled_7b"], world_size=1, log=tmp_path / "log")
+    assert "error: no careers of PSID" in outcome.text
+
+
+def test_ranks_wait_for_a_preparation_longer_than_their_time_limit(tmp_path: Path) -> None:
+    # The limit is three seconds; the model's context is too short, so the run ends as soon as the store is there.
+    more = ["ranks.timeout_minutes=0.05", "model.llama.max_positions=64", "batch.row_length=2000"]
+    started = time.monotonic()
+    outcome = run_ranks("train.py", small_run(tmp_path, *more, num_people=30_000), world_size=2, log=tmp_path / "log")
+    assert time.monotonic() - started > 10
+    assert outcome.codes == [2, 2], outcome.text[-2000:]
+    assert outcome.text.count("error:") == 1
+    assert "the model's context is 64" in outcome.text
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (
+            "train.py",
+            ["+experiment=quickstart", "+training.epoks=3"],
+            "error: unknown setting training.epoks; did you mean",
+        ),
+        ("train.py", ["+experiment=quickstrat"], "error: In 'run': Could not find 'experiment/quickstrat'"),
+        ("evaluate.py", ["run=runs/nowhere"], "error: no run at runs/nowhere (no settings.json)"),
+        ("evaluate.py", [], "error: setting run must be given (run=...)"),
+        ("comparators.py", ["run=runs/nowhere"], "error: no run at runs/nowhere"),
+        ("predict.py", ["run=runs/nowhere", "careers=people.json"], "error: no run at runs/nowhere (no settings.json)"),
+        ("report.py", ["runs=[runs/nowhere]"], "error: "),
+        ("prepare.py", ["+experiment=psid81_7b"], "error: no careers of PSID: no file at"),
+    ],
+)
+def test_one_clear_line_and_exit_code_two(script: str, arguments: list[str], message: str) -> None:
+    outcome = run_alone(script, *arguments)
+    assert outcome.returncode == 2
+    assert outcome.stderr.startswith(message), outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "script", ["train.py", "prepare.py", "evaluate.py", "comparators.py", "report.py", "predict.py"]
+)
+def test_help_shows_how_the_script_is_run(script: str) -> None:
+    outcome = run_alone(script, "--help")
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"launch/{script}" in outcome.stdout

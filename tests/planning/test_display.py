@@ -1,0 +1,130 @@
+"""launch/plan.py: every experiment plans without data, and what training refuses is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.processes import PROJECT
+from helpers.runs import settings_of, small_run
+from rich.console import Console
+
+from laborllm_dist.batching.training_plan import plan_training
+from laborllm_dist.distributed.deepspeed_limits import check_8bit
+from laborllm_dist.errors import LaborError, ModelError, SettingsError
+from laborllm_dist.models.dims import KNOWN, check_targets
+from laborllm_dist.planning.display import show_plan
+from laborllm_dist.planning.estimate import Forecast
+from laborllm_dist.planning.memory import largest_stretch
+from laborllm_dist.store.build import prepare_store
+
+EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*.yaml"))
+SEVEN = KNOWN["meta-llama/Llama-2-7b-hf"]
+
+
+def shown(folder: Path, *overrides: str, width: int = 80) -> tuple[str, Forecast]:
+    with (folder / "out").open("w") as file:
+        found = show_plan(settings_of(list(overrides)), Console(file=file, width=width))
+    return (folder / "out").read_text(), found
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_plans_in_a_fresh_clone_in_80_columns(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no data, stores or models below
+    text, found = shown(tmp_path, f"+experiment={experiment}")
+    assert "(assumed: no store yet)" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert found.fits
+    assert shown(tmp_path, f"+experiment={experiment}", width=140)[0].split() == text.split()
+
+
+def test_the_plan_in_the_readme_is_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, _ = shown(tmp_path, "+experiment=pooled_13b")
+    assert "\n".join(line.rstrip() for line in text.splitlines()) in (PROJECT / "README.md").read_text()
+
+
+def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: Path) -> None:
+    overrides = small_run(tmp_path, "plan.num_gpus=2")
+    settings = settings_of(overrides)
+    plan = plan_training(prepare_store(settings, lambda line: None), settings, world_size=2)
+    text, found = shown(tmp_path, *overrides)
+    assert "tokens an epoch (token store)" in text
+    assert found.work.num_steps == plan.num_steps
+    assert found.work.tokens_per_epoch == int(plan.lengths[plan.order.rows].sum())
+    steps = [plan.step(step) for step in range(plan.num_steps)]
+    assert found.passes.num_passes == sum(len(step.shards.passes) for step in steps) / len(steps)
+    assert found.passes.num_rows == sum(len(step.packing.rows) for step in steps) / len(steps)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["batch.careers_per_step=40000"], r"careers_per_step is 40,000, an epoch has 36,763 careers; set"),
+        (["adapter=lora", "adapter.targets=[q_prj]"], r"no linear layer q_prj; it has down_proj, gate_proj"),
+        (["zero=stage2_bf16", "optimizer.kind=adamw_8bit", "plan.num_gpus=2"], r"counts the 3,369,074,688 weights"),
+        (["plan.gpu.utilisation=5"], r"plan.gpu.utilisation: wanted a number above 0 and at most 1, found 5"),
+        (["plan.gpu.utilisation=0"], r"plan.gpu.utilisation: wanted a number above 0 and at most 1, found 0"),
+        (
+            ["plan.gpu.dollars_per_hour=-5"],
+            r"plan.gpu.dollars_per_hour: wanted a number from 0 to 1,000,000,000, found -5",
+        ),
+        (["plan.gpu.gpus_per_host=0"], r"plan.gpu.gpus_per_host: wanted a whole number from 1 to 10,000, found 0"),
+        (["batch.row_length=160"], r"the longest career is assumed to have 586 tokens"),
+    ],
+)
+def test_what_training_refuses_or_cannot_be_is_refused(more: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(LaborError, match=said):
+        shown(tmp_path, "+experiment=pooled_7b", *more)
+
+
+def test_what_does_not_fit_is_said_with_what_to_type(tmp_path: Path) -> None:
+    text, _ = shown(tmp_path, "+experiment=pooled_7b", "plan.num_gpus=1")
+    assert "memory   does not fit: " in text
+    assert "nearest  zero.offload_optimizer=cpu\n         fits: " in text
+    nothing, _ = shown(tmp_path, "+experiment=pooled_7b", "plan.gpu.memory_gib=1")
+    assert "no setting known here fits; take a smaller model" in nothing
+    offload = ["zero=stage3_bf16_offload", "optimizer.kind=cpu_adamw", "plan.gpu.host_memory_gib=1"]
+    assert "of 1.0 on the host (assumed)" in shown(tmp_path, "+experiment=pooled_7b", *offload)[0]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("more", [[], ["adapter=qlora", "zero=stage2_bf16", "gpu@plan.gpu=l40s", "plan.num_gpus=1"]])
+def test_the_plan_of_13b_prints_without_data_weights_or_network(more: list[str]) -> None:
+    command = [sys.executable, str(PROJECT / "launch/plan.py"), "+experiment=pooled_13b", *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "36,763 careers of 11.09 million tokens an epoch (assumed: no store yet)" in done.stdout
+    assert "13,015,864,320 parameters" in done.stdout
+    assert "memory   fits:" in done.stdout
+
+
+def test_more_weights_than_8_bit_adamw_can_count_are_refused() -> None:
+    settings = settings_of(["+experiment=pooled_7b", "optimizer.kind=adamw_8bit", "zero.stage=2"])
+    check_8bit(settings.optimizer, settings.zero, largest=2**31 - 1)
+    with pytest.raises(SettingsError, match=r"counts the 6,738,415,616 weights of a rank in 31 bits; set zero.stage=3"):
+        check_8bit(settings.optimizer, settings.zero, largest=6_738_415_616)
+
+
+@pytest.mark.parametrize(
+    ("stage", "world_size", "num_weights"),
+    [
+        (0, 4, 32_000 * 4_096),  # the largest matrix
+        (1, 4, 1_684_537_344),  # all but the norms: (6,738,415,616 - 266,240) / 4
+        (3, 4, 1_000_000_000),  # DeepSpeed's sub-groups
+        (3, 8, 842_268_672),
+    ],
+)
+def test_the_longest_stretch_by_hand(stage: int, world_size: int, num_weights: int) -> None:
+    adapter = settings_of([]).adapter
+    assert largest_stretch(SEVEN, adapter, stage=stage, world_size=world_size) == num_weights
+
+
+def test_an_adapter_for_no_layer_is_refused() -> None:
+    check_targets(["q_proj"], SEVEN.linear_layers)
+    with pytest.raises(ModelError, match=r"the model has no linear layer fc1; it has down_proj"):
+        check_targets(["q_proj", "fc1"], SEVEN.linear_layers)

@@ -1,0 +1,222 @@
+"""The plan of memory: parameters and bytes against numbers worked out by hand, and what training refuses by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.runs import settings_of, small_run
+
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.batching.training_plan import plan_training
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed.jit_ops import check_nvme
+from laborllm_dist.errors import DoesNotFit, ModelError, SettingsError
+from laborllm_dist.models.causal_lm import CareerLanguageModel
+from laborllm_dist.models.dims import KNOWN, shape_of
+from laborllm_dist.models.loading import new_llama
+from laborllm_dist.planning.memory import GIB, Load, plan_memory
+from laborllm_dist.planning.memory_budget import Capacity
+from laborllm_dist.planning.memory_check import check_memory
+from laborllm_dist.store.build import prepare_store
+
+SEVEN, THIRTEEN = KNOWN["meta-llama/Llama-2-7b-hf"], KNOWN["meta-llama/Llama-2-13b-hf"]
+
+
+def settings_for(*more: str) -> RunSettings:
+    return settings_of(["+experiment=pooled_7b", *more])
+
+
+def test_parameters_are_those_published() -> None:
+    assert SEVEN.num_parameters == 6_738_415_616
+    assert THIRTEEN.num_parameters == 13_015_864_320
+    assert KNOWN["models/smollm2_135m"].num_parameters == 134_515_008
+    # LoRA of rank 8 on q and v of 32 layers: 32 x 2 x 8 x (4096 + 4096).
+    adapter = settings_for("adapter=lora", "adapter.rank=8", "adapter.targets=[q_proj,v_proj]").adapter
+    assert SEVEN.num_learnt(adapter) == 4_194_304
+
+
+def test_parameters_are_those_of_the_model_that_is_made(tmp_path: Path) -> None:
+    for tied in ("true", "false"):
+        settings = settings_of(small_run(tmp_path, f"model.llama.tied_embeddings={tied}"))
+        llama = new_llama(settings.model.llama, num_ids=400, attention_dropout=0.0, seed=1)
+        wanted = sum(parameter.numel() for parameter in llama.parameters())
+        assert shape_of(settings.model, num_ids=400).num_parameters == wanted
+        llama.save_pretrained(tmp_path / tied)
+        read = settings_of(["model=pretrained", f"model.path={tmp_path / tied}", "tokenizer=pretrained"]).model
+        assert shape_of(read, num_ids=1).num_parameters == wanted
+
+
+def test_a_model_nobody_knows_is_refused(tmp_path: Path) -> None:
+    unknown = settings_of(["model=pretrained", f"model.path={tmp_path}/none", "tokenizer=pretrained"]).model
+    with pytest.raises(ModelError, match=r"the shape of model.path=.*none is not known: .*; give a folder"):
+        shape_of(unknown, num_ids=1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "gib"),
+    [
+        # 7B on 8 ranks, bf16 from stage 1 on. GiB of: weights, gradients, optimizer.
+        (1, {"weights": 12.55, "gradients": 12.55 + 25.10, "optimizer": 75.31 / 8}),
+        (2, {"weights": 12.55, "gradients": 25.10 / 8, "optimizer": 75.31 / 8}),
+        (3, {"weights": 12.55 / 8, "gradients": 25.10 / 8, "optimizer": 75.31 / 8}),
+    ],
+)
+def test_memory_of_llama_2_7b_by_hand(stage: int, gib: dict[str, float]) -> None:
+    memory = plan_memory(SEVEN, settings_for(f"zero.stage={stage}"), Load(1, 2048), world_size=8, process_bytes=None)
+    for kind, wanted in gib.items():
+        assert memory.device[kind] / GIB == pytest.approx(wanted, abs=0.01)
+    # With every layer computed again: 32 inputs of 2,048 x 4,096 in bf16 are 536,870,912 bytes. On top comes one layer.
+    # Bytes of a token there: 65,536 of two norms (input in float32; what is normalized and the output in bf16), 32,768
+    # of queries, keys, values and what attention gives, 88,064 of gate, its activation, up, and their product; times
+    # 2,048 tokens 381,681,664. The last norm's are 67,108,864.
+    assert memory.device["activations"] == 985_661_440
+
+
+def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
+    plain = plan_memory(SEVEN, settings_for(), Load(1, 1024), world_size=2, process_bytes=None)
+    offload = ["zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw", "zero.offload_weights=cpu"]
+    moved = plan_memory(SEVEN, settings_for(*offload), Load(1, 1024), world_size=2, process_bytes=None)
+    for kind in ("weights", "gradients", "optimizer"):
+        assert moved.host[kind] == plain.device[kind]
+        assert not moved.device.get(kind)
+    eight = plan_memory(
+        SEVEN, settings_for("optimizer.kind=adamw_8bit"), Load(1, 1024), world_size=2, process_bytes=None
+    )
+    assert eight.device["optimizer"] / plain.device["optimizer"] == pytest.approx((4 + 2.03125) / 12)
+
+
+def test_page_locked_memory_comes_in_powers_of_two() -> None:
+    settings = settings_for("zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw")
+    memory = plan_memory(SEVEN, settings, Load(1, 1024), world_size=1, process_bytes=None)
+    # fp32 weights and gradients of 25.10 GiB and a bf16 copy of 12.55 lie in stretches of 32, 32 and 16.
+    assert memory.host["pinned"] / GIB == pytest.approx(80 - 2 * 25.10 - 12.55, abs=0.01)
+    on_cpu = plan_memory(SEVEN, settings, Load(1, 1024), world_size=1, process_bytes=1.0)
+    assert "pinned" not in on_cpu.host
+
+
+def test_quantised_weights_by_hand() -> None:
+    qlora = settings_for("adapter=qlora", "zero=stage2_bf16")
+    memory = plan_memory(SEVEN, qlora, Load(1, 512), world_size=1, process_bytes=None)
+    # 32 layers of 202,375,168 weights at 4 bits and a scale of 4 bytes for 64: 3,642,753,024 bytes. Embeddings and norms,
+    # 262,410,240 weights, and 39,976,960 of the adapter (rank 16 on all seven layers) in bf16: 604,774,400 bytes.
+    assert memory.device["weights"] == 4_247_527_424
+
+
+@pytest.mark.parametrize(
+    ("more", "num_bytes"),
+    [
+        # 6,738,415,616 weights and 39,976,960 of the adapter in 4 bytes, a copy of the latter in 2: 27,193,524,224; and
+        # bf16 copies of the 202,375,168 weights of all 32 layers, or of one.
+        (["adapter=lora"], 27_193_524_224 + 12_952_010_752),
+        (["adapter=lora", "compute.gradient_checkpointing=true"], 27_193_524_224 + 404_750_336),
+        # 3,642,753,024 of 4-bit weights, 302,387,200 weights in 4 bytes, and the copy of the adapter; no other copies.
+        (["adapter=qlora"], 3_642_753_024 + 1_209_548_800 + 79_953_920),
+    ],
+)
+def test_autocast_copies_what_is_learnt_and_what_a_backward_waits_for(more: list[str], num_bytes: int) -> None:
+    settings = settings_for("zero=stage0", "zero.precision=bf16", "compute.gradient_checkpointing=false", *more)
+    memory = plan_memory(SEVEN, settings, Load(1, 512), world_size=1, process_bytes=None)
+    assert memory.device["weights"] == num_bytes
+
+
+def small_plan(tmp_path: Path, *more: str):
+    settings = settings_of(small_run(tmp_path, *more))
+    store = prepare_store(settings, lambda line: None)
+    return settings, plan_training(store, settings, world_size=1), store.num_ids
+
+
+def test_training_refuses_what_cannot_fit_unless_told_to_go_on(tmp_path: Path) -> None:
+    settings, plan, num_ids = small_plan(tmp_path)
+    said: list[str] = []
+    check_memory(settings, plan, num_ids, Capacity(4.0 * GIB, 0.5 * GIB, None), said.append)
+    assert said[0].startswith("plan: a rank needs about 0.5")
+    little = Capacity(0.4 * GIB, 0.5 * GIB, None)
+    with pytest.raises(
+        DoesNotFit, match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.go_on"
+    ):
+        check_memory(settings, plan, num_ids, little, said.append)
+    going_on = settings_of(small_run(tmp_path, "plan.go_on=true"))
+    check_memory(going_on, plan, num_ids, little, said.append)
+
+
+def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> None:
+    offload = ["zero=stage2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"]
+    settings, plan, num_ids = small_plan(tmp_path, *offload)
+    check_memory(settings, plan, num_ids, Capacity(4.0 * GIB, None, 1.0 * GIB), lambda line: None)
+    little = Capacity(4.0 * GIB, None, 1e5)
+    with pytest.raises(DoesNotFit, match=r"a rank offloads about 0.00 GiB to its host, whose memory has 0.00 GiB left"):
+        check_memory(settings, plan, num_ids, little, lambda line: None)
+    going_on = settings_of(small_run(tmp_path, *offload, "plan.go_on=true"))
+    check_memory(going_on, plan, num_ids, little, lambda line: None)
+
+
+def test_nvme_offload_wants_the_cuda_toolkit_on_a_gpu_s_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(
+        "zero.stage=3", "zero.offload_optimizer=nvme", "zero.offload_folder=/nvme", "optimizer.kind=cpu_adamw"
+    )
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    check_nvme(settings.zero, is_on_gpu=False)
+    with pytest.raises(SettingsError, match=r"against the CUDA toolkit.* set zero.offload_optimizer=cpu"):
+        check_nvme(settings.zero, is_on_gpu=True)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
+    check_nvme(settings.zero, is_on_gpu=True)
+
+
+def test_autocast_keeps_wide_norms_and_a_copy_of_its_input_for_each_linear_layer() -> None:
+    plain = ["zero.precision=bf16", "compute.gradient_checkpointing=false"]
+    sizes = [
+        plan_memory(SEVEN, settings_for(zero, *plain), Load(1, 512), world_size=1, process_bytes=None).device
+        for zero in ("zero=stage0", "zero=stage1")
+    ]
+    # Of a token and layer: the output of two norms in 4 bytes a number, not 2, are 16,384 bytes more; a bf16 copy for
+    # each of three more of the layers that share an input, 24,576. There are 512 tokens and 32 layers.
+    assert sizes[0]["activations"] - sizes[1]["activations"] == 671_088_640
+
+
+def bytes_for_backward(settings: RunSettings, *, is_autocast: bool) -> int:
+    """Return the bytes of what autograd keeps of a forward of 512 tokens, weights and copies of them not counted."""
+    dtype = torch.bfloat16 if settings.zero.precision == "bf16" and not is_autocast else torch.float32
+    model = new_llama(settings.model.llama, num_ids=400, attention_dropout=0.0, seed=1).to(dtype)
+    of_weights = {tuple(weight.shape) for weight in model.parameters()}
+    of_weights |= {shape[::-1] for shape in of_weights}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in of_weights:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    lengths = [[200, 40], [256]]
+    batch = pack_batch([[np.arange(length) for length in row] for row in lengths], 256)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=is_autocast),
+    ):
+        CareerLanguageModel(model, settings.compute).train()(batch)
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "is_autocast"),
+    [("stage1", "fp32", False), ("stage1", "bf16", False), ("stage0", "bf16", True)],
+)
+def test_activations_of_a_layer_are_what_torch_keeps_for_its_backward(
+    zero: str, precision: str, is_autocast: bool, tmp_path: Path
+) -> None:
+    planned, kept = [], []
+    for num_layers in (2, 4):
+        settings = settings_of(
+            small_run(
+                tmp_path, f"zero={zero}", f"zero.precision={precision}", "compute.gradient_checkpointing=false",
+                f"model.llama.num_layers={num_layers}", "model.llama.hidden_size=64", "model.llama.num_heads=4",
+                "model.llama.intermediate_size=176", "model.llama.num_key_value_heads=2",
+            )
+        )  # fmt: skip
+        shape = shape_of(settings.model, num_ids=400)
+        memory = plan_memory(shape, settings, Load(2, 256), world_size=1, process_bytes=0.0)
+        planned.append(memory.device["activations"])
+        kept.append(bytes_for_backward(settings, is_autocast=is_autocast))
+    assert planned[1] - planned[0] == pytest.approx(kept[1] - kept[0], rel=0.015)

@@ -1,0 +1,432 @@
+"""Careers of one's own: files with every mistake, prompts as in the store, probabilities as the slow scorer's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers.processes import run_well
+from helpers.reference.slow_scorer import slow_score
+from helpers.runs import COMPUTE, settings_of, small_run
+from helpers.scores import prediction_info
+from helpers.scoring_cases import (
+    TITLES,
+    VOCABULARY,
+    Changed,
+    careers_of_every_kind,
+    random_llama,
+    rows_of,
+    template,
+    trained_tokenizer,
+)
+from helpers.trained_runs import random_run
+from rich.console import Console
+
+from laborllm_dist.careers.types import CareerHistory, Job
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.data import TitleSettings
+from laborllm_dist.config.prediction import PredictSettings
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.errors import DataFileError, RowTooShort, RunError, ScoreTableError, SettingsError, TitleInsideToken
+from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.models.inference import evaluated
+from laborllm_dist.prediction.predict import AskedPrompts, BestTitles, best_titles, check_told, predict, prediction_rows
+from laborllm_dist.prediction.prompts import asked_prompts, check_context, unseen_words
+from laborllm_dist.prediction.request_files import read_asked
+from laborllm_dist.prediction.requests import AskedCareer
+from laborllm_dist.report.terminal import show_predictions
+from laborllm_dist.store.store import open_store
+from laborllm_dist.tables.parquet import ScoreTableInfo
+from laborllm_dist.tables.predictions import read_prediction_table, write_prediction_table
+from laborllm_dist.tables.title_distributions import read_title_table
+from laborllm_dist.text.template import render_career
+from laborllm_dist.text.title_variants import meant_vocabulary, shown_vocabulary
+
+ANN = CareerHistory(
+    "Ann", "PSID", 1960, "female", None, "west", (Job(1984, "a", "high school"), Job(1985, "d", "college"))
+)
+BOB = CareerHistory("7", "PSID", None, None, None, None, ())
+WANTED = [AskedCareer(ANN, 1987, "college"), AskedCareer(BOB, 1990, None)]
+PEOPLE = [
+    {
+        "person": "Ann", "birth_year": 1960, "gender": "female", "region": "west",
+        "jobs": [
+            {"year": 1985, "occupation": "food SERVERS, nonrestaurant", "education": "college"},
+            {"year": "1984", "occupation": "Cooks", "education": "high school"},
+        ],
+        "next": {"year": 1987},
+    },
+    {"person": 7, "survey": "PSID", "jobs": [], "next": {"year": 1990.0, "education": None}},
+]  # fmt: skip
+HEADER = "person,survey,year,occupation,education,birth_year,gender,ethnicity,region"
+
+
+JOB = '{"year": 1984, "occupation": "Cooks"}'
+
+
+def read(folder: Path, text: str, name: str = "people.json", surveys: tuple[str, ...] = ("PSID",)) -> list[AskedCareer]:
+    (folder / name).write_text(text.replace("JOB", JOB))
+    return read_asked(folder / name, VOCABULARY, surveys)
+
+
+def test_all_kinds_of_files_give_the_same_careers(tmp_path: Path) -> None:
+    assert read(tmp_path, json.dumps(PEOPLE)) == WANTED
+    assert read(tmp_path, json.dumps(PEOPLE, indent=1)) == WANTED
+    assert read(tmp_path, "\n".join(map(json.dumps, PEOPLE)), "people.jsonl") == WANTED
+    rows = [
+        HEADER, "Ann,,1985,Food servers, nonrestaurant,college,1960,female,,south", "Ann,,1984,a,high school,,,,west",
+        "7,PSID,1990,,,,,,", "Ann,,1987,,NA,,,,",
+    ]  # fmt: skip
+    rows[1] = rows[1].replace("Food servers, nonrestaurant", '"Food servers, nonrestaurant"')
+    assert read(tmp_path, "\n".join(rows), "people.csv") == WANTED
+    columns = {name: [row[at] for row in ALL_ROWS] for at, name in enumerate(HEADER.split(","))}
+    pq.write_table(pa.table(columns), tmp_path / "people.parquet")
+    assert read_asked(tmp_path / "people.parquet", VOCABULARY, ("PSID",)) == WANTED
+
+
+ALL_ROWS = [
+    ["Ann", None, 1985, "d", "college", 1960, "female", None, None],
+    ["Ann", None, 1984, "a", "high school", None, None, None, "west"],
+    ["7", "PSID", 1990, None, None, None, None, None, None],
+    ["Ann", None, 1987, None, None, None, None, None, None],
+]
+
+
+def test_without_a_year_to_predict_it_is_the_one_after_the_last(tmp_path: Path) -> None:
+    jobs = [{"year": 1984, "occupation": "Cooks", "education": "college"}, {"year": 1990, "occupation": "b"}]
+    (career,) = read(tmp_path, json.dumps({"person": "Ann", "jobs": jobs}))
+    assert (career.year, career.education) == (1991, "college")
+
+
+WRONG_JSON = {
+    "[]": "no careers in it",
+    "[3]": r"line 1, field \[0\]: wanted an object {...}, found 3",
+    '{"person": "1", "job": []}': r"field job: no field that is known; did you mean jobs\?",
+    '{"person": "1", "zzz": 1}': r"field zzz: no field that is known; known: person, survey, birth_year",
+    '{"jobs": [JOB]}': "field person: missing",
+    '{"person": "1"}': "1 problem:\n  line 1: person '1' has no job, so the year to predict must be given",
+    '{"person": "1", "jobs": 3}': "field jobs: wanted a list of jobs, found 3",
+    '{"person": "1", "jobs": []}': "line 1: person '1' has no job, so the year to predict must be given",
+    '{"person": true, "jobs": []}': "field person: wanted a text or a whole number, found True",
+    '{"person": "1", "jobs": [{"year": 1984.5, "occupation": "a"}]}': r"field jobs\[0\].year: wanted a text or a whole",
+    '{"person": "1", "jobs": [{"year": 84, "occupation": "a"}]}': r"jobs\[0\].year: '84' is not a year from 1850 to",
+    '{"person": "1", "jobs": [{"occupation": "a"}]}': r"1 problem:\n  line 1, field jobs\[0\].year: missing",
+    '{"person": "1", "jobs": [{"year": 1984}]}': r"jobs\[0\].occupation: missing; the year to predict is given by `next`",
+    '{"person": "1", "jobs": [JOB, JOB]}': r"jobs\[1\].year: person '1' has 1984 twice, first at line 1",
+    '{"person": "1", "jobs": [JOB], "next": {"year": 1984}}': "field next.year: 1984 is to be predicted, but person "
+    "'1' has a job in 1984; ask for a later year",
+    '{"person": "1", "jobs": [JOB], "next": {"yaer": 1985}}': r"field next.yaer: no field .* did you mean year\?",
+    '{"person": "1", "birth_year": 1990, "jobs": [JOB]}': "1984 is before the birth of person '1' in 1990",
+    '{"person": "1", "birth_year": "x", "jobs": [JOB]}': "field birth_year: 'x' is not a year",
+    '{"person": "1", "survey": "X", "jobs": [JOB]}': "field survey: 'X' is none of the run's; the run's surveys are",
+    '{"person": "1\\u0007", "jobs": [JOB]}': "field person: .* holds a line break, control character or odd blank",
+    '{"person": "1", "jobs": [{"year": 1984, "occupation": "Cook"}]}': r"jobs\[0\].occupation: 'Cook' is no code and no "
+    "title of the run; the nearest titles are 'Cooks', 'Cooks, private'",
+    '{"person": "1", "jobs": [{"year": 1984, "occupation": "xyzzy"}]}': "no title is near it",
+    '{"person": "1", "jobs": [JOB]}\n{"person": "1", "jobs": [JOB]}': "line 2, field person: '1' of PSID stands "
+    "twice, first at line 1",
+    '{"person": "1", "jobs": [JOB]}\n{"person" 2}\n{"person": 2}': r"2 problems:\n  line 2: not JSON .*\n  line 3: person '2'",
+    '[{"person": "1", "jobs": [JOB]}': r"line 1: the list has no end \(\]\)",
+    '[{"person": "1", "jobs": [JOB]}] 3': "line 1: something follows the end of the list",
+    '[{"person": ': "line 1: not JSON",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG_JSON)
+def test_json_that_is_wrong_is_named_with_its_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataFileError, match=WRONG_JSON[text]):
+        read(tmp_path, text)
+
+
+WRONG_CSV = {
+    "person,year,occupation,gendre\n1,1984,a,f": r"column gendre: no column that is known; did you mean gender\?",
+    "person,year,year,occupation\n1,1984,1984,a": "column year: this column stands twice",
+    "person,occupation\n1,a": "line 1, column year: missing; the columns are person, occupation",
+    "person,year,occupation\n1,1984": "line 2: 2 values, the header has 3",
+    "person,year,occupation\n1,1984,\n1,1985,": "line 3, column year: a second year without an occupation of person '1', first at line 2",
+    "person,year,occupation,gender\n1,1984,a,male\n1,1985,a,female": "line 3, column gender: 'female', but 'male' before",
+    "person,year,occupation\n1,1985,a\n1,1984,": "line 3, column year: 1984 is to be predicted, but person '1' has a job",
+    "person,year,occupation": "no careers in it",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_CSV)
+def test_a_table_that_is_wrong_is_named_with_line_and_column(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataFileError, match=WRONG_CSV[text]):
+        read(tmp_path, text, "people.csv")
+
+
+def test_all_problems_are_counted_and_ten_named(tmp_path: Path) -> None:
+    people = [{"person": str(each), "jobs": [{"year": 1984, "occupation": "Cook"}]} for each in range(12)]
+    with pytest.raises(DataFileError, match=r"12 problems, the first 10 of them:\n  line 1, field jobs") as refusal:
+        read(tmp_path, "\n".join(map(json.dumps, people)))
+    assert str(refusal.value).count("\n") == 10
+
+
+def test_files_that_cannot_be_read_and_missing_surveys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match=r"no file at nowhere.json; careers=FILE is a JSON or CSV file"):
+        read_asked(Path("nowhere.json"), VOCABULARY, ("PSID",))
+    with pytest.raises(DataFileError, match="a folder at"):
+        read_asked(tmp_path, VOCABULARY, ("PSID",))
+    (tmp_path / "latin.json").write_bytes(b'{"person": "\xe9"}')
+    with pytest.raises(DataFileError, match="byte 13 is not UTF-8"):
+        read_asked(tmp_path / "latin.json", VOCABULARY, ("PSID",))
+    with pytest.raises(DataFileError, match="field survey: missing; the run's surveys are PSID, NLSY79"):
+        read(tmp_path, '{"person": "1", "jobs": [JOB]}', surveys=("PSID", "NLSY79"))
+
+
+def test_one_person_of_two_surveys_is_two_people(tmp_path: Path) -> None:
+    rows = ["person,survey,year,occupation", "1,PSID,1984,a", "1,NLSY79,1984,b"]
+    found = read(tmp_path, "\n".join(rows), "people.csv", ("PSID", "NLSY79"))
+    assert [career.name for career in found] == ["'1' of PSID", "'1' of NLSY79"]
+
+
+@pytest.mark.parametrize(
+    "titles", [TitleSettings("english"), TitleSettings("shuffled", seed=3), TitleSettings("perturbed", prefix="Sr. ")]
+)
+def test_titles_that_are_meant_are_found_behind_those_that_are_shown(titles: TitleSettings) -> None:
+    shown = shown_vocabulary(VOCABULARY, titles)
+    assert (shown == VOCABULARY) == (titles.style == "english")
+    assert meant_vocabulary(shown, titles) == VOCABULARY
+
+
+def test_a_prompt_has_the_tokens_of_the_store() -> None:
+    tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
+    rows = rows_of(careers, tokenizer)
+    prompts, trie = asked_prompts([as_asked(career) for career in careers], template(), VOCABULARY, tokenizer)
+    for row, prompt in enumerate(prompts):
+        assert list(prompt) == rows.token_ids(row)[: rows.title_spans(row)[-1, 0]].tolist()
+    assert len(trie.ends_T) == len(TITLES)
+
+
+def as_asked(career: CareerHistory) -> AskedCareer:
+    last = career.jobs[-1]
+    return AskedCareer(dataclasses.replace(career, jobs=career.jobs[:-1]), last.year, last.education)
+
+
+def test_prompts_whose_tokens_hang_on_the_title_are_refused() -> None:
+    tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
+    changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, lambda text: text.endswith(":"), 0))
+    with pytest.raises(TitleInsideToken, match="title 'Cooks' changes the tokens of the prompt of career '1' of PSID"):
+        asked_prompts(careers, template(), VOCABULARY, changed)
+    # Career 2 has no education: its prompt ends in a year, so its titles stand after another token.
+    after_year = lambda text: text.endswith("1990: Type 2 cafe\u0301 aides\n")  # noqa: E731
+    changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, after_year, -2))
+    with pytest.raises(TitleInsideToken, match=r"titles are other tokens after .*1990:. than after"):
+        asked_prompts(careers, template(), VOCABULARY, changed)
+
+
+def test_a_career_longer_than_the_context_is_refused_by_name() -> None:
+    careers = [as_asked(career) for career in careers_of_every_kind()]
+    prompts, trie = asked_prompts(careers, template(), VOCABULARY, trained_tokenizer())
+    longest = max(map(len, prompts)) + int(trie.depths_M.max())
+    check_context(careers, prompts, trie, longest)
+    check_context(careers, prompts, trie, None)
+    with pytest.raises(
+        RowTooShort, match=rf"career '3' of PSID has {longest} tokens .* context is {longest - 1}.*1 of 4"
+    ):
+        check_context(careers, prompts, trie, longest - 1)
+
+
+def test_words_that_no_training_career_has_are_named() -> None:
+    rows = rows_of(careers_of_every_kind(), trained_tokenizer())
+    asked = [dataclasses.replace(WANTED[0], education="PhD"), WANTED[1]]
+    region, education = unseen_words(asked, rows, frozenset())
+    assert region == "no training career has the region 'west' (1 person); known: south"
+    assert education == "no training career has the education 'PhD' (1 person); known: college, high school"
+    assert unseen_words(asked, rows, frozenset({"region", "education"})) == []
+
+
+@pytest.mark.parametrize("measure", ["normalised", "terminated"])
+@pytest.mark.parametrize(("rows_per_unit", "tolerance"), [(1, 0.0), (2, 0.0), (2, 0.3)])
+def test_predictions_equal_the_slow_scorer(measure: str, rows_per_unit: int, tolerance: float) -> None:
+    tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
+    model = random_llama(tokenizer)
+    prompts, trie = asked_prompts(careers, template(), VOCABULARY, tokenizer)
+    wanted = dataclasses.replace(
+        settings_of([]).evaluation, row_length=300, rows_per_unit=rows_per_unit, tolerance=tolerance
+    )
+    best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, measure), wanted, print)
+    table = prediction_rows(careers, best, VOCABULARY)
+    slow = slow_distributions(model, tokenizer, careers)
+    whole = np.exp(slow).sum(axis=1) if measure == "normalised" else np.ones(len(careers))
+    for row in table.to_pylist():
+        person = [career.history.person for career in careers].index(row["person"])
+        probability = np.exp(slow[person, VOCABULARY.codes.index(row["occupation"])])
+        # Of a distribution that is not whole, the mass in the denominator is between its own and that of all titles.
+        assert row["bound"] <= tolerance
+        np.testing.assert_allclose(row["probability"], probability / whole[person], rtol=1e-4, atol=1.01 * row["bound"])
+        np.testing.assert_allclose(row["log_likelihood"], np.log(row["probability"]), rtol=1e-12)
+        if tolerance == 0:
+            assert (-slow[person]).argsort()[row["rank"] - 1] == VOCABULARY.codes.index(row["occupation"])
+            np.testing.assert_allclose(row["mass"], np.exp(slow[person]).sum(), rtol=1e-5)
+            assert row["title"] == VOCABULARY.title_of()[row["occupation"]]
+    if tolerance == 0:
+        assert table.num_rows == 16
+
+
+def slow_distributions(model, tokenizer, careers: list[AskedCareer]) -> np.ndarray:
+    model = model.double()
+    model.set_attn_implementation("sdpa")
+    encode = lambda part: tokenizer.backend.encode(part, add_special_tokens=False).ids  # noqa: E731
+    found = []
+    for career in careers:
+        text = render_career(career.with_job("a"), template(), VOCABULARY.title_of())[-1]
+        prompt = text.text[: text.title_spans[-1][0]]
+        found.append([slow_score(model, encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES])
+    return np.asarray(found)
+
+
+def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
+    tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
+    model, (prompts, trie) = random_llama(tokenizer), asked_prompts(careers, template(), VOCABULARY, tokenizer)
+    for tolerance, num_left in ((0.99, 4), (0.0, 0)):
+        wanted = dataclasses.replace(settings_of([]).evaluation, row_length=300, tolerance=tolerance)
+        best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted, print)
+        assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
+        if num_left:
+            with pytest.raises(SettingsError, match=r"tolerance: 4 of 4 people have no title told .* tolerance=0.99 "):
+                check_told(best, tolerance)
+        else:
+            check_told(best, tolerance)
+    some = BestTitles(np.zeros((2, 2), int), np.array([[-1.0, np.nan], [np.nan, np.nan]]), np.ones(2), np.ones(2))
+    with pytest.raises(SettingsError, match=r"1 of 2 people has no title told .*; take a smaller one, or 0$"):
+        check_told(some, 0.5)
+
+
+def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> None:
+    run, people = random_run(tmp_path, "model.llama.initializer_range=0.12"), tmp_path / "people.json"
+    people.write_text('[{"person": "1", "jobs": [{"year": 1990, "occupation": "Cook"}]}]')
+
+    def predicted(*overrides: str) -> tuple[pa.Table, ScoreTableInfo]:
+        told = [f"run={run}", f"careers={people}", "rows_per_unit=3", "nodes_per_pass=5", *overrides]
+        settings = compose_settings(PredictSettings, "predict", told)
+        return predict(settings, Ranks(0, 1, 0, torch.device("cpu")), lambda line: None)
+
+    table, found = predicted()
+    assert table["rank"].to_pylist() == [1, 2, 3]
+    of_run = read_run(run)[1]
+    wanted = {
+        "row_length": of_run.evaluation.row_length,
+        "rows_per_unit": 3,
+        "nodes_per_pass": 5,
+        "attention": of_run.compute.attention,
+        "threads_per_rank": of_run.ranks.threads_per_rank,
+    }
+    assert {name: str(value) for name, value in wanted.items()}.items() <= found.details.items()
+    with pytest.raises(SettingsError, match="1 of 1 people has no title told apart"):
+        predicted("tolerance=0.999")
+
+
+def rows(num_people: int = 2, bound: float = 0.0) -> pa.Table:
+    from laborllm_dist.tables.predictions import PREDICTION_SCHEMA
+
+    ranks = [("Cooks", 0.6), ("Bakers [x]", 0.0001)]
+    people = [
+        {"person": f"p{each}", "survey": "PSID", "year": 1990, "rank": rank, "occupation": "a", "title": title,
+         "probability": share, "log_likelihood": float(np.log(share)), "mass": 0.8, "bound": bound}
+        for each in range(num_people) for rank, (title, share) in enumerate(ranks, 1)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(people, schema=PREDICTION_SCHEMA)
+
+
+def shown(table: pa.Table, measure: str = "normalised", output: str | None = None) -> str:
+    console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    show_predictions(table, prediction_info(measure), output, console)
+    return console.export_text()
+
+
+def test_the_terminal_shows_what_is_left_of_the_whole() -> None:
+    text = shown(rows())
+    assert "Next occupations by small, probability among all titles" in text
+    assert "Bakers [x]" in text
+    assert "<0.1\N{NO-BREAK SPACE}%" in text
+    assert [line.split()[-2] for line in text.splitlines() if "other titles" in line] == ["40.0", "40.0"]
+    assert "titles have 80.0\N{NO-BREAK SPACE}% of the probability" in text
+    text = shown(rows(bound=0.1), "terminated")
+    assert "titles have at least 80.0\N{NO-BREAK SPACE}% of the probability" in text
+    for label, share in {"other titles": "20.0", "not told apart": "10.0", "no title": "10.0"}.items():
+        assert [line.split()[-2] for line in text.splitlines() if label in line][:2] == [share, share]
+    assert "2 of 2 people have a title here that one not told apart may outrank; tolerance=0 tells all apart" in text
+
+
+def test_the_terminal_shows_ten_people_of_a_file_and_all_without_one() -> None:
+    text = shown(rows(num_people=13), output="p.parquet")
+    assert "p9" in text
+    assert "p10" not in text
+    assert "and 3 more people" in text
+    assert "predictions: p.parquet" in text
+    assert "p12" in shown(rows(num_people=13))
+
+
+def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
+    write_prediction_table(rows(), prediction_info(), tmp_path / "p.parquet")
+    table, found = read_prediction_table(tmp_path / "p.parquet")
+    assert (table, found) == (rows(), prediction_info())
+    with pytest.raises(ScoreTableError, match=r"no table of predictions at .*predict.py run=... output="):
+        read_prediction_table(tmp_path / "q.parquet")
+    (tmp_path / "q.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ScoreTableError, match="is no table of predictions or is damaged"):
+        read_prediction_table(tmp_path / "q.parquet")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("top=0", "setting top: wanted a whole number from 1 to 1,000,000"),
+        ("tolerance=1.5", "setting tolerance: wanted a number from 0 to below 1, found 1.5"),
+        ("output=p.csv", r"setting output: wanted a file name that ends in .parquet, found 'p.csv'"),
+        ("measure=title", "setting measure: wanted one of normalised, terminated"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused(override: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        compose_settings(PredictSettings, "predict", ["run=x", "careers=x", override])
+
+
+def test_several_ranks_are_refused() -> None:
+    settings = compose_settings(PredictSettings, "predict", ["run=x", "careers=x"])
+    with pytest.raises(RunError, match="predictions are made by one process, found 2 ranks; start with plain python"):
+        predict(settings, Ranks(0, 2, 0, torch.device("cpu")), print)
+
+
+@pytest.mark.ranks
+def test_the_script_predicts_what_the_evaluation_scores(tmp_path: Path) -> None:
+    run_well(
+        "train.py", small_run(tmp_path, "template=shuffled_titles", num_people=25), world_size=1, log=tmp_path / "log"
+    )
+    run = tmp_path / "runs/small"
+    run_well("evaluate.py", [f"run={run}", "titles=all"], world_size=1, log=tmp_path / "log")
+    scored = read_title_table(run / "scores/test_titles.parquet")
+    told = dict(
+        zip(scored.table["person"].to_pylist(), scored.table["terminated"].to_pylist(), strict=True)
+    )  # the last
+    store = open_store(read_run(run)[2])
+    meant = meant_vocabulary(store.vocabulary, TitleSettings("shuffled", seed=read_run(run)[1].template.titles.seed))
+    careers = [store.careers("test").history(row) for row in range(store.num_people("test"))]
+    rows = ["person,year,occupation,education,birth_year,gender,ethnicity,region"]
+    for career in careers:
+        facts = [career.birth_year or "", career.gender or "", career.ethnicity or "", career.region or ""]
+        for job in career.jobs:
+            title = "" if job is career.jobs[-1] else f'"{meant.title_of()[job.occupation]}"'
+            rows.append(",".join(map(str, [career.person, job.year, title, job.education or "", *facts])))
+    (tmp_path / "people.csv").write_text("\n".join(rows))
+    arguments = [f"run={run}", f"careers={tmp_path}/people.csv", "measure=terminated", f"output={tmp_path}/p.parquet"]
+    text = run_well("predict.py", arguments, world_size=1, log=tmp_path / "log")
+    assert "Next occupations by small, probability of the title and the line's end" in text
+    table, facts = read_prediction_table(tmp_path / "p.parquet")
+    assert (facts.model, facts.details["measure"]) == ("small", "terminated")
+    assert table.num_rows == 5 * len(careers)
+    for row in table.to_pylist():
+        wanted = np.array(told[row["person"]])
+        np.testing.assert_allclose(row["log_likelihood"], np.sort(wanted)[-row["rank"]], atol=1e-4)
+        np.testing.assert_allclose(
+            row["log_likelihood"], wanted[scored.occupations.index(row["occupation"])], atol=1e-4
+        )
+        assert row["title"] == meant.title_of()[row["occupation"]]

@@ -1,0 +1,145 @@
+"""Read weights into ZeRO-3 shards, whole and damaged ones, and say what lies there beside what the files hold.
+
+Started by test_loaded_weights.py on two ranks. Every line is `CASE: what came of it` of one rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import deepspeed
+import numpy as np
+import torch
+import transformers
+from helpers.models import SHARDED_TYPES, change_config, change_weights, saved_model, settings_for
+from helpers.runs import COMPUTE, settings_of
+from safetensors.torch import load_file
+
+from laborllm_dist.batching.batch import pack_batch
+from laborllm_dist.distributed.context import Ranks, open_ranks
+from laborllm_dist.distributed.zero_engine import deepspeed_config, make_engine
+from laborllm_dist.errors import LaborError, RankFailed
+from laborllm_dist.models.inference import open_evaluated
+from laborllm_dist.models.loading import make_model, pretrained_model
+from laborllm_dist.models.safetensors_loading import model_in_shards
+from laborllm_dist.models.weight_checks import check_in_place
+
+SETTINGS = settings_of(["zero.stage=3"])
+IDS = torch.arange(3, 20)[None]
+
+
+def in_shards(folder: Path, ranks: Ranks, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    config = deepspeed_config(SETTINGS.zero, None, ranks.world_size)
+    return model_in_shards(settings_for(folder), dtype=dtype, config=config, ranks=ranks)
+
+
+def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    whole = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            whole[name] = parameter.detach().clone()
+    return whole
+
+
+def is_equal(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> str:
+    """Compare every weight with what the safetensors library reads, bit by bit."""
+    stored = load_file(folder / "model.safetensors")
+    held = gathered(model)
+    same = all(held[name].dtype == dtype and torch.equal(held[name], stored[name].to(dtype)) for name in held)
+    return "equal" if same and len(held) == len(stored) else "different"
+
+
+def refusal(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except RankFailed:
+        return "left"
+    except LaborError as error:
+        return str(error)
+    return "nothing was refused"
+
+
+def spoiled(folder: Path, ranks: Ranks) -> None:
+    """Change one element of the stretch of the last rank."""
+    model = in_shards(folder, ranks)
+    if ranks.rank == ranks.world_size - 1:
+        model.model.layers[1].mlp.up_proj.weight.ds_tensor.data.view(-1)[-1] += 1e-6
+    check_in_place(model, ranks)
+
+
+def trained_in_place(folder: Path, ranks: Ranks) -> str:
+    """Return whether what a ZeRO-3 engine for training holds is what lies in the files."""
+    settings = settings_of(["zero.stage=3", "model=pretrained", f"model.path={folder}", "tokenizer=pretrained"])
+    model = make_model(settings, ranks, num_ids=96)
+    make_engine(model, settings.zero, settings.optimizer, ranks)
+    check_in_place(model, ranks)
+    return is_equal(model.hugging_face, folder, torch.float32)
+
+
+def partitioned(folder: Path, ranks: Ranks) -> None:
+    """Have DeepSpeed cut a whole model, one weight of which changes before, on the last rank."""
+    model = pretrained_model(settings_for(folder), dtype=torch.float32)
+    model.model.layers[1].mlp.up_proj.weight.data.view(-1)[-1] += 1e-6
+    deepspeed.zero.Init(module=model, config_dict_or_path=deepspeed_config(SETTINGS.zero, None, ranks.world_size))
+    check_in_place(model, ranks)
+
+
+def scored(folder: Path, ranks: Ranks) -> str:
+    """Return whether shards score two careers as transformers scores each alone."""
+    wanted = dataclasses.replace(SETTINGS.evaluation, placement="sharded", precision="fp32", base="full")
+    careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 50)]
+    model = open_evaluated(settings_for(folder), wanted, COMPUTE, ranks)
+    scores_N = model.scores(pack_batch([careers], 24))
+    model.rest()
+    alone = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    slow = []
+    for career in careers:
+        ids = torch.from_numpy(career).long()
+        chances = alone(ids[None]).logits[0, :-1].log_softmax(-1)
+        slow.append(chances.gather(1, ids[1:, None])[:, 0].detach())
+    return "equal" if bool((scores_N - torch.cat(slow)).abs().max() < 1e-4) else "different"
+
+
+def main(root: Path) -> None:
+    def say(case: str, what: str) -> None:
+        print(f"{case}: {what}\n", end="", flush=True)
+
+    with open_ranks(SETTINGS.ranks) as ranks:
+
+        def made(name: str, kind: str = "Llama", **more: object) -> Path:
+            return Path(ranks.on_first(lambda: str(saved_model(root / name, kind, **more))))
+
+        for kind in SHARDED_TYPES:
+            folder = made(kind, kind, **({"head_dim": 16} if kind == "Qwen3" else {}))
+            model = in_shards(folder, ranks)
+            say(kind, is_equal(model, folder, torch.float32))
+        model = in_shards(root / "Llama", ranks, torch.bfloat16)
+        say("narrowed", is_equal(model, root / "Llama", torch.bfloat16))
+        for kind in SHARDED_TYPES:
+            say(f"{kind} scored", scored(root / kind, ranks))
+        say("trained", trained_in_place(root / "Qwen2", ranks))
+
+        own_head = made("own_head", tie_word_embeddings=False)
+        ranks.on_first(lambda: change_config(own_head, tie_word_embeddings=True))
+        model = in_shards(own_head, ranks)
+        say("own head", is_equal(model, own_head, torch.float32) + f" {model.config.tie_word_embeddings}")
+
+        stored_twice = made("stored_twice", tie_word_embeddings=True)
+        twice = load_file(stored_twice / "model.safetensors")["model.embed_tokens.weight"].clone()
+        ranks.barrier()  # the file is written anew
+        ranks.on_first(lambda: change_weights(stored_twice, lm_head__weight=twice))
+        held = gathered(in_shards(stored_twice, ranks))
+        say("stored twice", str(torch.equal(held["model.embed_tokens.weight"], twice) and "lm_head.weight" not in held))
+
+        few = made("few")
+        ranks.on_first(lambda: change_config(few, num_hidden_layers=1))
+        say("few layers", refusal(lambda: in_shards(few, ranks)))
+        say("spoiled", refusal(lambda: spoiled(root / "Llama", ranks)))
+        say("cut wrongly", refusal(lambda: partitioned(root / "Llama", ranks)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

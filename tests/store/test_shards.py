@@ -1,0 +1,360 @@
+"""Stores made in pieces: by one process or many, killed or not, the same bytes; and what the data card says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.panels import panels
+from helpers.processes import PROJECT
+from helpers.runs import quiet, settings_of, small_run
+from helpers.stores import NUM_PEOPLE, pooled, small
+
+from laborllm_dist.careers.splits import SPLITS
+from laborllm_dist.config.data import DataSettings
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.errors import AlreadyRunning, DataFileError, DiskFull, ShardFailed, StoreError
+from laborllm_dist.io.files import locked
+from laborllm_dist.store import workers
+from laborllm_dist.store.build import (
+    building_folder,
+    prepare,
+    prepare_shard,
+    prepare_store,
+    store_folder,
+)
+from laborllm_dist.store.workers import refusal_of
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Return the checksum of every file of a store."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return content(prepare_store(small(tmp_path_factory.mktemp("whole")), quiet).folder)
+
+
+def test_five_pieces_and_nothing_of_the_work_is_left(whole: dict[str, str]) -> None:
+    pieces = {Path(name).parts[1] for name in whole if name.startswith("pieces/")}
+    assert pieces == {f"synthetic-{number:05d}" for number in range(5)}
+    tops = {Path(name).parts[0] for name in whole}
+    assert tops == {"pieces", "tokenizer", "occupations.csv", "manifest.json", "data_card.json", "data_card.md"}
+
+
+@pytest.mark.parametrize("num_shards", [2, 3])
+def test_shards_one_after_the_other_make_the_same_bytes(num_shards: int, whole, tmp_path: Path) -> None:
+    stores = [
+        prepare_shard(small(tmp_path, f"prepare.num_shards={num_shards}", f"prepare.shard={shard}"), quiet)
+        for shard in range(num_shards)
+    ]
+    assert stores[:-1] == [None] * (num_shards - 1)
+    assert content(stores[-1].folder) == whole
+
+
+def test_a_shard_says_whether_it_was_the_last(tmp_path: Path) -> None:
+    first, last = (small(tmp_path, "prepare.num_shards=2", f"prepare.shard={shard}") for shard in (1, 0))
+    assert prepare(first, quiet) == "shard 1 of 2 is done; the last one to be done makes the store"
+    assert prepare(last, quiet).startswith("70 train, ")
+    assert prepare(first, quiet).startswith("70 train, ")
+
+
+@pytest.mark.ranks
+def test_local_processes_make_the_same_bytes(whole, tmp_path: Path) -> None:
+    lines: list[str] = []
+    store = prepare_store(small(tmp_path, "prepare.num_shards=2"), lines.append)
+    assert content(store.folder) == whole
+    assert lines[-1] == "prepare: shard 1 is done (2 of 2)" or lines[-1] == "prepare: shard 0 is done (2 of 2)"
+
+
+@pytest.mark.ranks
+def test_the_refusal_of_a_local_shard_is_the_user_s_line(tmp_path: Path) -> None:
+    (tmp_path / "A.csv").write_text("person,year,occupation\n1,1984,1\n1,1984,1\n")
+    (tmp_path / "A_titles.csv").write_text("code,title\n1,Cooks\n")
+    settings = dataclasses.replace(small(tmp_path, "prepare.num_shards=2"), data=panels(tmp_path, "A"))
+    with pytest.raises(DataFileError, match="has 1984 twice"):
+        prepare_store(settings, quiet)
+
+
+def test_without_slurm_the_refusal_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ShardFailed, match="could not be started on slurm"):
+        prepare_store(small(tmp_path, "prepare.num_shards=2", "prepare.where=slurm"), quiet)
+
+
+class Killed(Exception):
+    """A process is killed between two pieces."""
+
+
+def begun(settings: RunSettings, num_done: int) -> Path:
+    """Make the first pieces of a store as a process does that is killed then; return the folder it leaves."""
+    pieces = itertools.count(1)
+
+    def say(line: str) -> None:
+        if line.endswith("careers") and next(pieces) == num_done:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare_store(settings, say)
+    return building_folder(settings)
+
+
+def test_a_killed_prepare_goes_on_where_it_was(whole, tmp_path: Path) -> None:
+    settings = small(tmp_path)
+    building = begun(settings, 3)
+    (building / "pieces" / ".synthetic-00003.killed").mkdir()  # what a kill leaves of a piece
+    made = {path: path.stat().st_mtime_ns for path in building.rglob("*.arrow")}
+    assert len(made) >= 3
+    store = prepare_store(settings, quiet)
+    assert content(store.folder) == whole
+    assert all((store.folder / path.relative_to(building)).stat().st_mtime_ns == at for path, at in made.items())
+
+
+def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
+    settings = small(tmp_path)
+    piece = next(begun(settings, 2).glob("pieces/*/train.arrow"))
+    piece.write_bytes(piece.read_bytes()[:-9])
+    with pytest.raises(StoreError, match=r"train.arrow is missing or has changed since it was written; delete"):
+        prepare_store(settings, quiet)
+
+
+def test_one_process_a_shard(tmp_path: Path) -> None:
+    settings = small(tmp_path, "prepare.num_shards=2", "prepare.shard=1")
+    lock = building_folder(settings) / "work" / "shard-1-of-2.lock"
+    with locked(lock, busy="here"), pytest.raises(AlreadyRunning, match="another process is preparing shard 1 of 2"):
+        prepare_shard(settings, quiet)
+
+
+@pytest.mark.ranks
+def test_kill_9_at_any_moment_loses_no_finished_piece(whole, tmp_path: Path) -> None:
+    overrides = small_run(tmp_path, "store.people_per_piece=20", num_people=NUM_PEOPLE)
+    command = [sys.executable, str(PROJECT / "launch/prepare.py"), *overrides]
+    folder = store_folder(small(tmp_path))
+    pieces = building_folder(small(tmp_path)) / "pieces"
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        waited_until = time.monotonic() + 120
+        while not any(pieces.glob("synthetic-*")) and process.poll() is None and time.monotonic() < waited_until:
+            time.sleep(0.01)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    found = {path.name for path in pieces.glob("synthetic-*")} if pieces.is_dir() else set()
+    subprocess.run(command, cwd=PROJECT, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    assert content(folder) == whole
+    assert found or folder.is_dir()
+
+
+def test_pieces_of_another_size_are_not_taken_for_these(whole, tmp_path: Path) -> None:
+    begun(small(tmp_path, "store.people_per_piece=7"), 3)
+    store = prepare_store(small(tmp_path), quiet)
+    assert content(store.folder) == whole
+    assert sum(store.num_people(split) for split in SPLITS) == NUM_PEOPLE
+
+
+@pytest.mark.parametrize("leftover", ["manifest.json", "manifest.json.partial", "data_card.json.partial"])
+def test_a_kill_between_manifest_and_name_leaves_a_store_that_opens(leftover: str, whole, tmp_path: Path) -> None:
+    settings = small(tmp_path)
+    (begun(settings, 5) / leftover).write_text('{"half": ')
+    assert content(prepare_store(settings, quiet).folder) == whole
+
+
+def test_a_list_of_occupations_is_there_whole_or_not_at_all(whole, tmp_path: Path, monkeypatch) -> None:
+    settings = small(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("laborllm_dist.io.files.flush_to_disk", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(settings, quiet)
+    monkeypatch.undo()
+    assert not (building_folder(settings) / "occupations.csv").exists()
+    assert content(prepare_store(settings, quiet).folder) == whole
+
+
+def test_a_folder_without_its_manifest_is_refused_before_any_work(tmp_path: Path) -> None:
+    settings = small(tmp_path)
+    store_folder(settings).mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"is there without its manifest.json, so it is no store; delete it"):
+        prepare_store(settings, quiet)
+    assert not building_folder(settings).exists()
+
+
+@pytest.mark.ranks
+def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tmp_path: Path) -> None:
+    overrides = small_run(tmp_path, "store.people_per_piece=5", "prepare.num_shards=2", num_people=600)
+    command = [sys.executable, str(PROJECT / "launch/prepare.py"), *overrides]
+    settings = settings_of(overrides)
+    pieces = building_folder(settings) / "pieces"
+
+    def found() -> set[str]:
+        return {path.name for path in pieces.glob("synthetic-*")} if pieces.is_dir() else set()
+
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        waited_until = time.monotonic() + 120
+        while len(found()) < 3 and process.poll() is None and time.monotonic() < waited_until:
+            time.sleep(0.01)
+        process.kill()  # the parent alone
+        process.wait()
+        time.sleep(3)
+        made = found()
+        assert made
+        time.sleep(2)
+        assert found() == made, "shards work on although nobody waits for them"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    times = {name: (pieces / name).stat().st_mtime_ns for name in made}
+    subprocess.run(command, cwd=PROJECT, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    kept = store_folder(settings) / "pieces"
+    assert all((kept / name).stat().st_mtime_ns == at for name, at in times.items())
+
+
+def test_a_shard_s_refusal_keeps_its_class() -> None:
+    def full() -> None:
+        raise DiskFull("no room")
+
+    assert refusal_of(full) == ("DiskFull", "no room")
+    assert refusal_of(lambda: None) is None
+
+
+def test_the_tokenizer_learns_from_training_people_as_the_source_splits_them(tmp_path: Path) -> None:
+    """Independent: a word that stands with test people only is in no learnt piece."""
+    folder = tmp_path / "career"
+    folder.mkdir()
+    for split, education in (("train", "college"), ("valid", "college"), ("test", "zzyzx")):
+        lines = {"job": "436 435", "year": "1984 1985", "education": f"{education} {education}"}
+        lines |= {"ethnicity": "white", "gender": "female", "location": "south"}
+        for kind, line in lines.items():
+            (folder / f"{split}.{kind}").write_text(f"{line}\n" * 60)
+    settings = settings_of([
+        "data=career_text", f"data.corpora.career_text.career_text.path={folder}", f"store.root={tmp_path}/stores",
+        "tokenizer.vocabulary_size=600",
+    ])  # fmt: skip
+    pieces = json.loads((prepare_store(settings, quiet).folder / "tokenizer/tokenizer.json").read_text())["model"][
+        "vocab"
+    ]
+    assert any("colle" in piece for piece in pieces)
+    assert not any("zz" in piece for piece in pieces)
+
+
+# ------------------------------------------------------------------------------------------------- people
+
+
+def test_the_same_files_as_two_populations_are_refused(tmp_path: Path) -> None:
+    settings = pooled(tmp_path, "A", "B")
+    (tmp_path / "B.csv").write_bytes((tmp_path / "A.csv").read_bytes())
+    with pytest.raises(DataFileError, match=r"corpora A and B have the same files but not the same population"):
+        prepare_store(settings, quiet)
+
+
+def test_two_corpora_of_one_population_put_a_person_into_one_split(tmp_path: Path) -> None:
+    store = prepare_store(pooled(tmp_path, "A", "B", population="PEOPLE"), quiet)
+    for split in ("train", "validation", "test"):
+        table = store.careers(split).table
+        people = {survey: set() for survey in "AB"}
+        for survey, person in zip(table["survey"].to_pylist(), table["person"].to_pylist(), strict=True):
+            people[survey].add(person)
+        assert people["A"] == people["B"]
+        assert people["A"]
+    apart = prepare_store(pooled(tmp_path, "A", "B"), quiet)
+    table = apart.careers("test").table
+    assert len(set(table["person"].to_pylist())) > apart.num_people("test") / 2
+
+
+# ------------------------------------------------------------------------------------------------- data card
+
+
+def test_the_data_card_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "A.csv").write_text(
+        "person,year,occupation\n"
+        + "".join(f"{person},{1980 + at},{code}\n" for person in range(30) for at, code in enumerate("112"))
+    )
+    (tmp_path / "A_titles.csv").write_text("code,title\n1,Cooks\n2,Bakers | pastry\n")
+    settings = dataclasses.replace(small(tmp_path), data=panels(tmp_path, "A"))
+    store = prepare_store(settings, quiet)
+    card = json.loads((store.folder / "data_card.json").read_text())["corpora"]["A"]
+    assert card["people_read"] == card["people"]["all"] == 30
+    assert card["people"]["train"] == store.num_people("train")
+    assert card["observations"] == 90
+    assert card["shares"] == {"first": 1 / 3, "moving": 1 / 3, "staying": 1 / 3}
+    assert card["paper"] is None
+    assert card["years"] == [
+        {"year": year, "observations": 30, "occupations": 1, "reachable": None} for year in (1980, 1981, 1982)
+    ]
+    assert card["occupations"][0] == {"code": "1", "title": "Cooks", "observations": 60}
+    text = (store.folder / "data_card.md").read_text()
+    assert "| share moving | 0.333 |" in text
+    assert "| 2 | Bakers \\| pastry | 30 |" in text
+    assert "| 1981 | 30 | 1 |" in text
+    assert text.count("Nothing.") == 1
+
+
+def test_a_corpus_of_nobody_says_why(tmp_path: Path) -> None:
+    from helpers.nls import made_rows, write_extract
+
+    nobody = {("person_id", 1979): 1}
+    path = write_extract(tmp_path / "extract", "NLSY79", made_rows("NLSY79", [nobody], [{1980}]))
+    settings = settings_of(["data=nlsy79", f"data.corpora.nlsy79.extract.path={path}", f"store.root={tmp_path}/stores"])
+    with pytest.raises(DataFileError, match=r"the corpora of data=nlsy79 hold no careers"):
+        prepare_store(settings, quiet)
+
+
+def test_the_surveys_stand_beside_the_paper_s_figures(tmp_path: Path) -> None:
+    from helpers.nls import WOMAN, WOMAN_YEARS, made_rows, write_extract
+
+    people = [{**WOMAN, ("person_id", 1979): person} for person in range(1, 41)]
+    path = write_extract(tmp_path / "extract", "NLSY79", made_rows("NLSY79", people, [WOMAN_YEARS] * 40))
+    settings = settings_of([
+        "data=nlsy79", f"data.corpora.nlsy79.extract.path={path}", f"store.root={tmp_path}/stores",
+        "tokenizer.vocabulary_size=400",
+    ])  # fmt: skip
+    store = prepare_store(settings, quiet)
+    card = json.loads((store.folder / "data_card.json").read_text())["corpora"]["nlsy79"]
+    # Nine observations a person: one first, of the other eight one stays (1982 after 1981 is a move, and so on).
+    assert card["observations"] == 360
+    assert card["shares"]["first"] == pytest.approx(1 / 9)
+    assert card["shares"]["staying"] == 0
+    assert card["left_out"] == [
+        {"unit": "person-year", "reason": reason, "count": 40, "years": {str(year): 40}}
+        for reason, year in (
+            ("not working, unemployed or out of the labor force not told apart", 2008),
+            ("working, occupation invalid skip", 1985),
+            ("working, occupation not codeable", 1984),
+        )
+    ]
+    assert card["variables_missing"] == []
+    years = {each["year"]: each["reachable"] for each in card["years"]}
+    # 266 occupations can be reached from 1970 codes, one of them the state unemployed; two more states.
+    assert years[1980] == 268
+    assert years[1982] == 333
+    assert "| share first | 0.111 | 0.048 |" in (store.folder / "data_card.md").read_text()
+
+
+def test_data_settings_refuse_a_tag_that_stands_twice(tmp_path: Path) -> None:
+    one = panels(tmp_path, "A").corpora["A"]
+    from laborllm_dist.config.reader import OutOfRange
+
+    with pytest.raises(OutOfRange, match="a survey tag of its own"):
+        DataSettings("x", {"a": one, "b": one})
+
+
+def test_what_jobs_answer_is_unpickled_from_a_new_folder_of_this_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir(mode=0o777)
+    folders = [workers._new_folder(tmp_path / "jobs") for _ in range(2)]
+    assert len(set(folders)) == 2
+    assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700, 0o700]

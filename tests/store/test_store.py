@@ -1,0 +1,179 @@
+"""The token store: made once, whole or not at all, the careers in it the careers that were read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.panels import panels
+from helpers.runs import quiet, settings_of, small_run
+
+from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers
+from laborllm_dist.careers.readers.long_panel import OPTIONAL
+from laborllm_dist.careers.splits import SPLITS, split_of
+from laborllm_dist.config.data import SplitSettings
+from laborllm_dist.errors import DataFileError, StoreError, VocabularyError
+from laborllm_dist.store.build import prepare_store, store_folder
+from laborllm_dist.store.store import FORMAT, open_store, verify_store
+from laborllm_dist.store.tokenizer import load_tokenizer
+from laborllm_dist.text.template import compile_template, render_career
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("store")
+    # Pieces that do not divide the number of people, so that their seams are crossed.
+    settings = settings_of(small_run(folder, "store.people_per_piece=20", num_people=90))
+    return settings, prepare_store(settings, quiet)
+
+
+def test_every_career_is_in_its_split_once_and_unchanged(prepared) -> None:
+    settings, store = prepared
+    found = {}
+    for split in SPLITS:
+        careers = store.careers(split)
+        for row in range(len(careers)):
+            history = careers.history(row)
+            assert split_of(history.survey, history.person, settings.split) == split
+            found[history.person] = history
+    wanted = {career.person: career for career in read_careers(settings.data)}
+    assert found == wanted
+    assert sum(store.num_people(split) for split in SPLITS) == len(wanted) == 90
+    assert len(store.facts["splits"]["train"]["shards"]) > 1
+
+
+def test_tokens_are_those_of_the_career_s_text(prepared) -> None:
+    settings, store = prepared
+    tokenizer = load_tokenizer(str(store.folder / "tokenizer"))
+    careers = store.careers("test")
+    template = compile_template(settings.template)
+    for row in range(len(careers)):
+        (text,) = render_career(careers.history(row), template, store.vocabulary.title_of())
+        ids = careers.token_ids(row)
+        assert tokenizer.hugging_face.decode(ids[1:]) == text.text
+        for (start, end), (first, last) in zip(text.title_spans, careers.title_spans(row), strict=True):
+            assert tokenizer.hugging_face.decode(ids[first:last]) == text.text[start:end]
+
+
+def test_a_second_call_uses_the_store_and_changed_settings_make_another(prepared, tmp_path: Path) -> None:
+    settings, store = prepared
+    before = (store.folder / "manifest.json").stat().st_mtime_ns
+    assert prepare_store(settings, quiet).folder == store.folder
+    assert (store.folder / "manifest.json").stat().st_mtime_ns == before
+    root = str(store.folder.parent.parent)
+    changed = settings_of(small_run(Path(root), "tokenizer.vocabulary_size=300", num_people=90))
+    assert store_folder(changed) != store.folder
+    batches = settings_of(small_run(Path(root), "prepare.num_shards=3", num_people=90))
+    assert store_folder(batches) == store.folder
+
+
+def test_the_size_of_pieces_does_not_change_what_is_in_a_store(prepared, tmp_path: Path) -> None:
+    _, store = prepared
+    other = prepare_store(settings_of(small_run(tmp_path, "store.people_per_piece=1000", num_people=90)), quiet)
+    for split in SPLITS:
+        assert other.careers(split).table.combine_chunks().equals(store.careers(split).table.combine_chunks())
+
+
+def damaged(prepared, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared[1].folder, tmp_path / "copy"))
+
+
+def test_unfinished_and_damaged_stores_are_refused(prepared, tmp_path: Path) -> None:
+    folder = damaged(prepared, tmp_path)
+    shard = folder / "pieces/synthetic-00000/train.arrow"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"train.arrow has [\d,]+ bytes, the manifest says"):
+        open_store(folder)
+    shard.unlink()
+    with pytest.raises(StoreError, match=r"train.arrow is missing"):
+        open_store(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        open_store(folder)
+    (folder / "manifest.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(StoreError, match="has format 99, this version reads 2"):
+        open_store(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="no complete token store at"):
+        open_store(folder)
+
+
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "panel.csv").write_text("person,year,occupation\n1,1984,4\n1,1984,4\n")
+    settings = settings_of([
+        "data=long_panel",
+        f"data.corpora.long_panel.long_panel.path={tmp_path}/panel.csv", f"store.root={tmp_path}/stores",
+        *(f"data.corpora.long_panel.long_panel.columns.{name}=null" for name in OPTIONAL),
+    ])  # fmt: skip
+    with pytest.raises(DataFileError, match="has 1984 twice"):
+        prepare_store(settings, quiet)
+    assert [path.suffix for path in (tmp_path / "stores").iterdir()] == [".lock"]
+
+
+def test_a_missing_corpus_says_how_to_get_it(tmp_path: Path) -> None:
+    settings = settings_of(["+experiment=pooled_13b", f"data.corpora.psid81.extract.path={tmp_path}/none.zip"])
+    with pytest.raises(
+        DataFileError,
+        match=r"no careers of PSID: .*none.zip.* \(setting data.corpora.psid81.*PSID Data Center",
+    ):
+        prepare_store(settings, quiet)
+
+
+def test_a_folder_and_a_missing_vocabulary_are_refused(tmp_path: Path) -> None:
+    place = "data.corpora.long_panel.long_panel"
+    with pytest.raises(DataFileError, match=r"no careers of PANEL: a folder at"):
+        prepare_store(settings_of(["data=long_panel", f"{place}.path={tmp_path}"]), quiet)
+    (tmp_path / "panel.csv").write_text("person,year,occupation\n1,1984,4\n")
+    wrong = ["data=long_panel", f"{place}.path={tmp_path}/panel.csv", f"{place}.vocabulary.path=builtin:occ1990"]
+    with pytest.raises(DataFileError, match=r"no list of occupations for PANEL: builtin:occ1990 .*builtin:occ1990dd"):
+        prepare_store(settings_of(wrong), quiet)
+
+
+def test_a_changed_store_file_is_refused(prepared, tmp_path: Path) -> None:
+    folder = damaged(prepared, tmp_path)
+    shard = folder / "pieces/synthetic-00000/train.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match=r"train.arrow has changed since it was written"):
+        verify_store(open_store(folder))
+
+
+def test_the_content_of_a_store_is_pinned_to_its_format(tmp_path: Path) -> None:
+    """A store is found again by its settings; so code that changes what is in it must raise FORMAT."""
+    store = prepare_store(settings_of(small_run(tmp_path, num_people=30)), quiet)
+    content = hashlib.sha256()
+    for split in SPLITS:
+        for row in store.careers(split).table.to_pylist():
+            content.update(repr(row).encode())
+    assert (FORMAT, content.hexdigest()[:16]) == (2, "b3a26c240a8d4fd4"), (
+        "the content changed: raise FORMAT in store/store.py"
+    )
+
+
+def test_a_corpus_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
+    settings = settings_of(small_run(tmp_path, "split.train=0.0001", "tokenizer.kind=trained", num_people=5))
+    with pytest.raises(DataFileError, match="none of 5 people of data=synthetic is in the training split"):
+        prepare_store(settings, quiet)
+
+
+def test_two_corpora_may_not_give_one_code_two_titles(tmp_path: Path) -> None:
+    for survey, title in (("A", "Cooks"), ("B", "Bakers")):
+        (tmp_path / f"{survey}_titles.csv").write_text(f"code,title\n1,{title}\n")
+        (tmp_path / f"{survey}.csv").write_text("person,year,occupation\n1,1984,1\n")
+    with pytest.raises(VocabularyError, match=r"occupation '1' is 'Cooks' in one corpus and 'Bakers' in B"):
+        pooled_vocabulary(panels(tmp_path, "A", "B"))
+
+
+def test_splits_are_near_their_shares_and_ignore_other_people() -> None:
+    settings = SplitSettings(key="k", train=0.7, validation=0.1)
+    splits = [split_of("S", str(person), settings) for person in range(20_000)]
+    shares = [splits.count(split) / len(splits) for split in SPLITS]
+    # Three standard errors of a share of 20,000 people are at most .0098.
+    np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.0098)
+    assert split_of("S", "1", settings) == splits[1]
+    assert [split_of("T", str(person), settings) for person in range(50)] != splits[:50]

@@ -1,0 +1,270 @@
+"""Score tables, run folders, logs: what is broken is refused, what is whole survives."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib.metadata
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.runs import settings_of, small_run
+from helpers.scores import INFO, scores
+from helpers.scoring_cases import rows_of_codes
+from helpers.trained_runs import STORE, begun_run
+from safetensors import SafetensorError
+
+from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
+from laborllm_dist.config.run import TrackingSettings
+from laborllm_dist.errors import DiskError, DiskFull, RunError, ScoreTableError
+from laborllm_dist.evaluation.score import observation_facts
+from laborllm_dist.io.files import disk_errors_are_said, locked, write_text, writing
+from laborllm_dist.io.run_directory import open_run, read_run
+from laborllm_dist.store.pooling import TrainingPool
+from laborllm_dist.store.store import CareerRows
+from laborllm_dist.tables.scores import read_score_table, write_score_table
+from laborllm_dist.tracking.run_log import RunLog
+
+
+def test_a_score_table_comes_back_sorted_with_its_origin(tmp_path: Path) -> None:
+    write_score_table(scores(), INFO, tmp_path / "t.parquet")
+    table, info = read_score_table(tmp_path / "t.parquet")
+    assert info == INFO
+    assert table["position"].to_pylist() == [0, 1]
+    write_score_table(scores().take([1, 0]), INFO, tmp_path / "u.parquet")
+    assert (tmp_path / "t.parquet").read_bytes() == (tmp_path / "u.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"position": 1}, "observation 1 of person '1' of S stands 2 times"),
+        ({"title": float("nan")}, "title log-likelihood of person '1', observation 0 is nan"),
+        ({"terminated": 0.5}, "terminated log-likelihood of person '1', observation 0 is 0.5"),
+        ({"title": float("-inf")}, "title log-likelihood .* is -inf"),
+    ],
+)
+def test_impossible_scores_are_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ScoreTableError, match=message):
+        write_score_table(scores(**changes), INFO, tmp_path / "t.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_and_damaged_score_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScoreTableError, match="no score table at"):
+        read_score_table(tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ScoreTableError, match="is no score table or is damaged"):
+        read_score_table(tmp_path / "t.parquet")
+    with pytest.raises(ScoreTableError, match="do not have the columns"):
+        write_score_table(scores().drop_columns(["title"]), INFO, tmp_path / "u.parquet")
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "f", "old")
+    with (
+        pytest.raises(DiskFull, match=r"no room left on the disk of .* while writing f; make room"),
+        writing(tmp_path / "f"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "f").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_full_disk_is_known_from_safetensors_too(tmp_path: Path) -> None:
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(DiskFull, match="while writing w"), disk_errors_are_said(tmp_path / "w"):
+        raise SafetensorError(text)
+    with pytest.raises(SafetensorError, match="other"), disk_errors_are_said(tmp_path / "w"):
+        raise SafetensorError("other")
+
+
+def test_a_disk_that_refuses_is_one_clear_line_and_a_bug_is_not(tmp_path: Path) -> None:
+    for error in (
+        OSError(errno.EROFS, "?", "/disk/f"),
+        SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)"),
+    ):
+        with (
+            pytest.raises(DiskError, match=r"cannot use .*(Read-only|Input/output).*; mend that"),
+            writing(tmp_path / "f"),
+        ):
+            raise error
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "f"):
+        (tmp_path / "nowhere").read_text()
+
+
+def test_a_file_where_a_folder_should_be_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with (
+        pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"),
+        locked(tmp_path / "runs/small/lock", busy=None),
+    ):
+        pass
+    with pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"):
+        open_run(settings_of(small_run(tmp_path)), STORE, None)
+
+
+def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
+    first = begun_run(tmp_path)
+    free = ["ranks.timeout_minutes=9", "zero=stage3", "batch.rows_per_pass=7", "training.keep_checkpoints=5"]
+    assert begun_run(tmp_path, *free, "training.most_left_out=3") == first
+    assert begun_run(tmp_path, *free) == first
+    with pytest.raises(RunError, match=r"made with other settings \(training.epochs: 3 then, 4 now\)"):
+        begun_run(tmp_path, "training.epochs=4")
+    with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
+        begun_run(tmp_path, store="other")
+    with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
+        begun_run(tmp_path, weights="other")
+    wanted = settings_of(small_run(tmp_path, *free))
+    assert dataclasses.replace(read_run(first.path)[1], plan=wanted.plan) == wanted
+
+
+def test_what_a_run_was_planned_for_may_be_told_in_older_words(tmp_path: Path) -> None:
+    record = begun_run(tmp_path).path / "settings.json"
+    known = json.loads(record.read_text())
+    known["settings"]["plan"] = {"gpu": {"name": "H100", "memory_gib": 79.1}}
+    del known["sha256"]  # earlier versions wrote none
+    record.write_text(json.dumps(known))
+    assert read_run(record.parent)[1].training == settings_of(small_run(tmp_path)).training
+    begun_run(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", None])
+def test_a_damaged_or_missing_record_is_written_anew_from_the_settings_of_the_checkpoints(
+    damage: str | None, tmp_path: Path
+) -> None:
+    record = begun_run(tmp_path).path / "settings.json"
+    before = json.loads(record.read_text())
+    record.unlink()
+    if damage is not None:
+        record.write_text(damage)
+        with pytest.raises(RunError, match="the command that trained this run writes it anew"):
+            read_run(record.parent)
+    with pytest.raises(
+        RunError, match=r"other settings \(its settings.json is missing or damaged, .*start it with those"
+    ):
+        begun_run(tmp_path, "training.epochs=4")
+    assert record.exists() == (damage is not None), "other settings must not take its place"
+    begun_run(tmp_path)
+    assert json.loads(record.read_text()) == before
+
+
+def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path) -> None:
+    first = open_run(settings_of(small_run(tmp_path)), STORE, None)
+    second = open_run(settings_of(small_run(tmp_path, "batch.row_length=2000")), STORE, None)
+    assert (second.path, second.fingerprint != first.fingerprint) == (first.path, True)
+
+
+def test_versions_of_every_start_are_kept(tmp_path: Path) -> None:
+    run = begun_run(tmp_path)
+    record = json.loads((run.path / "settings.json").read_text())
+    record["versions"][0]["torch"] = "1.0"
+    del record["sha256"]
+    (run.path / "settings.json").write_text(json.dumps(record))
+    begun_run(tmp_path)
+    begun_run(tmp_path)
+    versions = json.loads((run.path / "settings.json").read_text())["versions"]
+    assert [each["torch"] for each in versions] == ["1.0", importlib.metadata.version("torch")]
+
+
+def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    begun_run(tmp_path)
+    with pytest.raises(RunError, match=r"no run at .*smal \(no settings.json\); runs there: small"):
+        read_run(tmp_path / "runs/smal")
+    (tmp_path / "runs/small/settings.json").write_text("{")
+    with pytest.raises(RunError, match="is damaged"):
+        read_run(tmp_path / "runs/small")
+
+
+def test_the_log_drops_what_a_kill_has_undone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"step": 8, "lo')
+    log = RunLog(path, TrackingSettings(wandb="off", project="p"), name="n", settings={}, step=5)
+    log.write({"step": 6, "loss": 0.1})
+    log.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["loss"] == 0.1
+
+
+def log_after(path: Path, content: bytes, step: int) -> list[dict[str, object]]:
+    """Open a log that holds this at a step, and return its lines."""
+    path.write_bytes(content)
+    RunLog(path, TrackingSettings(wandb="off", project="p"), name="n", settings={}, step=step).close()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "damaged", [b'{"step": 2, "lo', b"[1]", b'{"loss": 2}', b'{"step": 2, "x": "\xff"}', b"\xff\xfe"]
+)
+def test_a_damaged_line_of_the_log_costs_no_other(
+    damaged: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = b'{"step": 1}\n' + damaged + b'\n{"step": 3}\n{"step": 4}\n'
+    assert log_after(tmp_path / "metrics.jsonl", lines, 3) == [{"step": 1}, {"step": 3}]
+    assert "train: line 2 of" in capsys.readouterr().out
+    assert log_after(tmp_path / "metrics.jsonl", b'{"step": 1}\n' + damaged, 3) == [{"step": 1}]
+    assert capsys.readouterr().out == "", "half a last line is what a kill leaves"
+
+
+def test_what_is_said_of_a_step_later_goes_into_its_line(tmp_path: Path) -> None:
+    """A stop during validation leaves the step's line without it; the next start adds it there."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+    log = RunLog(path, TrackingSettings(wandb="off", project="p"), name="n", settings={}, step=2)
+    log.write({"step": 2, "validation": 0.75})
+    log.write({"step": 3, "left_out": "why"})
+    log.write({"step": 3, "loss": 0.125})
+    log.write({"step": 4, "loss": 0.0})
+    log.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 0.25, "validation": 0.75},
+        {"step": 3, "left_out": "why", "loss": 0.125},
+        {"step": 4, "loss": 0.0},
+    ]
+
+
+def everybody(careers: CareerRows) -> TrainingPool:
+    return TrainingPool(np.arange(len(careers)), np.ones(len(careers)))
+
+
+def test_transitions_begin_anew_with_every_person() -> None:
+    before, after = rows_of_codes("aab", "c").transitions()
+    assert before.tolist() == [3, 0, 0, 3]  # 3: no occupation yet
+    assert after.tolist() == [0, 0, 1, 2]
+
+
+def test_frequency_tables_by_hand() -> None:
+    train, validation = rows_of_codes("aab", "ab"), rows_of_codes("aaa")
+    marginal = marginal_table(train, everybody(train))
+    # a 3, b 2, c 0 of 5 observations, one added to each.
+    np.testing.assert_allclose(np.exp(marginal.log_probabilities[0]), [4 / 8, 3 / 8, 1 / 8])
+    np.testing.assert_allclose(marginal.scores(validation), np.log([4 / 8] * 3))
+    table = first_order_table(train, everybody(train), validation)
+    strength = float(table.details["smoothing"].split()[0])
+    # After a: once a, twice b; drawn towards the marginal.
+    wanted = (np.array([1, 2, 0]) + strength * np.array([4, 3, 1]) / 8) / (3 + strength)
+    np.testing.assert_allclose(np.exp(table.log_probabilities[0]), wanted)
+    np.testing.assert_allclose(np.exp(table.log_probabilities).sum(axis=1), 1.0)
+    others = [first_at(train, other).scores(validation).sum() for other in (0.125, 1.0, 16.0, 1024.0)]
+    assert table.scores(validation).sum() >= max(others)
+
+
+def first_at(train: CareerRows, strength: float) -> FrequencyTable:
+    before, after = train.transitions()
+    marginal = np.exp(marginal_table(train, everybody(train)).log_probabilities[0])
+    counts = np.array([[np.sum((before == x) & (after == y)) for y in range(3)] for x in range(4)])
+    rows = (counts + strength * marginal) / (counts.sum(axis=1, keepdims=True) + strength)
+    return FrequencyTable(np.log(rows), {})
+
+
+def test_observation_facts_by_hand() -> None:
+    table = observation_facts(rows_of_codes("ab", "c"))
+    assert table["career"].to_pylist() == [0, 0, 1]
+    assert table["position"].to_pylist() == [0, 1, 0]
+    assert table["occupation"].to_pylist() == ["a", "b", "c"]
+    assert table["previous"].to_pylist() == [None, "a", None]
+    assert table["year"].to_pylist() == [1980, 1981, 1980]

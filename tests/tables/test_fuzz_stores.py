@@ -1,0 +1,315 @@
+"""What this software has written, damaged: refused, or the same as before. Manifests, shards, tables, records, settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers.checkpoints import write_checkpoint
+from helpers.damage import lists, what_is_read
+from helpers.fuzzing import (
+    Refusal,
+    check_number_of_cases,
+    damaged_bytes,
+    damaged_trees,
+    fuzz,
+    limited_memory,
+    outcome,
+)
+from helpers.scores import INFO, scores
+from helpers.trained_runs import random_run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laborllm_dist.checkpoint.export import exported_step
+from laborllm_dist.checkpoint.manifest import check_checkpoint
+from laborllm_dist.config.reader import read_settings, settings_to_values
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.errors import LaborError
+from laborllm_dist.io.files import sha256_of_json
+from laborllm_dist.io.recorded_folder import RECORD, DamagedRecord, read_record, replacing_folder
+from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.store.shards import read_piece
+from laborllm_dist.store.store import open_store
+from laborllm_dist.tables.generations import GENERATED_SCHEMA, read_generated_table, write_generated_table
+from laborllm_dist.tables.parquet import with_checksum, written_info
+from laborllm_dist.tables.predictions import (
+    OWN_CAREERS,
+    PREDICTION_SCHEMA,
+    check_output,
+    read_prediction_table,
+    write_prediction_table,
+)
+from laborllm_dist.tables.scores import read_score_table, write_score_table
+from laborllm_dist.tables.title_distributions import read_title_table, write_title_table
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory(run: Path) -> Iterator[None]:
+    with limited_memory():
+        yield
+
+
+@pytest.fixture(scope="module")
+def store_folder(run: Path) -> Path:
+    return read_run(run)[2]
+
+
+@functools.lru_cache
+def read_before(folder: Path) -> Any:
+    """Return what is read of a store that nothing is wrong with."""
+    return what_is_read(folder)
+
+
+def read_damaged(path: Path, content: bytes, read: Callable[[], Any]) -> Any:
+    """Read something while one of its files has another content."""
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        return outcome(read)
+    finally:
+        path.write_bytes(before)
+
+
+def signed(values: Any) -> bytes:
+    """Return JSON with the checksum of what it says."""
+    if isinstance(values, dict):
+        values = {name: each for name, each in values.items() if name != "sha256"}
+        values["sha256"] = sha256_of_json(values)
+    return json.dumps(values).encode()
+
+
+# ---------------------------------------------------------------------------------------------------- stores
+
+
+@given(st.data())
+@fuzz(150)
+def test_a_damaged_file_of_a_store_is_refused_or_the_same(store_folder: Path, data: st.DataObject) -> None:
+    read_before(store_folder)
+    path = data.draw(st.sampled_from(sorted(path for path in store_folder.rglob("*") if path.is_file())))
+    content = data.draw(damaged_bytes(path.read_bytes()))
+    found = read_damaged(path, content, lambda: what_is_read(store_folder))
+    assert isinstance(found, Refusal) or found == read_before(store_folder)
+
+
+def used(folder: Path) -> list[Any]:
+    """Return what commands read of a store."""
+    store = open_store(folder)
+    store.describe()
+    splits = ("train", "validation", "test")
+    counts = [(store.num_people(split), store.num_texts(split), store.num_cut(split)) for split in splits]
+    return [store.fingerprint, store.careers_fingerprint, store.num_ids, counts, what_is_read(folder)[1:]]
+
+
+@given(st.data())
+@fuzz(100)
+def test_a_manifest_that_was_edited_and_signed_again_gives_the_same_careers_or_a_refusal(
+    store_folder: Path, data: st.DataObject
+) -> None:
+    read_before(store_folder)
+    path = store_folder / "manifest.json"
+    values = json.loads(path.read_bytes())
+    found = read_damaged(path, signed(data.draw(damaged_trees(values))), lambda: used(store_folder))
+    if not isinstance(found, Refusal):
+        assert found[-1] == read_before(store_folder)[1:]
+
+
+# ---------------------------------------------------------------------------------------------------- other records
+
+
+@given(st.data())
+@fuzz(150)
+def test_settings_of_a_run_that_were_edited_are_refused_or_what_they_say(run: Path, data: st.DataObject) -> None:
+    path = run / "settings.json"
+    values = json.loads(path.read_bytes())
+    edited = data.draw(damaged_trees(values))
+    how = data.draw(st.sampled_from(("signed", "bare", "bytes")))
+    content = json.dumps(edited).encode()
+    if how == "bytes":
+        content = data.draw(damaged_bytes(path.read_bytes()))
+    elif how == "signed":
+        content = signed(edited)
+    elif isinstance(edited, dict):
+        content = json.dumps({name: each for name, each in edited.items() if name != "sha256"}).encode()
+    found = read_damaged(path, content, lambda: read_run(run))
+    if isinstance(found, Refusal):
+        return
+    folder, settings, store = found
+    assert isinstance(folder.fingerprint, str)
+    if how == "bytes":
+        assert found == read_run(run)
+        return
+    # A folder that is gone is looked for by its name, which ends in the fingerprint.
+    written = edited["store"]
+    assert store == Path(written["folder"]) or store.name.endswith(f"-{written['fingerprint']}")
+    plan = settings_to_values(settings)["plan"]
+    assert read_settings(RunSettings, {**edited["settings"], "plan": plan}) == settings
+
+
+@given(st.data())
+@fuzz(150)
+def test_a_damaged_manifest_of_a_checkpoint_is_refused_or_the_same(
+    tmp_path_factory: pytest.TempPathFactory, run: Path, data: st.DataObject
+) -> None:
+    folder = run.parent / "checkpoints"
+    if not folder.exists():
+        write_checkpoint(folder, 3)
+    (inside,) = folder.iterdir()
+    path = data.draw(st.sampled_from(sorted(inside.iterdir())))
+    how = data.draw(st.sampled_from(("signed", "bytes", "bytes"))) if path.name == "manifest.json" else "bytes"
+    if how == "signed":
+        content = signed(data.draw(damaged_trees(json.loads(path.read_bytes()))))
+    else:
+        content = data.draw(damaged_bytes(path.read_bytes()))
+    before = check_checkpoint(inside)
+    found = read_damaged(path, content, lambda: check_checkpoint(inside))
+    if isinstance(found, Refusal):
+        return
+    if how == "bytes":
+        assert found == before
+    else:
+        values = json.loads(content)
+        assert json.loads(json.dumps(dataclasses.asdict(found))) == {
+            name: each for name, each in values.items() if name not in ("sha256", "format")
+        }
+
+
+@given(st.data())
+@fuzz(60)
+def test_a_damaged_record_of_a_folder_or_piece_is_refused_or_the_same(
+    store_folder: Path, run: Path, data: st.DataObject
+) -> None:
+    (piece,) = (store_folder / "pieces").iterdir()
+    folder = run.parent / "written"
+    if not folder.exists():
+        with replacing_folder(folder, {"run": "r", "step": 3}, "") as partial:
+            (partial / "model.safetensors").write_bytes(b"x")
+    path, read = data.draw(
+        st.sampled_from(
+            ((piece / "piece.json", lambda: read_piece(piece)), (folder / RECORD, lambda: record_of(folder)))
+        )
+    )
+    before = read()
+    content = data.draw(damaged_bytes(path.read_bytes()))
+    if path.parent == folder and data.draw(st.booleans()):
+        content = signed(data.draw(damaged_trees(json.loads(path.read_bytes()))))
+    found = read_damaged(path, content, read)
+    assert isinstance(found, Refusal) or found == before or json.loads(content) == found
+
+
+def record_of(folder: Path) -> Any:
+    """Return what a folder's record says, as exports are looked at; a damaged one counts as a refusal."""
+    try:
+        record = read_record(folder)
+    except DamagedRecord as error:
+        raise LaborError(error) from None
+    step = exported_step(folder, "r")
+    assert step is None or isinstance(step, int)
+    assert record is not None
+    return record if record.files is not None and step == 3 else dict(json.loads((folder / RECORD).read_bytes()))
+
+
+# ---------------------------------------------------------------------------------------------------- score tables
+
+GENERATED = [
+    {"survey": "P", "person": str(row), "position": row, "kind": "greedy", "sample": None, "text": " Cook\n",
+     "occupation": "a", "observed": "b"}
+    for row in range(9)
+]  # fmt: skip
+PREDICTED = [
+    {"person": "1", "survey": "P", "year": 1990, "rank": rank, "occupation": "a", "title": "Cook", "probability": 0.1,
+     "log_likelihood": -2.3, "mass": 0.9, "bound": 0.0}
+    for rank in range(1, 9)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Callable[[Path], Any]]:
+    """Write a table of each kind; return its reader."""
+    folder = tmp_path_factory.mktemp("tables")
+    readers: dict[Path, Callable[[Path], Any]] = {
+        folder / "scores.parquet": lambda path: plain(*read_score_table(path)),
+        folder / "titles.parquet": lambda path: plain(*dataclasses.astuple(read_title_table(path))),
+        folder / "generated.parquet": lambda path: plain(*read_generated_table(path)),
+        folder / "predicted.parquet": lambda path: plain(*read_prediction_table(path)),
+    }
+    write_score_table(scores(), INFO, folder / "scores.parquet")
+    write_title_table(lists().slice(0, 40), INFO, "abcde", folder / "titles.parquet")
+    write_generated_table(pa.Table.from_pylist(GENERATED, GENERATED_SCHEMA), INFO, folder / "generated.parquet")
+    info = dataclasses.replace(INFO, split=OWN_CAREERS, details={"measure": "normalised"})
+    write_prediction_table(pa.Table.from_pylist(PREDICTED, PREDICTION_SCHEMA), info, folder / "predicted.parquet")
+    return readers
+
+
+def plain(table: pa.Table, *more: Any) -> list[Any]:
+    return [table.to_pydict(), *more]
+
+
+@given(st.data())
+@fuzz(350)
+def test_a_damaged_table_of_scores_is_refused_or_the_same(
+    tables: dict[Path, Callable[[Path], Any]], data: st.DataObject
+) -> None:
+    path, read = data.draw(st.sampled_from(sorted(tables.items())))
+    content, before, info = data.draw(damaged_bytes(path.read_bytes())), read(path), written_info(path)
+    found = read_damaged(path, content, lambda: read(path))
+    assert isinstance(found, Refusal) or found == before
+    found = read_damaged(path, content, lambda: written_info(path))
+    assert isinstance(found, Refusal) or found == info
+
+
+@given(st.data())
+@fuzz(150)
+def test_a_table_of_another_kind_with_a_checksum_of_its_own_is_refused_or_has_its_columns(
+    tables: dict[Path, Callable[[Path], Any]], data: st.DataObject
+) -> None:
+    """Columns and metadata made by somebody else, and signed as ours are."""
+    path, read = data.draw(st.sampled_from(sorted(tables.items())))
+    table = pq.read_table(path)
+    metadata = {name: value for name, value in table.schema.metadata.items() if name != b"sha256"}
+    for _ in range(data.draw(st.integers(0, 2))):
+        name = data.draw(st.sampled_from(sorted(metadata)))
+        value = data.draw(damaged_trees(json.loads(metadata[name])))
+        metadata[name] = json.dumps(value).encode()
+    for _ in range(data.draw(st.integers(0, 2))):
+        at = data.draw(st.integers(0, table.num_columns - 1))
+        table = table.set_column(at, table.column_names[at], data.draw(columns(table.num_rows)))
+    try:
+        signed_table = with_checksum(table.replace_schema_metadata(metadata))
+    except TypeError:  # columns that our tables never have
+        signed_table = table.replace_schema_metadata({**metadata, b"sha256": b"0" * 64})
+    sink = pa.BufferOutputStream()
+    pq.write_table(signed_table, sink)
+    found = read_damaged(path, sink.getvalue().to_pybytes(), lambda: [read(path), check_output(path)])
+    if not isinstance(found, Refusal):
+        assert set(found[0][0]) <= set(table.column_names)
+        info = found[0][1]
+        assert all(isinstance(each, str) for each in (info.model, info.split, info.careers, *info.details.values()))
+
+
+def columns(num_rows: int) -> st.SearchStrategy[pa.Array]:
+    """Return columns of many types."""
+    return st.sampled_from((
+        pa.nulls(num_rows), pa.array([None] * num_rows, pa.string()), pa.array(["x"] * num_rows),
+        pa.array([1e300] * num_rows), pa.array([float("nan")] * num_rows), pa.array([2**40] * num_rows),
+        pa.array([True] * num_rows), pa.array([b"\xff"] * num_rows), pa.array([[1.0]] * num_rows),
+        pa.array([[None, 1.0]] * num_rows, pa.list_(pa.float64())), pa.array([{"x": 1}] * num_rows),
+        pa.array([0] * num_rows, pa.timestamp("s")), pa.array(["a"] * num_rows).dictionary_encode(),
+        pa.array([-1.0] * num_rows, pa.float32()), pa.array([0] * num_rows, pa.decimal128(5, 2)),
+    ))  # fmt: skip
+
+
+def test_enough_of_what_was_written_was_tried(request: pytest.FixtureRequest) -> None:
+    check_number_of_cases(request)

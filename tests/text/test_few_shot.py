@@ -1,0 +1,416 @@
+"""Prompts beyond the plain one: titles or examples before a career, and careers that are too long, refused or cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from helpers.panels import panels
+from helpers.processes import PROJECT, run_well
+from helpers.reference.slow_scorer import slow_score
+from helpers.runs import quiet, settings_of, small_run
+from helpers.scoring_cases import PROMPTS
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+
+from laborllm_dist.batching.training_plan import plan_training
+from laborllm_dist.careers.corpus import read_careers
+from laborllm_dist.careers.readers.synthetic.titles import synthetic_vocabulary
+from laborllm_dist.careers.splits import SPLITS, split_of
+from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.reader import settings_to_values
+from laborllm_dist.config.run import EvaluateSettings, OtherModelSettings, RunSettings
+from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.errors import DataFileError, ModelError, RowTooShort, RunError, SettingsError
+from laborllm_dist.evaluation.plan import plan_evaluation
+from laborllm_dist.evaluation.prompt_prefix import check_cut, describe_cut, prompted, text_details, text_name
+from laborllm_dist.evaluation.run import score_run
+from laborllm_dist.evaluation.score import observation_facts
+from laborllm_dist.evaluation.target import longest_text
+from laborllm_dist.report.load import compare_runs
+from laborllm_dist.store.build import prepare_shard, prepare_store, store_folder
+from laborllm_dist.store.few_shot import choose_examples
+from laborllm_dist.store.store import check_lengths
+from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
+from laborllm_dist.store.truncation import Telling, tell_careers
+from laborllm_dist.tables.scores import read_score_table
+from laborllm_dist.text.few_shot import render_preface
+from laborllm_dist.text.template import Template, compile_template, render_career
+
+VOCABULARY = OccupationVocabulary(("436", "435", "unemployed"), ("Cooks", "Food servers", "Unemployed"))
+BARE = {"birth_year": None, "gender": None, "ethnicity": None, "region": None}
+ME, ANN, BOB = (
+    CareerHistory(person, "S", jobs=jobs, **BARE)
+    for person, jobs in (
+        ("me", (Job(1984, "436", "college"), Job(1985, "unemployed"))),
+        ("ann", (Job(1990, "435"),)),
+        ("bob", (Job(1991, "435"), Job(1992, "436", "college"))),
+    )
+)
+HEADING = (
+    "<A worker from the S dataset>\n"
+    "The following information is available about the work history of a US worker.\n"
+    "The worker has the following records of work experience, one entry per line, including year, education level, and "
+    "the job title:\n"
+)
+MINE = HEADING + "1984 (college): Cooks\n1985: Unemployed\n<END OF DATA>\n"
+ANNS = HEADING + "1990: Food servers\n<END OF DATA>\n"
+BOBS = HEADING + "1991: Food servers\n1992 (college): Cooks\n<END OF DATA>\n"
+LIST = "Every job title below is one of these:\nCooks\nFood servers\nUnemployed\n\n"
+
+
+def template_of(*overrides: str, examples: tuple[CareerHistory, ...] = ()) -> Template:
+    settings = settings_of(list(overrides)).template
+    return compile_template(settings, render_preface(settings, VOCABULARY, examples))
+
+
+def told(template: Template) -> list[tuple[str, list[str]]]:
+    """Return my texts, each with what its spans point to."""
+    texts = render_career(ME, template, VOCABULARY.title_of())
+    return [(text.text, [text.text[start:end] for start, end in text.title_spans]) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("titles_first", LIST),
+        ("examples_first", ANNS + "\n" + BOBS + "\n"),
+        ("titles_and_examples_first", LIST + ANNS + "\n" + BOBS + "\n"),
+    ],
+)
+def test_a_prompt_word_for_word(name: str, before: str) -> None:
+    template = template_of(f"template={name}", examples=(ANN, BOB))
+    assert told(template) == [(before + MINE, [" Cooks", " Unemployed"])]
+
+
+def test_every_text_of_a_limited_history_has_the_preface() -> None:
+    template = template_of("template=titles_first", "template.history_lines=0")
+    assert told(template) == [
+        (LIST + HEADING + "1984 (college): Cooks\n", [" Cooks"]),
+        (LIST + HEADING + "1985: Unemployed\n<END OF DATA>\n", [" Unemployed"]),
+    ]
+
+
+def test_examples_are_whole_where_the_history_is_limited() -> None:
+    template = template_of("template=examples_first", "template.history_lines=0", examples=(BOB,))
+    assert template.preface == BOBS + "\n"
+
+
+def test_a_prompt_and_its_template_put_the_same_before_a_career() -> None:
+    for name, prompt in PROMPTS.items():
+        evaluation = compose_settings(EvaluateSettings, "evaluate", ["run=x", f"prompt={prompt}"])
+        wanted = settings_of([f"template={name}"]).template
+        assert prompted(settings_of([]).template, evaluation.prompt, "test") == wanted
+    plain, own = (compose_settings(EvaluateSettings, "evaluate", ["run=x", *more]) for more in (["prompt=plain"], []))
+    titles = settings_of(["template=titles_first"]).template
+    assert prompted(titles, own.prompt, "test") == titles
+    assert prompted(titles, plain.prompt, "test") == settings_of([]).template
+
+
+def test_every_prompt_file_that_is_shipped_is_tested() -> None:
+    assert {path.stem for path in (PROJECT / "conf/prompt").glob("*.yaml")} == {*PROMPTS.values(), "own", "plain"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prompt=examples", "prompt.num_examples=0"], r"prompt.num_examples: wanted a number above 0 .* \{examples\}"),
+        (["prompt.num_examples=2"], r"setting prompt.num_examples: wanted 0, since the preface has no line \{examples\}"),
+        (["prompt.preface=['all {titles} here']"], r"setting prompt.preface: wanted braces only where \{titles\} or"),
+        (["prompt.preface=['{genders}']"], r"setting prompt.preface: wanted braces only where"),
+        (["prompt.preface=[\"a\nb\"]"], r"setting prompt.preface: wanted each line as its own item"),
+        (["prompt=title"], r"prompt/title"),
+        (["too_long=cut"], r"setting too_long: wanted one of refuse, last_lines, found 'cut'"),
+    ],
+)  # fmt: skip
+def test_half_made_prompts_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        compose_settings(EvaluateSettings, "evaluate", ["run=x", *overrides])
+
+
+def test_templates_refuse_the_same() -> None:
+    with pytest.raises(SettingsError, match=r"setting template.num_examples: wanted 0, since the preface has no line"):
+        settings_of(["template.num_examples=2"])
+    with pytest.raises(SettingsError, match=r"setting template.max_tokens: wanted a whole number from 1 to 10,000,000"):
+        settings_of(["+template.max_tokens=0"])
+
+
+def test_settings_of_a_plain_run_are_written_as_before_there_were_prompts(tmp_path: Path) -> None:
+    settings = settings_of(small_run(tmp_path))
+    written = settings_to_values(settings)["template"]
+    assert sorted(written) == ["ending", "entry", "heading", "hidden", "history_lines", "titles"]
+    # Computed by the version before: older stores are found again.
+    assert store_folder(settings).name == "synthetic-0956d88793f0e96d"
+
+
+def small(folder: Path, *more: str) -> RunSettings:
+    return settings_of(small_run(folder, "store.people_per_piece=20", *more, num_people=90))
+
+
+def examples_of(folder: Path) -> list[list[str]]:
+    return json.loads((folder / "preface.json").read_text())["examples"]
+
+
+def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = small(one, "template=examples_first", "template.num_examples=4")
+    first = prepare_store(settings, quiet)
+    for shard in (1, 0):
+        more = ["template=examples_first", "template.num_examples=4", "prepare.num_shards=2", f"prepare.shard={shard}"]
+        second = prepare_shard(small(two, *more), quiet)
+    assert second is not None and second.facts["files"] == first.facts["files"]
+    examples = examples_of(first.folder)
+    assert len({person for _, person in examples}) == 4
+    assert all(split_of(survey, person, settings.split) == "train" for survey, person in examples)
+    # The texts that were tokenised begin with these people's careers.
+    tokenizer = load_tokenizer(str(first.folder / "tokenizer"))
+    plain = compile_template(settings_of([]).template)
+    career_of = {career.person: career for career in read_careers(settings.data)}
+    title_of = first.vocabulary.title_of()
+    shown = [render_career(career_of[person], plain, title_of)[0].text for _, person in examples]
+    for split in SPLITS:
+        rows = first.careers(split)
+        for row in range(0, len(rows), 7):
+            (own,) = render_career(rows.history(row), plain, title_of)
+            assert tokenizer.hugging_face.decode(rows.token_ids(row)[1:]) == "\n".join([*shown, own.text])
+            titles = [tokenizer.hugging_face.decode(rows.token_ids(row)[a:b]) for a, b in rows.title_spans(row)]
+            assert titles == [own.text[start:end] for start, end in own.title_spans]
+
+
+def test_fewer_examples_are_the_first_of_more_and_another_seed_draws_others(tmp_path: Path) -> None:
+    def drawn(num_examples: int, seed: int) -> list[str]:
+        more = [f"template.num_examples={num_examples}", f"template.examples_seed={seed}"]
+        return [career.person for career in choose_examples(small(tmp_path, "template=examples_first", *more))]
+
+    assert drawn(2, 1) == drawn(5, 1)[:2] == drawn(5, 1)[:2]
+    assert drawn(5, 2) != drawn(5, 1)
+    assert choose_examples(small(tmp_path)) == ()
+    with pytest.raises(DataFileError, match=r"template.num_examples is 80, data=synthetic has \d\d training people"):
+        drawn(80, 1)
+
+
+def test_a_person_of_two_corpora_is_one_example(tmp_path: Path) -> None:
+    for survey in "AB":
+        (tmp_path / f"{survey}_titles.csv").write_text("code,title\n1,Cooks\n")
+        (tmp_path / f"{survey}.csv").write_text("person,year,occupation\n1,1984,1\n2,1984,1\n")
+    settings = small(
+        tmp_path, "template=examples_first", "template.num_examples=2", "split.train=0.98", "split.validation=0.01"
+    )
+    settings = dataclasses.replace(settings, data=panels(tmp_path, "A", "B", population="P"))
+    assert sorted(career.person for career in choose_examples(settings)) == ["1", "2"]
+
+
+def test_a_training_person_is_not_scored_after_examples() -> None:
+    prompt = compose_settings(EvaluateSettings, "evaluate", ["run=x", "prompt=examples"]).prompt
+    with pytest.raises(RunError, match="split=train would be shown its own answers"):
+        prompted(settings_of([]).template, prompt, "train")
+
+
+def test_a_model_s_name_says_its_text() -> None:
+    own = settings_of([]).template
+
+    def name(*overrides: str) -> str:
+        settings = compose_settings(EvaluateSettings, "evaluate", ["run=x", *overrides])
+        return text_name(settings, own, prompted(own, settings.prompt, "test"))
+
+    assert name() == name("prompt=plain") == ""
+    assert name("prompt=titles") == "-titles"
+    assert name("prompt=titles_and_examples", "prompt.num_examples=5") == "-titles-5-examples"
+    assert name("prompt=examples", "too_long=last_lines") == "-3-examples-last-lines"
+    assert name("prompt.preface=['Think.']") == "-preface"
+    titles = settings_of(["template=titles_first"]).template
+    plain = compose_settings(EvaluateSettings, "evaluate", ["run=x", "prompt=plain"])
+    assert text_name(plain, titles, prompted(titles, plain.prompt, "test")) == "-plain"
+
+
+LONG = CareerHistory("long", "S", jobs=tuple(Job(1980 + at, "436") for at in range(5)), **BARE)
+
+
+def test_a_cut_career_by_hand() -> None:
+    template = template_of("template.heading=[x]", "template.ending=[]")
+    texts = [text.text for text in render_career(LONG, template, VOCABULARY.title_of())]
+    tokenizer = train_tokenizer(texts, vocabulary_size=260)  # bytes: a token a character, and the mark in front
+    heading, line = len("x\n"), len("1980: Cooks\n")
+    assert (heading, line) == (2, 12)
+
+    def lines_of(max_tokens: int | None, template: Template = template) -> tuple[list[str], int]:
+        telling = Telling(template, VOCABULARY.title_of(), tokenizer, max_tokens)
+        ((career),) = tell_careers([LONG], telling)
+        assert [len(text.ids) for text in career.tokenised] == [1 + len(text.text) for text in career.texts]
+        years = [" ".join(entry[2:4] for entry in text.text.splitlines()[1:]) for text in career.texts]
+        return years, career.num_cut
+
+    assert lines_of(None) == lines_of(1 + 2 + 5 * 12) == (["80 81 82 83 84"], 0)
+    assert lines_of(1 + 2 + 5 * 12 - 1) == (["80 81 82 83", "81 82 83 84"], 1)
+    assert lines_of(1 + 2 + 3 * 12) == lines_of(1 + 2 + 4 * 12 - 1) == (["80 81 82", "81 82 83", "82 83 84"], 2)
+    assert lines_of(1 + 2 + 12) == (["80", "81", "82", "83", "84"], 4)
+    assert lines_of(5) == (["80", "81", "82", "83", "84"], 4)  # too long all the same: refused by who compares
+    limited = dataclasses.replace(template, history_lines=2)
+    assert lines_of(1 + 2 + 3 * 12, limited) == (["80 81 82", "81 82 83", "82 83 84"], 0)
+    assert lines_of(1 + 2 + 2 * 12, limited) == (["80 81", "81 82", "82 83", "83 84"], 3)
+
+
+@pytest.fixture(scope="module")
+def whole_and_cut(tmp_path_factory: pytest.TempPathFactory):
+    """A store of whole careers, and one whose texts have at most so many tokens as the median career has."""
+    folder = tmp_path_factory.mktemp("cut")
+    whole = prepare_store(small(folder), quiet)
+    limit = int(np.median(whole.careers("test").num_tokens()))
+    return whole, prepare_store(small(folder, f"+template.max_tokens={limit}"), quiet), limit
+
+
+def test_a_cut_store_has_every_observation_once_after_the_right_occupation(whole_and_cut) -> None:
+    whole, cut, limit = whole_and_cut
+    assert cut.fingerprint != whole.fingerprint
+    assert cut.careers_fingerprint == whole.careers_fingerprint
+    for split in SPLITS:
+        rows = cut.careers(split)
+        assert rows.num_tokens().max() <= limit
+        wanted, found = (observation_facts(store.careers(split)) for store in (whole, cut))
+        for name in ("survey", "person", "position", "year", "occupation", "previous", "education"):
+            assert found[name].to_pylist() == wanted[name].to_pylist()
+
+
+def test_what_was_cut_is_counted_in_manifest_card_and_table(whole_and_cut) -> None:
+    whole, cut, limit = whole_and_cut
+    num_cut = 0
+    for split in SPLITS:
+        rows = whole.careers(split)
+        num_long = int((rows.num_tokens() > limit).sum())
+        assert cut.num_cut(split)["cut_people"] == num_long > 0
+        assert (
+            rows.longer_than(limit)
+            == f"{num_long} of {len(rows)} people of this split {'is' if num_long == 1 else 'are'} longer"
+        )
+        # Of a cut person all observations but those of the first text are cut.
+        parts = cut.careers(split)
+        firsts = parts.table["first_position"].to_numpy() == 0
+        assert cut.num_cut(split)["cut_observations"] == int(parts.num_observations()[~firsts].sum())
+        num_cut += num_long
+    card = json.loads((cut.folder / "data_card.json").read_text())["corpora"]["synthetic"]
+    assert card["cut_people"] == num_cut
+    assert f"| people told with their last lines only | {num_cut} |" in (cut.folder / "data_card.md").read_text()
+    assert "last lines" not in (whole.folder / "data_card.md").read_text()
+    assert whole.num_cut("test") == {}
+    template = dataclasses.replace(settings_of([]).template, max_tokens=limit)
+    details = text_details(template, cut, "test")
+    assert details == {"max_tokens": str(limit), **{name: str(value) for name, value in cut.num_cut("test").items()}}
+    assert text_details(settings_of([]).template, whole, "test") == {}
+    line = describe_cut(cut, limit, "test")
+    assert line.startswith(
+        f"evaluate: {details['cut_people']} of {len(whole.careers('test'))} test people have more than"
+    )
+
+
+def test_refusals_say_how_many_people_are_longer(whole_and_cut) -> None:
+    whole, _, limit = whole_and_cut
+    rows = whole.careers("test")
+    num_long = int((rows.num_tokens() > limit).sum())
+    count = rf"; {num_long} of {len(rows)} people of this split are longer$"
+    with pytest.raises(RowTooShort, match=r"career '\d+' of SYNTHETIC \(test\) has \d+ tokens, ADVICE" + count):
+        check_lengths(whole, limit, "ADVICE", ("test",))
+    evaluation = dataclasses.replace(settings_of([]).evaluation, row_length=limit)
+    with pytest.raises(RowTooShort, match=r"row_length=\d+ or more, or with too_long=last_lines" + count):
+        plan_evaluation(rows, evaluation)
+    with pytest.raises(RowTooShort, match=r"1 of \d+ people of this split is longer$"):
+        check_lengths(whole, int(rows.num_tokens().max()) - 1, "ADVICE", ("test",))
+
+
+def test_who_does_not_fit_without_any_history_is_refused(whole_and_cut, tmp_path: Path) -> None:
+    store = prepare_store(small(tmp_path, "+template.max_tokens=20"), quiet)
+    everybody = store.num_people("test")
+    with pytest.raises(RowTooShort, match=rf"without a line of history, .*; {everybody} of {everybody} people of this"):
+        check_cut(store, 20, "test")
+    check_cut(whole_and_cut[1], whole_and_cut[2], "test")
+
+
+def test_the_limit_of_a_model_is_that_of_its_context_its_window_and_a_row(tmp_path: Path) -> None:
+    def longest(folder: Path, row_length: int, **more: object) -> int:
+        wanted = dataclasses.replace(settings_of([]).evaluation, row_length=row_length, **more)
+        other = OtherModelSettings(str(folder), None, None, None, "safetensors")
+        return longest_text(other, wanted, ["Cooks", "Cooks, private"])
+
+    base, windowed, adapter = tmp_path / "base", tmp_path / "windowed", tmp_path / "adapter"
+    LlamaConfig(max_position_embeddings=512).save_pretrained(base)
+    MistralConfig(max_position_embeddings=512, sliding_window=100).save_pretrained(windowed)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(windowed)}))
+    assert (longest(base, 4096), longest(base, 300)) == (512, 300)
+    assert longest(windowed, 4096) == longest(adapter, 4096) == 100
+    # Where any title may follow a prompt, there is room for the longest one: its bytes and the colon's, and a blank's.
+    train_tokenizer(["Cooks"], vocabulary_size=260).save(base)
+    assert longest(base, 4096, titles="all") == 512 - len(": Cooks, private")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "none")}))
+    with pytest.raises(ModelError, match=r"no weights for model\.path=.*none: there is no such folder"):
+        longest(adapter, 4096)
+
+
+def test_a_training_never_cuts(whole_and_cut) -> None:
+    settings = settings_of(["+template.max_tokens=100"])
+    with pytest.raises(SettingsError, match=r"template.max_tokens cuts careers, which only an evaluation may do"):
+        plan_training(whole_and_cut[1], settings, world_size=1)
+
+
+def check_against_the_slow_scorer(folder: Path, table: pa.Table) -> None:
+    """Independent: the list by hand before the resume, one observation, one forward, float64."""
+    settings = settings_of(small_run(folder, num_people=40))
+    vocabulary, row = synthetic_vocabulary(), table.slice(2, 1).to_pylist()[0]
+    career = next(each for each in read_careers(settings.data) if each.person == row["person"])
+    (text,) = render_career(career, compile_template(settings.template), vocabulary.title_of())
+    listed = "Every job title below is one of these:\n" + "\n".join(vocabulary.titles) + "\n\n"
+    prompt = listed + text.text[: text.title_spans[row["position"]][0]]
+    tokenizer = load_tokenizer(f"{folder}/runs/small/export")
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/runs/small/export", dtype=torch.float64).eval()
+
+    def encode(part: str) -> list[int]:
+        return tokenizer.backend.encode(part, add_special_tokens=False).ids
+
+    title = vocabulary.title_of()[row["occupation"]]
+    wanted = slow_score(model, encode, list(tokenizer.leading), prompt, title)[:2]
+    np.testing.assert_allclose((row["title"], row["terminated"]), wanted, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.ranks
+def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Path) -> None:
+    more = ["training.epochs=1", "model.llama.max_positions=8192", "split.train=0.8", "split.validation=0.1"]
+    run_well("train.py", small_run(tmp_path, *more, num_people=40), world_size=1, log=tmp_path / "log")
+    run, lines = f"run={tmp_path}/runs/small", []
+
+    def score(*overrides: str) -> None:
+        settings = compose_settings(EvaluateSettings, "evaluate", [run, *overrides])
+        score_run(settings, Ranks(0, 1, 0, torch.device("cpu")), lines.append)
+
+    def table(name: str):
+        rows, info = read_score_table(tmp_path / f"runs/small/scores/{name}.parquet")
+        return rows["title"].to_numpy(), info
+
+    with pytest.raises(RowTooShort, match="people of this split are longer"):
+        score("prompt=titles")
+    run_well("evaluate.py", [run, "prompt=titles", "row_length=8192"], world_size=2, log=tmp_path / "log")
+    score()
+    score("too_long=last_lines", "row_length=300")
+    assert [line for line in lines if "observations of theirs are scored after last lines only" in line]
+    plain, info = table("test")
+    titles, titles_info = table("test.small-titles")
+    cut, cut_info = table("test.small-last-lines")
+    assert (info.model, titles_info.model, cut_info.model) == ("small", "small-titles", "small-last-lines")
+    assert info.careers == titles_info.careers == cut_info.careers
+    assert not {"preface", "max_tokens", "cut_people"} & info.details.keys()
+    assert json.loads(titles_info.details["preface"])[1] == "{titles}"
+    assert int(cut_info.details["cut_people"]) > 0
+    assert np.isfinite(titles).all() and np.isfinite(cut).all()
+    assert len(plain) == len(titles) == len(cut)
+    assert np.abs(plain - titles).max() > 1e-4
+    assert np.abs(plain - cut).max() > 1e-6
+    with pytest.raises(RunError, match=r"small-last-lines.parquet holds the scores of another prompt or limit"):
+        score("too_long=last_lines", "row_length=299")
+    check_against_the_slow_scorer(
+        tmp_path, read_score_table(tmp_path / "runs/small/scores/test.small-titles.parquet")[0]
+    )
+    report = compare_runs([f"{tmp_path}/runs/small"], split="test", measure="title")
+    assert {model.name for model in report.models} == {"small", "small-titles", "small-last-lines"}

@@ -1,0 +1,246 @@
+"""Tracking never decides about a training, and learns of no person and no path: wandb fails in every way there is."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from helpers.runs import settings_of, small_run
+
+from laborllm_dist.config.run import TrackingSettings
+from laborllm_dist.tracking import wandb_tracker
+from laborllm_dist.tracking.run_log import RunLog
+from laborllm_dist.tracking.wandb_tracker import tracked_settings
+
+# A package of wandb's name; BEHAVIOR says what goes wrong. It leaves what it was given in RECORD.
+FAKE = """
+import json, os, sys, time
+BEHAVIOR, RECORD = os.environ["BEHAVIOR"].split(), os.environ["RECORD"]
+if "no_import" in BEHAVIOR:
+    raise ImportError("no wandb here")
+
+def record(kind, values):
+    with open(RECORD, "a") as file:
+        file.write(json.dumps({"kind": kind, **values}) + "\\n")
+
+def misbehave(when, mode=""):
+    print("chatter"), print("chatter", file=sys.stderr)
+    for name in (when, f"{when}_{mode}"):
+        if f"{name}_raises" in BEHAVIOR:
+            raise OSError(28, "No space left on device")
+        if f"{name}_is_killed" in BEHAVIOR:
+            os.kill(os.getpid(), 9)
+        if f"{name}_hangs" in BEHAVIOR:
+            time.sleep(600)
+        if f"{name}_asks" in BEHAVIOR:
+            input("API key? ")
+
+class Settings:
+    model_fields = {"init_timeout": None, "finish_timeout": None}
+    def __init__(self, **values):
+        self.values = values
+
+class Run:
+    def log(self, numbers, step):
+        misbehave("log")
+        record("log", {"numbers": numbers, "step": step})
+    def finish(self):
+        misbehave("finish")
+        record("finish", {})
+
+def init(settings, **values):
+    record("init", {"settings": settings.values, "pid": os.getpid(), **values})
+    misbehave("init", values["mode"])
+    return Run()
+
+def teardown(exit_code):
+    record("teardown", {})
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages/wandb.py").write_text(FAKE)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+    monkeypatch.setattr(wandb_tracker, "CLOSE_SECONDS", 4.0)
+    yield tmp_path
+    for line in recorded(tmp_path, "init"):
+        with pytest.raises(ProcessLookupError):  # nothing is left behind
+            os.kill(line["pid"], 0)
+
+
+def recorded(folder: Path, kind: str) -> list[dict]:
+    path = folder / "record"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [line for line in lines if line["kind"] == kind]
+
+
+def track(folder: Path, mode: str = "online", num_steps: int = 3) -> float:
+    """Log some steps as a training does; return the seconds that the end took."""
+    settings = {"fingerprint": "0123456789abcdef", **tracked_settings(settings_of(small_run(folder)))}
+    log = RunLog(folder / "metrics.jsonl", TrackingSettings(mode, "p"), name="a b", settings=settings, step=0)  # type: ignore[arg-type]
+    started = monotonic()
+    for step in range(1, num_steps + 1):
+        log.write({"step": step, "loss": 1 / step, "careers": ["PSID 4711"], "left_out": "its careers: PSID 4711"})
+    assert monotonic() - started < 1
+    started = monotonic()
+    log.close()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == num_steps
+    return monotonic() - started
+
+
+def test_numbers_arrive_and_nothing_else(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHAVIOR", "")
+    track(fake)
+    (start,) = recorded(fake, "init")
+    assert (start["mode"], start["project"], start["name"], start["id"]) == ("online", "p", "a b", "a-b-01234567")
+    wanted = {"console": "off", "disable_git": True, "disable_code": True, "x_disable_machine_info": True, "host": ""}
+    assert wanted.items() <= start["settings"].items()
+    assert {"init_timeout", "finish_timeout"} <= start["settings"].keys()
+    assert "login_timeout" not in start["settings"]  # which this version does not know
+    logged = [{"kind": "log", "numbers": {"step": step, "loss": 1 / step}, "step": step} for step in (1, 2, 3)]
+    assert recorded(fake, "log") == logged
+    assert recorded(fake, "finish")
+
+
+AFTER = "metrics.jsonl has the numbers"
+
+
+@pytest.mark.parametrize(
+    ("behavior", "said", "num_logged"),
+    [
+        ("init_online_raises", "wandb: does not start online ([Errno 28] No space left on device); goes on offline", 3),
+        ("init_online_asks", "wandb: does not start online (EOF when reading a line); goes on offline", 3),
+        ("init_raises", f"wandb: does not start ([Errno 28] No space left on device); goes on without it, {AFTER}", 0),
+        ("no_import", f"wandb: does not start (no wandb here); goes on without it, {AFTER}", 0),
+        ("log_raises", f"wandb: has failed ([Errno 28] No space left on device); {AFTER}", 0),
+        ("finish_raises", f"wandb: has failed ([Errno 28] No space left on device); {AFTER}", 3),
+        ("init_is_killed", "wandb: ended before all was uploaded", 0),
+        ("log_is_killed", "wandb: ended before all was uploaded", 0),
+        ("init_hangs", "wandb: was ended before all was uploaded", 0),
+        ("log_hangs", "wandb: was ended before all was uploaded", 0),
+        ("finish_hangs", "wandb: was ended before all was uploaded", 3),
+    ],
+)
+def test_a_training_goes_on_and_says_so_in_a_line(
+    behavior: str, said: str, num_logged: int, fake: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("BEHAVIOR", behavior)
+    if behavior.endswith("hangs"):
+        monkeypatch.setattr(wandb_tracker, "CLOSE_SECONDS", 2.0)
+    assert track(fake) < 6
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert said in printed.out
+    assert len(recorded(fake, "log")) == num_logged
+    if "offline" in said:
+        assert [line["mode"] for line in recorded(fake, "init")] == ["online", "offline"]
+        assert recorded(fake, "teardown")
+    else:
+        assert len(printed.out.splitlines()) <= 2
+
+
+def test_lines_that_nobody_takes_fill_no_memory(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHAVIOR", "init_hangs")
+    monkeypatch.setattr(wandb_tracker, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(wandb_tracker, "MOST_WAITING", 10)
+    track(fake, num_steps=2_000)
+
+
+def test_signals_for_the_training_do_not_reach_the_process(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHAVIOR", "")
+    settings = {"fingerprint": "0123456789abcdef"}
+    log = RunLog(fake / "metrics.jsonl", TrackingSettings("offline", "p"), name="n", settings=settings, step=0)
+    log.write({"step": 1, "loss": 1.0})
+    started = monotonic()
+    while not recorded(fake, "log"):
+        assert monotonic() - started < 30
+    (start,) = recorded(fake, "init")
+    assert os.getpgid(start["pid"]) != os.getpgid(0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(start["pid"], number)
+    log.write({"step": 2, "loss": 0.5})
+    log.close()
+    assert [line["step"] for line in recorded(fake, "log")] == [1, 2]
+
+
+def test_no_process_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    track(tmp_path)
+    assert capsys.readouterr().out == (
+        f"wandb: does not start (Resource temporarily unavailable); goes on without it, {AFTER}\n"
+    )
+
+
+def test_a_process_that_ends_by_itself_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    track(tmp_path)
+    assert capsys.readouterr().out == f"wandb: failed; {AFTER}\n"
+
+
+@pytest.mark.parametrize("key", ["0123456789" * 4, "faulty"])
+def test_a_key_without_a_network_goes_on_offline_with_wandb_itself(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb_tracker, "INIT_SECONDS", 2.0)
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    assert track(tmp_path, "auto") < 25
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("wandb: does not start online (")
+    assert line.endswith("); goes on offline, `wandb sync` uploads it later")
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"loss" in file.read_bytes()
+    assert key.encode() not in file.read_bytes()
+
+
+def test_settings_that_are_tracked_hold_no_text_that_somebody_has_written() -> None:
+    paths = ["runs=/home/ann/runs", "store.root=/home/ann/stores", "zero.offload_folder=/home/ann/nvme"]
+    weights = ["model=pretrained", "model.path=/home/ann/llama", "tokenizer=pretrained", "tokenizer.path=/home/ann/t"]
+    values = tracked_settings(
+        settings_of([*paths, *weights, "split.key=ann", "name=mine", "optimizer.learning_rate=2e-5"])
+    )
+    text = json.dumps(values)
+    assert "ann" not in text.replace("channel", "")
+    assert (values["name"], values["optimizer"]["learning_rate"], values["zero"]["stage"]) == ("mine", 2e-5, 2)
+    assert values["model"] == {"attention_dropout": 0.0, "weights": "safetensors"}
+    assert tracked_settings(settings_of([]))["batch"]["careers_per_step"] == 32
+
+
+def test_wandb_s_own_folder_holds_no_person_path_host_or_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_CONSOLE", "wrap")  # what a user's environment turns on stays off
+    monkeypatch.setenv("WANDB_SAVE_CODE", "true")
+    home = tmp_path / "ann_s_home"
+    (home / "run").mkdir(parents=True)
+    settings = {"fingerprint": "0123456789abcdef", **tracked_settings(settings_of(small_run(home)))}
+    log = RunLog(home / "run/metrics.jsonl", TrackingSettings("offline", "p"), name="n", settings=settings, step=0)
+    print("step 1 was not learnt from; its careers: PSID 4711")
+    log.write({"step": 1, "loss": 0.123456789, "careers": ["PSID 4711"], "left_out": "its careers: PSID 4711"})
+    log.close()
+    files = [path for path in (home / "run/wandb").rglob("*") if path.is_file() or path.is_symlink()]
+    (kept,) = [path for path in files if path.suffix == ".wandb"]
+    assert b"0.123456789" in kept.read_bytes()  # what was given is there in plain
+    assert b"learning_rate" in kept.read_bytes()
+    private = ["4711", "ann_s_home", str(tmp_path), socket.gethostname(), os.uname().release, str(Path.home())]
+    private += [name for name in (getpass.getuser(),) if len(name) > 3 and name != "root"]
+    for path in files:
+        assert not path.is_symlink()
+        for text in private:
+            assert text.encode() not in path.read_bytes(), f"{text} in {path}"
