@@ -33,11 +33,11 @@ from laborllm_dist.checkpoint.manifest import read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder, save_checkpoint
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import Ranks, open_ranks
+from laborllm_dist.distributed.context import DistributedContext, init_distributed
 from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.errors import ModelError
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.models.inference import open_evaluated
+from laborllm_dist.models.inference import load_for_inference
 from laborllm_dist.models.loading import check_packing, make_model
 
 NUM_IDS, CONTEXT, STAGES, LEARNING_RATE = 320, 96, (0, 2, 3), 1e-2
@@ -153,11 +153,11 @@ def settings_for(folder: Path, *more: str) -> RunSettings:
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(folder)))
 
 
-def scored_error(folder: Path, placement: str, by_hand: Tensor, ranks: Ranks) -> float:
+def scored_error(folder: Path, placement: str, by_hand: Tensor, ranks: DistributedContext) -> float:
     """Return the largest difference of a log-likelihood in packed rows to that by hand."""
     settings = settings_for(folder)
     wanted = dataclasses.replace(settings.evaluation, placement=placement, precision="fp32")  # type: ignore[arg-type]
-    model = open_evaluated(settings.model, wanted, settings.compute, ranks)
+    model = load_for_inference(settings.model, wanted, settings.compute, ranks)
     if placement == "replicated":
         check_packing(model.hugging_face, device=model.device, longest=40)
     return float((model.scores(pack_batch(some_careers(), 80)) - by_hand).abs().max())
@@ -167,7 +167,7 @@ def plain_step(folder: Path) -> transformers.PreTrainedModel:
     """Return the model after a step of torch's AdamW, career by career."""
     model, wanted = transformers.AutoModelForCausalLM.from_pretrained(folder), settings_for(folder).optimizer
     careers = [torch.from_numpy(ids).long() for row in some_careers() for ids in row]
-    total = sum(nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum") for ids in careers)  # fmt: skip # noqa: E501
+    total = sum(nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum") for ids in careers)  # fmt: skip
     (total / sum(len(ids) - 1 for ids in careers)).backward()
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     groups = [
@@ -179,7 +179,7 @@ def plain_step(folder: Path) -> transformers.PreTrainedModel:
     return model.eval()
 
 
-def trained_error(folder: Path, stage: int, stepped: nn.Module, ranks: Ranks, export: Path) -> float:
+def trained_error(folder: Path, stage: int, stepped: nn.Module, ranks: DistributedContext, export: Path) -> float:
     """Return the relative error of all weights after a step at a ZeRO stage; write the export of that step."""
     settings = settings_for(folder, f"zero=stage{stage}")
     model = make_model(settings, ranks, num_ids=NUM_IDS)
@@ -212,7 +212,7 @@ def exported_error(export: Path, stepped: nn.Module) -> float:
         return float((opened.eval()(input_ids=ids_1T).logits - stepped(input_ids=ids_1T).logits).abs().max())
 
 
-def find(name: str, ranks: Ranks, folder: Path) -> Findings:
+def find(name: str, ranks: DistributedContext, folder: Path) -> Findings:
     """Measure an architecture; `folder` is empty."""
     model, saved = tiny_model(name), folder / "model"
     model.save_pretrained(saved)
@@ -285,7 +285,10 @@ def main() -> None:
     if unknown := sorted(set(asked.types) - set(ARCHITECTURES)):
         parser.error(f"unknown type {unknown[0]}; there are: {'; '.join(ARCHITECTURES)}")
     of_type: dict[str, Findings] = {}
-    with open_ranks(compose_settings(RunSettings, "run", []).ranks) as ranks, tempfile.TemporaryDirectory() as folder:
+    with (
+        init_distributed(compose_settings(RunSettings, "run", []).ranks) as ranks,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         for number, name in enumerate(asked.types):
             place = Path(folder) / str(number)
             place.mkdir()

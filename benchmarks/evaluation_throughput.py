@@ -37,10 +37,10 @@ from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
 from laborllm_dist.evaluation.title_trie import TitleTrie, title_trie
 from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.models.inference import EvaluatedModel, evaluated
+from laborllm_dist.models.inference import InferenceModel, evaluated
 from laborllm_dist.models.loading import pretrained_model
-from laborllm_dist.models.tree_inference import Grown, Nodes
-from laborllm_dist.store.store import TOKENIZER, CareerRows, open_store
+from laborllm_dist.models.tree_inference import Nodes, PrefixState
+from laborllm_dist.store.store import TOKENIZER, CareerTable, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.text.template import compile_template, render_career
 
@@ -51,15 +51,15 @@ ROW_LENGTH = 2048
 class Counted:
     """An evaluated model that counts the tokens it forwards."""
 
-    def __init__(self, model: EvaluatedModel) -> None:
+    def __init__(self, model: InferenceModel) -> None:
         self.model, self.num_tokens = model, 0
 
-    def edges(self, grown: Grown, nodes: Nodes | None, slots_Q: torch.Tensor, edges: Any) -> torch.Tensor:
+    def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: torch.Tensor, edges: Any) -> torch.Tensor:
         self.num_tokens += grown.batch.token_ids_BT.numel() if nodes is None else len(nodes)
         return self.model.edges(grown, nodes, slots_Q, edges)
 
 
-class Subject:
+class EvaluationTarget:
     """A run's model, its test people, and the texts of their prompts."""
 
     def __init__(self, run: Path) -> None:
@@ -88,7 +88,7 @@ class Subject:
         return [f" {self.title_of[job.occupation]}" for job in self.rows.history(row).jobs]
 
 
-def spread(rows: CareerRows, number: int) -> list[int]:
+def spread(rows: CareerTable, number: int) -> list[int]:
     """Return so many careers of lengths spread evenly over the split."""
     order = np.argsort(rows.num_tokens(), kind="stable")
     return order[((np.arange(number) + 0.5) * len(order) / number).astype(int)].tolist()
@@ -100,20 +100,20 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.monotonic() - started, result
 
 
-def ours_observed(model: EvaluatedModel, rows: CareerRows, careers: list[int]) -> np.ndarray:
+def ours_observed(model: InferenceModel, rows: CareerTable, careers: list[int]) -> np.ndarray:
     """Score observed titles as an evaluation does, in packed rows; return `title`, career by career."""
     lengths = rows.num_tokens()[careers].tolist()
     found: dict[int, np.ndarray] = {}
     for row in pack_careers(lengths, min(ROW_LENGTH, sum(lengths))).rows:
         members = [careers[place] for place in row]
         batch, places = scoring_batch(rows, [members], sum(lengths[place] for place in row))
-        scores = observation_scores(batch.at_their_slots(model.scores(batch)), places.spans)[:, 0]
+        scores = observation_scores(batch.scatter_to_slots(model.scores(batch)), places.spans)[:, 0]
         found |= {career: scores[places.keys[:, 0] == career] for career in members}
     return np.concatenate([found[career] for career in careers])
 
 
 def ours_all(
-    model: Any, subject: Subject, careers: list[int], *, only_last: bool, tolerance: float = 0.0
+    model: Any, subject: EvaluationTarget, careers: list[int], *, only_last: bool, tolerance: float = 0.0
 ) -> list[TitleScores]:
     """Score all titles after the last prompt or every prompt of careers."""
     found = []
@@ -124,13 +124,13 @@ def ours_all(
         which = slice(-1, None) if only_last else slice(None)
         # Of the career, what the prompts need.
         ids = subject.rows.token_ids(career)[: int(stems[which][:, 2].max())]
-        grown = Grown(pack_batch([[ids]], len(ids)))
+        grown = PrefixState(pack_batch([[ids]], len(ids)))
         prompts = Prompts(stems[which], observed[which])
         found.append(score_titles(model.edges, grown, prompts, subject.trie, tolerance=tolerance, nodes_per_pass=4096))
     return found
 
 
-def cached_all(model: Any, subject: Subject, career: int) -> np.ndarray:
+def cached_all(model: Any, subject: EvaluationTarget, career: int) -> np.ndarray:
     """Score all titles after a career's last prompt, each by itself after the history's cache; return `terminated`."""
     trie: TitleTrie = subject.trie
     start = int(subject.rows.title_spans(career)[-1, 0])
@@ -185,7 +185,7 @@ def main() -> None:
     torch.set_num_threads(wanted.threads)
     from lm_eval.models.huggingface import HFLM
 
-    subject = Subject(wanted.run)
+    subject = EvaluationTarget(wanted.run)
     trie, rows = subject.trie, subject.rows
     model = evaluated(subject.open(), subject.compute)
     plain = subject.open().eval()

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laborllm_dist.batching.packing import pack_careers, pack_step
-from laborllm_dist.batching.sampler import TrainingOrder
+from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.store.build import prepare_store
@@ -25,7 +25,7 @@ ROW_LENGTH = 2048
 
 def epoch_fill(lengths: npt.NDArray[np.int64], careers_per_step: int, *, balanced: bool) -> float:
     """Return tokens / slots over one epoch: rows as short as their number allows, or all of ROW_LENGTH."""
-    order = TrainingOrder(num_careers=len(lengths), careers_per_step=careers_per_step, seed=1)
+    order = TrainingSampler(num_careers=len(lengths), careers_per_step=careers_per_step, seed=1)
     slots = 0
     for step in range(order.steps_per_epoch):
         careers = lengths[order.careers_of_step(step)].tolist()
@@ -36,7 +36,7 @@ def epoch_fill(lengths: npt.NDArray[np.int64], careers_per_step: int, *, balance
 
 def padded_fill(lengths: npt.NDArray[np.int64], careers_per_step: int) -> float:
     """Return tokens / slots where every career of a step is padded to the longest one."""
-    order = TrainingOrder(num_careers=len(lengths), careers_per_step=careers_per_step, seed=1)
+    order = TrainingSampler(num_careers=len(lengths), careers_per_step=careers_per_step, seed=1)
     steps = (lengths[order.careers_of_step(step)] for step in range(order.steps_per_epoch))
     return int(lengths.sum()) / sum(len(careers) * int(careers.max()) for careers in steps)
 

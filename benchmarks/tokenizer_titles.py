@@ -25,11 +25,11 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from laborllm_dist.careers.corpus import pooled_vocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import LaborError, TitleInsideToken
+from laborllm_dist.errors import LaborError, TitleBoundaryError
 from laborllm_dist.store.tokenize import tokenise_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer
 from laborllm_dist.text.template import CareerText
-from laborllm_dist.text.title_variants import shown_vocabulary
+from laborllm_dist.text.title_variants import display_vocabulary
 
 CORPORA = ("psid81", "wage_panel", "synthetic")  # the NLS and coded resumes have the titles of PSID
 TEMPLATES = ("labor_llm", "numeric_titles", "perturbed_titles")
@@ -49,7 +49,7 @@ def shipped_titles() -> list[str]:
     for corpus in CORPORA:
         for template in TEMPLATES:
             settings = compose_settings(RunSettings, "run", [f"data={corpus}", f"template={template}"])
-            shown = shown_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
+            shown = display_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
             titles |= dict.fromkeys(shown.titles)
     return list(titles)
 
@@ -67,7 +67,7 @@ def _stands_apart(tokenizer: CareerTokenizer, title: str) -> bool:
     ]
     try:
         tokenise_careers(texts, tokenizer)
-    except TitleInsideToken:
+    except TitleBoundaryError:
         return False
     return True
 

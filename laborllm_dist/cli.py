@@ -25,12 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from laborllm_dist.config.reader import Settings, read_settings
 from laborllm_dist.errors import (
-    BadStep,
-    DoesNotFit,
-    Interrupted,
+    InterruptedRunError,
     LaborError,
+    MemoryEstimateError,
+    NonFiniteLossError,
     OutputClosed,
-    RankFailed,
+    PeerFailedError,
     RunError,
     SettingsError,
 )
@@ -76,13 +76,15 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             _show_help(config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
             work(compose_settings(kind, config_name, arguments))
-    except (RankFailed, OutputClosed) as refusal:
+    except (PeerFailedError, OutputClosed) as refusal:
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
         # These are the same on every rank; of others, the rank that met one is the only one that knows.
-        is_everyones = isinstance(refusal, (SettingsError, Interrupted, RunError, BadStep, DoesNotFit))
+        is_everyones = isinstance(
+            refusal, (SettingsError, InterruptedRunError, RunError, NonFiniteLossError, MemoryEstimateError)
+        )
         if not (is_everyones and _is_other_rank(os.environ)):
-            complain(f"{'stopped' if isinstance(refusal, Interrupted) else 'error'}: {refusal}")
+            complain(f"{'stopped' if isinstance(refusal, InterruptedRunError) else 'error'}: {refusal}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
         complain("stopped: by Ctrl-C; the same command goes on from what is finished")

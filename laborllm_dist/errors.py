@@ -54,7 +54,7 @@ class TokenizerError(LaborError):
     """A tokenizer is missing, or does not keep titles apart from their prompt."""
 
 
-class TitleInsideToken(TokenizerError):
+class TitleBoundaryError(TokenizerError):
     """A token begins before a title and ends inside it, so the title has no probability of its own."""
 
 
@@ -62,7 +62,7 @@ class StoreError(LaborError):
     """A token store is missing, incomplete, damaged or made from something else."""
 
 
-class RowTooShort(LaborError):
+class SequenceTooLongError(LaborError):
     """A career has more tokens than a row or the model's context, and the settings do not say to cut it."""
 
 
@@ -74,11 +74,11 @@ class CustomCode(LaborError):
     """A model or a tokenizer is defined by code that comes with it, which is never run."""
 
 
-class BadStep(LaborError):
+class NonFiniteLossError(LaborError):
     """A step's loss or gradient is no number, or a spike; it was not learnt from."""
 
 
-class DoesNotFit(LaborError):
+class MemoryEstimateError(LaborError):
     """The plan needs more memory than there is."""
 
 
@@ -86,7 +86,7 @@ class CheckpointError(LaborError):
     """A checkpoint is incomplete, damaged or of another run, or none of a run's is usable."""
 
 
-class OtherFormat(LaborError):
+class UnsupportedFormatError(LaborError):
     """A checkpoint is of a format that this version does not read."""
 
 
@@ -98,15 +98,15 @@ class RunError(LaborError):
     """A run's folder is missing, unfinished or was made with other settings."""
 
 
-class RankFailed(LaborError):
+class PeerFailedError(LaborError):
     """Another rank has refused and already said why; this one only leaves."""
 
 
-class PeerLost(LaborError):
+class PeerLostError(LaborError):
     """Another rank has failed, been killed, or cannot be reached any more."""
 
 
-class RanksApart(LaborError):
+class RendezvousError(LaborError):
     """The ranks have not met: one has not started, or they cannot reach each other."""
 
 
@@ -118,15 +118,15 @@ class ForeignMessage(LaborError):
     """A message among the ranks was not signed by a rank of this run."""
 
 
-class PortTaken(LaborError):
+class PortInUseError(LaborError):
     """The port the ranks were to meet at is in use."""
 
 
-class AlreadyRunning(LaborError):
+class AlreadyRunningError(LaborError):
     """Another process is at work on the same folder."""
 
 
-class ShardFailed(LaborError):
+class WorkerFailedError(LaborError):
     """One of several processes that prepare a store has died or could not be started."""
 
 
@@ -134,11 +134,11 @@ class DiskError(LaborError):
     """A disk or folder does not let itself be used; what was complete before is untouched."""
 
 
-class ForeignFile(LaborError):
+class ForeignFileError(LaborError):
     """What lies where something is to be written was not written by this software, and is never replaced."""
 
 
-class DiskFull(DiskError):
+class DiskFullError(DiskError):
     """There is no room left to write; what was complete before is untouched."""
 
 
@@ -148,7 +148,7 @@ class OutputClosed(LaborError):
     exit_code = 141  # 128 + SIGPIPE, as shells report it
 
 
-class Interrupted(LaborError):
+class InterruptedRunError(LaborError):
     """The run was asked to stop, has saved, and goes on when started again."""
 
     exit_code = 75  # EX_TEMPFAIL: try again, which schedulers know as a reason to requeue

@@ -2,7 +2,7 @@
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import EvaluateSettings
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.evaluation.run import evaluation_ranks, score_run
 from laborllm_dist.io.console import say, silence
 
@@ -17,8 +17,8 @@ Compute the exact log-likelihood of every observed occupation, sharded over rank
 
 def main(settings: EvaluateSettings) -> None:
     """Join the ranks and score."""
-    with open_ranks(evaluation_ranks(settings)) as ranks:
-        score_run(settings, ranks, say if ranks.is_first else silence)
+    with init_distributed(evaluation_ranks(settings)) as ranks:
+        score_run(settings, ranks, say if ranks.is_main else silence)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.evaluation.run import evaluation_ranks
 from laborllm_dist.io.console import results, say
 from laborllm_dist.prediction.predict import predict
@@ -18,7 +18,7 @@ Tell the most probable next occupations of the people in a JSON or CSV file, wit
 
 def main(settings: PredictSettings) -> None:
     """Predict, and print the table."""
-    with open_ranks(evaluation_ranks(settings)) as ranks:
+    with init_distributed(evaluation_ranks(settings)) as ranks:
         table, info = predict(settings, ranks, say)
     with results() as console:
         show_predictions(table, info, settings.output, console)

@@ -2,7 +2,7 @@
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.training.train import train
 
 HELP = """
@@ -15,7 +15,7 @@ Fine-tune a causal language model on careers, over all ranks of the launcher; th
 
 def main(settings: RunSettings) -> None:
     """Join the ranks and train."""
-    with open_ranks(settings.ranks) as ranks:
+    with init_distributed(settings.ranks) as ranks:
         train(settings, ranks)
 
 

@@ -90,10 +90,10 @@ def one_rank_answers_as_several_do(monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules.get("laborllm_dist.distributed.context")
     if module is None:  # what imports no torch stays so
         return
-    real = module.Ranks.on_first
+    real = module.DistributedContext.run_on_main
 
-    def on_first(self: Any, work: Any, kind: Any = module.PLAIN) -> Any:
+    def run_on_main(self: Any, work: Any, kind: Any = module.PLAIN) -> Any:
         answer = real(self, work, kind)
         return module.from_text(module.to_text(answer, kind), kind) if self.world_size == 1 else answer
 
-    monkeypatch.setattr(module.Ranks, "on_first", on_first)
+    monkeypatch.setattr(module.DistributedContext, "run_on_main", run_on_main)

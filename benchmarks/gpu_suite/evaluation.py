@@ -12,12 +12,12 @@ from gpu_suite.machine import synchronise
 from gpu_suite.record import Record
 from gpu_suite.workload import BF16, OBSERVATIONS, SHORTEST, new_model, rows_of_careers, settings_for, workload_of
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.evaluation.all_titles import Prompts, score_titles
 from laborllm_dist.evaluation.title_trie import TitleTrie, build_trie
 from laborllm_dist.models.dims import ModelShape
-from laborllm_dist.models.inference import EvaluatedModel, evaluated
-from laborllm_dist.models.tree_inference import Grown
+from laborllm_dist.models.inference import InferenceModel, evaluated
+from laborllm_dist.models.tree_inference import PrefixState
 
 NUM_TITLES = 335
 ROWS, ROW_LENGTH = 4, 2048
@@ -27,14 +27,14 @@ WARM_UP, TIMED = 2, 6
 def evaluate(shape: ModelShape) -> Iterator[Record]:
     """Measure both with one model."""
     settings = settings_for(shape, *BF16)
-    with open_ranks(settings.ranks) as ranks:
+    with init_distributed(settings.ranks) as ranks:
         model = new_model(settings, shape, ranks.device)
         scored = evaluated(model.hugging_face, settings.compute)
         yield observed_titles(scored, shape)
         yield all_titles(scored, shape, settings.evaluation.nodes_per_pass)
 
 
-def observed_titles(model: EvaluatedModel, shape: ModelShape) -> Record:
+def observed_titles(model: InferenceModel, shape: ModelShape) -> Record:
     """Score every token of careers, which gives the observed titles."""
     units = [rows_of_careers(ROWS, ROW_LENGTH, shape.num_ids, seed) for seed in range(WARM_UP + TIMED)]
     seconds = []
@@ -53,7 +53,7 @@ def observed_titles(model: EvaluatedModel, shape: ModelShape) -> Record:
     return Record("evaluate", "observed titles", "measured", numbers)
 
 
-def all_titles(model: EvaluatedModel, shape: ModelShape, nodes_per_pass: int) -> Record:
+def all_titles(model: InferenceModel, shape: ModelShape, nodes_per_pass: int) -> Record:
     """Score all titles after the prompts of one career."""
     trie = random_titles(shape.num_ids)
     (career,) = rows_of_careers(1, ROW_LENGTH, shape.num_ids, seed=1)[0][:1]
@@ -64,7 +64,7 @@ def all_titles(model: EvaluatedModel, shape: ModelShape, nodes_per_pass: int) ->
     for _ in range(3):
         synchronise()
         started = time.perf_counter()
-        grown = Grown(pack_batch([[career]], len(career)).to(model.device))
+        grown = PrefixState(pack_batch([[career]], len(career)).to(model.device))
         score_titles(model.edges, grown, prompts, trie, tolerance=0.0, nodes_per_pass=nodes_per_pass)
         synchronise()
         seconds.append(time.perf_counter() - started)

@@ -21,7 +21,7 @@ from gpu_suite.record import Record
 from gpu_suite.training import WARM_UP, timed_steps
 from gpu_suite.workload import BF16, SHAPES, Row, new_model, rows_of_careers, settings_for, workload_of
 from laborllm_dist.batching.batch import TokenIds
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.models.dims import ModelShape
 
@@ -57,7 +57,7 @@ def ratios(records: Sequence[Record]) -> list[Record]:
 def _ours(shape: ModelShape, rows: list[Row]) -> float:
     settings = settings_for(shape, *BF16, f"batch.row_length={ROW_LENGTH}", f"batch.rows_per_pass={ROWS}")
     steps = [rows[first : first + ROWS] for first in range(0, len(rows), ROWS)]
-    with open_ranks(settings.ranks) as ranks:
+    with init_distributed(settings.ranks) as ranks:
         engine = make_engine(new_model(settings, shape, ranks.device), settings.zero, settings.optimizer, ranks)
         seconds = timed_steps(engine, steps, ROW_LENGTH).seconds
     return workload_of(steps[WARM_UP:]).tokens_per_step / seconds

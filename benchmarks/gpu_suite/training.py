@@ -19,11 +19,11 @@ from gpu_suite.record import Record
 from gpu_suite.workload import BF16, Row, new_model, rows_of_careers, settings_for, workload_of
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import Ranks, open_ranks
+from laborllm_dist.distributed.context import DistributedContext, init_distributed
 from laborllm_dist.distributed.zero_engine import ZeroEngine, make_engine
 from laborllm_dist.models.dims import ModelShape
 from laborllm_dist.models.loading import num_parameters
-from laborllm_dist.planning.memory import GIB, Load, Memory, plan_memory
+from laborllm_dist.planning.memory import GIB, Memory, MicroBatchShape, plan_memory
 from laborllm_dist.planning.throughput import flops_per_token
 
 SETTINGS = {
@@ -50,12 +50,12 @@ class Timed:
 def train(name: str, row_length: int, shape: ModelShape) -> Iterator[Record]:
     """Measure training with as many rows a pass as fit by the plan."""
     subject = f"rows of {row_length:,}"
-    with open_ranks(settings_for(shape, f"ranks.threads_per_rank={num_cpus()}").ranks) as ranks:
+    with init_distributed(settings_for(shape, f"ranks.threads_per_rank={num_cpus()}").ranks) as ranks:
         num_rows = PASS_TOKENS // row_length if torch.cuda.is_available() else 1
         while True:
             batch = (f"batch.row_length={row_length}", f"batch.rows_per_pass={num_rows}")
             settings = settings_for(shape, *batch, *SETTINGS[name])
-            load = Load(num_rows, row_length)
+            load = MicroBatchShape(num_rows, row_length)
             planned = plan_memory(shape, settings, load, world_size=1, process_bytes=None)
             lacking = what_lacks(planned)
             if lacking is None:
@@ -79,10 +79,12 @@ def what_lacks(planned: Memory) -> str | None:
     return None
 
 
-def measured(blank: Record, settings: RunSettings, shape: ModelShape, planned: Memory, ranks: Ranks) -> Record:
+def measured(
+    blank: Record, settings: RunSettings, shape: ModelShape, planned: Memory, ranks: DistributedContext
+) -> Record:
     """Fill a record with what a training of a few steps shows."""
     model = new_model(settings, shape, ranks.device)
-    num_all, num_learnt = num_parameters(model)
+    num_all, num_trainable = num_parameters(model)
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
     rows, row_length = settings.batch.rows_per_pass, settings.batch.row_length
     steps = [rows_of_careers(rows, row_length, shape.num_ids, seed) for seed in range(WARM_UP + TIMED)]
@@ -91,7 +93,7 @@ def measured(blank: Record, settings: RunSettings, shape: ModelShape, planned: M
     tokens_per_second = work.tokens_per_step / timed.seconds
     tflops = flops_per_token(shape, settings.adapter, attended=work.attended) * tokens_per_second / 1e12
     numbers = {
-        "rows_per_pass": rows, "parameters": num_all, "learnt": num_learnt, "seconds_per_step": timed.seconds,
+        "rows_per_pass": rows, "parameters": num_all, "learnt": num_trainable, "seconds_per_step": timed.seconds,
         "tokens_per_second": tokens_per_second, "tflop_per_second": tflops,
     }  # fmt: skip
     notes = []

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from laborllm_dist.store.pooling import TrainingPool, observation_weights, title_shares
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.store.store import CareerTable
 
 STRENGTHS = tuple(float(2**power) for power in range(-3, 11))
 Table = npt.NDArray[np.float64]
@@ -26,20 +26,20 @@ class FrequencyTable:
     log_probabilities: Table
     details: dict[str, str]
 
-    def scores(self, careers: CareerRows) -> npt.NDArray[np.float64]:
+    def scores(self, careers: CareerTable) -> npt.NDArray[np.float64]:
         """Return log P of every observation, in the order of careers and jobs."""
         before, after = careers.transitions()
         return self.log_probabilities[before, after]
 
 
-def marginal_table(train: CareerRows, pool: TrainingPool) -> FrequencyTable:
+def marginal_table(train: CareerTable, pool: TrainingPool) -> FrequencyTable:
     """Return the share of every occupation, whatever was held before, among those a run trains on."""
     shares = title_shares(train, observation_weights(train, pool))
     rows = np.broadcast_to(np.log(shares), (len(shares) + 1, len(shares)))
     return FrequencyTable(rows.copy(), {"smoothing": "add one"})
 
 
-def first_order_table(train: CareerRows, pool: TrainingPool, validation: CareerRows) -> FrequencyTable:
+def first_order_table(train: CareerTable, pool: TrainingPool, validation: CareerTable) -> FrequencyTable:
     """Return P(occupation | occupation before) of those a run trains on, smoothed as validation people like it best."""
     num_occupations = len(train.vocabulary)
     before, after = train.transitions()

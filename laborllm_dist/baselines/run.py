@@ -20,9 +20,9 @@ from laborllm_dist.config.run import CompareSettings, RunSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.evaluation.score import observation_facts
 from laborllm_dist.io.files import ChecksumCheck, fingerprint_of
-from laborllm_dist.io.run_directory import RunFolder, read_run
+from laborllm_dist.io.run_directory import RunDirectory, read_run
 from laborllm_dist.store.pooling import training_pool
-from laborllm_dist.store.store import CareerRows, TokenStore, checking_store, open_store
+from laborllm_dist.store.store import CareerTable, TokenStore, checking_store, open_store
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import NUM_TITLES, TRUE_MODEL, read_score_table, write_score_table
 
@@ -44,7 +44,7 @@ def score_comparators(settings: CompareSettings, say: Callable[[str], None]) -> 
 
 def _score_missing(
     settings: CompareSettings,
-    run: RunFolder,
+    run: RunDirectory,
     of_run: tuple[RunSettings, TokenStore],
     check: ChecksumCheck,
     say: Callable[[str], None],
@@ -73,7 +73,7 @@ def _score_missing(
 
 
 def _scores(
-    name: str, store: TokenStore, careers: CareerRows, settings: RunSettings
+    name: str, store: TokenStore, careers: CareerTable, settings: RunSettings
 ) -> tuple[npt.NDArray[np.float64], dict[str, str]]:
     if name == "truth":
         return _true_scores(store, careers, settings.data), TRUE_MODEL
@@ -89,7 +89,7 @@ def _trained_on(settings: RunSettings) -> dict[str, tuple[float, float]]:
     return {name: (corpus.fraction, corpus.weight) for name, corpus in settings.data.corpora.items()}
 
 
-def _true_scores(store: TokenStore, careers: CareerRows, data: DataSettings) -> npt.NDArray[np.float64]:
+def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) -> npt.NDArray[np.float64]:
     markets = {
         corpus.survey: make_market(corpus.synthetic) for corpus in data.corpora.values() if corpus.synthetic is not None
     }
@@ -109,7 +109,7 @@ def _true_scores(store: TokenStore, careers: CareerRows, data: DataSettings) -> 
     return np.asarray(scores)
 
 
-def _write(careers: CareerRows, scores: npt.NDArray[np.float64], info: ScoreTableInfo, path: Path) -> None:
+def _write(careers: CareerTable, scores: npt.NDArray[np.float64], info: ScoreTableInfo, path: Path) -> None:
     facts = observation_facts(careers).drop_columns(["career"])
     # A table over occupations is a proper distribution: `title` and `terminated` are the same number, without tokens.
     columns: dict[str, Any] = {name: facts[name] for name in facts.column_names}

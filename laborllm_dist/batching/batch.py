@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from laborllm_dist.batching.packing import GRANULE
+from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF
 
 IGNORED = -100
 TokenIds = npt.NDArray[np.int32]
@@ -79,7 +79,7 @@ class PackedBatch:
             slots_ST,
         )
 
-    def at_their_slots(self, scores_N: Tensor) -> npt.NDArray[np.float64]:
+    def scatter_to_slots(self, scores_N: Tensor) -> npt.NDArray[np.float64]:
         """Return scores of the slots with a target as [B, T]; 0 elsewhere."""
         scores = np.zeros(self.targets_BT.numel())
         scores[self.scored_N.cpu().numpy()] = scores_N.cpu().numpy()
@@ -115,7 +115,7 @@ def pack_batch(rows: Sequence[Sequence[TokenIds]], row_length: int) -> PackedBat
         row_length: T, at least the sum of the careers of every row.
     """
     num_rows = max(1, len(rows))
-    length = row_length if rows else min(GRANULE, row_length)
+    length = row_length if rows else min(PAD_TO_MULTIPLE_OF, row_length)
     token_ids, positions = (np.zeros((num_rows, length), dtype=np.int64) for _ in range(2))
     targets = np.full((num_rows, length), IGNORED, dtype=np.int64)
     lengths: list[int] = []

@@ -15,14 +15,14 @@ import numpy.typing as npt
 import torch
 
 from laborllm_dist.batching.batch import IGNORED, PackedBatch, pack_batch
-from laborllm_dist.errors import RowTooShort
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.errors import SequenceTooLongError
+from laborllm_dist.store.store import CareerTable
 
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class TitlePlaces:
+class TitleSpans:
     """Where the titles of packed careers stand.
 
     `spans` is [observations, 3]: row of the batch, first token of the title in that row and the one past its last;
@@ -35,7 +35,7 @@ class TitlePlaces:
     keys: Integers
 
 
-def title_places(careers: CareerRows, rows: Sequence[Sequence[int]]) -> TitlePlaces:
+def title_places(careers: CareerTable, rows: Sequence[Sequence[int]]) -> TitleSpans:
     """Find the titles of careers laid side by side in rows, as `pack_batch` does."""
     spans: list[Integers] = [np.zeros((0, 3), dtype=np.int64)]
     starts: list[Integers] = [np.zeros(0, dtype=np.int64)]
@@ -49,12 +49,12 @@ def title_places(careers: CareerRows, rows: Sequence[Sequence[int]]) -> TitlePla
             first = careers.first_position(career)
             keys.append(np.column_stack([np.full(len(titles), career), first + np.arange(len(titles))]))
             offset += len(careers.token_ids(career))
-    return TitlePlaces(np.concatenate(spans), np.concatenate(starts), np.concatenate(keys))
+    return TitleSpans(np.concatenate(spans), np.concatenate(starts), np.concatenate(keys))
 
 
 def scoring_batch(
-    careers: CareerRows, rows: Sequence[Sequence[int]], row_length: int
-) -> tuple[PackedBatch, TitlePlaces]:
+    careers: CareerTable, rows: Sequence[Sequence[int]], row_length: int
+) -> tuple[PackedBatch, TitleSpans]:
     """Lay careers into rows, with titles and line ends as the only targets."""
     packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], row_length)
     places = title_places(careers, rows)
@@ -74,7 +74,7 @@ def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: In
     return np.stack([running[rows, ends - 1] - before, running[rows, ends] - before], axis=1)
 
 
-def check_room(careers: CareerRows, num_tokens: int, context: int | None, what: str) -> None:
+def check_room(careers: CareerTable, num_tokens: int, context: int | None, what: str) -> None:
     """Refuse prompts that have no room for tokens after them in the model's context (None: there is none).
 
     Args:
@@ -84,7 +84,7 @@ def check_room(careers: CareerRows, num_tokens: int, context: int | None, what: 
         what: they are, and what to do.
 
     Raises:
-        RowTooShort: naming the person with the longest prompt, and how many people there are.
+        SequenceTooLongError: naming the person with the longest prompt, and how many people there are.
     """
     if context is None:
         return
@@ -94,7 +94,7 @@ def check_room(careers: CareerRows, num_tokens: int, context: int | None, what: 
         longest = int(lengths.argmax())
         survey, person = careers.person(longest)
         people = len({careers.person(int(row)) for row in too_long})
-        raise RowTooShort(
+        raise SequenceTooLongError(
             f"the longest prompt, of career {person!r} of {survey}, has {lengths[longest]} tokens; the model's context "
             f"of {context} has no room for {num_tokens} more, which are {what}; {people:,} people have such prompts"
         )

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laborllm_dist.errors import RowTooShort
+from laborllm_dist.errors import SequenceTooLongError
 
-GRANULE = 8  # row lengths are multiples of it, which matrix units like
+PAD_TO_MULTIPLE_OF = 8  # row lengths are multiples of it, which matrix units like
 
 
 @dataclass(frozen=True, slots=True)
-class PackPlan:
+class PackedRows:
     """Every career exactly once: `rows` holds indices into the lengths that were packed."""
 
     rows: tuple[tuple[int, ...], ...]
@@ -32,14 +32,16 @@ class PackPlan:
         return self.num_tokens / (len(self.rows) * self.row_length) if self.rows else 1.0
 
 
-def pack_careers(lengths: Sequence[int], row_length: int) -> PackPlan:
+def pack_careers(lengths: Sequence[int], row_length: int) -> PackedRows:
     """Pack careers of these lengths into rows of `row_length`.
 
     Raises:
-        RowTooShort: if one career is longer than a row; it is never cut.
+        SequenceTooLongError: if one career is longer than a row; it is never cut.
     """
     if lengths and (longest := max(lengths)) > row_length:
-        raise RowTooShort(f"career {list(lengths).index(longest)} has {longest} tokens, a row has {row_length}")
+        raise SequenceTooLongError(
+            f"career {list(lengths).index(longest)} has {longest} tokens, a row has {row_length}"
+        )
     by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     room = _FirstFit(len(lengths), row_length)
     rows: list[list[int]] = []
@@ -48,15 +50,15 @@ def pack_careers(lengths: Sequence[int], row_length: int) -> PackPlan:
         if row == len(rows):
             rows.append([])
         rows[row].append(index)
-    return PackPlan(rows=tuple(map(tuple, rows)), row_length=row_length, num_tokens=sum(lengths))
+    return PackedRows(rows=tuple(map(tuple, rows)), row_length=row_length, num_tokens=sum(lengths))
 
 
-def pack_step(lengths: Sequence[int], row_length: int) -> PackPlan:
+def pack_step(lengths: Sequence[int], row_length: int) -> PackedRows:
     """Pack the careers of one step into as few rows as `row_length` allows, and these as short as they can be."""
     widest = pack_careers(lengths, row_length)
     num_rows = len(widest.rows)
     shortest = max(max(lengths), -(-widest.num_tokens // num_rows))
-    for length in range(-(-shortest // GRANULE) * GRANULE, row_length, GRANULE):
+    for length in range(-(-shortest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF, row_length, PAD_TO_MULTIPLE_OF):
         plan = pack_careers(lengths, length)
         if len(plan.rows) == num_rows:
             return plan

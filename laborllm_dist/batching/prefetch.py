@@ -11,7 +11,7 @@ from laborllm_dist.batching.batch import PackedBatch
 Batches = list[PackedBatch]
 
 
-class BatchesAhead:
+class BatchPrefetcher:
     """The batches of steps, one step made ahead by a thread; what they are is a function of the step alone."""
 
     def __init__(self, make: Callable[[int], Batches], *, num_steps: int) -> None:
@@ -28,7 +28,7 @@ class BatchesAhead:
             self._made[step + 1] = self._maker.submit(self._make, step + 1)
         return wanted.result()
 
-    def __enter__(self) -> BatchesAhead:
+    def __enter__(self) -> BatchPrefetcher:
         return self
 
     def __exit__(

@@ -23,7 +23,7 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TrainingOrder:
+class TrainingSampler:
     """The order in which careers are learnt from: rows of the store, [careers], and their weights, [careers]."""
 
     rows: Rows
@@ -50,7 +50,7 @@ class TrainingOrder:
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(order: TrainingOrder, epoch: int) -> Rows:
+def _epoch_order(order: TrainingSampler, epoch: int) -> Rows:
     taken: list[Rows] = []
     for index, weight in enumerate(np.unique(order.weights)):
         rows = order.rows[order.weights == weight]

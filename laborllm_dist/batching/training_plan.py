@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.batching.packing import PackPlan, pack_step
-from laborllm_dist.batching.rank_assignment import ShardPlan, shard_rows
-from laborllm_dist.batching.sampler import TrainingOrder
+from laborllm_dist.batching.packing import PackedRows, pack_step
+from laborllm_dist.batching.rank_assignment import RankAssignment, shard_rows
+from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.config.run import FEWEST_EPOCHS, BatchSettings, RunSettings, TrainingSettings
 from laborllm_dist.errors import SettingsError
@@ -22,8 +22,8 @@ class StepPlan:
     """One step: its careers (rows of the store), how they are packed, who forwards what."""
 
     careers: npt.NDArray[np.int64]
-    packing: PackPlan
-    shards: ShardPlan
+    packing: PackedRows
+    shards: RankAssignment
     num_targets: int  # tokens that are predicted, over all ranks and passes
 
 
@@ -31,7 +31,7 @@ class StepPlan:
 class TrainingPlan:
     """All steps of a run, each a function of data, settings and its number."""
 
-    order: TrainingOrder
+    order: TrainingSampler
     lengths: npt.NDArray[np.int64]  # tokens of every training career
     longest_career: int  # tokens, of training and validation
     batch: BatchSettings
@@ -68,7 +68,7 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
 
     Raises:
         SettingsError: if the template cuts careers.
-        RowTooShort: naming the person, if a career of training or validation does not fit a row.
+        SequenceTooLongError: naming the person, if a career of training or validation does not fit a row.
         DataFileError: if fractions and weights leave nobody to train on.
     """
     batch, training = settings.batch, settings.training
@@ -76,7 +76,7 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
     longer = f"batch.row_length is {batch.row_length}; set batch.row_length to that or more"
     check_lengths(store, batch.row_length, longer, ("train", "validation"))
     pool = training_pool(store, settings)
-    order = TrainingOrder(pool.rows, pool.weights, careers_per_step=batch.careers_per_step, seed=training.seed)
+    order = TrainingSampler(pool.rows, pool.weights, careers_per_step=batch.careers_per_step, seed=training.seed)
     lengths, others = (store.careers(split).num_tokens() for split in ("train", "validation"))
     longest = int(max(lengths.max(), others.max()))
     num_epochs = epochs_of(settings, order.steps_per_epoch)

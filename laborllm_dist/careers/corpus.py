@@ -8,7 +8,7 @@ from typing import Any
 
 from laborllm_dist.careers.occupations.occ1990dd import TABLES_VERSION
 from laborllm_dist.careers.occupations.vocabulary import notes_of_vocabulary, shipped_vocabularies, vocabulary_path
-from laborllm_dist.careers.person_records import ReadPerson
+from laborllm_dist.careers.person_records import PersonThunk
 from laborllm_dist.careers.readers.career_text import CAREER_TEXT
 from laborllm_dist.careers.readers.file_formats import refuse_pointers
 from laborllm_dist.careers.readers.long_panel import LONG_PANEL
@@ -81,7 +81,7 @@ def missing_variables(data: DataSettings) -> dict[str, list[str]]:
     }
 
 
-def read_people(corpus: CorpusSettings) -> Iterator[ReadPerson]:
+def read_people(corpus: CorpusSettings) -> Iterator[PersonThunk]:
     """Return the people of a corpus in the order of its source.
 
     Raises:

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from laborllm_dist.careers.person_records import CodedTitle, DropUnit, PersonRead
+from laborllm_dist.careers.person_records import CodedTitle, DropUnit, PersonRecord
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.io.plain_text import sheet_cell
 
@@ -19,7 +19,7 @@ _TITLES_IN_MEMORY = 20_000  # of a corpus
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class ExclusionCount:
     """How many person-years, jobs or people (`unit`) were left out for a reason, and in which years."""
 
     unit: str
@@ -29,7 +29,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class CorpusCounts:
     """Counts of one corpus or of a part of it. `people_read` has those of whom nothing is left, too."""
 
     people_read: int = 0
@@ -42,11 +42,11 @@ class Tally:
     unmapped: Counter[tuple[str, str]] = field(default_factory=Counter)  # person-years left out: reason, source's code
     changes: Counter[str] = field(default_factory=Counter)  # cells that were taken otherwise than they stand
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: CorpusCounts) -> CorpusCounts:
         years = {year: Counter(codes) for year, codes in self.years.items()}
         for year, codes in other.years.items():
             years.setdefault(year, Counter()).update(codes)
-        return Tally(
+        return CorpusCounts(
             self.people_read + other.people_read,
             self.people + other.people,
             self.kinds + other.kinds,
@@ -58,7 +58,7 @@ class Tally:
             self.changes + other.changes,
         )
 
-    def with_titles_trimmed(self) -> Tally:
+    def with_titles_trimmed(self) -> CorpusCounts:
         """Return the counts without those of rare titles and unmapped codes, where there are very many."""
         if max(len(self.titles), len(self.unmapped)) <= 2 * _TITLES_IN_MEMORY:
             return self
@@ -69,7 +69,7 @@ class Tally:
         """Return the reasons and codes that most person-years were left out for, of equals in order of reason, code."""
         return sorted(self.unmapped.items(), key=lambda item: (-item[1], item[0]))[:number]
 
-    def left_out(self) -> list[LeftOut]:
+    def left_out(self) -> list[ExclusionCount]:
         """Return what was left out by reason: person-years first, then jobs, then people; most of each first."""
         years: dict[tuple[str, str], dict[int, int]] = {}
         counts: Counter[tuple[str, str]] = Counter()
@@ -79,7 +79,7 @@ class Tally:
                 years.setdefault((unit, reason), {})[year] = count
         order = {unit: place for place, unit in enumerate(get_args(DropUnit))}
         return [
-            LeftOut(unit, reason, count, dict(sorted(years.get((unit, reason), {}).items())))
+            ExclusionCount(unit, reason, count, dict(sorted(years.get((unit, reason), {}).items())))
             for (unit, reason), count in sorted(
                 counts.items(), key=lambda item: (order[item[0][0]], -item[1], item[0][1])
             )
@@ -105,9 +105,9 @@ class Tally:
         }
 
 
-def tally_from_values(values: dict[str, Any]) -> Tally:
-    """Return the counts that `Tally.to_values` gave."""
-    return Tally(
+def tally_from_values(values: dict[str, Any]) -> CorpusCounts:
+    """Return the counts that `CorpusCounts.to_values` gave."""
+    return CorpusCounts(
         people_read=int(values["people_read"]),
         people=Counter(values["people"]),
         kinds=Counter(values["kinds"]),
@@ -137,9 +137,9 @@ def titles_csv(titles: Counter[CodedTitle]) -> str:
     return text.getvalue()
 
 
-def tally_people(people: list[tuple[PersonRead, Split | None]]) -> Tally:
+def tally_people(people: list[tuple[PersonRecord, Split | None]]) -> CorpusCounts:
     """Count people as they were read, each with the split of its career."""
-    tally = Tally(people_read=len(people))
+    tally = CorpusCounts(people_read=len(people))
     for read, split in people:
         tally.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)
         tally.unmapped.update((drop.reason, drop.code) for drop in read.drops if drop.code is not None)

@@ -17,7 +17,7 @@ DropUnit = Literal["person-year", "job", "person"]
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class Exclusion:
     """What the source has and the career has not: a year of a person, a job of unknown years, or the whole person.
 
     `code` is the source's occupation code where that leads to no occupation: the data card counts such codes.
@@ -45,7 +45,7 @@ class CodedTitle:
 
 
 @dataclass(frozen=True, slots=True)
-class PersonRead:
+class PersonRecord:
     """One person of a source.
 
     `career` is None where nothing is left. `split` is set where the source itself says in which split a person is.
@@ -54,15 +54,15 @@ class PersonRead:
     """
 
     career: CareerHistory | None
-    drops: tuple[Drop, ...] = ()
+    drops: tuple[Exclusion, ...] = ()
     split: Split | None = None
     titles: tuple[CodedTitle, ...] = ()
     changes: tuple[str, ...] = ()
 
 
-ReadPerson = Callable[[], PersonRead]
+PersonThunk = Callable[[], PersonRecord]
 
 
-def read_all(people: Iterator[ReadPerson]) -> Iterator[PersonRead]:
+def read_all(people: Iterator[PersonThunk]) -> Iterator[PersonRecord]:
     """Yield everybody, read."""
     return (read() for read in people)

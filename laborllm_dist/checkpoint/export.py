@@ -22,13 +22,13 @@ from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.io.files import write_json
 from laborllm_dist.io.recorded_folder import (
-    DamagedRecord,
+    DamagedRecordError,
     check_replaceable,
     is_whole,
     read_record,
     replacing_folder,
 )
-from laborllm_dist.io.run_directory import RunFolder, weights_of_run
+from laborllm_dist.io.run_directory import RunDirectory, weights_of_run
 from laborllm_dist.models.file_record import FileRecord, recording
 from laborllm_dist.models.lora import BASE, merged, write_adapter
 from laborllm_dist.models.weight_checks import check_loaded
@@ -45,8 +45,8 @@ def export_checkpoint(
     """Write config, weights (in the config's dtype) and tokenizer to `export`, atomically.
 
     Raises:
-        DiskFull: if there is no room; an older export is untouched.
-        ForeignFile: if files that no run has written lie there.
+        DiskFullError: if there is no room; an older export is untouched.
+        ForeignFileError: if files that no run has written lie there.
     """
     dtype = _dtype_of(config)
     with _writing_folder(export, tokenizer, _origin(manifest)) as partial:
@@ -61,7 +61,7 @@ def export_adapter(
     settings: RunSettings,
     config: ModelConfig,
     tokenizer: Path,
-    run: RunFolder,
+    run: RunDirectory,
 ) -> None:
     """Write what LoRA has learnt alone, and merged into the base as it is on disk, unquantised.
 
@@ -73,8 +73,8 @@ def export_adapter(
         run: whose folders are written.
 
     Raises:
-        DiskFull: if there is no room; older exports are untouched.
-        ForeignFile: if files that no run has written lie there.
+        DiskFullError: if there is no room; older exports are untouched.
+        ForeignFileError: if files that no run has written lie there.
     """
     checkpoint, manifest = saved
     dtype, base = _dtype_of(config), settings.model
@@ -97,7 +97,7 @@ def export_adapter(
         merged(model, run.adapter).save_pretrained(partial)
 
 
-def check_exports(run: RunFolder, *, unless_written: bool = False) -> None:
+def check_exports(run: RunDirectory, *, unless_written: bool = False) -> None:
     """Refuse to train under a name whose export holds what no run has written, before any work is done.
 
     Args:
@@ -106,10 +106,10 @@ def check_exports(run: RunFolder, *, unless_written: bool = False) -> None:
             whatever people have put beside its files (a README.md, a GGUF).
 
     Raises:
-        ForeignFile: naming the first such file.
+        ForeignFileError: naming the first such file.
     """
     for folder in (run.export, run.adapter):
-        with contextlib.suppress(DamagedRecord):
+        with contextlib.suppress(DamagedRecordError):
             if unless_written and (record := read_record(folder)) is not None and "run" in record.facts:
                 continue
         check_replaceable(folder, ADVICE)
@@ -144,7 +144,7 @@ def _dtype_of(config: ModelConfig) -> torch.dtype:
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
-def finished_step(run: RunFolder, settings: RunSettings) -> int | None:
+def finished_step(run: RunDirectory, settings: RunSettings) -> int | None:
     """Return the step that all that a run exports was made from; None if something is missing or damaged."""
     folders = [run.export] if settings.adapter.kind == "none" else [run.export, run.adapter]
     steps = {exported_step(folder, run.fingerprint) for folder in folders}

@@ -14,14 +14,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from laborllm_dist.checkpoint.manifest import CheckpointManifest, SavedFragment
-from laborllm_dist.checkpoint.optimizer_shards import SCALES, Fragment, fragment_groups, spread_weights
+from laborllm_dist.checkpoint.manifest import CheckpointManifest, SavedOptimizerShard
+from laborllm_dist.checkpoint.optimizer_shards import SCALES, OptimizerShard, fragment_groups, sync_model_params
 from laborllm_dist.checkpoint.save import tensor_key
 from laborllm_dist.distributed import optimizers
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.errors import CheckpointError
 
-Place = tuple[str, SavedFragment]  # a fragment, and the file it lies in
+Place = tuple[str, SavedOptimizerShard]  # a fragment, and the file it lies in
 
 
 def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManifest, *, updates: int) -> None:
@@ -38,7 +38,7 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManife
     """
     reader = _Reader(folder, manifest)
     for group in fragment_groups(engine):
-        of_stretch: dict[int, list[Fragment]] = {}
+        of_stretch: dict[int, list[OptimizerShard]] = {}
         for fragment in group:
             reader.fill(fragment, "weight", fragment.weight.copy_)
             if fragment.numel:
@@ -47,7 +47,7 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManife
             _restore_moments(fragments, reader)
     optimizers.set_steps_taken(engine.adam, updates)
     engine.ranks.barrier()  # reading takes one rank longer than another
-    spread_weights(engine)
+    sync_model_params(engine)
 
 
 def full_weights(folder: Path, manifest: CheckpointManifest) -> Iterator[tuple[str, Tensor]]:
@@ -74,7 +74,7 @@ class _Reader:
             for saved in entry.fragments:
                 self.index.setdefault(saved.name, []).append((name, saved))
 
-    def fill(self, fragment: Fragment, kind: str, put: Callable[[Tensor], object]) -> None:
+    def fill(self, fragment: OptimizerShard, kind: str, put: Callable[[Tensor], object]) -> None:
         """Give a fragment's saved values to `put`."""
         for _, saved in self.index.get(fragment.name, ()):
             if saved.shape != fragment.shape:
@@ -96,7 +96,7 @@ class _Reader:
             raise CheckpointError(f"{self.folder}: holds {num_found} of {numel} elements of {kind} of {name}")
         return found
 
-    def same_stretch(self, fragment: Fragment) -> Place | None:
+    def same_stretch(self, fragment: OptimizerShard) -> Place | None:
         """Return where the very stretch of a fragment was saved, with the same blocks; None if nowhere."""
         wanted = (fragment.start, fragment.numel, fragment.block_offset)
         for file, saved in self.index.get(fragment.name, ()):
@@ -110,7 +110,7 @@ class _Reader:
         tensor: Tensor = self.files[file].get_tensor(tensor_key(kind, name))
         return tensor
 
-    def _stretch(self, file: str, saved: SavedFragment, kind: str, low: int, high: int) -> Tensor:
+    def _stretch(self, file: str, saved: SavedOptimizerShard, kind: str, low: int, high: int) -> Tensor:
         name, first = saved.name, saved.start
         key = tensor_key(kind, name)
         if key not in self.keys[file]:
@@ -122,7 +122,7 @@ class _Reader:
         return optimizers.from_8bit(stored, scales, moment=kind, block_offset=saved.block_offset + low - first)
 
 
-def _restore_moments(fragments: list[Fragment], reader: _Reader) -> None:
+def _restore_moments(fragments: list[OptimizerShard], reader: _Reader) -> None:
     """Bring back the moments of the fragments of one long stretch."""
     if not fragments[0].scales:
         for fragment in fragments:
@@ -145,7 +145,7 @@ def _restore_moments(fragments: list[Fragment], reader: _Reader) -> None:
         _put_8bit(fragments, kind, values.to(flat.device))
 
 
-def _put_8bit(fragments: list[Fragment], kind: str, values: Tensor) -> None:
+def _put_8bit(fragments: list[OptimizerShard], kind: str, values: Tensor) -> None:
     """Round a whole stretch's moment to 8 bits, into its fragments' views."""
     codes, scales = optimizers.to_8bit(values, kind)
     for fragment in fragments:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laborllm_dist.config.reader import read_settings
-from laborllm_dist.errors import CheckpointError, OtherFormat, SettingsError
-from laborllm_dist.io.files import disk_errors_are_said, sha256_of, sha256_of_json, write_json
+from laborllm_dist.errors import CheckpointError, SettingsError, UnsupportedFormatError
+from laborllm_dist.io.files import sha256_of, sha256_of_json, translate_disk_errors, write_json
 from laborllm_dist.io.json_files import read_json_object
 
 FORMAT = 3
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
-class SavedFragment:
+class SavedOptimizerShard:
     """The stretch [start, start + numel) of a flattened weight that lies in a file."""
 
     name: str
@@ -39,7 +39,7 @@ class SavedFile:
 
     bytes: int
     sha256: str
-    fragments: tuple[SavedFragment, ...]
+    fragments: tuple[SavedOptimizerShard, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
 
     Raises:
         CheckpointError: if it is missing or damaged.
-        OtherFormat: if this version does not read its format.
+        UnsupportedFormatError: if this version does not read its format.
     """
     path = folder / MANIFEST
     try:
@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error})") from None
     if isinstance(found := values.get("format"), int) and found != FORMAT:
-        raise OtherFormat(
+        raise UnsupportedFormatError(
             f"{folder} has format {found}, this version reads {FORMAT}; go on with the version that wrote it, or "
             "give this run another name (name=...)"
         )
@@ -93,7 +93,7 @@ def check_checkpoint(folder: Path) -> CheckpointManifest:
 
     Raises:
         CheckpointError: if the manifest is missing or damaged, or a file has another size or checksum.
-        OtherFormat: if this version does not read its format.
+        UnsupportedFormatError: if this version does not read its format.
         DiskError: if a file may not be read.
     """
     manifest = read_manifest(folder)
@@ -111,7 +111,7 @@ def check_checkpoint(folder: Path) -> CheckpointManifest:
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Take what the disk cannot read for damaged; say what it refuses for other reasons."""
-    with disk_errors_are_said(path):
+    with translate_disk_errors(path):
         try:
             yield
         except OSError as error:

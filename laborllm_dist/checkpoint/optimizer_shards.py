@@ -7,7 +7,7 @@
 Whatever the ZeRO stage and wherever it lies (device, host, NVMe), the state is: the fp32 weight and Adam's two moments
 of every element that is learnt. Fragments make it addressable without regard to stage and world size, so a checkpoint
 written by 8 ranks is read by 3. The views are DeepSpeed's own buffers: what is copied into them is what the next step
-uses (after `spread_weights`).
+uses (after `sync_model_params`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SCALES = {"state1": "absmax1", "state2": "absmax2"}
 
 
 @dataclass(frozen=True, slots=True)
-class Fragment:
+class OptimizerShard:
     """A stretch [start, start + numel) of a flattened weight and its state.
 
     `weight` and each of `moments` are views of numel elements. Where moments have 8 bits, `scales` are those of the
     blocks that the stretch touches, and it begins `block_offset` elements into the first of them. `flat` is the long
-    stretch of the optimizer in which this one begins at `offset`. `is_mine`: this rank saves it.
+    stretch of the optimizer in which this one begins at `offset`. `is_owned`: this rank saves it.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Fragment:
     scales: Mapping[str, Tensor]
     flat: Tensor
     offset: int
-    is_mine: bool
+    is_owned: bool
 
     @property
     def numel(self) -> int:
@@ -56,7 +56,7 @@ class Fragment:
         return self.offset % BLOCK if self.scales else 0
 
 
-def fragment_groups(engine: ZeroEngine) -> Iterator[list[Fragment]]:
+def fragment_groups(engine: ZeroEngine) -> Iterator[list[OptimizerShard]]:
     """Yield this rank's fragments in groups; the views of a group are good until the next one is asked for.
 
     A group is what DeepSpeed holds in memory at once: everything, or one group of ZeRO-3's weights where the
@@ -80,7 +80,7 @@ def fragment_groups(engine: ZeroEngine) -> Iterator[list[Fragment]]:
         yield [fragment for fragment in found if fragment is not None]
 
 
-def spread_weights(engine: ZeroEngine) -> None:
+def sync_model_params(engine: ZeroEngine) -> None:
     """Bring changed fp32 fragments into the weights that the forward uses, on all ranks. Collective."""
     optimizer = engine.deepspeed.optimizer
     if engine.settings.stage == 3:
@@ -94,7 +94,7 @@ def spread_weights(engine: ZeroEngine) -> None:
         optimizer.update_lp_params()
 
 
-def _stage3_groups(engine: ZeroEngine, learnt: list[tuple[str, Any]]) -> Iterator[list[Fragment]]:
+def _stage3_groups(engine: ZeroEngine, learnt: list[tuple[str, Any]]) -> Iterator[list[OptimizerShard]]:
     optimizer = engine.deepspeed.optimizer
     name_of = {id(parameter): name for name, parameter in learnt}
     for number, group in enumerate(optimizer.fp16_groups):
@@ -113,7 +113,7 @@ def _swapped_in(optimizer: Any, group: int) -> Iterator[None]:
     optimizer._optimizer_states_and_gradient_swap_out(group)
 
 
-def _stage3_fragment(engine: ZeroEngine, name: str, parameter: Any) -> Fragment:
+def _stage3_fragment(engine: ZeroEngine, name: str, parameter: Any) -> OptimizerShard:
     optimizer = engine.deepspeed.optimizer
     group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = min(parameter.partition_numel() * engine.ranks.rank, parameter.ds_numel)
@@ -122,7 +122,7 @@ def _stage3_fragment(engine: ZeroEngine, name: str, parameter: Any) -> Fragment:
     return _fragment(engine, (name, tuple(parameter.ds_shape), start), place)
 
 
-def _partition_fragment(engine: ZeroEngine, name: str, parameter: Any) -> Fragment | None:
+def _partition_fragment(engine: ZeroEngine, name: str, parameter: Any) -> OptimizerShard | None:
     mapping = parameter._hp_mapping
     if mapping is None:
         return None  # this weight lies wholly on other ranks
@@ -138,7 +138,7 @@ def _fragment(
     what: tuple[str, tuple[int, ...], int],
     place: tuple[Tensor, int, int],
     owner: int | None = None,
-) -> Fragment:
+) -> OptimizerShard:
     """Make the views of a weight (name, shape, start of the stretch) at a place (flat, offset, numel) of the optimizer.
 
     `owner` is the rank that saves it; None: each rank has a stretch of its own.
@@ -149,7 +149,7 @@ def _fragment(
     blocks = slice(offset // BLOCK, -(-(offset + numel) // BLOCK))
     kept = optimizers.moments(engine.adam, engine.kind, flat)
     state = {each: tensor.detach().view(-1) for each, tensor in kept.items()}
-    return Fragment(
+    return OptimizerShard(
         name=name,
         shape=shape,
         start=start,
@@ -158,5 +158,5 @@ def _fragment(
         scales={each: tensor[blocks] for each, tensor in state.items() if each in SCALES.values()},
         flat=flat,
         offset=offset,
-        is_mine=owner in (None, engine.ranks.rank),
+        is_owned=owner in (None, engine.ranks.rank),
     )

@@ -27,15 +27,15 @@ from safetensors.torch import save_file
 from laborllm_dist.checkpoint.manifest import (
     CheckpointManifest,
     SavedFile,
-    SavedFragment,
+    SavedOptimizerShard,
     check_checkpoint,
     read_manifest,
     write_manifest,
 )
-from laborllm_dist.checkpoint.optimizer_shards import Fragment, fragment_groups
+from laborllm_dist.checkpoint.optimizer_shards import OptimizerShard, fragment_groups
 from laborllm_dist.distributed.zero_engine import ZeroEngine
-from laborllm_dist.errors import CheckpointError, DiskError, DiskFull, ForeignFile
-from laborllm_dist.io.files import disk_errors_are_said, flush_to_disk, give_usual_mode, refuse_link, sha256_of
+from laborllm_dist.errors import CheckpointError, DiskError, DiskFullError, ForeignFileError
+from laborllm_dist.io.files import fsync_path, give_usual_mode, refuse_link, sha256_of, translate_disk_errors
 
 FILE_BYTES = 2**30
 _NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  # of the files of a checkpoint
@@ -63,23 +63,23 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
     """
     ranks, folder = engine.ranks, checkpoint_folder(checkpoints, step)
     partial = folder.with_name(folder.name + ".partial")
-    ranks.on_first(lambda: _make_new(partial))
+    ranks.run_on_main(lambda: _make_new(partial))
     try:
-        with disk_errors_are_said(partial):
+        with translate_disk_errors(partial):
             outcome = _Written(files=write_fragments(fragment_groups(engine), partial, rank=ranks.rank))
     except DiskError as error:
-        outcome = _Written(refusal=str(error), is_full=isinstance(error, DiskFull))
+        outcome = _Written(refusal=str(error), is_full=isinstance(error, DiskFullError))
     outcomes = ranks.share(outcome, _Written)
     for refused in (each for each in outcomes if each.refusal is not None):
-        if ranks.is_first:
-            with contextlib.suppress(OSError, ForeignFile):
+        if ranks.is_main:
+            with contextlib.suppress(OSError, ForeignFileError):
                 _remove(partial)
-        raise (DiskFull if refused.is_full else DiskError)(refused.refusal)
+        raise (DiskFullError if refused.is_full else DiskError)(refused.refusal)
     files = {name: entry for each in outcomes for name, entry in each.files.items()}
     manifest = CheckpointManifest(
         step=step, run=run, world_size=ranks.world_size, stage=engine.settings.stage, state=dict(state), files=files
     )
-    ranks.on_first(lambda: _finish(partial, folder, manifest))
+    ranks.run_on_main(lambda: _finish(partial, folder, manifest))
 
 
 def save_state(checkpoints: Path, step: int, state: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> tuple[Pa
 
     Raises:
         CheckpointError: if there are checkpoints, but none is whole; all stay as they are.
-        OtherFormat: if this version does not read the format of one.
+        UnsupportedFormatError: if this version does not read the format of one.
     """
     damaged = []
     for folder in _newest_first(checkpoints):
@@ -120,7 +120,7 @@ def run_of_checkpoints(checkpoints: Path) -> str | None:
     """Return the fingerprint of the settings that the newest checkpoint was made with; None if there is none.
 
     Raises:
-        OtherFormat: if this version does not read its format.
+        UnsupportedFormatError: if this version does not read its format.
     """
     for folder in _newest_first(checkpoints):
         with contextlib.suppress(CheckpointError):
@@ -133,7 +133,7 @@ def keep_checkpoints(checkpoints: Path, *, saved_step: int, num_newest: int, bes
     saved = checkpoint_folder(checkpoints, saved_step)
     best = None if best_step is None else checkpoint_folder(checkpoints, best_step)
     known = [folder for folder in _newest_first(checkpoints) if folder.name <= saved.name]
-    with disk_errors_are_said(checkpoints):
+    with translate_disk_errors(checkpoints):
         for leftover in checkpoints.glob("step_????????.partial"):  # of a kill
             _remove(leftover)
         for folder in known[num_newest:]:
@@ -144,30 +144,30 @@ def keep_checkpoints(checkpoints: Path, *, saved_step: int, num_newest: int, bes
                 _remove(doomed)
 
 
-def write_fragments(groups: Iterable[list[Fragment]], folder: Path, *, rank: int) -> dict[str, SavedFile]:
+def write_fragments(groups: Iterable[list[OptimizerShard]], folder: Path, *, rank: int) -> dict[str, SavedFile]:
     """Write the fragments that a rank saves as files of about FILE_BYTES; return what the manifest says of each."""
     files: dict[str, SavedFile] = {}
     tensors: dict[str, torch.Tensor] = {}
-    places: list[SavedFragment] = []
+    places: list[SavedOptimizerShard] = []
 
     def write() -> None:
         path = folder / f"rank_{rank:05d}_{len(files):03d}.safetensors"
         save_file(tensors, path)
         give_usual_mode(path)
-        flush_to_disk(path)
+        fsync_path(path)
         files[path.name] = SavedFile(path.stat().st_size, sha256_of(path), tuple(places))
         tensors.clear()
         places.clear()
 
     for group in groups:
         for fragment in group:
-            if not fragment.is_mine or not fragment.numel:
+            if not fragment.is_owned or not fragment.numel:
                 continue
             kept = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
             # A copy even on the host: views of one buffer cannot stand in one safetensors file.
             tensors |= {tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in kept.items()}
             places.append(
-                SavedFragment(
+                SavedOptimizerShard(
                     fragment.name, fragment.shape, fragment.start, fragment.numel, block_offset=fragment.block_offset
                 )
             )
@@ -189,13 +189,13 @@ def _newest_first(checkpoints: Path) -> list[Path]:
 
 def _set_aside(folder: Path) -> None:
     aside = folder.with_name(folder.name + ".damaged")
-    with disk_errors_are_said(folder):
+    with translate_disk_errors(folder):
         _remove(aside)  # of an earlier time
         folder.rename(aside)
 
 
 def _make_new(folder: Path) -> None:
-    with disk_errors_are_said(folder):
+    with translate_disk_errors(folder):
         _remove(folder)
         folder.mkdir(parents=True)
 
@@ -204,13 +204,13 @@ def _remove(folder: Path) -> None:
     """Remove what is left of a checkpoint.
 
     Raises:
-        ForeignFile: if there is anything else in it.
+        ForeignFileError: if there is anything else in it.
     """
     refuse_link(folder)
     if not folder.exists():
         return
     if foreign := _foreign_files(folder):
-        raise ForeignFile(f"{foreign[0]} is no part of a checkpoint, so {folder} is not removed; move it away")
+        raise ForeignFileError(f"{foreign[0]} is no part of a checkpoint, so {folder} is not removed; move it away")
     shutil.rmtree(folder)
 
 
@@ -220,8 +220,8 @@ def _foreign_files(folder: Path) -> list[Path]:
 
 
 def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
-    with disk_errors_are_said(folder):
+    with translate_disk_errors(folder):
         write_manifest(partial, manifest)
-        flush_to_disk(partial)
+        fsync_path(partial)
         partial.rename(folder)
-        flush_to_disk(folder.parent)
+        fsync_path(folder.parent)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from laborllm_dist.config.number_ranges import NumberRange, Seed, Share, within
-from laborllm_dist.config.reader import OutOfRange, added_later
+from laborllm_dist.config.reader import OutOfRangeError, added_later
 
 EARLIEST_YEAR, LATEST_YEAR = 1850, 2100
 Year = Annotated[int, NumberRange(EARLIEST_YEAR, LATEST_YEAR, noun="year")]
@@ -81,7 +81,7 @@ class StatusSettings:
         for name, words in self.words().items():
             for word in words:
                 if owner.setdefault(word.casefold(), name) != name:
-                    raise OutOfRange(
+                    raise OutOfRangeError(
                         name, f"a word in one of the lists only, {word!r} is in {owner[word.casefold()]} too"
                     )
 
@@ -107,7 +107,7 @@ class LongPanelSettings:
 
     def __post_init__(self) -> None:
         if self.columns.status is not None and self.status is None:
-            raise OutOfRange("status", "the words of the status column, since columns.status names one")
+            raise OutOfRangeError("status", "the words of the status column, since columns.status names one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +195,18 @@ class ResumeSettings:
 
     def __post_init__(self) -> None:
         if (self.columns.start is None) == (self.columns.order is None):
-            raise OutOfRange("columns.start", "either a column of dates, or columns.order where there are none")
+            raise OutOfRangeError("columns.start", "either a column of dates, or columns.order where there are none")
         numbered = [name for name, column in self.columns.per_job().items() if "{}" in column]
         if self.rows == "person" and (self.num_slots is None or not {"start", "order"} & set(numbered)):
-            raise OutOfRange("rows", "num_slots, and columns with {} in their names, where rows=person")
+            raise OutOfRangeError("rows", "num_slots, and columns with {} in their names, where rows=person")
         if self.rows == "job" and numbered:
-            raise OutOfRange(f"columns.{numbered[0]}", "a name without {} where rows=job")
+            raise OutOfRangeError(f"columns.{numbered[0]}", "a name without {} where rows=job")
         needed = {"code": ("code",), "title": ("title",), "code_or_title": ("code", "title")}[self.occupation_from]
         for name in needed:
             if name not in self.columns.per_job():
-                raise OutOfRange(f"columns.{name}", f"a column, since occupation_from is {self.occupation_from}")
+                raise OutOfRangeError(f"columns.{name}", f"a column, since occupation_from is {self.occupation_from}")
         if self.occupation_from != "code" and self.vocabulary.path != "builtin:occ1990dd":
-            raise OutOfRange(
+            raise OutOfRangeError(
                 "vocabulary.path", "builtin:occ1990dd, which titles are coded to; or set occupation_from=code"
             )
 
@@ -267,10 +267,10 @@ class CorpusSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in GROUP_OF_KIND:
-            raise OutOfRange("kind", f"one of {', '.join(GROUP_OF_KIND)}, found {self.kind!r}")
+            raise OutOfRangeError("kind", f"one of {', '.join(GROUP_OF_KIND)}, found {self.kind!r}")
         group = GROUP_OF_KIND[self.kind]
         if group is not None and getattr(self, group) is None:
-            raise OutOfRange(group, f"the settings of a {self.kind} corpus, found none")
+            raise OutOfRangeError(group, f"the settings of a {self.kind} corpus, found none")
 
     @property
     def group(self) -> str:
@@ -306,4 +306,4 @@ def check_in_order(settings: object, first: str, last: str) -> None:
     """Refuse a lower bound above the upper one."""
     low, high = getattr(settings, first), getattr(settings, last)
     if low is not None and high is not None and low > high:
-        raise OutOfRange(first, f"at most {last} ({high}), found {low}")
+        raise OutOfRangeError(first, f"at most {last} ({high}), found {low}")

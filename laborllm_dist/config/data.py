@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.number_ranges import Examples, People, Seed, Tokens, between, within
-from laborllm_dist.config.reader import OutOfRange, added_later, check_file_name
+from laborllm_dist.config.reader import OutOfRangeError, added_later, check_file_name
 
 TITLES_LINE, EXAMPLES_LINE = "{titles}", "{examples}"
 MOST_LOCAL_SHARDS = 256
@@ -27,12 +27,14 @@ class DataSettings:
     def __post_init__(self) -> None:
         check_file_name(self, "name")
         if not self.corpora:
-            raise OutOfRange("corpora", "at least one corpus")
+            raise OutOfRangeError("corpora", "at least one corpus")
         tags = [corpus.survey for corpus in self.corpora.values()]
         if len(set(tags)) < len(tags):
-            raise OutOfRange("corpora", f"a survey tag of its own for each corpus, found {', '.join(tags)}")
+            raise OutOfRangeError("corpora", f"a survey tag of its own for each corpus, found {', '.join(tags)}")
         if odd := [name for name in self.corpora if not re.fullmatch(r"\w+", name)]:
-            raise OutOfRange("corpora", f"names of letters, digits and _, since files are named so; found {odd[0]!r}")
+            raise OutOfRangeError(
+                "corpora", f"names of letters, digits and _, since files are named so; found {odd[0]!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class SplitSettings:
 
     def __post_init__(self) -> None:
         if not self.train + self.validation < 1:
-            raise OutOfRange("train", "train + validation below 1, so that people are left to test on")
+            raise OutOfRangeError("train", "train + validation below 1, so that people are left to test on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class TitleSettings:
     def __post_init__(self) -> None:
         needed = {"numeric": "prefix", "perturbed": "prefix", "shuffled": "seed"}.get(self.style)
         if needed is not None and getattr(self, needed) is None:
-            raise OutOfRange(needed, f"a value, since titles.style is {self.style}")
+            raise OutOfRangeError(needed, f"a value, since titles.style is {self.style}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +107,17 @@ def check_preface(preface: tuple[str, ...], num_examples: int) -> None:
     """Refuse lines that cannot be filled, and examples without a line for them or the other way round."""
     for line in preface:
         if "\n" in line:
-            raise OutOfRange("preface", f"each line as its own item, found a line break in {line!r}")
+            raise OutOfRangeError("preface", f"each line as its own item, found a line break in {line!r}")
         if line not in (TITLES_LINE, EXAMPLES_LINE) and ("{" in line or "}" in line):
-            raise OutOfRange(
+            raise OutOfRangeError(
                 "preface", f"braces only where {TITLES_LINE} or {EXAMPLES_LINE} is all of the line: {line!r}"
             )
     if EXAMPLES_LINE in preface and num_examples < 1:
-        raise OutOfRange(
+        raise OutOfRangeError(
             "num_examples", f"a number above 0 for the preface's line {EXAMPLES_LINE}, found {num_examples}"
         )
     if EXAMPLES_LINE not in preface and num_examples != 0:
-        raise OutOfRange("num_examples", f"0, since the preface has no line {EXAMPLES_LINE}, found {num_examples}")
+        raise OutOfRangeError("num_examples", f"0, since the preface has no line {EXAMPLES_LINE}, found {num_examples}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +137,11 @@ class TokenizerSettings:
 
     def __post_init__(self) -> None:
         if self.kind == "pretrained" and self.titles == "whole":
-            raise OutOfRange("titles", "pieces for a pretrained tokenizer, whose tokens are what they are")
+            raise OutOfRangeError("titles", "pieces for a pretrained tokenizer, whose tokens are what they are")
         if self.kind == "trained" and self.vocabulary_size is None:
-            raise OutOfRange("vocabulary_size", "a number of ids for a trained tokenizer")
+            raise OutOfRangeError("vocabulary_size", "a number of ids for a trained tokenizer")
         if self.kind == "trained" and self.training_people is None:
-            raise OutOfRange("training_people", "a number of people for a trained tokenizer")
+            raise OutOfRangeError("training_people", "a number of people for a trained tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,10 @@ class PrepareSettings:
 
     def __post_init__(self) -> None:
         if self.where == "local" and self.shard is None and self.num_shards > MOST_LOCAL_SHARDS:
-            raise OutOfRange("num_shards", f"at most {MOST_LOCAL_SHARDS} processes of this machine, or where=slurm")
+            raise OutOfRangeError(
+                "num_shards", f"at most {MOST_LOCAL_SHARDS} processes of this machine, or where=slurm"
+            )
         if self.shard is not None and self.shard >= self.num_shards:
-            raise OutOfRange("shard", f"a number from 0 to {self.num_shards - 1} (num_shards - 1), found {self.shard}")
+            raise OutOfRangeError(
+                "shard", f"a number from 0 to {self.num_shards - 1} (num_shards - 1), found {self.shard}"
+            )

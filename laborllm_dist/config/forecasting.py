@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from laborllm_dist.config.data import PromptSettings
 from laborllm_dist.config.number_ranges import Mass, People, Rows, Seed, Threads, Tokens, within
-from laborllm_dist.config.reader import OutOfRange
+from laborllm_dist.config.reader import OutOfRangeError
 from laborllm_dist.config.run import OtherModelSettings
 
 
@@ -42,4 +42,6 @@ class ForecastSettings:
 
     def __post_init__(self) -> None:
         if self.tolerance and self.steps == "sampled":
-            raise OutOfRange("tolerance", f"0 with steps=sampled, which leaves no path out, found {self.tolerance}")
+            raise OutOfRangeError(
+                "tolerance", f"0 with steps=sampled, which leaves no path out, found {self.tolerance}"
+            )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from laborllm_dist.config.number_ranges import Share, Tokens, above, below, within
-from laborllm_dist.config.reader import OutOfRange
+from laborllm_dist.config.reader import OutOfRangeError
 
 OffloadPlace = Literal["none", "cpu", "nvme"]
 
@@ -30,9 +30,9 @@ class LlamaSettings:
 
     def __post_init__(self) -> None:
         if self.hidden_size % (2 * self.num_heads):
-            raise OutOfRange("hidden_size", "a multiple of 2 x num_heads")
+            raise OutOfRangeError("hidden_size", "a multiple of 2 x num_heads")
         if self.num_heads % self.num_key_value_heads:
-            raise OutOfRange("num_heads", "a multiple of num_key_value_heads")
+            raise OutOfRangeError("num_heads", "a multiple of num_key_value_heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,9 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.llama is None):
-            raise OutOfRange("path", "either model.path (pretrained weights) or model.llama (a new model), not both")
+            raise OutOfRangeError(
+                "path", "either model.path (pretrained weights) or model.llama (a new model), not both"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,9 @@ class AdapterSettings:
 
     def __post_init__(self) -> None:
         if self.kind == "lora" and not self.targets:
-            raise OutOfRange("targets", "at least one name of a linear layer, such as q_proj")
+            raise OutOfRangeError("targets", "at least one name of a linear layer, such as q_proj")
         if self.kind == "none" and self.base != "full":
-            raise OutOfRange("base", "full, since quantised weights cannot be learnt; set adapter.kind=lora")
+            raise OutOfRangeError("base", "full, since quantised weights cannot be learnt; set adapter.kind=lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +105,18 @@ class ZeroSettings:
 
     def __post_init__(self) -> None:
         if self.offload_optimizer != "none" and self.stage == 0:
-            raise OutOfRange("offload_optimizer", "none at stage 0; DeepSpeed offloads from stage 1 on")
+            raise OutOfRangeError("offload_optimizer", "none at stage 0; DeepSpeed offloads from stage 1 on")
         if self.offload_weights != "none" and self.stage != 3:
-            raise OutOfRange("offload_weights", f"none at stage {self.stage}; DeepSpeed offloads weights at stage 3")
+            raise OutOfRangeError(
+                "offload_weights", f"none at stage {self.stage}; DeepSpeed offloads weights at stage 3"
+            )
         if "nvme" in (self.offload_optimizer, self.offload_weights):
             if self.stage != 3:
-                raise OutOfRange("offload_optimizer", f"none or cpu at stage {self.stage}; nvme is for stage 3")
+                raise OutOfRangeError("offload_optimizer", f"none or cpu at stage {self.stage}; nvme is for stage 3")
             if self.offload_folder is None:
-                raise OutOfRange("offload_folder", "a folder on a local NVMe disk, since something is offloaded to it")
+                raise OutOfRangeError(
+                    "offload_folder", "a folder on a local NVMe disk, since something is offloaded to it"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,24 +145,26 @@ def check_together(
     """Refuse combinations that are unsound, each with its reason (README, "Memory and speed").
 
     Raises:
-        OutOfRange: naming the setting to change.
+        OutOfRangeError: naming the setting to change.
     """
     offloads = zero.offload_optimizer != "none"
     if adapter.base != "full":
         if model.path is None:
-            raise OutOfRange("adapter.base", "full, since weights made from nothing are worth nothing frozen")
+            raise OutOfRangeError("adapter.base", "full, since weights made from nothing are worth nothing frozen")
         if zero.stage == 3:
-            raise OutOfRange(
+            raise OutOfRangeError(
                 "zero.stage",
                 f"at most 2 with adapter.base={adapter.base}: ZeRO-3 would cut packed weights apart, and "
                 "bitsandbytes' scales would stay behind. A quantised base is small; every rank holds it whole",
             )
     if optimizer.kind == "cpu_adamw" and not offloads:
-        raise OutOfRange("optimizer.kind", "adamw or adamw_8bit without offload; cpu_adamw works in the host's memory")
+        raise OutOfRangeError(
+            "optimizer.kind", "adamw or adamw_8bit without offload; cpu_adamw works in the host's memory"
+        )
     if optimizer.kind == "adamw_8bit" and offloads:
-        raise OutOfRange(
+        raise OutOfRangeError(
             "optimizer.kind",
             "adamw or cpu_adamw with an offloaded optimizer: moments of 8 bits are for a GPU's own memory",
         )
     if optimizer.kind == "adamw" and zero.offload_optimizer == "nvme":
-        raise OutOfRange("optimizer.kind", "cpu_adamw with zero.offload_optimizer=nvme, which DeepSpeed wants")
+        raise OutOfRangeError("optimizer.kind", "cpu_adamw with zero.offload_optimizer=nvme, which DeepSpeed wants")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from laborllm_dist.config.number_ranges import Mass, Rows, Threads, Tokens, within
-from laborllm_dist.config.reader import OutOfRange
+from laborllm_dist.config.reader import OutOfRangeError
 from laborllm_dist.config.run import OtherModelSettings
 
 
@@ -34,4 +34,4 @@ class PredictSettings:
 
     def __post_init__(self) -> None:
         if self.output is not None and not self.output.endswith(".parquet"):
-            raise OutOfRange("output", f"a file name that ends in .parquet, found {self.output!r}")
+            raise OutOfRangeError("output", f"a file name that ends in .parquet, found {self.output!r}")

@@ -26,7 +26,7 @@ FORBIDDEN_SIGNS, FORBIDDEN_BEGINNINGS = '/\\:*?"<>|', (".", "-", "~")
 FILE_NAME = f"a file name of at most {LONGEST_NAME} bytes without {FORBIDDEN_SIGNS}, and without . - ~ in front"
 
 
-class OutOfRange(ValueError):
+class OutOfRangeError(ValueError):
     """Raised by a settings class about one of its own fields; the reader adds the full path."""
 
     def __init__(self, field: str, wanted: str) -> None:
@@ -44,7 +44,7 @@ def check_file_name(settings: object, *fields: str) -> None:
     for field in fields:
         value = getattr(settings, field)
         if value is not None and not is_file_name(value):
-            raise OutOfRange(field, f"{FILE_NAME}, found {value!r}")
+            raise OutOfRangeError(field, f"{FILE_NAME}, found {value!r}")
 
 
 def is_file_name(value: str) -> bool:
@@ -83,7 +83,7 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str = 
             raise SettingsError(f"setting {_join(where, name)} is missing")
     try:
         return kind(**arguments)
-    except OutOfRange as error:
+    except OutOfRangeError as error:
         raise SettingsError(f"setting {_join(where, error.field)}: wanted {error.wanted}") from None
 
 

@@ -35,7 +35,7 @@ from laborllm_dist.config.number_ranges import (
     above,
     within,
 )
-from laborllm_dist.config.reader import OutOfRange, added_later, check_file_name
+from laborllm_dist.config.reader import OutOfRangeError, added_later, check_file_name
 
 FEWEST_EPOCHS = 3  # where a run's size decides: of large data, and of pretrained weights, as in the paper
 COMPARATORS = ("marginal", "first_order", "truth")
@@ -76,7 +76,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         if self.epochs is None and (self.min_steps is None or self.max_epochs is None):
-            raise OutOfRange("epochs", "a number above 0, or null with training.min_steps and training.max_epochs")
+            raise OutOfRangeError("epochs", "a number above 0, or null with training.min_steps and training.max_epochs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,11 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.placement == "sharded":
             if self.base != "full":
-                raise OutOfRange(
+                raise OutOfRangeError(
                     "base", f"full with placement=sharded, which would cut {self.base} weights apart from their scales"
                 )
             if self.precision == "fp64":
-                raise OutOfRange("precision", "fp32 or bf16 with placement=sharded; DeepSpeed has no fp64")
+                raise OutOfRangeError("precision", "fp32 or bf16 with placement=sharded; DeepSpeed has no fp64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +190,13 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_file_name(self, "name")
         if self.model.path is not None and self.tokenizer.kind == "trained":
-            raise OutOfRange("tokenizer.kind", "pretrained, since pretrained weights know their own tokenizer only")
+            raise OutOfRangeError(
+                "tokenizer.kind", "pretrained, since pretrained weights know their own tokenizer only"
+            )
         parts = [name for name, corpus in self.data.corpora.items() if corpus.weight % 1]
         if self.template.history_lines is not None and parts:
             wanted = "a whole number with template.history_lines, where a person is many texts"
-            raise OutOfRange(f"data.corpora.{parts[0]}.weight", wanted)
+            raise OutOfRangeError(f"data.corpora.{parts[0]}.weight", wanted)
         check_together(self.model, self.adapter, self.zero, self.optimizer)
 
 
@@ -211,7 +213,7 @@ class OtherModelSettings:
     def __post_init__(self) -> None:
         check_file_name(self, "name")
         if self.name in COMPARATORS:
-            raise OutOfRange("name", f"a file name other than {', '.join(COMPARATORS)}, found {self.name!r}")
+            raise OutOfRangeError("name", f"a file name other than {', '.join(COMPARATORS)}, found {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,4 +274,4 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise OutOfRange("runs", "at least one run folder, such as runs='[runs/quickstart]'")
+            raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")

@@ -1,1 +1,1 @@
-"""Ranks: rendezvous, collectives, the peer watchdog, Slurm, and DeepSpeed's engine."""
+"""DistributedContext: rendezvous, collectives, the peer watchdog, Slurm, and DeepSpeed's engine."""

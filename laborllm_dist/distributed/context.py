@@ -38,10 +38,10 @@ from laborllm_dist.distributed.rank_variables import (
 )
 from laborllm_dist.distributed.secret import share_secret
 from laborllm_dist.distributed.slurm import launcher_variables
-from laborllm_dist.distributed.watchdog import looking_out
-from laborllm_dist.errors import Interrupted, PeerLost, PortTaken, RankFailed, RanksApart
+from laborllm_dist.distributed.watchdog import watch_peers
+from laborllm_dist.errors import InterruptedRunError, PeerFailedError, PeerLostError, PortInUseError, RendezvousError
 from laborllm_dist.io.console import complain
-from laborllm_dist.io.files import locked
+from laborllm_dist.io.files import file_lock
 
 Result = TypeVar("Result")
 STORES: Any = torch.distributed  # whose stores have no annotations
@@ -50,7 +50,7 @@ FAREWELL_SECONDS = 10.0  # that rank 0, which keeps the store, gives the others 
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class DistributedContext:
     """This process among its peers."""
 
     rank: int
@@ -62,7 +62,7 @@ class Ranks:
     _read: list[str] = field(default_factory=list, repr=False, compare=False)  # rank 0: messages to be removed
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is rank 0, which writes what is written once."""
         return self.rank == 0
 
@@ -92,7 +92,7 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         key, channel = f"laborllm_dist/{next(self._calls)}", self._channel()
-        if not self.is_first:
+        if not self.is_main:
             channel.send(f"{key}/{self.rank}", to_text(value, kind))
             values: list[Result] = from_text(channel.receive(key), list[kind])
             return values
@@ -103,7 +103,7 @@ class Ranks:
         channel.send(key, to_text(values, list[kind]))
         return values
 
-    def on_first(self, work: Callable[[], Result], kind: Any = PLAIN) -> Result:
+    def run_on_main(self, work: Callable[[], Result], kind: Any = PLAIN) -> Result:
         """Do `work` on rank 0 while the others wait, however long, and return its result on every rank. Collective.
 
         Args:
@@ -112,16 +112,16 @@ class Ranks:
 
         Raises:
             Exception: on rank 0, whatever `work` raised.
-            RankFailed: on the other ranks, if it raised.
+            PeerFailedError: on the other ranks, if it raised.
         """
         if self.world_size == 1:
             return work()
         key, channel = f"laborllm_dist/{next(self._calls)}", self._channel()
-        if not self.is_first:
+        if not self.is_main:
             outcome, _, text = channel.receive(key).partition(" ")
             if outcome == REFUSED:
                 channel.send(f"{key}/{self.rank}", DONE)
-                raise RankFailed("rank 0 has refused")
+                raise PeerFailedError("rank 0 has refused")
             answer: Result = from_text(text, kind)
             return answer
         try:
@@ -141,12 +141,12 @@ class Ranks:
         if self.channel is None:
             return
         key = f"laborllm_dist/{next(self._calls)}"
-        if self.is_first:
+        if self.is_main:
             self._wait_for_readers(key)
         else:
             self.channel.send(f"{key}/{self.rank}", DONE)
 
-    def share_out(self, num_items: int) -> Iterator[int]:
+    def claim_indices(self, num_items: int) -> Iterator[int]:
         """Return an iterator over 0, 1, ... in which every number comes up on one rank only, whichever is first to ask.
 
         Collective as a call; what each rank gets differs from run to run.
@@ -168,37 +168,37 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def alone(ranks: Ranks, folder: Path) -> Iterator[None]:
+def alone(ranks: DistributedContext, folder: Path) -> Iterator[None]:
     """Work on a folder while no other start does. Collective.
 
     Raises:
-        AlreadyRunning: on rank 0, if another start is at work on it (RankFailed on the others).
+        AlreadyRunningError: on rank 0, if another start is at work on it (PeerFailedError on the others).
     """
     with _holding(ranks, folder, folder / "lock"):
         yield
 
 
 @contextlib.contextmanager
-def alone_on_table(ranks: Ranks, table: Path) -> Iterator[None]:
+def alone_on_table(ranks: DistributedContext, table: Path) -> Iterator[None]:
     """Work on a table, which may be there or not, while no other start does; on others beside it they may. Collective.
 
     Raises:
-        AlreadyRunning: on rank 0, if another start is at work on it (RankFailed on the others).
+        AlreadyRunningError: on rank 0, if another start is at work on it (PeerFailedError on the others).
     """
     with _holding(ranks, table, table.with_name(f"{table.name}.lock")):
         yield
 
 
 @contextlib.contextmanager
-def _holding(ranks: Ranks, what: Path, lock: Path) -> Iterator[None]:
+def _holding(ranks: DistributedContext, what: Path, lock: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         busy = f"another start is at work on {what}; wait for it, or end it first"
-        ranks.on_first(lambda: held.enter_context(locked(lock, busy=busy)))
+        ranks.run_on_main(lambda: held.enter_context(file_lock(lock, busy=busy)))
         yield
 
 
 @contextlib.contextmanager
-def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
+def init_distributed(settings: RanksSettings) -> Iterator[DistributedContext]:
     """Join the ranks of the launcher (deepspeed, torchrun, srun), or stand alone; leave them at the end. Collective."""
     alone_variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     slurm_variables = launcher_variables(os.environ)
@@ -221,16 +221,18 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
     if has_gpu:
         torch.cuda.set_device(device)
     channel = _meet(settings, device, variables)
-    ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device, channel)
+    ranks = DistributedContext(
+        torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device, channel
+    )
     try:
         with (
             without_cudnn_attention(),
             following_launcher(speaks=ranks.local_rank == 0),
-            looking_out(
+            watch_peers(
                 channel,
                 rank=ranks.rank,
                 world_size=ranks.world_size,
-                is_goodbye=lambda error: isinstance(error, (Interrupted, RankFailed)),
+                is_clean_exit=lambda error: isinstance(error, (InterruptedRunError, PeerFailedError)),
                 when_lost=lambda: _end_without(ranks),
             ),
         ):
@@ -239,7 +241,7 @@ def open_ranks(settings: RanksSettings) -> Iterator[Ranks]:
     except RuntimeError as error:
         if not _is_lost_peer(error):
             raise
-        raise PeerLost(_what_is_lost(ranks)) from None
+        raise PeerLostError(_what_is_lost(ranks)) from None
     finally:
         torch.distributed.destroy_process_group()
 
@@ -266,8 +268,8 @@ def _meet(settings: RanksSettings, device: torch.device, variables: RankVariable
         None where there is one rank: it opens no port.
 
     Raises:
-        PortTaken: if another run meets at this port.
-        RanksApart: if not all ranks have come within the time limit, or they cannot reach each other.
+        PortInUseError: if another run meets at this port.
+        RendezvousError: if not all ranks have come within the time limit, or they cannot reach each other.
         LauncherError: if a rank was started twice, or with another number of ranks.
         ForeignMessage: if another process writes to the port that they meet at.
     """
@@ -293,7 +295,7 @@ def _meet(settings: RanksSettings, device: torch.device, variables: RankVariable
     except RuntimeError as error:
         if not (_is_lost_peer(error) or "gloo" in str(error).lower()):
             raise
-        raise RanksApart(
+        raise RendezvousError(
             f"rank {rank} of {world_size} has not met the others at {place} "
             f"(ranks.timeout_minutes: {settings.timeout_minutes:g}); look whether all have started, and whether "
             "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts"
@@ -304,7 +306,7 @@ def _open_store(variables: RankVariables, limit: timedelta) -> Any:
     """Return the store that all ranks meet in: rank 0 keeps it, or torchrun's own process does. Collective.
 
     Raises:
-        PortTaken: if another run meets at this port.
+        PortInUseError: if another run meets at this port.
     """
     rank, world_size, first, port = variables.rank, variables.world_size, variables.address, variables.port
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -316,8 +318,10 @@ def _open_store(variables: RankVariables, limit: timedelta) -> Any:
         server = listen(first, port, is_one_host=num_local_ranks(os.environ) == world_size, backlog=2 * world_size)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise RanksApart(f"rank 0 cannot listen at {first}:{port} ({error.strerror}); take another port") from None
-        raise PortTaken(
+            raise RendezvousError(
+                f"rank 0 cannot listen at {first}:{port} ({error.strerror}); take another port"
+            ) from None
+        raise PortInUseError(
             f"port {port} is taken by another run on this machine; start with another one "
             "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
         ) from None
@@ -332,13 +336,13 @@ def _limit(settings: RanksSettings) -> timedelta:
     return timedelta(minutes=settings.timeout_minutes)
 
 
-def _end_without(ranks: Ranks) -> None:
+def _end_without(ranks: DistributedContext) -> None:
     """End this process at once: its main thread waits for a rank that is gone, and cannot be told."""
     complain(f"error: {_what_is_lost(ranks)}")
-    os._exit(PeerLost.exit_code)
+    os._exit(PeerLostError.exit_code)
 
 
-def _what_is_lost(ranks: Ranks) -> str:
+def _what_is_lost(ranks: DistributedContext) -> str:
     return (
         f"rank {ranks.rank} has lost another rank, which failed, was killed or cannot be reached; "
         "what it said, if anything, stands above; the same command goes on from what is saved"

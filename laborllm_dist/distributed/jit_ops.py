@@ -14,7 +14,7 @@ from typing import Any
 from laborllm_dist.config.model import OptimizerSettings, ZeroSettings
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.console import say
-from laborllm_dist.io.files import locked
+from laborllm_dist.io.files import file_lock
 
 LOCK = "laborllm_dist.lock"
 
@@ -58,7 +58,7 @@ def _load(builder: Any, name: str, setting: str, advice: str) -> None:
     from torch.utils.cpp_extension import _get_build_directory  # there is no public name for it
 
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with locked(folder.parent / LOCK, busy=None):
+    with file_lock(folder.parent / LOCK, busy=None):
         # Access to files is built after pinned memory, in a folder beside.
         for built in (folder, folder.with_name("pin_memory")):
             (built / "lock").unlink(missing_ok=True)

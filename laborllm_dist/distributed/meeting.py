@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from laborllm_dist.errors import LauncherError, RanksApart
+from laborllm_dist.errors import LauncherError, RendezvousError
 
 PREFIX = "laborllm_dist/meeting"
 SECONDS_TO_MEET_WITHOUT = 5.0  # that a second start gives the first ones to be complete, and go on without it
@@ -33,7 +33,7 @@ def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timede
 
     Raises:
         LauncherError: if a rank was started twice, or with another number of ranks.
-        RanksApart: naming the ranks that have not come.
+        RendezvousError: naming the ranks that have not come.
     """
     if store.add(f"{PREFIX}/starts/{rank}", 1) > 1:
         _refuse_second_start(store, rank, world_size)
@@ -45,7 +45,7 @@ def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timede
         if time.monotonic() > deadline:
             named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
             minutes = f"{limit.total_seconds() / 60:g} minutes"
-            raise RanksApart(
+            raise RendezvousError(
                 f"rank {rank} of {world_size} has not met the others at {place} within {minutes}: {len(missing)} of "
                 f"them did not come (rank {named}); look whether all have started, and whether GLOO_SOCKET_IFNAME and "
                 "NCCL_SOCKET_IFNAME name the interface that joins the hosts"

@@ -23,7 +23,7 @@ from typing import Any
 
 from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.launcher import num_local_ranks
-from laborllm_dist.errors import ForeignMessage, RanksApart
+from laborllm_dist.errors import ForeignMessage, RendezvousError
 from laborllm_dist.io.console import complain
 
 VARIABLE = "LABORLLM_DIST_SECRET"
@@ -36,7 +36,7 @@ def share_secret(store: Any, *, rank: int, world_size: int) -> bytes:
     """Return the secret that all ranks of a run know. Collective.
 
     Raises:
-        RanksApart: if a rank does not answer, or has another LABORLLM_DIST_SECRET.
+        RendezvousError: if a rank does not answer, or has another LABORLLM_DIST_SECRET.
         ForeignMessage: if another process has answered in a rank's place, or in that of rank 0.
     """
     own = os.environ.get(VARIABLE, "").encode()
@@ -60,7 +60,9 @@ def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
             )
     is_known = "none" not in answers
     if not is_known and own:
-        raise RanksApart(f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none")
+        raise RendezvousError(
+            f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none"
+        )
     if not is_known and num_local_ranks(os.environ) == world_size and written:
         raise ForeignMessage(
             "all ranks are on this host, and one of them does not read rank 0's file with the secret of this run: "
@@ -91,7 +93,9 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
             raise ForeignMessage(f"another process has put a secret of its own where rank {rank} meets the others")
         return known
     if not isinstance(handed, str) or own:
-        raise RanksApart(f"{VARIABLE} is set for rank 0, and not for rank {rank}; set it for all ranks, or for none")
+        raise RendezvousError(
+            f"{VARIABLE} is set for rank 0, and not for rank {rank}; set it for all ranks, or for none"
+        )
     return handed.encode()
 
 
@@ -107,13 +111,13 @@ def _proof(secret: bytes, rank: int) -> str:
 def _answer_of(store: Any, rank: int) -> str:
     key = f"{KEY}/{rank}"
     if not wait_for(store, key, seconds=MEETING_SECONDS):
-        raise RanksApart(f"rank {rank} has met the others, and has not answered for {MEETING_SECONDS:g} seconds")
+        raise RendezvousError(f"rank {rank} has met the others, and has not answered for {MEETING_SECONDS:g} seconds")
     return str(store.get(key).decode("ascii", errors="replace"))
 
 
 def _read(store: Any, key: str, otherwise: str) -> dict[str, Any]:
     if not wait_for(store, key, seconds=2 * MEETING_SECONDS):
-        raise RanksApart(f"{otherwise} for {2 * MEETING_SECONDS:g} seconds")
+        raise RendezvousError(f"{otherwise} for {2 * MEETING_SECONDS:g} seconds")
     try:
         return dict(json.loads(store.get(key)))
     except (ValueError, TypeError):

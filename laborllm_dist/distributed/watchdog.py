@@ -21,7 +21,7 @@ from time import monotonic
 from laborllm_dist.distributed.channel import Channel
 from laborllm_dist.distributed.interface import listen
 from laborllm_dist.distributed.launcher import num_local_ranks
-from laborllm_dist.errors import RanksApart
+from laborllm_dist.errors import RendezvousError
 
 # A connection is lost 30 seconds after the last sign of life: 10 s of silence, then four questions unanswered.
 IDLE_SECONDS, INTERVAL_SECONDS, NUM_PROBES = 10, 5, 4
@@ -35,12 +35,12 @@ GOODBYE = b"."
 
 
 @contextlib.contextmanager
-def looking_out(
+def watch_peers(
     channel: Channel | None,
     *,
     rank: int,
     world_size: int,
-    is_goodbye: Callable[[BaseException], bool],
+    is_clean_exit: Callable[[BaseException], bool],
     when_lost: Callable[[], None],
 ) -> Iterator[None]:
     """Watch the other ranks while the block runs. Collective at its beginning.
@@ -49,7 +49,7 @@ def looking_out(
         channel: to the other ranks; None: there are none, and nobody to watch.
         rank: this one.
         world_size: their number.
-        is_goodbye: whether ranks that leave with this exception all do so, or are expected to.
+        is_clean_exit: whether ranks that leave with this exception all do so, or are expected to.
         when_lost: called in a thread of its own, once, if the block still runs after another rank has gone.
     """
     if channel is None:
@@ -62,7 +62,7 @@ def looking_out(
         yield
     except BaseException as error:
         left.set()
-        if is_goodbye(error):
+        if is_clean_exit(error):
             _say_goodbye(connections)
         raise
     left.set()
@@ -84,7 +84,7 @@ def _connect(channel: Channel, rank: int, world_size: int) -> list[socket.socket
         connection.sendall(_introduction(channel, rank))
         return [connection]
     except OSError as error:
-        raise RanksApart(
+        raise RendezvousError(
             f"rank {rank} of {world_size} and rank 0 on {first} cannot connect ({error}); "
             "ranks need to reach each other on any port above 1023"
         ) from None

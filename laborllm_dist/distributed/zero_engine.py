@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from laborllm_dist.batching.batch import PackedBatch
 from laborllm_dist.config.model import OptimizerSettings, ZeroSettings
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.deepspeed_limits import LIVE_BUCKETS, check_8bit
 from laborllm_dist.distributed.jit_ops import check_nvme, load_operators
 from laborllm_dist.distributed.optimizers import make_optimizer
@@ -36,7 +36,7 @@ class ZeroEngine:
     deepspeed: Any
     adam: torch.optim.Optimizer
     kind: str
-    ranks: Ranks
+    ranks: DistributedContext
     settings: ZeroSettings
 
     def forward(self, batch: PackedBatch, *, is_last_pass: bool) -> Tensor:
@@ -89,7 +89,9 @@ class ZeroEngine:
         return float(nn.utils.get_total_norm(gradients))
 
 
-def make_engine(model: nn.Module, zero: ZeroSettings, optimizer: OptimizerSettings, ranks: Ranks) -> ZeroEngine:
+def make_engine(
+    model: nn.Module, zero: ZeroSettings, optimizer: OptimizerSettings, ranks: DistributedContext
+) -> ZeroEngine:
     """Put a model under DeepSpeed. Collective.
 
     Raises:

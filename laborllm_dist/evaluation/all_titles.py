@@ -17,12 +17,12 @@ from torch import Tensor
 
 from laborllm_dist.errors import ModelError
 from laborllm_dist.evaluation.title_trie import ROOT, Floats, Integers, TitleTrie
-from laborllm_dist.models.inference import Edges
-from laborllm_dist.models.tree_inference import Grown, Nodes
+from laborllm_dist.models.inference import TokenQueries
+from laborllm_dist.models.tree_inference import Nodes, PrefixState
 from laborllm_dist.tables.log_domain import log_sum_exp, upper_probability
 
 Booleans = npt.NDArray[np.bool_]
-Ask = Callable[[Grown, Nodes | None, Tensor, Edges], Tensor]  # EvaluatedModel.edges
+Ask = Callable[[PrefixState, Nodes | None, Tensor, TokenQueries], Tensor]  # InferenceModel.edges
 MOST_KEPT = 4  # times nodes_per_pass: nodes of titles whose keys and values are kept at once, whatever grows
 
 
@@ -80,7 +80,7 @@ class TitleScores:
 
 
 def score_titles(
-    ask: Ask, grown: Grown, prompts: Prompts, trie: TitleTrie, *, tolerance: float, nodes_per_pass: int
+    ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie, *, tolerance: float, nodes_per_pass: int
 ) -> TitleScores:
     """Score all titles after prompts inside packed rows.
 
@@ -97,7 +97,7 @@ def score_titles(
         edges_PE[:, trie.out_edges(ROOT)] = _first_edges(ask, grown, prompts, trie)
     else:  # the histories are forwarded, and nothing is asked of them
         nothing = torch.zeros(0, dtype=torch.int64)
-        ask(grown, None, nothing, Edges(nothing, nothing))
+        ask(grown, None, nothing, TokenQueries(nothing, nothing))
     at_once = max(1, nodes_per_pass * (MOST_KEPT if tolerance else 1) // trie.num_nodes)
     parts: list[TitleScores] = []
     for start in range(0, len(prompts), at_once):
@@ -111,12 +111,12 @@ def score_titles(
     return TitleScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in TitleScores.__slots__))
 
 
-def _first_edges(ask: Ask, grown: Grown, prompts: Prompts, trie: TitleTrie) -> Floats:
+def _first_edges(ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie) -> Floats:
     """Forward the histories and return log p of the titles' first tokens, [P, edges of the root]."""
     tokens = torch.from_numpy(trie.out_tokens(ROOT))
     num_slots = grown.batch.token_ids_BT.shape[1]
     last_slots_P = prompts.stems_P3[:, 0] * num_slots + prompts.stems_P3[:, 2] - 1
-    asked = Edges(torch.arange(len(prompts)).repeat_interleave(len(tokens)), tokens.repeat(len(prompts)))
+    asked = TokenQueries(torch.arange(len(prompts)).repeat_interleave(len(tokens)), tokens.repeat(len(prompts)))
     return _numbers(ask(grown, None, torch.from_numpy(last_slots_P), asked)).reshape(len(prompts), len(tokens))
 
 
@@ -135,7 +135,7 @@ def _numbers(found_E: Tensor) -> Floats:
 class _Trees:
     """The trees of P prompts while they grow. A prefix is reached when its log P is known, grown when forwarded."""
 
-    def __init__(self, ask: Ask, grown: Grown, prompts: Prompts, trie: TitleTrie, edges_PE: Floats) -> None:
+    def __init__(self, ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie, edges_PE: Floats) -> None:
         self.ask, self.grown, self.prompts, self.trie, self.edges_PE = ask, grown, prompts, trie, edges_PE
         self.places_PM = np.full((len(prompts), trie.num_nodes), -1, dtype=np.int64)  # of grown nodes in the memory
         self.num_grown = 0
@@ -163,7 +163,7 @@ class _Trees:
         tokens_N = np.concatenate((self.prompts.lines or ())[first:last]).astype(np.int64)
         nodes = Nodes(tokens_N, stems_N3[:, 2] - stems_N3[:, 1] + within_N, stems_N3, ancestors_NA)
         tokens = torch.from_numpy(trie.out_tokens(ROOT))
-        asked = Edges(torch.arange(last - first).repeat_interleave(len(tokens)), tokens.repeat(last - first))
+        asked = TokenQueries(torch.arange(last - first).repeat_interleave(len(tokens)), tokens.repeat(last - first))
         found_E = self.ask(self.grown, nodes, torch.from_numpy(np.cumsum(lengths) - 1), asked)
         self.edges_PE[first:last, trie.out_edges(ROOT)] = _numbers(found_E).reshape(-1, len(tokens))
         self.num_grown += len(nodes)
@@ -222,6 +222,6 @@ class _Trees:
         positions_N = starts_N + trie.depths_M[nodes_N] - 1
         nodes = Nodes(trie.tokens_M[nodes_N], positions_N, stems_N3, ancestors_NA)
         sources_E, edges_E = trie.edges_from(nodes_N)
-        asked = Edges(torch.from_numpy(sources_E), torch.from_numpy(trie.edge_tokens_E[edges_E]))
+        asked = TokenQueries(torch.from_numpy(sources_E), torch.from_numpy(trie.edge_tokens_E[edges_E]))
         found_E = self.ask(self.grown, nodes, torch.arange(len(nodes_N)), asked)
         self.edges_PE[prompts_N[sources_E], edges_E] = _numbers(found_E)

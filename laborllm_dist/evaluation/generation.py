@@ -24,19 +24,19 @@ import torch
 from torch import Tensor
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.observations import TitlePlaces, title_places
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.batching.observations import TitleSpans, title_places
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.evaluation.all_titles import MOST_KEPT
-from laborllm_dist.evaluation.resumable_parts import PartedWork, finish_parts, read_parts, remove_parts
+from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
 from laborllm_dist.evaluation.score import Evaluation, observation_facts
 from laborllm_dist.evaluation.title_trie import Floats, Integers
-from laborllm_dist.models.inference import EvaluatedModel
-from laborllm_dist.models.tree_inference import Grown, Nodes
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.models.inference import InferenceModel
+from laborllm_dist.models.tree_inference import Nodes, PrefixState
+from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.tables.generations import write_generated_table
 
-Pick = Callable[[Grown, Nodes | None, Tensor, Tensor], Tensor]  # EvaluatedModel.next_tokens
+Pick = Callable[[PrefixState, Nodes | None, Tensor, Tensor], Tensor]  # InferenceModel.next_tokens
 LINE_END = "\n"
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 HASHED = 8  # numbers of 64 bits in one digest
@@ -54,7 +54,7 @@ class Generation:
 
 
 def evaluate_generated(
-    work: Evaluation, wanted: Generation, model: EvaluatedModel, ranks: Ranks, say: Callable[[str], None]
+    work: Evaluation, wanted: Generation, model: InferenceModel, ranks: DistributedContext, say: Callable[[str], None]
 ) -> None:
     """Write the continuations of every prompt of a split into the table of continuations. Collective.
 
@@ -67,9 +67,9 @@ def evaluate_generated(
         units = [_unit_texts(work, wanted, model, end_ids, unit) for unit in work.plan.units_of_part(part)]
         return pa.concat_tables(units)
 
-    parted = PartedWork(work.parts, work.plan.num_parts, make, model.rest)
+    parted = ResumableJob(work.parts, work.plan.num_parts, make, model.rest)
     finish_parts(parted, ranks, say)
-    ranks.on_first(lambda: _merge(work, wanted, parted))
+    ranks.run_on_main(lambda: _merge(work, wanted, parted))
 
 
 def line_ends(tokenizer: CareerTokenizer) -> Integers:
@@ -89,7 +89,7 @@ def drawn_numbers(seed: int, key: Sequence[str | int], sample: int, num_tokens: 
 
 
 def continuations(
-    pick: Pick, grown: Grown, stems_P3: Integers, uniforms_PKL: Floats, end_ids: Integers, *, nodes_per_pass: int
+    pick: Pick, grown: PrefixState, stems_P3: Integers, uniforms_PKL: Floats, end_ids: Integers, *, nodes_per_pass: int
 ) -> Integers:
     """Return the tokens of K continuations of P prompts, [P, K, L], -1 behind their ends.
 
@@ -118,7 +118,7 @@ def continuations(
 
 
 def _chains(
-    pick: Pick, grown: Grown, first_C: Integers, stems_C3: Integers, uniforms_CL: Floats, end_ids: Integers
+    pick: Pick, grown: PrefixState, first_C: Integers, stems_C3: Integers, uniforms_CL: Floats, end_ids: Integers
 ) -> Integers:
     """Grow chains from their first tokens, one token a round; return their tokens, [C, L]."""
     tokens_CL, places_CL = (np.full(uniforms_CL.shape, -1, dtype=np.int64) for _ in range(2))
@@ -159,14 +159,14 @@ def continuation_text(before: int, tokens_L: Integers, tokenizer: CareerTokenize
     return line + end
 
 
-def _unit_texts(work: Evaluation, wanted: Generation, model: EvaluatedModel, end_ids: Integers, unit: int) -> pa.Table:
+def _unit_texts(work: Evaluation, wanted: Generation, model: InferenceModel, end_ids: Integers, unit: int) -> pa.Table:
     careers, rows = work.careers, work.plan.units[unit]
     batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.row_length)
     places = title_places(careers, rows)
     stems_P3 = np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
     tokens_PKL = continuations(
         model.next_tokens,
-        Grown(batch.to(model.device)),
+        PrefixState(batch.to(model.device)),
         stems_P3,
         _uniforms(careers, places, wanted),
         end_ids,
@@ -186,7 +186,7 @@ def _unit_texts(work: Evaluation, wanted: Generation, model: EvaluatedModel, end
     )
 
 
-def _uniforms(careers: CareerRows, places: TitlePlaces, wanted: Generation) -> npt.NDArray[np.float64]:
+def _uniforms(careers: CareerTable, places: TitleSpans, wanted: Generation) -> npt.NDArray[np.float64]:
     """Return what draws the tokens, [P, K, L]: the greedy continuation is the first one."""
     num_tokens = wanted.max_new_tokens
     uniforms_PKL = np.full((len(places.keys), 1 + wanted.num_samples, num_tokens), np.nan)
@@ -197,7 +197,7 @@ def _uniforms(careers: CareerRows, places: TitlePlaces, wanted: Generation) -> n
     return uniforms_PKL
 
 
-def _merge(work: Evaluation, wanted: Generation, parted: PartedWork) -> None:
+def _merge(work: Evaluation, wanted: Generation, parted: ResumableJob) -> None:
     facts, num_chains = observation_facts(work.careers), 1 + wanted.num_samples
     texts = pc.list_flatten(read_parts(parted, facts)["texts"])
     code_of = {f" {title}{LINE_END}": code for code, title in work.careers.vocabulary.title_of().items()}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from laborllm_dist.batching.packing import pack_careers
 from laborllm_dist.config.run import EvaluationSettings
-from laborllm_dist.errors import RowTooShort
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.errors import SequenceTooLongError
+from laborllm_dist.store.store import CareerTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,17 @@ class EvaluationPlan:
         return range(part * self.units_per_part, min((part + 1) * self.units_per_part, len(self.units)))
 
 
-def plan_evaluation(careers: CareerRows, settings: EvaluationSettings) -> EvaluationPlan:
+def plan_evaluation(careers: CareerTable, settings: EvaluationSettings) -> EvaluationPlan:
     """Pack all careers of a split.
 
     Raises:
-        RowTooShort: naming the person and how many there are, if a career does not fit a row.
+        SequenceTooLongError: naming the person and how many there are, if a career does not fit a row.
     """
     lengths = careers.num_tokens()
     longest = int(lengths.argmax())
     if lengths[longest] > settings.row_length:
         survey, person = careers.person(longest)
-        raise RowTooShort(
+        raise SequenceTooLongError(
             f"career {person!r} of {survey} has {lengths[longest]} tokens, evaluation.row_length is "
             f"{settings.row_length}; evaluate with row_length={lengths[longest]} or more, or with too_long=last_lines; "
             f"{careers.longer_than(settings.row_length)}"

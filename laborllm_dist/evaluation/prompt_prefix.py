@@ -60,14 +60,14 @@ def text_details(template: TemplateSettings, store: TokenStore, split: Split) ->
         details |= {"num_examples": str(template.num_examples), "examples_seed": str(template.examples_seed)}
     if template.max_tokens is not None:
         details["max_tokens"] = str(template.max_tokens)
-    return details | {name: str(count) for name, count in store.num_cut(split).items()}
+    return details | {name: str(count) for name, count in store.num_truncated(split).items()}
 
 
 def check_cut(store: TokenStore, max_tokens: int | None, split: Split) -> None:
     """Refuse people who do not fit even without a line of history.
 
     Raises:
-        RowTooShort: naming the longest and how many there are.
+        SequenceTooLongError: naming the longest and how many there are.
     """
     if max_tokens is not None:
         reason = f"without a line of history, and {max_tokens} fit the model's context and a row"
@@ -78,7 +78,7 @@ def check_cut(store: TokenStore, max_tokens: int | None, split: Split) -> None:
 
 def describe_cut(store: TokenStore, max_tokens: int, split: Split) -> str:
     """Return as a line how many people and observations were cut."""
-    counts = store.num_cut(split)
+    counts = store.num_truncated(split)
     return (
         f"evaluate: {counts['cut_people']:,} of {store.num_people(split):,} {split} people have more than "
         f"{max_tokens:,} tokens; {counts['cut_observations']:,} observations of theirs are scored after last lines only"

@@ -14,14 +14,14 @@ from time import monotonic
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.io.files import writing
+from laborllm_dist.io.files import atomic_write
 from laborllm_dist.tables.parquet import DAMAGE, check_content, with_checksum
 
 
 @dataclass(frozen=True, slots=True)
-class PartedWork:
+class ResumableJob:
     """What is made in parts: `make` returns part p, a table with `career` and `position`, the key of its rows."""
 
     folder: Path
@@ -31,15 +31,15 @@ class PartedWork:
     word: str = "evaluate"  # what lines of progress begin with
 
 
-def finish_parts(work: PartedWork, ranks: Ranks, say: Callable[[str], None]) -> None:
+def finish_parts(work: ResumableJob, ranks: DistributedContext, say: Callable[[str], None]) -> None:
     """Make the parts that have no file yet. Collective."""
-    missing = ranks.on_first(lambda: _missing(work))
+    missing = ranks.run_on_main(lambda: _missing(work))
     if done := work.num_parts - len(missing):
         say(f"{work.word}: {done:,} of {work.num_parts:,} parts are there")
     started, num_made = monotonic(), 0
-    for place in ranks.share_out(len(missing)):
+    for place in ranks.claim_indices(len(missing)):
         table = work.make(missing[place])
-        with writing(_path(work, missing[place])) as partial:
+        with atomic_write(_path(work, missing[place])) as partial:
             pq.write_table(with_checksum(table), partial, compression="zstd")
         num_made += table.num_rows
         speed = num_made * ranks.world_size / (monotonic() - started)
@@ -48,7 +48,7 @@ def finish_parts(work: PartedWork, ranks: Ranks, say: Callable[[str], None]) -> 
     ranks.barrier()
 
 
-def read_parts(work: PartedWork, keys: pa.Table) -> pa.Table:
+def read_parts(work: ResumableJob, keys: pa.Table) -> pa.Table:
     """Put all parts together, in the order of career and position.
 
     Args:
@@ -71,7 +71,7 @@ def read_parts(work: PartedWork, keys: pa.Table) -> pa.Table:
     return made
 
 
-def remove_parts(work: PartedWork) -> None:
+def remove_parts(work: ResumableJob) -> None:
     """Remove the parts, and their folder where nothing else is in it."""
     for part in work.folder.glob("part-??????.parquet*"):
         part.unlink()
@@ -91,10 +91,10 @@ def _read(path: Path) -> pa.Table:
         raise ScoreTableError(f"{path} is damaged ({reason}); delete it, and evaluate again to make it anew") from None
 
 
-def _missing(work: PartedWork) -> list[int]:
+def _missing(work: ResumableJob) -> list[int]:
     work.folder.mkdir(parents=True, exist_ok=True)
     return [part for part in range(work.num_parts) if not _path(work, part).is_file()]
 
 
-def _path(work: PartedWork, part: int) -> Path:
+def _path(work: ResumableJob, part: int) -> Path:
     return work.folder / f"part-{part:06d}.parquet"

@@ -12,31 +12,31 @@ import numpy as np
 from laborllm_dist.batching.observations import check_room
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.reader import OutOfRange
+from laborllm_dist.config.reader import OutOfRangeError
 from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
-from laborllm_dist.distributed.context import Ranks, alone_on_table
+from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.generation import Generation, evaluate_generated
 from laborllm_dist.evaluation.plan import EvaluationPlan, plan_evaluation
 from laborllm_dist.evaluation.prompt_prefix import describe_cut, prompted, text_name
 from laborllm_dist.evaluation.score import Evaluation, evaluate, evaluate_titles
 from laborllm_dist.evaluation.target import (
-    Subject,
+    EvaluationTarget,
     base_suffix,
     default_name,
+    external_target,
     longest_text,
-    other_subject,
     own_export,
-    own_subject,
+    run_target,
     titles_of,
 )
 from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie, ending_prompts
 from laborllm_dist.io.console import complain
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.models.inference import EvaluatedModel, open_evaluated
+from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
-from laborllm_dist.store.store import TOKENIZER, CareerRows, checking_store
+from laborllm_dist.store.store import TOKENIZER, CareerTable, checking_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.tables.generations import describe_generated, generated_table_path, read_generated_table
@@ -54,10 +54,10 @@ def evaluation_ranks(settings: EvaluateSettings | PredictSettings) -> RanksSetti
     Raises:
         RunError: if there is no such run.
     """
-    return as_told(read_run(Path(settings.run))[1], settings).ranks
+    return with_overrides(read_run(Path(settings.run))[1], settings).ranks
 
 
-def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
+def score_run(settings: EvaluateSettings, ranks: DistributedContext, say: Say) -> Path:
     """Write the score table of a split, and tables of titles and continuations if they are wanted. Collective.
 
     What is there already is left as it is.
@@ -68,31 +68,33 @@ def score_run(settings: EvaluateSettings, ranks: Ranks, say: Say) -> Path:
     Raises:
         LaborError: if the run is unfinished, the model is missing, or a career fits no row or context.
     """
-    subject, wanted = ranks.on_first(lambda: find_subject(settings, ranks, say), tuple[Subject, EvaluationSettings])
+    subject, wanted = ranks.run_on_main(
+        lambda: resolve_target(settings, ranks, say), tuple[EvaluationTarget, EvaluationSettings]
+    )
     careers = subject.store.careers(wanted.split)  # each rank opens them: they are never sent
-    splits: tuple[Split, ...] = (wanted.split,) if ranks.is_first else ()
-    trained_on: tuple[Split, ...] = ("train",) if ranks.is_first else ()
+    splits: tuple[Split, ...] = (wanted.split,) if ranks.is_main else ()
+    trained_on: tuple[Split, ...] = ("train",) if ranks.is_main else ()
     with (
         checking_store(subject.store, splits) as check,
         checking_store(subject.store, trained_on) as check_trained_on,
         alone_on_table(ranks, subject.table),
     ):
-        planned = ranks.on_first(lambda: _missing_tables(subject, careers, wanted, say), list[Planned])
+        planned = ranks.run_on_main(lambda: _missing_tables(subject, careers, wanted, say), list[Planned])
         todo = [Evaluation(careers, plan, info, parts_folder(path, info, plan), path) for path, info, plan in planned]
         if todo:
             model, trie = _open(todo, settings, (subject, wanted), ranks)
-            ranks.on_first(check.wait)
+            ranks.run_on_main(check.wait)
             _score(todo, (subject, wanted), (model, trie), ranks, say)
         if wanted.generated == "check":
             table = generated_table_path(subject.table, wanted.split)
-            say(ranks.on_first(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
-        ranks.on_first(check.wait)
-        ranks.on_first(check_trained_on.wait)
-        ranks.on_first(lambda: _warn_if_no_better(subject, wanted.split, read_run(Path(settings.run))[1]))
+            say(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
+        ranks.run_on_main(check.wait)
+        ranks.run_on_main(check_trained_on.wait)
+        ranks.run_on_main(lambda: _warn_if_no_better(subject, wanted.split, read_run(Path(settings.run))[1]))
     return subject.table
 
 
-def _warn_if_no_better(subject: Subject, split: Split, run: RunSettings) -> None:
+def _warn_if_no_better(subject: EvaluationTarget, split: Split, run: RunSettings) -> None:
     """Say in one line where the model predicts the titles of a split worse than no model does."""
     nats_per_title = -float(np.mean(read_score_table(subject.table)[0]["title"].to_numpy()))
     warning = warning_if_no_better(
@@ -103,27 +105,30 @@ def _warn_if_no_better(subject: Subject, split: Split, run: RunSettings) -> None
 
 
 def _open(
-    todo: list[Evaluation], settings: EvaluateSettings, asked: tuple[Subject, EvaluationSettings], ranks: Ranks
-) -> tuple[EvaluatedModel, TitleTrie | None]:
+    todo: list[Evaluation],
+    settings: EvaluateSettings,
+    asked: tuple[EvaluationTarget, EvaluationSettings],
+    ranks: DistributedContext,
+) -> tuple[InferenceModel, TitleTrie | None]:
     """Open the model, and make the tree of titles where it is needed. Collective."""
     (subject, wanted), careers = asked, todo[0].careers
     compute = read_run(Path(settings.run))[1].compute
     needs_trie = wanted.titles == "all" or wanted.generated == "check"
-    trie = ranks.on_first(lambda: trie_of(settings, subject, careers), TitleTrie) if needs_trie else None
-    ranks.on_first(lambda: _check_room(subject, careers, wanted, trie))
-    model = open_evaluated(subject.model, wanted, compute, ranks)
-    ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
+    trie = ranks.run_on_main(lambda: trie_of(settings, subject, careers), TitleTrie) if needs_trie else None
+    ranks.run_on_main(lambda: _check_room(subject, careers, wanted, trie))
+    model = load_for_inference(subject.model, wanted, compute, ranks)
+    ranks.run_on_main(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
     if wanted.placement == "replicated":  # shards are of known types only
         longest = longest_career(subject.store, (wanted.split,))
-        ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
+        ranks.run_on_main(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
     return model, trie
 
 
 def _score(
     todo: list[Evaluation],
-    asked: tuple[Subject, EvaluationSettings],
-    opened: tuple[EvaluatedModel, TitleTrie | None],
-    ranks: Ranks,
+    asked: tuple[EvaluationTarget, EvaluationSettings],
+    opened: tuple[InferenceModel, TitleTrie | None],
+    ranks: DistributedContext,
     say: Say,
 ) -> None:
     """Write the tables that are not there yet. Collective."""
@@ -140,11 +145,13 @@ def _score(
         say(f"evaluate: {work.table}")
 
 
-def _check_room(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, trie: TitleTrie | None) -> None:
+def _check_room(
+    subject: EvaluationTarget, careers: CareerTable, wanted: EvaluationSettings, trie: TitleTrie | None
+) -> None:
     """Refuse prompts after which the longest title, or a continuation, goes past the model's context.
 
     Raises:
-        RowTooShort: naming a person and how many there are.
+        SequenceTooLongError: naming a person and how many there are.
     """
     if trie is None:
         return
@@ -157,7 +164,7 @@ def _check_room(subject: Subject, careers: CareerRows, wanted: EvaluationSetting
         check_room(careers, num_tokens - 1, context, what)  # the last token is picked, not forwarded
 
 
-def _generation(subject: Subject, wanted: EvaluationSettings, trie: TitleTrie | None) -> Generation:
+def _generation(subject: EvaluationTarget, wanted: EvaluationSettings, trie: TitleTrie | None) -> Generation:
     """Return how continuations are made; by default they have room for the longest title and the line's end."""
     assert trie is not None  # made where continuations are wanted
     return Generation(
@@ -172,12 +179,14 @@ def _generation(subject: Subject, wanted: EvaluationSettings, trie: TitleTrie | 
 Planned = tuple[Path, ScoreTableInfo, EvaluationPlan]
 
 
-def _missing_tables(subject: Subject, careers: CareerRows, wanted: EvaluationSettings, say: Say) -> list[Planned]:
+def _missing_tables(
+    subject: EvaluationTarget, careers: CareerTable, wanted: EvaluationSettings, say: Say
+) -> list[Planned]:
     """Return the tables that are not there yet, each with what it must say of itself and its plan.
 
     Raises:
         RunError: if another distribution of the same weights has the name.
-        RowTooShort: if a career fits no row.
+        SequenceTooLongError: if a career fits no row.
     """
     tables = [(subject.table, subject.info, wanted)]
     # A unit of these is hundreds of times the work: each is a part of its own.
@@ -206,7 +215,7 @@ def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
 
     Raises:
         RunError: naming the first setting that differs.
-        ForeignFile: if something else has the table's name.
+        ForeignFileError: if something else has the table's name.
         ScoreTableError: if the table is damaged.
     """
     if not path.exists() and not path.is_symlink():
@@ -225,11 +234,11 @@ def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
     )
 
 
-def trie_of(settings: EvaluateSettings, subject: Subject, careers: CareerRows) -> TitleTrie:
+def trie_of(settings: EvaluateSettings, subject: EvaluationTarget, careers: CareerTable) -> TitleTrie:
     """Return the tree of the titles as they stand after the prompts of this split.
 
     Raises:
-        TitleInsideToken: if the tokenizer does not keep titles apart from the prompts or from each other, or cuts one
+        TitleBoundaryError: if the tokenizer does not keep titles apart from the prompts or from each other, or cuts one
             differently after some of the prompts.
     """
     template = compile_template(read_run(Path(settings.run))[1].template)
@@ -237,7 +246,7 @@ def trie_of(settings: EvaluateSettings, subject: Subject, careers: CareerRows) -
     return common_title_trie(ending_prompts(careers, template), subject.store.vocabulary, tokenizer)
 
 
-def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
+def describe_evaluation(work: Evaluation, ranks: DistributedContext) -> str:
     """Return the plan as a line."""
     num_rows = sum(len(unit) for unit in work.plan.units)
     fill = int(work.careers.num_tokens().sum()) / (num_rows * work.plan.row_length)
@@ -251,32 +260,34 @@ def describe_evaluation(work: Evaluation, ranks: Ranks) -> str:
     )
 
 
-def find_subject(settings: EvaluateSettings, ranks: Ranks, say: Say) -> tuple[Subject, EvaluationSettings]:
+def resolve_target(
+    settings: EvaluateSettings, ranks: DistributedContext, say: Say
+) -> tuple[EvaluationTarget, EvaluationSettings]:
     """Return whom these settings score, with its store, and how.
 
     Raises:
         LaborError: if the run is unfinished, the model is missing, or its scores have another model's name.
     """
     run, run_settings, store = read_run(Path(settings.run))
-    run_settings = as_told(run_settings, settings)
+    run_settings = with_overrides(run_settings, settings)
     wanted, own = run_settings.evaluation, run_settings.template
     if wanted.tolerance and wanted.titles == "observed":
         raise SettingsError("setting tolerance: it is the mass left of all titles; add titles=all, or leave it out")
     template = prompted(own, settings.prompt, wanted.split)
     if settings.model.path is None and template == own and settings.too_long == "refuse":
-        return own_subject(settings.model, run, run_settings, store, ranks.device), wanted
+        return run_target(settings.model, run, run_settings, store, ranks.device), wanted
     other = settings.model if settings.model.path is not None else own_export(run)
     name = settings.model.name or default_name(other) + text_name(settings, own, template) + base_suffix(wanted)
     if settings.too_long == "last_lines":
         template = dataclasses.replace(template, max_tokens=longest_text(other, wanted, titles_of(run_settings)))
     told, other = dataclasses.replace(run_settings, template=template), dataclasses.replace(other, name=name)
-    subject = other_subject(other, run, told, ranks.device, say)
+    subject = external_target(other, run, told, ranks.device, say)
     if template.max_tokens is not None:
         say(describe_cut(subject.store, template.max_tokens, wanted.split))
     return subject, wanted
 
 
-def as_told(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> RunSettings:
+def with_overrides(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> RunSettings:
     """Return the run's settings with what this evaluation or prediction is told otherwise.
 
     Raises:
@@ -286,7 +297,7 @@ def as_told(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> R
     changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     try:
         evaluation = dataclasses.replace(run.evaluation, **changes)
-    except OutOfRange as error:
+    except OutOfRangeError as error:
         raise SettingsError(f"setting {error.field}: wanted {error.wanted}") from None
     threads = settings.threads_per_rank or run.ranks.threads_per_rank
     return dataclasses.replace(
@@ -298,7 +309,7 @@ def is_there(path: Path, info: ScoreTableInfo) -> bool:
     """Return whether a table of just these numbers has been written, and is as it was written.
 
     Raises:
-        ForeignFile: if something else has the table's name.
+        ForeignFileError: if something else has the table's name.
         ScoreTableError: if the table is damaged.
     """
     return path.is_file() and written_info(path) == info

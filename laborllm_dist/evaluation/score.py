@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.observations import TitlePlaces, observation_scores, scoring_batch, title_places
+from laborllm_dist.batching.observations import TitleSpans, observation_scores, scoring_batch, title_places
 from laborllm_dist.config.run import EvaluationSettings
-from laborllm_dist.distributed.context import Ranks
-from laborllm_dist.errors import TitleInsideToken
+from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.errors import TitleBoundaryError
 from laborllm_dist.evaluation.all_titles import Prompts, score_titles
 from laborllm_dist.evaluation.plan import EvaluationPlan
-from laborllm_dist.evaluation.resumable_parts import PartedWork, finish_parts, read_parts, remove_parts
+from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
 from laborllm_dist.evaluation.title_trie import TitleTrie
-from laborllm_dist.models.inference import EvaluatedModel
-from laborllm_dist.models.tree_inference import Grown
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.models.inference import InferenceModel
+from laborllm_dist.models.tree_inference import PrefixState
+from laborllm_dist.store.store import CareerTable
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import SCORE_SCHEMA, write_score_table
 from laborllm_dist.tables.title_distributions import write_title_table
@@ -32,54 +32,54 @@ from laborllm_dist.tables.title_distributions import write_title_table
 class Evaluation:
     """What is scored, and where parts and table go. `info` is everything that decides the numbers."""
 
-    careers: CareerRows
+    careers: CareerTable
     plan: EvaluationPlan
     info: ScoreTableInfo
     parts: Path
     table: Path
 
 
-def evaluate(work: Evaluation, model: EvaluatedModel, ranks: Ranks, say: Callable[[str], None]) -> None:
+def evaluate(work: Evaluation, model: InferenceModel, ranks: DistributedContext, say: Callable[[str], None]) -> None:
     """Score the observed titles: the parts that have no file yet, then all into the score table. Collective.
 
     Raises:
         ScoreTableError: if the parts do not hold every observation exactly once.
     """
-    parted = PartedWork(work.parts, work.plan.num_parts, lambda part: _observed_part(work, model, part), model.rest)
+    parted = ResumableJob(work.parts, work.plan.num_parts, lambda part: _observed_part(work, model, part), model.rest)
     finish_parts(parted, ranks, say)
-    ranks.on_first(lambda: _merge_observed(work, parted))
+    ranks.run_on_main(lambda: _merge_observed(work, parted))
 
 
 def evaluate_titles(
     work: Evaluation,
     trie: TitleTrie,
     wanted: EvaluationSettings,
-    model: EvaluatedModel,
-    ranks: Ranks,
+    model: InferenceModel,
+    ranks: DistributedContext,
     say: Callable[[str], None],
 ) -> None:
     """Score all titles after the prompt of every observation, into the table of titles. Collective.
 
     Raises:
         ScoreTableError: if the parts do not hold every observation exactly once.
-        TitleInsideToken: if the observed titles are other tokens than those of the tree.
+        TitleBoundaryError: if the observed titles are other tokens than those of the tree.
     """
 
     def make(part: int) -> pa.Table:
         units = [_titles_of_unit(work, trie, wanted, model, unit) for unit in work.plan.units_of_part(part)]
         return pa.concat_tables(units)
 
-    parted = PartedWork(work.parts, work.plan.num_parts, make, model.rest)
+    parted = ResumableJob(work.parts, work.plan.num_parts, make, model.rest)
     finish_parts(parted, ranks, say)
-    ranks.on_first(lambda: _merge_titles(work, parted))
+    ranks.run_on_main(lambda: _merge_titles(work, parted))
 
 
-def _observed_part(work: Evaluation, model: EvaluatedModel, part: int) -> pa.Table:
+def _observed_part(work: Evaluation, model: InferenceModel, part: int) -> pa.Table:
     keys, scores = [], []
     for unit in work.plan.units_of_part(part):
         batch, places = scoring_batch(work.careers, work.plan.units[unit], work.plan.row_length)
         keys.append(places.keys)
-        scores.append(observation_scores(batch.at_their_slots(model.scores(batch)), places.spans))
+        scores.append(observation_scores(batch.scatter_to_slots(model.scores(batch)), places.spans))
     careers, positions = np.concatenate(keys).T
     title, terminated = np.concatenate(scores).T
     return pa.table(
@@ -87,7 +87,7 @@ def _observed_part(work: Evaluation, model: EvaluatedModel, part: int) -> pa.Tab
     )
 
 
-def _merge_observed(work: Evaluation, parted: PartedWork) -> None:
+def _merge_observed(work: Evaluation, parted: ResumableJob) -> None:
     expected = observation_facts(work.careers)
     scored = read_parts(parted, expected)
     table = expected.append_column("title", scored["title"]).append_column("terminated", scored["terminated"])
@@ -96,7 +96,7 @@ def _merge_observed(work: Evaluation, parted: PartedWork) -> None:
 
 
 def _titles_of_unit(
-    work: Evaluation, trie: TitleTrie, wanted: EvaluationSettings, model: EvaluatedModel, unit: int
+    work: Evaluation, trie: TitleTrie, wanted: EvaluationSettings, model: InferenceModel, unit: int
 ) -> pa.Table:
     careers, rows = work.careers, work.plan.units[unit]
     batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.row_length)
@@ -106,7 +106,7 @@ def _titles_of_unit(
     prompts = Prompts(np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1), observed_P)
     found = score_titles(
         model.edges,
-        Grown(batch.to(model.device)),
+        PrefixState(batch.to(model.device)),
         prompts,
         trie,
         tolerance=wanted.tolerance,
@@ -132,22 +132,22 @@ def _lists(values_PT: npt.NDArray[np.float64]) -> pa.ListArray:
 
 
 def check_observed(
-    token_ids_BT: npt.NDArray[np.int64], places: TitlePlaces, trie: TitleTrie, observed_P: npt.NDArray[np.int64]
+    token_ids_BT: npt.NDArray[np.int64], places: TitleSpans, trie: TitleTrie, observed_P: npt.NDArray[np.int64]
 ) -> None:
     """Compare the tokens of the observed titles in packed rows with their paths in the tree.
 
     Raises:
-        TitleInsideToken: if one differs, since its probability would not be that of its text.
+        TitleBoundaryError: if one differs, since its probability would not be that of its text.
     """
     for (row, start, end), title in zip(places.spans.tolist(), observed_P.tolist(), strict=True):
         if tuple(token_ids_BT[row, start : end + 1].tolist()) != trie.closed_tokens(title):
-            raise TitleInsideToken(
+            raise TitleBoundaryError(
                 f"title {title} is other tokens inside a career than alone after a prompt; "
                 "the distribution over titles wants a tokenizer that cuts titles the same everywhere"
             )
 
 
-def _merge_titles(work: Evaluation, parted: PartedWork) -> None:
+def _merge_titles(work: Evaluation, parted: ResumableJob) -> None:
     expected = observation_facts(work.careers)
     scored = read_parts(parted, expected)
     for name in ("mass", "bound", "normalised", "title", "terminated"):
@@ -156,7 +156,7 @@ def _merge_titles(work: Evaluation, parted: PartedWork) -> None:
     remove_parts(parted)
 
 
-def observation_facts(careers: CareerRows) -> pa.Table:
+def observation_facts(careers: CareerTable) -> pa.Table:
     """Return one row per observation of a split: all columns of a score table but the scores, and `career`.
 
     Rows are in the order of careers in the store, then of jobs.

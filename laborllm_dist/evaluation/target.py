@@ -17,20 +17,20 @@ from laborllm_dist.config.reader import is_file_name
 from laborllm_dist.config.run import COMPARATORS, EvaluationSettings, OtherModelSettings, RunSettings
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.prompt_prefix import TEXT_DETAILS, check_cut, text_details
-from laborllm_dist.io.run_directory import RunFolder
+from laborllm_dist.io.run_directory import RunDirectory
 from laborllm_dist.models.loading import check_weights, context_of, weights_identity
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TokenStore, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import read_score_table
-from laborllm_dist.text.title_variants import shown_vocabulary
+from laborllm_dist.text.title_variants import display_vocabulary
 
 OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EvaluationTarget:
     """A model with the store of its tokens, its score table's file, and what that table must say of itself."""
 
     model: ModelSettings
@@ -50,9 +50,9 @@ class Subject:
         return dataclasses.replace(self.info, details={**self.info.details, **details})
 
 
-def own_subject(
-    model: OtherModelSettings, run: RunFolder, settings: RunSettings, store: Path, device: torch.device
-) -> Subject:
+def run_target(
+    model: OtherModelSettings, run: RunDirectory, settings: RunSettings, store: Path, device: torch.device
+) -> EvaluationTarget:
     """Return the run's own export; held in 8 or 4 bits, or under a name of its own, it has a table of its own.
 
     Raises:
@@ -66,7 +66,7 @@ def own_subject(
     return subject
 
 
-def own_export(run: RunFolder) -> OtherModelSettings:
+def own_export(run: RunDirectory) -> OtherModelSettings:
     """Return where a run's own weights are.
 
     Raises:
@@ -77,18 +77,18 @@ def own_export(run: RunFolder) -> OtherModelSettings:
     return OtherModelSettings(str(run.export), None, None, None, "safetensors")
 
 
-def other_subject(
+def external_target(
     other: OtherModelSettings,
-    run: RunFolder,
+    run: RunDirectory,
     settings: RunSettings,
     device: torch.device,
     say: Callable[[str], None],
-) -> Subject:
+) -> EvaluationTarget:
     """Return another model, the run's people told with its own tokenizer, as the settings' template says.
 
     Raises:
         RunError: if the run has scores of other weights, or of another text, under the same name.
-        RowTooShort: if people who may be cut do not fit all the same.
+        SequenceTooLongError: if people who may be cut do not fit all the same.
     """
     model = as_pretrained(other.name or default_name(other) + base_suffix(settings.evaluation), other)
     check_weights(model)
@@ -99,7 +99,7 @@ def other_subject(
     return subject
 
 
-def _refuse_other_scores(subject: Subject) -> None:
+def _refuse_other_scores(subject: EvaluationTarget) -> None:
     if subject.table.is_file():
         known, wished = read_score_table(subject.table)[1].details, subject.info.details
         other_text = any(known.get(name) != wished.get(name) for name in TEXT_DETAILS)
@@ -137,7 +137,7 @@ def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: 
 
 def titles_of(run: RunSettings) -> tuple[str, ...]:
     """Return the titles as the run's texts show them."""
-    return shown_vocabulary(pooled_vocabulary(run.data), run.template.titles).titles
+    return display_vocabulary(pooled_vocabulary(run.data), run.template.titles).titles
 
 
 def default_name(other: OtherModelSettings) -> str:
@@ -172,7 +172,7 @@ def as_pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
 
 def _subject(
     model: ModelSettings, store: TokenStore, table: Path, settings: RunSettings, device: torch.device
-) -> Subject:
+) -> EvaluationTarget:
     wanted = settings.evaluation
     details = {
         "weights": weights_identity(model),
@@ -192,4 +192,4 @@ def _subject(
     info = ScoreTableInfo(
         model=model.name, split=wanted.split, careers=store.careers_fingerprint, code=__version__, details=details
     )
-    return Subject(model=model, store=store, table=table, info=info)
+    return EvaluationTarget(model=model, store=store, table=table, info=info)

@@ -23,8 +23,8 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from laborllm_dist.careers.types import OccupationVocabulary
-from laborllm_dist.errors import TitleInsideToken
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.errors import TitleBoundaryError
+from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenize import title_token_ids
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import Template, render_career
@@ -117,7 +117,7 @@ def build_trie(titles: Sequence[Sequence[int]], terminator: int) -> TitleTrie:
         terminator: token of the line's end.
 
     Raises:
-        TitleInsideToken: if two titles are the same tokens.
+        TitleBoundaryError: if two titles are the same tokens.
     """
     node_of: dict[tuple[int, ...], int] = {(): ROOT}
     ends_T = np.zeros(len(titles), dtype=np.int64)
@@ -126,7 +126,7 @@ def build_trie(titles: Sequence[Sequence[int]], terminator: int) -> TitleTrie:
         for depth in range(1, len(titles[number]) + 1):
             ends_T[number] = node_of.setdefault(tuple(titles[number][:depth]), len(node_of) - 1)
     if len(set(ends_T.tolist())) < len(titles):
-        raise TitleInsideToken("two titles are the same tokens, so they have no probabilities of their own")
+        raise TitleBoundaryError("two titles are the same tokens, so they have no probabilities of their own")
     prefixes = list(node_of)[1:]
     depths_M = np.array([len(prefix) for prefix in prefixes])
     paths_MA = np.full((len(prefixes), int(depths_M.max())), -1)
@@ -168,7 +168,7 @@ def common_title_trie(
         tokenizer: of the texts.
 
     Raises:
-        TitleInsideToken: if a title changes a prompt's tokens, ends inside a token, equals another one in tokens, or
+        TitleBoundaryError: if a title changes a prompt's tokens, ends inside a token, equals another one in tokens, or
             has other tokens after one prompt than after another.
     """
     titles, terminator = title_token_ids(prompts[0], vocabulary, tokenizer)
@@ -176,7 +176,7 @@ def common_title_trie(
         others, end = title_token_ids(prompt, vocabulary, tokenizer)
         places = (place for place, ids in enumerate(others) if (*ids, end) != (*titles[place], terminator))
         if (changed := next(places, None)) is not None:
-            raise TitleInsideToken(
+            raise TitleBoundaryError(
                 f"titles are other tokens after {prompt[-20:]!r} than after {prompts[0][-20:]!r}, the first of them "
                 f"{vocabulary.titles[changed]!r}, so no tree of titles holds after both; take people "
                 "without one of these prompts, or a tokenizer that cuts titles the same everywhere"
@@ -184,7 +184,7 @@ def common_title_trie(
     return build_trie(titles, terminator)
 
 
-def ending_prompts(careers: CareerRows, template: Template) -> list[str]:
+def ending_prompts(careers: CareerTable, template: Template) -> list[str]:
     """Return a prompt of these careers for every token that ends one, each the shortest there is.
 
     They are without the preface, and without earlier lines where a row has only those that it predicts.

@@ -26,7 +26,7 @@ UNIT = 2.0**-64
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Question:
+class Query:
     """Which title stands `years_ahead` years after a start, if `supposed` stand in the years right after it?"""
 
     start: int
@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class Distributions:
     """Distributions over T titles in nats, each of sum 1, [Q, T]; `left_Q`: the mass that was not told apart."""
 
     log_probabilities_QT: Floats
@@ -48,7 +48,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Composed:
+class IteratedForecast:
     """Distributions over titles in the target year in nats, each of sum 1, [S, T].
 
     `bound_S`: the most that any probability is off, by what was left out; of the total variation too.
@@ -65,7 +65,7 @@ class Composed:
         return np.exp(self.log_probabilities_ST)
 
 
-Ask = Callable[[Sequence[Question]], Answers]
+Ask = Callable[[Sequence[Query]], Distributions]
 
 
 def num_prompts(num_titles: int, horizon: int) -> int:
@@ -74,7 +74,7 @@ def num_prompts(num_titles: int, horizon: int) -> int:
     return total
 
 
-def compose_followed(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, max_paths: int) -> Composed:
+def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, max_paths: int) -> IteratedForecast:
     """Sum over paths, all of them or the most probable ones.
 
     Args:
@@ -90,7 +90,7 @@ def compose_followed(ask: Ask, num_starts: int, *, horizon: int, tolerance: floa
     paths: list[tuple[int, tuple[int, ...]]] = [(start, ()) for start in range(num_starts)]
     log_weights_P, left_S, bound_S = np.zeros(num_starts), np.zeros(num_starts), np.zeros(num_starts)
     for step in range(1, horizon):
-        answers = ask([Question(start, supposed, step) for start, supposed in paths])
+        answers = ask([Query(start, supposed, step) for start, supposed in paths])
         starts_P = np.array([start for start, _ in paths])
         np.add.at(bound_S, starts_P, np.exp(log_weights_P) * answers.left_Q)
         log_mass_PT = log_weights_P[:, None] + answers.log_probabilities_QT
@@ -114,13 +114,13 @@ def compose_followed(ask: Ask, num_starts: int, *, horizon: int, tolerance: floa
             ]
             kept.append(log_mass_N[followed_N])
         paths, log_weights_P = longer, np.concatenate(kept)
-    answers = ask([Question(start, supposed, horizon) for start, supposed in paths])
+    answers = ask([Query(start, supposed, horizon) for start, supposed in paths])
     starts_P = np.array([start for start, _ in paths])
     np.add.at(bound_S, starts_P, np.exp(log_weights_P) * answers.left_Q)
     log_mass_PT = log_weights_P[:, None] + answers.log_probabilities_QT
     log_sums_ST = np.stack([log_sum_exp(log_mass_PT[starts_P == start], axis=0) for start in range(num_starts)])
     log_probabilities_ST = log_sums_ST - log_sum_exp(log_sums_ST, axis=1)[:, None]
-    return Composed(log_probabilities_ST, np.minimum(bound_S + left_S, 1.0), None)
+    return IteratedForecast(log_probabilities_ST, np.minimum(bound_S + left_S, 1.0), None)
 
 
 def _most_probable(mass_N: Floats, allowed: float, *, all_of: bool) -> Integers:
@@ -132,7 +132,7 @@ def _most_probable(mass_N: Floats, allowed: float, *, all_of: bool) -> Integers:
     return np.sort(order_N[num_left:])
 
 
-def compose_sampled(ask: Ask, draws_SPK: Floats) -> Composed:
+def iterate_sampled(ask: Ask, draws_SPK: Floats) -> IteratedForecast:
     """Take the mean of the last step over drawn paths.
 
     Args:
@@ -154,7 +154,7 @@ def compose_sampled(ask: Ask, draws_SPK: Floats) -> Composed:
     answers, places_N = _ask_once(ask, keys, supposed)
     bound_N += answers.left_Q[places_N]
     last_SPT = answers.log_probabilities_QT[places_N].reshape(num_starts, num_paths, -1)
-    return Composed(
+    return IteratedForecast(
         log_sum_exp(last_SPT, axis=1) - np.log(num_paths),
         bound_N.reshape(num_starts, num_paths).mean(axis=1),
         np.exp(last_SPT).std(axis=1, ddof=1) / np.sqrt(num_paths),
@@ -163,9 +163,9 @@ def compose_sampled(ask: Ask, draws_SPK: Floats) -> Composed:
 
 def _ask_once(
     ask: Ask, keys: Sequence[tuple[int, int]], supposed: Sequence[tuple[int, ...]]
-) -> tuple[Answers, Integers]:
+) -> tuple[Distributions, Integers]:
     """Ask for the next year of every path, equal questions once; return the answers and each path's place in them."""
-    questions = [Question(key[0], titles, len(titles) + 1) for key, titles in zip(keys, supposed, strict=True)]
+    questions = [Query(key[0], titles, len(titles) + 1) for key, titles in zip(keys, supposed, strict=True)]
     different = sorted(set(questions))
     place_of = {question: place for place, question in enumerate(different)}
     return ask(different), np.array([place_of[question] for question in questions])

@@ -12,13 +12,13 @@ from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.forecasting.iterate import Floats, Integers, num_prompts
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.store.store import CareerTable
 
 STRENGTH = 10.0  # observations of the marginal in every row of the yardstick
 
 
 @dataclass(frozen=True, slots=True)
-class Starts:
+class Origins:
     """Where forecasts of a horizon begin: row of the career in the store, job of the start, job that is forecast."""
 
     careers_S: Integers
@@ -28,13 +28,13 @@ class Starts:
     def __len__(self) -> int:
         return len(self.careers_S)
 
-    def of_career(self, career: int) -> Starts:
+    def of_career(self, career: int) -> Origins:
         """Return those of one person."""
         is_own_S = self.careers_S == career
-        return Starts(self.careers_S[is_own_S], self.jobs_S[is_own_S], self.targets_S[is_own_S])
+        return Origins(self.careers_S[is_own_S], self.jobs_S[is_own_S], self.targets_S[is_own_S])
 
 
-def find_starts(careers: CareerRows, horizon: int) -> Starts:
+def find_starts(careers: CareerTable, horizon: int) -> Origins:
     """Return every job with another one of the same person `horizon` years later."""
     found: list[tuple[int, int, int]] = []
     for career, years in enumerate(careers.table["years"].to_pylist()):
@@ -43,22 +43,22 @@ def find_starts(careers: CareerRows, horizon: int) -> Starts:
             (career, job, place_of[year + horizon]) for job, year in enumerate(years) if year + horizon in place_of
         ]
     careers_S, jobs_S, targets_S = np.array(found, dtype=np.int64).reshape(-1, 3).T
-    return Starts(careers_S, jobs_S, targets_S)
+    return Origins(careers_S, jobs_S, targets_S)
 
 
-def observed_titles(careers: CareerRows, starts: Starts) -> Integers:
+def observed_titles(careers: CareerTable, starts: Origins) -> Integers:
     """Return the place in the vocabulary of what was observed in each target year, [S]."""
     return _titles_at(careers, starts.careers_S, starts.targets_S)
 
 
-def _titles_at(careers: CareerRows, careers_S: Integers, jobs_S: Integers) -> Integers:
+def _titles_at(careers: CareerTable, careers_S: Integers, jobs_S: Integers) -> Integers:
     flat = np.asarray(pc.list_flatten(careers.table["occupations"]), dtype=np.int64)
     num_jobs = careers.num_observations()
     found: Integers = flat[(np.cumsum(num_jobs) - num_jobs)[careers_S] + jobs_S]
     return found
 
 
-def chosen_starts(settings: ForecastSettings, careers: CareerRows, split: Split) -> Starts:
+def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split) -> Origins:
     """Return the forecasts of the people that are taken.
 
     Raises:
@@ -76,7 +76,7 @@ def chosen_starts(settings: ForecastSettings, careers: CareerRows, split: Split)
         drawn = sorted(people.tolist(), key=lambda career: _draw(settings.seed, *careers.person(career)))
         people = np.array(sorted(drawn[: settings.max_people]))
     is_taken_S = np.isin(starts.careers_S, people)
-    starts = Starts(starts.careers_S[is_taken_S], starts.jobs_S[is_taken_S], starts.targets_S[is_taken_S])
+    starts = Origins(starts.careers_S[is_taken_S], starts.jobs_S[is_taken_S], starts.targets_S[is_taken_S])
     num_titles, between = len(careers.vocabulary), settings.horizon - 1
     if settings.steps == "exact" and not settings.tolerance and num_titles**between > settings.max_paths:
         raise RunError(
@@ -88,7 +88,7 @@ def chosen_starts(settings: ForecastSettings, careers: CareerRows, split: Split)
     return starts
 
 
-def last_occupation_scores(train: CareerRows, careers: CareerRows, starts: Starts, horizon: int) -> Floats:
+def last_occupation_scores(train: CareerTable, careers: CareerTable, starts: Origins, horizon: int) -> Floats:
     """Return log P of what was observed, by the share of training people who went from the start's occupation to it.
 
     A yardstick without a model: P(y | x) = (n_xy + STRENGTH * m_y) / (n_x + STRENGTH), counted over the same number of

@@ -18,17 +18,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from laborllm_dist.batching.batch import PackedBatch, TokenIds, pack_batch
-from laborllm_dist.batching.packing import GRANULE, pack_careers
+from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, pack_careers
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.run import EvaluationSettings
-from laborllm_dist.errors import RowTooShort, TitleInsideToken
+from laborllm_dist.errors import SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
 from laborllm_dist.evaluation.title_trie import TitleTrie
-from laborllm_dist.forecasting.iterate import Answers, Floats, Integers, Question
-from laborllm_dist.forecasting.origins import Starts, observed_titles
-from laborllm_dist.models.inference import EvaluatedModel
-from laborllm_dist.models.tree_inference import Grown
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.forecasting.iterate import Distributions, Floats, Integers, Query
+from laborllm_dist.forecasting.origins import Origins, observed_titles
+from laborllm_dist.models.inference import InferenceModel
+from laborllm_dist.models.tree_inference import PrefixState
+from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenize import tokenise_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import CareerText, Template, render_career
@@ -38,7 +38,7 @@ from laborllm_dist.text.template import CareerText, Template, render_career
 class ForecastTexts:
     """How questions become prompts: careers, text, tokens, titles, and the most tokens that the model reads exactly."""
 
-    careers: CareerRows
+    careers: CareerTable
     template: Template
     tokenizer: CareerTokenizer
     trie: TitleTrie
@@ -55,18 +55,19 @@ def supposed_career(history: CareerHistory, job: int, codes: Sequence[str], last
 
 def ask_titles(
     texts: ForecastTexts,
-    starts: Starts,
-    questions: Sequence[Question],
+    starts: Origins,
+    questions: Sequence[Query],
     wanted: EvaluationSettings,
-    model: EvaluatedModel,
-) -> Answers:
+    model: InferenceModel,
+) -> Distributions:
     """Answer questions about one person: what is supposed follows the person's history, which is forwarded once.
 
     Where the tokens of a prompt do not begin with those of the history, its whole text is forwarded.
 
     Raises:
-        TitleInsideToken: if the title that was observed is other tokens after a prompt than in the tree.
-        RowTooShort: naming the person, if a prompt is longer than the model's context, or fits no row as a whole.
+        TitleBoundaryError: if the title that was observed is other tokens after a prompt than in the tree.
+        SequenceTooLongError: naming the person, if a prompt is longer than the model's context, or fits no row as a
+            whole.
     """
     ids, known_S = prompt_ids(texts, starts, questions), _known_ids(texts, starts)
     asked = _Asked(texts, starts, questions, ids, wanted, model)
@@ -75,7 +76,7 @@ def ask_titles(
     return _after_whole_texts(asked)
 
 
-def _known_ids(texts: ForecastTexts, starts: Starts) -> list[TokenIds]:
+def _known_ids(texts: ForecastTexts, starts: Origins) -> list[TokenIds]:
     """Return the tokens of the history up to every start, with the line's end."""
     careers = texts.careers
     return [
@@ -89,22 +90,22 @@ def _all_shared(ids: Sequence[TokenIds], known_Q: Sequence[TokenIds]) -> bool:
     return all(np.array_equal(prompt[: len(known)], known) for prompt, known in zip(ids, known_Q, strict=True))
 
 
-def check_longest(texts: ForecastTexts, starts: Starts, horizon: int, row_length: int) -> None:
+def check_longest(texts: ForecastTexts, starts: Origins, horizon: int, row_length: int) -> None:
     """Refuse people with a text that is too long to ask for, before a model is opened.
 
     From every start the longest text there can be is made and tokenised: with the title of the most tokens in all years
     between, and as the one that is asked for. A row is wanted where a history is not shared (see `ask_titles`).
 
     Raises:
-        TitleInsideToken: if the title that was observed is other tokens after such a text than in the tree.
-        RowTooShort: naming the person of the longest text, and how many people are concerned.
+        TitleBoundaryError: if the title that was observed is other tokens after such a text than in the tree.
+        SequenceTooLongError: naming the person of the longest text, and how many people are concerned.
     """
     num_tokens_T = texts.trie.depths_M[texts.trie.ends_T]
     supposed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
     with_title, whole = dict[int, int](), dict[int, int]()
     for career in np.unique(starts.careers_S).tolist():
         own = starts.of_career(career)
-        ids = prompt_ids(texts, own, [Question(start, supposed, horizon) for start in range(len(own))])
+        ids = prompt_ids(texts, own, [Query(start, supposed, horizon) for start in range(len(own))])
         longest = max(map(len, ids))
         with_title[career] = longest + num_of_title
         whole[career] = 0 if _all_shared(ids, _known_ids(texts, own)) else longest
@@ -115,11 +116,11 @@ def check_longest(texts: ForecastTexts, starts: Starts, horizon: int, row_length
     _check_lengths(texts.careers, whole, row_length, advice)
 
 
-def _check_lengths(careers: CareerRows, length_of: Mapping[int, int], limit: int, advice: str) -> None:
+def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: int, advice: str) -> None:
     longest, num_longer = max(length_of, key=length_of.__getitem__), sum(each > limit for each in length_of.values())
     if num_longer:
         survey, person = careers.person(longest)
-        raise RowTooShort(
+        raise SequenceTooLongError(
             f"career {person!r} of {survey} with supposed years has up to {length_of[longest]} tokens, {advice}; "
             f"{num_longer:,} of {len(length_of):,} people {'is' if num_longer == 1 else 'are'} longer"
         )
@@ -127,16 +128,16 @@ def _check_lengths(careers: CareerRows, length_of: Mapping[int, int], limit: int
 
 def ask_whole_texts(
     texts: ForecastTexts,
-    starts: Starts,
-    questions: Sequence[Question],
+    starts: Origins,
+    questions: Sequence[Query],
     wanted: EvaluationSettings,
-    model: EvaluatedModel,
-) -> Answers:
+    model: InferenceModel,
+) -> Distributions:
     """Answer questions by a forward of every prompt's whole text, rows of prompts at a time.
 
     Raises:
-        TitleInsideToken: if the title that was observed is other tokens after a prompt than in the tree.
-        RowTooShort: naming the person, if a prompt is longer than the model's context, or fits no row.
+        TitleBoundaryError: if the title that was observed is other tokens after a prompt than in the tree.
+        SequenceTooLongError: naming the person, if a prompt is longer than the model's context, or fits no row.
     """
     return _after_whole_texts(_Asked(texts, starts, questions, prompt_ids(texts, starts, questions), wanted, model))
 
@@ -146,11 +147,11 @@ class _Asked:
     """Questions with the token ids of their prompts."""
 
     texts: ForecastTexts
-    starts: Starts
-    questions: Sequence[Question]
+    starts: Origins
+    questions: Sequence[Query]
     ids: list[TokenIds]
     wanted: EvaluationSettings
-    model: EvaluatedModel
+    model: InferenceModel
 
     def person(self, question: int) -> str:
         """Return whom a question is about."""
@@ -166,7 +167,7 @@ class _Asked:
         """Return log-probabilities over titles after prompts, and what was not told apart."""
         found = score_titles(
             self.model.edges,
-            Grown(batch.to(self.model.device)),
+            PrefixState(batch.to(self.model.device)),
             prompts,
             self.texts.trie,
             tolerance=self.wanted.tolerance,
@@ -175,7 +176,7 @@ class _Asked:
         return normalised(found)
 
 
-def prompt_ids(texts: ForecastTexts, starts: Starts, questions: Sequence[Question]) -> list[TokenIds]:
+def prompt_ids(texts: ForecastTexts, starts: Origins, questions: Sequence[Query]) -> list[TokenIds]:
     """Return the token ids of every prompt (see `ask_titles`)."""
     codes, title_of = texts.careers.vocabulary.codes, texts.careers.vocabulary.title_of()
     histories = {career: texts.careers.history(career) for career in np.unique(starts.careers_S).tolist()}
@@ -191,7 +192,7 @@ def prompt_ids(texts: ForecastTexts, starts: Starts, questions: Sequence[Questio
     for question, tokens in zip(questions, tokenise_careers(rendered, texts.tokenizer), strict=True):
         (start, end), title = tokens.title_spans[-1], int(observed_S[question.start])
         if tokens.ids[start : end + 1] != texts.trie.closed_tokens(title):
-            raise TitleInsideToken(
+            raise TitleBoundaryError(
                 f"title {title} is other tokens after supposed years than alone after a prompt; a forecast wants a "
                 "tokenizer that cuts titles the same everywhere"
             )
@@ -199,23 +200,23 @@ def prompt_ids(texts: ForecastTexts, starts: Starts, questions: Sequence[Questio
     return prompts
 
 
-def _after_history(asked: _Asked, known_S: Sequence[TokenIds]) -> Answers:
+def _after_history(asked: _Asked, known_S: Sequence[TokenIds]) -> Distributions:
     """Forward the longest history of a person, then the supposed lines of every prompt after their part of it."""
     _check_context(asked)
     lengths = [len(known_S[question.start]) for question in asked.questions]
     longest = max((known_S[question.start] for question in asked.questions), key=len)
     stems = np.array([(0, 0, length) for length in lengths])
     lines = tuple(ids[length:].astype(np.int64) for ids, length in zip(asked.ids, lengths, strict=True))
-    batch = pack_batch([[longest]], -(-len(longest) // GRANULE) * GRANULE)
-    return Answers(*asked.score(batch, Prompts(stems, asked.observed(), lines)))
+    batch = pack_batch([[longest]], -(-len(longest) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF)
+    return Distributions(*asked.score(batch, Prompts(stems, asked.observed(), lines)))
 
 
-def _after_whole_texts(asked: _Asked) -> Answers:
+def _after_whole_texts(asked: _Asked) -> Distributions:
     _check_context(asked)
     ids, wanted, observed_Q = asked.ids, asked.wanted, asked.observed()
     longest = max(range(len(ids)), key=lambda question: len(ids[question]))
     if len(ids[longest]) > wanted.row_length:
-        raise RowTooShort(
+        raise SequenceTooLongError(
             f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {wanted.row_length}; "
             f"set row_length={len(ids[longest])} or more"
         )
@@ -233,7 +234,7 @@ def _after_whole_texts(asked: _Asked) -> Answers:
         log_probabilities_QT[members_P], left_Q[members_P] = asked.score(
             batch, Prompts(np.array(stems), observed_Q[members_P])
         )
-    return Answers(log_probabilities_QT, left_Q)
+    return Distributions(log_probabilities_QT, left_Q)
 
 
 def _check_context(asked: _Asked) -> None:
@@ -241,7 +242,7 @@ def _check_context(asked: _Asked) -> None:
     num_tokens, context = len(asked.ids[longest]), asked.texts.context
     with_title = num_tokens + int(asked.texts.trie.depths_M.max())
     if context is not None and with_title > context:
-        raise RowTooShort(
+        raise SequenceTooLongError(
             f"{asked.person(longest)} has {num_tokens} tokens, {with_title} with a title, the model's context is "
             f"{context}; take one with a longer context"
         )

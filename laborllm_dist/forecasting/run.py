@@ -17,23 +17,23 @@ import pyarrow as pa
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings, RanksSettings
-from laborllm_dist.distributed.context import Ranks, alone_on_table
-from laborllm_dist.errors import ForeignFile, RunError
+from laborllm_dist.distributed.context import DistributedContext, alone_on_table
+from laborllm_dist.errors import ForeignFileError, RunError
 from laborllm_dist.evaluation.prompt_prefix import prompted
-from laborllm_dist.evaluation.resumable_parts import PartedWork, finish_parts, read_parts, remove_parts
-from laborllm_dist.evaluation.run import evaluation_ranks, find_subject, is_there, refuse_other_details, trie_of
-from laborllm_dist.evaluation.target import Subject
+from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
+from laborllm_dist.evaluation.run import evaluation_ranks, is_there, refuse_other_details, resolve_target, trie_of
+from laborllm_dist.evaluation.target import EvaluationTarget
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.forecasting.iterate import (
-    Answers,
-    Composed,
-    Question,
-    compose_followed,
-    compose_sampled,
+    Distributions,
+    IteratedForecast,
+    Query,
+    iterate_exact,
+    iterate_sampled,
     path_draws,
 )
 from laborllm_dist.forecasting.origins import (
-    Starts,
+    Origins,
     chosen_starts,
     last_occupation_scores,
     observed_titles,
@@ -42,10 +42,10 @@ from laborllm_dist.forecasting.prompts import ForecastTexts, ask_titles, check_l
 from laborllm_dist.io.files import ChecksumCheck, fingerprint_of, finite_or_null, write_json
 from laborllm_dist.io.json_files import NotJson, read_json_object
 from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.models.inference import EvaluatedModel, open_evaluated
+from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
 from laborllm_dist.store.few_shot import read_preface
-from laborllm_dist.store.store import PREFACE, TOKENIZER, CareerRows, checking_store
+from laborllm_dist.store.store import PREFACE, TOKENIZER, CareerTable, checking_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.forecasts import (
     coherence_of,
@@ -68,7 +68,7 @@ class Forecasting:
     settings: ForecastSettings
     wanted: EvaluationSettings
     texts: ForecastTexts
-    starts: Starts
+    starts: Origins
     info: ScoreTableInfo
     table: Path
 
@@ -82,7 +82,7 @@ def forecast_ranks(settings: ForecastSettings) -> RanksSettings:
     return evaluation_ranks(_evaluation(settings))
 
 
-def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
+def run_forecasts(settings: ForecastSettings, ranks: DistributedContext, say: Say) -> Path:
     """Write the table of forecasts of a split, unless it is there, and say how direct and composed agree. Collective.
 
     Returns:
@@ -92,42 +92,44 @@ def run_forecasts(settings: ForecastSettings, ranks: Ranks, say: Say) -> Path:
         LaborError: if the run is unfinished or limits the history, the model is missing, nobody has two observations so
             far apart, the full sum has too many paths, or a text fits no row or context.
     """
-    ranks.on_first(lambda: _check_history(settings))
+    ranks.run_on_main(lambda: _check_history(settings))
     evaluation = _evaluation(settings)
-    subject, wanted = ranks.on_first(lambda: find_subject(evaluation, ranks, say), tuple[Subject, EvaluationSettings])
+    subject, wanted = ranks.run_on_main(
+        lambda: resolve_target(evaluation, ranks, say), tuple[EvaluationTarget, EvaluationSettings]
+    )
     careers = subject.store.careers(wanted.split)
-    splits: tuple[Split, ...] = tuple({wanted.split, "train"}) if ranks.is_first else ()
+    splits: tuple[Split, ...] = tuple({wanted.split, "train"}) if ranks.is_main else ()
     with checking_store(subject.store, splits) as check:
         return _run_checked(settings, (subject, wanted), careers, (ranks, check), say)
 
 
 def _run_checked(
     settings: ForecastSettings,
-    asked: tuple[Subject, EvaluationSettings],
-    careers: CareerRows,
-    ranks_and_check: tuple[Ranks, ChecksumCheck],
+    asked: tuple[EvaluationTarget, EvaluationSettings],
+    careers: CareerTable,
+    ranks_and_check: tuple[DistributedContext, ChecksumCheck],
     say: Say,
 ) -> Path:
     (subject, wanted), (ranks, check), evaluation = asked, ranks_and_check, _evaluation(settings)
-    starts = ranks.on_first(lambda: chosen_starts(settings, careers, wanted.split), Starts)
+    starts = ranks.run_on_main(lambda: chosen_starts(settings, careers, wanted.split), Origins)
     table = forecast_table_path(subject.table, wanted.split, settings.horizon)
     with alone_on_table(ranks, table):
         info = _info(settings, subject, wanted)
-        if not ranks.on_first(lambda: _is_done(table, info, say)):
-            trie = ranks.on_first(lambda: trie_of(evaluation, subject, careers), TitleTrie)
+        if not ranks.run_on_main(lambda: _is_done(table, info, say)):
+            trie = ranks.run_on_main(lambda: trie_of(evaluation, subject, careers), TitleTrie)
             texts = _texts(settings, subject, careers, trie)
             work = Forecasting(settings, wanted, texts, starts, info, table)
-            ranks.on_first(lambda: check_longest(texts, starts, settings.horizon, wanted.row_length))
+            ranks.run_on_main(lambda: check_longest(texts, starts, settings.horizon, wanted.row_length))
             say(_describe(work, ranks))
-            model = open_evaluated(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
-            ranks.on_first(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
+            model = load_for_inference(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
+            ranks.run_on_main(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
             if wanted.placement == "replicated":
                 longest = longest_career(subject.store, (wanted.split,))
-                ranks.on_first(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
-            ranks.on_first(check.wait)
+                ranks.run_on_main(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
+            ranks.run_on_main(check.wait)
             _forecast(work, model, ranks, say)
-        ranks.on_first(check.wait)
-        ranks.on_first(lambda: _conclude(table, _yardstick(subject, careers, starts, settings.horizon), say))
+        ranks.run_on_main(check.wait)
+        ranks.run_on_main(lambda: _conclude(table, _yardstick(subject, careers, starts, settings.horizon), say))
     return table
 
 
@@ -148,7 +150,7 @@ def _check_history(settings: ForecastSettings) -> None:
         )
 
 
-def _info(settings: ForecastSettings, subject: Subject, wanted: EvaluationSettings) -> ScoreTableInfo:
+def _info(settings: ForecastSettings, subject: EvaluationTarget, wanted: EvaluationSettings) -> ScoreTableInfo:
     details = {
         "horizon": str(settings.horizon),
         "steps": settings.steps,
@@ -169,7 +171,7 @@ def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
 
     Raises:
         RunError: if other forecasts have that name: of another model, or with other settings.
-        ForeignFile: if something else has the name of the table or of the result.
+        ForeignFileError: if something else has the name of the table or of the result.
         ScoreTableError: if the table is damaged.
     """
     _check_result(table.with_suffix(".json"))
@@ -193,10 +195,12 @@ def _check_result(path: Path) -> None:
     except (OSError, NotJson):
         is_result = False
     if not is_result:
-        raise ForeignFile(f"{path} was not written by forecast.py, and is not replaced; move it away")
+        raise ForeignFileError(f"{path} was not written by forecast.py, and is not replaced; move it away")
 
 
-def _texts(settings: ForecastSettings, subject: Subject, careers: CareerRows, trie: TitleTrie) -> ForecastTexts:
+def _texts(
+    settings: ForecastSettings, subject: EvaluationTarget, careers: CareerTable, trie: TitleTrie
+) -> ForecastTexts:
     run = read_run(Path(settings.run))[1]
     template = prompted(run.template, settings.prompt, subject.info.split)  # type: ignore[arg-type]
     return ForecastTexts(
@@ -208,7 +212,7 @@ def _texts(settings: ForecastSettings, subject: Subject, careers: CareerRows, tr
     )
 
 
-def _describe(work: Forecasting, ranks: Ranks) -> str:
+def _describe(work: Forecasting, ranks: DistributedContext) -> str:
     settings, num_people = work.settings, len(np.unique(work.starts.careers_S))
     how = f"over {settings.paths:,} drawn paths"
     if settings.steps == "exact":
@@ -220,23 +224,25 @@ def _describe(work: Forecasting, ranks: Ranks) -> str:
     )
 
 
-def _forecast(work: Forecasting, model: EvaluatedModel, ranks: Ranks, say: Say) -> None:
+def _forecast(work: Forecasting, model: InferenceModel, ranks: DistributedContext, say: Say) -> None:
     """Make the parts that have no file yet, then the table. Collective."""
     people = np.unique(work.starts.careers_S).tolist()
     folder = work.table.with_suffix(f".{fingerprint_of(dataclasses.asdict(work.info))}.parts")
-    parted = PartedWork(folder, len(people), lambda part: _of_person(work, model, people[part]), model.rest, "forecast")
+    parted = ResumableJob(
+        folder, len(people), lambda part: _of_person(work, model, people[part]), model.rest, "forecast"
+    )
     finish_parts(parted, ranks, say)
-    ranks.on_first(lambda: _merge(work, parted))
+    ranks.run_on_main(lambda: _merge(work, parted))
 
 
-def _of_person(work: Forecasting, model: EvaluatedModel, career: int) -> pa.Table:
+def _of_person(work: Forecasting, model: InferenceModel, career: int) -> pa.Table:
     """Forecast from every start of one person."""
     starts = work.starts.of_career(career)
 
-    def ask(questions: Sequence[Question]) -> Answers:
+    def ask(questions: Sequence[Query]) -> Distributions:
         return ask_titles(work.texts, starts, questions, work.wanted, model)
 
-    direct = ask([Question(start, (), work.settings.horizon) for start in range(len(starts))])
+    direct = ask([Query(start, (), work.settings.horizon) for start in range(len(starts))])
     composed = _composed(work, starts, ask)
     observed_S = observed_titles(work.texts.careers, starts)
     places = (np.arange(len(starts)), observed_S)
@@ -255,10 +261,10 @@ def _of_person(work: Forecasting, model: EvaluatedModel, career: int) -> pa.Tabl
     )
 
 
-def _composed(work: Forecasting, starts: Starts, ask: Callable[[Sequence[Question]], Answers]) -> Composed:
+def _composed(work: Forecasting, starts: Origins, ask: Callable[[Sequence[Query]], Distributions]) -> IteratedForecast:
     settings = work.settings
     if settings.steps == "exact":
-        return compose_followed(
+        return iterate_exact(
             ask,
             len(starts),
             horizon=settings.horizon,
@@ -268,10 +274,10 @@ def _composed(work: Forecasting, starts: Starts, ask: Callable[[Sequence[Questio
     survey, person = work.texts.careers.person(int(starts.careers_S[0]))
     counts = {"num_paths": settings.paths, "num_years": settings.horizon - 1}
     draws = [path_draws(settings.seed, survey, person, job, **counts) for job in starts.jobs_S.tolist()]
-    return compose_sampled(ask, np.stack(draws))
+    return iterate_sampled(ask, np.stack(draws))
 
 
-def _merge(work: Forecasting, parted: PartedWork) -> None:
+def _merge(work: Forecasting, parted: ResumableJob) -> None:
     starts, careers = work.starts, work.texts.careers
     people = [careers.person(career) for career in starts.careers_S.tolist()]
     years = careers.table["years"].to_pylist()
@@ -296,7 +302,7 @@ def _merge(work: Forecasting, parted: PartedWork) -> None:
     remove_parts(parted)
 
 
-def _yardstick(subject: Subject, careers: CareerRows, starts: Starts, horizon: int) -> float | None:
+def _yardstick(subject: EvaluationTarget, careers: CareerTable, starts: Origins, horizon: int) -> float | None:
     """Return the perplexity of knowing the last occupation only; None for training people, who have been counted."""
     if subject.info.split == "train":
         return None

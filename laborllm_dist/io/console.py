@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from laborllm_dist.errors import DiskError, DiskFull, OutputClosed
+from laborllm_dist.errors import DiskError, DiskFullError, OutputClosed
 from laborllm_dist.io.plain_text import ESCAPES
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def show(text: str) -> None:
 
     Raises:
         OutputClosed: if its reader is gone.
-        DiskFull: if it goes to a file on a full disk.
+        DiskFullError: if it goes to a file on a full disk.
         DiskError: if it cannot be written for another reason of the system.
     """
     error = _write(sys.stdout, text)
@@ -75,7 +75,9 @@ def show(text: str) -> None:
     if number == errno.EPIPE:
         raise OutputClosed("the reader of the output is gone")
     if number in FULL:
-        raise DiskFull("no room left on the disk that the output goes to; make room and start the same command again")
+        raise DiskFullError(
+            "no room left on the disk that the output goes to; make room and start the same command again"
+        )
     if number is not None:
         raise DiskError(f"the output cannot be written: {os.strerror(number)}")
 

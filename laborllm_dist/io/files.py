@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 
 from filelock import SoftFileLock, Timeout
 
-from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull, ForeignFile, LaborError
+from laborllm_dist.errors import AlreadyRunningError, DiskError, DiskFullError, ForeignFileError, LaborError
 from laborllm_dist.io.console import complain
 
 Item = TypeVar("Item")
@@ -37,24 +37,24 @@ REFUSED = (
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a name to write to, and rename it to `path` when the block ends well.
 
     While it runs, no other process writes to the same name: the next one waits, and writes anew.
 
     Raises:
         DiskError: if it cannot be written; the partial file is removed and `path` is as it was.
-        ForeignFile: if the partial file is a symbolic link, which would lead the content elsewhere.
+        ForeignFileError: if the partial file is a symbolic link, which would lead the content elsewhere.
     """
     partial = path.with_name(path.name + ".partial")
     refuse_link(partial)
-    with disk_errors_are_said(path):
+    with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _held(partial) as file:
             file.truncate(0)  # a kill may have left something
             try:
                 yield partial
-                flush_to_disk(partial)
+                fsync_path(partial)
                 partial.replace(path)
             except BaseException:
                 partial.unlink(missing_ok=True)
@@ -103,18 +103,20 @@ def refuse_link(path: Path) -> None:
     """Refuse a symbolic link in the place of a file or folder that is to be written.
 
     Raises:
-        ForeignFile: naming it and where it leads.
+        ForeignFileError: naming it and where it leads.
     """
     if path.is_symlink():
-        raise ForeignFile(f"{path} is a symbolic link (to {path.readlink()}), which is not followed; remove the link")
+        raise ForeignFileError(
+            f"{path} is a symbolic link (to {path.readlink()}), which is not followed; remove the link"
+        )
 
 
 @contextmanager
-def disk_errors_are_said(path: Path) -> Iterator[None]:
+def translate_disk_errors(path: Path) -> Iterator[None]:
     """Turn what a disk or a folder refuses into one clear line.
 
     Raises:
-        DiskFull: naming what could not be written.
+        DiskFullError: naming what could not be written.
         DiskError: naming what cannot be used, and why.
     """
     try:
@@ -122,7 +124,7 @@ def disk_errors_are_said(path: Path) -> Iterator[None]:
     except Exception as error:  # libraries in Rust raise Exception itself
         number = _number_of(error)
         if number in NO_ROOM:
-            raise DiskFull(
+            raise DiskFullError(
                 f"no room left on the disk of {path.parent} while writing {path.name}; "
                 "make room and start the same command again: what was complete before is untouched"
             ) from None
@@ -148,7 +150,7 @@ def _number_of(error: Exception) -> int:
 
 
 @contextmanager
-def locked(path: Path, *, busy: str | None) -> Iterator[None]:
+def file_lock(path: Path, *, busy: str | None) -> Iterator[None]:
     """Hold a lock that the system gives back when this process ends, however it ends.
 
     On a file system without locks (Lustre without `flock`, some NFS) a file beside it stands for the lock while the
@@ -161,19 +163,19 @@ def locked(path: Path, *, busy: str | None) -> Iterator[None]:
         busy: what to refuse with while another process holds it; None: wait for it.
 
     Raises:
-        AlreadyRunning: with `busy`.
+        AlreadyRunningError: with `busy`.
         DiskError: if the file cannot be made.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     with ExitStack() as held:
         while True:
-            with disk_errors_are_said(path):
+            with translate_disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file = held.enter_context(path.open("ab"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise AlreadyRunning(str(busy)) from None
+                raise AlreadyRunningError(str(busy)) from None
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
@@ -197,17 +199,17 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
     """Hold a lock whose sign is that a file is there.
 
     Raises:
-        AlreadyRunning: with `busy`, and what to do if the file was left behind.
+        AlreadyRunningError: with `busy`, and what to do if the file was left behind.
     """
     lock, is_said = SoftFileLock(marker), False
     while not lock.is_locked:
         try:
-            with disk_errors_are_said(marker):
+            with translate_disk_errors(marker):
                 lock.acquire(timeout=0 if busy is not None else SECONDS_UNTIL_SAID)
         except Timeout:
             advice = f"{marker} says so ({_holder_of(marker)}); if that process is gone, delete the file"
             if busy is not None:
-                raise AlreadyRunning(f"{busy}; {advice}") from None
+                raise AlreadyRunningError(f"{busy}; {advice}") from None
             if not is_said:
                 complain(f"waits for another process: {advice}")
                 is_said = True
@@ -228,7 +230,7 @@ def _holder_of(marker: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically; what a path has that is no character is written as its escape, as JSON does."""
-    with writing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -246,7 +248,7 @@ def finite_or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def flush_to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laborllm_dist.errors import AlreadyRunning, ForeignFile
+from laborllm_dist.errors import AlreadyRunningError, ForeignFileError
 from laborllm_dist.io.files import (
     NO_LOCKS,
     checksums_of,
-    disk_errors_are_said,
-    flush_to_disk,
+    fsync_path,
     give_usual_mode,
     refuse_link,
     sha256_of_json,
+    translate_disk_errors,
     write_json,
 )
 from laborllm_dist.io.json_files import read_json_object
@@ -40,7 +40,7 @@ _NAMES = re.compile(
 )
 
 
-class DamagedRecord(ValueError):
+class DamagedRecordError(ValueError):
     """A folder's record is damaged."""
 
 
@@ -56,7 +56,7 @@ def read_record(folder: Path) -> FolderRecord | None:
     """Return the record of a folder; None if it has none.
 
     Raises:
-        DamagedRecord: saying why.
+        DamagedRecordError: saying why.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -66,10 +66,10 @@ def read_record(folder: Path) -> FolderRecord | None:
         if values.keys() == {"run", "step"}:
             return FolderRecord(values, None)
         if values.pop("sha256", None) != sha256_of_json(values):
-            raise DamagedRecord("its content has changed since it was written, SHA-256")
+            raise DamagedRecordError("its content has changed since it was written, SHA-256")
         files = {str(name): str(checksum) for name, checksum in values.pop("files").items()}
     except (ValueError, KeyError, AttributeError) as error:
-        raise DamagedRecord(f"{path} is damaged ({error})") from None
+        raise DamagedRecordError(f"{path} is damaged ({error})") from None
     return FolderRecord({name: value for name, value in values.items() if name != "format"}, files)
 
 
@@ -96,14 +96,14 @@ def check_replaceable(folder: Path, advice: str) -> None:
         advice: what to do, for the message.
 
     Raises:
-        ForeignFile: naming the first file that is not ours.
+        ForeignFileError: naming the first file that is not ours.
     """
     refuse_link(folder)
     if folder.exists() and not folder.is_dir():
-        raise ForeignFile(f"{folder} is a file, and is not replaced; {advice}")
+        raise ForeignFileError(f"{folder} is a file, and is not replaced; {advice}")
     foreign = sorted(_foreign_files(folder))
     if foreign:
-        raise ForeignFile(f"{foreign[0]} was not written by this software, so {folder} is not replaced; {advice}")
+        raise ForeignFileError(f"{foreign[0]} was not written by this software, so {folder} is not replaced; {advice}")
 
 
 def _foreign_files(folder: Path) -> Iterator[Path]:
@@ -112,7 +112,7 @@ def _foreign_files(folder: Path) -> Iterator[Path]:
         record = read_record(folder)
         files = None if record is None else record.files
         is_marked = record is not None
-    except DamagedRecord:
+    except DamagedRecordError:
         files, is_marked = None, True
     for path in folder.rglob("*"):
         if path.is_dir() and not path.is_symlink():
@@ -133,12 +133,12 @@ def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Ite
         advice: what to do where something else lies there.
 
     Raises:
-        ForeignFile: if something lies there that was not written by this software.
+        ForeignFileError: if something lies there that was not written by this software.
         DiskError: if it cannot be written; what was there is untouched.
     """
     check_replaceable(folder, advice)
     partial = folder.with_name(folder.name + ".partial")
-    with disk_errors_are_said(folder), ExitStack() as held:
+    with translate_disk_errors(folder), ExitStack() as held:
         make_new_folder(partial)
         held.enter_context(_held_folder(partial))  # another start would take it for what a kill has left
         yield partial
@@ -149,13 +149,13 @@ def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Ite
         write_json(partial / RECORD, {**values, "sha256": sha256_of_json(values)})
         for name in files:
             give_usual_mode(partial / name)
-            flush_to_disk(partial / name)
-        flush_to_disk(partial)
+            fsync_path(partial / name)
+        fsync_path(partial)
         check_replaceable(folder, advice)  # what was put there meanwhile is not ours either
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-        flush_to_disk(folder.parent)
+        fsync_path(folder.parent)
 
 
 @contextlib.contextmanager
@@ -163,14 +163,14 @@ def _held_folder(folder: Path) -> Iterator[None]:
     """Hold a folder's lock while the block runs; on a file system without locks there is none.
 
     Raises:
-        AlreadyRunning: if another process holds it.
+        AlreadyRunningError: if another process holds it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise AlreadyRunning(f"another process is writing to {folder}; wait for it, or end it first") from None
+        raise AlreadyRunningError(f"another process is writing to {folder}; wait for it, or end it first") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             os.close(descriptor)
@@ -185,15 +185,17 @@ def make_new_folder(partial: Path) -> None:
     """Make a folder that is filled and then renamed; what a kill has left of it goes first.
 
     Raises:
-        AlreadyRunning: if another process is writing to it.
-        ForeignFile: if something lies there that was not begun here.
+        AlreadyRunningError: if another process is writing to it.
+        ForeignFileError: if something lies there that was not begun here.
     """
     refuse_link(partial)
     if partial.exists():
         with _held_folder(partial):
             pass  # nobody is at work in it
         if any(partial.iterdir()) and not (partial / RECORD).is_file():
-            raise ForeignFile(f"{partial} is there and was not begun by this software; move it away and start again")
+            raise ForeignFileError(
+                f"{partial} is there and was not begun by this software; move it away and start again"
+            )
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     write_json(partial / RECORD, {"format": FORMAT, "unfinished": True})

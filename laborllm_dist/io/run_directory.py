@@ -17,8 +17,8 @@ from typing import Any
 from laborllm_dist import __version__
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import GpuSettings, RunSettings
-from laborllm_dist.errors import ForeignFile, RunError, SettingsError
-from laborllm_dist.io.files import disk_errors_are_said, fingerprint_of, sha256_of_json, write_json
+from laborllm_dist.errors import ForeignFileError, RunError, SettingsError
+from laborllm_dist.io.files import fingerprint_of, sha256_of_json, translate_disk_errors, write_json
 from laborllm_dist.io.json_files import json_object, read_json_object
 
 TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record also the way from the run's folder
@@ -28,7 +28,7 @@ RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
 WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "scores", "report", "wandb")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
 # What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
-FREE = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
+RESUMABLE_OVERRIDES = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
 FREE_INSIDE = {
     "training": (
         "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
@@ -40,7 +40,7 @@ FREE_INSIDE = {
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunDirectory:
     """Paths of one run; `fingerprint` stands for the settings that decide its weights."""
 
     path: Path
@@ -89,7 +89,7 @@ def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> s
 
 def _deciding(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that decide the weights."""
-    values = {name: value for name, value in settings_to_values(settings).items() if name not in FREE}
+    values = {name: value for name, value in settings_to_values(settings).items() if name not in RESUMABLE_OVERRIDES}
     for group, free in FREE_INSIDE.items():
         values[group] = {name: value for name, value in values[group].items() if name not in free}
     return values
@@ -102,7 +102,7 @@ def check_run_folder(folder: Path) -> None:
     that a launcher or Slurm writes there, is in nobody's way.
 
     Raises:
-        ForeignFile: naming something that is no run's.
+        ForeignFileError: naming something that is no run's.
     """
     record = folder / RECORD
     has_checkpoints = any((folder / CHECKPOINTS).glob("step_*"))
@@ -110,15 +110,15 @@ def check_run_folder(folder: Path) -> None:
         return
     foreign = sorted(path for path in folder.iterdir() if path.name in WRITTEN)
     if foreign:
-        raise ForeignFile(
+        raise ForeignFileError(
             f"{folder} is there and is no run: {foreign[0]} was not written by one; give this run another name "
             "(name=...), or move it away"
         )
 
 
-def open_run(
+def create_or_resume(
     settings: RunSettings, store: TokenStoreRecord, weights: str | None, saved: str | None = None
-) -> RunFolder:
+) -> RunDirectory:
     """Make a run's folder, or go on with the one that is there.
 
     Args:
@@ -132,7 +132,7 @@ def open_run(
         DiskError: if it cannot be written.
     """
     fingerprint = run_fingerprint(settings, store["fingerprint"], weights)
-    folder = RunFolder(path=Path(settings.runs) / settings.name, fingerprint=fingerprint)
+    folder = RunDirectory(path=Path(settings.runs) / settings.name, fingerprint=fingerprint)
     record = folder.path / RECORD
     known = _known_of(record)
     if saved not in (None, fingerprint):
@@ -140,7 +140,7 @@ def open_run(
             f"{folder.path} was made with other settings ({_what_differs(known, settings)}); "
             "start it with those, give this run another name (name=...), or delete the folder to start anew"
         )
-    with disk_errors_are_said(folder.checkpoints):
+    with translate_disk_errors(folder.checkpoints):
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
     versions = _versions()
     starts = [] if known is None or saved is None else list(known["versions"])
@@ -170,7 +170,7 @@ def _versions() -> dict[str, str]:
     return {"laborllm_dist": __version__, "python": platform.python_version(), **packages}
 
 
-def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
+def read_run(path: Path) -> tuple[RunDirectory, RunSettings, Path]:
     """Open an existing run: its folder, settings and token store.
 
     Raises:
@@ -183,7 +183,11 @@ def read_run(path: Path) -> tuple[RunFolder, RunSettings, Path]:
         raise RunError(f"no run at {path} (no {RECORD}){hint}")
     known = _read_record(record)
     settings = _settings_of(known)
-    return RunFolder(path=path, fingerprint=known["fingerprint"]), settings, _store_of(path, known["store"], settings)
+    return (
+        RunDirectory(path=path, fingerprint=known["fingerprint"]),
+        settings,
+        _store_of(path, known["store"], settings),
+    )
 
 
 def recorded_store(path: Path) -> Path | None:
@@ -223,7 +227,7 @@ def _holds_store(folder: Path, fingerprint: str) -> bool:
         return False
 
 
-def weights_of_run(run: RunFolder) -> str | None:
+def weights_of_run(run: RunDirectory) -> str | None:
     """Return what identifies the pretrained weights a run began with; None: a new model, or the record is gone."""
     known = _known_of(run.path / RECORD)
     return None if known is None else known.get("weights")
@@ -237,7 +241,7 @@ def _settings_of(known: dict[str, Any]) -> RunSettings:
 
 
 def _read_record(record: Path) -> dict[str, Any]:
-    with disk_errors_are_said(record):
+    with translate_disk_errors(record):
         content = record.read_bytes()
     try:
         known = json_object(content)

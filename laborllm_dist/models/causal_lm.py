@@ -23,7 +23,7 @@ from laborllm_dist.models.log_likelihood import chunked_log_likelihood, fused_lo
 from laborllm_dist.models.pretrained_config import attention_window
 from laborllm_dist.models.varlen_attention import MODEL_TYPES, PACKED, career_bounds, register_packed_attention
 
-HeadWork = Callable[..., Any]  # gets hidden states [N, D] and the output layer's weight [V, D]
+HeadFn = Callable[..., Any]  # gets hidden states [N, D] and the output layer's weight [V, D]
 
 
 def block_mask(model: Any, lengths: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
@@ -64,10 +64,10 @@ class CareerLanguageModel(nn.Module):
         # Models that can leave out logits nobody asks for are asked to.
         self._can_skip = "logits_to_keep" in inspect.signature(hugging_face.forward).parameters
         self._is_known = is_known_type(hugging_face)
-        self._is_packed = takes_bounds(hugging_face, compute)
+        self._is_packed = supports_varlen_attention(hugging_face, compute)
         self._takes_mask = takes_block_mask(hugging_face)
         if self._is_known:
-            open_head(hugging_face)
+            enable_custom_head(hugging_face)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Return the sum of log p(target), which has gradients, and log p(target) of every slot with one, [N].
@@ -78,7 +78,7 @@ class CareerLanguageModel(nn.Module):
         if self._is_known:
             hidden_BTD = decoder_of(self.hugging_face)(**self._inputs(batch)).last_hidden_state
             hidden_ND = hidden_BTD.flatten(0, 1)[batch.scored_N]
-            total, scores_N = at_head(self.hugging_face, hidden_ND, self._loss(batch))
+            total, scores_N = apply_head(self.hugging_face, hidden_ND, self._loss(batch))
             return total, scores_N
         if not self._takes_mask:
             padded = batch.one_a_row(batch.scored_N)
@@ -93,7 +93,7 @@ class CareerLanguageModel(nn.Module):
         scores_BK = token_log_likelihood(logits_BKV, targets_BK)
         return scores_BK.sum(), scores_BK.detach()[targets_BK != IGNORED]
 
-    def _loss(self, batch: PackedBatch) -> HeadWork:
+    def _loss(self, batch: PackedBatch) -> HeadFn:
         targets_N = batch.targets_BT.flatten()[batch.scored_N]
         if self._compute.loss == "liger" and torch.is_grad_enabled():
             return functools.partial(fused_log_likelihood, targets_N=targets_N)
@@ -140,7 +140,7 @@ def is_known_type(model: nn.Module) -> bool:
     return type(head) is nn.Linear and head.bias is None
 
 
-def takes_bounds(model: nn.Module, compute: ComputeSettings) -> bool:
+def supports_varlen_attention(model: nn.Module, compute: ComputeSettings) -> bool:
     """Give a model packed attention where it can have it and may; return whether it has it.
 
     Raises:
@@ -167,16 +167,16 @@ def decoder_of(model: Any) -> nn.Module:
     return decoder
 
 
-def open_head(model: Any) -> None:
-    """Let the output layer of a known type do other work than logits (`at_head`)."""
+def enable_custom_head(model: Any) -> None:
+    """Let the output layer of a known type do other work than logits (`apply_head`)."""
     head = model.get_output_embeddings()
     head.forward = functools.partial(_head_forward, head)
 
 
-def at_head(model: Any, hidden_ND: Tensor, work: HeadWork) -> Any:
+def apply_head(model: Any, hidden_ND: Tensor, work: HeadFn) -> Any:
     """Return what `work` makes of hidden states and the output layer's weight, which ZeRO-3 brings for it."""
     return model.get_output_embeddings()(hidden_ND, work)
 
 
-def _head_forward(head: nn.Linear, hidden_ND: Tensor, work: HeadWork | None = None) -> Any:
+def _head_forward(head: nn.Linear, hidden_ND: Tensor, work: HeadFn | None = None) -> Any:
     return nn.functional.linear(hidden_ND, head.weight) if work is None else work(hidden_ND, head.weight)

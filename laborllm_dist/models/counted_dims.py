@@ -94,7 +94,7 @@ def _count(model: Any, config: ModelConfig) -> CountedWeights:
         linear[name] = linear.get(name, LinearLayers(0, 0, 0, inputs)).with_one(inputs, outputs)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     idle_share = 1 - (_first(config, *CHOSEN) or 1) / (_first(config, *EXPERTS) or 1)
-    num_vectors = num_multiplied = largest = num_all = 0
+    num_vectors = num_matmul_params = largest = num_all = 0
     for name, parameter in model.named_parameters():
         size = parameter.numel()
         num_all, largest = num_all + size, max(largest, size)
@@ -102,10 +102,10 @@ def _count(model: Any, config: ModelConfig) -> CountedWeights:
             num_vectors += size
         elif id(parameter) not in tables:
             is_expert = ".experts." in name and "shared" not in name
-            num_multiplied += size - round(size * idle_share) if is_expert else size
+            num_matmul_params += size - round(size * idle_share) if is_expert else size
     if head is not None and id(head.weight) in tables:
-        num_multiplied += head.weight.numel()
-    return CountedWeights(num_all, num_multiplied, num_vectors, largest, linear)
+        num_matmul_params += head.weight.numel()
+    return CountedWeights(num_all, num_matmul_params, num_vectors, largest, linear)
 
 
 def _linear_layers(model: Any, head: nn.Module | None) -> Iterator[tuple[str, int, int]]:

@@ -35,7 +35,7 @@ class CountedWeights:
     """Weights of a model: all, those that a token is multiplied with, those in no matrix, of the largest tensor."""
 
     num_parameters: int
-    num_multiplied: int
+    num_matmul_params: int
     num_vectors: int
     largest: int
     linear: Mapping[str, LinearLayers]
@@ -97,7 +97,7 @@ class ModelShape:
         num_vectors = self.hidden_size * (2 * self.num_layers + 1)
         return CountedWeights(
             num_parameters=num_linear + num_vectors + self.embedding * (1 if self.tied_embeddings else 2),
-            num_multiplied=num_linear + self.embedding,
+            num_matmul_params=num_linear + self.embedding,
             num_vectors=num_vectors,
             largest=self.hidden_size * max(self.num_ids, self.intermediate_size, self.query_size),
             linear=linear,
@@ -124,11 +124,11 @@ class ModelShape:
         return self.weights.num_parameters
 
     @property
-    def num_multiplied(self) -> int:
+    def num_matmul_params(self) -> int:
         """Weights that every token is multiplied with: all but tables, norms and the experts it does not pass."""
-        return self.weights.num_multiplied
+        return self.weights.num_matmul_params
 
-    def num_learnt(self, adapter: AdapterSettings) -> int:
+    def num_trainable(self, adapter: AdapterSettings) -> int:
         """Return the number of weights that are learnt."""
         if adapter.kind == "none":
             return self.num_parameters

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.files import checksums_of, sha256_of_checksums
-from laborllm_dist.io.recorded_folder import RECORD, DamagedRecord, changed_file, read_record
+from laborllm_dist.io.recorded_folder import RECORD, DamagedRecordError, changed_file, read_record
 from laborllm_dist.models.lora import ADAPTER_CONFIG, ADAPTER_FILE
 from laborllm_dist.models.safetensors_loading import files_of_weights
 
@@ -53,7 +53,7 @@ def recorded_checksums(folder: Path) -> Mapping[str, str]:
     try:
         record = read_record(folder)
         changed = None if record is None else changed_file(folder, record)
-    except DamagedRecord as error:
+    except DamagedRecordError as error:
         changed = str(error)
     if changed is not None:
         raise ModelError(

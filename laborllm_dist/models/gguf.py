@@ -53,8 +53,8 @@ def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
 
     Raises:
         ModelError: if the package gguf is missing, or the file is no Llama or damaged.
-        DiskFull: if there is no room.
-        ForeignFile: if something lies there that was not converted here.
+        DiskFullError: if there is no room.
+        ForeignFileError: if something lies there that was not converted here.
     """
     check_replaceable(output, ADVICE)
     try:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from laborllm_dist.batching.batch import PackedBatch, pack_batch
 from laborllm_dist.config.model import ComputeSettings, ModelSettings, ZeroSettings
 from laborllm_dist.config.run import EvaluationSettings
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.quiet_imports import import_deepspeed
 from laborllm_dist.distributed.zero_engine import deepspeed_config
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import check_sharded, pretrained_model
-from laborllm_dist.models.log_likelihood import edge_log_likelihood, picked_tokens
+from laborllm_dist.models.log_likelihood import log_prob_of, sample_tokens
 from laborllm_dist.models.safetensors_loading import model_in_shards
-from laborllm_dist.models.tree_inference import BranchingModel, BranchPass, Grown, Nodes
+from laborllm_dist.models.tree_inference import BranchingModel, BranchPass, Nodes, PrefixState
 from laborllm_dist.models.weight_checks import check_in_place
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -32,7 +32,7 @@ GATHERED_ELEMENTS = 50_000_000  # of ZeRO-3's collectives
 
 
 @dataclass(frozen=True, slots=True)
-class Edges:
+class TokenQueries:
     """What is asked: log p(tokens_E | slot sources_E). Sources count the slots of a pass, ascending; on the host."""
 
     sources_E: Tensor
@@ -57,10 +57,12 @@ class _Forwards(nn.Module):
         return careers.forward(work)[1] if isinstance(work, PackedBatch) else branching.forward(work)
 
 
-class EvaluatedModel:
+class InferenceModel:
     """A model in its place. Its forwards are collective where it is sharded."""
 
-    def __init__(self, forwards: Any, hugging_face: Any, compute: ComputeSettings, in_step: Ranks | None) -> None:
+    def __init__(
+        self, forwards: Any, hugging_face: Any, compute: ComputeSettings, in_step: DistributedContext | None
+    ) -> None:
         self.hugging_face = hugging_face
         self.device = next(hugging_face.parameters()).device
         self._forwards, self._chunk_tokens, self._in_step = forwards, compute.loss_chunk_tokens, in_step
@@ -70,21 +72,21 @@ class EvaluatedModel:
         scores_N: Tensor = self._forward(batch.to(self.device))
         return scores_N
 
-    def edges(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, edges: Edges) -> Tensor:
+    def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, edges: TokenQueries) -> Tensor:
         """Return log p in nats of what is asked of the slots of a pass, [E] (BranchPass says what they are)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
             asked = (edges.sources_E, edges.tokens_E)
-            return edge_log_likelihood(hidden_QD, weight_VD, *asked, chunk_tokens=self._chunk_tokens)
+            return log_prob_of(hidden_QD, weight_VD, *asked, chunk_tokens=self._chunk_tokens)
 
         scores_E: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
         return scores_E
 
-    def next_tokens(self, grown: Grown, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
-        """Return the next token of the slots of a pass, [Q]: the most probable one, or one drawn (`picked_tokens`)."""
+    def next_tokens(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
+        """Return the next token of the slots of a pass, [Q]: the most probable one, or one drawn (`sample_tokens`)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
-            return picked_tokens(hidden_QD, weight_VD, uniforms_Q, chunk_tokens=self._chunk_tokens)
+            return sample_tokens(hidden_QD, weight_VD, uniforms_Q, chunk_tokens=self._chunk_tokens)
 
         tokens_Q: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
         return tokens_Q
@@ -107,9 +109,9 @@ class EvaluatedModel:
             return self._forwards(work)
 
 
-def open_evaluated(
-    settings: ModelSettings, wanted: EvaluationSettings, compute: ComputeSettings, ranks: Ranks
-) -> EvaluatedModel:
+def load_for_inference(
+    settings: ModelSettings, wanted: EvaluationSettings, compute: ComputeSettings, ranks: DistributedContext
+) -> InferenceModel:
     """Open pretrained weights for evaluation, where the settings want them. Collective where sharded.
 
     Raises:
@@ -129,11 +131,11 @@ def open_evaluated(
     engine, *_ = import_deepspeed().initialize(model=forwards, config=config, dist_init_required=False)
     engine.eval()
     check_in_place(forwards, ranks)
-    found = EvaluatedModel(engine, model, compute, ranks if ranks.world_size > 1 else None)
+    found = InferenceModel(engine, model, compute, ranks if ranks.world_size > 1 else None)
     found.device = ranks.device
     return found
 
 
-def evaluated(hugging_face: nn.Module, compute: ComputeSettings) -> EvaluatedModel:
+def evaluated(hugging_face: nn.Module, compute: ComputeSettings) -> InferenceModel:
     """Return a model that is whole on this rank, for evaluation."""
-    return EvaluatedModel(_Forwards(hugging_face, compute).eval(), hugging_face, compute, None)
+    return InferenceModel(_Forwards(hugging_face, compute).eval(), hugging_face, compute, None)

@@ -19,7 +19,7 @@ from laborllm_dist.careers.readers.file_formats import pointer_in
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.config.model import ComputeSettings, LlamaSettings, ModelSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.zero_engine import deepspeed_config
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.files import fingerprint_of
@@ -207,7 +207,7 @@ def _check_folder(settings: ModelSettings) -> None:
         check_sizes(open_config(folder), folder)
 
 
-def make_model(settings: RunSettings, ranks: Ranks, *, num_ids: int) -> CareerLanguageModel:
+def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int) -> CareerLanguageModel:
     """Return the model a run begins with, with its adapter if it has one. Collective where weights go into shards.
 
     Raises:
@@ -362,7 +362,7 @@ def check_fit(model: transformers.PreTrainedModel, store: TokenStore, splits: Se
     Raises:
         ModelError: if the tokenizer has ids the model has no embedding for, or its attention has a window that a
             career is longer than.
-        RowTooShort: naming the person, if a career is longer than the model's context.
+        SequenceTooLongError: naming the person, if a career is longer than the model's context.
     """
     check_ids(model, store.num_ids)
     context = context_tokens(model.config)

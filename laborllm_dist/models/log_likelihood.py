@@ -106,7 +106,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
         return hidden, weight, None, None
 
 
-def edge_log_likelihood(
+def log_prob_of(
     hidden_ND: Tensor, weight_VD: Tensor | None, sources_E: Tensor, tokens_E: Tensor, *, chunk_tokens: int
 ) -> Tensor:
     """Return log p(token | slot) in nats for every pair that is asked for, [E]; the rest of the softmax is summed only.
@@ -152,7 +152,7 @@ def _chunk_to_score(hidden_ND: Tensor, num_ids: int, chunk_tokens: int) -> int:
     return max(1, min(chunk_tokens, HOST_CHUNK_BYTES // (_precise(hidden_ND.dtype).itemsize * num_ids)))
 
 
-def picked_tokens(hidden_ND: Tensor, weight_VD: Tensor | None, uniforms_N: Tensor, *, chunk_tokens: int) -> Tensor:
+def sample_tokens(hidden_ND: Tensor, weight_VD: Tensor | None, uniforms_N: Tensor, *, chunk_tokens: int) -> Tensor:
     """Return the next token of every slot, [N]: the most probable one, or one drawn by a number from 0 to below 1.
 
     Of equally probable ones the most probable is that of the lowest id. A drawn one is the first whose cumulated

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from laborllm_dist.config.model import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.json_files import NotJson, read_json_object
-from laborllm_dist.io.recorded_folder import RECORD, DamagedRecord, read_record
+from laborllm_dist.io.recorded_folder import RECORD, DamagedRecordError, read_record
 from laborllm_dist.models.dims import check_targets
 from laborllm_dist.models.file_record import FileRecord, recording
 from laborllm_dist.models.safetensors_loading import folder_of
@@ -154,7 +154,7 @@ def _recorded_base(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     base = {} if record is None else record.facts.get(BASE) or {}
     if not isinstance(base, dict):
-        raise DamagedRecord(f"{folder / RECORD} is damaged (its base is no group of names)")
+        raise DamagedRecordError(f"{folder / RECORD} is damaged (its base is no group of names)")
     return base
 
 
@@ -171,7 +171,7 @@ def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
     """
     try:
         trained_on = _recorded_base(folder).get("weights")
-    except DamagedRecord as error:
+    except DamagedRecordError as error:
         raise ModelError(str(error)) from None
     if trained_on not in (None, identity):
         raise ModelError(

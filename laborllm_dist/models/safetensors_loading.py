@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from laborllm_dist.config.model import ModelSettings
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.quiet_imports import import_deepspeed
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.json_files import read_json_object
@@ -104,7 +104,7 @@ def check_unquantized(path: str, where: Mapping[str, str]) -> None:
 
 
 def model_in_shards(
-    settings: ModelSettings, *, dtype: torch.dtype, config: Mapping[str, Any], ranks: Ranks
+    settings: ModelSettings, *, dtype: torch.dtype, config: Mapping[str, Any], ranks: DistributedContext
 ) -> transformers.PreTrainedModel:
     """Return a pretrained model whose weights are ZeRO-3 shards from the start. Collective.
 
@@ -139,7 +139,7 @@ def model_in_shards(
     return model
 
 
-def _fill(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype, ranks: Ranks) -> None:
+def _fill(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype, ranks: DistributedContext) -> None:
     file_of, record = files_by_tensor(folder), FileRecord(dtype)
     names, opened = FileNames(file_of), _OpenedFiles(folder)
     with damage_is_told(folder):
@@ -249,7 +249,7 @@ def check_sizes(config: Any, folder: Path) -> None:
                 )
 
 
-def _holds_own_head(config: Any, folder: Path, ranks: Ranks) -> bool:
+def _holds_own_head(config: Any, folder: Path, ranks: DistributedContext) -> bool:
     """Return whether the files hold an output layer apart from the embedding that config ties it to. Collective.
 
     Each rank compares a stretch, which it reads again in a moment.

@@ -28,7 +28,7 @@ CUDA_BOUGH_NODES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Bough:
+class NodeBlock:
     """C neighbouring nodes after slots [start, stop) of a row, the next C of a pass; numpy, on the host.
 
     `stops_C`: where each node's history stops. `places_U`: their ancestors and themselves among all nodes since the
@@ -45,7 +45,7 @@ class Bough:
     def __len__(self) -> int:
         return len(self.stops_C)
 
-    def on(self, device: torch.device, dtype: torch.dtype) -> BoughTensors:
+    def on(self, device: torch.device, dtype: torch.dtype) -> NodeBlockTensors:
         """Return what attention takes of it, for queries of this type."""
         num_history, num_seen = self.stop - self.start, self.stop - self.start + len(self.places_U)
         # Lines of a multiple of 8 numbers: others are copied by torch's memory-efficient kernel, at every call.
@@ -55,11 +55,13 @@ class Bough:
         slots = torch.arange(self.start, self.stop, device=device)
         is_seen_CT = slots < torch.from_numpy(self.stops_C).to(device)[:, None]
         bias_CS[:, :num_history].masked_fill_(is_seen_CT, 0.0)
-        return BoughTensors(slice(self.start, self.stop), self.row, torch.from_numpy(self.places_U).to(device), bias_CS)
+        return NodeBlockTensors(
+            slice(self.start, self.stop), self.row, torch.from_numpy(self.places_U).to(device), bias_CS
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class BoughTensors:
+class NodeBlockTensors:
     """A bough on a device. `bias_CS`: 0 where a node sees a slot of the history, then a place; -inf elsewhere."""
 
     slots: slice
@@ -68,12 +70,12 @@ class BoughTensors:
     bias_CS: Tensor
 
 
-def bough_nodes(device: torch.device) -> int:
+def block_size(device: torch.device) -> int:
     """Return how many nodes make a bough on a device."""
     return CUDA_BOUGH_NODES if device.type == "cuda" else BOUGH_NODES
 
 
-def boughs_of(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) -> tuple[Bough, ...]:
+def split_into_blocks(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) -> tuple[NodeBlock, ...]:
     """Cut the nodes of a pass into boughs.
 
     Args:
@@ -82,7 +84,7 @@ def boughs_of(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) ->
         most_nodes: of a bough.
     """
     changes = np.flatnonzero((np.diff(stems_N3[:, :2], axis=0) != 0).any(axis=1)) + 1
-    boughs: list[Bough] = []
+    boughs: list[NodeBlock] = []
     for of_stem in np.split(np.arange(len(stems_N3)), changes):
         for first in range(0, len(of_stem), most_nodes):
             nodes = of_stem[first : first + most_nodes]
@@ -91,11 +93,11 @@ def boughs_of(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) ->
             is_there_CA = seen_CA >= 0
             places_U, columns_E = np.unique(seen_CA[is_there_CA], return_inverse=True)
             seen_2E = np.stack([np.nonzero(is_there_CA)[0], columns_E])
-            boughs.append(Bough(row, start, int(stops_C.max()), stops_C, places_U, seen_2E))
+            boughs.append(NodeBlock(row, start, int(stops_C.max()), stops_C, places_U, seen_2E))
     return tuple(boughs)
 
 
-class KeptStates:
+class KVCache:
     """Keys and values of histories, [B, H, T, D] a layer, and of the nodes that have followed them, [H, N, D]."""
 
     def __init__(self) -> None:
@@ -127,8 +129,8 @@ class KeptStates:
 def branch_attention(
     layer: int,
     tensors_BHTD: tuple[Tensor, Tensor, Tensor],
-    kept: KeptStates,
-    boughs: tuple[BoughTensors, ...],
+    kept: KVCache,
+    boughs: tuple[NodeBlockTensors, ...],
     scaling: float | None,
 ) -> Tensor:
     """Return what every node takes from its history and its ancestors, [1, N, H, D].

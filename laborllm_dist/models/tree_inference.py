@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from laborllm_dist.batching.batch import PackedBatch
 from laborllm_dist.config.model import ComputeSettings
 from laborllm_dist.models.causal_lm import (
-    HeadWork,
+    HeadFn,
+    apply_head,
     as_taken,
-    at_head,
     block_mask,
     career_logits,
     decoder_of,
+    enable_custom_head,
     is_known_type,
-    open_head,
+    supports_varlen_attention,
     takes_block_mask,
-    takes_bounds,
 )
-from laborllm_dist.models.tree_attention import Bough, Integers, KeptStates, bough_nodes, boughs_of
+from laborllm_dist.models.tree_attention import Integers, KVCache, NodeBlock, block_size, split_into_blocks
 from laborllm_dist.models.varlen_attention import career_bounds
 
 
@@ -51,11 +51,11 @@ class Nodes:
 
 
 @dataclass(slots=True)
-class Grown:
+class PrefixState:
     """Histories and the nodes that have followed them: the states of known types, the tokens for the others."""
 
     batch: PackedBatch
-    states: KeptStates = field(default_factory=KeptStates)
+    states: KVCache = field(default_factory=KVCache)
     nodes: Nodes | None = None
 
     def drop_nodes(self) -> None:
@@ -72,10 +72,10 @@ class BranchPass:
     states [Q, D] and the output layer's weight, or the logits [Q, V] and None.
     """
 
-    grown: Grown
+    grown: PrefixState
     nodes: Nodes | None
     slots_Q: Tensor
-    work: HeadWork
+    work: HeadFn
 
 
 class BranchingModel:
@@ -88,11 +88,11 @@ class BranchingModel:
             ModelError: if packed attention is asked of a model that cannot have it.
         """
         self.hugging_face = hugging_face
-        self._is_packed, self._is_known = takes_bounds(hugging_face, compute), is_known_type(hugging_face)
+        self._is_packed, self._is_known = supports_varlen_attention(hugging_face, compute), is_known_type(hugging_face)
         self._takes_mask = takes_block_mask(hugging_face)
         self._chunk_tokens = compute.loss_chunk_tokens
         if self._is_known:
-            open_head(hugging_face)
+            enable_custom_head(hugging_face)
 
     def forward(self, wanted: BranchPass) -> Any:
         """Return what `wanted.work` makes of the slots; what is forwarded joins `wanted.grown`."""
@@ -114,14 +114,14 @@ class BranchingModel:
             )
             # Queries have the type of the hidden states, which begin as the table's lines.
             dtype = self.hugging_face.get_input_embeddings().weight.dtype  # type: ignore[operator]
-            cut = boughs_of(nodes.stems_N3, nodes.ancestors_NA, most_nodes=bough_nodes(device))
+            cut = split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device))
             boughs = tuple(bough.on(device, dtype) for bough in cut)
             inputs = {"input_ids": ids, "position_ids": positions, "boughs": boughs}
         inputs |= {"kept": grown.states, "use_cache": False}
         if not self._is_known:  # its logits are more than a product with the hidden states
             return work(self.hugging_face(**inputs).logits.flatten(0, 1)[slots_Q.to(device)], None)
         hidden_BTD = decoder_of(self.hugging_face)(**inputs).last_hidden_state
-        return at_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
+        return apply_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
 
     def _history_logits(self, batch: PackedBatch) -> Tensor:
         mask = block_mask(self.hugging_face, batch.lengths, batch.token_ids_BT.shape[1], batch.token_ids_BT.device)
@@ -129,13 +129,13 @@ class BranchingModel:
         logits_NV: Tensor = self.hugging_face(**inputs, use_cache=False).logits.flatten(0, 1)
         return logits_NV
 
-    def _node_logits(self, grown: Grown, nodes: Nodes) -> Tensor:
+    def _node_logits(self, grown: PrefixState, nodes: Nodes) -> Tensor:
         """Return the logits of nodes, [N, V]: a forward for every bough, with its history and ancestors."""
         grown.nodes = everything = nodes if grown.nodes is None else _joined(grown.nodes, nodes)
         batch, device = grown.batch, grown.batch.token_ids_BT.device
         found: list[Tensor] = []
         place = len(everything) - len(nodes)
-        for bough in boughs_of(nodes.stems_N3, nodes.ancestors_NA, most_nodes=bough_nodes(device)):
+        for bough in split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device)):
             if not self._takes_mask:
                 found.append(self._path_logits(batch, everything, bough, place))
                 place += len(bough)
@@ -156,7 +156,7 @@ class BranchingModel:
             place += len(bough)
         return torch.cat(found)
 
-    def _path_logits(self, batch: PackedBatch, nodes: Nodes, bough: Bough, place: int) -> Tensor:
+    def _path_logits(self, batch: PackedBatch, nodes: Nodes, bough: NodeBlock, place: int) -> Tensor:
         """Return the logits of a bough's nodes, the first at `place`, [C, V]: each ends a row of its own."""
         device, ids_T = batch.token_ids_BT.device, batch.token_ids_BT[bough.row]
         paths = []

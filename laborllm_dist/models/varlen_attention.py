@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laborllm_dist.models.tree_attention import BoughTensors, KeptStates, branch_attention
+from laborllm_dist.models.tree_attention import KVCache, NodeBlockTensors, branch_attention
 
 PACKED = "laborllm_packed"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
@@ -59,8 +59,8 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     bounds: CareerBounds | None = None,
-    kept: KeptStates | None = None,
-    boughs: tuple[BoughTensors, ...] | None = None,
+    kept: KVCache | None = None,
+    boughs: tuple[NodeBlockTensors, ...] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,

@@ -18,8 +18,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from laborllm_dist.distributed.context import Ranks
-from laborllm_dist.errors import ModelError, RankFailed
+from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.errors import ModelError, PeerFailedError
 from laborllm_dist.models.file_record import NF4_BLOCK, FileRecord, FileTensor
 from laborllm_dist.models.weight_checksums import MODULUS, Checksum, checksum, checksum_in
 
@@ -265,7 +265,7 @@ def untie(config: Any) -> None:
             part.tie_word_embeddings = False
 
 
-def check_in_place(model: nn.Module, ranks: Ranks) -> None:
+def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
     """Refuse weights that, where DeepSpeed has put them, are not what was read; forget the record. Collective.
 
     A rank that holds the stretches it has read compares these. Where every rank has read the whole, checksums of the
@@ -274,7 +274,7 @@ def check_in_place(model: nn.Module, ranks: Ranks) -> None:
 
     Raises:
         ModelError: on a rank that has found a difference, naming it.
-        RankFailed: on the others.
+        PeerFailedError: on the others.
     """
     carrier = next((module for module in model.modules() if RECORD in vars(module)), None)
     if carrier is None:
@@ -308,10 +308,10 @@ def check_in_place(model: nn.Module, ranks: Ranks) -> None:
     if wrong is not None:
         raise ModelError(f"{wrong} on rank {ranks.rank} is not what was read from the files; {ADVICE}")
     if is_wrong_somewhere:
-        raise RankFailed("another rank holds weights that are not those of the files")
+        raise PeerFailedError("another rank holds weights that are not those of the files")
 
 
-def _stretch_of(parameter: Any, ranks: Ranks) -> tuple[Tensor, int] | None:
+def _stretch_of(parameter: Any, ranks: DistributedContext) -> tuple[Tensor, int] | None:
     """Return the flat elements of a weight that lie on this rank, and the place of the first; None if on a disk."""
     if not hasattr(parameter, "ds_tensor"):
         return parameter.detach().flatten(), 0
@@ -322,7 +322,7 @@ def _stretch_of(parameter: Any, ranks: Ranks) -> tuple[Tensor, int] | None:
     return parameter.ds_tensor.detach().view(-1)[:numel], start
 
 
-def _over_ranks(checksums: Sequence[Checksum], ranks: Ranks) -> list[Checksum]:
+def _over_ranks(checksums: Sequence[Checksum], ranks: DistributedContext) -> list[Checksum]:
     """Return checksums added over the ranks, however long one of them computes. Collective."""
     everyones = ranks.share(list(checksums), list[Checksum])
     return [

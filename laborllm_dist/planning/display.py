@@ -13,9 +13,9 @@ from laborllm_dist.distributed.deepspeed_limits import check_8bit
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.models.dims import ModelShape, check_targets, shape_of
-from laborllm_dist.planning.estimate import Forecast, forecast, room_of
+from laborllm_dist.planning.estimate import ResourceEstimate, forecast, room_of
 from laborllm_dist.planning.memory import GIB, largest_stretch
-from laborllm_dist.planning.suggestions import as_typed, better_row_length, changed, nearest_that_fits
+from laborllm_dist.planning.suggestions import as_typed, better_row_length, changed, suggest_fitting_config
 from laborllm_dist.planning.throughput import LAYER_SECONDS
 from laborllm_dist.planning.workload import Workload, find_workload
 
@@ -25,7 +25,7 @@ KINDS = (
 )  # fmt: skip
 
 
-def show_plan(settings: RunSettings, console: Console) -> Forecast:
+def show_plan(settings: RunSettings, console: Console) -> ResourceEstimate:
     """Print what a run will take; return it.
 
     Raises:
@@ -61,10 +61,10 @@ def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None
     check_8bit(settings.optimizer, settings.zero, largest=largest)
 
 
-def work_lines(found: Forecast) -> Iterator[str]:
+def work_lines(found: ResourceEstimate) -> Iterator[str]:
     """Yield what is trained on, what learns, and on what."""
     settings, work, passes, shape = found.settings, found.work, found.passes, found.shape
-    learnt, about = shape.num_learnt(settings.adapter), "assumed: no store yet" if work.is_assumed else "token store"
+    learnt, about = shape.num_trainable(settings.adapter), "assumed: no store yet" if work.is_assumed else "token store"
     yield (
         f"work     {work.careers_per_epoch:,} careers of {work.tokens_per_epoch / 1e6:,.2f} million tokens an epoch "
         f"({about})"
@@ -91,7 +91,7 @@ def work_lines(found: Forecast) -> Iterator[str]:
         yield f"         or batch.row_length={better[0]} for {better[1]:.0%}"
 
 
-def memory_table(found: Forecast) -> FoldingTable:
+def memory_table(found: ResourceEstimate) -> FoldingTable:
     """Return GiB of a GPU by kind, for the setting chosen and for the other ZeRO stages."""
     columns = list(_other_stages(found))
     stages = [each.settings.zero.stage for each in columns]
@@ -113,7 +113,7 @@ def memory_table(found: Forecast) -> FoldingTable:
     return table
 
 
-def _other_stages(found: Forecast) -> Iterator[Forecast]:
+def _other_stages(found: ResourceEstimate) -> Iterator[ResourceEstimate]:
     for stage in range(4):
         change: dict[str, Any] = {"zero.stage": stage}
         change |= {"zero.offload_weights": "none"} if stage != 3 else {}
@@ -123,7 +123,7 @@ def _other_stages(found: Forecast) -> Iterator[Forecast]:
             yield forecast(settings, found.work, found.shape, found.room)
 
 
-def cost_lines(found: Forecast) -> Iterator[str]:
+def cost_lines(found: ResourceEstimate) -> Iterator[str]:
     """Yield traffic, time and price, and what would fit where the setting does not."""
     gpu, cost = found.settings.plan.gpu, found.cost
     if cost.traffic.total:
@@ -142,7 +142,7 @@ def cost_lines(found: Forecast) -> Iterator[str]:
     yield from memory_lines(found)
 
 
-def memory_lines(found: Forecast) -> Iterator[str]:
+def memory_lines(found: ResourceEstimate) -> Iterator[str]:
     """Yield whether the memory is there, and the nearest setting that fits where it is not."""
     verdict = f"{'fits' if found.fits else 'does not fit'}: {found.memory.total / GIB:,.1f} of "
     verdict += f"{found.room.total / GIB:,.1f} GiB"
@@ -151,7 +151,7 @@ def memory_lines(found: Forecast) -> Iterator[str]:
     yield f"memory   {verdict}"
     if found.fits:
         return
-    nearest = nearest_that_fits(found)
+    nearest = suggest_fitting_config(found)
     if nearest is None:
         yield "         no setting known here fits; take a smaller model"
         return

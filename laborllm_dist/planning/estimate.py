@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 from laborllm_dist.config.run import GpuSettings, RunSettings
 from laborllm_dist.models.dims import ModelShape
-from laborllm_dist.planning.memory import GIB, Load, Memory, plan_memory
-from laborllm_dist.planning.memory_budget import Capacity
+from laborllm_dist.planning.memory import GIB, Memory, MicroBatchShape, plan_memory
+from laborllm_dist.planning.memory_budget import MemoryBudget
 from laborllm_dist.planning.throughput import Cost, cost_of_step
 from laborllm_dist.planning.workload import Passes, Workload, passes_of
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class ResourceEstimate:
     """All of it for one setting; `room` is the memory that a rank has."""
 
     settings: RunSettings
     shape: ModelShape
     work: Workload
-    room: Capacity
+    room: MemoryBudget
     passes: Passes
     memory: Memory
     cost: Cost
@@ -61,15 +61,15 @@ class Forecast:
         return self.fits_device and self.fits_host
 
 
-def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: Capacity) -> Forecast:
+def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: MemoryBudget) -> ResourceEstimate:
     """Return what a run takes on `plan.num_gpus` ranks with so much memory each."""
     num_ranks = settings.plan.num_gpus
     passes = passes_of(work, settings.batch, num_ranks=num_ranks)
-    load = Load(passes.rows_of_rank, passes.row_length)
+    load = MicroBatchShape(passes.rows_of_rank, passes.row_length)
     memory = plan_memory(shape, settings, load, world_size=num_ranks, process_bytes=room.process)
-    return Forecast(settings, shape, work, room, passes, memory, cost_of_step(shape, settings, work, passes))
+    return ResourceEstimate(settings, shape, work, room, passes, memory, cost_of_step(shape, settings, work, passes))
 
 
-def room_of(gpu: GpuSettings) -> Capacity:
+def room_of(gpu: GpuSettings) -> MemoryBudget:
     """Return the memory of a rank on a GPU of this kind."""
-    return Capacity(total=gpu.memory_gib * GIB, process=None, host=gpu.host_memory_gib * GIB)
+    return MemoryBudget(total=gpu.memory_gib * GIB, process=None, host=gpu.host_memory_gib * GIB)

@@ -53,7 +53,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class MicroBatchShape:
     """What a pass of one rank forwards: rows and their length."""
 
     num_rows: int
@@ -66,7 +66,7 @@ class Load:
 
 
 def plan_memory(
-    shape: ModelShape, settings: RunSettings, load: Load, *, world_size: int, process_bytes: float | None
+    shape: ModelShape, settings: RunSettings, load: MicroBatchShape, *, world_size: int, process_bytes: float | None
 ) -> Memory:
     """Return the memory of a rank in training.
 
@@ -79,7 +79,7 @@ def plan_memory(
     """
     zero, is_autocast = settings.zero, settings.zero.stage == 0 and settings.zero.precision == "bf16"
     number = 2 if settings.zero.precision == "bf16" and not is_autocast else 4
-    learnt = shape.num_learnt(settings.adapter)
+    learnt = shape.num_trainable(settings.adapter)
     shared = world_size if zero.stage >= 1 else 1
     weights = weight_bytes(shape, settings, number)
     device: dict[str, float] = {}
@@ -141,7 +141,7 @@ def _step_bytes(settings: RunSettings, held: float) -> float:
 
 def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> float:
     """Return the bytes of all weights of one copy of the model, additions of an adapter included."""
-    added = 0 if settings.adapter.kind == "none" else shape.num_learnt(settings.adapter)
+    added = 0 if settings.adapter.kind == "none" else shape.num_trainable(settings.adapter)
     quantised = {"full": number, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
     linear = shape.num_linear
     return quantised * linear + number * (shape.num_parameters - linear + added)
@@ -153,10 +153,10 @@ def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
     if adapter.kind == "none":
         return 2.0 * shape.num_parameters
     layers = 1 if settings.compute.gradient_checkpointing else shape.num_layers
-    return 2.0 * shape.num_learnt(adapter) + (2.0 * layers * linear if adapter.base == "full" else 0.0)
+    return 2.0 * shape.num_trainable(adapter) + (2.0 * layers * linear if adapter.base == "full" else 0.0)
 
 
-def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, *, on_gpu: bool) -> float:
+def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchShape, *, on_gpu: bool) -> float:
     """Return what the backward needs of a pass.
 
     Of a layer and token: what goes into both norms in float32, what is normalised (where the norms learn) and what
@@ -191,7 +191,7 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: Load, *, on
     return float(kept + of_layer + last)
 
 
-def _logit_bytes(shape: ModelShape, settings: RunSettings, load: Load, number: int) -> float:
+def _logit_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchShape, number: int) -> float:
     chunk = min(settings.compute.loss_chunk_tokens, load.num_tokens)
     narrow = number if number == 2 else 0
     of_chunk = chunk * shape.num_ids * (4 + narrow)
@@ -224,6 +224,6 @@ def largest_stretch(shape: ModelShape, adapter: AdapterSettings, *, stage: int, 
         if learns_all:
             return shape.weights.largest
         return adapter.rank * max(shape.intermediate_size, shape.hidden_size, shape.query_size)
-    matrices = shape.num_learnt(adapter) - (shape.num_norms if learns_all else 0)
+    matrices = shape.num_trainable(adapter) - (shape.num_norms if learns_all else 0)
     of_rank = -(-matrices // world_size)
     return min(of_rank, int(SUB_GROUP)) if stage == 3 else of_rank

@@ -13,11 +13,11 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.launcher import num_local_ranks
 
 if TYPE_CHECKING:  # a plan knows a Capacity, and starts without torch
-    from laborllm_dist.distributed.context import Ranks
+    from laborllm_dist.distributed.context import DistributedContext
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class MemoryBudget:
     """Bytes that a rank may use: of its device, and of its host beside it.
 
     `process`: what its process has before the model, on a CPU; None: on a GPU. `host`: None on a CPU, whose memory is
@@ -29,20 +29,20 @@ class Capacity:
     host: float | None
 
 
-def capacity_of(ranks: Ranks, settings: RunSettings) -> Capacity:
+def budget_of(ranks: DistributedContext, settings: RunSettings) -> MemoryBudget:
     """Return the memory of a rank that is about to make the model of these settings."""
     num_local = num_local_ranks(os.environ) or ranks.world_size
     if ranks.device.type == "cuda":
         import torch
 
         available = _kibibytes("/proc/meminfo", "MemAvailable") * 1024.0
-        return Capacity(float(torch.cuda.mem_get_info(ranks.device)[1]), None, available / num_local)
+        return MemoryBudget(float(torch.cuda.mem_get_info(ranks.device)[1]), None, available / num_local)
     _import_libraries(settings)
     own, available = (
         _kibibytes(path, name) * 1024.0
         for path, name in (("/proc/self/status", "VmRSS"), ("/proc/meminfo", "MemAvailable"))
     )
-    return Capacity(available / num_local + own, own, None)
+    return MemoryBudget(available / num_local + own, own, None)
 
 
 def _import_libraries(settings: RunSettings) -> None:

@@ -7,22 +7,22 @@ from collections.abc import Callable
 
 from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import DoesNotFit
+from laborllm_dist.errors import MemoryEstimateError
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.planning.estimate import Forecast, forecast
+from laborllm_dist.planning.estimate import ResourceEstimate, forecast
 from laborllm_dist.planning.memory import GIB
-from laborllm_dist.planning.memory_budget import Capacity
-from laborllm_dist.planning.suggestions import as_typed, nearest_that_fits
+from laborllm_dist.planning.memory_budget import MemoryBudget
+from laborllm_dist.planning.suggestions import as_typed, suggest_fitting_config
 from laborllm_dist.planning.workload import workload_of
 
 
 def check_memory(
-    settings: RunSettings, plan: TrainingPlan, num_ids: int, capacity: Capacity, tell: Callable[[str], None]
+    settings: RunSettings, plan: TrainingPlan, num_ids: int, capacity: MemoryBudget, tell: Callable[[str], None]
 ) -> None:
     """Print what a rank will need of its memory.
 
     Raises:
-        DoesNotFit: if it is not there, unless settings.plan.go_on says to try.
+        MemoryEstimateError: if it is not there, unless settings.plan.go_on says to try.
     """
     here = dataclasses.replace(settings, plan=dataclasses.replace(settings.plan, num_gpus=plan.world_size))
     work, shape = workload_of(plan, is_assumed=False), shape_of(settings.model, num_ids=num_ids)
@@ -34,19 +34,19 @@ def check_memory(
     if settings.plan.go_on:
         return
     if not found.fits_device:
-        raise DoesNotFit(f"a rank needs about {total}; {_advice(found)}; to try all the same: plan.go_on=true")
+        raise MemoryEstimateError(f"a rank needs about {total}; {_advice(found)}; to try all the same: plan.go_on=true")
     if not found.fits_host:
         left = 0.0 if capacity.host is None else capacity.host / GIB
-        raise DoesNotFit(
+        raise MemoryEstimateError(
             f"a rank offloads about {found.memory.host_total / GIB:,.2f} GiB to its host, whose memory has {left:,.2f} "
             "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try all the same: "
             "plan.go_on=true"
         )
 
 
-def _advice(found: Forecast) -> str:
+def _advice(found: ResourceEstimate) -> str:
     """Return the nearest setting that fits on the ranks there are: their number is no setting of a training."""
-    nearest = nearest_that_fits(found, more_gpus=())
+    nearest = suggest_fitting_config(found, more_gpus=())
     if nearest is None:
         return "no setting known here makes it fit; take more GPUs, or a smaller model"
     change, other = nearest

@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from laborllm_dist.config.reader import OutOfRange
+from laborllm_dist.config.reader import OutOfRangeError
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.deepspeed_limits import check_8bit
 from laborllm_dist.errors import SettingsError
-from laborllm_dist.planning.estimate import Forecast, forecast
+from laborllm_dist.planning.estimate import ResourceEstimate, forecast
 from laborllm_dist.planning.memory import largest_stretch
 from laborllm_dist.planning.workload import passes_of, whole_granules
 
@@ -37,7 +37,9 @@ ADAPTERS: tuple[Change, ...] = ({"adapter.kind": "lora"}, {"adapter.kind": "lora
 BETTER = 0.05  # share of the GPUs' time; for less, other rows are not worth a line
 
 
-def nearest_that_fits(found: Forecast, more_gpus: Sequence[Change] = MORE_GPUS) -> tuple[Change, Forecast] | None:
+def suggest_fitting_config(
+    found: ResourceEstimate, more_gpus: Sequence[Change] = MORE_GPUS
+) -> tuple[Change, ResourceEstimate] | None:
     """Return the fewest changes with which a run fits, and its forecast; None where not even all do.
 
     A doubling of the number of GPUs counts as a change.
@@ -67,7 +69,7 @@ def changed(settings: RunSettings, change: Change) -> RunSettings | None:
     try:
         whole = {group: dataclasses.replace(getattr(settings, group), **values) for group, values in groups.items()}
         return dataclasses.replace(settings, **whole)
-    except OutOfRange:
+    except OutOfRangeError:
         return None
 
 
@@ -76,7 +78,7 @@ def as_typed(change: Change) -> str:
     return " ".join(f"{path}={str(value).lower()}" for path, value in change.items())
 
 
-def better_row_length(found: Forecast) -> tuple[int, float] | None:
+def better_row_length(found: ResourceEstimate) -> tuple[int, float] | None:
     """Return a row length that gives more GPUs work, and the share of their time it makes work; None where none does.
 
     Rows are never shorter than the longest career. With several rows a pass, the packer has evened them out already.
@@ -121,7 +123,7 @@ def _that_save(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
     return found
 
 
-def _may_train(found: Forecast, settings: RunSettings) -> bool:
+def _may_train(found: ResourceEstimate, settings: RunSettings) -> bool:
     largest = largest_stretch(
         found.shape, settings.adapter, stage=settings.zero.stage, world_size=settings.plan.num_gpus
     )

@@ -98,14 +98,16 @@ def flops_per_token(shape: ModelShape, adapter: AdapterSettings, *, attended: fl
     each layer, and twice that in the backward.
     """
     learns_all = adapter.kind == "none"
-    weights = (6 if learns_all else 4) * shape.num_multiplied + (0 if learns_all else 6 * shape.num_learnt(adapter))
+    weights = (6 if learns_all else 4) * shape.num_matmul_params + (
+        0 if learns_all else 6 * shape.num_trainable(adapter)
+    )
     return weights + 12 * shape.num_layers * shape.query_size * attended
 
 
 def traffic_of_step(shape: ModelShape, settings: RunSettings, num_passes: float) -> Traffic:
     """Return the bytes a rank sends in a step of so many passes."""
     stage, share = settings.zero.stage, 1 - 1 / settings.plan.num_gpus
-    learnt, number = shape.num_learnt(settings.adapter), bytes_of_number(settings.zero)
+    learnt, number = shape.num_trainable(settings.adapter), bytes_of_number(settings.zero)
     if stage == 3:
         gathered = num_passes * gathers_of_pass(shape, settings.zero) * weight_bytes(shape, settings, number)
         return Traffic(ahead=share * gathered, waited=share * num_passes * 4.0 * learnt)
@@ -149,7 +151,7 @@ def offload_seconds(shape: ModelShape, settings: RunSettings, num_passes: float)
     back. Offloaded weights come from the host whenever they are gathered.
     """
     zero, gpu, num_ranks = settings.zero, settings.plan.gpu, settings.plan.num_gpus
-    held, number = shape.num_learnt(settings.adapter) / num_ranks, bytes_of_number(zero)
+    held, number = shape.num_trainable(settings.adapter) / num_ranks, bytes_of_number(zero)
     over_pcie = in_memory = on_disk = 0.0
     if zero.offload_optimizer != "none":
         over_pcie += held * (4 * (2 * num_passes - 1) + number)

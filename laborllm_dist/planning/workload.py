@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.batching.packing import GRANULE, PackPlan, pack_step
+from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, PackedRows, pack_step
 from laborllm_dist.batching.rank_assignment import shard_rows
-from laborllm_dist.batching.sampler import TrainingOrder
+from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan, check_uncut, epochs_of, plan_training
 from laborllm_dist.careers.corpus import check_sources
 from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.run import BatchSettings, RunSettings
-from laborllm_dist.errors import DataFileError, LaborError, RowTooShort
+from laborllm_dist.errors import DataFileError, LaborError, SequenceTooLongError
 from laborllm_dist.store.build import store_folder
 from laborllm_dist.store.data_card import PAPER
 from laborllm_dist.store.store import MANIFEST, TokenStore, open_store
@@ -137,7 +137,7 @@ def passes_of(work: Workload, batch: BatchSettings, *, num_ranks: int) -> Passes
 
 
 @functools.lru_cache(maxsize=16)  # a search for what fits asks again and again
-def _pack(steps: tuple[tuple[int, ...], ...], row_length: int) -> tuple[PackPlan, ...]:
+def _pack(steps: tuple[tuple[int, ...], ...], row_length: int) -> tuple[PackedRows, ...]:
     return tuple(pack_step(lengths, row_length) for lengths in steps)
 
 
@@ -154,7 +154,7 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     Raises:
         SettingsError: if the template cuts careers.
         DataFileError: if a corpus is of unknown size, or careers are told in another way than was measured.
-        RowTooShort: if the longest career does not fit a row.
+        SequenceTooLongError: if the longest career does not fit a row.
     """
     check_uncut(settings.template)
     parts, batch = [], settings.batch
@@ -173,19 +173,19 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     lengths = np.concatenate([lengths for lengths, _ in parts])
     longest = int(lengths.max())
     if longest > batch.row_length:
-        raise RowTooShort(
+        raise SequenceTooLongError(
             f"the longest career is assumed to have {longest} tokens, batch.row_length is {batch.row_length}; set "
             f"batch.row_length={whole_granules(longest)}"
         )
     weights = np.concatenate([np.full(len(lengths), weight) for lengths, weight in parts])
-    order = TrainingOrder(np.arange(len(lengths)), weights, batch.careers_per_step, settings.training.seed)
+    order = TrainingSampler(np.arange(len(lengths)), weights, batch.careers_per_step, settings.training.seed)
     num_epochs = epochs_of(settings, order.steps_per_epoch)
     return TrainingPlan(order, lengths, longest, batch, settings.training, num_epochs, settings.plan.num_gpus)
 
 
 def whole_granules(num_tokens: float) -> int:
     """Return the shortest length of a row that holds so many tokens."""
-    return math.ceil(num_tokens / GRANULE) * GRANULE
+    return math.ceil(num_tokens / PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
 
 
 def _size_of(corpus: CorpusSettings) -> CorpusSize | None:

@@ -15,31 +15,31 @@ import torch
 
 from laborllm_dist import __version__
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.packing import GRANULE, pack_careers
+from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, pack_careers
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.run import EvaluationSettings, RunSettings
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
-from laborllm_dist.evaluation.run import as_told
+from laborllm_dist.evaluation.run import with_overrides
 from laborllm_dist.evaluation.target import as_pretrained, base_suffix, default_name, own_export
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.io.files import ChecksumCheck, sha256_of_all
-from laborllm_dist.io.run_directory import RunFolder, read_run
-from laborllm_dist.models.inference import EvaluatedModel, open_evaluated
+from laborllm_dist.io.run_directory import RunDirectory, read_run
+from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_ids, check_packing, check_weights, context_of, weights_identity
-from laborllm_dist.models.tree_inference import Grown
-from laborllm_dist.prediction.prompts import Ids, asked_prompts, check_context, unseen_words
+from laborllm_dist.models.tree_inference import PrefixState
+from laborllm_dist.prediction.prompts import Ids, build_prompts, check_context, unseen_covariates
 from laborllm_dist.prediction.request_files import read_asked
-from laborllm_dist.prediction.requests import AskedCareer
+from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.store.few_shot import read_preface
 from laborllm_dist.store.store import PREFACE, TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import OWN_CAREERS, PREDICTION_SCHEMA, check_output, write_prediction_table
 from laborllm_dist.text.template import compile_template
-from laborllm_dist.text.title_variants import meant_vocabulary
+from laborllm_dist.text.title_variants import canonical_vocabulary
 
 SECONDS_BETWEEN_LINES = 10.0
 Say = Callable[[str], None]
@@ -58,7 +58,7 @@ class AskedPrompts:
 
 
 @dataclass(frozen=True, slots=True)
-class BestTitles:
+class TopTitles:
     """The K most probable titles after P prompts, best first; NaN where fewer were told apart.
 
     `titles_PK`: places in the vocabulary; `scores_PK`: log-likelihoods of the measure; `mass_P`: probability of all
@@ -71,7 +71,7 @@ class BestTitles:
     bound_P: Floats
 
 
-def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table, ScoreTableInfo]:
+def predict(settings: PredictSettings, ranks: DistributedContext, say: Say) -> tuple[pa.Table, ScoreTableInfo]:
     """Return the most probable next occupations of all people of a file, and where they come from; write them if asked.
 
     Raises:
@@ -84,14 +84,14 @@ def predict(settings: PredictSettings, ranks: Ranks, say: Say) -> tuple[pa.Table
     run, run_settings, store_folder = read_run(Path(settings.run))
     store = open_store(store_folder)
     with checking_store(store, ("train",)) as check:  # whose words the careers' are compared with
-        return _predict_checked(settings, run, (as_told(run_settings, settings), store, check), ranks, say)
+        return _predict_checked(settings, run, (with_overrides(run_settings, settings), store, check), ranks, say)
 
 
 def _predict_checked(
     settings: PredictSettings,
-    run: RunFolder,
+    run: RunDirectory,
     of_run: tuple[RunSettings, TokenStore, ChecksumCheck],
-    ranks: Ranks,
+    ranks: DistributedContext,
     say: Say,
 ) -> tuple[pa.Table, ScoreTableInfo]:
     told, store, check = of_run
@@ -101,16 +101,16 @@ def _predict_checked(
     model = as_pretrained(settings.model.name or default_name(other) + base_suffix(wanted), other)
     check_weights(model)
     surveys = [corpus.survey for corpus in told.data.corpora.values()]
-    meant = meant_vocabulary(store.vocabulary, told.template.titles)
+    meant = canonical_vocabulary(store.vocabulary, told.template.titles)
     careers = read_asked(Path(settings.careers), meant, surveys)
     template = compile_template(told.template, read_preface(store.folder / PREFACE))
-    for line in unseen_words(careers, store.careers("train"), template.hidden):
+    for line in unseen_covariates(careers, store.careers("train"), template.hidden):
         say(f"predict: {line}")
     place = str(store.folder / TOKENIZER) if is_own else str(other.path)
     tokenizer = load_tokenizer(place, revision=other.revision, subfolder=other.subfolder)
-    prompts, trie = asked_prompts(careers, template, store.vocabulary, tokenizer)
+    prompts, trie = build_prompts(careers, template, store.vocabulary, tokenizer)
     check_context(careers, prompts, trie, context_of(model))
-    opened = open_evaluated(model, wanted, told.compute, ranks)
+    opened = load_for_inference(model, wanted, told.compute, ranks)
     check.wait()
     check_ids(opened.hugging_face, tokenizer.num_ids)
     check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
@@ -130,7 +130,7 @@ def _predict_checked(
     return table, info
 
 
-def _details(settings: PredictSettings, told: RunSettings, model: EvaluatedModel) -> dict[str, str]:
+def _details(settings: PredictSettings, told: RunSettings, model: InferenceModel) -> dict[str, str]:
     wanted = told.evaluation
     return {
         "measure": settings.measure,
@@ -147,17 +147,17 @@ def _details(settings: PredictSettings, told: RunSettings, model: EvaluatedModel
     }
 
 
-def best_titles(model: EvaluatedModel, asked: AskedPrompts, wanted: EvaluationSettings, say: Say) -> BestTitles:
+def best_titles(model: InferenceModel, asked: AskedPrompts, wanted: EvaluationSettings, say: Say) -> TopTitles:
     """Return the most probable titles after every prompt."""
     num_people = len(asked.prompts)
     shape = (num_people, asked.num_titles)
-    best = BestTitles(
+    best = TopTitles(
         np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), np.zeros(num_people), np.zeros(num_people)
     )
     said, num_done = monotonic(), 0
     for members, found in _scored_units(model, asked, wanted):
         some = _best_of(found, asked)
-        for name in BestTitles.__slots__:
+        for name in TopTitles.__slots__:
             getattr(best, name)[members] = getattr(some, name)
         num_done += len(members)
         if monotonic() - said > SECONDS_BETWEEN_LINES:
@@ -167,12 +167,12 @@ def best_titles(model: EvaluatedModel, asked: AskedPrompts, wanted: EvaluationSe
 
 
 def _scored_units(
-    model: EvaluatedModel, asked: AskedPrompts, wanted: EvaluationSettings
+    model: InferenceModel, asked: AskedPrompts, wanted: EvaluationSettings
 ) -> Iterator[tuple[list[int], TitleScores]]:
     """Yield some of the prompts' places and their titles' scores, until all have had their turn."""
     prompts, lengths = asked.prompts, [len(prompt) for prompt in asked.prompts]
     # A row is as long as an evaluation's; longer where a prompt wants it, shorter where there is not that much.
-    row_length = max(max(lengths), min(wanted.row_length, -(-sum(lengths) // GRANULE) * GRANULE))
+    row_length = max(max(lengths), min(wanted.row_length, -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF))
     rows = pack_careers(lengths, row_length).rows
     for first in range(0, len(rows), wanted.rows_per_unit):
         unit = rows[first : first + wanted.rows_per_unit]
@@ -183,7 +183,7 @@ def _scored_units(
             stems += [(number, end - lengths[place], end) for place, end in zip(row, ends, strict=True)]
         found = score_titles(
             model.edges,
-            Grown(batch.to(model.device)),
+            PrefixState(batch.to(model.device)),
             Prompts(np.asarray(stems), np.full(len(stems), -1)),
             asked.trie,
             tolerance=wanted.tolerance,
@@ -192,17 +192,17 @@ def _scored_units(
         yield [place for row in unit for place in row], found
 
 
-def _best_of(found: TitleScores, asked: AskedPrompts) -> BestTitles:
+def _best_of(found: TitleScores, asked: AskedPrompts) -> TopTitles:
     told_PT = found.told_PT
     if asked.measure == "normalised":
         told_PT = told_PT - found.log_whole_P()[:, None]
     titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, : asked.num_titles]
     scores_PK = np.take_along_axis(told_PT, titles_PK, axis=1)
     scores_PK = np.where(np.isneginf(scores_PK), np.nan, scores_PK)
-    return BestTitles(titles_PK, scores_PK, np.exp(found.log_mass_P()), found.bound_P)
+    return TopTitles(titles_PK, scores_PK, np.exp(found.log_mass_P()), found.bound_P)
 
 
-def check_told(best: BestTitles, tolerance: float) -> None:
+def check_told(best: TopTitles, tolerance: float) -> None:
     """Refuse a tolerance that lets all titles of somebody be left: a table would leave the person out without a word.
 
     Raises:
@@ -217,7 +217,9 @@ def check_told(best: BestTitles, tolerance: float) -> None:
         )
 
 
-def prediction_rows(careers: Sequence[AskedCareer], best: BestTitles, vocabulary: OccupationVocabulary) -> pa.Table:
+def prediction_rows(
+    careers: Sequence[PredictionRequest], best: TopTitles, vocabulary: OccupationVocabulary
+) -> pa.Table:
     """Return predictions as rows of PREDICTION_SCHEMA, in the order of the careers."""
     people_N, ranks_N = np.nonzero(~np.isnan(best.scores_PK))
     scores_N, titles_N = best.scores_PK[people_N, ranks_N], pa.array(best.titles_PK[people_N, ranks_N])

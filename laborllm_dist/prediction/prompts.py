@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 import pyarrow.compute as pc
 
 from laborllm_dist.careers.types import OccupationVocabulary
-from laborllm_dist.errors import RowTooShort, TitleInsideToken
+from laborllm_dist.errors import SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie
-from laborllm_dist.prediction.requests import AskedCareer
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.prediction.requests import PredictionRequest
+from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenize import tokenise_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import Template, render_career
@@ -25,8 +25,11 @@ COVARIATES = ("gender", "ethnicity", "region", "education")
 NUM_NAMED = 8
 
 
-def asked_prompts(
-    careers: Sequence[AskedCareer], template: Template, vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer
+def build_prompts(
+    careers: Sequence[PredictionRequest],
+    template: Template,
+    vocabulary: OccupationVocabulary,
+    tokenizer: CareerTokenizer,
 ) -> tuple[list[Ids], TitleTrie]:
     """Return the ids of every career's prompt, and the tree of all titles after them.
 
@@ -37,7 +40,7 @@ def asked_prompts(
         tokenizer: of the model.
 
     Raises:
-        TitleInsideToken: if a title changes the tokens of a prompt, or has other tokens after one than after another.
+        TitleBoundaryError: if a title changes the tokens of a prompt, or has other tokens after one than after another.
         TemplateError: if the template needs a field that a career does not have.
     """
     title_of, some = vocabulary.title_of(), vocabulary.codes[0]
@@ -49,7 +52,7 @@ def asked_prompts(
         careers, prompts, ids, tokenizer.backend.encode_batch(prompts, add_special_tokens=False), strict=True
     ):
         if list(before[len(tokenizer.leading) :]) != alone.ids:
-            raise TitleInsideToken(
+            raise TitleBoundaryError(
                 f"the title {title_of[some]!r} changes the tokens of the prompt of career {career.name}, "
                 f"{prompt[-20:]!r}; the tokenizer must keep a title apart from what stands before it"
             )
@@ -57,24 +60,26 @@ def asked_prompts(
     return ids, common_title_trie(list(last_tokens.values()), vocabulary, tokenizer)
 
 
-def check_context(careers: Sequence[AskedCareer], prompts: Sequence[Ids], trie: TitleTrie, context: int | None) -> None:
+def check_context(
+    careers: Sequence[PredictionRequest], prompts: Sequence[Ids], trie: TitleTrie, context: int | None
+) -> None:
     """Refuse careers that, with the longest title, are longer than the model's context (None: there is none).
 
     Raises:
-        RowTooShort: naming the longest, and how many there are.
+        SequenceTooLongError: naming the longest, and how many there are.
     """
     lengths = [len(prompt) + int(trie.depths_M.max()) for prompt in prompts]
     if context is None or max(lengths) <= context:
         return
     longest, num_longer = lengths.index(max(lengths)), sum(length > context for length in lengths)
-    raise RowTooShort(
+    raise SequenceTooLongError(
         f"career {careers[longest].name} has {lengths[longest]} tokens with the longest title, the model's context is "
         f"{context}; leave out its first jobs, or take a model with a longer context; "
         f"{num_longer:,} of {len(careers):,} people {'is' if num_longer == 1 else 'are'} longer"
     )
 
 
-def unseen_words(careers: Sequence[AskedCareer], trained: CareerRows, hidden: frozenset[str]) -> list[str]:
+def unseen_covariates(careers: Sequence[PredictionRequest], trained: CareerTable, hidden: frozenset[str]) -> list[str]:
     """Return a line for every covariate with words that no training career has, such as "f" in place of "female"."""
     lines: list[str] = []
     for name in COVARIATES:
@@ -90,7 +95,7 @@ def unseen_words(careers: Sequence[AskedCareer], trained: CareerRows, hidden: fr
     return lines
 
 
-def _words(careers: Sequence[AskedCareer], name: str) -> Mapping[str, int]:
+def _words(careers: Sequence[PredictionRequest], name: str) -> Mapping[str, int]:
     """Return how many people have each word of a covariate."""
     counts: Counter[str] = Counter()
     for career in careers:

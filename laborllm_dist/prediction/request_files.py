@@ -30,10 +30,10 @@ from laborllm_dist.io.json_files import NotJson, read_json_value
 from laborllm_dist.prediction.requests import (
     PERSON_FIELDS,
     YEAR_FIELDS,
-    AskedCareer,
     Cells,
-    Drafts,
-    KnownOccupations,
+    OccupationLookup,
+    PredictionRequest,
+    RequestParser,
 )
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -43,7 +43,7 @@ BLANKS = " \t\r\n"
 MOST_JSON_BYTES = 256 << 20  # a JSON file is held in memory as a whole
 
 
-def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[str]) -> list[AskedCareer]:
+def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[str]) -> list[PredictionRequest]:
     """Return the careers of a file.
 
     Args:
@@ -60,12 +60,12 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
     refuse_pointers(path)
     if (advice := export_advice(path)) is not None:
         raise DataFileError(f"{path}: {advice}")
-    occupations = KnownOccupations(vocabulary)
+    occupations = OccupationLookup(vocabulary)
     if path.suffix.lower() in JSON_SUFFIXES:
-        drafts = Drafts(occupations, surveys, Problems(path, "line", named="field"))
+        drafts = RequestParser(occupations, surveys, Problems(path, "line", named="field"))
         _read_json(path, drafts)
     else:
-        drafts = Drafts(occupations, surveys, Problems(path, unit_of(path)))
+        drafts = RequestParser(occupations, surveys, Problems(path, unit_of(path)))
         _read_table(path, drafts)
     careers = drafts.careers()
     drafts.problems.refuse_if_any()
@@ -74,7 +74,7 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
     return careers
 
 
-def _read_table(path: Path, drafts: Drafts) -> None:
+def _read_table(path: Path, drafts: RequestParser) -> None:
     problems = drafts.problems
     rows = read_rows(path, problems)
     place, header = next(rows, (1, []))
@@ -107,7 +107,7 @@ class _Entry:
     value: Any
 
 
-def _read_json(path: Path, drafts: Drafts) -> None:
+def _read_json(path: Path, drafts: RequestParser) -> None:
     if path.stat().st_size > MOST_JSON_BYTES:
         raise DataFileError(
             f"{path}: {path.stat().st_size / (1 << 20):,.0f} MiB; a JSON file is read as a whole, so at most "

@@ -23,7 +23,7 @@ NUM_NEAREST = 3
 
 
 @dataclass(frozen=True, slots=True)
-class AskedCareer:
+class PredictionRequest:
     """A worker's known jobs, and the year and education of the line whose occupation is asked for."""
 
     history: CareerHistory
@@ -53,7 +53,7 @@ class Cells:
     names: Mapping[str, str]
 
 
-class KnownOccupations:
+class OccupationLookup:
     """Find an occupation by its code or its title."""
 
     def __init__(self, vocabulary: OccupationVocabulary) -> None:
@@ -96,10 +96,10 @@ class Draft:
     is_broken: bool = False  # something of it was noted as wrong already
 
 
-class Drafts:
+class RequestParser:
     """All people of a file while it is read. A wrong cell is noted in `problems`."""
 
-    def __init__(self, occupations: KnownOccupations, surveys: Sequence[str], problems: Problems) -> None:
+    def __init__(self, occupations: OccupationLookup, surveys: Sequence[str], problems: Problems) -> None:
         self._occupations, self._surveys, self.problems = occupations, tuple(surveys), problems
         self._drafts: dict[tuple[str, str], Draft] = {}
 
@@ -156,7 +156,7 @@ class Drafts:
         """Note a problem with a field."""
         self.problems.add(cells.place, cells.names.get(name, name), what)
 
-    def careers(self) -> list[AskedCareer]:
+    def careers(self) -> list[PredictionRequest]:
         """Return the careers, in the order of the people's first places."""
         return [career for draft in self._drafts.values() if (career := self._career(draft)) is not None]
 
@@ -182,7 +182,7 @@ class Drafts:
             if birth is not None and year < birth:
                 self.note(cells, "year", f"{year} is before the birth of person {draft.person!r} in {birth}")
 
-    def _career(self, draft: Draft) -> AskedCareer | None:
+    def _career(self, draft: Draft) -> PredictionRequest | None:
         self._check_birth(draft)
         jobs = tuple(Job(year, code, education) for year, (code, education, _) in sorted(draft.jobs.items()))
         if draft.asked is None and not jobs:
@@ -206,7 +206,7 @@ class Drafts:
             region=draft.regions[min(draft.regions)] if draft.regions else None,
             jobs=jobs,
         )
-        return AskedCareer(history, year, education)
+        return PredictionRequest(history, year, education)
 
 
 def _no_year(text: str) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist.errors import RunError, ScoreTableError
-from laborllm_dist.tables.parquet import KEY, ListTable, ScoreTableInfo, num_occupations
+from laborllm_dist.tables.parquet import KEY, DistributionTable, ScoreTableInfo, num_occupations
 from laborllm_dist.tables.scores import NUM_TITLES, SCORE_SCHEMA, is_true_model, read_score_table
 from laborllm_dist.tables.title_distributions import read_title_table, title_table_path
 
@@ -199,7 +199,7 @@ def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
     return np.asarray(titles.table["normalised"].to_numpy(), dtype=np.float64)
 
 
-def titles_of(file: ScoreFile, split: str) -> ListTable | None:
+def titles_of(file: ScoreFile, split: str) -> DistributionTable | None:
     """Return the table of titles that belongs to a score table; None if there is none.
 
     Raises:

@@ -15,7 +15,7 @@ from laborllm_dist.config.run import ReportSettings
 from laborllm_dist.report.bootstrap import Estimate, estimate, resample_means
 from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, titles_of
 from laborllm_dist.tables.log_domain import perplexity_of
-from laborllm_dist.tables.parquet import ListTable
+from laborllm_dist.tables.parquet import DistributionTable
 
 TOP = (1, 5, 10)
 MOST_TITLES = 50.0  # nats: more than any list has
@@ -67,7 +67,7 @@ def title_numbers(compared: ComparedScores, settings: ReportSettings) -> tuple[T
     return tuple(numbers)
 
 
-def observed_ranks(table: ListTable) -> FloatArray:
+def observed_ranks(table: DistributionTable) -> FloatArray:
     """Return the rank of every observed title among all, 1 for the most probable one; at worst, where some are null."""
     place_of = {code: place for place, code in enumerate(table.occupations)}
     ranks = np.empty(table.table.num_rows)
@@ -87,5 +87,5 @@ def observed_ranks(table: ListTable) -> FloatArray:
     return ranks
 
 
-def _table_of(model: ScoredModel, split: str) -> ListTable | None:
+def _table_of(model: ScoredModel, split: str) -> DistributionTable | None:
     return titles_of(model.files[0], split) if model.files else None

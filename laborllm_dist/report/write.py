@@ -14,9 +14,9 @@ from pathlib import Path
 import rich.box
 
 from laborllm_dist.config.run import ReportSettings
-from laborllm_dist.errors import ForeignFile
+from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.io.console_tables import Column, FoldingTable
-from laborllm_dist.io.files import write_text, writing
+from laborllm_dist.io.files import atomic_write, write_text
 from laborllm_dist.io.json_files import NotJson, read_json_object
 from laborllm_dist.io.number_format import format_perplexity
 from laborllm_dist.io.plain_text import visible
@@ -59,7 +59,7 @@ def write_report(settings: ReportSettings) -> ReportResult:
     Raises:
         RunError: if a run's folder does not exist.
         ScoreTableError: if a run has no scores of the split, or two tables are not about the same observations.
-        ForeignFile: if a file that is no report's has the name of one of the report's.
+        ForeignFileError: if a file that is no report's has the name of one of the report's.
     """
     compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure)
     numbers = analyse(compared, settings)
@@ -68,10 +68,10 @@ def write_report(settings: ReportSettings) -> ReportResult:
     figures = tuple(folder / "figures" / f"{figure.name}.png" for figure in drawn)
     page, summary = folder / "report.html", folder / "summary.json"
     _check_replaceable(page, summary, figures)
-    with writing(summary) as partial_summary:  # another report into the same folder waits until this one is whole
+    with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
         write_text(page, render_page(numbers, drawn))  # first: it says that what follows is a report's
         for path, figure in zip(figures, drawn, strict=True):
-            with writing(path) as partial:
+            with atomic_write(path) as partial:
                 partial.write_bytes(figure.png)
         partial_summary.write_text(summary_text(numbers), encoding="utf-8", errors="backslashreplace")
     note = note_on("".join(sorted({character for figure in drawn for character in figure.undrawn})))
@@ -88,7 +88,7 @@ def _check_replaceable(page: Path, summary: Path, figures: Sequence[Path]) -> No
     if not page.exists() and not summary.exists():
         foreign += [path for path in figures if path.exists()]
     if foreign:
-        raise ForeignFile(
+        raise ForeignFileError(
             f"{foreign[0]} was not written by report.py, and is not replaced; name another folder (output=), or "
             "move it away"
         )

@@ -28,13 +28,13 @@ from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
     DataFileError,
-    ForeignFile,
+    ForeignFileError,
     StoreError,
     TemplateError,
     TokenizerError,
     VocabularyError,
 )
-from laborllm_dist.io.files import disk_errors_are_said, fingerprint_of, flush_to_disk, locked
+from laborllm_dist.io.files import file_lock, fingerprint_of, fsync_path, translate_disk_errors
 from laborllm_dist.store.few_shot import read_preface, write_preface
 from laborllm_dist.store.merge import all_pieces, merge_pieces
 from laborllm_dist.store.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
@@ -54,7 +54,7 @@ from laborllm_dist.store.tokenize import title_token_ids
 from laborllm_dist.store.tokenizer import load_tokenizer, tokenizer_identity
 from laborllm_dist.store.workers import Refusal, end_with_process, refusal_of, run_shards
 from laborllm_dist.text.template import compile_template
-from laborllm_dist.text.title_variants import shown_vocabulary
+from laborllm_dist.text.title_variants import display_vocabulary
 
 WORK = "work"  # locks and logs of those who build a store
 Progress = Callable[[str], None]
@@ -141,7 +141,7 @@ def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
     folder = _place_for(settings)
     if (folder / MANIFEST).is_file():
         return open_store(folder)
-    with locked(folder.with_name(folder.name + ".lock"), busy=None):
+    with file_lock(folder.with_name(folder.name + ".lock"), busy=None):
         if not (folder / MANIFEST).is_file():  # another start may have made it while this one waited
             _say_what_is_missing(settings, say)
             _build_store(settings, folder, say)
@@ -152,7 +152,7 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
     """Make the pieces of shard `prepare.shard`; return the store if all shards are done now, else None.
 
     Raises:
-        AlreadyRunning: if another process is at work on the same shard.
+        AlreadyRunningError: if another process is at work on the same shard.
         LaborError: as `prepare_store`.
     """
     check_sources(settings.data)
@@ -166,7 +166,7 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
                 raise
             # The last of the others has made the store, from pieces that were all there, under this one's feet.
             return verify_store(open_store(folder))
-        with locked(folder.with_name(folder.name + ".lock"), busy=None):
+        with file_lock(folder.with_name(folder.name + ".lock"), busy=None):
             if not (folder / MANIFEST).is_file():
                 if all_pieces(building, settings.data) is None:
                     return None
@@ -186,12 +186,14 @@ def _place_for(settings: RunSettings) -> Path:
 
     Raises:
         StoreError: if something else lies there.
-        ForeignFile: if something else lies where it is built.
+        ForeignFileError: if something else lies where it is built.
     """
     folder = store_folder(settings)
     building = building_folder(settings)
     if foreign := _foreign_files(building):
-        raise ForeignFile(f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away")
+        raise ForeignFileError(
+            f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away"
+        )
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise StoreError(f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again")
     return folder
@@ -239,7 +241,7 @@ def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
     building, num_shards = building_folder(settings), settings.prepare.num_shards
     lock = building / WORK / f"shard-{shard}-of-{num_shards}.lock"
     busy = f"another process is preparing shard {shard} of {num_shards} of {building}; wait for it or end it"
-    with disk_errors_are_said(building), locked(lock, busy=busy):
+    with translate_disk_errors(building), file_lock(lock, busy=busy):
         tools = _make_tools(settings, building, say)
         before = 0
         for name, corpus in settings.data.corpora.items():
@@ -251,8 +253,8 @@ def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
 
 def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
     """Return what pieces are made with; the first to come makes preface and tokenizer, the others wait for them."""
-    vocabulary = shown_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
-    with locked(building / WORK / "tokenizer.lock", busy=None):
+    vocabulary = display_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
+    with file_lock(building / WORK / "tokenizer.lock", busy=None):
         is_made = (building / OCCUPATIONS).is_file()
         if not is_made:
             write_preface(settings, vocabulary, building / PREFACE)
@@ -282,7 +284,7 @@ def _merge(settings: RunSettings, folder: Path, say: Progress) -> None:
         "identity": identity,
         "tokenizer": {"fingerprint": tokenizer.fingerprint(), "num_ids": tokenizer.num_ids},
     }
-    with disk_errors_are_said(folder):
+    with translate_disk_errors(folder):
         merge_pieces(building, settings, facts, pieces, say)
         building.rename(folder)
-    flush_to_disk(folder.parent)
+    fsync_path(folder.parent)

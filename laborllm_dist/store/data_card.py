@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from laborllm_dist.careers.corpus import corpus_notes, reachable_by_year
-from laborllm_dist.careers.corpus_counts import KINDS, Tally
+from laborllm_dist.careers.corpus_counts import KINDS, CorpusCounts
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import DataSettings
@@ -45,7 +45,7 @@ class SharedPeople:
 
 
 def card_values(
-    tallies: Mapping[str, Tally],
+    tallies: Mapping[str, CorpusCounts],
     data: DataSettings,
     title_of: Mapping[str, str],
     missing_variables: Mapping[str, Sequence[str]],
@@ -74,7 +74,7 @@ def card_values(
     return {"data": data.name, "corpora": corpora, "shared_people": pairs}
 
 
-def _corpus_values(tally: Tally, corpus: CorpusSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
+def _corpus_values(tally: CorpusCounts, corpus: CorpusSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
     num_people, num_observations = tally.people.total(), tally.observations
     paper = PAPER.get(corpus.kind)
     reachable = reachable_by_year(corpus)

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
-from laborllm_dist.careers.corpus_counts import Tally, tally_from_values, titles_csv
+from laborllm_dist.careers.corpus_counts import CorpusCounts, tally_from_values, titles_csv
 from laborllm_dist.careers.splits import SPLITS, person_digest
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, StoreError
-from laborllm_dist.io.files import flush_to_disk, sha256_of, write_json, write_text
+from laborllm_dist.io.files import fsync_path, sha256_of, write_json, write_text
 from laborllm_dist.store.data_card import SharedPeople, card_markdown, card_values
 from laborllm_dist.store.shards import ENDS, PEOPLE, PIECES, corpus_end, piece_folder, read_piece
 from laborllm_dist.store.store import CARD, CUT_COUNTS, MANIFEST, write_store_manifest
@@ -60,7 +60,7 @@ def merge_pieces(
     """
     data = settings.data
     records: dict[str, list[tuple[Path, dict[str, Any]]]] = {name: [] for name in pieces}
-    tallies = {name: Tally() for name in pieces}
+    tallies = {name: CorpusCounts() for name in pieces}
     for name, found in pieces.items():
         for piece in found:
             record = read_piece(piece)
@@ -126,7 +126,7 @@ def _write_manifest(
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         if path not in known:
-            flush_to_disk(path)
+            fsync_path(path)
     entries = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": known.get(path) or sha256_of(path)}
         for path in files
@@ -134,7 +134,7 @@ def _write_manifest(
     write_store_manifest(folder, {**facts, "splits": dict(counts), "files": entries})
 
 
-def _check_nobody_is_lost(folder: Path, tallies: Mapping[str, Tally]) -> None:
+def _check_nobody_is_lost(folder: Path, tallies: Mapping[str, CorpusCounts]) -> None:
     for name, tally in tallies.items():
         end = corpus_end(folder, name)
         if end is not None and tally.people_read != end[1]:
@@ -144,11 +144,11 @@ def _check_nobody_is_lost(folder: Path, tallies: Mapping[str, Tally]) -> None:
             )
 
 
-def _check_training_people(data: DataSettings, tallies: Mapping[str, Tally]) -> None:
+def _check_training_people(data: DataSettings, tallies: Mapping[str, CorpusCounts]) -> None:
     if any(tally.people["train"] for tally in tallies.values()):
         return
     num_people = sum(tally.people.total() for tally in tallies.values())
-    reasons = sorted(sum(tallies.values(), Tally()).left_out(), key=lambda each: -each.count)[:3]
+    reasons = sorted(sum(tallies.values(), CorpusCounts()).left_out(), key=lambda each: -each.count)[:3]
     shown = ", ".join(f"{each.reason} ({each.count:,})" for each in reasons)
     why = f"; left out: {shown}" if reasons else ""
     raise DataFileError(

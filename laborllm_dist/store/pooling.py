@@ -15,7 +15,7 @@ import numpy.typing as npt
 from laborllm_dist.careers.splits import in_fraction
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.store.store import CareerRows, TokenStore
+from laborllm_dist.store.store import CareerTable, TokenStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +42,21 @@ def training_pool(store: TokenStore, settings: RunSettings) -> TrainingPool:
     return TrainingPool(rows, weights[rows])
 
 
-def observation_weights(train: CareerRows, pool: TrainingPool) -> npt.NDArray[np.float64]:
+def observation_weights(train: CareerTable, pool: TrainingPool) -> npt.NDArray[np.float64]:
     """Return how many times an epoch takes every observation, [observations]; 0 where its person is not trained on."""
     weights = np.zeros(len(train))
     weights[pool.rows] = pool.weights
     return np.repeat(weights, train.num_observations())
 
 
-def title_shares(train: CareerRows, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def title_shares(train: CareerTable, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the share of every title of the vocabulary among weighted observations, each title counted once more."""
     counts = np.bincount(train.transitions()[1], weights, minlength=len(train.vocabulary)) + 1.0
     shares: npt.NDArray[np.float64] = counts / counts.sum()
     return shares
 
 
-def _weights_of_rows(careers: CareerRows, settings: RunSettings) -> npt.NDArray[np.float64]:
+def _weights_of_rows(careers: CareerTable, settings: RunSettings) -> npt.NDArray[np.float64]:
     corpus_of = {corpus.survey: corpus for corpus in settings.data.corpora.values()}
     if all((corpus.fraction, corpus.weight) == (1, 1) for corpus in corpus_of.values()):
         return np.ones(len(careers))

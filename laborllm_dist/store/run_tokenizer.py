@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from laborllm_dist.careers.corpus import read_careers, read_people
-from laborllm_dist.careers.person_records import PersonRead, ReadPerson
+from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
 from laborllm_dist.careers.splits import split_of
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.config.corpora import CorpusSettings
@@ -46,7 +46,7 @@ def constant_phrases(template: TemplateSettings) -> list[str]:
     return list(dict.fromkeys(phrase for phrase in phrases if " " in phrase.strip()))
 
 
-def _opened(people: Iterator[ReadPerson]) -> Iterator[ReadPerson]:
+def _opened(people: Iterator[PersonThunk]) -> Iterator[PersonThunk]:
     """Return the same people, of whom the first has been found in the source."""
     first = next(people, None)
     return people if first is None else itertools.chain((first,), people)
@@ -54,7 +54,7 @@ def _opened(people: Iterator[ReadPerson]) -> Iterator[ReadPerson]:
 
 def _training_texts(
     settings: RunSettings,
-    people_of: Mapping[str, Iterator[ReadPerson]],
+    people_of: Mapping[str, Iterator[PersonThunk]],
     vocabulary: OccupationVocabulary,
     template: Template,
 ) -> Iterator[str]:
@@ -69,7 +69,7 @@ def _training_texts(
                 yield rendered.text
 
 
-def is_training(read: PersonRead, corpus: CorpusSettings, settings: RunSettings) -> bool:
+def is_training(read: PersonRecord, corpus: CorpusSettings, settings: RunSettings) -> bool:
     """Return whether a person with a career is in the training split."""
     assert read.career is not None
     return (read.split or split_of(corpus.people_of, read.career.person, settings.split)) == "train"

@@ -23,17 +23,17 @@ import pyarrow.compute as pc
 
 from laborllm_dist.careers.corpus import read_people
 from laborllm_dist.careers.corpus_counts import tally_people
-from laborllm_dist.careers.person_records import PersonRead, ReadPerson
+from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
 from laborllm_dist.careers.splits import SPLITS, Split, person_digest, split_of_digest
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import SplitSettings
 from laborllm_dist.errors import StoreError
-from laborllm_dist.io.files import batched, flush_to_disk, give_usual_mode, sha256_of, sha256_of_json, write_json
+from laborllm_dist.io.files import batched, fsync_path, give_usual_mode, sha256_of, sha256_of_json, write_json
 from laborllm_dist.io.json_files import NotJson, json_object, read_json_object
 from laborllm_dist.store.store import CUT_COUNTS, shard_schema, store_rows
 from laborllm_dist.store.tokenizer import CareerTokenizer
-from laborllm_dist.store.truncation import Telling, tell_careers
+from laborllm_dist.store.truncation import CareerEncoder, encode_careers
 from laborllm_dist.text.template import Template
 
 PIECES, ENDS, RECORD, PEOPLE = "pieces", "ends", "piece.json", "people.npy"
@@ -130,7 +130,7 @@ def _changed_piece(folder: Path, name: str) -> StoreError:
     )
 
 
-def _make_piece(folder: Path, people: Sequence[ReadPerson], corpus: CorpusSettings, tools: PieceTools) -> None:
+def _make_piece(folder: Path, people: Sequence[PersonThunk], corpus: CorpusSettings, tools: PieceTools) -> None:
     reads = [read() for read in people]
     careers = [read.career for read in reads if read.career is not None]
     digests = [person_digest(corpus.people_of, career.person, tools.split.key) for career in careers]
@@ -147,7 +147,7 @@ def _make_piece(folder: Path, people: Sequence[ReadPerson], corpus: CorpusSettin
         record = {"splits": counts, "tally": tally.to_values(), "files": files}
         write_json(building / RECORD, {**record, "sha256": sha256_of_json(record)})
         for path in building.iterdir():
-            flush_to_disk(path)
+            fsync_path(path)
         give_usual_mode(building)
         _publish(building, folder)
     except BaseException:
@@ -162,10 +162,10 @@ def _publish(building: Path, folder: Path) -> None:
         if not folder.is_dir():
             raise
         shutil.rmtree(building)  # another process has made the same piece meanwhile
-    flush_to_disk(folder.parent)
+    fsync_path(folder.parent)
 
 
-def _with_splits(reads: Sequence[PersonRead], splits: Sequence[Split]) -> list[tuple[PersonRead, Split | None]]:
+def _with_splits(reads: Sequence[PersonRecord], splits: Sequence[Split]) -> list[tuple[PersonRecord, Split | None]]:
     remaining = iter(splits)
     return [(read, None if read.career is None else next(remaining)) for read in reads]
 
@@ -175,8 +175,8 @@ def _write_rows(
 ) -> dict[str, dict[str, int]]:
     """Write one file for each split that has people; return people, texts, observations and tokens of each split."""
     careers, splits = people
-    telling = Telling(tools.template, tools.vocabulary.title_of(), tools.tokenizer, tools.max_tokens)
-    told = tell_careers(careers, telling)
+    telling = CareerEncoder(tools.template, tools.vocabulary.title_of(), tools.tokenizer, tools.max_tokens)
+    told = encode_careers(careers, telling)
     owners = [owner for owner, each in enumerate(told) for _ in each.texts]
     texts = [text for each in told for text in each.texts]
     tokenised = [text for each in told for text in each.tokenised]
@@ -191,8 +191,10 @@ def _write_rows(
             "tokens": _total_length(chosen["token_ids"]),
         }
         if tools.max_tokens is not None:
-            cut = [each.num_cut for each, its_split in zip(told, splits, strict=True) if its_split == split]
-            counts[split] |= dict(zip(CUT_COUNTS, (sum(num_cut > 0 for num_cut in cut), sum(cut)), strict=True))
+            cut = [each.num_truncated for each, its_split in zip(told, splits, strict=True) if its_split == split]
+            counts[split] |= dict(
+                zip(CUT_COUNTS, (sum(num_truncated > 0 for num_truncated in cut), sum(cut)), strict=True)
+            )
         if chosen.num_rows:
             schema = shard_schema(f"{place}/{split}.arrow")
             with pa.ipc.new_stream(str(building / f"{split}.arrow"), schema) as stream:

@@ -30,7 +30,7 @@ from laborllm_dist.careers.occupations.vocabulary import read_written_vocabulary
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.reader import read_settings
-from laborllm_dist.errors import RowTooShort, SettingsError, StoreError
+from laborllm_dist.errors import SequenceTooLongError, SettingsError, StoreError
 from laborllm_dist.io.files import ChecksumCheck, sha256_of_json, write_json
 from laborllm_dist.io.json_files import read_json_object
 from laborllm_dist.store.tokenize import TokenisedCareer
@@ -177,12 +177,12 @@ class TokenStore:
         """Return the number of rows of a split: one a person, or more where history is limited."""
         return int(self.facts["splits"][split]["texts"])
 
-    def num_cut(self, split: Split) -> dict[str, int]:
+    def num_truncated(self, split: Split) -> dict[str, int]:
         """Return CUT_COUNTS of a split; empty where nothing may be cut."""
         counts = self.facts["splits"][split]
         return {name: int(counts[name]) for name in CUT_COUNTS if name in counts}
 
-    def careers(self, split: Split) -> CareerRows:
+    def careers(self, split: Split) -> CareerTable:
         """Open the careers of a split, memory-mapped.
 
         Raises:
@@ -205,7 +205,7 @@ class TokenStore:
                 f"the {split} files of {self.folder} hold {table.num_rows:,} careers, the manifest says "
                 f"{self.num_texts(split):,}; delete the folder and prepare again"
             )
-        return CareerRows(table=table, vocabulary=self.vocabulary)
+        return CareerTable(table=table, vocabulary=self.vocabulary)
 
     def _check_place(self, name: str, split: Split) -> None:
         """Refuse a shard that is not the one of this place, or not of this split."""
@@ -230,7 +230,7 @@ def shard_schema(place: str) -> pa.Schema:
 
 
 @dataclass(frozen=True, slots=True)
-class CareerRows:
+class CareerTable:
     """The careers of one split, by row number."""
 
     table: pa.Table
@@ -392,7 +392,7 @@ def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[S
     """Refuse careers of more than `limit` tokens, naming the longest of the first split that has one.
 
     Raises:
-        RowTooShort: with the advice, and the number of people concerned.
+        SequenceTooLongError: with the advice, and the number of people concerned.
     """
     for split in splits:
         careers = store.careers(split)
@@ -400,7 +400,7 @@ def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[S
         longest = int(lengths.argmax())
         if lengths[longest] > limit:
             survey, person = careers.person(longest)
-            raise RowTooShort(
+            raise SequenceTooLongError(
                 f"career {person!r} of {survey} ({split}) has {lengths[longest]} tokens, {advice}; "
                 f"{careers.longer_than(limit)}"
             )

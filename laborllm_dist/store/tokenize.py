@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from laborllm_dist.careers.types import OccupationVocabulary
-from laborllm_dist.errors import TitleInsideToken, TokenizerError
+from laborllm_dist.errors import TitleBoundaryError, TokenizerError
 from laborllm_dist.io.files import batched
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import CareerText
@@ -41,7 +41,7 @@ def tokenise_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) ->
     """Tokenise texts, in order, on all cores.
 
     Raises:
-        TitleInsideToken: if a token reaches over an end of a title, or the line's end is not a token of its own.
+        TitleBoundaryError: if a token reaches over an end of a title, or the line's end is not a token of its own.
         TokenizerError: if a text has characters without a token, naming them and their line.
     """
     careers: list[TokenisedCareer] = []
@@ -75,7 +75,7 @@ def _token_spans(text: CareerText, offsets: Sequence[tuple[int, int]], num_leadi
             token += 1
         closed = token < len(offsets) and offsets[token] == (end, end + 1) and text.text[end] == "\n"
         if offsets[first][0] < start or offsets[token - 1][1] != end or not closed:
-            raise TitleInsideToken(
+            raise TitleBoundaryError(
                 f"the tokenizer does not keep the title {text.text[start + 1 : end]!r} apart from its neighbours in "
                 f"{text.text[max(0, start - 20) : end + 6]!r}; a title and its line must begin and end at a token"
             )
@@ -94,7 +94,7 @@ def title_token_ids(
         tokenizer: the tokenizer of the careers.
 
     Raises:
-        TitleInsideToken: naming the first title that changes the prompt's tokens or ends inside a token, so that
+        TitleBoundaryError: naming the first title that changes the prompt's tokens or ends inside a token, so that
             P(title | prompt) is not well defined; or naming two titles that are the same tokens.
         TokenizerError: naming the titles that have characters without a token.
     """
@@ -109,18 +109,20 @@ def title_token_ids(
     for title, career in zip(vocabulary.titles, tokenise_careers(texts, tokenizer), strict=True):
         start, end = career.title_spans[0]
         if list(career.ids[len(tokenizer.leading) : start]) != prompt_ids:
-            raise TitleInsideToken(f"the title {title!r} changes the tokens of the prompt before it, {prompt[-20:]!r}")
+            raise TitleBoundaryError(
+                f"the title {title!r} changes the tokens of the prompt before it, {prompt[-20:]!r}"
+            )
         titles.append(career.ids[start:end])
         terminators.add(career.ids[end])
     title_of: dict[tuple[int, ...], str] = {}
     for title, ids in zip(vocabulary.titles, titles, strict=True):
         if title_of.setdefault(ids, title) != title:
-            raise TitleInsideToken(
+            raise TitleBoundaryError(
                 f"the titles {title_of[ids]!r} and {title!r} are the same tokens, so they have no probabilities of "
                 "their own; change one of them, or take a tokenizer that tells them apart"
             )
     if len(terminators) > 1:
-        raise TitleInsideToken(f"the line's end after a title is not always the same token: {sorted(terminators)}")
+        raise TitleBoundaryError(f"the line's end after a title is not always the same token: {sorted(terminators)}")
     return titles, terminators.pop()
 
 

@@ -21,7 +21,7 @@ from laborllm_dist.text.template import CareerText, Template, render_career
 
 
 @dataclass(frozen=True, slots=True)
-class Telling:
+class CareerEncoder:
     """How careers become texts and tokens; no text may have more than `max_tokens`, None: any number."""
 
     template: Template
@@ -31,27 +31,27 @@ class Telling:
 
 
 @dataclass(frozen=True, slots=True)
-class ToldCareer:
-    """All texts of one person; `num_cut` of the person's observations stand after fewer lines than they should."""
+class EncodedCareer:
+    """All texts of one person; `num_truncated` of their observations stand after a truncated history."""
 
     texts: tuple[CareerText, ...]
     tokenised: tuple[TokenisedCareer, ...]
-    num_cut: int = 0
+    num_truncated: int = 0
 
     def fits(self, max_tokens: int) -> bool:
         """Return whether no text has more tokens."""
         return all(len(text.ids) <= max_tokens for text in self.tokenised)
 
 
-def tell_careers(careers: Sequence[CareerHistory], telling: Telling) -> list[ToldCareer]:
+def encode_careers(careers: Sequence[CareerHistory], telling: CareerEncoder) -> list[EncodedCareer]:
     """Return the texts of people and their tokens, in order.
 
     Raises:
-        TitleInsideToken: as `tokenise_careers`.
+        TitleBoundaryError: as `tokenise_careers`.
     """
     rendered = [render_career(career, telling.template, telling.title_of) for career in careers]
     tokenised = iter(tokenise_careers([text for texts in rendered for text in texts], telling.tokenizer))
-    told = [ToldCareer(texts, tuple(itertools.islice(tokenised, len(texts)))) for texts in rendered]
+    told = [EncodedCareer(texts, tuple(itertools.islice(tokenised, len(texts)))) for texts in rendered]
     limit = telling.max_tokens
     if limit is None:
         return told
@@ -61,7 +61,7 @@ def tell_careers(careers: Sequence[CareerHistory], telling: Telling) -> list[Tol
     ]
 
 
-def _last_lines(career: CareerHistory, whole: ToldCareer, telling: Telling, max_tokens: int) -> ToldCareer:
+def _last_lines(career: CareerHistory, whole: EncodedCareer, telling: CareerEncoder, max_tokens: int) -> EncodedCareer:
     """Return a career that does not fit with as many lines before each title as do."""
     allowed = telling.template.history_lines
     fitting, too_many = 0, len(career.jobs) - 1 if allowed is None else min(allowed, len(career.jobs) - 1)
@@ -78,6 +78,6 @@ def _last_lines(career: CareerHistory, whole: ToldCareer, telling: Telling, max_
     return best
 
 
-def _with_lines(career: CareerHistory, num_lines: int, telling: Telling) -> ToldCareer:
+def _with_lines(career: CareerHistory, num_lines: int, telling: CareerEncoder) -> EncodedCareer:
     texts = render_career(career, dataclasses.replace(telling.template, history_lines=num_lines), telling.title_of)
-    return ToldCareer(texts, tuple(tokenise_careers(texts, telling.tokenizer)), len(career.jobs) - num_lines - 1)
+    return EncodedCareer(texts, tuple(tokenise_careers(texts, telling.tokenizer)), len(career.jobs) - num_lines - 1)

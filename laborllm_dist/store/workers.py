@@ -19,8 +19,8 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from laborllm_dist import errors
 from laborllm_dist.config.data import PrepareSettings
-from laborllm_dist.errors import LaborError, ShardFailed
-from laborllm_dist.io.files import disk_errors_are_said
+from laborllm_dist.errors import LaborError, WorkerFailedError
+from laborllm_dist.io.files import translate_disk_errors
 
 Say = Callable[[str], None]
 Refusal = tuple[str, str]  # its class and its text
@@ -39,7 +39,7 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
 
     Raises:
         LaborError: the refusal of the first shard that has refused; the others are stopped.
-        ShardFailed: if a shard has died or run over its time.
+        WorkerFailedError: if a shard has died or run over its time.
     """
     limits: dict[str, Any] = {"timeout_min": wanted.minutes, "name": "laborllm_prepare"}
     if wanted.where == "slurm":
@@ -51,7 +51,7 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
         executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
         jobs = executor.map_array(work, list(range(wanted.num_shards)))
     except (RuntimeError, OSError) as error:
-        raise ShardFailed(f"the shards could not be started on {wanted.where} ({error})") from None
+        raise WorkerFailedError(f"the shards could not be started on {wanted.where} ({error})") from None
     try:
         _wait_for_all(jobs, say)
     finally:
@@ -64,7 +64,7 @@ def _new_folder(logs: Path) -> Path:
     Raises:
         DiskError: if it cannot be made.
     """
-    with disk_errors_are_said(logs):
+    with translate_disk_errors(logs):
         logs.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="start-", dir=logs))
 
@@ -94,7 +94,7 @@ def _check(shard: int, job: submitit.Job[Refusal | None], num_shards: int) -> No
         refusal: Any = job.result()
     except (FailedJobError, UncompletedJobError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ShardFailed(
+        raise WorkerFailedError(
             f"shard {shard} of {num_shards} ended before it was done ({reason}); its output is in {job.paths.stderr}. "
             "Start the same command again: finished pieces are kept"
         ) from None
@@ -119,7 +119,7 @@ def end_with_process(number: int) -> None:
     def watch() -> None:
         while _birth_of(number) == born:
             time.sleep(_SECONDS_BETWEEN_WATCHES)
-        os._exit(errors.ShardFailed.exit_code)
+        os._exit(errors.WorkerFailedError.exit_code)
 
     threading.Thread(target=watch, daemon=True, name="watch").start()
 

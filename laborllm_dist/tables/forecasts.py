@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from laborllm_dist.io.number_format import format_perplexity
 from laborllm_dist.tables.log_domain import perplexity_of
-from laborllm_dist.tables.parquet import ListTable, ScoreTableInfo, read_lists, write_lists
+from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo, read_lists, write_lists
 
 Floats = npt.NDArray[np.float64]
 SMALLEST = float(np.finfo(np.float64).tiny)  # in the place of a probability that float64 cannot tell from 0
@@ -77,7 +77,7 @@ def write_forecast_table(table: pa.Table, info: ScoreTableInfo, occupations: Seq
     write_lists(table, FORECAST_SCHEMA, info, occupations, path)
 
 
-def read_forecast_table(path: Path) -> ListTable:
+def read_forecast_table(path: Path) -> DistributionTable:
     """Return forecasts and where they come from.
 
     Raises:

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laborllm_dist.errors import ForeignFile, ScoreTableError
-from laborllm_dist.io.files import writing
+from laborllm_dist.errors import ForeignFileError, ScoreTableError
+from laborllm_dist.io.files import atomic_write
 from laborllm_dist.io.json_files import json_object, read_json_value
 
 KEY = ("survey", "person", "position")
@@ -43,7 +43,7 @@ class ScoreTableInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class ListTable:
+class DistributionTable:
     """Rows with a list over all occupations each; `occupations` are the codes that the lists are in the order of."""
 
     table: pa.Table
@@ -53,7 +53,7 @@ class ListTable:
 
 def write_scored(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
     """Write rows atomically, in the order they have."""
-    with writing(path) as partial:
+    with atomic_write(path) as partial:
         pq.write_table(with_checksum(table.replace_schema_metadata(metadata_of(info))), partial, compression="zstd")
 
 
@@ -63,7 +63,7 @@ def write_lists(
     """Sort rows of a schema by key and write them atomically, with the codes that their lists are in the order of."""
     metadata = {**metadata_of(info), _OCCUPATIONS: json.dumps(list(occupations)).encode()}
     table = with_checksum(sorted_rows(table, schema, KEY).replace_schema_metadata(metadata))
-    with writing(path) as partial:
+    with atomic_write(path) as partial:
         pq.write_table(table, partial, compression="zstd", row_group_size=ROWS_WITH_LISTS)
 
 
@@ -89,7 +89,7 @@ def read_scored(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> tu
     return table, info
 
 
-def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> ListTable:
+def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> DistributionTable:
     """Return rows with lists, as `read_scored` does.
 
     Raises:
@@ -97,7 +97,7 @@ def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> Lis
     """
     table, info, metadata = _read(path, schema, kind, made_by)
     try:
-        return ListTable(table, info, _texts_of(metadata[_OCCUPATIONS]))
+        return DistributionTable(table, info, _texts_of(metadata[_OCCUPATIONS]))
     except (KeyError, ValueError) as error:
         raise ScoreTableError(f"{path} is no {kind} or is damaged: {error}") from None
 
@@ -132,7 +132,7 @@ def written_info(path: Path) -> ScoreTableInfo:
     """Return where the scores of a file come from, after its rows have been compared with its checksum, by blocks.
 
     Raises:
-        ForeignFile: if it is no file of scores.
+        ForeignFileError: if it is no file of scores.
         ScoreTableError: if it has changed since it was written.
     """
     try:
@@ -140,7 +140,7 @@ def written_info(path: Path) -> ScoreTableInfo:
             schema = file.schema_arrow
             info = info_of(schema.metadata or {})
     except DAMAGE:
-        raise ForeignFile(
+        raise ForeignFileError(
             f"{path} is no file of scores, or is damaged; it is not replaced: move it away, or delete it"
         ) from None
     try:

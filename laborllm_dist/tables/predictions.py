@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laborllm_dist.errors import ForeignFile
+from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.io.files import refuse_link
 from laborllm_dist.tables.parquet import DAMAGE, ScoreTableInfo, info_of, read_scored, write_scored
 
@@ -37,7 +37,7 @@ def check_output(path: Path) -> None:
     """Refuse a file that is there and holds no predictions: it is not written over.
 
     Raises:
-        ForeignFile: naming it.
+        ForeignFileError: naming it.
     """
     refuse_link(path)
     if not path.exists():
@@ -48,7 +48,7 @@ def check_output(path: Path) -> None:
     except DAMAGE:
         is_ours = False
     if not is_ours:
-        raise ForeignFile(
+        raise ForeignFileError(
             f"{path} is there and holds no predictions, so it is not replaced; name another file (output=)"
         )
 
@@ -57,7 +57,7 @@ def write_prediction_table(table: pa.Table, info: ScoreTableInfo, path: Path) ->
     """Write rows of PREDICTION_SCHEMA atomically, in the order they have.
 
     Raises:
-        ForeignFile: if something else lies there.
+        ForeignFileError: if something else lies there.
     """
     check_output(path)
     write_scored(table, info, path)

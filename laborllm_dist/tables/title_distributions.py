@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.tables.parquet import ListTable, ScoreTableInfo, read_lists, write_lists
+from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo, read_lists, write_lists
 
 TITLE_SCHEMA = pa.schema(
     [
@@ -53,7 +53,7 @@ def write_title_table(table: pa.Table, info: ScoreTableInfo, occupations: Sequen
     write_lists(table, TITLE_SCHEMA, info, occupations, path)
 
 
-def read_title_table(path: Path) -> ListTable:
+def read_title_table(path: Path) -> DistributionTable:
     """Return the distributions and where they come from.
 
     Raises:

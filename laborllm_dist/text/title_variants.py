@@ -14,7 +14,7 @@ from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.config.data import TitleSettings
 
 
-def shown_vocabulary(vocabulary: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
+def display_vocabulary(vocabulary: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
     """Return the same codes with the titles that a text shows."""
     if settings.style == "english":
         return vocabulary
@@ -47,8 +47,8 @@ def _shuffling(vocabulary: OccupationVocabulary, seed: int) -> Iterator[tuple[in
     return zip(order, [*order[1:], order[0]], strict=True)
 
 
-def meant_vocabulary(shown: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
-    """Return the same codes with the titles that are meant: what `shown_vocabulary` was given; numbers stay numbers."""
+def canonical_vocabulary(shown: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
+    """Return the same codes with the titles that are meant, as `display_vocabulary` got them; numbers stay."""
     titles = list(shown.titles)
     if settings.style == "perturbed":
         titles = [title.removeprefix(settings.prefix or "") for title in titles]

@@ -9,7 +9,7 @@ from typing import Any
 
 from laborllm_dist.config.run import TrackingSettings
 from laborllm_dist.io.console import say
-from laborllm_dist.io.files import disk_errors_are_said, write_text
+from laborllm_dist.io.files import translate_disk_errors, write_text
 from laborllm_dist.io.json_files import NotJson, json_object
 from laborllm_dist.tracking.wandb_tracker import open_tracker
 
@@ -22,7 +22,7 @@ class RunLog:
     ) -> None:
         """Open the log at `step` steps done; lines of later steps, which a kill has undone, are dropped."""
         self._path = path
-        with disk_errors_are_said(path):
+        with translate_disk_errors(path):
             self._last = _keep_until(path, step)
             self._file = path.open("ab", buffering=0)  # what a full disk has refused is not left for `close`
         self._tracker = open_tracker(tracking, path.parent, name, settings)
@@ -34,7 +34,7 @@ class RunLog:
             start, before = self._last
             line = {**before, **line}
         rest = json.dumps(line).encode() + b"\n"
-        with disk_errors_are_said(self._path):
+        with translate_disk_errors(self._path):
             self._file.truncate(start)
             while rest:
                 rest = rest[self._file.write(rest) :]

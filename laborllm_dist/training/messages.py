@@ -7,12 +7,12 @@ from pathlib import Path
 
 from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.io.number_format import format_decimals
-from laborllm_dist.training.state import RunState
+from laborllm_dist.training.state import TrainerState
 
 
-def describe_settings(settings: RunSettings, ranks: Ranks) -> str:
+def describe_settings(settings: RunSettings, ranks: DistributedContext) -> str:
     """Return what is asked for, which is known before any data is read."""
     surveys = ", ".join(corpus.survey for corpus in settings.data.corpora.values())
     weights = f"pretrained {settings.model.path}" if settings.model.path else "from nothing"
@@ -29,11 +29,11 @@ def describe_settings(settings: RunSettings, ranks: Ranks) -> str:
     )
 
 
-def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_learnt: int) -> str:
+def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_trainable: int) -> str:
     """Return the short plan that stands before the first step."""
     first = plan.step(0)
     tokens = int((plan.lengths[plan.order.rows] * plan.order.weights).sum())
-    learnt = "" if num_learnt == num_all else f", {num_learnt:,} of them learnt"
+    learnt = "" if num_trainable == num_all else f", {num_trainable:,} of them learnt"
     return (
         f"plan: {plan.order.careers_per_epoch:,} careers of {tokens:,} tokens an epoch, {plan.num_steps} steps of "
         f"{settings.batch.careers_per_step} careers ({plan.num_epochs} epochs); a step has about "
@@ -57,7 +57,7 @@ def progress_line(step: int, num_steps: int, numbers: Mapping[str, float]) -> st
     return line
 
 
-def describe_early_stop(state: RunState) -> str:
+def describe_early_stop(state: TrainerState) -> str:
     """Return why a training ends before its last step."""
     return (
         f"train: stops early after step {state.step}: {state.validations_since_best} validations without a better "
@@ -65,7 +65,7 @@ def describe_early_stop(state: RunState) -> str:
     )
 
 
-def describe_end(state: RunState, export: Path) -> str:
+def describe_end(state: TrainerState, export: Path) -> str:
     """Return the last line: what was exported, and how many steps were not learnt from."""
     left_out = f"; {len(state.left_out)} of {state.step} steps were not learnt from" if state.left_out else ""
     return f"train: weights of step {state.best_step} (best on validation) in {export}{left_out}"

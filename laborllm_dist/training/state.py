@@ -25,7 +25,7 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
-class RunState:
+class TrainerState:
     """The state after `step` steps; losses of steps are nats per token."""
 
     step: int
@@ -65,18 +65,18 @@ class RunState:
         """Return whether there has been a validation after this very step."""
         return bool(self.validations) and self.validations[-1].step == self.step
 
-    def after_step(self, loss: float, num_tokens: int, window: int) -> RunState:
+    def after_step(self, loss: float, num_tokens: int, window: int) -> TrainerState:
         """Return the state after a step that was learnt from."""
         recent = (*self.recent_losses, loss)[-window:]
         return dataclasses.replace(
             self, step=self.step + 1, tokens_seen=self.tokens_seen + num_tokens, recent_losses=recent
         )
 
-    def without_step(self) -> RunState:
+    def without_step(self) -> TrainerState:
         """Return the state after a step that was left out."""
         return dataclasses.replace(self, step=self.step + 1, left_out=(*self.left_out, self.step))
 
-    def after_validation(self, loss: float, nats_per_title: float | None = None) -> RunState:
+    def after_validation(self, loss: float, nats_per_title: float | None = None) -> TrainerState:
         """Return the state with a validation of this step.
 
         Args:
@@ -90,7 +90,7 @@ class RunState:
             raise ModelError(f"the validation loss after step {self.step} is {loss}; lower the learning rate")
         return dataclasses.replace(self, validations=(*self.validations, Validation(self.step, loss, nats_per_title)))
 
-    def without_best(self) -> RunState:
+    def without_best(self) -> TrainerState:
         """Return the state in which the next best validation is the best, since the best one's weights are lost."""
         kept = tuple(each for each in self.validations if each.step != self.best_step)
         return dataclasses.replace(self, validations=kept)
@@ -100,22 +100,22 @@ class RunState:
         return self.step == num_steps or (patience is not None and self.validations_since_best >= patience)
 
 
-BEGINNING = RunState(step=0, tokens_seen=0, validations=(), left_out=(), recent_losses=())
+INITIAL_STATE = TrainerState(step=0, tokens_seen=0, validations=(), left_out=(), recent_losses=())
 
 
-def state_from_values(values: Mapping[str, Any]) -> RunState:
+def state_from_values(values: Mapping[str, Any]) -> TrainerState:
     """Return the state that a manifest holds.
 
     Raises:
         CheckpointError: if it holds none.
     """
     try:
-        return read_settings(RunState, values)
+        return read_settings(TrainerState, values)
     except SettingsError as error:
         raise CheckpointError(f"a checkpoint's state is not one of a run ({error})") from None
 
 
-def what_is_wrong(loss: float, state: RunState, settings: TrainingSettings) -> str | None:
+def loss_problem(loss: float, state: TrainerState, settings: TrainingSettings) -> str | None:
     """Say what is wrong with a step's loss before it is learnt from; None if nothing is."""
     if not math.isfinite(loss):
         return f"its loss is {loss}"

@@ -11,14 +11,14 @@ from time import monotonic
 import torch
 
 from laborllm_dist.batching.batch import PackedBatch, pack_batch
-from laborllm_dist.batching.prefetch import BatchesAhead
+from laborllm_dist.batching.prefetch import BatchPrefetcher
 from laborllm_dist.batching.training_plan import StepPlan, TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
-from laborllm_dist.io.run_directory import RunFolder
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.io.run_directory import RunDirectory
+from laborllm_dist.store.store import CareerTable
 from laborllm_dist.training.lr_schedule import learning_rate_at
-from laborllm_dist.training.state import RunState, what_is_wrong
+from laborllm_dist.training.state import TrainerState, loss_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Work:
     settings: RunSettings
     plan: TrainingPlan
     engine: ZeroEngine
-    run: RunFolder
-    careers: CareerRows
-    validation: CareerRows
+    run: RunDirectory
+    careers: CareerTable
+    validation: CareerTable
     tell: Callable[[str], None]
 
 
@@ -38,7 +38,7 @@ class Work:
 class StepResult:
     """What came of a step: the state after it, its numbers, and why it was left out if it was."""
 
-    state: RunState
+    state: TrainerState
     numbers: dict[str, float]
     wrong: str | None
 
@@ -61,7 +61,7 @@ def dropout_seed(seed: int, *, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_536 + rank) % 2**64
 
 
-def take_step(work: Work, ahead: BatchesAhead, state: RunState) -> StepResult:
+def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepResult:
     """Learn from one step's careers, unless its loss or gradient forbids it. Collective."""
     started, ranks, settings = monotonic(), work.engine.ranks, work.settings
     planned = work.plan.step(state.step)
@@ -77,7 +77,7 @@ def take_step(work: Work, ahead: BatchesAhead, state: RunState) -> StepResult:
     log_likelihood += total.detach()
     (over_ranks,) = ranks.sum(float(log_likelihood))
     loss = -over_ranks / planned.num_targets
-    wrong = what_is_wrong(loss, state, settings.training)
+    wrong = loss_problem(loss, state, settings.training)
     if wrong is None:
         work.engine.backward(total, step_tokens=planned.num_targets)
     else:

@@ -8,23 +8,23 @@ import math
 from dataclasses import asdict
 from time import time
 
-from laborllm_dist.batching.prefetch import BatchesAhead
+from laborllm_dist.batching.prefetch import BatchPrefetcher
 from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.checkpoint.save import keep_checkpoints, save_checkpoint, save_state
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import BadStep, Interrupted
+from laborllm_dist.errors import InterruptedRunError, NonFiniteLossError
 from laborllm_dist.tracking.run_log import RunLog
 from laborllm_dist.tracking.wandb_tracker import tracked_settings
 from laborllm_dist.training.messages import progress_line
-from laborllm_dist.training.state import RunState
+from laborllm_dist.training.state import TrainerState
 from laborllm_dist.training.step import StepResult, Work, batches_of_step, careers_of, take_step
-from laborllm_dist.training.stop_request import StopSignals
+from laborllm_dist.training.stop_request import StopRequest
 from laborllm_dist.training.validation import validate
 
 Numbers = dict[str, float]
 
 
-def run_steps(work: Work, state: RunState) -> RunState:
+def run_steps(work: Work, state: TrainerState) -> TrainerState:
     """Do all steps that are left; return the state after the last, which is saved. Collective.
 
     Args:
@@ -32,15 +32,15 @@ def run_steps(work: Work, state: RunState) -> RunState:
         state: of the checkpoint that was taken up, or the beginning.
 
     Raises:
-        BadStep: if a step may not be learnt from; those before it are saved.
-        Interrupted: if any rank was asked to stop; what is done is saved.
+        NonFiniteLossError: if a step may not be learnt from; those before it are saved.
+        InterruptedRunError: if any rank was asked to stop; what is done is saved.
     """
     plan = work.plan
     with contextlib.ExitStack() as held:
-        log = held.enter_context(contextlib.closing(_open_log(work, state))) if work.engine.ranks.is_first else None
-        stop = held.enter_context(StopSignals(work.engine.ranks))
+        log = held.enter_context(contextlib.closing(_open_log(work, state))) if work.engine.ranks.is_main else None
+        stop = held.enter_context(StopRequest(work.engine.ranks))
         make = functools.partial(batches_of_step, work)
-        ahead = held.enter_context(BatchesAhead(make, num_steps=plan.num_steps))
+        ahead = held.enter_context(BatchPrefetcher(make, num_steps=plan.num_steps))
         saved = state
         work.engine.ranks.barrier()  # rank 0 has opened its log, and a tracker's, which may take long
         while not is_done(plan, state):
@@ -63,27 +63,29 @@ def run_steps(work: Work, state: RunState) -> RunState:
                 _save(work, state, saved)
                 saved = state
             if asked and not is_done(plan, state):
-                raise Interrupted(f"on request, after step {state.step}, which is saved; the same command goes on")
+                raise InterruptedRunError(
+                    f"on request, after step {state.step}, which is saved; the same command goes on"
+                )
     return state
 
 
-def is_done(plan: TrainingPlan, state: RunState) -> bool:
+def is_done(plan: TrainingPlan, state: TrainerState) -> bool:
     """Return whether there is nothing left to learn and nothing to validate."""
     return state.is_over(plan.num_steps, plan.training.patience) and not is_validation_due(plan, state)
 
 
-def is_validation_due(plan: TrainingPlan, state: RunState) -> bool:
+def is_validation_due(plan: TrainingPlan, state: TrainerState) -> bool:
     """Return whether a validation should have followed this step, and has not."""
     return state.step > 0 and plan.validates_after(state.step) and not state.is_validated()
 
 
-def _open_log(work: Work, state: RunState) -> RunLog:
+def _open_log(work: Work, state: TrainerState) -> RunLog:
     record = {"fingerprint": work.run.fingerprint, **tracked_settings(work.settings)}
     name, tracking = work.settings.name, work.settings.tracking
     return RunLog(work.run.metrics, tracking, name=name, settings=record, step=state.step)
 
 
-def _report(work: Work, state: RunState, numbers: Numbers, log: RunLog | None) -> None:
+def _report(work: Work, state: TrainerState, numbers: Numbers, log: RunLog | None) -> None:
     """Write a step's line, and show it where it is validated or it is time for one."""
     if log is not None and numbers:
         epoch = state.step / work.plan.order.steps_per_epoch
@@ -94,7 +96,7 @@ def _report(work: Work, state: RunState, numbers: Numbers, log: RunLog | None) -
         work.tell(progress_line(state.step, work.plan.num_steps, numbers))
 
 
-def _refusal(work: Work, before: RunState, result: StepResult, log: RunLog | None) -> BadStep | None:
+def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog | None) -> NonFiniteLossError | None:
     """Return the error that ends the run, if a step was not learnt from and it is to end; name the step's careers."""
     if result.wrong is None:
         return None
@@ -104,9 +106,9 @@ def _refusal(work: Work, before: RunState, result: StepResult, log: RunLog | Non
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
     what = f"step {result.state.step} was not learnt from: {result.wrong}; its careers: {shown} ({work.run.metrics})"
     if wanted.bad_step == "stop":
-        return BadStep(f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}")
+        return NonFiniteLossError(f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}")
     if (in_a_row := result.state.num_left_out_in_a_row) > wanted.most_left_out:
-        return BadStep(
+        return NonFiniteLossError(
             f"{what}. That makes {in_a_row} in a row, training.most_left_out is {wanted.most_left_out}; steps up to "
             f"{before.step} are saved; lower the learning rate under another name"
         )
@@ -114,7 +116,7 @@ def _refusal(work: Work, before: RunState, result: StepResult, log: RunLog | Non
     return None
 
 
-def _advice(settings: RunSettings, before: RunState, loss: float) -> str:
+def _advice(settings: RunSettings, before: TrainerState, loss: float) -> str:
     """Say what to do about a step that was not learnt from."""
     if not (before.num_updates or settings.model.path is None or math.isfinite(loss)):
         return (
@@ -128,16 +130,16 @@ def _advice(settings: RunSettings, before: RunState, loss: float) -> str:
     )
 
 
-def _save(work: Work, state: RunState, saved: RunState) -> None:
+def _save(work: Work, state: TrainerState, saved: TrainerState) -> None:
     """Save a state, if it is not that of the last checkpoint; of a step whose weights are saved, the state alone."""
     checkpoints, ranks = work.run.checkpoints, work.engine.ranks
     if state == saved:
         return
     if state.step == saved.step:
-        ranks.on_first(lambda: save_state(checkpoints, state.step, asdict(state)))
+        ranks.run_on_main(lambda: save_state(checkpoints, state.step, asdict(state)))
     else:
         save_checkpoint(work.engine, checkpoints, step=state.step, run=work.run.fingerprint, state=asdict(state))
     newest = work.settings.training.keep_checkpoints
-    ranks.on_first(
+    ranks.run_on_main(
         lambda: keep_checkpoints(checkpoints, saved_step=state.step, num_newest=newest, best_step=state.best_step)
     )

@@ -8,19 +8,19 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.io.console import say_at_once
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class StopSignals:
+class StopRequest:
     """Notes these signals inside its block; the step or pass that is being computed is finished.
 
     A SIGHUP that the process was started to ignore, as `nohup` does, stays ignored.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: DistributedContext) -> None:
         self._ranks = ranks
         self._is_wanted = False
 
@@ -29,7 +29,7 @@ class StopSignals:
         (num_asked,) = self._ranks.sum(float(self._is_wanted))
         return num_asked > 0
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> StopRequest:
         is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         heeded = [number for number in SIGNALS if not (number == signal.SIGHUP and is_ignored)]
         self._before = {number: signal.signal(number, self._note) for number in heeded}
@@ -41,8 +41,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A launcher sends SIGTERM after a Ctrl-C: only a second SIGINT is somebody's impatience.
-        if self._ranks.is_first and not self._is_wanted:
+        if self._ranks.is_main and not self._is_wanted:
             say_at_once("train: asked to stop; finishes this step, or this pass of the validation, and saves")
-        elif self._ranks.is_first and number == signal.SIGINT:
+        elif self._ranks.is_main and number == signal.SIGINT:
             say_at_once("train: already stopping; kill -9 ends it at once, and costs what came after the last save")
         self._is_wanted = True

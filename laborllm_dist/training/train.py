@@ -14,12 +14,12 @@ from laborllm_dist.checkpoint.load import load_checkpoint
 from laborllm_dist.checkpoint.manifest import CheckpointManifest, check_checkpoint, read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder, newest_checkpoint, run_of_checkpoints, save_state
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import Ranks, alone
+from laborllm_dist.distributed.context import DistributedContext, alone
 from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.errors import CheckpointError
 from laborllm_dist.io.console import complain, say, silence
 from laborllm_dist.io.files import ChecksumCheck
-from laborllm_dist.io.run_directory import RunFolder, check_run_folder, open_run, recorded_store
+from laborllm_dist.io.run_directory import RunDirectory, check_run_folder, create_or_resume, recorded_store
 from laborllm_dist.models.loading import (
     check_fit,
     check_packing,
@@ -30,34 +30,34 @@ from laborllm_dist.models.loading import (
     weights_identity,
 )
 from laborllm_dist.models.weight_checks import check_in_place
-from laborllm_dist.planning.memory_budget import capacity_of
+from laborllm_dist.planning.memory_budget import budget_of
 from laborllm_dist.planning.memory_check import check_memory
 from laborllm_dist.store.build import prepare_store, store_folder
 from laborllm_dist.store.store import TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.training.messages import describe_early_stop, describe_end, describe_plan, describe_settings
-from laborllm_dist.training.state import BEGINNING, RunState, state_from_values
+from laborllm_dist.training.state import INITIAL_STATE, TrainerState, state_from_values
 from laborllm_dist.training.step import Work
 from laborllm_dist.training.steps import is_done, run_steps
 
 
-def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
+def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
     """Train the model of these settings, or go on with it; return the finished run's folder. Collective.
 
     Raises:
         LaborError: if anything is missing or does not fit; the run's last checkpoint is untouched.
-        Interrupted: if SIGTERM or SIGINT came; a checkpoint of the last step is written then.
+        InterruptedRunError: if SIGTERM or SIGINT came; a checkpoint of the last step is written then.
     """
-    tell = say if ranks.is_first else silence
+    tell = say if ranks.is_main else silence
     tell(describe_settings(settings, ranks))
-    ranks.on_first(lambda: _check_places(settings))
-    ranks.on_first(lambda: check_weights(settings.model))
-    store = open_store(ranks.on_first(lambda: _store_folder(settings), Path))
-    splits: tuple[Split, ...] = ("train", "validation") if ranks.is_first else ()
+    ranks.run_on_main(lambda: _check_places(settings))
+    ranks.run_on_main(lambda: check_weights(settings.model))
+    store = open_store(ranks.run_on_main(lambda: _store_folder(settings), Path))
+    splits: tuple[Split, ...] = ("train", "validation") if ranks.is_main else ()
     with checking_store(store, splits) as check:
-        plan = ranks.on_first(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
+        plan = ranks.run_on_main(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
         with alone(ranks, Path(settings.runs) / settings.name):
-            run = ranks.on_first(lambda: _open_run(settings, store), RunFolder)
+            run = ranks.run_on_main(lambda: _open_run(settings, store), RunDirectory)
             _train_alone(settings, ranks, (store, check), plan, run)
     return run
 
@@ -65,7 +65,7 @@ def train(settings: RunSettings, ranks: Ranks) -> RunFolder:
 def _check_places(settings: RunSettings) -> None:
     """Refuse missing sources, and a folder where other files than a run's would be written over, before any work."""
     check_sources(settings.data)
-    folder = RunFolder(Path(settings.runs) / settings.name, "")
+    folder = RunDirectory(Path(settings.runs) / settings.name, "")
     check_run_folder(folder.path)
     check_exports(folder, unless_written=True)
 
@@ -78,47 +78,47 @@ def _store_folder(settings: RunSettings) -> Path:
     return prepare_store(settings, say).folder
 
 
-def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: Ranks) -> TrainingPlan:
+def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: DistributedContext) -> TrainingPlan:
     store.careers("test")  # a split without people is refused now, not after the training
     return plan_training(store, settings, world_size=ranks.world_size)
 
 
-def _open_run(settings: RunSettings, store: TokenStore) -> RunFolder:
+def _open_run(settings: RunSettings, store: TokenStore) -> RunDirectory:
     weights = None if settings.model.path is None else weights_identity(settings.model)
-    saved = run_of_checkpoints(RunFolder(Path(settings.runs) / settings.name, "").checkpoints)
-    return open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, weights, saved)
+    saved = run_of_checkpoints(RunDirectory(Path(settings.runs) / settings.name, "").checkpoints)
+    return create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, weights, saved)
 
 
 def _train_alone(
     settings: RunSettings,
-    ranks: Ranks,
+    ranks: DistributedContext,
     checked_store: tuple[TokenStore, ChecksumCheck],
     plan: TrainingPlan,
-    run: RunFolder,
+    run: RunDirectory,
 ) -> None:
     """Resume or begin, do all steps that are left, and export."""
     store, check = checked_store
-    tell = say if ranks.is_first else silence
-    newest = ranks.on_first(lambda: newest_checkpoint(run.checkpoints, tell), tuple[Path, CheckpointManifest] | None)
-    state = BEGINNING if newest is None else _state_of(newest[1], run)
-    if is_done(plan, state) and ranks.on_first(lambda: finished_step(run, settings)) == state.best_step:
+    tell = say if ranks.is_main else silence
+    newest = ranks.run_on_main(lambda: newest_checkpoint(run.checkpoints, tell), tuple[Path, CheckpointManifest] | None)
+    state = INITIAL_STATE if newest is None else _state_of(newest[1], run)
+    if is_done(plan, state) and ranks.run_on_main(lambda: finished_step(run, settings)) == state.best_step:
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
-        ranks.on_first(check.wait)
-        ranks.on_first(lambda: _warn_if_no_better(state, store, settings))
+        ranks.run_on_main(check.wait)
+        ranks.run_on_main(lambda: _warn_if_no_better(state, store, settings))
         return
-    ranks.on_first(lambda: check_exports(run))
+    ranks.run_on_main(lambda: check_exports(run))
     if state.best_step != state.step:  # that of the newest has been looked at
-        state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell), RunState)
+        state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints, tell), TrainerState)
 
-    capacity = capacity_of(ranks, settings)  # on every rank: all import at once what the model wants
-    ranks.on_first(lambda: check_memory(settings, plan, store.num_ids, capacity, tell))
+    capacity = budget_of(ranks, settings)  # on every rank: all import at once what the model wants
+    ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, capacity, tell))
     model = make_model(settings, ranks, num_ids=store.num_ids)
-    ranks.on_first(check.wait)
-    ranks.on_first(lambda: check_fit(model.hugging_face, store))
+    ranks.run_on_main(check.wait)
+    ranks.run_on_main(lambda: check_fit(model.hugging_face, store))
     if settings.zero.stage < 3 and settings.adapter.base == "full":
         model.to(ranks.device)  # where DeepSpeed puts it too; on a CPU the forwards of the check take minutes
     device, longest = next(model.parameters()).device, longest_career(store)
-    ranks.on_first(lambda: check_packing(model.hugging_face, device=device, longest=longest))
+    ranks.run_on_main(lambda: check_packing(model.hugging_face, device=device, longest=longest))
     config = model.hugging_face.config
     tell(describe_plan(settings, plan, *num_parameters(model)))
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
@@ -131,13 +131,13 @@ def _train_alone(
     del engine, work
     if state.step < plan.num_steps:
         tell(describe_early_stop(state))
-    state = ranks.on_first(lambda: _with_whole_best(state, run.checkpoints, tell), RunState)
-    ranks.on_first(lambda: _export_best(state, run, config, store, settings))
+    state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints, tell), TrainerState)
+    ranks.run_on_main(lambda: _export_best(state, run, config, store, settings))
     tell(describe_end(state, run.export))
-    ranks.on_first(lambda: _warn_if_no_better(state, store, settings))
+    ranks.run_on_main(lambda: _warn_if_no_better(state, store, settings))
 
 
-def _state_of(manifest: CheckpointManifest, run: RunFolder) -> RunState:
+def _state_of(manifest: CheckpointManifest, run: RunDirectory) -> TrainerState:
     if manifest.run != run.fingerprint:
         raise CheckpointError(
             f"step {manifest.step} in {run.checkpoints} belongs to another run; move it away, or give this run another "
@@ -146,7 +146,7 @@ def _state_of(manifest: CheckpointManifest, run: RunFolder) -> RunState:
     return state_from_values(manifest.state)
 
 
-def _with_whole_best(state: RunState, checkpoints: Path, tell: Callable[[str], None]) -> RunState:
+def _with_whole_best(state: TrainerState, checkpoints: Path, tell: Callable[[str], None]) -> TrainerState:
     """Return the state whose best step is that of a whole checkpoint, if any validated one is left, and save it."""
     found = state
     while found.best_step is not None:
@@ -164,7 +164,7 @@ def _with_whole_best(state: RunState, checkpoints: Path, tell: Callable[[str], N
     return found
 
 
-def _warn_if_no_better(state: RunState, store: TokenStore, settings: RunSettings) -> None:
+def _warn_if_no_better(state: TrainerState, store: TokenStore, settings: RunSettings) -> None:
     """Say in one line where the best weights predict the validation people's titles worse than no model does."""
     if state.best_nats_per_title is None:
         return
@@ -175,7 +175,7 @@ def _warn_if_no_better(state: RunState, store: TokenStore, settings: RunSettings
 
 
 def _export_best(
-    state: RunState, run: RunFolder, config: ModelConfig, store: TokenStore, settings: RunSettings
+    state: TrainerState, run: RunDirectory, config: ModelConfig, store: TokenStore, settings: RunSettings
 ) -> None:
     assert state.best_step is not None  # the last step validates
     folder = checkpoint_folder(run.checkpoints, state.best_step)

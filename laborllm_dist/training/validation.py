@@ -13,8 +13,8 @@ from laborllm_dist.batching.packing import pack_careers
 from laborllm_dist.batching.rank_assignment import shard_rows
 from laborllm_dist.config.run import BatchSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
-from laborllm_dist.store.store import CareerRows
-from laborllm_dist.training.stop_request import StopSignals
+from laborllm_dist.store.store import CareerTable
+from laborllm_dist.training.stop_request import StopRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,9 @@ class ValidationLoss:
         return {"validation_nats_per_token": self.nats_per_token, "validation_nats_per_title": self.nats_per_title}
 
 
-def validate(engine: ZeroEngine, careers: CareerRows, batch: BatchSettings, stop: StopSignals) -> ValidationLoss | None:
+def validate(
+    engine: ZeroEngine, careers: CareerTable, batch: BatchSettings, stop: StopRequest
+) -> ValidationLoss | None:
     """Return the losses on a split; None if the run was asked to stop meanwhile. Collective."""
     lengths = careers.num_tokens()
     rows = pack_careers(lengths.tolist(), batch.row_length).rows
@@ -44,7 +46,7 @@ def validate(engine: ZeroEngine, careers: CareerRows, batch: BatchSettings, stop
             return None
         members = [rows[row] for row in ranks_rows[engine.ranks.rank]]
         packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], batch.row_length)
-        scores_BT = packed.at_their_slots(engine.log_likelihood(packed))
+        scores_BT = packed.scatter_to_slots(engine.log_likelihood(packed))
         token_sum += float(scores_BT.sum())
         title_sum += float(observation_scores(scores_BT, title_places(careers, members).spans)[:, 1].sum())
     token_total, title_total = engine.ranks.sum(token_sum, title_sum)

@@ -17,17 +17,17 @@ from transformers import get_linear_schedule_with_warmup
 from laborllm_dist.batching.batch import IGNORED, pack_batch
 from laborllm_dist.batching.packing import pack_careers, pack_step
 from laborllm_dist.batching.rank_assignment import shard_rows
-from laborllm_dist.batching.sampler import TrainingOrder
+from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan
-from laborllm_dist.errors import RowTooShort
+from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.models.causal_lm import attention_mask
 from laborllm_dist.training.lr_schedule import learning_rate_at
 from laborllm_dist.training.step import peak_memory_gib
 
 
-def order_of(num_careers: int, *, careers_per_step: int, seed: int) -> TrainingOrder:
+def order_of(num_careers: int, *, careers_per_step: int, seed: int) -> TrainingSampler:
     """Every career once an epoch."""
-    return TrainingOrder(np.arange(num_careers), np.ones(num_careers), careers_per_step, seed)
+    return TrainingSampler(np.arange(num_careers), np.ones(num_careers), careers_per_step, seed)
 
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
@@ -65,7 +65,7 @@ def test_a_step_s_rows_are_as_few_and_not_longer(lengths: list[int], row_length:
 
 
 def test_a_career_longer_than_a_row_is_refused() -> None:
-    with pytest.raises(RowTooShort, match="career 1 has 9 tokens, a row has 8"):
+    with pytest.raises(SequenceTooLongError, match="career 1 has 9 tokens, a row has 8"):
         pack_careers([3, 9], 8)
 
 
@@ -104,7 +104,7 @@ def test_a_batch_of_two_careers_by_hand() -> None:
     assert batch.positions_BT.tolist() == [[0, 1, 2, 0, 1, 0]]
     assert batch.lengths == (3, 2, 1)
     assert batch.scored_N.tolist() == [0, 1, 3]
-    assert batch.at_their_slots(torch.tensor([-1.0, -2.0, -3.0])).tolist() == [[-1, -2, 0, -3, 0, 0]]
+    assert batch.scatter_to_slots(torch.tensor([-1.0, -2.0, -3.0])).tolist() == [[-1, -2, 0, -3, 0, 0]]
     assert batch.targets_BT.tolist() == [[5, 6, IGNORED, 7, IGNORED, IGNORED]]
 
 

@@ -17,7 +17,7 @@ from helpers.resumes import read as read_resumes
 from helpers.runs import settings_of
 
 from laborllm_dist.careers.occupations.vocabulary import read_occupations
-from laborllm_dist.careers.person_records import Drop
+from laborllm_dist.careers.person_records import Exclusion
 from laborllm_dist.careers.readers.career_text import career_text_people, escaped, unescaped
 from laborllm_dist.careers.readers.cells import InexactId, float_text, person_id, same_code, whole_number
 from laborllm_dist.careers.readers.long_panel import long_panel_people, read_long_panel
@@ -211,13 +211,13 @@ def test_a_missing_word_is_missing_in_every_reader(word: str, tmp_path: Path) ->
     (person,) = long_panel_people(wanted, survey="P")
     assert person().career.gender == "male"
     assert [(job.year, job.occupation) for job in person().career.jobs] == [(1984, "1")]
-    assert person().drops == (Drop("occupation missing", 1985),)
+    assert person().drops == (Exclusion("occupation missing", 1985),)
     (asked,) = read_asked(tmp_path / "p.csv", VOCABULARY, ("P",))
     assert (asked.year, asked.history.gender) == (1985, "male")
     (tmp_path / "r.jsonl").write_text(json.dumps({"id": "a", "code": word, "start": "1984", "end": word}))
     resumes = coded(tmp_path / "r.jsonl", last_year=1984)
     (resume,) = read_resumes(dataclasses.replace(resumes, columns=dataclasses.replace(resumes.columns, education=None)))
-    assert resume.drops == (Drop("job without a code", 1984),)
+    assert resume.drops == (Exclusion("job without a code", 1984),)
     (tmp_path / "q.csv").write_text(f"person,year,occupation\n{word},1984,1\n")
     with pytest.raises(DataFileError, match=r"line 2, column person: empty"):
         list(read_long_panel(numbered(tmp_path, "q.csv"), survey="P"))
@@ -234,13 +234,13 @@ def test_rows_without_an_occupation_are_left_out_and_counted(tmp_path: Path) -> 
     # -8 is a code of the list.
     assert [(job.year, job.occupation) for job in a.career.jobs] == [(1980, "1"), (1984, "-8"), (1985, "3")]
     assert a.drops == (
-        Drop("occupation missing", 1981),
-        Drop("occupation a number below zero", 1982),
-        Drop("occupation a number below zero", 1983),
+        Exclusion("occupation missing", 1981),
+        Exclusion("occupation a number below zero", 1982),
+        Exclusion("occupation a number below zero", 1983),
     )
     assert [drop.code for drop in a.drops] == [None, "-4", "-4"]
     assert b.career is None
-    assert b.drops == (Drop("occupation missing", 1980), Drop("person without any observation"))
+    assert b.drops == (Exclusion("occupation missing", 1980), Exclusion("person without any observation"))
 
 
 def test_an_unknown_code_is_refused_and_a_word_of_the_settings_is_left_out(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_an_unknown_code_is_refused_and_a_word_of_the_settings_is_left_out(tmp_p
         list(read_long_panel(numbered(tmp_path, "p.csv"), survey="P"))
     wanted = dataclasses.replace(numbered(tmp_path, "p.csv"), missing=(*MISSING_WORDS, "999"))
     (person,) = long_panel_people(wanted, survey="P")
-    assert person().drops == (Drop("occupation missing", 1981),)
+    assert person().drops == (Exclusion("occupation missing", 1981),)
 
 
 # ------------------------------------------------------------------------------------------------ shared people

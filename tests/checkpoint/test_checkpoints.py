@@ -20,7 +20,7 @@ from laborllm_dist.checkpoint import save as checkpoint_save
 from laborllm_dist.checkpoint.export import exported_step
 from laborllm_dist.checkpoint.load import full_weights
 from laborllm_dist.checkpoint.manifest import check_checkpoint, read_manifest
-from laborllm_dist.checkpoint.optimizer_shards import Fragment
+from laborllm_dist.checkpoint.optimizer_shards import OptimizerShard
 from laborllm_dist.checkpoint.save import (
     checkpoint_folder,
     keep_checkpoints,
@@ -29,10 +29,10 @@ from laborllm_dist.checkpoint.save import (
     save_state,
 )
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import CheckpointError, DiskError, OtherFormat
-from laborllm_dist.io.run_directory import RunFolder, open_run
+from laborllm_dist.errors import CheckpointError, DiskError, UnsupportedFormatError
+from laborllm_dist.io.run_directory import RunDirectory, create_or_resume
 from laborllm_dist.store.build import prepare_store
-from laborllm_dist.training.state import BEGINNING, RunState, state_from_values
+from laborllm_dist.training.state import INITIAL_STATE, TrainerState, state_from_values
 from laborllm_dist.training.train import train
 
 
@@ -50,12 +50,12 @@ def test_a_rank_cuts_its_fragments_into_files_of_a_size(tmp_path: Path, monkeypa
     flat = torch.arange(9, dtype=torch.float32)
     moments = {"exp_avg": -flat, "exp_avg_sq": flat**2}
 
-    def fragment(name: str, start: int, stop: int, *, is_mine: bool = True) -> Fragment:
+    def fragment(name: str, start: int, stop: int, *, is_owned: bool = True) -> OptimizerShard:
         views = {kind: tensor[start:stop] for kind, tensor in moments.items()}
-        return Fragment(name, (stop - start,), 0, flat[start:stop], views, {}, flat, start, is_mine)
+        return OptimizerShard(name, (stop - start,), 0, flat[start:stop], views, {}, flat, start, is_owned)
 
     # 4 elements of 3 numbers of 4 bytes are 48 bytes; the last weight is another rank's.
-    groups = [[fragment("a", 0, 4)], [fragment("b", 4, 5), fragment("c", 5, 8), fragment("d", 8, 9, is_mine=False)]]
+    groups = [[fragment("a", 0, 4)], [fragment("b", 4, 5), fragment("c", 5, 8), fragment("d", 8, 9, is_owned=False)]]
     monkeypatch.setattr(checkpoint_save, "FILE_BYTES", 48)
     files = checkpoint_save.write_fragments(groups, tmp_path, rank=3)
     assert {name: [place.name for place in entry.fragments] for name, entry in files.items()} == {
@@ -107,11 +107,11 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Path, mo
     assert names(tmp_path) == ["step_00000001"]
 
 
-def begun(folder: Path) -> tuple[RunSettings, RunFolder]:
+def begun(folder: Path) -> tuple[RunSettings, RunDirectory]:
     """Begin a run as training does, up to its first step."""
     settings = settings_of(small_run(folder))
     store = prepare_store(settings, quiet)
-    return settings, open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+    return settings, create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
 
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_another_format_is_refused_and_never_passed_over(tmp_path: Path) -> None
     change_manifest(checkpoint_folder(tmp_path, 2), lambda values: values.update(format=4, more=[]), signed=False)
     for look in (lambda: newest_checkpoint(tmp_path, quiet), lambda: run_of_checkpoints(tmp_path)):
         with pytest.raises(
-            OtherFormat, match="has format 4, this version reads 3; go on with the version that wrote it"
+            UnsupportedFormatError, match="has format 4, this version reads 3; go on with the version that wrote it"
         ):
             look()
     assert names(tmp_path) == ["step_00000001", "step_00000002"]
@@ -229,7 +229,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
 
 def after(step: int, *validations: tuple[int, float]):
     """Return a state after so many steps, with losses of validations after some of them."""
-    state = BEGINNING
+    state = INITIAL_STATE
     losses = dict(validations)
     for done in range(1, step + 1):
         state = state.after_step(1.0, 10, window=3)
@@ -241,7 +241,7 @@ def test_the_best_step_and_what_came_after_it_by_hand() -> None:
     state = after(9, (2, 0.5), (4, 0.25), (6, 0.25), (8, 0.75))
     assert (state.best_step, state.validations_since_best, state.is_validated()) == (4, 2, False)
     assert (state.without_best().best_step, state.without_best().validations_since_best) == (6, 1)
-    assert (BEGINNING.best_step, BEGINNING.validations_since_best) == (None, 0)
+    assert (INITIAL_STATE.best_step, INITIAL_STATE.validations_since_best) == (None, 0)
     assert state_from_values(vars_of(state)) == state
 
 
@@ -253,18 +253,18 @@ def vars_of(state) -> dict[str, Any]:
 @pytest.mark.parametrize("change", [{"more": 1}, {"step": "1"}, {"validations": [3]}, {"left_out": None}])
 def test_a_state_of_other_types_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="not one of a run"):
-        state_from_values({**vars_of(BEGINNING), **change})
-    fewer = vars_of(BEGINNING)
+        state_from_values({**vars_of(INITIAL_STATE), **change})
+    fewer = vars_of(INITIAL_STATE)
     del fewer["tokens_seen"]
     with pytest.raises(CheckpointError, match="tokens_seen is missing"):
         state_from_values(fewer)
 
 
 def test_steps_left_out_in_a_row_by_hand() -> None:
-    state = BEGINNING.without_step().after_step(1.0, 10, window=3).without_step().without_step()
+    state = INITIAL_STATE.without_step().after_step(1.0, 10, window=3).without_step().without_step()
     assert (state.num_left_out_in_a_row, state.num_updates) == (2, 1)
     assert state.after_step(1.0, 10, window=3).num_left_out_in_a_row == 0
-    assert BEGINNING.without_step().num_left_out_in_a_row == 1
+    assert INITIAL_STATE.without_step().num_left_out_in_a_row == 1
 
 
 class Resumed(Exception):
@@ -284,7 +284,7 @@ def test_where_the_best_checkpoint_is_lost_the_best_that_is_left_is_taken_and_sa
         write_checkpoint(run.checkpoints, step, run=run.fingerprint)
     save_state(run.checkpoints, 48, dataclasses.asdict(state))
 
-    def resumed() -> RunState:
+    def resumed() -> TrainerState:
         with pytest.raises(Resumed):
             train(settings, ONE_RANK)
         return state_from_values(check_checkpoint(checkpoint_folder(run.checkpoints, 48)).state)

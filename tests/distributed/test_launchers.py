@@ -15,12 +15,12 @@ from helpers.processes import ON_CPU, PROJECT, free_port, python_path
 from helpers.runs import small_run
 from helpers.slurm import TASK
 
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.launcher import num_local_ranks
 from laborllm_dist.distributed.slurm import first_host, launcher_variables, port_of_step
-from laborllm_dist.training.stop_request import StopSignals
+from laborllm_dist.training.stop_request import StopRequest
 
-ALONE = Ranks(0, 1, 0, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, 0, torch.device("cpu"))
 
 
 def test_a_task_of_srun_gets_the_variables_of_a_launcher() -> None:
@@ -115,7 +115,7 @@ def handlers() -> Iterator[None]:
 def test_a_terminal_that_is_closed_asks_to_stop_as_slurm_does(
     number: signal.Signals, handlers: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with StopSignals(ALONE) as stop:
+    with StopRequest(ALONE) as stop:
         signal.raise_signal(number)
         assert stop.are_wanted()
     assert capfd.readouterr().err.startswith("train: asked to stop; finishes this step")
@@ -124,7 +124,7 @@ def test_a_terminal_that_is_closed_asks_to_stop_as_slurm_does(
 
 def test_a_training_under_nohup_goes_on_when_its_terminal_is_closed(handlers: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with StopSignals(ALONE) as stop:
+    with StopRequest(ALONE) as stop:
         signal.raise_signal(signal.SIGHUP)
         assert not stop.are_wanted()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -133,7 +133,7 @@ def test_a_training_under_nohup_goes_on_when_its_terminal_is_closed(handlers: No
 def test_a_wish_to_stop_is_answered_once_and_a_second_ctrl_c_again(
     handlers: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with StopSignals(ALONE) as stop:
+    with StopRequest(ALONE) as stop:
         assert not stop.are_wanted()
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # as the launcher sends it after a Ctrl-C

@@ -21,16 +21,16 @@ import torch
 from helpers.runs import settings_of, small_run
 
 from laborllm_dist.batching.training_plan import TrainingPlan, plan_training
-from laborllm_dist.checkpoint.manifest import CheckpointManifest, SavedFile, SavedFragment
+from laborllm_dist.checkpoint.manifest import CheckpointManifest, SavedFile, SavedOptimizerShard
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed import channel, secret
 from laborllm_dist.distributed.channel import Channel, wait_for
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.messages import MessageError, from_text, to_text
 from laborllm_dist.distributed.secret import share_secret
-from laborllm_dist.errors import ForeignMessage, RankFailed, RanksApart, RunError
+from laborllm_dist.errors import ForeignMessage, PeerFailedError, RendezvousError, RunError
 from laborllm_dist.store.build import prepare_store
-from laborllm_dist.training.state import BEGINNING, RunState
+from laborllm_dist.training.state import INITIAL_STATE, TrainerState
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -173,14 +173,17 @@ def run_at_once(*works: Any) -> list[Any]:
     return outcomes
 
 
-def some_ranks(world_size: int, store: Any = None) -> list[Ranks]:
+def some_ranks(world_size: int, store: Any = None) -> list[DistributedContext]:
     store = torch.distributed.HashStore() if store is None else store
-    return [Ranks(rank, world_size, 0, torch.device("cpu"), Channel(store, b"secret")) for rank in range(world_size)]
+    return [
+        DistributedContext(rank, world_size, 0, torch.device("cpu"), Channel(store, b"secret"))
+        for rank in range(world_size)
+    ]
 
 
 def test_every_rank_gets_what_rank_0_answers_and_what_all_say() -> None:
-    def work(ranks: Ranks) -> Any:
-        first = ranks.on_first(lambda: (Path("a"), np.arange(3)), tuple[Path, npt.NDArray[np.int64]])
+    def work(ranks: DistributedContext) -> Any:
+        first = ranks.run_on_main(lambda: (Path("a"), np.arange(3)), tuple[Path, npt.NDArray[np.int64]])
         everyones = [ranks.share(f"rank {ranks.rank} in {number}") for number in range(3)]
         ranks.leave()
         return first[0], first[1].tolist(), everyones
@@ -194,8 +197,8 @@ def test_messages_that_all_have_read_are_removed() -> None:
     store, keys = torch.distributed.HashStore(), []
     ranks = some_ranks(2, store)
 
-    def work(each: Ranks) -> None:
-        each.on_first(lambda: "x" * 10)
+    def work(each: DistributedContext) -> None:
+        each.run_on_main(lambda: "x" * 10)
         for _ in range(5):
             each.share(1)
             keys.append(store.num_keys())
@@ -240,7 +243,7 @@ def test_an_answer_that_another_process_puts_in_the_store_is_refused_and_runs_no
             Channel(store, signed_by).send(key, f"done {json.dumps(poison)}")
     other = some_ranks(2, store)[1]
     with pytest.raises(ForeignMessage, match="was not signed by this run: another process writes to the port"):
-        other.on_first(lambda: "never done here")
+        other.run_on_main(lambda: "never done here")
     assert not (tmp_path / "ran").exists()
 
 
@@ -260,10 +263,10 @@ def test_a_refusal_of_rank_0_and_an_answer_of_a_wrong_type_reach_the_others() ->
     for work, kind, raised in ((refuse, str, RunError), (lambda: {1, 2}, Any, MessageError)):
         first, other = some_ranks(2)
         outcomes = run_at_once(
-            lambda first=first, work=work, kind=kind: first.on_first(work, kind),
-            lambda other=other, work=work, kind=kind: other.on_first(work, kind),
+            lambda first=first, work=work, kind=kind: first.run_on_main(work, kind),
+            lambda other=other, work=work, kind=kind: other.run_on_main(work, kind),
         )
-        assert [type(each) for each in outcomes] == [raised, RankFailed]
+        assert [type(each) for each in outcomes] == [raised, PeerFailedError]
 
 
 def test_waiting_for_a_key_ends_with_the_key_or_the_time() -> None:
@@ -396,18 +399,18 @@ def test_a_rank_without_the_environment_s_secret_is_refused(
     monkeypatch.setenv(secret.VARIABLE, "0123456789")
     store = torch.distributed.HashStore()
     store.set(f"{secret.KEY}/1", "none")
-    with pytest.raises(RanksApart, match=f"{secret.VARIABLE} is set for rank 0, and not for every other rank"):
+    with pytest.raises(RendezvousError, match=f"{secret.VARIABLE} is set for rank 0, and not for every other rank"):
         share_secret(store, rank=0, world_size=2)
     monkeypatch.delenv(secret.VARIABLE)
     store.set(f"{secret.KEY}/all", json.dumps({"secret": None}))
-    with pytest.raises(RanksApart, match=f"{secret.VARIABLE} is set for rank 0, and not for rank 1"):
+    with pytest.raises(RendezvousError, match=f"{secret.VARIABLE} is set for rank 0, and not for rank 1"):
         share_secret(store, rank=1, world_size=2)
 
 
 def test_a_rank_that_does_not_answer_ends_the_start(own_folders: list[Path]) -> None:
-    with pytest.raises(RanksApart, match="rank 1 has met the others, and has not answered for"):
+    with pytest.raises(RendezvousError, match="rank 1 has met the others, and has not answered for"):
         share_secret(torch.distributed.HashStore(), rank=0, world_size=2)
-    with pytest.raises(RanksApart, match="rank 0 has not handed out the secret of this run for 1 seconds"):
+    with pytest.raises(RendezvousError, match="rank 0 has not handed out the secret of this run for 1 seconds"):
         share_secret(torch.distributed.HashStore(), rank=1, world_size=2)
 
 
@@ -420,9 +423,9 @@ def test_what_a_training_sends_comes_back(tmp_path: Path) -> None:
         one, other = back.step(step), plan.step(step)
         assert one.careers.tolist() == other.careers.tolist()
         assert (one.packing, one.shards, one.num_targets) == (other.packing, other.shards, other.num_targets)
-    state = BEGINNING.after_step(0.1 + 0.2, 7, 5).after_validation(1.5).without_step()
-    assert from_text(to_text(state, RunState), RunState) == state
-    fragment = SavedFragment("model.w", (2, 3), 1, 4, block_offset=0)
+    state = INITIAL_STATE.after_step(0.1 + 0.2, 7, 5).after_validation(1.5).without_step()
+    assert from_text(to_text(state, TrainerState), TrainerState) == state
+    fragment = SavedOptimizerShard("model.w", (2, 3), 1, 4, block_offset=0)
     manifest = CheckpointManifest(3, "run", 2, 3, {"step": 3, "left_out": []}, {"a": SavedFile(9, "ff", (fragment,))})
     kind = tuple[Path, CheckpointManifest] | None
     assert from_text(to_text((tmp_path, manifest), kind), kind) == (tmp_path, manifest)

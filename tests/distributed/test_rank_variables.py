@@ -16,7 +16,7 @@ from laborllm_dist import cli
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RanksSettings, ReportSettings
 from laborllm_dist.distributed import context, meeting
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.distributed.launcher import num_local_ranks
 from laborllm_dist.distributed.meeting import meet_at
 from laborllm_dist.distributed.rank_variables import (
@@ -26,7 +26,7 @@ from laborllm_dist.distributed.rank_variables import (
     read_rank_variables,
 )
 from laborllm_dist.distributed.slurm import launcher_variables
-from laborllm_dist.errors import LaborError, LauncherError, RanksApart
+from laborllm_dist.errors import LaborError, LauncherError, RendezvousError
 
 RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 GARBAGE = ["", " ", "one", "-1", "1.0", "1e3", "0x1", "1" * 30, "9" * 5000, "\u0661", "1\n", "nan", "\x1b[31m"]
@@ -115,7 +115,7 @@ def test_variables_that_nobody_asks_for_may_hold_anything(
     for name in RANK:
         monkeypatch.setenv(name, "")  # so that what is set within is taken back
         monkeypatch.delenv(name)
-    with open_ranks(RanksSettings(1, 1.0)) as alone:
+    with init_distributed(RanksSettings(1, 1.0)) as alone:
         assert (alone.rank, alone.world_size) == (0, 1)
 
 
@@ -173,7 +173,7 @@ def test_ranks_of_other_numbers_of_ranks_are_told_apart(quick: None) -> None:
 
 def test_ranks_that_have_not_come_are_named() -> None:
     with pytest.raises(
-        RanksApart,
+        RendezvousError,
         match=r"rank 1 of 20 has not met the others at localhost:1 .*: 19 of them did not come \(rank 0, 2, 3, .*, \.\.\.\)",
     ):
         meet_at(torch.distributed.HashStore(), "localhost:1", rank=1, world_size=20, limit=timedelta(0))

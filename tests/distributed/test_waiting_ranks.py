@@ -21,13 +21,13 @@ from helpers.processes import PROJECT, python_path, run_ranks, wait_until
 
 from laborllm_dist.distributed import context, launcher, watchdog
 from laborllm_dist.distributed.channel import Channel, wait_for
-from laborllm_dist.distributed.context import Ranks, alone, alone_on_table
+from laborllm_dist.distributed.context import DistributedContext, alone, alone_on_table
 from laborllm_dist.distributed.interface import ANY, interface_of, listen
 from laborllm_dist.distributed.launcher import Process, num_local_ranks
 from laborllm_dist.distributed.rank_variables import RankVariables
-from laborllm_dist.errors import AlreadyRunning, PortTaken, RanksApart
+from laborllm_dist.errors import AlreadyRunningError, PortInUseError, RendezvousError
 
-ALONE = Ranks(0, 1, 0, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, 0, torch.device("cpu"))
 
 
 @pytest.mark.ranks
@@ -97,7 +97,7 @@ def test_a_taken_port_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None
     with socket.create_server(("127.0.0.1", 0)) as other:
         variables = RankVariables(0, 2, 0, "127.0.0.1", other.getsockname()[1])
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-        with pytest.raises(PortTaken, match="is taken by another run on this machine; start with another one"):
+        with pytest.raises(PortInUseError, match="is taken by another run on this machine; start with another one"):
             context._open_store(variables, context.timedelta(seconds=1))
 
 
@@ -106,7 +106,9 @@ def test_a_port_at_which_nobody_may_listen_is_one_clear_line(monkeypatch: pytest
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(context, "listen", refuse)
-    with pytest.raises(RanksApart, match=r"rank 0 cannot listen at 127\.0\.0\.1:1 \(Permission denied\); take another"):
+    with pytest.raises(
+        RendezvousError, match=r"rank 0 cannot listen at 127\.0\.0\.1:1 \(Permission denied\); take another"
+    ):
         context._open_store(RankVariables(0, 2, 0, "127.0.0.1", 1), context.timedelta(seconds=1))
 
 
@@ -288,9 +290,9 @@ def test_two_tables_of_a_folder_are_worked_on_at_once_and_one_is_not(tmp_path: P
     with (
         alone_on_table(ALONE, tmp_path / "test.parquet"),
         alone_on_table(ALONE, tmp_path / "test.other.parquet"),
-        pytest.raises(AlreadyRunning, match=r"another start is at work on .*test\.other\.parquet; wait for it"),
+        pytest.raises(AlreadyRunningError, match=r"another start is at work on .*test\.other\.parquet; wait for it"),
         alone_on_table(ALONE, tmp_path / "test.other.parquet"),
     ):
         pass
-    with alone(ALONE, tmp_path / "v1.5"), pytest.raises(AlreadyRunning), alone(ALONE, tmp_path / "v1.5"):
+    with alone(ALONE, tmp_path / "v1.5"), pytest.raises(AlreadyRunningError), alone(ALONE, tmp_path / "v1.5"):
         pass

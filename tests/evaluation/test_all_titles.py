@@ -28,7 +28,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import check_room, title_places
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
-from laborllm_dist.errors import ModelError, RowTooShort, ScoreTableError, TitleInsideToken
+from laborllm_dist.errors import ModelError, ScoreTableError, SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation import all_titles
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
 from laborllm_dist.evaluation.score import check_observed
@@ -41,10 +41,10 @@ from laborllm_dist.evaluation.title_trie import (
     title_trie,
 )
 from laborllm_dist.models.gguf import convert_gguf, packaged_file
-from laborllm_dist.models.inference import EvaluatedModel, evaluated
+from laborllm_dist.models.inference import InferenceModel, evaluated
 from laborllm_dist.models.loading import pretrained_model
-from laborllm_dist.models.tree_inference import Grown, Nodes
-from laborllm_dist.store.store import CareerRows, store_rows
+from laborllm_dist.models.tree_inference import Nodes, PrefixState
+from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import tokenise_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer
 from laborllm_dist.tables.title_distributions import read_title_table
@@ -62,16 +62,16 @@ def opened(path: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel
 class Counted:
     """A model that counts the slots of nodes it forwards."""
 
-    model: EvaluatedModel
+    model: InferenceModel
     num_nodes: int = 0
 
-    def edges(self, grown: Grown, nodes: Nodes | None, slots_Q: torch.Tensor, edges) -> torch.Tensor:
+    def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: torch.Tensor, edges) -> torch.Tensor:
         self.num_nodes += 0 if nodes is None else len(nodes)
         return self.model.edges(grown, nodes, slots_Q, edges)
 
 
 def distributions(
-    model: Counted, rows: CareerRows, trie: TitleTrie, *, unit=UNIT, tolerance: float = 0.0, nodes_per_pass: int = 100
+    model: Counted, rows: CareerTable, trie: TitleTrie, *, unit=UNIT, tolerance: float = 0.0, nodes_per_pass: int = 100
 ) -> TitleScores:
     """Score all titles of some careers."""
     careers = [[rows.token_ids(career) for career in row] for row in unit]
@@ -81,7 +81,7 @@ def distributions(
         np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1),
         rows.occupations_of([career for row in unit for career in row]),
     )
-    grown = Grown(pack_batch(careers, length))
+    grown = PrefixState(pack_batch(careers, length))
     return score_titles(model.edges, grown, prompts, trie, tolerance=tolerance, nodes_per_pass=nodes_per_pass)
 
 
@@ -129,9 +129,9 @@ def test_the_tree_of_three_titles_by_hand() -> None:
 @pytest.mark.parametrize("attention", ["packed", "mask"])
 @pytest.mark.parametrize(("nodes_per_pass", "bough_nodes"), [(1, 128), (100, 9), (5000, 128), (5000, 1024)])
 def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
-    attention: str, nodes_per_pass: int, bough_nodes: int, monkeypatch
+    attention: str, nodes_per_pass: int, block_size: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr("laborllm_dist.models.tree_attention.BOUGH_NODES", bough_nodes)
+    monkeypatch.setattr("laborllm_dist.models.tree_attention.BOUGH_NODES", block_size)
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     model = random_llama(tokenizer)
     compute = dataclasses.replace(COMPUTE, attention=attention, loss_chunk_tokens=7)
@@ -243,7 +243,7 @@ def test_prompts_without_room_for_what_follows_are_refused() -> None:
     check_room(rows, 5, length + 5, "the longest title; take a longer context")
     check_room(rows, 5, None, "")
     wanted = rf"of career '3' of PSID, has {length} tokens; .* no room for 5 more, which are the longest .*; 1 people"
-    with pytest.raises(RowTooShort, match=wanted):
+    with pytest.raises(SequenceTooLongError, match=wanted):
         check_room(rows, 5, length + 4, "the longest title; take a longer context")
 
 
@@ -293,7 +293,7 @@ def test_the_prompts_that_are_tried_end_in_every_token_that_prompts_end_in() -> 
     table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
     assert max(table["first_position"].to_pylist()) == 4
     # In pieces, as stores have them, the first of which is cut off.
-    rows = CareerRows(pa.concat_tables([table.slice(1, 2), table.slice(3)]), VOCABULARY)
+    rows = CareerTable(pa.concat_tables([table.slice(1, 2), table.slice(3)]), VOCABULARY)
     wanted = {int(rows.token_ids(row)[start - 1]) for row in range(len(rows)) for start, _ in rows.title_spans(row)}
     found = ending_prompts(rows, limited)
     ends = [tokenizer.backend.encode(prompt, add_special_tokens=False).ids[-1] for prompt in found]
@@ -311,12 +311,12 @@ def test_titles_of_other_tokens_after_some_prompts_of_a_split_are_refused() -> N
     after_year = lambda text: text.endswith("1990: Type 2 cafe\u0301 aides\n")  # noqa: E731
     changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, after_year, -2))
     title_trie(PROMPT, VOCABULARY, changed)
-    with pytest.raises(TitleInsideToken, match=r"other tokens after .* than after .*1990:', .* 'Type 2 cafe"):
+    with pytest.raises(TitleBoundaryError, match=r"other tokens after .* than after .*1990:', .* 'Type 2 cafe"):
         common_title_trie(prompts, VOCABULARY, changed)
 
 
 def test_titles_of_the_same_tokens_are_refused() -> None:
-    with pytest.raises(TitleInsideToken, match="two titles are the same tokens"):
+    with pytest.raises(TitleBoundaryError, match="two titles are the same tokens"):
         build_trie([(1, 2), (3,), (1, 2)], terminator=9)
 
 
@@ -327,7 +327,7 @@ def test_observed_titles_of_other_tokens_are_refused() -> None:
     places, observed = title_places(rows, [[0]]), rows.occupations_of([0])
     check_observed(ids, places, trie, observed)
     ids[0, places.spans[1, 1]] += 1
-    with pytest.raises(TitleInsideToken, match="title 1 is other tokens inside a career"):
+    with pytest.raises(TitleBoundaryError, match="title 1 is other tokens inside a career"):
         check_observed(ids, places, trie, observed)
 
 

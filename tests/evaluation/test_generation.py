@@ -22,10 +22,10 @@ from laborllm_dist.config.run import EvaluateSettings
 from laborllm_dist.errors import ScoreTableError, SettingsError
 from laborllm_dist.evaluation.generation import continuation_text, continuations, drawn_numbers, line_ends
 from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.models.inference import EvaluatedModel, evaluated
-from laborllm_dist.models.log_likelihood import picked_tokens
-from laborllm_dist.models.tree_inference import Grown
-from laborllm_dist.store.store import CareerRows, open_store
+from laborllm_dist.models.inference import InferenceModel, evaluated
+from laborllm_dist.models.log_likelihood import sample_tokens
+from laborllm_dist.models.tree_inference import PrefixState
+from laborllm_dist.store.store import CareerTable, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.generations import (
     GENERATED_SCHEMA,
@@ -46,7 +46,7 @@ def test_a_token_is_the_likeliest_or_the_one_whose_turn_it_is(chunk_tokens: int,
     # Probabilities 0, 1/8, 3/8, 3/8, 1/8, 0: the likeliest is the first of two.
     logits = torch.tensor([[-np.inf, 0, np.log(3), np.log(3), 0, -np.inf]], dtype=dtype)
     turns = {NAN: 2, 0.0: 1, 0.124: 1, 0.126: 2, 0.499: 2, 0.501: 3, 0.874: 3, 0.876: 4, 1 - 2**-53: 4}
-    found = picked_tokens(
+    found = sample_tokens(
         logits.repeat(len(turns), 1), None, torch.tensor(list(turns), dtype=torch.float64), chunk_tokens=chunk_tokens
     )
     assert found.tolist() == list(turns.values())
@@ -56,8 +56,8 @@ def test_tokens_of_hidden_states_are_those_of_their_logits() -> None:
     torch.manual_seed(1)
     hidden_ND, weight_VD = torch.randn(50, 8), torch.randn(300, 8)
     uniforms_N = torch.rand(50, dtype=torch.float64).masked_fill(torch.arange(50) % 5 == 0, NAN)
-    found = picked_tokens(hidden_ND, weight_VD, uniforms_N, chunk_tokens=28)
-    assert found.tolist() == picked_tokens(hidden_ND @ weight_VD.T, None, uniforms_N, chunk_tokens=400).tolist()
+    found = sample_tokens(hidden_ND, weight_VD, uniforms_N, chunk_tokens=28)
+    assert found.tolist() == sample_tokens(hidden_ND @ weight_VD.T, None, uniforms_N, chunk_tokens=400).tolist()
     assert len(set(found.tolist())) > 20
 
 
@@ -76,22 +76,22 @@ def test_drawn_numbers_are_a_function_of_their_key() -> None:
 PINNED = (0.32362049492382017, 0.4286249199629485)
 
 
-def stems_of(rows: CareerRows) -> np.ndarray:
+def stems_of(rows: CareerTable) -> np.ndarray:
     places = title_places(rows, UNIT)
     return np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
 
 
 def continued(
-    model: EvaluatedModel, rows: CareerRows, uniforms_PKL: np.ndarray, ends: list[int], *, nodes_per_pass: int = 4096
+    model: InferenceModel, rows: CareerTable, uniforms_PKL: np.ndarray, ends: list[int], *, nodes_per_pass: int = 4096
 ) -> np.ndarray:
     careers = [[rows.token_ids(career) for career in row] for row in UNIT]
-    grown = Grown(pack_batch(careers, max(sum(map(len, row)) for row in careers)))
+    grown = PrefixState(pack_batch(careers, max(sum(map(len, row)) for row in careers)))
     return continuations(
         model.next_tokens, grown, stems_of(rows), uniforms_PKL, np.array(ends), nodes_per_pass=nodes_per_pass
     )
 
 
-def prompts_of(rows: CareerRows) -> list[torch.Tensor]:
+def prompts_of(rows: CareerTable) -> list[torch.Tensor]:
     return [
         torch.from_numpy(rows.token_ids(career)[:start].astype(np.int64))
         for row in UNIT

@@ -25,7 +25,7 @@ from laborllm_dist.careers.corpus import corpus_vocabulary, read_careers
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama, pretrained_model
-from laborllm_dist.store.store import CareerRows, store_rows
+from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import tokenise_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
 from laborllm_dist.text.template import CareerText, render_career
@@ -47,7 +47,7 @@ class Told:
     """Careers as texts, which the peer gets, and as rows of a store, which we score."""
 
     texts: tuple[CareerText, ...]
-    rows: CareerRows
+    rows: CareerTable
 
     def requests(self) -> list[tuple[str, str]]:
         """Return context and continuation of every observation: the text before a title's blank, and " TITLE"."""
@@ -87,7 +87,7 @@ def told(
     taken = fitting[: 1 + int(np.searchsorted(observations, NUM_REQUESTS))]
     chosen = tuple(texts[at] for at in taken)
     table = store_rows([careers[at] for at in taken], chosen, [tokenised[at] for at in taken], vocabulary.index_of())
-    return Told(texts=chosen, rows=CareerRows(table=table.combine_chunks(), vocabulary=vocabulary))
+    return Told(texts=chosen, rows=CareerTable(table=table.combine_chunks(), vocabulary=vocabulary))
 
 
 def open_peer(**arguments: Any) -> Any:

@@ -17,7 +17,7 @@ from laborllm_dist.batching.observations import observation_scores
 from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.config.model import ComputeSettings
 from laborllm_dist.config.run import EvaluationSettings
-from laborllm_dist.errors import RowTooShort
+from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.evaluation.plan import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama, pretrained_model
@@ -72,7 +72,7 @@ def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolera
 def test_a_career_longer_than_a_row_is_refused_by_name() -> None:
     rows = rows_of(careers_of_every_kind(), trained_tokenizer())
     settings = EvaluationSettings(split="test", row_length=40, rows_per_unit=1, units_per_part=1, precision="fp32")
-    with pytest.raises(RowTooShort, match=r"career '3' of PSID has \d+ tokens, evaluation.row_length is 40"):
+    with pytest.raises(SequenceTooLongError, match=r"career '3' of PSID has \d+ tokens, evaluation.row_length is 40"):
         plan_evaluation(rows, settings)
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from laborllm_dist.careers.corpus import read_careers
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.errors import RowTooShort, RunError, ScoreTableError, SettingsError, TitleInsideToken
+from laborllm_dist.errors import RunError, ScoreTableError, SequenceTooLongError, SettingsError, TitleBoundaryError
 from laborllm_dist.evaluation import run as evaluation_run
 from laborllm_dist.forecasting import run as forecasting_run
 from laborllm_dist.store.tokenizer import load_tokenizer
@@ -133,11 +133,11 @@ def test_what_cannot_be_forecast_is_refused(run: Path, tmp_path: Path) -> None:
 def test_what_no_text_or_tree_can_be_is_refused_before_the_model_is_opened(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecasting_run, "open_evaluated", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(forecasting_run, "load_for_inference", lambda *_: pytest.fail("the model was opened"))
     with monkeypatch.context() as narrow:
         narrow.setattr(forecasting_run, "context_of", lambda _: 200)
         with pytest.raises(
-            RowTooShort, match=r"with supposed years has up to \d+ tokens, .* is 200; .*; 9 of 9 people"
+            SequenceTooLongError, match=r"with supposed years has up to \d+ tokens, .* is 200; .*; 9 of 9 people"
         ):
             forecast(run, "max_people=9", "model.name=narrow")
     # A second prompt of the split after which a title is other tokens.
@@ -147,7 +147,7 @@ def test_what_no_text_or_tree_can_be_is_refused_before_the_model_is_opened(
         load_tokenizer(place), backend=Changed(load_tokenizer(place).backend, changed, -2)
     )
     monkeypatch.setattr(evaluation_run, "load_tokenizer", load)
-    with pytest.raises(TitleInsideToken, match=r"titles are other tokens after '1991:' than .* of them 'Aide'"):
+    with pytest.raises(TitleBoundaryError, match=r"titles are other tokens after '1991:' than .* of them 'Aide'"):
         forecast(run, "max_people=9", "model.name=changed")
 
 

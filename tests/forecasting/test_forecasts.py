@@ -20,18 +20,18 @@ from transformers import PreTrainedModel
 
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.run import EvaluationSettings
-from laborllm_dist.errors import RowTooShort, RunError, TitleInsideToken
+from laborllm_dist.errors import RunError, SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation.title_trie import build_trie, title_trie
 from laborllm_dist.forecasting.iterate import (
-    Answers,
-    Composed,
-    Question,
-    compose_followed,
-    compose_sampled,
+    Distributions,
+    IteratedForecast,
+    Query,
+    iterate_exact,
+    iterate_sampled,
     num_prompts,
     path_draws,
 )
-from laborllm_dist.forecasting.origins import STRENGTH, Starts, find_starts, last_occupation_scores
+from laborllm_dist.forecasting.origins import STRENGTH, Origins, find_starts, last_occupation_scores
 from laborllm_dist.forecasting.prompts import (
     ForecastTexts,
     ask_titles,
@@ -40,7 +40,7 @@ from laborllm_dist.forecasting.prompts import (
     prompt_ids,
 )
 from laborllm_dist.models.inference import evaluated
-from laborllm_dist.store.store import CareerRows, store_rows
+from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import tokenise_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
 from laborllm_dist.tables.forecasts import coherence_of, describe_coherence
@@ -75,12 +75,12 @@ class World:
     texts: ForecastTexts
     wanted: EvaluationSettings = WANTED
 
-    def asker(self, starts: Starts, *, way=ask_titles, attention: str = "packed"):
+    def asker(self, starts: Origins, *, way=ask_titles, attention: str = "packed"):
         """Return what answers questions, a person at a time, as a part of the work does."""
         model = evaluated(copy.deepcopy(self.model), dataclasses.replace(COMPUTE, attention=attention))
 
-        def ask(questions: Sequence[Question]) -> Answers:
-            found = Answers(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))
+        def ask(questions: Sequence[Query]) -> Distributions:
+            found = Distributions(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))
             of_career = starts.careers_S[[each.start for each in questions]]
             for career in np.unique(of_career):
                 places = np.flatnonzero(of_career == career)
@@ -102,12 +102,12 @@ def world_of(tokenizer: CareerTokenizer) -> World:
     careers = careers_with_gaps()
     texts = [render_career(career, template(), VOCABULARY.title_of())[0] for career in careers]
     table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
-    rows = CareerRows(table=table.combine_chunks(), vocabulary=VOCABULARY)
+    rows = CareerTable(table=table.combine_chunks(), vocabulary=VOCABULARY)
     trie = title_trie("1984 (high school):", VOCABULARY, tokenizer)
     return World(random_llama(tokenizer, scale=0.12), ForecastTexts(rows, template(), tokenizer, trie, context=None))
 
 
-def every_start(horizon: int) -> Starts:
+def every_start(horizon: int) -> Origins:
     return find_starts(world().texts.careers, horizon)
 
 
@@ -144,7 +144,7 @@ def slow_forecasts(career: CareerHistory, job: int, horizon: int) -> tuple[np.nd
     return direct, composed
 
 
-def all_slow_forecasts(starts: Starts, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+def all_slow_forecasts(starts: Origins, horizon: int) -> tuple[np.ndarray, np.ndarray]:
     careers = careers_with_gaps()
     pairs = zip(starts.careers_S.tolist(), starts.jobs_S.tolist(), strict=True)
     direct, composed = zip(*(slow_forecasts(careers[career], job, horizon) for career, job in pairs), strict=True)
@@ -154,7 +154,7 @@ def all_slow_forecasts(starts: Starts, horizon: int) -> tuple[np.ndarray, np.nda
 def test_forecasts_begin_where_the_same_person_is_observed_that_much_later() -> None:
     two, three = every_start(2), every_start(3)
 
-    def triples(each: Starts) -> list[tuple[int, ...]]:
+    def triples(each: Origins) -> list[tuple[int, ...]]:
         return list(zip(each.careers_S.tolist(), each.jobs_S.tolist(), each.targets_S.tolist(), strict=True))
 
     # Person 2 is observed in 1990, 1992 and 1993: two years apart are the first two, without a year between.
@@ -174,7 +174,7 @@ def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(hor
     assert direct.std(axis=0).max() > 0.02
     assert direct.std(axis=1).min() > 0.05
     assert np.abs(direct - composed).max() > 0.005
-    found = ask([Question(start, (), horizon) for start in range(len(starts))])
+    found = ask([Query(start, (), horizon) for start in range(len(starts))])
     np.testing.assert_allclose(found.probabilities_QT, direct, atol=1e-5, rtol=0)
     whole = full_sum(ask, len(starts), horizon)
     np.testing.assert_allclose(whole.probabilities_ST, composed, atol=1e-5, rtol=0)
@@ -185,7 +185,7 @@ def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(hor
 
 @pytest.mark.parametrize("nodes_per_pass", [1, 50, 4096])
 def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pass: int) -> None:
-    starts, questions = every_start(2), [Question(0, (1,), 2), Question(2, (), 1), Question(1, (3, 0), 3)]
+    starts, questions = every_start(2), [Query(0, (1,), 2), Query(2, (), 1), Query(1, (3, 0), 3)]
     few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, nodes_per_pass=nodes_per_pass))
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
@@ -197,23 +197,23 @@ def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pa
 
 
 def test_a_sentencepiece_tokenizer_shares_histories(llama_tokenizer: Path) -> None:
-    those, questions = world_of(load_tokenizer(str(llama_tokenizer))), [Question(0, (1,), 2), Question(2, (), 1)]
+    those, questions = world_of(load_tokenizer(str(llama_tokenizer))), [Query(0, (1,), 2), Query(2, (), 1)]
     # A row too short for whole texts: what answers all the same has shared the history.
     short = dataclasses.replace(those, wanted=dataclasses.replace(WANTED, row_length=8))
     shared, whole = short.asker(every_start(2))(questions), those.asker(every_start(2), way=ask_whole_texts)(questions)
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
 
 
-def of_other_tokens(rows: CareerRows) -> CareerRows:
+def of_other_tokens(rows: CareerTable) -> CareerTable:
     ids = pa.array([[7, *rows.token_ids(row)[1:].tolist()] for row in range(len(rows))], type=pa.list_(pa.int32()))
     changed = rows.table.set_column(rows.table.schema.get_field_index("token_ids"), "token_ids", ids)
-    return CareerRows(changed, VOCABULARY)
+    return CareerTable(changed, VOCABULARY)
 
 
 def test_a_history_of_other_tokens_than_the_prompts_is_not_shared() -> None:
     texts = dataclasses.replace(world().texts, careers=of_other_tokens(world().texts.careers))
     other = dataclasses.replace(world(), texts=texts)
-    starts, questions = every_start(2), [Question(0, (1,), 2), Question(2, (), 1)]
+    starts, questions = every_start(2), [Query(0, (1,), 2), Query(2, (), 1)]
     found, wanted = other.asker(starts)(questions), world().asker(starts, way=ask_whole_texts)(questions)
     assert np.array_equal(found.probabilities_QT, wanted.probabilities_QT)
 
@@ -226,13 +226,13 @@ def test_what_is_left_out_is_off_by_no_more_than_the_bound(
     starts = every_start(horizon)
     whole = full_sum(world().asker(starts), len(starts), horizon)
     bounded = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, tolerance=title_tolerance))
-    asked: list[Question] = []
+    asked: list[Query] = []
 
-    def ask(questions: Sequence[Question]) -> Answers:
+    def ask(questions: Sequence[Query]) -> Distributions:
         asked.extend(questions)
         return bounded.asker(starts)(questions)
 
-    found = compose_followed(ask, len(starts), horizon=horizon, tolerance=tolerance, max_paths=10**6)
+    found = iterate_exact(ask, len(starts), horizon=horizon, tolerance=tolerance, max_paths=10**6)
     np.testing.assert_allclose(found.probabilities_ST.sum(axis=1), 1, atol=1e-12)
     off = found.probabilities_ST - whole.probabilities_ST
     assert (np.abs(off).max(axis=1) <= found.bound_S + 1e-6).all()
@@ -249,7 +249,7 @@ def test_drawn_paths_come_near_the_full_sum() -> None:
     ask = world().asker(starts)
     whole = full_sum(ask, len(starts), 3)
     draws = [path_draws(7, "PSID", "1", job, num_paths=3000, num_years=2) for job in range(len(starts))]
-    found = compose_sampled(ask, np.stack(draws))
+    found = iterate_sampled(ask, np.stack(draws))
     assert (found.errors_ST > 0).all()
     assert found.errors_ST.max() < 0.01
     assert (np.abs(found.probabilities_ST - whole.probabilities_ST) <= 4 * found.errors_ST).all()
@@ -267,7 +267,7 @@ def test_draws_are_a_function_of_seed_person_start_path_and_year() -> None:
     assert some.max() < 1
 
 
-def forecast_table(direct: np.ndarray, composed: Composed, observed: np.ndarray) -> pa.Table:
+def forecast_table(direct: np.ndarray, composed: IteratedForecast, observed: np.ndarray) -> pa.Table:
     places, num = (np.arange(len(observed)), observed), len(observed)
     errors = None if composed.errors_ST is None else composed.errors_ST.tolist()
     return pa.table(
@@ -286,7 +286,7 @@ def forecast_table(direct: np.ndarray, composed: Composed, observed: np.ndarray)
 
 @pytest.mark.parametrize("horizon", [2, 3, 5])
 def test_a_first_order_chain_is_coherent(horizon: int) -> None:
-    direct = ask_chain([Question(start, (), horizon) for start in range(3)]).probabilities_QT
+    direct = ask_chain([Query(start, (), horizon) for start in range(3)]).probabilities_QT
     np.testing.assert_allclose(direct, np.linalg.matrix_power(CHAIN, horizon))
     whole = full_sum(ask_chain, 3, horizon)
     np.testing.assert_allclose(whole.probabilities_ST, direct, atol=1e-14)
@@ -302,14 +302,14 @@ def test_a_first_order_chain_is_coherent(horizon: int) -> None:
 
 def test_drawn_paths_of_a_chain_come_near_its_power() -> None:
     draws = np.stack([path_draws(3, "PSID", str(start), 0, num_paths=4000, num_years=3) for start in range(3)])
-    found = compose_sampled(ask_chain, draws)
+    found = iterate_sampled(ask_chain, draws)
     assert (np.abs(found.probabilities_ST - np.linalg.matrix_power(CHAIN, 4)) <= 4 * found.errors_ST).all()
 
 
 def test_the_coherence_of_two_forecasts_by_hand() -> None:
     direct, composed = np.array([[0.5, 0.5], [0.8, 0.2]]), np.array([[0.25, 0.75], [0.8, 0.2]])
     errors = np.full((2, 2), 0.01)
-    table = forecast_table(direct, Composed(np.log(composed), np.array([0.1, 0.2]), errors), np.array([0, 1]))
+    table = forecast_table(direct, IteratedForecast(np.log(composed), np.array([0.1, 0.2]), errors), np.array([0, 1]))
     found = coherence_of(table)
     first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
     np.testing.assert_allclose((found.divergence_mean, found.divergence_median), first / 2)
@@ -340,25 +340,29 @@ def test_the_number_of_prompts_of_a_full_sum() -> None:
 
 def test_too_many_followed_paths_are_refused() -> None:
     with pytest.raises(RunError, match=r"follows 3 paths of 1 supposed years, max_paths is 2; take a larger tolerance"):
-        compose_followed(ask_chain, 3, horizon=2, tolerance=0.01, max_paths=2)
-    compose_followed(ask_chain, 3, horizon=2, tolerance=0.4, max_paths=2)
+        iterate_exact(ask_chain, 3, horizon=2, tolerance=0.01, max_paths=2)
+    iterate_exact(ask_chain, 3, horizon=2, tolerance=0.4, max_paths=2)
 
 
 def test_a_forecast_that_fits_no_row_or_context_is_refused() -> None:
     starts = every_start(2)
     short = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, row_length=200))
-    with pytest.raises(RowTooShort, match=r"career '1' of PSID with supposed years has \d+ tokens, a row has 200; set"):
-        short.asker(starts, way=ask_whole_texts)([Question(0, (), 2)])
+    with pytest.raises(
+        SequenceTooLongError, match=r"career '1' of PSID with supposed years has \d+ tokens, a row has 200; set"
+    ):
+        short.asker(starts, way=ask_whole_texts)([Query(0, (), 2)])
     narrow = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, context=200))
-    with pytest.raises(RowTooShort, match=r"\d+ with a title, the model's context is 200; take one with a longer"):
-        narrow.asker(starts)([Question(0, (), 2)])
+    with pytest.raises(
+        SequenceTooLongError, match=r"\d+ with a title, the model's context is 200; take one with a longer"
+    ):
+        narrow.asker(starts)([Query(0, (), 2)])
 
 
 @pytest.mark.parametrize("horizon", [2, 3])
 def test_the_longest_text_that_is_asked_for_is_known_before(horizon: int) -> None:
     texts, starts = world().texts, every_start(horizon)
     paths = [path for years in range(horizon) for path in itertools.product(range(len(TITLES)), repeat=years)]
-    questions = [Question(start, path, horizon) for start in range(len(starts)) for path in paths]
+    questions = [Query(start, path, horizon) for start in range(len(starts)) for path in paths]
     ids = prompt_ids(texts, starts, questions)
     of_first = [
         len(each) for each, question in zip(ids, questions, strict=True) if not starts.careers_S[question.start]
@@ -368,18 +372,21 @@ def test_the_longest_text_that_is_asked_for_is_known_before(horizon: int) -> Non
     context = longest + int(texts.trie.depths_M.max())
     check_longest(dataclasses.replace(texts, context=context), starts, horizon, row_length=8)
     with pytest.raises(
-        RowTooShort, match=rf"'1' of PSID .* up to {context} tokens, .* context is {context - 1}; .*; 1 of 2 people is"
+        SequenceTooLongError,
+        match=rf"'1' of PSID .* up to {context} tokens, .* context is {context - 1}; .*; 1 of 2 people is",
     ):
         check_longest(dataclasses.replace(texts, context=context - 1), starts, horizon, row_length=8)
     # Where the history is not shared, rows hold whole texts.
     other = dataclasses.replace(texts, careers=of_other_tokens(texts.careers))
     check_longest(other, starts, horizon, row_length=longest)
-    with pytest.raises(RowTooShort, match=rf"up to {longest} tokens, a row has 8; set row_length={longest} .*; 2 of 2"):
+    with pytest.raises(
+        SequenceTooLongError, match=rf"up to {longest} tokens, a row has 8; set row_length={longest} .*; 2 of 2"
+    ):
         check_longest(other, starts, horizon, row_length=8)
 
 
 def test_titles_of_other_tokens_after_supposed_years_are_refused() -> None:
     trie = build_trie([(1, 2), (3,), (4,), (5,)], terminator=9)
     other = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, trie=trie))
-    with pytest.raises(TitleInsideToken, match="title 2 is other tokens after supposed years"):
-        other.asker(every_start(2))([Question(0, (), 2)])
+    with pytest.raises(TitleBoundaryError, match="title 2 is other tokens after supposed years"):
+        other.asker(every_start(2))([Query(0, (), 2)])

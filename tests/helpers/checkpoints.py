@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from laborllm_dist.checkpoint.manifest import CheckpointManifest, SavedFile, SavedFragment, write_manifest
+from laborllm_dist.checkpoint.manifest import CheckpointManifest, SavedFile, SavedOptimizerShard, write_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder
 from laborllm_dist.io.files import sha256_of, sha256_of_json
 
@@ -23,7 +23,7 @@ def write_checkpoint(checkpoints: Path, step: int, *, run: str = "r") -> Path:
     for rank, (start, values) in enumerate([(0, [1.0, 2.0, 3.0]), (3, [4.0, 5.0])]):
         path = folder / f"rank_{rank:05d}_000.safetensors"
         save_file({f"{kind}/w": torch.tensor(values) for kind in ("weight", "exp_avg", "exp_avg_sq")}, path)
-        place = SavedFragment(name="w", shape=(5,), start=start, numel=len(values), block_offset=0)
+        place = SavedOptimizerShard(name="w", shape=(5,), start=start, numel=len(values), block_offset=0)
         files[path.name] = SavedFile(path.stat().st_size, sha256_of(path), (place,))
     write_manifest(folder, CheckpointManifest(step=step, run=run, world_size=2, stage=2, state={}, files=files))
     return folder

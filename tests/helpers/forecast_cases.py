@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from laborllm_dist.forecasting.iterate import Answers, Composed, Question, compose_followed
+from laborllm_dist.forecasting.iterate import Distributions, IteratedForecast, Query, iterate_exact
 
 CHAIN = np.array([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4], [0.05, 0.05, 0.9]])
 
 
-def full_sum(ask, num_starts: int, horizon: int) -> Composed:
-    return compose_followed(ask, num_starts, horizon=horizon, tolerance=0, max_paths=10**6)
+def full_sum(ask, num_starts: int, horizon: int) -> IteratedForecast:
+    return iterate_exact(ask, num_starts, horizon=horizon, tolerance=0, max_paths=10**6)
 
 
-def ask_chain(questions: Sequence[Question]) -> Answers:
+def ask_chain(questions: Sequence[Query]) -> Distributions:
     """Answer as a first-order chain: start s holds title s, and years without a supposed title are summed over."""
     found = [
         np.linalg.matrix_power(CHAIN, each.years_ahead - len(each.supposed))[
@@ -23,4 +23,4 @@ def ask_chain(questions: Sequence[Question]) -> Answers:
         ]
         for each in questions
     ]
-    return Answers(np.log(np.array(found)), np.zeros(len(questions)))
+    return Distributions(np.log(np.array(found)), np.zeros(len(questions)))

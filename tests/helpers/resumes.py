@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from helpers.runs import settings_of
-from laborllm_dist.careers.person_records import PersonRead
+from laborllm_dist.careers.person_records import PersonRecord
 from laborllm_dist.careers.readers.resumes.people import resume_people
 from laborllm_dist.config.corpora import ResumeSettings
 
@@ -35,7 +35,7 @@ def coded(path: Path, **changes) -> ResumeSettings:
     )
 
 
-def read(wanted: ResumeSettings) -> list[PersonRead]:
+def read(wanted: ResumeSettings) -> list[PersonRecord]:
     return [person() for person in resume_people(wanted, survey="R")]
 
 

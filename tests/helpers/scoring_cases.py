@@ -16,7 +16,7 @@ from laborllm_dist.config.run import EvaluationSettings
 from laborllm_dist.evaluation.plan import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
-from laborllm_dist.store.store import CareerRows, store_rows
+from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import TokenisedCareer, tokenise_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, train_tokenizer
 from laborllm_dist.text.template import CareerText, Template, compile_template, render_career
@@ -43,13 +43,13 @@ def template() -> Template:
     return compile_template(settings_of([]).template)
 
 
-def rows_of(careers: list[CareerHistory], tokenizer: CareerTokenizer) -> CareerRows:
+def rows_of(careers: list[CareerHistory], tokenizer: CareerTokenizer) -> CareerTable:
     texts = [render_career(career, template(), VOCABULARY.title_of())[0] for career in careers]
     table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
-    return CareerRows(table=table.combine_chunks(), vocabulary=VOCABULARY)
+    return CareerTable(table=table.combine_chunks(), vocabulary=VOCABULARY)
 
 
-def rows_of_codes(*careers: str) -> CareerRows:
+def rows_of_codes(*careers: str) -> CareerTable:
     """Return careers of occupations written as letters, such as "aab"."""
     histories = [
         CareerHistory(
@@ -60,10 +60,10 @@ def rows_of_codes(*careers: str) -> CareerRows:
     tokenised = [TokenisedCareer(ids=(0,), title_spans=((1, 2),) * len(jobs)) for jobs in careers]
     vocabulary = OccupationVocabulary(codes=("a", "b", "c"), titles=("A", "B", "C"))
     texts = [CareerText("", ((0, 1),) * len(jobs)) for jobs in careers]
-    return CareerRows(store_rows(histories, texts, tokenised, vocabulary.index_of()), vocabulary)
+    return CareerTable(store_rows(histories, texts, tokenised, vocabulary.index_of()), vocabulary)
 
 
-def packed_scores(model: CareerLanguageModel, rows: CareerRows, row_length: int) -> np.ndarray:
+def packed_scores(model: CareerLanguageModel, rows: CareerTable, row_length: int) -> np.ndarray:
     settings = EvaluationSettings(
         split="test", row_length=row_length, rows_per_unit=2, units_per_part=1, precision="fp32"
     )
@@ -72,7 +72,7 @@ def packed_scores(model: CareerLanguageModel, rows: CareerRows, row_length: int)
     for unit in plan_evaluation(rows, settings).units:
         batch, places = scoring_batch(rows, unit, row_length)
         with torch.inference_mode():
-            scores = observation_scores(batch.at_their_slots(model(batch)[1]), places.spans)
+            scores = observation_scores(batch.scatter_to_slots(model(batch)[1]), places.spans)
         found[first[places.keys[:, 0]] + places.keys[:, 1]] = scores
     return found
 

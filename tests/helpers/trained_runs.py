@@ -15,16 +15,16 @@ from laborllm_dist.checkpoint.manifest import read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder, run_of_checkpoints
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.distributed.context import Ranks
-from laborllm_dist.evaluation.resumable_parts import PartedWork
+from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.evaluation.resumable_parts import ResumableJob
 from laborllm_dist.forecasting.run import run_forecasts
-from laborllm_dist.io.run_directory import open_run
+from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TOKENIZER
 from laborllm_dist.store.tokenizer import load_tokenizer
 
-ONE_RANK = Ranks(0, 1, 0, torch.device("cpu"))
+ONE_RANK = DistributedContext(0, 1, 0, torch.device("cpu"))
 TITLES = {"a": "Cook", "b": "Maid", "c": "Aide"}
 
 
@@ -55,7 +55,7 @@ def random_run(folder: Path, *more: str) -> Path:
     """Make a run's folder whose export has random weights: what training is for does not matter here."""
     settings = settings_of([*panel(folder), *more])
     store = prepare_store(settings, lambda line: None)
-    run = open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+    run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
     new_llama(settings.model.llama, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=1).save_pretrained(
         run.export
@@ -69,7 +69,7 @@ def forecast(run: Path, *overrides: str) -> tuple[Path, list[str]]:
     torch.set_num_threads(1)
     lines: list[str] = []
     settings = compose_settings(ForecastSettings, "forecast", [f"run={run}", *overrides])
-    return run_forecasts(settings, Ranks(0, 1, 0, torch.device("cpu")), lines.append), lines
+    return run_forecasts(settings, DistributedContext(0, 1, 0, torch.device("cpu")), lines.append), lines
 
 
 STORE = {"fingerprint": "store", "folder": "stores/x"}
@@ -79,7 +79,7 @@ def begun_run(folder: Path, *more: str, weights: str | None = None, store: str =
     """Open a run that has a checkpoint already, made with the settings it was first opened with."""
     checkpoints = folder / "runs/small/checkpoints"
     saved = run_of_checkpoints(checkpoints)
-    run = open_run(settings_of(small_run(folder, *more)), {**STORE, "fingerprint": store}, weights, saved)
+    run = create_or_resume(settings_of(small_run(folder, *more)), {**STORE, "fingerprint": store}, weights, saved)
     if saved is None:
         write_checkpoint(checkpoints, 1, run=run.fingerprint)
     return run
@@ -100,11 +100,11 @@ PARTS = [[(2, 0), (0, 1)], [(1, 0)], [(0, 0), (2, 1)]]
 PARTED_KEYS = pa.table({"career": [0, 0, 1, 2, 2], "position": [0, 1, 0, 0, 1]})
 
 
-def parted(folder: Path, made: list[int]) -> PartedWork:
+def parted(folder: Path, made: list[int]) -> ResumableJob:
     def make(part: int) -> pa.Table:
         made.append(part)
         careers, positions = zip(*PARTS[part], strict=True)
         values = [100 * career + position for career, position in PARTS[part]]
         return pa.table({"career": careers, "position": positions, "value": values})
 
-    return PartedWork(folder / "parts", len(PARTS), make, lambda: None)
+    return ResumableJob(folder / "parts", len(PARTS), make, lambda: None)

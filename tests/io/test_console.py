@@ -15,7 +15,7 @@ import pytest
 from helpers.processes import ON_CPU, PROJECT, python_path, start_ranks
 from helpers.runs import small_run
 
-from laborllm_dist.errors import DiskError, DiskFull, OutputClosed
+from laborllm_dist.errors import DiskError, DiskFullError, OutputClosed
 from laborllm_dist.io import console as console_module
 
 # What `launch` runs: progress, what libraries print, a file that is opened meanwhile, and a result for some.
@@ -120,8 +120,8 @@ class Failing(io.StringIO):
 
 FAILURES: list[Any] = [
     (BrokenPipeError(errno.EPIPE, "x"), OutputClosed),
-    (OSError(errno.ENOSPC, "x"), DiskFull),
-    (OSError(errno.EDQUOT, "x"), DiskFull),
+    (OSError(errno.ENOSPC, "x"), DiskFullError),
+    (OSError(errno.EDQUOT, "x"), DiskFullError),
     (OSError(errno.EFBIG, "x"), DiskError),
 ]
 
@@ -163,11 +163,11 @@ def test_a_result_s_square_brackets_and_colons_are_text(monkeypatch: pytest.Monk
 
 
 def test_a_full_terminal_that_does_not_block_is_waited_for(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    reading, atomic_write = os.pipe()
+    os.set_blocking(atomic_write, False)
     console_module.LONGEST_WAIT_SECONDS, before = 0.1, console_module.LONGEST_WAIT_SECONDS
     try:
-        file = console_module._Unfailing(writing)
+        file = console_module._Unfailing(atomic_write)
         stream = io.TextIOWrapper(io.BufferedWriter(file), encoding="utf-8")
         error = console_module._write(stream, "x" * 2**20)
         assert error is not None
@@ -177,7 +177,7 @@ def test_a_full_terminal_that_does_not_block_is_waited_for(tmp_path: Path) -> No
     finally:
         console_module.LONGEST_WAIT_SECONDS = before
         os.close(reading)
-        os.close(writing)
+        os.close(atomic_write)
 
 
 @pytest.mark.ranks

@@ -23,8 +23,8 @@ from laborllm_dist import cli
 from laborllm_dist.checkpoint.save import write_fragments
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import ReportSettings
-from laborllm_dist.errors import AlreadyRunning, DiskError, DiskFull, TitleInsideToken
-from laborllm_dist.io.files import disk_errors_are_said, locked, write_text, writing
+from laborllm_dist.errors import AlreadyRunningError, DiskError, DiskFullError, TitleBoundaryError
+from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text
 from laborllm_dist.io.recorded_folder import replacing_folder
 from laborllm_dist.report import write
 from laborllm_dist.store import build
@@ -40,7 +40,7 @@ def in_thread(work: Any) -> threading.Thread:
 
 def test_two_writers_of_one_file_take_turns(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with writing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text("first, and longer")
         second = in_thread(lambda: write_text(path, "second"))
         second.join(timeout=0.3)
@@ -55,7 +55,7 @@ def test_a_writer_goes_on_when_the_one_before_has_failed(tmp_path: Path) -> None
     path = tmp_path / "file"
     path.write_text("before")
     second = None
-    with pytest.raises(ZeroDivisionError), writing(path) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as partial:
         partial.write_text("half")
         second = in_thread(lambda: write_text(path, "second"))
         raise ZeroDivisionError
@@ -66,7 +66,7 @@ def test_a_writer_goes_on_when_the_one_before_has_failed(tmp_path: Path) -> None
 
 def test_what_a_kill_has_left_is_not_a_part_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "file.partial").write_text("left by a kill")
-    with writing(tmp_path / "file") as partial, partial.open("a") as file:
+    with atomic_write(tmp_path / "file") as partial, partial.open("a") as file:
         file.write("whole")
     assert (tmp_path / "file").read_text() == "whole"
 
@@ -112,7 +112,7 @@ def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     with replacing_folder(folder, {}, "") as partial:
         (partial / "config.json").write_text("{}")
-        busy = pytest.raises(AlreadyRunning, match=r"another process is writing to .*model\.partial; wait for it")
+        busy = pytest.raises(AlreadyRunningError, match=r"another process is writing to .*model\.partial; wait for it")
         with busy, replacing_folder(folder, {}, ""):
             pass
         assert (partial / "config.json").is_file()
@@ -127,7 +127,7 @@ def test_a_full_disk_under_a_tokenizer_s_own_saving_is_one_line(tmp_path: Path) 
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer/tokenizer.json").symlink_to("/dev/full")
     said = r"no room left on the disk of .* while writing tokenizer; make room"
-    with pytest.raises(DiskFull, match=said) as refusal, disk_errors_are_said(tmp_path / "tokenizer"):
+    with pytest.raises(DiskFullError, match=said) as refusal, translate_disk_errors(tmp_path / "tokenizer"):
         tokenizer.save(tmp_path / "tokenizer")
     assert "\n" not in str(refusal.value)
 
@@ -135,7 +135,7 @@ def test_a_full_disk_under_a_tokenizer_s_own_saving_is_one_line(tmp_path: Path) 
 def test_a_full_disk_under_a_copied_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "from/tokenizer.json").write_text("{}" * 1000)
-    full = pytest.raises(DiskFull, match="no room left on the disk")
+    full = pytest.raises(DiskFullError, match="no room left on the disk")
     with full, replacing_folder(tmp_path / "to", {}, "") as partial:
         (partial / "tokenizer.json").symlink_to("/dev/full")
         shutil.copytree(tmp_path / "from", partial, dirs_exist_ok=True)
@@ -144,12 +144,12 @@ def test_a_full_disk_under_a_copied_folder_is_one_line(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_under_safetensors_is_one_line(tmp_path: Path) -> None:
     refused, path = pytest.raises(DiskError, match="File too large; mend that"), tmp_path / "weights"
-    with refused, largest_file(1000), disk_errors_are_said(path):
+    with refused, largest_file(1000), translate_disk_errors(path):
         save_file({"weight": torch.zeros(10_000)}, path)
 
 
 def test_a_mistake_of_this_software_is_no_error_of_a_disk(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), disk_errors_are_said(tmp_path):
+    with pytest.raises(KeyError), translate_disk_errors(tmp_path):
         raise KeyError("name")
 
 
@@ -173,7 +173,7 @@ def test_modes_follow_the_umask_in_stores_checkpoints_exports_and_tables(umask: 
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     fragment: Any = SimpleNamespace(
-        is_mine=True, numel=2, weight=torch.ones(2), moments={}, scales={}, name="w", shape=(2,), start=0, block_offset=0
+        is_owned=True, numel=2, weight=torch.ones(2), moments={}, scales={}, name="w", shape=(2,), start=0, block_offset=0
     )  # fmt: skip
     assert len(write_fragments([[fragment]], checkpoint, rank=0)) == 1
     with replacing_folder(tmp_path / "export", {}, "") as partial:
@@ -184,10 +184,10 @@ def test_modes_follow_the_umask_in_stores_checkpoints_exports_and_tables(umask: 
 
 def test_a_refused_prepare_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
-        raise TitleInsideToken("a title begins inside a token")
+        raise TitleBoundaryError("a title begins inside a token")
 
     monkeypatch.setattr(build, "title_token_ids", refuse)
-    with pytest.raises(TitleInsideToken):
+    with pytest.raises(TitleBoundaryError):
         prepare_store(settings_of(small_run(tmp_path / "new", num_people=15)), lambda line: None)
     assert list(tmp_path.iterdir()) == []
 
@@ -196,14 +196,14 @@ def test_a_lock_whose_file_was_removed_is_taken_anew_by_those_who_waited(tmp_pat
     path, order = tmp_path / "lock", list[str]()
 
     def wait() -> None:
-        with locked(path, busy=None):
+        with file_lock(path, busy=None):
             order.append("second")
-            with pytest.raises(AlreadyRunning), locked(path, busy="busy"):
+            with pytest.raises(AlreadyRunningError), file_lock(path, busy="busy"):
                 pass
             order.append("alone")
 
     second = None
-    with pytest.raises(ZeroDivisionError), locked(path, busy=None):
+    with pytest.raises(ZeroDivisionError), file_lock(path, busy=None):
         second = in_thread(wait)
         second.join(timeout=0.3)
         order.append("first")

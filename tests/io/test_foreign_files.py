@@ -18,12 +18,12 @@ from laborllm_dist.careers.readers.career_text import write_career_text
 from laborllm_dist.checkpoint.save import keep_checkpoints, newest_checkpoint
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.reader import OutOfRange, is_file_name
+from laborllm_dist.config.reader import OutOfRangeError, is_file_name
 from laborllm_dist.config.run import CompareSettings, EvaluateSettings, OtherModelSettings
-from laborllm_dist.errors import DataFileError, ForeignFile, LaborError, RunError, SettingsError
-from laborllm_dist.evaluation.resumable_parts import PartedWork, finish_parts, remove_parts
+from laborllm_dist.errors import DataFileError, ForeignFileError, LaborError, RunError, SettingsError
+from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, remove_parts
 from laborllm_dist.evaluation.run import score_run
-from laborllm_dist.io.files import write_text, writing
+from laborllm_dist.io.files import atomic_write, write_text
 from laborllm_dist.io.recorded_folder import check_replaceable, read_record, replacing_folder
 from laborllm_dist.io.run_directory import check_run_folder, read_run
 from laborllm_dist.models.gguf import convert_gguf
@@ -84,7 +84,7 @@ def test_a_folder_with_anything_else_in_it_is_not(name: str, tmp_path: Path) -> 
     made_folder(folder)
     thesis = thesis_in(folder, name)
     with pytest.raises(
-        ForeignFile, match=rf"{name} was not written by this software, so .*model is not replaced; ADVICE"
+        ForeignFileError, match=rf"{name} was not written by this software, so .*model is not replaced; ADVICE"
     ):
         made_folder(folder, "2")
     assert (thesis.read_text(), (folder / "config.json").read_text()) == (THESIS, "1")
@@ -93,7 +93,7 @@ def test_a_folder_with_anything_else_in_it_is_not(name: str, tmp_path: Path) -> 
 def test_what_is_put_there_while_it_is_made_is_not_ours_either(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     made_folder(folder)
-    with pytest.raises(ForeignFile), replacing_folder(folder, {}, "ADVICE") as partial:
+    with pytest.raises(ForeignFileError), replacing_folder(folder, {}, "ADVICE") as partial:
         (partial / "config.json").write_text("2")
         thesis = thesis_in(folder)
     assert thesis.read_text() == THESIS
@@ -117,7 +117,7 @@ def test_folders_of_earlier_versions_and_with_a_damaged_record_are_replaced_unle
             (folder / name).write_text("{}")
         (folder / "laborllm_dist.json").write_text(content, encoding="latin-1")
         thesis = thesis_in(folder)
-        with pytest.raises(ForeignFile, match="thesis"):
+        with pytest.raises(ForeignFileError, match="thesis"):
             made_folder(folder)
         thesis.unlink()
         made_folder(folder)
@@ -128,22 +128,24 @@ def test_links_files_and_foreign_partial_folders_are_refused(tmp_path: Path) -> 
     thesis = thesis_in(tmp_path / "home")
     (tmp_path / "link").symlink_to(tmp_path / "home")
     with pytest.raises(
-        ForeignFile, match=r"link is a symbolic link \(to .*home\), which is not followed; remove the link"
+        ForeignFileError, match=r"link is a symbolic link \(to .*home\), which is not followed; remove the link"
     ):
         made_folder(tmp_path / "link")
     (tmp_path / "model.partial").symlink_to(tmp_path / "home")
-    with pytest.raises(ForeignFile, match=r"model.partial is a symbolic link"):
+    with pytest.raises(ForeignFileError, match=r"model.partial is a symbolic link"):
         made_folder(tmp_path / "model")
     (tmp_path / "other.partial").mkdir()
     other = thesis_in(tmp_path / "other.partial")
-    with pytest.raises(ForeignFile, match=r"other.partial is there and was not begun by this software; move it away"):
+    with pytest.raises(
+        ForeignFileError, match=r"other.partial is there and was not begun by this software; move it away"
+    ):
         made_folder(tmp_path / "other")
-    with pytest.raises(ForeignFile, match=r"thesis.tex is a file, and is not replaced; ADVICE"):
+    with pytest.raises(ForeignFileError, match=r"thesis.tex is a file, and is not replaced; ADVICE"):
         made_folder(thesis)
     made_folder(tmp_path / "third")
     (tmp_path / "third/config.json").unlink()
     (tmp_path / "third/config.json").symlink_to(thesis)
-    with pytest.raises(ForeignFile, match=r"third/config.json was not written"):
+    with pytest.raises(ForeignFileError, match=r"third/config.json was not written"):
         made_folder(tmp_path / "third")
     assert thesis.read_text() == other.read_text() == THESIS
 
@@ -153,14 +155,14 @@ def test_a_partial_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "f.partial").symlink_to(thesis)
     for write in (lambda: write_text(tmp_path / "f", "new"), lambda: write_score_table(scores(), INFO, tmp_path / "f")):
         with pytest.raises(
-            ForeignFile, match=r"f.partial is a symbolic link \(to .*thesis.tex\), which is not followed"
+            ForeignFileError, match=r"f.partial is a symbolic link \(to .*thesis.tex\), which is not followed"
         ):
             write()
     assert thesis.read_text() == THESIS
     assert (tmp_path / "f.partial").is_symlink() and not (tmp_path / "f").exists()
     (tmp_path / "f.partial").unlink()
     (tmp_path / "f.partial").write_text("of a kill")
-    with writing(tmp_path / "f") as partial:
+    with atomic_write(tmp_path / "f") as partial:
         partial.write_text("new")
     assert (tmp_path / "f").read_text() == "new"
 
@@ -168,7 +170,7 @@ def test_a_partial_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 def test_convert_empties_no_folder(tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path / "models")
     with pytest.raises(
-        ForeignFile, match=r"thesis.tex was not written .*; name another folder \(output=...\), or move"
+        ForeignFileError, match=r"thesis.tex was not written .*; name another folder \(output=...\), or move"
     ):
         convert_gguf(tmp_path / "none.gguf", tmp_path / "models")
     assert thesis.read_text() == THESIS
@@ -180,7 +182,7 @@ def test_train_deletes_no_export_that_no_run_has_written(name: str, tmp_path: Pa
     begun_run(tmp_path)
     thesis = thesis_in(tmp_path / "runs/small" / name)
     with pytest.raises(
-        ForeignFile, match=rf"{name}/thesis.tex was not written .*; move what you want to keep out of it"
+        ForeignFileError, match=rf"{name}/thesis.tex was not written .*; move what you want to keep out of it"
     ):
         train(settings, ONE_RANK)
     assert thesis.read_text() == THESIS
@@ -192,7 +194,7 @@ def test_train_deletes_no_export_that_no_run_has_written(name: str, tmp_path: Pa
 def test_a_folder_that_is_no_run_is_not_made_one(name: str, tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path / "runs/small", name)
     with pytest.raises(
-        ForeignFile, match=r"runs/small is there and is no run: .* was not written by one; give this run"
+        ForeignFileError, match=r"runs/small is there and is no run: .* was not written by one; give this run"
     ):
         train(settings_of(small_run(tmp_path)), ONE_RANK)
     assert thesis.read_text() == THESIS
@@ -222,7 +224,7 @@ def test_names_of_runs_and_stores_are_names(setting: str, name: str, tmp_path: P
 @pytest.mark.parametrize("name", NO_PATH)
 def test_one_rule_for_all_names(name: str) -> None:
     assert not is_file_name(name)
-    with pytest.raises(OutOfRange, match="name: wanted a file name of at most"):
+    with pytest.raises(OutOfRangeError, match="name: wanted a file name of at most"):
         OtherModelSettings("x", None, None, name, "safetensors")
     for fine in ("pooled_13b", "Llama-2-7b-hf", "7b.v2", "été", "x" * 120, "a+b=c", "two words"):
         assert is_file_name(fine)
@@ -239,7 +241,9 @@ def test_predictions_take_the_place_of_predictions_only(tmp_path: Path) -> None:
     for name in ("people", "test", "text", "folder", "link"):
         output = tmp_path / f"{name}.parquet"
         settings = compose_settings(PredictSettings, "predict", ["run=none", f"careers={people}", f"output={output}"])
-        with pytest.raises(ForeignFile, match=rf"{name}.parquet is (there and holds no predictions|a symbolic link)"):
+        with pytest.raises(
+            ForeignFileError, match=rf"{name}.parquet is (there and holds no predictions|a symbolic link)"
+        ):
             predict(settings, ONE_RANK, quiet)
     assert {path: path.read_bytes() for path in before} == before
     info = ScoreTableInfo("m", OWN_CAREERS, "c", "0", {"measure": "normalised"})
@@ -253,7 +257,7 @@ def test_a_report_takes_the_place_of_a_report_only(tmp_path: Path) -> None:
     for foreign in ("report.html", "summary.json", "figures/perplexity.png"):
         thesis = thesis_in(tmp_path / f"out-{foreign[0]}", foreign)
         with pytest.raises(
-            ForeignFile, match=rf"{Path(foreign).name} was not written by report.py, and is not replaced"
+            ForeignFileError, match=rf"{Path(foreign).name} was not written by report.py, and is not replaced"
         ):
             report_on(tmp_path / "run", output=tmp_path / f"out-{foreign[0]}")
         assert thesis.read_text() == THESIS
@@ -274,12 +278,12 @@ def test_checkpoints_are_removed_and_other_files_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000004"]
     partial = thesis_in(tmp_path / "step_00000005.partial")
     with pytest.raises(
-        ForeignFile, match=r"thesis.tex is no part of a checkpoint, so .*5.partial is not removed; move"
+        ForeignFileError, match=r"thesis.tex is no part of a checkpoint, so .*5.partial is not removed; move"
     ):
         keep_checkpoints(tmp_path, saved_step=4, num_newest=1, best_step=None)
     damaged = thesis_in(tmp_path / "step_00000006.damaged")
     (write_checkpoint(tmp_path, 6) / "manifest.json").unlink()
-    with pytest.raises(ForeignFile, match=r"6.damaged is not removed"):
+    with pytest.raises(ForeignFileError, match=r"6.damaged is not removed"):
         newest_checkpoint(tmp_path, quiet)
     assert thesis.read_text() == partial.read_text() == damaged.read_text() == THESIS
 
@@ -302,7 +306,7 @@ def test_a_table_of_another_kind_is_not_written_over(content: str, copied: Path)
         pq.write_table(pa.table({"thesis": [THESIS]}), table)
     before = table.read_bytes()
     with pytest.raises(
-        ForeignFile, match=r"test.parquet is no file of scores, or is damaged; it is not replaced: move"
+        ForeignFileError, match=r"test.parquet is no file of scores, or is damaged; it is not replaced: move"
     ):
         score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={copied}"]), ONE_RANK, quiet)
     assert table.read_bytes() == before
@@ -335,13 +339,15 @@ def test_a_model_s_folder_gives_its_table_no_comparator_s_name(copied: Path, tmp
 
 def test_a_result_beside_a_forecast_is_not_written_over(copied: Path) -> None:
     thesis = thesis_in(copied / "scores", "test_forecast_h2.json")
-    with pytest.raises(ForeignFile, match=r"test_forecast_h2.json was not written by forecast.py, and is not replaced"):
+    with pytest.raises(
+        ForeignFileError, match=r"test_forecast_h2.json was not written by forecast.py, and is not replaced"
+    ):
         forecast(copied, "max_people=1")
     assert thesis.read_text() == THESIS
 
 
 def test_only_parts_are_removed_with_the_parts(tmp_path: Path) -> None:
-    work = PartedWork(tmp_path / "parts", 1, lambda part: pa.table({"career": [0], "position": [0]}), lambda: None)
+    work = ResumableJob(tmp_path / "parts", 1, lambda part: pa.table({"career": [0], "position": [0]}), lambda: None)
     finish_parts(work, ONE_RANK, quiet)
     thesis = thesis_in(work.folder)
     remove_parts(work)
@@ -352,7 +358,7 @@ def test_a_store_is_not_built_over_other_files(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, num_people=20))
     thesis = thesis_in(building_folder(settings))
     with pytest.raises(
-        ForeignFile, match=r"thesis.tex is no part of a store, and .*partial is where one is built; move"
+        ForeignFileError, match=r"thesis.tex is no part of a store, and .*partial is where one is built; move"
     ):
         prepare_store(settings, quiet)
     assert thesis.read_text() == THESIS
@@ -363,7 +369,7 @@ def test_a_store_is_not_built_over_other_files(tmp_path: Path) -> None:
 
 def test_career_text_is_written_beside_other_files_only(tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path / "text.partial")
-    with pytest.raises(ForeignFile, match=r"text.partial is there and was not begun by this software"):
+    with pytest.raises(ForeignFileError, match=r"text.partial is there and was not begun by this software"):
         write_career_text([], tmp_path / "text")
     assert thesis.read_text() == THESIS
     write_career_text([], tmp_path / "other")

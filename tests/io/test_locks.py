@@ -17,11 +17,11 @@ from helpers.trained_runs import random_run
 
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import EvaluateSettings
-from laborllm_dist.distributed.context import Ranks, alone_on_table
-from laborllm_dist.errors import AlreadyRunning, DiskError
+from laborllm_dist.distributed.context import DistributedContext, alone_on_table
+from laborllm_dist.errors import AlreadyRunningError, DiskError
 from laborllm_dist.evaluation.run import score_run
 from laborllm_dist.io import files
-from laborllm_dist.io.files import locked
+from laborllm_dist.io.files import file_lock
 
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -36,13 +36,13 @@ def test_a_lock_holds_without_flock_and_is_given_back(no_flock: None, tmp_path: 
     path = tmp_path / "run/lock"
     for _ in range(2):
         with (
-            locked(path, busy="another start is at work"),
+            file_lock(path, busy="another start is at work"),
             pytest.raises(
-                AlreadyRunning,
+                AlreadyRunningError,
                 match=rf"^another start is at work; .*lock\.held says so \(process {os.getpid()} on .*\); if that "
                 "process is gone, delete the file$",
             ),
-            locked(path, busy="another start is at work"),
+            file_lock(path, busy="another start is at work"),
         ):
             pass
     assert [each.name for each in path.parent.iterdir()] == ["lock"]
@@ -52,11 +52,11 @@ def test_without_flock_the_next_one_waits_for_its_turn(no_flock: None, tmp_path:
     order = []
 
     def second() -> None:
-        with locked(tmp_path / "lock", busy=None):
+        with file_lock(tmp_path / "lock", busy=None):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with locked(tmp_path / "lock", busy=None):
+    with file_lock(tmp_path / "lock", busy=None):
         thread.start()
         time.sleep(0.3)
         order.append("first")
@@ -71,7 +71,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_on_the_same_host(no
     )
     subprocess.run([sys.executable, "-c", program, str(marker)], check=False)
     assert marker.exists()
-    with locked(tmp_path / "lock", busy="busy"):
+    with file_lock(tmp_path / "lock", busy="busy"):
         assert marker.exists()
     assert not marker.exists()
 
@@ -82,11 +82,11 @@ def test_a_lock_that_another_host_has_left_behind_says_whose_it_is(
     marker = tmp_path / "lock.held"
     marker.write_text("4711\nnode7\n")
     advice = rf"{marker} says so \(process 4711 on node7\); if that process is gone, delete the file"
-    with pytest.raises(AlreadyRunning, match=advice), locked(tmp_path / "lock", busy="busy"):
+    with pytest.raises(AlreadyRunningError, match=advice), file_lock(tmp_path / "lock", busy="busy"):
         pass
     monkeypatch.setattr(files, "SECONDS_UNTIL_SAID", 0.1)
     threading.Timer(1.0, marker.unlink).start()
-    with locked(tmp_path / "lock", busy=None):
+    with file_lock(tmp_path / "lock", busy=None):
         pass
     said = capfd.readouterr().err
     assert said.count("waits for another process") == 1
@@ -95,7 +95,7 @@ def test_a_lock_that_another_host_has_left_behind_says_whose_it_is(
 
 def test_what_a_disk_refuses_stays_one_clear_line(no_flock: None, tmp_path: Path) -> None:
     (tmp_path / "lock.held").mkdir()
-    with pytest.raises((DiskError, AlreadyRunning)), locked(tmp_path / "lock", busy="busy"):
+    with pytest.raises((DiskError, AlreadyRunningError)), file_lock(tmp_path / "lock", busy="busy"):
         pass
 
 
@@ -104,7 +104,7 @@ def test_other_errors_of_flock_are_no_lock(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.EINVAL, "?")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(OSError, match=r"\?"), locked(tmp_path / "lock", busy="busy"):
+    with pytest.raises(OSError, match=r"\?"), file_lock(tmp_path / "lock", busy="busy"):
         pass
 
 
@@ -112,7 +112,7 @@ def test_two_models_of_a_run_are_scored_at_once_and_one_of_them_is_not_twice(tmp
     run = random_run(tmp_path)
     torch.set_num_threads(1)
     settings = compose_settings(EvaluateSettings, "evaluate", [f"run={run}"])
-    alone = Ranks(0, 1, 0, torch.device("cpu"))
+    alone = DistributedContext(0, 1, 0, torch.device("cpu"))
     scores = run / "scores"
     with (
         alone_on_table(alone, scores / "test.other.parquet"),
@@ -122,6 +122,6 @@ def test_two_models_of_a_run_are_scored_at_once_and_one_of_them_is_not_twice(tmp
     assert table == scores / "test.parquet"
     with (
         alone_on_table(alone, table),
-        pytest.raises(AlreadyRunning, match=r"another start is at work on .*scores/test\.parquet; wait for it"),
+        pytest.raises(AlreadyRunningError, match=r"another start is at work on .*scores/test\.parquet; wait for it"),
     ):
         score_run(settings, alone, lambda line: None)

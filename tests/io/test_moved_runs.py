@@ -11,9 +11,9 @@ import torch
 from helpers.processes import PROJECT
 from helpers.runs import settings_of, small_run
 
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.io.files import sha256_of_json, write_json
-from laborllm_dist.io.run_directory import open_run, read_run
+from laborllm_dist.io.run_directory import create_or_resume, read_run
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import open_store
 from laborllm_dist.training import train
@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         settings = settings_of([*small_run(Path(), num_people=40), "name=small", "runs=runs", "store.root=stores"])
         store = prepare_store(settings, lambda line: None)
-        open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+        create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     return folder
 
 
@@ -96,6 +96,6 @@ def test_a_training_started_from_another_folder_makes_no_second_store(
 
     monkeypatch.setattr(train, "_check_and_plan", end)
     with pytest.raises(KeyboardInterrupt):
-        train.train(settings_of(arguments), Ranks(0, 1, 0, torch.device("cpu")))
+        train.train(settings_of(arguments), DistributedContext(0, 1, 0, torch.device("cpu")))
     assert opened[0].is_relative_to(made)
     assert not (tmp_path / "stores").exists()

@@ -23,9 +23,9 @@ from laborllm_dist.models.log_likelihood import check_fused, chunked_log_likelih
 from laborllm_dist.models.tree_attention import (
     BOUGH_NODES,
     CUDA_BOUGH_NODES,
-    KeptStates,
-    boughs_of,
+    KVCache,
     branch_attention,
+    split_into_blocks,
 )
 from laborllm_dist.models.varlen_attention import by_kernel, career_bounds, kernel_takes, packed_attention
 
@@ -293,14 +293,14 @@ def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float, m
     query, key, value = (
         torch.randn(1, heads, len(stems), width, dtype=dtype) for heads in (num_heads, num_key_heads, num_key_heads)
     )
-    kept = KeptStates()
+    kept = KVCache()
     kept.keep_history(0, history_keys.to(device), history_values.to(device))
     found = []
     for part in (slice(0, 150), slice(150, None)):  # ancestors from an earlier pass, too
         ancestors = np.full((len(stems[part]), 9), -1)
         for row, path in enumerate(paths[part]):
             ancestors[row, : len(path)] = path
-        cut = boughs_of(stems[part], ancestors, most_nodes=most_nodes)
+        cut = split_into_blocks(stems[part], ancestors, most_nodes=most_nodes)
         assert max(map(len, cut)) <= most_nodes
         boughs = tuple(bough.on(device, dtype) for bough in cut)
         tensors = tuple(each[:, :, part].to(device) for each in (query, key, value))
@@ -326,7 +326,7 @@ def test_branches_see_their_history_and_their_ancestors_alone(
 
 
 def test_a_bias_has_lines_that_the_kernel_of_a_gpu_takes_as_they_are() -> None:
-    (bough,) = boughs_of(np.array([[0, 2, 5], [0, 2, 6]]), np.array([[0, -1], [0, 1]]), most_nodes=8)
+    (bough,) = split_into_blocks(np.array([[0, 2, 5], [0, 2, 6]]), np.array([[0, -1], [0, 1]]), most_nodes=8)
     bias = bough.on(CPU, torch.bfloat16).bias_CS
     assert (bias.dtype, bias.shape, bias.stride()) == (torch.bfloat16, (2, 6), (8, 1))
     # Slots 2 to 5 of the history, then both places.

@@ -31,24 +31,24 @@ from laborllm_dist.checkpoint.export import (
 from laborllm_dist.checkpoint.manifest import (
     CheckpointManifest,
     SavedFile,
-    SavedFragment,
+    SavedOptimizerShard,
     read_manifest,
     write_manifest,
 )
 from laborllm_dist.checkpoint.save import checkpoint_folder
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import EvaluateSettings, RunSettings
-from laborllm_dist.errors import CheckpointError, DataFileError, ForeignFile, ModelError, RunError
+from laborllm_dist.errors import CheckpointError, DataFileError, ForeignFileError, ModelError, RunError
 from laborllm_dist.evaluation.run import score_run
 from laborllm_dist.io.files import sha256_of
-from laborllm_dist.io.run_directory import RunFolder, open_run
+from laborllm_dist.io.run_directory import RunDirectory, create_or_resume
 from laborllm_dist.models.fingerprint import weights_fingerprint
 from laborllm_dist.models.loading import context_of, new_llama, pretrained_model, weights_identity
 from laborllm_dist.models.lora import base_of, with_adapter
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TOKENIZER
 from laborllm_dist.tables.scores import read_score_table
-from laborllm_dist.training.state import BEGINNING, Validation, state_from_values
+from laborllm_dist.training.state import INITIAL_STATE, Validation, state_from_values
 from laborllm_dist.training.train import train
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -56,7 +56,7 @@ LORA = ["adapter=lora", "adapter.rank=2", "adapter.targets=[q_proj,v_proj]"]
 
 
 def checkpoint_of(
-    weights: dict[str, Tensor], run: RunFolder, state: dict[str, object], step: int = 3
+    weights: dict[str, Tensor], run: RunDirectory, state: dict[str, object], step: int = 3
 ) -> tuple[Path, CheckpointManifest]:
     """Write whole weights as a checkpoint of one rank."""
     folder = checkpoint_folder(run.checkpoints, step)
@@ -65,7 +65,9 @@ def checkpoint_of(
     save_file(
         {f"weight/{name}": value.detach().float().flatten().contiguous() for name, value in weights.items()}, path
     )
-    places = tuple(SavedFragment(name, tuple(value.shape), 0, value.numel(), 0) for name, value in weights.items())
+    places = tuple(
+        SavedOptimizerShard(name, tuple(value.shape), 0, value.numel(), 0) for name, value in weights.items()
+    )
     files = {path.name: SavedFile(path.stat().st_size, sha256_of(path), places)}
     write_manifest(folder, CheckpointManifest(step, run.fingerprint, 1, 0, state, files))
     return folder, read_manifest(folder)
@@ -83,7 +85,7 @@ def llama(store, folder: Path, seed: int) -> Path:
     return folder
 
 
-def tuned(folder: Path, store, *where: str) -> tuple[RunSettings, RunFolder, dict[str, Tensor]]:
+def tuned(folder: Path, store, *where: str) -> tuple[RunSettings, RunDirectory, dict[str, Tensor]]:
     """Make a run with LoRA over a base, its additions drawn, and export it; return the additions."""
     kept = [each for each in small_run(folder) if not each.startswith(("model.", "tokenizer."))]
     settings = settings_of([*kept, "model=pretrained", "tokenizer=pretrained", *where, *LORA])
@@ -95,7 +97,7 @@ def tuned(folder: Path, store, *where: str) -> tuple[RunSettings, RunFolder, dic
         if value.requires_grad
     }
     record = {"fingerprint": store.fingerprint, "folder": str(store.folder)}
-    run = open_run(settings, record, weights_identity(settings.model))
+    run = create_or_resume(settings, record, weights_identity(settings.model))
     config = pretrained_model(settings.model, dtype=torch.float32).config
     export_adapter(checkpoint_of(added, run, {}), settings, config, store.folder / TOKENIZER, run)
     return settings, run, added
@@ -218,7 +220,7 @@ def test_a_flip_in_an_export_or_adapter_is_refused_and_makes_it_anew(store, tmp_
 def test_a_damaged_export_is_made_anew_with_the_same_weights(store, tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path))
     model = new_llama(settings.model.llama, num_ids=store.num_ids, attention_dropout=0.0, seed=3)
-    run = open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+    run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     saved = checkpoint_of(dict(model.named_parameters()), run, {})
     export_checkpoint(*saved, model.config, store.folder / TOKENIZER, run.export)
     before = {path.name: path.read_bytes() for path in run.export.iterdir()}
@@ -244,9 +246,9 @@ class MadeAgain(Exception):
 def test_a_finished_run_is_finished_only_while_its_export_is_whole(tmp_path: Path, monkeypatch, capsys) -> None:
     settings = settings_of(small_run(tmp_path, "training.epochs=1"))
     store = prepare_store(settings, quiet)
-    run = open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+    run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     num_steps = plan_training(store, settings, world_size=1).num_steps
-    done = dataclasses.replace(BEGINNING, step=num_steps, validations=(Validation(num_steps, 1.0),))
+    done = dataclasses.replace(INITIAL_STATE, step=num_steps, validations=(Validation(num_steps, 1.0),))
     model = new_llama(settings.model.llama, num_ids=store.num_ids, attention_dropout=0.0, seed=3)
     saved = checkpoint_of(dict(model.named_parameters()), run, dataclasses.asdict(done), step=num_steps)
     export_checkpoint(*saved, model.config, store.folder / TOKENIZER, run.export)
@@ -263,7 +265,10 @@ def test_a_finished_run_is_finished_only_while_its_export_is_whole(tmp_path: Pat
     (run.export / "README.md").write_text("a card of somebody's")
     train(settings, ONE_RANK)
     assert "small is finished" in capsys.readouterr().out
-    with flipped(run.export / "model.safetensors", 800), pytest.raises(ForeignFile, match=r"README.md was not written"):
+    with (
+        flipped(run.export / "model.safetensors", 800),
+        pytest.raises(ForeignFileError, match=r"README.md was not written"),
+    ):
         train(settings, ONE_RANK)
     assert (run.export / "README.md").read_text() == "a card of somebody's"
     shutil.rmtree(run.export)
@@ -342,12 +347,12 @@ def test_the_wage_panel_is_known_by_its_content_not_by_the_version_of_its_packag
 
 
 def test_plain_values_of_any_type_may_stand_in_a_run_s_state(store, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, "r")
+    run = RunDirectory(tmp_path, "r")
     for value in (True, None, 3, 0.5, "x", [True, {"deep": False}]):
         _, manifest = checkpoint_of({"w": torch.ones(3)}, run, {"later": value})
         assert manifest.state == {"later": value}
     with pytest.raises(CheckpointError, match="step: wanted int, found True"):
-        state_from_values({**dataclasses.asdict(BEGINNING), "step": True})
+        state_from_values({**dataclasses.asdict(INITIAL_STATE), "step": True})
 
 
 def test_weights_that_lie_beside_those_that_are_opened_change_no_identity(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from helpers.runs import settings_of, small_run
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, set_seed
 
-from laborllm_dist.distributed.context import Ranks
-from laborllm_dist.errors import ModelError, RowTooShort, TokenizerError
+from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.errors import ModelError, SequenceTooLongError, TokenizerError
 from laborllm_dist.models.dims import shape_of
 from laborllm_dist.models.loading import (
     check_fit,
@@ -49,7 +49,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_are_fp32_wherever_deepspeed_keeps_no_master_copy(stage, precision, wanted, saved: Path) -> None:
     overrides = ["model=pretrained", f"model.path={saved}", "tokenizer=pretrained", f"zero.stage={stage}"]
     settings = settings_of([*overrides, f"zero.precision={precision}"])
-    model = make_model(settings, Ranks(0, 1, 0, CPU), num_ids=400)
+    model = make_model(settings, DistributedContext(0, 1, 0, CPU), num_ids=400)
     assert {parameter.dtype for parameter in model.parameters()} == {wanted}
 
 
@@ -92,11 +92,11 @@ def test_careers_must_fit_the_vocabulary_the_context_and_the_window(tmp_path: Pa
         check_fit(new_llama(shape, num_ids=300, attention_dropout=0.0, seed=1), store)
     good.config.max_position_embeddings = 100
     with pytest.raises(
-        RowTooShort, match=r"career '\d+' of SYNTHETIC \(train\) has \d+ tokens, the model's context is 100"
+        SequenceTooLongError, match=r"career '\d+' of SYNTHETIC \(train\) has \d+ tokens, the model's context is 100"
     ):
         check_fit(good, store)
     good.config.max_position_embeddings, good.config.sliding_window = 2048, 64
-    with pytest.raises(RowTooShort, match=r"the model's attention reaches back 64"):
+    with pytest.raises(SequenceTooLongError, match=r"the model's attention reaches back 64"):
         check_fit(good, store)
 
 

@@ -21,17 +21,17 @@ sys.path.insert(0, str(PROJECT / "benchmarks"))
 from architectures import NUM_IDS, scores_by_hand, some_careers, tiny_model
 
 from laborllm_dist.batching.batch import TokenIds, pack_batch
-from laborllm_dist.distributed.context import Ranks
-from laborllm_dist.errors import LaborError, ModelError, RowTooShort
+from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.errors import LaborError, ModelError, SequenceTooLongError
 from laborllm_dist.models import loading as model_module
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.models.inference import Edges, evaluated
+from laborllm_dist.models.inference import TokenQueries, evaluated
 from laborllm_dist.models.loading import check_fit, check_ids, check_packing, context_of, make_model, pretrained_model
 from laborllm_dist.models.lora import with_adapter
 from laborllm_dist.models.pretrained_config import attention_window, open_causal_config, set_attention_dropout
-from laborllm_dist.models.tree_inference import Grown, Nodes
-from laborllm_dist.planning.memory import Load, plan_memory
+from laborllm_dist.models.tree_inference import Nodes, PrefixState
+from laborllm_dist.planning.memory import MicroBatchShape, plan_memory
 from laborllm_dist.planning.throughput import flops_per_token
 from laborllm_dist.store.build import prepare_store
 
@@ -100,15 +100,17 @@ def test_branches_are_scored_as_their_texts_alone(name: str) -> None:
     model = tiny_model(name).double()
     one, other = (np.arange(start, start + size, dtype=np.int32) for start, size in ((3, 9), (40, 6)))
     asked = evaluated(model, COMPUTE)
-    grown = Grown(pack_batch([[one, other]], 20))
+    grown = PrefixState(pack_batch([[one, other]], 20))
     texts = [one[:7], one, other]
     slots = torch.tensor([6, 8, 14])
-    told = [asked.edges(grown, None, slots, Edges(torch.arange(3), torch.tensor([100, 101, 102])))]
+    told = [asked.edges(grown, None, slots, TokenQueries(torch.arange(3), torch.tensor([100, 101, 102])))]
     stems = np.array([[0, 0, 7], [0, 0, 9], [0, 9, 15]])
     first = Nodes(np.array([100, 101, 102]), np.array([7, 9, 6]), stems, np.array([[0], [1], [2]]))
-    told.append(asked.edges(grown, first, torch.arange(3), Edges(torch.arange(3), torch.tensor([200, 201, 202]))))
+    told.append(
+        asked.edges(grown, first, torch.arange(3), TokenQueries(torch.arange(3), torch.tensor([200, 201, 202])))
+    )
     second = Nodes(np.array([200, 202]), np.array([8, 7]), stems[[0, 2]], np.array([[0, 3], [2, 4]]))
-    told.append(asked.edges(grown, second, torch.arange(2), Edges(torch.arange(2), torch.tensor([7, 8]))))
+    told.append(asked.edges(grown, second, torch.arange(2), TokenQueries(torch.arange(2), torch.tensor([7, 8]))))
     paths = [[100], [101], [102], [100, 200], [101, 201], [102, 202], [100, 200, 7], [102, 202, 8]]
     by_text = [texts[which] for which in (0, 1, 2, 0, 1, 2, 0, 2)]
     model.set_attn_implementation("sdpa" if name in ("gpt2", "qwen3", "cohere", "granite") else "eager")
@@ -153,9 +155,9 @@ def test_a_model_that_cannot_compute_layers_again_refuses_gradient_checkpointing
     sizes = {"n_embd": 32, "dff": 64, "n_layer": 1, "n_head": 2, "n_positions": 96, "vocab_size": NUM_IDS}
     transformers.CTRLLMHeadModel(transformers.CTRLConfig(**sizes)).save_pretrained(tmp_path)
     told = ["model=pretrained", f"model.path={tmp_path}", "tokenizer=pretrained", "zero=stage0", "zero.precision=fp32"]
-    make_model(settings_of(told), Ranks(0, 1, 0, CPU), num_ids=NUM_IDS)
+    make_model(settings_of(told), DistributedContext(0, 1, 0, CPU), num_ids=NUM_IDS)
     with pytest.raises(ModelError, match=r"models of type ctrl cannot compute a layer again; set compute.gradient_ch"):
-        make_model(settings_of([*told, "compute=large"]), Ranks(0, 1, 0, CPU), num_ids=NUM_IDS)
+        make_model(settings_of([*told, "compute=large"]), DistributedContext(0, 1, 0, CPU), num_ids=NUM_IDS)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_careers_past_the_original_context_are_refused_by_name(tmp_path: Path) -
     check_packing(model, device=CPU, longest=longest)
     model.config.rope_parameters["original_max_position_embeddings"] = longest - 1
     with pytest.raises(
-        RowTooShort, match=rf"context is {longest - 1}, beyond which its rotation changes with the longest"
+        SequenceTooLongError, match=rf"context is {longest - 1}, beyond which its rotation changes with the longest"
     ):
         check_fit(model, store)
 
@@ -417,18 +419,18 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_planned_parameters_are_those_published(name: str, tmp_path: Path) -> None:
-    config, num_parameters, num_multiplied = PUBLISHED[name]
+    config, num_parameters, num_matmul_params = PUBLISHED[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
     shape = shape_of(settings_for(str(tmp_path)), num_ids=1)
     assert shape.num_parameters == num_parameters
-    assert shape.num_multiplied == num_multiplied
+    assert shape.num_matmul_params == num_matmul_params
 
 
 def test_memory_and_work_of_experts_are_of_all_held_and_of_those_a_token_passes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["Mixtral-8x7B"][0]))
     settings = settings_of(["+experiment=pooled_7b", "zero=stage3_bf16", f"model.path={tmp_path}"])
     shape = shape_of(settings.model, num_ids=1)
-    memory = plan_memory(shape, settings, Load(1, 512), world_size=8, process_bytes=None)
+    memory = plan_memory(shape, settings, MicroBatchShape(1, 512), world_size=8, process_bytes=None)
     assert memory.device["weights"] == pytest.approx(2 * 46_702_792_704 / 8)
     assert memory.device["optimizer"] == pytest.approx(12 * 46_702_792_704 / 8)
     assert flops_per_token(shape, settings.adapter, attended=0.0) == 6 * 12_748_587_008
@@ -440,7 +442,8 @@ def test_a_plan_counts_attention_weights_and_whole_logits_where_a_model_holds_th
     gemma = shape_of(settings_for(str(saved("gemma2", tmp_path / "gemma2"))), num_ids=1)
     llama = shape_of(settings_for(str(saved("llama", tmp_path / "llama"))), num_ids=1)
     held = [
-        plan_memory(shape, settings, Load(2, 64), world_size=1, process_bytes=0.0).device for shape in (gemma, llama)
+        plan_memory(shape, settings, MicroBatchShape(2, 64), world_size=1, process_bytes=0.0).device
+        for shape in (gemma, llama)
     ]
     assert held[0]["activations"] > 2 * 2 * 4 * 64**2 * 12  # layers x rows x heads x pairs x bytes
     assert held[0]["logits"] > 128 * 320 * 16 > held[1]["logits"] - 4 * 320 * 32 - 128 * 32 * 8

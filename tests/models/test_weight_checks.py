@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from laborllm_dist.distributed.context import Ranks
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import ModelError
 from laborllm_dist.models import file_record, safetensors_loading
 from laborllm_dist.models.file_record import FileRecord
@@ -223,7 +223,7 @@ def test_fewer_layers_than_the_files_hold_are_refused_by_every_road(road: str, l
 @pytest.mark.parametrize("values", [{"num_hidden_layers": 10**9}, {"vocab_size": 10**12}, {"hidden_size": 10**6}])
 def test_sizes_beyond_all_measure_are_refused_before_memory_is_taken(values: dict[str, int], llama: Path) -> None:
     change_config(llama, **values)
-    ranks = Ranks(0, 1, 0, CPU)
+    ranks = DistributedContext(0, 1, 0, CPU)
     roads = (opened, lambda folder: model_in_shards(settings_for(folder), dtype=torch.float32, config={}, ranks=ranks))
     for road in roads:
         with pytest.raises(
@@ -342,7 +342,7 @@ QUANTIZED = {
 
 def refused_everywhere(folder: Path, match: str) -> None:
     """Expect one line before training begins, and by every road of an evaluation."""
-    ranks, settings = Ranks(0, 1, 0, CPU), settings_for(folder)
+    ranks, settings = DistributedContext(0, 1, 0, CPU), settings_for(folder)
     for work in (
         lambda: check_weights(settings),
         lambda: opened(folder),
@@ -422,7 +422,7 @@ def test_tensors_of_an_adapter_without_a_place_in_its_base_are_named(llama: Path
 # ------------------------------------------------------------------------------------------------- over ranks
 
 
-class _Counted(Ranks):
+class _Counted(DistributedContext):
     """A rank that notes how many checksums it brings to each exchange with the other ranks."""
 
     def share(self, value: Any, kind: Any = None) -> list[Any]:

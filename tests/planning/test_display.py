@@ -16,7 +16,7 @@ from laborllm_dist.distributed.deepspeed_limits import check_8bit
 from laborllm_dist.errors import LaborError, ModelError, SettingsError
 from laborllm_dist.models.dims import KNOWN, check_targets
 from laborllm_dist.planning.display import show_plan
-from laborllm_dist.planning.estimate import Forecast
+from laborllm_dist.planning.estimate import ResourceEstimate
 from laborllm_dist.planning.memory import largest_stretch
 from laborllm_dist.store.build import prepare_store
 
@@ -24,7 +24,7 @@ EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf/experiment").glob("*
 SEVEN = KNOWN["meta-llama/Llama-2-7b-hf"]
 
 
-def shown(folder: Path, *overrides: str, width: int = 80) -> tuple[str, Forecast]:
+def shown(folder: Path, *overrides: str, width: int = 80) -> tuple[str, ResourceEstimate]:
     with (folder / "out").open("w") as file:
         found = show_plan(settings_of(list(overrides)), Console(file=file, width=width))
     return (folder / "out").read_text(), found

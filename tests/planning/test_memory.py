@@ -13,12 +13,12 @@ from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.training_plan import plan_training
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.jit_ops import check_nvme
-from laborllm_dist.errors import DoesNotFit, ModelError, SettingsError
+from laborllm_dist.errors import MemoryEstimateError, ModelError, SettingsError
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import KNOWN, shape_of
 from laborllm_dist.models.loading import new_llama
-from laborllm_dist.planning.memory import GIB, Load, plan_memory
-from laborllm_dist.planning.memory_budget import Capacity
+from laborllm_dist.planning.memory import GIB, MicroBatchShape, plan_memory
+from laborllm_dist.planning.memory_budget import MemoryBudget
 from laborllm_dist.planning.memory_check import check_memory
 from laborllm_dist.store.build import prepare_store
 
@@ -35,7 +35,7 @@ def test_parameters_are_those_published() -> None:
     assert KNOWN["models/smollm2_135m"].num_parameters == 134_515_008
     # LoRA of rank 8 on q and v of 32 layers: 32 x 2 x 8 x (4096 + 4096).
     adapter = settings_for("adapter=lora", "adapter.rank=8", "adapter.targets=[q_proj,v_proj]").adapter
-    assert SEVEN.num_learnt(adapter) == 4_194_304
+    assert SEVEN.num_trainable(adapter) == 4_194_304
 
 
 def test_parameters_are_those_of_the_model_that_is_made(tmp_path: Path) -> None:
@@ -65,7 +65,9 @@ def test_a_model_nobody_knows_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_memory_of_llama_2_7b_by_hand(stage: int, gib: dict[str, float]) -> None:
-    memory = plan_memory(SEVEN, settings_for(f"zero.stage={stage}"), Load(1, 2048), world_size=8, process_bytes=None)
+    memory = plan_memory(
+        SEVEN, settings_for(f"zero.stage={stage}"), MicroBatchShape(1, 2048), world_size=8, process_bytes=None
+    )
     for kind, wanted in gib.items():
         assert memory.device[kind] / GIB == pytest.approx(wanted, abs=0.01)
     # With every layer computed again: 32 inputs of 2,048 x 4,096 in bf16 are 536,870,912 bytes. On top comes one layer.
@@ -76,30 +78,30 @@ def test_memory_of_llama_2_7b_by_hand(stage: int, gib: dict[str, float]) -> None
 
 
 def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
-    plain = plan_memory(SEVEN, settings_for(), Load(1, 1024), world_size=2, process_bytes=None)
+    plain = plan_memory(SEVEN, settings_for(), MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
     offload = ["zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw", "zero.offload_weights=cpu"]
-    moved = plan_memory(SEVEN, settings_for(*offload), Load(1, 1024), world_size=2, process_bytes=None)
+    moved = plan_memory(SEVEN, settings_for(*offload), MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
     for kind in ("weights", "gradients", "optimizer"):
         assert moved.host[kind] == plain.device[kind]
         assert not moved.device.get(kind)
     eight = plan_memory(
-        SEVEN, settings_for("optimizer.kind=adamw_8bit"), Load(1, 1024), world_size=2, process_bytes=None
+        SEVEN, settings_for("optimizer.kind=adamw_8bit"), MicroBatchShape(1, 1024), world_size=2, process_bytes=None
     )
     assert eight.device["optimizer"] / plain.device["optimizer"] == pytest.approx((4 + 2.03125) / 12)
 
 
 def test_page_locked_memory_comes_in_powers_of_two() -> None:
     settings = settings_for("zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw")
-    memory = plan_memory(SEVEN, settings, Load(1, 1024), world_size=1, process_bytes=None)
+    memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 1024), world_size=1, process_bytes=None)
     # fp32 weights and gradients of 25.10 GiB and a bf16 copy of 12.55 lie in stretches of 32, 32 and 16.
     assert memory.host["pinned"] / GIB == pytest.approx(80 - 2 * 25.10 - 12.55, abs=0.01)
-    on_cpu = plan_memory(SEVEN, settings, Load(1, 1024), world_size=1, process_bytes=1.0)
+    on_cpu = plan_memory(SEVEN, settings, MicroBatchShape(1, 1024), world_size=1, process_bytes=1.0)
     assert "pinned" not in on_cpu.host
 
 
 def test_quantised_weights_by_hand() -> None:
     qlora = settings_for("adapter=qlora", "zero=stage2_bf16")
-    memory = plan_memory(SEVEN, qlora, Load(1, 512), world_size=1, process_bytes=None)
+    memory = plan_memory(SEVEN, qlora, MicroBatchShape(1, 512), world_size=1, process_bytes=None)
     # 32 layers of 202,375,168 weights at 4 bits and a scale of 4 bytes for 64: 3,642,753,024 bytes. Embeddings and norms,
     # 262,410,240 weights, and 39,976,960 of the adapter (rank 16 on all seven layers) in bf16: 604,774,400 bytes.
     assert memory.device["weights"] == 4_247_527_424
@@ -118,7 +120,7 @@ def test_quantised_weights_by_hand() -> None:
 )
 def test_autocast_copies_what_is_learnt_and_what_a_backward_waits_for(more: list[str], num_bytes: int) -> None:
     settings = settings_for("zero=stage0", "zero.precision=bf16", "compute.gradient_checkpointing=false", *more)
-    memory = plan_memory(SEVEN, settings, Load(1, 512), world_size=1, process_bytes=None)
+    memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 512), world_size=1, process_bytes=None)
     assert memory.device["weights"] == num_bytes
 
 
@@ -131,11 +133,12 @@ def small_plan(tmp_path: Path, *more: str):
 def test_training_refuses_what_cannot_fit_unless_told_to_go_on(tmp_path: Path) -> None:
     settings, plan, num_ids = small_plan(tmp_path)
     said: list[str] = []
-    check_memory(settings, plan, num_ids, Capacity(4.0 * GIB, 0.5 * GIB, None), said.append)
+    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, 0.5 * GIB, None), said.append)
     assert said[0].startswith("plan: a rank needs about 0.5")
-    little = Capacity(0.4 * GIB, 0.5 * GIB, None)
+    little = MemoryBudget(0.4 * GIB, 0.5 * GIB, None)
     with pytest.raises(
-        DoesNotFit, match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.go_on"
+        MemoryEstimateError,
+        match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.go_on",
     ):
         check_memory(settings, plan, num_ids, little, said.append)
     going_on = settings_of(small_run(tmp_path, "plan.go_on=true"))
@@ -145,9 +148,11 @@ def test_training_refuses_what_cannot_fit_unless_told_to_go_on(tmp_path: Path) -
 def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> None:
     offload = ["zero=stage2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"]
     settings, plan, num_ids = small_plan(tmp_path, *offload)
-    check_memory(settings, plan, num_ids, Capacity(4.0 * GIB, None, 1.0 * GIB), lambda line: None)
-    little = Capacity(4.0 * GIB, None, 1e5)
-    with pytest.raises(DoesNotFit, match=r"a rank offloads about 0.00 GiB to its host, whose memory has 0.00 GiB left"):
+    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, None, 1.0 * GIB), lambda line: None)
+    little = MemoryBudget(4.0 * GIB, None, 1e5)
+    with pytest.raises(
+        MemoryEstimateError, match=r"a rank offloads about 0.00 GiB to its host, whose memory has 0.00 GiB left"
+    ):
         check_memory(settings, plan, num_ids, little, lambda line: None)
     going_on = settings_of(small_run(tmp_path, *offload, "plan.go_on=true"))
     check_memory(going_on, plan, num_ids, little, lambda line: None)
@@ -168,7 +173,7 @@ def test_nvme_offload_wants_the_cuda_toolkit_on_a_gpu_s_host(monkeypatch: pytest
 def test_autocast_keeps_wide_norms_and_a_copy_of_its_input_for_each_linear_layer() -> None:
     plain = ["zero.precision=bf16", "compute.gradient_checkpointing=false"]
     sizes = [
-        plan_memory(SEVEN, settings_for(zero, *plain), Load(1, 512), world_size=1, process_bytes=None).device
+        plan_memory(SEVEN, settings_for(zero, *plain), MicroBatchShape(1, 512), world_size=1, process_bytes=None).device
         for zero in ("zero=stage0", "zero=stage1")
     ]
     # Of a token and layer: the output of two norms in 4 bytes a number, not 2, are 16,384 bytes more; a bf16 copy for
@@ -216,7 +221,7 @@ def test_activations_of_a_layer_are_what_torch_keeps_for_its_backward(
             )
         )  # fmt: skip
         shape = shape_of(settings.model, num_ids=400)
-        memory = plan_memory(shape, settings, Load(2, 256), world_size=1, process_bytes=0.0)
+        memory = plan_memory(shape, settings, MicroBatchShape(2, 256), world_size=1, process_bytes=0.0)
         planned.append(memory.device["activations"])
         kept.append(bytes_for_backward(settings, is_autocast=is_autocast))
     assert planned[1] - planned[0] == pytest.approx(kept[1] - kept[0], rel=0.015)

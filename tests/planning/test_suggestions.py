@@ -6,12 +6,12 @@ import pytest
 from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.planning.estimate import Forecast, forecast, room_of
-from laborllm_dist.planning.suggestions import as_typed, better_row_length, changed, nearest_that_fits
+from laborllm_dist.planning.estimate import ResourceEstimate, forecast, room_of
+from laborllm_dist.planning.suggestions import as_typed, better_row_length, changed, suggest_fitting_config
 from laborllm_dist.planning.workload import find_workload
 
 
-def forecast_of(*overrides: str) -> Forecast:
+def forecast_of(*overrides: str) -> ResourceEstimate:
     settings = settings_of(list(overrides))
     work, num_ids = find_workload(settings)
     return forecast(settings, work, shape_of(settings.model, num_ids=num_ids), room_of(settings.plan.gpu))
@@ -39,7 +39,7 @@ THIRTEEN_ON_TWO = [
 def test_the_nearest_setting(overrides: list[str], typed: str) -> None:
     found = forecast_of(*overrides)
     assert not found.fits
-    nearest = nearest_that_fits(found)
+    nearest = suggest_fitting_config(found)
     assert nearest is not None
     assert as_typed(nearest[0]) == typed
     assert nearest[1].fits
@@ -48,7 +48,7 @@ def test_the_nearest_setting(overrides: list[str], typed: str) -> None:
 @pytest.mark.parametrize("overrides", [SEVEN_ON_ONE, THIRTEEN_ON_TWO])
 def test_every_change_is_needed_and_can_be_typed(overrides: list[str]) -> None:
     found = forecast_of(*overrides)
-    nearest = nearest_that_fits(found)
+    nearest = suggest_fitting_config(found)
     assert nearest is not None
     change, other = nearest
     assert settings_of([*overrides, *as_typed(change).split()]) == other.settings
@@ -59,13 +59,13 @@ def test_every_change_is_needed_and_can_be_typed(overrides: list[str]) -> None:
 
 
 def test_where_nothing_helps_nothing_is_named() -> None:
-    assert nearest_that_fits(forecast_of(*SEVEN_ON_ONE, "plan.gpu.memory_gib=1")) is None
+    assert suggest_fitting_config(forecast_of(*SEVEN_ON_ONE, "plan.gpu.memory_gib=1")) is None
 
 
 def test_8_bit_moments_that_training_refuses_are_not_advised() -> None:
     # On two H200, 7B with 8-bit moments would fit at stage 2: 3.4 billion weights a rank, more than it can count.
     found = forecast_of("+experiment=pooled_7b", "zero=stage2_bf16", "plan.num_gpus=1", "plan.gpu.memory_gib=100")
-    nearest = nearest_that_fits(found)
+    nearest = suggest_fitting_config(found)
     assert nearest is not None
     assert nearest[0].get("optimizer.kind") != "adamw_8bit" or nearest[1].settings.zero.stage == 3
 

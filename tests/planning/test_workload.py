@@ -8,7 +8,7 @@ import pytest
 from helpers.runs import settings_of
 
 from laborllm_dist.config.run import BatchSettings, RunSettings
-from laborllm_dist.errors import DataFileError, RowTooShort, SettingsError
+from laborllm_dist.errors import DataFileError, SequenceTooLongError, SettingsError
 from laborllm_dist.planning.workload import Workload, assumed_plan, find_workload, passes_of, workload_of
 
 
@@ -80,7 +80,11 @@ def test_fractions_and_weights_count_as_in_training() -> None:
 @pytest.mark.parametrize(
     ("more", "refused", "said"),
     [
-        (["batch.row_length=580"], RowTooShort, r"assumed to have 586 tokens, batch.row_length is 580; .*=592"),
+        (
+            ["batch.row_length=580"],
+            SequenceTooLongError,
+            r"assumed to have 586 tokens, batch.row_length is 580; .*=592",
+        ),
         (["template=titles_first"], DataFileError, r"store of data=pooled is not there, and its size is not known"),
         (["template=last_10_lines"], DataFileError, r"its size is not known"),
     ],

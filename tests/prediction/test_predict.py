@@ -32,27 +32,34 @@ from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.data import TitleSettings
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.distributed.context import Ranks
-from laborllm_dist.errors import DataFileError, RowTooShort, RunError, ScoreTableError, SettingsError, TitleInsideToken
+from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.errors import (
+    DataFileError,
+    RunError,
+    ScoreTableError,
+    SequenceTooLongError,
+    SettingsError,
+    TitleBoundaryError,
+)
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import evaluated
-from laborllm_dist.prediction.predict import AskedPrompts, BestTitles, best_titles, check_told, predict, prediction_rows
-from laborllm_dist.prediction.prompts import asked_prompts, check_context, unseen_words
+from laborllm_dist.prediction.predict import AskedPrompts, TopTitles, best_titles, check_told, predict, prediction_rows
+from laborllm_dist.prediction.prompts import build_prompts, check_context, unseen_covariates
 from laborllm_dist.prediction.request_files import read_asked
-from laborllm_dist.prediction.requests import AskedCareer
+from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.report.terminal import show_predictions
 from laborllm_dist.store.store import open_store
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import read_prediction_table, write_prediction_table
 from laborllm_dist.tables.title_distributions import read_title_table
 from laborllm_dist.text.template import render_career
-from laborllm_dist.text.title_variants import meant_vocabulary, shown_vocabulary
+from laborllm_dist.text.title_variants import canonical_vocabulary, display_vocabulary
 
 ANN = CareerHistory(
     "Ann", "PSID", 1960, "female", None, "west", (Job(1984, "a", "high school"), Job(1985, "d", "college"))
 )
 BOB = CareerHistory("7", "PSID", None, None, None, None, ())
-WANTED = [AskedCareer(ANN, 1987, "college"), AskedCareer(BOB, 1990, None)]
+WANTED = [PredictionRequest(ANN, 1987, "college"), PredictionRequest(BOB, 1990, None)]
 PEOPLE = [
     {
         "person": "Ann", "birth_year": 1960, "gender": "female", "region": "west",
@@ -70,7 +77,9 @@ HEADER = "person,survey,year,occupation,education,birth_year,gender,ethnicity,re
 JOB = '{"year": 1984, "occupation": "Cooks"}'
 
 
-def read(folder: Path, text: str, name: str = "people.json", surveys: tuple[str, ...] = ("PSID",)) -> list[AskedCareer]:
+def read(
+    folder: Path, text: str, name: str = "people.json", surveys: tuple[str, ...] = ("PSID",)
+) -> list[PredictionRequest]:
     (folder / name).write_text(text.replace("JOB", JOB))
     return read_asked(folder / name, VOCABULARY, surveys)
 
@@ -191,45 +200,47 @@ def test_one_person_of_two_surveys_is_two_people(tmp_path: Path) -> None:
     "titles", [TitleSettings("english"), TitleSettings("shuffled", seed=3), TitleSettings("perturbed", prefix="Sr. ")]
 )
 def test_titles_that_are_meant_are_found_behind_those_that_are_shown(titles: TitleSettings) -> None:
-    shown = shown_vocabulary(VOCABULARY, titles)
+    shown = display_vocabulary(VOCABULARY, titles)
     assert (shown == VOCABULARY) == (titles.style == "english")
-    assert meant_vocabulary(shown, titles) == VOCABULARY
+    assert canonical_vocabulary(shown, titles) == VOCABULARY
 
 
 def test_a_prompt_has_the_tokens_of_the_store() -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     rows = rows_of(careers, tokenizer)
-    prompts, trie = asked_prompts([as_asked(career) for career in careers], template(), VOCABULARY, tokenizer)
+    prompts, trie = build_prompts([as_asked(career) for career in careers], template(), VOCABULARY, tokenizer)
     for row, prompt in enumerate(prompts):
         assert list(prompt) == rows.token_ids(row)[: rows.title_spans(row)[-1, 0]].tolist()
     assert len(trie.ends_T) == len(TITLES)
 
 
-def as_asked(career: CareerHistory) -> AskedCareer:
+def as_asked(career: CareerHistory) -> PredictionRequest:
     last = career.jobs[-1]
-    return AskedCareer(dataclasses.replace(career, jobs=career.jobs[:-1]), last.year, last.education)
+    return PredictionRequest(dataclasses.replace(career, jobs=career.jobs[:-1]), last.year, last.education)
 
 
 def test_prompts_whose_tokens_hang_on_the_title_are_refused() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, lambda text: text.endswith(":"), 0))
-    with pytest.raises(TitleInsideToken, match="title 'Cooks' changes the tokens of the prompt of career '1' of PSID"):
-        asked_prompts(careers, template(), VOCABULARY, changed)
+    with pytest.raises(
+        TitleBoundaryError, match="title 'Cooks' changes the tokens of the prompt of career '1' of PSID"
+    ):
+        build_prompts(careers, template(), VOCABULARY, changed)
     # Career 2 has no education: its prompt ends in a year, so its titles stand after another token.
     after_year = lambda text: text.endswith("1990: Type 2 cafe\u0301 aides\n")  # noqa: E731
     changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, after_year, -2))
-    with pytest.raises(TitleInsideToken, match=r"titles are other tokens after .*1990:. than after"):
-        asked_prompts(careers, template(), VOCABULARY, changed)
+    with pytest.raises(TitleBoundaryError, match=r"titles are other tokens after .*1990:. than after"):
+        build_prompts(careers, template(), VOCABULARY, changed)
 
 
 def test_a_career_longer_than_the_context_is_refused_by_name() -> None:
     careers = [as_asked(career) for career in careers_of_every_kind()]
-    prompts, trie = asked_prompts(careers, template(), VOCABULARY, trained_tokenizer())
+    prompts, trie = build_prompts(careers, template(), VOCABULARY, trained_tokenizer())
     longest = max(map(len, prompts)) + int(trie.depths_M.max())
     check_context(careers, prompts, trie, longest)
     check_context(careers, prompts, trie, None)
     with pytest.raises(
-        RowTooShort, match=rf"career '3' of PSID has {longest} tokens .* context is {longest - 1}.*1 of 4"
+        SequenceTooLongError, match=rf"career '3' of PSID has {longest} tokens .* context is {longest - 1}.*1 of 4"
     ):
         check_context(careers, prompts, trie, longest - 1)
 
@@ -237,10 +248,10 @@ def test_a_career_longer_than_the_context_is_refused_by_name() -> None:
 def test_words_that_no_training_career_has_are_named() -> None:
     rows = rows_of(careers_of_every_kind(), trained_tokenizer())
     asked = [dataclasses.replace(WANTED[0], education="PhD"), WANTED[1]]
-    region, education = unseen_words(asked, rows, frozenset())
+    region, education = unseen_covariates(asked, rows, frozenset())
     assert region == "no training career has the region 'west' (1 person); known: south"
     assert education == "no training career has the education 'PhD' (1 person); known: college, high school"
-    assert unseen_words(asked, rows, frozenset({"region", "education"})) == []
+    assert unseen_covariates(asked, rows, frozenset({"region", "education"})) == []
 
 
 @pytest.mark.parametrize("measure", ["normalised", "terminated"])
@@ -248,7 +259,7 @@ def test_words_that_no_training_career_has_are_named() -> None:
 def test_predictions_equal_the_slow_scorer(measure: str, rows_per_unit: int, tolerance: float) -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model = random_llama(tokenizer)
-    prompts, trie = asked_prompts(careers, template(), VOCABULARY, tokenizer)
+    prompts, trie = build_prompts(careers, template(), VOCABULARY, tokenizer)
     wanted = dataclasses.replace(
         settings_of([]).evaluation, row_length=300, rows_per_unit=rows_per_unit, tolerance=tolerance
     )
@@ -271,7 +282,7 @@ def test_predictions_equal_the_slow_scorer(measure: str, rows_per_unit: int, tol
         assert table.num_rows == 16
 
 
-def slow_distributions(model, tokenizer, careers: list[AskedCareer]) -> np.ndarray:
+def slow_distributions(model, tokenizer, careers: list[PredictionRequest]) -> np.ndarray:
     model = model.double()
     model.set_attn_implementation("sdpa")
     encode = lambda part: tokenizer.backend.encode(part, add_special_tokens=False).ids  # noqa: E731
@@ -285,7 +296,7 @@ def slow_distributions(model, tokenizer, careers: list[AskedCareer]) -> np.ndarr
 
 def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
-    model, (prompts, trie) = random_llama(tokenizer), asked_prompts(careers, template(), VOCABULARY, tokenizer)
+    model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
         wanted = dataclasses.replace(settings_of([]).evaluation, row_length=300, tolerance=tolerance)
         best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted, print)
@@ -295,7 +306,7 @@ def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
                 check_told(best, tolerance)
         else:
             check_told(best, tolerance)
-    some = BestTitles(np.zeros((2, 2), int), np.array([[-1.0, np.nan], [np.nan, np.nan]]), np.ones(2), np.ones(2))
+    some = TopTitles(np.zeros((2, 2), int), np.array([[-1.0, np.nan], [np.nan, np.nan]]), np.ones(2), np.ones(2))
     with pytest.raises(SettingsError, match=r"1 of 2 people has no title told .*; take a smaller one, or 0$"):
         check_told(some, 0.5)
 
@@ -307,7 +318,7 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
     def predicted(*overrides: str) -> tuple[pa.Table, ScoreTableInfo]:
         told = [f"run={run}", f"careers={people}", "rows_per_unit=3", "nodes_per_pass=5", *overrides]
         settings = compose_settings(PredictSettings, "predict", told)
-        return predict(settings, Ranks(0, 1, 0, torch.device("cpu")), lambda line: None)
+        return predict(settings, DistributedContext(0, 1, 0, torch.device("cpu")), lambda line: None)
 
     table, found = predicted()
     assert table["rank"].to_pylist() == [1, 2, 3]
@@ -393,7 +404,7 @@ def test_settings_that_are_wrong_are_refused(override: str, message: str) -> Non
 def test_several_ranks_are_refused() -> None:
     settings = compose_settings(PredictSettings, "predict", ["run=x", "careers=x"])
     with pytest.raises(RunError, match="predictions are made by one process, found 2 ranks; start with plain python"):
-        predict(settings, Ranks(0, 2, 0, torch.device("cpu")), print)
+        predict(settings, DistributedContext(0, 2, 0, torch.device("cpu")), print)
 
 
 @pytest.mark.ranks
@@ -408,7 +419,9 @@ def test_the_script_predicts_what_the_evaluation_scores(tmp_path: Path) -> None:
         zip(scored.table["person"].to_pylist(), scored.table["terminated"].to_pylist(), strict=True)
     )  # the last
     store = open_store(read_run(run)[2])
-    meant = meant_vocabulary(store.vocabulary, TitleSettings("shuffled", seed=read_run(run)[1].template.titles.seed))
+    meant = canonical_vocabulary(
+        store.vocabulary, TitleSettings("shuffled", seed=read_run(run)[1].template.titles.seed)
+    )
     careers = [store.careers("test").history(row) for row in range(store.num_people("test"))]
     rows = ["person,year,occupation,education,birth_year,gender,ethnicity,region"]
     for career in careers:

@@ -13,7 +13,7 @@ from typing import Any
 from laborllm_dist.checkpoint import save as checkpoint_save
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.training.train import train
 
 
@@ -29,7 +29,7 @@ def main(settings: RunSettings) -> None:
         real(*arguments)
 
     checkpoint_save.save_file = save_file
-    with open_ranks(settings.ranks) as ranks:
+    with init_distributed(settings.ranks) as ranks:
         train(settings, ranks)
 
 

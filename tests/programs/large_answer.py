@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 
 from laborllm_dist.config.run import RanksSettings
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 
 
 def main() -> None:
-    with open_ranks(RanksSettings(threads_per_rank=1, timeout_minutes=1.0)) as ranks:
-        answer = ranks.on_first(lambda: np.random.default_rng(1).bytes(20_000_000), bytes)
+    with init_distributed(RanksSettings(threads_per_rank=1, timeout_minutes=1.0)) as ranks:
+        answer = ranks.run_on_main(lambda: np.random.default_rng(1).bytes(20_000_000), bytes)
         print(f"rank {ranks.rank}: {hashlib.sha256(answer).hexdigest()}", flush=True)
 
 

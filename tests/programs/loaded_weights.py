@@ -19,10 +19,10 @@ from helpers.runs import COMPUTE, settings_of
 from safetensors.torch import load_file
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.distributed.context import Ranks, open_ranks
+from laborllm_dist.distributed.context import DistributedContext, init_distributed
 from laborllm_dist.distributed.zero_engine import deepspeed_config, make_engine
-from laborllm_dist.errors import LaborError, RankFailed
-from laborllm_dist.models.inference import open_evaluated
+from laborllm_dist.errors import LaborError, PeerFailedError
+from laborllm_dist.models.inference import load_for_inference
 from laborllm_dist.models.loading import make_model, pretrained_model
 from laborllm_dist.models.safetensors_loading import model_in_shards
 from laborllm_dist.models.weight_checks import check_in_place
@@ -31,7 +31,7 @@ SETTINGS = settings_of(["zero.stage=3"])
 IDS = torch.arange(3, 20)[None]
 
 
-def in_shards(folder: Path, ranks: Ranks, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+def in_shards(folder: Path, ranks: DistributedContext, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     config = deepspeed_config(SETTINGS.zero, None, ranks.world_size)
     return model_in_shards(settings_for(folder), dtype=dtype, config=config, ranks=ranks)
 
@@ -55,14 +55,14 @@ def is_equal(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> str:
 def refusal(work: Callable[[], object]) -> str:
     try:
         work()
-    except RankFailed:
+    except PeerFailedError:
         return "left"
     except LaborError as error:
         return str(error)
     return "nothing was refused"
 
 
-def spoiled(folder: Path, ranks: Ranks) -> None:
+def spoiled(folder: Path, ranks: DistributedContext) -> None:
     """Change one element of the stretch of the last rank."""
     model = in_shards(folder, ranks)
     if ranks.rank == ranks.world_size - 1:
@@ -70,7 +70,7 @@ def spoiled(folder: Path, ranks: Ranks) -> None:
     check_in_place(model, ranks)
 
 
-def trained_in_place(folder: Path, ranks: Ranks) -> str:
+def trained_in_place(folder: Path, ranks: DistributedContext) -> str:
     """Return whether what a ZeRO-3 engine for training holds is what lies in the files."""
     settings = settings_of(["zero.stage=3", "model=pretrained", f"model.path={folder}", "tokenizer=pretrained"])
     model = make_model(settings, ranks, num_ids=96)
@@ -79,7 +79,7 @@ def trained_in_place(folder: Path, ranks: Ranks) -> str:
     return is_equal(model.hugging_face, folder, torch.float32)
 
 
-def partitioned(folder: Path, ranks: Ranks) -> None:
+def partitioned(folder: Path, ranks: DistributedContext) -> None:
     """Have DeepSpeed cut a whole model, one weight of which changes before, on the last rank."""
     model = pretrained_model(settings_for(folder), dtype=torch.float32)
     model.model.layers[1].mlp.up_proj.weight.data.view(-1)[-1] += 1e-6
@@ -87,11 +87,11 @@ def partitioned(folder: Path, ranks: Ranks) -> None:
     check_in_place(model, ranks)
 
 
-def scored(folder: Path, ranks: Ranks) -> str:
+def scored(folder: Path, ranks: DistributedContext) -> str:
     """Return whether shards score two careers as transformers scores each alone."""
     wanted = dataclasses.replace(SETTINGS.evaluation, placement="sharded", precision="fp32", base="full")
     careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 50)]
-    model = open_evaluated(settings_for(folder), wanted, COMPUTE, ranks)
+    model = load_for_inference(settings_for(folder), wanted, COMPUTE, ranks)
     scores_N = model.scores(pack_batch([careers], 24))
     model.rest()
     alone = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
@@ -107,10 +107,10 @@ def main(root: Path) -> None:
     def say(case: str, what: str) -> None:
         print(f"{case}: {what}\n", end="", flush=True)
 
-    with open_ranks(SETTINGS.ranks) as ranks:
+    with init_distributed(SETTINGS.ranks) as ranks:
 
         def made(name: str, kind: str = "Llama", **more: object) -> Path:
-            return Path(ranks.on_first(lambda: str(saved_model(root / name, kind, **more))))
+            return Path(ranks.run_on_main(lambda: str(saved_model(root / name, kind, **more))))
 
         for kind in SHARDED_TYPES:
             folder = made(kind, kind, **({"head_dim": 16} if kind == "Qwen3" else {}))
@@ -123,19 +123,19 @@ def main(root: Path) -> None:
         say("trained", trained_in_place(root / "Qwen2", ranks))
 
         own_head = made("own_head", tie_word_embeddings=False)
-        ranks.on_first(lambda: change_config(own_head, tie_word_embeddings=True))
+        ranks.run_on_main(lambda: change_config(own_head, tie_word_embeddings=True))
         model = in_shards(own_head, ranks)
         say("own head", is_equal(model, own_head, torch.float32) + f" {model.config.tie_word_embeddings}")
 
         stored_twice = made("stored_twice", tie_word_embeddings=True)
         twice = load_file(stored_twice / "model.safetensors")["model.embed_tokens.weight"].clone()
         ranks.barrier()  # the file is written anew
-        ranks.on_first(lambda: change_weights(stored_twice, lm_head__weight=twice))
+        ranks.run_on_main(lambda: change_weights(stored_twice, lm_head__weight=twice))
         held = gathered(in_shards(stored_twice, ranks))
         say("stored twice", str(torch.equal(held["model.embed_tokens.weight"], twice) and "lm_head.weight" not in held))
 
         few = made("few")
-        ranks.on_first(lambda: change_config(few, num_hidden_layers=1))
+        ranks.run_on_main(lambda: change_config(few, num_hidden_layers=1))
         say("few layers", refusal(lambda: in_shards(few, ranks)))
         say("spoiled", refusal(lambda: spoiled(root / "Llama", ranks)))
         say("cut wrongly", refusal(lambda: partitioned(root / "Llama", ranks)))

@@ -11,7 +11,7 @@ import torch
 from helpers.runs import settings_of
 from safetensors.torch import load_file
 
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.distributed.quiet_imports import import_deepspeed
 from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.models.loading import make_model
@@ -21,7 +21,7 @@ def main(path: str, zero: str, has_fp16: str) -> None:
     settings = settings_of([f"zero={zero}", "model=pretrained", "tokenizer=pretrained", f"model.path={path}"])
     # Whatever the instructions of the machine that this runs on: those of the machine that is named.
     type(import_deepspeed().accelerator.get_accelerator()).is_fp16_supported = lambda self: has_fp16 == "fp16"
-    with open_ranks(settings.ranks) as ranks:
+    with init_distributed(settings.ranks) as ranks:
         model = make_model(settings, ranks, num_ids=400)
         make_engine(model, settings.zero, settings.optimizer, ranks)
         print("frequencies", model.hugging_face.get_decoder().rotary_emb.inv_freq.dtype, flush=True)

@@ -16,7 +16,7 @@ from helpers.runs import COMPUTE, settings_of
 
 from laborllm_dist.batching.batch import PackedBatch, pack_batch
 from laborllm_dist.checkpoint.optimizer_shards import fragment_groups
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.distributed.zero_engine import ZeroEngine, make_engine
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
@@ -51,7 +51,7 @@ def main(stage: int, precision: str, overrides: list[str]) -> None:
     dtype = torch.bfloat16 if precision == "bf16" and stage else torch.float32
     shape = dataclasses.replace(settings.model.llama, hidden_size=32, intermediate_size=64)
     llama = new_llama(shape, num_ids=60, attention_dropout=0.0, seed=1).to(dtype)
-    with open_ranks(settings.ranks) as ranks:
+    with init_distributed(settings.ranks) as ranks:
         found, norms = [], []
         for leaves_out in (False, True):
             model = CareerLanguageModel(copy.deepcopy(llama), COMPUTE)

@@ -11,7 +11,7 @@ from typing import Any
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import open_ranks
+from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.training import steps, train
 
 
@@ -27,7 +27,7 @@ def main(settings: RunSettings) -> None:
         return real(*arguments)
 
     steps.validate = validate
-    with open_ranks(settings.ranks) as ranks:
+    with init_distributed(settings.ranks) as ranks:
         train.train(settings, ranks)
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from helpers.runs import settings_of
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.distributed.context import Ranks, open_ranks
+from laborllm_dist.distributed.context import DistributedContext, init_distributed
 from laborllm_dist.distributed.zero_engine import ZeroEngine, make_engine
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
@@ -66,7 +66,7 @@ def take_step(engine: ZeroEngine) -> None:
     engine.update(learning_rate=1e-3)
 
 
-def bytes_of_step(overrides: list[str], ranks: Ranks, counter: Counter) -> float:
+def bytes_of_step(overrides: list[str], ranks: DistributedContext, counter: Counter) -> float:
     settings = settings_of(overrides)
     is_narrow = settings.zero.precision == "bf16" and settings.zero.stage > 0
     llama = new_llama(settings.model.llama, num_ids=400, attention_dropout=0.0, seed=1)
@@ -81,9 +81,9 @@ def bytes_of_step(overrides: list[str], ranks: Ranks, counter: Counter) -> float
 
 def main(cases: dict[str, list[str]]) -> None:
     counter = Counter()  # before DeepSpeed takes the collectives
-    with open_ranks(settings_of([]).ranks) as ranks:
+    with init_distributed(settings_of([]).ranks) as ranks:
         found = {name: bytes_of_step(overrides, ranks, counter) for name, overrides in cases.items()}
-        if ranks.is_first:
+        if ranks.is_main:
             print("BYTES", json.dumps(found), flush=True)
 
 

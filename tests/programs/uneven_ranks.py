@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from laborllm_dist.config.run import RanksSettings
-from laborllm_dist.distributed.context import Ranks, open_ranks
+from laborllm_dist.distributed.context import DistributedContext, init_distributed
 from laborllm_dist.distributed.quiet_imports import import_deepspeed
-from laborllm_dist.evaluation.resumable_parts import PartedWork, finish_parts, read_parts
+from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts
 
 SECONDS = 4.0
 LIMIT_SECONDS = 3.0
@@ -42,25 +42,25 @@ def listening() -> set[tuple[str, int]]:
     return found
 
 
-def main(folder: Path, ranks: Ranks) -> None:
+def main(folder: Path, ranks: DistributedContext) -> None:
     def make(part: int) -> pa.Table:
         # The last of three parts is slow: the rank that has none left waits for it.
         time.sleep(SECONDS if part == 2 else 0.0)
         return pa.table({"career": [part], "position": [0]})
 
     print(f"rank {ranks.rank} listens at {sorted(listening())}", flush=True)
-    ranks.on_first(lambda: time.sleep(SECONDS))
-    work = PartedWork(folder / "parts", 3, make, lambda: None)
+    ranks.run_on_main(lambda: time.sleep(SECONDS))
+    work = ResumableJob(folder / "parts", 3, make, lambda: None)
     finish_parts(work, ranks, lambda line: None)
-    careers = ranks.on_first(
+    careers = ranks.run_on_main(
         lambda: read_parts(work, pa.table({"career": [0, 1, 2], "position": [0] * 3}))["career"].to_pylist()
     )
     print(f"rank {ranks.rank} has {careers}", flush=True)
-    if ranks.is_first:
+    if ranks.is_main:
         time.sleep(SECONDS)  # the others wait at the end of the ranks
 
 
 if __name__ == "__main__":
     meet(Path(sys.argv[1]), int(os.environ["RANK"]))
-    with open_ranks(RanksSettings(threads_per_rank=1, timeout_minutes=LIMIT_SECONDS / 60)) as ranks:
+    with init_distributed(RanksSettings(threads_per_rank=1, timeout_minutes=LIMIT_SECONDS / 60)) as ranks:
         main(Path(sys.argv[1]), ranks)

@@ -15,7 +15,7 @@ from rich.console import Console
 from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.report.title_metrics import observed_ranks
 from laborllm_dist.report.write import terminal_tables
-from laborllm_dist.tables.parquet import ListTable, ScoreTableInfo
+from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_title_that_was_not_told_apart_counts_as_if_it_stood_above() -> None:
     table = title_rows([(0.2, None, 0.5), (0.1, None, None), (0.4, None, 0.3), (0.2, 0.5, 0.3), (0.5, None, 0.2)],
                        [0.3, 0.3, 0.3, 0.0, 0.3])  # fmt: skip
     info = ScoreTableInfo("m", "test", "c", "0", {})
-    np.testing.assert_array_equal(observed_ranks(ListTable(table, info, CODES)), [3, 3, 1, 3, 1])
+    np.testing.assert_array_equal(observed_ranks(DistributionTable(table, info, CODES)), [3, 3, 1, 3, 1])
 
 
 def test_the_normalised_measure_without_distributions_is_refused(run: Path) -> None:

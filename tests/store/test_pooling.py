@@ -13,7 +13,7 @@ from helpers.runs import quiet, settings_of, small_run
 from helpers.stores import pooled
 
 from laborllm_dist.baselines.frequency import first_order_table, marginal_table
-from laborllm_dist.batching.sampler import TrainingOrder
+from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import plan_training
 from laborllm_dist.careers.splits import in_fraction
 from laborllm_dist.config.run import RunSettings
@@ -69,7 +69,7 @@ def test_a_corpus_of_weight_0_is_evaluated_only(tmp_path: Path) -> None:
 def test_an_epoch_takes_each_career_as_often_as_its_weight_says() -> None:
     rows = np.arange(100, 130)
     weights = np.repeat([1.0, 2.5, 0.3], 10)
-    order = TrainingOrder(rows, weights, careers_per_step=8, seed=3)
+    order = TrainingSampler(rows, weights, careers_per_step=8, seed=3)
     assert order.careers_per_epoch == 10 + 25 + 3
     assert order.steps_per_epoch == 5
     once_more: list[set[int]] = []
@@ -80,7 +80,7 @@ def test_an_epoch_takes_each_career_as_often_as_its_weight_says() -> None:
         assert sorted(taken[row] for row in range(120, 130)) == [0] * 7 + [1] * 3
         once_more.append({row for row in range(110, 120) if taken[row] == 3})
     assert len({frozenset(each) for each in once_more}) > 1
-    again = TrainingOrder(rows, weights, careers_per_step=8, seed=3)
+    again = TrainingSampler(rows, weights, careers_per_step=8, seed=3)
     assert all((order.careers_of_step(step) == again.careers_of_step(step)).all() for step in range(15))
 
 

@@ -23,8 +23,8 @@ from helpers.stores import NUM_PEOPLE, pooled, small
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import AlreadyRunning, DataFileError, DiskFull, ShardFailed, StoreError
-from laborllm_dist.io.files import locked
+from laborllm_dist.errors import AlreadyRunningError, DataFileError, DiskFullError, StoreError, WorkerFailedError
+from laborllm_dist.io.files import file_lock
 from laborllm_dist.store import workers
 from laborllm_dist.store.build import (
     building_folder,
@@ -89,7 +89,7 @@ def test_the_refusal_of_a_local_shard_is_the_user_s_line(tmp_path: Path) -> None
 
 
 def test_without_slurm_the_refusal_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ShardFailed, match="could not be started on slurm"):
+    with pytest.raises(WorkerFailedError, match="could not be started on slurm"):
         prepare_store(small(tmp_path, "prepare.num_shards=2", "prepare.where=slurm"), quiet)
 
 
@@ -132,7 +132,10 @@ def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
 def test_one_process_a_shard(tmp_path: Path) -> None:
     settings = small(tmp_path, "prepare.num_shards=2", "prepare.shard=1")
     lock = building_folder(settings) / "work" / "shard-1-of-2.lock"
-    with locked(lock, busy="here"), pytest.raises(AlreadyRunning, match="another process is preparing shard 1 of 2"):
+    with (
+        file_lock(lock, busy="here"),
+        pytest.raises(AlreadyRunningError, match="another process is preparing shard 1 of 2"),
+    ):
         prepare_shard(settings, quiet)
 
 
@@ -226,9 +229,9 @@ def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tm
 
 def test_a_shard_s_refusal_keeps_its_class() -> None:
     def full() -> None:
-        raise DiskFull("no room")
+        raise DiskFullError("no room")
 
-    assert refusal_of(full) == ("DiskFull", "no room")
+    assert refusal_of(full) == ("DiskFullError", "no room")
     assert refusal_of(lambda: None) is None
 
 
@@ -347,9 +350,9 @@ def test_the_surveys_stand_beside_the_paper_s_figures(tmp_path: Path) -> None:
 
 def test_data_settings_refuse_a_tag_that_stands_twice(tmp_path: Path) -> None:
     one = panels(tmp_path, "A").corpora["A"]
-    from laborllm_dist.config.reader import OutOfRange
+    from laborllm_dist.config.reader import OutOfRangeError
 
-    with pytest.raises(OutOfRange, match="a survey tag of its own"):
+    with pytest.raises(OutOfRangeError, match="a survey tag of its own"):
         DataSettings("x", {"a": one, "b": one})
 
 

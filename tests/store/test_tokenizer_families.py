@@ -22,14 +22,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from laborllm_dist.careers.corpus import pooled_vocabulary
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings
-from laborllm_dist.errors import TitleInsideToken, TokenizerError
+from laborllm_dist.errors import TitleBoundaryError, TokenizerError
 from laborllm_dist.evaluation.title_trie import common_title_trie
 from laborllm_dist.store.build import prepare_store, store_folder
 from laborllm_dist.store.tokenize import title_token_ids, tokenise_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer, tokenizer_identity
 from laborllm_dist.text.few_shot import render_preface
 from laborllm_dist.text.template import CareerText, compile_template, render_career
-from laborllm_dist.text.title_variants import shown_vocabulary
+from laborllm_dist.text.title_variants import display_vocabulary
 
 # The readers with titles of their own; PSID, both NLS, and resumes coded by their titles share occ1990dd.
 READERS = {
@@ -64,7 +64,7 @@ def careers_of_all_titles(vocabulary: OccupationVocabulary) -> list[CareerHistor
 
 def texts_of(template: TemplateSettings, vocabulary: OccupationVocabulary) -> list[CareerText]:
     """Return all texts of these careers; those of one job without most of the heading."""
-    shown, careers = shown_vocabulary(vocabulary, template.titles), careers_of_all_titles(vocabulary)
+    shown, careers = display_vocabulary(vocabulary, template.titles), careers_of_all_titles(vocabulary)
     preface = render_preface(template, shown, careers[:2] * (template.num_examples > 0))
     preface = "".join(line for line in preface.splitlines(keepends=True)[-30:])  # the whole list is tested once
     whole = compile_template(template, preface)
@@ -242,7 +242,7 @@ def test_a_tokenizer_that_joins_titles_to_their_prompt_is_refused() -> None:
     """Pieces over blanks cannot be cut apart by a rule about line ends."""
     backend = Tokenizer(models.BPE({"<unk>": 0, **{c: at for at, c in enumerate(": Cok1984\nThewasbrni63.(mlg)Fdv,5s", 1)}, ": ": 90}, [(":", " ")], unk_token="<unk>"))  # fmt: skip
     tokenizer = CareerTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend), backend, (), True)
-    with pytest.raises(TitleInsideToken, match="does not keep the title 'Cooks' apart from its neighbours"):
+    with pytest.raises(TitleBoundaryError, match="does not keep the title 'Cooks' apart from its neighbours"):
         title_token_ids("1984:", OccupationVocabulary(("a",), ("Cooks",)), tokenizer)
 
 
@@ -289,7 +289,7 @@ def test_two_titles_of_the_same_tokens_are_named() -> None:
     hugging_face.backend_tokenizer.normalizer = normalizers.NFKC()
     tokenizer = check_tokenizer(hugging_face, "a small tokenizer")
     vocabulary = OccupationVocabulary(("a", "b", "c"), ("Cooks", "Technicians²", "Technicians2"))
-    with pytest.raises(TitleInsideToken, match="the titles 'Technicians²' and 'Technicians2' are the same tokens"):
+    with pytest.raises(TitleBoundaryError, match="the titles 'Technicians²' and 'Technicians2' are the same tokens"):
         title_token_ids("1984:", vocabulary, tokenizer)
 
 

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 
 from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
 from laborllm_dist.config.run import TrackingSettings
-from laborllm_dist.errors import DiskError, DiskFull, RunError, ScoreTableError
+from laborllm_dist.errors import DiskError, DiskFullError, RunError, ScoreTableError
 from laborllm_dist.evaluation.score import observation_facts
-from laborllm_dist.io.files import disk_errors_are_said, locked, write_text, writing
-from laborllm_dist.io.run_directory import open_run, read_run
+from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text
+from laborllm_dist.io.run_directory import create_or_resume, read_run
 from laborllm_dist.store.pooling import TrainingPool
-from laborllm_dist.store.store import CareerRows
+from laborllm_dist.store.store import CareerTable
 from laborllm_dist.tables.scores import read_score_table, write_score_table
 from laborllm_dist.tracking.run_log import RunLog
 
@@ -65,8 +65,8 @@ def test_missing_and_damaged_score_tables_are_refused(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "f", "old")
     with (
-        pytest.raises(DiskFull, match=r"no room left on the disk of .* while writing f; make room"),
-        writing(tmp_path / "f"),
+        pytest.raises(DiskFullError, match=r"no room left on the disk of .* while writing f; make room"),
+        atomic_write(tmp_path / "f"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (tmp_path / "f").read_text() == "old"
@@ -75,9 +75,9 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path: Path) -
 
 def test_a_full_disk_is_known_from_safetensors_too(tmp_path: Path) -> None:
     text = "Error while serializing: I/O error: No space left on device (os error 28)"
-    with pytest.raises(DiskFull, match="while writing w"), disk_errors_are_said(tmp_path / "w"):
+    with pytest.raises(DiskFullError, match="while writing w"), translate_disk_errors(tmp_path / "w"):
         raise SafetensorError(text)
-    with pytest.raises(SafetensorError, match="other"), disk_errors_are_said(tmp_path / "w"):
+    with pytest.raises(SafetensorError, match="other"), translate_disk_errors(tmp_path / "w"):
         raise SafetensorError("other")
 
 
@@ -88,10 +88,10 @@ def test_a_disk_that_refuses_is_one_clear_line_and_a_bug_is_not(tmp_path: Path) 
     ):
         with (
             pytest.raises(DiskError, match=r"cannot use .*(Read-only|Input/output).*; mend that"),
-            writing(tmp_path / "f"),
+            atomic_write(tmp_path / "f"),
         ):
             raise error
-    with pytest.raises(FileNotFoundError), writing(tmp_path / "f"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "f"):
         (tmp_path / "nowhere").read_text()
 
 
@@ -99,11 +99,11 @@ def test_a_file_where_a_folder_should_be_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "runs").write_text("")
     with (
         pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"),
-        locked(tmp_path / "runs/small/lock", busy=None),
+        file_lock(tmp_path / "runs/small/lock", busy=None),
     ):
         pass
     with pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"):
-        open_run(settings_of(small_run(tmp_path)), STORE, None)
+        create_or_resume(settings_of(small_run(tmp_path)), STORE, None)
 
 
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_a_damaged_or_missing_record_is_written_anew_from_the_settings_of_the_ch
 
 
 def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path) -> None:
-    first = open_run(settings_of(small_run(tmp_path)), STORE, None)
-    second = open_run(settings_of(small_run(tmp_path, "batch.row_length=2000")), STORE, None)
+    first = create_or_resume(settings_of(small_run(tmp_path)), STORE, None)
+    second = create_or_resume(settings_of(small_run(tmp_path, "batch.row_length=2000")), STORE, None)
     assert (second.path, second.fingerprint != first.fingerprint) == (first.path, True)
 
 
@@ -227,7 +227,7 @@ def test_what_is_said_of_a_step_later_goes_into_its_line(tmp_path: Path) -> None
     ]
 
 
-def everybody(careers: CareerRows) -> TrainingPool:
+def everybody(careers: CareerTable) -> TrainingPool:
     return TrainingPool(np.arange(len(careers)), np.ones(len(careers)))
 
 
@@ -253,7 +253,7 @@ def test_frequency_tables_by_hand() -> None:
     assert table.scores(validation).sum() >= max(others)
 
 
-def first_at(train: CareerRows, strength: float) -> FrequencyTable:
+def first_at(train: CareerTable, strength: float) -> FrequencyTable:
     before, after = train.transitions()
     marginal = np.exp(marginal_table(train, everybody(train)).log_probabilities[0])
     counts = np.array([[np.sum((before == x) & (after == y)) for y in range(3)] for x in range(4)])

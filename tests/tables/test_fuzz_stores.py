@@ -34,7 +34,7 @@ from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import LaborError
 from laborllm_dist.io.files import sha256_of_json
-from laborllm_dist.io.recorded_folder import RECORD, DamagedRecord, read_record, replacing_folder
+from laborllm_dist.io.recorded_folder import RECORD, DamagedRecordError, read_record, replacing_folder
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.store.shards import read_piece
 from laborllm_dist.store.store import open_store
@@ -109,7 +109,7 @@ def used(folder: Path) -> list[Any]:
     store = open_store(folder)
     store.describe()
     splits = ("train", "validation", "test")
-    counts = [(store.num_people(split), store.num_texts(split), store.num_cut(split)) for split in splits]
+    counts = [(store.num_people(split), store.num_texts(split), store.num_truncated(split)) for split in splits]
     return [store.fingerprint, store.careers_fingerprint, store.num_ids, counts, what_is_read(folder)[1:]]
 
 
@@ -213,7 +213,7 @@ def record_of(folder: Path) -> Any:
     """Return what a folder's record says, as exports are looked at; a damaged one counts as a refusal."""
     try:
         record = read_record(folder)
-    except DamagedRecord as error:
+    except DamagedRecordError as error:
         raise LaborError(error) from None
     step = exported_step(folder, "r")
     assert step is None or isinstance(step, int)

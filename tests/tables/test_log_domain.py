@@ -27,17 +27,17 @@ from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titl
 from laborllm_dist.evaluation.plan import EvaluationPlan
 from laborllm_dist.evaluation.score import Evaluation, _titles_of_unit
 from laborllm_dist.evaluation.title_trie import build_trie, title_trie
-from laborllm_dist.forecasting.iterate import Answers, Composed, Question, compose_followed, compose_sampled
+from laborllm_dist.forecasting.iterate import Distributions, IteratedForecast, Query, iterate_exact, iterate_sampled
 from laborllm_dist.forecasting.prompts import normalised
-from laborllm_dist.models.tree_inference import Grown
+from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.prediction.predict import AskedPrompts, best_titles, prediction_rows
-from laborllm_dist.prediction.requests import AskedCareer
+from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.report.terminal import show_predictions
 from laborllm_dist.report.title_metrics import observed_ranks
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.tables.forecasts import coherence_of, describe_coherence
 from laborllm_dist.tables.log_domain import SMALLEST, log_sum_exp, perplexity_of, upper_probability
-from laborllm_dist.tables.parquet import ListTable, ScoreTableInfo, write_lists
+from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo, write_lists
 from laborllm_dist.tables.title_distributions import TITLE_SCHEMA, read_title_table, write_title_table
 from laborllm_dist.training.messages import progress_line
 
@@ -102,7 +102,7 @@ def title_nats(nats: float) -> list[float]:
 
 @pytest.mark.parametrize("nats", [-1.0, -500.0, -1e5])
 def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
-    grown = Grown(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
+    grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
     prompts = Prompts(np.array([[0, 0, 4]]), np.array([2]))
     found = score_titles(Improbable(nats).edges, grown, prompts, TRIE, tolerance=0.9, nodes_per_pass=10)
     assert np.isnan(found.terminated_PT).tolist() == [[True, True, False]]
@@ -112,7 +112,7 @@ def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
 
 
 def test_a_token_of_probability_zero_is_refused() -> None:
-    grown = Grown(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
+    grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
     with pytest.raises(ModelError, match="log-likelihoods that are no numbers"):
         score_titles(
             Improbable(NEVER).edges, grown, Prompts(np.array([[0, 0, 4]]), np.array([-1])), TRIE,
@@ -159,7 +159,7 @@ def test_predictions_of_titles_that_all_underflow(measure: str) -> None:
     nats = sorted(title_nats(LOST), reverse=True)
     whole = log_sum_in_decimals(nats) if measure == "normalised" else 0.0
     np.testing.assert_allclose(found.scores_PK, [[value - whole for value in nats]] * 2, atol=1e-9)
-    careers = [AskedCareer(career, 1999, None) for career in careers_of_every_kind()[:2]]
+    careers = [PredictionRequest(career, 1999, None) for career in careers_of_every_kind()[:2]]
     table = prediction_rows(careers, found, VOCABULARY)
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     show_predictions(table, prediction_info(measure), None, console)
@@ -179,23 +179,23 @@ def test_forecasts_are_log_probabilities_however_improbable_the_titles() -> None
     np.testing.assert_allclose(left, [0, 1 / (1 + math.e)], rtol=1e-12)
 
 
-def ask_lost(questions: Sequence[Question]) -> Answers:
+def ask_lost(questions: Sequence[Query]) -> Distributions:
     """Answer for two titles: the second has -800 nats, and -1600 after a year in which it was supposed."""
     log_second = np.array([LOST * 0.8 * (1 + sum(each.supposed)) for each in questions])
-    return Answers(np.stack([np.zeros_like(log_second), log_second], axis=1), np.zeros(len(questions)))
+    return Distributions(np.stack([np.zeros_like(log_second), log_second], axis=1), np.zeros(len(questions)))
 
 
 def test_paths_that_underflow_add_up_as_decimals_do() -> None:
     # First year 0 or 1, then the second title: exp(-800) after 0, exp(-800) exp(-1600) after 1.
-    found = compose_followed(ask_lost, 1, horizon=2, tolerance=0.0, max_paths=10)
+    found = iterate_exact(ask_lost, 1, horizon=2, tolerance=0.0, max_paths=10)
     np.testing.assert_allclose(found.log_probabilities_ST, [[0.0, log_sum_in_decimals([-800, -2400])]], atol=1e-9)
-    drawn = compose_sampled(ask_lost, np.zeros((1, 3, 1)))
+    drawn = iterate_sampled(ask_lost, np.zeros((1, 3, 1)))
     np.testing.assert_allclose(drawn.log_probabilities_ST, [[0.0, -800.0]], atol=1e-9)
 
 
 def test_the_sum_over_paths_of_a_chain_is_as_before() -> None:
     whole = full_sum(ask_chain, 3, 4)
-    direct = ask_chain([Question(start, (), 4) for start in range(3)])
+    direct = ask_chain([Query(start, (), 4) for start in range(3)])
     np.testing.assert_allclose(whole.log_probabilities_ST, direct.log_probabilities_QT, atol=1e-13)
 
 
@@ -266,11 +266,11 @@ def test_a_rank_counts_titles_left_with_less_than_a_float_can_hold() -> None:
     # Two of three titles were not told apart; what they have is too small for float64, and so is the observed one.
     row = {"occupation": "1", "bound": SMALLEST, "terminated": [LOST, None, None]}
     table = pa.Table.from_pylist([row], schema=pa.schema([TITLE_SCHEMA.field(name) for name in row]))
-    assert observed_ranks(ListTable(table, titles_info(), ("1", "2", "3"))).tolist() == [3]
+    assert observed_ranks(DistributionTable(table, titles_info(), ("1", "2", "3"))).tolist() == [3]
 
 
 def test_a_composed_forecast_holds_logarithms() -> None:
-    found = Composed(np.log([[0.25, 0.75]]), np.zeros(1), None)
+    found = IteratedForecast(np.log([[0.25, 0.75]]), np.zeros(1), None)
     np.testing.assert_allclose(found.probabilities_ST, [[0.25, 0.75]])
     assert dataclasses.replace(found, bound_S=np.ones(1)).bound_S == 1
 

@@ -25,8 +25,8 @@ from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import EvaluateSettings, OtherModelSettings, RunSettings
-from laborllm_dist.distributed.context import Ranks
-from laborllm_dist.errors import DataFileError, ModelError, RowTooShort, RunError, SettingsError
+from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.errors import DataFileError, ModelError, RunError, SequenceTooLongError, SettingsError
 from laborllm_dist.evaluation.plan import plan_evaluation
 from laborllm_dist.evaluation.prompt_prefix import check_cut, describe_cut, prompted, text_details, text_name
 from laborllm_dist.evaluation.run import score_run
@@ -37,7 +37,7 @@ from laborllm_dist.store.build import prepare_shard, prepare_store, store_folder
 from laborllm_dist.store.few_shot import choose_examples
 from laborllm_dist.store.store import check_lengths
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
-from laborllm_dist.store.truncation import Telling, tell_careers
+from laborllm_dist.store.truncation import CareerEncoder, encode_careers
 from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.text.few_shot import render_preface
 from laborllm_dist.text.template import Template, compile_template, render_career
@@ -239,11 +239,11 @@ def test_a_cut_career_by_hand() -> None:
     assert (heading, line) == (2, 12)
 
     def lines_of(max_tokens: int | None, template: Template = template) -> tuple[list[str], int]:
-        telling = Telling(template, VOCABULARY.title_of(), tokenizer, max_tokens)
-        ((career),) = tell_careers([LONG], telling)
+        telling = CareerEncoder(template, VOCABULARY.title_of(), tokenizer, max_tokens)
+        ((career),) = encode_careers([LONG], telling)
         assert [len(text.ids) for text in career.tokenised] == [1 + len(text.text) for text in career.texts]
         years = [" ".join(entry[2:4] for entry in text.text.splitlines()[1:]) for text in career.texts]
-        return years, career.num_cut
+        return years, career.num_truncated
 
     assert lines_of(None) == lines_of(1 + 2 + 5 * 12) == (["80 81 82 83 84"], 0)
     assert lines_of(1 + 2 + 5 * 12 - 1) == (["80 81 82 83", "81 82 83 84"], 1)
@@ -278,11 +278,11 @@ def test_a_cut_store_has_every_observation_once_after_the_right_occupation(whole
 
 def test_what_was_cut_is_counted_in_manifest_card_and_table(whole_and_cut) -> None:
     whole, cut, limit = whole_and_cut
-    num_cut = 0
+    num_truncated = 0
     for split in SPLITS:
         rows = whole.careers(split)
         num_long = int((rows.num_tokens() > limit).sum())
-        assert cut.num_cut(split)["cut_people"] == num_long > 0
+        assert cut.num_truncated(split)["cut_people"] == num_long > 0
         assert (
             rows.longer_than(limit)
             == f"{num_long} of {len(rows)} people of this split {'is' if num_long == 1 else 'are'} longer"
@@ -290,16 +290,19 @@ def test_what_was_cut_is_counted_in_manifest_card_and_table(whole_and_cut) -> No
         # Of a cut person all observations but those of the first text are cut.
         parts = cut.careers(split)
         firsts = parts.table["first_position"].to_numpy() == 0
-        assert cut.num_cut(split)["cut_observations"] == int(parts.num_observations()[~firsts].sum())
-        num_cut += num_long
+        assert cut.num_truncated(split)["cut_observations"] == int(parts.num_observations()[~firsts].sum())
+        num_truncated += num_long
     card = json.loads((cut.folder / "data_card.json").read_text())["corpora"]["synthetic"]
-    assert card["cut_people"] == num_cut
-    assert f"| people told with their last lines only | {num_cut} |" in (cut.folder / "data_card.md").read_text()
+    assert card["cut_people"] == num_truncated
+    assert f"| people told with their last lines only | {num_truncated} |" in (cut.folder / "data_card.md").read_text()
     assert "last lines" not in (whole.folder / "data_card.md").read_text()
-    assert whole.num_cut("test") == {}
+    assert whole.num_truncated("test") == {}
     template = dataclasses.replace(settings_of([]).template, max_tokens=limit)
     details = text_details(template, cut, "test")
-    assert details == {"max_tokens": str(limit), **{name: str(value) for name, value in cut.num_cut("test").items()}}
+    assert details == {
+        "max_tokens": str(limit),
+        **{name: str(value) for name, value in cut.num_truncated("test").items()},
+    }
     assert text_details(settings_of([]).template, whole, "test") == {}
     line = describe_cut(cut, limit, "test")
     assert line.startswith(
@@ -312,19 +315,23 @@ def test_refusals_say_how_many_people_are_longer(whole_and_cut) -> None:
     rows = whole.careers("test")
     num_long = int((rows.num_tokens() > limit).sum())
     count = rf"; {num_long} of {len(rows)} people of this split are longer$"
-    with pytest.raises(RowTooShort, match=r"career '\d+' of SYNTHETIC \(test\) has \d+ tokens, ADVICE" + count):
+    with pytest.raises(
+        SequenceTooLongError, match=r"career '\d+' of SYNTHETIC \(test\) has \d+ tokens, ADVICE" + count
+    ):
         check_lengths(whole, limit, "ADVICE", ("test",))
     evaluation = dataclasses.replace(settings_of([]).evaluation, row_length=limit)
-    with pytest.raises(RowTooShort, match=r"row_length=\d+ or more, or with too_long=last_lines" + count):
+    with pytest.raises(SequenceTooLongError, match=r"row_length=\d+ or more, or with too_long=last_lines" + count):
         plan_evaluation(rows, evaluation)
-    with pytest.raises(RowTooShort, match=r"1 of \d+ people of this split is longer$"):
+    with pytest.raises(SequenceTooLongError, match=r"1 of \d+ people of this split is longer$"):
         check_lengths(whole, int(rows.num_tokens().max()) - 1, "ADVICE", ("test",))
 
 
 def test_who_does_not_fit_without_any_history_is_refused(whole_and_cut, tmp_path: Path) -> None:
     store = prepare_store(small(tmp_path, "+template.max_tokens=20"), quiet)
     everybody = store.num_people("test")
-    with pytest.raises(RowTooShort, match=rf"without a line of history, .*; {everybody} of {everybody} people of this"):
+    with pytest.raises(
+        SequenceTooLongError, match=rf"without a line of history, .*; {everybody} of {everybody} people of this"
+    ):
         check_cut(store, 20, "test")
     check_cut(whole_and_cut[1], whole_and_cut[2], "test")
 
@@ -383,13 +390,13 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
 
     def score(*overrides: str) -> None:
         settings = compose_settings(EvaluateSettings, "evaluate", [run, *overrides])
-        score_run(settings, Ranks(0, 1, 0, torch.device("cpu")), lines.append)
+        score_run(settings, DistributedContext(0, 1, 0, torch.device("cpu")), lines.append)
 
     def table(name: str):
         rows, info = read_score_table(tmp_path / f"runs/small/scores/{name}.parquet")
         return rows["title"].to_numpy(), info
 
-    with pytest.raises(RowTooShort, match="people of this split are longer"):
+    with pytest.raises(SequenceTooLongError, match="people of this split are longer"):
         score("prompt=titles")
     run_well("evaluate.py", [run, "prompt=titles", "row_length=8192"], world_size=2, log=tmp_path / "log")
     score()

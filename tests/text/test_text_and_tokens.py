@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from laborllm_dist.careers.occupations.vocabulary import read_vocabulary
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
-from laborllm_dist.errors import TemplateError, TitleInsideToken, TokenizerError
+from laborllm_dist.errors import TemplateError, TitleBoundaryError, TokenizerError
 from laborllm_dist.store.tokenize import title_token_ids, tokenise_careers
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
 from laborllm_dist.text.template import CareerText, compile_template, render_career
@@ -158,7 +158,7 @@ def test_spans_hold_for_any_title(titles: list[str]) -> None:
 def test_a_tokenizer_that_joins_a_title_to_the_next_line_is_refused() -> None:
     tokenizer = train_tokenizer(["x"], vocabulary_size=260)
     text = "1984: Cooks.1985: Cooks."  # no line end after the title
-    with pytest.raises(TitleInsideToken, match="does not keep the title 'Cooks' apart"):
+    with pytest.raises(TitleBoundaryError, match="does not keep the title 'Cooks' apart"):
         tokenise_careers([CareerText(text=text, title_spans=((5, 11),))], tokenizer)
 
 

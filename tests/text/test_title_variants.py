@@ -21,15 +21,15 @@ from laborllm_dist.config.run import CompareSettings, EvaluationSettings
 from laborllm_dist.errors import RunError, SettingsError, TemplateError
 from laborllm_dist.evaluation.plan import plan_evaluation
 from laborllm_dist.evaluation.score import observation_facts
-from laborllm_dist.io.run_directory import open_run
+from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.build import prepare_store
-from laborllm_dist.store.store import CareerRows, store_rows
+from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import tokenise_careers
 from laborllm_dist.store.tokenizer import train_tokenizer
 from laborllm_dist.text.template import compile_template, render_career
-from laborllm_dist.text.title_variants import shown_vocabulary
+from laborllm_dist.text.title_variants import display_vocabulary
 
 CODES = OccupationVocabulary(("436", "435", "unemployed"), ("Cooks", "Food servers, nonrestaurant", "Unemployed"))
 CAREER = CareerHistory(
@@ -72,7 +72,7 @@ WANTED = {
 
 
 def written(template: TemplateSettings, career: CareerHistory = CAREER) -> list[str]:
-    title_of = shown_vocabulary(CODES, template.titles).title_of()
+    title_of = display_vocabulary(CODES, template.titles).title_of()
     return [text.text for text in render_career(career, compile_template(template), title_of)]
 
 
@@ -89,17 +89,17 @@ def test_a_variant_word_for_word(name: str) -> None:
 def test_shuffled_titles_are_all_elsewhere_and_always_the_same() -> None:
     vocabulary = OccupationVocabulary(tuple(map(str, range(300))), tuple(f"Title {index}" for index in range(300)))
     settings = settings_of(["template=shuffled_titles"]).template.titles
-    shuffled = shown_vocabulary(vocabulary, settings)
+    shuffled = display_vocabulary(vocabulary, settings)
     assert shuffled.codes == vocabulary.codes
     assert sorted(shuffled.titles) == sorted(vocabulary.titles)
     assert not any(new == old for new, old in zip(shuffled.titles, vocabulary.titles, strict=True))
-    assert shown_vocabulary(vocabulary, settings) == shuffled
-    assert shown_vocabulary(vocabulary, dataclasses.replace(settings, seed=2)) != shuffled
+    assert display_vocabulary(vocabulary, settings) == shuffled
+    assert display_vocabulary(vocabulary, dataclasses.replace(settings, seed=2)) != shuffled
 
 
 def test_numeric_titles_have_one_width_so_that_none_begins_another() -> None:
     vocabulary = OccupationVocabulary(tuple(map(str, range(335))), tuple(f"T{index}" for index in range(335)))
-    titles = shown_vocabulary(vocabulary, TitleSettings("numeric", prefix="job_")).titles
+    titles = display_vocabulary(vocabulary, TitleSettings("numeric", prefix="job_")).titles
     assert (titles[0], titles[143], titles[334]) == ("job_001", "job_144", "job_335")
 
 
@@ -146,14 +146,14 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(history_lines: int) -> 
     table = store_rows(
         [career for career, _ in rendered], texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of()
     )
-    rows = CareerRows(table.combine_chunks(), VOCABULARY)
+    rows = CareerTable(table.combine_chunks(), VOCABULARY)
     found = {}
     plan = plan_evaluation(rows, EvaluationSettings("test", 512, 2, 1, "fp32"))
     for unit in plan.units:
         batch, places = scoring_batch(rows, unit, 512)
         with torch.inference_mode():
             scores_N = CareerLanguageModel(llama, COMPUTE)(batch)[1]
-            scores = observation_scores(batch.at_their_slots(scores_N), places.spans)
+            scores = observation_scores(batch.scatter_to_slots(scores_N), places.spans)
         for (row, position), score in zip(places.keys, scores, strict=True):
             found[rows.person(row)[1], int(position)] = score
 
@@ -188,6 +188,6 @@ def test_limited_history_has_the_same_observations_as_whole_careers(tmp_path: Pa
 def test_the_truth_needs_whole_careers(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, "template.history_lines=2"))
     store = prepare_store(settings, quiet)
-    run = open_run(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+    run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     with pytest.raises(RunError, match="the true probabilities need whole careers"):
         score_comparators(CompareSettings(str(run.path), ("truth",), "test"), quiet)

@@ -23,7 +23,7 @@ from laborllm_dist.checkpoint.load import full_weights
 from laborllm_dist.checkpoint.manifest import check_checkpoint, read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder
 from laborllm_dist.config.run import TrackingSettings
-from laborllm_dist.errors import DiskFull
+from laborllm_dist.errors import DiskFullError
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.tracking.run_log import RunLog
@@ -210,7 +210,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
 def test_a_full_disk_under_the_log_is_said_and_closing_does_not_try_again(small_disk: Path) -> None:
     off = TrackingSettings(wandb="off", project="p")
     log = RunLog(small_disk / "metrics.jsonl", off, name="n", settings={}, step=0)
-    with pytest.raises(DiskFull, match=r"while writing metrics.jsonl"), contextlib.closing(log):
+    with pytest.raises(DiskFullError, match=r"while writing metrics.jsonl"), contextlib.closing(log):
         for step in range(1, 3000):
             log.write({"step": step, "careers": "x" * 1000})
 

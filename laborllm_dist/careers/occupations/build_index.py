@@ -30,7 +30,7 @@ from pathlib import Path
 
 from laborllm_dist.careers.occupations.title_index import INDEX_PATH
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.io.files import writing
+from laborllm_dist.io.files import atomic_write
 
 ANY, NOT_LISTED, EXCEPT, NAMED, ASKED = range(5)
 _UNSPECIFIC = re.compile(r"n\.s\.|n\.e\.c\.|any|all other|not listed", re.IGNORECASE)
@@ -60,7 +60,7 @@ class Entry:
 def main(arguments: Sequence[str]) -> None:
     """Write the table."""
     source, target = Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else INDEX_PATH
-    with writing(target) as partial:
+    with atomic_write(target) as partial:
         partial.write_bytes(table_of(source))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from laborllm_dist.careers.occupations.occ1990dd import occ1990dd_vocabulary
 from laborllm_dist.careers.occupations.title_index import ONET_PATH
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.io.files import writing
+from laborllm_dist.io.files import atomic_write
 
 _MERGED = {"874": "873"}  # the vocabulary's rule for two codes of one title
 _TWO_SPELLINGS = re.compile(r"^(.*\S)\s*\(([^()]*\s[^()]*)\)$")
@@ -31,7 +31,7 @@ _TWO_SPELLINGS = re.compile(r"^(.*\S)\s*\(([^()]*\s[^()]*)\)$")
 def main(arguments: Sequence[str]) -> None:
     """Write the table."""
     source, target = Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else ONET_PATH
-    with writing(target) as partial:
+    with atomic_write(target) as partial:
         partial.write_bytes(table_of(source))
 
 

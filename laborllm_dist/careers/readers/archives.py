@@ -27,7 +27,7 @@ _BAD_ZIP = (
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """A file on its own (`name` is None), or one inside of the zip file `path`."""
 
     path: Path
@@ -104,7 +104,7 @@ _TOO_LARGE = (
 )
 
 
-def members_of_zip(path: Path) -> list[Member]:
+def members_of_zip(path: Path) -> list[ArchiveMember]:
     """Return the files in a zip, in order of name.
 
     Raises:
@@ -114,7 +114,7 @@ def members_of_zip(path: Path) -> list[Member]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-            return [Member(path, name) for name in names if not _is_of_a_mac(name)]
+            return [ArchiveMember(path, name) for name in names if not _is_of_a_mac(name)]
     except (*_BAD_ZIP, OSError) as error:
         raise DataFileError(f"{path}: not a readable zip file ({error}); download it again") from None
 

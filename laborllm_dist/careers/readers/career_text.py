@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from laborllm_dist.careers.occupations.vocabulary import Occupations, read_occupations
-from laborllm_dist.careers.person_records import PersonRead, ReadPerson
+from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
 from laborllm_dist.careers.readers.cells import as_year, with_plain_blanks
 from laborllm_dist.careers.readers.reader import Reader
 from laborllm_dist.careers.readers.tabular import text_lines
@@ -29,7 +29,7 @@ from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import MISSING_WORDS, CareerTextSettings, is_missing
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.io.files import disk_errors_are_said, flush_to_disk
+from laborllm_dist.io.files import fsync_path, translate_disk_errors
 from laborllm_dist.io.recorded_folder import RECORD, make_new_folder
 
 _NAMES: dict[str, Split] = {"train": "train", "valid": "validation", "test": "test"}
@@ -65,7 +65,7 @@ def career_text_files(settings: CareerTextSettings) -> list[Path]:
     return files
 
 
-def career_text_people(settings: CareerTextSettings, *, survey: str) -> Iterator[ReadPerson]:
+def career_text_people(settings: CareerTextSettings, *, survey: str) -> Iterator[PersonThunk]:
     """Yield the people of a folder, split by split; a person is named by split and line, such as train-0000001.
 
     Raises:
@@ -81,7 +81,7 @@ def career_text_people(settings: CareerTextSettings, *, survey: str) -> Iterator
             yield from _people_of_split(name, of_split, reader)
 
 
-def _people_of_split(name: str, files: dict[str, Path], reader: _CareerReader) -> Iterator[ReadPerson]:
+def _people_of_split(name: str, files: dict[str, Path], reader: _CareerReader) -> Iterator[PersonThunk]:
     problems = {kind: Problems(path, "line") for kind, path in files.items()}
     with ExitStack() as stack:
         lines = {kind: text_lines(stack.enter_context(path.open("rb")), problems[kind]) for kind, path in files.items()}
@@ -91,7 +91,7 @@ def _people_of_split(name: str, files: dict[str, Path], reader: _CareerReader) -
                 break
             career = reader(f"{name}-{number:07d}", number, row, problems)
             if career is not None:
-                yield functools.partial(PersonRead, career, (), _NAMES[name])
+                yield functools.partial(PersonRecord, career, (), _NAMES[name])
         for kind, text in row.items():
             if text is not None:
                 problems[kind].add(number, None, f"{files['job'].name} has no such line; a line is a person")
@@ -186,17 +186,17 @@ def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Pa
 
     Raises:
         DataFileError: if the folder exists, or an occupation's code has a blank.
-        DiskFull: if there is no room left; nothing is left behind then.
+        DiskFullError: if there is no room left; nothing is left behind then.
     """
     check_new_folder(folder)
     building = folder.with_name(folder.name + ".partial")
-    with disk_errors_are_said(folder):
+    with translate_disk_errors(folder):
         make_new_folder(building)
         try:
             counts = _write_files(careers, building)
             (building / RECORD).unlink()
             for path in building.iterdir():
-                flush_to_disk(path)
+                fsync_path(path)
             building.rename(folder)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import get_args
 
 from laborllm_dist.careers.occupations.vocabulary import Occupations, read_occupations
-from laborllm_dist.careers.person_records import Drop, PersonRead, ReadPerson
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord, PersonThunk
 from laborllm_dist.careers.readers.cells import (
     OTHER_BLANK,
     InexactId,
@@ -82,7 +82,7 @@ def read_long_panel(settings: LongPanelSettings, *, survey: str) -> Iterator[Car
     return (career for read in people if (career := read().career) is not None)
 
 
-def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[ReadPerson]:
+def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[PersonThunk]:
     """Return the people of a panel in the order of their first row, with what is left out of each.
 
     Raises:
@@ -227,9 +227,9 @@ def _status_of(settings: StatusSettings, word: str) -> Status | None:
 
 def _read_person(
     person: str, worker: _Worker, survey: str, settings: LongPanelSettings, occupations: Occupations
-) -> PersonRead:
+) -> PersonRecord:
     jobs: list[Job] = []
-    drops: list[Drop] = []
+    drops: list[Exclusion] = []
     states = _states(settings.status, occupations)
     is_uncertain = settings.status is not None and settings.status.unknown == "leave_out"
     for year, row in sorted(worker.years.items()):
@@ -239,15 +239,15 @@ def _read_person(
             jobs.append(Job(year, code, row.education))
         elif row.status in states and row.status != "armed_forces":
             drops.append(
-                Drop(f"{str(row.status).replace('_', ' ')}, for which the list of occupations has no code", year)
+                Exclusion(f"{str(row.status).replace('_', ' ')}, for which the list of occupations has no code", year)
             )
         else:
             reason = (
                 why_left_out(row.status, row.occupation, row.why_none) if has_status else f"occupation {row.why_none}"
             )
-            drops.append(Drop(reason, year, code=row.code))
+            drops.append(Exclusion(reason, year, code=row.code))
     if not jobs:
-        return PersonRead(None, (*drops, Drop("person without any observation")), changes=tuple(worker.changes))
+        return PersonRecord(None, (*drops, Exclusion("person without any observation")), changes=tuple(worker.changes))
     birth = worker.facts.get("birth_year")
     career = CareerHistory(
         person=person,
@@ -258,7 +258,7 @@ def _read_person(
         region=worker.regions[min(worker.regions)] if worker.regions else None,
         jobs=tuple(jobs),
     )
-    return PersonRead(career, tuple(drops), changes=tuple(worker.changes))
+    return PersonRecord(career, tuple(drops), changes=tuple(worker.changes))
 
 
 def _states(settings: StatusSettings | None, occupations: Occupations) -> dict[Status, str | None]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from laborllm_dist.careers.occupations.occ1990dd import EDUCATION, MILITARY, NOT_IN_LABOR_FORCE, UNEMPLOYED
-from laborllm_dist.careers.person_records import Drop, PersonRead
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import SurveySettings
 
@@ -73,7 +73,7 @@ def years_of_schooling_level(grades: int) -> str:
     return "college" if grades == 16 else "graduate school"
 
 
-def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: SurveySettings) -> PersonRead:
+def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: SurveySettings) -> PersonRecord:
     """Return a person's career, and every year that is left out.
 
     Args:
@@ -85,7 +85,7 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
     first, last = settings.first_year or 0, settings.last_year or 9999
     wanted = sorted((each for each in years if first <= each.year <= last), key=lambda each: each.year)
     jobs: list[Job] = []
-    drops: list[Drop] = []
+    drops: list[Exclusion] = []
     for each in _with_education_to_date(wanted):
         reason = _age_reason(each.year, worker.birth_year, settings)
         is_uncertain = each.may_be_last and settings.unknown_status == "leave_out"
@@ -94,7 +94,7 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
             jobs.append(Job(each.year, occupation, each.education))
         else:
             drops.append(
-                Drop(
+                Exclusion(
                     reason or why_left_out(each.status, each.occupation, each.why_none),
                     each.year,
                     code=None if reason else each.unmapped_code,
@@ -102,7 +102,7 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
             )
     if not jobs:
         why = "person without any observation" if wanted else "person never interviewed in these years"
-        return PersonRead(None, (*drops, Drop(why)))
+        return PersonRecord(None, (*drops, Exclusion(why)))
     career = CareerHistory(
         person=worker.person,
         survey=worker.survey,
@@ -112,7 +112,7 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
         region=next((each.region for each in wanted if each.region is not None), None),
         jobs=tuple(jobs),
     )
-    return PersonRead(career, tuple(drops))
+    return PersonRecord(career, tuple(drops))
 
 
 def _with_education_to_date(years: list[PersonYear]) -> list[PersonYear]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from laborllm_dist.careers.person_records import PersonRead, ReadPerson
+from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.corpora import VocabularySettings
 
@@ -46,7 +46,7 @@ class Reader(Generic[Group]):
         version: what identifies the content of a source without files.
     """
 
-    people: Callable[[Group, str], Iterator[ReadPerson]]
+    people: Callable[[Group, str], Iterator[PersonThunk]]
     vocabulary: Callable[[Group], OccupationVocabulary]
     files: Callable[[Group], list[Path]] = _nothing
     own_occupations: Callable[[Group], VocabularySettings | None] = _none
@@ -56,6 +56,6 @@ class Reader(Generic[Group]):
     version: Callable[[], str] | None = None
 
 
-def as_people(careers: Iterable[CareerHistory]) -> Iterator[ReadPerson]:
+def as_people(careers: Iterable[CareerHistory]) -> Iterator[PersonThunk]:
     """Return whole careers as people of whom nothing is left out."""
-    return (functools.partial(PersonRead, career) for career in careers)
+    return (functools.partial(PersonRecord, career) for career in careers)

@@ -14,9 +14,9 @@ from helpers.psid import write_cart
 from helpers.runs import settings_of
 
 from laborllm_dist.careers.corpus import corpus_notes, reachable_by_year
-from laborllm_dist.careers.corpus_counts import Tally, tally_from_values, tally_people
+from laborllm_dist.careers.corpus_counts import CorpusCounts, tally_from_values, tally_people
 from laborllm_dist.careers.occupations.occ1990dd import crosswalk, occ1990dd_vocabulary, reachable_codes
-from laborllm_dist.careers.person_records import PersonRead
+from laborllm_dist.careers.person_records import PersonRecord
 from laborllm_dist.careers.readers.nls.people import missing_variables, nls_people
 from laborllm_dist.careers.readers.nls.variables import nls_variables, other_occupations
 from laborllm_dist.careers.readers.psid.people import psid_people
@@ -55,7 +55,7 @@ def test_2010_codes_fall_back_to_the_table_of_2000() -> None:
     )
 
 
-def read(path: Path, **changes) -> list[PersonRead]:
+def read(path: Path, **changes) -> list[PersonRecord]:
     wanted = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
     return [person() for person in nls_people(wanted, "NLSY79", survey="NLSY79")]
 
@@ -169,7 +169,7 @@ def test_the_data_card_lists_codes_without_an_occupation(tmp_path: Path) -> None
     ]  # fmt: skip
     assert f"| 102 | {reasons[1]} | 2 |" in card_markdown(card)
     assert "### Codes without an occupation" not in card_markdown(
-        card_values({"nlsy79": Tally()}, data, {}, {}, {"nlsy79": {}}, [])
+        card_values({"nlsy79": CorpusCounts()}, data, {}, {}, {"nlsy79": {}}, [])
     )
 
 

@@ -10,7 +10,7 @@ from helpers.runs import quiet, settings_of, small_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laborllm_dist.careers.person_records import PersonRead
+from laborllm_dist.careers.person_records import PersonRecord
 from laborllm_dist.careers.readers.career_text import (
     career_text_files,
     career_text_people,
@@ -54,13 +54,13 @@ def write(folder: Path, **changes: str) -> CareerTextSettings:
     return CareerTextSettings(str(folder), codes, ("unknown", "<unk>"))
 
 
-def read(wanted: CareerTextSettings) -> list[PersonRead]:
+def read(wanted: CareerTextSettings) -> list[PersonRecord]:
     return [person() for person in career_text_people(wanted, survey="CAREER")]
 
 
 def test_three_people_by_hand(tmp_path: Path) -> None:
     assert read(write(tmp_path)) == [
-        PersonRead(FIRST, (), "train"), PersonRead(SECOND, (), "train"), PersonRead(THIRD, (), "test"),
+        PersonRecord(FIRST, (), "train"), PersonRecord(SECOND, (), "train"), PersonRecord(THIRD, (), "test"),
     ]  # fmt: skip
 
 

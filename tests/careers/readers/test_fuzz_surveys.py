@@ -15,7 +15,7 @@ from helpers.reference.slow_tables import Wrong, number_in, slow_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laborllm_dist.careers.person_records import PersonRead
+from laborllm_dist.careers.person_records import PersonRecord
 from laborllm_dist.careers.readers.nls.people import nls_people
 from laborllm_dist.careers.readers.psid.people import psid_people
 from laborllm_dist.config.corpora import SurveySettings
@@ -32,7 +32,7 @@ CHILD = {("ER30001", 0): 5, ("ER30002", 0): 30, ("ER32000", 0): 2, **wave(2013, 
 PEOPLE = [HEAD, PARTNER, CHILD]
 # Where a set-up file lists the variables, and the header before it.
 SECTIONS = {".do": (b"JOBID", b"using"), ".sas": (b"INFILE", b"run ;"), ".sps": (b"LRECL", b"EXECUTE")}
-Read = Callable[[Path], list[PersonRead]]
+Read = Callable[[Path], list[PersonRecord]]
 NUMBERS = (
     "-1",
     "-4",
@@ -60,12 +60,12 @@ def memory() -> Iterator[None]:
         yield
 
 
-def read_nls(path: Path) -> list[PersonRead]:
+def read_nls(path: Path) -> list[PersonRecord]:
     people = nls_people(SurveySettings(path=str(path), variables="all", **BOUNDS), "NLSY79", survey="NLSY79")
     return [person() for person in people]
 
 
-def read_psid(path: Path) -> list[PersonRead]:
+def read_psid(path: Path) -> list[PersonRecord]:
     wanted = SurveySettings(path=str(path), variables="all", **{**BOUNDS, "first_year": FIRST_YEAR})
     return [person() for person in psid_people(wanted, survey="PSID")]
 
@@ -92,12 +92,12 @@ def extracts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @functools.lru_cache
-def read_before(read: Read, where: Path) -> list[PersonRead]:
+def read_before(read: Read, where: Path) -> list[PersonRecord]:
     """Return the people of an extract that nothing is wrong with."""
     return read(where)
 
 
-def read_damaged(path: Path, content: bytes, where: Path, read: Read) -> list[PersonRead] | Refusal:
+def read_damaged(path: Path, content: bytes, where: Path, read: Read) -> list[PersonRecord] | Refusal:
     """Read an extract with other content in one of its files."""
     before = path.read_bytes()
     read_before(read, where)

@@ -61,7 +61,7 @@ from laborllm_dist.config.corpora import (
     VocabularySettings,
 )
 from laborllm_dist.prediction.request_files import read_asked
-from laborllm_dist.prediction.requests import AskedCareer
+from laborllm_dist.prediction.requests import PredictionRequest
 
 CODES = {"1": "1", "2": "2", "2.0": "2", "03": "03", "-8": "-8", "a b": "a b"}
 HEADER = ["person", "year", "occupation", "birth_year", "gender", "ethnicity", "region", "education", "extra"]
@@ -549,9 +549,9 @@ def slow_json(content: bytes) -> list[Any]:
     return values
 
 
-def slow_asked(people: list[Any], surveys: tuple[str, ...]) -> list[AskedCareer]:
+def slow_asked(people: list[Any], surveys: tuple[str, ...]) -> list[PredictionRequest]:
     """Return the careers that objects ask for."""
-    careers: dict[tuple[str, str], AskedCareer] = {}
+    careers: dict[tuple[str, str], PredictionRequest] = {}
     for value in people:
         cells = slow_texts(value, {"person", "survey", *OPTIONAL[:4], "jobs", "next"})
         survey = cells.get("survey", "")
@@ -569,7 +569,7 @@ def slow_asked(people: list[Any], surveys: tuple[str, ...]) -> list[AskedCareer]
     return list(careers.values())
 
 
-def slow_years_asked(key: tuple[str, str], value: dict[str, Any], facts: tuple[Any, ...]) -> AskedCareer:
+def slow_years_asked(key: tuple[str, str], value: dict[str, Any], facts: tuple[Any, ...]) -> PredictionRequest:
     jobs, asked = value.get("jobs"), value.get("next")
     if not isinstance(jobs, list | None):
         raise Wrong("jobs")
@@ -599,7 +599,7 @@ def slow_years_asked(key: tuple[str, str], value: dict[str, Any], facts: tuple[A
     in_order = tuple(job for _, job in sorted(years.items()))
     before = [job.education for job in in_order if job.education is not None]
     history = CareerHistory(key[1], key[0], *facts, in_order)
-    return AskedCareer(history, year, education or (before[-1] if before else None))
+    return PredictionRequest(history, year, education or (before[-1] if before else None))
 
 
 def slow_texts(value: Any, names: set[str]) -> dict[str, str]:

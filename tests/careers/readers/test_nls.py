@@ -15,8 +15,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from laborllm_dist.careers.occupations.occ1990dd import TABLES, crosswalk, occ1990dd_vocabulary
-from laborllm_dist.careers.person_records import Drop, PersonRead
-from laborllm_dist.careers.readers.archives import Member
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord
+from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.readers.nls.codebook import read_codebook, read_variable_names
 from laborllm_dist.careers.readers.nls.extract import read_extract
 from laborllm_dist.careers.readers.nls.files import find_extract, nls_files
@@ -27,15 +27,15 @@ from laborllm_dist.config.corpora import SurveySettings
 from laborllm_dist.errors import DataFileError, LaborError
 
 
-def read(path: Path, cohort: Cohort = "NLSY79", **changes) -> list[PersonRead]:
+def read(path: Path, cohort: Cohort = "NLSY79", **changes) -> list[PersonRecord]:
     wanted = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
     return [person() for person in nls_people(wanted, cohort, survey=cohort)]
 
 
 WOMAN_DROPS = (
-    Drop("working, occupation not codeable", 1984),
-    Drop("working, occupation invalid skip", 1985),
-    Drop("not working, unemployed or out of the labor force not told apart", 2008),
+    Exclusion("working, occupation not codeable", 1984),
+    Exclusion("working, occupation invalid skip", 1985),
+    Exclusion("not working, unemployed or out of the labor force not told apart", 2008),
 )
 
 
@@ -43,12 +43,12 @@ WOMAN_DROPS = (
 def test_careers_of_the_nlsy79_by_hand_in_every_form_of_the_extract(form: str, tmp_path: Path) -> None:
     rows = made_rows("NLSY79", [WOMAN, SILENT, NOBODY], [WOMAN_YEARS, {1990}, set()])
     woman, silent, nobody = read(write_extract(tmp_path, "NLSY79", rows, form=form))
-    assert woman == PersonRead(WOMAN_CAREER, WOMAN_DROPS)
+    assert woman == PersonRecord(WOMAN_CAREER, WOMAN_DROPS)
     # Of 1979 nothing is known but that there was an interview.
-    unknown = Drop("employment status not known, occupation valid skip", 1979)
-    nothing = Drop("person without any observation")
-    assert silent == PersonRead(None, (unknown, Drop("working, occupation refused", 1990), nothing))
-    assert nobody == PersonRead(None, (unknown, nothing))
+    unknown = Exclusion("employment status not known, occupation valid skip", 1979)
+    nothing = Exclusion("person without any observation")
+    assert silent == PersonRecord(None, (unknown, Exclusion("working, occupation refused", 1990), nothing))
+    assert nobody == PersonRecord(None, (unknown, nothing))
 
 
 def test_careers_of_the_nlsy97_by_hand(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_folder_with_the_downloaded_zip_alone_is_that_extract(tmp_path: Path) 
 
 
 def test_a_member_that_cannot_be_read_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match=r"gone.csv: cannot be read"), Member(tmp_path / "gone.csv").open():
+    with pytest.raises(DataFileError, match=r"gone.csv: cannot be read"), ArchiveMember(tmp_path / "gone.csv").open():
         raise AssertionError("not reached")
 
 
@@ -395,7 +395,7 @@ def test_a_last_occupation_of_unknown_status_is_left_out_unless_the_settings_cou
     path = write_extract(tmp_path, "NLSY79", made_rows("NLSY79", [person], [{2002, 2014}]))
     (left_out,) = read(path)
     assert [job.year for job in left_out.career.jobs] == [2002]
-    assert Drop("employment status not known, occupation is of the present or last job", 2014) in left_out.drops
+    assert Exclusion("employment status not known, occupation is of the present or last job", 2014) in left_out.drops
     (counted,) = read(path, unknown_status="count")
     assert [job.year for job in counted.career.jobs] == [2002, 2014]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.runs import settings_of
 
-from laborllm_dist.careers.person_records import Drop, PersonRead
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord
 from laborllm_dist.careers.readers.long_panel import long_panel_people
 from laborllm_dist.config.corpora import LongPanelSettings
 from laborllm_dist.errors import DataFileError, SettingsError
@@ -24,7 +24,7 @@ def with_status(folder: Path, rows: str, *more: str) -> LongPanelSettings:
     return settings_of([*overrides, *more]).data.corpora["long_panel"].long_panel
 
 
-def read(wanted: LongPanelSettings) -> list[PersonRead]:
+def read(wanted: LongPanelSettings) -> list[PersonRecord]:
     return [person() for person in long_panel_people(wanted, survey="P")]
 
 
@@ -47,10 +47,10 @@ JOBS = {
     1987: "436", 1990: "436",
 }  # fmt: skip
 DROPS = (
-    Drop("working, occupation missing", 1986),
-    Drop("employment status not known, occupation missing", 1988),
-    Drop("not working, unemployed or out of the labor force not told apart", 1989),
-    Drop("working, occupation a number below zero", 1991),
+    Exclusion("working, occupation missing", 1986),
+    Exclusion("employment status not known, occupation missing", 1988),
+    Exclusion("not working, unemployed or out of the labor force not told apart", 1989),
+    Exclusion("working, occupation a number below zero", 1991),
 )
 
 
@@ -88,9 +88,9 @@ def test_a_state_that_the_list_of_occupations_lacks_is_left_out(tmp_path: Path) 
     (person,) = read(wanted)
     jobs = {job.year: job.occupation for job in person.career.jobs}
     assert jobs == {1980: "436", 1982: "idle", 1984: "436", 1987: "436", 1990: "436"}
-    assert Drop("unemployed, for which the list of occupations has no code", 1981) in person.drops
-    assert Drop("not working, for which the list of occupations has no code", 1983) in person.drops
-    assert Drop("working, occupation missing", 1985) in person.drops  # armed forces without an occupation
+    assert Exclusion("unemployed, for which the list of occupations has no code", 1981) in person.drops
+    assert Exclusion("not working, for which the list of occupations has no code", 1983) in person.drops
+    assert Exclusion("working, occupation missing", 1985) in person.drops  # armed forces without an occupation
 
 
 def test_status_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
@@ -105,4 +105,4 @@ def test_without_a_status_column_nothing_changes(tmp_path: Path) -> None:
     wanted = dataclasses.replace(wanted, columns=dataclasses.replace(wanted.columns, status=None))
     (person,) = read(wanted)
     assert [(job.year, job.occupation) for job in person.career.jobs] == [(1980, "436")]
-    assert person.drops == (Drop("occupation missing", 1981),)
+    assert person.drops == (Exclusion("occupation missing", 1981),)

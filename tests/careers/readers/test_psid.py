@@ -14,8 +14,8 @@ from helpers.psid import HEAD, PARTNER, WIDTH, cell, made_variables, setup_text,
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from laborllm_dist.careers.person_records import Drop, PersonRead
-from laborllm_dist.careers.readers.archives import Member
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord
+from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.readers.psid.concepts import ethnicity_of, psid_years, role_of, status_of
 from laborllm_dist.careers.readers.psid.layout import Variable, read_layout
 from laborllm_dist.careers.readers.psid.people import psid_people
@@ -34,12 +34,12 @@ BOUNDS = {
 }
 
 
-def read(path: Path, **changes) -> list[PersonRead]:
+def read(path: Path, **changes) -> list[PersonRecord]:
     wanted = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
     return [person() for person in psid_people(wanted, survey="PSID")]
 
 
-HEAD_READ = PersonRead(
+HEAD_READ = PersonRecord(
     CareerHistory(
         "5001", "PSID", 1950, "male", "white", "northeast",
         (
@@ -49,7 +49,7 @@ HEAD_READ = PersonRead(
             Job(1984, "435", "some college"),
         ),
     ),
-    (Drop("working, occupation not ascertained", 1985),),
+    (Exclusion("working, occupation not ascertained", 1985),),
 )  # fmt: skip
 # His wife: relation 2 to 1982, 20 from 1983 on, a keeper of the house in 1984; her race is asked from 1985 on.
 WIFE = {
@@ -60,14 +60,14 @@ WIFE = {
     **wave(1984, 14, 20, sp_employment_status=6, sp_occ_1970code=912),
     **wave(1985, 15, 20, sp_employment_status=1, sp_occ_1970code=810, sp_race_1=3, sp_hispanic=1, grades_completed=17),
 }  # fmt: skip
-WIFE_READ = PersonRead(
+WIFE_READ = PersonRecord(
     CareerHistory(
         "5002", "PSID", 1951, "female", "hispanic or latino", "northeast",
         (Job(1981, "436"), Job(1982, "905"), Job(1983, "64"), Job(1984, "not_in_labor_force")),
     ),
-    (Drop("working, occupation code without occ1990dd (census1970)", 1985),),
+    (Exclusion("working, occupation code without occ1990dd (census1970)", 1985),),
 )  # fmt: skip
-PARTNER_READ = PersonRead(
+PARTNER_READ = PersonRecord(
     CareerHistory(
         "6170", "PSID", 1970, "female", "black or african american", "west",
         (
@@ -85,13 +85,13 @@ MOVER = {
     **wave(1981, 21, 1, rp_employment_status=0, rp_occ_1970code=915, rp_race_1=7),
     **wave(1982, 22, 1, rp_employment_status=1, rp_occ_1970code=912), ("sequence_no", 1982): 71,
 }  # fmt: skip
-MOVER_READ = PersonRead(CareerHistory("7001", "PSID", None, None, "other", None, (Job(1981, "435"),)))
+MOVER_READ = PersonRecord(CareerHistory("7001", "PSID", None, None, "other", None, (Job(1981, "435"),)))
 # A child of the house is nobody's observation.
 CHILD = {("ER30001", 0): 5, ("ER30002", 0): 3, ("ER32000", 0): 1, **wave(1983, 13, 30), ("age", 1983): 9}
 PEOPLE = [HEAD, WIFE, PARTNER, MOVER, CHILD]
 READ = [
     HEAD_READ, WIFE_READ, PARTNER_READ, MOVER_READ,
-    PersonRead(None, (Drop("never head or spouse in these years"),)),
+    PersonRecord(None, (Exclusion("never head or spouse in these years"),)),
 ]  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_the_same_people_from_packaged_files(form: str, tmp_path: Path) -> None:
 
 def test_the_three_languages_of_set_up_files_say_the_same(tmp_path: Path) -> None:
     layouts = [
-        read_layout(Member(write_cart(tmp_path / form, PEOPLE, form=form) / f"J220485.{form}"))
+        read_layout(ArchiveMember(write_cart(tmp_path / form, PEOPLE, form=form) / f"J220485.{form}"))
         for form in ("do", "sas", "sps")
     ]
     assert layouts[0].variables == layouts[1].variables == layouts[2].variables
@@ -164,7 +164,7 @@ def cart_layout(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_a_set_up_file_with_columns_of_several_widths(tmp_path: Path) -> None:
     (tmp_path / "J1.do").write_text(CART_LAYOUT)
-    layout = read_layout(Member(tmp_path / "J1.do"))
+    layout = read_layout(ArchiveMember(tmp_path / "J1.do"))
     assert (layout.num_observations, layout.record_length) == (950, 70)
     assert list(layout.variables) == [
         Variable("ER30001", 2, 5), Variable("ER30002", 6, 8), Variable("ER25029", 10, 16), Variable("ER33903", 69, 70),
@@ -172,7 +172,7 @@ def test_a_set_up_file_with_columns_of_several_widths(tmp_path: Path) -> None:
 
 
 def test_the_real_set_up_file() -> None:
-    layout = read_layout(Member(shared_file("data/psid/example_cart_layout.do")))
+    layout = read_layout(ArchiveMember(shared_file("data/psid/example_cart_layout.do")))
     assert len(layout.variables) == 17
     assert (layout.num_observations, layout.record_length) == (25_262, 70)
     assert layout.variables[0] == Variable("ER30000", 1, 1)
@@ -220,7 +220,7 @@ def test_years_before_1981_are_read_from_the_retrospective_codes(tmp_path: Path)
     }  # fmt: skip
     (found,) = read(write_cart(tmp_path, [person], first_year=1968), first_year=1968)
     assert found.career.jobs == (Job(1974, "436"),)
-    assert found.drops == (Drop("working, occupation not coded in retrospect", 1975),)
+    assert found.drops == (Exclusion("working, occupation not coded in retrospect", 1975),)
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -406,7 +406,7 @@ def test_a_last_occupation_counts_only_where_the_person_is_known_to_work(tmp_pat
     folder = write_cart(tmp_path / "cart", [person])
     (left_out,) = read(folder)
     assert [job.year for job in left_out.career.jobs] == [1984]  # to 2001 the question is for the present job
-    assert left_out.drops == (Drop("employment status not known, occupation is of the present or last job", 2003),)
+    assert left_out.drops == (Exclusion("employment status not known, occupation is of the present or last job", 2003),)
     (counted,) = read(folder, unknown_status="count")
     assert [job.year for job in counted.career.jobs] == [1984, 2003]
 
@@ -418,7 +418,7 @@ def test_bounds_without_any_year_of_the_survey_are_refused(tmp_path: Path) -> No
 
 
 def test_data_in_the_layout_of_a_set_up_file(cart_layout: Path, tmp_path: Path) -> None:
-    layout = read_layout(Member(cart_layout))
+    layout = read_layout(ArchiveMember(cart_layout))
     people = [(4, 1), (4, 170), (5, 3)]
     names = ("ER30001", "ER30002", "ER33903")
     places = {variable.name: variable for variable in layout.variables}
@@ -430,7 +430,7 @@ def test_data_in_the_layout_of_a_set_up_file(cart_layout: Path, tmp_path: Path) 
                 place = places[name]
                 record[place.start - 1 : place.end] = str(number).rjust(place.end - place.start + 1)
             file.write("".join(record) + "\r\n")
-    columns = read_columns(Member(tmp_path / "J1.txt"), layout, names)
+    columns = read_columns(ArchiveMember(tmp_path / "J1.txt"), layout, names)
     assert {name: columns[name][:3].tolist() for name in names} == {
         "ER30001": [4, 4, 5], "ER30002": [1, 170, 3], "ER33903": [0, 1, 2],
     }  # fmt: skip

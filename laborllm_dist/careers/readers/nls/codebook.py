@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from laborllm_dist.careers.readers.archives import Member
+from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.readers.nls.files import ExtractFiles
 from laborllm_dist.careers.readers.nls.missing import MISSING_KINDS, Values
 from laborllm_dist.careers.validation_report import Problems
@@ -59,7 +59,7 @@ def reference_of(dotted: str) -> str:
     return dotted.replace(".", "")
 
 
-def read_variable_names(member: Member) -> list[VariableName]:
+def read_variable_names(member: ArchiveMember) -> list[VariableName]:
     """Return the variables of an .sdf file, in the order of their columns.
 
     Raises:
@@ -78,7 +78,7 @@ def read_variable_names(member: Member) -> list[VariableName]:
     return names
 
 
-def read_codebook(member: Member) -> dict[str, CodebookCounts]:
+def read_codebook(member: ArchiveMember) -> dict[str, CodebookCounts]:
     """Return the counts of every variable of a .cdb file, by reference number.
 
     Raises:

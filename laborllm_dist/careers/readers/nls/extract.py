@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laborllm_dist.careers.readers.archives import Member
+from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.readers.cells import whole_number
 from laborllm_dist.careers.readers.nls.codebook import VariableName, check_counts, read_codebook, read_variable_names
 from laborllm_dist.careers.readers.nls.files import ExtractFiles
@@ -32,7 +32,7 @@ _DOWNLOAD_AGAIN = "download the extract again and leave its files as they are"
 class Extract:
     """The columns of an extract that were asked for and are there, by reference number."""
 
-    table: Member
+    table: ArchiveMember
     columns: Mapping[str, Values]
     num_people: int
     num_variables: int

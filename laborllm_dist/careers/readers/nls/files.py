@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laborllm_dist.careers.readers.archives import Member, members_of_zip
+from laborllm_dist.careers.readers.archives import ArchiveMember, members_of_zip
 from laborllm_dist.careers.readers.file_formats import export_advice, refuse_pointers
 from laborllm_dist.errors import DataFileError
 
@@ -22,9 +22,9 @@ _SUFFIXES = (".csv", ".dat", ".sdf", ".cdb")
 class ExtractFiles:
     """The files of one extract: values in `table` (.csv, or .dat with `variables`)."""
 
-    table: Member
-    variables: Member | None  # .sdf
-    codebook: Member | None  # .cdb
+    table: ArchiveMember
+    variables: ArchiveMember | None  # .sdf
+    codebook: ArchiveMember | None  # .cdb
 
 
 def find_extract(path: Path) -> ExtractFiles:
@@ -62,7 +62,7 @@ def nls_files(path: Path) -> list[Path]:
     return sorted({member.path for member in (found.table, found.variables, found.codebook) if member is not None})
 
 
-def _members(path: Path) -> list[Member]:
+def _members(path: Path) -> list[ArchiveMember]:
     if path.is_dir():
         there = sorted(each for each in path.iterdir() if each.is_file())
         files = [each for each in there if each.suffix.lower() in (*_SUFFIXES, ".zip")]
@@ -71,7 +71,7 @@ def _members(path: Path) -> list[Member]:
         zips = [each for each in files if each.suffix.lower() == ".zip"]
         if len(zips) == len(files) == 1:
             return _zip_members(zips[0])
-        return [Member(each) for each in files if each not in zips]
+        return [ArchiveMember(each) for each in files if each not in zips]
     if not path.exists():
         raise DataFileError(f"no file at {path}")
     refuse_pointers(path)
@@ -79,12 +79,12 @@ def _members(path: Path) -> list[Member]:
         raise DataFileError(f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv")
     if path.suffix.lower() == ".zip":
         return _zip_members(path)
-    return [Member(each) for each in sorted(path.parent.iterdir()) if each.stem == path.stem and each.is_file()]
+    return [ArchiveMember(each) for each in sorted(path.parent.iterdir()) if each.stem == path.stem and each.is_file()]
 
 
-def _zip_members(path: Path) -> list[Member]:
+def _zip_members(path: Path) -> list[ArchiveMember]:
     return [member for member in members_of_zip(path) if member.suffix in _SUFFIXES]
 
 
-def _of_kind(members: Sequence[Member], suffix: str, stem: str | None = None) -> list[Member]:
+def _of_kind(members: Sequence[ArchiveMember], suffix: str, stem: str | None = None) -> list[ArchiveMember]:
     return [member for member in members if member.suffix == suffix and (stem is None or member.label.stem == stem)]

@@ -21,7 +21,7 @@ from laborllm_dist.careers.occupations.occ1990dd import (
     occ1990dd_vocabulary,
     without_occupation,
 )
-from laborllm_dist.careers.person_records import PersonRead, ReadPerson
+from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
 from laborllm_dist.careers.readers.nls.codebook import read_variable_names
 from laborllm_dist.careers.readers.nls.extract import Extract, column_names, read_extract
 from laborllm_dist.careers.readers.nls.files import ExtractFiles, find_extract, nls_files
@@ -87,7 +87,7 @@ class _Cohort:
     schemes: Mapping[int, Scheme | None]
 
 
-def nls_people(settings: SurveySettings, cohort: Cohort, *, survey: str) -> Iterator[ReadPerson]:
+def nls_people(settings: SurveySettings, cohort: Cohort, *, survey: str) -> Iterator[PersonThunk]:
     """Yield the people of an extract, in its order.
 
     Raises:
@@ -240,8 +240,8 @@ def _check_codes(extract: Extract, person_ids: Values) -> None:
     problems.refuse_if_any("download the extract again and leave its files as they are")
 
 
-def _person(columns: _Cohort, row: int, settings: SurveySettings, survey: str) -> ReadPerson:
-    def read() -> PersonRead:
+def _person(columns: _Cohort, row: int, settings: SurveySettings, survey: str) -> PersonThunk:
+    def read() -> PersonRecord:
         fixed = {concept: int(values[row]) for concept, values in columns.fixed.items()}
         worker = Worker(
             person=str(fixed["person_id"]),

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from laborllm_dist.careers.readers.archives import Member
+from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.validation_report import Problems
 
 # Where the list of variables begins and ends, by the ending of the set-up file.
@@ -52,13 +52,13 @@ class Variable:
 class Layout:
     """What a set-up file says; None: it does not."""
 
-    setup: Member
+    setup: ArchiveMember
     variables: tuple[Variable, ...]
     num_observations: int | None
     record_length: int | None
 
 
-def read_layout(setup: Member) -> Layout:
+def read_layout(setup: ArchiveMember) -> Layout:
     """Read a set-up file.
 
     Raises:

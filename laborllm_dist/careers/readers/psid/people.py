@@ -17,7 +17,7 @@ from laborllm_dist.careers.occupations.occ1990dd import (
     occ1990dd_vocabulary,
     without_occupation,
 )
-from laborllm_dist.careers.person_records import Drop, PersonRead, ReadPerson
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord, PersonThunk
 from laborllm_dist.careers.readers.person_years import PersonYear, Worker, career_from_years, years_of_schooling_level
 from laborllm_dist.careers.readers.psid.concepts import (
     FIRST_1970_CODES,
@@ -46,7 +46,7 @@ _MILITARY = {600: "905"}  # the PSID's own code beside the 1970 codes
 _NOT_ASCERTAINED = (999, 9999)
 
 
-def psid_people(settings: SurveySettings, *, survey: str) -> Iterator[ReadPerson]:
+def psid_people(settings: SurveySettings, *, survey: str) -> Iterator[PersonThunk]:
     """Yield the people of a download, in its order.
 
     Raises:
@@ -56,8 +56,8 @@ def psid_people(settings: SurveySettings, *, survey: str) -> Iterator[ReadPerson
     return (_reader(download, row, settings, survey) for row in range(len(download.people)))
 
 
-def _reader(download: Download, row: int, settings: SurveySettings, survey: str) -> ReadPerson:
-    def read() -> PersonRead:
+def _reader(download: Download, row: int, settings: SurveySettings, survey: str) -> PersonThunk:
+    def read() -> PersonRecord:
         roles = list(_roles(download, row))
         sex = download.columns.get(SEX)
         worker = Worker(
@@ -68,7 +68,7 @@ def _reader(download: Download, row: int, settings: SurveySettings, survey: str)
             ethnicity=_most_frequent(_ethnicities(download, row, roles)),
         )
         if not roles:
-            return PersonRead(None, (Drop("never head or spouse in these years"),))
+            return PersonRecord(None, (Exclusion("never head or spouse in these years"),))
         return career_from_years(worker, [_person_year(download, row, *each) for each in roles], settings)
 
     return read

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.careers.readers.archives import Member
+from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.readers.psid.layout import Layout, Variable
 from laborllm_dist.careers.validation_report import Problems
 
@@ -26,7 +26,7 @@ _BLANK, _ZERO, _NINE = b" 09"
 _DOWNLOAD_AGAIN = "download the data and their set-up file again, together"
 
 
-def read_columns(data: Member, layout: Layout, wanted: Sequence[str]) -> dict[str, Column]:
+def read_columns(data: ArchiveMember, layout: Layout, wanted: Sequence[str]) -> dict[str, Column]:
     """Return the columns of the wanted variables that the file has, by name.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laborllm_dist.careers.readers.archives import Member, members_of_zip
+from laborllm_dist.careers.readers.archives import ArchiveMember, members_of_zip
 from laborllm_dist.careers.readers.file_formats import export_advice, refuse_pointers
 from laborllm_dist.careers.readers.psid.layout import SETUP_SUFFIXES
 from laborllm_dist.errors import DataFileError
@@ -25,8 +25,8 @@ _DATA_NAME = re.compile(r"^(J\d{5,7}|FAM\d{4}(ER)?|IND\d{4}ER)$", re.IGNORECASE)
 class Source:
     """A fixed-width data file and its set-up file."""
 
-    data: Member
-    setup: Member
+    data: ArchiveMember
+    setup: ArchiveMember
 
 
 def find_sources(path: Path) -> list[Source]:
@@ -74,11 +74,13 @@ def psid_files(path: Path) -> list[Path]:
     return sorted({member.path for source in find_sources(path) for member in (source.data, source.setup)})
 
 
-def _is_formats(member: Member) -> bool:
+def _is_formats(member: ArchiveMember) -> bool:
     return member.label.stem.lower().endswith("_formats")
 
 
-def _setup_of(table: Member, tables: Sequence[Member], setups: Sequence[Member]) -> Member | None:
+def _setup_of(
+    table: ArchiveMember, tables: Sequence[ArchiveMember], setups: Sequence[ArchiveMember]
+) -> ArchiveMember | None:
     """Return the set-up file of the same name, or the only one there is where there is one data file."""
     stem = table.label.stem.lower()
     named = [setup for setup in setups if setup.label.stem.lower() == stem]
@@ -86,11 +88,11 @@ def _setup_of(table: Member, tables: Sequence[Member], setups: Sequence[Member])
     return min(candidates, key=lambda setup: SETUP_SUFFIXES.index(setup.suffix), default=None)
 
 
-def _members(path: Path) -> list[Member]:
+def _members(path: Path) -> list[ArchiveMember]:
     if path.is_dir():
         files = sorted(each for each in path.rglob("*") if each.is_file())
         zips = [member for each in files if each.suffix.lower() == ".zip" for member in members_of_zip(each)]
-        return [Member(each) for each in files if each.suffix.lower() != ".zip"] + zips
+        return [ArchiveMember(each) for each in files if each.suffix.lower() != ".zip"] + zips
     if not path.exists():
         raise DataFileError(f"no file at {path}")
     refuse_pointers(path)
@@ -99,7 +101,7 @@ def _members(path: Path) -> list[Member]:
     if path.suffix.lower() == ".zip":
         return members_of_zip(path)
     return [
-        Member(each)
+        ArchiveMember(each)
         for each in sorted(path.parent.iterdir())
         if each.stem.lower() == path.stem.lower() and each.is_file()
     ]

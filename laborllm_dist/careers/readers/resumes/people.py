@@ -1,6 +1,6 @@
 """From the dated jobs of a resume to a career with one occupation a year.
 
-What cannot be an observation is a `Drop` of its person: a job whose start or end nobody knows, one that no year
+What cannot be an observation is a `Exclusion` of its person: a job whose start or end nobody knows, one that no year
 belongs to by the year rule, and a year whose job has a code or title that is not known. With bad_dates=leave_out so is
 a job whose dates cannot be read, or cannot be true.
 """
@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from datetime import date
 
-from laborllm_dist.careers.person_records import Drop, PersonRead, ReadPerson
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord, PersonThunk
 from laborllm_dist.careers.readers.cells import same_code
 from laborllm_dist.careers.readers.reader import Reader
 from laborllm_dist.careers.readers.resumes.date_order import DateReader, date_columns
@@ -47,7 +47,7 @@ class _Block:
         return self._occupations.match_titles(spell for person in self._people for spell in person.spells)
 
 
-def resume_people(settings: ResumeSettings, *, survey: str) -> Iterator[ReadPerson]:
+def resume_people(settings: ResumeSettings, *, survey: str) -> Iterator[PersonThunk]:
     """Return the people of the files.
 
     Raises:
@@ -61,7 +61,7 @@ def resume_people(settings: ResumeSettings, *, survey: str) -> Iterator[ReadPers
     return _in_blocks(people, occupations, survey)
 
 
-def _in_blocks(people: PersonRows, occupations: OccupationReader, survey: str) -> Iterator[ReadPerson]:
+def _in_blocks(people: PersonRows, occupations: OccupationReader, survey: str) -> Iterator[PersonThunk]:
     remaining = iter(people)
     found_any = False
     while block := list(itertools.islice(remaining, _PEOPLE_PER_BLOCK)):
@@ -73,31 +73,31 @@ def _in_blocks(people: PersonRows, occupations: OccupationReader, survey: str) -
         raise DataFileError(f"{people.settings.path}: no rows")
 
 
-def _read_person(person: ResumePerson, block: _Block, occupations: OccupationReader, survey: str) -> PersonRead:
+def _read_person(person: ResumePerson, block: _Block, occupations: OccupationReader, survey: str) -> PersonRecord:
     settings = occupations.settings
     whole = [spell for spell in person.spells if spell.fault is None]
-    drops = [Drop(spell.fault, of="job") for spell in person.spells if spell.fault is not None]
+    drops = [Exclusion(spell.fault, of="job") for spell in person.spells if spell.fault is not None]
     placed = [spell for spell in whole if spell.start is not None or spell.order is not None]
-    drops += [Drop(f"job without {settings.when}", of="job")] * (len(whole) - len(placed))
+    drops += [Exclusion(f"job without {settings.when}", of="job")] * (len(whole) - len(placed))
     ended = with_ends(placed, settings.no_end, date(settings.last_year, 12, 31))
-    drops += [Drop("job without an end", of="job")] * (len(placed) - len(ended))
+    drops += [Exclusion("job without an end", of="job")] * (len(placed) - len(ended))
     if not person.spells:
-        drops.append(Drop("no jobs"))
+        drops.append(Exclusion("no jobs"))
     by_year = job_of_years(ended, settings.year_rule)
     held = {id(spell): spell for spell in by_year.values()}
-    drops += [Drop("job that no year belongs to, by the year rule", of="job")] * (len(ended) - len(held))
+    drops += [Exclusion("job that no year belongs to, by the year rule", of="job")] * (len(ended) - len(held))
     jobs: list[Job] = []
     education: str | None = None
     for year, spell in by_year.items():
         education = same_code(spell.education) if spell.education else education
         code = occupations.occupation(spell, block.matches)
         if code is None:
-            drops.append(Drop(occupations.why_none(spell), year, code=occupations.unmapped_code(spell)))
+            drops.append(Exclusion(occupations.why_none(spell), year, code=occupations.unmapped_code(spell)))
         else:
             jobs.append(Job(year, code, education))
     titles = occupations.coded_titles(held.values(), block.matches)
     career = _career(person, jobs, survey) if jobs else None
-    return PersonRead(career, tuple(drops), titles=titles, changes=tuple(person.changes))
+    return PersonRecord(career, tuple(drops), titles=titles, changes=tuple(person.changes))
 
 
 def _career(person: ResumePerson, jobs: Sequence[Job], survey: str) -> CareerHistory:

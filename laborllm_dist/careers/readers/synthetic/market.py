@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from laborllm_dist.careers.person_records import ReadPerson
+from laborllm_dist.careers.person_records import PersonThunk
 from laborllm_dist.careers.readers.reader import Reader, as_people
 from laborllm_dist.careers.readers.synthetic.titles import (
     AGE_BOUNDS,
@@ -301,7 +301,7 @@ def _tenure_class(tenure: int) -> int:
     return sum(tenure >= bound for bound in TENURE_BOUNDS)
 
 
-def _people(settings: SyntheticSettings, survey: str) -> Iterator[ReadPerson]:
+def _people(settings: SyntheticSettings, survey: str) -> Iterator[PersonThunk]:
     return as_people(make_market(settings).careers(settings.num_people, survey=survey))
 
 

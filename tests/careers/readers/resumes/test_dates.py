@@ -14,7 +14,7 @@ from helpers.resumes import coded, job, read, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laborllm_dist.careers.person_records import Drop, PersonRead
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord
 from laborllm_dist.careers.readers.cells import date_text
 from laborllm_dist.careers.readers.resumes.dates import (
     AmbiguousDate,
@@ -29,7 +29,7 @@ from laborllm_dist.errors import DataFileError
 DAY = {"day": date(2017, 6, 3), "month": date(2017, 3, 6)}
 
 
-def days_of(person: PersonRead) -> dict[int, str]:
+def days_of(person: PersonRecord) -> dict[int, str]:
     assert person.career is not None
     return {each.year: each.occupation for each in person.career.jobs}
 
@@ -155,7 +155,7 @@ def test_a_column_of_ranges_is_a_start_and_an_end(tmp_path: Path) -> None:
     a, b, c = read(dataclasses.replace(wanted, columns=columns))
     assert list(days_of(a)) == [2018, 2019, 2020]
     assert list(days_of(b)) == [2013, 2014, 2015]
-    assert c.drops == (Drop("job without an end", of="job"),)
+    assert c.drops == (Exclusion("job without an end", of="job"),)
     path.write_text(rows_of(job("a", "1", "2013 - 2014", "2015")))
     with pytest.raises(
         DataFileError, match=r"column start: '2013 - 2014' is not .*; it is a start and an end, but the job"
@@ -239,13 +239,13 @@ def test_dates_that_cannot_be_are_left_out_and_counted_on_request(tmp_path: Path
         read(left_out(path))
     a, b = read(left_out(path, bad_dates="leave_out"))
     assert days_of(a) == {2010: "1"}
-    unreadable = Drop("job with a date that cannot be read", of="job")
+    unreadable = Exclusion("job with a date that cannot be read", of="job")
     assert a.drops == (
         unreadable,
         unreadable,
-        Drop("job that ends before it starts", of="job"),
-        Drop("job that starts after the resumes were collected", of="job"),
-        Drop("job that starts before the person's birth", of="job"),
+        Exclusion("job that ends before it starts", of="job"),
+        Exclusion("job that starts after the resumes were collected", of="job"),
+        Exclusion("job that starts before the person's birth", of="job"),
     )
     assert (b.career, b.drops) == (None, (unreadable,))
     assert b.changes == ("column born: a birth year that cannot be read, taken as not known",)
@@ -256,4 +256,4 @@ def test_ambiguous_dates_are_left_out_and_counted_on_request(tmp_path: Path) -> 
     path.write_text(rows_of(job("a", "1", "03-06-2017", "2018"), job("a", "2", "2019", "2019")))
     (person,) = read(coded(path, bad_dates="leave_out"))
     assert days_of(person) == {2019: "2"}
-    assert person.drops == (Drop("job with a date that cannot be read", of="job"),)
+    assert person.drops == (Exclusion("job with a date that cannot be read", of="job"),)

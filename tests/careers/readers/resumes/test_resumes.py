@@ -17,7 +17,7 @@ from helpers.runs import settings_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from laborllm_dist.careers.person_records import Drop, PersonRead
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord
 from laborllm_dist.careers.readers.resumes.dates import NotADate, read_days
 from laborllm_dist.careers.readers.resumes.files import resume_files
 from laborllm_dist.careers.readers.resumes.first_places import FirstPlaces
@@ -88,7 +88,7 @@ def test_one_job_a_year_by_hand(tmp_path: Path) -> None:
         )
     )
     a, b, c = read(coded(path, last_year=2013))
-    assert a == PersonRead(
+    assert a == PersonRecord(
         CareerHistory(
             "a", "R", None, None, None, None,
             (Job(2010, "1", "bachelor"), Job(2011, "2", "bachelor"), Job(2012, "1", "master"), Job(2013, "1", "master")),
@@ -96,9 +96,9 @@ def test_one_job_a_year_by_hand(tmp_path: Path) -> None:
     )  # fmt: skip
     assert b.career.jobs == (Job(2001, "2"),)
     reasons = [("code not in the vocabulary", 2005), ("code not in the vocabulary", 2006), ("job without a code", 2007)]
-    undated = Drop("job without a start date", of="job")
-    assert c == PersonRead(None, (undated, *(Drop(reason, year) for reason, year in reasons)))
-    assert b.drops == (Drop("job that no year belongs to, by the year rule", of="job"),)
+    undated = Exclusion("job without a start date", of="job")
+    assert c == PersonRecord(None, (undated, *(Exclusion(reason, year) for reason, year in reasons)))
+    assert b.drops == (Exclusion("job that no year belongs to, by the year rule", of="job"),)
     a, _, _ = read(coded(path, last_year=2013, year_rule="latest"))
     assert [each.occupation for each in a.career.jobs] == ["2", "2", "1", "1"]
 
@@ -172,7 +172,7 @@ def test_the_shape_of_jobhop(tmp_path: Path) -> None:
     assert codes == [(year, "2353.1") for year in range(1996, 2000)] + [(2000, "3118.3.12"), (2001, "3118.3.12")]
     assert zero.career.jobs[0].education == "Master"
     assert [each.occupation for each in one.career.jobs] == ["0310.3"] * 3
-    assert two == PersonRead(None, (Drop("code not in the vocabulary", 1999),))
+    assert two == PersonRecord(None, (Exclusion("code not in the vocabulary", 1999),))
 
 
 def test_the_shape_of_karrierewege_which_has_an_order_and_no_dates(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_shape_of_karrierewege_which_has_an_order_and_no_dates(tmp_path: Pat
     )
     first, second = read(shipped("karrierewege", tmp_path))
     assert [(each.year, each.occupation) for each in first.career.jobs] == [(1, "436"), (2, "435")]
-    assert first.drops == (Drop("title not coded (score below 0.6)", 3),)
+    assert first.drops == (Exclusion("title not coded (score below 0.6)", 3),)
     assert [(each.title, each.code) for each in first.titles] == [
         ("cook", "436"),
         ("waitress", "435"),
@@ -245,7 +245,7 @@ def test_what_becomes_of_a_job_without_an_end(no_end, occupations, num_left_out:
     )
     (person,) = read(coded(path, no_end=no_end, last_year=2006))
     assert {each.year: each.occupation for each in person.career.jobs} == occupations
-    assert person.drops == (Drop("job without an end", of="job"),) * num_left_out
+    assert person.drops == (Exclusion("job without an end", of="job"),) * num_left_out
 
 
 def test_every_job_has_a_year_or_a_reason(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_every_job_has_a_year_or_a_reason(tmp_path: Path) -> None:
     )
     (person,) = read(coded(path))
     assert [each.occupation for each in person.career.jobs] == ["1"]
-    assert person.drops == (Drop("job that no year belongs to, by the year rule", of="job"),) * 2
+    assert person.drops == (Exclusion("job that no year belongs to, by the year rule", of="job"),) * 2
 
 
 def test_missing_and_ongoing_words_are_read_without_regard_to_capitals(tmp_path: Path) -> None:
