@@ -1,4 +1,4 @@
-# make quickstart   environment, real data, training and evaluation on 2 ranks, comparators, report
+# make quickstart   environment, real data, training and evaluation on 2 ranks, baselines, report
 # make test         the tests                make test-quick   those that start no ranks
 # make test-hosts   over two hosts           make test-slurm   under a Slurm of one node
 #                   (both as root, with Debian's programs; else they say what is missing)
@@ -33,13 +33,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # A step is done again only where something it is made from has changed; the scripts themselves go on where they were.
 SOURCES := $(shell find conf laborllm_dist launch -name '*.py' -o -name '*.yaml' -o -name '*.csv')
-COMPARATORS_quickstart := [marginal,first_order]
-COMPARATORS_synthetic_small := [marginal,first_order,truth]
+BASELINES_quickstart := [marginal,first_order]
+BASELINES_synthetic_small := [marginal,first_order,truth]
 
-quickstart: runs/quickstart/scores/comparators
+quickstart: runs/quickstart/scores/baselines
 	@python launch/report.py runs='[runs/quickstart]'
 
-synthetic: runs/synthetic_small/scores/comparators
+synthetic: runs/synthetic_small/scores/baselines
 	@python launch/report.py runs='[runs/synthetic_small]'
 
 runs/%/export/laborllm_dist.json: $(INSTALLED) $(SOURCES)
@@ -50,11 +50,11 @@ runs/%/scores/test.parquet: runs/%/export/laborllm_dist.json
 	@$(DEEPSPEED) launch/evaluate.py run=runs/$*
 	@touch $@
 
-runs/%/scores/comparators: runs/%/scores/test.parquet
-	@python launch/comparators.py run=runs/$* comparators='$(COMPARATORS_$*)'
+runs/%/scores/baselines: runs/%/scores/test.parquet
+	@python launch/baselines.py run=runs/$* baselines='$(BASELINES_$*)'
 	@touch $@
 
-.PRECIOUS: runs/%/export/laborllm_dist.json runs/%/scores/test.parquet runs/%/scores/comparators
+.PRECIOUS: runs/%/export/laborllm_dist.json runs/%/scores/test.parquet runs/%/scores/baselines
 
 test: test-quick test-ranks
 

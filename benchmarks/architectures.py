@@ -143,7 +143,7 @@ def scores_by_hand(model: nn.Module, careers: Sequence[TokenIds]) -> Tensor:
 def _composed(*more: str) -> RunSettings:
     known = ["model=pretrained", "model.path=none", "tokenizer=pretrained", "zero.precision=fp32"]
     # With AdamW's usual epsilon, the first step is +-1 for the smallest gradient, whose sign is rounding.
-    known += ["optimizer.epsilon=0.01", "optimizer.max_gradient_norm=null"]
+    known += ["optimizer.epsilon=0.01", "optimizer.max_grad_norm=null"]
     return compose_settings(RunSettings, "run", [*known, *more])
 
 
@@ -167,7 +167,11 @@ def plain_step(folder: Path) -> transformers.PreTrainedModel:
     """Return the model after a step of torch's AdamW, career by career."""
     model, wanted = transformers.AutoModelForCausalLM.from_pretrained(folder), settings_for(folder).optimizer
     careers = [torch.from_numpy(ids).long() for row in some_careers() for ids in row]
-    total = sum(nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum") for ids in careers)  # fmt: skip
+    losses = [
+        nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum")
+        for ids in careers
+    ]
+    total = torch.stack(losses).sum()
     (total / sum(len(ids) - 1 for ids in careers)).backward()
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     groups = [

@@ -126,7 +126,7 @@ def ours_all(
         ids = subject.rows.token_ids(career)[: int(stems[which][:, 2].max())]
         grown = PrefixState(pack_batch([[ids]], len(ids)))
         prompts = Prompts(stems[which], observed[which])
-        found.append(score_titles(model.edges, grown, prompts, subject.trie, tolerance=tolerance, nodes_per_pass=4096))
+        found.append(score_titles(model.edges, grown, prompts, subject.trie, tolerance=tolerance, max_tree_tokens=4096))
     return found
 
 

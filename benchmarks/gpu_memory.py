@@ -63,9 +63,9 @@ CASES = {
     "1B, ZeRO-2, 2 ranks": Case("1b", 2, ("zero=stage2_bf16",)),
     "1B, ZeRO-0": Case("1b", 1, ("zero=stage0", "zero.precision=bf16")),
     "1B, ZeRO-3 fp32, 2 ranks": Case("1b", 2, ("zero=stage3",)),
-    "7B, LoRA": Case("7b", 1, ("zero=stage1", "zero.precision=bf16", "adapter=lora", "batch.rows_per_pass=4")),
+    "7B, LoRA": Case("7b", 1, ("zero=stage1", "zero.precision=bf16", "adapter=lora", "batch.micro_batch_size=4")),
     "7B, LoRA, checkpointing": Case(
-        "7b", 1, ("zero=stage1", "zero.precision=bf16", "adapter=lora", "compute=large", "batch.rows_per_pass=4")
+        "7b", 1, ("zero=stage1", "zero.precision=bf16", "adapter=lora", "compute=large", "batch.micro_batch_size=4")
     ),
     "7B, ZeRO-3, 4 ranks": Case("7b", 4, ("zero=stage3_bf16", "compute=large")),
     "7B, ZeRO-3, 4 ranks, no checkpointing": Case("7b", 4, ("zero=stage3_bf16",)),

@@ -35,10 +35,10 @@ MARK = "--- start ---\n"
 SETTINGS = [
     "data=synthetic", "data.corpora.synthetic.synthetic.num_people=60", "tokenizer.vocabulary_size=400",
     "model.llama.hidden_size=32", "model.llama.intermediate_size=64", "model.llama.num_heads=2",
-    "model.llama.num_key_value_heads=1", "batch.row_length=1024", "batch.careers_per_step=16",
+    "model.llama.num_key_value_heads=1", "batch.max_seq_length=1024", "batch.global_batch_size=16",
     f"training.epochs={NUM_STEPS // STEPS_PER_EPOCH}", f"training.checkpoint_every_steps={EVERY}",
     "training.log_every_steps=1000", "training.validations_per_epoch=1",
-    "evaluation.row_length=1024", "ranks.timeout_minutes=2", "name=x",
+    "evaluation.max_seq_length=1024", "ranks.timeout_minutes=2", "name=x",
 ]  # fmt: skip
 
 

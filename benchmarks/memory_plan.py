@@ -24,8 +24,8 @@ MODEL = [
     "data=synthetic", "data.corpora.synthetic.synthetic.num_people=130", "tokenizer.vocabulary_size=8000",
     "model.llama.hidden_size=640", "model.llama.intermediate_size=1728", "model.llama.num_layers=10",
     "model.llama.num_heads=8", "model.llama.num_key_value_heads=8", "model.llama.tied_embeddings=false",
-    "batch.careers_per_step=32", "batch.row_length=1024", "batch.rows_per_pass=2", "training.epochs=1",
-    "training.log_every_steps=1", "optimizer.learning_rate=1e-4", "evaluation.row_length=1024",
+    "batch.global_batch_size=32", "batch.max_seq_length=1024", "batch.micro_batch_size=2", "training.epochs=1",
+    "training.log_every_steps=1", "optimizer.learning_rate=1e-4", "evaluation.max_seq_length=1024",
 ]  # fmt: skip
 SETTINGS = {
     "ZeRO-0": ["zero=stage0"],
@@ -33,7 +33,7 @@ SETTINGS = {
     "ZeRO-2": ["zero=stage2"],
     "ZeRO-3": ["zero=stage3"],
     "ZeRO-2, checkpointing": ["zero=stage2", "compute=large"],
-    "ZeRO-2, 4 rows": ["zero=stage2", "batch.rows_per_pass=4"],
+    "ZeRO-2, 4 rows": ["zero=stage2", "batch.micro_batch_size=4"],
     "ZeRO-2, chunks of 512": ["zero=stage2", "compute.loss_chunk_tokens=512"],
     "ZeRO-2, 8-bit AdamW": ["zero=stage2", "optimizer.kind=adamw_8bit"],
     "ZeRO-1, bf16": ["zero=stage1", "zero.precision=bf16"],

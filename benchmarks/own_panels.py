@@ -3,7 +3,7 @@
     python benchmarks/own_panels.py [--only PEOPLE ...] [--folder FOLDER] [--ranks NUMBER]
 
 Makes five panels of 300 to 10,000 people and 5 to 300 titles, and for each runs the commands of README, "Your own
-careers", as they stand there: training, evaluation, comparators. Prints perplexities on the test people and seconds.
+careers", as they stand there: training, evaluation, baselines. Prints perplexities on the test people and seconds.
 
 In these panels a person's next occupation depends on more than the last one: staying is likelier the longer somebody
 has been in an occupation, a third of the moves lead back to the occupation held before, and where other moves lead

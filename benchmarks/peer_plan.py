@@ -33,9 +33,9 @@ def main(path: str, overrides: list[str]) -> None:
     torch.save(
         {
             "steps": steps, "config": model.config.to_dict(), "weights": model.state_dict(),
-            "row_length": settings.batch.row_length, "learning_rate": settings.optimizer.learning_rate,
+            "max_seq_length": settings.batch.max_seq_length, "learning_rate": settings.optimizer.learning_rate,
             "betas": (settings.optimizer.beta1, settings.optimizer.beta2), "epsilon": settings.optimizer.epsilon,
-            "max_gradient_norm": settings.optimizer.max_gradient_norm,
+            "max_grad_norm": settings.optimizer.max_grad_norm,
         },
         path,
     )  # fmt: skip

@@ -45,7 +45,7 @@ def arguments(kind: Any, plan: dict[str, Any], folder: str, num_steps: int, **mo
         "adam_beta1": plan["betas"][0],
         "adam_beta2": plan["betas"][1],
         "adam_epsilon": plan["epsilon"],
-        "max_grad_norm": plan["max_gradient_norm"],
+        "max_grad_norm": plan["max_grad_norm"],
         "weight_decay": 0.0,
         "lr_scheduler_type": "constant",
         "optim": "adamw_torch",
@@ -100,7 +100,7 @@ def main(name: str, plan_path: str, folder: str, num_steps: int) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")),
                                         eos_token="1", pad_token="2")  # fmt: skip
     mean_step = sum(map(len, careers)) / len(plan["steps"])
-    rows_per_rank = max(1, round(mean_step / (0.97 * plan["row_length"] * RANKS)))
+    rows_per_rank = max(1, round(mean_step / (0.97 * plan["max_seq_length"] * RANKS)))
     settings = arguments(
         SFTConfig,
         plan,
@@ -108,7 +108,7 @@ def main(name: str, plan_path: str, folder: str, num_steps: int) -> None:
         num_steps,
         per_device_train_batch_size=rows_per_rank,
         packing=True,
-        max_length=plan["row_length"],
+        max_length=plan["max_seq_length"],
         gradient_checkpointing=False,
     )
     record = StepRecord(record_path, None)

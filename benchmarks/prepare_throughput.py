@@ -66,9 +66,9 @@ def made_rows(num_people: int) -> Iterator[str]:
             year = end + 1
 
 
-def prepare_one(kind: str, num_people: int, num_shards: int, folder: Path) -> None:
+def prepare_one(kind: str, num_people: int, num_workers: int, folder: Path) -> None:
     """Prepare one store and print its line."""
-    overrides = [f"store.root={folder}/stores", f"prepare.num_shards={num_shards}"]
+    overrides = [f"store.root={folder}/stores", f"prepare.num_workers={num_workers}"]
     if kind == "resumes":
         source = folder / "resumes.jsonl"
         with source.open("w") as file:
@@ -90,7 +90,7 @@ def prepare_one(kind: str, num_people: int, num_shards: int, folder: Path) -> No
     num_bytes = sum(path.stat().st_size for path in Path(store.folder).rglob("*") if path.is_file())
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     print(
-        f"{kind:<9}  {num_shards} shards  {num_people:>9,} people  {num_people / seconds * 60:>9,.0f} people/minute  "
+        f"{kind:<9}  {num_workers} shards  {num_people:>9,} people  {num_people / seconds * 60:>9,.0f} people/minute  "
         f"peak of a process {peak:>6,.0f} MiB  {num_bytes / num_careers:>6,.0f} bytes a career  "
         f"({num_careers:,} careers, {seconds:,.0f} s)",
         flush=True,

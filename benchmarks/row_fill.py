@@ -23,20 +23,20 @@ from laborllm_dist.store.build import prepare_store
 ROW_LENGTH = 2048
 
 
-def epoch_fill(lengths: npt.NDArray[np.int64], careers_per_step: int, *, balanced: bool) -> float:
+def epoch_fill(lengths: npt.NDArray[np.int64], global_batch_size: int, *, balanced: bool) -> float:
     """Return tokens / slots over one epoch: rows as short as their number allows, or all of ROW_LENGTH."""
-    order = TrainingSampler(num_careers=len(lengths), careers_per_step=careers_per_step, seed=1)
+    order = TrainingSampler(num_careers=len(lengths), global_batch_size=global_batch_size, seed=1)
     slots = 0
     for step in range(order.steps_per_epoch):
         careers = lengths[order.careers_of_step(step)].tolist()
         plan = pack_step(careers, ROW_LENGTH) if balanced else pack_careers(careers, ROW_LENGTH)
-        slots += len(plan.rows) * plan.row_length
+        slots += len(plan.rows) * plan.max_seq_length
     return int(lengths.sum()) / slots
 
 
-def padded_fill(lengths: npt.NDArray[np.int64], careers_per_step: int) -> float:
+def padded_fill(lengths: npt.NDArray[np.int64], global_batch_size: int) -> float:
     """Return tokens / slots where every career of a step is padded to the longest one."""
-    order = TrainingSampler(num_careers=len(lengths), careers_per_step=careers_per_step, seed=1)
+    order = TrainingSampler(num_careers=len(lengths), global_batch_size=global_batch_size, seed=1)
     steps = (lengths[order.careers_of_step(step)] for step in range(order.steps_per_epoch))
     return int(lengths.sum()) / sum(len(careers) * int(careers.max()) for careers in steps)
 
@@ -44,7 +44,7 @@ def padded_fill(lengths: npt.NDArray[np.int64], careers_per_step: int) -> float:
 def main() -> None:
     """Print the fill of training steps and of an evaluation."""
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"store.root={folder}", f"batch.row_length={ROW_LENGTH}"]
+        overrides = [f"store.root={folder}", f"batch.max_seq_length={ROW_LENGTH}"]
         if len(sys.argv) > 1:
             overrides += ["data=long_panel", f"data.corpora.long_panel.long_panel.path={sys.argv[1]}"]
         if len(sys.argv) > 2:
@@ -56,11 +56,11 @@ def main() -> None:
     num_tokens, longest = lengths.sum(), lengths.max()
     print(f"{len(lengths):,} training careers, {num_tokens:,} tokens, mean {lengths.mean():.0f}, longest {longest}")
     print(f"rows of at most {ROW_LENGTH} tokens; share of slots that hold a token, over one epoch")
-    for careers_per_step in (16, 32, 64):
-        balanced, full = (epoch_fill(lengths, careers_per_step, balanced=each) for each in (True, False))
-        padded = padded_fill(lengths, careers_per_step)
+    for global_batch_size in (16, 32, 64):
+        balanced, full = (epoch_fill(lengths, global_batch_size, balanced=each) for each in (True, False))
+        padded = padded_fill(lengths, global_batch_size)
         print(
-            f"  {careers_per_step} careers a step: {balanced:.1%}"
+            f"  {global_batch_size} careers a step: {balanced:.1%}"
             f"   (rows always {ROW_LENGTH} long: {full:.1%}; one career a row, padded: {padded:.1%})"
         )
     print(f"  all careers packed at once, as in evaluation: {pack_careers(lengths.tolist(), ROW_LENGTH).fill:.1%}")

@@ -26,10 +26,11 @@ PROJECT = HERE.parent
 RANKS, WARM_UP = 2, 5
 SETTINGS = [
     "tokenizer.vocabulary_size=1024", "model.llama.hidden_size=128", "model.llama.intermediate_size=384",
-    "model.llama.num_layers=3", "batch.careers_per_step=32", "batch.row_length=1024", "batch.rows_per_pass=16",
-    "optimizer.learning_rate=1e-3", "optimizer.decay=constant", "optimizer.warmup_share=0", "optimizer.weight_decay=0",
-    "optimizer.max_gradient_norm=1.0", "training.epochs=1", "training.log_every_steps=1000", "zero=stage0",
-    "evaluation.row_length=1024",
+    "model.llama.num_layers=3", "batch.global_batch_size=32", "batch.max_seq_length=1024", "batch.micro_batch_size=16",
+    "optimizer.learning_rate=1e-3", "optimizer.lr_scheduler=constant", "optimizer.warmup_ratio=0",
+    "optimizer.weight_decay=0", "optimizer.max_grad_norm=1.0", "training.epochs=1", "training.log_every_steps=1000",
+    "zero=stage0",
+    "evaluation.max_seq_length=1024",
 ]  # fmt: skip
 SYNTHETIC = ["data=synthetic"]
 

@@ -96,7 +96,7 @@ LATE = {
     ("scripts", "late"),
     [
         (["plan", "prepare", "report"], {"torch", *LATE}),
-        (["comparators", "convert", "evaluate", "train"], LATE),
+        (["baselines", "convert_gguf", "evaluate", "train"], LATE),
     ],
 )
 def test_scripts_start_without_what_they_may_not_need(scripts: list[str], late: set[str]) -> None:

@@ -31,7 +31,7 @@ def evaluate(shape: ModelShape) -> Iterator[Record]:
         model = new_model(settings, shape, ranks.device)
         scored = evaluated(model.hugging_face, settings.compute)
         yield observed_titles(scored, shape)
-        yield all_titles(scored, shape, settings.evaluation.nodes_per_pass)
+        yield all_titles(scored, shape, settings.evaluation.max_tree_tokens)
 
 
 def observed_titles(model: InferenceModel, shape: ModelShape) -> Record:
@@ -53,7 +53,7 @@ def observed_titles(model: InferenceModel, shape: ModelShape) -> Record:
     return Record("evaluate", "observed titles", "measured", numbers)
 
 
-def all_titles(model: InferenceModel, shape: ModelShape, nodes_per_pass: int) -> Record:
+def all_titles(model: InferenceModel, shape: ModelShape, max_tree_tokens: int) -> Record:
     """Score all titles after the prompts of one career."""
     trie = random_titles(shape.num_ids)
     (career,) = rows_of_careers(1, ROW_LENGTH, shape.num_ids, seed=1)[0][:1]
@@ -65,7 +65,7 @@ def all_titles(model: InferenceModel, shape: ModelShape, nodes_per_pass: int) ->
         synchronise()
         started = time.perf_counter()
         grown = PrefixState(pack_batch([[career]], len(career)).to(model.device))
-        score_titles(model.edges, grown, prompts, trie, tolerance=0.0, nodes_per_pass=nodes_per_pass)
+        score_titles(model.edges, grown, prompts, trie, tolerance=0.0, max_tree_tokens=max_tree_tokens)
         synchronise()
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)

@@ -55,7 +55,7 @@ def ratios(records: Sequence[Record]) -> list[Record]:
 
 
 def _ours(shape: ModelShape, rows: list[Row]) -> float:
-    settings = settings_for(shape, *BF16, f"batch.row_length={ROW_LENGTH}", f"batch.rows_per_pass={ROWS}")
+    settings = settings_for(shape, *BF16, f"batch.max_seq_length={ROW_LENGTH}", f"batch.micro_batch_size={ROWS}")
     steps = [rows[first : first + ROWS] for first in range(0, len(rows), ROWS)]
     with init_distributed(settings.ranks) as ranks:
         engine = make_engine(new_model(settings, shape, ranks.device), settings.zero, settings.optimizer, ranks)

@@ -47,15 +47,15 @@ class Timed:
     last_loss: float
 
 
-def train(name: str, row_length: int, shape: ModelShape) -> Iterator[Record]:
+def train(name: str, max_seq_length: int, shape: ModelShape) -> Iterator[Record]:
     """Measure training with as many rows a pass as fit by the plan."""
-    subject = f"rows of {row_length:,}"
+    subject = f"rows of {max_seq_length:,}"
     with init_distributed(settings_for(shape, f"ranks.threads_per_rank={num_cpus()}").ranks) as ranks:
-        num_rows = PASS_TOKENS // row_length if torch.cuda.is_available() else 1
+        num_rows = PASS_TOKENS // max_seq_length if torch.cuda.is_available() else 1
         while True:
-            batch = (f"batch.row_length={row_length}", f"batch.rows_per_pass={num_rows}")
+            batch = (f"batch.max_seq_length={max_seq_length}", f"batch.micro_batch_size={num_rows}")
             settings = settings_for(shape, *batch, *SETTINGS[name])
-            load = MicroBatchShape(num_rows, row_length)
+            load = MicroBatchShape(num_rows, max_seq_length)
             planned = plan_memory(shape, settings, load, world_size=1, process_bytes=None)
             lacking = what_lacks(planned)
             if lacking is None:
@@ -86,14 +86,14 @@ def measured(
     model = new_model(settings, shape, ranks.device)
     num_all, num_trainable = num_parameters(model)
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
-    rows, row_length = settings.batch.rows_per_pass, settings.batch.row_length
-    steps = [rows_of_careers(rows, row_length, shape.num_ids, seed) for seed in range(WARM_UP + TIMED)]
-    timed = timed_steps(engine, steps, row_length)
+    rows, max_seq_length = settings.batch.micro_batch_size, settings.batch.max_seq_length
+    steps = [rows_of_careers(rows, max_seq_length, shape.num_ids, seed) for seed in range(WARM_UP + TIMED)]
+    timed = timed_steps(engine, steps, max_seq_length)
     work = workload_of(steps[WARM_UP:])
     tokens_per_second = work.tokens_per_step / timed.seconds
     tflops = flops_per_token(shape, settings.adapter, attended=work.attended) * tokens_per_second / 1e12
     numbers = {
-        "rows_per_pass": rows, "parameters": num_all, "learnt": num_trainable, "seconds_per_step": timed.seconds,
+        "micro_batch_size": rows, "parameters": num_all, "learnt": num_trainable, "seconds_per_step": timed.seconds,
         "tokens_per_second": tokens_per_second, "tflop_per_second": tflops,
     }  # fmt: skip
     notes = []
@@ -123,11 +123,11 @@ def against_plan(planned: Memory) -> dict[str, float]:
     return {"peak_gib": peak / GIB, "planned_gib": planned.total / GIB, "planned_over_peak": planned.total / peak}
 
 
-def timed_steps(engine: ZeroEngine, steps: Sequence[Sequence[Row]], row_length: int) -> Timed:
+def timed_steps(engine: ZeroEngine, steps: Sequence[Sequence[Row]], max_seq_length: int) -> Timed:
     """Train steps of one pass each; those after the warm-up are timed."""
     seconds: list[float] = []
     losses: list[torch.Tensor] = []
-    for batch in [pack_batch(step, row_length) for step in steps]:
+    for batch in [pack_batch(step, max_seq_length) for step in steps]:
         synchronise()
         started = time.perf_counter()
         total = engine.forward(batch, is_last_pass=True)

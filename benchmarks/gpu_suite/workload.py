@@ -28,12 +28,12 @@ OBSERVATIONS = 22  # of such a career
 BF16 = ("zero=stage1", "zero.precision=bf16")
 
 
-def rows_of_careers(num_rows: int, row_length: int, num_ids: int, seed: int) -> list[Row]:
+def rows_of_careers(num_rows: int, max_seq_length: int, num_ids: int, seed: int) -> list[Row]:
     """Return rows full of careers of random tokens."""
     random = np.random.default_rng(seed)
     drawn = random.normal(MEAN_TOKENS, SPREAD_TOKENS, 40 * num_rows)
-    lengths = np.clip(drawn, SHORTEST, row_length).astype(int).tolist()
-    full = pack_careers(lengths, row_length).rows[:-1]  # longest careers first, so rows are drawn
+    lengths = np.clip(drawn, SHORTEST, max_seq_length).astype(int).tolist()
+    full = pack_careers(lengths, max_seq_length).rows[:-1]  # longest careers first, so rows are drawn
     chosen = [full[place] for place in random.permutation(len(full))[:num_rows]]
     return [[random.integers(0, num_ids, lengths[career]).astype(np.int32) for career in row] for row in chosen]
 

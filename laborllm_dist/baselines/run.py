@@ -1,4 +1,4 @@
-"""Score the comparators of a run on its own people, each into a score table beside the model's."""
+"""Score the baselines of a run on its own people, each into a score table beside the model's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from laborllm_dist.careers.corpus import fingerprint_sources
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.data import DataSettings
-from laborllm_dist.config.run import CompareSettings, RunSettings
+from laborllm_dist.config.run import BaselineSettings, RunSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.evaluation.score import observation_facts
 from laborllm_dist.io.files import ChecksumCheck, fingerprint_of
@@ -30,31 +30,31 @@ NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
 FORMAT = 3  # of the tables made here: raise it when what is in them changes
 
 
-def score_comparators(settings: CompareSettings, say: Callable[[str], None]) -> list[Path]:
-    """Write the score table of every comparator that is asked for and not there yet.
+def score_baselines(settings: BaselineSettings, say: Callable[[str], None]) -> list[Path]:
+    """Write the score table of every baseline that is asked for and not there yet.
 
     Raises:
         RunError: if the truth is asked of careers whose true probabilities nobody knows.
     """
     run, run_settings, store_folder = read_run(Path(settings.run))
     store = open_store(store_folder)
-    with checking_store(store, SPLITS) as check:  # the comparators are made of all of them
+    with checking_store(store, SPLITS) as check:  # the baselines are made of all of them
         return _score_missing(settings, run, (run_settings, store), check, say)
 
 
 def _score_missing(
-    settings: CompareSettings,
+    settings: BaselineSettings,
     run: RunDirectory,
     of_run: tuple[RunSettings, TokenStore],
     check: ChecksumCheck,
     say: Callable[[str], None],
 ) -> list[Path]:
     (run_settings, store), written = of_run, list[Path]()
-    for name in settings.comparators:
+    for name in settings.baselines:
         path = run.scores(settings.split, name)
-        details = {"comparator": fingerprint_of([FORMAT, name, settings.split, _trained_on(run_settings)])}
+        details = {"baseline": fingerprint_of([FORMAT, name, settings.split, _trained_on(run_settings)])}
         if path.is_file() and _is_same(path, store.careers_fingerprint, details):
-            say(f"comparators: {NAMES[name]} is there ({path})")
+            say(f"baselines: {NAMES[name]} is there ({path})")
             continue
         check.wait()
         careers = store.careers(settings.split)
@@ -67,7 +67,7 @@ def _score_missing(
             details={**details, **more, NUM_TITLES: str(len(store.vocabulary))},
         )
         _write(careers, scores, info, path)
-        say(f"comparators: {NAMES[name]} scored on {len(scores):,} observations ({path})")
+        say(f"baselines: {NAMES[name]} scored on {len(scores):,} observations ({path})")
         written.append(path)
     return written
 
@@ -94,14 +94,14 @@ def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) ->
         corpus.survey: make_market(corpus.synthetic) for corpus in data.corpora.values() if corpus.synthetic is not None
     }
     if len(markets) < len(data.corpora):
-        raise RunError("the true probabilities are known for synthetic careers only; leave `truth` out of comparators")
+        raise RunError("the true probabilities are known for synthetic careers only; leave `truth` out of baselines")
     if fingerprint_sources(data) != store.facts["identity"]["careers"]["sources"]:
         raise RunError(
             "the synthetic market's code has changed since these careers were drawn, so their true probabilities are "
             "not known any more; train again under another name"
         )
     if careers.num_people() < len(careers):
-        raise RunError("the true probabilities need whole careers, template.history_lines has cut them into parts")
+        raise RunError("the true probabilities need whole careers, template.max_history has cut them into parts")
     scores: list[float] = []
     for row in range(len(careers)):
         career = careers.history(row)
@@ -120,7 +120,7 @@ def _write(careers: CareerTable, scores: npt.NDArray[np.float64], info: ScoreTab
 
 def _is_same(path: Path, careers: str, details: dict[str, str]) -> bool:
     info = read_score_table(path)[1]
-    if "comparator" not in info.details:
-        raise RunError(f"{path} holds the scores of a model, {info.model}, not of a comparator; move it away")
+    if "baseline" not in info.details:
+        raise RunError(f"{path} holds the scores of a model, {info.model}, not of a baseline; move it away")
     same_details = all(info.details.get(name) == value for name, value in details.items())
     return (info.careers, info.code) == (careers, __version__) and same_details

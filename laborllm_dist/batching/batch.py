@@ -107,15 +107,15 @@ class PaddedBatch:
         return values_STV.flatten(0, 1)[places_N[slots_Q.to(mask_M.device)]]
 
 
-def pack_batch(rows: Sequence[Sequence[TokenIds]], row_length: int) -> PackedBatch:
+def pack_batch(rows: Sequence[Sequence[TokenIds]], max_seq_length: int) -> PackedBatch:
     """Lay careers into rows, every next token of a career a target.
 
     Args:
         rows: for each row the token ids of its careers; no rows make one short row without targets.
-        row_length: T, at least the sum of the careers of every row.
+        max_seq_length: T, at least the sum of the careers of every row.
     """
     num_rows = max(1, len(rows))
-    length = row_length if rows else min(PAD_TO_MULTIPLE_OF, row_length)
+    length = max_seq_length if rows else min(PAD_TO_MULTIPLE_OF, max_seq_length)
     token_ids, positions = (np.zeros((num_rows, length), dtype=np.int64) for _ in range(2))
     targets = np.full((num_rows, length), IGNORED, dtype=np.int64)
     lengths: list[int] = []

@@ -53,10 +53,10 @@ def title_places(careers: CareerTable, rows: Sequence[Sequence[int]]) -> TitleSp
 
 
 def scoring_batch(
-    careers: CareerTable, rows: Sequence[Sequence[int]], row_length: int
+    careers: CareerTable, rows: Sequence[Sequence[int]], max_seq_length: int
 ) -> tuple[PackedBatch, TitleSpans]:
     """Lay careers into rows, with titles and line ends as the only targets."""
-    packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], row_length)
+    packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], max_seq_length)
     places = title_places(careers, rows)
     wanted = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
     for row, start, end in places.spans:
@@ -89,11 +89,11 @@ def check_room(careers: CareerTable, num_tokens: int, context: int | None, what:
     if context is None:
         return
     lengths = np.array([int(careers.title_spans(row)[-1, 0]) for row in range(len(careers))])
-    too_long = np.flatnonzero(lengths + num_tokens > context)
-    if len(too_long):
+    truncation = np.flatnonzero(lengths + num_tokens > context)
+    if len(truncation):
         longest = int(lengths.argmax())
         survey, person = careers.person(longest)
-        people = len({careers.person(int(row)) for row in too_long})
+        people = len({careers.person(int(row)) for row in truncation})
         raise SequenceTooLongError(
             f"the longest prompt, of career {person!r} of {survey}, has {lengths[longest]} tokens; the model's context "
             f"of {context} has no room for {num_tokens} more, which are {what}; {people:,} people have such prompts"

@@ -5,7 +5,7 @@ that is why scores do not move when the number of ranks changes. A step of train
 paper), so its last row would stay half empty; its rows are therefore made as short as the same number of rows
 allows, which spreads the careers evenly over them.
 
-    row_length 2048, 32 careers of 12,900 tokens: 7 rows of 2048 are 90 % full, 7 rows of 1856 are 99 % full
+    max_seq_length 2048, 32 careers of 12,900 tokens: 7 rows of 2048 are 90 % full, 7 rows of 1856 are 99 % full
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ class PackedRows:
     """Every career exactly once: `rows` holds indices into the lengths that were packed."""
 
     rows: tuple[tuple[int, ...], ...]
-    row_length: int
+    max_seq_length: int
     num_tokens: int
 
     @property
     def fill(self) -> float:
         """Share of slots that hold a token."""
-        return self.num_tokens / (len(self.rows) * self.row_length) if self.rows else 1.0
+        return self.num_tokens / (len(self.rows) * self.max_seq_length) if self.rows else 1.0
 
 
-def pack_careers(lengths: Sequence[int], row_length: int) -> PackedRows:
-    """Pack careers of these lengths into rows of `row_length`.
+def pack_careers(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
+    """Pack careers of these lengths into rows of `max_seq_length`.
 
     Raises:
         SequenceTooLongError: if one career is longer than a row; it is never cut.
     """
-    if lengths and (longest := max(lengths)) > row_length:
+    if lengths and (longest := max(lengths)) > max_seq_length:
         raise SequenceTooLongError(
-            f"career {list(lengths).index(longest)} has {longest} tokens, a row has {row_length}"
+            f"career {list(lengths).index(longest)} has {longest} tokens, a row has {max_seq_length}"
         )
     by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    room = _FirstFit(len(lengths), row_length)
+    room = _FirstFit(len(lengths), max_seq_length)
     rows: list[list[int]] = []
     for index in by_length:
         row = room.take(lengths[index])
         if row == len(rows):
             rows.append([])
         rows[row].append(index)
-    return PackedRows(rows=tuple(map(tuple, rows)), row_length=row_length, num_tokens=sum(lengths))
+    return PackedRows(rows=tuple(map(tuple, rows)), max_seq_length=max_seq_length, num_tokens=sum(lengths))
 
 
-def pack_step(lengths: Sequence[int], row_length: int) -> PackedRows:
-    """Pack the careers of one step into as few rows as `row_length` allows, and these as short as they can be."""
-    widest = pack_careers(lengths, row_length)
+def pack_step(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
+    """Pack the careers of one step into as few rows as `max_seq_length` allows, and these as short as they can be."""
+    widest = pack_careers(lengths, max_seq_length)
     num_rows = len(widest.rows)
     shortest = max(max(lengths), -(-widest.num_tokens // num_rows))
-    for length in range(-(-shortest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF, row_length, PAD_TO_MULTIPLE_OF):
+    for length in range(-(-shortest // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF, max_seq_length, PAD_TO_MULTIPLE_OF):
         plan = pack_careers(lengths, length)
         if len(plan.rows) == num_rows:
             return plan
@@ -70,11 +70,11 @@ class _FirstFit:
 
     __slots__ = ("most", "size")
 
-    def __init__(self, num_rows: int, row_length: int) -> None:
+    def __init__(self, num_rows: int, max_seq_length: int) -> None:
         self.size = 1
         while self.size < num_rows:
             self.size *= 2
-        self.most = [row_length] * (2 * self.size)
+        self.most = [max_seq_length] * (2 * self.size)
 
     def take(self, length: int) -> int:
         """Return the first row with room for `length` tokens, and take them."""

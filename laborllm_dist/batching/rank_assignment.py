@@ -16,11 +16,11 @@ class RankAssignment:
     passes: tuple[tuple[tuple[int, ...], ...], ...]
 
 
-def shard_rows(num_rows: int, *, world_size: int, rows_per_pass: int) -> RankAssignment:
+def shard_rows(num_rows: int, *, world_size: int, micro_batch_size: int) -> RankAssignment:
     """Spread rows over ranks and passes, in order: pass by pass, and within a pass as evenly as it goes."""
     passes: list[tuple[tuple[int, ...], ...]] = []
-    for first in range(0, num_rows, world_size * rows_per_pass):
-        rows = range(first, min(first + world_size * rows_per_pass, num_rows))
+    for first in range(0, num_rows, world_size * micro_batch_size):
+        rows = range(first, min(first + world_size * micro_batch_size, num_rows))
         cuts = [len(rows) * rank // world_size for rank in range(world_size + 1)]
         passes.append(tuple(tuple(rows[cuts[rank] : cuts[rank + 1]]) for rank in range(world_size)))
     return RankAssignment(passes=tuple(passes))

@@ -28,7 +28,7 @@ class TrainingSampler:
 
     rows: Rows
     weights: npt.NDArray[np.float64]
-    careers_per_step: int
+    global_batch_size: int
     seed: int
 
     @property
@@ -40,13 +40,13 @@ class TrainingSampler:
     @property
     def steps_per_epoch(self) -> int:
         """Number of steps of every epoch."""
-        return -(-self.careers_per_epoch // self.careers_per_step)
+        return -(-self.careers_per_epoch // self.global_batch_size)
 
     def careers_of_step(self, step: int) -> Rows:
         """Return the rows of a step, counted from 0 through all epochs."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = _epoch_order(self, epoch)
-        return order[place * self.careers_per_step : (place + 1) * self.careers_per_step]
+        return order[place * self.global_batch_size : (place + 1) * self.global_batch_size]
 
 
 @functools.lru_cache(maxsize=2)

@@ -48,8 +48,8 @@ class TrainingPlan:
         """Return the plan of a step, counted from 0."""
         careers = self.order.careers_of_step(step)
         lengths = self.lengths[careers].tolist()
-        packing = pack_step(lengths, self.batch.row_length)
-        shards = shard_rows(len(packing.rows), world_size=self.world_size, rows_per_pass=self.batch.rows_per_pass)
+        packing = pack_step(lengths, self.batch.max_seq_length)
+        shards = shard_rows(len(packing.rows), world_size=self.world_size, micro_batch_size=self.batch.micro_batch_size)
         return StepPlan(careers=careers, packing=packing, shards=shards, num_targets=sum(lengths) - len(lengths))
 
     def validates_after(self, num_done: int) -> bool:
@@ -73,10 +73,10 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
     """
     batch, training = settings.batch, settings.training
     check_uncut(settings.template)
-    longer = f"batch.row_length is {batch.row_length}; set batch.row_length to that or more"
-    check_lengths(store, batch.row_length, longer, ("train", "validation"))
+    longer = f"batch.max_seq_length is {batch.max_seq_length}; set batch.max_seq_length to that or more"
+    check_lengths(store, batch.max_seq_length, longer, ("train", "validation"))
     pool = training_pool(store, settings)
-    order = TrainingSampler(pool.rows, pool.weights, careers_per_step=batch.careers_per_step, seed=training.seed)
+    order = TrainingSampler(pool.rows, pool.weights, global_batch_size=batch.global_batch_size, seed=training.seed)
     lengths, others = (store.careers(split).num_tokens() for split in ("train", "validation"))
     longest = int(max(lengths.max(), others.max()))
     num_epochs = epochs_of(settings, order.steps_per_epoch)

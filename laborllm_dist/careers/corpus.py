@@ -47,7 +47,7 @@ def check_sources(data: DataSettings) -> None:
             for path in source_files(corpus):
                 refuse_pointers(path)
         except DataFileError as error:
-            advice = f"; {corpus.how_to_get}" if corpus.how_to_get else ""
+            advice = f"; {corpus.download_hint}" if corpus.download_hint else ""
             place = f"data.corpora.{name}.{corpus.group}.path"
             raise DataFileError(f"no careers of {corpus.survey}: {error} (setting {place}){advice}") from None
         wanted = READERS[corpus.kind].own_occupations(corpus.reader_settings)

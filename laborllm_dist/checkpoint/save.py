@@ -128,7 +128,7 @@ def run_of_checkpoints(checkpoints: Path) -> str | None:
     return None
 
 
-def keep_checkpoints(checkpoints: Path, *, saved_step: int, num_newest: int, best_step: int | None) -> None:
+def save_total_limit(checkpoints: Path, *, saved_step: int, num_newest: int, best_step: int | None) -> None:
     """Delete all but the newest checkpoints, of which that of `saved_step` is the last, and the best one."""
     saved = checkpoint_folder(checkpoints, saved_step)
     best = None if best_step is None else checkpoint_folder(checkpoints, best_step)

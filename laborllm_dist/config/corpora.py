@@ -263,7 +263,7 @@ class CorpusSettings:
     extract: SurveySettings | None = None
     resumes: ResumeSettings | None = None
     career_text: CareerTextSettings | None = None
-    how_to_get: str = ""  # said where the files are missing
+    download_hint: str = ""  # said where the files are missing
 
     def __post_init__(self) -> None:
         if self.kind not in GROUP_OF_KIND:

@@ -73,7 +73,7 @@ class TemplateSettings:
     """The text of a career. `[...]` is left out where a field inside it is absent; `{title}` ends `entry`.
 
     `preface` stands before every career. Its line `{titles}` becomes one line for each title, its line `{examples}` the
-    whole texts of `num_examples` training people. `max_tokens` is set by an evaluation with too_long=last_lines.
+    whole texts of `num_fewshot` training people. `max_tokens` is set by an evaluation with truncation=last_lines.
     """
 
     heading: tuple[str, ...]
@@ -81,14 +81,14 @@ class TemplateSettings:
     ending: tuple[str, ...]
     titles: TitleSettings
     hidden: tuple[str, ...]  # fields that are treated as absent
-    history_lines: Annotated[int, within(0, 1_000_000)] | None  # the most before a predicted line; None: all
+    max_history: Annotated[int, within(0, 1_000_000)] | None  # the most before a predicted line; None: all
     preface: tuple[str, ...] = added_later(())
-    num_examples: Examples = added_later(0)
-    examples_seed: Seed = added_later(1)  # draws the training people whose careers are the examples
+    num_fewshot: Examples = added_later(0)
+    fewshot_seed: Seed = added_later(1)  # draws the training people whose careers are the examples
     max_tokens: Tokens | None = added_later(None)  # of a text; a longer career is told with its last lines only
 
     def __post_init__(self) -> None:
-        check_preface(self.preface, self.num_examples)
+        check_preface(self.preface, self.num_fewshot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ class PromptSettings:
     """What an evaluation puts before every career, as in TemplateSettings; `preface` None: what the run has there."""
 
     preface: tuple[str, ...] | None
-    num_examples: Examples
-    examples_seed: Seed
+    num_fewshot: Examples
+    fewshot_seed: Seed
 
     def __post_init__(self) -> None:
-        check_preface(self.preface or (), self.num_examples)
+        check_preface(self.preface or (), self.num_fewshot)
 
 
-def check_preface(preface: tuple[str, ...], num_examples: int) -> None:
+def check_preface(preface: tuple[str, ...], num_fewshot: int) -> None:
     """Refuse lines that cannot be filled, and examples without a line for them or the other way round."""
     for line in preface:
         if "\n" in line:
@@ -112,12 +112,12 @@ def check_preface(preface: tuple[str, ...], num_examples: int) -> None:
             raise OutOfRangeError(
                 "preface", f"braces only where {TITLES_LINE} or {EXAMPLES_LINE} is all of the line: {line!r}"
             )
-    if EXAMPLES_LINE in preface and num_examples < 1:
+    if EXAMPLES_LINE in preface and num_fewshot < 1:
         raise OutOfRangeError(
-            "num_examples", f"a number above 0 for the preface's line {EXAMPLES_LINE}, found {num_examples}"
+            "num_fewshot", f"a number above 0 for the preface's line {EXAMPLES_LINE}, found {num_fewshot}"
         )
-    if EXAMPLES_LINE not in preface and num_examples != 0:
-        raise OutOfRangeError("num_examples", f"0, since the preface has no line {EXAMPLES_LINE}, found {num_examples}")
+    if EXAMPLES_LINE not in preface and num_fewshot != 0:
+        raise OutOfRangeError("num_fewshot", f"0, since the preface has no line {EXAMPLES_LINE}, found {num_fewshot}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +150,21 @@ class StoreSettings:
 
     root: str
     # A piece is what is written at once, held in memory, and never made twice.
-    people_per_piece: Annotated[int, within(1, 10_000_000)]
+    people_per_shard: Annotated[int, within(1, 10_000_000)]
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareSettings:
     """Who makes the pieces of a store; nothing here changes what is in it.
 
-    With `num_shards` above 1, shard i makes the pieces i, i + num_shards, ... of every corpus. `shard` null starts all
+    With `num_workers` above 1, shard i makes the pieces i, i + num_workers, ... of every corpus. `shard` null starts
+    all
     shards, as processes of this machine (`where: local`) or as an array of Slurm jobs (`where: slurm`), and merges. A
     number makes that shard alone, and merges if it is the last to be done.
     """
 
     shard: Annotated[int, within(0, 9_999)] | None
-    num_shards: Annotated[int, within(1, 10_000)]
+    num_workers: Annotated[int, within(1, 10_000)]
     where: Literal["local", "slurm"]
     slurm_partition: str | None
     minutes: Annotated[int, within(1, 1_000_000)]  # the time limit of a shard
@@ -172,11 +173,11 @@ class PrepareSettings:
     career_text: str | None  # a new folder to write the store's careers to, too, as CAREER's parallel text files
 
     def __post_init__(self) -> None:
-        if self.where == "local" and self.shard is None and self.num_shards > MOST_LOCAL_SHARDS:
+        if self.where == "local" and self.shard is None and self.num_workers > MOST_LOCAL_SHARDS:
             raise OutOfRangeError(
-                "num_shards", f"at most {MOST_LOCAL_SHARDS} processes of this machine, or where=slurm"
+                "num_workers", f"at most {MOST_LOCAL_SHARDS} processes of this machine, or where=slurm"
             )
-        if self.shard is not None and self.shard >= self.num_shards:
+        if self.shard is not None and self.shard >= self.num_workers:
             raise OutOfRangeError(
-                "shard", f"a number from 0 to {self.num_shards - 1} (num_shards - 1), found {self.shard}"
+                "shard", f"a number from 0 to {self.num_workers - 1} (num_workers - 1), found {self.shard}"
             )

@@ -31,11 +31,11 @@ class ForecastSettings:
     model: OtherModelSettings
     prompt: PromptSettings
     split: Literal["train", "validation", "test"] | None
-    row_length: Tokens | None
-    rows_per_unit: Rows | None
+    max_seq_length: Tokens | None
+    batch_size: Rows | None
     precision: Literal["bf16", "fp32", "fp64"] | None
     title_tolerance: Mass | None
-    nodes_per_pass: Tokens | None
+    max_tree_tokens: Tokens | None
     base: Literal["full", "int8", "nf4"] | None
     placement: Literal["replicated", "sharded"] | None
     threads_per_rank: Threads | None

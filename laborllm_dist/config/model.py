@@ -68,12 +68,12 @@ class AdapterSettings:
     rank: Annotated[int, within(1, 131_072)]
     alpha: Annotated[int, within(1, 1_000_000)]  # additions are scaled by alpha / rank
     dropout: Share
-    targets: tuple[str, ...]  # names of the linear layers that get additions
+    target_modules: tuple[str, ...]  # names of the linear layers that get additions
     base: Literal["full", "int8", "nf4"]
 
     def __post_init__(self) -> None:
-        if self.kind == "lora" and not self.targets:
-            raise OutOfRangeError("targets", "at least one name of a linear layer, such as q_proj")
+        if self.kind == "lora" and not self.target_modules:
+            raise OutOfRangeError("target_modules", "at least one name of a linear layer, such as q_proj")
         if self.kind == "none" and self.base != "full":
             raise OutOfRangeError("base", "full, since quantised weights cannot be learnt; set adapter.kind=lora")
 
@@ -93,30 +93,26 @@ class ZeroSettings:
     """What DeepSpeed shards over ranks (0 nothing, 1 optimizer, 2 gradients too, 3 weights too), in what precision.
 
     Offload moves the optimizer's state, or ZeRO-3's weights, to the memory of the host or to files in
-    `offload_folder`, which should lie on a local NVMe disk.
+    `nvme_path`, which should lie on a local NVMe disk.
     """
 
     stage: Literal[0, 1, 2, 3]
     precision: Literal["fp32", "bf16"]
-    bucket_elements: Annotated[int, within(1, 10**10)]  # of one collective; larger is faster and takes more memory
+    bucket_size: Annotated[int, within(1, 10**10)]  # of one collective; larger is faster and takes more memory
     offload_optimizer: OffloadPlace
-    offload_weights: OffloadPlace
-    offload_folder: str | None
+    offload_param: OffloadPlace
+    nvme_path: str | None
 
     def __post_init__(self) -> None:
         if self.offload_optimizer != "none" and self.stage == 0:
             raise OutOfRangeError("offload_optimizer", "none at stage 0; DeepSpeed offloads from stage 1 on")
-        if self.offload_weights != "none" and self.stage != 3:
-            raise OutOfRangeError(
-                "offload_weights", f"none at stage {self.stage}; DeepSpeed offloads weights at stage 3"
-            )
-        if "nvme" in (self.offload_optimizer, self.offload_weights):
+        if self.offload_param != "none" and self.stage != 3:
+            raise OutOfRangeError("offload_param", f"none at stage {self.stage}; DeepSpeed offloads weights at stage 3")
+        if "nvme" in (self.offload_optimizer, self.offload_param):
             if self.stage != 3:
                 raise OutOfRangeError("offload_optimizer", f"none or cpu at stage {self.stage}; nvme is for stage 3")
-            if self.offload_folder is None:
-                raise OutOfRangeError(
-                    "offload_folder", "a folder on a local NVMe disk, since something is offloaded to it"
-                )
+            if self.nvme_path is None:
+                raise OutOfRangeError("nvme_path", "a folder on a local NVMe disk, since something is offloaded to it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +129,10 @@ class OptimizerSettings:
     beta2: Annotated[float, below(0, 1)]
     epsilon: Annotated[float, within(1e-30, 1)]
     weight_decay: Annotated[float, within(0, 1_000)]
-    warmup_share: Share  # of all planned steps
-    decay: Literal["linear", "cosine", "constant"]
-    final_share: Share  # of learning_rate, at the last step (cosine) or the one after it (linear)
-    max_gradient_norm: Annotated[float, above(0, 1e9)] | None  # None: no clipping
+    warmup_ratio: Share  # of all planned steps
+    lr_scheduler: Literal["linear", "cosine", "constant"]
+    min_lr_ratio: Share  # of learning_rate, at the last step (cosine) or the one after it (linear)
+    max_grad_norm: Annotated[float, above(0, 1e9)] | None  # None: no clipping
 
 
 def check_together(

@@ -26,8 +26,8 @@ class PredictSettings:
     output: str | None
     model: OtherModelSettings
     tolerance: Mass
-    rows_per_unit: Rows | None
-    nodes_per_pass: Tokens | None
+    batch_size: Rows | None
+    max_tree_tokens: Tokens | None
     precision: Literal["bf16", "fp32", "fp64"] | None
     base: Literal["full", "int8", "nf4"] | None
     threads_per_rank: Threads | None

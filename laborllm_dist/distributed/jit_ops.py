@@ -31,7 +31,7 @@ def load_operators(zero: ZeroSettings, optimizer: OptimizerSettings) -> None:
 
     if optimizer.kind == "cpu_adamw":
         _load(CPUAdamBuilder(), "CPU Adam", "optimizer.kind=cpu_adamw", "or set optimizer.kind=adamw")
-    if "nvme" in (zero.offload_optimizer, zero.offload_weights):
+    if "nvme" in (zero.offload_optimizer, zero.offload_param):
         needed = "and libaio with its headers (Debian: apt install libaio-dev); or offload to cpu"
         _load(AsyncIOBuilder(), "access to NVMe files", "offload to nvme", needed)
 
@@ -42,14 +42,14 @@ def check_nvme(zero: ZeroSettings, *, is_on_gpu: bool) -> None:
     Raises:
         SettingsError: saying what to install or set.
     """
-    if not is_on_gpu or "nvme" not in (zero.offload_optimizer, zero.offload_weights):
+    if not is_on_gpu or "nvme" not in (zero.offload_optimizer, zero.offload_param):
         return
     from torch.utils.cpp_extension import CUDA_HOME
 
     if CUDA_HOME is None:
         raise SettingsError(
             "NVMe offload: DeepSpeed compiles its async_io against the CUDA toolkit, and there is none here (no "
-            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_weights=cpu"
+            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_param=cpu"
         )
 
 

@@ -107,7 +107,7 @@ def make_engine(
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=adam,
-        config=deepspeed_config(zero, optimizer.max_gradient_norm, ranks.world_size),
+        config=deepspeed_config(zero, optimizer.max_grad_norm, ranks.world_size),
         dist_init_required=False,
     )
     stretches = [stretch.numel() for group in adam.param_groups for stretch in group["params"]]
@@ -132,21 +132,21 @@ def _import_muon() -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = wish
 
 
-def deepspeed_config(zero: ZeroSettings, max_gradient_norm: float | None, world_size: int) -> dict[str, Any]:
+def deepspeed_config(zero: ZeroSettings, max_grad_norm: float | None, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration. Defaults that have changed between its versions are all set."""
-    bucket = zero.bucket_elements
+    bucket = zero.bucket_size
     # Stage 0 has no fp32 master weights of its own: there, bf16 is autocast over fp32 weights.
     is_autocast = zero.stage == 0 and zero.precision == "bf16"
     placed = {
-        name: {"device": place, "nvme_path": zero.offload_folder, "pin_memory": torch.cuda.is_available()}
-        for name, place in (("offload_optimizer", zero.offload_optimizer), ("offload_param", zero.offload_weights))
+        name: {"device": place, "nvme_path": zero.nvme_path, "pin_memory": torch.cuda.is_available()}
+        for name, place in (("offload_optimizer", zero.offload_optimizer), ("offload_param", zero.offload_param))
         if place != "none"
     }
     return {
         "train_batch_size": world_size,  # nominal: passes and tokens are counted by the plan
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": max_gradient_norm or 0.0,
+        "gradient_clipping": max_grad_norm or 0.0,
         "bf16": {"enabled": zero.precision == "bf16" and not is_autocast, "check_grad_overflow": True},
         "torch_autocast": {"enabled": is_autocast, "dtype": "bfloat16"},
         "fp16": {"enabled": False},

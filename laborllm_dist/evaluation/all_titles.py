@@ -23,7 +23,7 @@ from laborllm_dist.tables.log_domain import log_sum_exp, upper_probability
 
 Booleans = npt.NDArray[np.bool_]
 Ask = Callable[[PrefixState, Nodes | None, Tensor, TokenQueries], Tensor]  # InferenceModel.edges
-MOST_KEPT = 4  # times nodes_per_pass: nodes of titles whose keys and values are kept at once, whatever grows
+MOST_KEPT = 4  # times max_tree_tokens: nodes of titles whose keys and values are kept at once, whatever grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class TitleScores:
 
 
 def score_titles(
-    ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie, *, tolerance: float, nodes_per_pass: int
+    ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie, *, tolerance: float, max_tree_tokens: int
 ) -> TitleScores:
     """Score all titles after prompts inside packed rows.
 
@@ -90,7 +90,7 @@ def score_titles(
         prompts: where the histories end.
         trie: of the titles.
         tolerance: the mass that may be left ungrown after a prompt; 0: none.
-        nodes_per_pass: about as many nodes are forwarded at once; the tree of one prompt is never cut.
+        max_tree_tokens: about as many nodes are forwarded at once; the tree of one prompt is never cut.
     """
     edges_PE = np.full((len(prompts), trie.num_edges), np.nan)
     if prompts.lines is None:
@@ -98,14 +98,14 @@ def score_titles(
     else:  # the histories are forwarded, and nothing is asked of them
         nothing = torch.zeros(0, dtype=torch.int64)
         ask(grown, None, nothing, TokenQueries(nothing, nothing))
-    at_once = max(1, nodes_per_pass * (MOST_KEPT if tolerance else 1) // trie.num_nodes)
+    at_once = max(1, max_tree_tokens * (MOST_KEPT if tolerance else 1) // trie.num_nodes)
     parts: list[TitleScores] = []
     for start in range(0, len(prompts), at_once):
         places = slice(start, start + at_once)
         trees = _Trees(ask, grown, prompts.part(places), trie, edges_PE[places])
-        trees.grow_lines(nodes_per_pass)
+        trees.grow_lines(max_tree_tokens)
         while (wanted_PM := trees.wanted(tolerance)).any():
-            trees.grow(wanted_PM, nodes_per_pass)
+            trees.grow(wanted_PM, max_tree_tokens)
         parts.append(trees.scores())
         grown.drop_nodes()
     return TitleScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in TitleScores.__slots__))
@@ -143,12 +143,12 @@ class _Trees:
         within_PL = np.arange(self.line_lengths_P.max())[None] < self.line_lengths_P[:, None]
         self.line_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)
 
-    def grow_lines(self, nodes_per_pass: int) -> None:
+    def grow_lines(self, max_tree_tokens: int) -> None:
         """Forward what stands between the histories and the titles; the titles' first tokens are reached."""
         lines, first = self.prompts.lines or (), 0
         while first < len(lines):
             last, num_nodes = first + 1, len(lines[first])
-            while last < len(lines) and num_nodes + len(lines[last]) <= nodes_per_pass:
+            while last < len(lines) and num_nodes + len(lines[last]) <= max_tree_tokens:
                 last, num_nodes = last + 1, num_nodes + len(lines[last])
             self._forward_lines(first, last)
             first = last
@@ -186,13 +186,13 @@ class _Trees:
         wanted_PM |= self.trie.path_masks_TM[self.prompts.observed_P]
         return wanted_PM & ungrown_PM
 
-    def grow(self, wanted_PM: Booleans, nodes_per_pass: int) -> None:
+    def grow(self, wanted_PM: Booleans, max_tree_tokens: int) -> None:
         """Forward nodes whose ancestors are grown, or grow with them."""
         sizes_P = wanted_PM.sum(axis=1)
         first = 0
         while first < len(sizes_P):
             last = first + 1
-            while last < len(sizes_P) and sizes_P[first : last + 1].sum() <= nodes_per_pass:
+            while last < len(sizes_P) and sizes_P[first : last + 1].sum() <= max_tree_tokens:
                 last += 1
             if sizes_P[first:last].any():
                 prompts_N, nodes_N = np.nonzero(wanted_PM[first:last])

@@ -49,7 +49,7 @@ class Generation:
     num_samples: int
     seed: int
     max_new_tokens: int
-    nodes_per_pass: int
+    max_tree_tokens: int
     tokenizer: CareerTokenizer
 
 
@@ -89,7 +89,7 @@ def drawn_numbers(seed: int, key: Sequence[str | int], sample: int, num_tokens: 
 
 
 def continuations(
-    pick: Pick, grown: PrefixState, stems_P3: Integers, uniforms_PKL: Floats, end_ids: Integers, *, nodes_per_pass: int
+    pick: Pick, grown: PrefixState, stems_P3: Integers, uniforms_PKL: Floats, end_ids: Integers, *, max_tree_tokens: int
 ) -> Integers:
     """Return the tokens of K continuations of P prompts, [P, K, L], -1 behind their ends.
 
@@ -99,7 +99,7 @@ def continuations(
         stems_P3: row, first slot of the history, slot past its last one; those of one history side by side.
         uniforms_PKL: what draws each token; NaN: the most probable one is taken.
         end_ids: tokens that end a continuation.
-        nodes_per_pass: MOST_KEPT times as many nodes may be kept.
+        max_tree_tokens: MOST_KEPT times as many nodes may be kept.
     """
     num_prompts, num_chains, num_tokens = uniforms_PKL.shape
     stems_C3 = np.repeat(stems_P3, num_chains, axis=0)
@@ -109,7 +109,7 @@ def continuations(
         pick(grown, None, torch.from_numpy(last_slots_C), torch.from_numpy(uniforms_CL[:, 0].copy())).cpu().numpy()
     )
     parts: list[Integers] = []
-    at_once = max(1, MOST_KEPT * nodes_per_pass // num_tokens)
+    at_once = max(1, MOST_KEPT * max_tree_tokens // num_tokens)
     for start in range(0, len(first_C), at_once):
         some = slice(start, start + at_once)
         parts.append(_chains(pick, grown, first_C[some], stems_C3[some], uniforms_CL[some], end_ids))
@@ -161,7 +161,7 @@ def continuation_text(before: int, tokens_L: Integers, tokenizer: CareerTokenize
 
 def _unit_texts(work: Evaluation, wanted: Generation, model: InferenceModel, end_ids: Integers, unit: int) -> pa.Table:
     careers, rows = work.careers, work.plan.units[unit]
-    batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.row_length)
+    batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.max_seq_length)
     places = title_places(careers, rows)
     stems_P3 = np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
     tokens_PKL = continuations(
@@ -170,7 +170,7 @@ def _unit_texts(work: Evaluation, wanted: Generation, model: InferenceModel, end
         stems_P3,
         _uniforms(careers, places, wanted),
         end_ids,
-        nodes_per_pass=wanted.nodes_per_pass,
+        max_tree_tokens=wanted.max_tree_tokens,
     )
     before_P = batch.token_ids_BT.numpy()[stems_P3[:, 0], stems_P3[:, 2] - 1].tolist()
     texts = [

@@ -16,20 +16,20 @@ from laborllm_dist.store.store import CareerTable
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """`units[u]` are the rows of unit u; part p is units [p * units_per_part, ...). Row numbers are the store's."""
+    """`units[u]` are the rows of unit u; part p is units [p * batches_per_part, ...). Row numbers are the store's."""
 
     units: tuple[tuple[tuple[int, ...], ...], ...]
-    row_length: int
-    units_per_part: int
+    max_seq_length: int
+    batches_per_part: int
 
     @property
     def num_parts(self) -> int:
         """Number of part files."""
-        return -(-len(self.units) // self.units_per_part)
+        return -(-len(self.units) // self.batches_per_part)
 
     def units_of_part(self, part: int) -> range:
         """Return the units of a part."""
-        return range(part * self.units_per_part, min((part + 1) * self.units_per_part, len(self.units)))
+        return range(part * self.batches_per_part, min((part + 1) * self.batches_per_part, len(self.units)))
 
 
 def plan_evaluation(careers: CareerTable, settings: EvaluationSettings) -> EvaluationPlan:
@@ -40,14 +40,17 @@ def plan_evaluation(careers: CareerTable, settings: EvaluationSettings) -> Evalu
     """
     lengths = careers.num_tokens()
     longest = int(lengths.argmax())
-    if lengths[longest] > settings.row_length:
+    if lengths[longest] > settings.max_seq_length:
         survey, person = careers.person(longest)
         raise SequenceTooLongError(
-            f"career {person!r} of {survey} has {lengths[longest]} tokens, evaluation.row_length is "
-            f"{settings.row_length}; evaluate with row_length={lengths[longest]} or more, or with too_long=last_lines; "
-            f"{careers.longer_than(settings.row_length)}"
+            f"career {person!r} of {survey} has {lengths[longest]} tokens, evaluation.max_seq_length is "
+            f"{settings.max_seq_length}; evaluate with max_seq_length={lengths[longest]} or more, or with "
+            f"truncation=last_lines; "
+            f"{careers.longer_than(settings.max_seq_length)}"
         )
-    rows = pack_careers(lengths.tolist(), settings.row_length).rows
-    step = settings.rows_per_unit
+    rows = pack_careers(lengths.tolist(), settings.max_seq_length).rows
+    step = settings.batch_size
     units = tuple(rows[first : first + step] for first in range(0, len(rows), step))
-    return EvaluationPlan(units=units, row_length=settings.row_length, units_per_part=settings.units_per_part)
+    return EvaluationPlan(
+        units=units, max_seq_length=settings.max_seq_length, batches_per_part=settings.batches_per_part
+    )

@@ -15,7 +15,7 @@ from laborllm_dist.errors import RunError
 from laborllm_dist.store.store import TokenStore, check_lengths
 
 # Details of a score table that say what its text was; absent where it was the plain one.
-TEXT_DETAILS = ("preface", "num_examples", "examples_seed", "max_tokens")
+TEXT_DETAILS = ("preface", "num_fewshot", "fewshot_seed", "max_tokens")
 
 
 def prompted(template: TemplateSettings, prompt: PromptSettings, split: Split) -> TemplateSettings:
@@ -28,10 +28,10 @@ def prompted(template: TemplateSettings, prompt: PromptSettings, split: Split) -
         template = dataclasses.replace(
             template,
             preface=prompt.preface,
-            num_examples=prompt.num_examples,
-            examples_seed=prompt.examples_seed,
+            num_fewshot=prompt.num_fewshot,
+            fewshot_seed=prompt.fewshot_seed,
         )
-    if template.num_examples and split == "train":
+    if template.num_fewshot and split == "train":
         raise RunError("the examples are training people, so split=train would be shown its own answers; take test")
     return template
 
@@ -43,10 +43,10 @@ def text_name(settings: EvaluateSettings, own: TemplateSettings, template: Templ
         if TITLES_LINE in template.preface:
             parts.append("titles")
         if EXAMPLES_LINE in template.preface:
-            parts.append(f"{template.num_examples}-examples")
+            parts.append(f"{template.num_fewshot}-examples")
         if not parts:
             parts.append("preface" if template.preface else "plain")
-    if settings.too_long == "last_lines":
+    if settings.truncation == "last_lines":
         parts.append("last-lines")
     return "".join(f"-{part}" for part in parts)
 
@@ -56,8 +56,8 @@ def text_details(template: TemplateSettings, store: TokenStore, split: Split) ->
     details: dict[str, str] = {}
     if template.preface:
         details["preface"] = json.dumps(template.preface, ensure_ascii=False)
-    if template.num_examples:
-        details |= {"num_examples": str(template.num_examples), "examples_seed": str(template.examples_seed)}
+    if template.num_fewshot:
+        details |= {"num_fewshot": str(template.num_fewshot), "fewshot_seed": str(template.fewshot_seed)}
     if template.max_tokens is not None:
         details["max_tokens"] = str(template.max_tokens)
     return details | {name: str(count) for name, count in store.num_truncated(split).items()}
@@ -72,7 +72,7 @@ def check_cut(store: TokenStore, max_tokens: int | None, split: Split) -> None:
     if max_tokens is not None:
         reason = f"without a line of history, and {max_tokens} fit the model's context and a row"
         check_lengths(
-            store, max_tokens, f"{reason}; take a longer context, a larger row_length or a shorter prompt", (split,)
+            store, max_tokens, f"{reason}; take a longer context, a larger max_seq_length or a shorter prompt", (split,)
         )
 
 

@@ -171,7 +171,7 @@ def _generation(subject: EvaluationTarget, wanted: EvaluationSettings, trie: Tit
         num_samples=wanted.samples,
         seed=wanted.samples_seed,
         max_new_tokens=wanted.max_new_tokens or int(trie.depths_M.max()) + 1,
-        nodes_per_pass=wanted.nodes_per_pass,
+        max_tree_tokens=wanted.max_tree_tokens,
         tokenizer=load_tokenizer(str(subject.store.folder / TOKENIZER)),
     )
 
@@ -190,7 +190,7 @@ def _missing_tables(
     """
     tables = [(subject.table, subject.info, wanted)]
     # A unit of these is hundreds of times the work: each is a part of its own.
-    one_each = dataclasses.replace(wanted, units_per_part=1)
+    one_each = dataclasses.replace(wanted, batches_per_part=1)
     if wanted.titles == "all":
         tables.append((title_table_path(subject.table, wanted.split), subject.titles_info(wanted), one_each))
     if wanted.generated == "check":
@@ -207,7 +207,7 @@ def _missing_tables(
 
 def parts_folder(path: Path, info: ScoreTableInfo, plan: EvaluationPlan) -> Path:
     """Return where the parts of a table lie; those of other weights, settings or versions lie in other folders."""
-    return path.with_suffix(f".{fingerprint_of([dataclasses.asdict(info), plan.units_per_part])}.parts")
+    return path.with_suffix(f".{fingerprint_of([dataclasses.asdict(info), plan.batches_per_part])}.parts")
 
 
 def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
@@ -249,13 +249,13 @@ def trie_of(settings: EvaluateSettings, subject: EvaluationTarget, careers: Care
 def describe_evaluation(work: Evaluation, ranks: DistributedContext) -> str:
     """Return the plan as a line."""
     num_rows = sum(len(unit) for unit in work.plan.units)
-    fill = int(work.careers.num_tokens().sum()) / (num_rows * work.plan.row_length)
+    fill = int(work.careers.num_tokens().sum()) / (num_rows * work.plan.max_seq_length)
     num_observations = int(work.careers.num_observations().sum())
     details = work.info.details
     what = "all titles of " if "tolerance" in details else "continuations by " if "samples" in details else ""
     return (
         f"evaluate: {what}{work.info.model} on {work.careers.num_people():,} {work.info.split} people, "
-        f"{num_observations:,} observations; {len(work.plan.units):,} units of rows of {work.plan.row_length} "
+        f"{num_observations:,} observations; {len(work.plan.units):,} units of rows of {work.plan.max_seq_length} "
         f"tokens, {fill:.0%} full, over {ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
     )
 
@@ -274,11 +274,11 @@ def resolve_target(
     if wanted.tolerance and wanted.titles == "observed":
         raise SettingsError("setting tolerance: it is the mass left of all titles; add titles=all, or leave it out")
     template = prompted(own, settings.prompt, wanted.split)
-    if settings.model.path is None and template == own and settings.too_long == "refuse":
+    if settings.model.path is None and template == own and settings.truncation == "refuse":
         return run_target(settings.model, run, run_settings, store, ranks.device), wanted
     other = settings.model if settings.model.path is not None else own_export(run)
     name = settings.model.name or default_name(other) + text_name(settings, own, template) + base_suffix(wanted)
-    if settings.too_long == "last_lines":
+    if settings.truncation == "last_lines":
         template = dataclasses.replace(template, max_tokens=longest_text(other, wanted, titles_of(run_settings)))
     told, other = dataclasses.replace(run_settings, template=template), dataclasses.replace(other, name=name)
     subject = external_target(other, run, told, ranks.device, say)

@@ -77,7 +77,7 @@ def evaluate_titles(
 def _observed_part(work: Evaluation, model: InferenceModel, part: int) -> pa.Table:
     keys, scores = [], []
     for unit in work.plan.units_of_part(part):
-        batch, places = scoring_batch(work.careers, work.plan.units[unit], work.plan.row_length)
+        batch, places = scoring_batch(work.careers, work.plan.units[unit], work.plan.max_seq_length)
         keys.append(places.keys)
         scores.append(observation_scores(batch.scatter_to_slots(model.scores(batch)), places.spans))
     careers, positions = np.concatenate(keys).T
@@ -99,7 +99,7 @@ def _titles_of_unit(
     work: Evaluation, trie: TitleTrie, wanted: EvaluationSettings, model: InferenceModel, unit: int
 ) -> pa.Table:
     careers, rows = work.careers, work.plan.units[unit]
-    batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.row_length)
+    batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.max_seq_length)
     places = title_places(careers, rows)
     observed_P = careers.occupations_of([career for row in rows for career in row])
     check_observed(batch.token_ids_BT.numpy(), places, trie, observed_P)
@@ -110,7 +110,7 @@ def _titles_of_unit(
         prompts,
         trie,
         tolerance=wanted.tolerance,
-        nodes_per_pass=wanted.nodes_per_pass,
+        max_tree_tokens=wanted.max_tree_tokens,
     )
     own_P = found.terminated_PT[np.arange(len(observed_P)), observed_P]
     return pa.table(

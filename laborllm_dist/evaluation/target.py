@@ -14,7 +14,7 @@ from laborllm_dist.careers.corpus import pooled_vocabulary
 from laborllm_dist.config.data import TokenizerSettings
 from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.config.reader import is_file_name
-from laborllm_dist.config.run import COMPARATORS, EvaluationSettings, OtherModelSettings, RunSettings
+from laborllm_dist.config.run import BASELINES, EvaluationSettings, OtherModelSettings, RunSettings
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.prompt_prefix import TEXT_DETAILS, check_cut, text_details
 from laborllm_dist.io.run_directory import RunDirectory
@@ -40,12 +40,12 @@ class EvaluationTarget:
 
     def titles_info(self, wanted: EvaluationSettings) -> ScoreTableInfo:
         """Return what the table of titles must say of itself."""
-        details = {"tolerance": str(wanted.tolerance), "nodes_per_pass": str(wanted.nodes_per_pass)}
+        details = {"tolerance": str(wanted.tolerance), "max_tree_tokens": str(wanted.max_tree_tokens)}
         return dataclasses.replace(self.info, details={**self.info.details, **details})
 
     def generated_info(self, wanted: EvaluationSettings) -> ScoreTableInfo:
         """Return what the table of continuations must say of itself."""
-        names = ("samples", "samples_seed", "max_new_tokens", "nodes_per_pass")
+        names = ("samples", "samples_seed", "max_new_tokens", "max_tree_tokens")
         details = {name: str(getattr(wanted, name)) for name in names}
         return dataclasses.replace(self.info, details={**self.info.details, **details})
 
@@ -126,13 +126,13 @@ def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: 
     check_weights(model)
     context = context_of(model)
     if context is None:
-        return wanted.row_length
+        return wanted.max_seq_length
     room = 0
     if wanted.titles == "all" or wanted.generated == "check":
         tokenizer = load_tokenizer(str(other.path), revision=other.revision, subfolder=other.subfolder)
         encoded = tokenizer.backend.encode_batch([f": {title}" for title in titles], add_special_tokens=False)
         room = max(max(len(each.ids) for each in encoded), wanted.max_new_tokens or 0)
-    return min(context - room, wanted.row_length)
+    return min(context - room, wanted.max_seq_length)
 
 
 def titles_of(run: RunSettings) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ def default_name(other: OtherModelSettings) -> str:
     path = Path(other.path or "").absolute()
     last = path.parent.name if path.name == "export" else path.name
     name = "-".join(filter(None, (last, other.subfolder and Path(other.subfolder).name)))
-    if not is_file_name(name) or name in COMPARATORS:
+    if not is_file_name(name) or name in BASELINES:
         raise SettingsError(
             f"scores of {other.path} would be called {name!r}, which cannot be or is another table's name; give them "
             "a name (model.name=...)"
@@ -177,8 +177,8 @@ def _subject(
     details = {
         "weights": weights_identity(model),
         "store": store.fingerprint,
-        "row_length": str(wanted.row_length),
-        "rows_per_unit": str(wanted.rows_per_unit),
+        "max_seq_length": str(wanted.max_seq_length),
+        "batch_size": str(wanted.batch_size),
         "precision": wanted.precision,
         "attention": settings.compute.attention,
         "loss_chunk_tokens": str(settings.compute.loss_chunk_tokens),

@@ -196,7 +196,7 @@ def ending_prompts(careers: CareerTable, template: Template) -> list[str]:
     last_N = token_ids[(np.cumsum(num_tokens) - num_tokens)[rows_N] + starts_N - 1]
     shortest_N = np.argsort(starts_N, kind="stable")
     found = shortest_N[np.unique(last_N[shortest_N], return_index=True)[1]]
-    told, title_of = dataclasses.replace(template, preface="", history_lines=None), careers.vocabulary.title_of()
+    told, title_of = dataclasses.replace(template, preface="", max_history=None), careers.vocabulary.title_of()
     prompts: list[str] = []
     for place in np.sort(found).tolist():
         row = int(rows_N[place])

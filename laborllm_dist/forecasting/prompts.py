@@ -90,7 +90,7 @@ def _all_shared(ids: Sequence[TokenIds], known_Q: Sequence[TokenIds]) -> bool:
     return all(np.array_equal(prompt[: len(known)], known) for prompt, known in zip(ids, known_Q, strict=True))
 
 
-def check_longest(texts: ForecastTexts, starts: Origins, horizon: int, row_length: int) -> None:
+def check_longest(texts: ForecastTexts, starts: Origins, horizon: int, max_seq_length: int) -> None:
     """Refuse people with a text that is too long to ask for, before a model is opened.
 
     From every start the longest text there can be is made and tokenised: with the title of the most tokens in all years
@@ -112,8 +112,8 @@ def check_longest(texts: ForecastTexts, starts: Origins, horizon: int, row_lengt
     if texts.context is not None:
         advice = f"with the longest titles, the model's context is {texts.context}; take one with a longer context"
         _check_lengths(texts.careers, with_title, texts.context, advice)
-    advice = f"a row has {row_length}; set row_length={max(whole.values())} or more"
-    _check_lengths(texts.careers, whole, row_length, advice)
+    advice = f"a row has {max_seq_length}; set max_seq_length={max(whole.values())} or more"
+    _check_lengths(texts.careers, whole, max_seq_length, advice)
 
 
 def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: int, advice: str) -> None:
@@ -171,7 +171,7 @@ class _Asked:
             prompts,
             self.texts.trie,
             tolerance=self.wanted.tolerance,
-            nodes_per_pass=self.wanted.nodes_per_pass,
+            max_tree_tokens=self.wanted.max_tree_tokens,
         )
         return normalised(found)
 
@@ -215,22 +215,22 @@ def _after_whole_texts(asked: _Asked) -> Distributions:
     _check_context(asked)
     ids, wanted, observed_Q = asked.ids, asked.wanted, asked.observed()
     longest = max(range(len(ids)), key=lambda question: len(ids[question]))
-    if len(ids[longest]) > wanted.row_length:
+    if len(ids[longest]) > wanted.max_seq_length:
         raise SequenceTooLongError(
-            f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {wanted.row_length}; "
-            f"set row_length={len(ids[longest])} or more"
+            f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {wanted.max_seq_length}; "
+            f"set max_seq_length={len(ids[longest])} or more"
         )
-    rows = pack_careers([len(each) for each in ids], wanted.row_length).rows
+    rows = pack_careers([len(each) for each in ids], wanted.max_seq_length).rows
     log_probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
-    for first in range(0, len(rows), wanted.rows_per_unit):
-        unit = rows[first : first + wanted.rows_per_unit]
+    for first in range(0, len(rows), wanted.batch_size):
+        unit = rows[first : first + wanted.batch_size]
         members_P = np.array([place for row in unit for place in row])
         stems: list[tuple[int, int, int]] = []
         for row, members in enumerate(unit):
             ends = np.cumsum([len(ids[place]) for place in members]).tolist()
             stems += [(row, end - len(ids[place]), end) for end, place in zip(ends, members, strict=True)]
-        batch = pack_batch([[ids[place] for place in row] for row in unit], wanted.row_length)
+        batch = pack_batch([[ids[place] for place in row] for row in unit], wanted.max_seq_length)
         log_probabilities_QT[members_P], left_Q[members_P] = asked.score(
             batch, Prompts(np.array(stems), observed_Q[members_P])
         )

@@ -119,7 +119,7 @@ def _run_checked(
             trie = ranks.run_on_main(lambda: trie_of(evaluation, subject, careers), TitleTrie)
             texts = _texts(settings, subject, careers, trie)
             work = Forecasting(settings, wanted, texts, starts, info, table)
-            ranks.run_on_main(lambda: check_longest(texts, starts, settings.horizon, wanted.row_length))
+            ranks.run_on_main(lambda: check_longest(texts, starts, settings.horizon, wanted.max_seq_length))
             say(_describe(work, ranks))
             model = load_for_inference(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
             ranks.run_on_main(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
@@ -137,15 +137,15 @@ def _evaluation(settings: ForecastSettings) -> EvaluateSettings:
     """Return the evaluation of all titles that answers the questions."""
     names = [field.name for field in dataclasses.fields(EvaluateSettings)]
     told: dict[str, Any] = {name: getattr(settings, name, None) for name in names}
-    told |= {"too_long": "refuse", "titles": "all", "tolerance": settings.title_tolerance, "generated": "none"}
+    told |= {"truncation": "refuse", "titles": "all", "tolerance": settings.title_tolerance, "generated": "none"}
     return EvaluateSettings(**told)
 
 
 def _check_history(settings: ForecastSettings) -> None:
-    limit = read_run(Path(settings.run))[1].template.history_lines
+    limit = read_run(Path(settings.run))[1].template.max_history
     if limit is not None:
         raise RunError(
-            f"{settings.run} was made with template.history_lines={limit}; a forecast supposes years after the whole "
+            f"{settings.run} was made with template.max_history={limit}; a forecast supposes years after the whole "
             "history, so take a run without that limit"
         )
 
@@ -155,7 +155,7 @@ def _info(settings: ForecastSettings, subject: EvaluationTarget, wanted: Evaluat
         "horizon": str(settings.horizon),
         "steps": settings.steps,
         "title_tolerance": str(wanted.tolerance),
-        "nodes_per_pass": str(wanted.nodes_per_pass),
+        "max_tree_tokens": str(wanted.max_tree_tokens),
     }
     if settings.steps == "exact":
         details["tolerance"] = str(settings.tolerance)

@@ -31,11 +31,11 @@ PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pya
 RESUMABLE_OVERRIDES = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
 FREE_INSIDE = {
     "training": (
-        "checkpoint_every_steps", "keep_checkpoints", "log_every_steps",
-        "patience", "bad_step", "spike_ratio", "spike_window", "most_left_out",
+        "checkpoint_every_steps", "save_total_limit", "log_every_steps",
+        "patience", "on_bad_step", "loss_spike_ratio", "loss_spike_window", "max_consecutive_skips",
     ),
-    "zero": ("stage", "bucket_elements", "offload_optimizer", "offload_weights", "offload_folder"),
-    "batch": ("rows_per_pass",),
+    "zero": ("stage", "bucket_size", "offload_optimizer", "offload_param", "nvme_path"),
+    "batch": ("micro_batch_size",),
 }  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def weights_of_run(run: RunDirectory) -> str | None:
 def _settings_of(known: dict[str, Any]) -> RunSettings:
     """Return the settings of a record; the GPUs it was planned for matter no more, and may be told in older words."""
     gpu = {field.name: "none" if field.name == "name" else 1.0 for field in dataclasses.fields(GpuSettings)}
-    plan = {"num_gpus": 1, "go_on": False, "gpu": {**gpu, "gpus_per_host": 1}}
+    plan = {"num_gpus": 1, "ignore_memory_check": False, "gpu": {**gpu, "gpus_per_host": 1}}
     return read_settings(RunSettings, {**known["settings"], "plan": plan})
 
 

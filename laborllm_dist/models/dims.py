@@ -133,10 +133,11 @@ class ModelShape:
         if adapter.kind == "none":
             return self.num_parameters
         linear = self.weights.linear
-        return adapter.rank * sum(linear[name].num_features for name in adapter.targets if name in linear)
+        return adapter.rank * sum(linear[name].num_features for name in adapter.target_modules if name in linear)
 
 
-# Llama 2 (arXiv 2307.09288) as published at these hub ids, and SmolLM2 (arXiv 2502.02737) where launch/convert.py puts
+# Llama 2 (arXiv 2307.09288) as published at these hub ids, and SmolLM2 (arXiv 2502.02737) where launch/convert_gguf.py
+# puts
 # it, so that a plan needs neither hub nor weights.
 KNOWN: Mapping[str, ModelShape] = {
     "meta-llama/Llama-2-7b-hf": ModelShape(4096, 11008, 32, 32, 32, 32000, tied_embeddings=False),
@@ -190,5 +191,5 @@ def check_targets(targets: Collection[str], layers: Collection[str]) -> None:
     """
     if unknown := sorted(set(targets) - set(layers)):
         raise ModelError(
-            f"adapter.targets: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
+            f"adapter.target_modules: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
         )

@@ -57,7 +57,8 @@ def recorded_checksums(folder: Path) -> Mapping[str, str]:
         changed = str(error)
     if changed is not None:
         raise ModelError(
-            f"{changed}; the command that wrote {folder} makes it anew (start train.py or convert.py again); if the "
+            f"{changed}; the command that wrote {folder} makes it anew (start train.py or convert_gguf.py "
+            f"again); if the "
             f"change is meant, delete {folder / RECORD}"
         )
     return (record.files if record is not None else None) or {}

@@ -225,7 +225,7 @@ def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int
         dropout = settings.model.attention_dropout
         model = new_llama(shape, num_ids=num_ids, attention_dropout=dropout, seed=settings.training.seed)
     elif _goes_into_shards(settings):
-        config = deepspeed_config(zero, settings.optimizer.max_gradient_norm, ranks.world_size)
+        config = deepspeed_config(zero, settings.optimizer.max_grad_norm, ranks.world_size)
         model = model_in_shards(settings.model, dtype=dtype, config=config, ranks=ranks)
     else:
         # DeepSpeed moves whole weights itself: under ZeRO-3 they need not fit a GPU.
@@ -263,7 +263,7 @@ def _goes_into_shards(settings: RunSettings) -> bool:
     Types that are not known here may name their tensors otherwise in files, and are tried whole first (check_packing).
     """
     model, zero = settings.model, settings.zero
-    if zero.stage != 3 or zero.offload_weights == "nvme" or model.weights != "safetensors":
+    if zero.stage != 3 or zero.offload_param == "nvme" or model.weights != "safetensors":
         return False
     return open_causal_config(str(model.path), **_where(model)).model_type in MODEL_TYPES
 
@@ -367,7 +367,7 @@ def check_fit(model: transformers.PreTrainedModel, store: TokenStore, splits: Se
     check_ids(model, store.num_ids)
     context = context_tokens(model.config)
     advice = (
-        "take a model with a longer context or a shorter template; only an evaluation with too_long=last_lines cuts"
+        "take a model with a longer context or a shorter template; only an evaluation with truncation=last_lines cuts"
     )
     if context is not None:
         because = ", beyond which its rotation changes with the longest text of a batch"

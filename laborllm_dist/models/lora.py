@@ -83,7 +83,7 @@ def with_adapter(model: transformers.PreTrainedModel, settings: AdapterSettings,
         for name, module in model.named_modules()
         if isinstance(module, kinds) and module is not head
     }
-    check_targets(settings.targets, layers)
+    check_targets(settings.target_modules, layers)
     torch.manual_seed(seed)
     config = lora_config(settings, model.config.name_or_path)
     # In the model's precision at every ZeRO stage; DeepSpeed keeps fp32 master weights where that is narrow.
@@ -99,7 +99,7 @@ def lora_config(settings: AdapterSettings, base: str, revision: str | None = Non
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=list(settings.targets),
+        target_modules=list(settings.target_modules),
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,

@@ -15,7 +15,7 @@ from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.models.dims import ModelShape, check_targets, shape_of
 from laborllm_dist.planning.estimate import ResourceEstimate, forecast, room_of
 from laborllm_dist.planning.memory import GIB, largest_stretch
-from laborllm_dist.planning.suggestions import as_typed, better_row_length, changed, suggest_fitting_config
+from laborllm_dist.planning.suggestions import as_typed, better_max_seq_length, changed, suggest_fitting_config
 from laborllm_dist.planning.throughput import LAYER_SECONDS
 from laborllm_dist.planning.workload import Workload, find_workload
 
@@ -50,13 +50,13 @@ def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None
         SettingsError: naming the setting.
         ModelError: if an adapter is for a layer that the model does not have.
     """
-    if settings.batch.careers_per_step > work.careers_per_epoch:
+    if settings.batch.global_batch_size > work.careers_per_epoch:
         raise SettingsError(
-            f"batch.careers_per_step is {settings.batch.careers_per_step:,}, an epoch has {work.careers_per_epoch:,} "
-            "careers; set batch.careers_per_step to that or less"
+            f"batch.global_batch_size is {settings.batch.global_batch_size:,}, an epoch has {work.careers_per_epoch:,} "
+            "careers; set batch.global_batch_size to that or less"
         )
     if settings.adapter.kind == "lora":
-        check_targets(settings.adapter.targets, shape.weights.linear)
+        check_targets(settings.adapter.target_modules, shape.weights.linear)
     largest = largest_stretch(shape, settings.adapter, stage=settings.zero.stage, world_size=settings.plan.num_gpus)
     check_8bit(settings.optimizer, settings.zero, largest=largest)
 
@@ -70,8 +70,9 @@ def work_lines(found: ResourceEstimate) -> Iterator[str]:
         f"({about})"
     )
     yield (
-        f"         {work.num_steps:,} steps of {settings.batch.careers_per_step:,} careers: {passes.num_rows:.1f} rows "
-        f"of up to {passes.row_length:,} tokens, {passes.fill:.0%} full"
+        f"         {work.num_steps:,} steps of {settings.batch.global_batch_size:,} careers: "
+        f"{passes.num_rows:.1f} rows "
+        f"of up to {passes.max_seq_length:,} tokens, {passes.fill:.0%} full"
     )
     share = "" if learnt == shape.num_parameters else f", {learnt:,} learnt"
     yield f"model    {settings.model.name}: {shape.num_parameters:,} parameters{share}"
@@ -81,14 +82,14 @@ def work_lines(found: ResourceEstimate) -> Iterator[str]:
         f"{settings.zero.precision}, {settings.optimizer.kind}{base}"
     )
     busy = f"passes   {passes.num_passes:.3g} a step; GPUs {found.busy:.0%} busy"
-    better = better_row_length(found) if found.busy <= ENOUGH_BUSY else None
+    better = better_max_seq_length(found) if found.busy <= ENOUGH_BUSY else None
     if found.busy > ENOUGH_BUSY:
         yield busy
     elif better is None:
         yield f"{busy}: take more careers a step or fewer GPUs"
     else:
         yield f"{busy}: take more careers a step, fewer GPUs,"
-        yield f"         or batch.row_length={better[0]} for {better[1]:.0%}"
+        yield f"         or batch.max_seq_length={better[0]} for {better[1]:.0%}"
 
 
 def memory_table(found: ResourceEstimate) -> FoldingTable:
@@ -116,7 +117,7 @@ def memory_table(found: ResourceEstimate) -> FoldingTable:
 def _other_stages(found: ResourceEstimate) -> Iterator[ResourceEstimate]:
     for stage in range(4):
         change: dict[str, Any] = {"zero.stage": stage}
-        change |= {"zero.offload_weights": "none"} if stage != 3 else {}
+        change |= {"zero.offload_param": "none"} if stage != 3 else {}
         change |= {"zero.offload_optimizer": "none"} if stage == 0 else {}
         settings = changed(found.settings, change)
         if settings is not None:  # a stage that does not go with the rest has no column

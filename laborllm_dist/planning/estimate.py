@@ -65,7 +65,7 @@ def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: Mem
     """Return what a run takes on `plan.num_gpus` ranks with so much memory each."""
     num_ranks = settings.plan.num_gpus
     passes = passes_of(work, settings.batch, num_ranks=num_ranks)
-    load = MicroBatchShape(passes.rows_of_rank, passes.row_length)
+    load = MicroBatchShape(passes.rows_of_rank, passes.max_seq_length)
     memory = plan_memory(shape, settings, load, world_size=num_ranks, process_bytes=room.process)
     return ResourceEstimate(settings, shape, work, room, passes, memory, cost_of_step(shape, settings, work, passes))
 

@@ -57,12 +57,12 @@ class MicroBatchShape:
     """What a pass of one rank forwards: rows and their length."""
 
     num_rows: int
-    row_length: int
+    max_seq_length: int
 
     @property
     def num_tokens(self) -> int:
         """Slots, padding included."""
-        return self.num_rows * self.row_length
+        return self.num_rows * self.max_seq_length
 
 
 def plan_memory(
@@ -86,7 +86,7 @@ def plan_memory(
     host: dict[str, float] = {}
 
     if zero.stage == 3:
-        (host if zero.offload_weights != "none" else device)["weights"] = weights / world_size
+        (host if zero.offload_param != "none" else device)["weights"] = weights / world_size
         device["gathered"] = _gathered(shape, settings, number, world_size)
     else:
         device["weights"] = weights + (_autocast_copies(shape, settings) if is_autocast else 0.0)
@@ -177,14 +177,16 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchS
         additions = 2 * 2 * hidden + (5 - 2) * 2 * hidden
     if is_frozen:
         inputs = {"gate_proj": hidden, "down_proj": wide, "q_proj": hidden}
-        dropped = sum(inputs.get(name, 0) for name in settings.adapter.targets) if settings.adapter.dropout else 0
-        additions = number * (dropped + settings.adapter.rank * len(settings.adapter.targets))
+        dropped = (
+            sum(inputs.get(name, 0) for name in settings.adapter.target_modules) if settings.adapter.dropout else 0
+        )
+        additions = number * (dropped + settings.adapter.rank * len(settings.adapter.target_modules))
     of_layer = load.num_tokens * (norms + attention + feed_forward + additions)
     last = load.num_tokens * hidden * (4 + 2 * number)  # the last norm
     if settings.compute.attention == "mask" or shape.attention != "packed":
-        of_layer += load.num_rows * load.row_length**2
+        of_layer += load.num_rows * load.max_seq_length**2
     if shape.attention == "eager":  # products, and weights in float32 and in the model's precision
-        of_layer += shape.num_heads * load.num_rows * load.row_length**2 * (4 + 2 * number)
+        of_layer += shape.num_heads * load.num_rows * load.max_seq_length**2 * (4 + 2 * number)
     if not settings.compute.gradient_checkpointing:
         return float(shape.num_layers * of_layer + last)
     kept = shape.num_layers * load.num_tokens * hidden * number
@@ -203,12 +205,12 @@ def _logit_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchShape
 
 def _gathered(shape: ModelShape, settings: RunSettings, number: int, world_size: int) -> float:
     # DeepSpeed keeps gathered what it will use again soon, up to stage3_max_live_parameters (zero_engine.py).
-    live = min(shape.num_parameters, LIVE_BUCKETS * settings.zero.bucket_elements)
+    live = min(shape.num_parameters, LIVE_BUCKETS * settings.zero.bucket_size)
     return float(number * live) if world_size > 1 else 0.0
 
 
 def _buffer_bytes(shape: ModelShape, settings: RunSettings, learnt: int, number: int) -> float:
-    bucket = min(settings.zero.bucket_elements, learnt)
+    bucket = min(settings.zero.bucket_size, learnt)
     # Gradients are reduced in fp32: narrow ones have a copy while they are on their way.
     return float(bucket * (4 if number == 4 or settings.zero.stage == 0 else number + 4))
 

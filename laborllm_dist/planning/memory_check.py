@@ -22,7 +22,7 @@ def check_memory(
     """Print what a rank will need of its memory.
 
     Raises:
-        MemoryEstimateError: if it is not there, unless settings.plan.go_on says to try.
+        MemoryEstimateError: if it is not there, unless settings.plan.ignore_memory_check says to try.
     """
     here = dataclasses.replace(settings, plan=dataclasses.replace(settings.plan, num_gpus=plan.world_size))
     work, shape = workload_of(plan, is_assumed=False), shape_of(settings.model, num_ids=num_ids)
@@ -31,16 +31,18 @@ def check_memory(
     parts = ", ".join(f"{kind} {size / GIB:,.2f}" for kind, size in sizes if size >= 0.005 * found.memory.total)
     total = f"{found.memory.total / GIB:,.2f} of {capacity.total / GIB:,.2f} GiB"
     tell(f"plan: a rank needs about {total} ({parts})")
-    if settings.plan.go_on:
+    if settings.plan.ignore_memory_check:
         return
     if not found.fits_device:
-        raise MemoryEstimateError(f"a rank needs about {total}; {_advice(found)}; to try all the same: plan.go_on=true")
+        raise MemoryEstimateError(
+            f"a rank needs about {total}; {_advice(found)}; to try all the same: plan.ignore_memory_check=true"
+        )
     if not found.fits_host:
         left = 0.0 if capacity.host is None else capacity.host / GIB
         raise MemoryEstimateError(
             f"a rank offloads about {found.memory.host_total / GIB:,.2f} GiB to its host, whose memory has {left:,.2f} "
             "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try all the same: "
-            "plan.go_on=true"
+            "plan.ignore_memory_check=true"
         )
 
 

@@ -21,7 +21,7 @@ Change = Mapping[str, Any]  # what to type: settings by their paths
 # At most one change of each line is taken. A change of an earlier line costs less: time, then numbers, then hardware.
 CHANGES: tuple[tuple[Change, ...], ...] = (
     ({"compute.gradient_checkpointing": True},),
-    ({"batch.rows_per_pass": 1},),
+    ({"batch.micro_batch_size": 1},),
     ({"zero.stage": 1}, {"zero.stage": 2}, {"zero.stage": 3}),
     ({"zero.precision": "bf16"},),
     (
@@ -29,7 +29,7 @@ CHANGES: tuple[tuple[Change, ...], ...] = (
         {"zero.offload_optimizer": "cpu"},
         {"zero.offload_optimizer": "cpu", "optimizer.kind": "cpu_adamw"},
     ),
-    ({"zero.offload_weights": "cpu"},),
+    ({"zero.offload_param": "cpu"},),
 )
 MORE_GPUS: tuple[Change, ...] = tuple({"plan.num_gpus": number} for number in (2, 4, 8, 16, 32, 64))
 # Learns other weights than were asked for: only where nothing else fits.
@@ -78,22 +78,22 @@ def as_typed(change: Change) -> str:
     return " ".join(f"{path}={str(value).lower()}" for path, value in change.items())
 
 
-def better_row_length(found: ResourceEstimate) -> tuple[int, float] | None:
+def better_max_seq_length(found: ResourceEstimate) -> tuple[int, float] | None:
     """Return a row length that gives more GPUs work, and the share of their time it makes work; None where none does.
 
     Rows are never shorter than the longest career. With several rows a pass, the packer has evened them out already.
     """
     batch, num_gpus = found.settings.batch, found.settings.plan.num_gpus
-    if batch.rows_per_pass > 1:
+    if batch.micro_batch_size > 1:
         return None
-    best, best_busy = batch.row_length, found.busy + BETTER
+    best, best_busy = batch.max_seq_length, found.busy + BETTER
     for room in (1.0, 1.02, 1.05, 1.1, 1.2):  # a row for each GPU, with some room for careers that do not fit evenly
         length = whole_granules(max(found.work.longest_career, room * found.passes.num_tokens / num_gpus))
-        if length < batch.row_length:
-            passes = passes_of(found.work, dataclasses.replace(batch, row_length=length), num_ranks=num_gpus)
+        if length < batch.max_seq_length:
+            passes = passes_of(found.work, dataclasses.replace(batch, max_seq_length=length), num_ranks=num_gpus)
             if passes.busy(num_gpus) > best_busy:
                 best, best_busy = length, passes.busy(num_gpus)
-    return None if best == batch.row_length else (best, best_busy)
+    return None if best == batch.max_seq_length else (best, best_busy)
 
 
 def _nearest_first(settings: RunSettings, choices: Sequence[Sequence[Change]]) -> Iterator[Change]:

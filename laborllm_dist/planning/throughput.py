@@ -122,7 +122,7 @@ def gathers_of_pass(shape: ModelShape, zero: ZeroSettings) -> float:
     Twice, but for the last layers, which the backward finds as the forward has left them (stage3_max_reuse_distance in
     distributed/zero_engine.py). A layer that is computed again stays until its backward.
     """
-    return 2 - min(1.0, LIVE_BUCKETS * zero.bucket_elements / shape.num_parameters)
+    return 2 - min(1.0, LIVE_BUCKETS * zero.bucket_size / shape.num_parameters)
 
 
 def bytes_of_number(zero: ZeroSettings) -> int:
@@ -157,10 +157,10 @@ def offload_seconds(shape: ModelShape, settings: RunSettings, num_passes: float)
         over_pcie += held * (4 * (2 * num_passes - 1) + number)
         in_memory += held * (ADAM_BYTES[settings.optimizer.kind] + number)
         on_disk += held * NVME_BYTES if zero.offload_optimizer == "nvme" else 0.0
-    if zero.offload_weights != "none":
+    if zero.offload_param != "none":
         fetched = num_passes * gathers_of_pass(shape, zero) * weight_bytes(shape, settings, number) / num_ranks
         over_pcie += fetched
-        on_disk += fetched if zero.offload_weights == "nvme" else 0.0
+        on_disk += fetched if zero.offload_param == "nvme" else 0.0
     return (
         over_pcie / gpu.pcie_gigabytes_per_second
         + in_memory / gpu.host_gigabytes_per_second

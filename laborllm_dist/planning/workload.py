@@ -78,7 +78,7 @@ class Passes:
     num_passes: float
     slowest_tokens: float
     fill: float
-    row_length: int  # the longest
+    max_seq_length: int  # the longest
     rows_of_rank: int  # in one pass, the most
 
     def busy(self, num_ranks: int) -> float:
@@ -117,10 +117,10 @@ def workload_of(plan: TrainingPlan, *, is_assumed: bool) -> Workload:
 
 def passes_of(work: Workload, batch: BatchSettings, *, num_ranks: int) -> Passes:
     """Return how the packer lays a workload's steps out over ranks."""
-    packings = _pack(work.steps, batch.row_length)
+    packings = _pack(work.steps, batch.max_seq_length)
     num_passes, slowest, most = [], [], 0
     for packing in packings:
-        rows = _most_rows(len(packing.rows), num_ranks, batch.rows_per_pass)
+        rows = _most_rows(len(packing.rows), num_ranks, batch.micro_batch_size)
         num_passes.append(len(rows))
         slowest.append(sum(rows) * packing.num_tokens / len(packing.rows))
         most = max(most, *rows)
@@ -130,21 +130,21 @@ def passes_of(work: Workload, batch: BatchSettings, *, num_ranks: int) -> Passes
         num_tokens=num_tokens / len(packings),
         num_passes=float(np.mean(num_passes)),
         slowest_tokens=float(np.mean(slowest)),
-        fill=num_tokens / sum(len(packing.rows) * packing.row_length for packing in packings),
-        row_length=max(packing.row_length for packing in packings),
+        fill=num_tokens / sum(len(packing.rows) * packing.max_seq_length for packing in packings),
+        max_seq_length=max(packing.max_seq_length for packing in packings),
         rows_of_rank=most,
     )
 
 
 @functools.lru_cache(maxsize=16)  # a search for what fits asks again and again
-def _pack(steps: tuple[tuple[int, ...], ...], row_length: int) -> tuple[PackedRows, ...]:
-    return tuple(pack_step(lengths, row_length) for lengths in steps)
+def _pack(steps: tuple[tuple[int, ...], ...], max_seq_length: int) -> tuple[PackedRows, ...]:
+    return tuple(pack_step(lengths, max_seq_length) for lengths in steps)
 
 
 @functools.lru_cache(maxsize=1024)
-def _most_rows(num_rows: int, num_ranks: int, rows_per_pass: int) -> tuple[int, ...]:
+def _most_rows(num_rows: int, num_ranks: int, micro_batch_size: int) -> tuple[int, ...]:
     """Return, for each pass, the rows of the rank that the others wait for."""
-    shards = shard_rows(num_rows, world_size=num_ranks, rows_per_pass=rows_per_pass)
+    shards = shard_rows(num_rows, world_size=num_ranks, micro_batch_size=micro_batch_size)
     return tuple(max(map(len, of_ranks)) for of_ranks in shards.passes)
 
 
@@ -160,7 +160,7 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     parts, batch = [], settings.batch
     for corpus in settings.data.corpora.values():
         size = _size_of(corpus)
-        if size is None or settings.template.preface or settings.template.history_lines is not None:
+        if size is None or settings.template.preface or settings.template.max_history is not None:
             raise DataFileError(
                 f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
                 "python launch/prepare.py with the same settings"
@@ -172,13 +172,14 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
         raise DataFileError("fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction")
     lengths = np.concatenate([lengths for lengths, _ in parts])
     longest = int(lengths.max())
-    if longest > batch.row_length:
+    if longest > batch.max_seq_length:
         raise SequenceTooLongError(
-            f"the longest career is assumed to have {longest} tokens, batch.row_length is {batch.row_length}; set "
-            f"batch.row_length={whole_granules(longest)}"
+            f"the longest career is assumed to have {longest} tokens, batch.max_seq_length is "
+            f"{batch.max_seq_length}; set "
+            f"batch.max_seq_length={whole_granules(longest)}"
         )
     weights = np.concatenate([np.full(len(lengths), weight) for lengths, weight in parts])
-    order = TrainingSampler(np.arange(len(lengths)), weights, batch.careers_per_step, settings.training.seed)
+    order = TrainingSampler(np.arange(len(lengths)), weights, batch.global_batch_size, settings.training.seed)
     num_epochs = epochs_of(settings, order.steps_per_epoch)
     return TrainingPlan(order, lengths, longest, batch, settings.training, num_epochs, settings.plan.num_gpus)
 

@@ -135,9 +135,9 @@ def _details(settings: PredictSettings, told: RunSettings, model: InferenceModel
     return {
         "measure": settings.measure,
         "tolerance": str(wanted.tolerance),
-        "row_length": str(wanted.row_length),
-        "rows_per_unit": str(wanted.rows_per_unit),
-        "nodes_per_pass": str(wanted.nodes_per_pass),
+        "max_seq_length": str(wanted.max_seq_length),
+        "batch_size": str(wanted.batch_size),
+        "max_tree_tokens": str(wanted.max_tree_tokens),
         "precision": wanted.precision,
         "attention": told.compute.attention,
         "threads_per_rank": str(told.ranks.threads_per_rank),
@@ -172,11 +172,15 @@ def _scored_units(
     """Yield some of the prompts' places and their titles' scores, until all have had their turn."""
     prompts, lengths = asked.prompts, [len(prompt) for prompt in asked.prompts]
     # A row is as long as an evaluation's; longer where a prompt wants it, shorter where there is not that much.
-    row_length = max(max(lengths), min(wanted.row_length, -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF))
-    rows = pack_careers(lengths, row_length).rows
-    for first in range(0, len(rows), wanted.rows_per_unit):
-        unit = rows[first : first + wanted.rows_per_unit]
-        batch = pack_batch([[np.asarray(prompts[place], dtype=np.int32) for place in row] for row in unit], row_length)
+    max_seq_length = max(
+        max(lengths), min(wanted.max_seq_length, -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF)
+    )
+    rows = pack_careers(lengths, max_seq_length).rows
+    for first in range(0, len(rows), wanted.batch_size):
+        unit = rows[first : first + wanted.batch_size]
+        batch = pack_batch(
+            [[np.asarray(prompts[place], dtype=np.int32) for place in row] for row in unit], max_seq_length
+        )
         stems: list[tuple[int, int, int]] = []
         for number, row in enumerate(unit):
             ends = np.cumsum([lengths[place] for place in row]).tolist()
@@ -187,7 +191,7 @@ def _scored_units(
             Prompts(np.asarray(stems), np.full(len(stems), -1)),
             asked.trie,
             tolerance=wanted.tolerance,
-            nodes_per_pass=wanted.nodes_per_pass,
+            max_tree_tokens=wanted.max_tree_tokens,
         )
         yield [place for row in unit for place in row], found
 

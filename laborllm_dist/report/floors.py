@@ -1,7 +1,7 @@
 """What every model should beat: equal shares for all titles, and the titles' shares among training people.
 
 A model below one of these floors is of no use, which its numbers alone do not show. Both are read from score tables:
-the number of titles from a table of all titles or a comparator's, the marginal from the comparator's own table.
+the number of titles from a table of all titles or a baseline's, the marginal from the baseline's own table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from laborllm_dist.report.load import FloatArray, ScoredModel
 
-MARGINAL = "marginal"  # the comparator's name in score tables
+MARGINAL = "marginal"  # the baseline's name in score tables
 ROUNDING = 1e-9  # nats
 
 
@@ -46,4 +46,4 @@ def _marginals_for(model: ScoredModel, models: Sequence[ScoredModel]) -> list[in
 
 
 def _is_marginal(model: ScoredModel) -> bool:
-    return any(file.info.model == MARGINAL and "comparator" in file.info.details for file in model.files)
+    return any(file.info.model == MARGINAL and "baseline" in file.info.details for file in model.files)

@@ -100,7 +100,7 @@ def _num_titles(files: Sequence[ScoreFile], split: str) -> int | None:
 
 
 def find_score_files(run: str, *, split: str) -> list[ScoreFile]:
-    """Read every score table of `split` in one run: the trained model's first, then comparators by file name.
+    """Read every score table of `split` in one run: the trained model's first, then baselines by file name.
 
     Raises:
         RunError: if the folder does not exist.

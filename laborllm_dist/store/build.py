@@ -86,7 +86,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
 
 def _without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out where files lie, since their checksums stand for them, and what decides training only."""
-    kept = {name: value for name, value in corpus.items() if name not in ("how_to_get", "fraction", "weight")}
+    kept = {name: value for name, value in corpus.items() if name not in ("download_hint", "fraction", "weight")}
     for name, group in kept.items():
         if isinstance(group, dict) and "path" in group:
             kept[name] = {**group, "path": ""}
@@ -107,7 +107,7 @@ def prepare(settings: RunSettings, say: Progress) -> str:
         check_new_folder(Path(wanted.career_text))
     store = verify_store(prepare_store(settings, say)) if wanted.shard is None else prepare_shard(settings, say)
     if store is None:
-        return f"shard {wanted.shard} of {wanted.num_shards} is done; the last one to be done makes the store"
+        return f"shard {wanted.shard} of {wanted.num_workers} is done; the last one to be done makes the store"
     if wanted.career_text is not None:
         counts = write_career_text(_careers_of(store), Path(wanted.career_text))
         people = ", ".join(f"{count:,} {name}" for name, count in counts.items())
@@ -123,7 +123,7 @@ def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
     """
     for split in SPLITS:
         if store.num_texts(split) > store.num_people(split):
-            raise StoreError("a store made with template.history_lines holds parts of careers; write whole ones")
+            raise StoreError("a store made with template.max_history holds parts of careers; write whole ones")
         careers = store.careers(split)
         for row in range(len(careers)):
             yield split, careers.history(row)
@@ -202,13 +202,13 @@ def _place_for(settings: RunSettings) -> Path:
 def building_folder(settings: RunSettings) -> Path:
     """Return where a store is built before it is renamed; pieces of other sizes are other pieces."""
     folder = store_folder(settings)
-    return folder.with_name(f"{folder.name}.{settings.store.people_per_piece}.partial")
+    return folder.with_name(f"{folder.name}.{settings.store.people_per_shard}.partial")
 
 
 def _build_store(settings: RunSettings, folder: Path, say: Progress) -> None:
     building, wanted = building_folder(settings), settings.prepare
     try:
-        if wanted.num_shards == 1:
+        if wanted.num_workers == 1:
             _make_share(settings, 0, say)
         else:
             run_shards(functools.partial(_shard_job, settings, os.getpid()), wanted, building / WORK / "jobs", say)
@@ -238,15 +238,15 @@ def _shard_job(settings: RunSettings, starter: int, shard: int) -> Refusal | Non
 
 def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
     """Make the pieces of one shard that are not there yet."""
-    building, num_shards = building_folder(settings), settings.prepare.num_shards
-    lock = building / WORK / f"shard-{shard}-of-{num_shards}.lock"
-    busy = f"another process is preparing shard {shard} of {num_shards} of {building}; wait for it or end it"
+    building, num_workers = building_folder(settings), settings.prepare.num_workers
+    lock = building / WORK / f"shard-{shard}-of-{num_workers}.lock"
+    busy = f"another process is preparing shard {shard} of {num_workers} of {building}; wait for it or end it"
     with translate_disk_errors(building), file_lock(lock, busy=busy):
         tools = _make_tools(settings, building, say)
         before = 0
         for name, corpus in settings.data.corpora.items():
             num_people = 0
-            for num_people in make_pieces(name, corpus, tools, range(shard, num_shards)):
+            for num_people in make_pieces(name, corpus, tools, range(shard, num_workers)):
                 say(f"prepare: {before + num_people:,} careers")
             before += num_people
 
@@ -268,7 +268,7 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
             tokenizer.save(building / TOKENIZER)
             # Written last, so that it says that preface and tokenizer are whole.
             write_vocabulary(vocabulary, building / OCCUPATIONS)
-    size, longest = settings.store.people_per_piece, settings.template.max_tokens
+    size, longest = settings.store.people_per_shard, settings.template.max_tokens
     return PieceTools(building, vocabulary, template, tokenizer, settings.split, size, longest)
 
 

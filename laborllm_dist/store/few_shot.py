@@ -1,7 +1,7 @@
 """The preface of a store, with careers of training people as its examples: a function of settings and data alone.
 
 The examples are the training people with the smallest digests under the seed, over all corpora, in this order. So the
-3 of num_examples=3 are the first of num_examples=5, whoever makes the store and in whatever pieces.
+3 of num_fewshot=3 are the first of num_fewshot=5, whoever makes the store and in whatever pieces.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
     Raises:
         DataFileError: if there are fewer training people.
     """
-    wanted, key = settings.template.num_examples, f"examples {settings.template.examples_seed}"
+    wanted, key = settings.template.num_fewshot, f"examples {settings.template.fewshot_seed}"
     chosen: dict[int, CareerHistory] = {}  # by digest, so that a person of two corpora is one example
     for corpus in settings.data.corpora.values() if wanted else ():
         for person in read_people(corpus):
@@ -37,7 +37,7 @@ def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
                 del chosen[max(chosen)]
     if len(chosen) < wanted:
         raise DataFileError(
-            f"template.num_examples is {wanted}, data={settings.data.name} has {len(chosen)} training people; "
+            f"template.num_fewshot is {wanted}, data={settings.data.name} has {len(chosen)} training people; "
             "ask for fewer examples"
         )
     return tuple(career for _, career in sorted(chosen.items()))

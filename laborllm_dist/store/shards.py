@@ -49,7 +49,7 @@ class PieceTools:
     template: Template
     tokenizer: CareerTokenizer
     split: SplitSettings
-    people_per_piece: int
+    people_per_shard: int
     max_tokens: int | None  # of a text
 
 
@@ -68,7 +68,7 @@ def make_pieces(name: str, corpus: CorpusSettings, tools: PieceTools, share: ran
     When the source has been read to its end, the number of its pieces is recorded.
     """
     number = num_people = 0
-    for number, people in enumerate(batched(read_people(corpus), tools.people_per_piece), start=1):
+    for number, people in enumerate(batched(read_people(corpus), tools.people_per_shard), start=1):
         num_people += len(people)
         if (number - 1) % share.stop == share.start and not piece_folder(tools.folder, name, number - 1).exists():
             _make_piece(piece_folder(tools.folder, name, number - 1), people, corpus, tools)

@@ -1,6 +1,6 @@
 """Tell careers as texts and tokens; one that is longer than the template allows with its last lines only.
 
-Such a person is told as if the template's history_lines were k, the largest number with which every text of theirs
+Such a person is told as if the template's max_history were k, the largest number with which every text of theirs
 fits. More lines are more tokens, so k is found by halving. Without a limit nothing is ever cut. A career that does not
 fit even at k = 0 is told so too, and refused by whoever compares lengths with the limit, who can count all such people.
 
@@ -63,7 +63,7 @@ def encode_careers(careers: Sequence[CareerHistory], telling: CareerEncoder) -> 
 
 def _last_lines(career: CareerHistory, whole: EncodedCareer, telling: CareerEncoder, max_tokens: int) -> EncodedCareer:
     """Return a career that does not fit with as many lines before each title as do."""
-    allowed = telling.template.history_lines
+    allowed = telling.template.max_history
     fitting, too_many = 0, len(career.jobs) - 1 if allowed is None else min(allowed, len(career.jobs) - 1)
     if too_many == 0:
         return whole
@@ -79,5 +79,5 @@ def _last_lines(career: CareerHistory, whole: EncodedCareer, telling: CareerEnco
 
 
 def _with_lines(career: CareerHistory, num_lines: int, telling: CareerEncoder) -> EncodedCareer:
-    texts = render_career(career, dataclasses.replace(telling.template, history_lines=num_lines), telling.title_of)
+    texts = render_career(career, dataclasses.replace(telling.template, max_history=num_lines), telling.title_of)
     return EncodedCareer(texts, tuple(tokenise_careers(texts, telling.tokenizer)), len(career.jobs) - num_lines - 1)

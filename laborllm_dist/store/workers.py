@@ -44,12 +44,12 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     limits: dict[str, Any] = {"timeout_min": wanted.minutes, "name": "laborllm_prepare"}
     if wanted.where == "slurm":
         limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
-        limits["slurm_array_parallelism"] = wanted.num_shards
+        limits["slurm_array_parallelism"] = wanted.num_workers
     folder = _new_folder(logs)
     try:
         executor = submitit.AutoExecutor(folder=str(folder), cluster=wanted.where)
         executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
-        jobs = executor.map_array(work, list(range(wanted.num_shards)))
+        jobs = executor.map_array(work, list(range(wanted.num_workers)))
     except (RuntimeError, OSError) as error:
         raise WorkerFailedError(f"the shards could not be started on {wanted.where} ({error})") from None
     try:
@@ -89,13 +89,13 @@ def _wait_for_all(jobs: Sequence[submitit.Job[Refusal | None]], say: Say) -> Non
         time.sleep(_SECONDS_BETWEEN_LOOKS if len(done) < len(jobs) else 0)
 
 
-def _check(shard: int, job: submitit.Job[Refusal | None], num_shards: int) -> None:
+def _check(shard: int, job: submitit.Job[Refusal | None], num_workers: int) -> None:
     try:
         refusal: Any = job.result()
     except (FailedJobError, UncompletedJobError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise WorkerFailedError(
-            f"shard {shard} of {num_shards} ended before it was done ({reason}); its output is in {job.paths.stderr}. "
+            f"shard {shard} of {num_workers} ended before it was done ({reason}); its output is in {job.paths.stderr}. "
             "Start the same command again: finished pieces are kept"
         ) from None
     if refusal is not None:

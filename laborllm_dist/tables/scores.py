@@ -37,7 +37,7 @@ SCORE_SCHEMA = pa.schema(
 )
 
 
-NUM_TITLES = "num_titles"  # detail of a comparator's table: how many titles there are to choose from
+NUM_TITLES = "num_titles"  # detail of a baseline's table: how many titles there are to choose from
 TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
 
 

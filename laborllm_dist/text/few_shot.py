@@ -27,7 +27,7 @@ def render_preface(
     Raises:
         TemplateError: if the template needs a field that an example does not have.
     """
-    plain = compile_template(dataclasses.replace(settings, preface=(), num_examples=0, history_lines=None))
+    plain = compile_template(dataclasses.replace(settings, preface=(), num_fewshot=0, max_history=None))
     title_of = vocabulary.title_of()
     shown = {
         TITLES_LINE: "".join(title + "\n" for title in vocabulary.titles),

@@ -52,7 +52,7 @@ class Template:
     prompt: tuple[Part, ...]  # the entry's line before the blank and the title
     ending: tuple[tuple[Part, ...], ...]
     hidden: frozenset[str]
-    history_lines: int | None
+    max_history: int | None
     preface: str  # whole lines
 
 
@@ -80,7 +80,7 @@ def compile_template(settings: TemplateSettings, preface: str = "") -> Template:
         prompt=_parse_line(prompt, known, "entry"),
         ending=tuple(_parse_line(line, CAREER_FIELDS, "ending") for line in settings.ending),
         hidden=frozenset(settings.hidden),
-        history_lines=settings.history_lines,
+        max_history=settings.max_history,
         preface=preface,
     )
 
@@ -91,7 +91,7 @@ def render_career(career: CareerHistory, template: Template, title_of: Mapping[s
     Raises:
         TemplateError: if the template needs a field that the career does not have.
     """
-    num_jobs, limit = len(career.jobs), template.history_lines
+    num_jobs, limit = len(career.jobs), template.max_history
     if limit is None or num_jobs <= limit + 1:
         return (_render_jobs(career, template, title_of, range(num_jobs), num_jobs),)
     first = _render_jobs(career, template, title_of, range(limit + 1), limit + 1)

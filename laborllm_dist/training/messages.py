@@ -24,7 +24,7 @@ def describe_settings(settings: RunSettings, ranks: DistributedContext) -> str:
     return (
         f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{learnt}; "
         f"ZeRO-{settings.zero.stage} {settings.zero.precision} on {ranks.world_size} x {ranks.device.type}; "
-        f"{settings.batch.careers_per_step} careers a step in rows of at most {settings.batch.row_length} tokens, "
+        f"{settings.batch.global_batch_size} careers a step in rows of at most {settings.batch.max_seq_length} tokens, "
         f"{epochs}, peak learning rate {settings.optimizer.learning_rate:g}"
     )
 
@@ -36,7 +36,7 @@ def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_t
     learnt = "" if num_trainable == num_all else f", {num_trainable:,} of them learnt"
     return (
         f"plan: {plan.order.careers_per_epoch:,} careers of {tokens:,} tokens an epoch, {plan.num_steps} steps of "
-        f"{settings.batch.careers_per_step} careers ({plan.num_epochs} epochs); a step has about "
+        f"{settings.batch.global_batch_size} careers ({plan.num_epochs} epochs); a step has about "
         f"{len(first.packing.rows)} rows, {first.packing.fill:.0%} full, in {len(first.shards.passes)} passes\n"
         f"plan: {num_all:,} parameters{learnt}"
     )

@@ -119,12 +119,12 @@ def loss_problem(loss: float, state: TrainerState, settings: TrainingSettings) -
     """Say what is wrong with a step's loss before it is learnt from; None if nothing is."""
     if not math.isfinite(loss):
         return f"its loss is {loss}"
-    if settings.spike_ratio is None or len(state.recent_losses) < settings.spike_window:
+    if settings.loss_spike_ratio is None or len(state.recent_losses) < settings.loss_spike_window:
         return None
     usual = statistics.median(state.recent_losses)
-    if loss <= settings.spike_ratio * usual:
+    if loss <= settings.loss_spike_ratio * usual:
         return None
     return (
         f"its loss of {loss:.4f} nats/token is {loss / usual:.1f} times the median of the last "
-        f"{len(state.recent_losses)} steps ({usual:.4f}); training.spike_ratio is {settings.spike_ratio:g}"
+        f"{len(state.recent_losses)} steps ({usual:.4f}); training.loss_spike_ratio is {settings.loss_spike_ratio:g}"
     )

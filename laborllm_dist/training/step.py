@@ -52,7 +52,7 @@ def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
             [work.careers.token_ids(int(planned.careers[career])) for career in planned.packing.rows[row]]
             for row in ranks_rows[rank]
         ]
-        batches.append(pack_batch(rows, planned.packing.row_length))
+        batches.append(pack_batch(rows, planned.packing.max_seq_length))
     return [batch.pinned() for batch in batches] if work.engine.ranks.device.type == "cuda" else batches
 
 
@@ -98,7 +98,7 @@ def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepRe
     }
     if wrong is not None:
         return StepResult(state.without_step(), numbers, wrong)
-    after = state.after_step(loss, planned.packing.num_tokens, settings.training.spike_window)
+    after = state.after_step(loss, planned.packing.num_tokens, settings.training.loss_spike_window)
     return StepResult(after, numbers, None)
 
 

@@ -10,7 +10,7 @@ from time import time
 
 from laborllm_dist.batching.prefetch import BatchPrefetcher
 from laborllm_dist.batching.training_plan import TrainingPlan
-from laborllm_dist.checkpoint.save import keep_checkpoints, save_checkpoint, save_state
+from laborllm_dist.checkpoint.save import save_checkpoint, save_state, save_total_limit
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import InterruptedRunError, NonFiniteLossError
 from laborllm_dist.tracking.run_log import RunLog
@@ -105,11 +105,12 @@ def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog |
         log.write({"step": result.state.step, "left_out": result.wrong, "careers": careers})
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
     what = f"step {result.state.step} was not learnt from: {result.wrong}; its careers: {shown} ({work.run.metrics})"
-    if wanted.bad_step == "stop":
+    if wanted.on_bad_step == "stop":
         return NonFiniteLossError(f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}")
-    if (in_a_row := result.state.num_left_out_in_a_row) > wanted.most_left_out:
+    if (in_a_row := result.state.num_left_out_in_a_row) > wanted.max_consecutive_skips:
         return NonFiniteLossError(
-            f"{what}. That makes {in_a_row} in a row, training.most_left_out is {wanted.most_left_out}; steps up to "
+            f"{what}. That makes {in_a_row} in a row, training.max_consecutive_skips is "
+            f"{wanted.max_consecutive_skips}; steps up to "
             f"{before.step} are saved; lower the learning rate under another name"
         )
     work.tell(f"train: {what}")
@@ -126,7 +127,7 @@ def _advice(settings: RunSettings, before: TrainerState, loss: float) -> str:
     saved = f"Steps up to {before.step} are saved" if before.step else "Nothing is saved yet"
     return (
         f"{saved}; look at these careers, lower the learning rate under another name, or go on without them by "
-        "training.bad_step=skip"
+        "training.on_bad_step=skip"
     )
 
 
@@ -139,7 +140,7 @@ def _save(work: Work, state: TrainerState, saved: TrainerState) -> None:
         ranks.run_on_main(lambda: save_state(checkpoints, state.step, asdict(state)))
     else:
         save_checkpoint(work.engine, checkpoints, step=state.step, run=work.run.fingerprint, state=asdict(state))
-    newest = work.settings.training.keep_checkpoints
+    newest = work.settings.training.save_total_limit
     ranks.run_on_main(
-        lambda: keep_checkpoints(checkpoints, saved_step=state.step, num_newest=newest, best_step=state.best_step)
+        lambda: save_total_limit(checkpoints, saved_step=state.step, num_newest=newest, best_step=state.best_step)
     )

@@ -38,14 +38,14 @@ def validate(
 ) -> ValidationLoss | None:
     """Return the losses on a split; None if the run was asked to stop meanwhile. Collective."""
     lengths = careers.num_tokens()
-    rows = pack_careers(lengths.tolist(), batch.row_length).rows
-    plan = shard_rows(len(rows), world_size=engine.ranks.world_size, rows_per_pass=batch.rows_per_pass)
+    rows = pack_careers(lengths.tolist(), batch.max_seq_length).rows
+    plan = shard_rows(len(rows), world_size=engine.ranks.world_size, micro_batch_size=batch.micro_batch_size)
     token_sum = title_sum = 0.0
     for ranks_rows in plan.passes:
         if stop.are_wanted():
             return None
         members = [rows[row] for row in ranks_rows[engine.ranks.rank]]
-        packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], batch.row_length)
+        packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], batch.max_seq_length)
         scores_BT = packed.scatter_to_slots(engine.log_likelihood(packed))
         token_sum += float(scores_BT.sum())
         title_sum += float(observation_scores(scores_BT, title_places(careers, members).spans)[:, 1].sum())

@@ -25,20 +25,20 @@ from laborllm_dist.training.lr_schedule import learning_rate_at
 from laborllm_dist.training.step import peak_memory_gib
 
 
-def order_of(num_careers: int, *, careers_per_step: int, seed: int) -> TrainingSampler:
+def order_of(num_careers: int, *, global_batch_size: int, seed: int) -> TrainingSampler:
     """Every career once an epoch."""
-    return TrainingSampler(np.arange(num_careers), np.ones(num_careers), careers_per_step, seed)
+    return TrainingSampler(np.arange(num_careers), np.ones(num_careers), global_batch_size, seed)
 
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
 
-def first_fit_by_search(lengths: list[int], row_length: int) -> list[list[int]]:
+def first_fit_by_search(lengths: list[int], max_seq_length: int) -> list[list[int]]:
     """First-fit decreasing as its definition says, by looking at every row."""
     rows: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         for row in rows:
-            if sum(lengths[member] for member in row) + lengths[index] <= row_length:
+            if sum(lengths[member] for member in row) + lengths[index] <= max_seq_length:
                 row.append(index)
                 break
         else:
@@ -48,19 +48,19 @@ def first_fit_by_search(lengths: list[int], row_length: int) -> list[list[int]]:
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(50, 120))
-def test_packing_is_first_fit_decreasing(lengths: list[int], row_length: int) -> None:
-    plan = pack_careers(lengths, row_length)
-    assert [list(row) for row in plan.rows] == first_fit_by_search(lengths, row_length)
+def test_packing_is_first_fit_decreasing(lengths: list[int], max_seq_length: int) -> None:
+    plan = pack_careers(lengths, max_seq_length)
+    assert [list(row) for row in plan.rows] == first_fit_by_search(lengths, max_seq_length)
 
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(50, 120))
-def test_a_step_s_rows_are_as_few_and_not_longer(lengths: list[int], row_length: int) -> None:
-    step, widest = pack_step(lengths, row_length), pack_careers(lengths, row_length)
+def test_a_step_s_rows_are_as_few_and_not_longer(lengths: list[int], max_seq_length: int) -> None:
+    step, widest = pack_step(lengths, max_seq_length), pack_careers(lengths, max_seq_length)
     assert sorted(career for row in step.rows for career in row) == list(range(len(lengths)))
     assert len(step.rows) == len(widest.rows)
-    assert step.row_length <= row_length
-    assert all(sum(lengths[career] for career in row) <= step.row_length for row in step.rows)
+    assert step.max_seq_length <= max_seq_length
+    assert all(sum(lengths[career] for career in row) <= step.max_seq_length for row in step.rows)
     assert step.fill >= widest.fill
 
 
@@ -71,7 +71,7 @@ def test_a_career_longer_than_a_row_is_refused() -> None:
 
 @given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4))
 def test_every_row_has_one_rank_and_all_ranks_make_equal_passes(rows: int, world: int, per_pass: int) -> None:
-    plan = shard_rows(rows, world_size=world, rows_per_pass=per_pass)
+    plan = shard_rows(rows, world_size=world, micro_batch_size=per_pass)
     assert [row for ranks in plan.passes for members in ranks for row in members] == list(range(rows))
     assert all(len(ranks) == world for ranks in plan.passes)
     assert all(len(members) <= per_pass for ranks in plan.passes for members in ranks)
@@ -84,18 +84,18 @@ def test_peak_memory_is_the_one_the_system_has_seen() -> None:
 
 
 def test_five_rows_on_two_ranks_by_hand() -> None:
-    assert shard_rows(5, world_size=2, rows_per_pass=2).passes == (((0, 1), (2, 3)), ((), (4,)))
+    assert shard_rows(5, world_size=2, micro_batch_size=2).passes == (((0, 1), (2, 3)), ((), (4,)))
 
 
 def test_an_epoch_takes_every_career_once_and_depends_on_seed_and_step_only() -> None:
-    order = order_of(10, careers_per_step=4, seed=5)
+    order = order_of(10, global_batch_size=4, seed=5)
     assert order.steps_per_epoch == 3
     epochs = [np.concatenate([order.careers_of_step(3 * epoch + at) for at in range(3)]) for epoch in range(3)]
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
     assert epochs[0].tolist() != epochs[1].tolist()
-    again = order_of(10, careers_per_step=4, seed=5)
+    again = order_of(10, global_batch_size=4, seed=5)
     np.testing.assert_array_equal(again.careers_of_step(7), order.careers_of_step(7))
-    assert order.careers_of_step(2).tolist() != order_of(10, careers_per_step=4, seed=6).careers_of_step(2).tolist()
+    assert order.careers_of_step(2).tolist() != order_of(10, global_batch_size=4, seed=6).careers_of_step(2).tolist()
 
 
 def test_a_batch_of_two_careers_by_hand() -> None:
@@ -126,18 +126,18 @@ def test_the_mask_by_its_definition() -> None:
 
 def test_the_learning_rate_by_hand() -> None:
     wanted = settings_of([
-        "optimizer.learning_rate=1.0", "optimizer.warmup_share=0.2", "optimizer.decay=linear",
-        "optimizer.final_share=0.1",
+        "optimizer.learning_rate=1.0", "optimizer.warmup_ratio=0.2", "optimizer.lr_scheduler=linear",
+        "optimizer.min_lr_ratio=0.1",
     ]).optimizer  # fmt: skip
     rates = [learning_rate_at(step, 10, wanted) for step in range(10)]
     # Two steps of warm-up towards the peak at step 2, then equal steps towards a tenth of it, had there been one more.
     assert rates == pytest.approx([1 / 3, 2 / 3, *(1 - 0.9 * at / 8 for at in range(8))])
 
 
-@pytest.mark.parametrize("warmup_share", [0.0, 0.03, 0.5])
-def test_linear_decay_is_transformers_and_the_last_step_learns(warmup_share: float) -> None:
-    linear = settings_of(["optimizer=finetune", f"optimizer.warmup_share={warmup_share}"]).optimizer
-    num_steps, num_warmup = 100, round(100 * warmup_share)
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.03, 0.5])
+def test_linear_decay_is_transformers_and_the_last_step_learns(warmup_ratio: float) -> None:
+    linear = settings_of(["optimizer=finetune", f"optimizer.warmup_ratio={warmup_ratio}"]).optimizer
+    num_steps, num_warmup = 100, round(100 * warmup_ratio)
     adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=linear.learning_rate)
     schedule = get_linear_schedule_with_warmup(adam, num_warmup, num_steps)
     wanted = []
@@ -153,7 +153,7 @@ def test_linear_decay_is_transformers_and_the_last_step_learns(warmup_share: flo
 
 def test_cosine_is_half_way_down_in_the_middle() -> None:
     wanted = settings_of(
-        ["optimizer.learning_rate=2.0", "optimizer.warmup_share=0", "optimizer.final_share=0"]
+        ["optimizer.learning_rate=2.0", "optimizer.warmup_ratio=0", "optimizer.min_lr_ratio=0"]
     ).optimizer
     assert learning_rate_at(50, 101, wanted) == pytest.approx(1.0)
     assert learning_rate_at(100, 101, wanted) == pytest.approx(0.0)
@@ -161,7 +161,7 @@ def test_cosine_is_half_way_down_in_the_middle() -> None:
 
 def test_validations_fall_at_even_places_and_at_the_end() -> None:
     run = settings_of(["training.epochs=2", "training.validations_per_epoch=2", "training.checkpoint_every_steps=3"])
-    order = order_of(10, careers_per_step=2, seed=1)
+    order = order_of(10, global_batch_size=2, seed=1)
     plan = TrainingPlan(order, np.full(10, 20), 20, run.batch, run.training, num_epochs=2, world_size=1)
     assert [step for step in range(1, 11) if plan.validates_after(step)] == [2, 5, 7, 10]
     assert [step for step in range(1, 11) if plan.saves_after(step)] == [2, 3, 5, 6, 7, 9, 10]

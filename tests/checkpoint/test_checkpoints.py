@@ -23,10 +23,10 @@ from laborllm_dist.checkpoint.manifest import check_checkpoint, read_manifest
 from laborllm_dist.checkpoint.optimizer_shards import OptimizerShard
 from laborllm_dist.checkpoint.save import (
     checkpoint_folder,
-    keep_checkpoints,
     newest_checkpoint,
     run_of_checkpoints,
     save_state,
+    save_total_limit,
 )
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import CheckpointError, DiskError, UnsupportedFormatError
@@ -130,12 +130,12 @@ def test_a_damaged_checkpoint_takes_no_place_among_the_newest(tmp_path: Path) ->
     assert newest is not None and newest[1].step == 42
     for step in (43, 44):
         write_checkpoint(tmp_path, step)
-        keep_checkpoints(tmp_path, saved_step=step, num_newest=1, best_step=None)
+        save_total_limit(tmp_path, saved_step=step, num_newest=1, best_step=None)
         assert check_checkpoint(checkpoint_folder(tmp_path, step)).step == step
     # Nor does one that nobody has looked at yet: what was saved last stays.
     (write_checkpoint(tmp_path, 47) / "manifest.json").unlink()
     write_checkpoint(tmp_path, 45)
-    keep_checkpoints(tmp_path, saved_step=45, num_newest=1, best_step=None)
+    save_total_limit(tmp_path, saved_step=45, num_newest=1, best_step=None)
     assert names(tmp_path) == ["step_00000045", "step_00000047", "step_00000048.damaged"]
 
 
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_lacks_elements_is_refused(tmp_path: Path) -> None:
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         write_checkpoint(tmp_path, step)
-    keep_checkpoints(tmp_path, saved_step=40, num_newest=2, best_step=10)
+    save_total_limit(tmp_path, saved_step=40, num_newest=2, best_step=10)
     assert names(tmp_path) == ["step_00000010", "step_00000030", "step_00000040"]
 
 

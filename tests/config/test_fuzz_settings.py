@@ -31,7 +31,7 @@ from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import (
-    CompareSettings,
+    BaselineSettings,
     ConvertSettings,
     EvaluateSettings,
     ReportSettings,
@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[type, list[str]]] = {
     "evaluate": (EvaluateSettings, ["run=x"]),
     "forecast": (ForecastSettings, ["run=x"]),
     "predict": (PredictSettings, ["run=x", "careers=y"]),
-    "comparators": (CompareSettings, ["run=x"]),
+    "baselines": (BaselineSettings, ["run=x"]),
     "report": (ReportSettings, ["runs=[x]"]),
     "convert": (ConvertSettings, []),
 }
@@ -121,7 +121,7 @@ def test_a_damaged_tree_of_settings_is_refused_or_is_what_it_says(name: str, dat
 
 SETTINGS = (
     "name", "training.epochs", "training.seed", "optimizer.learning_rate", "data.name", "template.entry", "split.key",
-    "zero.stage", "training.spike_ratio", "model.llama.tied_embeddings", "template.heading", "data.corpora", "corpus",
+    "zero.stage", "training.loss_spike_ratio", "model.llama.tied_embeddings", "template.heading", "data.corpora", "corpus",
     "", "+x", "~training", "hydra.run.dir", "training", "data",
 )  # fmt: skip
 

@@ -25,7 +25,7 @@ from laborllm_dist.config.model import LlamaSettings
 from laborllm_dist.config.number_ranges import NumberRange, above, below, between, within
 from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.reader import read_settings
-from laborllm_dist.config.run import CompareSettings, ConvertSettings, EvaluateSettings, ReportSettings, RunSettings
+from laborllm_dist.config.run import BaselineSettings, ConvertSettings, EvaluateSettings, ReportSettings, RunSettings
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.report.bootstrap import draw_weights
 from laborllm_dist.training.step import dropout_seed
@@ -35,7 +35,7 @@ SCRIPTS: dict[type, tuple[str, list[str]]] = {
     EvaluateSettings: ("evaluate", ["run=runs/x"]),
     ForecastSettings: ("forecast", ["run=runs/x"]),
     PredictSettings: ("predict", ["run=runs/x", "careers=people.csv"]),
-    CompareSettings: ("comparators", ["run=runs/x"]),
+    BaselineSettings: ("baselines", ["run=runs/x"]),
     ConvertSettings: ("convert", []),
     ReportSettings: ("report", ["runs=[runs/x]"]),
 }
@@ -119,7 +119,7 @@ def test_absurd_numbers_are_refused_with_the_range_they_may_have(kind: type) -> 
             except SettingsError as refusal:
                 text = str(refusal)
                 assert "\n" not in text
-                assert path[-1] in text or "rows" in text or "num_examples" in text, text
+                assert path[-1] in text or "rows" in text or "num_fewshot" in text, text
                 if isinstance(number, float) and not math.isfinite(number):
                     assert f"setting {name}: wanted {permitted.describe(is_whole=inner is int)}, found {number}" in text
                 continue

@@ -9,7 +9,7 @@ from helpers.processes import PROJECT
 
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.reader import read_settings, settings_to_values
-from laborllm_dist.config.run import CompareSettings, EvaluateSettings, ReportSettings, RunSettings
+from laborllm_dist.config.run import BaselineSettings, EvaluateSettings, ReportSettings, RunSettings
 from laborllm_dist.errors import SettingsError
 
 CONF = PROJECT / "conf"
@@ -54,7 +54,7 @@ def test_pretrained_models_compose_with_their_tokenizer(model: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["truth", "a/b", "''"])
-def test_a_scored_model_may_not_take_a_comparator_s_name(name: str) -> None:
+def test_a_scored_model_may_not_take_a_baseline_s_name(name: str) -> None:
     with pytest.raises(SettingsError, match=r"setting model.name: wanted a file name"):
         compose_settings(EvaluateSettings, "evaluate", ["run=x", f"model.name={name}"])
 
@@ -76,7 +76,7 @@ def test_settings_survive_being_written_and_read() -> None:
 
 def test_the_paper_s_settings_stand_in_the_experiment() -> None:
     settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b"])
-    assert (settings.batch.careers_per_step, settings.optimizer.learning_rate) == (32, 1e-5)
+    assert (settings.batch.global_batch_size, settings.optimizer.learning_rate) == (32, 1e-5)
     assert (settings.zero.stage, settings.zero.precision) == (3, "bf16")
     assert [corpus.survey for corpus in settings.data.corpora.values()] == ["PSID", "NLSY79", "NLSY97"]
 
@@ -100,7 +100,7 @@ REFUSED = {
     "optimizer.weight_decay=.nan": r"setting optimizer.weight_decay: wanted a number from 0 to 1,000, found '.nan'",
     "optimizer.learning_rate=inf": r"setting optimizer.learning_rate: wanted a number above 0 and at most 1e\+38 .*, found inf$",
     "optimizer.learning_rate=-.inf": r"setting optimizer.learning_rate: wanted a number above 0 and at most 1e\+38 .*, found '-.inf'",
-    "training.spike_ratio=nan": r"setting training.spike_ratio: wanted a number above 1 and at most 1,000,000,000, found nan$",
+    "training.loss_spike_ratio=nan": r"setting training.loss_spike_ratio: wanted a number above 1 and at most 1,000,000,000, found nan$",
     "optimizer.weight_decay=-1": r"setting optimizer.weight_decay: wanted a number from 0 to 1,000, found -1$",
     "model=llama2_7b": r"setting tokenizer.kind: wanted pretrained, since pretrained weights know their own",
     "nonsense": r"nonsense",
@@ -123,12 +123,12 @@ def test_a_missing_setting_is_named() -> None:
     with pytest.raises(SettingsError, match="run"):
         compose_settings(EvaluateSettings, "evaluate", [])
     with pytest.raises(SettingsError, match="setting split is missing"):
-        read_settings(CompareSettings, {"run": "x", "comparators": ["marginal"]})
+        read_settings(BaselineSettings, {"run": "x", "baselines": ["marginal"]})
 
 
 def test_the_other_scripts_compose(tmp_path: Path) -> None:
     assert compose_settings(EvaluateSettings, "evaluate", ["run=runs/x", "model.path=a/b"]).model.path == "a/b"
-    assert compose_settings(CompareSettings, "comparators", ["run=runs/x"]).comparators == ("marginal", "first_order")
+    assert compose_settings(BaselineSettings, "baselines", ["run=runs/x"]).baselines == ("marginal", "first_order")
     assert compose_settings(ReportSettings, "report", ["runs=[runs/x,runs/y]"]).runs == ("runs/x", "runs/y")
     with pytest.raises(SettingsError, match="setting runs: wanted a list"):
         compose_settings(ReportSettings, "report", ["runs=runs/x"])

@@ -16,7 +16,7 @@ from laborllm_dist.checkpoint.save import newest_checkpoint
 
 pytestmark = pytest.mark.hosts
 
-STEPS = ["zero=stage3", "batch.careers_per_step=16", "training.checkpoint_every_steps=5"]
+STEPS = ["zero=stage3", "batch.global_batch_size=16", "training.checkpoint_every_steps=5"]
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ PROGRAM = """
 import sys
 from helpers.runs import settings_of
 from laborllm_dist.distributed.jit_ops import load_operators
-offload = ["zero=stage3", "zero.offload_optimizer=nvme", "zero.offload_folder=/nvme", "optimizer.kind=cpu_adamw"]
+offload = ["zero=stage3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "optimizer.kind=cpu_adamw"]
 settings = settings_of(offload)
 load_operators(settings.zero, settings.optimizer)
 print("loaded", *sorted({"cpu_adam", "async_io", "pin_memory"} & set(sys.modules)))

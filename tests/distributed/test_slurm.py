@@ -20,7 +20,7 @@ from laborllm_dist.checkpoint.save import checkpoint_folder
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_no_slurm()), reason=f"no Slurm: {why_no_slurm()}")]
 
 NUM_STEPS = 45
-STEPS = ["training.epochs=15", "batch.careers_per_step=16", "training.checkpoint_every_steps=null"]
+STEPS = ["training.epochs=15", "batch.global_batch_size=16", "training.checkpoint_every_steps=null"]
 TWO_RANKS = ["--nodes=1", "--gpus-per-node=2"]
 
 
@@ -131,8 +131,8 @@ def test_a_shell_of_sbatch_or_salloc_is_one_rank(slurm: MadeSlurm, tmp_path: Pat
 
 
 def test_an_array_of_jobs_prepares_the_store_of_one_process(slurm: MadeSlurm, tmp_path: Path) -> None:
-    for name, more in (("one", []), ("array", ["prepare.num_shards=2", "prepare.where=slurm", *SMALL_JOBS])):
-        run = small_run(tmp_path / name, "store.people_per_piece=20", *more)
+    for name, more in (("one", []), ("array", ["prepare.num_workers=2", "prepare.where=slurm", *SMALL_JOBS])):
+        run = small_run(tmp_path / name, "store.people_per_shard=20", *more)
         slurm.run("python", "launch/prepare.py", *run)
     stores = [next((tmp_path / name / "stores").glob("synthetic-*[0-9a-f]")) for name in ("one", "array")]
     files = [sorted(path.relative_to(store) for path in store.rglob("*") if path.is_file()) for store in stores]

@@ -15,7 +15,7 @@ from laborllm_dist.planning.throughput import traffic_of_step
 # Matrices above 100,000 weights, below which ZeRO-3 never cuts a weight apart; 300,000 of 3,975,360 stay gathered.
 MODEL = [
     "model.llama.hidden_size=320", "model.llama.intermediate_size=864", "model.llama.num_layers=3",
-    "model.llama.tied_embeddings=false", "zero.bucket_elements=30000", "plan.num_gpus=2",
+    "model.llama.tied_embeddings=false", "zero.bucket_size=30000", "plan.num_gpus=2",
 ]  # fmt: skip
 CASES = {
     "ZeRO-0": ["zero=stage0"],

@@ -71,7 +71,7 @@ class Counted:
 
 
 def distributions(
-    model: Counted, rows: CareerTable, trie: TitleTrie, *, unit=UNIT, tolerance: float = 0.0, nodes_per_pass: int = 100
+    model: Counted, rows: CareerTable, trie: TitleTrie, *, unit=UNIT, tolerance: float = 0.0, max_tree_tokens: int = 100
 ) -> TitleScores:
     """Score all titles of some careers."""
     careers = [[rows.token_ids(career) for career in row] for row in unit]
@@ -82,7 +82,7 @@ def distributions(
         rows.occupations_of([career for row in unit for career in row]),
     )
     grown = PrefixState(pack_batch(careers, length))
-    return score_titles(model.edges, grown, prompts, trie, tolerance=tolerance, nodes_per_pass=nodes_per_pass)
+    return score_titles(model.edges, grown, prompts, trie, tolerance=tolerance, max_tree_tokens=max_tree_tokens)
 
 
 def slow_distributions(model: PreTrainedModel, tokenizer: CareerTokenizer, careers: list[CareerHistory]) -> np.ndarray:
@@ -127,9 +127,9 @@ def test_the_tree_of_three_titles_by_hand() -> None:
 
 
 @pytest.mark.parametrize("attention", ["packed", "mask"])
-@pytest.mark.parametrize(("nodes_per_pass", "bough_nodes"), [(1, 128), (100, 9), (5000, 128), (5000, 1024)])
+@pytest.mark.parametrize(("max_tree_tokens", "bough_nodes"), [(1, 128), (100, 9), (5000, 128), (5000, 1024)])
 def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
-    attention: str, nodes_per_pass: int, block_size: int, monkeypatch
+    attention: str, max_tree_tokens: int, block_size: int, monkeypatch
 ) -> None:
     monkeypatch.setattr("laborllm_dist.models.tree_attention.BOUGH_NODES", block_size)
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
@@ -137,7 +137,7 @@ def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
     compute = dataclasses.replace(COMPUTE, attention=attention, loss_chunk_tokens=7)
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     counted = Counted(evaluated(model, compute))
-    found = distributions(counted, rows, trie, nodes_per_pass=nodes_per_pass)
+    found = distributions(counted, rows, trie, max_tree_tokens=max_tree_tokens)
     # Every distinct (history, prefix of a title) once: no fewer, no more.
     assert counted.num_nodes == len(found.bound_P) * trie.num_nodes
     check_against_slow(found, slow_distributions_of_a_random_llama(), atol=1e-5, rtol=0)
@@ -194,15 +194,15 @@ def test_all_titles_of_a_model_of_unknown_type_equal_the_slow_scorer() -> None:
     np.testing.assert_allclose(bounded.terminated_PT[told], wanted[:, :, 1][told], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("nodes_per_pass", [1, 100, 5000])
+@pytest.mark.parametrize("max_tree_tokens", [1, 100, 5000])
 @pytest.mark.parametrize("tolerance", [1e-12, 1e-6, 1e-3, 0.3])
-def test_what_is_left_ungrown_is_known_and_within_the_tolerance(tolerance: float, nodes_per_pass: int) -> None:
+def test_what_is_left_ungrown_is_known_and_within_the_tolerance(tolerance: float, max_tree_tokens: int) -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     model = evaluated(random_llama(tokenizer), COMPUTE)
     whole = distributions(Counted(model), rows, trie)
     counted = Counted(model)
-    found = distributions(counted, rows, trie, tolerance=tolerance, nodes_per_pass=nodes_per_pass)
+    found = distributions(counted, rows, trie, tolerance=tolerance, max_tree_tokens=max_tree_tokens)
     assert counted.num_nodes < len(found.bound_P) * trie.num_nodes or tolerance < 1e-6
     untold = np.isnan(found.terminated_PT)
     assert (found.bound_P <= tolerance).all()
@@ -281,13 +281,13 @@ def test_no_more_nodes_are_kept_than_four_passes_have(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(all_titles._Trees, "_forward", watched)
     # All but nothing is grown: five trees of 52 nodes fit 4 x 75.
-    distributions(Counted(evaluated(random_llama(tokenizer), COMPUTE)), rows, trie, tolerance=1e-30, nodes_per_pass=75)
+    distributions(Counted(evaluated(random_llama(tokenizer), COMPUTE)), rows, trie, tolerance=1e-30, max_tree_tokens=75)
     assert trie.num_nodes < max(kept) <= 4 * 75
 
 
 def test_the_prompts_that_are_tried_end_in_every_token_that_prompts_end_in() -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
-    limited = dataclasses.replace(template(), preface="Titles:\nCooks\n", history_lines=1)
+    limited = dataclasses.replace(template(), preface="Titles:\nCooks\n", max_history=1)
     pairs = [(career, text) for career in careers for text in render_career(career, limited, VOCABULARY.title_of())]
     careers, texts = [career for career, _ in pairs], [text for _, text in pairs]
     table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())

@@ -82,12 +82,12 @@ def stems_of(rows: CareerTable) -> np.ndarray:
 
 
 def continued(
-    model: InferenceModel, rows: CareerTable, uniforms_PKL: np.ndarray, ends: list[int], *, nodes_per_pass: int = 4096
+    model: InferenceModel, rows: CareerTable, uniforms_PKL: np.ndarray, ends: list[int], *, max_tree_tokens: int = 4096
 ) -> np.ndarray:
     careers = [[rows.token_ids(career) for career in row] for row in UNIT]
     grown = PrefixState(pack_batch(careers, max(sum(map(len, row)) for row in careers)))
     return continuations(
-        model.next_tokens, grown, stems_of(rows), uniforms_PKL, np.array(ends), nodes_per_pass=nodes_per_pass
+        model.next_tokens, grown, stems_of(rows), uniforms_PKL, np.array(ends), max_tree_tokens=max_tree_tokens
     )
 
 
@@ -109,9 +109,9 @@ def some_model(kind: str, num_ids: int):
     return GPTNeoXForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("nodes_per_pass", [1, 4, 4096])
+@pytest.mark.parametrize("max_tree_tokens", [1, 4, 4096])
 @pytest.mark.parametrize("kind", ["llama", "unknown"])
-def test_greedy_continuations_are_those_of_transformers(kind: str, nodes_per_pass: int) -> None:
+def test_greedy_continuations_are_those_of_transformers(kind: str, max_tree_tokens: int) -> None:
     tokenizer = trained_tokenizer()
     rows, model = rows_of(careers_of_every_kind(), tokenizer), some_model(kind, tokenizer.num_ids)
     ends = list(range(0, tokenizer.num_ids, 9))  # so many that chains end at different lengths
@@ -121,7 +121,7 @@ def test_greedy_continuations_are_those_of_transformers(kind: str, nodes_per_pas
         model.generate(ids[None], attention_mask=torch.ones_like(ids[None]), **asked)[0, len(ids) :] for ids in prompts
     ]
     found_PKL = continued(
-        evaluated(model, COMPUTE), rows, np.full((len(prompts), 1, 8), NAN), ends, nodes_per_pass=nodes_per_pass
+        evaluated(model, COMPUTE), rows, np.full((len(prompts), 1, 8), NAN), ends, max_tree_tokens=max_tree_tokens
     )
     lengths = {len(tokens) for tokens in wanted}
     assert len(lengths) > 1
@@ -137,7 +137,7 @@ def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
         [[drawn_numbers(1, ("PSID", place), sample, 6) for sample in (1, 2, 3)] for place in range(len(prompts))]
     )
     ends = list(range(0, tokenizer.num_ids, 9))
-    found_PKL = continued(evaluated(model, COMPUTE), rows, uniforms_PKL, ends, nodes_per_pass=5)
+    found_PKL = continued(evaluated(model, COMPUTE), rows, uniforms_PKL, ends, max_tree_tokens=5)
     model.set_attn_implementation("sdpa")
     for prompt, uniforms_KL, found_KL in zip(prompts, uniforms_PKL, found_PKL, strict=True):
         for uniforms_L, found_L in zip(uniforms_KL, found_KL, strict=True):

@@ -41,15 +41,15 @@ def slow_scores(model, careers: list[CareerHistory], tokenizer: CareerTokenizer)
     return np.asarray(scores)
 
 
-@pytest.mark.parametrize("row_length", [600, 1500])
+@pytest.mark.parametrize("max_seq_length", [600, 1500])
 @pytest.mark.parametrize("compute", [COMPUTE, dataclasses.replace(COMPUTE, attention="mask", loss_chunk_tokens=7)])
-def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(row_length: int, compute: ComputeSettings) -> None:
+def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(max_seq_length: int, compute: ComputeSettings) -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     shape = dataclasses.replace(
         settings_of([]).model.llama, hidden_size=48, num_layers=3, num_key_value_heads=2, initializer_range=0.1
     )
     model = new_llama(shape, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=3)
-    found = packed_scores(CareerLanguageModel(model, compute).eval(), rows_of(careers, tokenizer), row_length)
+    found = packed_scores(CareerLanguageModel(model, compute).eval(), rows_of(careers, tokenizer), max_seq_length)
     wanted = slow_scores(model, careers, tokenizer)
     assert wanted.std() > 1  # observations differ, so agreement is no accident
     np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
@@ -71,8 +71,10 @@ def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolera
 
 def test_a_career_longer_than_a_row_is_refused_by_name() -> None:
     rows = rows_of(careers_of_every_kind(), trained_tokenizer())
-    settings = EvaluationSettings(split="test", row_length=40, rows_per_unit=1, units_per_part=1, precision="fp32")
-    with pytest.raises(SequenceTooLongError, match=r"career '3' of PSID has \d+ tokens, evaluation.row_length is 40"):
+    settings = EvaluationSettings(split="test", max_seq_length=40, batch_size=1, batches_per_part=1, precision="fp32")
+    with pytest.raises(
+        SequenceTooLongError, match=r"career '3' of PSID has \d+ tokens, evaluation.max_seq_length is 40"
+    ):
         plan_evaluation(rows, settings)
 
 

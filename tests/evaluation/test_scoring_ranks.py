@@ -25,7 +25,9 @@ TABLE = "runs/small/scores/test.parquet"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a small model for one epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    run = small_run(folder, "training.epochs=1", "batch.row_length=1280", "evaluation.row_length=1280", num_people=1500)
+    run = small_run(
+        folder, "training.epochs=1", "batch.max_seq_length=1280", "evaluation.max_seq_length=1280", num_people=1500
+    )
     run_well("train.py", run, world_size=2, log=folder / "log")
     return folder
 

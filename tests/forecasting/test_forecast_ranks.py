@@ -64,7 +64,7 @@ def test_a_run_is_forecast_directly_and_composed(run: Path) -> None:
 
 
 def test_a_forecast_after_the_list_of_titles_equals_the_slow_scorer(run: Path) -> None:
-    table = read_forecast_table(forecast(run, "max_people=1", "prompt=titles", "row_length=2048")[0]).table
+    table = read_forecast_table(forecast(run, "max_people=1", "prompt=titles", "max_seq_length=2048")[0]).table
     assert (run / "scores/test_forecast_h2.small-titles.parquet").is_file()
     settings, row = settings_of(panel(run.parent.parent)), table.to_pylist()[1]
     career = next(each for each in read_careers(settings.data) if each.person == row["person"])
@@ -125,8 +125,8 @@ def test_what_cannot_be_forecast_is_refused(run: Path, tmp_path: Path) -> None:
         forecast(run, "horizon=6")
     with pytest.raises(RunError, match="no run at"):
         forecast(tmp_path / "none")
-    limited = random_run(tmp_path, "template.history_lines=2")
-    with pytest.raises(RunError, match=r"template.history_lines=2; a forecast supposes years after the whole history"):
+    limited = random_run(tmp_path, "template.max_history=2")
+    with pytest.raises(RunError, match=r"template.max_history=2; a forecast supposes years after the whole history"):
         forecast(limited)
 
 

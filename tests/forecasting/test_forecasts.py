@@ -48,7 +48,7 @@ from laborllm_dist.text.template import compile_template, render_career
 
 TITLES = ("Cook", "Maid", "Aide", "Cook up")  # the first begins the last
 VOCABULARY = OccupationVocabulary(codes=tuple("abcd"), titles=TITLES)
-WANTED = EvaluationSettings(split="test", row_length=700, rows_per_unit=2, units_per_part=1, precision="fp32")
+WANTED = EvaluationSettings(split="test", max_seq_length=700, batch_size=2, batches_per_part=1, precision="fp32")
 
 
 def template():
@@ -183,10 +183,10 @@ def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(hor
     assert whole.errors_ST is None
 
 
-@pytest.mark.parametrize("nodes_per_pass", [1, 50, 4096])
-def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pass: int) -> None:
+@pytest.mark.parametrize("max_tree_tokens", [1, 50, 4096])
+def test_supposed_lines_after_a_shared_history_score_as_whole_texts(max_tree_tokens: int) -> None:
     starts, questions = every_start(2), [Query(0, (1,), 2), Query(2, (), 1), Query(1, (3, 0), 3)]
-    few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, nodes_per_pass=nodes_per_pass))
+    few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_tree_tokens=max_tree_tokens))
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
     few = dataclasses.replace(few, wanted=dataclasses.replace(few.wanted, tolerance=1e-12))
@@ -199,7 +199,7 @@ def test_supposed_lines_after_a_shared_history_score_as_whole_texts(nodes_per_pa
 def test_a_sentencepiece_tokenizer_shares_histories(llama_tokenizer: Path) -> None:
     those, questions = world_of(load_tokenizer(str(llama_tokenizer))), [Query(0, (1,), 2), Query(2, (), 1)]
     # A row too short for whole texts: what answers all the same has shared the history.
-    short = dataclasses.replace(those, wanted=dataclasses.replace(WANTED, row_length=8))
+    short = dataclasses.replace(those, wanted=dataclasses.replace(WANTED, max_seq_length=8))
     shared, whole = short.asker(every_start(2))(questions), those.asker(every_start(2), way=ask_whole_texts)(questions)
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
 
@@ -346,7 +346,7 @@ def test_too_many_followed_paths_are_refused() -> None:
 
 def test_a_forecast_that_fits_no_row_or_context_is_refused() -> None:
     starts = every_start(2)
-    short = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, row_length=200))
+    short = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_seq_length=200))
     with pytest.raises(
         SequenceTooLongError, match=r"career '1' of PSID with supposed years has \d+ tokens, a row has 200; set"
     ):
@@ -370,19 +370,19 @@ def test_the_longest_text_that_is_asked_for_is_known_before(horizon: int) -> Non
     longest = max(of_first)
     assert longest == max(map(len, ids))
     context = longest + int(texts.trie.depths_M.max())
-    check_longest(dataclasses.replace(texts, context=context), starts, horizon, row_length=8)
+    check_longest(dataclasses.replace(texts, context=context), starts, horizon, max_seq_length=8)
     with pytest.raises(
         SequenceTooLongError,
         match=rf"'1' of PSID .* up to {context} tokens, .* context is {context - 1}; .*; 1 of 2 people is",
     ):
-        check_longest(dataclasses.replace(texts, context=context - 1), starts, horizon, row_length=8)
+        check_longest(dataclasses.replace(texts, context=context - 1), starts, horizon, max_seq_length=8)
     # Where the history is not shared, rows hold whole texts.
     other = dataclasses.replace(texts, careers=of_other_tokens(texts.careers))
-    check_longest(other, starts, horizon, row_length=longest)
+    check_longest(other, starts, horizon, max_seq_length=longest)
     with pytest.raises(
-        SequenceTooLongError, match=rf"up to {longest} tokens, a row has 8; set row_length={longest} .*; 2 of 2"
+        SequenceTooLongError, match=rf"up to {longest} tokens, a row has 8; set max_seq_length={longest} .*; 2 of 2"
     ):
-        check_longest(other, starts, horizon, row_length=8)
+        check_longest(other, starts, horizon, max_seq_length=8)
 
 
 def test_titles_of_other_tokens_after_supposed_years_are_refused() -> None:

@@ -63,14 +63,14 @@ def rows_of_codes(*careers: str) -> CareerTable:
     return CareerTable(store_rows(histories, texts, tokenised, vocabulary.index_of()), vocabulary)
 
 
-def packed_scores(model: CareerLanguageModel, rows: CareerTable, row_length: int) -> np.ndarray:
+def packed_scores(model: CareerLanguageModel, rows: CareerTable, max_seq_length: int) -> np.ndarray:
     settings = EvaluationSettings(
-        split="test", row_length=row_length, rows_per_unit=2, units_per_part=1, precision="fp32"
+        split="test", max_seq_length=max_seq_length, batch_size=2, batches_per_part=1, precision="fp32"
     )
     found = np.full((int(rows.num_observations().sum()), 2), np.nan)
     first = np.cumsum(rows.num_observations()) - rows.num_observations()
     for unit in plan_evaluation(rows, settings).units:
-        batch, places = scoring_batch(rows, unit, row_length)
+        batch, places = scoring_batch(rows, unit, max_seq_length)
         with torch.inference_mode():
             scores = observation_scores(batch.scatter_to_slots(model(batch)[1]), places.spans)
         found[first[places.keys[:, 0]] + places.keys[:, 1]] = scores

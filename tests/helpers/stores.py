@@ -13,7 +13,7 @@ NUM_PEOPLE = 90
 
 
 def small(folder: Path, *more: str) -> RunSettings:
-    return settings_of(small_run(folder, "store.people_per_piece=20", *more, num_people=NUM_PEOPLE))
+    return settings_of(small_run(folder, "store.people_per_shard=20", *more, num_people=NUM_PEOPLE))
 
 
 def pooled(folder: Path, *surveys: str, **changes) -> RunSettings:

@@ -23,7 +23,7 @@ PROGRAM = """
 import logging, os, sys
 from pathlib import Path
 from laborllm_dist.cli import launch
-from laborllm_dist.config.run import CompareSettings
+from laborllm_dist.config.run import BaselineSettings
 from laborllm_dist.io.console import complain, results, say, say_at_once
 
 def main(settings):
@@ -42,7 +42,7 @@ def main(settings):
             console.print("result " * 5)
 
 sys.argv = [sys.argv[1], "run=x"]
-launch(CompareSettings, "comparators", main, "help")
+launch(BaselineSettings, "baselines", main, "help")
 """
 
 

@@ -13,13 +13,13 @@ from helpers.runs import quiet, settings_of, small_run
 from helpers.scores import INFO, report_on, scores, write_scores
 from helpers.trained_runs import ONE_RANK, begun_run, forecast, random_run
 
-from laborllm_dist.baselines.run import score_comparators
+from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.careers.readers.career_text import write_career_text
-from laborllm_dist.checkpoint.save import keep_checkpoints, newest_checkpoint
+from laborllm_dist.checkpoint.save import newest_checkpoint, save_total_limit
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.reader import OutOfRangeError, is_file_name
-from laborllm_dist.config.run import CompareSettings, EvaluateSettings, OtherModelSettings
+from laborllm_dist.config.run import BaselineSettings, EvaluateSettings, OtherModelSettings
 from laborllm_dist.errors import DataFileError, ForeignFileError, LaborError, RunError, SettingsError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, remove_parts
 from laborllm_dist.evaluation.run import score_run
@@ -274,13 +274,13 @@ def test_checkpoints_are_removed_and_other_files_stay(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write_checkpoint(tmp_path, step)
     thesis = thesis_in(tmp_path / "step_00000001")
-    keep_checkpoints(tmp_path, saved_step=4, num_newest=1, best_step=None)
+    save_total_limit(tmp_path, saved_step=4, num_newest=1, best_step=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000004"]
     partial = thesis_in(tmp_path / "step_00000005.partial")
     with pytest.raises(
         ForeignFileError, match=r"thesis.tex is no part of a checkpoint, so .*5.partial is not removed; move"
     ):
-        keep_checkpoints(tmp_path, saved_step=4, num_newest=1, best_step=None)
+        save_total_limit(tmp_path, saved_step=4, num_newest=1, best_step=None)
     damaged = thesis_in(tmp_path / "step_00000006.damaged")
     (write_checkpoint(tmp_path, 6) / "manifest.json").unlink()
     with pytest.raises(ForeignFileError, match=r"6.damaged is not removed"):
@@ -312,22 +312,20 @@ def test_a_table_of_another_kind_is_not_written_over(content: str, copied: Path)
     assert table.read_bytes() == before
     marginal = copied / "scores/test.marginal.parquet"
     write_score_table(scores(), INFO, marginal)
-    with pytest.raises(
-        RunError, match=r"marginal.parquet holds the scores of a model, m, not of a comparator; move it"
-    ):
-        score_comparators(compose_settings(CompareSettings, "comparators", [f"run={copied}"]), quiet)
+    with pytest.raises(RunError, match=r"marginal.parquet holds the scores of a model, m, not of a baseline; move it"):
+        score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={copied}"]), quiet)
     assert read_score_table(marginal)[1] == INFO
 
 
 def test_a_comparator_s_table_says_how_many_titles_there_are(copied: Path) -> None:
-    score_comparators(compose_settings(CompareSettings, "comparators", [f"run={copied}"]), quiet)
+    score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={copied}"]), quiet)
     listed = (read_run(copied)[2] / "occupations.csv").read_text(encoding="utf-8").splitlines()[1:]
     for name in ("marginal", "first_order"):
         details = read_score_table(copied / f"scores/test.{name}.parquet")[1].details
         assert details["num_titles"] == str(len(listed))
 
 
-def test_a_model_s_folder_gives_its_table_no_comparator_s_name(copied: Path, tmp_path: Path) -> None:
+def test_a_model_s_folder_gives_its_table_no_baseline_s_name(copied: Path, tmp_path: Path) -> None:
     for name in ("truth", "marginal", ".hidden"):
         shutil.copytree(copied / "export", tmp_path / name)
         settings = compose_settings(EvaluateSettings, "evaluate", [f"run={copied}", f"model.path={tmp_path}/{name}"])

@@ -203,7 +203,7 @@ def test_a_command_says_an_error_in_one_line_and_ends_with_its_exit_code(run: Pa
     record = run / "settings.json"
     record.write_bytes(record.read_bytes().replace(b'"settings": {', b'"settings": {"a\\u001b[31m\\nb": 1, ', 1))
     outcome = subprocess.run(
-        [sys.executable, str(PROJECT / "launch/comparators.py"), f"run={run}"],
+        [sys.executable, str(PROJECT / "launch/baselines.py"), f"run={run}"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (outcome.returncode, outcome.stdout) == (RunError.exit_code, "")
@@ -214,7 +214,7 @@ def test_a_command_says_an_error_in_one_line_and_ends_with_its_exit_code(run: Pa
     del known["sha256"]
     record.write_text(json.dumps(known))
     outcome = subprocess.run(
-        [sys.executable, str(PROJECT / "launch/comparators.py"), f"run={run}"],
+        [sys.executable, str(PROJECT / "launch/baselines.py"), f"run={run}"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert outcome.returncode == RunError.exit_code

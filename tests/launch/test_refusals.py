@@ -50,7 +50,7 @@ def test_the_launcher_s_local_rank_is_accepted(tmp_path: Path) -> None:
 
 def test_ranks_wait_for_a_preparation_longer_than_their_time_limit(tmp_path: Path) -> None:
     # The limit is three seconds; the model's context is too short, so the run ends as soon as the store is there.
-    more = ["ranks.timeout_minutes=0.05", "model.llama.max_positions=64", "batch.row_length=2000"]
+    more = ["ranks.timeout_minutes=0.05", "model.llama.max_positions=64", "batch.max_seq_length=2000"]
     started = time.monotonic()
     outcome = run_ranks("train.py", small_run(tmp_path, *more, num_people=30_000), world_size=2, log=tmp_path / "log")
     assert time.monotonic() - started > 10
@@ -70,7 +70,7 @@ def test_ranks_wait_for_a_preparation_longer_than_their_time_limit(tmp_path: Pat
         ("train.py", ["+experiment=quickstrat"], "error: In 'run': Could not find 'experiment/quickstrat'"),
         ("evaluate.py", ["run=runs/nowhere"], "error: no run at runs/nowhere (no settings.json)"),
         ("evaluate.py", [], "error: setting run must be given (run=...)"),
-        ("comparators.py", ["run=runs/nowhere"], "error: no run at runs/nowhere"),
+        ("baselines.py", ["run=runs/nowhere"], "error: no run at runs/nowhere"),
         ("predict.py", ["run=runs/nowhere", "careers=people.json"], "error: no run at runs/nowhere (no settings.json)"),
         ("report.py", ["runs=[runs/nowhere]"], "error: "),
         ("prepare.py", ["+experiment=psid81_7b"], "error: no careers of PSID: no file at"),
@@ -83,9 +83,7 @@ def test_one_clear_line_and_exit_code_two(script: str, arguments: list[str], mes
     assert len(outcome.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "script", ["train.py", "prepare.py", "evaluate.py", "comparators.py", "report.py", "predict.py"]
-)
+@pytest.mark.parametrize("script", ["train.py", "prepare.py", "evaluate.py", "baselines.py", "report.py", "predict.py"])
 def test_help_shows_how_the_script_is_run(script: str) -> None:
     outcome = run_alone(script, "--help")
     assert outcome.returncode == 0, outcome.stderr

@@ -52,7 +52,7 @@ from laborllm_dist.training.state import INITIAL_STATE, Validation, state_from_v
 from laborllm_dist.training.train import train
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LORA = ["adapter=lora", "adapter.rank=2", "adapter.targets=[q_proj,v_proj]"]
+LORA = ["adapter=lora", "adapter.rank=2", "adapter.target_modules=[q_proj,v_proj]"]
 
 
 def checkpoint_of(
@@ -291,7 +291,7 @@ def test_no_table_is_written_over_with_other_settings_not_even_a_run_s_own(run: 
         before = table.read_bytes()
         for more, change in [
             (["precision=bf16"], "precision fp32 there, bf16 now"),
-            (["row_length=512"], "row_length 1024 there, 512 now"),
+            (["max_seq_length=512"], "max_seq_length 1024 there, 512 now"),
         ]:
             with pytest.raises(
                 RunError, match=rf"other settings \({change}\); give this one another name \(model.name"

@@ -183,7 +183,9 @@ def test_pickles_are_opened_only_where_the_settings_say_so(saved: Path, tmp_path
 
 
 def test_merging_an_adapter_rounds_once_and_only_to_the_precision_of_the_base(saved: Path, tmp_path: Path) -> None:
-    settings = settings_of(["adapter=lora", "adapter.rank=4", "adapter.alpha=8", "adapter.targets=[q_proj]"]).adapter
+    settings = settings_of(
+        ["adapter=lora", "adapter.rank=4", "adapter.alpha=8", "adapter.target_modules=[q_proj]"]
+    ).adapter
     for dtype in (torch.float32, torch.bfloat16):
         base = pretrained_model(settings_for(str(saved)), dtype=dtype)
         before = {name: value.clone() for name, value in base.state_dict().items()}
@@ -203,7 +205,7 @@ def test_merging_an_adapter_rounds_once_and_only_to_the_precision_of_the_base(sa
 
 
 def test_an_adapter_is_refused_where_its_base_or_itself_lacks_tensors(saved: Path, tmp_path: Path) -> None:
-    settings = settings_of(["adapter=lora", "adapter.rank=4", "adapter.targets=[q_proj]"]).adapter
+    settings = settings_of(["adapter=lora", "adapter.rank=4", "adapter.target_modules=[q_proj]"]).adapter
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(saved, base)
     model = with_adapter(pretrained_model(settings_for(str(saved)), dtype=torch.float32), settings, seed=1)

@@ -55,9 +55,9 @@ def opened(folder: Path) -> transformers.PreTrainedModel:
     return pretrained_model(settings_for(str(folder)), dtype=torch.float32).eval()
 
 
-def packed_scores(model: torch.nn.Module, rows: list[list[TokenIds]], row_length: int) -> torch.Tensor:
+def packed_scores(model: torch.nn.Module, rows: list[list[TokenIds]], max_seq_length: int) -> torch.Tensor:
     with torch.no_grad():
-        return CareerLanguageModel(model, COMPUTE).eval()(pack_batch(rows, row_length))[1]
+        return CareerLanguageModel(model, COMPUTE).eval()(pack_batch(rows, max_seq_length))[1]
 
 
 def test_rounding_of_large_logits_is_not_taken_for_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +372,7 @@ def test_an_adapter_scores_as_under_peft_or_is_refused_in_one_line(kind: str, is
 
 
 def test_lora_learns_in_layers_that_are_no_nn_linear() -> None:
-    adapter = settings_of(["adapter=lora", "adapter.rank=4", "adapter.targets=[c_attn,c_proj]"]).adapter
+    adapter = settings_of(["adapter=lora", "adapter.rank=4", "adapter.target_modules=[c_attn,c_proj]"]).adapter
     model = with_adapter(tiny_model("gpt2"), adapter, seed=1)
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # Of two layers: c_attn 32 -> 96, c_proj of attention 32 -> 32 and of the feed-forward layer 128 -> 32.

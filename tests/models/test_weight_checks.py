@@ -34,7 +34,7 @@ from laborllm_dist.models.weight_checks import RECORD, check_in_place
 from laborllm_dist.models.weight_checksums import added, checksum
 
 CPU = torch.device("cpu")
-LORA = settings_of(["adapter=lora", "adapter.rank=4", "adapter.targets=[q_proj]"]).adapter
+LORA = settings_of(["adapter=lora", "adapter.rank=4", "adapter.target_modules=[q_proj]"]).adapter
 UP = "model.layers.1.mlp.up_proj.weight"
 
 

@@ -64,8 +64,8 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["batch.careers_per_step=40000"], r"careers_per_step is 40,000, an epoch has 36,763 careers; set"),
-        (["adapter=lora", "adapter.targets=[q_prj]"], r"no linear layer q_prj; it has down_proj, gate_proj"),
+        (["batch.global_batch_size=40000"], r"global_batch_size is 40,000, an epoch has 36,763 careers; set"),
+        (["adapter=lora", "adapter.target_modules=[q_prj]"], r"no linear layer q_prj; it has down_proj, gate_proj"),
         (["zero=stage2_bf16", "optimizer.kind=adamw_8bit", "plan.num_gpus=2"], r"counts the 3,369,074,688 weights"),
         (["plan.gpu.utilisation=5"], r"plan.gpu.utilisation: wanted a number above 0 and at most 1, found 5"),
         (["plan.gpu.utilisation=0"], r"plan.gpu.utilisation: wanted a number above 0 and at most 1, found 0"),
@@ -74,7 +74,7 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
             r"plan.gpu.dollars_per_hour: wanted a number from 0 to 1,000,000,000, found -5",
         ),
         (["plan.gpu.gpus_per_host=0"], r"plan.gpu.gpus_per_host: wanted a whole number from 1 to 10,000, found 0"),
-        (["batch.row_length=160"], r"the longest career is assumed to have 586 tokens"),
+        (["batch.max_seq_length=160"], r"the longest career is assumed to have 586 tokens"),
     ],
 )
 def test_what_training_refuses_or_cannot_be_is_refused(more: list[str], said: str, tmp_path: Path) -> None:

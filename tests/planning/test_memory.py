@@ -34,7 +34,7 @@ def test_parameters_are_those_published() -> None:
     assert THIRTEEN.num_parameters == 13_015_864_320
     assert KNOWN["models/smollm2_135m"].num_parameters == 134_515_008
     # LoRA of rank 8 on q and v of 32 layers: 32 x 2 x 8 x (4096 + 4096).
-    adapter = settings_for("adapter=lora", "adapter.rank=8", "adapter.targets=[q_proj,v_proj]").adapter
+    adapter = settings_for("adapter=lora", "adapter.rank=8", "adapter.target_modules=[q_proj,v_proj]").adapter
     assert SEVEN.num_trainable(adapter) == 4_194_304
 
 
@@ -79,7 +79,7 @@ def test_memory_of_llama_2_7b_by_hand(stage: int, gib: dict[str, float]) -> None
 
 def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
     plain = plan_memory(SEVEN, settings_for(), MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
-    offload = ["zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw", "zero.offload_weights=cpu"]
+    offload = ["zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw", "zero.offload_param=cpu"]
     moved = plan_memory(SEVEN, settings_for(*offload), MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
     for kind in ("weights", "gradients", "optimizer"):
         assert moved.host[kind] == plain.device[kind]
@@ -138,10 +138,10 @@ def test_training_refuses_what_cannot_fit_unless_told_to_go_on(tmp_path: Path) -
     little = MemoryBudget(0.4 * GIB, 0.5 * GIB, None)
     with pytest.raises(
         MemoryEstimateError,
-        match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.go_on",
+        match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.ignore_memory_check",
     ):
         check_memory(settings, plan, num_ids, little, said.append)
-    going_on = settings_of(small_run(tmp_path, "plan.go_on=true"))
+    going_on = settings_of(small_run(tmp_path, "plan.ignore_memory_check=true"))
     check_memory(going_on, plan, num_ids, little, said.append)
 
 
@@ -154,13 +154,13 @@ def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> N
         MemoryEstimateError, match=r"a rank offloads about 0.00 GiB to its host, whose memory has 0.00 GiB left"
     ):
         check_memory(settings, plan, num_ids, little, lambda line: None)
-    going_on = settings_of(small_run(tmp_path, *offload, "plan.go_on=true"))
+    going_on = settings_of(small_run(tmp_path, *offload, "plan.ignore_memory_check=true"))
     check_memory(going_on, plan, num_ids, little, lambda line: None)
 
 
 def test_nvme_offload_wants_the_cuda_toolkit_on_a_gpu_s_host(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(
-        "zero.stage=3", "zero.offload_optimizer=nvme", "zero.offload_folder=/nvme", "optimizer.kind=cpu_adamw"
+        "zero.stage=3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "optimizer.kind=cpu_adamw"
     )
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
     check_nvme(settings.zero, is_on_gpu=False)

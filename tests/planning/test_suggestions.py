@@ -7,7 +7,7 @@ from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import shape_of
 from laborllm_dist.planning.estimate import ResourceEstimate, forecast, room_of
-from laborllm_dist.planning.suggestions import as_typed, better_row_length, changed, suggest_fitting_config
+from laborllm_dist.planning.suggestions import as_typed, better_max_seq_length, changed, suggest_fitting_config
 from laborllm_dist.planning.workload import find_workload
 
 
@@ -19,7 +19,7 @@ def forecast_of(*overrides: str) -> ResourceEstimate:
 
 SEVEN_ON_ONE = ["+experiment=pooled_7b", "plan.num_gpus=1"]
 THIRTEEN_ON_TWO = [
-    "+experiment=pooled_13b", "zero=stage2", "compute=default", "batch.rows_per_pass=4", "gpu@plan.gpu=l40s",
+    "+experiment=pooled_13b", "zero=stage2", "compute=default", "batch.micro_batch_size=4", "gpu@plan.gpu=l40s",
     "plan.num_gpus=2",
 ]  # fmt: skip
 
@@ -79,9 +79,9 @@ def test_offload_must_fit_the_host() -> None:
 
 def test_rows_that_give_more_gpus_work() -> None:
     # 64 GPUs for 32 careers of 302 tokens: 151 tokens for each, but rows hold the longest career, 586.
-    better = better_row_length(forecast_of("+experiment=pooled_13b", "plan.num_gpus=64"))
+    better = better_max_seq_length(forecast_of("+experiment=pooled_13b", "plan.num_gpus=64"))
     assert better is not None
     assert better[0] == 592
     # Seven rows for eight GPUs, or several rows a pass: nothing to say.
-    assert better_row_length(forecast_of("+experiment=pooled_13b")) is None
-    assert better_row_length(forecast_of("+experiment=quickstart", "plan.num_gpus=2")) is None
+    assert better_max_seq_length(forecast_of("+experiment=pooled_13b")) is None
+    assert better_max_seq_length(forecast_of("+experiment=quickstart", "plan.num_gpus=2")) is None

@@ -57,7 +57,7 @@ def test_one_gpu_sends_nothing() -> None:
 
 
 def test_an_adapter_sends_its_own_gradients_and_gathers_its_base() -> None:
-    adapter = ["adapter=lora", "adapter.rank=8", "adapter.targets=[q_proj,v_proj]"]  # 4,194,304 weights
+    adapter = ["adapter=lora", "adapter.rank=8", "adapter.target_modules=[q_proj,v_proj]"]  # 4,194,304 weights
     stage_2 = settings_for(*adapter, "zero=stage2_bf16", "plan.num_gpus=2")
     assert traffic_of_step(SEVEN, stage_2, 1).total == 4_194_304 * (2 * 4 + 2) / 2
     stage_3 = settings_for(*adapter, "plan.num_gpus=2")
@@ -123,10 +123,10 @@ def test_seconds_of_offload_by_hand() -> None:
         torchs
     )
     # Disks, 3 GB/s: gradient, weight and two moments of 4 bytes there and back: 32 P = 215.629 GB.
-    nvme = ["zero.offload_optimizer=nvme", "zero.offload_folder=/nvme", "plan.num_gpus=1"]
+    nvme = ["zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "plan.num_gpus=1"]
     assert offload_seconds(SEVEN, settings_for(*offload, *nvme), 2) == pytest.approx(wanted + 215.629299712 / 3)
     # Weights in the host's memory: 2 bytes, gathered twice but for 500 million.
-    weights = ["zero.offload_weights=cpu", "plan.num_gpus=1"]
+    weights = ["zero.offload_param=cpu", "plan.num_gpus=1"]
     assert offload_seconds(SEVEN, settings_for(*weights), 1) == pytest.approx(2 * (2 * 6.738415616 - 0.5) / 64)
 
 

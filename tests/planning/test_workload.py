@@ -24,7 +24,7 @@ def test_three_rows_on_two_ranks_by_hand() -> None:
     # No two of 600 fit 1,024: three rows, as short as the longest career. Two passes of one row and 600 tokens each for
     # the rank with most: 1,200 tokens on each of two ranks for 1,800 of work.
     found = passes_of(work_of((600, 600, 600)), BatchSettings(3, 1024, 1), num_ranks=2)
-    assert (found.num_rows, found.num_passes, found.row_length, found.rows_of_rank) == (3, 2, 600, 1)
+    assert (found.num_rows, found.num_passes, found.max_seq_length, found.rows_of_rank) == (3, 2, 600, 1)
     assert (found.num_tokens, found.slowest_tokens, found.fill) == (1800, 1200, 1)
     assert found.busy(2) == 0.75
 
@@ -81,9 +81,9 @@ def test_fractions_and_weights_count_as_in_training() -> None:
     ("more", "refused", "said"),
     [
         (
-            ["batch.row_length=580"],
+            ["batch.max_seq_length=580"],
             SequenceTooLongError,
-            r"assumed to have 586 tokens, batch.row_length is 580; .*=592",
+            r"assumed to have 586 tokens, batch.max_seq_length is 580; .*=592",
         ),
         (["template=titles_first"], DataFileError, r"store of data=pooled is not there, and its size is not known"),
         (["template=last_10_lines"], DataFileError, r"its size is not known"),

@@ -255,13 +255,13 @@ def test_words_that_no_training_career_has_are_named() -> None:
 
 
 @pytest.mark.parametrize("measure", ["normalised", "terminated"])
-@pytest.mark.parametrize(("rows_per_unit", "tolerance"), [(1, 0.0), (2, 0.0), (2, 0.3)])
-def test_predictions_equal_the_slow_scorer(measure: str, rows_per_unit: int, tolerance: float) -> None:
+@pytest.mark.parametrize(("batch_size", "tolerance"), [(1, 0.0), (2, 0.0), (2, 0.3)])
+def test_predictions_equal_the_slow_scorer(measure: str, batch_size: int, tolerance: float) -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model = random_llama(tokenizer)
     prompts, trie = build_prompts(careers, template(), VOCABULARY, tokenizer)
     wanted = dataclasses.replace(
-        settings_of([]).evaluation, row_length=300, rows_per_unit=rows_per_unit, tolerance=tolerance
+        settings_of([]).evaluation, max_seq_length=300, batch_size=batch_size, tolerance=tolerance
     )
     best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, measure), wanted, print)
     table = prediction_rows(careers, best, VOCABULARY)
@@ -298,7 +298,7 @@ def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
-        wanted = dataclasses.replace(settings_of([]).evaluation, row_length=300, tolerance=tolerance)
+        wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=300, tolerance=tolerance)
         best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted, print)
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
@@ -316,7 +316,7 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
     people.write_text('[{"person": "1", "jobs": [{"year": 1990, "occupation": "Cook"}]}]')
 
     def predicted(*overrides: str) -> tuple[pa.Table, ScoreTableInfo]:
-        told = [f"run={run}", f"careers={people}", "rows_per_unit=3", "nodes_per_pass=5", *overrides]
+        told = [f"run={run}", f"careers={people}", "batch_size=3", "max_tree_tokens=5", *overrides]
         settings = compose_settings(PredictSettings, "predict", told)
         return predict(settings, DistributedContext(0, 1, 0, torch.device("cpu")), lambda line: None)
 
@@ -324,9 +324,9 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
     assert table["rank"].to_pylist() == [1, 2, 3]
     of_run = read_run(run)[1]
     wanted = {
-        "row_length": of_run.evaluation.row_length,
-        "rows_per_unit": 3,
-        "nodes_per_pass": 5,
+        "max_seq_length": of_run.evaluation.max_seq_length,
+        "batch_size": 3,
+        "max_tree_tokens": 5,
         "attention": of_run.compute.attention,
         "threads_per_rank": of_run.ranks.threads_per_rank,
     }

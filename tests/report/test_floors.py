@@ -19,10 +19,10 @@ MARGINAL = "the marginal shares"
 
 
 def write_marginal(path: Path, halvings: list[float], num_titles: int | None = 10, name: str = "marginal") -> None:
-    """Write scores as the comparators are written."""
+    """Write scores as the baselines are written."""
     write_scores(path, name, halvings, num_tokens=0)
     table, info = read_score_table(path)
-    details = {"comparator": "f", **({} if num_titles is None else {"num_titles": str(num_titles)})}
+    details = {"baseline": "f", **({} if num_titles is None else {"num_titles": str(num_titles)})}
     write_score_table(table, ScoreTableInfo(info.model, info.split, info.careers, info.code, details), path)
 
 

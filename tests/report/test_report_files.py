@@ -21,7 +21,7 @@ from laborllm_dist.report.write import ReportResult, terminal_tables
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Give a run with an LLM of perplexity 4 and a comparator of perplexity 8."""
+    """Give a run with an LLM of perplexity 4 and a baseline of perplexity 8."""
     write_scores(tmp_path / "run/scores/test.parquet", "llm", [1, 2, 2, 3, 2])
     write_scores(tmp_path / "run/scores/test.marginal.parquet", "marginal", [3, 3, 3, 3, 3])
     return tmp_path / "run"

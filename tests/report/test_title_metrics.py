@@ -20,7 +20,7 @@ from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Give a run with an LLM that has distributions, and a comparator without tokens."""
+    """Give a run with an LLM that has distributions, and a baseline without tokens."""
     write_scores(tmp_path / "run/scores/test.parquet", "llm", [0, 1, 1, 2, 1])
     write_scores(tmp_path / "run/scores/test.marginal.parquet", "marginal", [3, 3, 3, 3, 3], num_tokens=0)
     write_titles(tmp_path / "run/scores/test_titles.parquet", "llm")

@@ -69,7 +69,7 @@ def test_a_corpus_of_weight_0_is_evaluated_only(tmp_path: Path) -> None:
 def test_an_epoch_takes_each_career_as_often_as_its_weight_says() -> None:
     rows = np.arange(100, 130)
     weights = np.repeat([1.0, 2.5, 0.3], 10)
-    order = TrainingSampler(rows, weights, careers_per_step=8, seed=3)
+    order = TrainingSampler(rows, weights, global_batch_size=8, seed=3)
     assert order.careers_per_epoch == 10 + 25 + 3
     assert order.steps_per_epoch == 5
     once_more: list[set[int]] = []
@@ -80,7 +80,7 @@ def test_an_epoch_takes_each_career_as_often_as_its_weight_says() -> None:
         assert sorted(taken[row] for row in range(120, 130)) == [0] * 7 + [1] * 3
         once_more.append({row for row in range(110, 120) if taken[row] == 3})
     assert len({frozenset(each) for each in once_more}) > 1
-    again = TrainingSampler(rows, weights, careers_per_step=8, seed=3)
+    again = TrainingSampler(rows, weights, global_batch_size=8, seed=3)
     assert all((order.careers_of_step(step) == again.careers_of_step(step)).all() for step in range(15))
 
 
@@ -98,7 +98,7 @@ def test_another_fraction_is_another_run(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path))
     prints = {
         run_fingerprint(changed(settings, synthetic=change), "store", None)
-        for change in ({}, {"fraction": 0.5}, {"weight": 0.5}, {"how_to_get": "x"})
+        for change in ({}, {"fraction": 0.5}, {"weight": 0.5}, {"download_hint": "x"})
     }
     assert len(prints) == 3
 

@@ -54,18 +54,18 @@ def test_five_pieces_and_nothing_of_the_work_is_left(whole: dict[str, str]) -> N
     assert tops == {"pieces", "tokenizer", "occupations.csv", "manifest.json", "data_card.json", "data_card.md"}
 
 
-@pytest.mark.parametrize("num_shards", [2, 3])
-def test_shards_one_after_the_other_make_the_same_bytes(num_shards: int, whole, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_shards_one_after_the_other_make_the_same_bytes(num_workers: int, whole, tmp_path: Path) -> None:
     stores = [
-        prepare_shard(small(tmp_path, f"prepare.num_shards={num_shards}", f"prepare.shard={shard}"), quiet)
-        for shard in range(num_shards)
+        prepare_shard(small(tmp_path, f"prepare.num_workers={num_workers}", f"prepare.shard={shard}"), quiet)
+        for shard in range(num_workers)
     ]
-    assert stores[:-1] == [None] * (num_shards - 1)
+    assert stores[:-1] == [None] * (num_workers - 1)
     assert content(stores[-1].folder) == whole
 
 
 def test_a_shard_says_whether_it_was_the_last(tmp_path: Path) -> None:
-    first, last = (small(tmp_path, "prepare.num_shards=2", f"prepare.shard={shard}") for shard in (1, 0))
+    first, last = (small(tmp_path, "prepare.num_workers=2", f"prepare.shard={shard}") for shard in (1, 0))
     assert prepare(first, quiet) == "shard 1 of 2 is done; the last one to be done makes the store"
     assert prepare(last, quiet).startswith("70 train, ")
     assert prepare(first, quiet).startswith("70 train, ")
@@ -74,7 +74,7 @@ def test_a_shard_says_whether_it_was_the_last(tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_local_processes_make_the_same_bytes(whole, tmp_path: Path) -> None:
     lines: list[str] = []
-    store = prepare_store(small(tmp_path, "prepare.num_shards=2"), lines.append)
+    store = prepare_store(small(tmp_path, "prepare.num_workers=2"), lines.append)
     assert content(store.folder) == whole
     assert lines[-1] == "prepare: shard 1 is done (2 of 2)" or lines[-1] == "prepare: shard 0 is done (2 of 2)"
 
@@ -83,14 +83,14 @@ def test_local_processes_make_the_same_bytes(whole, tmp_path: Path) -> None:
 def test_the_refusal_of_a_local_shard_is_the_user_s_line(tmp_path: Path) -> None:
     (tmp_path / "A.csv").write_text("person,year,occupation\n1,1984,1\n1,1984,1\n")
     (tmp_path / "A_titles.csv").write_text("code,title\n1,Cooks\n")
-    settings = dataclasses.replace(small(tmp_path, "prepare.num_shards=2"), data=panels(tmp_path, "A"))
+    settings = dataclasses.replace(small(tmp_path, "prepare.num_workers=2"), data=panels(tmp_path, "A"))
     with pytest.raises(DataFileError, match="has 1984 twice"):
         prepare_store(settings, quiet)
 
 
 def test_without_slurm_the_refusal_says_so(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailedError, match="could not be started on slurm"):
-        prepare_store(small(tmp_path, "prepare.num_shards=2", "prepare.where=slurm"), quiet)
+        prepare_store(small(tmp_path, "prepare.num_workers=2", "prepare.where=slurm"), quiet)
 
 
 class Killed(Exception):
@@ -130,7 +130,7 @@ def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_process_a_shard(tmp_path: Path) -> None:
-    settings = small(tmp_path, "prepare.num_shards=2", "prepare.shard=1")
+    settings = small(tmp_path, "prepare.num_workers=2", "prepare.shard=1")
     lock = building_folder(settings) / "work" / "shard-1-of-2.lock"
     with (
         file_lock(lock, busy="here"),
@@ -141,7 +141,7 @@ def test_one_process_a_shard(tmp_path: Path) -> None:
 
 @pytest.mark.ranks
 def test_kill_9_at_any_moment_loses_no_finished_piece(whole, tmp_path: Path) -> None:
-    overrides = small_run(tmp_path, "store.people_per_piece=20", num_people=NUM_PEOPLE)
+    overrides = small_run(tmp_path, "store.people_per_shard=20", num_people=NUM_PEOPLE)
     command = [sys.executable, str(PROJECT / "launch/prepare.py"), *overrides]
     folder = store_folder(small(tmp_path))
     pieces = building_folder(small(tmp_path)) / "pieces"
@@ -161,7 +161,7 @@ def test_kill_9_at_any_moment_loses_no_finished_piece(whole, tmp_path: Path) -> 
 
 
 def test_pieces_of_another_size_are_not_taken_for_these(whole, tmp_path: Path) -> None:
-    begun(small(tmp_path, "store.people_per_piece=7"), 3)
+    begun(small(tmp_path, "store.people_per_shard=7"), 3)
     store = prepare_store(small(tmp_path), quiet)
     assert content(store.folder) == whole
     assert sum(store.num_people(split) for split in SPLITS) == NUM_PEOPLE
@@ -198,7 +198,7 @@ def test_a_folder_without_its_manifest_is_refused_before_any_work(tmp_path: Path
 
 @pytest.mark.ranks
 def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tmp_path: Path) -> None:
-    overrides = small_run(tmp_path, "store.people_per_piece=5", "prepare.num_shards=2", num_people=600)
+    overrides = small_run(tmp_path, "store.people_per_shard=5", "prepare.num_workers=2", num_people=600)
     command = [sys.executable, str(PROJECT / "launch/prepare.py"), *overrides]
     settings = settings_of(overrides)
     pieces = building_folder(settings) / "pieces"

@@ -27,7 +27,7 @@ from laborllm_dist.text.template import compile_template, render_career
 def prepared(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("store")
     # Pieces that do not divide the number of people, so that their seams are crossed.
-    settings = settings_of(small_run(folder, "store.people_per_piece=20", num_people=90))
+    settings = settings_of(small_run(folder, "store.people_per_shard=20", num_people=90))
     return settings, prepare_store(settings, quiet)
 
 
@@ -67,13 +67,13 @@ def test_a_second_call_uses_the_store_and_changed_settings_make_another(prepared
     root = str(store.folder.parent.parent)
     changed = settings_of(small_run(Path(root), "tokenizer.vocabulary_size=300", num_people=90))
     assert store_folder(changed) != store.folder
-    batches = settings_of(small_run(Path(root), "prepare.num_shards=3", num_people=90))
+    batches = settings_of(small_run(Path(root), "prepare.num_workers=3", num_people=90))
     assert store_folder(batches) == store.folder
 
 
 def test_the_size_of_pieces_does_not_change_what_is_in_a_store(prepared, tmp_path: Path) -> None:
     _, store = prepared
-    other = prepare_store(settings_of(small_run(tmp_path, "store.people_per_piece=1000", num_people=90)), quiet)
+    other = prepare_store(settings_of(small_run(tmp_path, "store.people_per_shard=1000", num_people=90)), quiet)
     for split in SPLITS:
         assert other.careers(split).table.combine_chunks().equals(store.careers(split).table.combine_chunks())
 

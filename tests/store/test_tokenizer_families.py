@@ -65,7 +65,7 @@ def careers_of_all_titles(vocabulary: OccupationVocabulary) -> list[CareerHistor
 def texts_of(template: TemplateSettings, vocabulary: OccupationVocabulary) -> list[CareerText]:
     """Return all texts of these careers; those of one job without most of the heading."""
     shown, careers = display_vocabulary(vocabulary, template.titles), careers_of_all_titles(vocabulary)
-    preface = render_preface(template, shown, careers[:2] * (template.num_examples > 0))
+    preface = render_preface(template, shown, careers[:2] * (template.num_fewshot > 0))
     preface = "".join(line for line in preface.splitlines(keepends=True)[-30:])  # the whole list is tested once
     whole = compile_template(template, preface)
     short = compile_template(dataclasses.replace(template, heading=template.heading[:1]))

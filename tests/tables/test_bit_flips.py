@@ -17,10 +17,10 @@ from helpers.runs import quiet
 from helpers.scores import INFO, scores
 from helpers.trained_runs import ONE_RANK, PARTED_KEYS, forecast, parted, random_run
 
-from laborllm_dist.baselines.run import score_comparators
+from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.run import CompareSettings, EvaluateSettings
+from laborllm_dist.config.run import BaselineSettings, EvaluateSettings
 from laborllm_dist.errors import DataFileError, LaborError, RunError, ScoreTableError, StoreError
 from laborllm_dist.evaluation.resumable_parts import finish_parts, read_parts
 from laborllm_dist.evaluation.run import score_run
@@ -63,7 +63,7 @@ def test_every_flip_of_a_manifest_is_seen_but_those_of_nothing(store_folder: Pat
 
 
 def test_every_reader_looks_at_the_checksums(run: Path, store_folder: Path, tmp_path: Path) -> None:
-    """Evaluate, forecast, predict and the comparators refuse a store with one flipped bit; none leaves a table."""
+    """Evaluate, forecast, predict and the baselines refuse a store with one flipped bit; none leaves a table."""
     people = tmp_path / "people.json"
     people.write_text(json.dumps({"person": "1", "jobs": [{"year": 1990, "occupation": "a"}]}))
 
@@ -77,7 +77,7 @@ def test_every_reader_looks_at_the_checksums(run: Path, store_folder: Path, tmp_
         )
 
     def compared() -> object:
-        return score_comparators(compose_settings(CompareSettings, "comparators", [f"run={run}"]), quiet)
+        return score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={run}"]), quiet)
 
     for reader, name in [
         (evaluated, "test"),
@@ -104,7 +104,7 @@ def test_a_flip_in_the_settings_of_a_run_is_refused_or_harmless(run: Path) -> No
     assert not wrong
     record = run / "settings.json"
     before = record.read_bytes()
-    record.write_bytes(before.replace(b'"row_length": 1024', b'"row_length": 1025', 1))
+    record.write_bytes(before.replace(b'"max_seq_length": 1024', b'"max_seq_length": 1025', 1))
     with pytest.raises(RunError, match=r"settings.json is damaged \(it has changed since it was written"):
         score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]), ONE_RANK, quiet)
     record.write_bytes(before)
@@ -186,18 +186,18 @@ def test_a_check_that_is_left_reads_no_more_files(tmp_path: Path, monkeypatch) -
     paths = [tmp_path / str(number) for number in range(50)]
     for path in paths:
         path.write_text("x")
-    begun, go_on, read = threading.Event(), threading.Event(), []
+    begun, ignore_memory_check, read = threading.Event(), threading.Event(), []
 
     def slow(path: Path) -> str:
         read.append(path)
         begun.set()
-        assert go_on.wait(10)
+        assert ignore_memory_check.wait(10)
         return "other"
 
     monkeypatch.setattr("laborllm_dist.io.files.sha256_of", slow)
     with ChecksumCheck(dict.fromkeys(paths, "x"), lambda path: DataFileError(str(path))):
         begun.wait(10)
-    go_on.set()
+    ignore_memory_check.set()
     assert len(read) <= 4
 
 

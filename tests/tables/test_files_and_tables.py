@@ -108,8 +108,8 @@ def test_a_file_where_a_folder_should_be_is_one_clear_line(tmp_path: Path) -> No
 
 def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     first = begun_run(tmp_path)
-    free = ["ranks.timeout_minutes=9", "zero=stage3", "batch.rows_per_pass=7", "training.keep_checkpoints=5"]
-    assert begun_run(tmp_path, *free, "training.most_left_out=3") == first
+    free = ["ranks.timeout_minutes=9", "zero=stage3", "batch.micro_batch_size=7", "training.save_total_limit=5"]
+    assert begun_run(tmp_path, *free, "training.max_consecutive_skips=3") == first
     assert begun_run(tmp_path, *free) == first
     with pytest.raises(RunError, match=r"made with other settings \(training.epochs: 3 then, 4 now\)"):
         begun_run(tmp_path, "training.epochs=4")
@@ -153,7 +153,7 @@ def test_a_damaged_or_missing_record_is_written_anew_from_the_settings_of_the_ch
 
 def test_settings_may_be_mended_until_there_is_a_checkpoint(tmp_path: Path) -> None:
     first = create_or_resume(settings_of(small_run(tmp_path)), STORE, None)
-    second = create_or_resume(settings_of(small_run(tmp_path, "batch.row_length=2000")), STORE, None)
+    second = create_or_resume(settings_of(small_run(tmp_path, "batch.max_seq_length=2000")), STORE, None)
     assert (second.path, second.fingerprint != first.fingerprint) == (first.path, True)
 
 

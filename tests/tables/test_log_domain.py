@@ -104,7 +104,7 @@ def title_nats(nats: float) -> list[float]:
 def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
     grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
     prompts = Prompts(np.array([[0, 0, 4]]), np.array([2]))
-    found = score_titles(Improbable(nats).edges, grown, prompts, TRIE, tolerance=0.9, nodes_per_pass=10)
+    found = score_titles(Improbable(nats).edges, grown, prompts, TRIE, tolerance=0.9, max_tree_tokens=10)
     assert np.isnan(found.terminated_PT).tolist() == [[True, True, False]]
     assert found.log_bound_P[0] == pytest.approx(nats - 0.125)  # of the first token of both that were left
     assert found.bound_P[0] > 0
@@ -116,7 +116,7 @@ def test_a_token_of_probability_zero_is_refused() -> None:
     with pytest.raises(ModelError, match="log-likelihoods that are no numbers"):
         score_titles(
             Improbable(NEVER).edges, grown, Prompts(np.array([[0, 0, 4]]), np.array([-1])), TRIE,
-            tolerance=0.0, nodes_per_pass=10,
+            tolerance=0.0, max_tree_tokens=10,
         )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_an_evaluation_normalises_titles_that_all_underflow(tolerance: float, tm
         rows_of(careers_of_every_kind()[:1], tokenizer),
         title_trie("1984 (high school):", VOCABULARY, tokenizer),
     )
-    plan = EvaluationPlan(units=(((0,),),), row_length=len(rows.token_ids(0)), units_per_part=1)
+    plan = EvaluationPlan(units=(((0,),),), max_seq_length=len(rows.token_ids(0)), batches_per_part=1)
     work = Evaluation(rows, plan, ScoreTableInfo("m", "test", "c", "0", {}), tmp_path, tmp_path / "t.parquet")
     wanted = EvaluationSettings("test", 512, 2, 1, "fp32", tolerance=tolerance)
     table = _titles_of_unit(work, trie, wanted, Improbable(LOST), 0)

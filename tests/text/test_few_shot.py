@@ -89,7 +89,7 @@ def test_a_prompt_word_for_word(name: str, before: str) -> None:
 
 
 def test_every_text_of_a_limited_history_has_the_preface() -> None:
-    template = template_of("template=titles_first", "template.history_lines=0")
+    template = template_of("template=titles_first", "template.max_history=0")
     assert told(template) == [
         (LIST + HEADING + "1984 (college): Cooks\n", [" Cooks"]),
         (LIST + HEADING + "1985: Unemployed\n<END OF DATA>\n", [" Unemployed"]),
@@ -97,7 +97,7 @@ def test_every_text_of_a_limited_history_has_the_preface() -> None:
 
 
 def test_examples_are_whole_where_the_history_is_limited() -> None:
-    template = template_of("template=examples_first", "template.history_lines=0", examples=(BOB,))
+    template = template_of("template=examples_first", "template.max_history=0", examples=(BOB,))
     assert template.preface == BOBS + "\n"
 
 
@@ -119,13 +119,13 @@ def test_every_prompt_file_that_is_shipped_is_tested() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["prompt=examples", "prompt.num_examples=0"], r"prompt.num_examples: wanted a number above 0 .* \{examples\}"),
-        (["prompt.num_examples=2"], r"setting prompt.num_examples: wanted 0, since the preface has no line \{examples\}"),
+        (["prompt=examples", "prompt.num_fewshot=0"], r"prompt.num_fewshot: wanted a number above 0 .* \{examples\}"),
+        (["prompt.num_fewshot=2"], r"setting prompt.num_fewshot: wanted 0, since the preface has no line \{examples\}"),
         (["prompt.preface=['all {titles} here']"], r"setting prompt.preface: wanted braces only where \{titles\} or"),
         (["prompt.preface=['{genders}']"], r"setting prompt.preface: wanted braces only where"),
         (["prompt.preface=[\"a\nb\"]"], r"setting prompt.preface: wanted each line as its own item"),
         (["prompt=title"], r"prompt/title"),
-        (["too_long=cut"], r"setting too_long: wanted one of refuse, last_lines, found 'cut'"),
+        (["truncation=cut"], r"setting truncation: wanted one of refuse, last_lines, found 'cut'"),
     ],
 )  # fmt: skip
 def test_half_made_prompts_are_refused(overrides: list[str], message: str) -> None:
@@ -134,8 +134,8 @@ def test_half_made_prompts_are_refused(overrides: list[str], message: str) -> No
 
 
 def test_templates_refuse_the_same() -> None:
-    with pytest.raises(SettingsError, match=r"setting template.num_examples: wanted 0, since the preface has no line"):
-        settings_of(["template.num_examples=2"])
+    with pytest.raises(SettingsError, match=r"setting template.num_fewshot: wanted 0, since the preface has no line"):
+        settings_of(["template.num_fewshot=2"])
     with pytest.raises(SettingsError, match=r"setting template.max_tokens: wanted a whole number from 1 to 10,000,000"):
         settings_of(["+template.max_tokens=0"])
 
@@ -143,13 +143,13 @@ def test_templates_refuse_the_same() -> None:
 def test_settings_of_a_plain_run_are_written_as_before_there_were_prompts(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path))
     written = settings_to_values(settings)["template"]
-    assert sorted(written) == ["ending", "entry", "heading", "hidden", "history_lines", "titles"]
+    assert sorted(written) == ["ending", "entry", "heading", "hidden", "max_history", "titles"]
     # Computed by the version before: older stores are found again.
     assert store_folder(settings).name == "synthetic-0956d88793f0e96d"
 
 
 def small(folder: Path, *more: str) -> RunSettings:
-    return settings_of(small_run(folder, "store.people_per_piece=20", *more, num_people=90))
+    return settings_of(small_run(folder, "store.people_per_shard=20", *more, num_people=90))
 
 
 def examples_of(folder: Path) -> list[list[str]]:
@@ -158,10 +158,10 @@ def examples_of(folder: Path) -> list[list[str]]:
 
 def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    settings = small(one, "template=examples_first", "template.num_examples=4")
+    settings = small(one, "template=examples_first", "template.num_fewshot=4")
     first = prepare_store(settings, quiet)
     for shard in (1, 0):
-        more = ["template=examples_first", "template.num_examples=4", "prepare.num_shards=2", f"prepare.shard={shard}"]
+        more = ["template=examples_first", "template.num_fewshot=4", "prepare.num_workers=2", f"prepare.shard={shard}"]
         second = prepare_shard(small(two, *more), quiet)
     assert second is not None and second.facts["files"] == first.facts["files"]
     examples = examples_of(first.folder)
@@ -183,14 +183,14 @@ def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_
 
 
 def test_fewer_examples_are_the_first_of_more_and_another_seed_draws_others(tmp_path: Path) -> None:
-    def drawn(num_examples: int, seed: int) -> list[str]:
-        more = [f"template.num_examples={num_examples}", f"template.examples_seed={seed}"]
+    def drawn(num_fewshot: int, seed: int) -> list[str]:
+        more = [f"template.num_fewshot={num_fewshot}", f"template.fewshot_seed={seed}"]
         return [career.person for career in choose_examples(small(tmp_path, "template=examples_first", *more))]
 
     assert drawn(2, 1) == drawn(5, 1)[:2] == drawn(5, 1)[:2]
     assert drawn(5, 2) != drawn(5, 1)
     assert choose_examples(small(tmp_path)) == ()
-    with pytest.raises(DataFileError, match=r"template.num_examples is 80, data=synthetic has \d\d training people"):
+    with pytest.raises(DataFileError, match=r"template.num_fewshot is 80, data=synthetic has \d\d training people"):
         drawn(80, 1)
 
 
@@ -199,7 +199,7 @@ def test_a_person_of_two_corpora_is_one_example(tmp_path: Path) -> None:
         (tmp_path / f"{survey}_titles.csv").write_text("code,title\n1,Cooks\n")
         (tmp_path / f"{survey}.csv").write_text("person,year,occupation\n1,1984,1\n2,1984,1\n")
     settings = small(
-        tmp_path, "template=examples_first", "template.num_examples=2", "split.train=0.98", "split.validation=0.01"
+        tmp_path, "template=examples_first", "template.num_fewshot=2", "split.train=0.98", "split.validation=0.01"
     )
     settings = dataclasses.replace(settings, data=panels(tmp_path, "A", "B", population="P"))
     assert sorted(career.person for career in choose_examples(settings)) == ["1", "2"]
@@ -220,8 +220,8 @@ def test_a_model_s_name_says_its_text() -> None:
 
     assert name() == name("prompt=plain") == ""
     assert name("prompt=titles") == "-titles"
-    assert name("prompt=titles_and_examples", "prompt.num_examples=5") == "-titles-5-examples"
-    assert name("prompt=examples", "too_long=last_lines") == "-3-examples-last-lines"
+    assert name("prompt=titles_and_examples", "prompt.num_fewshot=5") == "-titles-5-examples"
+    assert name("prompt=examples", "truncation=last_lines") == "-3-examples-last-lines"
     assert name("prompt.preface=['Think.']") == "-preface"
     titles = settings_of(["template=titles_first"]).template
     plain = compose_settings(EvaluateSettings, "evaluate", ["run=x", "prompt=plain"])
@@ -250,7 +250,7 @@ def test_a_cut_career_by_hand() -> None:
     assert lines_of(1 + 2 + 3 * 12) == lines_of(1 + 2 + 4 * 12 - 1) == (["80 81 82", "81 82 83", "82 83 84"], 2)
     assert lines_of(1 + 2 + 12) == (["80", "81", "82", "83", "84"], 4)
     assert lines_of(5) == (["80", "81", "82", "83", "84"], 4)  # too long all the same: refused by who compares
-    limited = dataclasses.replace(template, history_lines=2)
+    limited = dataclasses.replace(template, max_history=2)
     assert lines_of(1 + 2 + 3 * 12, limited) == (["80 81 82", "81 82 83", "82 83 84"], 0)
     assert lines_of(1 + 2 + 2 * 12, limited) == (["80 81", "81 82", "82 83", "83 84"], 3)
 
@@ -319,8 +319,10 @@ def test_refusals_say_how_many_people_are_longer(whole_and_cut) -> None:
         SequenceTooLongError, match=r"career '\d+' of SYNTHETIC \(test\) has \d+ tokens, ADVICE" + count
     ):
         check_lengths(whole, limit, "ADVICE", ("test",))
-    evaluation = dataclasses.replace(settings_of([]).evaluation, row_length=limit)
-    with pytest.raises(SequenceTooLongError, match=r"row_length=\d+ or more, or with too_long=last_lines" + count):
+    evaluation = dataclasses.replace(settings_of([]).evaluation, max_seq_length=limit)
+    with pytest.raises(
+        SequenceTooLongError, match=r"max_seq_length=\d+ or more, or with truncation=last_lines" + count
+    ):
         plan_evaluation(rows, evaluation)
     with pytest.raises(SequenceTooLongError, match=r"1 of \d+ people of this split is longer$"):
         check_lengths(whole, int(rows.num_tokens().max()) - 1, "ADVICE", ("test",))
@@ -337,8 +339,8 @@ def test_who_does_not_fit_without_any_history_is_refused(whole_and_cut, tmp_path
 
 
 def test_the_limit_of_a_model_is_that_of_its_context_its_window_and_a_row(tmp_path: Path) -> None:
-    def longest(folder: Path, row_length: int, **more: object) -> int:
-        wanted = dataclasses.replace(settings_of([]).evaluation, row_length=row_length, **more)
+    def longest(folder: Path, max_seq_length: int, **more: object) -> int:
+        wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=max_seq_length, **more)
         other = OtherModelSettings(str(folder), None, None, None, "safetensors")
         return longest_text(other, wanted, ["Cooks", "Cooks, private"])
 
@@ -398,9 +400,9 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
 
     with pytest.raises(SequenceTooLongError, match="people of this split are longer"):
         score("prompt=titles")
-    run_well("evaluate.py", [run, "prompt=titles", "row_length=8192"], world_size=2, log=tmp_path / "log")
+    run_well("evaluate.py", [run, "prompt=titles", "max_seq_length=8192"], world_size=2, log=tmp_path / "log")
     score()
-    score("too_long=last_lines", "row_length=300")
+    score("truncation=last_lines", "max_seq_length=300")
     assert [line for line in lines if "observations of theirs are scored after last lines only" in line]
     plain, info = table("test")
     titles, titles_info = table("test.small-titles")
@@ -415,7 +417,7 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
     assert np.abs(plain - titles).max() > 1e-4
     assert np.abs(plain - cut).max() > 1e-6
     with pytest.raises(RunError, match=r"small-last-lines.parquet holds the scores of another prompt or limit"):
-        score("too_long=last_lines", "row_length=299")
+        score("truncation=last_lines", "max_seq_length=299")
     check_against_the_slow_scorer(
         tmp_path, read_score_table(tmp_path / "runs/small/scores/test.small-titles.parquet")[0]
     )

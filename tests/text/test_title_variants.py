@@ -13,11 +13,11 @@ from helpers.reference.slow_scorer import slow_score
 from helpers.runs import COMPUTE, quiet, settings_of, small_run
 from helpers.scoring_cases import PROMPTS, TITLES, VOCABULARY, careers_of_every_kind
 
-from laborllm_dist.baselines.run import score_comparators
+from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.batching.observations import observation_scores, scoring_batch
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
-from laborllm_dist.config.run import CompareSettings, EvaluationSettings
+from laborllm_dist.config.run import BaselineSettings, EvaluationSettings
 from laborllm_dist.errors import RunError, SettingsError, TemplateError
 from laborllm_dist.evaluation.plan import plan_evaluation
 from laborllm_dist.evaluation.score import observation_facts
@@ -113,12 +113,12 @@ def test_what_cannot_be_hidden_and_half_made_titles_are_refused() -> None:
         compile_template(settings_of(["template.hidden=[year]"]).template)
     with pytest.raises(SettingsError, match=r"template.titles.prefix: wanted a value, since titles.style is numeric"):
         settings_of(["template.titles.style=numeric"])
-    with pytest.raises(SettingsError, match=r"template.history_lines: wanted a whole number from 0 to 1,000,000"):
-        settings_of(["template.history_lines=-1"])
+    with pytest.raises(SettingsError, match=r"template.max_history: wanted a whole number from 0 to 1,000,000"):
+        settings_of(["template.max_history=-1"])
 
 
 def test_one_line_of_history_by_hand() -> None:
-    template = settings_of(["template.history_lines=1"]).template
+    template = settings_of(["template.max_history=1"]).template
     texts = render_career(CAREER, compile_template(template), CODES.title_of())
     heading = TAG + WHO + BORN + RECORDS
     assert [text.text for text in texts] == [
@@ -131,11 +131,11 @@ def test_one_line_of_history_by_hand() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("history_lines", [0, 1, 3])
-def test_limited_history_is_scored_as_by_the_slow_scorer(history_lines: int) -> None:
+@pytest.mark.parametrize("max_history", [0, 1, 3])
+def test_limited_history_is_scored_as_by_the_slow_scorer(max_history: int) -> None:
     """Independent: for each job, the heading, the last lines before it, and its own prompt, one forward each."""
     careers = careers_of_every_kind()
-    settings = settings_of([f"template.history_lines={history_lines}"])
+    settings = settings_of([f"template.max_history={max_history}"])
     template, full = compile_template(settings.template), compile_template(settings_of([]).template)
     whole = [render_career(career, full, VOCABULARY.title_of())[0].text for career in careers]
     tokenizer = train_tokenizer(iter(whole), vocabulary_size=350)
@@ -165,7 +165,7 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(history_lines: int) -> 
         lines = text.splitlines(keepends=True)
         entries = len(lines) - 1 - len(career.jobs)  # the last line is the end's
         for position, job in enumerate(career.jobs):
-            first = max(0, position - history_lines)
+            first = max(0, position - max_history)
             title = " " + dict(zip(VOCABULARY.codes, TITLES, strict=True))[job.occupation]
             before = "".join(lines[:entries] + lines[entries + first : entries + position])
             prompt = before + lines[entries + position].rstrip("\n").removesuffix(title)
@@ -176,7 +176,7 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(history_lines: int) -> 
 
 def test_limited_history_has_the_same_observations_as_whole_careers(tmp_path: Path) -> None:
     whole = prepare_store(settings_of(small_run(tmp_path)), quiet)
-    limited = prepare_store(settings_of(small_run(tmp_path, "template.history_lines=2")), quiet)
+    limited = prepare_store(settings_of(small_run(tmp_path, "template.max_history=2")), quiet)
     assert limited.careers_fingerprint == whole.careers_fingerprint
     assert limited.num_texts("test") > limited.num_people("test") == whole.num_people("test")
     wanted, found = (observation_facts(store.careers("test")) for store in (whole, limited))
@@ -186,8 +186,8 @@ def test_limited_history_has_the_same_observations_as_whole_careers(tmp_path: Pa
 
 
 def test_the_truth_needs_whole_careers(tmp_path: Path) -> None:
-    settings = settings_of(small_run(tmp_path, "template.history_lines=2"))
+    settings = settings_of(small_run(tmp_path, "template.max_history=2"))
     store = prepare_store(settings, quiet)
     run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     with pytest.raises(RunError, match="the true probabilities need whole careers"):
-        score_comparators(CompareSettings(str(run.path), ("truth",), "test"), quiet)
+        score_baselines(BaselineSettings(str(run.path), ("truth",), "test"), quiet)

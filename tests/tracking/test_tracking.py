@@ -212,7 +212,7 @@ def test_a_key_without_a_network_goes_on_offline_with_wandb_itself(
 
 
 def test_settings_that_are_tracked_hold_no_text_that_somebody_has_written() -> None:
-    paths = ["runs=/home/ann/runs", "store.root=/home/ann/stores", "zero.offload_folder=/home/ann/nvme"]
+    paths = ["runs=/home/ann/runs", "store.root=/home/ann/stores", "zero.nvme_path=/home/ann/nvme"]
     weights = ["model=pretrained", "model.path=/home/ann/llama", "tokenizer=pretrained", "tokenizer.path=/home/ann/t"]
     values = tracked_settings(
         settings_of([*paths, *weights, "split.key=ann", "name=mine", "optimizer.learning_rate=2e-5"])
@@ -221,7 +221,7 @@ def test_settings_that_are_tracked_hold_no_text_that_somebody_has_written() -> N
     assert "ann" not in text.replace("channel", "")
     assert (values["name"], values["optimizer"]["learning_rate"], values["zero"]["stage"]) == ("mine", 2e-5, 2)
     assert values["model"] == {"attention_dropout": 0.0, "weights": "safetensors"}
-    assert tracked_settings(settings_of([]))["batch"]["careers_per_step"] == 32
+    assert tracked_settings(settings_of([]))["batch"]["global_batch_size"] == 32
 
 
 def test_wandb_s_own_folder_holds_no_person_path_host_or_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from laborllm_dist.training.lr_schedule import learning_rate_at
 
 pytestmark = pytest.mark.ranks
 
-SHORT = ["training.epochs=2", "batch.careers_per_step=16", "training.log_every_steps=1"]  # six steps
+SHORT = ["training.epochs=2", "batch.global_batch_size=16", "training.log_every_steps=1"]  # six steps
 # Adam divides a gradient by its own size, so that the last bit of one near zero would be a whole step of the learning
 # rate. With an epsilon far above a gradient's rounding (1e-7 of it), an update moves by rate x rounding / epsilon at most.
 LORA = [
@@ -66,7 +66,7 @@ def plain(base: Path) -> list[float]:
     ("name", "settings", "tolerance"),
     [
         ("offload2", ["zero=stage2", "zero.offload_optimizer=cpu", "compute=large"], 1e-6),
-        ("offload3", ["zero=stage3", "zero.offload_optimizer=cpu", "zero.offload_weights=cpu"], 1e-6),
+        ("offload3", ["zero=stage3", "zero.offload_optimizer=cpu", "zero.offload_param=cpu"], 1e-6),
         ("eight2", ["zero=stage2", "optimizer.kind=adamw_8bit"], 2e-4),
         ("eight3", ["zero=stage3", "optimizer.kind=adamw_8bit"], 2e-4),
     ],
@@ -106,7 +106,7 @@ def lora_by_hand(base: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
             total = total + torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
             num_targets += ids.shape[1] - 1
         (total / num_targets).backward()
-        torch.nn.utils.clip_grad_norm_(learnt, wanted.max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(learnt, wanted.max_grad_norm)
         for group in adam.param_groups:
             group["lr"] = learning_rate_at(step, plan.num_steps, wanted)
         adam.step()
@@ -206,7 +206,7 @@ def test_a_quantised_base_learns_nearly_as_a_whole_one(kind: str, base: Path, lo
     AutoModelForCausalLM.from_pretrained(base / "runs" / kind / "export")
 
 
-BUMPY = ["training.epochs=4", "optimizer.learning_rate=5e-2", "optimizer.decay=constant", "zero=stage2"]
+BUMPY = ["training.epochs=4", "optimizer.learning_rate=5e-2", "optimizer.lr_scheduler=constant", "zero=stage2"]
 BUMP = 1.0005
 
 
@@ -215,7 +215,7 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Pat
     bumpy = losses(base / "runs/bumpy")
     # Any loss above the one before counts as a spike here; the run without a watch says which step is the first.
     spike = next(step for step in range(1, 12) if bumpy[step] > BUMP * bumpy[step - 1])
-    run = tune(base, "wary", *BUMPY, f"training.spike_ratio={BUMP}", "training.spike_window=1")
+    run = tune(base, "wary", *BUMPY, f"training.loss_spike_ratio={BUMP}", "training.loss_spike_window=1")
     outcome = run_ranks("train.py", run, world_size=2, log=base / "log")
     assert outcome.codes == [2, 2]
     (error,) = [line for line in outcome.text.splitlines() if line.startswith("error:")]
@@ -227,7 +227,7 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Pat
     noted = [json.loads(line) for line in (base / "runs/wary/metrics.jsonl").read_text().splitlines()][-1]
     assert (noted["step"], len(noted["careers"])) == (spike + 1, 16)
     # The same command without that step goes on from what is saved.
-    text = run_well("train.py", [*run, "training.bad_step=skip"], world_size=2, log=base / "log")
+    text = run_well("train.py", [*run, "training.on_bad_step=skip"], world_size=2, log=base / "log")
     assert f"goes on after step {spike} of 12" in text
     assert f"train: step {spike + 1} was not learnt from" in text
     left_out = text.count("was not learnt from")
@@ -247,7 +247,7 @@ OFFLOAD = ["zero.offload_optimizer=cpu", "optimizer.kind=adamw"]
         *((stage, precision, []) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")),
         *((stage, "fp32", ["optimizer.kind=adamw_8bit"]) for stage in (0, 2, 3)),
         *((stage, "fp32", OFFLOAD) for stage in (1, 2)),
-        (3, "bf16", [*OFFLOAD, "zero.offload_weights=cpu"]),
+        (3, "bf16", [*OFFLOAD, "zero.offload_param=cpu"]),
     ],
 )
 def test_a_step_that_is_left_out_changes_nothing(stage: int, precision: str, more: list[str], tmp_path: Path) -> None:
@@ -293,12 +293,12 @@ def test_older_files_train_as_safetensors_do_where_they_are_allowed(base: Path, 
 
 def test_skipping_bad_steps_has_an_end(base: Path) -> None:
     run = tune(base, "hopeless", "optimizer.learning_rate=3e37", "optimizer.weight_decay=0", "zero=stage2")
-    skip = ["training.bad_step=skip", "training.most_left_out=2"]
+    skip = ["training.on_bad_step=skip", "training.max_consecutive_skips=2"]
     outcome = run_ranks("train.py", [*run, *skip], world_size=2, log=base / "log")
     assert outcome.codes == [2, 2]
     assert outcome.text.count("train: step") == 2
     assert re.search(
-        "error: step 4 was not .* That makes 3 in a row, training.most_left_out is 2; steps up to 3 are saved",
+        "error: step 4 was not .* That makes 3 in a row, training.max_consecutive_skips is 2; steps up to 3 are saved",
         outcome.text,
     )
 
@@ -321,7 +321,10 @@ def test_training_stops_early_when_validation_has_not_gained(base: Path) -> None
 
 def test_an_adapter_for_layers_that_are_not_there_is_refused(base: Path) -> None:
     outcome = run_ranks(
-        "train.py", tune(base, "bad", "adapter=lora", "adapter.targets=[c_attn]"), world_size=1, log=base / "log"
+        "train.py", tune(base, "bad", "adapter=lora", "adapter.target_modules=[c_attn]"), world_size=1, log=base / "log"
     )
     assert outcome.codes == [2]
-    assert "error: adapter.targets: the model has no linear layer c_attn; it has down_proj, gate_proj" in outcome.text
+    assert (
+        "error: adapter.target_modules: the model has no linear layer c_attn; it has down_proj, gate_proj"
+        in outcome.text
+    )

@@ -81,9 +81,9 @@ def test_other_data_and_stores_made_before_are_not_told_of_it() -> None:
         "kind": "trained", "path": None, "vocabulary_size": 512, "training_people": 10_000,
     }  # fmt: skip
     assert quickstart["training"] == {
-        "seed": 1, "epochs": 20, "validations_per_epoch": 1, "checkpoint_every_steps": None, "keep_checkpoints": 2,
-        "log_every_steps": 10, "best_by": "title", "patience": None, "bad_step": "stop", "spike_ratio": 3.0,
-        "spike_window": 50,
+        "seed": 1, "epochs": 20, "validations_per_epoch": 1, "checkpoint_every_steps": None, "save_total_limit": 2,
+        "log_every_steps": 10, "best_by": "title", "patience": None, "on_bad_step": "stop", "loss_spike_ratio": 3.0,
+        "loss_spike_window": 50,
     }  # fmt: skip
     assert quickstart["optimizer"]["learning_rate"] == 6e-3
     assert settings_of([]).optimizer.learning_rate == 1e-3

@@ -46,7 +46,7 @@ def relative_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tenso
 def plain_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], float]:
     """Take one step with plain torch, career by career: no packing, no ranks, no DeepSpeed."""
     folder = tmp_path_factory.mktemp("plain")
-    settings = settings_of(small_run(folder, "training.epochs=1", "batch.careers_per_step=64"))
+    settings = settings_of(small_run(folder, "training.epochs=1", "batch.global_batch_size=64"))
     store = prepare_store(settings, lambda line: None)
     careers = store.careers("train")
     model = new_llama(settings.model.llama, num_ids=store.num_ids, attention_dropout=0.0, seed=settings.training.seed)
@@ -65,7 +65,7 @@ def plain_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     optimizer = torch.optim.AdamW(
         groups, lr=wanted.learning_rate, betas=(wanted.beta1, wanted.beta2), eps=wanted.epsilon
     )
-    torch.nn.utils.clip_grad_norm_(model.parameters(), wanted.max_gradient_norm)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), wanted.max_grad_norm)
     optimizer.step()
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     return folder, weights, float(total.detach() / num_targets)
@@ -78,7 +78,7 @@ def test_a_step_on_two_ranks_equals_plain_torch(stage: int, plain_step, tmp_path
         tmp_path,
         f"store.root={stores}/stores",
         "training.epochs=1",
-        "batch.careers_per_step=64",
+        "batch.global_batch_size=64",
         f"zero=stage{stage}",
     )
     run_well("train.py", run, world_size=2, log=tmp_path / "log")
@@ -103,7 +103,7 @@ def wait_for_steps(folder: Path, num_steps: int) -> None:
 
 THIRTY_STEPS = [
     "training.epochs=10",
-    "batch.careers_per_step=16",
+    "batch.global_batch_size=16",
     "training.checkpoint_every_steps=5",
     "training.log_every_steps=1",
 ]
@@ -140,7 +140,7 @@ def test_one_rank_at_another_stage_goes_on_where_two_were_killed(thirty_steps, t
     stage, straight, wanted = thirty_steps
     run = small_run(tmp_path, *THIRTY_STEPS, f"zero=stage{stage}", f"store.root={straight}/stores")
     run_ranks("train.py", run, world_size=2, log=tmp_path / "log", kill_when=lambda: steps_logged(tmp_path) >= 15)
-    other = [*run, f"zero=stage{5 - stage}", "batch.rows_per_pass=3"]
+    other = [*run, f"zero=stage{5 - stage}", "batch.micro_batch_size=3"]
     text = run_well("train.py", other, world_size=1, log=tmp_path / "log")
     assert "train: goes on after step" in text
     # Thirty Adam steps amplify the last bits of sums that are added in another order.
@@ -193,7 +193,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
     run = small_run(
-        tmp_path, *THIRTY_STEPS, f"runs={small_disk}", "training.epochs=2", "training.keep_checkpoints=1000"
+        tmp_path, *THIRTY_STEPS, f"runs={small_disk}", "training.epochs=2", "training.save_total_limit=1000"
     )
     outcome = run_ranks("train.py", [*run, "training.checkpoint_every_steps=1"], world_size=2, log=tmp_path / "log")
     assert 2 in outcome.codes, outcome.text[-2000:]
@@ -203,7 +203,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
     assert whole
     for folder in sorted(whole)[:-1]:
         shutil.rmtree(folder)
-    text = run_well("train.py", [*run, "training.keep_checkpoints=1"], world_size=2, log=tmp_path / "log")
+    text = run_well("train.py", [*run, "training.save_total_limit=1"], world_size=2, log=tmp_path / "log")
     assert f"train: goes on after step {int(max(whole).name.removeprefix('step_'))} of" in text
 
 
@@ -260,7 +260,7 @@ def test_bf16_trains_at_every_stage_close_to_fp32(tmp_path: Path) -> None:
 
 
 def test_a_stop_in_the_last_validation_leaves_it_to_the_next_start(tmp_path: Path) -> None:
-    run = small_run(tmp_path, "training.epochs=2", "batch.careers_per_step=32")
+    run = small_run(tmp_path, "training.epochs=2", "batch.global_batch_size=32")
     program = [sys.executable, str(PROJECT / "tests/programs/stopped_rank.py"), *run]
     stopped = subprocess.run(
         program, capture_output=True, text=True, timeout=120, env={**os.environ, **ON_CPU}, check=False
@@ -284,7 +284,7 @@ def test_a_stop_in_the_last_validation_leaves_it_to_the_next_start(tmp_path: Pat
 
 def test_a_run_that_has_lost_its_best_weights_ends_and_one_that_has_lost_all_is_not_begun_anew(tmp_path: Path) -> None:
     # A rate of nothing: the first validation, after step 2 of 4, stays the best.
-    run = small_run(tmp_path, "training.epochs=2", "batch.careers_per_step=32", "optimizer.learning_rate=1e-30")
+    run = small_run(tmp_path, "training.epochs=2", "batch.global_batch_size=32", "optimizer.learning_rate=1e-30")
     run_well("train.py", run, world_size=1, log=tmp_path / "log")
     folder = tmp_path / "runs/small"
     best, last = (checkpoint_folder(folder / "checkpoints", step) for step in (2, 4))
@@ -304,7 +304,7 @@ def test_a_run_that_has_lost_its_best_weights_ends_and_one_that_has_lost_all_is_
 
 
 def test_a_disk_that_fails_under_one_rank_is_said_by_all_and_the_run_goes_on(tmp_path: Path) -> None:
-    run = small_run(tmp_path, "training.epochs=1", "batch.careers_per_step=16", "training.checkpoint_every_steps=1")
+    run = small_run(tmp_path, "training.epochs=1", "batch.global_batch_size=16", "training.checkpoint_every_steps=1")
     program = str(PROJECT / "tests/programs/failing_disk.py")
     outcome = run_ranks(program, run, world_size=2, log=tmp_path / "log")
     assert outcome.codes == [2, 2], outcome.text
@@ -319,7 +319,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_the_curves_of_every_stage_and_of_a_run_resumed_at_others_are_one(tmp_path: Path) -> None:
-    twelve_steps = ["training.epochs=4", "batch.careers_per_step=16", f"store.root={tmp_path}/stores"]
+    twelve_steps = ["training.epochs=4", "batch.global_batch_size=16", f"store.root={tmp_path}/stores"]
 
     def run_in(name: str, stage: int) -> list[str]:
         return small_run(tmp_path / name, *twelve_steps, "training.checkpoint_every_steps=1", f"zero=stage{stage}")

