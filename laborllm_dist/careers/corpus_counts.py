@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from laborllm_dist.careers.person_records import CodedTitle, DropUnit, PersonRecord
 from laborllm_dist.careers.splits import Split
-from laborllm_dist.io.plain_text import sheet_cell
+from laborllm_dist.plain_text import sheet_cell
 
 KINDS = ("first", "moving", "staying")
 MOST_TITLES = 2_000  # of a piece that are kept for the list of titles, or of unmapped codes, so that records stay small

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from laborllm_dist.errors import DiskError, DiskFullError, OutputClosed
-from laborllm_dist.io.plain_text import ESCAPES
+from laborllm_dist.plain_text import ESCAPES
 
 if TYPE_CHECKING:
     from rich.console import Console

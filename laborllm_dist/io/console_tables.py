@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from laborllm_dist.io.console import CONTROLS
-from laborllm_dist.io.plain_text import ESCAPES
+from laborllm_dist.plain_text import ESCAPES
 
 Cell: TypeAlias = "str | Text"
 LEAST_NAME_WIDTH = 12  # of a column of names, before it becomes a list

@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from rich.cells import cell_len, chop_cells
 
 from laborllm_dist.io.number_format import LARGE, MINUS, format_perplexity
-from laborllm_dist.io.plain_text import visible
+from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.fonts import FIRST, Drawable, drawable
 from laborllm_dist.report.formatting import format_count, format_nats

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from laborllm_dist.io.number_format import format_perplexity
-from laborllm_dist.io.plain_text import visible
+from laborllm_dist.plain_text import visible
 from laborllm_dist.report import formatting
 from laborllm_dist.report.figures import DrawnFigure
 from laborllm_dist.report.numbers import ReportNumbers

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from laborllm_dist.io.console_tables import Column, FoldingTable
-from laborllm_dist.io.plain_text import visible
+from laborllm_dist.plain_text import visible
 from laborllm_dist.report.formatting import format_share
 from laborllm_dist.tables.parquet import ScoreTableInfo
 

@@ -19,7 +19,7 @@ from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.files import atomic_write, write_text
 from laborllm_dist.io.json_files import NotJson, read_json_object
 from laborllm_dist.io.number_format import format_perplexity
-from laborllm_dist.io.plain_text import visible
+from laborllm_dist.plain_text import visible
 from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
 from laborllm_dist.report.fonts import note_on
 from laborllm_dist.report.formatting import (

@@ -15,7 +15,7 @@ from laborllm_dist.careers.corpus_counts import KINDS, CorpusCounts
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import DataSettings
-from laborllm_dist.io.plain_text import markdown_code, markdown_text
+from laborllm_dist.plain_text import markdown_code, markdown_text
 
 # People, person-years, and shares of first, moving and staying observations in LABOR-LLM (arXiv 2406.17972, v4), as
 # noted from the paper; its tables were not at hand to check them against.

@@ -21,7 +21,7 @@ from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import VocabularySettings
 from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.io.files import write_text
-from laborllm_dist.io.plain_text import from_sheet_cell, sheet_cell
+from laborllm_dist.plain_text import from_sheet_cell, sheet_cell
 
 BUILTIN = "builtin:"
 _BUILTINS = {f"{BUILTIN}occ1990dd": Path(__file__).parents[1] / "tables" / "occ1990dd.csv"}

@@ -30,7 +30,7 @@ from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.io import console as console_module
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.files import write_text
-from laborllm_dist.io.plain_text import from_sheet_cell, markdown_code, markdown_text, sheet_cell, visible
+from laborllm_dist.plain_text import from_sheet_cell, markdown_code, markdown_text, sheet_cell, visible
 from laborllm_dist.report import figures, fonts
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.store.data_card import SharedPeople, card_markdown
