@@ -5,6 +5,7 @@
 # make test-peers   scores beside those of lm-evaluation-harness, liger-kernel's loss beside ours (installs both)
 # make lint         style and types          make benchmarks   the benchmarks that need no GPU
 # make gpu-suite    correctness, speed and memory on one NVIDIA GPU, nine minutes at most
+# make docs         the manual as a site in site/, its reference pages made from the code
 # Settings: PYTHON=python3.12  VENV=.venv  RANKS=2  WORKERS=2 (of test-quick)
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +20,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic goals test test-quick test-ranks test-hosts test-slurm test-peers lint benchmarks gpu-suite peers clean
+.PHONY: install quickstart synthetic goals test test-quick test-ranks test-hosts test-slurm test-peers lint docs benchmarks gpu-suite peers clean
 
 install: $(INSTALLED)
 
@@ -78,6 +79,11 @@ lint: install
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+docs: install
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@$(BIN)/python docs/make_reference.py
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 goals: quickstart synthetic
 	@python benchmarks/goals.py

@@ -24,55 +24,54 @@ MISSING_WORDS = ("", ".", "NA", "N/A", "#N/A", "nan", "NaT", "none", "null", "<N
 class VocabularySettings:
     """The list of occupations that a source's codes refer to."""
 
-    path: str  # CSV or Parquet; `builtin:NAME` is one that this software ships
-    code: str  # its column of codes
-    title: str  # its column of titles
-    same_titles: Literal["refuse", "merge"]  # of codes that share a title; merged into the first of them
+    path: str  # CSV or Parquet file; `builtin:NAME` is a list that this software ships
+    code: str  # column of codes
+    title: str  # column of titles
+    # codes that share a title: an error (`refuse`), or merged into the first of them (`merge`)
+    same_titles: Literal["refuse", "merge"]
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnSettings:
-    """Which column of a long panel holds what; None: the panel does not have it."""
+    """Column names of a long panel; None: the panel has no such column."""
 
-    person: str
-    year: str
-    occupation: str
-    birth_year: str | None
-    gender: str | None
-    ethnicity: str | None
-    region: str | None
-    education: str | None
-    status: str | None = added_later(None)  # of employment
+    person: str  # column of the person's id
+    year: str  # column of the calendar year
+    occupation: str  # column of the occupation's code
+    birth_year: str | None  # column of the year of birth
+    gender: str | None  # column of the gender
+    ethnicity: str | None  # column of the ethnicity
+    region: str | None  # column of the region; the resume shows the first one on record
+    education: str | None  # column of the level of education in the year
+    status: str | None = added_later(None)  # column of the employment status in the year
 
 
 @dataclass(frozen=True, slots=True)
 class StateCodes:
-    """The code in the list of occupations of each state without work; None: it has none, such years are left out.
+    """Codes of the states without work in the list of occupations; None: no code, and these years are left out."""
 
-    `armed_forces` is that of a member of the armed forces whose occupation is not given.
-    """
-
-    unemployed: str | None
-    not_working: str | None
-    enrolled: str | None
-    armed_forces: str | None
+    unemployed: str | None  # code of the state Unemployed
+    not_working: str | None  # code of the state Not in labor force
+    enrolled: str | None  # code of the state Education
+    armed_forces: str | None  # code of a member of the armed forces whose occupation is not given
 
 
 @dataclass(frozen=True, slots=True)
 class StatusSettings:
-    """What the words of a panel's status column mean, compared without regard to capitals.
+    """The meaning of the words in a panel's status column; case does not matter.
 
-    The rule is the surveys' (careers/readers/person_years.py). `not_told_apart`: not working, and whether unemployed or
-    out of the labor force is not known. `unknown`: an occupation of a year whose status is missing is an observation
-    (`count`), or left out, as it must be where it may be that of the last job (`leave_out`).
+    The rule is that of the surveys (careers/readers/person_years.py).
     """
 
-    working: tuple[str, ...]
-    armed_forces: tuple[str, ...]
-    unemployed: tuple[str, ...]
-    not_working: tuple[str, ...]
-    enrolled: tuple[str, ...]
+    working: tuple[str, ...]  # words that mean: works
+    armed_forces: tuple[str, ...]  # words that mean: is in the armed forces
+    unemployed: tuple[str, ...]  # words that mean: is unemployed
+    not_working: tuple[str, ...]  # words that mean: is out of the labor force
+    enrolled: tuple[str, ...]  # words that mean: does not work and is enrolled in school
+    # words that mean: does not work; unemployed or out of the labor force, which is unknown
     not_told_apart: tuple[str, ...]
+    # an occupation of a year whose status is missing is an observation (`count`), or left out (`leave_out`) because it
+    # may be that of the last job
     unknown: Literal["count", "leave_out"]
     codes: StateCodes
 
@@ -96,13 +95,13 @@ class StatusSettings:
 class LongPanelSettings:
     """A CSV (plain or .gz) or Parquet file with one row per person and year.
 
-    A row whose occupation is missing, or a number below zero that is no code of the list, is left out and counted.
+    A row is left out and counted if its occupation is missing, or is a negative number that is no code of the list.
     """
 
-    path: str
+    path: str  # the file
     vocabulary: VocabularySettings
     columns: ColumnSettings
-    missing: tuple[str, ...]  # cells that mean: not known, compared without regard to capitals
+    missing: tuple[str, ...]  # cells that mean: unknown; case does not matter
     status: StatusSettings | None = added_later(None)
 
     def __post_init__(self) -> None:
@@ -112,27 +111,26 @@ class LongPanelSettings:
 
 @dataclass(frozen=True, slots=True)
 class SyntheticSettings:
-    """A made labour market with known probabilities (careers/readers/synthetic/market.py)."""
+    """A synthetic labor market with known probabilities (careers/readers/synthetic/market.py)."""
 
-    num_people: Annotated[int, within(1, 10_000_000)]
-    seed: Seed
+    num_people: Annotated[int, within(1, 10_000_000)]  # number of people in the market
+    seed: Seed  # seed of their careers
 
 
 @dataclass(frozen=True, slots=True)
 class SurveySettings:
-    """An extract of a survey as its site gives it, and which person-years of it are taken; None: no bound.
-
-    `variables`: `all` refuses an extract that lacks a variable of the method, and names it; `available` goes on with
-    what is there and says what is not.
-    """
+    """An extract of a survey as its site delivers it, and limits on its person-years."""
 
     path: str  # a folder, a .zip, or one of the extract's files
+    # an extract that lacks a variable of the method is an error (`all`), or is used with the variables that it has
+    # (`available`); the data card lists the missing ones
     variables: Literal["all", "available"]
-    unknown_status: Literal["leave_out", "count"]  # occupations of a present or last job, where nobody knows which
-    first_year: Year | None
-    last_year: Year | None
-    youngest_age: Age | None  # in the calendar year: year - birth year
-    oldest_age: Age | None
+    # an occupation of the present or last job in a year of unknown status is left out (`leave_out`) or counts (`count`)
+    unknown_status: Literal["leave_out", "count"]
+    first_year: Year | None  # first calendar year; None: no limit
+    last_year: Year | None  # last calendar year; None: no limit
+    youngest_age: Age | None  # lowest age: calendar year - birth year; None: no limit
+    oldest_age: Age | None  # highest age: calendar year - birth year; None: no limit
 
     def __post_init__(self) -> None:
         check_in_order(self, "first_year", "last_year")
@@ -141,22 +139,22 @@ class SurveySettings:
 
 @dataclass(frozen=True, slots=True)
 class ResumeColumnSettings:
-    """Which column of a resume file holds what; None: the file does not have it.
+    """Column names of a resume file; None: the file has no such column.
 
     With one row per person, the columns of its jobs carry a number: `title_{}` stands for title_0, title_1, ...
     """
 
-    person: str
-    title: str | None
-    code: str | None
-    start: str | None
-    end: str | None
-    order: str | None  # in place of dates: whole numbers in which a person's jobs follow each other
-    education: str | None
-    birth_year: str | None
-    gender: str | None
-    ethnicity: str | None
-    region: str | None
+    person: str  # column of the person's id
+    title: str | None  # column of the job title
+    code: str | None  # column of the occupation's code
+    start: str | None  # column of the start date, or of a whole range
+    end: str | None  # column of the end date
+    order: str | None  # in place of dates: a column of whole numbers that order a person's jobs
+    education: str | None  # column of the level of education
+    birth_year: str | None  # column of the year of birth
+    gender: str | None  # column of the gender
+    ethnicity: str | None  # column of the ethnicity
+    region: str | None  # column of the region
 
     def per_job(self) -> dict[str, str]:
         """Return the columns that say something of a job, by what they say."""
@@ -166,31 +164,34 @@ class ResumeColumnSettings:
 
 @dataclass(frozen=True, slots=True)
 class ResumeSettings:
-    """JSONL, CSV (each plain or .gz) or Parquet files of dated jobs.
-
-    `occupation_from`: `code`, a code of the vocabulary; `title`, free text that the title coder turns into an
-    occ1990dd code where its score is at least `min_score`; `code_or_title`, the title where there is no code.
-    `year_rule`: which of several jobs is a year's: the one held for most `days` of it, or the `latest` to begin.
-    `no_end`: a job without an end lasts until the day before the `next_start` (the last one is ongoing), is `ongoing`,
-    or is left out. `ongoing` and `missing` are compared without regard to capitals.
-    `date_order`: how 03-06-2017 is read; None: as other dates of the file, else of its folder, settle it (22-08-2015).
-    `bad_dates`: a job with a date that cannot be read, or cannot be true, refuses the file, or is left out and counted.
-    """
+    """JSONL, CSV (each plain or .gz) or Parquet files of dated jobs."""
 
     path: str  # a file, or a folder of files of one kind
-    rows: Literal["job", "person"]
-    people: Literal["together", "anywhere"]  # a person's rows stand together, or anywhere (then all are held in memory)
-    num_slots: Annotated[int, within(1, 10_000)] | None  # rows=person: the most jobs that a row has columns for
+    rows: Literal["job", "person"]  # a row is a job, or a person with numbered columns
+    # a person's rows are adjacent (`together`), or anywhere in the file (`anywhere`: the reader holds everybody in
+    # memory)
+    people: Literal["together", "anywhere"]
+    # with one row per person: the largest number of jobs that a row has columns for
+    num_slots: Annotated[int, within(1, 10_000)] | None
     columns: ResumeColumnSettings
+    # `code`: a code of the vocabulary; `title`: free text, which the title coder maps to occ1990dd; `code_or_title`:
+    # the title where there is no code
     occupation_from: Literal["code", "title", "code_or_title"]
-    min_score: Share  # of the title coder, 0 to 1
+    min_score: Share  # lowest probability, from 0 to 1, at which the title coder's match counts
     vocabulary: VocabularySettings
+    # the occupation of a year is that of the job held for most `days` of it, or of the `latest` job to begin
     year_rule: Literal["days", "latest"]
-    ongoing: tuple[str, ...]  # an end that means: the job is still held
+    ongoing: tuple[str, ...]  # an end date that means: the job is still held; case does not matter
+    # a job without an end lasts until the day before the `next_start` (the last one is ongoing), is `ongoing`, or is
+    # left out (`leave_out`)
     no_end: Literal["next_start", "ongoing", "leave_out"]
-    last_year: Year  # the calendar year in which the resumes were collected; ongoing jobs end with it
-    missing: tuple[str, ...]  # cells that mean: not known
+    last_year: Year  # calendar year in which the resumes were collected; ongoing jobs end with it
+    missing: tuple[str, ...]  # cells that mean: unknown; case does not matter
+    # order of an ambiguous date such as 03-06-2017; None: that of unambiguous dates (22-08-2015) of the file, else of
+    # its folder
     date_order: Literal["day_first", "month_first"] | None = added_later(None)
+    # a job with a date that cannot be parsed, or cannot be true, makes the file an error (`refuse`), or is left out and
+    # counted (`leave_out`)
     bad_dates: Literal["refuse", "leave_out"] = added_later("refuse")
 
     def __post_init__(self) -> None:
@@ -243,27 +244,28 @@ def without_capitals(words: tuple[str, ...]) -> frozenset[str]:
 class CareerTextSettings:
     """A folder of CAREER's parallel files `{train,valid,test}.{job,year,education,ethnicity,gender,location}`."""
 
-    path: str
+    path: str  # the folder
     vocabulary: VocabularySettings
-    missing: tuple[str, ...]  # values that mean: not known
+    missing: tuple[str, ...]  # values that mean: unknown
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusSettings:
-    """One source of careers. `kind` names its reader; the group of the same kind holds the reader's settings."""
+    """One source of careers. The group of the same kind holds the reader's settings."""
 
-    kind: str  # a key of GROUP_OF_KIND
-    survey: str  # the dataset tag of the template, such as PSID
-    population: str | None  # whose people these are, by default the survey's: who shares it, shares its splits
-    fraction: Share  # of its training people, those that are trained on; the 20 % are among the 40 %
-    # How many times an epoch takes each of them; 0: never, the corpus is evaluated only.
+    kind: str  # the reader of the source
+    survey: str  # dataset tag in the text, such as PSID
+    population: str | None  # whose people these are; None: the survey's. Corpora of one population share its splits
+    # fraction of the training people that a run trains on; a smaller fraction is a subset of a larger one
+    fraction: Share
+    # how often an epoch uses each of them; 0: never, the corpus is only evaluated
     weight: Annotated[float, within(0, 1_000)]
     long_panel: LongPanelSettings | None = None
     synthetic: SyntheticSettings | None = None
     extract: SurveySettings | None = None
     resumes: ResumeSettings | None = None
     career_text: CareerTextSettings | None = None
-    download_hint: str = ""  # said where the files are missing
+    download_hint: str = ""  # how to get the files; printed if they are missing
 
     def __post_init__(self) -> None:
         if self.kind not in GROUP_OF_KIND:

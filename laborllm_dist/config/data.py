@@ -19,9 +19,9 @@ MOST_LOCAL_SHARDS = 256
 
 @dataclass(frozen=True, slots=True)
 class DataSettings:
-    """The corpora that are pooled, in this order; the name is the first part of the token store's folder."""
+    """The corpora of a run, pooled in this order."""
 
-    name: str
+    name: str  # first part of the name of the token store's folder
     corpora: dict[str, CorpusSettings]
 
     def __post_init__(self) -> None:
@@ -39,11 +39,11 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class SplitSettings:
-    """Shares of people, by keyed hash of (survey, person); what train and validation leave is test."""
+    """Fractions of people, by a keyed hash of (population, person); the remaining people are the test people."""
 
-    key: str
-    train: Annotated[float, between(0, 1)]
-    validation: Annotated[float, between(0, 1)]
+    key: str  # key of the hash
+    train: Annotated[float, between(0, 1)]  # fraction of people to train on
+    validation: Annotated[float, between(0, 1)]  # fraction of people to validate on
 
     def __post_init__(self) -> None:
         if not self.train + self.validation < 1:
@@ -58,9 +58,9 @@ class TitleSettings:
     occupation, always the same one, drawn by `seed`. `perturbed`: `prefix` before the title, such as "Sr. Cooks".
     """
 
-    style: Literal["english", "numeric", "shuffled", "perturbed"]
-    prefix: str | None = None
-    seed: Seed | None = None
+    style: Literal["english", "numeric", "shuffled", "perturbed"]  # how an occupation is written
+    prefix: str | None = None  # text before the number or the title
+    seed: Seed | None = None  # seed that assigns the shuffled titles
 
     def __post_init__(self) -> None:
         needed = {"numeric": "prefix", "perturbed": "prefix", "shuffled": "seed"}.get(self.style)
@@ -70,22 +70,20 @@ class TitleSettings:
 
 @dataclass(frozen=True, slots=True)
 class TemplateSettings:
-    """The text of a career. `[...]` is left out where a field inside it is absent; `{title}` ends `entry`.
+    """The text of a career. A part in `[...]` is omitted if a field inside it is absent."""
 
-    `preface` stands before every career. Its line `{titles}` becomes one line for each title, its line `{examples}` the
-    whole texts of `num_fewshot` training people. `max_tokens` is set by an evaluation with truncation=last_lines.
-    """
-
-    heading: tuple[str, ...]
-    entry: str
-    ending: tuple[str, ...]
+    heading: tuple[str, ...]  # lines before the first job
+    entry: str  # line of a job; `{title}` ends it
+    ending: tuple[str, ...]  # lines after the last job
     titles: TitleSettings
     hidden: tuple[str, ...]  # fields that are treated as absent
-    max_history: Annotated[int, within(0, 1_000_000)] | None  # the most before a predicted line; None: all
+    max_history: Annotated[int, within(0, 1_000_000)] | None  # most lines of history before a predicted line; None: all
+    # lines before every career: `{titles}` becomes one line per title, `{examples}` the few-shot careers
     preface: tuple[str, ...] = added_later(())
-    num_fewshot: Examples = added_later(0)
-    fewshot_seed: Seed = added_later(1)  # draws the training people whose careers are the examples
-    max_tokens: Tokens | None = added_later(None)  # of a text; a longer career is told with its last lines only
+    num_fewshot: Examples = added_later(0)  # number of training people whose careers are few-shot examples
+    fewshot_seed: Seed = added_later(1)  # seed that draws these people
+    # longest text; the history of a longer career is truncated. An evaluation with truncation=last_lines sets it
+    max_tokens: Tokens | None = added_later(None)
 
     def __post_init__(self) -> None:
         check_preface(self.preface, self.num_fewshot)
@@ -93,11 +91,11 @@ class TemplateSettings:
 
 @dataclass(frozen=True, slots=True)
 class PromptSettings:
-    """What an evaluation puts before every career, as in TemplateSettings; `preface` None: what the run has there."""
+    """The lines that an evaluation puts before every career, as in the template's settings."""
 
-    preface: tuple[str, ...] | None
-    num_fewshot: Examples
-    fewshot_seed: Seed
+    preface: tuple[str, ...] | None  # lines before every career; None: those of the run
+    num_fewshot: Examples  # number of training people whose careers are few-shot examples
+    fewshot_seed: Seed  # seed that draws these people
 
     def __post_init__(self) -> None:
         check_preface(self.preface or (), self.num_fewshot)
@@ -122,17 +120,15 @@ def check_preface(preface: tuple[str, ...], num_fewshot: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSettings:
-    """Whose pieces a text is made of.
+    """The tokenizer of a run."""
 
-    `pretrained`: a Hugging Face tokenizer at `path` (default: the model's). `trained`: byte-level BPE, learned from
-    the texts of at most `training_people` training people. With `titles: whole` a trained one has a token for every
-    title of the vocabulary and every constant phrase of the template, besides `vocabulary_size` pieces of other text.
-    """
-
+    # a Hugging Face tokenizer (`pretrained`), or byte-level BPE learned from training people (`trained`)
     kind: Literal["pretrained", "trained"]
-    path: str | None
+    path: str | None  # folder or hub id of a pretrained tokenizer; None: the model's
+    # number of tokens of a trained tokenizer
     vocabulary_size: Annotated[int, within(260, 1_000_000, "256 bytes and 4 marks are the least")] | None
-    training_people: People | None
+    training_people: People | None  # most training people whose texts a trained tokenizer learns from
+    # a title is as many tokens as it takes (`pieces`), or one token, as are constant phrases of the template (`whole`)
     titles: Literal["pieces", "whole"] = added_later("pieces")
 
     def __post_init__(self) -> None:
@@ -146,31 +142,27 @@ class TokenizerSettings:
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """Where token stores lie. A store's folder is named by data and fingerprint, so it is made once."""
+    """Where token stores are. A fingerprint of data and settings names a store, so that it is created once."""
 
-    root: str
-    # A piece is what is written at once, held in memory, and never made twice.
+    root: str  # folder of all token stores
+    # people per shard; a shard is held in memory and written at once
     people_per_shard: Annotated[int, within(1, 10_000_000)]
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareSettings:
-    """Who makes the pieces of a store; nothing here changes what is in it.
+    """How preparation is parallelized. It does not affect the store's contents."""
 
-    With `num_workers` above 1, shard i makes the pieces i, i + num_workers, ... of every corpus. `shard` null starts
-    all
-    shards, as processes of this machine (`where: local`) or as an array of Slurm jobs (`where: slurm`), and merges. A
-    number makes that shard alone, and merges if it is the last to be done.
-    """
-
+    # None: start all workers and merge; a number: do the share of this worker, and merge if it is the last to finish
     shard: Annotated[int, within(0, 9_999)] | None
+    # number of worker processes; worker i writes the shards i, i + num_workers, ... of every corpus
     num_workers: Annotated[int, within(1, 10_000)]
-    where: Literal["local", "slurm"]
-    slurm_partition: str | None
-    minutes: Annotated[int, within(1, 1_000_000)]  # the time limit of a shard
-    memory_gib: Annotated[int, within(1, 1_000_000)]  # of a shard, under Slurm
-    cpus: Annotated[int, within(1, 100_000)]  # of a shard, under Slurm
-    career_text: str | None  # a new folder to write the store's careers to, too, as CAREER's parallel text files
+    where: Literal["local", "slurm"]  # worker processes on this machine, or an array of Slurm jobs
+    slurm_partition: str | None  # Slurm partition of the workers; None: the default one
+    minutes: Annotated[int, within(1, 1_000_000)]  # time limit of a worker, in minutes
+    memory_gib: Annotated[int, within(1, 1_000_000)]  # memory of a worker under Slurm, in GiB
+    cpus: Annotated[int, within(1, 100_000)]  # CPUs of a worker under Slurm
+    career_text: str | None  # new folder to which the store's careers are also written, as CAREER's parallel text files
 
     def __post_init__(self) -> None:
         if self.where == "local" and self.shard is None and self.num_workers > MOST_LOCAL_SHARDS:

@@ -16,17 +16,18 @@ OffloadPlace = Literal["none", "cpu", "nvme"]
 
 @dataclass(frozen=True, slots=True)
 class LlamaSettings:
-    """Shape of a Llama made from nothing; the vocabulary's size is the tokenizer's."""
+    """Shape of a randomly initialized Llama; the tokenizer sets the vocabulary's size."""
 
-    hidden_size: Annotated[int, within(2, 131_072)]
-    intermediate_size: Annotated[int, within(1, 1_048_576)]
-    num_layers: Annotated[int, within(1, 1_000)]
-    num_heads: Annotated[int, within(1, 4_096)]
+    hidden_size: Annotated[int, within(2, 131_072)]  # width of the residual stream
+    intermediate_size: Annotated[int, within(1, 1_048_576)]  # width of the MLP
+    num_layers: Annotated[int, within(1, 1_000)]  # number of layers
+    num_heads: Annotated[int, within(1, 4_096)]  # attention heads per layer
+    # heads of keys and values; fewer than num_heads: grouped-query attention
     num_key_value_heads: Annotated[int, within(1, 4_096)]
-    max_positions: Tokens
-    rope_theta: Annotated[float, within(1, 1e12)]
+    max_positions: Tokens  # longest sequence, in tokens
+    rope_theta: Annotated[float, within(1, 1e12)]  # base of the rotary embedding
     tied_embeddings: bool  # input and output share one matrix
-    initializer_range: Annotated[float, above(0, 100)]
+    initializer_range: Annotated[float, above(0, 100)]  # standard deviation of the initial weights
 
     def __post_init__(self) -> None:
         if self.hidden_size % (2 * self.num_heads):
@@ -37,17 +38,15 @@ class LlamaSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Pretrained weights by `path` (a folder, a hub id, `builtin:NAME`), or a `llama` made from nothing.
+    """Pretrained weights at `path`, or a randomly initialized `llama`."""
 
-    `weights`: only safetensors are opened unless it says `pickle`, which can run code of whoever made the file.
-    """
-
-    name: str
-    path: str | None
-    revision: str | None
-    subfolder: str | None
+    name: str  # name of the model in tables
+    path: str | None  # folder or hub id of pretrained weights; None: a randomly initialized `llama`
+    revision: str | None  # branch, tag or commit on the hub
+    subfolder: str | None  # folder inside the path
     llama: LlamaSettings | None
-    attention_dropout: Share
+    attention_dropout: Share  # dropout of attention in training, from 0 to 1
+    # file format; `pickle` opens older files, which can execute code of whoever made them
     weights: Literal["safetensors", "pickle"]
 
     def __post_init__(self) -> None:
@@ -59,16 +58,14 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class AdapterSettings:
-    """What is learnt: all weights (`none`), or low-rank additions to some matrices of a frozen base (`lora`).
+    """Which weights are trainable."""
 
-    `base`: how the frozen weights are held: in the precision of the run, or quantised by bitsandbytes.
-    """
-
-    kind: Literal["none", "lora"]
-    rank: Annotated[int, within(1, 131_072)]
+    kind: Literal["none", "lora"]  # train all weights (`none`), or low-rank additions to a frozen base (`lora`)
+    rank: Annotated[int, within(1, 131_072)]  # rank of the additions
     alpha: Annotated[int, within(1, 1_000_000)]  # additions are scaled by alpha / rank
-    dropout: Share
+    dropout: Share  # dropout before the additions, from 0 to 1
     target_modules: tuple[str, ...]  # names of the linear layers that get additions
+    # quantization of the frozen weights: none (`full`), or 8 or 4 bits by bitsandbytes
     base: Literal["full", "int8", "nf4"]
 
     def __post_init__(self) -> None:
@@ -80,28 +77,26 @@ class AdapterSettings:
 
 @dataclass(frozen=True, slots=True)
 class ComputeSettings:
-    """How a forward and backward are computed; what comes out moves by rounding only."""
+    """How the forward and backward pass are computed; results change by rounding only."""
 
-    attention: Literal["auto", "packed", "mask"]  # auto: packed where the model can
-    loss: Literal["chunked", "liger"]  # liger: liger-kernel's fused kernel, CUDA only, in training
+    # `packed`: within careers, without a mask; `mask`: under a mask; `auto`: packed if the model supports it
+    attention: Literal["auto", "packed", "mask"]
+    loss: Literal["chunked", "liger"]  # logits in chunks, or liger-kernel's fused loss (training on CUDA only)
     loss_chunk_tokens: Tokens  # tokens whose logits are in memory at once
-    gradient_checkpointing: bool  # keep the input of each layer only, and compute the rest again in the backward
+    gradient_checkpointing: bool  # store only the input of each layer; the backward pass recomputes the rest
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroSettings:
-    """What DeepSpeed shards over ranks (0 nothing, 1 optimizer, 2 gradients too, 3 weights too), in what precision.
+    """DeepSpeed ZeRO: what is partitioned over ranks, in what precision, and what is offloaded."""
 
-    Offload moves the optimizer's state, or ZeRO-3's weights, to the memory of the host or to files in
-    `nvme_path`, which should lie on a local NVMe disk.
-    """
-
+    # what is partitioned over ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too
     stage: Literal[0, 1, 2, 3]
-    precision: Literal["fp32", "bf16"]
-    bucket_size: Annotated[int, within(1, 10**10)]  # of one collective; larger is faster and takes more memory
-    offload_optimizer: OffloadPlace
-    offload_param: OffloadPlace
-    nvme_path: str | None
+    precision: Literal["fp32", "bf16"]  # of the forward and backward pass; bf16 keeps fp32 master weights
+    bucket_size: Annotated[int, within(1, 10**10)]  # elements per collective; larger is faster and takes more memory
+    offload_optimizer: OffloadPlace  # where the optimizer state is
+    offload_param: OffloadPlace  # where ZeRO-3's weights are
+    nvme_path: str | None  # folder on a local NVMe disk for what is offloaded to nvme
 
     def __post_init__(self) -> None:
         if self.offload_optimizer != "none" and self.stage == 0:
@@ -117,22 +112,21 @@ class ZeroSettings:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """AdamW with warm-up and decay over the planned steps.
+    """AdamW with warm-up and decay over the planned steps."""
 
-    `kind`: `adamw` has fp32 moments on the rank's device (torch); `cpu_adamw` is DeepSpeed's for an optimizer that is
-    offloaded (compiled once); `adamw_8bit` has moments of 8 bits (bitsandbytes).
-    """
-
+    # `adamw`: fp32 moments on the rank's device (torch); `cpu_adamw`: DeepSpeed's for offload to the host (compiled
+    # once); `adamw_8bit`: 8-bit moments (bitsandbytes)
     kind: Literal["adamw", "cpu_adamw", "adamw_8bit"]
-    learning_rate: Annotated[float, above(0, 1e38, "weights have 32 bits")]
-    beta1: Annotated[float, below(0, 1)]
-    beta2: Annotated[float, below(0, 1)]
-    epsilon: Annotated[float, within(1e-30, 1)]
-    weight_decay: Annotated[float, within(0, 1_000)]
-    warmup_ratio: Share  # of all planned steps
-    lr_scheduler: Literal["linear", "cosine", "constant"]
-    min_lr_ratio: Share  # of learning_rate, at the last step (cosine) or the one after it (linear)
-    max_grad_norm: Annotated[float, above(0, 1e9)] | None  # None: no clipping
+    learning_rate: Annotated[float, above(0, 1e38, "weights have 32 bits")]  # peak learning rate
+    beta1: Annotated[float, below(0, 1)]  # decay of the first moment
+    beta2: Annotated[float, below(0, 1)]  # decay of the second moment
+    epsilon: Annotated[float, within(1e-30, 1)]  # added to the root of the second moment
+    weight_decay: Annotated[float, within(0, 1_000)]  # decoupled weight decay
+    warmup_ratio: Share  # fraction of all planned steps with a rising learning rate
+    lr_scheduler: Literal["linear", "cosine", "constant"]  # decay of the learning rate after the warm-up
+    min_lr_ratio: Share  # fraction of learning_rate at the last step (cosine) or the one after it (linear)
+    # gradients with a larger norm are scaled down to it; None: no clipping
+    max_grad_norm: Annotated[float, above(0, 1e9)] | None
 
 
 def check_together(

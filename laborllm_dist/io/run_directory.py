@@ -1,6 +1,6 @@
 """A run's folder: where everything of a run lies, and the settings that decided it.
 
-settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (README, "A run's folder")
+settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (docs/run_directory.md)
 """
 
 from __future__ import annotations

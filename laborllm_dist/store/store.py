@@ -46,20 +46,20 @@ _SHARD_FACTS = b"laborllm_dist"  # of a shard's schema: its place in the store, 
 CUT_COUNTS = ("cut_people", "cut_observations")
 STORE_SCHEMA = pa.schema(
     [
-        ("survey", pa.string()),
-        ("person", pa.string()),
-        ("birth_year", pa.int32()),
-        ("gender", pa.string()),
-        ("ethnicity", pa.string()),
-        ("region", pa.string()),
-        ("years", pa.list_(pa.int32())),
-        ("occupations", pa.list_(pa.int32())),  # positions in the vocabulary
-        ("educations", pa.list_(pa.string())),
-        ("first_position", pa.int32()),  # of the row's first job in the career; above 0 where history is limited
-        ("previous", pa.int32()),  # the occupation before that job; null at the career's beginning
-        ("token_ids", pa.list_(pa.int32())),
-        ("title_starts", pa.list_(pa.int32())),
-        ("title_ends", pa.list_(pa.int32())),
+        ("survey", pa.string()),  # dataset tag of the corpus
+        ("person", pa.string()),  # id of the person in the corpus
+        ("birth_year", pa.int32()),  # year of birth
+        ("gender", pa.string()),  # as in the text
+        ("ethnicity", pa.string()),  # as in the text
+        ("region", pa.string()),  # as in the text
+        ("years", pa.list_(pa.int32())),  # calendar year of every job
+        ("occupations", pa.list_(pa.int32())),  # index of every job's occupation in the vocabulary
+        ("educations", pa.list_(pa.string())),  # level of education of every job
+        ("first_position", pa.int32()),  # index of the row's first job in the career; above 0 if history is limited
+        ("previous", pa.int32()),  # occupation before that job; null at the beginning of the career
+        ("token_ids", pa.list_(pa.int32())),  # tokens of the text
+        ("title_starts", pa.list_(pa.int32())),  # first token of every title
+        ("title_ends", pa.list_(pa.int32())),  # token after the last one of every title
     ]
 )
 

@@ -1,6 +1,6 @@
 """Forecasts several years ahead, and how well direct and composed ones agree: scores/SPLIT_forecast_hYEARS.parquet.
 
-Rows are sorted by key; `position` is that of the start. Lists are probabilities of sum 1, in the order of the file's
+Rows are sorted by (survey, person, position). Lists are probabilities that sum to 1, in the order of the file's
 occupations.
 """
 
@@ -22,18 +22,18 @@ Floats = npt.NDArray[np.float64]
 SMALLEST = float(np.finfo(np.float64).tiny)  # in the place of a probability that float64 cannot tell from 0
 FORECAST_SCHEMA = pa.schema(
     [
-        pa.field("survey", pa.string(), nullable=False),
-        pa.field("person", pa.string(), nullable=False),
-        pa.field("position", pa.int32(), nullable=False),
-        pa.field("year", pa.int32(), nullable=False),  # of the start, the last one known
-        pa.field("target_year", pa.int32(), nullable=False),
-        pa.field("occupation", pa.string(), nullable=False),  # the observed one of the target year
-        pa.field("direct", pa.float64(), nullable=False),  # log P of the observed one, in nats
-        pa.field("composed", pa.float64(), nullable=False),
-        pa.field("bound", pa.float64(), nullable=False),  # the most that a probability is off by what was left out
-        pa.field("direct_all", pa.list_(pa.float64()), nullable=False),
-        pa.field("composed_all", pa.list_(pa.float64()), nullable=False),
-        pa.field("standard_error", pa.list_(pa.float64())),  # of composed_all, from drawn paths; null: none were drawn
+        pa.field("survey", pa.string(), nullable=False),  # dataset tag of the corpus
+        pa.field("person", pa.string(), nullable=False),  # id of the person in the corpus
+        pa.field("position", pa.int32(), nullable=False),  # index of the start in the person's career
+        pa.field("year", pa.int32(), nullable=False),  # calendar year of the start, the last one known
+        pa.field("target_year", pa.int32(), nullable=False),  # calendar year of the target
+        pa.field("occupation", pa.string(), nullable=False),  # code of the observed occupation in the target year
+        pa.field("direct", pa.float64(), nullable=False),  # log P of that occupation in the direct forecast, in nats
+        pa.field("composed", pa.float64(), nullable=False),  # log P of it in the composed forecast, in nats
+        pa.field("bound", pa.float64(), nullable=False),  # largest error of a probability, from what was left out
+        pa.field("direct_all", pa.list_(pa.float64()), nullable=False),  # probabilities in the direct forecast
+        pa.field("composed_all", pa.list_(pa.float64()), nullable=False),  # probabilities in the composed forecast
+        pa.field("standard_error", pa.list_(pa.float64())),  # of composed_all; null: no sampled paths
     ]
 )
 

@@ -1,8 +1,8 @@
-"""What a model writes by itself after every prompt, beside the score table: scores/SPLIT_generated.parquet.
+"""What a model generates after every prompt, beside the score table: scores/SPLIT_generated.parquet.
 
-A continuation is a `greedy` one or a `sample`, up to the line's end. It is valid where its text is a blank, a title and
-the line's end; `occupation` is the title's code then, else null. The text counts, whatever its tokens: a title may be
-written with others than those that its log-likelihood is of.
+A continuation is `greedy` or a `sample`, and ends at the line break. It is valid if its text is a blank, a title and
+the line break; `occupation` is then the title's code. Only the text counts: a title may be generated with other
+tokens than those that its log-likelihood is computed from.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from laborllm_dist.tables.parquet import KEY, ScoreTableInfo, read_scored, sorte
 
 GENERATED_SCHEMA = pa.schema(
     [
-        pa.field("survey", pa.string(), nullable=False),
-        pa.field("person", pa.string(), nullable=False),
-        pa.field("position", pa.int32(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),  # greedy, sample
-        pa.field("sample", pa.int32()),  # from 1; null: greedy
-        pa.field("text", pa.string(), nullable=False),  # as it was written, with blank and line's end
-        pa.field("occupation", pa.string()),  # null: no title
-        pa.field("observed", pa.string(), nullable=False),
+        pa.field("survey", pa.string(), nullable=False),  # dataset tag of the corpus
+        pa.field("person", pa.string(), nullable=False),  # id of the person in the corpus
+        pa.field("position", pa.int32(), nullable=False),  # index of the job in the person's career, from 0
+        pa.field("kind", pa.string(), nullable=False),  # greedy or sample
+        pa.field("sample", pa.int32()),  # number of the sample, from 1; null: greedy
+        pa.field("text", pa.string(), nullable=False),  # the generated text, with its leading blank and line break
+        pa.field("occupation", pa.string()),  # code of the title that the text is; null: not a title
+        pa.field("observed", pa.string(), nullable=False),  # code of the observed occupation
     ]
 )
 ORDER = (*KEY, "kind", "sample")

@@ -33,13 +33,13 @@ DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, Attribute
 
 @dataclass(frozen=True, slots=True)
 class ScoreTableInfo:
-    """Where scores come from. `careers` stands for the people, their jobs and splits: equal ones can be compared."""
+    """Where scores come from, in the metadata of the file."""
 
-    model: str
-    split: str
-    careers: str
-    code: str
-    details: Mapping[str, str]
+    model: str  # name of the model
+    split: str  # train, validation or test
+    careers: str  # fingerprint of people, jobs and splits; tables with equal ones can be compared
+    code: str  # version of this software
+    details: Mapping[str, str]  # everything else that determines the scores
 
 
 @dataclass(frozen=True, slots=True)

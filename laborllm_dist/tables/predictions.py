@@ -1,8 +1,8 @@
-"""Predicted next occupations of people of one's own: one row per person and rank, the most probable title first.
+"""Predicted next occupations of the user's own people: one row per person and rank, the most probable title first.
 
-`probability` is of the measure that the file's metadata name: `terminated` (a title and the line's end) or `normalised`
-(that, divided by `mass + bound`). `mass` is the probability of all titles that were told apart; `bound` is what was not
-told apart, and no title that is missing has more. What is left of 1 is of texts that are no title.
+The file's metadata name the measure of `probability`: `terminated` (a title and the line break) or `normalised`
+(that, divided by `mass + bound`). No title that is missing has more than `bound`. What remains of 1 goes to texts
+that are not a title.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from laborllm_dist.tables.parquet import DAMAGE, ScoreTableInfo, info_of, read_s
 
 PREDICTION_SCHEMA = pa.schema(
     [
-        pa.field("person", pa.string(), nullable=False),
-        pa.field("survey", pa.string(), nullable=False),
-        pa.field("year", pa.int32(), nullable=False),  # that is predicted
-        pa.field("rank", pa.int32(), nullable=False),  # from 1
-        pa.field("occupation", pa.string(), nullable=False),
-        pa.field("title", pa.string(), nullable=False),
-        pa.field("probability", pa.float64(), nullable=False),
-        pa.field("log_likelihood", pa.float64(), nullable=False),  # of the same, in nats
-        pa.field("mass", pa.float64(), nullable=False),
-        pa.field("bound", pa.float64(), nullable=False),
+        pa.field("person", pa.string(), nullable=False),  # id of the person in the file
+        pa.field("survey", pa.string(), nullable=False),  # dataset tag
+        pa.field("year", pa.int32(), nullable=False),  # calendar year of the prediction
+        pa.field("rank", pa.int32(), nullable=False),  # rank of the title, from 1
+        pa.field("occupation", pa.string(), nullable=False),  # code of the predicted occupation
+        pa.field("title", pa.string(), nullable=False),  # title of the predicted occupation
+        pa.field("probability", pa.float64(), nullable=False),  # its probability
+        pa.field("log_likelihood", pa.float64(), nullable=False),  # log of the probability, in nats
+        pa.field("mass", pa.float64(), nullable=False),  # total probability of the titles that are scored
+        pa.field("bound", pa.float64(), nullable=False),  # probability of the titles that are not scored; 0: none
     ]
 )
 OWN_CAREERS = "own careers"  # the split of people who belong to none

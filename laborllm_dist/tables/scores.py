@@ -1,8 +1,7 @@
-"""The score table: what every model, of whatever kind, ends in. One row per observation of the test people.
+"""The score table: one row per observation of the test people. Every model and baseline writes one.
 
-The key of an observation is (survey, person, position), `position` counting a person's jobs from 0. The covariates
-stand beside the scores, so that a report needs nothing but score tables. Probabilities are log-likelihoods in nats,
-float64.
+(survey, person, position) identifies an observation. The table has the covariates beside the scores, so that a report
+needs only score tables. Scores are log-likelihoods in nats, float64.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ COVARIATES = ("gender", "ethnicity", "region", "education")
 
 SCORE_SCHEMA = pa.schema(
     [
-        pa.field("survey", pa.string(), nullable=False),
-        pa.field("person", pa.string(), nullable=False),
-        pa.field("position", pa.int32(), nullable=False),
-        pa.field("year", pa.int32(), nullable=False),
-        pa.field("occupation", pa.string(), nullable=False),
-        pa.field("previous", pa.string()),  # null: this is the person's first observation
-        pa.field("birth_year", pa.int32()),
-        pa.field("gender", pa.string()),
-        pa.field("ethnicity", pa.string()),
-        pa.field("region", pa.string()),
-        pa.field("education", pa.string()),
-        pa.field("num_tokens", pa.int32(), nullable=False),  # tokens of the title; 0 for models that have none
+        pa.field("survey", pa.string(), nullable=False),  # dataset tag of the corpus
+        pa.field("person", pa.string(), nullable=False),  # id of the person in the corpus
+        pa.field("position", pa.int32(), nullable=False),  # index of the job in the person's career, from 0
+        pa.field("year", pa.int32(), nullable=False),  # calendar year
+        pa.field("occupation", pa.string(), nullable=False),  # code of the observed occupation
+        pa.field("previous", pa.string()),  # code of the occupation before; null: the first observation of the person
+        pa.field("birth_year", pa.int32()),  # year of birth
+        pa.field("gender", pa.string()),  # as in the text
+        pa.field("ethnicity", pa.string()),  # as in the text
+        pa.field("region", pa.string()),  # as in the text
+        pa.field("education", pa.string()),  # level of education in the year
+        pa.field("num_tokens", pa.int32(), nullable=False),  # tokens of the title; 0 for models without tokens
         pa.field("title", pa.float64(), nullable=False),  # log P(title's tokens | prompt), the paper's number
-        pa.field("terminated", pa.float64(), nullable=False),  # log P(title's tokens, then the line's end | prompt)
+        pa.field("terminated", pa.float64(), nullable=False),  # log P(title's tokens, then the line break | prompt)
     ]
 )
 

@@ -1,8 +1,9 @@
 """The distribution over all titles of every observation, beside the score table: scores/SPLIT_titles.parquet.
 
-Rows have the keys and the order of the score table. `terminated` log-likelihoods are of disjoint events, so their
-probabilities sum to `mass`, the mass of valid titles; the rest is of texts that are no title. In bounded mode `bound`
-is the mass that was not told apart: titles in it are null, and their probabilities sum to at most `bound`.
+Rows have the keys and the order of the score table; lists have the order of the occupations in the metadata.
+`terminated` log-likelihoods are of disjoint events, so their probabilities sum to `mass`, the share of valid titles;
+the rest goes to texts that are not a title. In bounded mode, titles that are not scored are null, and their
+probabilities sum to at most `bound`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo, read
 
 TITLE_SCHEMA = pa.schema(
     [
-        pa.field("survey", pa.string(), nullable=False),
-        pa.field("person", pa.string(), nullable=False),
-        pa.field("position", pa.int32(), nullable=False),
-        pa.field("occupation", pa.string(), nullable=False),  # the observed one
-        pa.field("mass", pa.float64(), nullable=False),  # probability of all titles that were told apart
-        pa.field("bound", pa.float64(), nullable=False),  # probability that was not told apart; 0: none
+        pa.field("survey", pa.string(), nullable=False),  # dataset tag of the corpus
+        pa.field("person", pa.string(), nullable=False),  # id of the person in the corpus
+        pa.field("position", pa.int32(), nullable=False),  # index of the job in the person's career, from 0
+        pa.field("occupation", pa.string(), nullable=False),  # code of the observed occupation
+        pa.field("mass", pa.float64(), nullable=False),  # total probability of the titles that are scored
+        pa.field("bound", pa.float64(), nullable=False),  # probability of the titles that are not scored; 0: none
         pa.field("normalised", pa.float64(), nullable=False),  # terminated of the observed title - log(mass + bound)
-        pa.field("title", pa.list_(pa.float64()), nullable=False),  # nats, in the order of the file's occupations
-        pa.field("terminated", pa.list_(pa.float64()), nullable=False),
+        pa.field("title", pa.list_(pa.float64()), nullable=False),  # nats, in the order of the occupations
+        pa.field("terminated", pa.list_(pa.float64()), nullable=False),  # nats, in the same order
     ]
 )
 

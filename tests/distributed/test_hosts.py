@@ -28,7 +28,7 @@ def hosts() -> Iterator[MadeHosts]:
 
 
 def deepspeed(script: str, arguments: list[str], *more: str) -> list[str]:
-    """Return the command of the README."""
+    """Return the command of docs/several_hosts.md."""
     return [
         "deepspeed", "--hostfile", "hosts", "--master_addr", ADDRESSES[0], "--master_port", str(free_port()), *more,
         str(PROJECT / "launch" / script), *arguments,

@@ -127,7 +127,7 @@ def test_the_tree_of_three_titles_by_hand() -> None:
 
 
 @pytest.mark.parametrize("attention", ["packed", "mask"])
-@pytest.mark.parametrize(("max_tree_tokens", "bough_nodes"), [(1, 128), (100, 9), (5000, 128), (5000, 1024)])
+@pytest.mark.parametrize(("max_tree_tokens", "block_size"), [(1, 128), (100, 9), (5000, 128), (5000, 1024)])
 def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
     attention: str, max_tree_tokens: int, block_size: int, monkeypatch
 ) -> None:

@@ -42,10 +42,10 @@ def test_every_experiment_plans_in_a_fresh_clone_in_80_columns(
     assert shown(tmp_path, f"+experiment={experiment}", width=140)[0].split() == text.split()
 
 
-def test_the_plan_in_the_readme_is_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_in_the_manual_is_what_the_command_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text, _ = shown(tmp_path, "+experiment=pooled_13b")
-    assert "\n".join(line.rstrip() for line in text.splitlines()) in (PROJECT / "README.md").read_text()
+    assert "\n".join(line.rstrip() for line in text.splitlines()) in (PROJECT / "docs/planning.md").read_text()
 
 
 def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: Path) -> None:
