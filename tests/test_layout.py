@@ -133,10 +133,10 @@ def test_that_leaves_a_file():
 @pytest.mark.parametrize(("name", "code", "is_said"), [("left", 1, True), ("elsewhere", 0, False)])
 def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is_said: bool, tmp_path: Path) -> None:
     project, elsewhere = tmp_path / "left", tmp_path / "elsewhere"
-    (project / "tests").mkdir(parents=True)
+    (project / "tests/helpers").mkdir(parents=True)
     elsewhere.mkdir()
-    for file in ("conftest.py", "launching.py"):
-        shutil.copy(PROJECT / "tests" / file, project / "tests")
+    for file in ("conftest.py", "helpers/__init__.py", "helpers/processes.py"):
+        shutil.copy(PROJECT / "tests" / file, project / "tests" / file)
     (project / "tests/test_small.py").write_text(SUITE.format(project=str(tmp_path / name)))
     (project / "pytest.ini").write_text("[pytest]\ntestpaths = tests\naddopts = -p no:cacheprovider\n")
     (project / ".gitignore").write_text("__pycache__/\n")
