@@ -41,7 +41,9 @@ def test_the_settings_page_has_types_defaults_and_meanings() -> None:
     (line,) = re.findall(r"(?m)^\| `batch.global_batch_size` .*$", page("settings.md"))
     assert [cell.strip() for cell in line.split("|")][2:4] == ["whole number from 1 to 1,000,000", "`32`"]
     assert "| `zero.stage` | `0`, `1`, `2`, `3` | `2` |" in page("settings.md")
-    assert "| `data.corpora.NAME.extract.first_year` | year from 1850 to 2100 or `null` | `1981` |" in page("settings.md")
+    assert "| `data.corpora.NAME.extract.first_year` | year from 1850 to 2100 or `null` | `1981` |" in page(
+        "settings.md"
+    )
 
 
 def rows_of(text: str) -> list[list[str]]:

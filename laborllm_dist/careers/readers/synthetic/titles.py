@@ -252,18 +252,17 @@ def attractions() -> Floats:
 
 def affinities() -> Floats:
     """Return how close every occupation is to every other after a tenure, [class of tenure, O, O]; 0 to itself."""
-    num_occupations = len(places()) + len(STATE_CODES)
+    family_P, trade_P, rank_P = np.array([(place.family, place.trade, place.rank) for place in places()]).T
+    distance_PP = np.abs(family_P[:, None] - family_P)
+    distance_PP = np.minimum(distance_PP, len(FAMILIES) - distance_PP)  # the families stand in a ring
+    by_family_PP = np.select([distance_PP == 0, distance_PP == 1], [SAME_FAMILY, NEXT_FAMILY], 0.0)
+    is_same_trade_PP = (distance_PP == 0) & (trade_P[:, None] == trade_P)
+    steps_PP = np.where(is_same_trade_PP, rank_P - rank_P[:, None], 0)  # up by 1: a promotion
+    num_places, num_occupations = len(family_P), len(family_P) + len(STATE_CODES)
     log_affinity_TOO = np.zeros((len(PROMOTION), num_occupations, num_occupations))
-    for row, one in enumerate(places()):
-        for column, other in enumerate(places()):
-            same_trade = (one.family, one.trade) == (other.family, other.trade)
-            distance = abs(one.family - other.family)
-            distance = min(distance, len(FAMILIES) - distance)  # the families stand in a ring
-            log_affinity_TOO[:, row, column] = (SAME_FAMILY, NEXT_FAMILY)[distance] if distance < 2 else 0.0
-            if same_trade and other.rank == one.rank + 1:
-                log_affinity_TOO[:, row, column] += PROMOTION
-            if same_trade and other.rank == one.rank - 1:
-                log_affinity_TOO[:, row, column] += DEMOTION
+    for tenure, (promotion, demotion) in enumerate(zip(PROMOTION, DEMOTION, strict=True)):
+        by_step_PP = np.select([steps_PP == 1, steps_PP == -1], [promotion, demotion], 0.0)
+        log_affinity_TOO[tenure, :num_places, :num_places] = by_family_PP + by_step_PP
     affinity_TOO = np.exp(log_affinity_TOO)
     affinity_TOO[:, np.arange(num_occupations), np.arange(num_occupations)] = 0.0
     return affinity_TOO
