@@ -3,7 +3,7 @@
     history   h0 h1 h2 h3 h4              one forward of packed careers, whose keys and values are kept
     nodes        a ( b c ( d ) )          a sees h0 h1, itself; b sees h0 h1 a b; d sees h0 h1 a c d
 
-Nodes are taken a bough at a time: neighbours of one history, which share most of what they see. A bough's keys are its
+Nodes are taken a block at a time: neighbours of one history, which share most of what they see. A block's keys are its
 history's and those of all its nodes' ancestors, under a mask, so a thousand branches cost little more than their own
 tokens.
 """
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 Integers = npt.NDArray[np.int64]
-# Nodes of a bough. On a CPU time goes with the work: more nodes share their history's keys, fewer have smaller masks.
-BOUGH_NODES = 128
-# On a GPU time goes with launches too: five a bough and layer are about 50 us of the host. 1,024 nodes of a 7B see
+# Nodes of a block. On a CPU time goes with the work: more nodes share their history's keys, fewer have smaller masks.
+BLOCK_NODES = 128
+# On a GPU time goes with launches too: five a block and layer are about 50 us of the host. 1,024 nodes of a 7B see
 # S = 430 keys of a career and 1,024 of their own: 4 x 4,096 x S = 24 MFLOP a node and layer beside the 405 of its
-# matrices, and keep the GPU busy for 0.7 ms. Boughs of 128 would save 15 of these 24, and leave it idle half the time.
-# A bough's mask is 1,024 x S x 2 bytes in bf16; those of a pass of 4,096 nodes are 12 MB.
-CUDA_BOUGH_NODES = 1024
+# matrices, and keep the GPU busy for 0.7 ms. Blocks of 128 would save 15 of these 24, and leave it idle half the time.
+# A block's mask is 1,024 x S x 2 bytes in bf16; those of a pass of 4,096 nodes are 12 MB.
+CUDA_BLOCK_NODES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class NodeBlock:
 
 @dataclass(frozen=True, slots=True)
 class NodeBlockTensors:
-    """A bough on a device. `bias_CS`: 0 where a node sees a slot of the history, then a place; -inf elsewhere."""
+    """A block on a device. `bias_CS`: 0 where a node sees a slot of the history, then a place; -inf elsewhere."""
 
     slots: slice
     row: int
@@ -71,20 +71,20 @@ class NodeBlockTensors:
 
 
 def block_size(device: torch.device) -> int:
-    """Return how many nodes make a bough on a device."""
-    return CUDA_BOUGH_NODES if device.type == "cuda" else BOUGH_NODES
+    """Return how many nodes make a block on a device."""
+    return CUDA_BLOCK_NODES if device.type == "cuda" else BLOCK_NODES
 
 
 def split_into_blocks(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) -> tuple[NodeBlock, ...]:
-    """Cut the nodes of a pass into boughs.
+    """Cut the nodes of a pass into blocks.
 
     Args:
         stems_N3: row, first slot and slot past the last one of each node's history; those of one career side by side.
         ancestors_NA: places of each node's ancestors and itself, -1 where there are fewer than A.
-        most_nodes: of a bough.
+        most_nodes: of a block.
     """
     changes = np.flatnonzero((np.diff(stems_N3[:, :2], axis=0) != 0).any(axis=1)) + 1
-    boughs: list[NodeBlock] = []
+    blocks: list[NodeBlock] = []
     for of_stem in np.split(np.arange(len(stems_N3)), changes):
         for first in range(0, len(of_stem), most_nodes):
             nodes = of_stem[first : first + most_nodes]
@@ -93,8 +93,8 @@ def split_into_blocks(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes:
             is_there_CA = seen_CA >= 0
             places_U, columns_E = np.unique(seen_CA[is_there_CA], return_inverse=True)
             seen_2E = np.stack([np.nonzero(is_there_CA)[0], columns_E])
-            boughs.append(NodeBlock(row, start, int(stops_C.max()), stops_C, places_U, seen_2E))
-    return tuple(boughs)
+            blocks.append(NodeBlock(row, start, int(stops_C.max()), stops_C, places_U, seen_2E))
+    return tuple(blocks)
 
 
 class KVCache:
@@ -130,7 +130,7 @@ def branch_attention(
     layer: int,
     tensors_BHTD: tuple[Tensor, Tensor, Tensor],
     kept: KVCache,
-    boughs: tuple[NodeBlockTensors, ...],
+    blocks: tuple[NodeBlockTensors, ...],
     scaling: float | None,
 ) -> Tensor:
     """Return what every node takes from its history and its ancestors, [1, N, H, D].
@@ -139,7 +139,7 @@ def branch_attention(
         layer: whose kept states are meant.
         tensors_BHTD: queries, keys and values of the nodes, in one row; keys may have fewer heads than queries.
         kept: states of the histories and of earlier nodes; the keys and values of these nodes join them.
-        boughs: of the nodes, in order.
+        blocks: of the nodes, in order.
         scaling: of the products.
     """
     query_HND, keys_HND, values_HND = (each[0] for each in tensors_BHTD)
@@ -151,13 +151,13 @@ def branch_attention(
     attend = _attend_as_batch if query_HND.is_cuda else _attend_as_queries
     found: list[Tensor] = []
     first = 0
-    for bough in boughs:
-        last = first + len(bough.bias_CS)
+    for block in blocks:
+        last = first + len(block.bias_CS)
         key_HSD, value_HSD = (
-            torch.cat([history[bough.row, :, bough.slots], nodes.index_select(1, bough.places_U)], dim=1)
+            torch.cat([history[block.row, :, block.slots], nodes.index_select(1, block.places_U)], dim=1)
             for history, nodes in zip(histories, all_nodes, strict=True)
         )
-        taken_CHGD = attend(query_HGND[:, :, first:last], key_HSD, value_HSD, bough.bias_CS, scaling)
+        taken_CHGD = attend(query_HGND[:, :, first:last], key_HSD, value_HSD, block.bias_CS, scaling)
         found.append(taken_CHGD)
         first = last
     return torch.cat(found).reshape(1, num_nodes, num_heads, width)

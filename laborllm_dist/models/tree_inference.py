@@ -115,8 +115,8 @@ class BranchingModel:
             # Queries have the type of the hidden states, which begin as the table's lines.
             dtype = self.hugging_face.get_input_embeddings().weight.dtype  # type: ignore[operator]
             cut = split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device))
-            boughs = tuple(bough.on(device, dtype) for bough in cut)
-            inputs = {"input_ids": ids, "position_ids": positions, "boughs": boughs}
+            blocks = tuple(block.on(device, dtype) for block in cut)
+            inputs = {"input_ids": ids, "position_ids": positions, "blocks": blocks}
         inputs |= {"kept": grown.states, "use_cache": False}
         if not self._is_known:  # its logits are more than a product with the hidden states
             return work(self.hugging_face(**inputs).logits.flatten(0, 1)[slots_Q.to(device)], None)
@@ -130,40 +130,40 @@ class BranchingModel:
         return logits_NV
 
     def _node_logits(self, grown: PrefixState, nodes: Nodes) -> Tensor:
-        """Return the logits of nodes, [N, V]: a forward for every bough, with its history and ancestors."""
+        """Return the logits of nodes, [N, V]: a forward for every block, with its history and ancestors."""
         grown.nodes = everything = nodes if grown.nodes is None else _joined(grown.nodes, nodes)
         batch, device = grown.batch, grown.batch.token_ids_BT.device
         found: list[Tensor] = []
         place = len(everything) - len(nodes)
-        for bough in split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device)):
+        for block in split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device)):
             if not self._takes_mask:
-                found.append(self._path_logits(batch, everything, bough, place))
-                place += len(bough)
+                found.append(self._path_logits(batch, everything, block, place))
+                place += len(block)
                 continue
-            history, places_U = slice(bough.start, bough.stop), bough.places_U
+            history, places_U = slice(block.start, block.stop), block.places_U
             ids, positions = (
-                torch.cat([of_row[bough.row, history], torch.from_numpy(of_nodes[places_U]).to(device)])
+                torch.cat([of_row[block.row, history], torch.from_numpy(of_nodes[places_U]).to(device)])
                 for of_row, of_nodes in (
                     (batch.token_ids_BT, everything.token_ids_N),
                     (batch.positions_BT, everything.positions_N),
                 )
             )
-            mask_SS = as_taken(self.hugging_face, _tree_mask(everything, places_U, bough.start, bough.stop).to(device))
+            mask_SS = as_taken(self.hugging_face, _tree_mask(everything, places_U, block.start, block.stop).to(device))
             inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask_SS[None, None]}
             logits_SV = self.hugging_face(**inputs, use_cache=False).logits[0]
-            members = np.searchsorted(places_U, np.arange(place, place + len(bough)))
-            found.append(logits_SV[torch.from_numpy(members + bough.stop - bough.start).to(device)])
-            place += len(bough)
+            members = np.searchsorted(places_U, np.arange(place, place + len(block)))
+            found.append(logits_SV[torch.from_numpy(members + block.stop - block.start).to(device)])
+            place += len(block)
         return torch.cat(found)
 
-    def _path_logits(self, batch: PackedBatch, nodes: Nodes, bough: NodeBlock, place: int) -> Tensor:
-        """Return the logits of a bough's nodes, the first at `place`, [C, V]: each ends a row of its own."""
-        device, ids_T = batch.token_ids_BT.device, batch.token_ids_BT[bough.row]
+    def _path_logits(self, batch: PackedBatch, nodes: Nodes, block: NodeBlock, place: int) -> Tensor:
+        """Return the logits of a block's nodes, the first at `place`, [C, V]: each ends a row of its own."""
+        device, ids_T = batch.token_ids_BT.device, batch.token_ids_BT[block.row]
         paths = []
-        for node, stop in zip(range(place, place + len(bough)), bough.stops_C.tolist(), strict=True):
+        for node, stop in zip(range(place, place + len(block)), block.stops_C.tolist(), strict=True):
             ancestors = nodes.ancestors_NA[node]
             of_nodes = torch.from_numpy(nodes.token_ids_N[np.sort(ancestors[ancestors >= 0])]).to(device)
-            paths.append(torch.cat([ids_T[bough.start : stop], of_nodes]))
+            paths.append(torch.cat([ids_T[block.start : stop], of_nodes]))
         at_once = max(1, self._chunk_tokens // max(len(path) for path in paths))
         return torch.cat([self._last_logits(paths[low : low + at_once]) for low in range(0, len(paths), at_once)])
 

@@ -60,7 +60,7 @@ def packed_attention(
     *,
     bounds: CareerBounds | None = None,
     kept: KVCache | None = None,
-    boughs: tuple[NodeBlockTensors, ...] | None = None,
+    blocks: tuple[NodeBlockTensors, ...] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
@@ -68,7 +68,7 @@ def packed_attention(
     """Return what every slot takes from earlier slots of its own career, [B, T, H, D].
 
     The arguments are those of transformers' attention interface; keys and values may have fewer heads than queries.
-    Without bounds every row is one career. With `kept`, keys and values are kept there; with `boughs` too, the slots
+    Without bounds every row is one career. With `kept`, keys and values are kept there; with `blocks` too, the slots
     are nodes that see what is kept (models/tree_attention.py).
 
     Raises:
@@ -78,8 +78,8 @@ def packed_attention(
         raise ValueError("packed attention takes bounds, not a mask")
     if kept is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        if boughs is not None:
-            return branch_attention(layer, (query_BHTD, key_BHTD, value_BHTD), kept, boughs, scaling), None
+        if blocks is not None:
+            return branch_attention(layer, (query_BHTD, key_BHTD, value_BHTD), kept, blocks, scaling), None
         kept.keep_history(layer, key_BHTD, value_BHTD)
     if bounds is None:
         num_rows, num_slots = query_BHTD.shape[0], query_BHTD.shape[2]

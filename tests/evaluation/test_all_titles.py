@@ -131,7 +131,7 @@ def test_the_tree_of_three_titles_by_hand() -> None:
 def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
     attention: str, max_tree_tokens: int, block_size: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr("laborllm_dist.models.tree_attention.BOUGH_NODES", block_size)
+    monkeypatch.setattr("laborllm_dist.models.tree_attention.BLOCK_NODES", block_size)
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     model = random_llama(tokenizer)
     compute = dataclasses.replace(COMPUTE, attention=attention, loss_chunk_tokens=7)

@@ -21,8 +21,8 @@ from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.models.log_likelihood import check_fused, chunked_log_likelihood, fused_log_likelihood
 from laborllm_dist.models.tree_attention import (
-    BOUGH_NODES,
-    CUDA_BOUGH_NODES,
+    BLOCK_NODES,
+    CUDA_BLOCK_NODES,
     KVCache,
     branch_attention,
     split_into_blocks,
@@ -302,9 +302,9 @@ def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float, m
             ancestors[row, : len(path)] = path
         cut = split_into_blocks(stems[part], ancestors, most_nodes=most_nodes)
         assert max(map(len, cut)) <= most_nodes
-        boughs = tuple(bough.on(device, dtype) for bough in cut)
+        blocks = tuple(block.on(device, dtype) for block in cut)
         tensors = tuple(each[:, :, part].to(device) for each in (query, key, value))
-        found.append(branch_attention(0, tensors, kept, boughs, 0.25))
+        found.append(branch_attention(0, tensors, kept, blocks, 0.25))
     for place, output in enumerate(torch.cat(found, dim=1)[0].double().cpu()):
         row, start, stop = stems[place]
         for head in range(num_heads):
@@ -315,7 +315,7 @@ def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float, m
             torch.testing.assert_close(output[head], weights @ values, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("most_nodes", [7, BOUGH_NODES, CUDA_BOUGH_NODES])
+@pytest.mark.parametrize("most_nodes", [7, BLOCK_NODES, CUDA_BLOCK_NODES])
 @pytest.mark.parametrize("attend", ["_attend_as_queries", "_attend_as_batch"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_branches_see_their_history_and_their_ancestors_alone(
@@ -326,8 +326,8 @@ def test_branches_see_their_history_and_their_ancestors_alone(
 
 
 def test_a_bias_has_lines_that_the_kernel_of_a_gpu_takes_as_they_are() -> None:
-    (bough,) = split_into_blocks(np.array([[0, 2, 5], [0, 2, 6]]), np.array([[0, -1], [0, 1]]), most_nodes=8)
-    bias = bough.on(CPU, torch.bfloat16).bias_CS
+    (block,) = split_into_blocks(np.array([[0, 2, 5], [0, 2, 6]]), np.array([[0, -1], [0, 1]]), most_nodes=8)
+    bias = block.on(CPU, torch.bfloat16).bias_CS
     assert (bias.dtype, bias.shape, bias.stride()) == (torch.bfloat16, (2, 6), (8, 1))
     # Slots 2 to 5 of the history, then both places.
     assert (bias == 0).tolist() == [[True, True, True, False, True, False], [True, True, True, True, True, True]]
@@ -336,7 +336,7 @@ def test_a_bias_has_lines_that_the_kernel_of_a_gpu_takes_as_they_are() -> None:
 
 @gpu
 @needs_gpu
-@pytest.mark.parametrize("most_nodes", [BOUGH_NODES, CUDA_BOUGH_NODES])
+@pytest.mark.parametrize("most_nodes", [BLOCK_NODES, CUDA_BLOCK_NODES])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_branches_on_a_gpu_see_their_history_and_their_ancestors_alone(
     dtype: torch.dtype, tolerance: float, most_nodes: int
