@@ -298,7 +298,7 @@ def test_a_member_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         raise AssertionError("not reached")
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4),
     cut=st.integers(0, 3000),

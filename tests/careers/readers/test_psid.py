@@ -440,7 +440,7 @@ def test_data_in_the_layout_of_a_set_up_file(cart_layout: Path, tmp_path: Path) 
 FORMS = ["J220485.txt", "J220485.do", "J220485.zip", "IND2021ER.txt", "FAM1982ER.txt", "FAM1982ER.sas"]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4),
     cut=st.integers(0, 300),

@@ -407,7 +407,7 @@ def settings_for(form: str, path: Path, people: str) -> ResumeSettings:
     return coded(path, people=people, rows="person", num_slots=2, columns=columns)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     damage=st.lists(st.tuples(st.integers(0, 10**4), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4),
     cut=st.integers(0, 60),
