@@ -2,8 +2,8 @@
 
     python benchmarks/own_panels.py [--only PEOPLE ...] [--folder FOLDER] [--ranks NUMBER]
 
-Makes five panels of 300 to 10,000 people and 5 to 300 titles, and for each runs the commands of README, "Your own
-careers", as they stand there: training, evaluation, baselines. Prints perplexities on the test people and seconds.
+Makes five panels of 300 to 10,000 people and 5 to 300 titles, and for each runs the commands of docs/own_panel.md
+as they stand there: training, evaluation, baselines. Prints perplexities on the test people and seconds.
 
 In these panels a person's next occupation depends on more than the last one: staying is likelier the longer somebody
 has been in an occupation, a third of the moves lead back to the occupation held before, and where other moves lead
@@ -131,10 +131,10 @@ SEED = 2026  # of the panels; the settings were chosen on panels of other seeds
 TABLES = {"language model": "test", "first-order": "test.first_order", "marginal": "test.marginal"}
 
 
-def readme_commands() -> list[list[str]]:
-    """Return the command lines that README gives for careers of one's own."""
-    section = (PROJECT / "README.md").read_text(encoding="utf-8").split("## Your own careers")[1]
-    block = section.split("```bash")[1].split("```")[0].replace("\\\n", " ")
+def documented_commands() -> list[list[str]]:
+    """Return the command lines that docs/own_panel.md gives."""
+    page = (PROJECT / "docs/own_panel.md").read_text(encoding="utf-8")
+    block = page.split("```bash")[1].split("```")[0].replace("\\\n", " ")
     return [shlex.split(line) for line in block.splitlines() if line.strip()]
 
 
@@ -155,7 +155,7 @@ def run_panel(panel: Panel, folder: Path, num_ranks: int | None) -> tuple[dict[s
     (folder / "launch").symlink_to(PROJECT / "launch")
     seconds: list[float] = []
     said = ""
-    for command in readme_commands():
+    for command in documented_commands():
         begun = time.monotonic()
         done = subprocess.run(started(command, num_ranks), cwd=folder, capture_output=True, text=True, check=False)
         seconds.append(time.monotonic() - begun)
