@@ -96,6 +96,7 @@ benchmarks: install
 	@python benchmarks/title_coder.py
 	@python benchmarks/memory_plan.py
 	@python benchmarks/kills.py
+	@python benchmarks/own_panels.py --ranks 2
 
 gpu-suite: install
 	@python benchmarks/gpu_suite
