@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from laborllm_dist.errors import AlreadyRunningError, ForeignFileError
@@ -38,6 +38,9 @@ _NAMES = re.compile(
     r"tokenizer(_config)?\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|"
     r"chat_template\.jinja"
 )
+
+
+LONGEST_NAME, LONGEST_PATH = 255, 1024  # bytes, well within what Linux takes
 
 
 class DamagedRecordError(ValueError):
@@ -68,9 +71,22 @@ def read_record(folder: Path) -> FolderRecord | None:
         if values.pop("sha256", None) != sha256_of_json(values):
             raise DamagedRecordError("its content has changed since it was written, SHA-256")
         files = {str(name): str(checksum) for name, checksum in values.pop("files").items()}
+        if impossible := [name for name in files if not _is_inside(name)]:
+            raise DamagedRecordError(f"no file in a folder can have the name {impossible[0][:40]!r}")
     except (ValueError, KeyError, AttributeError) as error:
         raise DamagedRecordError(f"{path} is damaged ({error})") from None
     return FolderRecord({name: value for name, value in values.items() if name != "format"}, files)
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether a name can be that of a file in a folder or below it."""
+    parts = PurePosixPath(name).parts
+    return (
+        bool(parts)
+        and not name.startswith("/")
+        and all(part != ".." and "\0" not in part and len(os.fsencode(part)) <= LONGEST_NAME for part in parts)
+        and len(os.fsencode(name)) < LONGEST_PATH
+    )
 
 
 def is_whole(folder: Path, record: FolderRecord) -> bool:

@@ -277,7 +277,7 @@ def test_where_the_best_checkpoint_is_lost_the_best_that_is_left_is_taken_and_sa
     def no_model(*_: object) -> None:
         raise Resumed
 
-    monkeypatch.setattr("laborllm_dist.training.train.capacity_of", no_model)
+    monkeypatch.setattr("laborllm_dist.training.train.budget_of", no_model)
     state = after(48, (36, 0.5), (42, 0.1), (45, 0.2), (47, 0.3))
     settings, run = begun(tmp_path)
     for step in (42, 45, 47, 48):

@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[type, list[str]]] = {
     "predict": (PredictSettings, ["run=x", "careers=y"]),
     "baselines": (BaselineSettings, ["run=x"]),
     "report": (ReportSettings, ["runs=[x]"]),
-    "convert": (ConvertSettings, []),
+    "convert_gguf": (ConvertSettings, []),
 }
 
 

@@ -36,7 +36,7 @@ SCRIPTS: dict[type, tuple[str, list[str]]] = {
     ForecastSettings: ("forecast", ["run=runs/x"]),
     PredictSettings: ("predict", ["run=runs/x", "careers=people.csv"]),
     BaselineSettings: ("baselines", ["run=runs/x"]),
-    ConvertSettings: ("convert", []),
+    ConvertSettings: ("convert_gguf", []),
     ReportSettings: ("report", ["runs=[runs/x]"]),
 }
 CORPORA = ("long_panel", "psid81", "resumes", "career_text")

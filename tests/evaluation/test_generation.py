@@ -186,7 +186,7 @@ def test_shares_and_their_errors_by_hand() -> None:
     line = describe_generated(table)
     assert line.startswith("titles are 66.7 % (s.e. 44.4) of greedy continuations; 33.3 % (s.e. 22.2) of greedy ones")
     both = pa.concat_tables([table, made_table(("1", "sample", None, "a"))])
-    assert "of greedy and 0.0 % (s.e. nan) of sampled continuations;" in describe_generated(both)
+    assert "of greedy and 0.0 % (s.e. not defined) of sampled continuations;" in describe_generated(both)
 
 
 def test_a_table_of_continuations_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_list_of_occupations_is_there_whole_or_not_at_all(whole, tmp_path: Pat
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("laborllm_dist.io.files.flush_to_disk", killed)
+    monkeypatch.setattr("laborllm_dist.io.files.fsync_path", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare_store(settings, quiet)
     monkeypatch.undo()
