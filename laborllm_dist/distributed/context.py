@@ -157,7 +157,7 @@ class DistributedContext:
         return itertools.takewhile(lambda place: place < num_items, (store.add(key, 1) - 1 for _ in itertools.count()))
 
     def _channel(self) -> Channel:
-        assert self.channel is not None  # open_ranks makes it where there are several ranks
+        assert self.channel is not None  # init_distributed makes it where there are several ranks
         return self.channel
 
     def _wait_for_readers(self, key: str) -> None:

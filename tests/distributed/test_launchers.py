@@ -155,8 +155,8 @@ rank, port, ending = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 store = torch.distributed.TCPStore("127.0.0.1", port, 2, rank == 0)
 def lost():
     os._exit(7)
-with watchdog.looking_out(
-    Channel(store, b"secret"), rank=rank, world_size=2, is_goodbye=lambda error: isinstance(error, EOFError), when_lost=lost
+with watchdog.watch_peers(
+    Channel(store, b"secret"), rank=rank, world_size=2, is_clean_exit=lambda error: isinstance(error, EOFError), when_lost=lost
 ):
     if rank == 0:
         time.sleep(4)  # as in a collective that nothing interrupts
