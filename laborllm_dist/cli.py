@@ -29,7 +29,7 @@ from laborllm_dist.errors import (
     LaborError,
     MemoryEstimateError,
     NonFiniteLossError,
-    OutputClosed,
+    OutputClosedError,
     PeerFailedError,
     RunError,
     SettingsError,
@@ -76,7 +76,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             _show_help(config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
             work(compose_settings(kind, config_name, arguments))
-    except (PeerFailedError, OutputClosed) as refusal:
+    except (PeerFailedError, OutputClosedError) as refusal:
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
         # These are the same on every rank; of others, the rank that met one is the only one that knows.

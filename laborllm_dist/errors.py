@@ -70,7 +70,7 @@ class ModelError(LaborError):
     """Model weights are missing, incomplete or do not fit the tokenizer."""
 
 
-class CustomCode(LaborError):
+class CustomCodeError(LaborError):
     """A model or a tokenizer is defined by code that comes with it, which is never run."""
 
 
@@ -114,7 +114,7 @@ class LauncherError(LaborError):
     """What a launcher's variables say cannot be: no number, a contradiction, or one rank started twice."""
 
 
-class ForeignMessage(LaborError):
+class ForeignMessageError(LaborError):
     """A message among the ranks was not signed by a rank of this run."""
 
 
@@ -142,7 +142,7 @@ class DiskFullError(DiskError):
     """There is no room left to write; what was complete before is untouched."""
 
 
-class OutputClosed(LaborError):
+class OutputClosedError(LaborError):
     """Nobody reads what a command prints, and that was its result: it ends as a program does that SIGPIPE ends."""
 
     exit_code = 141  # 128 + SIGPIPE, as shells report it

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from laborllm_dist.errors import ForeignMessage
+from laborllm_dist.errors import ForeignMessageError
 
 PIECE_LETTERS = 2**22  # the store refuses values of more than 8 MiB
 FIRST_PAUSE, LONGEST_PAUSE = 0.0002, 0.25  # seconds between two looks
@@ -44,7 +44,7 @@ class Channel:
         """Return the text under a key, as soon as it is there, however long that takes.
 
         Raises:
-            ForeignMessage: if another process has put it there.
+            ForeignMessageError: if another process has put it there.
             DistError: if the rank that keeps the store is gone.
         """
         return self.receive_all([key])[0]
@@ -53,7 +53,7 @@ class Channel:
         """Return the texts under keys, once all are there: two questions to the store, however many texts.
 
         Raises:
-            ForeignMessage: if another process has put one of them there.
+            ForeignMessageError: if another process has put one of them there.
             DistError: if the rank that keeps the store is gone.
         """
         wait_for(self.store, *keys)
@@ -113,8 +113,8 @@ def _piece(key: str, number: int) -> str:
     return f"{key}/piece/{number}"
 
 
-def _foreign(key: str) -> ForeignMessage:
-    return ForeignMessage(
+def _foreign(key: str) -> ForeignMessageError:
+    return ForeignMessageError(
         f"a message of the ranks ({key}) was not signed by this run: another process writes to the port that they meet "
         "at; start again with another port, behind a firewall that lets only the hosts of this run in"
     )

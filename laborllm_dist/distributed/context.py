@@ -271,7 +271,7 @@ def _meet(settings: RanksSettings, device: torch.device, variables: RankVariable
         PortInUseError: if another run meets at this port.
         RendezvousError: if not all ranks have come within the time limit, or they cannot reach each other.
         LauncherError: if a rank was started twice, or with another number of ranks.
-        ForeignMessage: if another process writes to the port that they meet at.
+        ForeignMessageError: if another process writes to the port that they meet at.
     """
     deepspeed = import_deepspeed()
     rank, world_size, limit = variables.rank, variables.world_size, _limit(settings)

@@ -23,7 +23,7 @@ from typing import Any
 
 from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.launcher import num_local_ranks
-from laborllm_dist.errors import ForeignMessage, RendezvousError
+from laborllm_dist.errors import ForeignMessageError, RendezvousError
 from laborllm_dist.io.console import complain
 
 VARIABLE = "LABORLLM_DIST_SECRET"
@@ -37,7 +37,7 @@ def share_secret(store: Any, *, rank: int, world_size: int) -> bytes:
 
     Raises:
         RendezvousError: if a rank does not answer, or has another LABORLLM_DIST_SECRET.
-        ForeignMessage: if another process has answered in a rank's place, or in that of rank 0.
+        ForeignMessageError: if another process has answered in a rank's place, or in that of rank 0.
     """
     own = os.environ.get(VARIABLE, "").encode()
     if rank == 0:
@@ -54,7 +54,7 @@ def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
         answers = [_answer_of(store, each) for each in range(1, world_size)]
     for each, answer in enumerate(answers, start=1):
         if answer != "none" and not hmac.compare_digest(answer.encode(), _proof(secret, each).encode()):
-            raise ForeignMessage(
+            raise ForeignMessageError(
                 f"rank {each} does not know the secret of this run: another process has answered in its place, or its "
                 f"{VARIABLE} is another one; set the same on every rank, or on none"
             )
@@ -64,7 +64,7 @@ def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
             f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none"
         )
     if not is_known and num_local_ranks(os.environ) == world_size and written:
-        raise ForeignMessage(
+        raise ForeignMessageError(
             "all ranks are on this host, and one of them does not read rank 0's file with the secret of this run: "
             f"another process has answered in its place; start again, or set {VARIABLE} to the same on every rank"
         )
@@ -90,7 +90,7 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
     handed = everyones.get("secret")
     if known is not None:  # what the store says is not believed, whoever has put it there
         if handed is not None and str(handed) != known.decode():
-            raise ForeignMessage(f"another process has put a secret of its own where rank {rank} meets the others")
+            raise ForeignMessageError(f"another process has put a secret of its own where rank {rank} meets the others")
         return known
     if not isinstance(handed, str) or own:
         raise RendezvousError(
@@ -121,7 +121,9 @@ def _read(store: Any, key: str, otherwise: str) -> dict[str, Any]:
     try:
         return dict(json.loads(store.get(key)))
     except (ValueError, TypeError):
-        raise ForeignMessage("another process writes to the port that the ranks meet at; take another port") from None
+        raise ForeignMessageError(
+            "another process writes to the port that the ranks meet at; take another port"
+        ) from None
 
 
 def _folders() -> list[Path]:

@@ -102,7 +102,7 @@ def score_titles(
     parts: list[TitleScores] = []
     for start in range(0, len(prompts), at_once):
         places = slice(start, start + at_once)
-        trees = _Trees(ask, grown, prompts.part(places), trie, edges_PE[places])
+        trees = _TitleTrees(ask, grown, prompts.part(places), trie, edges_PE[places])
         trees.grow_lines(max_tree_tokens)
         while (wanted_PM := trees.wanted(tolerance)).any():
             trees.grow(wanted_PM, max_tree_tokens)
@@ -132,7 +132,7 @@ def _numbers(found_E: Tensor) -> Floats:
     return scores_E
 
 
-class _Trees:
+class _TitleTrees:
     """The trees of P prompts while they grow. A prefix is reached when its log P is known, grown when forwarded."""
 
     def __init__(self, ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie, edges_PE: Floats) -> None:

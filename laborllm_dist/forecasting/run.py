@@ -40,7 +40,7 @@ from laborllm_dist.forecasting.origins import (
 )
 from laborllm_dist.forecasting.prompts import ForecastTexts, ask_titles, check_longest
 from laborllm_dist.io.files import ChecksumCheck, fingerprint_of, finite_or_null, write_json
-from laborllm_dist.io.json_files import NotJson, read_json_object
+from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
@@ -192,7 +192,7 @@ def _check_result(path: Path) -> None:
         is_result = {"model", "split", "details", "num_forecasts"} <= read_json_object(path).keys()
     except FileNotFoundError:
         return
-    except (OSError, NotJson):
+    except (OSError, NotJsonError):
         is_result = False
     if not is_result:
         raise ForeignFileError(f"{path} was not written by forecast.py, and is not replaced; move it away")

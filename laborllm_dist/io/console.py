@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from laborllm_dist.errors import DiskError, DiskFullError, OutputClosed
+from laborllm_dist.errors import DiskError, DiskFullError, OutputClosedError
 from laborllm_dist.plain_text import ESCAPES
 
 if TYPE_CHECKING:
@@ -66,14 +66,14 @@ def show(text: str) -> None:
     """Print a result.
 
     Raises:
-        OutputClosed: if its reader is gone.
+        OutputClosedError: if its reader is gone.
         DiskFullError: if it goes to a file on a full disk.
         DiskError: if it cannot be written for another reason of the system.
     """
     error = _write(sys.stdout, text)
     number = getattr(error, "errno", None)
     if number == errno.EPIPE:
-        raise OutputClosed("the reader of the output is gone")
+        raise OutputClosedError("the reader of the output is gone")
     if number in FULL:
         raise DiskFullError(
             "no room left on the disk that the output goes to; make room and start the same command again"

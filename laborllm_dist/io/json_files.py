@@ -13,7 +13,7 @@ from typing import Any
 MOST_BYTES = 1 << 30  # of a file that is held in memory as a whole; none that this software writes comes near
 
 
-class NotJson(ValueError):
+class NotJsonError(ValueError):
     """Raised where a text is no JSON, or one that means two things; its text says why, `position` where in it."""
 
     def __init__(self, why: str, position: int = 0) -> None:
@@ -25,33 +25,34 @@ def read_json_value(text: str, at: int = 0) -> tuple[object, int]:
     """Return the JSON value that begins at a place of a text, and the place after it.
 
     Raises:
-        NotJson: if there is none, one of its objects has a name twice, a number is too long or it is nested too deep.
+        NotJsonError: if there is none, one of its objects has a name twice, a number is too long or it is nested too
+            deep.
     """
     try:
         return _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
-        raise NotJson(error.msg, error.pos) from None
+        raise NotJsonError(error.msg, error.pos) from None
     except RecursionError:
-        raise NotJson("lists or objects nested too deep", at) from None
+        raise NotJsonError("lists or objects nested too deep", at) from None
     except ValueError as error:
-        raise NotJson(str(error).split(";")[0], at) from None
+        raise NotJsonError(str(error).split(";")[0], at) from None
 
 
 def json_object(content: bytes) -> dict[str, Any]:
     """Return the object that is all of a file's or a line's content.
 
     Raises:
-        NotJson: if it is anything else.
+        NotJsonError: if it is anything else.
     """
     try:
         text = content.decode("utf-8-sig").strip(" \t\r\n")
     except UnicodeDecodeError as error:
-        raise NotJson(f"byte {error.start + 1} is not UTF-8") from None
+        raise NotJsonError(f"byte {error.start + 1} is not UTF-8") from None
     value, end = read_json_value(text)
     if end != len(text):
-        raise NotJson("something follows its end", end)
+        raise NotJsonError("something follows its end", end)
     if not isinstance(value, dict):
-        raise NotJson("no names in it")
+        raise NotJsonError("no names in it")
     return value
 
 
@@ -59,13 +60,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object that a file holds.
 
     Raises:
-        NotJson: if it holds anything else, or is larger than any such file.
+        NotJsonError: if it holds anything else, or is larger than any such file.
         OSError: if it cannot be read.
     """
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise NotJson(f"more than {MOST_BYTES >> 20:,} MiB")
+        raise NotJsonError(f"more than {MOST_BYTES >> 20:,} MiB")
     return json_object(content)
 
 

@@ -73,7 +73,7 @@ def check_weights(settings: ModelSettings) -> None:
 
     Raises:
         ModelError: saying how to get them.
-        CustomCode: if the model is defined by code that comes with it.
+        CustomCodeError: if the model is defined by code that comes with it.
     """
     if settings.path is None:
         return

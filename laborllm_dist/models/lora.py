@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from laborllm_dist.config.model import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
-from laborllm_dist.io.json_files import NotJson, read_json_object
+from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.recorded_folder import RECORD, DamagedRecordError, read_record
 from laborllm_dist.models.dims import check_targets
 from laborllm_dist.models.file_record import FileRecord, recording
@@ -189,7 +189,7 @@ def check_adapter_kind(folder: Path) -> None:
     """
     try:
         config = read_json_object(folder / ADAPTER_CONFIG)
-    except (OSError, NotJson) as error:
+    except (OSError, NotJsonError) as error:
         raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged ({error})") from None
     kinds = {"use_dora": "DoRA", "trainable_token_indices": "embeddings of single tokens (trainable_token_indices)"}
     for name, kind in kinds.items():

@@ -26,7 +26,7 @@ from laborllm_dist.careers.readers.tabular import column_names, note_doubled, re
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.io.json_files import NotJson, read_json_value
+from laborllm_dist.io.json_files import NotJsonError, read_json_value
 from laborllm_dist.prediction.requests import (
     PERSON_FIELDS,
     YEAR_FIELDS,
@@ -147,7 +147,7 @@ def _entries(text: str, problems: Problems) -> Iterator[_Entry]:
             break
         try:
             value, end = read_json_value(text, at)
-        except NotJson as error:
+        except NotJsonError as error:
             column = error.position - text.rfind("\n", 0, error.position)
             problems.add(text.count("\n", 0, error.position) + 1, None, f"not JSON ({error}, column {column})")
             at = text.find("\n", at)

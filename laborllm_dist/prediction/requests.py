@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from laborllm_dist.careers.readers.cells import InexactId, as_year, person_id, same_code, whole_number
+from laborllm_dist.careers.readers.cells import InexactIdError, as_year, person_id, same_code, whole_number
 from laborllm_dist.careers.readers.long_panel import FIXED
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.careers.validation_report import Problems
@@ -117,7 +117,7 @@ class RequestParser:
             return None
         try:
             person = person_id(person)
-        except InexactId as error:
+        except InexactIdError as error:
             self.note(cells, "person", str(error))
             return None
         if survey not in self._surveys:

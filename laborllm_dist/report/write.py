@@ -17,7 +17,7 @@ from laborllm_dist.config.run import ReportSettings
 from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.files import atomic_write, write_text
-from laborllm_dist.io.json_files import NotJson, read_json_object
+from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.number_format import format_perplexity
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
@@ -101,7 +101,7 @@ def _is_page(path: Path) -> bool:
 def _is_summary(path: Path) -> bool:
     try:
         return bool({"format", "models", "sources", "bootstrap_draws"} <= read_json_object(path).keys())
-    except (OSError, NotJson):
+    except (OSError, NotJsonError):
         return False
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import transformers  # loads an Auto class, and torch with it, when it is first named
 from huggingface_hub.errors import StrictDataclassError
 
-from laborllm_dist.errors import CustomCode, ModelError
+from laborllm_dist.errors import CustomCodeError, ModelError
 from laborllm_dist.store.hub import look_for_hub
 
 # What transformers raises on a config.json that holds something else than it expects.
@@ -32,7 +32,7 @@ def open_config(path: str | Path, *, revision: str | None = None, subfolder: str
     """Return the configuration of a model's folder or hub id, as a class of transformers.
 
     Raises:
-        CustomCode: if only code that comes with the model knows it, or it names kernels of the hub.
+        CustomCodeError: if only code that comes with the model knows it, or it names kernels of the hub.
         ModelError: if it is missing, or transformers cannot read it.
     """
     look_for_hub(path)
@@ -51,7 +51,7 @@ def open_model(path: str | Path, *, revision: str | None = None, subfolder: str 
     """Return what AutoModelForCausalLM.from_pretrained returns for a folder or a hub id.
 
     Raises:
-        CustomCode: if only code that comes with the model knows it, or it names kernels of the hub.
+        CustomCodeError: if only code that comes with the model knows it, or it names kernels of the hub.
         Exception: what transformers raises on weights that it cannot open.
     """
     look_for_hub(path)
@@ -69,7 +69,7 @@ def model_of(config: Any, **more: Any) -> Any:
     """Return a causal model of a configuration, without weights from anywhere.
 
     Raises:
-        CustomCode: if only code that comes with the model knows it.
+        CustomCodeError: if only code that comes with the model knows it.
     """
     with _code_is_refused(config.name_or_path):
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **more)
@@ -79,7 +79,7 @@ def open_tokenizer(path: str | Path, *, revision: str | None = None, subfolder: 
     """Return the tokenizer of a folder or a hub id.
 
     Raises:
-        CustomCode: if only code that comes with the tokenizer knows it.
+        CustomCodeError: if only code that comes with the tokenizer knows it.
         Exception: what transformers raises on a tokenizer that it cannot open.
     """
     look_for_hub(path)
@@ -115,7 +115,7 @@ def _code_is_refused(path: str | Path) -> Iterator[None]:
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise CustomCode(
+        raise CustomCodeError(
             f"{path} comes with code of its own (auto_map in its .json files), and transformers has no class for it; "
             "such code is never run here: take a model and a tokenizer that transformers knows"
         ) from None
@@ -128,7 +128,7 @@ def _refuse_kernels(path: str | Path, *, revision: str | None, subfolder: str | 
     reading = transformers.PreTrainedConfig.get_config_dict
     values, _ = reading(str(path), revision=revision or "main", subfolder=subfolder or "")
     if (kernels := next(_kernels_in(values), None)) is not None:
-        raise CustomCode(
+        raise CustomCodeError(
             f"{path}: its config.json names attention kernels of the hub ({kernels}), which would be downloaded and "
             "run; such code is never run here: take attn_implementation out of the file"
         )

@@ -14,7 +14,7 @@ from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import write_json
-from laborllm_dist.io.json_files import NotJson, read_json_object
+from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.store.run_tokenizer import is_training
 from laborllm_dist.text.few_shot import render_preface
 
@@ -62,6 +62,6 @@ def read_preface(path: Path) -> str:
         return ""
     try:
         text = read_json_object(path)["text"]
-    except (OSError, NotJson, KeyError) as error:
+    except (OSError, NotJsonError, KeyError) as error:
         raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and prepare again") from None
     return str(text)

@@ -30,7 +30,7 @@ from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import SplitSettings
 from laborllm_dist.errors import StoreError
 from laborllm_dist.io.files import batched, fsync_path, give_usual_mode, sha256_of, sha256_of_json, write_json
-from laborllm_dist.io.json_files import NotJson, json_object, read_json_object
+from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
 from laborllm_dist.store.store import CUT_COUNTS, shard_schema, store_rows
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.store.truncation import CareerEncoder, encode_careers
@@ -114,7 +114,7 @@ def read_piece(folder: Path) -> dict[str, Any]:
     """
     try:
         record = read_json_object(folder / RECORD)
-    except (OSError, NotJson):
+    except (OSError, NotJsonError):
         raise _changed_piece(folder, RECORD) from None
     if record.pop("sha256", None) != sha256_of_json(record):
         raise _changed_piece(folder, RECORD)

@@ -28,7 +28,7 @@ from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokeniz
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from laborllm_dist.careers.readers.file_formats import pointer_in
-from laborllm_dist.errors import CustomCode, TokenizerError
+from laborllm_dist.errors import CustomCodeError, TokenizerError
 from laborllm_dist.store.auto_classes import open_tokenizer
 from laborllm_dist.store.hub import is_hub_id, look_for_hub, why_no_hub_id
 
@@ -139,7 +139,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
 
     Raises:
         TokenizerError: if it is missing, has no fast version, or does not give a text back as it was.
-        CustomCode: if it is defined by code that comes with it.
+        CustomCodeError: if it is defined by code that comes with it.
     """
     if not (Path(path).exists() or is_hub_id(path)):
         raise TokenizerError(f"no tokenizer at {path}: {why_no_hub_id(path)}")
@@ -152,7 +152,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     try:
         tokenizer = open_tokenizer(path, revision=revision, subfolder=subfolder, use_fast=True)
         return check_tokenizer(tokenizer, path)
-    except (TokenizerError, CustomCode):
+    except (TokenizerError, CustomCodeError):
         raise
     except Exception as error:  # files of newer or damaged kinds: the Rust library raises Exception itself
         why = " ".join(str(error).split()) or "no reason is given"

@@ -10,7 +10,7 @@ from typing import Any
 from laborllm_dist.config.run import TrackingSettings
 from laborllm_dist.io.console import say
 from laborllm_dist.io.files import translate_disk_errors, write_text
-from laborllm_dist.io.json_files import NotJson, json_object
+from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.tracking.wandb_tracker import open_tracker
 
 
@@ -74,6 +74,6 @@ def _facts_of(line: bytes) -> dict[str, Any] | None:
     """Return what a line says; None if it is no line of a log."""
     try:
         facts = json_object(line)
-    except NotJson:
+    except NotJsonError:
         return None
     return facts if type(facts.get("step")) is int else None

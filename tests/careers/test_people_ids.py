@@ -19,7 +19,7 @@ from helpers.runs import settings_of
 from laborllm_dist.careers.occupations.vocabulary import read_occupations
 from laborllm_dist.careers.person_records import Exclusion
 from laborllm_dist.careers.readers.career_text import career_text_people, escaped, unescaped
-from laborllm_dist.careers.readers.cells import InexactId, float_text, person_id, same_code, whole_number
+from laborllm_dist.careers.readers.cells import InexactIdError, float_text, person_id, same_code, whole_number
 from laborllm_dist.careers.readers.long_panel import long_panel_people, read_long_panel
 from laborllm_dist.careers.readers.nls.people import nls_people
 from laborllm_dist.careers.splits import split_of
@@ -50,7 +50,7 @@ def test_codes_keep_their_zeros_and_what_is_no_number() -> None:
 def test_an_id_that_a_float_has_rounded_is_refused() -> None:
     assert person_id(float_text(123456789012345.0)) == "123456789012345"
     for value in (float(2**53 + 1), 1.2345678901234567e17):
-        with pytest.raises(InexactId, match=r"is a number that a float has rounded; save the ids as texts"):
+        with pytest.raises(InexactIdError, match=r"is a number that a float has rounded; save the ids as texts"):
             person_id(float_text(value))
     assert person_id("12345678901234567890") == "12345678901234567890"
 

@@ -28,7 +28,7 @@ from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.messages import MessageError, from_text, to_text
 from laborllm_dist.distributed.secret import share_secret
-from laborllm_dist.errors import ForeignMessage, PeerFailedError, RendezvousError, RunError
+from laborllm_dist.errors import ForeignMessageError, PeerFailedError, RendezvousError, RunError
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState
 
@@ -214,7 +214,7 @@ def test_a_long_text_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     own.send("key", text)
     assert own.receive("key") == text
     store.set("key/piece/1", "y" * 10)
-    with pytest.raises(ForeignMessage):
+    with pytest.raises(ForeignMessageError):
         own.receive("key")
     own.forget(["key"])
     assert not store.check(["key"]) and not store.check(["key/piece/0"])
@@ -242,7 +242,7 @@ def test_an_answer_that_another_process_puts_in_the_store_is_refused_and_runs_no
         else:
             Channel(store, signed_by).send(key, f"done {json.dumps(poison)}")
     other = some_ranks(2, store)[1]
-    with pytest.raises(ForeignMessage, match="was not signed by this run: another process writes to the port"):
+    with pytest.raises(ForeignMessageError, match="was not signed by this run: another process writes to the port"):
         other.run_on_main(lambda: "never done here")
     assert not (tmp_path / "ran").exists()
 
@@ -252,7 +252,7 @@ def test_a_message_under_another_key_is_refused() -> None:
     own = Channel(store, b"secret")
     own.send("a", "delete")
     store.set("b", store.get("a"))
-    with pytest.raises(ForeignMessage):
+    with pytest.raises(ForeignMessageError):
         own.receive("b")
 
 
@@ -347,7 +347,7 @@ def test_a_rank_that_has_read_the_secret_takes_no_other_from_the_store(
     store = torch.distributed.HashStore()
     store.set(secret.KEY, json.dumps({"from": "file", "name": "0" * 32}))
     store.set(f"{secret.KEY}/all", json.dumps({"secret": "of another process"}))
-    with pytest.raises(ForeignMessage, match="another process has put a secret of its own where rank 1 meets"):
+    with pytest.raises(ForeignMessageError, match="another process has put a secret of its own where rank 1 meets"):
         share_secret(store, rank=1, world_size=2)
     for handed in (None, "of rank 0's file"):  # the latter where another rank has found no file
         store.set(f"{secret.KEY}/all", json.dumps({"secret": handed}))
@@ -378,7 +378,7 @@ def test_a_file_that_others_may_have_written_is_no_secret(
 def test_a_process_that_answers_for_a_rank_is_refused(answer: str, own_folders: list[Path]) -> None:
     store = torch.distributed.HashStore()
     store.set(f"{secret.KEY}/1", answer)
-    with pytest.raises(ForeignMessage, match="rank 1 does not know the secret of this run"):
+    with pytest.raises(ForeignMessageError, match="rank 1 does not know the secret of this run"):
         share_secret(store, rank=0, world_size=2)
 
 
@@ -388,7 +388,9 @@ def test_a_rank_of_the_same_host_that_does_not_find_the_file_is_no_rank(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     store = torch.distributed.HashStore()
     store.set(f"{secret.KEY}/1", "none")
-    with pytest.raises(ForeignMessage, match="all ranks are on this host, and one of them does not read rank 0's file"):
+    with pytest.raises(
+        ForeignMessageError, match="all ranks are on this host, and one of them does not read rank 0's file"
+    ):
         share_secret(store, rank=0, world_size=2)
     assert not store.check([f"{secret.KEY}/all"])  # it was not handed out
 

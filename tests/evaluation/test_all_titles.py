@@ -273,13 +273,13 @@ def test_no_more_nodes_are_kept_than_four_passes_have(monkeypatch: pytest.Monkey
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     kept: list[int] = []
-    forward = all_titles._Trees._forward
+    forward = all_titles._TitleTrees._forward
 
     def watched(trees, *what) -> None:
         forward(trees, *what)
         kept.append(trees.num_grown)
 
-    monkeypatch.setattr(all_titles._Trees, "_forward", watched)
+    monkeypatch.setattr(all_titles._TitleTrees, "_forward", watched)
     # All but nothing is grown: five trees of 52 nodes fit 4 x 75.
     distributions(Counted(evaluated(random_llama(tokenizer), COMPUTE)), rows, trie, tolerance=1e-30, max_tree_tokens=75)
     assert trie.num_nodes < max(kept) <= 4 * 75

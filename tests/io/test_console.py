@@ -15,7 +15,7 @@ import pytest
 from helpers.processes import ON_CPU, PROJECT, python_path, start_ranks
 from helpers.runs import small_run
 
-from laborllm_dist.errors import DiskError, DiskFullError, OutputClosed
+from laborllm_dist.errors import DiskError, DiskFullError, OutputClosedError
 from laborllm_dist.io import console as console_module
 
 # What `launch` runs: progress, what libraries print, a file that is opened meanwhile, and a result for some.
@@ -119,7 +119,7 @@ class Failing(io.StringIO):
 
 
 FAILURES: list[Any] = [
-    (BrokenPipeError(errno.EPIPE, "x"), OutputClosed),
+    (BrokenPipeError(errno.EPIPE, "x"), OutputClosedError),
     (OSError(errno.ENOSPC, "x"), DiskFullError),
     (OSError(errno.EDQUOT, "x"), DiskFullError),
     (OSError(errno.EFBIG, "x"), DiskError),

@@ -18,7 +18,7 @@ from helpers.scores import INFO, scores
 from helpers.trained_runs import random_run
 
 from laborllm_dist.errors import DataFileError, LaborError, ModelError, RunError, ScoreTableError, StoreError
-from laborllm_dist.io.json_files import NotJson, json_object
+from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.io.recorded_folder import replacing_folder
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.lora import base_of, check_adapter_kind, check_base
@@ -44,7 +44,7 @@ NO_OBJECTS = {
 
 @pytest.mark.parametrize("content", NO_OBJECTS, ids=range(len(NO_OBJECTS)))
 def test_what_is_no_object_of_json_says_why(content: bytes) -> None:
-    with pytest.raises(NotJson, match=NO_OBJECTS[content]) as refusal:
+    with pytest.raises(NotJsonError, match=NO_OBJECTS[content]) as refusal:
         json_object(content)
     assert len(str(refusal.value)) < 200
 

@@ -24,7 +24,7 @@ _LONG_FLOAT = re.compile(rf"-?\d{{{_EXACT_DIGITS + 1},}}\.0*")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # signs without any width: removed, not replaced
 
 
-class InexactId(ValueError):
+class InexactIdError(ValueError):
     """Raised where an id has been through a float that cannot hold it; its text says what to do."""
 
 
@@ -52,11 +52,11 @@ def person_id(text: str) -> str:
     """Return a person's id as every file has it.
 
     Raises:
-        InexactId: if it is a number that has been through a float and lost digits, so that two people may be one.
+        InexactIdError: if it is a number that has been through a float and lost digits, so that two people may be one.
     """
     is_long_float = _LONG_FLOAT.fullmatch(text) is not None
     if is_long_float or ((found := _R_NUMBER.fullmatch(text)) is not None and int(found[4]) >= _EXACT_DIGITS):
-        raise InexactId(f"{text!r} is a number that a float has rounded; save the ids as texts or whole numbers")
+        raise InexactIdError(f"{text!r} is a number that a float has rounded; save the ids as texts or whole numbers")
     return same_code(text)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from laborllm_dist.careers.readers.cells import date_text, float_text
-from laborllm_dist.io.json_files import NotJson, read_json_value
+from laborllm_dist.io.json_files import NotJsonError, read_json_value
 
 _SHOWN = 60  # characters of a value in a message
 
@@ -36,7 +36,7 @@ def date_cell(cell: str) -> str:
     for text in (cell.strip(), cell.strip().replace("'", '"').replace("None", "null")):
         try:
             value, end = read_json_value(text)
-        except NotJson:
+        except NotJsonError:
             continue
         found = cell_of(value, is_date=True) if end == len(text) else None
         return cell if found is None else found

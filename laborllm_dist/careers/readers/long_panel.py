@@ -22,7 +22,7 @@ from laborllm_dist.careers.occupations.vocabulary import Occupations, read_occup
 from laborllm_dist.careers.person_records import Exclusion, PersonRecord, PersonThunk
 from laborllm_dist.careers.readers.cells import (
     OTHER_BLANK,
-    InexactId,
+    InexactIdError,
     as_year,
     person_id,
     same_code,
@@ -153,7 +153,7 @@ class _Panel:
             return
         try:
             person = person_id(cells["person"])
-        except InexactId as error:
+        except InexactIdError as error:
             self._note(place, "person", str(error))
             return
         year = as_year(cells["year"])

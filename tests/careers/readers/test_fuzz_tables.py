@@ -50,7 +50,7 @@ from hypothesis import strategies as st
 from laborllm_dist.careers.occupations.vocabulary import read_occupations
 from laborllm_dist.careers.readers.career_text import career_text_people
 from laborllm_dist.careers.readers.long_panel import read_long_panel
-from laborllm_dist.careers.readers.resumes.dates import NotADate, read_days, split_range
+from laborllm_dist.careers.readers.resumes.dates import NotADateError, read_days, split_range
 from laborllm_dist.careers.readers.resumes.people import resume_people
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.corpora import (
@@ -445,7 +445,7 @@ def test_a_damaged_date_means_what_strptime_makes_of_it_or_nothing(day: date, fo
     meant = slow_dates(text)
     try:
         found = read_days(text, order)
-    except NotADate as refusal:
+    except NotADateError as refusal:
         check_message(str(refusal))
         if text == day.strftime(form) and 1850 <= day.year <= 2100:
             assert len(meant) != 1 or order is not None, text

@@ -40,7 +40,7 @@ class DateReader:
         """Return the days of a date, and, where other dates had to settle its order, what the data card says of it.
 
         Raises:
-            NotADate: if it is no date, or nothing settles its order.
+            NotADateError: if it is no date, or nothing settles its order.
         """
         try:
             return read_days(text, self.settings.date_order), None

@@ -49,11 +49,11 @@ _BEFORE_START = re.compile(r"(?:from|since)\s+")
 _YEAR_AT_END = re.compile(r"\b(\d{4})$")
 
 
-class NotADate(ValueError):
+class NotADateError(ValueError):
     """Raised where a text is no date; its own text says why."""
 
 
-class AmbiguousDate(NotADate):
+class AmbiguousDate(NotADateError):
     """Raised where a text is a date in either order of month and day, and nothing says which it is."""
 
 
@@ -65,7 +65,7 @@ def read_days(text: str, order: DateOrder | None = None) -> Days:
         order: of day and month; None: only a date that one order makes a day of the calendar is read.
 
     Raises:
-        NotADate: if the text is no date in this order.
+        NotADateError: if the text is no date in this order.
         AmbiguousDate: if it can be read in two ways.
     """
     found = _read(text)
@@ -80,7 +80,7 @@ def read_days(text: str, order: DateOrder | None = None) -> Days:
     first = order or is_settled_by_itself(text) or "day_first"
     day, month = (one, two) if first == "day_first" else (two, one)
     if order is not None and not 1 <= month <= 12:
-        raise NotADate(f"{text!r} has no month from 1 to 12 where {order} says that it stands")
+        raise NotADateError(f"{text!r} has no month from 1 to 12 where {order} says that it stands")
     return _day(text, year, month, day)
 
 
@@ -88,7 +88,7 @@ def is_settled_by_itself(text: str) -> DateOrder | None:
     """Return the order of day and month that a date like 22-08-2015 can have only; None where it has no such order."""
     try:
         found = _read(text)
-    except NotADate:
+    except NotADateError:
         return None
     if isinstance(found, tuple) or not (1 <= found.one <= 31 and 1 <= found.two <= 31):
         return None
@@ -103,7 +103,7 @@ def is_ambiguous(text: str) -> bool:
         read_days(text)
     except AmbiguousDate:
         return True
-    except NotADate:
+    except NotADateError:
         return False
     return False
 
@@ -147,7 +147,7 @@ def _is_date(text: str) -> bool:
         read_days(text)
     except AmbiguousDate:
         return True
-    except NotADate:
+    except NotADateError:
         return False
     return True
 
@@ -200,15 +200,15 @@ def _day_of_milliseconds(text: str, lower: str) -> Days:
         _check_year(text, found.year)
         return found, found
     if _LONG_NUMBER.fullmatch(lower):
-        raise NotADate(
+        raise NotADateError(
             f"{text!r} is a number, not a date; write dates as 2013-05-17, 2013-05 or 2013, or as the milliseconds "
             "from 1970 on"
         )
     raise _no_date(text)
 
 
-def _no_date(text: str) -> NotADate:
-    return NotADate(
+def _no_date(text: str) -> NotADateError:
+    return NotADateError(
         f"{text!r} is not a date; dates are written like 2013-05-17, 2013-05, 05/2013, May 2013, Q2 2013, 2013"
     )
 
@@ -217,7 +217,7 @@ def _months(text: str, year: int, first: int, last: int) -> Days:
     """Return the days of the months from `first` to `last`."""
     _check_year(text, year)
     if not 1 <= first <= last <= 12:
-        raise NotADate(f"{text!r} has no month from 1 to 12")
+        raise NotADateError(f"{text!r} has no month from 1 to 12")
     return date(year, first, 1), date(year, last, calendar.monthrange(year, last)[1])
 
 
@@ -226,14 +226,14 @@ def _day(text: str, year: int, month: int, day: int) -> Days:
     try:
         found = date(year, month, day)
     except ValueError:
-        raise NotADate(f"{text!r} is not a day of the calendar") from None
+        raise NotADateError(f"{text!r} is not a day of the calendar") from None
     return found, found
 
 
 def _two_and_year(text: str, one: int, two: int, year: int) -> _TwoAndYear:
     _check_year(text, year)
     if not _is_day(year, one, two) and not _is_day(year, two, one):
-        raise NotADate(f"{text!r} is not a day of the calendar")
+        raise NotADateError(f"{text!r} is not a day of the calendar")
     return _TwoAndYear(one, two, year)
 
 
@@ -243,4 +243,4 @@ def _is_day(year: int, month: int, day: int) -> bool:
 
 def _check_year(text: str, year: int) -> None:
     if not EARLIEST_YEAR <= year <= LATEST_YEAR:
-        raise NotADate(f"{text!r} is not in a year from {EARLIEST_YEAR} to {LATEST_YEAR}")
+        raise NotADateError(f"{text!r} is not in a year from {EARLIEST_YEAR} to {LATEST_YEAR}")

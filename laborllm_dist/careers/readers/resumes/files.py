@@ -18,7 +18,7 @@ from laborllm_dist.careers.readers.tabular import column_names, missing_column, 
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import ResumeSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.io.json_files import NotJson, read_json_value
+from laborllm_dist.io.json_files import NotJsonError, read_json_value
 
 Cells = Mapping[str, str]
 CellRow = tuple[int, Cells]
@@ -195,8 +195,8 @@ def _json_object(text: str, place: int, problems: Problems) -> dict[str, object]
     try:
         value, end = read_json_value(text.lstrip(" \t"))
         if text.lstrip(" \t")[end:].strip():
-            raise NotJson("something follows the object")
-    except NotJson as error:
+            raise NotJsonError("something follows the object")
+    except NotJsonError as error:
         problems.add(place, None, f"not JSON ({error})")
         refuse_if_many(problems)
         return None

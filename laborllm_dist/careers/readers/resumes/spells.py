@@ -19,7 +19,7 @@ from typing import Literal
 
 from laborllm_dist.careers.readers.cells import whole_number
 from laborllm_dist.careers.readers.resumes.date_order import DateReader, date_columns
-from laborllm_dist.careers.readers.resumes.dates import Days, NotADate, split_range
+from laborllm_dist.careers.readers.resumes.dates import Days, NotADateError, split_range
 from laborllm_dist.careers.readers.resumes.files import Cells
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import ResumeSettings
@@ -76,7 +76,7 @@ def with_ends(
     return ended
 
 
-class _Fault(ValueError):
+class _FaultError(ValueError):
     """Raised where the dates of a job cannot be true; `column` is what they stand in, `reason` is for the data card."""
 
     def __init__(self, column: str, what: str, reason: str) -> None:
@@ -96,7 +96,7 @@ class SpellReader:
     dates: DateReader | None = None
 
     def days(self, text: str, path: Path) -> tuple[Days, str | None]:
-        """Return the days of a date, and what the data card says of it; raises NotADate."""
+        """Return the days of a date, and what the data card says of it; raises NotADateError."""
         reader = self.dates or DateReader(self.settings, (), date_columns(self.settings))
         return reader.days(text, path)
 
@@ -122,12 +122,12 @@ class SpellReader:
         changes: list[str] = []
         try:
             if order is not None and ((whole_number(order) is None) or (whole_number(order) or 0) < 0):
-                raise _Fault(
+                raise _FaultError(
                     "order", f"{order!r} is not a whole number from 0 up", "job with an order that is no number"
                 )
             if "start" in known:
                 start, end = self._dates(known, problems.path, changes)
-        except _Fault as error:
+        except _FaultError as error:
             if self.settings.bad_dates == "refuse" or error.column == "order":
                 problems.add(place, slot[error.column], str(error))
                 return None
@@ -139,7 +139,7 @@ class SpellReader:
         """Return the first and the last day of a job; add to `changes` what the data card says of them.
 
         Raises:
-            _Fault: if a date cannot be read, or the two cannot be true.
+            _FaultError: if a date cannot be read, or the two cannot be true.
         """
         last_day = date(self.settings.last_year, 12, 31)
         begin, finish = known["start"], known.get("end")
@@ -152,19 +152,19 @@ class SpellReader:
             end = last_day if is_ongoing else min(self._day("end", finish, path, changes)[1], last_day)
         if start.year > self.settings.last_year:
             what = f"{begin!r} is after the resumes were collected (last_year={self.settings.last_year})"
-            raise _Fault("start", what, "job that starts after the resumes were collected")
+            raise _FaultError("start", what, "job that starts after the resumes were collected")
         if end is not None and end < start:
             what = f"the job ends ({finish!r}) before it starts ({begin!r})"
-            raise _Fault("start", what, "job that ends before it starts")
+            raise _FaultError("start", what, "job that ends before it starts")
         return start, end
 
     def _day(self, column: str, text: str, path: Path, changes: list[str]) -> Days:
         try:
             days, change = self.days(text, path)
-        except NotADate as error:
+        except NotADateError as error:
             both = split_range(text, self.settings.is_ongoing) is not None
             more = "; it is a start and an end, but the job has another end (columns.end=null: there is none)"
-            raise _Fault(column, f"{error}{more if both else ''}", "job with a date that cannot be read") from None
+            raise _FaultError(column, f"{error}{more if both else ''}", "job with a date that cannot be read") from None
         changes += [change] if change is not None else []
         return days
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from laborllm_dist.careers.readers.cells import OTHER_BLANK, InexactId, person_id, same_code, with_plain_blanks
+from laborllm_dist.careers.readers.cells import OTHER_BLANK, InexactIdError, person_id, same_code, with_plain_blanks
 from laborllm_dist.careers.readers.resumes.date_order import date_columns
-from laborllm_dist.careers.readers.resumes.dates import NotADate
+from laborllm_dist.careers.readers.resumes.dates import NotADateError
 from laborllm_dist.careers.readers.resumes.files import Cells, IsColumn, WantedColumns, read_cells, refuse_if_many
 from laborllm_dist.careers.readers.resumes.first_places import FirstPlaces
 from laborllm_dist.careers.readers.resumes.spells import Spell, SpellReader
@@ -152,7 +152,7 @@ class PersonRows:
         else:
             try:
                 return person_id(person)
-            except InexactId as error:
+            except InexactIdError as error:
                 problems.add(place, column, str(error))
         return None
 
@@ -182,7 +182,7 @@ class PersonRows:
             if name == "birth_year":
                 try:
                     cell = str(self.spell_reader.days(cell, problems.path)[0][0].year)
-                except NotADate as error:
+                except NotADateError as error:
                     if self.settings.bad_dates == "leave_out":
                         changes.append(f"column {column}: a birth year that cannot be read, taken as not known")
                     else:

@@ -18,7 +18,7 @@ from laborllm_dist.careers.person_records import Exclusion, PersonRecord
 from laborllm_dist.careers.readers.cells import date_text
 from laborllm_dist.careers.readers.resumes.dates import (
     AmbiguousDate,
-    NotADate,
+    NotADateError,
     is_settled_by_itself,
     read_days,
     split_range,
@@ -42,7 +42,7 @@ def test_the_order_of_day_and_month_is_a_setting(sign: str) -> None:
     with pytest.raises(AmbiguousDate, match=r"can be month/day or day/month; write 2017-03-06 or 2017-06-03, or set"):
         read_days(text)
     assert read_days(f"22{sign}08{sign}2015") == read_days(f"22{sign}08{sign}2015", "day_first")
-    with pytest.raises(NotADate, match=r"has no month from 1 to 12 where month_first says that it stands"):
+    with pytest.raises(NotADateError, match=r"has no month from 1 to 12 where month_first says that it stands"):
         read_days(f"22{sign}08{sign}2015", "month_first")
     assert read_days(f"05{sign}05{sign}2015") == (date(2015, 5, 5),) * 2
 
@@ -209,7 +209,7 @@ def test_milliseconds_are_the_day_in_utc(day: date) -> None:
 def test_numbers_that_may_be_seconds_are_no_dates(tmp_path: Path) -> None:
     assert read_days("-315619200000") == (date(1960, 1, 1),) * 2
     for text in ("1370044800", "315532800", "1370044800000000", "0", "99999999999999"):
-        with pytest.raises(NotADate):
+        with pytest.raises(NotADateError):
             read_days(text)
     path = tmp_path / "r.jsonl"
     path.write_text(rows_of({**job("a", "1", "", ""), "start": 1496448000000, "end": 1534896000000.0}))

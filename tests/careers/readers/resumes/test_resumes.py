@@ -18,7 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from laborllm_dist.careers.person_records import Exclusion, PersonRecord
-from laborllm_dist.careers.readers.resumes.dates import NotADate, read_days
+from laborllm_dist.careers.readers.resumes.dates import NotADateError, read_days
 from laborllm_dist.careers.readers.resumes.files import resume_files
 from laborllm_dist.careers.readers.resumes.first_places import FirstPlaces
 from laborllm_dist.careers.readers.resumes.people import resume_people
@@ -67,7 +67,7 @@ def test_dates_by_hand(text: str) -> None:
 
 @pytest.mark.parametrize("text", NO_DATES)
 def test_what_is_no_date_says_why(text: str) -> None:
-    with pytest.raises(NotADate, match=NO_DATES[text]):
+    with pytest.raises(NotADateError, match=NO_DATES[text]):
         read_days(text)
 
 
