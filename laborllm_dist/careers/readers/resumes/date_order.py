@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laborllm_dist.careers.readers.resumes.dates import (
-    AmbiguousDate,
+    AmbiguousDateError,
     DateOrder,
     Days,
     is_settled_by_itself,
@@ -44,13 +44,13 @@ class DateReader:
         """
         try:
             return read_days(text, self.settings.date_order), None
-        except AmbiguousDate as error:
+        except AmbiguousDateError as error:
             order = self._order_of(path)
             if order is None:
                 why = (
                     "nothing in the files settles which" if not self._orders else "the files have dates of both orders"
                 )
-                raise AmbiguousDate(f"{error}; {why}") from None
+                raise AmbiguousDateError(f"{error}; {why}") from None
             return read_days(text, order), SETTLED.format(order.removesuffix("_first"))
 
     def _order_of(self, path: Path) -> DateOrder | None:

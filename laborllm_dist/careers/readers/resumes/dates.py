@@ -53,7 +53,7 @@ class NotADateError(ValueError):
     """Raised where a text is no date; its own text says why."""
 
 
-class AmbiguousDate(NotADateError):
+class AmbiguousDateError(NotADateError):
     """Raised where a text is a date in either order of month and day, and nothing says which it is."""
 
 
@@ -66,14 +66,14 @@ def read_days(text: str, order: DateOrder | None = None) -> Days:
 
     Raises:
         NotADateError: if the text is no date in this order.
-        AmbiguousDate: if it can be read in two ways.
+        AmbiguousDateError: if it can be read in two ways.
     """
     found = _read(text)
     if isinstance(found, tuple):
         return found
     year, one, two = found.year, found.one, found.two
     if order is None and is_settled_by_itself(text) is None and one != two:
-        raise AmbiguousDate(
+        raise AmbiguousDateError(
             f"{text!r} can be month/day or day/month; write {year}-{one:02}-{two:02} or {year}-{two:02}-{one:02}, or "
             "set date_order=day_first or month_first"
         )
@@ -101,7 +101,7 @@ def is_ambiguous(text: str) -> bool:
     """Return whether a date can be read with the day first and with the month first, as different days."""
     try:
         read_days(text)
-    except AmbiguousDate:
+    except AmbiguousDateError:
         return True
     except NotADateError:
         return False
@@ -145,7 +145,7 @@ def _halves(start: str, end: str, is_ongoing: Callable[[str], bool]) -> tuple[st
 def _is_date(text: str) -> bool:
     try:
         read_days(text)
-    except AmbiguousDate:
+    except AmbiguousDateError:
         return True
     except NotADateError:
         return False

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from laborllm_dist.careers.person_records import Exclusion, PersonRecord
 from laborllm_dist.careers.readers.cells import date_text
 from laborllm_dist.careers.readers.resumes.dates import (
-    AmbiguousDate,
+    AmbiguousDateError,
     NotADateError,
     is_settled_by_itself,
     read_days,
@@ -39,7 +39,9 @@ def test_the_order_of_day_and_month_is_a_setting(sign: str) -> None:
     text = f"03{sign}06{sign}2017"
     assert read_days(text, "day_first") == (DAY["day"], DAY["day"])
     assert read_days(text, "month_first") == (DAY["month"], DAY["month"])
-    with pytest.raises(AmbiguousDate, match=r"can be month/day or day/month; write 2017-03-06 or 2017-06-03, or set"):
+    with pytest.raises(
+        AmbiguousDateError, match=r"can be month/day or day/month; write 2017-03-06 or 2017-06-03, or set"
+    ):
         read_days(text)
     assert read_days(f"22{sign}08{sign}2015") == read_days(f"22{sign}08{sign}2015", "day_first")
     with pytest.raises(NotADateError, match=r"has no month from 1 to 12 where month_first says that it stands"):
