@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -82,6 +83,16 @@ def any_llama_tokenizer(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def nlsy97_dev() -> Path:
     return shared_file("data/nlsy97/nlsy97_careers_dev.csv.gz")
+
+
+@pytest.fixture(autouse=True)
+def environment_is_put_back() -> Iterator[None]:
+    """Undo what libraries set in the environment of the test process, which ranks that are forked later lack."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

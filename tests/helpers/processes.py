@@ -65,11 +65,11 @@ class ForkingProgram:
 
     def serves(self, environment: dict[str, str]) -> bool:
         """Return whether what was imported would be the same under this environment."""
-        own, wanted = (
+        own, other = (
             {name: value for name, value in each.items() if name not in OF_A_RANK}
             for each in (ENVIRONMENT, environment)
         )
-        return own == wanted
+        return own == other
 
     def fork(self, command: Sequence[str], environment: dict[str, str], output: BinaryIO) -> ForkedRank:
         request = {"command": list(command), "environment": environment, "folder": str(Path.cwd())}
