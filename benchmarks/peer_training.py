@@ -95,7 +95,7 @@ def main(name: str, plan_path: str, folder: str, num_steps: int) -> None:
     from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
-    # SFTTrainer wants a tokenizer, although the careers are tokenised.
+    # SFTTrainer wants a tokenizer, although the careers are tokenized.
     vocabulary = {str(each): each for each in range(plan["config"]["vocab_size"])}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")),
                                         eos_token="1", pad_token="2")  # fmt: skip

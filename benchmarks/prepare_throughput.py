@@ -3,7 +3,7 @@
     python benchmarks/prepare_throughput.py [--synthetic | --resumes] [--shards N] [people ...]
 
 Prepares token stores, each in a process of its own, and prints people per minute, peak resident memory and bytes per
-career. `--synthetic`: careers of the made labour market. `--resumes`: a JSONL file of made resumes, one row a job, with
+career. `--synthetic`: careers of the made labor market. `--resumes`: a JSONL file of made resumes, one row a job, with
 free job titles (titles of the Census index with ranks, employers and typing errors), which are coded to occ1990dd.
 Default: synthetic, one process; 10,000, 100,000 and 1,000,000 people.
 """

@@ -26,7 +26,7 @@ from laborllm_dist.careers.corpus import pooled_vocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import LaborError, TitleBoundaryError
-from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer
 from laborllm_dist.text.template import CareerText
 from laborllm_dist.text.title_variants import display_vocabulary
@@ -66,7 +66,7 @@ def _stands_apart(tokenizer: CareerTokenizer, title: str) -> bool:
         for after in AFTER
     ]
     try:
-        tokenise_careers(texts, tokenizer)
+        tokenize_careers(texts, tokenizer)
     except TitleBoundaryError:
         return False
     return True

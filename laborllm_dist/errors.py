@@ -75,7 +75,7 @@ class CustomCodeError(LaborError):
 
 
 class NonFiniteLossError(LaborError):
-    """A step's loss or gradient is no number, or a spike; it was not learnt from."""
+    """A step's loss or gradient is no number, or a spike; it was not learned from."""
 
 
 class MemoryEstimateError(LaborError):

@@ -6,7 +6,7 @@ from laborllm_dist.io.console import say
 from laborllm_dist.store.build import prepare
 
 HELP = """
-Turn careers into a token store: read, check, write as text, tokenise. Training does it too where the store is missing.
+Turn careers into a token store: read, check, write as text, tokenize. Training does it too where the store is missing.
 
     python launch/prepare.py +experiment=synthetic_small
     python launch/prepare.py +experiment=NAME prepare.num_workers=8                     eight processes, then merged

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpu_suite.machine import synchronise
+from gpu_suite.machine import synchronize
 from gpu_suite.record import Record
 from gpu_suite.workload import BF16, OBSERVATIONS, SHORTEST, new_model, rows_of_careers, settings_for, workload_of
 from laborllm_dist.batching.batch import pack_batch
@@ -40,10 +40,10 @@ def observed_titles(model: InferenceModel, shape: ModelShape) -> Record:
     seconds = []
     for unit in units:
         batch = pack_batch(unit, ROW_LENGTH)
-        synchronise()
+        synchronize()
         started = time.perf_counter()
         model.scores(batch)
-        synchronise()
+        synchronize()
         seconds.append(time.perf_counter() - started)
     work, taken = workload_of(units[WARM_UP:]), sum(seconds[WARM_UP:])
     numbers = {
@@ -62,11 +62,11 @@ def all_titles(model: InferenceModel, shape: ModelShape, max_tree_tokens: int) -
     prompts = Prompts(stems, np.full(OBSERVATIONS, -1))
     seconds = []
     for _ in range(3):
-        synchronise()
+        synchronize()
         started = time.perf_counter()
         grown = PrefixState(pack_batch([[career]], len(career)).to(model.device))
         score_titles(model.edges, grown, prompts, trie, tolerance=0.0, max_tree_tokens=max_tree_tokens)
-        synchronise()
+        synchronize()
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)
     numbers = {

@@ -94,7 +94,7 @@ def _sft(shape: ModelShape, rows: list[Row]) -> float:
     from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
-    # SFTTrainer wants a tokenizer, although the careers are tokenised.
+    # SFTTrainer wants a tokenizer, although the careers are tokenized.
     vocabulary = {str(each): each for each in range(shape.num_ids)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="1", pad_token="2")

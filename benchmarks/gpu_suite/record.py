@@ -21,7 +21,7 @@ from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.number_format import word_for
 
 Outcome = Literal["passed", "failed", "measured", "skipped"]
-COLOURS: dict[Outcome, str] = {"passed": "green", "failed": "bold red", "measured": "default", "skipped": "yellow"}
+COLORS: dict[Outcome, str] = {"passed": "green", "failed": "bold red", "measured": "default", "skipped": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def print_table(start: Start, records: Sequence[Record]) -> None:
     table = FoldingTable(columns, title="Findings", box=rich.box.SIMPLE_HEAD)
     for record in records:
         table.add_section()
-        outcome = Text(record.outcome, style=COLOURS[record.outcome])
+        outcome = Text(record.outcome, style=COLORS[record.outcome])
         table.add_row(record.part, record.subject, outcome, Text(_told(record, "\n")))
     console.print(table)
 

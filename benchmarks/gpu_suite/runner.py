@@ -4,7 +4,7 @@
 
     kernels    the tests marked gpu: attention of every kind and the fused loss against dense ones       pass or fail
     step       loss and every gradient of a step on the GPU and on the CPU, in fp32 and bf16             pass or fail
-    lora       7B, LoRA of rank 16, bf16: tokens/s, model FLOPs utilisation, peak memory and its plan
+    lora       7B, LoRA of rank 16, bf16: tokens/s, model FLOPs utilization, peak memory and its plan
     evaluate   7B, bf16: observations a second, of observed titles and of all 335
     peers      a 1B shape here, in transformers' Trainer with padding, in TRL's SFTTrainer packed
     adam8      7B, all weights, 8-bit AdamW

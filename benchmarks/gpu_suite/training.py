@@ -1,6 +1,6 @@
 """How fast is training at a shape, what share of the GPU's arithmetic is the model's, and does memory fit its plan?
 
-Utilisation counts what the model needs: six operations a weight and token, four where it is frozen, attention by the
+Utilization counts what the model needs: six operations a weight and token, four where it is frozen, attention by the
 lengths of careers, no recomputation.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gpu_suite.machine import host_memory, num_cpus, peak_tflops, synchronise
+from gpu_suite.machine import host_memory, num_cpus, peak_tflops, synchronize
 from gpu_suite.record import Record
 from gpu_suite.workload import BF16, Row, new_model, rows_of_careers, settings_for, workload_of
 from laborllm_dist.batching.batch import pack_batch
@@ -93,15 +93,15 @@ def measured(
     tokens_per_second = work.tokens_per_step / timed.seconds
     tflops = flops_per_token(shape, settings.adapter, attended=work.attended) * tokens_per_second / 1e12
     numbers = {
-        "micro_batch_size": rows, "parameters": num_all, "learnt": num_trainable, "seconds_per_step": timed.seconds,
+        "micro_batch_size": rows, "parameters": num_all, "learned": num_trainable, "seconds_per_step": timed.seconds,
         "tokens_per_second": tokens_per_second, "tflop_per_second": tflops,
     }  # fmt: skip
     notes = []
     peak = peak_tflops()
     if peak is not None:
-        numbers["model_flops_utilisation"] = tflops / peak
+        numbers["model_flops_utilization"] = tflops / peak
     else:
-        notes.append("utilisation not measured: the peak of this device is not known")
+        notes.append("utilization not measured: the peak of this device is not known")
     if torch.cuda.is_available():
         numbers |= against_plan(planned)
     else:
@@ -128,12 +128,12 @@ def timed_steps(engine: ZeroEngine, steps: Sequence[Sequence[Row]], max_seq_leng
     seconds: list[float] = []
     losses: list[torch.Tensor] = []
     for batch in [pack_batch(step, max_seq_length) for step in steps]:
-        synchronise()
+        synchronize()
         started = time.perf_counter()
         total = engine.forward(batch, is_last_pass=True)
         engine.backward(total, step_tokens=len(batch.scored_N))
         engine.update(learning_rate=1e-5)
-        synchronise()
+        synchronize()
         seconds.append(time.perf_counter() - started)
         losses.append(-total.detach() / len(batch.scored_N))
     return Timed(statistics.median(seconds[WARM_UP:]), float(losses[0]), float(losses[-1]))

@@ -58,8 +58,8 @@ def new_model(settings: RunSettings, shape: ModelShape, device: torch.device) ->
     torch.set_default_dtype(torch.float32)
     if settings.compute.gradient_checkpointing:
         llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    learnt = llama if settings.adapter.kind == "none" else with_adapter(llama, settings.adapter, seed=1)
-    return CareerLanguageModel(learnt, settings.compute)
+    learned = llama if settings.adapter.kind == "none" else with_adapter(llama, settings.adapter, seed=1)
+    return CareerLanguageModel(learned, settings.compute)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSampler:
-    """The order in which careers are learnt from: rows of the store, [careers], and their weights, [careers]."""
+    """The order in which careers are learned from: rows of the store, [careers], and their weights, [careers]."""
 
     rows: Rows
     weights: npt.NDArray[np.float64]

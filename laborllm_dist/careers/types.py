@@ -1,4 +1,4 @@
-"""The words of the labour market: a worker's career, its yearly jobs, and the list of occupations.
+"""The words of the labor market: a worker's career, its yearly jobs, and the list of occupations.
 
 These values know nothing of text, tokens or models. A field that the source does not have is None, never "" or -1.
 """

@@ -1,6 +1,6 @@
 """Write the weights of a checkpoint as a Hugging Face folder, which AutoModelForCausalLM opens. No ranks needed.
 
-What LoRA has learnt is written twice: alone (run/adapter, a peft folder), and merged into the base (run/export).
+What LoRA has learned is written twice: alone (run/adapter, a peft folder), and merged into the base (run/export).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def export_adapter(
     tokenizer: Path,
     run: RunDirectory,
 ) -> None:
-    """Write what LoRA has learnt alone, and merged into the base as it is on disk, unquantised.
+    """Write what LoRA has learned alone, and merged into the base as it is on disk, unquantized.
 
     Args:
         saved: checkpoint and its manifest.

@@ -51,7 +51,7 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManife
 
 
 def full_weights(folder: Path, manifest: CheckpointManifest) -> Iterator[tuple[str, Tensor]]:
-    """Yield every learnt weight's name and fp32 value, put together from its fragments.
+    """Yield every learned weight's name and fp32 value, put together from its fragments.
 
     Raises:
         CheckpointError: if elements are missing.

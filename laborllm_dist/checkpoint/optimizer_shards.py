@@ -5,7 +5,7 @@
     rank 1                                           [------------------)   start 17
 
 Whatever the ZeRO stage and wherever it lies (device, host, NVMe), the state is: the fp32 weight and Adam's two moments
-of every element that is learnt. Fragments make it addressable without regard to stage and world size, so a checkpoint
+of every element that is learned. Fragments make it addressable without regard to stage and world size, so a checkpoint
 written by 8 ranks is read by 3. The views are DeepSpeed's own buffers: what is copied into them is what the next step
 uses (after `sync_model_params`).
 """
@@ -62,21 +62,21 @@ def fragment_groups(engine: ZeroEngine) -> Iterator[list[OptimizerShard]]:
     A group is what DeepSpeed holds in memory at once: everything, or one group of ZeRO-3's weights where the
     optimizer's state lies on NVMe.
     """
-    learnt = [
+    learned = [
         (name.removeprefix("hugging_face."), parameter)
         for name, parameter in engine.deepspeed.module.named_parameters()
         if parameter.requires_grad
     ]
     if engine.settings.stage == 3:
-        yield from _stage3_groups(engine, learnt)
+        yield from _stage3_groups(engine, learned)
     elif engine.settings.stage == 0:
         world = engine.ranks.world_size  # every rank holds all; each saves its share
         yield [
             _fragment(engine, (name, tuple(parameter.shape), 0), (parameter, 0, parameter.numel()), index % world)
-            for index, (name, parameter) in enumerate(learnt)
+            for index, (name, parameter) in enumerate(learned)
         ]
     else:
-        found = (_partition_fragment(engine, name, parameter) for name, parameter in learnt)
+        found = (_partition_fragment(engine, name, parameter) for name, parameter in learned)
         yield [fragment for fragment in found if fragment is not None]
 
 
@@ -94,9 +94,9 @@ def sync_model_params(engine: ZeroEngine) -> None:
         optimizer.update_lp_params()
 
 
-def _stage3_groups(engine: ZeroEngine, learnt: list[tuple[str, Any]]) -> Iterator[list[OptimizerShard]]:
+def _stage3_groups(engine: ZeroEngine, learned: list[tuple[str, Any]]) -> Iterator[list[OptimizerShard]]:
     optimizer = engine.deepspeed.optimizer
-    name_of = {id(parameter): name for name, parameter in learnt}
+    name_of = {id(parameter): name for name, parameter in learned}
     for number, group in enumerate(optimizer.fp16_groups):
         with _swapped_in(optimizer, number):
             yield [_stage3_fragment(engine, name_of[id(parameter)], parameter) for parameter in group]

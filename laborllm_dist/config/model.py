@@ -72,7 +72,7 @@ class AdapterSettings:
         if self.kind == "lora" and not self.target_modules:
             raise OutOfRangeError("target_modules", "at least one name of a linear layer, such as q_proj")
         if self.kind == "none" and self.base != "full":
-            raise OutOfRangeError("base", "full, since quantised weights cannot be learnt; set adapter.kind=lora")
+            raise OutOfRangeError("base", "full, since quantized weights cannot be learned; set adapter.kind=lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def check_together(
             raise OutOfRangeError(
                 "zero.stage",
                 f"at most 2 with adapter.base={adapter.base}: ZeRO-3 would cut packed weights apart, and "
-                "bitsandbytes' scales would stay behind. A quantised base is small; every rank holds it whole",
+                "bitsandbytes' scales would stay behind. A quantized base is small; every rank holds it whole",
             )
     if optimizer.kind == "cpu_adamw" and not offloads:
         raise OutOfRangeError(

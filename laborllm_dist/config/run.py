@@ -142,7 +142,7 @@ class GpuSettings:
     host_gigabytes_per_second: Speed  # between the host's memory and its processors; assumed
     nvme_gigabytes_per_second: Speed  # its share of the host's disks; assumed
     # fraction of the TFLOP/s that compute reaches, without recomputation; assumed
-    utilisation: Annotated[float, above(0, 1)]
+    utilization: Annotated[float, above(0, 1)]
     dollars_per_hour: Annotated[float, within(0, 1e9)]  # price per GPU; assumed
 
 

@@ -21,7 +21,7 @@ MIN_8BIT = 4096  # bitsandbytes keeps the moments of smaller tensors in fp32
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Return the optimizer of these settings over all weights that are learnt; cpu_adamw's operator is loaded."""
+    """Return the optimizer of these settings over all weights that are learned; cpu_adamw's operator is loaded."""
     groups = parameter_groups(model, settings.weight_decay)
     rest: dict[str, Any] = {
         "lr": settings.learning_rate,
@@ -43,10 +43,10 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return matrices, which decay, and vectors (norms, biases), which do not."""
-    learnt = [(parameter, _num_dimensions(parameter)) for parameter in model.parameters() if parameter.requires_grad]
+    learned = [(parameter, _num_dimensions(parameter)) for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter, dimensions in learnt if dimensions >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter, dimensions in learnt if dimensions < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter, dimensions in learned if dimensions >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter, dimensions in learned if dimensions < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

@@ -109,7 +109,7 @@ def _refuse_other_scores(subject: EvaluationTarget) -> None:
 
 
 def base_suffix(wanted: EvaluationSettings) -> str:
-    """Return what a model's name gets where its weights are quantised, such as -int8."""
+    """Return what a model's name gets where its weights are quantized, such as -int8."""
     return "" if wanted.base == "full" else f"-{wanted.base}"
 
 

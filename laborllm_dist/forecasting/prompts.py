@@ -4,7 +4,7 @@
     1985 (some college): Waiters           supposed
     1986 (some college):                   the prompt ends here; which title follows?
 
-Supposed and predicted lines carry the education of the start, the last one known. A whole text is tokenised, never its
+Supposed and predicted lines carry the education of the start, the last one known. A whole text is tokenized, never its
 pieces. The prompts of one person begin with the same history, which is forwarded once; the lines that follow are more
 tokens after it, where the tokens of the longer text begin with those of the shorter one.
 """
@@ -29,7 +29,7 @@ from laborllm_dist.forecasting.origins import Origins, observed_titles
 from laborllm_dist.models.inference import InferenceModel
 from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.store.store import CareerTable
-from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import CareerText, Template, render_career
 
@@ -93,7 +93,7 @@ def _all_shared(ids: Sequence[TokenIds], known_Q: Sequence[TokenIds]) -> bool:
 def check_longest(texts: ForecastTexts, starts: Origins, horizon: int, max_seq_length: int) -> None:
     """Refuse people with a text that is too long to ask for, before a model is opened.
 
-    From every start the longest text there can be is made and tokenised: with the title of the most tokens in all years
+    From every start the longest text there can be is made and tokenized: with the title of the most tokens in all years
     between, and as the one that is asked for. A row is wanted where a history is not shared (see `ask_titles`).
 
     Raises:
@@ -189,7 +189,7 @@ def prompt_ids(texts: ForecastTexts, starts: Origins, questions: Sequence[Query]
         rendered.append(render_career(career, texts.template, title_of)[0])
     prompts: list[TokenIds] = []
     observed_S = observed_titles(texts.careers, starts)
-    for question, tokens in zip(questions, tokenise_careers(rendered, texts.tokenizer), strict=True):
+    for question, tokens in zip(questions, tokenize_careers(rendered, texts.tokenizer), strict=True):
         (start, end), title = tokens.title_spans[-1], int(observed_S[question.start])
         if tokens.ids[start : end + 1] != texts.trie.closed_tokens(title):
             raise TitleBoundaryError(

@@ -58,7 +58,7 @@ class RunDirectory:
 
     @property
     def adapter(self) -> Path:
-        """The additions that LoRA has learnt, alone, as a peft folder."""
+        """The additions that LoRA has learned, alone, as a peft folder."""
         return self.path / "adapter"
 
     @property

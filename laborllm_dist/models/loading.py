@@ -33,7 +33,7 @@ from laborllm_dist.models.lora import (
     check_base,
     check_blocks,
     put_adapter,
-    quantisation,
+    quantization,
     with_adapter,
 )
 from laborllm_dist.models.pretrained_config import (
@@ -93,7 +93,7 @@ def check_weights(settings: ModelSettings) -> None:
     except ModelError as error:
         raise ModelError(
             f"no weights for model.path={settings.path}: {error}. Either give a local folder (model.path=FOLDER, with "
-            "config.json, *.safetensors and the tokenizer), or, for a hub id, accept the model's licence on its page, "
+            "config.json, *.safetensors and the tokenizer), or, for a hub id, accept the model's license on its page, "
             "log in (hf auth login) and start again where the hub can be reached"
         ) from None
 
@@ -142,7 +142,7 @@ def pretrained_model(
 
     Args:
         settings: of the model.
-        dtype: of the weights, and of products with quantised ones.
+        dtype: of the weights, and of products with quantized ones.
         base: full, int8 or nf4: how weights are held.
         device: where weights go; None: whole ones stay on the CPU.
 
@@ -159,7 +159,7 @@ def pretrained_model(
     check_index(settings)
     config = open_causal_config(str(settings.path), **_where(settings))
     set_attention_dropout(config, settings.attention_dropout)
-    held = quantisation(base, dtype)
+    held = quantization(base, dtype)
     placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
     record = FileRecord(dtype, base, None if held is None else device)
     _check_folder(settings)
@@ -240,14 +240,14 @@ def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int
                 "compute.gradient_checkpointing=false"
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    learnt = model if adapter.kind == "none" else with_adapter(model, adapter, seed=settings.training.seed)
-    return CareerLanguageModel(learnt, compute)
+    learned = model if adapter.kind == "none" else with_adapter(model, adapter, seed=settings.training.seed)
+    return CareerLanguageModel(learned, compute)
 
 
 def num_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Return the number of all weights and of those that are learnt, whole ones, whatever shards they lie in."""
+    """Return the number of all weights and of those that are learned, whole ones, whatever shards they lie in."""
     sizes = [(_num_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, is_learnt in sizes if is_learnt)
+    return sum(size for size, _ in sizes), sum(size for size, is_learned in sizes if is_learned)
 
 
 def _num_elements(parameter: Any) -> int:

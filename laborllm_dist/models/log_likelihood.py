@@ -146,7 +146,7 @@ def _exponentials(logits_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _chunk_to_score(hidden_ND: Tensor, num_ids: int, chunk_tokens: int) -> int:
-    """Return how many tokens' logits are made at once where nothing is learnt from them."""
+    """Return how many tokens' logits are made at once where nothing is learned from them."""
     if hidden_ND.is_cuda:
         return chunk_tokens
     return max(1, min(chunk_tokens, HOST_CHUNK_BYTES // (_precise(hidden_ND.dtype).itemsize * num_ids)))

@@ -2,9 +2,9 @@
 
     W x + (alpha / rank) B A x,   A [rank, in] random, B [out, rank] zero at the start        (arXiv 2106.09685)
 
-The base may be held in 8 bits (LLM.int8) or in 4 (nf4, QLoRA) by bitsandbytes. Additions learnt over a quantised base
-are merged into the base in its own precision, which differs from what they were learnt over by the quantisation's
-rounding; the adapter alone can be scored over the quantised base as it was learnt.
+The base may be held in 8 bits (LLM.int8) or in 4 (nf4, QLoRA) by bitsandbytes. Additions learned over a quantized base
+are merged into the base in its own precision, which differs from what they were learned over by the quantization's
+rounding; the adapter alone can be scored over the quantized base as it was learned.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json
 BASE = "base"  # of an adapter's record: where its base is found, and what identified the base's weights
 
 
-def quantisation(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig | None:
+def quantization(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig | None:
     """Return how the frozen weights are held; None: as they are.
 
     Args:

@@ -3,7 +3,7 @@
     history   h0 h1 h2 h3 h4              one forward of packed careers, whose keys and values are kept
     nodes        a ( b c ( d ) )          a sees h0 h1, itself; b sees h0 h1 a b; d sees h0 h1 a c d
 
-Nodes are taken a block at a time: neighbours of one history, which share most of what they see. A block's keys are its
+Nodes are taken a block at a time: neighbors of one history, which share most of what they see. A block's keys are its
 history's and those of all its nodes' ancestors, under a mask, so a thousand branches cost little more than their own
 tokens.
 """
@@ -29,7 +29,7 @@ CUDA_BLOCK_NODES = 1024
 
 @dataclass(frozen=True, slots=True)
 class NodeBlock:
-    """C neighbouring nodes after slots [start, stop) of a row, the next C of a pass; numpy, on the host.
+    """C neighboring nodes after slots [start, stop) of a row, the next C of a pass; numpy, on the host.
 
     `stops_C`: where each node's history stops. `places_U`: their ancestors and themselves among all nodes since the
     last `drop_nodes`. `seen_2E`: pairs of a node, counted from 0, and a place that it sees, counted in `places_U`.

@@ -64,7 +64,8 @@ def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None
 def work_lines(found: ResourceEstimate) -> Iterator[str]:
     """Yield what is trained on, what learns, and on what."""
     settings, work, passes, shape = found.settings, found.work, found.passes, found.shape
-    learnt, about = shape.num_trainable(settings.adapter), "assumed: no store yet" if work.is_assumed else "token store"
+    num_trainable = shape.num_trainable(settings.adapter)
+    about = "assumed: no store yet" if work.is_assumed else "token store"
     yield (
         f"work     {work.careers_per_epoch:,} careers of {work.tokens_per_epoch / 1e6:,.2f} million tokens an epoch "
         f"({about})"
@@ -74,7 +75,7 @@ def work_lines(found: ResourceEstimate) -> Iterator[str]:
         f"{passes.num_rows:.1f} rows "
         f"of up to {passes.max_seq_length:,} tokens, {passes.fill:.0%} full"
     )
-    share = "" if learnt == shape.num_parameters else f", {learnt:,} learnt"
+    share = "" if num_trainable == shape.num_parameters else f", {num_trainable:,} learned"
     yield f"model    {settings.model.name}: {shape.num_parameters:,} parameters{share}"
     base = "" if settings.adapter.base == "full" else f", base {settings.adapter.base}"
     yield (
@@ -134,7 +135,7 @@ def cost_lines(found: ResourceEstimate) -> Iterator[str]:
     told = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
     yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {told}"
     peak = gpu.bf16_tflops if found.settings.zero.precision == "bf16" else gpu.fp32_tflops
-    pace = f"computing at {gpu.utilisation:.0%} of {peak:,.0f} TFLOP/s"
+    pace = f"computing at {gpu.utilization:.0%} of {peak:,.0f} TFLOP/s"
     if cost.launching > cost.working:
         pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
     yield f"speed    {found.tokens_per_second:,.0f} tokens/s and GPU; {pace} (assumed)"

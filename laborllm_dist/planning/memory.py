@@ -1,11 +1,11 @@
 """How much memory a rank will need, kind by kind, before anything is loaded.
 
-P weights of which L are learnt, W ranks, b bytes a number (2 in bf16, 4 in fp32), T tokens of a pass:
+P weights of which L are learned, W ranks, b bytes a number (2 in bf16, 4 in fp32), T tokens of a pass:
 
-    weights      P b; under ZeRO-3 P b / W, and the layers that are gathered for use; 1 or 0.56 bytes where quantised
+    weights      P b; under ZeRO-3 P b / W, and the layers that are gathered for use; 1 or 0.56 bytes where quantized
     gradients    L b until they are reduced; from stage 2 on the rank's share L / W in fp32
     step         what the update needs beyond what the passes have freed: flat gradients, Adam's temporaries
-    optimizer    fp32 copy and moments, 12 bytes a learnt weight (6.03 with 8-bit moments), over W from stage 1 on
+    optimizer    fp32 copy and moments, 12 bytes a learned weight (6.03 with 8-bit moments), over W from stage 1 on
     activations  what the backward needs: of all layers, or of one and every layer's input (gradient checkpointing)
     logits       a chunk of tokens over the vocabulary, float32, and the output layer's gradient
     buffers      buckets of collectives
@@ -79,7 +79,7 @@ def plan_memory(
     """
     zero, is_autocast = settings.zero, settings.zero.stage == 0 and settings.zero.precision == "bf16"
     number = 2 if settings.zero.precision == "bf16" and not is_autocast else 4
-    learnt = shape.num_trainable(settings.adapter)
+    learned = shape.num_trainable(settings.adapter)
     shared = world_size if zero.stage >= 1 else 1
     weights = weight_bytes(shape, settings, number)
     device: dict[str, float] = {}
@@ -93,30 +93,30 @@ def plan_memory(
     is_offloaded = zero.offload_optimizer != "none"
     # At stage 1 gradients stay whole until the step. In bf16 DeepSpeed has a class for that stage (BF16_Optimizer) that
     # also keeps whole fp32 gradients on every rank; fp32 gradients have no second copy.
-    whole = number * learnt if zero.stage == 1 else 0.0
-    gradients = 4.0 * learnt / shared
+    whole = number * learned if zero.stage == 1 else 0.0
+    gradients = 4.0 * learned / shared
     if zero.stage == 1 and not is_offloaded:
-        gradients = 4.0 * learnt if number == 2 else 0.0
+        gradients = 4.0 * learned if number == 2 else 0.0
     (host if is_offloaded else device)["gradients"] = gradients
     device["gradients"] = device.get("gradients", 0.0) + whole
     moments = EIGHT_BIT_MOMENTS if settings.optimizer.kind == "adamw_8bit" else FULL_MOMENTS
     copy = 4.0 if zero.stage >= 1 else 0.0
-    (host if is_offloaded else device)["optimizer"] = (moments + copy) * learnt / shared
+    (host if is_offloaded else device)["optimizer"] = (moments + copy) * learned / shared
     if is_offloaded and zero.stage < 3:
-        host["narrow copy"] = number * learnt / shared
+        host["narrow copy"] = number * learned / shared
     if zero.offload_optimizer == "cpu" and zero.stage == 3:
-        host["reduced"] = 4.0 * learnt / shared  # gradients as the passes left them, beside those the update reads
+        host["reduced"] = 4.0 * learned / shared  # gradients as the passes left them, beside those the update reads
     if zero.offload_optimizer == "cpu" and process_bytes is None:
         sizes = [4.0, 4.0, number] if zero.stage < 3 else [4.0]  # fp32 weights, gradients and narrow copy are one each
-        host["pinned"] = sum(_power_of_two(size * learnt / shared) - size * learnt / shared for size in sizes)
+        host["pinned"] = sum(_power_of_two(size * learned / shared) - size * learned / shared for size in sizes)
     if is_offloaded and settings.optimizer.kind == "adamw":
-        host["step"] = 8.0 * learnt / shared  # two temporaries of torch's Adam
+        host["step"] = 8.0 * learned / shared  # two temporaries of torch's Adam
     device["activations"] = activation_bytes(shape, settings, load, on_gpu=process_bytes is None)
     device["logits"] = _logit_bytes(shape, settings, load, number)
-    device["buffers"] = _buffer_bytes(shape, settings, learnt, number)
+    device["buffers"] = _buffer_bytes(shape, settings, learned, number)
     # The optimizer's step comes when activations and logits are free again: what it needs beyond them counts.
     passing = device["activations"] + device["logits"] + device["buffers"]
-    device["step"] = max(0.0, (0.0 if is_offloaded else _step_bytes(settings, learnt / shared)) - passing)
+    device["step"] = max(0.0, (0.0 if is_offloaded else _step_bytes(settings, learned / shared)) - passing)
     # malloc gives large blocks back to the system; CUDA's allocator keeps them, in sizes that do not always fit.
     slack = SLACK if process_bytes is None else 0.0
     device["slack"] = slack * (device["activations"] + device["logits"] + device["buffers"])
@@ -142,13 +142,13 @@ def _step_bytes(settings: RunSettings, held: float) -> float:
 def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> float:
     """Return the bytes of all weights of one copy of the model, additions of an adapter included."""
     added = 0 if settings.adapter.kind == "none" else shape.num_trainable(settings.adapter)
-    quantised = {"full": number, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
+    quantized = {"full": number, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
     linear = shape.num_linear
-    return quantised * linear + number * (shape.num_parameters - linear + added)
+    return quantized * linear + number * (shape.num_parameters - linear + added)
 
 
 def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
-    """Return the bytes of bf16 copies of fp32 weights: learnt ones are kept, frozen ones while a backward waits."""
+    """Return the bytes of bf16 copies of fp32 weights: learned ones are kept, frozen ones while a backward waits."""
     adapter, linear = settings.adapter, shape.num_linear / shape.num_layers
     if adapter.kind == "none":
         return 2.0 * shape.num_parameters
@@ -209,8 +209,8 @@ def _gathered(shape: ModelShape, settings: RunSettings, number: int, world_size:
     return float(number * live) if world_size > 1 else 0.0
 
 
-def _buffer_bytes(shape: ModelShape, settings: RunSettings, learnt: int, number: int) -> float:
-    bucket = min(settings.zero.bucket_size, learnt)
+def _buffer_bytes(shape: ModelShape, settings: RunSettings, learned: int, number: int) -> float:
+    bucket = min(settings.zero.bucket_size, learned)
     # Gradients are reduced in fp32: narrow ones have a copy while they are on their way.
     return float(bucket * (4 if number == 4 or settings.zero.stage == 0 else number + 4))
 
@@ -218,7 +218,7 @@ def _buffer_bytes(shape: ModelShape, settings: RunSettings, learnt: int, number:
 def largest_stretch(shape: ModelShape, adapter: AdapterSettings, *, stage: int, world_size: int) -> int:
     """Return how many weights lie in the longest stretch that a rank's optimizer updates at once.
 
-    That is a matrix at stage 0; from stage 1 on all matrices that are learnt, in one piece, over the ranks (norms have
+    That is a matrix at stage 0; from stage 1 on all matrices that are learned, in one piece, over the ranks (norms have
     a stretch of their own), which stage 3 cuts.
     """
     learns_all = adapter.kind == "none"

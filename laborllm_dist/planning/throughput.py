@@ -1,6 +1,6 @@
 """What a step costs: floating-point operations, bytes over the links, seconds, dollars.
 
-L learnt weights, W ranks, p passes a step, b bytes a number (2 in bf16, 4 in fp32). A ring sends n (W - 1) / W from
+L learned weights, W ranks, p passes a step, b bytes a number (2 in bf16, 4 in fp32). A ring sends n (W - 1) / W from
 each rank to gather n bytes, as much to reduce and scatter them, twice as much to reduce them everywhere. In a step:
 
     ZeRO-0   2 x 4 L             gradients travel in fp32
@@ -82,7 +82,7 @@ def cost_of_step(shape: ModelShape, settings: RunSettings, work: Workload, passe
     speed = link_speed(gpu, num_gpus)
     return Cost(
         traffic=traffic,
-        working=flops / (gpu.utilisation * peak * TERA),
+        working=flops / (gpu.utilization * peak * TERA),
         launching=passes.num_passes * shape.num_layers * LAYER_SECONDS,
         gathering=traffic.ahead / speed,
         waiting=traffic.waited / speed,
@@ -107,13 +107,13 @@ def flops_per_token(shape: ModelShape, adapter: AdapterSettings, *, attended: fl
 def traffic_of_step(shape: ModelShape, settings: RunSettings, num_passes: float) -> Traffic:
     """Return the bytes a rank sends in a step of so many passes."""
     stage, share = settings.zero.stage, 1 - 1 / settings.plan.num_gpus
-    learnt, number = shape.num_trainable(settings.adapter), bytes_of_number(settings.zero)
+    learned, number = shape.num_trainable(settings.adapter), bytes_of_number(settings.zero)
     if stage == 3:
         gathered = num_passes * gathers_of_pass(shape, settings.zero) * weight_bytes(shape, settings, number)
-        return Traffic(ahead=share * gathered, waited=share * num_passes * 4.0 * learnt)
+        return Traffic(ahead=share * gathered, waited=share * num_passes * 4.0 * learned)
     num_reduced = num_passes if stage == 2 else 1.0
-    updated = number * learnt if stage > 0 else 0.0
-    return Traffic(ahead=0.0, waited=share * (num_reduced * 2 * 4.0 * learnt + updated))
+    updated = number * learned if stage > 0 else 0.0
+    return Traffic(ahead=0.0, waited=share * (num_reduced * 2 * 4.0 * learned + updated))
 
 
 def gathers_of_pass(shape: ModelShape, zero: ZeroSettings) -> float:

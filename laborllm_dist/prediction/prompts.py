@@ -1,6 +1,6 @@
 """The prompts of careers whose next occupation is asked for, as token ids, and the tree of titles that follows them.
 
-A career is written with some occupation in the asked year, tokenised whole as the store does it, and cut before that
+A career is written with some occupation in the asked year, tokenized whole as the store does it, and cut before that
 occupation. So a prompt has the tokens that it would have in a training text, whichever title follows; that is checked.
 """
 
@@ -16,7 +16,7 @@ from laborllm_dist.errors import SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie
 from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.store.store import CareerTable
-from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import Template, render_career
 
@@ -46,7 +46,7 @@ def build_prompts(
     title_of, some = vocabulary.title_of(), vocabulary.codes[0]
     texts = [render_career(career.with_job(some), template, title_of)[-1] for career in careers]
     ends = [text.title_spans[-1][0] for text in texts]
-    ids = [career.ids[: career.title_spans[-1][0]] for career in tokenise_careers(texts, tokenizer)]
+    ids = [career.ids[: career.title_spans[-1][0]] for career in tokenize_careers(texts, tokenizer)]
     prompts = [text.text[:end] for text, end in zip(texts, ends, strict=True)]
     for career, prompt, before, alone in zip(
         careers, prompts, ids, tokenizer.backend.encode_batch(prompts, add_special_tokens=False), strict=True

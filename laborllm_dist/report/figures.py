@@ -1,7 +1,7 @@
 """Draw a report's figures: a dot and its interval per row, narrow enough to be read on a phone.
 
 Figures are 4.6 inches wide with 10-point text: that is the width of a phone, and on a desk they grow to a column.
-A model keeps its colour and its marker in every figure; the marker serves those who do not tell the colours apart.
+A model keeps its color and its marker in every figure; the marker serves those who do not tell the colors apart.
 The same numbers give the same bytes, where the same fonts draw the names (report/fonts.py): no date goes in, and the
 ids inside an SVG come from a fixed salt.
 """
@@ -34,10 +34,10 @@ WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle
 LARGEST_DRAWN = 1e290  # the ends of an axis lie beyond, and have to be float64 too
 GROUP_LETTERS, GROUP_LINES = 17, 3  # of a group's name beside the axis
-# Okabe and Ito's colours, in an order that keeps the first few far apart; the true model is always black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
+# Okabe and Ito's colors, in an order that keeps the first few far apart; the true model is always black.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-TRUE_COLOUR, TRUE_MARKER = "#1a1a1a", "*"
+TRUE_COLOR, TRUE_MARKER = "#1a1a1a", "*"
 INK, FAINT, BAND = "#1f2328", "#d0d5db", "#f3f5f7"
 STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
     "text.parse_math": False,  # a dollar sign in a name is one
@@ -73,7 +73,7 @@ class DrawnFigure:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    colour: str
+    color: str
     marker: str
 
 
@@ -102,7 +102,7 @@ def draw_differences(pairs: Sequence[PairNumbers], *, measure: str) -> DrawnFigu
         axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
         for row, pair in enumerate(pairs):
             _write_above(axes, row, labels[row], format_nats(pair.difference_nats.value))
-            _draw_estimate(axes, row, pair.difference_nats, _Mark(COLOURS[0], "o"), size=7)
+            _draw_estimate(axes, row, pair.difference_nats, _Mark(COLORS[0], "o"), size=7)
         _set_difference_axis(axes, [pair.difference_nats for pair in pairs])
         axes.set_xlabel(f"difference in log-likelihood ({measure}),\nnats per observation; above 0 the first is better")
         axes.set_ylim(len(pairs) - 0.65, -0.85)
@@ -155,10 +155,10 @@ def _marks(models: Sequence[ModelNumbers]) -> list[_Mark]:
     marks, used = [], 0
     for model in models:
         if model.true_model:
-            marks.append(_Mark(TRUE_COLOUR, TRUE_MARKER))
+            marks.append(_Mark(TRUE_COLOR, TRUE_MARKER))
             continue
-        # Past eight models the colours come again with other markers, so that a pair of both stays one model's.
-        marks.append(_Mark(COLOURS[used % len(COLOURS)], MARKERS[(used + used // len(COLOURS)) % len(MARKERS)]))
+        # Past eight models the colors come again with other markers, so that a pair of both stays one model's.
+        marks.append(_Mark(COLORS[used % len(COLORS)], MARKERS[(used + used // len(COLORS)) % len(MARKERS)]))
         used += 1
     return marks
 
@@ -167,9 +167,9 @@ def _draw_estimate(axes: Axes, place: float, numbers: Estimate, mark: _Mark, *, 
     if not _has_place(numbers.value):
         return
     if numbers.low is not None and numbers.high is not None and _has_place(numbers.low) and _has_place(numbers.high):
-        axes.plot([numbers.low, numbers.high], [place, place], color=mark.colour, linewidth=2, solid_capstyle="round")
+        axes.plot([numbers.low, numbers.high], [place, place], color=mark.color, linewidth=2, solid_capstyle="round")
     size += 3 * (mark.marker == TRUE_MARKER)  # a star of equal size looks smaller
-    axes.plot([numbers.value], [place], mark.marker, color=mark.colour, markersize=size, markeredgewidth=0, zorder=3)
+    axes.plot([numbers.value], [place], mark.marker, color=mark.color, markersize=size, markeredgewidth=0, zorder=3)
 
 
 def _write_above(axes: Axes, row: int, label: str, value: str) -> None:
@@ -221,7 +221,7 @@ def _legend_shape(models: Sequence[ModelNumbers]) -> tuple[int, int]:
 def _legend_handle(model: ModelNumbers, mark: _Mark, fonts: Drawable) -> Line2D:
     size = 10 if mark.marker == TRUE_MARKER else 7
     label = _model_label(model, fonts)
-    return Line2D([], [], color=mark.colour, marker=mark.marker, markersize=size, linewidth=2, label=label)
+    return Line2D([], [], color=mark.color, marker=mark.marker, markersize=size, linewidth=2, label=label)
 
 
 def _finite_ends(estimates: Iterable[Estimate]) -> list[float]:

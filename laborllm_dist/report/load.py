@@ -176,7 +176,7 @@ def _describe_key(keys: pa.Table, row: int) -> str:
 
 
 def _number_people(observations: pa.Table) -> tuple[CodeArray, int]:
-    # Rows are sorted by (survey, person), so a person's rows are neighbours and a change of either begins the next.
+    # Rows are sorted by (survey, person), so a person's rows are neighbors and a change of either begins the next.
     starts = np.zeros(observations.num_rows, dtype=bool)
     for name in ("survey", "person"):
         values = np.asarray(observations[name].to_numpy(zero_copy_only=False), dtype=object)

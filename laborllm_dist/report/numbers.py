@@ -2,7 +2,7 @@
 
 `ReportNumbers` is the whole report as a value; the page, the figures and summary.json only show it. Perplexity is
 exp(-mean log-likelihood in nats), so its interval is that of the mean, mapped; a difference of two models is taken
-resample by resample, on the same people, and only then summarised.
+resample by resample, on the same people, and only then summarized.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ReportNumbers:
     sources: tuple[SourceNumbers, ...]
 
 
-def analyse(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers:
+def analyze(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers:
     """Compute the whole report; all parts use the same resamples of people."""
     groupings = list_groupings(compared.observations)
     num_rows = len(compared.person_of_row)

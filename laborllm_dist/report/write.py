@@ -31,7 +31,7 @@ from laborllm_dist.report.formatting import (
 )
 from laborllm_dist.report.html import render_page
 from laborllm_dist.report.load import compare_runs
-from laborllm_dist.report.numbers import ModelNumbers, ReportNumbers, analyse
+from laborllm_dist.report.numbers import ModelNumbers, ReportNumbers, analyze
 from laborllm_dist.report.summary import summary_text
 from laborllm_dist.report.title_metrics import TitleNumbers
 
@@ -62,7 +62,7 @@ def write_report(settings: ReportSettings) -> ReportResult:
         ForeignFileError: if a file that is no report's has the name of one of the report's.
     """
     compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure)
-    numbers = analyse(compared, settings)
+    numbers = analyze(compared, settings)
     drawn = draw_figures(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
     figures = tuple(folder / "figures" / f"{figure.name}.png" for figure in drawn)

@@ -1,4 +1,4 @@
-"""The tokenizer of a run: the model's own, another pretrained one, or one learnt from the texts of training people."""
+"""The tokenizer of a run: the model's own, another pretrained one, or one learned from the texts of training people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from laborllm_dist.text.template import Template, render_career
 def make_tokenizer(
     settings: RunSettings, vocabulary: OccupationVocabulary, template: Template, say: Callable[[str], None]
 ) -> CareerTokenizer:
-    """Return the tokenizer of a run: a pretrained one, or one learnt now from its training people.
+    """Return the tokenizer of a run: a pretrained one, or one learned now from its training people.
 
     Raises:
         TokenizerError: if it cannot be had.

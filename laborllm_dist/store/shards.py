@@ -179,8 +179,8 @@ def _write_rows(
     told = encode_careers(careers, telling)
     owners = [owner for owner, each in enumerate(told) for _ in each.texts]
     texts = [text for each in told for text in each.texts]
-    tokenised = [text for each in told for text in each.tokenised]
-    rows = store_rows([careers[owner] for owner in owners], texts, tokenised, tools.vocabulary.index_of())
+    tokenized = [text for each in told for text in each.tokenized]
+    rows = store_rows([careers[owner] for owner in owners], texts, tokenized, tools.vocabulary.index_of())
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         chosen = rows.filter(pa.array([splits[owner] == split for owner in owners], type=pa.bool_())).combine_chunks()

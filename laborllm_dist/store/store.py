@@ -33,7 +33,7 @@ from laborllm_dist.config.reader import read_settings
 from laborllm_dist.errors import SequenceTooLongError, SettingsError, StoreError
 from laborllm_dist.io.files import ChecksumCheck, sha256_of_json, write_json
 from laborllm_dist.io.json_files import read_json_object
-from laborllm_dist.store.tokenize import TokenisedCareer
+from laborllm_dist.store.tokenize import TokenizedCareer
 from laborllm_dist.text.template import CareerText
 
 FORMAT = 2
@@ -69,7 +69,7 @@ _HISTORY = STORE_SCHEMA.names[: STORE_SCHEMA.get_field_index("educations") + 1]
 def store_rows(
     careers: Sequence[CareerHistory],
     texts: Sequence[CareerText],
-    tokenised: Sequence[TokenisedCareer],
+    tokenized: Sequence[TokenizedCareer],
     index_of: Mapping[str, int],
 ) -> pa.Table:
     """Return texts and their tokens as rows of a store, each with the career it is of."""
@@ -90,9 +90,9 @@ def store_rows(
             index_of[career.jobs[first - 1].occupation] if first else None
             for career, (first, _) in zip(careers, places, strict=True)
         ],
-        "token_ids": [text.ids for text in tokenised],
-        "title_starts": [[start for start, _ in text.title_spans] for text in tokenised],
-        "title_ends": [[end for _, end in text.title_spans] for text in tokenised],
+        "token_ids": [text.ids for text in tokenized],
+        "title_starts": [[start for start, _ in text.title_spans] for text in tokenized],
+        "title_ends": [[end for _, end in text.title_spans] for text in tokenized],
     }
     return pa.table(columns, schema=STORE_SCHEMA)
 

@@ -1,8 +1,8 @@
 r"""Turn a career's text into ids, and the characters of every title into a span of tokens.
 
-Whole texts are tokenised, never pieces: the same words have other ids at the start of a text than in its middle. A
+Whole texts are tokenized, never pieces: the same words have other ids at the start of a text than in its middle. A
 title's tokens begin and end where its characters do; the token after it is the line's end, whose probability makes
-the difference between `title` and `terminated`. A tokenizer that joins a title to its neighbours is refused, and so is
+the difference between `title` and `terminated`. A tokenizer that joins a title to its neighbors is refused, and so is
 one that makes the same tokens of different texts, since what it has no token for is `<unk>` or nothing.
 
     text     1984 (some college): Cooks\n1985 ...
@@ -30,21 +30,21 @@ ADVICE = (
 
 
 @dataclass(frozen=True, slots=True)
-class TokenisedCareer:
+class TokenizedCareer:
     """A text's ids and, for each title, its tokens [start, end); the token at `end` is the line's end."""
 
     ids: tuple[int, ...]
     title_spans: tuple[tuple[int, int], ...]
 
 
-def tokenise_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) -> list[TokenisedCareer]:
-    """Tokenise texts, in order, on all cores.
+def tokenize_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) -> list[TokenizedCareer]:
+    """Tokenize texts, in order, on all cores.
 
     Raises:
         TitleBoundaryError: if a token reaches over an end of a title, or the line's end is not a token of its own.
         TokenizerError: if a text has characters without a token, naming them and their line.
     """
-    careers: list[TokenisedCareer] = []
+    careers: list[TokenizedCareer] = []
     for some in batched(texts, TEXTS_AT_ONCE):
         encodings = tokenizer.backend.encode_batch([text.text for text in some], add_special_tokens=False)
         for text, encoding in zip(some, encodings, strict=True):
@@ -52,7 +52,7 @@ def tokenise_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) ->
                 line = next(line for line in text.text.split("\n") if unknown[0].strip("\n").split("\n")[0] in line)
                 raise TokenizerError(f"the tokenizer has no token for {_named(unknown)} in the line {line!r}; {ADVICE}")
             spans = _token_spans(text, encoding.offsets, len(tokenizer.leading))
-            careers.append(TokenisedCareer((*tokenizer.leading, *encoding.ids), spans))
+            careers.append(TokenizedCareer((*tokenizer.leading, *encoding.ids), spans))
     return careers
 
 
@@ -76,7 +76,7 @@ def _token_spans(text: CareerText, offsets: Sequence[tuple[int, int]], num_leadi
         closed = token < len(offsets) and offsets[token] == (end, end + 1) and text.text[end] == "\n"
         if offsets[first][0] < start or offsets[token - 1][1] != end or not closed:
             raise TitleBoundaryError(
-                f"the tokenizer does not keep the title {text.text[start + 1 : end]!r} apart from its neighbours in "
+                f"the tokenizer does not keep the title {text.text[start + 1 : end]!r} apart from its neighbors in "
                 f"{text.text[max(0, start - 20) : end + 6]!r}; a title and its line must begin and end at a token"
             )
         spans.append((first + num_leading, token + num_leading))
@@ -106,7 +106,7 @@ def title_token_ids(
     ]
     titles: list[tuple[int, ...]] = []
     terminators: set[int] = set()
-    for title, career in zip(vocabulary.titles, tokenise_careers(texts, tokenizer), strict=True):
+    for title, career in zip(vocabulary.titles, tokenize_careers(texts, tokenizer), strict=True):
         start, end = career.title_spans[0]
         if list(career.ids[len(tokenizer.leading) : start]) != prompt_ids:
             raise TitleBoundaryError(

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from laborllm_dist.careers.types import CareerHistory
-from laborllm_dist.store.tokenize import TokenisedCareer, tokenise_careers
+from laborllm_dist.store.tokenize import TokenizedCareer, tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import CareerText, Template, render_career
 
@@ -35,23 +35,23 @@ class EncodedCareer:
     """All texts of one person; `num_truncated` of their observations stand after a truncated history."""
 
     texts: tuple[CareerText, ...]
-    tokenised: tuple[TokenisedCareer, ...]
+    tokenized: tuple[TokenizedCareer, ...]
     num_truncated: int = 0
 
     def fits(self, max_tokens: int) -> bool:
         """Return whether no text has more tokens."""
-        return all(len(text.ids) <= max_tokens for text in self.tokenised)
+        return all(len(text.ids) <= max_tokens for text in self.tokenized)
 
 
 def encode_careers(careers: Sequence[CareerHistory], telling: CareerEncoder) -> list[EncodedCareer]:
     """Return the texts of people and their tokens, in order.
 
     Raises:
-        TitleBoundaryError: as `tokenise_careers`.
+        TitleBoundaryError: as `tokenize_careers`.
     """
     rendered = [render_career(career, telling.template, telling.title_of) for career in careers]
-    tokenised = iter(tokenise_careers([text for texts in rendered for text in texts], telling.tokenizer))
-    told = [EncodedCareer(texts, tuple(itertools.islice(tokenised, len(texts)))) for texts in rendered]
+    tokenized = iter(tokenize_careers([text for texts in rendered for text in texts], telling.tokenizer))
+    told = [EncodedCareer(texts, tuple(itertools.islice(tokenized, len(texts)))) for texts in rendered]
     limit = telling.max_tokens
     if limit is None:
         return told
@@ -80,4 +80,4 @@ def _last_lines(career: CareerHistory, whole: EncodedCareer, telling: CareerEnco
 
 def _with_lines(career: CareerHistory, num_lines: int, telling: CareerEncoder) -> EncodedCareer:
     texts = render_career(career, dataclasses.replace(telling.template, max_history=num_lines), telling.title_of)
-    return EncodedCareer(texts, tuple(tokenise_careers(texts, telling.tokenizer)), len(career.jobs) - num_lines - 1)
+    return EncodedCareer(texts, tuple(tokenize_careers(texts, telling.tokenizer)), len(career.jobs) - num_lines - 1)

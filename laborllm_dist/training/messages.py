@@ -20,9 +20,9 @@ def describe_settings(settings: RunSettings, ranks: DistributedContext) -> str:
     epochs = (
         "epochs by the number of people" if settings.training.epochs is None else f"{settings.training.epochs} epochs"
     )
-    learnt = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.base} base"
+    learned = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.base} base"
     return (
-        f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{learnt}; "
+        f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{learned}; "
         f"ZeRO-{settings.zero.stage} {settings.zero.precision} on {ranks.world_size} x {ranks.device.type}; "
         f"{settings.batch.global_batch_size} careers a step in rows of at most {settings.batch.max_seq_length} tokens, "
         f"{epochs}, peak learning rate {settings.optimizer.learning_rate:g}"
@@ -33,12 +33,12 @@ def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_t
     """Return the short plan that stands before the first step."""
     first = plan.step(0)
     tokens = int((plan.lengths[plan.order.rows] * plan.order.weights).sum())
-    learnt = "" if num_trainable == num_all else f", {num_trainable:,} of them learnt"
+    learned = "" if num_trainable == num_all else f", {num_trainable:,} of them learned"
     return (
         f"plan: {plan.order.careers_per_epoch:,} careers of {tokens:,} tokens an epoch, {plan.num_steps} steps of "
         f"{settings.batch.global_batch_size} careers ({plan.num_epochs} epochs); a step has about "
         f"{len(first.packing.rows)} rows, {first.packing.fill:.0%} full, in {len(first.shards.passes)} passes\n"
-        f"plan: {num_all:,} parameters{learnt}"
+        f"plan: {num_all:,} parameters{learned}"
     )
 
 
@@ -66,6 +66,6 @@ def describe_early_stop(state: TrainerState) -> str:
 
 
 def describe_end(state: TrainerState, export: Path) -> str:
-    """Return the last line: what was exported, and how many steps were not learnt from."""
-    left_out = f"; {len(state.left_out)} of {state.step} steps were not learnt from" if state.left_out else ""
+    """Return the last line: what was exported, and how many steps were not learned from."""
+    left_out = f"; {len(state.left_out)} of {state.step} steps were not learned from" if state.left_out else ""
     return f"train: weights of step {state.best_step} (best on validation) in {export}{left_out}"

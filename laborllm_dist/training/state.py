@@ -31,7 +31,7 @@ class TrainerState:
     step: int
     tokens_seen: int
     validations: tuple[Validation, ...]  # those whose weights can still be the run's, oldest first
-    left_out: tuple[int, ...]  # steps, counted from 0, that were not learnt from
+    left_out: tuple[int, ...]  # steps, counted from 0, that were not learned from
     recent_losses: tuple[float, ...]  # of steps that were, oldest first
 
     @property
@@ -41,7 +41,7 @@ class TrainerState:
 
     @property
     def num_left_out_in_a_row(self) -> int:
-        """Number of steps that were left out since the last one that was learnt from."""
+        """Number of steps that were left out since the last one that was learned from."""
         backwards = zip(reversed(self.left_out), itertools.count(self.step - 1, -1), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], backwards))
 
@@ -66,7 +66,7 @@ class TrainerState:
         return bool(self.validations) and self.validations[-1].step == self.step
 
     def after_step(self, loss: float, num_tokens: int, window: int) -> TrainerState:
-        """Return the state after a step that was learnt from."""
+        """Return the state after a step that was learned from."""
         recent = (*self.recent_losses, loss)[-window:]
         return dataclasses.replace(
             self, step=self.step + 1, tokens_seen=self.tokens_seen + num_tokens, recent_losses=recent
@@ -116,7 +116,7 @@ def state_from_values(values: Mapping[str, Any]) -> TrainerState:
 
 
 def loss_problem(loss: float, state: TrainerState, settings: TrainingSettings) -> str | None:
-    """Say what is wrong with a step's loss before it is learnt from; None if nothing is."""
+    """Say what is wrong with a step's loss before it is learned from; None if nothing is."""
     if not math.isfinite(loss):
         return f"its loss is {loss}"
     if settings.loss_spike_ratio is None or len(state.recent_losses) < settings.loss_spike_window:

@@ -32,7 +32,7 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
         state: of the checkpoint that was taken up, or the beginning.
 
     Raises:
-        NonFiniteLossError: if a step may not be learnt from; those before it are saved.
+        NonFiniteLossError: if a step may not be learned from; those before it are saved.
         InterruptedRunError: if any rank was asked to stop; what is done is saved.
     """
     plan = work.plan
@@ -97,14 +97,14 @@ def _report(work: Work, state: TrainerState, numbers: Numbers, log: RunLog | Non
 
 
 def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog | None) -> NonFiniteLossError | None:
-    """Return the error that ends the run, if a step was not learnt from and it is to end; name the step's careers."""
+    """Return the error that ends the run, if a step was not learned from and it is to end; name the step's careers."""
     if result.wrong is None:
         return None
     careers, wanted = careers_of(work, work.plan.step(before.step)), work.settings.training
     if log is not None:
         log.write({"step": result.state.step, "left_out": result.wrong, "careers": careers})
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
-    what = f"step {result.state.step} was not learnt from: {result.wrong}; its careers: {shown} ({work.run.metrics})"
+    what = f"step {result.state.step} was not learned from: {result.wrong}; its careers: {shown} ({work.run.metrics})"
     if wanted.on_bad_step == "stop":
         return NonFiniteLossError(f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}")
     if (in_a_row := result.state.num_left_out_in_a_row) > wanted.max_consecutive_skips:
@@ -118,10 +118,11 @@ def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog |
 
 
 def _advice(settings: RunSettings, before: TrainerState, loss: float) -> str:
-    """Say what to do about a step that was not learnt from."""
+    """Say what to do about a step that was not learned from."""
     if not (before.num_updates or settings.model.path is None or math.isfinite(loss)):
         return (
-            f"Nothing has been learnt yet, so the weights at {settings.model.path} may be damaged: look whether all of "
+            f"Nothing has been learned yet, so the weights at {settings.model.path} may be damaged: look "
+            f"whether all of "
             "them are numbers, or fetch them again"
         )
     saved = f"Steps up to {before.step} are saved" if before.step else "Nothing is saved yet"

@@ -1,4 +1,4 @@
-"""Checkpoints: what is whole is found, what is damaged is passed over, and nothing good goes in its favour."""
+"""Checkpoints: what is whole is found, what is damaged is passed over, and nothing good goes in its favor."""
 
 from __future__ import annotations
 

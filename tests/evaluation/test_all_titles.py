@@ -45,7 +45,7 @@ from laborllm_dist.models.inference import InferenceModel, evaluated
 from laborllm_dist.models.loading import pretrained_model
 from laborllm_dist.models.tree_inference import Nodes, PrefixState
 from laborllm_dist.store.store import CareerTable, store_rows
-from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer
 from laborllm_dist.tables.title_distributions import read_title_table
 from laborllm_dist.text.template import render_career
@@ -290,7 +290,7 @@ def test_the_prompts_that_are_tried_end_in_every_token_that_prompts_end_in() -> 
     limited = dataclasses.replace(template(), preface="Titles:\nCooks\n", max_history=1)
     pairs = [(career, text) for career in careers for text in render_career(career, limited, VOCABULARY.title_of())]
     careers, texts = [career for career, _ in pairs], [text for _, text in pairs]
-    table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
+    table = store_rows(careers, texts, tokenize_careers(texts, tokenizer), VOCABULARY.index_of())
     assert max(table["first_position"].to_pylist()) == 4
     # In pieces, as stores have them, the first of which is cut off.
     rows = CareerTable(pa.concat_tables([table.slice(1, 2), table.slice(3)]), VOCABULARY)

@@ -26,7 +26,7 @@ from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama, pretrained_model
 from laborllm_dist.store.store import CareerTable, store_rows
-from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
 from laborllm_dist.text.template import CareerText, render_career
 
@@ -81,12 +81,12 @@ def told(
     left, with a warning, and give a number all the same; we refuse them.
     """
     texts = tell(careers, vocabulary)
-    tokenised = tokenise_careers(texts, tokenizer)
-    fitting = [at for at in range(len(careers)) if len(tokenised[at].ids) <= context]
+    tokenized = tokenize_careers(texts, tokenizer)
+    fitting = [at for at in range(len(careers)) if len(tokenized[at].ids) <= context]
     observations = np.cumsum([len(careers[at].jobs) for at in fitting])
     taken = fitting[: 1 + int(np.searchsorted(observations, NUM_REQUESTS))]
     chosen = tuple(texts[at] for at in taken)
-    table = store_rows([careers[at] for at in taken], chosen, [tokenised[at] for at in taken], vocabulary.index_of())
+    table = store_rows([careers[at] for at in taken], chosen, [tokenized[at] for at in taken], vocabulary.index_of())
     return Told(texts=chosen, rows=CareerTable(table=table.combine_chunks(), vocabulary=vocabulary))
 
 

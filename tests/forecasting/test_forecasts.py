@@ -41,7 +41,7 @@ from laborllm_dist.forecasting.prompts import (
 )
 from laborllm_dist.models.inference import evaluated
 from laborllm_dist.store.store import CareerTable, store_rows
-from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
 from laborllm_dist.tables.forecasts import coherence_of, describe_coherence
 from laborllm_dist.text.template import compile_template, render_career
@@ -101,7 +101,7 @@ def world() -> World:
 def world_of(tokenizer: CareerTokenizer) -> World:
     careers = careers_with_gaps()
     texts = [render_career(career, template(), VOCABULARY.title_of())[0] for career in careers]
-    table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
+    table = store_rows(careers, texts, tokenize_careers(texts, tokenizer), VOCABULARY.index_of())
     rows = CareerTable(table=table.combine_chunks(), vocabulary=VOCABULARY)
     trie = title_trie("1984 (high school):", VOCABULARY, tokenizer)
     return World(random_llama(tokenizer, scale=0.12), ForecastTexts(rows, template(), tokenizer, trie, context=None))

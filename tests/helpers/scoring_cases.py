@@ -17,7 +17,7 @@ from laborllm_dist.evaluation.plan import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.store import CareerTable, store_rows
-from laborllm_dist.store.tokenize import TokenisedCareer, tokenise_careers
+from laborllm_dist.store.tokenize import TokenizedCareer, tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, train_tokenizer
 from laborllm_dist.text.template import CareerText, Template, compile_template, render_career
 
@@ -45,7 +45,7 @@ def template() -> Template:
 
 def rows_of(careers: list[CareerHistory], tokenizer: CareerTokenizer) -> CareerTable:
     texts = [render_career(career, template(), VOCABULARY.title_of())[0] for career in careers]
-    table = store_rows(careers, texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of())
+    table = store_rows(careers, texts, tokenize_careers(texts, tokenizer), VOCABULARY.index_of())
     return CareerTable(table=table.combine_chunks(), vocabulary=VOCABULARY)
 
 
@@ -57,10 +57,10 @@ def rows_of_codes(*careers: str) -> CareerTable:
         )
         for at, jobs in enumerate(careers)
     ]
-    tokenised = [TokenisedCareer(ids=(0,), title_spans=((1, 2),) * len(jobs)) for jobs in careers]
+    tokenized = [TokenizedCareer(ids=(0,), title_spans=((1, 2),) * len(jobs)) for jobs in careers]
     vocabulary = OccupationVocabulary(codes=("a", "b", "c"), titles=("A", "B", "C"))
     texts = [CareerText("", ((0, 1),) * len(jobs)) for jobs in careers]
-    return CareerTable(store_rows(histories, texts, tokenised, vocabulary.index_of()), vocabulary)
+    return CareerTable(store_rows(histories, texts, tokenized, vocabulary.index_of()), vocabulary)
 
 
 def packed_scores(model: CareerLanguageModel, rows: CareerTable, max_seq_length: int) -> np.ndarray:

@@ -86,9 +86,9 @@ def _with_metaspace(family: str) -> Tokenizer:
     return backend
 
 
-def _finished(family: str, learnt: Tokenizer) -> Tokenizer:
+def _finished(family: str, learned: Tokenizer) -> Tokenizer:
     """Return the pieces under the rules of the family, with the bytes as ordinary pieces."""
-    content = json.loads(learnt.to_str())
+    content = json.loads(learned.to_str())
     content["added_tokens"] = [each for each in content["added_tokens"] if each["content"] not in BYTES]
     backend = Tokenizer.from_str(json.dumps(content))
     pieces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

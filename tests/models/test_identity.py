@@ -139,7 +139,7 @@ def test_an_adapter_over_a_subfolder_and_revision_of_the_hub_is_opened_over_them
     torch.testing.assert_close(logits_of(merged), wanted, rtol=0, atol=1e-5)
     assert json.loads((run.adapter / "adapter_config.json").read_bytes())["revision"] == COMMIT[::-1]
     assert context_of(adapter) == context_of(settings_for("somebody/weights", subfolder="13b"))
-    # The branch moves on; the adapter stays over the commit it was learnt over.
+    # The branch moves on; the adapter stays over the commit it was learned over.
     before = weights_identity(adapter)
     (hub / "refs/old").write_text(COMMIT)
     assert (weights_identity(adapter), base_of(adapter)) == (before, base)
@@ -159,7 +159,7 @@ def test_an_adapter_s_identity_is_its_own_content_and_that_of_its_base(store, tm
     adapter = settings_for(str(run.adapter))
     identity = weights_identity(adapter)
     assert identity == weights_identity(adapter) != weights_identity(settings_for(str(base)))
-    bare = tmp_path / "bare"  # as peft alone writes it: nothing says what it was learnt over
+    bare = tmp_path / "bare"  # as peft alone writes it: nothing says what it was learned over
     shutil.copytree(run.adapter, bare, ignore=shutil.ignore_patterns("laborllm_dist.json"))
     other = weights_identity(settings_for(str(bare)))
     assert other == identity

@@ -189,16 +189,16 @@ def test_merging_an_adapter_rounds_once_and_only_to_the_precision_of_the_base(sa
     for dtype in (torch.float32, torch.bfloat16):
         base = pretrained_model(settings_for(str(saved)), dtype=dtype)
         before = {name: value.clone() for name, value in base.state_dict().items()}
-        learnt = {
+        learned = {
             name: value.detach().normal_(std=0.1)
             for name, value in with_adapter(base, settings, seed=1).named_parameters()
             if value.requires_grad
         }
-        write_adapter(iter(learnt.items()), settings, settings_for(str(saved)), dtype, tmp_path)
+        write_adapter(iter(learned.items()), settings, settings_for(str(saved)), dtype, tmp_path)
         found = merged(pretrained_model(settings_for(str(saved)), dtype=dtype), tmp_path).state_dict()
         for layer in (0, 1):
             name = f"model.layers.{layer}.self_attn.q_proj"
-            down, up = (learnt[f"base_model.model.{name}.lora_{each}.default.weight"].float() for each in "AB")
+            down, up = (learned[f"base_model.model.{name}.lora_{each}.default.weight"].float() for each in "AB")
             wanted = before.pop(f"{name}.weight").float() + 2 * (up @ down)
             assert torch.equal(found[f"{name}.weight"], wanted.to(dtype))
         assert all(torch.equal(found[name], value) for name, value in before.items())
@@ -209,16 +209,16 @@ def test_an_adapter_is_refused_where_its_base_or_itself_lacks_tensors(saved: Pat
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(saved, base)
     model = with_adapter(pretrained_model(settings_for(str(saved)), dtype=torch.float32), settings, seed=1)
-    learnt = [(name, value.detach()) for name, value in model.named_parameters() if value.requires_grad]
-    write_adapter(iter(learnt), settings, settings_for(str(base)), torch.float32, adapter)
-    write_adapter(iter(learnt[1:]), settings, settings_for(str(base)), torch.float32, adapter)
+    learned = [(name, value.detach()) for name, value in model.named_parameters() if value.requires_grad]
+    write_adapter(iter(learned), settings, settings_for(str(base)), torch.float32, adapter)
+    write_adapter(iter(learned[1:]), settings, settings_for(str(base)), torch.float32, adapter)
     with pytest.raises(ModelError, match=r"does not fit its base: 1 tensors .*, first model.layers.0.*lora_A"):
         opened_whole(adapter)
-    narrow = [(name, value[:, :-1] if name == learnt[0][0] else value) for name, value in learnt]
+    narrow = [(name, value[:, :-1] if name == learned[0][0] else value) for name, value in learned]
     write_adapter(iter(narrow), settings, settings_for(str(base)), torch.float32, adapter)
     with pytest.raises(ModelError, match=r"does not fit its base: 1 tensors .*, first model.layers.0.*lora_A"):
         opened_whole(adapter)
-    write_adapter(iter(learnt), settings, settings_for(str(base)), torch.float32, adapter)
+    write_adapter(iter(learned), settings, settings_for(str(base)), torch.float32, adapter)
     opened_whole(adapter)
     weights = load_file(base / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]

@@ -67,8 +67,8 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
         (["batch.global_batch_size=40000"], r"global_batch_size is 40,000, an epoch has 36,763 careers; set"),
         (["adapter=lora", "adapter.target_modules=[q_prj]"], r"no linear layer q_prj; it has down_proj, gate_proj"),
         (["zero=stage2_bf16", "optimizer.kind=adamw_8bit", "plan.num_gpus=2"], r"counts the 3,369,074,688 weights"),
-        (["plan.gpu.utilisation=5"], r"plan.gpu.utilisation: wanted a number above 0 and at most 1, found 5"),
-        (["plan.gpu.utilisation=0"], r"plan.gpu.utilisation: wanted a number above 0 and at most 1, found 0"),
+        (["plan.gpu.utilization=5"], r"plan.gpu.utilization: wanted a number above 0 and at most 1, found 5"),
+        (["plan.gpu.utilization=0"], r"plan.gpu.utilization: wanted a number above 0 and at most 1, found 0"),
         (
             ["plan.gpu.dollars_per_hour=-5"],
             r"plan.gpu.dollars_per_hour: wanted a number from 0 to 1,000,000,000, found -5",

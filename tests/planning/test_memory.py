@@ -99,7 +99,7 @@ def test_page_locked_memory_comes_in_powers_of_two() -> None:
     assert "pinned" not in on_cpu.host
 
 
-def test_quantised_weights_by_hand() -> None:
+def test_quantized_weights_by_hand() -> None:
     qlora = settings_for("adapter=qlora", "zero=stage2_bf16")
     memory = plan_memory(SEVEN, qlora, MicroBatchShape(1, 512), world_size=1, process_bytes=None)
     # 32 layers of 202,375,168 weights at 4 bits and a scale of 4 bytes for 64: 3,642,753,024 bytes. Embeddings and norms,
@@ -118,7 +118,7 @@ def test_quantised_weights_by_hand() -> None:
         (["adapter=qlora"], 3_642_753_024 + 1_209_548_800 + 79_953_920),
     ],
 )
-def test_autocast_copies_what_is_learnt_and_what_a_backward_waits_for(more: list[str], num_bytes: int) -> None:
+def test_autocast_copies_what_is_learned_and_what_a_backward_waits_for(more: list[str], num_bytes: int) -> None:
     settings = settings_for("zero=stage0", "zero.precision=bf16", "compute.gradient_checkpointing=false", *more)
     memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 512), world_size=1, process_bytes=None)
     assert memory.device["weights"] == num_bytes

@@ -92,7 +92,7 @@ def test_operations_by_hand() -> None:
 @pytest.mark.parametrize(("precision", "seconds"), [("bf16", 0.79756787712), ("fp32", 7.9756787712)])
 def test_seconds_of_computing_by_hand(precision: str, seconds: float) -> None:
     # 1,000 tokens x 39,878,393,856 operations at half of 100 and of 10 TFLOP/s.
-    gpu = ["plan.gpu.bf16_tflops=100", "plan.gpu.fp32_tflops=10", "plan.gpu.utilisation=0.5", "plan.num_gpus=1"]
+    gpu = ["plan.gpu.bf16_tflops=100", "plan.gpu.fp32_tflops=10", "plan.gpu.utilization=0.5", "plan.num_gpus=1"]
     cost = cost_of_step(SEVEN, settings_for(*gpu, f"zero.precision={precision}"), WORK, passes(1, 1_000))
     assert cost.seconds == pytest.approx(seconds)
 

@@ -13,7 +13,7 @@ from laborllm_dist.config.run import ReportSettings
 from laborllm_dist.report.bootstrap import draw_weights, estimate, resample_means
 from laborllm_dist.report.groups import list_groupings
 from laborllm_dist.report.load import ComparedScores, ScoredModel
-from laborllm_dist.report.numbers import GroupingNumbers, ReportNumbers, analyse
+from laborllm_dist.report.numbers import GroupingNumbers, ReportNumbers, analyze
 from laborllm_dist.tables.scores import SCORE_SCHEMA
 
 FACTS = pa.schema([field for field in SCORE_SCHEMA if field.name not in ("num_tokens", "title", "terminated")])
@@ -41,7 +41,7 @@ def observations(rows: list[dict[str, Any]]) -> pa.Table:
 def report_of(models: dict[str, np.ndarray], *, draws: int = 200) -> ReportNumbers:
     scored = tuple(ScoredModel(name, name == "truth", values, ()) for name, values in models.items())
     compared = ComparedScores(observations(ROWS), PEOPLE, 3, scored)
-    return analyse(compared, ReportSettings(("run",), "test", None, "title", draws, 7))
+    return analyze(compared, ReportSettings(("run",), "test", None, "title", draws, 7))
 
 
 def grouping(report: ReportNumbers, name: str) -> GroupingNumbers:

@@ -236,7 +236,7 @@ def test_a_shard_s_refusal_keeps_its_class() -> None:
 
 
 def test_the_tokenizer_learns_from_training_people_as_the_source_splits_them(tmp_path: Path) -> None:
-    """Independent: a word that stands with test people only is in no learnt piece."""
+    """Independent: a word that stands with test people only is in no learned piece."""
     folder = tmp_path / "career"
     folder.mkdir()
     for split, education in (("train", "college"), ("valid", "college"), ("test", "zzyzx")):

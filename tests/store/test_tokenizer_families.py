@@ -25,7 +25,7 @@ from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.errors import TitleBoundaryError, TokenizerError
 from laborllm_dist.evaluation.title_trie import common_title_trie
 from laborllm_dist.store.build import prepare_store, store_folder
-from laborllm_dist.store.tokenize import title_token_ids, tokenise_careers
+from laborllm_dist.store.tokenize import title_token_ids, tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer, tokenizer_identity
 from laborllm_dist.text.few_shot import render_preface
 from laborllm_dist.text.template import CareerText, compile_template, render_career
@@ -78,7 +78,7 @@ def texts_of(template: TemplateSettings, vocabulary: OccupationVocabulary) -> li
 
 def check_spans(texts: list[CareerText], tokenizer: CareerTokenizer) -> None:
     """Compare with another way to the same tokens: what the ids inside a span, and the one after it, are decoded to."""
-    for text, career in zip(texts, tokenise_careers(texts, tokenizer), strict=True):
+    for text, career in zip(texts, tokenize_careers(texts, tokenizer), strict=True):
         inside, ends, wanted = [], [], []
         for (start, end), (first, last) in zip(text.title_spans, career.title_spans, strict=True):
             inside.append(list(career.ids[first:last]))
@@ -188,7 +188,7 @@ def test_titles_of_one_s_own_may_end_in_any_character(family: str, titles: list[
         spans.append((len(text), len(text) + 1 + len(title)))
         text += f" {title}\n"
     # Not decoded: normalizers write some characters in another form.
-    (career,) = tokenise_careers([CareerText(text, tuple(spans))], family_tokenizer(family))
+    (career,) = tokenize_careers([CareerText(text, tuple(spans))], family_tokenizer(family))
     newline = career.ids[career.title_spans[0][1]]
     assert family_tokenizer(family).backend.decode([newline]) == "\n"
     assert [career.ids[end] for _, end in career.title_spans] == [newline] * len(titles)
@@ -203,7 +203,7 @@ def test_the_ids_are_those_of_the_lines_one_by_one_and_of_the_line_break(family:
         expected = [*tokenizer.leading, *alone[0]]
         for ids in alone[1:]:
             expected += [newline, *ids]
-        assert list(tokenise_careers([text], tokenizer)[0].ids) == expected
+        assert list(tokenize_careers([text], tokenizer)[0].ids) == expected
 
 
 @pytest.mark.parametrize("family", ("llama2", "gpt2", "smollm2"))
@@ -211,7 +211,7 @@ def test_tokenizers_that_keep_line_ends_apart_are_left_as_they_are(family: str) 
     tokenizer = family_tokenizer(family)
     for text in texts_of(settings_of(["template=titles_and_examples_first"]).template, shipped("psid81"))[:9]:
         own = tokenizer.hugging_face(text.text, add_special_tokens=False)["input_ids"]
-        assert list(tokenise_careers([text], tokenizer)[0].ids) == [*tokenizer.leading, *own]
+        assert list(tokenize_careers([text], tokenizer)[0].ids) == [*tokenizer.leading, *own]
 
 
 def test_llama2_is_left_as_it_is(any_llama_tokenizer: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_tokenizer_that_joins_titles_to_their_prompt_is_refused() -> None:
     """Pieces over blanks cannot be cut apart by a rule about line ends."""
     backend = Tokenizer(models.BPE({"<unk>": 0, **{c: at for at, c in enumerate(": Cok1984\nThewasbrni63.(mlg)Fdv,5s", 1)}, ": ": 90}, [(":", " ")], unk_token="<unk>"))  # fmt: skip
     tokenizer = CareerTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend), backend, (), True)
-    with pytest.raises(TitleBoundaryError, match="does not keep the title 'Cooks' apart from its neighbours"):
+    with pytest.raises(TitleBoundaryError, match="does not keep the title 'Cooks' apart from its neighbors"):
         title_token_ids("1984:", OccupationVocabulary(("a",), ("Cooks",)), tokenizer)
 
 
@@ -278,9 +278,9 @@ def test_so_are_names_in_a_career(unknown: str | None) -> None:
     end = len(text) - 1
     career = CareerText(text, ((end - len(" Cooks"), end),))
     with pytest.raises(TokenizerError, match=r"no token for 'Ü', 'è' in the line '<A worker from the Über dataset>'"):
-        tokenise_careers([career], tokenizer)
+        tokenize_careers([career], tokenizer)
     plain = text.replace("Ü", "U").replace("è", "e")
-    (told,) = tokenise_careers([dataclasses.replace(career, text=plain)], tokenizer)
+    (told,) = tokenize_careers([dataclasses.replace(career, text=plain)], tokenizer)
     assert tokenizer.backend.decode_batch([[each] for each in told.ids]) == list(plain)
 
 
@@ -339,7 +339,7 @@ def test_a_file_s_own_limit_and_padding_cut_and_fill_nothing(tmp_path: Path) -> 
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     texts = texts_of(settings_of([]).template, shipped("wage_panel"))
-    assert tokenise_careers(texts, load_tokenizer(str(tmp_path))) == tokenise_careers(texts, made_tokenizer("llama3"))
+    assert tokenize_careers(texts, load_tokenizer(str(tmp_path))) == tokenize_careers(texts, made_tokenizer("llama3"))
 
 
 def test_tokens_at_random_are_refused(tmp_path: Path) -> None:

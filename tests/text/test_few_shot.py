@@ -167,7 +167,7 @@ def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_
     examples = examples_of(first.folder)
     assert len({person for _, person in examples}) == 4
     assert all(split_of(survey, person, settings.split) == "train" for survey, person in examples)
-    # The texts that were tokenised begin with these people's careers.
+    # The texts that were tokenized begin with these people's careers.
     tokenizer = load_tokenizer(str(first.folder / "tokenizer"))
     plain = compile_template(settings_of([]).template)
     career_of = {career.person: career for career in read_careers(settings.data)}
@@ -241,7 +241,7 @@ def test_a_cut_career_by_hand() -> None:
     def lines_of(max_tokens: int | None, template: Template = template) -> tuple[list[str], int]:
         telling = CareerEncoder(template, VOCABULARY.title_of(), tokenizer, max_tokens)
         ((career),) = encode_careers([LONG], telling)
-        assert [len(text.ids) for text in career.tokenised] == [1 + len(text.text) for text in career.texts]
+        assert [len(text.ids) for text in career.tokenized] == [1 + len(text.text) for text in career.texts]
         years = [" ".join(entry[2:4] for entry in text.text.splitlines()[1:]) for text in career.texts]
         return years, career.num_truncated
 

@@ -14,7 +14,7 @@ from laborllm_dist.careers.occupations.vocabulary import read_vocabulary
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
 from laborllm_dist.errors import TemplateError, TitleBoundaryError, TokenizerError
-from laborllm_dist.store.tokenize import title_token_ids, tokenise_careers
+from laborllm_dist.store.tokenize import title_token_ids, tokenize_careers
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
 from laborllm_dist.text.template import CareerText, compile_template, render_career
 
@@ -81,7 +81,7 @@ def test_a_fact_that_the_template_needs_but_a_person_lacks_is_named() -> None:
 
 def check_spans(texts: list[CareerText], tokenizer) -> None:
     """Compare with another way to the same tokens: decode what lies inside each span and right after it."""
-    for text, career in zip(texts, tokenise_careers(texts, tokenizer), strict=True):
+    for text, career in zip(texts, tokenize_careers(texts, tokenizer), strict=True):
         for (start, end), (first, last) in zip(text.title_spans, career.title_spans, strict=True):
             inside = tokenizer.hugging_face.decode(career.ids[first:last], clean_up_tokenization_spaces=False)
             assert inside.strip() == text.text[start:end].strip()
@@ -159,7 +159,7 @@ def test_a_tokenizer_that_joins_a_title_to_the_next_line_is_refused() -> None:
     tokenizer = train_tokenizer(["x"], vocabulary_size=260)
     text = "1984: Cooks.1985: Cooks."  # no line end after the title
     with pytest.raises(TitleBoundaryError, match="does not keep the title 'Cooks' apart"):
-        tokenise_careers([CareerText(text=text, title_spans=((5, 11),))], tokenizer)
+        tokenize_careers([CareerText(text=text, title_spans=((5, 11),))], tokenizer)
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c"])

@@ -26,7 +26,7 @@ from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import CareerTable, store_rows
-from laborllm_dist.store.tokenize import tokenise_careers
+from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import train_tokenizer
 from laborllm_dist.text.template import compile_template, render_career
 from laborllm_dist.text.title_variants import display_vocabulary
@@ -144,7 +144,7 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(max_history: int) -> No
     rendered = [(career, text) for career in careers for text in render_career(career, template, VOCABULARY.title_of())]
     texts = [text for _, text in rendered]
     table = store_rows(
-        [career for career, _ in rendered], texts, tokenise_careers(texts, tokenizer), VOCABULARY.index_of()
+        [career for career, _ in rendered], texts, tokenize_careers(texts, tokenizer), VOCABULARY.index_of()
     )
     rows = CareerTable(table.combine_chunks(), VOCABULARY)
     found = {}

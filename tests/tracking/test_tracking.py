@@ -231,7 +231,7 @@ def test_wandb_s_own_folder_holds_no_person_path_host_or_user(tmp_path: Path, mo
     (home / "run").mkdir(parents=True)
     settings = {"fingerprint": "0123456789abcdef", **tracked_settings(settings_of(small_run(home)))}
     log = RunLog(home / "run/metrics.jsonl", TrackingSettings("offline", "p"), name="n", settings=settings, step=0)
-    print("step 1 was not learnt from; its careers: PSID 4711")
+    print("step 1 was not learned from; its careers: PSID 4711")
     log.write({"step": 1, "loss": 0.123456789, "careers": ["PSID 4711"], "left_out": "its careers: PSID 4711"})
     log.close()
     files = [path for path in (home / "run/wandb").rglob("*") if path.is_file() or path.is_symlink()]

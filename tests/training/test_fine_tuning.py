@@ -1,4 +1,4 @@
-"""Fine-tuning over real ranks: offload, LoRA, 8-bit states, quantised bases, bad steps, early stops; kills in between."""
+"""Fine-tuning over real ranks: offload, LoRA, 8-bit states, quantized bases, bad steps, early stops; kills in between."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_loss_curves_lie_on_that_of_stage_2(name: str, settings: list[str], tole
     found = losses(base / "runs" / name)
     assert len(found) == len(plain) == 6
     assert found == pytest.approx(plain, rel=tolerance)
-    assert plain[-1] < plain[0] - 1e-3  # something is learnt, so agreement is no accident
+    assert plain[-1] < plain[0] - 1e-3  # something is learned, so agreement is no accident
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def lora_by_hand(base: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
 
     set_seed(settings.training.seed)
     model = peft.get_peft_model(model, lora_config(settings.adapter, "x")).train()
-    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wanted = settings.optimizer
-    adam = torch.optim.AdamW(learnt, betas=(wanted.beta1, wanted.beta2), eps=wanted.epsilon, weight_decay=0.0)
+    adam = torch.optim.AdamW(learned, betas=(wanted.beta1, wanted.beta2), eps=wanted.epsilon, weight_decay=0.0)
     found = []
     for step in range(plan.num_steps):
         total, num_targets = torch.zeros(()), 0
@@ -106,7 +106,7 @@ def lora_by_hand(base: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
             total = total + torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
             num_targets += ids.shape[1] - 1
         (total / num_targets).backward()
-        torch.nn.utils.clip_grad_norm_(learnt, wanted.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(learned, wanted.max_grad_norm)
         for group in adam.param_groups:
             group["lr"] = learning_rate_at(step, plan.num_steps, wanted)
         adam.step()
@@ -195,13 +195,13 @@ def test_8_bit_moments_go_on_at_another_number_of_ranks_and_stage(base: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["lora_int8", "qlora"])
-def test_a_quantised_base_learns_nearly_as_a_whole_one(kind: str, base: Path, lora_by_hand) -> None:
+def test_a_quantized_base_learns_nearly_as_a_whole_one(kind: str, base: Path, lora_by_hand) -> None:
     settings = [*LORA, f"adapter={kind}", "zero=stage2"]
     text = run_well("train.py", tune(base, kind, *settings), world_size=2, log=base / "log")
-    assert re.search(r"plan: [\d,]+ parameters, [\d,]+ of them learnt", text)
+    assert re.search(r"plan: [\d,]+ parameters, [\d,]+ of them learned", text)
     found, (wanted, _) = losses(base / "runs" / kind), lora_by_hand
     assert found == pytest.approx(wanted, rel=3e-2)
-    assert found != pytest.approx(wanted, rel=3e-7)  # it is quantised
+    assert found != pytest.approx(wanted, rel=3e-7)  # it is quantized
     assert found[-1] < found[0]
     AutoModelForCausalLM.from_pretrained(base / "runs" / kind / "export")
 
@@ -210,7 +210,7 @@ BUMPY = ["training.epochs=4", "optimizer.learning_rate=5e-2", "optimizer.lr_sche
 BUMP = 1.0005
 
 
-def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Path) -> None:
+def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learned(base: Path) -> None:
     run_well("train.py", tune(base, "bumpy", *BUMPY), world_size=2, log=base / "log")
     bumpy = losses(base / "runs/bumpy")
     # Any loss above the one before counts as a spike here; the run without a watch says which step is the first.
@@ -220,7 +220,7 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Pat
     assert outcome.codes == [2, 2]
     (error,) = [line for line in outcome.text.splitlines() if line.startswith("error:")]
     assert re.search(
-        rf"step {spike + 1} was not learnt from: its loss of [\d.]+ nats/token is 1.0 times the median of the last 1 steps "
+        rf"step {spike + 1} was not learned from: its loss of [\d.]+ nats/token is 1.0 times the median of the last 1 steps "
         rf".*; its careers: SYNTHETIC \d+, SYNTHETIC \d+, SYNTHETIC \d+ and 13 more .*Steps up to {spike} are saved",
         error,
     )
@@ -229,9 +229,9 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learnt(base: Pat
     # The same command without that step goes on from what is saved.
     text = run_well("train.py", [*run, "training.on_bad_step=skip"], world_size=2, log=base / "log")
     assert f"goes on after step {spike} of 12" in text
-    assert f"train: step {spike + 1} was not learnt from" in text
-    left_out = text.count("was not learnt from")
-    assert text.rstrip().endswith(f"; {left_out} of 12 steps were not learnt from")
+    assert f"train: step {spike + 1} was not learned from" in text
+    left_out = text.count("was not learned from")
+    assert text.rstrip().endswith(f"; {left_out} of 12 steps were not learned from")
     manifest = read_manifest(checkpoint_folder(base / "runs/wary/checkpoints", 12))
     assert spike in manifest.state["left_out"]
     found = losses(base / "runs/wary")
@@ -262,11 +262,11 @@ def test_weights_that_are_no_numbers_stop_the_run_in_one_line(base: Path) -> Non
     run = tune(base, "ruined", "optimizer.learning_rate=3e37", "optimizer.weight_decay=0", "zero=stage2")
     outcome = run_ranks("train.py", run, world_size=2, log=base / "log")
     assert outcome.codes == [2, 2]
-    assert re.search("error: step 2 was not learnt from: its (loss is|gradient is no number)", outcome.text)
+    assert re.search("error: step 2 was not learned from: its (loss is|gradient is no number)", outcome.text)
     assert "Traceback" not in outcome.text
 
 
-def test_weights_with_nan_are_named_where_nothing_has_been_learnt_yet(base: Path) -> None:
+def test_weights_with_nan_are_named_where_nothing_has_been_learned_yet(base: Path) -> None:
     weights = load_file(base / "base/model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][3, 5] = torch.nan
     shutil.copytree(base / "base", base / "broken", ignore=shutil.ignore_patterns("laborllm_dist.json"))
@@ -275,7 +275,7 @@ def test_weights_with_nan_are_named_where_nothing_has_been_learnt_yet(base: Path
     outcome = run_ranks("train.py", run, world_size=1, log=base / "log")
     assert outcome.codes == [2]
     (error,) = [line for line in outcome.text.splitlines() if line.startswith("error:")]
-    assert f"Nothing has been learnt yet, so the weights at {base}/broken may be damaged" in error
+    assert f"Nothing has been learned yet, so the weights at {base}/broken may be damaged" in error
     assert "learning rate" not in error
     assert "saved" not in error
 

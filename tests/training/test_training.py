@@ -328,7 +328,7 @@ def test_the_curves_of_every_stage_and_of_a_run_resumed_at_others_are_one(tmp_pa
         run_well("train.py", run_in(str(stage), stage), world_size=2, log=tmp_path / "log")
     wanted = losses(tmp_path / "0")
     assert len(wanted) == 12
-    assert wanted[-1] < wanted[0] - 1e-2  # something is learnt, so agreement is no accident
+    assert wanted[-1] < wanted[0] - 1e-2  # something is learned, so agreement is no accident
     for stage in (1, 2, 3):
         assert losses(tmp_path / str(stage)) == pytest.approx(wanted, rel=1e-6), f"stage {stage}"
     mixed = tmp_path / "mixed"

@@ -2,7 +2,7 @@
 
     employment status    occupation        the observation is
     unemployed           any               the state unemployed
-    not working          any               education if enrolled, else the state not in the labour force
+    not working          any               education if enrolled, else the state not in the labor force
     armed forces         any               the occupation, or the military where there is none
     working              known             the occupation
     not known            known             the occupation; left out where the question was for the present or last job

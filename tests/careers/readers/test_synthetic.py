@@ -1,4 +1,4 @@
-"""The made labour market: its stated probabilities are those that its careers follow."""
+"""The made labor market: its stated probabilities are those that its careers follow."""
 
 from __future__ import annotations
 

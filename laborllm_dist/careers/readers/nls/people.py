@@ -59,7 +59,7 @@ ETHNICITIES: Mapping[Cohort, Mapping[int, str]] = {
 }
 ENROLLED: Mapping[Cohort, frozenset[int]] = {"NLSY79": frozenset({2, 3}), "NLSY97": frozenset({8, 9, 10, 11})}
 INTERVIEW_STATUS: Mapping[int, Status] = {1: "working", 2: "unemployed", 3: "not_working", 4: "armed_forces"}
-# Weeks: 1 and 5 out of the labour force, 2 not working (which kind is not told), 3 with an employer, 4 unemployed,
+# Weeks: 1 and 5 out of the labor force, 2 not working (which kind is not told), 3 with an employer, 4 unemployed,
 # the armed forces 6 (NLSY97) or 7 (NLSY79), and from 100 on the number of a job; 0 says nothing.
 WEEK_STATUS: Mapping[int, Status] = {
     1: "not_working", 2: "not_told_apart", 3: "working", 4: "unemployed", 5: "not_working",

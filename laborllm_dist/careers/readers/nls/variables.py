@@ -96,7 +96,7 @@ def years_with_status(cohort: Cohort) -> set[int]:
 
 
 def weekly_variables(names: Iterable[VariableName]) -> list[NlsVariable]:
-    """Return the weekly labour-force statuses among the variables that an extract lists, table or no table.
+    """Return the weekly labor-force statuses among the variables that an extract lists, table or no table.
 
     So weeks of later rounds, which the table does not have, count as soon as a user adds them.
     """

@@ -1,4 +1,4 @@
-"""A made labour market whose true probabilities are known: people in, careers out, and the probability of every job.
+"""A made labor market whose true probabilities are known: people in, careers out, and the probability of every job.
 
 With real surveys nobody knows the best possible perplexity. Here it is known, so a report can say how far a model is
 from the truth. The market is one and the same always; the seed only decides which people are drawn from it. Person i
@@ -147,7 +147,7 @@ class SyntheticMarket:
 
     def _index(self, career: CareerHistory, code: str) -> int:
         if code not in self.index_of:
-            raise DataFileError(f"person {career.person!r}: occupation {code!r} is not one of the made labour market")
+            raise DataFileError(f"person {career.person!r}: occupation {code!r} is not one of the made labor market")
         return self.index_of[code]
 
     def _tenures(self, career: CareerHistory) -> list[int]:
@@ -217,7 +217,7 @@ class SyntheticMarket:
 
 
 def make_market(settings: SyntheticSettings) -> SyntheticMarket:
-    """Return the made labour market, to draw the people of `settings.seed` from."""
+    """Return the made labor market, to draw the people of `settings.seed` from."""
     vocabulary = synthetic_vocabulary()
     hold_OT, hold_OS, hold_gap = stay_factors()
     return SyntheticMarket(
@@ -286,7 +286,7 @@ def _stratum(career: CareerHistory, year: int, education: str | None) -> int:
     if career.birth_year is None or education not in EDUCATIONS:
         raise DataFileError(
             f"person {career.person!r}, {year}: birth year {career.birth_year}, education {education!r}; the made "
-            f"labour market needs a birth year and one of: {', '.join(EDUCATIONS)}"
+            f"labor market needs a birth year and one of: {', '.join(EDUCATIONS)}"
         )
     return stratum_of(EDUCATIONS.index(education), career.birth_year, year)
 

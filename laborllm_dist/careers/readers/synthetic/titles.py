@@ -1,4 +1,4 @@
-"""The words of the made labour market (335 titles) and the numbers of its rule: who goes where, and how likely.
+"""The words of the made labor market (335 titles) and the numbers of its rule: who goes where, and how likely.
 
 A title is a rank word and a trade, such as "Senior welding technicians"; trades of a family share their last word.
 So what a family has in common can be read off its titles. No title begins another, so the text of a title alone has
@@ -193,7 +193,7 @@ def places() -> tuple[Place, ...]:
 
 
 def synthetic_vocabulary() -> OccupationVocabulary:
-    """Return the 335 occupations of the made labour market: 332 titles, then the three states."""
+    """Return the 335 occupations of the made labor market: 332 titles, then the three states."""
     codes: list[str] = []
     titles: list[str] = []
     for place in places():
