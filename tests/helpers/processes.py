@@ -42,8 +42,10 @@ OF_A_RANK = (
 # Each has an order of sets of strings of its own. Ranks of one run are from different ones, and a rank that is started
 # again is from another one than before, as with new interpreters: nothing may depend on that order.
 NUM_FORKING = 3
+# What libraries set in the process of the tests when they are imported; a rank that starts does not have it.
+OF_LIBRARIES = ("TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK")
 # As the session began: what a test sets for itself must not stay with the processes that later tests fork from.
-ENVIRONMENT = {**os.environ, **ON_CPU}
+ENVIRONMENT = {**{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}, **ON_CPU}
 
 
 class ForkingProgram:
@@ -64,12 +66,12 @@ class ForkingProgram:
         atexit.register(self._end)
 
     def serves(self, environment: dict[str, str]) -> bool:
-        """Return whether what was imported would be the same under this environment."""
-        own, other = (
-            {name: value for name, value in each.items() if name not in OF_A_RANK}
-            for each in (ENVIRONMENT, environment)
-        )
-        return own == other
+        """Return whether what was imported would be the same under this environment; a test may set another one."""
+        names = (ENVIRONMENT.keys() | environment.keys()) - set(OF_A_RANK)
+        other = sorted(name for name in names if ENVIRONMENT.get(name) != environment.get(name))
+        if other:
+            warnings.warn(f"ranks by new interpreters, since the environment differs: {', '.join(other)}", stacklevel=4)
+        return not other
 
     def fork(self, command: Sequence[str], environment: dict[str, str], output: BinaryIO) -> ForkedRank:
         request = {"command": list(command), "environment": environment, "folder": str(Path.cwd())}
@@ -164,7 +166,7 @@ def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: 
     with log.open("ab") as output:
         for rank in range(world_size):
             environment = {
-                **os.environ,
+                **{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES},
                 **ON_CPU,
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
