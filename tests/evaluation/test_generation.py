@@ -224,7 +224,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = [f"store.root={folder}/stores", f"runs={folder}/runs", "+experiment=quickstart", "training.epochs=4"]
     run_well("train.py", [*run, "name=half"], world_size=1, log=folder / "log")
     text = run_well("evaluate.py", [f"run={folder}/runs/half", *ASKED], world_size=1, log=folder / "log")
-    assert "evaluate: titles are " in text.splitlines()[-1]
+    assert any("evaluate: titles are " in line for line in text.splitlines()[-2:])  # then that it has learned little
     return folder / "runs/half"
 
 

@@ -277,7 +277,8 @@ def test_a_stop_in_the_last_validation_leaves_it_to_the_next_start(tmp_path: Pat
     assert "loss_nats_per_token" in lines[-1]
     # Titles, a small part of the tokens, decide which weights are best.
     (validation,) = read_manifest(checkpoint_folder(tmp_path / "runs/small/checkpoints", 4)).state["validations"][-1:]
-    assert validation == {"step": 4, "loss": lines[-1]["validation_nats_per_title"]}
+    loss = lines[-1]["validation_nats_per_title"]
+    assert validation == {"step": 4, "loss": loss, "nats_per_title": loss}
     # What the late validation has changed is saved: there is nothing left to do.
     assert "is finished (4 steps, best after 4)" in run_well("train.py", run, world_size=1, log=tmp_path / "log")
 
