@@ -75,7 +75,7 @@ class CustomCodeError(LaborError):
 
 
 class NonFiniteLossError(LaborError):
-    """A step's loss or gradient is no number, or a spike; it was not learned from."""
+    """A step's loss or gradient is non-finite, or its loss a spike; the step was not applied."""
 
 
 class MemoryEstimateError(LaborError):
@@ -111,7 +111,7 @@ class RendezvousError(LaborError):
 
 
 class LauncherError(LaborError):
-    """What a launcher's variables say cannot be: no number, a contradiction, or one rank started twice."""
+    """A launcher's variables are invalid: not a number, a contradiction, or one rank started twice."""
 
 
 class ForeignMessageError(LaborError):

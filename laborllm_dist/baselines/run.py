@@ -31,7 +31,7 @@ FORMAT = 3  # of the tables made here: raise it when what is in them changes
 
 
 def score_baselines(settings: BaselineSettings, say: Callable[[str], None]) -> list[Path]:
-    """Write the score table of every baseline that is asked for and not there yet.
+    """Write the score table of every requested baseline that does not have one yet.
 
     Raises:
         RunError: if the truth is asked of careers whose true probabilities nobody knows.

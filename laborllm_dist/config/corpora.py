@@ -287,7 +287,7 @@ class CorpusSettings:
 
     @property
     def people_of(self) -> str:
-        """The population: the name under which people are told apart and split."""
+        """The population: people are identified and split within it."""
         return self.population or self.survey
 
 

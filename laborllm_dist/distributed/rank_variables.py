@@ -1,7 +1,7 @@
 """The variables that launchers set -> which rank this process is, how many there are, and where they meet.
 
-They come from outside, by deepspeed, torchrun, srun or hand: what is no number, contradicts itself or lacks a part is
-refused before ranks wait for each other, which would take until the time limit.
+They come from outside: from deepspeed, torchrun, srun, or a person. Values that are not numbers, contradict each other
+or are incomplete are refused here, before ranks wait for each other until the time limit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_rank_variables(environment: Mapping[str, str]) -> RankVariables:
     """Return what RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say; all of them are set.
 
     Raises:
-        LauncherError: naming a variable that is no number of its range, or contradicts another one.
+        LauncherError: naming a variable that is not a number in its range, or that contradicts another one.
     """
     world_size = whole_number(environment, "WORLD_SIZE", 1, MOST_RANKS)
     rank = whole_number(environment, "RANK", 0, MOST_RANKS - 1)
@@ -76,7 +76,7 @@ def check_is_complete(environment: Mapping[str, str]) -> None:
 
 
 def check_devices(environment: Mapping[str, str], local_rank: int, num_gpus: int) -> None:
-    """Refuse a rank that no GPU is left for, and an accelerator that DeepSpeed would be asked for in vain.
+    """Refuse a rank without a GPU of its own, and an accelerator that DeepSpeed does not have.
 
     Raises:
         LauncherError: naming the variable.

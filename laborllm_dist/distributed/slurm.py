@@ -33,7 +33,7 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
     wherever it was started (`srun --pty bash` too).
 
     Raises:
-        LauncherError: if one of Slurm's variables is no number.
+        LauncherError: if one of Slurm's variables is not a number.
     """
     if "RANK" in environment or any(name not in environment for name in NEEDED):
         return {}

@@ -1,8 +1,8 @@
-"""Careers of a user's own, whose next occupation is asked for: what is known of a person, and the year to predict.
+"""Careers of a user's own whose next occupation is to be predicted: what is known of a person, and the year to predict.
 
-Files (request_files.py) give cells of text; here they are checked and become careers. What is wrong is noted, and
-the reading goes on, so that one look finds every problem. Without a year to predict it is the one after the last job;
-without an education for it, the last one on record counts.
+Files (request_files.py) give cells of text; this module checks them and makes careers. It collects all problems before
+it refuses a file. The default year to predict is the one after the last job, and its default education is the last one
+on record.
 """
 
 from __future__ import annotations
