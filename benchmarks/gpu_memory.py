@@ -35,7 +35,7 @@ from laborllm_dist.store.tokenizer import PROBE, train_tokenizer
 PROJECT = Path(__file__).resolve().parent.parent
 DRY_RUN = Path(__file__).resolve().with_name("dry_cuda") / "dry_run.py"
 CAREERS = [
-    "data=synthetic", "data.corpora.synthetic.synthetic.num_people=600", "tokenizer=pretrained", "training.epochs=2",
+    "data=synthetic", "data.corpora.synthetic.num_people=600", "tokenizer=pretrained", "training.epochs=2",
     "training.validations_per_epoch=1", "training.log_every_steps=1",
 ]  # fmt: skip
 SHAPES = {

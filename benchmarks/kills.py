@@ -33,7 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 NUM_STEPS, EVERY, STEPS_PER_EPOCH = 60, 5, 3
 MARK = "--- start ---\n"
 SETTINGS = [
-    "data=synthetic", "data.corpora.synthetic.synthetic.num_people=60", "tokenizer.vocabulary_size=400",
+    "data=synthetic", "data.corpora.synthetic.num_people=60", "tokenizer.vocabulary_size=400",
     "model.llama.hidden_size=32", "model.llama.intermediate_size=64", "model.llama.num_heads=2",
     "model.llama.num_key_value_heads=1", "batch.max_seq_length=1024", "batch.global_batch_size=16",
     f"training.epochs={NUM_STEPS // STEPS_PER_EPOCH}", f"training.checkpoint_every_steps={EVERY}",

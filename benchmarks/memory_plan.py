@@ -21,7 +21,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 MODEL = [
-    "data=synthetic", "data.corpora.synthetic.synthetic.num_people=130", "tokenizer.vocabulary_size=8000",
+    "data=synthetic", "data.corpora.synthetic.num_people=130", "tokenizer.vocabulary_size=8000",
     "model.llama.hidden_size=640", "model.llama.intermediate_size=1728", "model.llama.num_layers=10",
     "model.llama.num_heads=8", "model.llama.num_key_value_heads=8", "model.llama.tied_embeddings=false",
     "batch.global_batch_size=32", "batch.max_seq_length=1024", "batch.micro_batch_size=2", "training.epochs=1",

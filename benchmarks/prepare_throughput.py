@@ -73,15 +73,15 @@ def prepare_one(kind: str, num_people: int, num_workers: int, folder: Path) -> N
         source = folder / "resumes.jsonl"
         with source.open("w") as file:
             file.writelines(made_rows(num_people))
-        columns = "data.corpora.resumes.resumes.columns"
+        columns = "data.corpora.resumes.columns"
         overrides += [
-            "data=resumes", f"data.corpora.resumes.resumes.path={source}",
-            "data.corpora.resumes.resumes.occupation_from=title",
-            f"data.corpora.resumes.resumes.last_year={LAST_YEAR}",
+            "data=resumes", f"data.corpora.resumes.path={source}",
+            "data.corpora.resumes.occupation_from=title",
+            f"data.corpora.resumes.last_year={LAST_YEAR}",
             *(f"{columns}.{name}=null" for name in ABSENT),
         ]  # fmt: skip
     else:
-        overrides += ["data=synthetic", f"data.corpora.synthetic.synthetic.num_people={num_people}"]
+        overrides += ["data=synthetic", f"data.corpora.synthetic.num_people={num_people}"]
     settings = compose_settings(RunSettings, "run", overrides)
     started = time.monotonic()
     store = prepare_store(settings, lambda line: None)

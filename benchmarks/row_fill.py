@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"store.root={folder}", f"batch.max_seq_length={ROW_LENGTH}"]
         if len(sys.argv) > 1:
-            overrides += ["data=long_panel", f"data.corpora.long_panel.long_panel.path={sys.argv[1]}"]
+            overrides += ["data=long_panel", f"data.corpora.long_panel.path={sys.argv[1]}"]
         if len(sys.argv) > 2:
             overrides += ["tokenizer=pretrained", f"tokenizer.path={sys.argv[2]}"]
         else:

@@ -101,10 +101,10 @@ def main() -> None:
             "data=long_panel",
             "tokenizer=trained",
             "optimizer=adamw",
-            f"data.corpora.long_panel.long_panel.path={wanted.panel}",
+            f"data.corpora.long_panel.path={wanted.panel}",
         ]
     else:
-        data = [*SYNTHETIC, f"data.corpora.synthetic.synthetic.num_people={round(wanted.steps * 32 / 0.69)}"]
+        data = [*SYNTHETIC, f"data.corpora.synthetic.num_people={round(wanted.steps * 32 / 0.69)}"]
     speeds: dict[str, list[float]] = {}
     losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as root:

@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from laborllm_dist.config.help import help_text as settings_help
+from laborllm_dist.config.help import paths_of
 from laborllm_dist.config.reader import Settings, read_settings
 from laborllm_dist.errors import (
     InterruptedRunError,
@@ -38,6 +41,8 @@ from laborllm_dist.io.console import complain, guard_output, show
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = ("--help", "-h")
+SETTINGS_HEADING = """Settings with their values now (???: must be given), their meaning and what they may be.
+SETTING=VALUE changes one; --help SETTING shows one, or a group (--help optimizer)."""
 UNREADABLE = (ValueError, RecursionError)  # of Hydra's parser: a number of 5,000 digits, a list 1,000 levels deep
 
 
@@ -73,7 +78,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
     try:
         if any(argument in HELP for argument in arguments):
-            _show_help(config_name, [argument for argument in arguments if argument not in HELP], help_text)
+            _show_help(kind, config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
             work(compose_settings(kind, config_name, arguments))
     except (PeerFailedError, OutputClosedError) as refusal:
@@ -84,7 +89,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             refusal, (SettingsError, InterruptedRunError, RunError, NonFiniteLossError, MemoryEstimateError)
         )
         if not (is_everyones and _is_other_rank(os.environ)):
-            complain(f"{'stopped' if isinstance(refusal, InterruptedRunError) else 'error'}: {refusal}")
+            complain(f"{'stopped' if isinstance(refusal, InterruptedRunError) else 'error'}: {refusal.labeled()}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
         complain("stopped: by Ctrl-C; the same command goes on from what is finished")
@@ -115,10 +120,22 @@ def _is_other_rank(environment: Mapping[str, str]) -> bool:
     return all(each.isascii() and each.isdecimal() for each in (rank, size)) and 0 < int(rank) < int(size)
 
 
-def _show_help(config_name: str, overrides: Sequence[str], help_text: str) -> None:
-    values = OmegaConf.create(compose_values(config_name, overrides, incomplete=True))
-    heading = f"{help_text.strip()}\n\nSettings and their values now (???: must be given):\n\n"
-    show(heading + OmegaConf.to_yaml(values))
+def _show_help(kind: type, config_name: str, arguments: Sequence[str], help_text: str) -> None:
+    """Show the settings with their meanings; words without = name those to show.
+
+    Raises:
+        SettingsError: if there is no such setting.
+    """
+    only = [argument for argument in arguments if argument.isidentifier() or re.fullmatch(r"\w+(\.\w+)+", argument)]
+    overrides = [argument for argument in arguments if argument not in only]
+    values = compose_values(config_name, overrides, incomplete=True)
+    known = paths_of(kind, values, CONF)
+    for name in only:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise SettingsError(f"no setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    heading = "" if only else f"{help_text.strip()}\n\n{SETTINGS_HEADING}\n\n"
+    show(heading + settings_help(kind, values, CONF, shutil.get_terminal_size((120, 24)).columns, only) + "\n")
 
 
 def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
-"""Every mistake a user can make, one class each; the text says what was found, what was wanted, what to do.
+"""Every mistake a user can make, one class each; the text says what was expected, what was there, and what to do.
 
-Launch scripts print the text of a `LaborError` as one line and exit with its `exit_code`; anything else is a bug of
-this software and keeps its traceback.
+Launch scripts print the text of a `LaborError` and its label, and exit with its `exit_code`; anything else is a bug of
+this software and keeps its traceback. A label (`data-file/no-column`) is the class and a code. It stays the same when
+the text is improved, so that scripts, tests and questions can refer to it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _NEXT_PROBLEM = re.compile(r"\n(?=  )")  # a line break before an indented line
 
 
 class LaborError(Exception):
-    """Base of all refusals of this software.
+    """Base of all errors that this software raises about its input and surroundings.
 
     The text has one line, or an indented line for each problem of a file. Whatever it quotes, from names to the words
     of other libraries, cannot break that: control characters are shown escaped, and very long lines are shortened.
@@ -23,9 +24,21 @@ class LaborError(Exception):
 
     exit_code = 2
 
-    def __init__(self, text: object = "") -> None:
+    def __init__(self, text: object = "", *, code: str = "") -> None:
         lines = map(visible, _NEXT_PROBLEM.split(str(text)))
         super().__init__("\n".join(map(_shortened, lines)))
+        self.code = code
+
+    @property
+    def label(self) -> str:
+        """The class and the code, such as data-file/no-column."""
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(self).__name__.removesuffix("Error")).lower()
+        return f"{name}/{self.code}" if self.code else name
+
+    def labeled(self) -> str:
+        """Return the text with the label at the end of its first line."""
+        first, *problems = str(self).split("\n")
+        return "\n".join([f"{first} [{self.label}]" if self.code else first, *problems])
 
 
 def _shortened(line: str) -> str:

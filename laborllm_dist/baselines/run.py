@@ -15,6 +15,7 @@ from laborllm_dist.baselines.frequency import first_order_table, marginal_table
 from laborllm_dist.careers.corpus import fingerprint_sources
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.careers.splits import SPLITS
+from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.config.run import BaselineSettings, RunSettings
 from laborllm_dist.errors import RunError
@@ -91,7 +92,7 @@ def _trained_on(settings: RunSettings) -> dict[str, tuple[float, float]]:
 
 def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) -> npt.NDArray[np.float64]:
     markets = {
-        corpus.survey: make_market(corpus.synthetic) for corpus in data.corpora.values() if corpus.synthetic is not None
+        corpus.survey: make_market(corpus) for corpus in data.corpora.values() if isinstance(corpus, SyntheticSettings)
     }
     if len(markets) < len(data.corpora):
         raise RunError("the true probabilities are known for synthetic careers only; leave `truth` out of baselines")

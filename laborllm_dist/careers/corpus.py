@@ -19,7 +19,7 @@ from laborllm_dist.careers.readers.resumes.people import RESUMES
 from laborllm_dist.careers.readers.synthetic.market import SYNTHETIC
 from laborllm_dist.careers.readers.wage_panel import WAGE_PANEL
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
-from laborllm_dist.config.corpora import CorpusSettings
+from laborllm_dist.config.corpora import CorpusSettings, SurveySettings
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.io.files import sha256_of_all
@@ -48,13 +48,13 @@ def check_sources(data: DataSettings) -> None:
                 refuse_pointers(path)
         except DataFileError as error:
             advice = f"; {corpus.download_hint}" if corpus.download_hint else ""
-            place = f"data.corpora.{name}.{corpus.group}.path"
+            place = f"data.corpora.{name}.path"
             raise DataFileError(f"no careers of {corpus.survey}: {error} (setting {place}){advice}") from None
-        wanted = READERS[corpus.kind].own_occupations(corpus.reader_settings)
+        wanted = READERS[corpus.kind].own_occupations(corpus)
         if wanted is not None and not vocabulary_path(wanted).is_file():
             raise DataFileError(
                 f"no list of occupations for {corpus.survey}: {wanted.path} (setting data.corpora.{name}."
-                f"{corpus.group}.vocabulary.path); give a CSV with columns {wanted.code} and {wanted.title}, or "
+                f"vocabulary.path); give a CSV with columns {wanted.code} and {wanted.title}, or "
                 f"{shipped_vocabularies()}"
             )
 
@@ -65,7 +65,7 @@ def source_files(corpus: CorpusSettings) -> list[Path]:
     Raises:
         DataFileError: if they are missing.
     """
-    return READERS[corpus.kind].files(corpus.reader_settings)
+    return READERS[corpus.kind].files(corpus)
 
 
 def missing_variables(data: DataSettings) -> dict[str, list[str]]:
@@ -75,9 +75,9 @@ def missing_variables(data: DataSettings) -> dict[str, list[str]]:
         DataFileError: if what is there is not enough for any observation.
     """
     return {
-        name: READERS[corpus.kind].missing_variables(corpus.reader_settings)
+        name: READERS[corpus.kind].missing_variables(corpus)
         for name, corpus in data.corpora.items()
-        if corpus.extract is not None and corpus.extract.variables != "all"
+        if isinstance(corpus, SurveySettings) and corpus.variables != "all"
     }
 
 
@@ -87,7 +87,7 @@ def read_people(corpus: CorpusSettings) -> Iterator[PersonThunk]:
     Raises:
         DataFileError: if the source is unusable; files that are read as a whole are refused before the first person.
     """
-    return READERS[corpus.kind].people(corpus.reader_settings, corpus.survey)
+    return READERS[corpus.kind].people(corpus, corpus.survey)
 
 
 def read_careers(data: DataSettings) -> Iterator[CareerHistory]:
@@ -105,7 +105,7 @@ def corpus_careers(corpus: CorpusSettings) -> Iterator[CareerHistory]:
 
 def corpus_vocabulary(corpus: CorpusSettings) -> OccupationVocabulary:
     """Return the occupations of a corpus."""
-    return READERS[corpus.kind].vocabulary(corpus.reader_settings)
+    return READERS[corpus.kind].vocabulary(corpus)
 
 
 def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
@@ -113,7 +113,7 @@ def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
 
     Empty where every occupation of the vocabulary can be observed in any year.
     """
-    return READERS[corpus.kind].reachable_by_year(corpus.reader_settings)
+    return READERS[corpus.kind].reachable_by_year(corpus)
 
 
 def corpus_notes(corpus: CorpusSettings) -> list[str]:
@@ -123,9 +123,9 @@ def corpus_notes(corpus: CorpusSettings) -> list[str]:
         LaborError: if the source is unusable.
     """
     reader = READERS[corpus.kind]
-    wanted = reader.own_occupations(corpus.reader_settings)
+    wanted = reader.own_occupations(corpus)
     notes = [] if wanted is None else notes_of_vocabulary(wanted)
-    return [*notes, *reader.notes(corpus.reader_settings)]
+    return [*notes, *reader.notes(corpus)]
 
 
 def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
@@ -168,6 +168,6 @@ def _fingerprint(corpus: CorpusSettings) -> str:
     reader = READERS[corpus.kind]
     if reader.version is not None:
         return reader.version()
-    wanted = reader.own_occupations(corpus.reader_settings)
+    wanted = reader.own_occupations(corpus)
     occupations = "occ1990dd" if wanted is None else sha256_of_all([vocabulary_path(wanted)])
     return f"{sha256_of_all(source_files(corpus))}, occupations {occupations}, tables {TABLES_VERSION}"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from laborllm_dist.config.reader import read_settings
+from laborllm_dist.config.reader import Strict, read_settings
 from laborllm_dist.errors import CheckpointError, SettingsError, UnsupportedFormatError
 from laborllm_dist.io.files import sha256_of, sha256_of_json, translate_disk_errors, write_json
 from laborllm_dist.io.json_files import read_json_object
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
-class SavedOptimizerShard:
+class SavedOptimizerShard(Strict):
     """The stretch [start, start + numel) of a flattened weight that lies in a file."""
 
     name: str
@@ -34,7 +34,7 @@ class SavedOptimizerShard:
 
 
 @dataclass(frozen=True, slots=True)
-class SavedFile:
+class SavedFile(Strict):
     """A file of a checkpoint."""
 
     bytes: int
@@ -43,7 +43,7 @@ class SavedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointManifest:
+class CheckpointManifest(Strict):
     """What a complete checkpoint says of itself. `state` is the run's, as plain values."""
 
     step: int

@@ -1,6 +1,6 @@
 """Settings of the road from data files to the token store: corpora, split, template, tokenizer, store.
 
-As in `settings`: values live in conf/, here are their meaning, units and checks.
+Values live in conf/; their meaning, units and checks are here.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from laborllm_dist.config.corpora import CorpusSettings
+from laborllm_dist.config.corpora import Corpus
 from laborllm_dist.config.number_ranges import Examples, People, Seed, Tokens, between, within
-from laborllm_dist.config.reader import OutOfRangeError, added_later, check_file_name
+from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
 TITLES_LINE, EXAMPLES_LINE = "{titles}", "{examples}"
 MOST_LOCAL_SHARDS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class DataSettings:
+class DataSettings(Strict):
     """The corpora of a run, pooled in this order."""
 
-    name: str  # first part of the name of the token store's folder
-    corpora: dict[str, CorpusSettings]
+    name: str
+    """First part of the name of the token store's folder."""
+    corpora: dict[str, Corpus]
 
     def __post_init__(self) -> None:
         check_file_name(self, "name")
@@ -30,20 +31,23 @@ class DataSettings:
             raise OutOfRangeError("corpora", "at least one corpus")
         tags = [corpus.survey for corpus in self.corpora.values()]
         if len(set(tags)) < len(tags):
-            raise OutOfRangeError("corpora", f"a survey tag of its own for each corpus, found {', '.join(tags)}")
+            raise OutOfRangeError("corpora", f"a survey tag of its own for each corpus, got {', '.join(tags)}")
         if odd := [name for name in self.corpora if not re.fullmatch(r"\w+", name)]:
             raise OutOfRangeError(
-                "corpora", f"names of letters, digits and _, since files are named so; found {odd[0]!r}"
+                "corpora", f"names of letters, digits and _, since files are named so; got {odd[0]!r}"
             )
 
 
 @dataclass(frozen=True, slots=True)
-class SplitSettings:
+class SplitSettings(Strict):
     """Fractions of people, by a keyed hash of (population, person); the remaining people are the test people."""
 
-    key: str  # key of the hash
-    train: Annotated[float, between(0, 1)]  # fraction of people to train on
-    validation: Annotated[float, between(0, 1)]  # fraction of people to validate on
+    key: str
+    """Key of the hash."""
+    train: Annotated[float, between(0, 1)]
+    """Fraction of people to train on."""
+    validation: Annotated[float, between(0, 1)]
+    """Fraction of people to validate on."""
 
     def __post_init__(self) -> None:
         if not self.train + self.validation < 1:
@@ -51,16 +55,19 @@ class SplitSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TitleSettings:
+class TitleSettings(Strict):
     """How an occupation is written.
 
     `english`: its title. `numeric`: `prefix` and a number, such as job_144. `shuffled`: the title of another
     occupation, always the same one, drawn by `seed`. `perturbed`: `prefix` before the title, such as "Sr. Cooks".
     """
 
-    style: Literal["english", "numeric", "shuffled", "perturbed"]  # how an occupation is written
-    prefix: str | None = None  # text before the number or the title
-    seed: Seed | None = None  # seed that assigns the shuffled titles
+    style: Literal["english", "numeric", "shuffled", "perturbed"]
+    """How an occupation is written."""
+    prefix: str | None = None
+    """Text before the number or the title."""
+    seed: Seed | None = None
+    """Seed that assigns the shuffled titles."""
 
     def __post_init__(self) -> None:
         needed = {"numeric": "prefix", "perturbed": "prefix", "shuffled": "seed"}.get(self.style)
@@ -69,33 +76,43 @@ class TitleSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TemplateSettings:
+class TemplateSettings(Strict):
     """The text of a career. A part in `[...]` is omitted if a field inside it is absent."""
 
-    heading: tuple[str, ...]  # lines before the first job
-    entry: str  # line of a job; `{title}` ends it
-    ending: tuple[str, ...]  # lines after the last job
+    heading: tuple[str, ...]
+    """Lines before the first job."""
+    entry: str
+    """Line of a job; `{title}` ends it."""
+    ending: tuple[str, ...]
+    """Lines after the last job."""
     titles: TitleSettings
-    hidden: tuple[str, ...]  # fields that are treated as absent
-    max_history: Annotated[int, within(0, 1_000_000)] | None  # most lines of history before a predicted line; None: all
-    # lines before every career: `{titles}` becomes one line per title, `{examples}` the few-shot careers
-    preface: tuple[str, ...] = added_later(())
-    num_fewshot: Examples = added_later(0)  # number of training people whose careers are few-shot examples
-    fewshot_seed: Seed = added_later(1)  # seed that draws these people
-    # longest text; the history of a longer career is truncated. An evaluation with truncation=last_lines sets it
-    max_tokens: Tokens | None = added_later(None)
+    hidden: tuple[str, ...]
+    """Fields that are treated as absent."""
+    max_history: Annotated[int, within(0, 1_000_000)] | None
+    """Most lines of history before a predicted line; null: all."""
+    preface: tuple[str, ...] = ()
+    """Lines before every career: `{titles}` becomes one line per title, `{examples}` the few-shot careers."""
+    num_fewshot: Examples = 0
+    """Number of training people whose careers are few-shot examples."""
+    fewshot_seed: Seed = 1
+    """Seed that draws these people."""
+    max_tokens: Tokens | None = None
+    """Longest text; the history of a longer career is truncated. An evaluation with truncation=last_lines sets it."""
 
     def __post_init__(self) -> None:
         check_preface(self.preface, self.num_fewshot)
 
 
 @dataclass(frozen=True, slots=True)
-class PromptSettings:
+class PromptSettings(Strict):
     """The lines that an evaluation puts before every career, as in the template's settings."""
 
-    preface: tuple[str, ...] | None  # lines before every career; None: those of the run
-    num_fewshot: Examples  # number of training people whose careers are few-shot examples
-    fewshot_seed: Seed  # seed that draws these people
+    preface: tuple[str, ...] | None
+    """Lines before every career; null: those of the run."""
+    num_fewshot: Examples
+    """Number of training people whose careers are few-shot examples."""
+    fewshot_seed: Seed
+    """Seed that draws these people."""
 
     def __post_init__(self) -> None:
         check_preface(self.preface or (), self.num_fewshot)
@@ -105,31 +122,34 @@ def check_preface(preface: tuple[str, ...], num_fewshot: int) -> None:
     """Refuse lines that cannot be filled, and examples without a line for them or the other way round."""
     for line in preface:
         if "\n" in line:
-            raise OutOfRangeError("preface", f"each line as its own item, found a line break in {line!r}")
+            raise OutOfRangeError("preface", f"each line as its own item, got a line break in {line!r}")
         if line not in (TITLES_LINE, EXAMPLES_LINE) and ("{" in line or "}" in line):
             raise OutOfRangeError(
                 "preface", f"braces only where {TITLES_LINE} or {EXAMPLES_LINE} is all of the line: {line!r}"
             )
     if EXAMPLES_LINE in preface and num_fewshot < 1:
         raise OutOfRangeError(
-            "num_fewshot", f"a number above 0 for the preface's line {EXAMPLES_LINE}, found {num_fewshot}"
+            "num_fewshot", f"a number above 0 for the preface's line {EXAMPLES_LINE}, got {num_fewshot}"
         )
     if EXAMPLES_LINE not in preface and num_fewshot != 0:
-        raise OutOfRangeError("num_fewshot", f"0, since the preface has no line {EXAMPLES_LINE}, found {num_fewshot}")
+        raise OutOfRangeError("num_fewshot", f"0, since the preface has no line {EXAMPLES_LINE}, got {num_fewshot}")
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerSettings:
+class TokenizerSettings(Strict):
     """The tokenizer of a run."""
 
-    # a Hugging Face tokenizer (`pretrained`), or byte-level BPE learned from training people (`trained`)
     kind: Literal["pretrained", "trained"]
-    path: str | None  # folder or hub id of a pretrained tokenizer; None: the model's
-    # number of tokens of a trained tokenizer
+    """A Hugging Face tokenizer (`pretrained`), or byte-level BPE learned from training people (`trained`)."""
+    path: str | None
+    """Folder or hub id of a pretrained tokenizer; null: the model's."""
     vocabulary_size: Annotated[int, within(260, 1_000_000, "256 bytes and 4 marks are the least")] | None
-    training_people: People | None  # most training people whose texts a trained tokenizer learns from
-    # a title is as many tokens as it takes (`pieces`), or one token, as are constant phrases of the template (`whole`)
-    titles: Literal["pieces", "whole"] = added_later("pieces")
+    """Number of tokens of a trained tokenizer."""
+    training_people: People | None
+    """Most training people whose texts a trained tokenizer learns from."""
+    titles: Literal["pieces", "whole"] = "pieces"
+    """A title is as many tokens as it takes (`pieces`), or one token, as are constant phrases of the template
+    (`whole`)."""
 
     def __post_init__(self) -> None:
         if self.kind == "pretrained" and self.titles == "whole":
@@ -141,28 +161,36 @@ class TokenizerSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreSettings:
+class StoreSettings(Strict):
     """Where token stores are. A fingerprint of data and settings names a store, so that it is created once."""
 
-    root: str  # folder of all token stores
-    # people per shard; a shard is held in memory and written at once
+    root: str
+    """Folder of all token stores."""
     people_per_shard: Annotated[int, within(1, 10_000_000)]
+    """People per shard; a shard is held in memory and written at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareSettings:
+class PrepareSettings(Strict):
     """How preparation is parallelized. It does not affect the store's contents."""
 
-    # None: start all workers and merge; a number: do the share of this worker, and merge if it is the last to finish
     shard: Annotated[int, within(0, 9_999)] | None
-    # number of worker processes; worker i writes the shards i, i + num_workers, ... of every corpus
+    """null: start all workers and merge; a number: do the share of this worker, and merge if it is the last to
+    finish."""
     num_workers: Annotated[int, within(1, 10_000)]
-    where: Literal["local", "slurm"]  # worker processes on this machine, or an array of Slurm jobs
-    slurm_partition: str | None  # Slurm partition of the workers; None: the default one
-    minutes: Annotated[int, within(1, 1_000_000)]  # time limit of a worker, in minutes
-    memory_gib: Annotated[int, within(1, 1_000_000)]  # memory of a worker under Slurm, in GiB
-    cpus: Annotated[int, within(1, 100_000)]  # CPUs of a worker under Slurm
-    career_text: str | None  # new folder to which the store's careers are also written, as CAREER's parallel text files
+    """Number of worker processes; worker i writes the shards i, i + num_workers, ... of every corpus."""
+    where: Literal["local", "slurm"]
+    """Worker processes on this machine, or an array of Slurm jobs."""
+    slurm_partition: str | None
+    """Slurm partition of the workers; null: the default one."""
+    minutes: Annotated[int, within(1, 1_000_000)]
+    """Time limit of a worker, in minutes."""
+    memory_gib: Annotated[int, within(1, 1_000_000)]
+    """Memory of a worker under Slurm, in GiB."""
+    cpus: Annotated[int, within(1, 100_000)]
+    """CPUs of a worker under Slurm."""
+    career_text: str | None
+    """New folder to which the store's careers are also written, as CAREER's parallel text files."""
 
     def __post_init__(self) -> None:
         if self.where == "local" and self.shard is None and self.num_workers > MOST_LOCAL_SHARDS:
@@ -171,5 +199,5 @@ class PrepareSettings:
             )
         if self.shard is not None and self.shard >= self.num_workers:
             raise OutOfRangeError(
-                "shard", f"a number from 0 to {self.num_workers - 1} (num_workers - 1), found {self.shard}"
+                "shard", f"a number from 0 to {self.num_workers - 1} (num_workers - 1), got {self.shard}"
             )

@@ -1,6 +1,6 @@
 """Settings of the model and of how it is computed: weights, adapter, kernels, ZeRO, optimizer.
 
-As in `settings`: values live in conf/, here are their meaning, units and checks.
+Values live in conf/; their meaning, units and checks are here.
 """
 
 from __future__ import annotations
@@ -9,25 +9,33 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from laborllm_dist.config.number_ranges import Share, Tokens, above, below, within
-from laborllm_dist.config.reader import OutOfRangeError
+from laborllm_dist.config.reader import OutOfRangeError, Strict
 
 OffloadPlace = Literal["none", "cpu", "nvme"]
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaSettings:
+class LlamaSettings(Strict):
     """Shape of a randomly initialized Llama; the tokenizer sets the vocabulary's size."""
 
-    hidden_size: Annotated[int, within(2, 131_072)]  # width of the residual stream
-    intermediate_size: Annotated[int, within(1, 1_048_576)]  # width of the MLP
-    num_layers: Annotated[int, within(1, 1_000)]  # number of layers
-    num_heads: Annotated[int, within(1, 4_096)]  # attention heads per layer
-    # heads of keys and values; fewer than num_heads: grouped-query attention
+    hidden_size: Annotated[int, within(2, 131_072)]
+    """Width of the residual stream."""
+    intermediate_size: Annotated[int, within(1, 1_048_576)]
+    """Width of the MLP."""
+    num_layers: Annotated[int, within(1, 1_000)]
+    """Number of layers."""
+    num_heads: Annotated[int, within(1, 4_096)]
+    """Attention heads per layer."""
     num_key_value_heads: Annotated[int, within(1, 4_096)]
-    max_positions: Tokens  # longest sequence, in tokens
-    rope_theta: Annotated[float, within(1, 1e12)]  # base of the rotary embedding
-    tied_embeddings: bool  # input and output share one matrix
-    initializer_range: Annotated[float, above(0, 100)]  # standard deviation of the initial weights
+    """Heads of keys and values; fewer than num_heads: grouped-query attention."""
+    max_positions: Tokens
+    """Longest sequence, in tokens."""
+    rope_theta: Annotated[float, within(1, 1e12)]
+    """Base of the rotary embedding."""
+    tied_embeddings: bool
+    """Input and output share one matrix."""
+    initializer_range: Annotated[float, above(0, 100)]
+    """Standard deviation of the initial weights."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % (2 * self.num_heads):
@@ -37,17 +45,22 @@ class LlamaSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSettings:
+class ModelSettings(Strict):
     """Pretrained weights at `path`, or a randomly initialized `llama`."""
 
-    name: str  # name of the model in tables
-    path: str | None  # folder or hub id of pretrained weights; None: a randomly initialized `llama`
-    revision: str | None  # branch, tag or commit on the hub
-    subfolder: str | None  # folder inside the path
+    name: str
+    """Name of the model in tables."""
+    path: str | None
+    """Folder or hub id of pretrained weights; null: a randomly initialized `llama`."""
+    revision: str | None
+    """Branch, tag or commit on the hub."""
+    subfolder: str | None
+    """Folder inside the path."""
     llama: LlamaSettings | None
-    attention_dropout: Share  # dropout of attention in training, from 0 to 1
-    # file format; `pickle` opens older files, which can execute code of whoever made them
+    attention_dropout: Share
+    """Dropout of attention in training, from 0 to 1."""
     weights: Literal["safetensors", "pickle"]
+    """File format; `pickle` opens older files, which can execute code of whoever made them."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.llama is None):
@@ -57,16 +70,21 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSettings:
+class AdapterSettings(Strict):
     """Which weights are trainable."""
 
-    kind: Literal["none", "lora"]  # train all weights (`none`), or low-rank additions to a frozen base (`lora`)
-    rank: Annotated[int, within(1, 131_072)]  # rank of the additions
-    alpha: Annotated[int, within(1, 1_000_000)]  # additions are scaled by alpha / rank
-    dropout: Share  # dropout before the additions, from 0 to 1
-    target_modules: tuple[str, ...]  # names of the linear layers that get additions
-    # quantization of the frozen weights: none (`full`), or 8 or 4 bits by bitsandbytes
+    kind: Literal["none", "lora"]
+    """Train all weights (`none`), or low-rank additions to a frozen base (`lora`)."""
+    rank: Annotated[int, within(1, 131_072)]
+    """Rank of the additions."""
+    alpha: Annotated[int, within(1, 1_000_000)]
+    """Additions are scaled by alpha / rank."""
+    dropout: Share
+    """Dropout before the additions, from 0 to 1."""
+    target_modules: tuple[str, ...]
+    """Names of the linear layers that get additions."""
     base: Literal["full", "int8", "nf4"]
+    """Quantization of the frozen weights: none (`full`), or 8 or 4 bits by bitsandbytes."""
 
     def __post_init__(self) -> None:
         if self.kind == "lora" and not self.target_modules:
@@ -76,27 +94,35 @@ class AdapterSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ComputeSettings:
+class ComputeSettings(Strict):
     """How the forward and backward pass are computed; results change by rounding only."""
 
-    # `packed`: within careers, without a mask; `mask`: under a mask; `auto`: packed if the model supports it
     attention: Literal["auto", "packed", "mask"]
-    loss: Literal["chunked", "liger"]  # logits in chunks, or liger-kernel's fused loss (training on CUDA only)
-    loss_chunk_tokens: Tokens  # tokens whose logits are in memory at once
-    gradient_checkpointing: bool  # store only the input of each layer; the backward pass recomputes the rest
+    """`packed`: within careers, without a mask; `mask`: under a mask; `auto`: packed if the model supports it."""
+    loss: Literal["chunked", "liger"]
+    """Logits in chunks, or liger-kernel's fused loss (training on CUDA only)."""
+    loss_chunk_tokens: Tokens
+    """Tokens whose logits are in memory at once."""
+    gradient_checkpointing: bool
+    """Store only the input of each layer; the backward pass recomputes the rest."""
 
 
 @dataclass(frozen=True, slots=True)
-class ZeroSettings:
+class ZeroSettings(Strict):
     """DeepSpeed ZeRO: what is partitioned over ranks, in what precision, and what is offloaded."""
 
-    # what is partitioned over ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too
-    stage: Literal[0, 1, 2, 3]
-    precision: Literal["fp32", "bf16"]  # of the forward and backward pass; bf16 keeps fp32 master weights
-    bucket_size: Annotated[int, within(1, 10**10)]  # elements per collective; larger is faster and takes more memory
-    offload_optimizer: OffloadPlace  # where the optimizer state is
-    offload_param: OffloadPlace  # where ZeRO-3's weights are
-    nvme_path: str | None  # folder on a local NVMe disk for what is offloaded to nvme
+    stage: Annotated[int, within(0, 3)]
+    """What is partitioned over ranks: 0 nothing, 1 the optimizer, 2 gradients too, 3 weights too."""
+    precision: Literal["fp32", "bf16"]
+    """Of the forward and backward pass; bf16 keeps fp32 master weights."""
+    bucket_size: Annotated[int, within(1, 10**10)]
+    """Elements per collective; larger is faster and takes more memory."""
+    offload_optimizer: OffloadPlace
+    """Where the optimizer state is."""
+    offload_param: OffloadPlace
+    """Where ZeRO-3's weights are."""
+    nvme_path: str | None
+    """Folder on a local NVMe disk for what is offloaded to nvme."""
 
     def __post_init__(self) -> None:
         if self.offload_optimizer != "none" and self.stage == 0:
@@ -111,22 +137,30 @@ class ZeroSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizerSettings:
+class OptimizerSettings(Strict):
     """AdamW with warm-up and decay over the planned steps."""
 
-    # `adamw`: fp32 moments on the rank's device (torch); `cpu_adamw`: DeepSpeed's for offload to the host (compiled
-    # once); `adamw_8bit`: 8-bit moments (bitsandbytes)
     kind: Literal["adamw", "cpu_adamw", "adamw_8bit"]
-    learning_rate: Annotated[float, above(0, 1e38, "weights have 32 bits")]  # peak learning rate
-    beta1: Annotated[float, below(0, 1)]  # decay of the first moment
-    beta2: Annotated[float, below(0, 1)]  # decay of the second moment
-    epsilon: Annotated[float, within(1e-30, 1)]  # added to the root of the second moment
-    weight_decay: Annotated[float, within(0, 1_000)]  # decoupled weight decay
-    warmup_ratio: Share  # fraction of all planned steps with a rising learning rate
-    lr_scheduler: Literal["linear", "cosine", "constant"]  # decay of the learning rate after the warm-up
-    min_lr_ratio: Share  # fraction of learning_rate at the last step (cosine) or the one after it (linear)
-    # gradients with a larger norm are scaled down to it; None: no clipping
+    """`adamw`: fp32 moments on the rank's device (torch); `cpu_adamw`: DeepSpeed's for offload to the host
+    (compiled once); `adamw_8bit`: 8-bit moments (bitsandbytes)."""
+    learning_rate: Annotated[float, above(0, 1e38, "weights have 32 bits")]
+    """Peak learning rate."""
+    beta1: Annotated[float, below(0, 1)]
+    """Decay of the first moment."""
+    beta2: Annotated[float, below(0, 1)]
+    """Decay of the second moment."""
+    epsilon: Annotated[float, within(1e-30, 1)]
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, within(0, 1_000)]
+    """Decoupled weight decay."""
+    warmup_ratio: Share
+    """Fraction of all planned steps with a rising learning rate."""
+    lr_scheduler: Literal["linear", "cosine", "constant"]
+    """Decay of the learning rate after the warm-up."""
+    min_lr_ratio: Share
+    """Fraction of learning_rate at the last step (cosine) or the one after it (linear)."""
     max_grad_norm: Annotated[float, above(0, 1e9)] | None
+    """Gradients with a larger norm are scaled down to it; null: no clipping."""
 
 
 def check_together(

@@ -2,8 +2,8 @@
 
     epochs: Annotated[int, within(1, 100_000)]
 
-The reader of settings (settings_reader.py) refuses what lies outside, when settings are composed and before anything is
-read or written. An upper bound is far above what is sensible, and below what would hang, or fill a memory.
+Pydantic refuses what lies outside, when settings are composed and before anything is read or written. An upper bound is
+far above what is sensible, and below what would hang, or fill a memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import Annotated
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 MOST_SHOWN_DIGITS = 15  # of a whole number in a range; a longer one is shown as a power of ten
 
@@ -33,6 +36,21 @@ class NumberRange:
         """Return whether a number lies in the range; NaN lies in none."""
         is_above = value >= self.least if self.has_least else value > self.least
         return is_above and (value <= self.most if self.has_most else value < self.most)
+
+    def __get_pydantic_core_schema__(self, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of these numbers; what is none of them is refused with the range in words."""
+        ends = {
+            "ge" if self.has_least else "gt": source(self.least),
+            "le" if self.has_most else "lt": source(self.most),
+        }
+        schema = (
+            core_schema.int_schema(strict=True, **ends)
+            if source is int
+            else core_schema.float_schema(strict=True, allow_inf_nan=False, **ends)
+        )
+        return core_schema.custom_error_schema(
+            schema, custom_error_type="range", custom_error_message=self.describe(is_whole=source is int)
+        )
 
     def describe(self, *, is_whole: bool) -> str:
         """Return the range in words, such as `a whole number from 1 to 10,000` or `a year from 1850 to 2100`."""

@@ -1,42 +1,87 @@
-"""The one strict reader between plain values (YAML, JSON) and frozen settings.
+"""Read plain values (YAML, JSON) into frozen dataclasses, strictly, with pydantic.
 
-It knows every name, so a typo in an experiment file or on the command line stops with its full path and the nearest
-known name, before anything is read or written.
+A typo in an experiment file or on the command line stops with its full path and the nearest known name, before
+anything is read or written. Settings, and the records that runs, stores and checkpoints keep, are read the same way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import json
 import re
-import types
 import typing
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
-from laborllm_dist.config.number_ranges import NumberRange
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+
 from laborllm_dist.errors import SettingsError
 
 Settings = TypeVar("Settings")
-_LATER = {"later": True}
 _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
+_MOST_PROBLEMS = 10  # that one message lists
 LONGEST_NAME = 120  # bytes: suffixes and fingerprints follow it
 FORBIDDEN_SIGNS, FORBIDDEN_BEGINNINGS = '/\\:*?"<>|', (".", "-", "~")
 FILE_NAME = f"a file name of at most {LONGEST_NAME} bytes without {FORBIDDEN_SIGNS}, and without . - ~ in front"
+# What pydantic expected, in the words of a settings file.
+_EXPECTED = {
+    "string_type": "text",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "tuple_type": "a list",
+    "dict_type": "named groups of settings",
+    "dataclass_type": "a group of settings",
+}
+
+
+class Strict:
+    """Base of the frozen dataclasses that `read_settings` reads; the docstring below a field is its description."""
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class OutOfRangeError(ValueError):
     """Raised by a settings class about one of its own fields; the reader adds the full path."""
 
-    def __init__(self, field: str, wanted: str) -> None:
-        super().__init__(f"{field}: wanted {wanted}")
-        self.field, self.wanted = field, wanted
+    def __init__(self, field: str, expected: str) -> None:
+        super().__init__(f"{field}: expected {expected}")
+        self.field, self.expected = field, expected
 
 
-def added_later(default: Any) -> Any:
-    """Return a field that older settings do not have; at its default it is not written, so that fingerprints stay."""
-    return dataclasses.field(default=default, metadata=_LATER)
+@dataclass(frozen=True)
+class ByKind:
+    """Annotation of a group whose `kind` says which class it is: a tagged union that a table holds."""
+
+    classes: Mapping[str, type]
+
+    def class_of(self, values: Any) -> type | None:
+        """Return the class of a group; None if its `kind` is none of the table's."""
+        kind = values.get("kind") if isinstance(values, Mapping) else None
+        return self.classes.get(kind) if isinstance(kind, str) else None
+
+    def __get_pydantic_core_schema__(self, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return a schema that reads a group as the class of its kind."""
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def _read(self, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        kind = self.class_of(values)
+        if kind is None:
+            problem = "is missing" if "kind" not in values else None
+            raise _KindError(problem or f"expected one of {', '.join(self.classes)}, got {values['kind']!r}")
+        return _adapter(kind).validate_json(json.dumps(values))
+
+
+class _KindError(ValueError):
+    """The kind of a group is missing, or none of those that there are."""
 
 
 def check_file_name(settings: object, *fields: str) -> None:
@@ -44,7 +89,7 @@ def check_file_name(settings: object, *fields: str) -> None:
     for field in fields:
         value = getattr(settings, field)
         if value is not None and not is_file_name(value):
-            raise OutOfRangeError(field, f"{FILE_NAME}, found {value!r}")
+            raise OutOfRangeError(field, f"{FILE_NAME}, got {value!r}")
 
 
 def is_file_name(value: str) -> bool:
@@ -53,118 +98,153 @@ def is_file_name(value: str) -> bool:
     return is_plain and not value.startswith(FORBIDDEN_BEGINNINGS) and 0 < len(value.encode()) <= LONGEST_NAME
 
 
-def read_settings(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
+def read_settings(kind: type[Settings], values: Mapping[str, Any], path: str = "") -> Settings:
     """Make `kind` from plain values, strictly.
 
     Args:
-        kind: a frozen dataclass of this module.
+        kind: a frozen dataclass that inherits from `Strict`.
         values: what a settings file holds: dicts, lists, numbers, texts.
-        where: path of `values` in the settings, for messages.
+        path: of `values` in the settings, for messages.
 
     Raises:
-        SettingsError: naming the full path of a setting that is unknown, missing, of another type or out of range.
+        SettingsError: naming the full path of every setting that is unknown, missing, of another type or out of range.
     """
-    if not isinstance(values, Mapping):
-        raise SettingsError(
-            f"{f'setting {where}' if where else 'settings'}: wanted a group of settings, found {values!r}"
-        )
-    hints = _types_of_fields(kind)  # type: ignore[arg-type]
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            nearest = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
-            hint = f"did you mean {_join(where, nearest[0])}?" if nearest else f"known here: {', '.join(fields)}"
-            raise SettingsError(f"unknown setting {_join(where, str(name))}; {hint}")
-    arguments: dict[str, Any] = {}
-    for name, field in fields.items():
-        if name in values:
-            arguments[name] = _read_value(hints[name], values[name], _join(where, name))
-        elif field.default is dataclasses.MISSING:
-            raise SettingsError(f"setting {_join(where, name)} is missing")
-    try:
-        return kind(**arguments)
-    except OutOfRangeError as error:
-        raise SettingsError(f"setting {_join(where, error.field)}: wanted {error.wanted}") from None
+    problems = list(_unwritable(values, path))
+    if not problems:
+        try:
+            settings: Settings = _adapter(kind).validate_json(json.dumps(values))  # type: ignore[arg-type]
+            return settings
+        except ValidationError as error:
+            problems = [_problem(details, kind, values, path) for details in error.errors(include_url=False)]
+    raise SettingsError(_listed(problems))
+
+
+def _listed(problems: Sequence[str]) -> str:
+    """Return a problem as a line, or several as an indented list."""
+    if len(problems) == 1:
+        return problems[0]
+    shown = list(problems[:_MOST_PROBLEMS])
+    if len(problems) > len(shown):
+        shown.append(f"and {len(problems) - len(shown)} more")
+    return "\n  ".join([f"{len(problems)} settings are invalid:", *shown])
 
 
 @functools.cache
-def _types_of_fields(kind: type) -> dict[str, Any]:
-    """Return the types of a class's fields with their ranges; Python evaluates the annotations anew at every call."""
-    return typing.get_type_hints(kind, include_extras=True)
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
-
-
-def _read_value(wanted: Any, value: Any, path: str) -> Any:
-    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (types.UnionType, typing.Union):  # X | None is the only union used
-        if value is None:
-            return None
-        (wanted,) = (each for each in inner if each is not type(None))
-        return _read_value(wanted, value, path)
-    if origin is Annotated:
-        return _read_number(inner[0], inner[1], value, path)
-    if origin is Literal:
-        for each in inner:
-            if type(each) is type(value) and each == value:
-                return each
-        raise SettingsError(f"setting {path}: wanted one of {', '.join(map(str, inner))}, found {value!r}")
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, typing.Sequence):
-            raise SettingsError(f"setting {path}: wanted a list, found {value!r}")
-        return tuple(_read_value(inner[0], each, f"{path}[{index}]") for index, each in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise SettingsError(f"setting {path}: wanted named groups of settings, found {value!r}")
-        return {str(name): _read_value(inner[1], each, _join(path, str(name))) for name, each in value.items()}
-    if wanted is object:  # any plain value
-        return value
-    if dataclasses.is_dataclass(wanted):
-        return read_settings(wanted, value, path)  # type: ignore[arg-type]
-    if type(value) is not wanted:  # True is an int, too
-        raise SettingsError(f"setting {path}: wanted {wanted.__name__}, found {value!r}")
-    if wanted is str and (unfit := _UNWRITABLE.search(value)) is not None:
-        raise SettingsError(f"setting {path}: {value!r} holds {unfit[0]!r}, which neither a file nor its name can hold")
-    return value
-
-
-def _read_number(kind: type, permitted: NumberRange, value: Any, path: str) -> int | float:
-    """Return a number of its range; a whole one where `kind` is int."""
-    is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    if is_number and value in permitted:
-        number: int | float = kind(value)
-        return number
-    hint = " (write 1.0e-5: YAML reads 1e-5 as a text)" if kind is float and _is_exponent(value) else ""
+@contextlib.contextmanager
+def settings_errors(path: str = "") -> Iterator[None]:
+    """Turn what a settings class says of its own field into a SettingsError with the full path."""
     try:
-        found = repr(value)
-    except ValueError:  # Python writes no whole number of more than 4,300 digits
-        found = "one of more than 4,300 digits"
-    raise SettingsError(f"setting {path}: wanted {permitted.describe(is_whole=kind is int)}, found {found}{hint}")
+        yield
+    except OutOfRangeError as error:
+        raise SettingsError(f"setting {_join(path, error.field)}: expected {error.expected}") from None
 
 
-def _is_exponent(value: Any) -> bool:
-    """Return whether a value is a text such as 1e-5, which is a number everywhere but in YAML."""
-    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value.strip(), re.IGNORECASE) is not None
+def describe_settings(kind: type) -> dict[str, str]:
+    """Return the description of each field of a settings class, in one line."""
+    properties = _adapter(kind).json_schema()["properties"]
+    own = {name: " ".join(each["description"].split()) for name, each in properties.items() if "description" in each}
+    bases = [describe_settings(base) for base in kind.__bases__ if dataclasses.is_dataclass(base)]
+    return {name: text for each in (*bases, own) for name, text in each.items()}
 
 
 def settings_to_values(settings: Any) -> dict[str, Any]:
     """Return the settings as plain values that `read_settings` and JSON take."""
-    values: dict[str, Any] = _plain(settings)
-    return values
+    return dataclasses.asdict(settings)
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        held = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {
-            field.name: _plain(each)
-            for field, each in held.items()
-            if not (field.metadata == _LATER and each == field.default)
-        }
-    if isinstance(value, (tuple, list)):
-        return type(value)(_plain(each) for each in value)
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    return value
+def _join(path: str, name: str | int) -> str:
+    if isinstance(name, int):
+        return f"{path}[{name}]"
+    return f"{path}.{name}" if path else name
+
+
+def _unwritable(value: Any, path: str) -> Iterator[str]:
+    """Yield what is wrong with values that no file of settings can hold."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            place = _join(path, str(name))
+            yield from (*_unwritable(str(name), place), *_unwritable(inner, place))
+    elif isinstance(value, str):
+        if (unfit := _UNWRITABLE.search(value)) is not None:
+            yield f"setting {path}: {value!r} holds {unfit[0]!r}, which neither a file nor its name can hold"
+    elif isinstance(value, Sequence):
+        for index, inner in enumerate(value):
+            yield from _unwritable(inner, _join(path, index))
+    elif isinstance(value, int) and value.bit_length() > 14_000:  # Python writes no number of over 4,300 digits
+        yield f"setting {path}: expected a number of fewer digits"
+    elif not isinstance(value, (int, float, type(None))):
+        yield f"setting {path}: expected text, a number, a list or a group, got {value!r}"
+
+
+def _problem(details: ErrorDetails, kind: type, values: Any, path: str) -> str:
+    """Return one line about one of pydantic's errors."""
+    full = functools.reduce(_join, details["loc"], path)
+    value, error = details["input"], details.get("ctx", {}).get("error")
+    if isinstance(error, OutOfRangeError):
+        return f"setting {_join(full, error.field)}: expected {error.expected}"
+    if isinstance(error, _KindError):
+        return f"setting {_join(full, 'kind')}{' ' if str(error) == 'is missing' else ': '}{error}"
+    if details["type"] == "missing":
+        return f"setting {full} is missing"
+    if details["type"] == "unexpected_keyword_argument":
+        return f"unknown setting {full}; {_nearest(details['loc'], kind, values, path)}"
+    if details["type"] == "literal_error":
+        expected = f"one of {', '.join(map(str, _choices(details['loc'], kind, values)))}"
+    else:
+        expected = _EXPECTED.get(details["type"], details["msg"])
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value.strip(), re.IGNORECASE):
+        return f"setting {full}: expected {expected}, got {value!r} (write 1.0e-5: YAML reads 1e-5 as a text)"
+    return f"{f'setting {full}' if full else 'settings'}: expected {expected}, got {value!r}"
+
+
+def _nearest(location: tuple[int | str, ...], kind: type, values: Any, path: str) -> str:
+    """Return the known name that is nearest to an unknown one, or all known ones."""
+    owner = _type_at(kind, values, location[:-1])
+    names = [field.name for field in dataclasses.fields(owner)]
+    nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+    group = functools.reduce(_join, location[:-1], path)
+    return f"did you mean {_join(group, nearest[0])}?" if nearest else f"known here: {', '.join(names)}"
+
+
+def _choices(location: tuple[int | str, ...], kind: type, values: Any) -> tuple[Any, ...]:
+    return typing.get_args(_type_at(kind, values, location))
+
+
+def _type_at(kind: Any, values: Any, location: Sequence[int | str]) -> Any:
+    """Return the type, without None and annotations, of what lies at a place in settings."""
+    kind = inner_type(kind, values)
+    if not location:
+        return kind
+    part, inner = location[0], values[location[0]] if _holds(values, location[0]) else None
+    if dataclasses.is_dataclass(kind):
+        return _type_at(types_of_fields(kind)[str(part)], inner, location[1:])  # type: ignore[arg-type]
+    return _type_at(typing.get_args(kind)[isinstance(values, Mapping)], inner, location[1:])
+
+
+def _holds(values: Any, part: int | str) -> bool:
+    return part in values if isinstance(values, Mapping) else isinstance(part, int) and part < len(values)
+
+
+def inner_type(kind: Any, values: Any = None) -> Any:
+    """Return a field's type without `None` and annotations; for a group of several kinds, the class of `values`."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, *annotations = typing.get_args(kind)
+        tables = [each for each in annotations if isinstance(each, ByKind)]
+        return (tables[0].class_of(values) or kind) if tables else kind
+    members = [each for each in typing.get_args(kind) if each is not type(None)]
+    return inner_type(members[0], values) if _is_optional(kind) else kind
+
+
+def _is_optional(kind: Any) -> bool:
+    return type(None) in typing.get_args(kind) and typing.get_origin(kind) is not typing.Literal
+
+
+@functools.cache
+def types_of_fields(kind: type) -> dict[str, Any]:
+    """Return the types of a class's fields with their ranges; Python evaluates the annotations anew at every call."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

@@ -12,7 +12,7 @@ import numpy as np
 from laborllm_dist.batching.observations import check_room
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.reader import OutOfRangeError
+from laborllm_dist.config.reader import settings_errors
 from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
@@ -295,10 +295,8 @@ def with_overrides(run: RunSettings, settings: EvaluateSettings | PredictSetting
     """
     told = {field.name: getattr(settings, field.name, None) for field in dataclasses.fields(EvaluationSettings)}
     changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-    try:
+    with settings_errors():
         evaluation = dataclasses.replace(run.evaluation, **changes)
-    except OutOfRangeError as error:
-        raise SettingsError(f"setting {error.field}: wanted {error.wanted}") from None
     threads = settings.threads_per_rank or run.ranks.threads_per_rank
     return dataclasses.replace(
         run, evaluation=evaluation, ranks=dataclasses.replace(run.ranks, threads_per_rank=threads)

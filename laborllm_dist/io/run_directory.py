@@ -6,7 +6,7 @@ settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (docs
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
@@ -16,7 +16,7 @@ from typing import Any
 
 from laborllm_dist import __version__
 from laborllm_dist.config.reader import read_settings, settings_to_values
-from laborllm_dist.config.run import GpuSettings, RunSettings
+from laborllm_dist.config.run import MAY_CHANGE, RunSettings
 from laborllm_dist.errors import ForeignFileError, RunError, SettingsError
 from laborllm_dist.io.files import fingerprint_of, sha256_of_json, translate_disk_errors, write_json
 from laborllm_dist.io.json_files import json_object, read_json_object
@@ -27,16 +27,6 @@ RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
 # What a run writes into its folder after its record.
 WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "scores", "report", "wandb")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
-# What may change between two starts of one run: where and how it is run and what is kept, not what comes out.
-RESUMABLE_OVERRIDES = ("ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan")
-FREE_INSIDE = {
-    "training": (
-        "checkpoint_every_steps", "save_total_limit", "log_every_steps",
-        "patience", "on_bad_step", "loss_spike_ratio", "loss_spike_window", "max_consecutive_skips",
-    ),
-    "zero": ("stage", "bucket_size", "offload_optimizer", "offload_param", "nvme_path"),
-    "batch": ("micro_batch_size",),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +79,10 @@ def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> s
 
 def _deciding(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that decide the weights."""
-    values = {name: value for name, value in settings_to_values(settings).items() if name not in RESUMABLE_OVERRIDES}
-    for group, free in FREE_INSIDE.items():
-        values[group] = {name: value for name, value in values[group].items() if name not in free}
+    values = settings_to_values(settings)
+    for path in MAY_CHANGE:
+        *groups, name = path.split(".")
+        del functools.reduce(dict.__getitem__, groups, values)[name]
     return values
 
 
@@ -234,10 +225,7 @@ def weights_of_run(run: RunDirectory) -> str | None:
 
 
 def _settings_of(known: dict[str, Any]) -> RunSettings:
-    """Return the settings of a record; the GPUs it was planned for matter no more, and may be told in older words."""
-    gpu = {field.name: "none" if field.name == "name" else 1.0 for field in dataclasses.fields(GpuSettings)}
-    plan = {"num_gpus": 1, "ignore_memory_check": False, "gpu": {**gpu, "gpus_per_host": 1}}
-    return read_settings(RunSettings, {**known["settings"], "plan": plan})
+    return read_settings(RunSettings, known["settings"])
 
 
 def _read_record(record: Path) -> dict[str, Any]:

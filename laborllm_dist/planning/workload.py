@@ -22,7 +22,7 @@ from laborllm_dist.batching.rank_assignment import shard_rows
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan, check_uncut, epochs_of, plan_training
 from laborllm_dist.careers.corpus import check_sources
-from laborllm_dist.config.corpora import CorpusSettings
+from laborllm_dist.config.corpora import CorpusSettings, SyntheticSettings
 from laborllm_dist.config.run import BatchSettings, RunSettings
 from laborllm_dist.errors import DataFileError, LaborError, SequenceTooLongError
 from laborllm_dist.store.build import store_folder
@@ -190,8 +190,8 @@ def whole_granules(num_tokens: float) -> int:
 
 
 def _size_of(corpus: CorpusSettings) -> CorpusSize | None:
-    if corpus.synthetic is not None:
-        num_people = corpus.synthetic.num_people
+    if isinstance(corpus, SyntheticSettings):
+        num_people = corpus.num_people
         return CorpusSize(num_people, MARKET_LINES * num_people, MARKET_SPREAD)
     return SIZES.get(corpus.kind)
 

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from laborllm_dist.careers.occupations.vocabulary import read_written_vocabulary
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
-from laborllm_dist.config.reader import read_settings
+from laborllm_dist.config.reader import Strict, read_settings
 from laborllm_dist.errors import SequenceTooLongError, SettingsError, StoreError
 from laborllm_dist.io.files import ChecksumCheck, sha256_of_json, write_json
 from laborllm_dist.io.json_files import read_json_object
@@ -98,7 +98,7 @@ def store_rows(
 
 
 @dataclass(frozen=True, slots=True)
-class _FileFacts:
+class _FileFacts(Strict):
     """What a manifest says of a file."""
 
     bytes: int
@@ -106,7 +106,7 @@ class _FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class _SplitFacts:
+class _SplitFacts(Strict):
     """What a manifest says of a split; `shards` are files of the store."""
 
     people: int
@@ -119,7 +119,7 @@ class _SplitFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class _TokenizerFacts:
+class _TokenizerFacts(Strict):
     """What a manifest says of the tokenizer."""
 
     fingerprint: str
@@ -127,7 +127,7 @@ class _TokenizerFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class _ManifestFacts:
+class _ManifestFacts(Strict):
     """All that a manifest says."""
 
     format: int

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from laborllm_dist.config.reader import read_settings
+from laborllm_dist.config.reader import Strict, read_settings
 from laborllm_dist.config.run import TrainingSettings
 from laborllm_dist.errors import CheckpointError, ModelError, SettingsError
 
 
 @dataclass(frozen=True, slots=True)
-class Validation:
+class Validation(Strict):
     """The loss of the validation people after `step` steps, nats per title or token (training.best_by)."""
 
     step: int
@@ -25,7 +25,7 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainerState:
+class TrainerState(Strict):
     """The state after `step` steps; losses of steps are nats per token."""
 
     step: int

@@ -54,7 +54,7 @@ TOKENIZER_CONFIG = {
 
 def training_lines() -> list[str]:
     """Return the lines of the careers that the tokenizer is trained on."""
-    overrides = ["data=synthetic", "data.corpora.synthetic.synthetic.num_people=200"]
+    overrides = ["data=synthetic", "data.corpora.synthetic.num_people=200"]
     settings = compose_settings(RunSettings, "run", overrides)
     occupations = occ1990dd_vocabulary()
     titles = {**pooled_vocabulary(settings.data).title_of(), **occupations.title_of()}

@@ -56,7 +56,7 @@ def test_the_list_of_esco_is_read_and_the_card_says_what_was_changed(tmp_path: P
         {"resume_id": str(at), "matched_code": "1120.1", "start_date": "2010", "end_date": "2012"} for at in range(60)
     ]
     (tmp_path / "jobs.jsonl").write_text(rows_of(*({**row, "university_level": "BSc\u00a0(Hons)"} for row in people)))
-    resumes = "data.corpora.jobhop.resumes"
+    resumes = "data.corpora.jobhop"
     overrides = ["data=jobhop", f"{resumes}.path={tmp_path}/jobs.jsonl", f"store.root={tmp_path}/stores"]
     overrides += [f"{resumes}.vocabulary.path={tmp_path}/occupations_en.csv", "tokenizer.vocabulary_size=300"]
     store = prepare_store(settings_of(overrides), lambda line: None)

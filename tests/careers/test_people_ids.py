@@ -191,9 +191,9 @@ def test_a_list_of_occupations_that_pandas_wrote_again_has_the_same_codes(tmp_pa
 def test_every_kind_of_file_has_the_one_list_of_missing_words() -> None:
     for name, more in {"long_panel": (), "resumes": (), "decorte": (), "jobhop": (), "karrierewege": ()}.items():
         corpus = settings_of([f"data={name}"]).data.corpora[name]
-        assert getattr(corpus, corpus.group).missing == (*more, *MISSING_WORDS)
+        assert corpus.missing == (*more, *MISSING_WORDS)
     corpus = settings_of(["data=career_text"]).data.corpora["career_text"]
-    assert corpus.career_text.missing == ("unknown", "<unk>", *MISSING_WORDS)
+    assert corpus.missing == ("unknown", "<unk>", *MISSING_WORDS)
 
 
 WORDS = ["", " ", "nan", "NaN", "None", "none", "NA", "n/a", "#N/A", ".", "null", "NULL", "<NA>", "NaT"]
@@ -265,10 +265,10 @@ def two_panels(folder: Path, first: list[str], second: list[str]) -> list[str]:
     overrides += ["+corpus@data.corpora.other=long_panel", "data.corpora.other.survey=OTHER"]
     for name, file in (("long_panel", "a"), ("other", "b")):
         corpus = f"data.corpora.{name}"
-        overrides += [f"{corpus}.population=POP", f"{corpus}.long_panel.path={folder}/{file}.csv"]
-        overrides += [f"{corpus}.long_panel.vocabulary.path={folder}/titles.csv"]
+        overrides += [f"{corpus}.population=POP", f"{corpus}.path={folder}/{file}.csv"]
+        overrides += [f"{corpus}.vocabulary.path={folder}/titles.csv"]
         absent = ("birth_year", "gender", "ethnicity", "region", "education")
-        overrides += [f"{corpus}.long_panel.columns.{column}=null" for column in absent]
+        overrides += [f"{corpus}.columns.{column}=null" for column in absent]
     return overrides
 
 

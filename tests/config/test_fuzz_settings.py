@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.reader import read_settings, settings_to_values
+from laborllm_dist.config.reader import ByKind, read_settings, settings_to_values
 from laborllm_dist.config.run import (
     BaselineSettings,
     ConvertSettings,
@@ -76,8 +76,11 @@ def check_types(value: Any, wanted: Any) -> None:
         if value is not None:
             check_types(value, next(each for each in inner if each is not type(None)))
     elif origin is Annotated:
-        check_types(value, inner[0])
         permitted = inner[1]
+        if isinstance(permitted, ByKind):
+            check_types(value, permitted.classes[value.kind])
+            return
+        check_types(value, inner[0])
         assert permitted.least < value or (permitted.has_least and value == permitted.least)
         assert value < permitted.most or (permitted.has_most and value == permitted.most)
         assert math.isfinite(permitted.least) and math.isfinite(permitted.most)

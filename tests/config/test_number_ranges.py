@@ -18,13 +18,13 @@ from helpers.processes import PROJECT
 from laborllm_dist.batching.sampler import generator
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.cli import compose_settings, compose_values
-from laborllm_dist.config.corpora import SyntheticSettings
+from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings, SyntheticCorpus, SyntheticSettings
 from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.config.model import LlamaSettings
 from laborllm_dist.config.number_ranges import NumberRange, above, below, between, within
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.reader import read_settings
+from laborllm_dist.config.reader import ByKind, read_settings
 from laborllm_dist.config.run import BaselineSettings, ConvertSettings, EvaluateSettings, ReportSettings, RunSettings
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.report.bootstrap import draw_weights
@@ -58,6 +58,8 @@ def members(kind: Any) -> tuple[Any, Any]:
 def numbers(kind: Any, values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], type, Any]]:
     """Yield path, type and range of every number that settings of this kind hold, where `values` has a place for it."""
     inner, permitted = members(kind)
+    if isinstance(permitted, ByKind):
+        inner = permitted.classes[values["kind"]]
     if dataclasses.is_dataclass(inner):
         hints = typing.get_type_hints(inner, include_extras=True)
         for field in dataclasses.fields(inner):
@@ -79,6 +81,7 @@ def classes(kind: Any) -> Iterator[type]:
         yield from (each for member in typing.get_args(inner) for each in classes(member))
     elif dataclasses.is_dataclass(inner):
         yield inner  # type: ignore[misc]
+        yield from (CORPUS_KINDS.values() if inner is CorpusSettings else ())
         for hint in typing.get_type_hints(inner, include_extras=True).values():
             yield from classes(hint)
 
@@ -95,7 +98,7 @@ def composed(kind: type) -> dict[str, Any]:
 
 def test_every_number_of_every_class_of_settings_has_a_range() -> None:
     every = {each for kind in SCRIPTS for each in classes(kind)}
-    assert {LlamaSettings, SyntheticSettings, TemplateSettings} < every
+    assert {LlamaSettings, SyntheticCorpus, TemplateSettings} < every
     for kind in every:
         for name, hint in typing.get_type_hints(kind, include_extras=True).items():
             inner, permitted = members(hint)
@@ -121,7 +124,7 @@ def test_absurd_numbers_are_refused_with_the_range_they_may_have(kind: type) -> 
                 assert "\n" not in text
                 assert path[-1] in text or "rows" in text or "num_fewshot" in text, text
                 if isinstance(number, float) and not math.isfinite(number):
-                    assert f"setting {name}: wanted {permitted.describe(is_whole=inner is int)}, found {number}" in text
+                    assert f"setting {name}: expected {permitted.describe(is_whole=inner is int)}, got {number}" in text
                 continue
             finally:
                 place[path[-1]] = before
@@ -149,7 +152,7 @@ def test_all_seeds_have_one_range() -> None:
 @pytest.mark.parametrize("seed", [-1, LARGEST_SEED + 1, 10**18])
 def test_a_seed_out_of_range_is_refused_when_settings_are_composed(seed: int) -> None:
     with pytest.raises(
-        SettingsError, match=rf"training.seed: wanted a whole number from 0 to 4,294,967,295, found {seed}$"
+        SettingsError, match=rf"training.seed: expected a whole number from 0 to 4,294,967,295, got {seed}$"
     ):
         compose_settings(RunSettings, "run", [f"training.seed={seed}"])
 
@@ -192,7 +195,7 @@ def test_an_int_that_no_text_holds_is_refused_in_one_line() -> None:
 def test_a_choice_is_one_of_its_type_too(value: Any) -> None:
     values = compose_values("run", [])
     values["zero"]["stage"] = value  # type: ignore[index]
-    with pytest.raises(SettingsError, match=r"setting zero\.stage: wanted one of 0, 1, 2, 3, found "):
+    with pytest.raises(SettingsError, match=r"setting zero\.stage: expected a whole number from 0 to 3, got "):
         read_settings(RunSettings, values)
 
 

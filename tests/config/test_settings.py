@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.processes import PROJECT
 
-from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.reader import read_settings, settings_to_values
-from laborllm_dist.config.run import BaselineSettings, EvaluateSettings, ReportSettings, RunSettings
+from laborllm_dist.cli import compose_settings, compose_values
+from laborllm_dist.config.corpora import CORPUS_KINDS, SyntheticSettings
+from laborllm_dist.config.reader import (
+    describe_settings,
+    inner_type,
+    read_settings,
+    settings_to_values,
+    types_of_fields,
+)
+from laborllm_dist.config.run import MAY_CHANGE, BaselineSettings, EvaluateSettings, ReportSettings, RunSettings
 from laborllm_dist.errors import SettingsError
 
 CONF = PROJECT / "conf"
@@ -55,7 +65,7 @@ def test_pretrained_models_compose_with_their_tokenizer(model: str) -> None:
 
 @pytest.mark.parametrize("name", ["truth", "a/b", "''"])
 def test_a_scored_model_may_not_take_a_baseline_s_name(name: str) -> None:
-    with pytest.raises(SettingsError, match=r"setting model.name: wanted a file name"):
+    with pytest.raises(SettingsError, match=r"setting model.name: expected a file name"):
         compose_settings(EvaluateSettings, "evaluate", ["run=x", f"model.name={name}"])
 
 
@@ -74,6 +84,25 @@ def test_settings_survive_being_written_and_read() -> None:
     assert read_settings(RunSettings, settings_to_values(settings)) == settings
 
 
+def test_every_setting_that_may_change_is_a_setting() -> None:
+    values = settings_to_values(compose_settings(RunSettings, "run", []))
+    for path in MAY_CHANGE:
+        group: Any = values
+        for name in path.split("."):
+            group = group[name]
+
+
+@pytest.mark.parametrize("kind", [RunSettings, EvaluateSettings, *CORPUS_KINDS.values()])
+def test_every_setting_has_a_description(kind: type) -> None:
+    descriptions = describe_settings(kind)
+    for name, field_kind in types_of_fields(kind).items():
+        inner = inner_type(field_kind)
+        if dataclasses.is_dataclass(inner):
+            test_every_setting_has_a_description(inner)  # type: ignore[arg-type]
+        else:
+            assert "corpora" in name or re.fullmatch(r"[A-Z`n].*[.]", descriptions[name]), f"{kind.__name__}.{name}"
+
+
 def test_the_paper_s_settings_stand_in_the_experiment() -> None:
     settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b"])
     assert (settings.batch.global_batch_size, settings.optimizer.learning_rate) == (32, 1e-5)
@@ -83,26 +112,25 @@ def test_the_paper_s_settings_stand_in_the_experiment() -> None:
 
 REFUSED = {
     "+training.epoks=3": r"unknown setting training.epoks; did you mean training.epochs\?",
-    "training.epochs=0": r"setting training.epochs: wanted a whole number from 1 to 100,000, found 0$",
-    "training.epochs=two": r"setting training.epochs: wanted a whole number from 1 to 100,000, found 'two'$",
-    "training.epochs=true": r"setting training.epochs: wanted a whole number from 1 to 100,000, found True$",
-    "zero.stage=4": r"setting zero.stage: wanted one of 0, 1, 2, 3, found 4",
-    "split.train=0.95": r"setting split.train: wanted train \+ validation below 1",
-    "template.heading=x": r"setting template.heading: wanted a list, found 'x'",
-    "model.path=x": r"setting model.path: wanted either model.path .* not both",
-    "name=a/b": r"setting name: wanted a file name of at most",
-    "tokenizer.vocabulary_size=100": r"setting tokenizer.vocabulary_size: wanted a whole number from 260 to 1,000,000 \(256 bytes",
-    "model.llama.hidden_size=33": r"setting model.llama.hidden_size: wanted a multiple of 2 x num_heads",
-    "data.corpora.wage_panel.kind=nlsy": r"setting data.corpora.wage_panel.kind: wanted one of wage_panel, long_panel",
-    "data.corpora.wage_panel.kind=synthetic": r"wanted the settings of a synthetic corpus, found none",
-    "split.validation=0": r"setting split.validation: wanted a number above 0 and below 1, found 0$",
-    "optimizer.beta1=1": r"setting optimizer.beta1: wanted a number from 0 to below 1, found 1$",
-    "optimizer.weight_decay=.nan": r"setting optimizer.weight_decay: wanted a number from 0 to 1,000, found '.nan'",
-    "optimizer.learning_rate=inf": r"setting optimizer.learning_rate: wanted a number above 0 and at most 1e\+38 .*, found inf$",
-    "optimizer.learning_rate=-.inf": r"setting optimizer.learning_rate: wanted a number above 0 and at most 1e\+38 .*, found '-.inf'",
-    "training.loss_spike_ratio=nan": r"setting training.loss_spike_ratio: wanted a number above 1 and at most 1,000,000,000, found nan$",
-    "optimizer.weight_decay=-1": r"setting optimizer.weight_decay: wanted a number from 0 to 1,000, found -1$",
-    "model=llama2_7b": r"setting tokenizer.kind: wanted pretrained, since pretrained weights know their own",
+    "training.epochs=0": r"setting training.epochs: expected a whole number from 1 to 100,000, got 0$",
+    "training.epochs=two": r"setting training.epochs: expected a whole number from 1 to 100,000, got 'two'$",
+    "training.epochs=true": r"setting training.epochs: expected a whole number from 1 to 100,000, got True$",
+    "zero.stage=4": r"setting zero.stage: expected a whole number from 0 to 3, got 4",
+    "split.train=0.95": r"setting split.train: expected train \+ validation below 1",
+    "template.heading=x": r"setting template.heading: expected a list, got 'x'",
+    "model.path=x": r"setting model.path: expected either model.path .* not both",
+    "name=a/b": r"setting name: expected a file name of at most",
+    "tokenizer.vocabulary_size=100": r"setting tokenizer.vocabulary_size: expected a whole number from 260 to 1,000,000 \(256 bytes",
+    "model.llama.hidden_size=33": r"setting model.llama.hidden_size: expected a multiple of 2 x num_heads",
+    "data.corpora.wage_panel.kind=nlsy": r"setting data.corpora.wage_panel.kind: expected one of wage_panel, long_panel",
+    "split.validation=0": r"setting split.validation: expected a number above 0 and below 1, got 0$",
+    "optimizer.beta1=1": r"setting optimizer.beta1: expected a number from 0 to below 1, got 1$",
+    "optimizer.weight_decay=.nan": r"setting optimizer.weight_decay: expected a number from 0 to 1,000, got '.nan'",
+    "optimizer.learning_rate=inf": r"setting optimizer.learning_rate: expected a number above 0 and at most 1e\+38 .*, got inf$",
+    "optimizer.learning_rate=-.inf": r"setting optimizer.learning_rate: expected a number above 0 and at most 1e\+38 .*, got '-.inf'",
+    "training.loss_spike_ratio=nan": r"setting training.loss_spike_ratio: expected a number above 1 and at most 1,000,000,000, got nan$",
+    "optimizer.weight_decay=-1": r"setting optimizer.weight_decay: expected a number from 0 to 1,000, got -1$",
+    "model=llama2_7b": r"setting tokenizer.kind: expected pretrained, since pretrained weights know their own",
     "nonsense": r"nonsense",
     "trainin.epochs=3": r"unknown setting trainin.epochs; did you mean training.epochs\?",
     "training.epoks=3": r"unknown setting training.epoks; did you mean training.epochs\?",
@@ -119,6 +147,24 @@ def test_a_wrong_override_is_refused_in_one_line(override: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_all_problems_of_settings_are_listed_at_once() -> None:
+    values = compose_values("run", ["data.corpora.wage_panel.kind=synthetic"])
+    training: Any = values["training"]
+    training["epoks"] = training.pop("epochs")
+    with pytest.raises(SettingsError) as refusal:
+        read_settings(RunSettings, values)
+    assert str(refusal.value).splitlines() == [
+        "4 settings are invalid:",
+        "  setting data.corpora.wage_panel.num_people is missing",
+        "  setting data.corpora.wage_panel.seed is missing",
+        "  setting training.epochs is missing",
+        "  unknown setting training.epoks; did you mean training.epochs?",
+    ]
+    many = {f"no_{number}": 1 for number in range(30)}
+    with pytest.raises(SettingsError, match=r"^32 settings are invalid:\n  setting num_people (?s:.*)\n  and 22 more$"):
+        read_settings(SyntheticSettings, many)
+
+
 def test_a_missing_setting_is_named() -> None:
     with pytest.raises(SettingsError, match="run"):
         compose_settings(EvaluateSettings, "evaluate", [])
@@ -130,15 +176,15 @@ def test_the_other_scripts_compose(tmp_path: Path) -> None:
     assert compose_settings(EvaluateSettings, "evaluate", ["run=runs/x", "model.path=a/b"]).model.path == "a/b"
     assert compose_settings(BaselineSettings, "baselines", ["run=runs/x"]).baselines == ("marginal", "first_order")
     assert compose_settings(ReportSettings, "report", ["runs=[runs/x,runs/y]"]).runs == ("runs/x", "runs/y")
-    with pytest.raises(SettingsError, match="setting runs: wanted a list"):
+    with pytest.raises(SettingsError, match="setting runs: expected a list"):
         compose_settings(ReportSettings, "report", ["runs=runs/x"])
 
 
 @pytest.mark.parametrize("values", [None, [], ["name"], 3, "x", [{}]])
 def test_settings_that_are_no_group_are_refused(values: object) -> None:
-    with pytest.raises(SettingsError, match=r"^settings: wanted a group of settings, found "):
+    with pytest.raises(SettingsError, match=r"^settings: expected a group of settings, got "):
         read_settings(RunSettings, values)  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match=r"^setting training: wanted a group of settings, found "):
+    with pytest.raises(SettingsError, match=r"^setting training: expected a group of settings, got "):
         read_settings(RunSettings, {**settings_to_values(compose_settings(RunSettings, "run", [])), "training": values})
 
 

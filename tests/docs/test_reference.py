@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Literal
 
 import pytest
 from helpers.processes import PROJECT
@@ -40,10 +38,8 @@ def test_the_pages_are_what_the_script_makes(reference: ModuleType) -> None:
 def test_the_settings_page_has_types_defaults_and_meanings() -> None:
     (line,) = re.findall(r"(?m)^\| `batch.global_batch_size` .*$", page("settings.md"))
     assert [cell.strip() for cell in line.split("|")][2:4] == ["whole number from 1 to 1,000,000", "`32`"]
-    assert "| `zero.stage` | `0`, `1`, `2`, `3` | `2` |" in page("settings.md")
-    assert "| `data.corpora.NAME.extract.first_year` | year from 1850 to 2100 or `null` | `1981` |" in page(
-        "settings.md"
-    )
+    assert "| `zero.stage` \N{DAGGER} | whole number from 0 to 3 | `2` |" in page("settings.md")
+    assert "| `data.corpora.NAME.first_year` | year from 1850 to 2100 or null | `1981` |" in page("settings.md")
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -57,31 +53,3 @@ def test_every_setting_and_every_column_has_a_meaning() -> None:
         assert [row[0] for row in rows_of(page(name)) if not row[-1]] == []
     section = page("tables.md").split("## Score table")[1].split("\n## ")[0]
     assert [row[0].strip("`") for row in rows_of(section)] == SCORE_SCHEMA.names
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """An example of settings.
-
-    `mode`: what `fast` does. `other`: a second part.
-    """
-
-    beside: int  # meaning beside
-    # meaning above,
-    # on two lines
-    above: float | None
-    mode: Literal["fast", "slow"]
-    other: tuple[str, ...] = ()
-    nothing: str = "a"
-
-
-def test_meanings_come_from_comments_and_docstrings(reference: ModuleType) -> None:
-    assert reference._field_meanings(Example) == {
-        "beside": "meaning beside",
-        "above": "meaning above, on two lines",
-        "mode": "what `fast` does.",
-        "other": "a second part.",
-    }
-    assert reference._intro(Example) == "An example of settings."
-    types = [reference._type_text(kind) for _, kind in reference._typed_fields(Example)]
-    assert types == ["integer", "number or `null`", "`fast`, `slow`", "list of text", "text"]

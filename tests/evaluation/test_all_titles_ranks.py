@@ -130,7 +130,7 @@ def test_a_table_with_other_settings_is_not_written_over(
     for arguments, wanted in (
         (["titles=all", "tolerance=0.5"], r"made with other settings \(tolerance 0.0 there, 0.5 now\); .*another name"),
         (["tolerance=0.5"], "setting tolerance: it is the mass left of all titles; add titles=all"),
-        (["base=int8", "placement=sharded"], "setting base: wanted full with placement=sharded"),
+        (["base=int8", "placement=sharded"], "setting base: expected full with placement=sharded"),
     ):
         outcome = run_ranks(
             "evaluate.py", [f"run={trained}", "model.name=complete", *arguments], world_size=1, log=trained / "log"

@@ -200,9 +200,9 @@ def test_a_table_of_continuations_that_is_none_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("generated=some", "setting generated: wanted one of none, check, found 'some'"),
-        ("samples=-1", "setting samples: wanted a whole number from 0 to 10,000, found -1"),
-        ("max_new_tokens=0", "setting max_new_tokens: wanted a whole number from 1 to 10,000,000, found 0"),
+        ("generated=some", "setting generated: expected one of none, check, got 'some'"),
+        ("samples=-1", "setting samples: expected a whole number from 0 to 10,000, got -1"),
+        ("max_new_tokens=0", "setting max_new_tokens: expected a whole number from 1 to 10,000,000, got 0"),
     ],
 )
 def test_settings_that_are_wrong_are_refused(override: str, message: str) -> None:

@@ -26,7 +26,7 @@ def panel(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSettings, TokenS
     lines = [f"{person},{1990 + year},{(person + year) % 4 // 3}" for person in range(40) for year in range(3)]
     (folder / "careers.csv").write_text("person,year,occupation\n" + "\n".join(lines) + "\n")
     (folder / "titles.csv").write_text("code,title\n0,Cooks\n1,Bakers\n2,Waiters\n")
-    of_panel = "data.corpora.long_panel.long_panel"
+    of_panel = "data.corpora.long_panel"
     absent = ("birth_year", "gender", "ethnicity", "region", "education")
     settings = settings_of(
         [

@@ -163,12 +163,12 @@ def test_forecasts_of_other_weights_are_not_replaced(run: Path, tmp_path: Path) 
     [
         (
             "horizon=1",
-            "setting horizon: wanted a whole number from 2 to 100 (years; a year ahead has one step only), found 1",
+            "setting horizon: expected a whole number from 2 to 100 (years; a year ahead has one step only), got 1",
         ),
-        ("paths=1", "setting paths: wanted a whole number from 2 to 1,000,000 (one has no standard error), found 1"),
-        ("tolerance=1", "setting tolerance: wanted a number from 0 to below 1, found 1"),
-        ("max_people=0", "setting max_people: wanted a whole number from 1 to 1,000,000,000, found 0"),
-        ("steps=all", "setting steps: wanted one of exact, sampled, found 'all'"),
+        ("paths=1", "setting paths: expected a whole number from 2 to 1,000,000 (one has no standard error), got 1"),
+        ("tolerance=1", "setting tolerance: expected a number from 0 to below 1, got 1"),
+        ("max_people=0", "setting max_people: expected a whole number from 1 to 1,000,000,000, got 0"),
+        ("steps=all", "setting steps: expected one of exact, sampled, got 'all'"),
     ],
 )
 def test_wrong_settings_of_a_forecast_are_refused(override: str, message: str) -> None:
@@ -177,7 +177,9 @@ def test_wrong_settings_of_a_forecast_are_refused(override: str, message: str) -
 
 
 def test_a_tolerance_of_drawn_paths_is_refused() -> None:
-    with pytest.raises(SettingsError, match="setting tolerance: wanted 0 with steps=sampled, which leaves no path out"):
+    with pytest.raises(
+        SettingsError, match="setting tolerance: expected 0 with steps=sampled, which leaves no path out"
+    ):
         compose_settings(ForecastSettings, "forecast", ["run=runs/x", "steps=sampled", "tolerance=0.1"])
 
 

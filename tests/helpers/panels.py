@@ -8,7 +8,13 @@ from pathlib import Path
 from helpers.runs import settings_of
 from laborllm_dist.careers.readers.long_panel import OPTIONAL
 from laborllm_dist.careers.types import OccupationVocabulary
-from laborllm_dist.config.corpora import MISSING_WORDS, ColumnSettings, LongPanelSettings, VocabularySettings
+from laborllm_dist.config.corpora import (
+    MISSING_WORDS,
+    ColumnSettings,
+    LongPanelCorpus,
+    LongPanelSettings,
+    VocabularySettings,
+)
 from laborllm_dist.config.data import DataSettings
 
 COLUMNS = ColumnSettings(
@@ -36,15 +42,17 @@ def panel(folder: Path, name: str = "panel.csv") -> LongPanelSettings:
 def panels(folder: Path, *surveys: str, **changes) -> DataSettings:
     """Return long panels `SURVEY.csv` with titles `SURVEY_titles.csv`, pooled."""
     one = settings_of(["data=long_panel"]).data.corpora["long_panel"]
+    assert isinstance(one, LongPanelCorpus)
     corpora = {}
     for survey in surveys:
-        panel = dataclasses.replace(
-            one.long_panel,
+        corpora[survey] = dataclasses.replace(
+            one,
+            survey=survey,
             path=str(folder / f"{survey}.csv"),
-            vocabulary=dataclasses.replace(one.long_panel.vocabulary, path=str(folder / f"{survey}_titles.csv")),
-            columns=dataclasses.replace(one.long_panel.columns, **dict.fromkeys(OPTIONAL)),
+            vocabulary=dataclasses.replace(one.vocabulary, path=str(folder / f"{survey}_titles.csv")),
+            columns=dataclasses.replace(one.columns, **dict.fromkeys(OPTIONAL)),
+            **changes,
         )
-        corpora[survey] = dataclasses.replace(one, survey=survey, long_panel=panel, **changes)
     return DataSettings("panels", corpora)
 
 

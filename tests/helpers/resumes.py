@@ -15,7 +15,9 @@ from laborllm_dist.config.corpora import ResumeSettings
 
 @functools.lru_cache
 def composed(name: str) -> ResumeSettings:
-    return settings_of([f"data={name}"]).data.corpora[name].resumes
+    corpus = settings_of([f"data={name}"]).data.corpora[name]
+    assert isinstance(corpus, ResumeSettings)
+    return corpus
 
 
 def shipped(name: str, path: Path, **changes) -> ResumeSettings:

@@ -13,7 +13,7 @@ def small_run(folder: Path, *more: str, num_people: int = 60) -> list[str]:
     """Return overrides for a run of seconds: a synthetic market and a Llama of 30,000 parameters."""
     return [
         "data=synthetic",
-        f"data.corpora.synthetic.synthetic.num_people={num_people}",
+        f"data.corpora.synthetic.num_people={num_people}",
         f"store.root={folder}/stores",
         f"runs={folder}/runs",
         "name=small",

@@ -38,7 +38,7 @@ def panel(folder: Path) -> list[str]:
     (folder / "careers.csv").write_text("\n".join(rows) + "\n")
     (folder / "titles.csv").write_text("\n".join(["code,title", *map(",".join, TITLES.items())]) + "\n")
     base = [each for each in small_run(folder) if "synthetic" not in each]
-    panel = "data.corpora.long_panel.long_panel"
+    panel = "data.corpora.long_panel"
     return [
         *base,
         "data=long_panel",

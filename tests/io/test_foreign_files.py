@@ -217,14 +217,14 @@ def test_what_a_killed_start_has_left_is_a_run_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", ".hidden", "x" * 121])
 @pytest.mark.parametrize("setting", ["name", "data.name"])
 def test_names_of_runs_and_stores_are_names(setting: str, name: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"setting {setting}: wanted a file name of at most 120 bytes without"):
+    with pytest.raises(SettingsError, match=rf"setting {setting}: expected a file name of at most 120 bytes without"):
         settings_of([*small_run(tmp_path), f"{setting}='{name}'"])
 
 
 @pytest.mark.parametrize("name", NO_PATH)
 def test_one_rule_for_all_names(name: str) -> None:
     assert not is_file_name(name)
-    with pytest.raises(OutOfRangeError, match="name: wanted a file name of at most"):
+    with pytest.raises(OutOfRangeError, match="name: expected a file name of at most"):
         OtherModelSettings("x", None, None, name, "safetensors")
     for fine in ("pooled_13b", "Llama-2-7b-hf", "7b.v2", "été", "x" * 120, "a+b=c", "two words"):
         assert is_file_name(fine)

@@ -112,13 +112,16 @@ def test_settings_of_a_run_that_were_edited_are_refused(name: str, run: Path, re
 
 
 FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "people": (lambda facts: facts["splits"]["test"].update(people="many"), "splits.test.people: wanted int"),
-    "splits": (lambda facts: facts.update(splits=True), "splits: wanted named groups"),
+    "people": (
+        lambda facts: facts["splits"]["test"].update(people="many"),
+        "splits.test.people: expected a whole number",
+    ),
+    "splits": (lambda facts: facts.update(splits=True), "splits: expected named groups"),
     "one split": (lambda facts: facts["splits"].pop("test"), "its splits are"),
-    "shards": (lambda facts: facts["splits"]["test"].update(shards=[["x"]]), r"shards\[0\]: wanted str"),
+    "shards": (lambda facts: facts["splits"]["test"].update(shards=[["x"]]), r"shards\[0\]: expected text"),
     "a shard that is no file": (lambda facts: facts["splits"]["test"].update(shards=["../x.arrow"]), "'../x.arrow'"),
-    "bytes": (lambda facts: facts["files"]["occupations.csv"].update(bytes=None), "bytes: wanted int"),
-    "tokenizer": (lambda facts: facts.update(tokenizer=[]), "tokenizer: wanted a group"),
+    "bytes": (lambda facts: facts["files"]["occupations.csv"].update(bytes=None), "bytes: expected a whole number"),
+    "tokenizer": (lambda facts: facts.update(tokenizer=[]), "tokenizer: expected a group"),
     "identity": (lambda facts: facts.update(identity={"careers": {}}), "'sources'"),
     "unknown": (lambda facts: facts.update(x=1), "unknown setting x"),
 }

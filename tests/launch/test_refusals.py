@@ -27,9 +27,7 @@ def test_pooled_13b_composes_plans_and_names_the_first_missing_thing(tmp_path: P
     plan, error = outcome.text.strip().splitlines()
     assert plan.startswith("plan: pooled_13b: careers of PSID, NLSY79, NLSY97; model llama2-13b")
     assert "ZeRO-3 bf16 on 2 x cpu; 32 careers a step in rows of at most 1536 tokens" in plan
-    assert error.startswith(
-        "error: no careers of PSID: no file at data/psid.zip (setting data.corpora.psid81.extract.path)"
-    )
+    assert error.startswith("error: no careers of PSID: no file at data/psid.zip (setting data.corpora.psid81.path)")
     assert "PSID Data Center" in error
 
 

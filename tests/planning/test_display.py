@@ -67,13 +67,13 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
         (["batch.global_batch_size=40000"], r"global_batch_size is 40,000, an epoch has 36,763 careers; set"),
         (["adapter=lora", "adapter.target_modules=[q_prj]"], r"no linear layer q_prj; it has down_proj, gate_proj"),
         (["zero=stage2_bf16", "optimizer.kind=adamw_8bit", "plan.num_gpus=2"], r"counts the 3,369,074,688 weights"),
-        (["plan.gpu.utilization=5"], r"plan.gpu.utilization: wanted a number above 0 and at most 1, found 5"),
-        (["plan.gpu.utilization=0"], r"plan.gpu.utilization: wanted a number above 0 and at most 1, found 0"),
+        (["plan.gpu.utilization=5"], r"plan.gpu.utilization: expected a number above 0 and at most 1, got 5"),
+        (["plan.gpu.utilization=0"], r"plan.gpu.utilization: expected a number above 0 and at most 1, got 0"),
         (
             ["plan.gpu.dollars_per_hour=-5"],
-            r"plan.gpu.dollars_per_hour: wanted a number from 0 to 1,000,000,000, found -5",
+            r"plan.gpu.dollars_per_hour: expected a number from 0 to 1,000,000,000, got -5",
         ),
-        (["plan.gpu.gpus_per_host=0"], r"plan.gpu.gpus_per_host: wanted a whole number from 1 to 10,000, found 0"),
+        (["plan.gpu.gpus_per_host=0"], r"plan.gpu.gpus_per_host: expected a whole number from 1 to 10,000, got 0"),
         (["batch.max_seq_length=160"], r"the longest career is assumed to have 586 tokens"),
     ],
 )

@@ -390,10 +390,10 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("top=0", "setting top: wanted a whole number from 1 to 1,000,000"),
-        ("tolerance=1.5", "setting tolerance: wanted a number from 0 to below 1, found 1.5"),
-        ("output=p.csv", r"setting output: wanted a file name that ends in .parquet, found 'p.csv'"),
-        ("measure=title", "setting measure: wanted one of normalised, terminated"),
+        ("top=0", "setting top: expected a whole number from 1 to 1,000,000"),
+        ("tolerance=1.5", "setting tolerance: expected a number from 0 to below 1, got 1.5"),
+        ("output=p.csv", r"setting output: expected a file name that ends in .parquet, got 'p.csv'"),
+        ("measure=title", "setting measure: expected one of normalised, terminated"),
     ],
 )
 def test_settings_that_are_wrong_are_refused(override: str, message: str) -> None:

@@ -118,7 +118,7 @@ def test_frequency_tables_learn_from_the_pool_alone() -> None:
 
 
 def test_wrong_fractions_and_weights_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"data.corpora.wage_panel.fraction: wanted a number from 0 to 1"):
+    with pytest.raises(SettingsError, match=r"data.corpora.wage_panel.fraction: expected a number from 0 to 1"):
         settings_of(["data.corpora.wage_panel.fraction=1.5"])
-    with pytest.raises(SettingsError, match=r"data.corpora.wage_panel.weight: wanted a number from 0 to 1,000"):
+    with pytest.raises(SettingsError, match=r"data.corpora.wage_panel.weight: expected a number from 0 to 1,000"):
         settings_of(["data.corpora.wage_panel.weight=-1"])

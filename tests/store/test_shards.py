@@ -245,7 +245,7 @@ def test_the_tokenizer_learns_from_training_people_as_the_source_splits_them(tmp
         for kind, line in lines.items():
             (folder / f"{split}.{kind}").write_text(f"{line}\n" * 60)
     settings = settings_of([
-        "data=career_text", f"data.corpora.career_text.career_text.path={folder}", f"store.root={tmp_path}/stores",
+        "data=career_text", f"data.corpora.career_text.path={folder}", f"store.root={tmp_path}/stores",
         "tokenizer.vocabulary_size=600",
     ])  # fmt: skip
     pieces = json.loads((prepare_store(settings, quiet).folder / "tokenizer/tokenizer.json").read_text())["model"][
@@ -312,7 +312,7 @@ def test_a_corpus_of_nobody_says_why(tmp_path: Path) -> None:
 
     nobody = {("person_id", 1979): 1}
     path = write_extract(tmp_path / "extract", "NLSY79", made_rows("NLSY79", [nobody], [{1980}]))
-    settings = settings_of(["data=nlsy79", f"data.corpora.nlsy79.extract.path={path}", f"store.root={tmp_path}/stores"])
+    settings = settings_of(["data=nlsy79", f"data.corpora.nlsy79.path={path}", f"store.root={tmp_path}/stores"])
     with pytest.raises(DataFileError, match=r"the corpora of data=nlsy79 hold no careers"):
         prepare_store(settings, quiet)
 
@@ -323,7 +323,7 @@ def test_the_surveys_stand_beside_the_paper_s_figures(tmp_path: Path) -> None:
     people = [{**WOMAN, ("person_id", 1979): person} for person in range(1, 41)]
     path = write_extract(tmp_path / "extract", "NLSY79", made_rows("NLSY79", people, [WOMAN_YEARS] * 40))
     settings = settings_of([
-        "data=nlsy79", f"data.corpora.nlsy79.extract.path={path}", f"store.root={tmp_path}/stores",
+        "data=nlsy79", f"data.corpora.nlsy79.path={path}", f"store.root={tmp_path}/stores",
         "tokenizer.vocabulary_size=400",
     ])  # fmt: skip
     store = prepare_store(settings, quiet)

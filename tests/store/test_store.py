@@ -106,8 +106,8 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "panel.csv").write_text("person,year,occupation\n1,1984,4\n1,1984,4\n")
     settings = settings_of([
         "data=long_panel",
-        f"data.corpora.long_panel.long_panel.path={tmp_path}/panel.csv", f"store.root={tmp_path}/stores",
-        *(f"data.corpora.long_panel.long_panel.columns.{name}=null" for name in OPTIONAL),
+        f"data.corpora.long_panel.path={tmp_path}/panel.csv", f"store.root={tmp_path}/stores",
+        *(f"data.corpora.long_panel.columns.{name}=null" for name in OPTIONAL),
     ])  # fmt: skip
     with pytest.raises(DataFileError, match="has 1984 twice"):
         prepare_store(settings, quiet)
@@ -115,7 +115,7 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_missing_corpus_says_how_to_get_it(tmp_path: Path) -> None:
-    settings = settings_of(["+experiment=pooled_13b", f"data.corpora.psid81.extract.path={tmp_path}/none.zip"])
+    settings = settings_of(["+experiment=pooled_13b", f"data.corpora.psid81.path={tmp_path}/none.zip"])
     with pytest.raises(
         DataFileError,
         match=r"no careers of PSID: .*none.zip.* \(setting data.corpora.psid81.*PSID Data Center",
@@ -124,7 +124,7 @@ def test_a_missing_corpus_says_how_to_get_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_a_missing_vocabulary_are_refused(tmp_path: Path) -> None:
-    place = "data.corpora.long_panel.long_panel"
+    place = "data.corpora.long_panel"
     with pytest.raises(DataFileError, match=r"no careers of PANEL: a folder at"):
         prepare_store(settings_of(["data=long_panel", f"{place}.path={tmp_path}"]), quiet)
     (tmp_path / "panel.csv").write_text("person,year,occupation\n1,1984,4\n")

@@ -38,7 +38,7 @@ READERS = {
     "nlsy97": [],
     "wage_panel": [],
     "synthetic": [],
-    "resumes": ["data.corpora.resumes.resumes.occupation_from=title"],
+    "resumes": ["data.corpora.resumes.occupation_from=title"],
 }
 TEMPLATES = [file.stem for file in (PROJECT / "conf/template").glob("*.yaml")]
 family_tokenizer = functools.cache(made_tokenizer)
@@ -140,14 +140,14 @@ def test_stores_of_psid_and_of_coded_resumes_are_made(reader: str, family: str, 
     if reader == "psid81":
         people = [{**HEAD, ("ER30001", 0): number} for number in range(1, 21)]
         source = write_cart(tmp_path / "cart", people)
-        place = f"data.corpora.psid81.extract.path={source}"
+        place = f"data.corpora.psid81.path={source}"
     else:
         rows = [
             {"id": str(person), "title": "Lawyer", "start": "2010", "end": "2011", "education": None}
             for person in range(30)
         ]
         (tmp_path / "r.jsonl").write_text(rows_of(*rows))
-        place = f"data.corpora.resumes.resumes.path={tmp_path}/r.jsonl"
+        place = f"data.corpora.resumes.path={tmp_path}/r.jsonl"
     overrides = [f"data={reader}", place, f"store.root={tmp_path}/stores", "tokenizer=pretrained"]
     store = prepare_store(settings_of([*overrides, f"tokenizer.path={tmp_path}/tokenizer"]), lambda line: None)
     tokenizer, careers = load_tokenizer(str(store.folder / "tokenizer")), store.careers("train")

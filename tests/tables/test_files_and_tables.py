@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import importlib.metadata
 import json
@@ -118,17 +117,7 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
         begun_run(tmp_path, weights="other")
     wanted = settings_of(small_run(tmp_path, *free))
-    assert dataclasses.replace(read_run(first.path)[1], plan=wanted.plan) == wanted
-
-
-def test_what_a_run_was_planned_for_may_be_told_in_older_words(tmp_path: Path) -> None:
-    record = begun_run(tmp_path).path / "settings.json"
-    known = json.loads(record.read_text())
-    known["settings"]["plan"] = {"gpu": {"name": "H100", "memory_gib": 79.1}}
-    del known["sha256"]  # earlier versions wrote none
-    record.write_text(json.dumps(known))
-    assert read_run(record.parent)[1].training == settings_of(small_run(tmp_path)).training
-    begun_run(tmp_path)
+    assert read_run(first.path)[1] == wanted
 
 
 @pytest.mark.parametrize("damage", ["{", "[1]", None])

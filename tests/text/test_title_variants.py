@@ -111,9 +111,9 @@ def test_one_covariate_can_be_hidden_alone() -> None:
 def test_what_cannot_be_hidden_and_half_made_titles_are_refused() -> None:
     with pytest.raises(TemplateError, match=r"template.hidden: 'year' cannot be hidden; survey, .* and education can"):
         compile_template(settings_of(["template.hidden=[year]"]).template)
-    with pytest.raises(SettingsError, match=r"template.titles.prefix: wanted a value, since titles.style is numeric"):
+    with pytest.raises(SettingsError, match=r"template.titles.prefix: expected a value, since titles.style is numeric"):
         settings_of(["template.titles.style=numeric"])
-    with pytest.raises(SettingsError, match=r"template.max_history: wanted a whole number from 0 to 1,000,000"):
+    with pytest.raises(SettingsError, match=r"template.max_history: expected a whole number from 0 to 1,000,000"):
         settings_of(["template.max_history=-1"])
 
 

@@ -154,7 +154,7 @@ def test_a_store_of_one_s_own_careers_has_one_token_a_title_and_the_plan_its_epo
     with (tmp_path / "careers.csv").open("w", newline="") as file:
         rows = [(person, 1990 + year, (person * year) % 9, "college") for person in range(60) for year in range(4)]
         csv.writer(file).writerows([("person", "year", "occupation", "education"), *rows])
-    place = "data.corpora.long_panel.long_panel"
+    place = "data.corpora.long_panel"
     absent = ("birth_year", "gender", "ethnicity", "region")
     settings = settings_of(
         [

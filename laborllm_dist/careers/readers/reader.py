@@ -1,7 +1,7 @@
 """What a reader of one kind of source is: a value with its files, people, occupations, and what identifies its content.
 
-corpus.py has the table of all readers. To add one: write its module with such a value, name it in that table and in
-GROUP_OF_KIND (which group of settings it takes), and add a file to conf/corpus.
+corpus.py has the table of all readers. To add one: write its module with such a value, name it in that table and its
+settings in CORPUS_KINDS (config/corpora.py), and add a file to conf/corpus.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def test_the_nlsy79_takes_1970_codes_where_those_of_1980_are_lacking(tmp_path: P
     jobs = [(job.year, job.occupation) for job in person.career.jobs]
     assert jobs == [(1981, "274"), (1982, "274"), (1993, "436"), (1994, "436")]
     assert missing_variables(SurveySettings(str(path), "available", **BOUNDS), "NLSY79") == []
-    corpus = settings_of(["data=nlsy79", f"data.corpora.nlsy79.extract.path={path}"]).data.corpora["nlsy79"]
+    corpus = settings_of(["data=nlsy79", f"data.corpora.nlsy79.path={path}"]).data.corpora["nlsy79"]
     notes = corpus_notes(corpus)
     assert len(notes) == 12
     assert notes[0].startswith("the occupation of 1982 is R0702100 (CPSOCC70, census1970 codes), since R0828000 is not")
@@ -121,9 +121,9 @@ def test_an_extract_without_any_occupation_says_so_and_nothing_before(tmp_path: 
         with pytest.raises(DataFileError, match=message):
             read(path, variables=variables)
     lines: list[str] = []
-    overrides = ["data=nlsy79", f"data.corpora.nlsy79.extract.path={path}", f"store.root={tmp_path}/stores"]
+    overrides = ["data=nlsy79", f"data.corpora.nlsy79.path={path}", f"store.root={tmp_path}/stores"]
     with pytest.raises(DataFileError, match=message):
-        prepare_store(settings_of([*overrides, "data.corpora.nlsy79.extract.variables=available"]), lines.append)
+        prepare_store(settings_of([*overrides, "data.corpora.nlsy79.variables=available"]), lines.append)
     assert lines == []
     # Within bounds of years too: other years' occupations are of no use.
     path = write_extract(tmp_path / "y", "NLSY79", made_rows("NLSY79", [PERSON], [{1981}]))
@@ -162,7 +162,7 @@ def test_the_data_card_lists_codes_without_an_occupation(tmp_path: Path) -> None
     assert tally.unmapped == Counter({(reasons[1], "102"): 2, (reasons[0], "810"): 1})
     assert tally_from_values(json.loads(json.dumps(tally.to_values()))) == tally
     assert (tally + tally).unmapped[reasons[1], "102"] == 4
-    data = settings_of(["data=nlsy79", f"data.corpora.nlsy79.extract.path={path}"]).data
+    data = settings_of(["data=nlsy79", f"data.corpora.nlsy79.path={path}"]).data
     card = card_values({"nlsy79": tally}, data, occ1990dd_vocabulary().title_of(), {}, {"nlsy79": {}}, [])
     assert card["corpora"]["nlsy79"]["unmapped_codes"] == [
         {"code": "102", "reason": reasons[1], "count": 2}, {"code": "810", "reason": reasons[0], "count": 1},

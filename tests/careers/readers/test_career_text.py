@@ -138,7 +138,7 @@ def test_a_store_keeps_the_splits_of_the_files_and_is_written_out(tmp_path: Path
         for kind, text in (("job", "25 23\n"), ("year", "2001 2002\n"), ("gender", "male\n")):
             (tmp_path / f"{name}.{kind}").write_text(text * number)
     (tmp_path / "codes.csv").write_text("code,title\n23,Lawyers\n25,Teachers\n")
-    place = "data.corpora.career_text.career_text"
+    place = "data.corpora.career_text"
     settings = settings_of([
         *small_run(tmp_path)[2:], "data=career_text", f"{place}.path={tmp_path}",
         f"{place}.vocabulary.path={tmp_path}/codes.csv", f"prepare.career_text={tmp_path}/out",
@@ -160,13 +160,10 @@ def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"{name}.job").write_text("25 23\n" * 30)
         (tmp_path / f"{name}.year").write_text("2001 2002\n" * 30)
     one = settings_of(["data=career_text"]).data.corpora["career_text"]
-    text = dataclasses.replace(
-        one.career_text,
-        path=str(tmp_path),
-        vocabulary=dataclasses.replace(one.career_text.vocabulary, path=str(tmp_path / "A_titles.csv")),
-    )
+    vocabulary = dataclasses.replace(one.vocabulary, path=str(tmp_path / "A_titles.csv"))
+    text = dataclasses.replace(one, path=str(tmp_path), vocabulary=vocabulary, population="PEOPLE")
     data = panels(tmp_path, "A", population="PEOPLE")
-    both = {**data.corpora, "T": dataclasses.replace(one, career_text=text, population="PEOPLE")}
+    both = {**data.corpora, "T": text}
     settings = dataclasses.replace(settings_of(small_run(tmp_path)), data=dataclasses.replace(data, corpora=both))
     with pytest.raises(
         DataFileError, match=r"person 'train-\d+' is in the splits train and .* of A and T \(\d+ such people\)"

@@ -198,9 +198,9 @@ def test_a_damaged_parquet_or_gzip_file_is_refused_or_holds_what_its_library_say
 
 @functools.lru_cache
 def composed() -> ResumeSettings:
-    found = settings_of(["data=resumes"]).data.corpora["resumes"].resumes
-    assert found is not None
-    return found
+    corpus = settings_of(["data=resumes"]).data.corpora["resumes"]
+    assert isinstance(corpus, ResumeSettings)
+    return corpus
 
 
 def resume_settings(path: Path, **changes: Any) -> ResumeSettings:

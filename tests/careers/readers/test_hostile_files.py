@@ -152,11 +152,11 @@ def test_missing_columns_say_which_setting_names_them(tmp_path: Path) -> None:
 def test_nothing_is_said_of_a_tokenizer_before_the_input_was_looked_at(tmp_path: Path) -> None:
     lines: list[str] = []
     (tmp_path / "panel.csv").write_text("person,year,occupation\na,1984,a\n")
-    panel_path = f"data.corpora.long_panel.long_panel.path={tmp_path}/panel.csv"
+    panel_path = f"data.corpora.long_panel.path={tmp_path}/panel.csv"
     with pytest.raises(DataFileError, match="missing"):
         prepare_store(settings_of(["data=long_panel", panel_path, f"store.root={tmp_path}/stores"]), lines.append)
     (tmp_path / "r.jsonl").write_text("{}\n")
-    resumes = f"data.corpora.resumes.resumes.path={tmp_path}/r.jsonl"
+    resumes = f"data.corpora.resumes.path={tmp_path}/r.jsonl"
     with pytest.raises(DataFileError):
         prepare_store(settings_of(["data=resumes", resumes, f"store.root={tmp_path}/stores"]), lines.append)
     assert lines == []
@@ -177,12 +177,12 @@ QUOTED = [
 
 @pytest.mark.parametrize("name", QUOTED)
 def test_a_path_with_signs_of_the_settings_says_how_to_quote_it(name: str) -> None:
-    setting = "data.corpora.long_panel.long_panel.path"
+    setting = "data.corpora.long_panel.path"
     with pytest.raises(SettingsError, match=r"quote it for the settings and for the shell: ") as refusal:
         settings_of(["data=long_panel", f"{setting}={name}"])
     assert "\n" not in str(refusal.value)
     (advised,) = shlex.split(str(refusal.value).split("for the shell: ")[1])
-    assert settings_of(["data=long_panel", advised]).data.corpora["long_panel"].long_panel.path == name
+    assert settings_of(["data=long_panel", advised]).data.corpora["long_panel"].path == name
 
 
 # ------------------------------------------------------------------------------------------------ no files at all
@@ -201,7 +201,7 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(kind: str, tmp_path: P
     folder.mkdir()
     os.mkfifo(folder / "train.job")
     with pytest.raises(DataFileError, match=r"no train.job"):
-        check_sources(settings_of(["data=career_text", f"data.corpora.career_text.career_text.path={folder}"]).data)
+        check_sources(settings_of(["data=career_text", f"data.corpora.career_text.path={folder}"]).data)
     with pytest.raises(DataFileError, match="a folder without files"):
         (tmp_path / "empty").mkdir()
         os.mkfifo(tmp_path / "empty" / "r.jsonl")
@@ -422,7 +422,7 @@ def test_the_data_card_shows_codes_and_titles_as_text(tmp_path: Path) -> None:
     rows = "".join(f"{person},{year},{1 + year % 2}\n" for person in range(30) for year in (1984, 1985))
     (tmp_path / "panel.csv").write_text("person,year,occupation\n" + rows)
     (tmp_path / "titles.csv").write_text("code,title\n1,Cooks <script>alert(1)</script> | & more\n2,Bakers\n")
-    panel_path = "data.corpora.long_panel.long_panel"
+    panel_path = "data.corpora.long_panel"
     overrides = ["data=long_panel", f"{panel_path}.path={tmp_path}/panel.csv", f"store.root={tmp_path}/stores"]
     overrides += [f"{panel_path}.vocabulary.path={tmp_path}/titles.csv", "tokenizer.vocabulary_size=300"]
     overrides += [

@@ -13,7 +13,7 @@ from laborllm_dist.careers.readers.long_panel import long_panel_people
 from laborllm_dist.config.corpora import LongPanelSettings
 from laborllm_dist.errors import DataFileError, SettingsError
 
-PANEL = "data.corpora.long_panel.long_panel"
+PANEL = "data.corpora.long_panel"
 ABSENT = ("birth_year", "gender", "ethnicity", "region", "education")
 
 
@@ -21,7 +21,9 @@ def with_status(folder: Path, rows: str, *more: str) -> LongPanelSettings:
     (folder / "panel.csv").write_text("person,year,occupation,status\n" + rows)
     overrides = ["data=long_panel", f"{PANEL}.path={folder}/panel.csv", f"{PANEL}.columns.status=status"]
     overrides += [f"{PANEL}.columns.{column}=null" for column in ABSENT]
-    return settings_of([*overrides, *more]).data.corpora["long_panel"].long_panel
+    corpus = settings_of([*overrides, *more]).data.corpora["long_panel"]
+    assert isinstance(corpus, LongPanelSettings)
+    return corpus
 
 
 def read(wanted: LongPanelSettings) -> list[PersonRecord]:
@@ -94,9 +96,11 @@ def test_a_state_that_the_list_of_occupations_lacks_is_left_out(tmp_path: Path) 
 
 
 def test_status_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"enrolled: wanted a word in one of the lists only, 'student' is in unem"):
+    with pytest.raises(
+        SettingsError, match=r"enrolled: expected a word in one of the lists only, 'student' is in unem"
+    ):
         with_status(tmp_path, "", f"{PANEL}.status.unemployed=[Student]", f"{PANEL}.status.enrolled=[student]")
-    with pytest.raises(SettingsError, match=r"status: wanted the words of the status column, since columns.status"):
+    with pytest.raises(SettingsError, match=r"status: expected the words of the status column, since columns.status"):
         with_status(tmp_path, "", f"{PANEL}.status=null")
 
 

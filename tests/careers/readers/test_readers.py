@@ -10,7 +10,7 @@ from helpers.runs import settings_of, small_run
 from laborllm_dist.careers.corpus import READERS
 from laborllm_dist.careers.readers.reader import Reader, as_people
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
-from laborllm_dist.config.corpora import GROUP_OF_KIND, SyntheticSettings
+from laborllm_dist.config.corpora import CORPUS_KINDS, SyntheticCorpus, SyntheticSettings
 from laborllm_dist.store.build import prepare_store
 
 CAREERS = [
@@ -20,7 +20,7 @@ CAREERS = [
 
 
 def test_every_kind_has_a_reader_and_a_settings_file() -> None:
-    assert READERS.keys() == GROUP_OF_KIND.keys()
+    assert READERS.keys() == CORPUS_KINDS.keys()
 
 
 def test_a_reader_that_is_added_is_prepared_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_a_reader_that_is_added_is_prepared_like_any_other(tmp_path: Path, monke
         notes=lambda settings: ["made for a test"],
     )
     monkeypatch.setitem(READERS, "made", made)
-    monkeypatch.setitem(GROUP_OF_KIND, "made", "synthetic")
+    monkeypatch.setitem(CORPUS_KINDS, "made", SyntheticCorpus)
     settings = settings_of(
         small_run(tmp_path, "data.corpora.synthetic.kind=made", "data.corpora.synthetic.survey=MADE", num_people=3)
     )

@@ -351,20 +351,20 @@ def test_missing_files_and_mixed_folders_are_refused(tmp_path: Path) -> None:
 
 
 WRONG_SETTINGS = {
-    "vocabulary.path=titles.csv": r"vocabulary.path: wanted builtin:occ1990dd, which titles are coded to",
-    "columns.start=null": r"columns.start: wanted either a column of dates, or columns.order",
-    "columns.title=null": r"columns.title: wanted a column, since occupation_from is title",
-    "columns.start='start_{}'": r"columns.start: wanted a name without \{\} where rows=job",
-    "rows=person": r"rows: wanted num_slots, and columns with \{\}",
-    "last_year=20": r"last_year: wanted a year from 1850 to 2100",
-    "min_score=2": r"min_score: wanted a number from 0 to 1",
+    "vocabulary.path=titles.csv": r"vocabulary.path: expected builtin:occ1990dd, which titles are coded to",
+    "columns.start=null": r"columns.start: expected either a column of dates, or columns.order",
+    "columns.title=null": r"columns.title: expected a column, since occupation_from is title",
+    "columns.start='start_{}'": r"columns.start: expected a name without \{\} where rows=job",
+    "rows=person": r"rows: expected num_slots, and columns with \{\}",
+    "last_year=20": r"last_year: expected a year from 1850 to 2100",
+    "min_score=2": r"min_score: expected a number from 0 to 1",
 }
 
 
 @pytest.mark.parametrize("override", WRONG_SETTINGS)
 def test_settings_that_contradict_each_other_are_refused(override: str) -> None:
     with pytest.raises(SettingsError, match=WRONG_SETTINGS[override]):
-        settings_of(["data=resumes", f"data.corpora.resumes.resumes.{override}"])
+        settings_of(["data=resumes", f"data.corpora.resumes.{override}"])
 
 
 def test_many_problems_end_the_reading(tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_a_store_lists_what_titles_were_coded_to(tmp_path: Path) -> None:
     ]
     (tmp_path / "r.jsonl").write_text(rows_of(*rows))
     settings = settings_of([
-        "data=resumes", f"data.corpora.resumes.resumes.path={tmp_path}/r.jsonl", f"store.root={tmp_path}/stores",
+        "data=resumes", f"data.corpora.resumes.path={tmp_path}/r.jsonl", f"store.root={tmp_path}/stores",
         "tokenizer.vocabulary_size=400",
     ])  # fmt: skip
     store = prepare_store(settings, lambda line: None)
