@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from helpers.processes import PROJECT
 
+from laborllm_dist import cli
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import BaselineSettings, EvaluateSettings, ReportSettings, RunSettings
@@ -96,6 +99,8 @@ REFUSED = {
     "data.corpora.wage_panel.kind=nlsy": r"setting data.corpora.wage_panel.kind: wanted one of wage_panel, long_panel",
     "data.corpora.wage_panel.kind=synthetic": r"wanted the settings of a synthetic corpus, found none",
     "split.validation=0": r"setting split.validation: wanted a number above 0 and below 1, found 0$",
+    f"split.key={65 * 'k'}": r"setting split.key: wanted at most 64 bytes",
+    f'split.key="{33 * chr(252)}"': r"setting split.key: wanted at most 64 bytes",
     "optimizer.beta1=1": r"setting optimizer.beta1: wanted a number from 0 to below 1, found 1$",
     "optimizer.weight_decay=.nan": r"setting optimizer.weight_decay: wanted a number from 0 to 1,000, found '.nan'",
     "optimizer.learning_rate=inf": r"setting optimizer.learning_rate: wanted a number above 0 and at most 1e\+38 .*, found inf$",
@@ -117,6 +122,24 @@ def test_a_wrong_override_is_refused_in_one_line(override: str) -> None:
     with pytest.raises(SettingsError, match=REFUSED[override]) as refusal:
         compose_settings(RunSettings, "run", [override])
     assert "\n" not in str(refusal.value)
+
+
+def test_a_working_directory_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py", "runs=[runs/a]"])
+    monkeypatch.setattr(cli, "guard_output", lambda: None)
+    for name, why in (("folder\udcff", r"folder\\udcff, is not UTF-8; start"), ("gone", "was deleted; start")):
+        place = tmp_path / name
+        place.mkdir()
+        monkeypatch.chdir(place)
+        if name == "gone":
+            place.rmdir()
+        with pytest.raises(SystemExit) as refusal:
+            cli.launch(ReportSettings, "report", lambda settings: None, "")
+        assert refusal.value.code == 2
+        error = capsys.readouterr().err
+        assert re.search(why, error) and error.count("\n") == 1
 
 
 def test_a_missing_setting_is_named() -> None:
