@@ -80,6 +80,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         if any(argument in HELP for argument in arguments):
             _show_help(kind, config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
+            _check_working_directory()
             work(compose_settings(kind, config_name, arguments))
     except (PeerFailedError, OutputClosedError) as refusal:
         raise SystemExit(refusal.exit_code) from None
@@ -104,6 +105,22 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         )
         raise SystemExit(LaborError.exit_code) from None
     raise SystemExit(0)
+
+
+def _check_working_directory() -> None:
+    """Refuse a working directory that is gone, or whose path the libraries that read and write here cannot take.
+
+    Raises:
+        SettingsError: saying which.
+    """
+    try:
+        Path.cwd().as_posix().encode()
+    except FileNotFoundError:
+        raise SettingsError("the working directory was deleted; start the command from another folder") from None
+    except UnicodeEncodeError:
+        raise SettingsError(
+            f"the path of the working directory, {Path.cwd()}, is not UTF-8; start the command from another folder"
+        ) from None
 
 
 def _is_too_many_files(error: Exception) -> bool:

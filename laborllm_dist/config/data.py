@@ -50,6 +50,8 @@ class SplitSettings(Strict):
     """Fraction of people to validate on."""
 
     def __post_init__(self) -> None:
+        if len(self.key.encode()) > 64:  # the hash takes no more, and would take two longer keys for one
+            raise OutOfRangeError("key", "at most 64 bytes")
         if not self.train + self.validation < 1:
             raise OutOfRangeError("train", "train + validation below 1, so that people are left to test on")
 

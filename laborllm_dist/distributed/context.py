@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ from laborllm_dist.io.files import file_lock
 
 Result = TypeVar("Result")
 STORES: Any = torch.distributed  # whose stores have no annotations
+FEWEST_OPEN_FILES = 256  # that no rank has ever run short of
 DONE, REFUSED = "done", "refused"  # what a message of rank 0 begins with
 FAREWELL_SECONDS = 10.0  # that rank 0, which keeps the store, gives the others to read its last message
 
@@ -293,13 +295,21 @@ def _meet(settings: RanksSettings, device: torch.device, variables: RankVariable
             return None
         return Channel(store, share_secret(store, rank=rank, world_size=world_size))
     except RuntimeError as error:
-        if not (_is_lost_peer(error) or "gloo" in str(error).lower()):
+        if os.strerror(errno.EMFILE) in str(error) or not (_is_lost_peer(error) or "gloo" in str(error).lower()):
             raise
         raise RendezvousError(
             f"rank {rank} of {world_size} has not met the others at {place} "
             f"(ranks.timeout_minutes: {settings.timeout_minutes:g}); look whether all have started, and whether "
-            "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts"
+            f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts{_advice_on_files()}"
         ) from None
+
+
+def _advice_on_files() -> str:
+    """Return what to do where a process may have so few files open that sockets may be what it lacked."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= FEWEST_OPEN_FILES:
+        return ""
+    return f"; a process here may have only {soft} files and sockets open at once: raise that (ulimit -n 4096)"
 
 
 def _open_store(variables: RankVariables, limit: timedelta) -> Any:

@@ -111,6 +111,16 @@ def refuse_link(path: Path) -> None:
         )
 
 
+def refuse_irregular(path: Path) -> None:
+    """Refuse a pipe, a device or a folder in the place of a file that is read or added to: a pipe waits for ever.
+
+    Raises:
+        ForeignFileError: naming it.
+    """
+    if path.exists() and not path.is_file():
+        raise ForeignFileError(f"{path} is not a regular file (a folder, pipe or device); move it away")
+
+
 @contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
     """Turn what a disk or a folder refuses into one clear line.

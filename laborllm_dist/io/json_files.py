@@ -7,6 +7,7 @@ calls it. Here the first is refused, as it means two things, and so is the secon
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
+        times = Counter(name for name, _ in pairs)
+        doubled = next(name for name in times if times[name] > 1)
         raise ValueError(f"the name {doubled!r} stands twice")
     return found
 

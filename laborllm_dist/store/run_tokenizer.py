@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from laborllm_dist.careers.corpus import read_careers, read_people
@@ -16,6 +17,8 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError
 from laborllm_dist.store.tokenizer import CareerTokenizer, WholeTokens, load_tokenizer, train_tokenizer
 from laborllm_dist.text.template import Template, render_career
+
+_NUM_REASONS = 3  # that a message names
 
 
 def make_tokenizer(
@@ -32,7 +35,9 @@ def make_tokenizer(
         return load_tokenizer(path, revision=revision, subfolder=subfolder)
     assert wanted.vocabulary_size is not None  # TokenizerSettings refuses a trained one without
     # A corpus that cannot be read is refused now, before anything is said of learning from it.
-    people_of = {name: _opened(read_people(corpus)) for name, corpus in settings.data.corpora.items()}
+    people_of = {name: _from_first_career(read_people(corpus)) for name, corpus in settings.data.corpora.items()}
+    if not any(people is not None for people in people_of.values()):
+        raise _no_careers(settings)
     say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
     texts = _training_texts(settings, people_of, vocabulary, template)
     whole = None if wanted.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
@@ -46,15 +51,15 @@ def constant_phrases(template: TemplateSettings) -> list[str]:
     return list(dict.fromkeys(phrase for phrase in phrases if " " in phrase.strip()))
 
 
-def _opened(people: Iterator[PersonThunk]) -> Iterator[PersonThunk]:
-    """Return the same people, of whom the first has been found in the source."""
-    first = next(people, None)
-    return people if first is None else itertools.chain((first,), people)
+def _from_first_career(people: Iterator[PersonThunk]) -> Iterator[PersonThunk] | None:
+    """Return the people from the first who has a career; None if nobody has one."""
+    first = next((person for person in people if person().career is not None), None)
+    return None if first is None else itertools.chain((first,), people)
 
 
 def _training_texts(
     settings: RunSettings,
-    people_of: Mapping[str, Iterator[PersonThunk]],
+    people_of: Mapping[str, Iterator[PersonThunk] | None],
     vocabulary: OccupationVocabulary,
     template: Template,
 ) -> Iterator[str]:
@@ -62,7 +67,7 @@ def _training_texts(
     title_of, corpora = vocabulary.title_of(), settings.data.corpora
     share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
     for name, corpus in corpora.items():
-        people = (person() for person in people_of[name])
+        people = (person() for person in people_of[name] or ())
         careers = (read.career for read in people if read.career is not None and is_training(read, corpus, settings))
         for career in itertools.islice(careers, share):
             for rendered in render_career(career, template, title_of):
@@ -80,7 +85,17 @@ def sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, templ
     for career in read_careers(settings.data):
         rendered = render_career(career, template, vocabulary.title_of())[-1]
         return rendered.text[: rendered.title_spans[-1][0]]
-    raise DataFileError(f"the corpora of data={settings.data.name} hold no careers")
+    raise _no_careers(settings)
+
+
+def _no_careers(settings: RunSettings) -> DataFileError:
+    """Return the refusal of corpora in which nobody has a career, with the commonest reasons for that."""
+    people = (person() for corpus in settings.data.corpora.values() for person in read_people(corpus))
+    reasons = Counter(drop.reason for read in people for drop in read.drops)
+    shown = "; ".join(f"{reason} ({times:,})" for reason, times in reasons.most_common(_NUM_REASONS))
+    return DataFileError(
+        f"the corpora of data={settings.data.name} hold no careers{f'; left out: {shown}' if shown else ''}"
+    )
 
 
 def tokenizer_place(settings: RunSettings) -> tuple[str, str | None, str | None]:

@@ -6,11 +6,13 @@ array's jobs need the folder of the store and the project on a file system that 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +51,31 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     try:
         executor = submitit.AutoExecutor(folder=str(folder), cluster=wanted.where)
         executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
-        jobs = executor.map_array(work, list(range(wanted.num_workers)))
+        with _heeding_interrupts():
+            jobs = executor.map_array(work, list(range(wanted.num_workers)))
     except (RuntimeError, OSError) as error:
         raise WorkerFailedError(f"the shards could not be started on {wanted.where} ({error})") from None
     try:
         _wait_for_all(jobs, say)
     finally:
         _stop([job for job in jobs if not job.done()])
+
+
+@contextlib.contextmanager
+def _heeding_interrupts() -> Iterator[None]:
+    """Let processes that are started meanwhile end by SIGINT, by which submitit cancels those of this machine.
+
+    A command in a shell's background ignores this signal, and so would all that it starts.
+    """
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not is_ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _new_folder(logs: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from laborllm_dist.config.run import TrackingSettings
 from laborllm_dist.io.console import say
-from laborllm_dist.io.files import translate_disk_errors, write_text
+from laborllm_dist.io.files import refuse_irregular, translate_disk_errors, write_text
 from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.tracking.wandb_tracker import open_tracker
 
@@ -22,6 +22,7 @@ class RunLog:
     ) -> None:
         """Open the log at `step` steps done; lines of later steps, which a kill has undone, are dropped."""
         self._path = path
+        refuse_irregular(path)
         with translate_disk_errors(path):
             self._last = _keep_until(path, step)
             self._file = path.open("ab", buffering=0)  # what a full disk has refused is not left for `close`

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed
 from helpers.processes import free_port
 from helpers.slurm import TASK
@@ -177,6 +178,21 @@ def test_ranks_that_have_not_come_are_named() -> None:
         match=r"rank 1 of 20 has not met the others at localhost:1 .*: 19 of them did not come \(rank 0, 2, 3, .*, \.\.\.\)",
     ):
         meet_at(torch.distributed.HashStore(), "localhost:1", rank=1, world_size=20, limit=timedelta(0))
+
+
+def test_ranks_that_run_short_of_open_files_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = iter(["gloo/transport/tcp: connection closed", "gloo: Too many open files"])
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise RuntimeError(next(texts))
+
+    monkeypatch.setattr(context, "_open_store", fail)
+    monkeypatch.setattr(context.resource, "getrlimit", lambda which: (20, 4096))
+    variables, settings = RankVariables(1, 2, 1, "127.0.0.1", 1), RanksSettings(1, 1.0)
+    with pytest.raises(RendezvousError, match=r"may have only 20 files and sockets open at once: raise that \(ulimit"):
+        context._meet(settings, torch.device("cpu"), variables)
+    with pytest.raises(RuntimeError, match="Too many open files"):  # which cli.launch has a line for
+        context._meet(settings, torch.device("cpu"), variables)
 
 
 def test_a_store_that_ranks_connect_to_counts_no_rank_twice(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:

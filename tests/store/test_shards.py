@@ -33,7 +33,7 @@ from laborllm_dist.store.build import (
     prepare_store,
     store_folder,
 )
-from laborllm_dist.store.workers import refusal_of
+from laborllm_dist.store.workers import refusal_of, run_shards
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -227,6 +227,25 @@ def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tm
     assert all((kept / name).stat().st_mtime_ns == at for name, at in times.items())
 
 
+def test_shards_of_a_command_in_the_background_are_stopped_at_once(tmp_path: Path) -> None:
+    def refuse_or_wait(shard: int) -> tuple[str, str] | None:
+        if shard == 0:
+            return "DataFileError", "no"
+        time.sleep(300)
+        return None
+
+    wanted = dataclasses.replace(settings_of(small_run(tmp_path)).prepare, num_workers=2, where="local")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does it that starts a command with &
+    try:
+        with pytest.raises(DataFileError, match=r"^no$"):
+            run_shards(refuse_or_wait, wanted, tmp_path / "logs", quiet)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    marks = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(str(tmp_path).encode() in mark for mark in marks), "a shard is still at work"
+
+
 def test_a_shard_s_refusal_keeps_its_class() -> None:
     def full() -> None:
         raise DiskFullError("no room")
@@ -313,8 +332,11 @@ def test_a_corpus_of_nobody_says_why(tmp_path: Path) -> None:
     nobody = {("person_id", 1979): 1}
     path = write_extract(tmp_path / "extract", "NLSY79", made_rows("NLSY79", [nobody], [{1980}]))
     settings = settings_of(["data=nlsy79", f"data.corpora.nlsy79.path={path}", f"store.root={tmp_path}/stores"])
-    with pytest.raises(DataFileError, match=r"the corpora of data=nlsy79 hold no careers"):
-        prepare_store(settings, quiet)
+    said: list[str] = []
+    why = r"the corpora of data=nlsy79 hold no careers; left out: .*person without any observation \(1\)"
+    with pytest.raises(DataFileError, match=why):
+        prepare_store(settings, said.append)
+    assert not any("learning a tokenizer" in line for line in said)
 
 
 def test_the_surveys_stand_beside_the_paper_s_figures(tmp_path: Path) -> None:

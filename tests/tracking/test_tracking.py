@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -15,6 +15,7 @@ import pytest
 from helpers.runs import settings_of, small_run
 
 from laborllm_dist.config.run import TrackingSettings
+from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.tracking import wandb_tracker
 from laborllm_dist.tracking.run_log import RunLog
 from laborllm_dist.tracking.wandb_tracker import tracked_settings
@@ -209,6 +210,13 @@ def test_a_key_without_a_network_goes_on_offline_with_wandb_itself(
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"loss" in file.read_bytes()
     assert key.encode() not in file.read_bytes()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_the_log_s_place_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(ForeignFileError, match=r"metrics.jsonl is not a regular file .*; move it away"):
+        RunLog(tmp_path / "metrics.jsonl", TrackingSettings("off", "p"), name="n", settings={}, step=0)
 
 
 def test_settings_that_are_tracked_hold_no_text_that_somebody_has_written() -> None:

@@ -116,7 +116,7 @@ class _Entry:
 def _read_entries(path: Path, code_column: str, title_column: str, *, same_titles: str) -> list[_Entry]:
     problems = Problems(path, unit_of(path))
     try:
-        rows = read_rows(path, problems)
+        rows = read_rows(path, problems, lambda names: [name for name in names if name in (code_column, title_column)])
         place, header = next(rows, (1, []))
         names = column_names(header)
         missing = [(what, name) for what, name in (("code", code_column), ("title", title_column)) if name not in names]
@@ -141,11 +141,12 @@ def _entries(
     """Return codes and titles; note those that are empty, doubled, or no line of text."""
     first_place: dict[str, dict[str, int]] = {column: {} for column in unique}
     entries: list[_Entry] = []
+    indices = list(map(header.index, columns))
     for place, values in rows:
         if len(values) != len(header):
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
             continue
-        cells = [values[header.index(column)] for column in columns]
+        cells = [values[index] for index in indices]
         code, title = map(with_plain_blanks, cells)
         for column, value in zip(columns, (code, title), strict=True):
             if not value:

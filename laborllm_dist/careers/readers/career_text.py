@@ -29,7 +29,7 @@ from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import MISSING_WORDS, CareerTextSettings, is_missing
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.io.files import fsync_path, translate_disk_errors
+from laborllm_dist.io.files import file_lock, fsync_path, translate_disk_errors
 from laborllm_dist.io.recorded_folder import RECORD, make_new_folder
 
 _NAMES: dict[str, Split] = {"train": "train", "valid": "validation", "test": "test"}
@@ -186,11 +186,13 @@ def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Pa
 
     Raises:
         DataFileError: if the folder exists, or an occupation's code has a blank.
+        AlreadyRunningError: if another process is writing to it.
         DiskFullError: if there is no room left; nothing is left behind then.
     """
-    check_new_folder(folder)
-    building = folder.with_name(folder.name + ".partial")
-    with translate_disk_errors(folder):
+    building, lock = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".lock")
+    busy = f"another process is writing to {folder}; wait for it, or name another folder (prepare.career_text)"
+    with translate_disk_errors(folder), file_lock(lock, busy=busy):
+        check_new_folder(folder)
         make_new_folder(building)
         try:
             counts = _write_files(careers, building)
@@ -198,6 +200,7 @@ def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Pa
             for path in building.iterdir():
                 fsync_path(path)
             building.rename(folder)
+            lock.unlink(missing_ok=True)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise

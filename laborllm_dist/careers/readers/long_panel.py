@@ -92,7 +92,8 @@ def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[P
     path = Path(settings.path)
     occupations = read_occupations(settings.vocabulary)
     problems = Problems(path, unit_of(path))
-    rows = read_rows(path, problems)
+    named = {getattr(settings.columns, name) for name in COLUMNS}
+    rows = read_rows(path, problems, lambda names: [name for name in names if name in named])
     place, header = next(rows, (1, []))
     columns = _locate_columns(settings, header, place, problems)
     problems.refuse_if_any()

@@ -1,6 +1,9 @@
 """Read the rows of a CSV (plain or gzip) or Parquet file as text, with the line or row each one stands in.
 
 A row that cannot be read as text is noted in `problems` and passed over, so that one look finds every problem.
+
+A few kilobytes of Parquet can hold gigabytes: the same long text in every row, or thousands of columns. So columns that
+nobody needs are not read, equal texts are held once, and a text is no longer than a CSV's cell may be.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ import csv
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,8 +27,11 @@ from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.errors import DataFileError
 
 Row = tuple[int, list[str]]
+Selection = Callable[[Sequence[str]], Iterable[str]]  # from the columns of a file, those that are read
 _LONGEST_LINE = 8 << 20  # bytes; a longer one is no row of a table, and might be endless
 _MOST_BLANK_LINES = 1_000_000  # one after the other
+_LONGEST_TEXT = csv.field_size_limit()
+_LARGEST_ROW_GROUP = 1 << 30  # bytes of text in a Parquet file's columns that are read
 
 
 class ByteLines(Protocol):
@@ -68,11 +76,17 @@ def missing_column(use: str, names: Sequence[str], *, is_optional: bool) -> str:
     return f"missing (wanted for {use}); the columns are {', '.join(names)}; ...columns.{use}=NAME names another{none}"
 
 
-def read_rows(path: Path, problems: Problems) -> Iterator[Row]:
+def read_rows(path: Path, problems: Problems, selected: Selection | None = None) -> Iterator[Row]:
     """Yield (place, values) with the header first, at place 1 of a CSV and 0 of a Parquet file.
 
+    Args:
+        path: the file.
+        problems: where rows that cannot be read are noted.
+        selected: which columns are read; the others of a Parquet file are "" in every row. None: all are.
+
     Raises:
-        DataFileError: if the file is missing, empty, of another format, or breaks off (cut gzip, damaged Parquet).
+        DataFileError: if the file is missing, empty, of another format, breaks off (cut gzip, damaged Parquet) or would
+            fill the memory.
     """
     if not path.exists():
         raise DataFileError(f"no file at {path}")
@@ -81,28 +95,59 @@ def read_rows(path: Path, problems: Problems) -> Iterator[Row]:
     refuse_other_formats(path)
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty")
-    yield from _parquet_rows(path) if is_parquet(path) else _csv_rows(path, problems)
+    yield from _parquet_rows(path, selected) if is_parquet(path) else _csv_rows(path, problems)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
     place = 0
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if odd := [each.name for each in file.schema_arrow if _is_no_text(each.type)]:
-                raise DataFileError(
-                    f"{path}: column {odd[0]} holds {file.schema_arrow.field(odd[0]).type}, wanted texts, numbers or "
-                    "dates; save it as text, or leave the column out"
-                )
-            yield 0, names
-            for batch in file.iter_batches(batch_size=10_000):
-                columns = [_texts(column, path, name) for name, column in zip(names, batch.columns, strict=True)]
-                for values in zip(*columns, strict=True):
+            schema, metadata = file.schema_arrow, file.metadata
+        yield 0, schema.names
+        names = column_names(schema.names)
+        wanted = set(names if selected is None else selected(names))
+        indices = [index for index, name in enumerate(names) if name in wanted]
+        fields = [schema.field(index) for index in indices]
+        if odd := [each for each in fields if _is_no_text(each.type)]:
+            raise DataFileError(
+                f"{path}: column {odd[0].name} holds {odd[0].type}, wanted texts, numbers or dates; save it as text, "
+                "or leave the column out"
+            )
+        texts = [each.name for each in fields if _is_string(each.type)]
+        _refuse_large_row_groups(path, metadata, set(texts))
+        with pq.ParquetFile(path, read_dictionary=texts, metadata=metadata) as file:
+            for batch in file.iter_batches(batch_size=10_000, columns=[each.name for each in fields]):
+                columns = [_texts(batch.column(each.name), path, each.name) for each in fields]
+                for row in range(batch.num_rows):
+                    values = [""] * len(names)
+                    for index, column in zip(indices, columns, strict=True):
+                        values[index] = column[row]
                     place += 1
-                    yield place, list(values)
+                    yield place, values
     except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a column's name is no UTF-8
         lines = str(error).splitlines() or [type(error).__name__]
         raise DataFileError(f"{path}: not a readable Parquet file: {lines[0]}") from None
+
+
+def _refuse_large_row_groups(path: Path, metadata: pq.FileMetaData, names: set[str]) -> None:
+    """Refuse a file whose texts would fill the memory when a part of it is unpacked.
+
+    Raises:
+        DataFileError: saying how large they are.
+    """
+    columns = [at for at in range(metadata.num_columns) if metadata.schema.column(at).path in names]
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        size = sum(group.column(at).total_uncompressed_size for at in columns)
+        if size > _LARGEST_ROW_GROUP:
+            raise DataFileError(
+                f"{path}: the texts of a row group take {size / (1 << 30):,.1f} GiB, at most "
+                f"{_LARGEST_ROW_GROUP >> 30} GiB is read at once; save it with smaller row groups"
+            )
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_no_text(kind: pa.DataType) -> bool:
@@ -117,20 +162,46 @@ def _is_no_text(kind: pa.DataType) -> bool:
     return bool(types.is_nested(kind) or types.is_boolean(kind) or is_bytes or is_span)
 
 
-def _texts(column: pa.Array, path: Path, name: str) -> list[str]:
+def _texts(column: pa.Array, path: Path, name: str) -> Sequence[str]:
     """Return the values of a Parquet column as a CSV would have them.
 
     Raises:
-        DataFileError: if one of them is no text (invalid UTF-8), or a date that no calendar here has (year 20000).
+        DataFileError: if one of them is no text (invalid UTF-8), a date that no calendar here has (year 20000), longer
+            than a cell may be, or a number that its own type has rounded.
     """
     try:
+        if pa.types.is_dictionary(column.type):
+            texts = _texts(column.dictionary, path, name)
+            return [texts[index] if index is not None else "" for index in column.indices.to_pylist()]
         # Python's dates have no nanoseconds and end with the year 9999: what is beyond is no date of a career.
         if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
             column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-        return [_as_text(value) for value in column.to_pylist()]
+        if pa.types.is_float16(column.type) or pa.types.is_float32(column.type):
+            return _texts_of_short_floats(column, path, name)
+        texts = [_as_text(value) for value in column.to_pylist()]
     except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:  # KeyError: of an unknown time zone
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataFileError(f"{path}: column {name} holds a value that cannot be read as text ({what})") from None
+    if max(map(len, texts), default=0) > _LONGEST_TEXT:
+        raise DataFileError(f"{path}: column {name} holds a text of more than {_LONGEST_TEXT:,} characters")
+    return texts
+
+
+def _texts_of_short_floats(column: pa.Array, path: Path, name: str) -> list[str]:
+    """Return 16-bit or 32-bit numbers with the digits that they have: 11.1, not 11.100000381469727.
+
+    Raises:
+        DataFileError: if one is so large that its neighbors have become the same number.
+    """
+    kind = column.type.to_pandas_dtype()
+    numbers = [None if value is None else float(value) for value in column.to_pylist()]
+    first_inexact = 2.0 ** (np.finfo(kind).nmant + 1)
+    if any(first_inexact <= abs(number) < np.inf for number in numbers if number is not None):
+        raise DataFileError(
+            f"{path}: column {name} holds {column.type} numbers of {first_inexact:,.0f} or more, which are rounded, so "
+            "that two ids may have become one; save it as whole numbers or texts"
+        )
+    return ["" if number is None else float_text(float(str(kind(number)))) for number in numbers]
 
 
 def _as_text(value: object) -> str:
@@ -139,6 +210,8 @@ def _as_text(value: object) -> str:
         return ""
     if isinstance(value, Mapping):
         return date_text(value) or ""
+    if isinstance(value, Decimal):
+        return str(int(value)) if value == value.to_integral_value() else format(value, "f")
     return float_text(value) if isinstance(value, float) else str(value)
 
 
@@ -158,11 +231,16 @@ def _csv_rows(path: Path, problems: Problems) -> Iterator[Row]:
 
 
 def _refuse_other_separators(path: Path, header: Sequence[str]) -> None:
-    """Refuse a header of one name with the separators of other programs in it.
+    """Refuse a header of one name with the separators of other programs in it, or a line that names the separator.
 
     Raises:
         DataFileError: saying which.
     """
+    if header[0].lower().startswith("sep="):
+        raise DataFileError(
+            f"{path}: line 1 ({','.join(header)}) tells Excel the separator and is no header; delete it, and save the "
+            "file with commas"
+        )
     for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars (|)")):
         if len(header) == 1 and sign in header[0]:
             raise DataFileError(
@@ -193,11 +271,17 @@ def text_lines(file: ByteLines, problems: Problems) -> Iterator[str]:
     """Yield the lines of a file as text; one that is not UTF-8, or holds a NUL byte, is noted and given as blank.
 
     Raises:
-        DataFileError: for a line so long that it would fill the memory, or blank lines without an end.
+        DataFileError: for a line so long that it would fill the memory, blank lines without an end, or lines that end
+            in a carriage return.
     """
     num_blank = 0
     for line, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
         num_blank = num_blank + 1 if raw in (b"\n", b"\r\n") else 0
+        if line == 1 and b"\n" not in raw and b"\r" in raw[:-1]:
+            raise DataFileError(
+                f"{problems.path}: its lines end in carriage returns alone, as old Macs wrote them; save it with line "
+                "feeds (in Excel: CSV UTF-8)"
+            )
         if len(raw) > _LONGEST_LINE:
             size = f"{_LONGEST_LINE >> 20} MiB"
             raise DataFileError(f"{problems.path}: line {line} is longer than {size}, so this is no table of text")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from laborllm_dist.careers.readers.career_text import (
     unescaped,
     write_career_text,
 )
+from laborllm_dist.careers.splits import Split
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import CareerTextSettings, VocabularySettings
-from laborllm_dist.errors import DataFileError, LaborError
+from laborllm_dist.errors import AlreadyRunningError, DataFileError, LaborError
 from laborllm_dist.store.build import prepare, prepare_store
 
 WRITTEN = {
@@ -147,6 +149,18 @@ def test_a_store_keeps_the_splits_of_the_files_and_is_written_out(tmp_path: Path
     assert prepare(settings, lines.append).startswith("30 train, 7 validation, 5 test people")
     assert lines[-1] == f"prepare: CAREER's text files of 30 train, 7 valid, 5 test people in {tmp_path}/out"
     assert (tmp_path / "out/valid.job").read_text() == (tmp_path / "valid.job").read_text()
+
+
+def test_a_folder_that_another_process_is_writing_is_refused(tmp_path: Path) -> None:
+    def while_written() -> Iterator[tuple[Split, CareerHistory]]:
+        yield "train", FIRST
+        with pytest.raises(AlreadyRunningError, match=r"another process is writing to .*/out; wait for it, or name"):
+            write_career_text([("test", SECOND)], tmp_path / "out")
+        yield "train", SECOND
+
+    assert write_career_text(while_written(), tmp_path / "out") == {"train": 2, "valid": 0, "test": 0}
+    assert len((tmp_path / "out/train.job").read_text().splitlines()) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no lock is left
 
 
 def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:

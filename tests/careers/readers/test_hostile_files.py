@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
+import tracemalloc
 import zipfile
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +30,18 @@ from helpers.runs import settings_of
 
 from laborllm_dist.careers.corpus import check_sources
 from laborllm_dist.careers.occupations.vocabulary import read_vocabulary
+from laborllm_dist.careers.readers import tabular
 from laborllm_dist.careers.readers.long_panel import read_long_panel
 from laborllm_dist.careers.readers.nls.files import nls_files
 from laborllm_dist.careers.readers.nls.people import nls_people
 from laborllm_dist.careers.readers.psid.people import psid_people
 from laborllm_dist.careers.readers.psid.sources import psid_files
 from laborllm_dist.careers.readers.resumes.files import resume_files
+from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.careers.validation_report import MOST_PROBLEMS, Problems
 from laborllm_dist.config.corpora import SurveySettings
 from laborllm_dist.errors import DataFileError, ModelError, SettingsError, TokenizerError, VocabularyError
+from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.models.loading import check_weights
 from laborllm_dist.prediction.request_files import MOST_JSON_BYTES, read_asked
 from laborllm_dist.store.build import prepare_store
@@ -409,6 +416,109 @@ def test_nanoseconds_and_categories_are_read(tmp_path: Path) -> None:
     pq.write_table(pa.table(table), tmp_path / "r.parquet")
     (person,) = read_resumes(coded(tmp_path / "r.parquet"))
     assert [(each.year, each.occupation) for each in person.career.jobs] == [(2010, "1")]
+
+
+def panel_table(**columns: pa.Array) -> pa.Table:
+    """Return six rows of one person; the columns given take the place of the usual ones."""
+    usual = {"person": pa.array([7] * 6), "year": pa.array(range(1980, 1986)), "occupation": pa.array(["1"] * 6)}
+    return pa.table({**usual, **columns})
+
+
+def read_panel(tmp_path: Path, table: pa.Table) -> list[CareerHistory]:
+    pq.write_table(table, tmp_path / "p.parquet")
+    return list(read_long_panel(numbered(tmp_path, "p.parquet"), survey="P"))
+
+
+@pytest.mark.parametrize(("kind", "rounded"), [(np.float16, 2_049), (np.float32, 16_777_217)])
+def test_ids_that_a_short_float_has_rounded_are_refused(kind: type, rounded: int, tmp_path: Path) -> None:
+    ids = np.array([rounded - 1, rounded, rounded, rounded, rounded, rounded]).astype(kind)
+    assert len(set(ids)) == 1  # two people have become one
+    with pytest.raises(DataFileError, match=rf"column person holds (half)?float numbers of {rounded - 1:,} or more"):
+        read_panel(tmp_path, panel_table(person=pa.array(ids)))
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64(), pa.decimal128(20, 3), pa.decimal256(40, 1)])
+def test_a_number_is_the_same_person_and_code_in_every_type(kind: pa.DataType, tmp_path: Path) -> None:
+    (career,) = read_panel(tmp_path, panel_table(person=pa.array([12] * 6, kind), occupation=pa.array([2] * 6, kind)))
+    assert (career.person, {job.occupation for job in career.jobs}) == ("12", {"2"})
+
+
+def test_a_fraction_has_its_own_digits_in_every_type(tmp_path: Path) -> None:
+    for kind in (pa.float16(), pa.float32(), pa.float64(), pa.decimal128(9, 1)):
+        number = Decimal("11.1") if pa.types.is_decimal(kind) else np.array(11.1, kind.to_pandas_dtype()).item()
+        (career,) = read_panel(tmp_path, panel_table(person=pa.array([number] * 6).cast(kind)))
+        assert career.person == "11.1"
+
+
+def test_a_long_decimal_is_exact(tmp_path: Path) -> None:
+    ids = pa.array([Decimal(2**53 + 1)] * 3 + [Decimal(2**53 + 2)] * 3, pa.decimal128(20, 2))
+    people = [career.person for career in read_panel(tmp_path, panel_table(person=ids))]
+    assert people == ["9007199254740993", "9007199254740994"]
+
+
+def repeated(text: str, num_rows: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(num_rows, np.int32)), pa.array([text]))
+
+
+def test_a_small_parquet_file_of_gigabytes_is_read_in_little_memory(tmp_path: Path) -> None:
+    num_rows = 8_000  # of 1 MB each
+    people, years = pa.array(np.arange(num_rows) // 100), pa.array(1900 + np.arange(num_rows) % 100)
+    usual = {"person": people, "year": years, "occupation": pa.array(["1"] * num_rows)}
+    large = repeated("x" * (1 << 20), num_rows)
+    tracemalloc.start()
+    try:
+        assert len(read_panel(tmp_path, panel_table(**usual, notes=large))) == 80  # a column that nobody reads
+        with pytest.raises(DataFileError, match=r"column occupation holds a text of more than 131,072 characters"):
+            read_panel(tmp_path, panel_table(**{**usual, "occupation": large}))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 << 20
+
+
+def test_a_row_group_of_gigabytes_of_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tabular, "_LARGEST_ROW_GROUP", 1 << 20)
+    codes = pa.array([str(number) * 20_000 for number in range(100)])
+    table = pa.table({"person": pa.array(range(100)), "year": pa.array([1980] * 100), "occupation": codes})
+    with pytest.raises(DataFileError, match=r"the texts of a row group take .* GiB.*smaller row groups"):
+        read_panel(tmp_path, table)
+
+
+def test_a_column_of_any_kind_may_stand_beside_those_that_are_read(tmp_path: Path) -> None:
+    odd = {name: pa.concat_arrays([values] * 6) for name, values in ODD.items()}
+    assert len(read_panel(tmp_path, panel_table(**odd))) == 1
+
+
+def test_a_table_of_ten_thousand_columns_is_read_in_seconds(tmp_path: Path) -> None:
+    zeros = pa.array(np.zeros(6, np.int8))
+    assert len(read_panel(tmp_path, panel_table(**{f"x{number}": zeros for number in range(10_000)}))) == 1
+    names = [f"{name}_{number}" for number in range(20_000) for name in ("t", "s")]
+    path = tmp_path / "wide.csv"
+    cells = ["1,2010", *([","] * 19_999)]
+    path.write_text(f"id,{','.join(names)}\n" + "".join(f"{person},{','.join(cells)}\n" for person in range(20)))
+    columns = dataclasses.replace(coded(path).columns, title=None, code="t_{}", start="s_{}", end=None, education=None)
+    wanted = coded(path, rows="person", num_slots=2, columns=columns)
+    begun = time.process_time()
+    assert len(read_resumes(wanted)) == 20
+    assert time.process_time() - begun < 10  # each column looked up in a list took a minute
+
+
+def test_a_doubled_name_among_many_is_named_in_little_time() -> None:
+    text = "{" + ",".join(f'"{number}": 0' for number in range(100_000)) + ', "99999": 1}'
+    with pytest.raises(NotJsonError, match=r"the name '99999' stands twice"):
+        json_object(text.encode())
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    ("person,year,occupation\ra,1984,1\r", "its lines end in carriage returns alone"),
+    ("sep=,\r\nperson,year,occupation\r\n", r"line 1 \(sep=,\) tells Excel the separator"),
+    ("sep=;\r\nperson;year;occupation\r\n", r"line 1 \(sep=;\) tells Excel the separator"),
+])  # fmt: skip
+def test_what_spreadsheets_write_is_refused_in_one_line(content: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(content.encode())
+    with pytest.raises(DataFileError, match=why) as refusal:
+        list(read_long_panel(numbered(tmp_path, "p.csv"), survey="P"))
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_very_long_cell_is_shortened_in_the_message(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def _is_note(path: Path) -> bool:
 
 
 def _table_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterator[CellRow]:
-    rows = read_rows(path, problems)
+    rows = read_rows(path, problems, wanted.of)
     place, header = next(rows, (1, []))
     names = column_names(header)
     note_doubled(names, place, problems)
@@ -134,7 +134,8 @@ def _table_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Itera
         if name not in names:
             problems.add(place, name, missing_column(use, names, is_optional=use not in _NEEDED))
     problems.refuse_if_any()
-    columns = [(name, names.index(name)) for name in wanted.of(names) if name in names]
+    index_of = {name: index for index, name in enumerate(names)}
+    columns = [(name, index_of[name]) for name in wanted.of(names) if name in index_of]
     dates = set(wanted.dates)
     for place, values in rows:
         if len(values) == len(names):

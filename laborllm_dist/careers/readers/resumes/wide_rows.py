@@ -10,6 +10,7 @@ as soon as there are 1,000 of them. So whoever reads must publish nothing before
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -164,13 +165,16 @@ class PersonRows:
         rest = [name for slot in slots[1:] for name in slot.values()]
         beyond = _columns_beyond(self.settings)
         wanted = WantedColumns(required, rest, beyond, date_columns(self.settings))
+        read = dict.fromkeys((*required.values(), *rest))
         for place, cells in read_cells(path, problems, wanted):
-            if beyond is not None:
-                for name, cell in cells.items():
-                    if beyond(name) and not self.settings.is_missing(cell):
-                        allowed = f"num_slots={self.settings.num_slots}"
-                        problems.add(place, name, f"a job more than {allowed} allows; raise num_slots")
-            yield place, cells
+            if beyond is None:
+                yield place, cells
+                continue
+            for name, cell in cells.items():
+                if cell and beyond(name) and not self.settings.is_missing(cell):
+                    allowed = f"num_slots={self.settings.num_slots}"
+                    problems.add(place, name, f"a job more than {allowed} allows; raise num_slots")
+            yield place, {name: cells[name] for name in read if name in cells}
 
     def _facts(self, place: int, cells: Cells, problems: Problems, changes: list[str]) -> Iterator[tuple[str, str]]:
         """Yield what is known of the person; add to `changes` what the data card says of it."""
@@ -211,6 +215,7 @@ def _columns_beyond(settings: ResumeSettings) -> IsColumn | None:
     columns = [column for column in settings.columns.per_job().values() if "{}" in column]
     pattern = re.compile("|".join(r"(\d+)".join(map(re.escape, column.split("{}"))) for column in columns))
 
+    @functools.lru_cache(maxsize=1 << 20)  # every row has the same columns
     def is_beyond(name: str) -> bool:
         found = pattern.fullmatch(name)
         if found is None:
