@@ -46,8 +46,8 @@ class MissingPackageError(LaborError):
 # The extra of pyproject.toml that installs a package which only some commands import.
 EXTRA_OF: Mapping[str, str] = {
     **dict.fromkeys(("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "huggingface_hub"), "train"),
-    **dict.fromkeys(("datasets", "peft", "bitsandbytes"), "train"),
-    **dict.fromkeys(("matplotlib", "jinja2"), "report"),
+    **dict.fromkeys(("peft", "bitsandbytes"), "train"),
+    **dict.fromkeys(("matplotlib", "jinja2", "markupsafe"), "report"),
     "gguf": "gguf",
     "liger_kernel": "liger",
     "submitit": "slurm",

@@ -39,7 +39,6 @@ ONLY_IN = {
     },
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "datasets": {"store"},
     "wandb": {"tracking"},
     "matplotlib": {"report"},
     "submitit": {"store"},
@@ -79,7 +78,6 @@ def test_a_module_imports_only_from_packages_before_its_own(path: Path) -> None:
 # What no script needs before it knows its settings; each takes a good part of a second, on every rank.
 LATE = {
     "bitsandbytes",
-    "datasets",
     "gguf",
     "linearmodels",
     "peft",

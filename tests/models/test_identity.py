@@ -335,7 +335,7 @@ def test_no_version_of_a_package_is_part_of_an_identity(monkeypatch) -> None:
     settings = settings_of([])
     before = store_identity(settings), run_fingerprint(settings, "store", None)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
-    for name in ("torch", "transformers", "tokenizers", "datasets", "deepspeed", "numpy", "pyarrow"):
+    for name in ("torch", "transformers", "tokenizers", "deepspeed", "numpy", "pyarrow"):
         monkeypatch.setattr(f"{name}.__version__", "99.0")
     monkeypatch.setattr("laborllm_dist.io.run_directory.__version__", "99.0")
     assert (store_identity(settings), run_fingerprint(settings, "store", None)) == before
