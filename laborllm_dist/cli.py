@@ -142,9 +142,9 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         complain("stopped: by Ctrl-C; the same command goes on from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
-        if (refusal := missing_package_of(error)) is not None:
-            complain(f"error: {refusal}")
-            raise SystemExit(refusal.exit_code) from None
+        if (missing := missing_package_of(error)) is not None:
+            complain(f"error: {missing}")
+            raise SystemExit(missing.exit_code) from None
         if not _is_too_many_files(error):
             raise
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

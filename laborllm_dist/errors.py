@@ -66,8 +66,8 @@ def missing_package(module: str) -> MissingPackageError:
 
 def missing_package_of(error: Exception) -> MissingPackageError | None:
     """Return what a failed import of a module of EXTRA_OF means to a user; None for other errors."""
-    is_known = isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF
-    return missing_package(error.name) if is_known else None
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return missing_package(name) if name is not None and name in EXTRA_OF else None
 
 
 class DataFileError(LaborError):

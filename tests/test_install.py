@@ -16,7 +16,7 @@ from helpers.processes import ON_CPU, PROJECT
 from helpers.runs import small_run
 from helpers.scores import write_scores
 
-from laborllm_dist.errors import EXTRA_OF
+from laborllm_dist.errors import EXTRA_OF, missing_package_of
 
 SOURCES = ("laborllm_dist", "conf", "launch", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 TRAIN = sorted(module for module, extra in EXTRA_OF.items() if extra != "report")
@@ -116,6 +116,14 @@ def test_a_package_that_is_absent_is_one_line_with_what_installs_it(
     done = run(["-m", "laborllm_dist", *arguments], folder=tmp_path, python_path=[PROJECT], absent=[absent])
     assert (done.returncode, done.stderr.splitlines()[-1:]) == (2, [f"error: {message}"])
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_import_that_fails_otherwise_is_no_missing_package() -> None:
+    wandb = missing_package_of(ModuleNotFoundError("No module named 'wandb'", name="wandb"))
+    assert str(wandb) == "the package wandb is not installed; pip install 'laborllm_dist[wandb]'"
+    assert missing_package_of(ModuleNotFoundError("No module named 'torch.new'", name="torch.new")) is None
+    assert missing_package_of(ModuleNotFoundError("No module named 'sympy'", name="sympy")) is None
+    assert missing_package_of(ImportError("cannot import name 'new' from 'torch'", name="torch")) is None
 
 
 def test_an_unknown_command_is_refused_with_those_there_are(tmp_path: Path) -> None:
