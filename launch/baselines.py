@@ -1,6 +1,5 @@
 """Score models without weights on a run's people: python launch/baselines.py run=runs/NAME."""
 
-from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import BaselineSettings
 from laborllm_dist.io.console import say
@@ -15,6 +14,8 @@ Score the baselines on the test people of a run: marginal, first_order, and trut
 
 def main(settings: BaselineSettings) -> None:
     """Score all baselines that are asked for."""
+    from laborllm_dist.baselines.run import score_baselines
+
     score_baselines(settings, say)
 
 

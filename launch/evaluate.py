@@ -2,8 +2,6 @@
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import EvaluateSettings
-from laborllm_dist.distributed.context import init_distributed
-from laborllm_dist.evaluation.run import evaluation_ranks, score_run
 from laborllm_dist.io.console import say, silence
 
 HELP = """
@@ -17,6 +15,9 @@ Compute the exact log-likelihood of every observed occupation, sharded over rank
 
 def main(settings: EvaluateSettings) -> None:
     """Join the ranks and score."""
+    from laborllm_dist.distributed.context import init_distributed
+    from laborllm_dist.evaluation.run import evaluation_ranks, score_run
+
     with init_distributed(evaluation_ranks(settings)) as ranks:
         score_run(settings, ranks, say if ranks.is_main else silence)
 

@@ -2,8 +2,6 @@
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.distributed.context import init_distributed
-from laborllm_dist.forecasting.run import forecast_ranks, run_forecasts
 from laborllm_dist.io.console import say, silence
 
 HELP = """
@@ -17,6 +15,9 @@ Forecast the occupation of a later observed year, directly and composed from yea
 
 def main(settings: ForecastSettings) -> None:
     """Join the ranks and forecast."""
+    from laborllm_dist.distributed.context import init_distributed
+    from laborllm_dist.forecasting.run import forecast_ranks, run_forecasts
+
     with init_distributed(forecast_ranks(settings)) as ranks:
         run_forecasts(settings, ranks, say if ranks.is_main else silence)
 

@@ -7,7 +7,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a plan asks nobody
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.io.console import results
-from laborllm_dist.planning.display import show_plan
 
 HELP = """
 Print tokens, steps, parameters, memory of a GPU by kind and ZeRO stage, traffic, time and price. Needs no GPU, no
@@ -21,6 +20,8 @@ weights and no data: what is not there yet is assumed, and said to be.
 
 def main(settings: RunSettings) -> None:
     """Print the plan."""
+    from laborllm_dist.planning.display import show_plan
+
     with results() as console:
         show_plan(settings, console)
 

@@ -2,11 +2,7 @@
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.distributed.context import init_distributed
-from laborllm_dist.evaluation.run import evaluation_ranks
 from laborllm_dist.io.console import results, say
-from laborllm_dist.prediction.predict import predict
-from laborllm_dist.report.terminal import show_predictions
 
 HELP = """
 Tell the most probable next occupations of the people in a JSON or CSV file, with their probabilities. One process.
@@ -18,6 +14,11 @@ Tell the most probable next occupations of the people in a JSON or CSV file, wit
 
 def main(settings: PredictSettings) -> None:
     """Predict, and print the table."""
+    from laborllm_dist.distributed.context import init_distributed
+    from laborllm_dist.evaluation.run import evaluation_ranks
+    from laborllm_dist.prediction.predict import predict
+    from laborllm_dist.report.terminal import show_predictions
+
     with init_distributed(evaluation_ranks(settings)) as ranks:
         table, info = predict(settings, ranks, say)
     with results() as console:

@@ -3,7 +3,6 @@
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.io.console import say
-from laborllm_dist.store.build import prepare
 
 HELP = """
 Turn careers into a token store: read, check, write as text, tokenize. Training does it too where the store is missing.
@@ -17,6 +16,8 @@ Turn careers into a token store: read, check, write as text, tokenize. Training 
 
 def main(settings: RunSettings) -> None:
     """Prepare, and say where the store lies."""
+    from laborllm_dist.store.build import prepare
+
     say(f"prepare: {prepare(settings, say)}")
 
 

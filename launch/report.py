@@ -3,7 +3,6 @@
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import ReportSettings
 from laborllm_dist.io.console import complain, results
-from laborllm_dist.report.write import terminal_tables, write_report
 
 HELP = """
 Write report.html and summary.json from the score tables of runs: perplexities, paired differences, groups, figures.
@@ -14,6 +13,8 @@ Write report.html and summary.json from the score tables of runs: perplexities, 
 
 def main(settings: ReportSettings) -> None:
     """Write the report, and print its tables."""
+    from laborllm_dist.report.write import terminal_tables, write_report
+
     result = write_report(settings)
     for note in result.notes:
         complain(note)

@@ -2,8 +2,6 @@
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import init_distributed
-from laborllm_dist.training.train import train
 
 HELP = """
 Fine-tune a causal language model on careers, over all ranks of the launcher; the same command goes on after a stop.
@@ -15,6 +13,9 @@ Fine-tune a causal language model on careers, over all ranks of the launcher; th
 
 def main(settings: RunSettings) -> None:
     """Join the ranks and train."""
+    from laborllm_dist.distributed.context import init_distributed
+    from laborllm_dist.training.train import train
+
     with init_distributed(settings.ranks) as ranks:
         train(settings, ranks)
 

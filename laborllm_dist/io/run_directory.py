@@ -26,7 +26,7 @@ STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
 RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
 # What a run writes into its folder after its record.
 WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "scores", "report", "wandb")
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "hydra-core")
+PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
 
 @dataclass(frozen=True, slots=True)

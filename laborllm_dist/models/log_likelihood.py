@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from laborllm_dist.batching.batch import IGNORED
-from laborllm_dist.errors import SettingsError
+from laborllm_dist.errors import SettingsError, missing_package
 
 # The C library keeps blocks below 32 MiB for the next use; larger ones come from the system as new pages each time.
 HOST_CHUNK_BYTES = 2**24
@@ -211,9 +211,10 @@ def check_fused(device: torch.device) -> None:
     """Refuse the fused loss where it cannot run.
 
     Raises:
-        SettingsError: without CUDA, or without liger-kernel.
+        SettingsError: without CUDA.
+        MissingPackageError: without liger-kernel.
     """
     if device.type != "cuda":
         raise SettingsError("compute.loss=liger runs on CUDA only; set compute.loss=chunked, which gives the same loss")
     if importlib.util.find_spec("liger_kernel") is None:
-        raise SettingsError("compute.loss=liger wants the package liger-kernel: pip install liger-kernel")
+        raise missing_package("liger_kernel")

@@ -51,7 +51,6 @@ from laborllm_dist.store.store import (
     verify_store,
 )
 from laborllm_dist.store.tokenize import title_token_ids
-from laborllm_dist.store.tokenizer import load_tokenizer, tokenizer_identity
 from laborllm_dist.store.workers import Refusal, end_with_process, refusal_of, run_shards
 from laborllm_dist.text.template import compile_template
 from laborllm_dist.text.title_variants import display_vocabulary
@@ -71,6 +70,8 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
     values = settings_to_values(settings)
     tokenizer = values["tokenizer"]
     if settings.tokenizer.kind == "pretrained":
+        from laborllm_dist.store.tokenizer import tokenizer_identity
+
         tokenizer = tokenizer_identity(*tokenizer_place(settings))
     return {
         "format": FORMAT,
@@ -253,6 +254,8 @@ def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
 
 def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
     """Return what pieces are made with; the first to come makes preface and tokenizer, the others wait for them."""
+    from laborllm_dist.store.tokenizer import load_tokenizer
+
     vocabulary = display_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
     with file_lock(building / WORK / "tokenizer.lock", busy=None):
         is_made = (building / OCCUPATIONS).is_file()
@@ -273,6 +276,8 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
 
 
 def _merge(settings: RunSettings, folder: Path, say: Progress) -> None:
+    from laborllm_dist.store.tokenizer import load_tokenizer
+
     building = building_folder(settings)
     pieces = all_pieces(building, settings.data)
     assert pieces is not None  # every shard has read its sources to their ends

@@ -15,8 +15,6 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from huggingface_hub import constants
-
 SECONDS_TO_ANSWER = 5.0
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -40,6 +38,8 @@ def why_no_hub_id(path: str) -> str:
 
 def look_for_hub(path: str | Path) -> None:
     """Before the hub is asked for a path, leave its library offline if the hub does not answer."""
+    from huggingface_hub import constants
+
     if not (Path(path).exists() or constants.is_offline_mode() or _hub_answers(constants.ENDPOINT)):
         constants.HF_HUB_OFFLINE = True
 

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from laborllm_dist.careers.corpus import read_careers, read_people
 from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
@@ -15,8 +16,10 @@ from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.store.tokenizer import CareerTokenizer, WholeTokens, load_tokenizer, train_tokenizer
 from laborllm_dist.text.template import Template, render_career
+
+if TYPE_CHECKING:
+    from laborllm_dist.store.tokenizer import CareerTokenizer
 
 _NUM_REASONS = 3  # that a message names
 
@@ -29,6 +32,8 @@ def make_tokenizer(
     Raises:
         TokenizerError: if it cannot be had.
     """
+    from laborllm_dist.store.tokenizer import WholeTokens, load_tokenizer, train_tokenizer
+
     wanted = settings.tokenizer
     if wanted.kind == "pretrained":
         path, revision, subfolder = tokenizer_place(settings)

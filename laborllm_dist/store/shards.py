@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +32,11 @@ from laborllm_dist.errors import StoreError
 from laborllm_dist.io.files import batched, fsync_path, give_usual_mode, sha256_of, sha256_of_json, write_json
 from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
 from laborllm_dist.store.store import CUT_COUNTS, shard_schema, store_rows
-from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.store.truncation import CareerEncoder, encode_careers
 from laborllm_dist.text.template import Template
+
+if TYPE_CHECKING:
+    from laborllm_dist.store.tokenizer import CareerTokenizer
 
 PIECES, ENDS, RECORD, PEOPLE = "pieces", "ends", "piece.json", "people.npy"
 PERSON_TYPE = np.dtype([("digest", "<u8"), ("split", "u1")])

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.errors import TitleBoundaryError, TokenizerError
 from laborllm_dist.io.files import batched
-from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import CareerText
+
+if TYPE_CHECKING:
+    from laborllm_dist.store.tokenizer import CareerTokenizer
 
 # An encoding has a hundred bytes and more a token, beside four of its id: a list of titles before every career counts.
 TEXTS_AT_ONCE = 500

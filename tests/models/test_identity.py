@@ -38,14 +38,21 @@ from laborllm_dist.checkpoint.manifest import (
 from laborllm_dist.checkpoint.save import checkpoint_folder
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import EvaluateSettings, RunSettings
-from laborllm_dist.errors import CheckpointError, DataFileError, ForeignFileError, ModelError, RunError
+from laborllm_dist.errors import (
+    CheckpointError,
+    DataFileError,
+    ForeignFileError,
+    MissingPackageError,
+    ModelError,
+    RunError,
+)
 from laborllm_dist.evaluation.run import score_run
 from laborllm_dist.io.files import sha256_of
-from laborllm_dist.io.run_directory import RunDirectory, create_or_resume
+from laborllm_dist.io.run_directory import RunDirectory, create_or_resume, run_fingerprint
 from laborllm_dist.models.fingerprint import weights_fingerprint
 from laborllm_dist.models.loading import context_of, new_llama, pretrained_model, weights_identity
 from laborllm_dist.models.lora import base_of, with_adapter
-from laborllm_dist.store.build import prepare_store
+from laborllm_dist.store.build import prepare_store, store_identity
 from laborllm_dist.store.store import TOKENIZER
 from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.training.state import INITIAL_STATE, Validation, state_from_values
@@ -324,6 +331,16 @@ def test_tables_of_weights_that_were_trained_anew_are_made_anew(run: Path, tmp_p
     assert evaluated(copied).read_bytes() != before
 
 
+def test_no_version_of_a_package_is_part_of_an_identity(monkeypatch) -> None:
+    settings = settings_of([])
+    before = store_identity(settings), run_fingerprint(settings, "store", None)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
+    for name in ("torch", "transformers", "tokenizers", "deepspeed", "numpy", "pyarrow"):
+        monkeypatch.setattr(f"{name}.__version__", "99.0")
+    monkeypatch.setattr("laborllm_dist.io.run_directory.__version__", "99.0")
+    assert (store_identity(settings), run_fingerprint(settings, "store", None)) == before
+
+
 def test_the_wage_panel_is_known_by_its_content_not_by_the_version_of_its_package(monkeypatch, tmp_path: Path) -> None:
     data = settings_of([]).data
     assert list(data.corpora) == ["wage_panel"]
@@ -334,7 +351,7 @@ def test_the_wage_panel_is_known_by_its_content_not_by_the_version_of_its_packag
     assert fingerprint_sources(data) != before
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataFileError, match="which is not installed; pip install linearmodels"):
+    with pytest.raises(MissingPackageError, match="linearmodels is not installed; pip install --no-deps linearmodels"):
         wage_panel.wage_panel_fingerprint()
 
     def damaged(content: bytes) -> bytes:

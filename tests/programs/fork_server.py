@@ -25,7 +25,7 @@ from pathlib import Path
 
 LONGEST_MESSAGE = 2**18
 MODULES = (
-    "laborllm_dist.training.train", "laborllm_dist.evaluation.run", "laborllm_dist.cli", "datasets",
+    "laborllm_dist.training.train", "laborllm_dist.evaluation.run", "laborllm_dist.cli",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
 )  # fmt: skip

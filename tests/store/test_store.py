@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from helpers.panels import panels
@@ -44,6 +45,14 @@ def test_every_career_is_in_its_split_once_and_unchanged(prepared) -> None:
     assert found == wanted
     assert sum(store.num_people(split) for split in SPLITS) == len(wanted) == 90
     assert len(store.facts["splits"]["train"]["shards"]) > 1
+
+
+def test_datasets_opens_the_shards_of_a_store(prepared) -> None:
+    _, store = prepared
+    for split in SPLITS:
+        paths = [str(store.folder / name) for name in store.facts["splits"][split]["shards"]]
+        theirs = datasets.concatenate_datasets([datasets.Dataset.from_file(path) for path in paths])
+        assert theirs.to_list() == store.careers(split).table.to_pylist()
 
 
 def test_tokens_are_those_of_the_career_s_text(prepared) -> None:

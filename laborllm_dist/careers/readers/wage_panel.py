@@ -1,12 +1,14 @@
 """Read the NLSY79 wage panel that the package linearmodels ships: 545 men, 1980-87, nine occupation groups.
 
 Source: Vella and Verbeek (1998), Journal of Applied Econometrics 13. Birth year is not in the file; it follows from
-potential experience, which the authors define as age - schooling - 6.
+potential experience, which the authors define as age - schooling - 6. The package's file is read and the package never
+imported, so that it can be installed without the libraries that it needs itself.
 """
 
 from __future__ import annotations
 
 import bz2
+import csv
 import hashlib
 import importlib.util
 from collections import defaultdict
@@ -15,10 +17,9 @@ from pathlib import Path
 
 from laborllm_dist.careers.readers.reader import Reader, as_people
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
-from laborllm_dist.errors import DataFileError
+from laborllm_dist.errors import DataFileError, missing_package
 
 AGE_AT_SCHOOL_START = 6
-MISSING_PACKAGE = "the wage panel comes with the package linearmodels, which is not installed; pip install linearmodels"
 OCCUPATIONS = {
     1: "Professional, technical",
     2: "Managers, officials, proprietors",
@@ -37,21 +38,26 @@ def wage_panel_vocabulary() -> OccupationVocabulary:
     return OccupationVocabulary(codes=tuple(map(str, OCCUPATIONS)), titles=tuple(OCCUPATIONS.values()))
 
 
-def wage_panel_fingerprint() -> str:
-    """Return a checksum of the panel as the package ships it, whatever the package's version.
+def wage_panel_content() -> bytes:
+    """Return the panel as the package ships it, in CSV.
 
     Raises:
-        DataFileError: if the package linearmodels is not installed, or does not hold it.
+        MissingPackageError: if the package linearmodels is not installed.
+        DataFileError: if it does not hold the panel.
     """
     package = importlib.util.find_spec("linearmodels")
     if package is None or package.origin is None:
-        raise DataFileError(MISSING_PACKAGE)
+        raise missing_package("linearmodels")
     path = Path(package.origin).parent / "datasets/wage_panel/wage_panel.csv.bz2"
     try:
-        content = bz2.decompress(path.read_bytes())
+        return bz2.decompress(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataFileError(f"the wage panel at {path} cannot be read ({error}); install linearmodels again") from None
-    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def wage_panel_fingerprint() -> str:
+    """Return a checksum of the panel's content, whatever the version of the package."""
+    return hashlib.sha256(wage_panel_content()).hexdigest()[:16]
 
 
 def education_level(years_of_schooling: int) -> str:
@@ -64,19 +70,11 @@ def education_level(years_of_schooling: int) -> str:
 
 
 def read_wage_panel(*, survey: str) -> Iterator[CareerHistory]:
-    """Yield the 545 careers, by person number.
-
-    Raises:
-        DataFileError: if the package linearmodels is not installed.
-    """
-    try:
-        from linearmodels.datasets import wage_panel
-    except ImportError:
-        raise DataFileError(MISSING_PACKAGE) from None
+    """Yield the 545 careers, by person number."""
     rows_of: dict[int, list[dict[str, int]]] = defaultdict(list)
     columns = ["nr", "year", "occupation", "educ", "exper", "black", "hisp"]
-    for row in wage_panel.load()[columns].to_dict("records"):
-        rows_of[int(row["nr"])].append({name: int(value) for name, value in row.items()})
+    for row in csv.DictReader(wage_panel_content().decode().splitlines()):
+        rows_of[int(row["nr"])].append({name: int(row[name]) for name in columns})
     for person, rows in sorted(rows_of.items()):
         rows.sort(key=lambda row: row["year"])
         first = rows[0]

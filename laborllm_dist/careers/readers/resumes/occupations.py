@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
-from laborllm_dist.careers.occupations.autocoder import TitleMatch, title_coder
 from laborllm_dist.careers.occupations.occ1990dd import occ1990dd_vocabulary
 from laborllm_dist.careers.occupations.vocabulary import Occupations, read_occupations
 from laborllm_dist.careers.person_records import CodedTitle
@@ -20,9 +20,12 @@ from laborllm_dist.careers.readers.resumes.spells import Spell
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.config.corpora import ResumeSettings
 
+if TYPE_CHECKING:
+    from laborllm_dist.careers.occupations.autocoder import TitleMatch
+
 _NUM_REMEMBERED = 200_000
 
-Matches = Mapping[str, TitleMatch | None]
+Matches: TypeAlias = "Mapping[str, TitleMatch | None]"
 
 
 def resume_occupations(settings: ResumeSettings) -> Occupations:
@@ -53,6 +56,8 @@ class TitleMemory:
         wanted = list(dict.fromkeys(titles))
         new = [title for title in wanted if title not in self.matches]
         if new:
+            from laborllm_dist.careers.occupations.autocoder import title_coder
+
             self.matches.update(zip(new, title_coder().match_titles(new), strict=True))
         found: dict[str, TitleMatch | None] = {}
         for title in wanted:
