@@ -11,9 +11,7 @@ seed, person, position, number of the sample and place of the token, never on ra
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +30,7 @@ from laborllm_dist.evaluation.score import Evaluation, observation_facts
 from laborllm_dist.evaluation.title_trie import Floats, Integers
 from laborllm_dist.models.inference import InferenceModel
 from laborllm_dist.models.tree_inference import Nodes, PrefixState
+from laborllm_dist.randomness import token_uniforms
 from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenizer import CareerTokenizer
 from laborllm_dist.tables.generations import write_generated_table
@@ -39,7 +38,6 @@ from laborllm_dist.tables.generations import write_generated_table
 Pick = Callable[[PrefixState, Nodes | None, Tensor, Tensor], Tensor]  # InferenceModel.next_tokens
 LINE_END = "\n"
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
-HASHED = 8  # numbers of 64 bits in one digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +74,6 @@ def line_ends(tokenizer: CareerTokenizer) -> Integers:
     """Return the ids of all tokens that hold a line's end."""
     texts = tokenizer.backend.decode_batch([[each] for each in range(tokenizer.num_ids)], skip_special_tokens=False)
     return np.array([number for number, text in enumerate(texts) if LINE_END in text])
-
-
-def drawn_numbers(seed: int, key: Sequence[str | int], sample: int, num_tokens: int) -> Floats:
-    """Return numbers from 0 to below 1, [num_tokens], a function of what is given and nothing else."""
-    digests = [
-        hashlib.blake2b(json.dumps([seed, *key, sample, block]).encode()).digest()
-        for block in range(-(-num_tokens // HASHED))
-    ]
-    whole = np.frombuffer(b"".join(digests), dtype="<u8")[:num_tokens]
-    return np.asarray((whole >> np.uint64(11)) * 2.0**-53, dtype=np.float64)  # a float64 holds 53 bits exactly
 
 
 def continuations(
@@ -193,7 +181,7 @@ def _uniforms(careers: CareerTable, places: TitleSpans, wanted: Generation) -> n
     for place, (career, position) in enumerate(places.keys.tolist()):
         key = (*careers.person(career), position)
         for sample in range(1, 1 + wanted.num_samples):
-            uniforms_PKL[place, sample] = drawn_numbers(wanted.seed, key, sample, num_tokens)
+            uniforms_PKL[place, sample] = token_uniforms(wanted.seed, key, sample, num_tokens)
     return uniforms_PKL
 
 

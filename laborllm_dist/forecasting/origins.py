@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.forecasting.iterate import Floats, Integers, num_prompts
+from laborllm_dist.randomness import rank_of
 from laborllm_dist.store.store import CareerTable
 
 STRENGTH = 10.0  # observations of the marginal in every row of the yardstick
@@ -73,7 +73,7 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
     people = np.unique(starts.careers_S)
     if settings.max_people is not None:
         # Drawn by a hash, since a store's order may be that of households or regions.
-        drawn = sorted(people.tolist(), key=lambda career: _draw(settings.seed, *careers.person(career)))
+        drawn = sorted(people.tolist(), key=lambda career: rank_of(settings.seed, *careers.person(career)))
         people = np.array(sorted(drawn[: settings.max_people]))
     is_taken_S = np.isin(starts.careers_S, people)
     starts = Origins(starts.careers_S[is_taken_S], starts.jobs_S[is_taken_S], starts.targets_S[is_taken_S])
@@ -102,7 +102,3 @@ def last_occupation_scores(train: CareerTable, careers: CareerTable, starts: Ori
     shares_S = counts[before_S, after_S] + STRENGTH * marginal[after_S]
     scores: Floats = np.log(shares_S / (counts[before_S].sum(axis=1) + STRENGTH))
     return scores
-
-
-def _draw(seed: int, survey: str, person: str) -> bytes:
-    return hashlib.blake2b("\x1f".join((str(seed), survey, person)).encode()).digest()

@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from laborllm_dist.careers.corpus import read_people
-from laborllm_dist.careers.splits import person_digest
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import write_json
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
+from laborllm_dist.randomness import person_digest
 from laborllm_dist.store.run_tokenizer import is_training
 from laborllm_dist.text.few_shot import render_preface
 
