@@ -10,8 +10,7 @@ from time import monotonic
 
 import torch
 
-from laborllm_dist.batching.batch import PackedBatch, pack_batch
-from laborllm_dist.batching.prefetch import BatchPrefetcher
+from laborllm_dist.batching.batch import BatchPrefetcher, PackedBatch, pack_batch
 from laborllm_dist.batching.training_plan import StepPlan, TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine

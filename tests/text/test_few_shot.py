@@ -15,6 +15,7 @@ from helpers.processes import PROJECT, run_well
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import quiet, settings_of, small_run
 from helpers.scoring_cases import PROMPTS
+from helpers.trained_runs import score_alone
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from laborllm_dist.batching.training_plan import plan_training
@@ -25,13 +26,9 @@ from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import EvaluateSettings, OtherModelSettings, RunSettings
-from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import DataFileError, ModelError, RunError, SequenceTooLongError, SettingsError
-from laborllm_dist.evaluation.plan import plan_evaluation
-from laborllm_dist.evaluation.prompt_prefix import check_cut, describe_cut, prompted, text_details, text_name
-from laborllm_dist.evaluation.run import score_run
-from laborllm_dist.evaluation.score import observation_facts
-from laborllm_dist.evaluation.target import longest_text
+from laborllm_dist.evaluation.target import check_cut, describe_cut, longest_text, prompted, text_details, text_name
+from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.store.build import prepare_shard, prepare_store, store_folder
 from laborllm_dist.store.few_shot import choose_examples
@@ -392,7 +389,7 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
 
     def score(*overrides: str) -> None:
         settings = compose_settings(EvaluateSettings, "evaluate", [run, *overrides])
-        score_run(settings, DistributedContext(0, 1, 0, torch.device("cpu")), lines.append)
+        score_alone(settings, lines.append)
 
     def table(name: str):
         rows, info = read_score_table(tmp_path / f"runs/small/scores/{name}.parquet")
