@@ -16,7 +16,7 @@ PACKAGE = PROJECT / "laborllm_dist"
 # A package imports itself and those before it.
 ORDER = (
     "plain_text", "errors", "randomness", "config", "io", "tables", "careers", "text", "store", "batching", "distributed", "models", "checkpoint",
-    "planning", "tracking", "training", "evaluation", "prediction", "forecasting", "baselines", "report", "cli",
+    "planning", "tracking", "training", "evaluation", "prediction", "baselines", "forecasting", "report", "cli",
 )  # fmt: skip
 # Console output knows the errors, and the errors nothing; settings are read without files.
 APART = {"report": {"plain_text", "errors", "randomness", "config", "io", "tables", "report"}}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
+from laborllm_dist.baselines.frequency import markov_table, transition_counts
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.errors import RunError
@@ -91,14 +92,13 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
 def last_occupation_scores(train: CareerTable, careers: CareerTable, starts: Origins, horizon: int) -> Floats:
     """Return log P of what was observed, by the share of training people who went from the start's occupation to it.
 
-    A yardstick without a model: P(y | x) = (n_xy + STRENGTH * m_y) / (n_x + STRENGTH), counted over the same number of
-    years, with m the share of y in target years, add-one smoothed.
+    A first-order Markov model over the same number of years, smoothed by STRENGTH observations of the shares in target
+    years, each title counted once more.
     """
-    seen, num = find_starts(train, horizon), len(careers.vocabulary)
-    counts = np.zeros((num, num))
-    np.add.at(counts, (_titles_at(train, seen.careers_S, seen.jobs_S), observed_titles(train, seen)), 1.0)
-    marginal = (counts.sum(axis=0) + 1) / (counts.sum() + num)
+    seen, num_titles = find_starts(train, horizon), len(careers.vocabulary)
+    held_before = _titles_at(train, seen.careers_S, seen.jobs_S)
+    counts = transition_counts(held_before, observed_titles(train, seen), num_titles)
+    marginal = (counts.sum(axis=0) + 1) / (counts.sum() + num_titles)
     before_S, after_S = _titles_at(careers, starts.careers_S, starts.jobs_S), observed_titles(careers, starts)
-    shares_S = counts[before_S, after_S] + STRENGTH * marginal[after_S]
-    scores: Floats = np.log(shares_S / (counts[before_S].sum(axis=1) + STRENGTH))
+    scores: Floats = markov_table(counts, marginal, STRENGTH)[before_S, after_S]
     return scores

@@ -27,6 +27,7 @@ from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_prom
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.forecasting.iterate import Distributions, Floats, Integers, Query
 from laborllm_dist.forecasting.origins import Origins, observed_titles
+from laborllm_dist.io.number_format import format_people
 from laborllm_dist.models.inference import InferenceModel
 from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenize import tokenize_careers
@@ -122,7 +123,7 @@ def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: in
         survey, person = careers.person(longest)
         raise SequenceTooLongError(
             f"career {person!r} of {survey} with supposed years has up to {length_of[longest]} tokens, {advice}; "
-            f"{num_longer:,} of {len(length_of):,} people {'is' if num_longer == 1 else 'are'} longer"
+            f"{format_people(num_longer, len(length_of), 'is longer', 'are longer')}"
         )
 
 

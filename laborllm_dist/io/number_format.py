@@ -28,3 +28,8 @@ def format_decimals(value: float, decimals: int) -> str:
 def format_perplexity(value: float) -> str:
     """Give three decimals, as the papers of this field do, and none where they say nothing: 8.184, 364.655, 12,345."""
     return format_decimals(value, 3 if abs(value) < 1_000 else 0)
+
+
+def format_people(number: int, total: int, one: str, many: str, *, people: str = "people") -> str:
+    """Give '1 of 20 people is longer' or '1,200 of 80,000 people are longer', by the verbs `one` and `many`."""
+    return f"{number:,} of {total:,} {people} {one if number == 1 else many}"

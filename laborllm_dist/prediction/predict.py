@@ -25,6 +25,7 @@ from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_prom
 from laborllm_dist.evaluation.target import EvaluatedRun, as_pretrained, base_suffix, default_name, own_export
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.io.files import ChecksumCheck, sha256_of_all
+from laborllm_dist.io.number_format import format_people
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_ids, check_packing, check_weights, context_of, weights_identity
 from laborllm_dist.prediction.prompts import Ids, build_prompts, check_context, unseen_covariates
@@ -191,9 +192,8 @@ def check_told(best: TopTitles, tolerance: float) -> None:
     num_people, num_untold = len(best.scores_PK), int(np.isnan(best.scores_PK[:, 0]).sum())
     if num_untold:
         raise SettingsError(
-            f"setting tolerance: {num_untold:,} of {num_people:,} people {'has' if num_untold == 1 else 'have'} no "
-            f"title told apart, since all titles together have a probability of at most tolerance={tolerance:g} there; "
-            "take a smaller one, or 0"
+            f"setting tolerance: {format_people(num_untold, num_people, 'has', 'have')} no title told apart, since all "
+            f"titles together have a probability of at most tolerance={tolerance:g} there; take a smaller one, or 0"
         )
 
 

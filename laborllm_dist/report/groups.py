@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from laborllm_dist.report.load import CodeArray
-from laborllm_dist.tables.scores import COVARIATES
+from laborllm_dist.tables.scores import COVARIATES, TRANSITIONS, transition_of
 
 NOT_RECORDED = "not recorded"
 
@@ -46,17 +46,12 @@ def list_groupings(observations: pa.Table) -> tuple[Grouping, ...]:
 
 
 def _by_transition(observations: pa.Table) -> Grouping:
-    kinds = [
-        "first" if previous is None else "staying" if previous == occupation else "moving"
-        for previous, occupation in zip(
-            observations["previous"].to_pylist(), observations["occupation"].to_pylist(), strict=True
-        )
-    ]
+    kinds = list(map(transition_of, observations["previous"].to_pylist(), observations["occupation"].to_pylist()))
     note = (
         "First: the first observation of a person, with no history before it. Moving: the occupation differs from the "
         "previous one. Staying: it is the same."
     )
-    return _by_value("transition", "By kind of transition", note, kinds, order=("first", "moving", "staying"))
+    return _by_value("transition", "By kind of transition", note, kinds, order=TRANSITIONS)
 
 
 def _by_value(name: str, title: str, note: str, values: Sequence[str | None], *, order: Sequence[str] = ()) -> Grouping:
