@@ -31,12 +31,11 @@ from laborllm_dist.evaluation.target import check_cut, describe_cut, longest_tex
 from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.store.build import prepare_shard, prepare_store, store_folder
-from laborllm_dist.store.few_shot import choose_examples
+from laborllm_dist.store.few_shot import choose_examples, render_preface
 from laborllm_dist.store.store import check_lengths
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
 from laborllm_dist.store.truncation import CareerEncoder, encode_careers
 from laborllm_dist.tables.scores import read_score_table
-from laborllm_dist.text.few_shot import render_preface
 from laborllm_dist.text.template import Template, compile_template, render_career
 
 VOCABULARY = OccupationVocabulary(("436", "435", "unemployed"), ("Cooks", "Food servers", "Unemployed"))
