@@ -119,7 +119,7 @@ def ours_all(
     found = []
     for career in careers:
         places = title_places(subject.rows, [[career]])
-        stems = np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
+        stems = places.stems_P3
         observed = subject.rows.occupations_of([career])
         which = slice(-1, None) if only_last else slice(None)
         # Of the career, what the prompts need.

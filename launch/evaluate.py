@@ -16,10 +16,12 @@ Compute the exact log-likelihood of every observed occupation, sharded over rank
 def main(settings: EvaluateSettings) -> None:
     """Join the ranks and score."""
     from laborllm_dist.distributed.context import init_distributed
-    from laborllm_dist.evaluation.run import evaluation_ranks, score_run
+    from laborllm_dist.evaluation.run import score_run
+    from laborllm_dist.evaluation.target import evaluated_run
 
-    with init_distributed(evaluation_ranks(settings)) as ranks:
-        score_run(settings, ranks, say if ranks.is_main else silence)
+    run = evaluated_run(settings)
+    with init_distributed(run.settings.ranks) as ranks:
+        score_run(settings, run, ranks, say if ranks.is_main else silence)
 
 
 if __name__ == "__main__":

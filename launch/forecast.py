@@ -16,10 +16,11 @@ Forecast the occupation of a later observed year, directly and composed from yea
 def main(settings: ForecastSettings) -> None:
     """Join the ranks and forecast."""
     from laborllm_dist.distributed.context import init_distributed
-    from laborllm_dist.forecasting.run import forecast_ranks, run_forecasts
+    from laborllm_dist.forecasting.run import forecast_run, run_forecasts
 
-    with init_distributed(forecast_ranks(settings)) as ranks:
-        run_forecasts(settings, ranks, say if ranks.is_main else silence)
+    run = forecast_run(settings)
+    with init_distributed(run.settings.ranks) as ranks:
+        run_forecasts(settings, run, ranks, say if ranks.is_main else silence)
 
 
 if __name__ == "__main__":

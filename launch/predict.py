@@ -15,12 +15,13 @@ Tell the most probable next occupations of the people in a JSON or CSV file, wit
 def main(settings: PredictSettings) -> None:
     """Predict, and print the table."""
     from laborllm_dist.distributed.context import init_distributed
-    from laborllm_dist.evaluation.run import evaluation_ranks
+    from laborllm_dist.evaluation.target import evaluated_run
     from laborllm_dist.prediction.predict import predict
     from laborllm_dist.report.terminal import show_predictions
 
-    with init_distributed(evaluation_ranks(settings)) as ranks:
-        table, info = predict(settings, ranks, say)
+    run = evaluated_run(settings)
+    with init_distributed(run.settings.ranks) as ranks:
+        table, info = predict(settings, run, ranks, say)
     with results() as console:
         show_predictions(table, info, settings.output, console)
 

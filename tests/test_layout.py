@@ -15,11 +15,12 @@ from helpers.processes import PROJECT
 PACKAGE = PROJECT / "laborllm_dist"
 # A package imports itself and those before it.
 ORDER = (
-    "plain_text", "errors", "config", "io", "tables", "careers", "text", "store", "batching", "distributed", "models", "checkpoint",
-    "planning", "tracking", "training", "evaluation", "prediction", "forecasting", "baselines", "report", "cli", "__main__",
+    "plain_text", "errors", "randomness", "config", "io", "tables", "careers", "text", "store", "batching",
+    "distributed", "models", "checkpoint", "planning", "tracking", "training", "evaluation", "prediction", "baselines",
+    "forecasting", "report", "cli", "__main__",
 )  # fmt: skip
 # Console output knows the errors, and the errors nothing; settings are read without files.
-APART = {"report": {"plain_text", "errors", "config", "io", "tables", "report"}}
+APART = {"report": {"plain_text", "errors", "randomness", "config", "io", "tables", "report"}}
 ONLY_IN = {
     "deepspeed": {"distributed", "models"},
     "peft": {"models"},

@@ -1,8 +1,9 @@
-"""Frequency tables: the marginal distribution of occupations, and P(occupation | occupation before).
+"""Frequency tables: the marginal distribution of occupations, and P(occupation | an earlier occupation).
 
 The marginal has add-one smoothing over the vocabulary. A row of the first-order table is drawn towards the marginal
-as by `strength` extra observations,  P(y | x) = (n_xy + strength * m_y) / (n_x + strength),  and the strength is the
-one of a grid with the highest likelihood of the validation people. "No occupation yet" is a row of its own.
+as by `strength` extra observations,  P(y | x) = (n_xy + strength * m_y) / (n_x + strength).  The baseline takes the
+strength of a grid with the highest likelihood of the validation people, and has a row for "no occupation yet". A
+forecast several years ahead is compared with the same table over that many years.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from laborllm_dist.store.store import CareerTable
 
 STRENGTHS = tuple(float(2**power) for power in range(-3, 11))
 Table = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +42,24 @@ def marginal_table(train: CareerTable, pool: TrainingPool) -> FrequencyTable:
 
 
 def first_order_table(train: CareerTable, pool: TrainingPool, validation: CareerTable) -> FrequencyTable:
-    """Return P(occupation | occupation before) of those a run trains on, smoothed as validation people like it best."""
-    num_occupations = len(train.vocabulary)
-    before, after = train.transitions()
+    """Return P(occupation | occupation before) of those a run trains on, smoothed as fits validation people best."""
     weights = observation_weights(train, pool)
-    counts = np.zeros((num_occupations + 1, num_occupations))
-    np.add.at(counts, (before, after), weights)
+    counts = transition_counts(*train.transitions(), len(train.vocabulary), weights)
     marginal = title_shares(train, weights)
     seen = validation.transitions()
-    tables = {strength: _smoothed(counts, marginal, strength) for strength in STRENGTHS}
+    tables = {strength: markov_table(counts, marginal, strength) for strength in STRENGTHS}
     best = max(tables, key=lambda strength: float(tables[strength][seen].sum()))
     return FrequencyTable(tables[best], {"smoothing": f"{best:g} observations of the marginal"})
 
 
-def _smoothed(counts: Table, marginal: Table, strength: float) -> Table:
+def transition_counts(before_N: Codes, after_N: Codes, num_occupations: int, weights_N: Table | float = 1.0) -> Table:
+    """Return how often each occupation follows each, [occupations + 1, occupations]; the last row: no earlier one."""
+    counts = np.zeros((num_occupations + 1, num_occupations))
+    np.add.at(counts, (before_N, after_N), weights_N)
+    return counts
+
+
+def markov_table(counts: Table, marginal: Table, strength: float) -> Table:
+    """Return log P(y | x) of a first-order Markov model whose rows are smoothed towards the marginal, as `counts`."""
     rows: Table = (counts + strength * marginal) / (counts.sum(axis=1, keepdims=True) + strength)
     return np.log(rows)

@@ -19,7 +19,7 @@ from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.config.run import BaselineSettings, RunSettings
 from laborllm_dist.errors import RunError
-from laborllm_dist.evaluation.score import observation_facts
+from laborllm_dist.evaluation.tasks import observation_facts
 from laborllm_dist.io.files import ChecksumCheck, fingerprint_of
 from laborllm_dist.io.run_directory import RunDirectory, read_run
 from laborllm_dist.store.pooling import training_pool

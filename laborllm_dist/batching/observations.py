@@ -1,4 +1,4 @@
-"""From the log-likelihood of tokens to that of observed titles.
+"""Where the titles of packed careers stand, and from the log-likelihood of tokens to that of observed titles.
 
 Slot t of a row scores the token at t + 1, so a title on tokens [start, end) is scored by slots [start - 1, end - 1),
 and the line's end, the token at `end`, by slot end - 1. Sums are float64.
@@ -6,7 +6,7 @@ and the line's end, the token at `end`, by slot end - 1. Sums are float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from laborllm_dist.batching.batch import IGNORED, PackedBatch, pack_batch
+from laborllm_dist.batching.batch import IGNORED, PackedBatch, TokenIds, pack_batch
+from laborllm_dist.batching.packing import pack_batches
 from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.store.store import CareerTable
 
@@ -34,30 +35,72 @@ class TitleSpans:
     starts: Integers
     keys: Integers
 
+    @property
+    def stems_P3(self) -> Integers:
+        """The prompts before the titles, [P, 3]: row, first slot, slot past the last one."""
+        return np.stack([self.spans[:, 0], self.starts, self.spans[:, 1]], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Whole texts as prompts, packed into the rows of one forward: `members_P` are their places in the list."""
+
+    members_P: Integers
+    batch: PackedBatch
+    stems_P3: Integers
+
+
+def texts_in_rows(rows: Sequence[Sequence[int]], length_of: Callable[[int], int]) -> Iterator[tuple[int, int, int]]:
+    """Yield row, first slot and number of every text, laid side by side in rows as `pack_batch` does."""
+    for row, members in enumerate(rows):
+        start = 0
+        for member in members:
+            yield row, start, member
+            start += length_of(member)
+
+
+def prompt_batches(prompts: Sequence[TokenIds], max_seq_length: int, batch_size: int) -> Iterator[PromptBatch]:
+    """Pack whole texts as prompts into rows, and yield `batch_size` rows at a time.
+
+    Raises:
+        SequenceTooLongError: if one is longer than a row.
+    """
+    lengths = [len(ids) for ids in prompts]
+    for rows in pack_batches(lengths, max_seq_length, batch_size):
+        placed = list(texts_in_rows(rows, lengths.__getitem__))
+        batch = pack_batch([[prompts[member] for member in row] for row in rows], max_seq_length)
+        members_P = np.array([member for _, _, member in placed])
+        stems_P3 = np.array([(row, start, start + lengths[member]) for row, start, member in placed])
+        yield PromptBatch(members_P, batch, stems_P3)
+
 
 def title_places(careers: CareerTable, rows: Sequence[Sequence[int]]) -> TitleSpans:
     """Find the titles of careers laid side by side in rows, as `pack_batch` does."""
     spans: list[Integers] = [np.zeros((0, 3), dtype=np.int64)]
     starts: list[Integers] = [np.zeros(0, dtype=np.int64)]
     keys: list[Integers] = [np.zeros((0, 2), dtype=np.int64)]
-    for row, members in enumerate(rows):
-        offset = 0
-        for career in members:
-            titles = careers.title_spans(career).astype(np.int64) + offset
-            spans.append(np.column_stack([np.full(len(titles), row), titles]))
-            starts.append(np.full(len(titles), offset))
-            first = careers.first_position(career)
-            keys.append(np.column_stack([np.full(len(titles), career), first + np.arange(len(titles))]))
-            offset += len(careers.token_ids(career))
+    for row, start, career in texts_in_rows(rows, lambda career: len(careers.token_ids(career))):
+        titles = careers.title_spans(career).astype(np.int64) + start
+        spans.append(np.column_stack([np.full(len(titles), row), titles]))
+        starts.append(np.full(len(titles), start))
+        first = careers.first_position(career)
+        keys.append(np.column_stack([np.full(len(titles), career), first + np.arange(len(titles))]))
     return TitleSpans(np.concatenate(spans), np.concatenate(starts), np.concatenate(keys))
+
+
+def pack_observations(
+    careers: CareerTable, rows: Sequence[Sequence[int]], max_seq_length: int
+) -> tuple[PackedBatch, TitleSpans]:
+    """Lay careers into rows, and find their titles."""
+    packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], max_seq_length)
+    return packed, title_places(careers, rows)
 
 
 def scoring_batch(
     careers: CareerTable, rows: Sequence[Sequence[int]], max_seq_length: int
 ) -> tuple[PackedBatch, TitleSpans]:
     """Lay careers into rows, with titles and line ends as the only targets."""
-    packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], max_seq_length)
-    places = title_places(careers, rows)
+    packed, places = pack_observations(careers, rows, max_seq_length)
     wanted = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
     for row, start, end in places.spans:
         wanted[row, start - 1 : end] = True

@@ -53,6 +53,18 @@ def pack_careers(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
     return PackedRows(rows=tuple(map(tuple, rows)), max_seq_length=max_seq_length, num_tokens=sum(lengths))
 
 
+def pack_batches(
+    lengths: Sequence[int], max_seq_length: int, batch_size: int
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Pack texts into rows of `max_seq_length`, and these in order into batches of `batch_size` rows, one a forward.
+
+    Raises:
+        SequenceTooLongError: as `pack_careers`.
+    """
+    rows = pack_careers(lengths, max_seq_length).rows
+    return tuple(rows[first : first + batch_size] for first in range(0, len(rows), batch_size))
+
+
 def pack_step(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
     """Pack the careers of one step into as few rows as `max_seq_length` allows, and these as short as they can be."""
     widest = pack_careers(lengths, max_seq_length)
@@ -63,6 +75,27 @@ def pack_step(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
         if len(plan.rows) == num_rows:
             return plan
     return widest
+
+
+@dataclass(frozen=True, slots=True)
+class RankAssignment:
+    """`passes[p][rank]` are the rows that a rank forwards in pass p; an empty tuple is an empty pass.
+
+    Every rank makes the same number of passes, since ZeRO-3 gathers weights in step: where rows run out, a rank's pass
+    is explicitly empty and forwards one short row without targets.
+    """
+
+    passes: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+def shard_rows(num_rows: int, *, world_size: int, micro_batch_size: int) -> RankAssignment:
+    """Spread rows over ranks and passes, in order: pass by pass, and within a pass as evenly as it goes."""
+    passes: list[tuple[tuple[int, ...], ...]] = []
+    for first in range(0, num_rows, world_size * micro_batch_size):
+        rows = range(first, min(first + world_size * micro_batch_size, num_rows))
+        cuts = [len(rows) * rank // world_size for rank in range(world_size + 1)]
+        passes.append(tuple(tuple(rows[cuts[rank] : cuts[rank + 1]]) for rank in range(world_size)))
+    return RankAssignment(passes=tuple(passes))
 
 
 class _FirstFit:

@@ -8,18 +8,14 @@ each epoch, once more. So every epoch has the same number of steps.
 from __future__ import annotations
 
 import functools
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from laborllm_dist.randomness import generator
+
 Rows = npt.NDArray[np.int64]
-
-
-def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """Return a generator made from a seed, what it is for, and where in that it stands."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers])))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

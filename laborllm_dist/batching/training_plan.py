@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.batching.packing import PackedRows, pack_step
-from laborllm_dist.batching.rank_assignment import RankAssignment, shard_rows
+from laborllm_dist.batching.packing import PackedRows, RankAssignment, pack_step, shard_rows
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.config.run import FEWEST_EPOCHS, BatchSettings, RunSettings, TrainingSettings

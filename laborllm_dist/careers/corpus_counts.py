@@ -12,8 +12,8 @@ from typing import Any, get_args
 from laborllm_dist.careers.person_records import CodedTitle, DropUnit, PersonRecord
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.plain_text import sheet_cell
+from laborllm_dist.tables.scores import transition_of
 
-KINDS = ("first", "moving", "staying")
 MOST_TITLES = 2_000  # of a piece that are kept for the list of titles, or of unmapped codes, so that records stay small
 _TITLES_IN_MEMORY = 20_000  # of a corpus
 
@@ -34,7 +34,7 @@ class CorpusCounts:
 
     people_read: int = 0
     people: Counter[str] = field(default_factory=Counter)  # by split
-    kinds: Counter[str] = field(default_factory=Counter)  # observations: first, moving, staying
+    kinds: Counter[str] = field(default_factory=Counter)  # observations by their transition
     occupations: Counter[str] = field(default_factory=Counter)  # observations by code
     years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code
     titles: Counter[CodedTitle] = field(default_factory=Counter)  # jobs by their title and what it was coded to
@@ -150,8 +150,7 @@ def tally_people(people: list[tuple[PersonRecord, Split | None]]) -> CorpusCount
         tally.people[str(split)] += 1
         previous: str | None = None
         for job in read.career.jobs:
-            kind = "first" if previous is None else "staying" if previous == job.occupation else "moving"
-            tally.kinds[kind] += 1
+            tally.kinds[transition_of(previous, job.occupation)] += 1
             tally.occupations[job.occupation] += 1
             tally.years.setdefault(job.year, Counter())[job.occupation] += 1
             previous = job.occupation

@@ -6,19 +6,13 @@ person into the same split, so that nobody is trained on under one name and test
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 from laborllm_dist.config.data import SplitSettings
+from laborllm_dist.randomness import person_digest
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-
-def person_digest(population: str, person: str, key: str) -> int:
-    """Return 64 bits that stand for a person under a key."""
-    digest = hashlib.blake2b(f"{population}\0{person}".encode(), key=key.encode()[:64], digest_size=8).digest()
-    return int.from_bytes(digest, "big")
 
 
 def split_of_digest(digest: int, settings: SplitSettings) -> Split:

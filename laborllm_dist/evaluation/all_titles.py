@@ -1,29 +1,120 @@
-"""The titles after many prompts: one forward of the histories, then the tree of titles after each of them.
+"""All titles after many prompts: one forward of the histories, then the tree of titles after each of them.
 
-Complete (`tolerance` 0): every distinct (history, prefix of a title) is forwarded once. Bounded: the tree grows from
-its most probable prefixes down, round by round, until the prefixes that are left have a mass of at most `tolerance`
-together. That mass is known exactly; the titles in it are not told apart. What was observed is always grown.
+Complete (`tolerance` 0): every distinct (history, prefix of a title) is forwarded once. Bounded: each tree is expanded
+from its most probable prefixes down, round by round, until the unexpanded prefixes have a mass of at most `tolerance`
+together. That mass is known exactly; the titles in it are not scored individually. The observed title always is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from laborllm_dist.errors import ModelError
+from laborllm_dist.batching.batch import PackedBatch
+from laborllm_dist.batching.observations import TitleSpans, pack_observations
+from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.errors import ModelError, TitleBoundaryError
+from laborllm_dist.evaluation.target import EvaluationTarget
+from laborllm_dist.evaluation.tasks import Evaluation, OpenTrie, Room, ScoreBatch, with_details
 from laborllm_dist.evaluation.title_trie import ROOT, Floats, Integers, TitleTrie
-from laborllm_dist.models.inference import TokenQueries
+from laborllm_dist.models.inference import InferenceModel, TokenQueries
 from laborllm_dist.models.tree_inference import Nodes, PrefixState
 from laborllm_dist.tables.log_domain import log_sum_exp, upper_probability
+from laborllm_dist.tables.parquet import ScoreTableInfo
+from laborllm_dist.tables.title_distributions import title_table_path, write_title_table
 
 Booleans = npt.NDArray[np.bool_]
 Ask = Callable[[PrefixState, Nodes | None, Tensor, TokenQueries], Tensor]  # InferenceModel.edges
-MOST_KEPT = 4  # times max_tree_tokens: nodes of titles whose keys and values are kept at once, whatever grows
+Forward = Callable[[Nodes | None, Tensor, TokenQueries], Floats]  # the same, of one prefix state, checked, on the host
+MOST_KEPT = 4  # times max_tree_tokens: nodes of titles whose keys and values are kept at once
+
+
+@dataclass(frozen=True, slots=True)
+class AllTitles:
+    """Score all titles after the prompt of every observation, into the table of titles."""
+
+    subject: ClassVar[str] = "all titles of "
+    settings: EvaluationSettings
+
+    @property
+    def batches_per_part(self) -> int:
+        """A forward of these is hundreds of times the work of observed titles: each is a part of its own."""
+        return 1
+
+    def table(self, target: EvaluationTarget) -> Path:
+        """Return the file of the table."""
+        return title_table_path(target.table, self.settings.split)
+
+    def info(self, target: EvaluationTarget) -> ScoreTableInfo:
+        """Return the metadata of the table."""
+        settings = self.settings
+        details = {"tolerance": str(settings.tolerance), "max_tree_tokens": str(settings.max_tree_tokens)}
+        return with_details(target.info, details)
+
+    def room(self, trie: OpenTrie) -> Room:
+        """Return how many tokens must fit the context after a prompt."""
+        return Room(int(trie().depths_M.max()), "the longest title; take a longer context")
+
+    def scorer(self, work: Evaluation, model: InferenceModel, trie: OpenTrie) -> ScoreBatch:
+        """Return the function that scores one batch of the plan.
+
+        It raises TitleBoundaryError if the observed titles have other tokens than those of the tree.
+        """
+        return lambda batch: self._score_batch(work, model, trie(), batch)
+
+    def write(self, work: Evaluation, facts: pa.Table, scores: pa.Table) -> None:
+        """Write the table from the facts and the scores of all observations, in the same order."""
+        for name in ("mass", "bound", "normalised", "title", "terminated"):
+            facts = facts.append_column(name, scores[name])
+        write_title_table(facts, work.info, work.careers.vocabulary.codes, work.table)
+
+    def _score_batch(self, work: Evaluation, model: InferenceModel, trie: TitleTrie, batch: int) -> pa.Table:
+        rows = work.plan.batches[batch]
+        packed, places = pack_observations(work.careers, rows, work.plan.max_seq_length)
+        observed_P = work.careers.occupations_of([career for row in rows for career in row])
+        check_observed(packed.token_ids_BT.numpy(), places, trie, observed_P)
+        scores = score_prompts(model, packed, Prompts(places.stems_P3, observed_P), trie, self.settings)
+        own_P = scores.terminated_PT[np.arange(len(observed_P)), observed_P]
+        return pa.table(
+            {
+                "career": places.keys[:, 0],
+                "position": places.keys[:, 1].astype(np.int32),
+                "mass": np.exp(scores.log_mass_P()),
+                "bound": scores.bound_P,
+                "normalised": own_P - scores.log_whole_P(),
+                "title": _lists(scores.title_PT),
+                "terminated": _lists(scores.terminated_PT),
+            }
+        )
+
+
+def _lists(values_PT: Floats) -> pa.ListArray:
+    flat = pa.array(values_PT.ravel(), mask=np.isnan(values_PT).ravel())
+    return pa.ListArray.from_arrays(np.arange(0, values_PT.size + 1, values_PT.shape[1], dtype=np.int32), flat)
+
+
+def check_observed(
+    token_ids_BT: npt.NDArray[np.int64], places: TitleSpans, trie: TitleTrie, observed_P: npt.NDArray[np.int64]
+) -> None:
+    """Compare the tokens of the observed titles in packed rows with their paths in the tree.
+
+    Raises:
+        TitleBoundaryError: if one differs, since its probability would not be that of its text.
+    """
+    for (row, start, end), title in zip(places.spans.tolist(), observed_P.tolist(), strict=True):
+        if tuple(token_ids_BT[row, start : end + 1].tolist()) != trie.closed_tokens(title):
+            raise TitleBoundaryError(
+                f"title {title} is other tokens inside a career than alone after a prompt; "
+                "the distribution over titles wants a tokenizer that cuts titles the same everywhere"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +122,8 @@ class Prompts:
     """P prompts inside packed rows.
 
     `stems_P3` is [P, 3]: row, first slot of the history, slot past its last one. `observed_P`: the number of the title
-    that must be told apart, -1 where none is. Prompts of one history stand side by side. `lines`: the tokens of each
-    prompt that stand between its history and the titles; None: the history is the prompt.
+    that must be scored individually, -1 where none must. Prompts of one history are neighbors. `lines`: the tokens of
+    each prompt between its history and the titles; None: the history is the prompt.
     """
 
     stems_P3: Integers
@@ -50,10 +141,10 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class TitleScores:
-    """Log-likelihoods of T titles after P prompts, in nats; NaN where a title was not told apart.
+    """Log-likelihoods of T titles after P prompts, in nats; NaN where a title was not scored individually.
 
-    `title_PT`: of a title's tokens; `terminated_PT`: and the line's end; `log_bound_P`: of the mass left ungrown,
-    minus infinity where none was.
+    `title_PT`: of a title's tokens; `terminated_PT`: and the line's end; `log_bound_P`: of the unexpanded mass, minus
+    infinity where there was none.
     """
 
     title_PT: Floats
@@ -61,167 +152,202 @@ class TitleScores:
     log_bound_P: Floats
 
     @property
-    def told_PT(self) -> Floats:
-        """`terminated_PT`, with minus infinity for titles that were not told apart, to be added up."""
+    def scored_PT(self) -> Floats:
+        """`terminated_PT`, with minus infinity for titles that were not scored individually, to be added up."""
         return np.where(np.isnan(self.terminated_PT), -np.inf, self.terminated_PT)
 
     @property
     def bound_P(self) -> Floats:
-        """The mass that was left ungrown, rounded up: 0 only where there was none."""
+        """The unexpanded mass, rounded up: 0 only where there was none."""
         return upper_probability(self.log_bound_P)
 
     def log_mass_P(self) -> Floats:
-        """Return log of the mass of the titles that were told apart."""
-        return log_sum_exp(self.told_PT, axis=1)
+        """Return log of the mass of the titles that were scored individually."""
+        return log_sum_exp(self.scored_PT, axis=1)
 
     def log_whole_P(self) -> Floats:
-        """Return log of the mass of all titles: told apart, and left ungrown."""
+        """Return log of the mass of all titles, scored individually or not."""
         return np.logaddexp(self.log_mass_P(), self.log_bound_P)
 
 
+def score_prompts(
+    model: InferenceModel, batch: PackedBatch, prompts: Prompts, trie: TitleTrie, settings: EvaluationSettings
+) -> TitleScores:
+    """Score all titles after the prompts of a batch, as the settings of an evaluation say."""
+    return score_titles(
+        model.edges,
+        PrefixState(batch.to(model.device)),
+        prompts,
+        trie,
+        tolerance=settings.tolerance,
+        max_tree_tokens=settings.max_tree_tokens,
+    )
+
+
 def score_titles(
-    ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie, *, tolerance: float, max_tree_tokens: int
+    ask: Ask, state: PrefixState, prompts: Prompts, trie: TitleTrie, *, tolerance: float, max_tree_tokens: int
 ) -> TitleScores:
     """Score all titles after prompts inside packed rows.
 
     Args:
         ask: a pass of the model.
-        grown: the rows, on the model's device, not forwarded yet.
+        state: the rows, on the model's device, not forwarded yet.
         prompts: where the histories end.
         trie: of the titles.
-        tolerance: the mass that may be left ungrown after a prompt; 0: none.
+        tolerance: the mass that may be left unexpanded after a prompt; 0: none.
         max_tree_tokens: about as many nodes are forwarded at once; the tree of one prompt is never cut.
     """
+
+    def forward(nodes: Nodes | None, slots_Q: Tensor, queries: TokenQueries) -> Floats:
+        return _finite(ask(state, nodes, slots_Q, queries))
+
     edges_PE = np.full((len(prompts), trie.num_edges), np.nan)
     if prompts.lines is None:
-        edges_PE[:, trie.out_edges(ROOT)] = _first_edges(ask, grown, prompts, trie)
-    else:  # the histories are forwarded, and nothing is asked of them
+        last_slots_P = prompts.stems_P3[:, 0] * state.batch.token_ids_BT.shape[1] + prompts.stems_P3[:, 2] - 1
+        edges_PE[:, trie.out_edges(ROOT)] = _first_edges(forward, None, last_slots_P, trie)
+    else:  # forward the histories, and ask nothing of them
         nothing = torch.zeros(0, dtype=torch.int64)
-        ask(grown, None, nothing, TokenQueries(nothing, nothing))
+        forward(None, nothing, TokenQueries(nothing, nothing))
     at_once = max(1, max_tree_tokens * (MOST_KEPT if tolerance else 1) // trie.num_nodes)
     parts: list[TitleScores] = []
     for start in range(0, len(prompts), at_once):
         places = slice(start, start + at_once)
-        trees = _TitleTrees(ask, grown, prompts.part(places), trie, edges_PE[places])
-        trees.grow_lines(max_tree_tokens)
-        while (wanted_PM := trees.wanted(tolerance)).any():
-            trees.grow(wanted_PM, max_tree_tokens)
+        trees = _Trees.reached(prompts.part(places), trie, edges_PE[places])
+        for group in neighbors(trees.line_lengths_P, max_tree_tokens) if prompts.lines is not None else ():
+            trees = trees.with_lines(group, forward)
+        while (frontier_PM := trees.frontier(tolerance)).any():
+            for group in neighbors(frontier_PM.sum(axis=1), max_tree_tokens):
+                trees = trees.expanded(group, frontier_PM[group], forward)
         parts.append(trees.scores())
-        grown.drop_nodes()
-    return TitleScores(*(np.concatenate([getattr(part, name) for part in parts]) for name in TitleScores.__slots__))
+        state.drop_nodes()
+    return TitleScores(
+        title_PT=np.concatenate([part.title_PT for part in parts]),
+        terminated_PT=np.concatenate([part.terminated_PT for part in parts]),
+        log_bound_P=np.concatenate([part.log_bound_P for part in parts]),
+    )
 
 
-def _first_edges(ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie) -> Floats:
-    """Forward the histories and return log p of the titles' first tokens, [P, edges of the root]."""
+def neighbors(sizes: Integers, most: int) -> Iterator[slice]:
+    """Cut a sequence into groups of neighbors of at most `most` together; one that is larger is a group of its own."""
+    first, total = 0, 0
+    for place, size in enumerate(sizes.tolist()):
+        if place > first and total + size > most:
+            yield slice(first, place)
+            first, total = place, 0
+        total += size
+    if len(sizes):
+        yield slice(first, len(sizes))
+
+
+def _first_edges(forward: Forward, nodes: Nodes | None, slots_P: Integers, trie: TitleTrie) -> Floats:
+    """Return log p of the titles' first tokens after these slots of a pass, [P, edges of the root]."""
     tokens = torch.from_numpy(trie.out_tokens(ROOT))
-    num_slots = grown.batch.token_ids_BT.shape[1]
-    last_slots_P = prompts.stems_P3[:, 0] * num_slots + prompts.stems_P3[:, 2] - 1
-    asked = TokenQueries(torch.arange(len(prompts)).repeat_interleave(len(tokens)), tokens.repeat(len(prompts)))
-    return _numbers(ask(grown, None, torch.from_numpy(last_slots_P), asked)).reshape(len(prompts), len(tokens))
+    queries = TokenQueries(torch.arange(len(slots_P)).repeat_interleave(len(tokens)), tokens.repeat(len(slots_P)))
+    return forward(nodes, torch.from_numpy(slots_P), queries).reshape(len(slots_P), len(tokens))
 
 
-def _numbers(found_E: Tensor) -> Floats:
+def _finite(scores_E: Tensor) -> Floats:
     """Return a pass's log-likelihoods on the host.
 
     Raises:
-        ModelError: if one is no number, which would look like a title that was not told apart.
+        ModelError: if one is not finite, which would look like a title that was not scored individually.
     """
-    scores_E: Floats = found_E.double().cpu().numpy()
-    if not np.isfinite(scores_E).all():
+    values_E: Floats = scores_E.double().cpu().numpy()
+    if not np.isfinite(values_E).all():
         raise ModelError("the model gives log-likelihoods that are no numbers; its weights are broken, or overflow")
-    return scores_E
+    return values_E
 
 
-class _TitleTrees:
-    """The trees of P prompts while they grow. A prefix is reached when its log P is known, grown when forwarded."""
+@dataclass(frozen=True, slots=True)
+class _Trees:
+    """What is known of the trees of P prompts: a prefix is reached when its log P is known, expanded when forwarded.
 
-    def __init__(self, ask: Ask, grown: PrefixState, prompts: Prompts, trie: TitleTrie, edges_PE: Floats) -> None:
-        self.ask, self.grown, self.prompts, self.trie, self.edges_PE = ask, grown, prompts, trie, edges_PE
-        self.places_PM = np.full((len(prompts), trie.num_nodes), -1, dtype=np.int64)  # of grown nodes in the memory
-        self.num_grown = 0
-        self.line_lengths_P = np.array([len(line) for line in prompts.lines or [()] * len(prompts)])
-        within_PL = np.arange(self.line_lengths_P.max())[None] < self.line_lengths_P[:, None]
-        self.line_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)
+    `edges_PE`: log p of the edges, NaN where not asked yet. `places_PM`: of expanded nodes among those kept in memory,
+    -1 for the others. `line_places_PL`: the same for the tokens of the lines, which come first.
+    """
 
-    def grow_lines(self, max_tree_tokens: int) -> None:
-        """Forward what stands between the histories and the titles; the titles' first tokens are reached."""
-        lines, first = self.prompts.lines or (), 0
-        while first < len(lines):
-            last, num_nodes = first + 1, len(lines[first])
-            while last < len(lines) and num_nodes + len(lines[last]) <= max_tree_tokens:
-                last, num_nodes = last + 1, num_nodes + len(lines[last])
-            self._forward_lines(first, last)
-            first = last
+    prompts: Prompts
+    trie: TitleTrie
+    line_lengths_P: Integers
+    line_places_PL: Integers
+    edges_PE: Floats
+    places_PM: Integers
 
-    def _forward_lines(self, first: int, last: int) -> None:
-        trie, lengths = self.trie, self.line_lengths_P[first:last]
-        prompts_N = np.repeat(np.arange(first, last), lengths)
+    @classmethod
+    def reached(cls, prompts: Prompts, trie: TitleTrie, edges_PE: Floats) -> _Trees:
+        """Return trees of which nothing is expanded yet."""
+        lengths_P = np.array([len(line) for line in prompts.lines or [()] * len(prompts)])
+        within_PL = np.arange(lengths_P.max())[None] < lengths_P[:, None]
+        line_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)
+        places_PM = np.full((len(prompts), trie.num_nodes), -1, dtype=np.int64)
+        return cls(prompts, trie, lengths_P, line_places_PL, edges_PE, places_PM)
+
+    def with_lines(self, group: slice, forward: Forward) -> _Trees:
+        """Forward the lines between the histories of some prompts and the titles; return trees with first tokens."""
+        assert self.prompts.lines is not None
+        lengths, stems_P3 = self.line_lengths_P[group], self.prompts.stems_P3[group]
+        prompts_N = np.repeat(np.arange(len(lengths)), lengths)
         within_N = np.arange(len(prompts_N)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        columns = np.arange(self.line_places_PL.shape[1])
-        ancestors_NA = np.where(columns[None] <= within_N[:, None], self.line_places_PL[prompts_N], -1)
-        stems_N3 = self.prompts.stems_P3[prompts_N]
-        tokens_N = np.concatenate((self.prompts.lines or ())[first:last]).astype(np.int64)
-        nodes = Nodes(tokens_N, stems_N3[:, 2] - stems_N3[:, 1] + within_N, stems_N3, ancestors_NA)
-        tokens = torch.from_numpy(trie.out_tokens(ROOT))
-        asked = TokenQueries(torch.arange(last - first).repeat_interleave(len(tokens)), tokens.repeat(last - first))
-        found_E = self.ask(self.grown, nodes, torch.from_numpy(np.cumsum(lengths) - 1), asked)
-        self.edges_PE[first:last, trie.out_edges(ROOT)] = _numbers(found_E).reshape(-1, len(tokens))
-        self.num_grown += len(nodes)
+        stems_N3, line_places_NL = stems_P3[prompts_N], self.line_places_PL[group][prompts_N]
+        nodes = Nodes(
+            token_ids_N=np.concatenate(self.prompts.lines[group]).astype(np.int64),
+            positions_N=stems_N3[:, 2] - stems_N3[:, 1] + within_N,
+            stems_N3=stems_N3,
+            ancestors_NA=np.where(np.arange(line_places_NL.shape[1]) <= within_N[:, None], line_places_NL, -1),
+        )
+        edges_PE = self.edges_PE.copy()
+        edges_PE[group, self.trie.out_edges(ROOT)] = _first_edges(forward, nodes, np.cumsum(lengths) - 1, self.trie)
+        return replace(self, edges_PE=edges_PE)
 
-    def wanted(self, tolerance: float) -> Booleans:
-        """Return the nodes to grow next, [P, M]."""
-        ungrown_PM = self.places_PM < 0
+    def frontier(self, tolerance: float) -> Booleans:
+        """Return the nodes to expand next, [P, M]; their ancestors are expanded, or are among them."""
+        unexpanded_PM = self.places_PM < 0
         if not tolerance:
-            return ungrown_PM
-        mass_PM = np.exp(self._ungrown())
+            return unexpanded_PM
+        mass_PM = np.exp(self._unexpanded())
         # The smallest masses are left as long as their sum stays within the tolerance.
         order_PM = np.argsort(mass_PM, axis=1, kind="stable")
         sums_PM = np.cumsum(np.take_along_axis(mass_PM, order_PM, axis=1), axis=1)
         left_PM = sums_PM <= tolerance * (1 - 1e-12)  # another order of the same sum must not exceed it
-        wanted_PM = np.zeros_like(ungrown_PM)
-        np.put_along_axis(wanted_PM, order_PM, ~left_PM, axis=1)
-        # Where a prefix has one continuation only, that one is next: it is grown at once.
+        frontier_PM = np.zeros_like(unexpanded_PM)
+        np.put_along_axis(frontier_PM, order_PM, ~left_PM, axis=1)
+        # Where a prefix has one continuation only, that one is next: it is expanded at once.
         for node in np.flatnonzero(self.trie.is_only_child_M):
-            wanted_PM[:, node] |= wanted_PM[:, self.trie.parents_M[node]]
-        wanted_PM |= self.trie.path_masks_TM[self.prompts.observed_P]
-        return wanted_PM & ungrown_PM
+            frontier_PM[:, node] |= frontier_PM[:, self.trie.parents_M[node]]
+        frontier_PM |= self.trie.path_masks_TM[self.prompts.observed_P]
+        return frontier_PM & unexpanded_PM
 
-    def grow(self, wanted_PM: Booleans, max_tree_tokens: int) -> None:
-        """Forward nodes whose ancestors are grown, or grow with them."""
-        sizes_P = wanted_PM.sum(axis=1)
-        first = 0
-        while first < len(sizes_P):
-            last = first + 1
-            while last < len(sizes_P) and sizes_P[first : last + 1].sum() <= max_tree_tokens:
-                last += 1
-            if sizes_P[first:last].any():
-                prompts_N, nodes_N = np.nonzero(wanted_PM[first:last])
-                self._forward(prompts_N + first, nodes_N)
-            first = last
+    def expanded(self, group: slice, nodes_GM: Booleans, forward: Forward) -> _Trees:
+        """Forward these nodes of some prompts; return trees in which they are expanded."""
+        in_group_N, nodes_N = np.nonzero(nodes_GM)
+        if not len(nodes_N):
+            return self
+        trie, prompts_N = self.trie, in_group_N + group.start
+        num_before = int(self.line_lengths_P.sum() + (self.places_PM >= 0).sum())
+        places_PM, edges_PE = self.places_PM.copy(), self.edges_PE.copy()
+        places_PM[prompts_N, nodes_N] = num_before + np.arange(len(nodes_N))
+        paths_NA = trie.paths_MA[nodes_N][:, : int(trie.depths_M[nodes_N].max())]
+        ancestors_NA = np.where(paths_NA >= 0, places_PM[prompts_N[:, None], paths_NA], -1)
+        stems_N3 = self.prompts.stems_P3[prompts_N]
+        starts_N = stems_N3[:, 2] - stems_N3[:, 1] + self.line_lengths_P[prompts_N]
+        nodes = Nodes(
+            token_ids_N=trie.tokens_M[nodes_N],
+            positions_N=starts_N + trie.depths_M[nodes_N] - 1,
+            stems_N3=stems_N3,
+            ancestors_NA=np.concatenate([self.line_places_PL[prompts_N], ancestors_NA], axis=1),
+        )
+        sources_E, edges_E = trie.edges_from(nodes_N)
+        queries = TokenQueries(torch.from_numpy(sources_E), torch.from_numpy(trie.edge_tokens_E[edges_E]))
+        edges_PE[prompts_N[sources_E], edges_E] = forward(nodes, torch.arange(len(nodes_N)), queries)
+        return replace(self, edges_PE=edges_PE, places_PM=places_PM)
 
     def scores(self) -> TitleScores:
         """Return what is known of the titles."""
         prefixes_PM, closed_PT = self.trie.path_sums(self.edges_PE)
-        return TitleScores(prefixes_PM[:, self.trie.ends_T], closed_PT, log_sum_exp(self._ungrown(), axis=1))
+        return TitleScores(prefixes_PM[:, self.trie.ends_T], closed_PT, log_sum_exp(self._unexpanded(), axis=1))
 
-    def _ungrown(self) -> Floats:
-        """Return log P of every prefix that is reached and not grown, [P, M]; minus infinity elsewhere."""
+    def _unexpanded(self) -> Floats:
+        """Return log P of every prefix that is reached and not expanded, [P, M]; minus infinity elsewhere."""
         prefixes_PM, _ = self.trie.path_sums(self.edges_PE)
         is_open_PM = (self.places_PM < 0) & ~np.isnan(prefixes_PM)
         return np.where(is_open_PM, prefixes_PM, -np.inf)
-
-    def _forward(self, prompts_N: Integers, nodes_N: Integers) -> None:
-        trie = self.trie
-        self.places_PM[prompts_N, nodes_N] = self.num_grown + np.arange(len(nodes_N))
-        self.num_grown += len(nodes_N)
-        paths_NA = trie.paths_MA[nodes_N][:, : int(trie.depths_M[nodes_N].max())]
-        grown_NA = np.where(paths_NA >= 0, self.places_PM[prompts_N[:, None], paths_NA], -1)
-        ancestors_NA = np.concatenate([self.line_places_PL[prompts_N], grown_NA], axis=1)
-        stems_N3 = self.prompts.stems_P3[prompts_N]
-        starts_N = stems_N3[:, 2] - stems_N3[:, 1] + self.line_lengths_P[prompts_N]
-        positions_N = starts_N + trie.depths_M[nodes_N] - 1
-        nodes = Nodes(trie.tokens_M[nodes_N], positions_N, stems_N3, ancestors_NA)
-        sources_E, edges_E = trie.edges_from(nodes_N)
-        asked = TokenQueries(torch.from_numpy(sources_E), torch.from_numpy(trie.edge_tokens_E[edges_E]))
-        found_E = self.ask(self.grown, nodes, torch.arange(len(nodes_N)), asked)
-        self.edges_PE[prompts_N[sources_E], edges_E] = _numbers(found_E)

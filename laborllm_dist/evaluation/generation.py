@@ -11,65 +11,130 @@ seed, person, position, number of the sample and place of the token, never on ra
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.observations import TitleSpans, title_places
-from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.batching.observations import TitleSpans, pack_observations
+from laborllm_dist.config.run import EvaluationSettings
 from laborllm_dist.evaluation.all_titles import MOST_KEPT
-from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
-from laborllm_dist.evaluation.score import Evaluation, observation_facts
-from laborllm_dist.evaluation.title_trie import Floats, Integers
+from laborllm_dist.evaluation.target import EvaluationTarget
+from laborllm_dist.evaluation.tasks import Evaluation, OpenTrie, Room, ScoreBatch, with_details
+from laborllm_dist.evaluation.title_trie import Floats, Integers, TitleTrie
 from laborllm_dist.models.inference import InferenceModel
 from laborllm_dist.models.tree_inference import Nodes, PrefixState
+from laborllm_dist.randomness import token_uniforms
 from laborllm_dist.store.store import CareerTable
-from laborllm_dist.store.tokenizer import CareerTokenizer
-from laborllm_dist.tables.generations import write_generated_table
+from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer
+from laborllm_dist.tables.generations import generated_table_path, write_generated_table
+from laborllm_dist.tables.parquet import ScoreTableInfo
 
 Pick = Callable[[PrefixState, Nodes | None, Tensor, Tensor], Tensor]  # InferenceModel.next_tokens
 LINE_END = "\n"
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
-HASHED = 8  # numbers of 64 bits in one digest
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
-    """How continuations are made: `num_samples` drawn ones by `seed`, each of at most `max_new_tokens`."""
+class Generations:
+    """Generate continuations of every prompt, into the table of continuations."""
 
-    num_samples: int
-    seed: int
-    max_new_tokens: int
-    max_tree_tokens: int
-    tokenizer: CareerTokenizer
+    subject: ClassVar[str] = "continuations by "
+    settings: EvaluationSettings
+    tokenizer: Path  # folder
 
+    @property
+    def batches_per_part(self) -> int:
+        """A forward of these is hundreds of times the work of observed titles: each is a part of its own."""
+        return 1
 
-def evaluate_generated(
-    work: Evaluation, wanted: Generation, model: InferenceModel, ranks: DistributedContext, say: Callable[[str], None]
-) -> None:
-    """Write the continuations of every prompt of a split into the table of continuations. Collective.
+    def table(self, target: EvaluationTarget) -> Path:
+        """Return the file of the table."""
+        return generated_table_path(target.table, self.settings.split)
 
-    Raises:
-        ScoreTableError: if the parts do not hold every observation exactly once.
-    """
-    end_ids = line_ends(wanted.tokenizer)
+    def info(self, target: EvaluationTarget) -> ScoreTableInfo:
+        """Return the metadata of the table."""
+        settings = self.settings
+        details = {
+            "samples": str(settings.samples),
+            "samples_seed": str(settings.samples_seed),
+            "max_new_tokens": str(settings.max_new_tokens),
+            "max_tree_tokens": str(settings.max_tree_tokens),
+        }
+        return with_details(target.info, details)
 
-    def make(part: int) -> pa.Table:
-        units = [_unit_texts(work, wanted, model, end_ids, unit) for unit in work.plan.units_of_part(part)]
-        return pa.concat_tables(units)
+    def room(self, trie: OpenTrie) -> Room:
+        """Return how many tokens must fit the context after a prompt: the last one is picked, not forwarded."""
+        num_tokens = self._max_new_tokens(trie())
+        return Room(num_tokens - 1, f"max_new_tokens={num_tokens}; take fewer, or leave out generated=check")
 
-    parted = ResumableJob(work.parts, work.plan.num_parts, make, model.rest)
-    finish_parts(parted, ranks, say)
-    ranks.run_on_main(lambda: _merge(work, wanted, parted))
+    def scorer(self, work: Evaluation, model: InferenceModel, trie: OpenTrie) -> ScoreBatch:
+        """Return the function that generates for one batch of the plan."""
+        tokenizer, num_tokens = load_tokenizer(str(self.tokenizer)), self._max_new_tokens(trie())
+        end_ids = line_ends(tokenizer)
+        return lambda batch: self._generate(work, model, (tokenizer, num_tokens, end_ids), batch)
+
+    def write(self, work: Evaluation, facts: pa.Table, scores: pa.Table) -> None:
+        """Write the table from the facts and the continuations of all observations, in the same order."""
+        num_chains = 1 + self.settings.samples
+        texts = pc.list_flatten(scores["texts"])
+        code_of = {f" {title}{LINE_END}": code for code, title in work.careers.vocabulary.title_of().items()}
+        keys = facts.take(pa.array(np.repeat(np.arange(facts.num_rows), num_chains)))
+        numbers = np.tile(np.arange(num_chains), facts.num_rows).astype(np.int32)
+        columns = {
+            **{name: keys[name] for name in ("survey", "person", "position")},
+            "kind": pa.array(np.where(numbers == 0, "greedy", "sample")),
+            "sample": pa.array(numbers, mask=numbers == 0),
+            "text": texts,
+            "occupation": pa.array([code_of.get(text) for text in texts.to_pylist()], pa.string()),
+            "observed": keys["occupation"],
+        }
+        write_generated_table(pa.table(columns), work.info, work.table)
+
+    def _generate(
+        self, work: Evaluation, model: InferenceModel, opened: tuple[CareerTokenizer, int, Integers], batch: int
+    ) -> pa.Table:
+        tokenizer, num_tokens, end_ids = opened
+        packed, places = pack_observations(work.careers, work.plan.batches[batch], work.plan.max_seq_length)
+        tokens_PKL = continuations(
+            model.next_tokens,
+            PrefixState(packed.to(model.device)),
+            places.stems_P3,
+            self._uniforms(work.careers, places, num_tokens),
+            end_ids,
+            max_tree_tokens=self.settings.max_tree_tokens,
+        )
+        before_P = packed.token_ids_BT.numpy()[places.stems_P3[:, 0], places.stems_P3[:, 2] - 1].tolist()
+        texts = [
+            [continuation_text(before, tokens_L, tokenizer) for tokens_L in tokens_KL]
+            for before, tokens_KL in zip(before_P, tokens_PKL, strict=True)
+        ]
+        return pa.table(
+            {
+                "career": places.keys[:, 0],
+                "position": places.keys[:, 1].astype(np.int32),
+                "texts": pa.array(texts, pa.list_(pa.string())),
+            }
+        )
+
+    def _uniforms(self, careers: CareerTable, places: TitleSpans, num_tokens: int) -> Floats:
+        """Return what draws the tokens, [P, K, L]: the greedy continuation is the first one."""
+        uniforms_PKL = np.full((len(places.keys), 1 + self.settings.samples, num_tokens), np.nan)
+        for place, (career, position) in enumerate(places.keys.tolist()):
+            key = (*careers.person(career), position)
+            for sample in range(1, 1 + self.settings.samples):
+                uniforms_PKL[place, sample] = token_uniforms(self.settings.samples_seed, key, sample, num_tokens)
+        return uniforms_PKL
+
+    def _max_new_tokens(self, trie: TitleTrie) -> int:
+        """Return how long a continuation may be; by default there is room for the longest title and the line's end."""
+        return self.settings.max_new_tokens or int(trie.depths_M.max()) + 1
 
 
 def line_ends(tokenizer: CareerTokenizer) -> Integers:
@@ -78,24 +143,14 @@ def line_ends(tokenizer: CareerTokenizer) -> Integers:
     return np.array([number for number, text in enumerate(texts) if LINE_END in text])
 
 
-def drawn_numbers(seed: int, key: Sequence[str | int], sample: int, num_tokens: int) -> Floats:
-    """Return numbers from 0 to below 1, [num_tokens], a function of what is given and nothing else."""
-    digests = [
-        hashlib.blake2b(json.dumps([seed, *key, sample, block]).encode()).digest()
-        for block in range(-(-num_tokens // HASHED))
-    ]
-    whole = np.frombuffer(b"".join(digests), dtype="<u8")[:num_tokens]
-    return np.asarray((whole >> np.uint64(11)) * 2.0**-53, dtype=np.float64)  # a float64 holds 53 bits exactly
-
-
 def continuations(
-    pick: Pick, grown: PrefixState, stems_P3: Integers, uniforms_PKL: Floats, end_ids: Integers, *, max_tree_tokens: int
+    pick: Pick, state: PrefixState, stems_P3: Integers, uniforms_PKL: Floats, end_ids: Integers, *, max_tree_tokens: int
 ) -> Integers:
     """Return the tokens of K continuations of P prompts, [P, K, L], -1 behind their ends.
 
     Args:
         pick: a pass of the model.
-        grown: the rows, on the model's device, not forwarded yet.
+        state: the rows, on the model's device, not forwarded yet.
         stems_P3: row, first slot of the history, slot past its last one; those of one history side by side.
         uniforms_PKL: what draws each token; NaN: the most probable one is taken.
         end_ids: tokens that end a continuation.
@@ -104,21 +159,21 @@ def continuations(
     num_prompts, num_chains, num_tokens = uniforms_PKL.shape
     stems_C3 = np.repeat(stems_P3, num_chains, axis=0)
     uniforms_CL = uniforms_PKL.reshape(-1, num_tokens)
-    last_slots_C = stems_C3[:, 0] * grown.batch.token_ids_BT.shape[1] + stems_C3[:, 2] - 1
+    last_slots_C = stems_C3[:, 0] * state.batch.token_ids_BT.shape[1] + stems_C3[:, 2] - 1
     first_C = (
-        pick(grown, None, torch.from_numpy(last_slots_C), torch.from_numpy(uniforms_CL[:, 0].copy())).cpu().numpy()
+        pick(state, None, torch.from_numpy(last_slots_C), torch.from_numpy(uniforms_CL[:, 0].copy())).cpu().numpy()
     )
     parts: list[Integers] = []
     at_once = max(1, MOST_KEPT * max_tree_tokens // num_tokens)
     for start in range(0, len(first_C), at_once):
         some = slice(start, start + at_once)
-        parts.append(_chains(pick, grown, first_C[some], stems_C3[some], uniforms_CL[some], end_ids))
-        grown.drop_nodes()
+        parts.append(_chains(pick, state, first_C[some], stems_C3[some], uniforms_CL[some], end_ids))
+        state.drop_nodes()
     return np.concatenate(parts).reshape(num_prompts, num_chains, num_tokens)
 
 
 def _chains(
-    pick: Pick, grown: PrefixState, first_C: Integers, stems_C3: Integers, uniforms_CL: Floats, end_ids: Integers
+    pick: Pick, state: PrefixState, first_C: Integers, stems_C3: Integers, uniforms_CL: Floats, end_ids: Integers
 ) -> Integers:
     """Grow chains from their first tokens, one token a round; return their tokens, [C, L]."""
     tokens_CL, places_CL = (np.full(uniforms_CL.shape, -1, dtype=np.int64) for _ in range(2))
@@ -138,7 +193,7 @@ def _chains(
             ancestors_NA=places_CL[growing, :depth],
         )
         uniforms_N = torch.from_numpy(uniforms_CL[growing, depth])
-        tokens_CL[growing, depth] = _numbers(pick(grown, nodes, torch.arange(len(growing)), uniforms_N))
+        tokens_CL[growing, depth] = _numbers(pick(state, nodes, torch.arange(len(growing)), uniforms_N))
     return tokens_CL
 
 
@@ -157,59 +212,3 @@ def continuation_text(before: int, tokens_L: Integers, tokenizer: CareerTokenize
     both, first = tokenizer.backend.decode_batch([[before, *ids], [before]], skip_special_tokens=False)
     line, end, _ = str(both).removeprefix(str(first)).partition(LINE_END)
     return line + end
-
-
-def _unit_texts(work: Evaluation, wanted: Generation, model: InferenceModel, end_ids: Integers, unit: int) -> pa.Table:
-    careers, rows = work.careers, work.plan.units[unit]
-    batch = pack_batch([[careers.token_ids(career) for career in row] for row in rows], work.plan.max_seq_length)
-    places = title_places(careers, rows)
-    stems_P3 = np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
-    tokens_PKL = continuations(
-        model.next_tokens,
-        PrefixState(batch.to(model.device)),
-        stems_P3,
-        _uniforms(careers, places, wanted),
-        end_ids,
-        max_tree_tokens=wanted.max_tree_tokens,
-    )
-    before_P = batch.token_ids_BT.numpy()[stems_P3[:, 0], stems_P3[:, 2] - 1].tolist()
-    texts = [
-        [continuation_text(before, tokens_L, wanted.tokenizer) for tokens_L in tokens_KL]
-        for before, tokens_KL in zip(before_P, tokens_PKL, strict=True)
-    ]
-    return pa.table(
-        {
-            "career": places.keys[:, 0],
-            "position": places.keys[:, 1].astype(np.int32),
-            "texts": pa.array(texts, pa.list_(pa.string())),
-        }
-    )
-
-
-def _uniforms(careers: CareerTable, places: TitleSpans, wanted: Generation) -> npt.NDArray[np.float64]:
-    """Return what draws the tokens, [P, K, L]: the greedy continuation is the first one."""
-    num_tokens = wanted.max_new_tokens
-    uniforms_PKL = np.full((len(places.keys), 1 + wanted.num_samples, num_tokens), np.nan)
-    for place, (career, position) in enumerate(places.keys.tolist()):
-        key = (*careers.person(career), position)
-        for sample in range(1, 1 + wanted.num_samples):
-            uniforms_PKL[place, sample] = drawn_numbers(wanted.seed, key, sample, num_tokens)
-    return uniforms_PKL
-
-
-def _merge(work: Evaluation, wanted: Generation, parted: ResumableJob) -> None:
-    facts, num_chains = observation_facts(work.careers), 1 + wanted.num_samples
-    texts = pc.list_flatten(read_parts(parted, facts)["texts"])
-    code_of = {f" {title}{LINE_END}": code for code, title in work.careers.vocabulary.title_of().items()}
-    keys = facts.take(pa.array(np.repeat(np.arange(facts.num_rows), num_chains)))
-    numbers = np.tile(np.arange(num_chains), facts.num_rows).astype(np.int32)
-    columns = {
-        **{name: keys[name] for name in ("survey", "person", "position")},
-        "kind": pa.array(np.where(numbers == 0, "greedy", "sample")),
-        "sample": pa.array(numbers, mask=numbers == 0),
-        "text": texts,
-        "occupation": pa.array([code_of.get(text) for text in texts.to_pylist()], pa.string()),
-        "observed": keys["occupation"],
-    }
-    write_generated_table(pa.table(columns), work.info, work.table)
-    remove_parts(parted)

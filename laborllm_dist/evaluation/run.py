@@ -1,39 +1,49 @@
-"""Score a run's people, with its own export or any causal model: settings -> subject, plan, model -> evaluation."""
+"""Score a run's people, with its own export or any causal model: settings -> target, tasks, plan, model -> tables."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from laborllm_dist.batching.observations import check_room
 from laborllm_dist.careers.splits import Split
-from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.reader import settings_errors
-from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings, RanksSettings, RunSettings
+from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings, RunSettings
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
-from laborllm_dist.evaluation.generation import Generation, evaluate_generated
-from laborllm_dist.evaluation.plan import EvaluationPlan, plan_evaluation
-from laborllm_dist.evaluation.prompt_prefix import describe_cut, prompted, text_name
-from laborllm_dist.evaluation.score import Evaluation, evaluate, evaluate_titles
+from laborllm_dist.evaluation.all_titles import AllTitles
+from laborllm_dist.evaluation.generation import Generations
 from laborllm_dist.evaluation.target import (
+    EvaluatedRun,
     EvaluationTarget,
     base_suffix,
     default_name,
+    describe_cut,
     external_target,
     longest_text,
     own_export,
+    prompted,
     run_target,
+    text_name,
     titles_of,
+)
+from laborllm_dist.evaluation.tasks import (
+    Evaluation,
+    EvaluationPlan,
+    ObservedTitles,
+    OpenTrie,
+    Room,
+    Say,
+    evaluate,
+    plan_evaluation,
 )
 from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie, ending_prompts
 from laborllm_dist.io.console import complain
 from laborllm_dist.io.files import fingerprint_of
-from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
 from laborllm_dist.store.store import TOKENIZER, CareerTable, checking_store
@@ -42,25 +52,25 @@ from laborllm_dist.store.without_model import score_without_model, warning_if_no
 from laborllm_dist.tables.generations import describe_generated, generated_table_path, read_generated_table
 from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
 from laborllm_dist.tables.scores import read_score_table
-from laborllm_dist.tables.title_distributions import title_table_path
 from laborllm_dist.text.template import compile_template
 
-Say = Callable[[str], None]
+EvaluationTask = ObservedTitles | AllTitles | Generations
 
 
-def evaluation_ranks(settings: EvaluateSettings | PredictSettings) -> RanksSettings:
-    """Return how the ranks of an evaluation or prediction are set up: as the run's, unless told otherwise.
+@dataclass(frozen=True, slots=True)
+class PlannedTable:
+    """A table that is still to be made: what its metadata must say, and which rows are forwarded together."""
 
-    Raises:
-        RunError: if there is no such run.
-    """
-    return with_overrides(read_run(Path(settings.run))[1], settings).ranks
+    place: int  # of its task
+    path: Path
+    info: ScoreTableInfo
+    plan: EvaluationPlan
 
 
-def score_run(settings: EvaluateSettings, ranks: DistributedContext, say: Say) -> Path:
-    """Write the score table of a split, and tables of titles and continuations if they are wanted. Collective.
+def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> Path:
+    """Write the score table of a split, and tables of titles and continuations where asked for. Collective.
 
-    What is there already is left as it is.
+    Tables that exist already stay as they are.
 
     Returns:
         The score table's path.
@@ -68,140 +78,120 @@ def score_run(settings: EvaluateSettings, ranks: DistributedContext, say: Say) -
     Raises:
         LaborError: if the run is unfinished, the model is missing, or a career fits no row or context.
     """
-    subject, wanted = ranks.run_on_main(
-        lambda: resolve_target(settings, ranks, say), tuple[EvaluationTarget, EvaluationSettings]
-    )
-    careers = subject.store.careers(wanted.split)  # each rank opens them: they are never sent
-    splits: tuple[Split, ...] = (wanted.split,) if ranks.is_main else ()
+    evaluation = run.settings.evaluation
+    target = ranks.run_on_main(lambda: resolve_target(settings, run, ranks, say), EvaluationTarget)
+    careers = target.store.careers(evaluation.split)  # each rank opens them: they are never sent
+    splits: tuple[Split, ...] = (evaluation.split,) if ranks.is_main else ()
     trained_on: tuple[Split, ...] = ("train",) if ranks.is_main else ()
+    tasks = tasks_of(evaluation, target)
     with (
-        checking_store(subject.store, splits) as check,
-        checking_store(subject.store, trained_on) as check_trained_on,
-        alone_on_table(ranks, subject.table),
+        checking_store(target.store, splits) as check,
+        checking_store(target.store, trained_on) as check_trained_on,
+        alone_on_table(ranks, target.table),
     ):
-        planned = ranks.run_on_main(lambda: _missing_tables(subject, careers, wanted, say), list[Planned])
-        todo = [Evaluation(careers, plan, info, parts_folder(path, info, plan), path) for path, info, plan in planned]
-        if todo:
-            model, trie = _open(todo, settings, (subject, wanted), ranks)
+        missing = ranks.run_on_main(lambda: _missing_tables(tasks, target, careers, say), list[PlannedTable])
+        if missing:
+            trie = opened_trie(run, target, careers, ranks)
+            rooms = [room for task in tasks if (room := task.room(trie)) is not None]
+            ranks.run_on_main(lambda: _check_rooms(rooms, target, careers))
+            model = load_checked(target, run, ranks)
             ranks.run_on_main(check.wait)
-            _score(todo, (subject, wanted), (model, trie), ranks, say)
-        if wanted.generated == "check":
-            table = generated_table_path(subject.table, wanted.split)
+            for planned in missing:
+                parts = parts_folder(planned.path, planned.info, planned.plan)
+                task = tasks[planned.place]
+                work = Evaluation(task, careers, planned.plan, planned.info, parts, planned.path)
+                say(describe_evaluation(work, ranks))
+                evaluate(work, model, trie, ranks, say)
+                say(f"evaluate: {work.table}")
+        if evaluation.generated == "check":
+            table = generated_table_path(target.table, evaluation.split)
             say(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
         ranks.run_on_main(check.wait)
         ranks.run_on_main(check_trained_on.wait)
-        ranks.run_on_main(lambda: _warn_if_no_better(subject, wanted.split, read_run(Path(settings.run))[1]))
-    return subject.table
+        ranks.run_on_main(lambda: _warn_if_no_better(target, evaluation.split, run.settings))
+    return target.table
 
 
-def _warn_if_no_better(subject: EvaluationTarget, split: Split, run: RunSettings) -> None:
-    """Say in one line where the model predicts the titles of a split worse than no model does."""
-    nats_per_title = -float(np.mean(read_score_table(subject.table)[0]["title"].to_numpy()))
+def tasks_of(settings: EvaluationSettings, target: EvaluationTarget) -> list[EvaluationTask]:
+    """Return what is evaluated, a table each."""
+    tasks: list[EvaluationTask] = [ObservedTitles(settings)]
+    if settings.titles == "all":
+        tasks.append(AllTitles(settings))
+    if settings.generated == "check":
+        tasks.append(Generations(settings, target.store.folder / TOKENIZER))
+    return tasks
+
+
+def _warn_if_no_better(target: EvaluationTarget, split: Split, run: RunSettings) -> None:
+    """Warn in one line where the model predicts the titles of a split worse than no model does."""
+    nats_per_title = -float(np.mean(read_score_table(target.table)[0]["title"].to_numpy()))
     warning = warning_if_no_better(
-        subject.info.model, split, nats_per_title, score_without_model(subject.store, split, run)
+        target.info.model, split, nats_per_title, score_without_model(target.store, split, run)
     )
     if warning is not None:
         complain(warning)
 
 
-def _open(
-    todo: list[Evaluation],
-    settings: EvaluateSettings,
-    asked: tuple[EvaluationTarget, EvaluationSettings],
-    ranks: DistributedContext,
-) -> tuple[InferenceModel, TitleTrie | None]:
-    """Open the model, and make the tree of titles where it is needed. Collective."""
-    (subject, wanted), careers = asked, todo[0].careers
-    compute = read_run(Path(settings.run))[1].compute
-    needs_trie = wanted.titles == "all" or wanted.generated == "check"
-    trie = ranks.run_on_main(lambda: trie_of(settings, subject, careers), TitleTrie) if needs_trie else None
-    ranks.run_on_main(lambda: _check_room(subject, careers, wanted, trie))
-    model = load_for_inference(subject.model, wanted, compute, ranks)
-    ranks.run_on_main(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
-    if wanted.placement == "replicated":  # shards are of known types only
-        longest = longest_career(subject.store, (wanted.split,))
-        ranks.run_on_main(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
-    return model, trie
+def opened_trie(
+    run: EvaluatedRun, target: EvaluationTarget, careers: CareerTable, ranks: DistributedContext
+) -> OpenTrie:
+    """Return what gives the tree of titles after the prompts of a split; made once, at the first call. Collective.
+
+    That call raises TitleBoundaryError if the tokenizer does not keep titles apart from the prompts or from each other,
+    or cuts one differently after some of the prompts.
+    """
+
+    def make() -> TitleTrie:
+        template = compile_template(run.settings.template)
+        tokenizer = load_tokenizer(str(target.store.folder / TOKENIZER))
+        return common_title_trie(ending_prompts(careers, template), target.store.vocabulary, tokenizer)
+
+    return functools.cache(lambda: ranks.run_on_main(make, TitleTrie))
 
 
-def _score(
-    todo: list[Evaluation],
-    asked: tuple[EvaluationTarget, EvaluationSettings],
-    opened: tuple[InferenceModel, TitleTrie | None],
-    ranks: DistributedContext,
-    say: Say,
-) -> None:
-    """Write the tables that are not there yet. Collective."""
-    (subject, wanted), (model, trie) = asked, opened
-    for work in todo:
-        say(describe_evaluation(work, ranks))
-        if work.table == subject.table:
-            evaluate(work, model, ranks, say)
-        elif work.table == generated_table_path(subject.table, wanted.split):
-            evaluate_generated(work, _generation(subject, wanted, trie), model, ranks, say)
-        else:
-            assert trie is not None  # made where titles are wanted
-            evaluate_titles(work, trie, wanted, model, ranks, say)
-        say(f"evaluate: {work.table}")
-
-
-def _check_room(
-    subject: EvaluationTarget, careers: CareerTable, wanted: EvaluationSettings, trie: TitleTrie | None
-) -> None:
+def _check_rooms(rooms: Sequence[Room], target: EvaluationTarget, careers: CareerTable) -> None:
     """Refuse prompts after which the longest title, or a continuation, goes past the model's context.
 
     Raises:
         SequenceTooLongError: naming a person and how many there are.
     """
-    if trie is None:
-        return
-    context = context_of(subject.model)
-    if wanted.titles == "all":
-        check_room(careers, int(trie.depths_M.max()), context, "the longest title; take a longer context")
-    if wanted.generated == "check":
-        num_tokens = _generation(subject, wanted, trie).max_new_tokens
-        what = f"max_new_tokens={num_tokens}; take fewer, or leave out generated=check"
-        check_room(careers, num_tokens - 1, context, what)  # the last token is picked, not forwarded
+    for room in rooms:
+        check_room(careers, room.num_tokens, context_of(target.model), room.reason)
 
 
-def _generation(subject: EvaluationTarget, wanted: EvaluationSettings, trie: TitleTrie | None) -> Generation:
-    """Return how continuations are made; by default they have room for the longest title and the line's end."""
-    assert trie is not None  # made where continuations are wanted
-    return Generation(
-        num_samples=wanted.samples,
-        seed=wanted.samples_seed,
-        max_new_tokens=wanted.max_new_tokens or int(trie.depths_M.max()) + 1,
-        max_tree_tokens=wanted.max_tree_tokens,
-        tokenizer=load_tokenizer(str(subject.store.folder / TOKENIZER)),
-    )
+def load_checked(target: EvaluationTarget, run: EvaluatedRun, ranks: DistributedContext) -> InferenceModel:
+    """Open a target's model, and check that it reads the split's careers exactly. Collective.
 
-
-Planned = tuple[Path, ScoreTableInfo, EvaluationPlan]
+    Raises:
+        LaborError: if it cannot be opened, or a career does not fit.
+    """
+    evaluation = run.settings.evaluation
+    model = load_for_inference(target.model, evaluation, run.settings.compute, ranks)
+    ranks.run_on_main(lambda: check_fit(model.hugging_face, target.store, (evaluation.split,)))
+    if evaluation.placement == "replicated":  # shards are of known types only
+        longest = longest_career(target.store, (evaluation.split,))
+        ranks.run_on_main(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
+    return model
 
 
 def _missing_tables(
-    subject: EvaluationTarget, careers: CareerTable, wanted: EvaluationSettings, say: Say
-) -> list[Planned]:
-    """Return the tables that are not there yet, each with what it must say of itself and its plan.
+    tasks: Sequence[EvaluationTask], target: EvaluationTarget, careers: CareerTable, say: Say
+) -> list[PlannedTable]:
+    """Return the tables that do not exist yet.
 
     Raises:
         RunError: if another distribution of the same weights has the name.
         SequenceTooLongError: if a career fits no row.
     """
-    tables = [(subject.table, subject.info, wanted)]
-    # A unit of these is hundreds of times the work: each is a part of its own.
-    one_each = dataclasses.replace(wanted, batches_per_part=1)
-    if wanted.titles == "all":
-        tables.append((title_table_path(subject.table, wanted.split), subject.titles_info(wanted), one_each))
-    if wanted.generated == "check":
-        tables.append((generated_table_path(subject.table, wanted.split), subject.generated_info(wanted), one_each))
-    missing: list[Planned] = []
-    for path, info, how in tables:
+    missing: list[PlannedTable] = []
+    for place, task in enumerate(tasks):
+        path, info = task.table(target), task.info(target)
         if is_there(path, info):
             say(f"evaluate: {info.model} is there ({path})")
             continue
         refuse_other_details(path, info)
-        missing.append((path, info, plan_evaluation(careers, how)))
+        settings = dataclasses.replace(task.settings, batches_per_part=task.batches_per_part)
+        missing.append(PlannedTable(place, path, info, plan_evaluation(careers, settings)))
     return missing
 
 
@@ -234,73 +224,41 @@ def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
     )
 
 
-def trie_of(settings: EvaluateSettings, subject: EvaluationTarget, careers: CareerTable) -> TitleTrie:
-    """Return the tree of the titles as they stand after the prompts of this split.
-
-    Raises:
-        TitleBoundaryError: if the tokenizer does not keep titles apart from the prompts or from each other, or cuts one
-            differently after some of the prompts.
-    """
-    template = compile_template(read_run(Path(settings.run))[1].template)
-    tokenizer = load_tokenizer(str(subject.store.folder / TOKENIZER))
-    return common_title_trie(ending_prompts(careers, template), subject.store.vocabulary, tokenizer)
-
-
 def describe_evaluation(work: Evaluation, ranks: DistributedContext) -> str:
     """Return the plan as a line."""
-    num_rows = sum(len(unit) for unit in work.plan.units)
+    num_rows = sum(len(rows) for rows in work.plan.batches)
     fill = int(work.careers.num_tokens().sum()) / (num_rows * work.plan.max_seq_length)
     num_observations = int(work.careers.num_observations().sum())
-    details = work.info.details
-    what = "all titles of " if "tolerance" in details else "continuations by " if "samples" in details else ""
     return (
-        f"evaluate: {what}{work.info.model} on {work.careers.num_people():,} {work.info.split} people, "
-        f"{num_observations:,} observations; {len(work.plan.units):,} units of rows of {work.plan.max_seq_length} "
+        f"evaluate: {work.task.subject}{work.info.model} on {work.careers.num_people():,} {work.info.split} people, "
+        f"{num_observations:,} observations; {len(work.plan.batches):,} units of rows of {work.plan.max_seq_length} "
         f"tokens, {fill:.0%} full, over {ranks.world_size} rank{'s' if ranks.world_size > 1 else ''}"
     )
 
 
 def resolve_target(
-    settings: EvaluateSettings, ranks: DistributedContext, say: Say
-) -> tuple[EvaluationTarget, EvaluationSettings]:
-    """Return whom these settings score, with its store, and how.
+    settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say
+) -> EvaluationTarget:
+    """Return what these settings score, with its store.
 
     Raises:
         LaborError: if the run is unfinished, the model is missing, or its scores have another model's name.
     """
-    run, run_settings, store = read_run(Path(settings.run))
-    run_settings = with_overrides(run_settings, settings)
-    wanted, own = run_settings.evaluation, run_settings.template
-    if wanted.tolerance and wanted.titles == "observed":
+    evaluation, own = run.settings.evaluation, run.settings.template
+    if evaluation.tolerance and evaluation.titles == "observed":
         raise SettingsError("setting tolerance: it is the mass left of all titles; add titles=all, or leave it out")
-    template = prompted(own, settings.prompt, wanted.split)
+    template = prompted(own, settings.prompt, evaluation.split)
     if settings.model.path is None and template == own and settings.truncation == "refuse":
-        return run_target(settings.model, run, run_settings, store, ranks.device), wanted
-    other = settings.model if settings.model.path is not None else own_export(run)
-    name = settings.model.name or default_name(other) + text_name(settings, own, template) + base_suffix(wanted)
+        return run_target(settings.model, run, ranks.device)
+    other = settings.model if settings.model.path is not None else own_export(run.directory)
+    name = settings.model.name or default_name(other) + text_name(settings, own, template) + base_suffix(evaluation)
     if settings.truncation == "last_lines":
-        template = dataclasses.replace(template, max_tokens=longest_text(other, wanted, titles_of(run_settings)))
-    told, other = dataclasses.replace(run_settings, template=template), dataclasses.replace(other, name=name)
-    subject = external_target(other, run, told, ranks.device, say)
+        template = dataclasses.replace(template, max_tokens=longest_text(other, evaluation, titles_of(run.settings)))
+    rewritten = dataclasses.replace(run, settings=dataclasses.replace(run.settings, template=template))
+    target = external_target(dataclasses.replace(other, name=name), rewritten, ranks.device, say)
     if template.max_tokens is not None:
-        say(describe_cut(subject.store, template.max_tokens, wanted.split))
-    return subject, wanted
-
-
-def with_overrides(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> RunSettings:
-    """Return the run's settings with what this evaluation or prediction is told otherwise.
-
-    Raises:
-        SettingsError: if that does not go together with the run's own settings.
-    """
-    told = {field.name: getattr(settings, field.name, None) for field in dataclasses.fields(EvaluationSettings)}
-    changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-    with settings_errors():
-        evaluation = dataclasses.replace(run.evaluation, **changes)
-    threads = settings.threads_per_rank or run.ranks.threads_per_rank
-    return dataclasses.replace(
-        run, evaluation=evaluation, ranks=dataclasses.replace(run.ranks, threads_per_rank=threads)
-    )
+        say(describe_cut(target.store, template.max_tokens, evaluation.split))
+    return target
 
 
 def is_there(path: Path, info: ScoreTableInfo) -> bool:

@@ -1,31 +1,40 @@
-"""The subject of an evaluation: which model, whose tokens, under what name, and everything that decides its scores."""
+"""The target of an evaluation: which model, after which text, under what name, and everything that decides its scores.
+
+A run's people may be scored after another text than the run's own: with another preface before every career, or with
+the history of too long careers truncated. Such scores are a table of their own, under a name that says so.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from laborllm_dist import __version__
 from laborllm_dist.careers.corpus import pooled_vocabulary
-from laborllm_dist.config.data import TokenizerSettings
+from laborllm_dist.careers.splits import Split
+from laborllm_dist.config.data import EXAMPLES_LINE, TITLES_LINE, PromptSettings, TemplateSettings, TokenizerSettings
 from laborllm_dist.config.model import ModelSettings
-from laborllm_dist.config.reader import is_file_name
-from laborllm_dist.config.run import BASELINES, EvaluationSettings, OtherModelSettings, RunSettings
+from laborllm_dist.config.prediction import PredictSettings
+from laborllm_dist.config.reader import is_file_name, settings_errors
+from laborllm_dist.config.run import BASELINES, EvaluateSettings, EvaluationSettings, OtherModelSettings, RunSettings
 from laborllm_dist.errors import RunError, SettingsError
-from laborllm_dist.evaluation.prompt_prefix import TEXT_DETAILS, check_cut, text_details
-from laborllm_dist.io.run_directory import RunDirectory
+from laborllm_dist.io.run_directory import RunDirectory, read_run
 from laborllm_dist.models.loading import check_weights, context_of, weights_identity
 from laborllm_dist.store.build import prepare_store
-from laborllm_dist.store.store import TokenStore, open_store
+from laborllm_dist.store.store import TokenStore, check_lengths, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.text.title_variants import display_vocabulary
 
+# Details of a score table that say what its text was; absent where it was the plain one.
+TEXT_DETAILS = ("preface", "num_fewshot", "fewshot_seed", "max_tokens")
 OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
 
 
@@ -38,32 +47,57 @@ class EvaluationTarget:
     table: Path
     info: ScoreTableInfo
 
-    def titles_info(self, wanted: EvaluationSettings) -> ScoreTableInfo:
-        """Return what the table of titles must say of itself."""
-        details = {"tolerance": str(wanted.tolerance), "max_tree_tokens": str(wanted.max_tree_tokens)}
-        return dataclasses.replace(self.info, details={**self.info.details, **details})
 
-    def generated_info(self, wanted: EvaluationSettings) -> ScoreTableInfo:
-        """Return what the table of continuations must say of itself."""
-        names = ("samples", "samples_seed", "max_new_tokens", "max_tree_tokens")
-        details = {name: str(getattr(wanted, name)) for name in names}
-        return dataclasses.replace(self.info, details={**self.info.details, **details})
+@dataclass(frozen=True, slots=True)
+class EvaluatedRun:
+    """A run, read once a command: its settings are those of its record with what the command changes of them."""
+
+    directory: RunDirectory
+    settings: RunSettings
+    store: Path
 
 
-def run_target(
-    model: OtherModelSettings, run: RunDirectory, settings: RunSettings, store: Path, device: torch.device
-) -> EvaluationTarget:
+def evaluated_run(settings: EvaluateSettings | PredictSettings) -> EvaluatedRun:
+    """Read the run that an evaluation or prediction is about.
+
+    Raises:
+        RunError: if there is no such run.
+        SettingsError: if what is changed does not go together with the run's own settings.
+    """
+    directory, run_settings, store = read_run(Path(settings.run))
+    return EvaluatedRun(directory, with_overrides(run_settings, settings), store)
+
+
+def with_overrides(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> RunSettings:
+    """Return the run's settings with what this evaluation or prediction is told otherwise.
+
+    Raises:
+        SettingsError: if that does not go together with the run's own settings.
+    """
+    told = {field.name: getattr(settings, field.name, None) for field in dataclasses.fields(EvaluationSettings)}
+    changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    with settings_errors():
+        evaluation = dataclasses.replace(run.evaluation, **changes)
+    threads = settings.threads_per_rank or run.ranks.threads_per_rank
+    return dataclasses.replace(
+        run, evaluation=evaluation, ranks=dataclasses.replace(run.ranks, threads_per_rank=threads)
+    )
+
+
+def run_target(model: OtherModelSettings, run: EvaluatedRun, device: torch.device) -> EvaluationTarget:
     """Return the run's own export; held in 8 or 4 bits, or under a name of its own, it has a table of its own.
 
     Raises:
         RunError: if training has not finished, or another model's scores have that name.
     """
-    name = model.name or f"{run.path.name}{base_suffix(settings.evaluation)}"
-    table = run.scores(settings.evaluation.split, None if name == run.path.name else name)
-    subject = _subject(as_pretrained(name, own_export(run)), open_store(store), table, settings, device)
-    if name != run.path.name:
-        _refuse_other_scores(subject)
-    return subject
+    evaluation, own_name = run.settings.evaluation, run.directory.path.name
+    name = model.name or f"{own_name}{base_suffix(evaluation)}"
+    table = run.directory.scores(evaluation.split, None if name == own_name else name)
+    exported, store = as_pretrained(name, own_export(run.directory)), open_store(run.store)
+    target = _target(exported, store, table, run.settings, device)
+    if name != own_name:
+        _refuse_other_scores(target)
+    return target
 
 
 def own_export(run: RunDirectory) -> OtherModelSettings:
@@ -78,34 +112,31 @@ def own_export(run: RunDirectory) -> OtherModelSettings:
 
 
 def external_target(
-    other: OtherModelSettings,
-    run: RunDirectory,
-    settings: RunSettings,
-    device: torch.device,
-    say: Callable[[str], None],
+    other: OtherModelSettings, run: EvaluatedRun, device: torch.device, say: Callable[[str], None]
 ) -> EvaluationTarget:
-    """Return another model, the run's people told with its own tokenizer, as the settings' template says.
+    """Return another model, after the run's people in its own tokens, written as the settings' template says.
 
     Raises:
         RunError: if the run has scores of other weights, or of another text, under the same name.
         SequenceTooLongError: if people who may be cut do not fit all the same.
     """
-    model = as_pretrained(other.name or default_name(other) + base_suffix(settings.evaluation), other)
+    settings, evaluation = run.settings, run.settings.evaluation
+    model = as_pretrained(other.name or default_name(other) + base_suffix(evaluation), other)
     check_weights(model)
     store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
-    check_cut(store, settings.template.max_tokens, settings.evaluation.split)
-    subject = _subject(model, store, run.scores(settings.evaluation.split, model.name), settings, device)
-    _refuse_other_scores(subject)
-    return subject
+    check_cut(store, settings.template.max_tokens, evaluation.split)
+    target = _target(model, store, run.directory.scores(evaluation.split, model.name), settings, device)
+    _refuse_other_scores(target)
+    return target
 
 
-def _refuse_other_scores(subject: EvaluationTarget) -> None:
-    if subject.table.is_file():
-        known, wished = read_score_table(subject.table)[1].details, subject.info.details
-        other_text = any(known.get(name) != wished.get(name) for name in TEXT_DETAILS)
-        if known.get("weights") != wished["weights"] or other_text:
-            what = "another prompt or limit" if known.get("weights") == wished["weights"] else "other weights"
-            raise RunError(f"{subject.table} holds the scores of {what}; give these another name (model.name=...)")
+def _refuse_other_scores(target: EvaluationTarget) -> None:
+    if target.table.is_file():
+        known, own = read_score_table(target.table)[1].details, target.info.details
+        other_text = any(known.get(name) != own.get(name) for name in TEXT_DETAILS)
+        if known.get("weights") != own["weights"] or other_text:
+            what = "another prompt or limit" if known.get("weights") == own["weights"] else "other weights"
+            raise RunError(f"{target.table} holds the scores of {what}; give these another name (model.name=...)")
 
 
 def base_suffix(wanted: EvaluationSettings) -> str:
@@ -170,7 +201,7 @@ def as_pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
     )
 
 
-def _subject(
+def _target(
     model: ModelSettings, store: TokenStore, table: Path, settings: RunSettings, device: torch.device
 ) -> EvaluationTarget:
     wanted = settings.evaluation
@@ -193,3 +224,70 @@ def _subject(
         model=model.name, split=wanted.split, careers=store.careers_fingerprint, code=__version__, details=details
     )
     return EvaluationTarget(model=model, store=store, table=table, info=info)
+
+
+def prompted(template: TemplateSettings, prompt: PromptSettings, split: Split) -> TemplateSettings:
+    """Return a run's template with what an evaluation puts before every career.
+
+    Raises:
+        RunError: if people of the split that is scored may stand among the examples.
+    """
+    if prompt.preface is not None:
+        template = dataclasses.replace(
+            template,
+            preface=prompt.preface,
+            num_fewshot=prompt.num_fewshot,
+            fewshot_seed=prompt.fewshot_seed,
+        )
+    if template.num_fewshot and split == "train":
+        raise RunError("the examples are training people, so split=train would be shown its own answers; take test")
+    return template
+
+
+def text_name(settings: EvaluateSettings, own: TemplateSettings, template: TemplateSettings) -> str:
+    """Return what a model's name gets where its text is another than the run's own, such as -titles-3-examples."""
+    parts: list[str] = []
+    if template != own:
+        if TITLES_LINE in template.preface:
+            parts.append("titles")
+        if EXAMPLES_LINE in template.preface:
+            parts.append(f"{template.num_fewshot}-examples")
+        if not parts:
+            parts.append("preface" if template.preface else "plain")
+    if settings.truncation == "last_lines":
+        parts.append("last-lines")
+    return "".join(f"-{part}" for part in parts)
+
+
+def text_details(template: TemplateSettings, store: TokenStore, split: Split) -> dict[str, str]:
+    """Return what a score table says of its text: preface, examples, and how many people and observations were cut."""
+    details: dict[str, str] = {}
+    if template.preface:
+        details["preface"] = json.dumps(template.preface, ensure_ascii=False)
+    if template.num_fewshot:
+        details |= {"num_fewshot": str(template.num_fewshot), "fewshot_seed": str(template.fewshot_seed)}
+    if template.max_tokens is not None:
+        details["max_tokens"] = str(template.max_tokens)
+    return details | {name: str(count) for name, count in store.num_truncated(split).items()}
+
+
+def check_cut(store: TokenStore, max_tokens: int | None, split: Split) -> None:
+    """Refuse people who do not fit even without a line of history.
+
+    Raises:
+        SequenceTooLongError: naming the longest and how many there are.
+    """
+    if max_tokens is not None:
+        reason = f"without a line of history, and {max_tokens} fit the model's context and a row"
+        check_lengths(
+            store, max_tokens, f"{reason}; take a longer context, a larger max_seq_length or a shorter prompt", (split,)
+        )
+
+
+def describe_cut(store: TokenStore, max_tokens: int, split: Split) -> str:
+    """Return as a line how many people and observations were cut."""
+    counts = store.num_truncated(split)
+    return (
+        f"evaluate: {counts['cut_people']:,} of {store.num_people(split):,} {split} people have more than "
+        f"{max_tokens:,} tokens; {counts['cut_observations']:,} observations of theirs are scored after last lines only"
+    )

@@ -10,7 +10,6 @@ one by at most r, of any title and in total variation; and so does one whose pat
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from laborllm_dist.errors import RunError
+from laborllm_dist.randomness import uniform_of
 from laborllm_dist.tables.log_domain import log_sum_exp
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-UNIT = 2.0**-64
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -179,6 +178,5 @@ def path_draws(seed: int, survey: str, person: str, position: int, *, num_paths:
     draws = np.empty((num_paths, num_years))
     for path in range(num_paths):
         for year in range(num_years):
-            text = "\x1f".join(map(str, (seed, survey, person, position, path, year)))
-            draws[path, year] = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") * UNIT
+            draws[path, year] = uniform_of(seed, survey, person, position, path, year)
     return draws

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
 
+from laborllm_dist.baselines.frequency import markov_table, transition_counts
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.forecasting.iterate import Floats, Integers, num_prompts
+from laborllm_dist.randomness import rank_of
 from laborllm_dist.store.store import CareerTable
 
 STRENGTH = 10.0  # observations of the marginal in every row of the yardstick
@@ -73,7 +74,7 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
     people = np.unique(starts.careers_S)
     if settings.max_people is not None:
         # Drawn by a hash, since a store's order may be that of households or regions.
-        drawn = sorted(people.tolist(), key=lambda career: _draw(settings.seed, *careers.person(career)))
+        drawn = sorted(people.tolist(), key=lambda career: rank_of(settings.seed, *careers.person(career)))
         people = np.array(sorted(drawn[: settings.max_people]))
     is_taken_S = np.isin(starts.careers_S, people)
     starts = Origins(starts.careers_S[is_taken_S], starts.jobs_S[is_taken_S], starts.targets_S[is_taken_S])
@@ -91,18 +92,13 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
 def last_occupation_scores(train: CareerTable, careers: CareerTable, starts: Origins, horizon: int) -> Floats:
     """Return log P of what was observed, by the share of training people who went from the start's occupation to it.
 
-    A yardstick without a model: P(y | x) = (n_xy + STRENGTH * m_y) / (n_x + STRENGTH), counted over the same number of
-    years, with m the share of y in target years, add-one smoothed.
+    A first-order Markov model over the same number of years, smoothed by STRENGTH observations of the shares in target
+    years, each title counted once more.
     """
-    seen, num = find_starts(train, horizon), len(careers.vocabulary)
-    counts = np.zeros((num, num))
-    np.add.at(counts, (_titles_at(train, seen.careers_S, seen.jobs_S), observed_titles(train, seen)), 1.0)
-    marginal = (counts.sum(axis=0) + 1) / (counts.sum() + num)
+    seen, num_titles = find_starts(train, horizon), len(careers.vocabulary)
+    held_before = _titles_at(train, seen.careers_S, seen.jobs_S)
+    counts = transition_counts(held_before, observed_titles(train, seen), num_titles)
+    marginal = (counts.sum(axis=0) + 1) / (counts.sum() + num_titles)
     before_S, after_S = _titles_at(careers, starts.careers_S, starts.jobs_S), observed_titles(careers, starts)
-    shares_S = counts[before_S, after_S] + STRENGTH * marginal[after_S]
-    scores: Floats = np.log(shares_S / (counts[before_S].sum(axis=1) + STRENGTH))
+    scores: Floats = markov_table(counts, marginal, STRENGTH)[before_S, after_S]
     return scores
-
-
-def _draw(seed: int, survey: str, person: str) -> bytes:
-    return hashlib.blake2b("\x1f".join((str(seed), survey, person)).encode()).digest()

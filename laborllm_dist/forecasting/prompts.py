@@ -18,16 +18,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from laborllm_dist.batching.batch import PackedBatch, TokenIds, pack_batch
-from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, pack_careers
+from laborllm_dist.batching.observations import prompt_batches
+from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.run import EvaluationSettings
 from laborllm_dist.errors import SequenceTooLongError, TitleBoundaryError
-from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
+from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_prompts
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.forecasting.iterate import Distributions, Floats, Integers, Query
 from laborllm_dist.forecasting.origins import Origins, observed_titles
+from laborllm_dist.io.number_format import format_people
 from laborllm_dist.models.inference import InferenceModel
-from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer
@@ -122,7 +123,7 @@ def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: in
         survey, person = careers.person(longest)
         raise SequenceTooLongError(
             f"career {person!r} of {survey} with supposed years has up to {length_of[longest]} tokens, {advice}; "
-            f"{num_longer:,} of {len(length_of):,} people {'is' if num_longer == 1 else 'are'} longer"
+            f"{format_people(num_longer, len(length_of), 'is longer', 'are longer')}"
         )
 
 
@@ -164,16 +165,8 @@ class _Asked:
         return observed_titles(self.texts.careers, self.starts)[starts_Q]
 
     def score(self, batch: PackedBatch, prompts: Prompts) -> tuple[Floats, Floats]:
-        """Return log-probabilities over titles after prompts, and what was not told apart."""
-        found = score_titles(
-            self.model.edges,
-            PrefixState(batch.to(self.model.device)),
-            prompts,
-            self.texts.trie,
-            tolerance=self.wanted.tolerance,
-            max_tree_tokens=self.wanted.max_tree_tokens,
-        )
-        return normalised(found)
+        """Return log-probabilities over titles after prompts, and what was not scored individually."""
+        return normalised(score_prompts(self.model, batch, prompts, self.texts.trie, self.wanted))
 
 
 def prompt_ids(texts: ForecastTexts, starts: Origins, questions: Sequence[Query]) -> list[TokenIds]:
@@ -220,20 +213,11 @@ def _after_whole_texts(asked: _Asked) -> Distributions:
             f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {wanted.max_seq_length}; "
             f"set max_seq_length={len(ids[longest])} or more"
         )
-    rows = pack_careers([len(each) for each in ids], wanted.max_seq_length).rows
     log_probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
-    for first in range(0, len(rows), wanted.batch_size):
-        unit = rows[first : first + wanted.batch_size]
-        members_P = np.array([place for row in unit for place in row])
-        stems: list[tuple[int, int, int]] = []
-        for row, members in enumerate(unit):
-            ends = np.cumsum([len(ids[place]) for place in members]).tolist()
-            stems += [(row, end - len(ids[place]), end) for end, place in zip(ends, members, strict=True)]
-        batch = pack_batch([[ids[place] for place in row] for row in unit], wanted.max_seq_length)
-        log_probabilities_QT[members_P], left_Q[members_P] = asked.score(
-            batch, Prompts(np.array(stems), observed_Q[members_P])
-        )
+    for unit in prompt_batches(ids, wanted.max_seq_length, wanted.batch_size):
+        prompts = Prompts(unit.stems_P3, observed_Q[unit.members_P])
+        log_probabilities_QT[unit.members_P], left_Q[unit.members_P] = asked.score(unit.batch, prompts)
     return Distributions(log_probabilities_QT, left_Q)
 
 

@@ -16,13 +16,12 @@ import pyarrow as pa
 
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings, RanksSettings
+from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import ForeignFileError, RunError
-from laborllm_dist.evaluation.prompt_prefix import prompted
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
-from laborllm_dist.evaluation.run import evaluation_ranks, is_there, refuse_other_details, resolve_target, trie_of
-from laborllm_dist.evaluation.target import EvaluationTarget
+from laborllm_dist.evaluation.run import is_there, load_checked, opened_trie, refuse_other_details, resolve_target
+from laborllm_dist.evaluation.target import EvaluatedRun, EvaluationTarget, evaluated_run, prompted
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.forecasting.iterate import (
     Distributions,
@@ -41,9 +40,8 @@ from laborllm_dist.forecasting.origins import (
 from laborllm_dist.forecasting.prompts import ForecastTexts, ask_titles, check_longest
 from laborllm_dist.io.files import ChecksumCheck, fingerprint_of, finite_or_null, write_json
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
-from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.models.inference import InferenceModel, load_for_inference
-from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
+from laborllm_dist.models.inference import InferenceModel
+from laborllm_dist.models.loading import context_of
 from laborllm_dist.store.few_shot import read_preface
 from laborllm_dist.store.store import PREFACE, TOKENIZER, CareerTable, checking_store
 from laborllm_dist.store.tokenizer import load_tokenizer
@@ -73,16 +71,17 @@ class Forecasting:
     table: Path
 
 
-def forecast_ranks(settings: ForecastSettings) -> RanksSettings:
-    """Return how the ranks are set up: as the run's, unless told otherwise.
+def forecast_run(settings: ForecastSettings) -> EvaluatedRun:
+    """Read the run that forecasts are about.
 
     Raises:
         RunError: if there is no such run.
+        SettingsError: if what is changed does not go together with the run's own settings.
     """
-    return evaluation_ranks(_evaluation(settings))
+    return evaluated_run(_evaluation(settings))
 
 
-def run_forecasts(settings: ForecastSettings, ranks: DistributedContext, say: Say) -> Path:
+def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> Path:
     """Write the table of forecasts of a split, unless it is there, and say how direct and composed agree. Collective.
 
     Returns:
@@ -92,44 +91,37 @@ def run_forecasts(settings: ForecastSettings, ranks: DistributedContext, say: Sa
         LaborError: if the run is unfinished or limits the history, the model is missing, nobody has two observations so
             far apart, the full sum has too many paths, or a text fits no row or context.
     """
-    ranks.run_on_main(lambda: _check_history(settings))
-    evaluation = _evaluation(settings)
-    subject, wanted = ranks.run_on_main(
-        lambda: resolve_target(evaluation, ranks, say), tuple[EvaluationTarget, EvaluationSettings]
-    )
-    careers = subject.store.careers(wanted.split)
-    splits: tuple[Split, ...] = tuple({wanted.split, "train"}) if ranks.is_main else ()
-    with checking_store(subject.store, splits) as check:
-        return _run_checked(settings, (subject, wanted), careers, (ranks, check), say)
+    ranks.run_on_main(lambda: _check_history(settings, run))
+    split = run.settings.evaluation.split
+    target = ranks.run_on_main(lambda: resolve_target(_evaluation(settings), run, ranks, say), EvaluationTarget)
+    splits: tuple[Split, ...] = tuple({split, "train"}) if ranks.is_main else ()
+    with checking_store(target.store, splits) as check:
+        return _run_checked(settings, run, target, (ranks, check), say)
 
 
 def _run_checked(
     settings: ForecastSettings,
-    asked: tuple[EvaluationTarget, EvaluationSettings],
-    careers: CareerTable,
+    run: EvaluatedRun,
+    target: EvaluationTarget,
     ranks_and_check: tuple[DistributedContext, ChecksumCheck],
     say: Say,
 ) -> Path:
-    (subject, wanted), (ranks, check), evaluation = asked, ranks_and_check, _evaluation(settings)
-    starts = ranks.run_on_main(lambda: chosen_starts(settings, careers, wanted.split), Origins)
-    table = forecast_table_path(subject.table, wanted.split, settings.horizon)
+    (ranks, check), evaluation = ranks_and_check, run.settings.evaluation
+    careers = target.store.careers(evaluation.split)
+    starts = ranks.run_on_main(lambda: chosen_starts(settings, careers, evaluation.split), Origins)
+    table = forecast_table_path(target.table, evaluation.split, settings.horizon)
     with alone_on_table(ranks, table):
-        info = _info(settings, subject, wanted)
+        info = _info(settings, target, evaluation)
         if not ranks.run_on_main(lambda: _is_done(table, info, say)):
-            trie = ranks.run_on_main(lambda: trie_of(evaluation, subject, careers), TitleTrie)
-            texts = _texts(settings, subject, careers, trie)
-            work = Forecasting(settings, wanted, texts, starts, info, table)
-            ranks.run_on_main(lambda: check_longest(texts, starts, settings.horizon, wanted.max_seq_length))
+            texts = _texts(settings, run, target, careers, opened_trie(run, target, careers, ranks)())
+            work = Forecasting(settings, evaluation, texts, starts, info, table)
+            ranks.run_on_main(lambda: check_longest(texts, starts, settings.horizon, evaluation.max_seq_length))
             say(_describe(work, ranks))
-            model = load_for_inference(subject.model, wanted, read_run(Path(settings.run))[1].compute, ranks)
-            ranks.run_on_main(lambda: check_fit(model.hugging_face, subject.store, (wanted.split,)))
-            if wanted.placement == "replicated":
-                longest = longest_career(subject.store, (wanted.split,))
-                ranks.run_on_main(lambda: check_packing(model.hugging_face, device=ranks.device, longest=longest))
+            model = load_checked(target, run, ranks)
             ranks.run_on_main(check.wait)
             _forecast(work, model, ranks, say)
         ranks.run_on_main(check.wait)
-        ranks.run_on_main(lambda: _conclude(table, _yardstick(subject, careers, starts, settings.horizon), say))
+        ranks.run_on_main(lambda: _conclude(table, _yardstick(target, careers, starts, settings.horizon), say))
     return table
 
 
@@ -141,8 +133,8 @@ def _evaluation(settings: ForecastSettings) -> EvaluateSettings:
     return EvaluateSettings(**told)
 
 
-def _check_history(settings: ForecastSettings) -> None:
-    limit = read_run(Path(settings.run))[1].template.max_history
+def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
+    limit = run.settings.template.max_history
     if limit is not None:
         raise RunError(
             f"{settings.run} was made with template.max_history={limit}; a forecast supposes years after the whole "
@@ -199,10 +191,9 @@ def _check_result(path: Path) -> None:
 
 
 def _texts(
-    settings: ForecastSettings, subject: EvaluationTarget, careers: CareerTable, trie: TitleTrie
+    settings: ForecastSettings, run: EvaluatedRun, subject: EvaluationTarget, careers: CareerTable, trie: TitleTrie
 ) -> ForecastTexts:
-    run = read_run(Path(settings.run))[1]
-    template = prompted(run.template, settings.prompt, subject.info.split)  # type: ignore[arg-type]
+    template = prompted(run.settings.template, settings.prompt, run.settings.evaluation.split)
     return ForecastTexts(
         careers=careers,
         template=compile_template(template, read_preface(subject.store.folder / PREFACE)),

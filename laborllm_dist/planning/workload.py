@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, PackedRows, pack_step
-from laborllm_dist.batching.rank_assignment import shard_rows
+from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, PackedRows, pack_step, shard_rows
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan, check_uncut, epochs_of, plan_training
 from laborllm_dist.careers.corpus import check_sources

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -14,22 +14,20 @@ import pyarrow as pa
 import torch
 
 from laborllm_dist import __version__
-from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, pack_careers
+from laborllm_dist.batching.observations import prompt_batches
+from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.run import EvaluationSettings, RunSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import RunError, SettingsError
-from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
-from laborllm_dist.evaluation.run import with_overrides
-from laborllm_dist.evaluation.target import as_pretrained, base_suffix, default_name, own_export
+from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_prompts
+from laborllm_dist.evaluation.target import EvaluatedRun, as_pretrained, base_suffix, default_name, own_export
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.io.files import ChecksumCheck, sha256_of_all
-from laborllm_dist.io.run_directory import RunDirectory, read_run
+from laborllm_dist.io.number_format import format_people
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_ids, check_packing, check_weights, context_of, weights_identity
-from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.prediction.prompts import Ids, build_prompts, check_context, unseen_covariates
 from laborllm_dist.prediction.request_files import read_asked
 from laborllm_dist.prediction.requests import PredictionRequest
@@ -71,7 +69,9 @@ class TopTitles:
     bound_P: Floats
 
 
-def predict(settings: PredictSettings, ranks: DistributedContext, say: Say) -> tuple[pa.Table, ScoreTableInfo]:
+def predict(
+    settings: PredictSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say
+) -> tuple[pa.Table, ScoreTableInfo]:
     """Return the most probable next occupations of all people of a file, and where they come from; write them if asked.
 
     Raises:
@@ -81,45 +81,44 @@ def predict(settings: PredictSettings, ranks: DistributedContext, say: Say) -> t
         raise RunError(f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python")
     if settings.output is not None:
         check_output(Path(settings.output))
-    run, run_settings, store_folder = read_run(Path(settings.run))
-    store = open_store(store_folder)
+    store = open_store(run.store)
     with checking_store(store, ("train",)) as check:  # whose words the careers' are compared with
-        return _predict_checked(settings, run, (with_overrides(run_settings, settings), store, check), ranks, say)
+        return _predict_checked(settings, run, (store, check), ranks, say)
 
 
 def _predict_checked(
     settings: PredictSettings,
-    run: RunDirectory,
-    of_run: tuple[RunSettings, TokenStore, ChecksumCheck],
+    run: EvaluatedRun,
+    checked: tuple[TokenStore, ChecksumCheck],
     ranks: DistributedContext,
     say: Say,
 ) -> tuple[pa.Table, ScoreTableInfo]:
-    told, store, check = of_run
-    wanted = dataclasses.replace(told.evaluation, placement="replicated")
+    store, check = checked
+    evaluation = dataclasses.replace(run.settings.evaluation, placement="replicated")
     is_own = settings.model.path is None
-    other = own_export(run) if is_own else settings.model
-    model = as_pretrained(settings.model.name or default_name(other) + base_suffix(wanted), other)
+    other = own_export(run.directory) if is_own else settings.model
+    model = as_pretrained(settings.model.name or default_name(other) + base_suffix(evaluation), other)
     check_weights(model)
-    surveys = [corpus.survey for corpus in told.data.corpora.values()]
-    meant = canonical_vocabulary(store.vocabulary, told.template.titles)
-    careers = read_asked(Path(settings.careers), meant, surveys)
-    template = compile_template(told.template, read_preface(store.folder / PREFACE))
+    surveys = [corpus.survey for corpus in run.settings.data.corpora.values()]
+    vocabulary = canonical_vocabulary(store.vocabulary, run.settings.template.titles)
+    careers = read_asked(Path(settings.careers), vocabulary, surveys)
+    template = compile_template(run.settings.template, read_preface(store.folder / PREFACE))
     for line in unseen_covariates(careers, store.careers("train"), template.hidden):
         say(f"predict: {line}")
     place = str(store.folder / TOKENIZER) if is_own else str(other.path)
     tokenizer = load_tokenizer(place, revision=other.revision, subfolder=other.subfolder)
     prompts, trie = build_prompts(careers, template, store.vocabulary, tokenizer)
     check_context(careers, prompts, trie, context_of(model))
-    opened = load_for_inference(model, wanted, told.compute, ranks)
+    opened = load_for_inference(model, evaluation, run.settings.compute, ranks)
     check.wait()
     check_ids(opened.hugging_face, tokenizer.num_ids)
     check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
-    asked = AskedPrompts(prompts, trie, min(settings.top, len(meant)), settings.measure)
-    best = best_titles(opened, asked, wanted, say)
-    check_told(best, wanted.tolerance)
-    table = prediction_rows(careers, best, meant)
+    asked = AskedPrompts(prompts, trie, min(settings.top, len(vocabulary)), settings.measure)
+    best = best_titles(opened, asked, evaluation, say)
+    check_told(best, evaluation.tolerance)
+    table = prediction_rows(careers, best, vocabulary)
     details = {
-        **_details(settings, told, opened),
+        **_details(settings, run.settings, opened),
         "weights": weights_identity(model),
         "store": store.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
@@ -130,80 +129,58 @@ def _predict_checked(
     return table, info
 
 
-def _details(settings: PredictSettings, told: RunSettings, model: InferenceModel) -> dict[str, str]:
-    wanted = told.evaluation
+def _details(settings: PredictSettings, run: RunSettings, model: InferenceModel) -> dict[str, str]:
+    evaluation = run.evaluation
     return {
         "measure": settings.measure,
-        "tolerance": str(wanted.tolerance),
-        "max_seq_length": str(wanted.max_seq_length),
-        "batch_size": str(wanted.batch_size),
-        "max_tree_tokens": str(wanted.max_tree_tokens),
-        "precision": wanted.precision,
-        "attention": told.compute.attention,
-        "threads_per_rank": str(told.ranks.threads_per_rank),
-        "base": wanted.base,
+        "tolerance": str(evaluation.tolerance),
+        "max_seq_length": str(evaluation.max_seq_length),
+        "batch_size": str(evaluation.batch_size),
+        "max_tree_tokens": str(evaluation.max_tree_tokens),
+        "precision": evaluation.precision,
+        "attention": run.compute.attention,
+        "threads_per_rank": str(run.ranks.threads_per_rank),
+        "base": evaluation.base,
         "device": model.device.type,
         "torch": torch.__version__,
     }
 
 
-def best_titles(model: InferenceModel, asked: AskedPrompts, wanted: EvaluationSettings, say: Say) -> TopTitles:
+def best_titles(model: InferenceModel, asked: AskedPrompts, settings: EvaluationSettings, say: Say) -> TopTitles:
     """Return the most probable titles after every prompt."""
-    num_people = len(asked.prompts)
-    shape = (num_people, asked.num_titles)
-    best = TopTitles(
-        np.zeros(shape, dtype=np.int64), np.full(shape, np.nan), np.zeros(num_people), np.zeros(num_people)
+    prompts, lengths = [np.asarray(ids, dtype=np.int32) for ids in asked.prompts], [len(ids) for ids in asked.prompts]
+    # A row is as long as an evaluation's; longer where a prompt is, shorter where all prompts together are.
+    whole = -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+    max_seq_length = max(max(lengths), min(settings.max_seq_length, whole))
+    members: list[Integers] = []
+    parts: list[TopTitles] = []
+    reported, num_done = monotonic(), 0
+    for unit in prompt_batches(prompts, max_seq_length, settings.batch_size):
+        nowhere_P = np.full(len(unit.members_P), -1)
+        scores = score_prompts(model, unit.batch, Prompts(unit.stems_P3, nowhere_P), asked.trie, settings)
+        members.append(unit.members_P)
+        parts.append(_best_of(scores, asked))
+        num_done += len(unit.members_P)
+        if monotonic() - reported > SECONDS_BETWEEN_LINES:
+            say(f"predict: {num_done:,} of {len(prompts):,} people")
+            reported = monotonic()
+    order_P = np.argsort(np.concatenate(members))
+    return TopTitles(
+        titles_PK=np.concatenate([part.titles_PK for part in parts])[order_P],
+        scores_PK=np.concatenate([part.scores_PK for part in parts])[order_P],
+        mass_P=np.concatenate([part.mass_P for part in parts])[order_P],
+        bound_P=np.concatenate([part.bound_P for part in parts])[order_P],
     )
-    said, num_done = monotonic(), 0
-    for members, found in _scored_units(model, asked, wanted):
-        some = _best_of(found, asked)
-        for name in TopTitles.__slots__:
-            getattr(best, name)[members] = getattr(some, name)
-        num_done += len(members)
-        if monotonic() - said > SECONDS_BETWEEN_LINES:
-            say(f"predict: {num_done:,} of {num_people:,} people")
-            said = monotonic()
-    return best
 
 
-def _scored_units(
-    model: InferenceModel, asked: AskedPrompts, wanted: EvaluationSettings
-) -> Iterator[tuple[list[int], TitleScores]]:
-    """Yield some of the prompts' places and their titles' scores, until all have had their turn."""
-    prompts, lengths = asked.prompts, [len(prompt) for prompt in asked.prompts]
-    # A row is as long as an evaluation's; longer where a prompt wants it, shorter where there is not that much.
-    max_seq_length = max(
-        max(lengths), min(wanted.max_seq_length, -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF)
-    )
-    rows = pack_careers(lengths, max_seq_length).rows
-    for first in range(0, len(rows), wanted.batch_size):
-        unit = rows[first : first + wanted.batch_size]
-        batch = pack_batch(
-            [[np.asarray(prompts[place], dtype=np.int32) for place in row] for row in unit], max_seq_length
-        )
-        stems: list[tuple[int, int, int]] = []
-        for number, row in enumerate(unit):
-            ends = np.cumsum([lengths[place] for place in row]).tolist()
-            stems += [(number, end - lengths[place], end) for place, end in zip(row, ends, strict=True)]
-        found = score_titles(
-            model.edges,
-            PrefixState(batch.to(model.device)),
-            Prompts(np.asarray(stems), np.full(len(stems), -1)),
-            asked.trie,
-            tolerance=wanted.tolerance,
-            max_tree_tokens=wanted.max_tree_tokens,
-        )
-        yield [place for row in unit for place in row], found
-
-
-def _best_of(found: TitleScores, asked: AskedPrompts) -> TopTitles:
-    told_PT = found.told_PT
+def _best_of(scores: TitleScores, asked: AskedPrompts) -> TopTitles:
+    values_PT = scores.scored_PT
     if asked.measure == "normalised":
-        told_PT = told_PT - found.log_whole_P()[:, None]
-    titles_PK = np.argsort(-told_PT, axis=1, kind="stable")[:, : asked.num_titles]
-    scores_PK = np.take_along_axis(told_PT, titles_PK, axis=1)
+        values_PT = values_PT - scores.log_whole_P()[:, None]
+    titles_PK = np.argsort(-values_PT, axis=1, kind="stable")[:, : asked.num_titles]
+    scores_PK = np.take_along_axis(values_PT, titles_PK, axis=1)
     scores_PK = np.where(np.isneginf(scores_PK), np.nan, scores_PK)
-    return TopTitles(titles_PK, scores_PK, np.exp(found.log_mass_P()), found.bound_P)
+    return TopTitles(titles_PK, scores_PK, np.exp(scores.log_mass_P()), scores.bound_P)
 
 
 def check_told(best: TopTitles, tolerance: float) -> None:
@@ -215,9 +192,8 @@ def check_told(best: TopTitles, tolerance: float) -> None:
     num_people, num_untold = len(best.scores_PK), int(np.isnan(best.scores_PK[:, 0]).sum())
     if num_untold:
         raise SettingsError(
-            f"setting tolerance: {num_untold:,} of {num_people:,} people {'has' if num_untold == 1 else 'have'} no "
-            f"title told apart, since all titles together have a probability of at most tolerance={tolerance:g} there; "
-            "take a smaller one, or 0"
+            f"setting tolerance: {format_people(num_untold, num_people, 'has', 'have')} no title told apart, since all "
+            f"titles together have a probability of at most tolerance={tolerance:g} there; take a smaller one, or 0"
         )
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.errors import SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie
+from laborllm_dist.io.number_format import format_people
 from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenize import tokenize_careers
@@ -75,7 +76,7 @@ def check_context(
     raise SequenceTooLongError(
         f"career {careers[longest].name} has {lengths[longest]} tokens with the longest title, the model's context is "
         f"{context}; leave out its first jobs, or take a model with a longer context; "
-        f"{num_longer:,} of {len(careers):,} people {'is' if num_longer == 1 else 'are'} longer"
+        f"{format_people(num_longer, len(careers), 'is longer', 'are longer')}"
     )
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from laborllm_dist.randomness import resampling_generator
 from laborllm_dist.report.load import CodeArray, FloatArray
 
 LEVEL = 0.95
-PURPOSE = 1  # with the seed, names the stream of random numbers; another use of the seed takes another number
 _WEIGHTS_IN_MEMORY = 2_000_000  # 16 MiB of float64
 
 
@@ -54,7 +54,7 @@ def resample_means(
         group_of_row_KN: [groupings, observations]; the groups of all groupings are numbered through, from 0.
         person_of_row_N: number of the person of each observation, from 0 without gaps.
         num_draws: number of resamples.
-        seed: with PURPOSE, decides the resamples and nothing else does, beside the number of people.
+        seed: decides the resamples and nothing else does, beside the number of people.
     """
     num_people, num_groups = int(person_of_row_N.max()) + 1, int(group_of_row_KN.max()) + 1
     groups = group_of_row_KN.ravel()
@@ -89,7 +89,7 @@ def draw_weights(num_people: int, *, num_draws: int, seed: int) -> Iterator[Floa
     Each row is multinomial: `num_people` picks with replacement, every person equally likely. How many rows come at
     a time changes nothing, since picks are made one resample after the other.
     """
-    generator = np.random.default_rng([seed, PURPOSE])
+    generator = resampling_generator(seed)
     rows_at_a_time = max(1, _WEIGHTS_IN_MEMORY // num_people)
     for start in range(0, num_draws, rows_at_a_time):
         rows = min(rows_at_a_time, num_draws - start)

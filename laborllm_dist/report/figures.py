@@ -23,11 +23,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from rich.cells import cell_len, chop_cells
 
-from laborllm_dist.io.number_format import LARGE, MINUS, format_perplexity
+from laborllm_dist.io.number_format import LARGE, MINUS, format_count, format_nats, format_perplexity
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.fonts import FIRST, Drawable, drawable
-from laborllm_dist.report.formatting import format_count, format_nats
 from laborllm_dist.report.numbers import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
 
 WIDTH_INCHES = 4.6

@@ -7,15 +7,23 @@ file can be mailed, kept and printed.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from laborllm_dist.io.number_format import format_perplexity
+from laborllm_dist.io.number_format import (
+    format_count,
+    format_interval,
+    format_nats,
+    format_perplexity,
+    format_probability,
+    format_share,
+    format_signed_perplexity,
+)
 from laborllm_dist.plain_text import visible
-from laborllm_dist.report import formatting
+from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.figures import DrawnFigure
 from laborllm_dist.report.numbers import ReportNumbers
 
@@ -48,16 +56,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["count"] = formatting.format_count
-    environment.filters["perplexity"] = format_perplexity
-    environment.filters["perplexity_interval"] = formatting.format_perplexity_interval
-    environment.filters["nats"] = formatting.format_nats
-    environment.filters["nats_interval"] = formatting.format_nats_interval
-    environment.filters["share_interval"] = formatting.format_share_interval
-    environment.filters["probability"] = formatting.format_probability
-    environment.filters["share"] = formatting.format_share
-    environment.filters["signed_perplexity"] = formatting.format_signed_perplexity
-    environment.filters["signed_perplexity_interval"] = formatting.format_signed_perplexity_interval
+    numbers: dict[str, Callable[[float], str]] = {
+        "perplexity": format_perplexity,
+        "nats": format_nats,
+        "share": format_share,
+        "probability": format_probability,
+        "signed_perplexity": format_signed_perplexity,
+    }
+    environment.filters |= numbers | {f"{name}_interval": _interval(number) for name, number in numbers.items()}
+    environment.filters["count"] = format_count
     environment.filters["svg_data"] = _svg_data
     return environment
 
@@ -69,3 +76,7 @@ def _as_seen(value: object) -> object:
 
 def _svg_data(figure: DrawnFigure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(figure.svg).decode("ascii")
+
+
+def _interval(format_number: Callable[[float], str]) -> Callable[[Estimate], str]:
+    return lambda estimate: format_interval(estimate.low, estimate.high, format_number)

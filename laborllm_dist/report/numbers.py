@@ -3,25 +3,37 @@
 `ReportNumbers` is the whole report as a value; the page, the figures and summary.json only show it. Perplexity is
 exp(-mean log-likelihood in nats), so its interval is that of the mean, mapped; a difference of two models is taken
 resample by resample, on the same people, and only then summarized.
+
+A grouping (by kind of transition, covariate, survey or calendar year) puts every observation into exactly one group. An
+absent value is a group of its own, `not recorded`, so groups always add up to all observations; a fact that nobody has
+makes no grouping.
+
+Two floors show which models are of no use: equal shares for all titles, and the titles' shares among training people.
+Both are read from score tables: the number of titles from a table of all titles or a baseline's, the marginal from the
+baseline's own table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import pyarrow as pa
 
 from laborllm_dist.config.run import ReportSettings
 from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, estimate, resample_means
-from laborllm_dist.report.floors import floors_missed
-from laborllm_dist.report.groups import NOT_RECORDED, Grouping, list_groupings
-from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel
+from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray, ScoredModel
 from laborllm_dist.report.title_metrics import TitleNumbers, title_numbers
 from laborllm_dist.tables.log_domain import perplexity_of
+from laborllm_dist.tables.scores import COVARIATES, TRANSITIONS, transition_of
 
 FEW_PEOPLE = 10  # below this many, an interval over people says little
+NOT_RECORDED = "not recorded"
+MARGINAL = "marginal"  # the baseline's name in score tables
+ROUNDING = 1e-9  # nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,3 +264,83 @@ def _sources(models: tuple[ScoredModel, ...]) -> tuple[SourceNumbers, ...]:
         for model in models
         for file in model.files
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """One way to divide the observations. `group_of_row` points into `labels`; every label has observations."""
+
+    name: str
+    title: str
+    note: str
+    labels: tuple[str, ...]
+    group_of_row: CodeArray
+
+
+def list_groupings(observations: pa.Table) -> tuple[Grouping, ...]:
+    """Give every grouping that these observations allow, in the order in which a report shows them."""
+    groupings = [_by_transition(observations)]
+    for name in COVARIATES:
+        note = "The value is that of the predicted year." if name == "education" else ""
+        groupings.append(_by_value(name, f"By {name}", note, observations[name].to_pylist()))
+    birth_years = observations["birth_year"].to_pylist()
+    decades = [None if year is None else f"{year // 10 * 10}s" for year in birth_years]
+    groupings.append(_by_value("birth_decade", "By decade of birth", "", decades))
+    if len(surveys := observations["survey"].to_pylist()) and len(set(surveys)) > 1:
+        groupings.append(_by_value("survey", "By survey", "", surveys))
+    years = [str(year) for year in observations["year"].to_pylist()]
+    groupings.append(_by_value("year", "By calendar year", "The year of the predicted occupation.", years))
+    return tuple(grouping for grouping in groupings if grouping.labels != (NOT_RECORDED,))
+
+
+def _by_transition(observations: pa.Table) -> Grouping:
+    kinds = list(map(transition_of, observations["previous"].to_pylist(), observations["occupation"].to_pylist()))
+    note = (
+        "First: the first observation of a person, with no history before it. Moving: the occupation differs from the "
+        "previous one. Staying: it is the same."
+    )
+    return _by_value("transition", "By kind of transition", note, kinds, order=TRANSITIONS)
+
+
+def _by_value(name: str, title: str, note: str, values: Sequence[str | None], *, order: Sequence[str] = ()) -> Grouping:
+    known = [NOT_RECORDED if value is None else value for value in values]
+    found = set(known)
+    labels = [label for label in order if label in found] or sorted(found - {NOT_RECORDED})
+    labels += [NOT_RECORDED] * (NOT_RECORDED in found)
+    codes = {label: code for code, label in enumerate(labels)}
+    group_of_row = np.fromiter((codes[value] for value in known), dtype=np.int64, count=len(known))
+    return Grouping(name, title, note, tuple(labels), group_of_row)
+
+
+def floors_missed(
+    models: Sequence[ScoredModel], mean_M: FloatArray, num_titles: int | None
+) -> tuple[tuple[str, ...], ...]:
+    """Return, for each model, the floors that it is worse than, as words.
+
+    Args:
+        models: of a report.
+        mean_M: their mean log-likelihoods in nats, on the same observations.
+        num_titles: that there are to choose from; None: not known.
+    """
+    missed: list[tuple[str, ...]] = []
+    for place, model in enumerate(models):
+        words: list[str] = []
+        if num_titles is not None and mean_M[place] < -math.log(num_titles) - ROUNDING:
+            words.append(f"uniform over {num_titles:,} titles")
+        marginals = _marginals_for(model, models)
+        if marginals and mean_M[place] < max(mean_M[at] for at in marginals) - ROUNDING:
+            words.append("the marginal shares")
+        missed.append(tuple(words))
+    return tuple(missed)
+
+
+def _marginals_for(model: ScoredModel, models: Sequence[ScoredModel]) -> list[int]:
+    """Return the places of the marginals of a model's own runs; where they have none, of all runs."""
+    places = [place for place, other in enumerate(models) if _is_marginal(other)]
+    runs = {file.run for file in model.files}
+    own = [place for place in places if runs & {file.run for file in models[place].files}]
+    return own or places
+
+
+def _is_marginal(model: ScoredModel) -> bool:
+    return any(file.info.model == MARGINAL and "baseline" in file.info.details for file in model.files)

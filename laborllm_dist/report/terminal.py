@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from laborllm_dist.io.console_tables import Column, FoldingTable
+from laborllm_dist.io.number_format import format_share
 from laborllm_dist.plain_text import visible
-from laborllm_dist.report.formatting import format_share
 from laborllm_dist.tables.parquet import ScoreTableInfo
 
 SHOWN_PEOPLE = 10  # where a file has all of them

@@ -2,13 +2,39 @@
 
 Nothing in the output depends on the clock or the machine, but for the fonts that draw names which matplotlib's own font
 cannot: the same score tables and settings give the same bytes.
-summary.json is written last, so where it is, the rest of the report is too.
+summary.json is written last, so where it is, the rest of the report is too. It holds every number of the page in full
+precision, under keys that stay:
+
+    format                   1; another number means that keys have changed
+    split, measure           whose observations; which log-likelihood (`title`, `terminated` or `normalised`)
+    num_people, num_observations
+    interval_level           0.95; all `low` and `high` are percentiles over resamples of people
+    bootstrap_draws, seed
+    few_people_below         groups with fewer people are flagged `few_people`
+    models[]                 best first: model, true_model, perplexity, mean_log_likelihood_nats,
+                             nats_to_truth (null without a true model), num_people, num_observations,
+                             worse_than (in words: floors that the model is below; equal shares for all titles, and the
+                             marginal, where their tables are there)
+    pairs[]                  first, second, difference_nats (first minus second, per observation; above 0: the first is
+                             better), perplexity_ratio (first / second), perplexity_difference (first - second),
+                             share_first_better (of resamples, a tie counts half)
+    groupings[]              name (transition, gender, ethnicity, region, education, birth_decade, survey, year),
+                             title, note, groups[]
+    groupings[].groups[]     group, recorded, few_people, num_people, num_observations,
+                             scores[]: model, perplexity, mean_log_likelihood_nats
+    titles[]                 of models with a table of titles: model, valid_titles (mean mass of all titles),
+                             normalised_perplexity, top_1, top_5, top_10 (shares), largest_bound
+    sources[]                model, name_in_file, run, file, split, careers, code, details
+
+An estimate is {value, low, high}. `low` and `high` are null where resampling people gives no interval, as in a group
+of one person; a number too large for float64 is null too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import rich.box
@@ -16,25 +42,25 @@ import rich.box
 from laborllm_dist.config.run import ReportSettings
 from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.io.console_tables import Column, FoldingTable
-from laborllm_dist.io.files import atomic_write, write_text
+from laborllm_dist.io.files import atomic_write, finite_or_null, write_text
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
-from laborllm_dist.io.number_format import format_perplexity
-from laborllm_dist.plain_text import visible
-from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
-from laborllm_dist.report.fonts import note_on
-from laborllm_dist.report.formatting import (
+from laborllm_dist.io.number_format import (
     format_count,
+    format_interval,
     format_nats,
-    format_perplexity_interval,
+    format_perplexity,
     format_probability,
     format_share,
 )
+from laborllm_dist.plain_text import visible
+from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
+from laborllm_dist.report.fonts import note_on
 from laborllm_dist.report.html import render_page
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.report.numbers import ModelNumbers, ReportNumbers, analyze
-from laborllm_dist.report.summary import summary_text
 from laborllm_dist.report.title_metrics import TitleNumbers
 
+FORMAT = 1  # of summary.json
 # Of pages of this version, and of those before.
 _PAGE_MARKS = (b'<meta name="generator" content="laborllm_dist">', b"<title>Next-occupation perplexity, ")
 
@@ -78,6 +104,12 @@ def write_report(settings: ReportSettings) -> ReportResult:
     return ReportResult(
         page, summary, figures, numbers.split, numbers.measure, numbers.models, numbers.titles, (note,) if note else ()
     )
+
+
+def summary_text(numbers: ReportNumbers) -> str:
+    """Give the report's numbers as JSON text, ending in a newline."""
+    values = {"format": FORMAT, **asdict(numbers)}
+    return json.dumps(finite_or_null(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _check_replaceable(page: Path, summary: Path, figures: Sequence[Path]) -> None:
@@ -142,7 +174,7 @@ def _main_table(result: ReportResult) -> FoldingTable:
         name = f"{model.model} (true)" if model.true_model else model.model
         cells = [
             format_perplexity(model.perplexity.value),
-            format_perplexity_interval(model.perplexity).replace(" to ", "–"),
+            format_interval(model.perplexity.low, model.perplexity.high, format_perplexity).replace(" to ", "–"),
             format_count(model.num_people),
             format_count(model.num_observations),
         ]

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from laborllm_dist.careers.corpus import corpus_notes, reachable_by_year
-from laborllm_dist.careers.corpus_counts import KINDS, CorpusCounts
+from laborllm_dist.careers.corpus_counts import CorpusCounts
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.plain_text import markdown_code, markdown_text
+from laborllm_dist.tables.scores import TRANSITIONS
 
 # People, person-years, and shares of first, moving and staying observations in LABOR-LLM (arXiv 2406.17972, v4), as
 # noted from the paper; its tables were not at hand to check them against.
@@ -83,9 +84,9 @@ def _corpus_values(tally: CorpusCounts, corpus: CorpusSettings, title_of: Mappin
         "people_read": tally.people_read,
         "people": {"all": num_people, **{split: tally.people[split] for split in SPLITS}},
         "observations": num_observations,
-        "shares": {kind: tally.kinds[kind] / num_observations if num_observations else None for kind in KINDS},
+        "shares": {kind: tally.kinds[kind] / num_observations if num_observations else None for kind in TRANSITIONS},
         "paper": paper
-        and {"people": paper[0], "observations": paper[1], "shares": dict(zip(KINDS, paper[2], strict=True))},
+        and {"people": paper[0], "observations": paper[1], "shares": dict(zip(TRANSITIONS, paper[2], strict=True))},
         "years": [
             {
                 "year": year,
@@ -142,7 +143,7 @@ def _summary(values: Mapping[str, Any]) -> list[str]:
         ("person-years", f"{values['observations']:,}", f"{paper['observations']:,}" if paper else ""),
         *(
             (f"share {kind}", _share(values["shares"][kind]), _share(paper["shares"][kind]) if paper else "")
-            for kind in KINDS
+            for kind in TRANSITIONS
         ),
         *((label, f"{values[name]:,}", "") for name, label in _CUT_LABELS.items() if name in values),
     ]

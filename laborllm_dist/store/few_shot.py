@@ -1,4 +1,7 @@
-"""The preface of a store, with careers of training people as its examples: a function of settings and data alone.
+"""What is before every career: instructions, the list of titles, few-shot examples, which are whole careers.
+
+It is the same text for everybody, so a store holds it once. Nothing in it is an observation: no span of a title is in
+it, and the people of the examples are training people. It is a function of settings and data alone.
 
 The examples are the training people with the smallest digests under the seed, over all corpora, in this order. So the
 3 of num_fewshot=3 are the first of num_fewshot=5, whoever makes the store and in whatever pieces.
@@ -6,17 +9,20 @@ The examples are the training people with the smallest digests under the seed, o
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from laborllm_dist.careers.corpus import read_people
-from laborllm_dist.careers.splits import person_digest
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
+from laborllm_dist.config.data import EXAMPLES_LINE, TITLES_LINE, TemplateSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import write_json
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
+from laborllm_dist.randomness import person_digest
 from laborllm_dist.store.run_tokenizer import is_training
-from laborllm_dist.text.few_shot import render_preface
+from laborllm_dist.text.template import compile_template, render_career
 
 
 def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
@@ -41,6 +47,28 @@ def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
             "ask for fewer examples"
         )
     return tuple(career for _, career in sorted(chosen.items()))
+
+
+def render_preface(
+    settings: TemplateSettings, vocabulary: OccupationVocabulary, examples: Sequence[CareerHistory]
+) -> str:
+    """Return the preface, whole lines.
+
+    Args:
+        settings: of the template.
+        vocabulary: with the titles that texts show, in the order of the list.
+        examples: careers that are shown whole, with an empty line between two.
+
+    Raises:
+        TemplateError: if the template needs a field that an example does not have.
+    """
+    plain = compile_template(dataclasses.replace(settings, preface=(), num_fewshot=0, max_history=None))
+    title_of = vocabulary.title_of()
+    shown = {
+        TITLES_LINE: "".join(title + "\n" for title in vocabulary.titles),
+        EXAMPLES_LINE: "\n".join(render_career(career, plain, title_of)[0].text for career in examples),
+    }
+    return "".join(shown.get(line, line + "\n") for line in settings.preface)
 
 
 def write_preface(settings: RunSettings, vocabulary: OccupationVocabulary, path: Path) -> None:

@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
 from laborllm_dist.careers.corpus_counts import CorpusCounts, tally_from_values, titles_csv
-from laborllm_dist.careers.splits import SPLITS, person_digest
+from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import fsync_path, sha256_of, write_json, write_text
+from laborllm_dist.randomness import person_digest
 from laborllm_dist.store.data_card import SharedPeople, card_markdown, card_values
 from laborllm_dist.store.shards import ENDS, PEOPLE, PIECES, corpus_end, piece_folder, read_piece
 from laborllm_dist.store.store import CARD, CUT_COUNTS, MANIFEST, write_store_manifest

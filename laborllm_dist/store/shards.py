@@ -24,13 +24,14 @@ import pyarrow.compute as pc
 from laborllm_dist.careers.corpus import read_people
 from laborllm_dist.careers.corpus_counts import tally_people
 from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
-from laborllm_dist.careers.splits import SPLITS, Split, person_digest, split_of_digest
+from laborllm_dist.careers.splits import SPLITS, Split, split_of_digest
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import SplitSettings
 from laborllm_dist.errors import StoreError
 from laborllm_dist.io.files import batched, fsync_path, give_usual_mode, sha256_of, sha256_of_json, write_json
 from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
+from laborllm_dist.randomness import person_digest
 from laborllm_dist.store.store import CUT_COUNTS, shard_schema, store_rows
 from laborllm_dist.store.truncation import CareerEncoder, encode_careers
 from laborllm_dist.text.template import Template

@@ -33,6 +33,7 @@ from laborllm_dist.config.reader import Strict, read_settings
 from laborllm_dist.errors import SequenceTooLongError, SettingsError, StoreError
 from laborllm_dist.io.files import ChecksumCheck, sha256_of_json, write_json
 from laborllm_dist.io.json_files import read_json_object
+from laborllm_dist.io.number_format import format_people
 from laborllm_dist.store.tokenize import TokenizedCareer
 from laborllm_dist.text.template import CareerText
 
@@ -245,9 +246,7 @@ class CareerTable:
         """Return how many people have a text of more than `limit` tokens, in words for messages."""
         person_of_row = np.cumsum(np.asarray(pc.equal(self.table["first_position"], 0)))
         num_longer = len(np.unique(person_of_row[self.num_tokens() > limit]))
-        return (
-            f"{num_longer:,} of {self.num_people():,} people of this split {'is' if num_longer == 1 else 'are'} longer"
-        )
+        return format_people(num_longer, self.num_people(), "is longer", "are longer", people="people of this split")
 
     def num_tokens(self) -> npt.NDArray[np.int64]:
         """Return the number of tokens of every career, [people]."""

@@ -7,6 +7,7 @@ needs only score tables. Scores are log-likelihoods in nats, float64.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,9 +36,17 @@ SCORE_SCHEMA = pa.schema(
     ]
 )
 
-
+Transition = Literal["first", "moving", "staying"]
+TRANSITIONS: tuple[Transition, ...] = get_args(Transition)
 NUM_TITLES = "num_titles"  # detail of a baseline's table: how many titles there are to choose from
 TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
+
+
+def transition_of(previous: str | None, occupation: str) -> Transition:
+    """Return the kind of an observation: a person's first one, another occupation than before, or the same."""
+    if previous is None:
+        return "first"
+    return "staying" if previous == occupation else "moving"
 
 
 def is_true_model(info: ScoreTableInfo) -> bool:

@@ -7,11 +7,11 @@ nothing, with shuffled titles it gets something wrong.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.config.data import TitleSettings
+from laborllm_dist.randomness import rank_of
 
 
 def display_vocabulary(vocabulary: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
@@ -40,10 +40,7 @@ def _shuffled(vocabulary: OccupationVocabulary, seed: int) -> tuple[str, ...]:
 
 def _shuffling(vocabulary: OccupationVocabulary, seed: int) -> Iterator[tuple[int, int]]:
     """Yield the place of every code and that of the title it is shown with."""
-    key = str(seed).encode()
-    order = sorted(
-        range(len(vocabulary)), key=lambda index: hashlib.blake2b(vocabulary.codes[index].encode(), key=key).digest()
-    )
+    order = sorted(range(len(vocabulary)), key=lambda index: rank_of(vocabulary.codes[index], key=str(seed)))
     return zip(order, [*order[1:], order[0]], strict=True)
 
 

@@ -10,12 +10,12 @@ from time import monotonic
 
 import torch
 
-from laborllm_dist.batching.batch import PackedBatch, pack_batch
-from laborllm_dist.batching.prefetch import BatchPrefetcher
+from laborllm_dist.batching.batch import BatchPrefetcher, PackedBatch, pack_batch
 from laborllm_dist.batching.training_plan import StepPlan, TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.io.run_directory import RunDirectory
+from laborllm_dist.randomness import dropout_seed
 from laborllm_dist.store.store import CareerTable
 from laborllm_dist.training.lr_schedule import learning_rate_at
 from laborllm_dist.training.state import TrainerState, loss_problem
@@ -54,11 +54,6 @@ def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
         ]
         batches.append(pack_batch(rows, planned.packing.max_seq_length))
     return [batch.pinned() for batch in batches] if work.engine.ranks.device.type == "cuda" else batches
-
-
-def dropout_seed(seed: int, *, step: int, rank: int) -> int:
-    """Return the seed of a rank's dropout in a step, of 64 bits: a resumed run draws what an undisturbed one draws."""
-    return ((seed * 1_000_003 + step) * 65_536 + rank) % 2**64
 
 
 def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepResult:

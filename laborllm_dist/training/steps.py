@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict
 from time import time
 
-from laborllm_dist.batching.prefetch import BatchPrefetcher
+from laborllm_dist.batching.batch import BatchPrefetcher
 from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.checkpoint.save import save_checkpoint, save_state, save_total_limit
 from laborllm_dist.config.run import RunSettings

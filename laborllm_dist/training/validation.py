@@ -9,8 +9,7 @@ import numpy as np
 
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import observation_scores, title_places
-from laborllm_dist.batching.packing import pack_careers
-from laborllm_dist.batching.rank_assignment import shard_rows
+from laborllm_dist.batching.packing import pack_careers, shard_rows
 from laborllm_dist.config.run import BatchSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.store.store import CareerTable

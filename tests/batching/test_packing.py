@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from transformers import get_linear_schedule_with_warmup
 
 from laborllm_dist.batching.batch import IGNORED, pack_batch
-from laborllm_dist.batching.packing import pack_careers, pack_step
-from laborllm_dist.batching.rank_assignment import shard_rows
+from laborllm_dist.batching.packing import pack_careers, pack_step, shard_rows
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.errors import SequenceTooLongError

@@ -15,7 +15,6 @@ import torch
 import yaml
 from helpers.processes import PROJECT
 
-from laborllm_dist.batching.sampler import generator
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings, SyntheticCorpus, SyntheticSettings
@@ -27,8 +26,8 @@ from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.reader import ByKind, read_settings
 from laborllm_dist.config.run import BaselineSettings, ConvertSettings, EvaluateSettings, ReportSettings, RunSettings
 from laborllm_dist.errors import SettingsError
+from laborllm_dist.randomness import dropout_seed, generator
 from laborllm_dist.report.bootstrap import draw_weights
-from laborllm_dist.training.step import dropout_seed
 
 SCRIPTS: dict[type, tuple[str, list[str]]] = {
     RunSettings: ("run", ["data=synthetic"]),

@@ -29,9 +29,7 @@ from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import check_room, title_places
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.errors import ModelError, ScoreTableError, SequenceTooLongError, TitleBoundaryError
-from laborllm_dist.evaluation import all_titles
-from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
-from laborllm_dist.evaluation.score import check_observed
+from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, check_observed, score_titles
 from laborllm_dist.evaluation.title_trie import (
     ROOT,
     TitleTrie,
@@ -77,10 +75,7 @@ def distributions(
     careers = [[rows.token_ids(career) for career in row] for row in unit]
     length = max(sum(map(len, row)) for row in careers)
     places = title_places(rows, unit)
-    prompts = Prompts(
-        np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1),
-        rows.occupations_of([career for row in unit for career in row]),
-    )
+    prompts = Prompts(places.stems_P3, rows.occupations_of([career for row in unit for career in row]))
     grown = PrefixState(pack_batch(careers, length))
     return score_titles(model.edges, grown, prompts, trie, tolerance=tolerance, max_tree_tokens=max_tree_tokens)
 
@@ -272,16 +267,18 @@ def test_a_head_of_another_kind_gives_all_titles_too() -> None:
 def test_no_more_nodes_are_kept_than_four_passes_have(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
-    kept: list[int] = []
-    forward = all_titles._TitleTrees._forward
+    model = Counted(evaluated(random_llama(tokenizer), COMPUTE))
+    kept = [0]
+    drop_nodes = PrefixState.drop_nodes
 
-    def watched(trees, *what) -> None:
-        forward(trees, *what)
-        kept.append(trees.num_grown)
+    def watched(state: PrefixState) -> None:
+        kept.append(model.num_nodes - sum(kept))
+        drop_nodes(state)
 
-    monkeypatch.setattr(all_titles._TitleTrees, "_forward", watched)
-    # All but nothing is grown: five trees of 52 nodes fit 4 x 75.
-    distributions(Counted(evaluated(random_llama(tokenizer), COMPUTE)), rows, trie, tolerance=1e-30, max_tree_tokens=75)
+    monkeypatch.setattr(PrefixState, "drop_nodes", watched)
+    # All but nothing is expanded: five trees of 52 nodes fit 4 x 75.
+    distributions(model, rows, trie, tolerance=1e-30, max_tree_tokens=75)
+    assert sum(kept) == model.num_nodes
     assert trie.num_nodes < max(kept) <= 4 * 75
 
 

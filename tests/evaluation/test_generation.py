@@ -20,11 +20,12 @@ from laborllm_dist.batching.observations import title_places
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import EvaluateSettings
 from laborllm_dist.errors import ScoreTableError, SettingsError
-from laborllm_dist.evaluation.generation import continuation_text, continuations, drawn_numbers, line_ends
+from laborllm_dist.evaluation.generation import continuation_text, continuations, line_ends
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import InferenceModel, evaluated
 from laborllm_dist.models.log_likelihood import sample_tokens
 from laborllm_dist.models.tree_inference import PrefixState
+from laborllm_dist.randomness import token_uniforms
 from laborllm_dist.store.store import CareerTable, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.generations import (
@@ -61,14 +62,14 @@ def test_tokens_of_hidden_states_are_those_of_their_logits() -> None:
     assert len(set(found.tolist())) > 20
 
 
-def test_drawn_numbers_are_a_function_of_their_key() -> None:
-    numbers = drawn_numbers(1, ("PSID", "7", 3), 2, 20)
+def test_token_uniforms_are_a_function_of_their_key() -> None:
+    numbers = token_uniforms(1, ("PSID", "7", 3), 2, 20)
     # Pinned: another numpy or machine must draw the same.
     np.testing.assert_allclose(numbers[:2], PINNED, rtol=0, atol=1e-16)
-    assert numbers[:5].tolist() == drawn_numbers(1, ("PSID", "7", 3), 2, 5).tolist()
+    assert numbers[:5].tolist() == token_uniforms(1, ("PSID", "7", 3), 2, 5).tolist()
     others = [(2, ("PSID", "7", 3), 2), (1, ("PSID", "73", 3), 2), (1, ("PSID", "7", 3), 1), (1, ("PSI", "D7", 3), 2)]
-    assert not set(numbers) & {number for key in others for number in drawn_numbers(*key, 20)}
-    many = drawn_numbers(1, ("PSID", "7", 3), 2, 40_000)
+    assert not set(numbers) & {number for key in others for number in token_uniforms(*key, 20)}
+    many = token_uniforms(1, ("PSID", "7", 3), 2, 40_000)
     assert ((many >= 0) & (many < 1)).all()
     assert abs(many.mean() - 0.5) < 4 / np.sqrt(12 * len(many))
 
@@ -134,7 +135,7 @@ def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
     rows, model = rows_of(careers_of_every_kind(), tokenizer), random_llama(tokenizer).double()
     prompts = prompts_of(rows)
     uniforms_PKL = np.stack(
-        [[drawn_numbers(1, ("PSID", place), sample, 6) for sample in (1, 2, 3)] for place in range(len(prompts))]
+        [[token_uniforms(1, ("PSID", place), sample, 6) for sample in (1, 2, 3)] for place in range(len(prompts))]
     )
     ends = list(range(0, tokenizer.num_ids, 9))
     found_PKL = continued(evaluated(model, COMPUTE), rows, uniforms_PKL, ends, max_tree_tokens=5)

@@ -18,7 +18,7 @@ from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.config.model import ComputeSettings
 from laborllm_dist.config.run import EvaluationSettings
 from laborllm_dist.errors import SequenceTooLongError
-from laborllm_dist.evaluation.plan import plan_evaluation
+from laborllm_dist.evaluation.tasks import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama, pretrained_model
 from laborllm_dist.store.tokenize import title_token_ids

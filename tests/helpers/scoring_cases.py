@@ -13,7 +13,7 @@ from helpers.runs import settings_of
 from laborllm_dist.batching.observations import observation_scores, scoring_batch
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.run import EvaluationSettings
-from laborllm_dist.evaluation.plan import plan_evaluation
+from laborllm_dist.evaluation.tasks import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.store import CareerTable, store_rows
@@ -69,7 +69,7 @@ def packed_scores(model: CareerLanguageModel, rows: CareerTable, max_seq_length:
     )
     found = np.full((int(rows.num_observations().sum()), 2), np.nan)
     first = np.cumsum(rows.num_observations()) - rows.num_observations()
-    for unit in plan_evaluation(rows, settings).units:
+    for unit in plan_evaluation(rows, settings).batches:
         batch, places = scoring_batch(rows, unit, max_seq_length)
         with torch.inference_mode():
             scores = observation_scores(batch.scatter_to_slots(model(batch)[1]), places.spans)

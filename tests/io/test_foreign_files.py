@@ -11,7 +11,7 @@ import pytest
 from helpers.checkpoints import write_checkpoint
 from helpers.runs import quiet, settings_of, small_run
 from helpers.scores import INFO, report_on, scores, write_scores
-from helpers.trained_runs import ONE_RANK, begun_run, forecast, random_run
+from helpers.trained_runs import ONE_RANK, begun_run, forecast, predict_alone, random_run, score_alone
 
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.careers.readers.career_text import write_career_text
@@ -22,12 +22,10 @@ from laborllm_dist.config.reader import OutOfRangeError, is_file_name
 from laborllm_dist.config.run import BaselineSettings, EvaluateSettings, OtherModelSettings
 from laborllm_dist.errors import DataFileError, ForeignFileError, LaborError, RunError, SettingsError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, remove_parts
-from laborllm_dist.evaluation.run import score_run
 from laborllm_dist.io.files import atomic_write, write_text
 from laborllm_dist.io.recorded_folder import check_replaceable, read_record, replacing_folder
 from laborllm_dist.io.run_directory import check_run_folder, read_run
 from laborllm_dist.models.gguf import convert_gguf
-from laborllm_dist.prediction.predict import predict
 from laborllm_dist.store.build import building_folder, prepare_store
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
@@ -244,7 +242,7 @@ def test_predictions_take_the_place_of_predictions_only(tmp_path: Path) -> None:
         with pytest.raises(
             ForeignFileError, match=rf"{name}.parquet is (there and holds no predictions|a symbolic link)"
         ):
-            predict(settings, ONE_RANK, quiet)
+            predict_alone(settings)
     assert {path: path.read_bytes() for path in before} == before
     info = ScoreTableInfo("m", OWN_CAREERS, "c", "0", {"measure": "normalised"})
     for _ in range(2):
@@ -308,7 +306,7 @@ def test_a_table_of_another_kind_is_not_written_over(content: str, copied: Path)
     with pytest.raises(
         ForeignFileError, match=r"test.parquet is no file of scores, or is damaged; it is not replaced: move"
     ):
-        score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={copied}"]), ONE_RANK, quiet)
+        score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={copied}"]))
     assert table.read_bytes() == before
     marginal = copied / "scores/test.marginal.parquet"
     write_score_table(scores(), INFO, marginal)
@@ -332,7 +330,7 @@ def test_a_model_s_folder_gives_its_table_no_baseline_s_name(copied: Path, tmp_p
         with pytest.raises(
             SettingsError, match=rf"would be called '{name}', which .*; give them a name \(model.name=...\)"
         ):
-            score_run(settings, ONE_RANK, quiet)
+            score_alone(settings)
 
 
 def test_a_result_beside_a_forecast_is_not_written_over(copied: Path) -> None:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.trained_runs import random_run
+from helpers.trained_runs import random_run, score_alone
 
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import EvaluateSettings
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import AlreadyRunningError, DiskError
-from laborllm_dist.evaluation.run import score_run
 from laborllm_dist.io import files
 from laborllm_dist.io.files import file_lock
 
@@ -118,10 +117,10 @@ def test_two_models_of_a_run_are_scored_at_once_and_one_of_them_is_not_twice(tmp
         alone_on_table(alone, scores / "test.other.parquet"),
         alone_on_table(alone, scores / "test_forecast_h2.parquet"),
     ):
-        table = score_run(settings, alone, lambda line: None)
+        table = score_alone(settings)
     assert table == scores / "test.parquet"
     with (
         alone_on_table(alone, table),
         pytest.raises(AlreadyRunningError, match=r"another start is at work on .*scores/test\.parquet; wait for it"),
     ):
-        score_run(settings, alone, lambda line: None)
+        score_alone(settings)

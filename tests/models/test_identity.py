@@ -13,7 +13,7 @@ import torch
 from helpers.damage import flipped, unnoticed_flips
 from helpers.models import settings_for
 from helpers.runs import quiet, settings_of, small_run
-from helpers.trained_runs import ONE_RANK, forecast, random_run
+from helpers.trained_runs import ONE_RANK, forecast, random_run, score_alone
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -46,7 +46,6 @@ from laborllm_dist.errors import (
     ModelError,
     RunError,
 )
-from laborllm_dist.evaluation.run import score_run
 from laborllm_dist.io.files import sha256_of
 from laborllm_dist.io.run_directory import RunDirectory, create_or_resume, run_fingerprint
 from laborllm_dist.models.fingerprint import weights_fingerprint
@@ -289,7 +288,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(run: Path, *more: str) -> Path:
-    return score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", *more]), ONE_RANK, quiet)
+    return score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", *more]))
 
 
 def test_no_table_is_written_over_with_other_settings_not_even_a_run_s_own(run: Path) -> None:

@@ -25,7 +25,7 @@ from helpers.scoring_cases import (
     template,
     trained_tokenizer,
 )
-from helpers.trained_runs import random_run
+from helpers.trained_runs import predict_alone, random_run
 from rich.console import Console
 
 from laborllm_dist.careers.types import CareerHistory, Job
@@ -41,6 +41,7 @@ from laborllm_dist.errors import (
     SettingsError,
     TitleBoundaryError,
 )
+from laborllm_dist.evaluation.target import evaluated_run
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import evaluated
 from laborllm_dist.prediction.predict import AskedPrompts, TopTitles, best_titles, check_told, predict, prediction_rows
@@ -318,7 +319,7 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
     def predicted(*overrides: str) -> tuple[pa.Table, ScoreTableInfo]:
         told = [f"run={run}", f"careers={people}", "batch_size=3", "max_tree_tokens=5", *overrides]
         settings = compose_settings(PredictSettings, "predict", told)
-        return predict(settings, DistributedContext(0, 1, 0, torch.device("cpu")), lambda line: None)
+        return predict_alone(settings)
 
     table, found = predicted()
     assert table["rank"].to_pylist() == [1, 2, 3]
@@ -404,7 +405,7 @@ def test_settings_that_are_wrong_are_refused(override: str, message: str) -> Non
 def test_several_ranks_are_refused() -> None:
     settings = compose_settings(PredictSettings, "predict", ["run=x", "careers=x"])
     with pytest.raises(RunError, match="predictions are made by one process, found 2 ranks; start with plain python"):
-        predict(settings, DistributedContext(0, 2, 0, torch.device("cpu")), print)
+        predict(settings, evaluated_run(settings), DistributedContext(0, 2, 0, torch.device("cpu")), print)
 
 
 @pytest.mark.ranks

@@ -13,8 +13,13 @@ from helpers.scores import KEYS, report_on, write_scores
 from rich.console import Console
 
 from laborllm_dist.errors import RunError, ScoreTableError
-from laborllm_dist.io.number_format import format_perplexity
-from laborllm_dist.report.formatting import format_nats, format_probability, format_share, format_signed_perplexity
+from laborllm_dist.io.number_format import (
+    format_nats,
+    format_perplexity,
+    format_probability,
+    format_share,
+    format_signed_perplexity,
+)
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.report.write import ReportResult, terminal_tables
 

@@ -25,9 +25,9 @@ from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.errors import TitleBoundaryError, TokenizerError
 from laborllm_dist.evaluation.title_trie import common_title_trie
 from laborllm_dist.store.build import prepare_store, store_folder
+from laborllm_dist.store.few_shot import render_preface
 from laborllm_dist.store.tokenize import title_token_ids, tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer, tokenizer_identity
-from laborllm_dist.text.few_shot import render_preface
 from laborllm_dist.text.template import CareerText, compile_template, render_career
 from laborllm_dist.text.title_variants import display_vocabulary
 

@@ -15,7 +15,7 @@ import pytest
 from helpers.damage import flipped, lists, resigned, unnoticed_flips, what_is_read
 from helpers.runs import quiet
 from helpers.scores import INFO, scores
-from helpers.trained_runs import ONE_RANK, PARTED_KEYS, forecast, parted, random_run
+from helpers.trained_runs import ONE_RANK, PARTED_KEYS, forecast, parted, predict_alone, random_run, score_alone
 
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
@@ -23,10 +23,8 @@ from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.run import BaselineSettings, EvaluateSettings
 from laborllm_dist.errors import DataFileError, LaborError, RunError, ScoreTableError, StoreError
 from laborllm_dist.evaluation.resumable_parts import finish_parts, read_parts
-from laborllm_dist.evaluation.run import score_run
 from laborllm_dist.io.files import ChecksumCheck, sha256_of
 from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.prediction.predict import predict
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.store import store as token_store
 from laborllm_dist.store.store import TOKENIZER, checking_store, open_store, verify_store
@@ -68,13 +66,11 @@ def test_every_reader_looks_at_the_checksums(run: Path, store_folder: Path, tmp_
     people.write_text(json.dumps({"person": "1", "jobs": [{"year": 1990, "occupation": "a"}]}))
 
     def evaluated() -> object:
-        return score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]), ONE_RANK, quiet)
+        return score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]))
 
     def predicted() -> object:
         output = f"output={tmp_path}/p.parquet"
-        return predict(
-            compose_settings(PredictSettings, "predict", [f"run={run}", f"careers={people}", output]), ONE_RANK, quiet
-        )
+        return predict_alone(compose_settings(PredictSettings, "predict", [f"run={run}", f"careers={people}", output]))
 
     def compared() -> object:
         return score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={run}"]), quiet)
@@ -106,7 +102,7 @@ def test_a_flip_in_the_settings_of_a_run_is_refused_or_harmless(run: Path) -> No
     before = record.read_bytes()
     record.write_bytes(before.replace(b'"max_seq_length": 1024', b'"max_seq_length": 1025', 1))
     with pytest.raises(RunError, match=r"settings.json is damaged \(it has changed since it was written"):
-        score_run(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]), ONE_RANK, quiet)
+        score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]))
     record.write_bytes(before)
 
 
@@ -306,7 +302,7 @@ def test_a_flip_in_a_part_is_refused_or_harmless(tmp_path: Path) -> None:
 
 def test_a_damaged_table_is_not_taken_for_finished(run: Path) -> None:
     settings = compose_settings(EvaluateSettings, "evaluate", [f"run={run}"])
-    table = score_run(settings, ONE_RANK, quiet)
+    table = score_alone(settings)
     before = table.read_bytes()
     content = pq.read_table(table)
     place = content.schema.get_field_index("title")
@@ -315,9 +311,9 @@ def test_a_damaged_table_is_not_taken_for_finished(run: Path) -> None:
     with pytest.raises(
         LaborError, match=r"is damaged: its rows or metadata have changed .*; delete it, and make it anew"
     ):
-        score_run(settings, ONE_RANK, quiet)
+        score_alone(settings)
     table.unlink()
-    assert score_run(settings, ONE_RANK, quiet).read_bytes() == before
+    assert score_alone(settings).read_bytes() == before
     table.unlink()
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
 from laborllm_dist.config.run import TrackingSettings
 from laborllm_dist.errors import DiskError, DiskFullError, RunError, ScoreTableError
-from laborllm_dist.evaluation.score import observation_facts
+from laborllm_dist.evaluation.tasks import observation_facts
 from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text
 from laborllm_dist.io.run_directory import create_or_resume, read_run
 from laborllm_dist.store.pooling import TrainingPool

@@ -23,9 +23,8 @@ from rich.console import Console
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.config.run import EvaluationSettings
 from laborllm_dist.errors import ModelError, ScoreTableError
-from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
-from laborllm_dist.evaluation.plan import EvaluationPlan
-from laborllm_dist.evaluation.score import Evaluation, _titles_of_unit
+from laborllm_dist.evaluation.all_titles import AllTitles, Prompts, TitleScores, score_titles
+from laborllm_dist.evaluation.tasks import Evaluation, EvaluationPlan
 from laborllm_dist.evaluation.title_trie import build_trie, title_trie
 from laborllm_dist.forecasting.iterate import Distributions, IteratedForecast, Query, iterate_exact, iterate_sampled
 from laborllm_dist.forecasting.prompts import normalised
@@ -127,10 +126,11 @@ def test_an_evaluation_normalises_titles_that_all_underflow(tolerance: float, tm
         rows_of(careers_of_every_kind()[:1], tokenizer),
         title_trie("1984 (high school):", VOCABULARY, tokenizer),
     )
-    plan = EvaluationPlan(units=(((0,),),), max_seq_length=len(rows.token_ids(0)), batches_per_part=1)
-    work = Evaluation(rows, plan, ScoreTableInfo("m", "test", "c", "0", {}), tmp_path, tmp_path / "t.parquet")
-    wanted = EvaluationSettings("test", 512, 2, 1, "fp32", tolerance=tolerance)
-    table = _titles_of_unit(work, trie, wanted, Improbable(LOST), 0)
+    plan = EvaluationPlan(batches=(((0,),),), max_seq_length=len(rows.token_ids(0)), batches_per_part=1)
+    task = AllTitles(EvaluationSettings("test", 512, 2, 1, "fp32", tolerance=tolerance))
+    info = ScoreTableInfo("m", "test", "c", "0", {})
+    work = Evaluation(task, rows, plan, info, tmp_path, tmp_path / "t.parquet")
+    table = task.scorer(work, Improbable(LOST), lambda: trie)(0)
     observed = rows.occupations_of([0])
     for row, title in zip(table.to_pylist(), observed.tolist(), strict=True):
         told = [value for value in row["terminated"] if value is not None]

@@ -19,8 +19,7 @@ from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
 from laborllm_dist.config.run import BaselineSettings, EvaluationSettings
 from laborllm_dist.errors import RunError, SettingsError, TemplateError
-from laborllm_dist.evaluation.plan import plan_evaluation
-from laborllm_dist.evaluation.score import observation_facts
+from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama

@@ -1,7 +1,7 @@
 """Read the rows of resume files as people, in the order of their first row.
 
-    people=together   the rows of a person follow each other; memory stays flat (16 bytes a person are kept, to refuse
-                      a person whose rows stand apart)
+    people=together   the rows of a person follow each other; memory stays flat (the first row of everybody is in a
+                      temporary database, to refuse a person whose rows are apart)
     people=anywhere   they may stand anywhere; everybody is held in memory
 
 Rows that are broken are problems: they are collected while people are given out, and refuse the file when it ends, or
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import functools
 import re
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +22,11 @@ from laborllm_dist.careers.readers.cells import OTHER_BLANK, InexactIdError, per
 from laborllm_dist.careers.readers.resumes.date_order import date_columns
 from laborllm_dist.careers.readers.resumes.dates import NotADateError
 from laborllm_dist.careers.readers.resumes.files import Cells, IsColumn, WantedColumns, read_cells, refuse_if_many
-from laborllm_dist.careers.readers.resumes.first_places import FirstPlaces
 from laborllm_dist.careers.readers.resumes.spells import Spell, SpellReader
 from laborllm_dist.careers.readers.tabular import unit_of
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import ResumeSettings
+from laborllm_dist.errors import DiskError
 
 _FACTS = ("birth_year", "gender", "ethnicity", "region")
 _PLACES_PER_FILE = 1 << 40
@@ -78,15 +80,15 @@ class PersonRows:
 
     def _together(self) -> Iterator[list[_Row]]:
         """Yield the rows of a person when the next one begins; note one who begins a second time."""
-        begun = FirstPlaces()
         rows: list[_Row] = []
-        for row in self._rows():
-            if rows and (row.person != rows[0].person or self.settings.rows == "person"):
-                yield rows
-                rows = []
-            if not rows and (first := begun.first_place(row.person, row.key)) is not None:
-                self._note_second(row, first)
-            rows.append(row)
+        with closing(_first_rows()) as first_rows:
+            for row in self._rows():
+                if rows and (row.person != rows[0].person or self.settings.rows == "person"):
+                    yield rows
+                    rows = []
+                if not rows and (first := _add_first(first_rows, row.person, row.key)) is not None:
+                    self._note_second(row, first)
+                rows.append(row)
         if rows:
             yield rows
 
@@ -206,6 +208,33 @@ class PersonRows:
             apart = f"the rows of person {row.person!r} stand apart, the first at {where}"
             what = f"{apart}; sort them, or set people=anywhere"
         row.problems.add(row.place, self.settings.columns.person, what)
+
+
+def _first_rows() -> sqlite3.Connection:
+    """Open a table of the first row of everybody: a temporary file, which is gone when it is closed."""
+    database = sqlite3.connect("", check_same_thread=False)
+    database.executescript(
+        "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;"  # KiB of memory
+        "CREATE TABLE first_rows (person TEXT PRIMARY KEY, place INTEGER) WITHOUT ROWID"
+    )
+    return database
+
+
+def _add_first(database: sqlite3.Connection, person: str, place: int) -> int | None:
+    """Return where a person's first row is if that is known; None, and this place is noted, if not.
+
+    Raises:
+        DiskError: if the disk of temporary files has no room for more people.
+    """
+    try:
+        if database.execute("INSERT OR IGNORE INTO first_rows VALUES (?, ?)", (person, place)).rowcount:
+            return None
+        (known,) = database.execute("SELECT place FROM first_rows WHERE person = ?", (person,)).fetchone()
+    except sqlite3.OperationalError as error:
+        raise DiskError(
+            f"no list of people in temporary files ({error}); make room there, or set TMPDIR to another folder"
+        ) from None
+    return int(known)
 
 
 def _columns_beyond(settings: ResumeSettings) -> IsColumn | None:

@@ -42,6 +42,7 @@ from laborllm_dist.careers.readers.synthetic.titles import (
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.errors import DataFileError
+from laborllm_dist.randomness import stream
 
 # Shapes: P people of a block, W waves, S strata (education, decade, age class), O occupations, T tenures, G genders.
 Indices = NDArray[np.int64]
@@ -68,8 +69,6 @@ MISSED = 0.03  # chance that a wave after the second one is missed
 _PEOPLE_PER_BLOCK = 1_000
 _NUM_FACTS = 9  # uniforms of a person before those of the waves; 8 used, the ninth makes 132 a multiple of 4
 _DRAWS_PER_PERSON = _NUM_FACTS + 3 * len(WAVES)
-_PURPOSE = int.from_bytes(b"careers", "big")  # upper half of the generator's key, the seed is the lower
-_DRAWS_PER_COUNT = 4  # a step of Philox's counter gives four 64-bit numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ class SyntheticMarket:
         return tenures
 
     def _block(self, people: range, jobs: list[Job], survey: str) -> Iterator[CareerHistory]:
-        uniforms = _uniforms(self.seed, people)
+        uniforms = person_uniforms(self.seed, people)
         birth_years = FIRST_BIRTH_YEAR + _chosen_evenly(uniforms[:, 3], LAST_BIRTH_YEAR + 1 - FIRST_BIRTH_YEAR)
         genders = _chosen_evenly(uniforms[:, 0], len(GENDERS))
         educations_PW = _educations(uniforms, birth_years)
@@ -234,11 +233,10 @@ def make_market(settings: SyntheticSettings) -> SyntheticMarket:
     )
 
 
-def _uniforms(seed: int, people: range) -> Floats:
+def person_uniforms(seed: int, people: range) -> Floats:
     """Return the uniform numbers of each person, [P, 132]: one fixed stretch of the seed's stream each."""
-    stream = np.random.Philox(key=_PURPOSE << 64 | seed % 2**64)
-    stream.advance(people.start * _DRAWS_PER_PERSON // _DRAWS_PER_COUNT)
-    return np.random.Generator(stream).random((len(people), _DRAWS_PER_PERSON))
+    draws = stream(seed, "careers", start=people.start * _DRAWS_PER_PERSON)
+    return draws.random((len(people), _DRAWS_PER_PERSON))
 
 
 def _chosen(weights: Floats, uniforms: Floats) -> Indices:

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import itertools
 import re
+import sqlite3
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -20,14 +21,13 @@ from hypothesis import strategies as st
 from laborllm_dist.careers.person_records import Exclusion, PersonRecord
 from laborllm_dist.careers.readers.resumes.dates import NotADateError, read_days
 from laborllm_dist.careers.readers.resumes.files import resume_files
-from laborllm_dist.careers.readers.resumes.first_places import FirstPlaces
 from laborllm_dist.careers.readers.resumes.people import resume_people
 from laborllm_dist.careers.readers.resumes.spells import Spell, SpellReader, slots_of, with_ends
 from laborllm_dist.careers.readers.resumes.wide_rows import PersonRows
 from laborllm_dist.careers.readers.resumes.year_assignment import job_of_years
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import ResumeSettings
-from laborllm_dist.errors import DataFileError, LaborError, SettingsError
+from laborllm_dist.errors import DataFileError, DiskError, LaborError, SettingsError
 from laborllm_dist.store.build import prepare_store
 
 DATES = {
@@ -293,18 +293,33 @@ def test_people_whose_rows_stand_apart(tmp_path: Path) -> None:
     assert b.career.person == "b"
 
 
-@given(st.lists(st.integers(0, 50), max_size=200))
-def test_first_places_are_those_of_a_dict(people: list[int]) -> None:
-    import laborllm_dist.careers.readers.resumes.first_places as module
+def test_people_of_more_files_whose_rows_stand_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for name, people in {"1": "ab", "2": "ca", "3": "d"}.items():
+        (folder / f"{name}.jsonl").write_text(rows_of(*(job(person, "1", "2010", "2010") for person in people)))
+    with pytest.raises(
+        DataFileError, match=r"2.jsonl: .*\n.*line 2.* person 'a' stand apart, the first at line 1 of .*1.jsonl"
+    ):
+        read(coded(folder))
 
-    before, module._RECENT = module._RECENT, 8
-    try:
-        places, known = FirstPlaces(), {}
-        for place, person in enumerate(people):
-            assert places.first_place(str(person), place) == known.get(person)
-            known.setdefault(person, place)
-    finally:
-        module._RECENT = before
+
+def test_no_room_for_the_list_of_people_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(rows_of(*(job(f"person {number:0400d}", "1", "2010", "2010") for number in range(40))))
+    assert len(read(coded(path))) == 40
+    connect = sqlite3.connect
+
+    def small(*place: str, **more: bool) -> sqlite3.Connection:
+        database = connect(*place, **more)
+        database.execute("PRAGMA max_page_count=3")
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(
+        DiskError, match=r"no list of people in temporary files \(database or disk is full\); make room"
+    ):
+        read(coded(path))
 
 
 BROKEN = {

@@ -15,6 +15,7 @@ from helpers.processes import PROJECT, run_well
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import quiet, settings_of, small_run
 from helpers.scoring_cases import PROMPTS
+from helpers.trained_runs import score_alone
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
 from laborllm_dist.batching.training_plan import plan_training
@@ -24,21 +25,16 @@ from laborllm_dist.careers.splits import SPLITS, split_of
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import EvaluateSettings, OtherModelSettings, RunSettings
-from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import DataFileError, ModelError, RunError, SequenceTooLongError, SettingsError
-from laborllm_dist.evaluation.plan import plan_evaluation
-from laborllm_dist.evaluation.prompt_prefix import check_cut, describe_cut, prompted, text_details, text_name
-from laborllm_dist.evaluation.run import score_run
-from laborllm_dist.evaluation.score import observation_facts
-from laborllm_dist.evaluation.target import longest_text
+from laborllm_dist.evaluation.target import check_cut, describe_cut, longest_text, prompted, text_details, text_name
+from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.store.build import prepare_shard, prepare_store, store_folder
-from laborllm_dist.store.few_shot import choose_examples
+from laborllm_dist.store.few_shot import choose_examples, render_preface
 from laborllm_dist.store.store import check_lengths
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
 from laborllm_dist.store.truncation import CareerEncoder, encode_careers
 from laborllm_dist.tables.scores import read_score_table
-from laborllm_dist.text.few_shot import render_preface
 from laborllm_dist.text.template import Template, compile_template, render_career
 
 VOCABULARY = OccupationVocabulary(("436", "435", "unemployed"), ("Cooks", "Food servers", "Unemployed"))
@@ -390,7 +386,7 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
 
     def score(*overrides: str) -> None:
         settings = compose_settings(EvaluateSettings, "evaluate", [run, *overrides])
-        score_run(settings, DistributedContext(0, 1, 0, torch.device("cpu")), lines.append)
+        score_alone(settings, lines.append)
 
     def table(name: str):
         rows, info = read_score_table(tmp_path / f"runs/small/scores/{name}.parquet")
