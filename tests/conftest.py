@@ -30,6 +30,10 @@ def tree_status(folder: Path) -> set[str]:
     return set(done.stdout.splitlines())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-golden", action="store_true", help="write golden files anew and compare with none")
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[TREE_BEFORE] = tree_status(PROJECT)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background: what tests start would inherit it

@@ -70,6 +70,10 @@ class DrawnFigure:
     png: bytes
     undrawn: str
 
+    def _repr_svg_(self) -> str:
+        """Return what a notebook shows."""
+        return self.svg.decode()
+
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
