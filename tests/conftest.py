@@ -40,6 +40,17 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put whole files that take long first, so that several workers end together; otherwise the order stays."""
+    urgency: dict[Path, int] = {}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        own = 2 if marks & {"hosts", "slurm"} else int("ranks" in marks)
+        urgency[item.path] = max(own, urgency.get(item.path, 0))
+    items.sort(key=lambda item: -urgency[item.path])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Fail a run of the whole suite that leaves other files in the project than it met."""
