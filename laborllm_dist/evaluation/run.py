@@ -90,11 +90,11 @@ def score_run(settings: EvaluateSettings, ranks: DistributedContext, say: Say) -
             say(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
         ranks.run_on_main(check.wait)
         ranks.run_on_main(check_trained_on.wait)
-        ranks.run_on_main(lambda: _warn_if_no_better(subject, wanted.split, read_run(Path(settings.run))[1]))
+        ranks.run_on_main(lambda: warn_if_no_better(subject, wanted.split, read_run(Path(settings.run))[1]))
     return subject.table
 
 
-def _warn_if_no_better(subject: EvaluationTarget, split: Split, run: RunSettings) -> None:
+def warn_if_no_better(subject: EvaluationTarget, split: Split, run: RunSettings) -> None:
     """Say in one line where the model predicts the titles of a split worse than no model does."""
     nats_per_title = -float(np.mean(read_score_table(subject.table)[0]["title"].to_numpy()))
     warning = warning_if_no_better(
