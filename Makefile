@@ -2,11 +2,12 @@
 # make test         the tests                make test-quick   those that start no ranks
 # make test-hosts   over two hosts           make test-slurm   under a Slurm of one node
 #                   (both as root, with Debian's programs; else they say what is missing)
+# make test-all     test, test-hosts and test-slurm in one session, as CI runs them
 # make test-peers   scores beside those of lm-evaluation-harness, liger-kernel's loss beside ours (installs both)
 # make lint         style and types          make benchmarks   the benchmarks that need no GPU
 # make gpu-suite    correctness, speed and memory on one NVIDIA GPU, nine minutes at most
 # make docs         the manual as a site in site/, its reference pages made from the code
-# Settings: PYTHON=python3.12  VENV=.venv  RANKS=2  WORKERS=2 (of test-quick)
+# Settings: PYTHON=python3.12  VENV=.venv  RANKS=2  WORKERS=2 (processes of pytest)
 PYTHON ?= python3
 VENV ?= .venv
 RANKS ?= 2
@@ -20,7 +21,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic goals test test-quick test-ranks test-hosts test-slurm test-peers lint docs benchmarks gpu-suite peers clean
+.PHONY: install quickstart synthetic goals test test-all test-quick test-ranks test-hosts test-slurm test-peers lint docs benchmarks gpu-suite peers clean
 
 install: $(INSTALLED)
 
@@ -58,14 +59,21 @@ runs/%/scores/baselines: runs/%/scores/test.parquet
 
 .PRECIOUS: runs/%/export/laborllm_dist.json runs/%/scores/test.parquet runs/%/scores/baselines
 
-test: test-quick test-ranks
+# A file's tests stay in one process: they share what is made once. Files that start ranks come first (tests/conftest.py),
+# and while one waits for its ranks, another uses the processor.
+PYTEST := OMP_NUM_THREADS=1 pytest -q --dist loadfile --no-loadscope-reorder
 
-# A file's tests stay in one process: they share what is made once.
+test: install
+	@$(PYTEST) -n $(WORKERS) -m 'not hosts and not slurm and not peers'
+
+test-all: install
+	@$(PYTEST) -n $(WORKERS) -rs -m 'not peers'
+
 test-quick: install
-	@OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile -m 'not ranks and not hosts and not slurm and not peers'
+	@$(PYTEST) -n $(WORKERS) -m 'not ranks and not hosts and not slurm and not peers'
 
 test-ranks: install
-	@pytest -q -m 'ranks and not hosts and not slurm and not peers'
+	@$(PYTEST) -n $(WORKERS) -m 'ranks and not hosts and not slurm and not peers'
 
 test-hosts: install
 	@pytest -q -rs tests/distributed/test_hosts.py

@@ -30,10 +30,25 @@ def tree_status(folder: Path) -> set[str]:
     return set(done.stdout.splitlines())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-golden", action="store_true", help="write golden files anew and compare with none")
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[TREE_BEFORE] = tree_status(PROJECT)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background: what tests start would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put whole files that take long first, so that several workers end together; otherwise the order stays."""
+    urgency: dict[Path, int] = {}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        own = 2 if marks & {"hosts", "slurm"} else int("ranks" in marks)
+        urgency[item.path] = max(own, urgency.get(item.path, 0))
+    items.sort(key=lambda item: -urgency[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

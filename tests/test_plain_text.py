@@ -304,10 +304,10 @@ def test_joiners_that_no_font_has_are_left_out_without_a_note() -> None:
 
 
 def test_long_names_are_cut_in_their_middle_by_their_width() -> None:
-    assert figures._shorten("x" * 50, 40) == "x" * 20 + "…" + "x" * 19
-    assert figures._shorten("厨" * 30, 40) == "厨" * 10 + "…" + "厨" * 9
-    assert figures._shorten("x" * 40, 40) == "x" * 40
+    assert figures.shorten("x" * 50, 40) == "x" * 20 + "…" + "x" * 19
+    assert figures.shorten("厨" * 30, 40) == "厨" * 10 + "…" + "厨" * 9
+    assert figures.shorten("x" * 40, 40) == "x" * 40
 
 
 def test_large_ticks_are_powers_of_ten() -> None:
-    assert [figures._tick_text(value) for value in (0.5, 1000.0, 2e6, 1.5e12)] == ["0.5", "1,000", "2e6", "1.5e12"]
+    assert [figures.tick_text(value) for value in (0.5, 1000.0, 2e6, 1.5e12)] == ["0.5", "1,000", "2e6", "1.5e12"]

@@ -33,7 +33,7 @@ SETTINGS = {
 }
 ROW_LENGTHS = (2048, 4096)
 PASS_TOKENS = 8192
-WARM_UP, TIMED = 3, 5  # steps
+WARM_UP, TIMED = (3, 5) if torch.cuda.is_available() else (1, 1)  # steps; the speed of a CPU is of no interest here
 FILLED = 0.95  # of the GPU's memory, by the plan: it may be off by some percent
 HOST_PROCESS_BYTES = 6 * GIB  # interpreter, libraries, and what loading leaves behind
 

@@ -108,7 +108,7 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
             say(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
         ranks.run_on_main(check.wait)
         ranks.run_on_main(check_trained_on.wait)
-        ranks.run_on_main(lambda: _warn_if_no_better(target, evaluation.split, run.settings))
+        ranks.run_on_main(lambda: warn_if_no_better(target, evaluation.split, run.settings))
     return target.table
 
 
@@ -122,7 +122,7 @@ def tasks_of(settings: EvaluationSettings, target: EvaluationTarget) -> list[Eva
     return tasks
 
 
-def _warn_if_no_better(target: EvaluationTarget, split: Split, run: RunSettings) -> None:
+def warn_if_no_better(target: EvaluationTarget, split: Split, run: RunSettings) -> None:
     """Warn in one line where the model predicts the titles of a split worse than no model does."""
     nats_per_title = -float(np.mean(read_score_table(target.table)[0]["title"].to_numpy()))
     warning = warning_if_no_better(

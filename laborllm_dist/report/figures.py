@@ -69,6 +69,10 @@ class DrawnFigure:
     png: bytes
     undrawn: str
 
+    def _repr_svg_(self) -> str:
+        """Return what a notebook shows."""
+        return self.svg.decode()
+
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
@@ -183,7 +187,7 @@ def _write_above(axes: Axes, row: int, label: str, value: str) -> None:
 
 def _model_label(model: ModelNumbers, fonts: Drawable) -> str:
     name = f"{model.model} (true model)" if model.true_model else model.model
-    return _shorten(fonts.text(visible(name)), LETTERS_ACROSS)
+    return shorten(fonts.text(visible(name)), LETTERS_ACROSS)
 
 
 def _pair_label(pair: PairNumbers, fonts: Drawable) -> str:
@@ -191,11 +195,11 @@ def _pair_label(pair: PairNumbers, fonts: Drawable) -> str:
     label = f"{first} {MINUS} {second}"
     if cell_len(label) <= LETTERS_ACROSS:
         return label
-    return f"{_shorten(first, LETTERS_ACROSS)}\n{MINUS} {_shorten(second, LETTERS_ACROSS - 2)}"
+    return f"{shorten(first, LETTERS_ACROSS)}\n{MINUS} {shorten(second, LETTERS_ACROSS - 2)}"
 
 
-def _shorten(name: str, letters: int) -> str:
-    # Cut in the middle: long names tend to differ at either end, such as in the run's name.
+def shorten(name: str, letters: int) -> str:
+    """Cut a name in the middle: long names tend to differ at either end, such as in the run's name."""
     if cell_len(name) <= letters:
         return name
     start, end = chop_cells(name, letters // 2)[0], chop_cells(name[::-1], letters - letters // 2 - 1)[0][::-1]
@@ -239,18 +243,19 @@ def _set_perplexity_axis(axes: Axes, estimates: Iterable[Estimate], measure: str
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(_log_ticks(min(ends), max(ends))))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_text(value)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
         axes.set_xlabel(f"perplexity ({measure}), logarithmic axis;\nlower is better")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if ends and max(ends) >= LARGE:
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_text(value)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
         else:
             axes.ticklabel_format(axis="x", style="plain", useOffset=False)
         axes.set_xlabel(f"perplexity ({measure}); lower is better")
 
 
-def _tick_text(value: float) -> str:
+def tick_text(value: float) -> str:
+    """Return the label of a tick: 1,000; from a million on a power of ten, 1.5e12."""
     if value < LARGE:
         return f"{value:,.10g}"
     digits, exponent = f"{value:e}".split("e")

@@ -49,7 +49,7 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     if wanted.where == "slurm":
         limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
         limits["slurm_array_parallelism"] = wanted.num_workers
-    folder = _new_folder(logs)
+    folder = new_folder(logs)
     try:
         executor = submitit.AutoExecutor(folder=str(folder), cluster=wanted.where)
         executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
@@ -80,7 +80,7 @@ def _heeding_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _new_folder(logs: Path) -> Path:
+def new_folder(logs: Path) -> Path:
     """Return a new folder that only this user can write to: what jobs are given and answer is unpickled from there.
 
     Raises:

@@ -104,7 +104,7 @@ def _train_alone(
     if is_done(plan, state) and ranks.run_on_main(lambda: finished_step(run, settings)) == state.best_step:
         tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
         ranks.run_on_main(check.wait)
-        ranks.run_on_main(lambda: _warn_if_no_better(state, store, settings))
+        ranks.run_on_main(lambda: warn_if_no_better(state, store, settings))
         return
     ranks.run_on_main(lambda: check_exports(run))
     if state.best_step != state.step:  # that of the newest has been looked at
@@ -134,7 +134,7 @@ def _train_alone(
     state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints, tell), TrainerState)
     ranks.run_on_main(lambda: _export_best(state, run, config, store, settings))
     tell(describe_end(state, run.export))
-    ranks.run_on_main(lambda: _warn_if_no_better(state, store, settings))
+    ranks.run_on_main(lambda: warn_if_no_better(state, store, settings))
 
 
 def _state_of(manifest: CheckpointManifest, run: RunDirectory) -> TrainerState:
@@ -164,7 +164,7 @@ def _with_whole_best(state: TrainerState, checkpoints: Path, tell: Callable[[str
     return found
 
 
-def _warn_if_no_better(state: TrainerState, store: TokenStore, settings: RunSettings) -> None:
+def warn_if_no_better(state: TrainerState, store: TokenStore, settings: RunSettings) -> None:
     """Say in one line where the best weights predict the validation people's titles worse than no model does."""
     if state.best_nats_per_title is None:
         return

@@ -36,7 +36,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # on a machine that does other work, too
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -129,7 +129,7 @@ def test_a_suite_that_is_ended_ends_its_part(tmp_path: Path) -> None:
     wait_until(part)
     (running,) = part()
     suite.send_signal(signal.SIGTERM)
-    assert suite.wait(timeout=60) == 128 + signal.SIGTERM
+    assert suite.wait(timeout=180) == 128 + signal.SIGTERM
     wait_until(lambda: not is_running(running))
 
 

@@ -14,7 +14,7 @@ from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TokenStore
 from laborllm_dist.store.without_model import WithoutModel, score_without_model, warning_if_no_better
 from laborllm_dist.training.state import INITIAL_STATE, state_from_values
-from laborllm_dist.training.train import _warn_if_no_better
+from laborllm_dist.training.train import warn_if_no_better
 
 FIVE = WithoutModel(num_titles=5, uniform=math.log(5), marginal=math.log(4.1))
 
@@ -91,7 +91,7 @@ def test_a_training_warns_once_of_its_best_weights(
     settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, best_by=best_by))
     worse = INITIAL_STATE.after_step(1.0, 7, 5).after_validation(0.4, math.log(63)).after_step(1.0, 7, 5)
     worse = worse.after_validation(0.5, math.log(1.1))  # better titles, but not the best weights
-    _warn_if_no_better(worse, store, settings)
+    warn_if_no_better(worse, store, settings)
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == said.err.count("warning:") == 1
@@ -100,7 +100,7 @@ def test_a_training_warns_once_of_its_best_weights(
     assert "training.epochs" in said.err
 
     better = INITIAL_STATE.after_step(1.0, 7, 5).after_validation(0.4, math.log(1.1))
-    _warn_if_no_better(better, store, settings)
+    warn_if_no_better(better, store, settings)
     assert capsys.readouterr().err == ""
 
 
@@ -110,5 +110,5 @@ def test_validations_of_earlier_versions_say_nothing_of_titles(
     settings, store = panel
     values = dataclasses.asdict(INITIAL_STATE.after_step(1.0, 7, 5).after_validation(99.0))
     values["validations"] = [{"step": 1, "loss": 99.0}]
-    _warn_if_no_better(state_from_values(values), store, settings)
+    warn_if_no_better(state_from_values(values), store, settings)
     assert capsys.readouterr().err == ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import resource
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,6 +41,18 @@ FEWEST_CASES = {
     "test_fuzz_models": 560,
 }
 CASES: Counter[str] = Counter()
+
+
+def contents_of(write: Callable[[Path], object]) -> dict[str, bytes]:
+    """Return the files that a function writes into a folder, by name: many cases then begin with them."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def write_contents(folder: Path, contents: dict[str, bytes]) -> None:
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
 
 
 def fuzz(number: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -159,21 +159,24 @@ class Outcome:
 
 
 def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: Path) -> list[RankProcess]:
-    """Start a script of launch/, or the one at an absolute path, as `world_size` ranks, each in a process group of its own."""
+    """Start a script of launch/, or the one at an absolute path, as ranks, each in a process group of its own.
+
+    With a `world_size` of 0 it is one process without what launchers set, as `python launch/SCRIPT` starts it.
+    """
     port, num_before = free_port(), _num_starts.get(script, 0)
     _num_starts[script] = num_before + 1
     processes = []
     with log.open("ab") as output:
-        for rank in range(world_size):
-            environment = {
-                **{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES},
-                **ON_CPU,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
+        for rank in range(world_size or 1):
+            environment = {**{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}, **ON_CPU}
+            if world_size:
+                environment |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(world_size),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
             command = [str(PROJECT / "launch" / script), *arguments]
             number = num_before + rank if num_before else 0
             processes.append(start_rank(command, environment, output, number=number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from laborllm_dist.careers.readers.psid.concepts import concepts_of, psid_variables, psid_years
@@ -12,13 +13,14 @@ WIDTH = 5
 IDS = ("ER30001", "ER30002", "ER32000")
 
 
-def made_variables(first_year: int = 1981) -> list[tuple[str, str, int]]:
+@functools.cache
+def made_variables(first_year: int = 1981) -> tuple[tuple[str, str, int], ...]:
     """Return (variable, concept, year) of all the method needs, as a cart would hold them."""
     wanted = [(name, "id", 0) for name in IDS]
     for year in psid_years(first_year, None):
         found = [(psid_variables().get((concept, year)), concept, year) for concept in concepts_of(year)]
         wanted += [(name, concept, year) for name, concept, year in found if name not in (None, *IDS)]
-    return wanted
+    return tuple(wanted)
 
 
 def cell(person: Person, name: str, concept: str, year: int) -> str:

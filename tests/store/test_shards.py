@@ -380,6 +380,6 @@ def test_data_settings_refuse_a_tag_that_stands_twice(tmp_path: Path) -> None:
 
 def test_what_jobs_answer_is_unpickled_from_a_new_folder_of_this_user_alone(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir(mode=0o777)
-    folders = [workers._new_folder(tmp_path / "jobs") for _ in range(2)]
+    folders = [workers.new_folder(tmp_path / "jobs") for _ in range(2)]
     assert len(set(folders)) == 2
     assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700, 0o700]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import shared_file
+from helpers.fuzzing import contents_of, write_contents
 from helpers.psid import HEAD, PARTNER, WIDTH, cell, made_variables, setup_text, wave, write_cart, write_packaged
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -440,6 +442,24 @@ def test_data_in_the_layout_of_a_set_up_file(cart_layout: Path, tmp_path: Path) 
 FORMS = ["J220485.txt", "J220485.do", "J220485.zip", "IND2021ER.txt", "FAM1982ER.txt", "FAM1982ER.sas"]
 
 
+@functools.cache
+def undamaged(name: str) -> dict[str, bytes]:
+    """Return the files of a download of which one has this name."""
+
+    def write(folder: Path) -> None:
+        if name.startswith("J"):
+            write_cart(folder, PEOPLE)
+        else:
+            write_packaged(folder, PEOPLE, form="sas")
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
+                for path in [each for each in folder.iterdir() if each.suffix != ".zip"]:
+                    archive.write(path, path.name)
+                    path.unlink()
+
+    return contents_of(write)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     damage=st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4),
@@ -448,16 +468,7 @@ FORMS = ["J220485.txt", "J220485.do", "J220485.zip", "IND2021ER.txt", "FAM1982ER
 )
 def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, cut: int, name: str) -> None:
     folder = tmp_path_factory.mktemp("damage")
-    is_cart = name.startswith("J")
-    if is_cart:
-        write_cart(folder, PEOPLE)
-    else:
-        write_packaged(folder, PEOPLE, form="sas")
-    if name.endswith(".zip"):
-        with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in [each for each in folder.iterdir() if each.suffix != ".zip"]:
-                archive.write(path, path.name)
-                path.unlink()
+    write_contents(folder, undamaged(name))
     path = folder / name
     original = path.read_bytes()
     content = bytearray(original)

@@ -11,8 +11,9 @@ year, as in the template.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,8 +90,7 @@ class SyntheticMarket:
     def careers(self, num_people: int | None = None, *, survey: str = "SYNTHETIC") -> Iterator[CareerHistory]:
         """Yield the first `num_people` people (default: as in the settings), holding one block of them at a time."""
         num_people = self.num_people if num_people is None else num_people
-        # Few distinct jobs exist (68,675), so careers share them: this saves most of the time and memory of a stream.
-        jobs = [Job(year, code, level) for year in WAVES for code in self.vocabulary.codes for level in EDUCATIONS]
+        jobs = _all_jobs(self.vocabulary.codes)
         for first in range(0, num_people, _PEOPLE_PER_BLOCK):
             yield from self._block(range(first, min(first + _PEOPLE_PER_BLOCK, num_people)), jobs, survey)
 
@@ -159,7 +159,7 @@ class SyntheticMarket:
             tenures.append(tenures[-1] + 1 if before is not None and before.occupation == job.occupation else 1)
         return tenures
 
-    def _block(self, people: range, jobs: list[Job], survey: str) -> Iterator[CareerHistory]:
+    def _block(self, people: range, jobs: Sequence[Job], survey: str) -> Iterator[CareerHistory]:
         uniforms = person_uniforms(self.seed, people)
         birth_years = FIRST_BIRTH_YEAR + _chosen_evenly(uniforms[:, 3], LAST_BIRTH_YEAR + 1 - FIRST_BIRTH_YEAR)
         genders = _chosen_evenly(uniforms[:, 0], len(GENDERS))
@@ -213,6 +213,12 @@ class SyntheticMarket:
             last_year[seen] = year
             occupations_PW[seen, wave] = current[seen]
         return occupations_PW
+
+
+@functools.cache
+def _all_jobs(codes: tuple[str, ...]) -> tuple[Job, ...]:
+    """Return the 68,675 jobs there are; careers share them, which saves most of the time and memory of a stream."""
+    return tuple(Job(year, code, level) for year in WAVES for code in codes for level in EDUCATIONS)
 
 
 def make_market(settings: SyntheticSettings) -> SyntheticMarket:
