@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import resource
 import socket
@@ -28,9 +29,9 @@ from laborllm_dist.config.run import RanksSettings
 from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.interface import listen
 from laborllm_dist.distributed.launcher import following_launcher, num_local_ranks
+from laborllm_dist.distributed.library_internals import import_deepspeed
 from laborllm_dist.distributed.meeting import meet_at
 from laborllm_dist.distributed.messages import PLAIN, from_text, to_text
-from laborllm_dist.distributed.quiet_imports import import_deepspeed, quiet_transformers
 from laborllm_dist.distributed.rank_variables import (
     RankVariables,
     check_devices,
@@ -217,7 +218,7 @@ def init_distributed(settings: RanksSettings) -> Iterator[DistributedContext]:
     if not has_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
     torch.set_num_threads(settings.threads_per_rank)
-    quiet_transformers()
+    _quiet_transformers()
     local_rank = variables.local_rank
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
@@ -261,6 +262,15 @@ def without_cudnn_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def _quiet_transformers() -> None:
+    """Leave out bars and notes that say nothing about the run."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails is said in the end
 
 
 def _meet(settings: RanksSettings, device: torch.device, variables: RankVariables) -> Channel | None:

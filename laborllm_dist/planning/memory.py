@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from laborllm_dist.config.model import AdapterSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.deepspeed_limits import LIVE_BUCKETS, SUB_GROUP
+from laborllm_dist.distributed.deepspeed_config import LIVE_BUCKETS, SUB_GROUP
 from laborllm_dist.models.dims import ModelShape
 
 GIB = 2**30

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from laborllm_dist.config.model import AdapterSettings, ZeroSettings
 from laborllm_dist.config.run import GpuSettings, RunSettings
-from laborllm_dist.distributed.deepspeed_limits import LIVE_BUCKETS
+from laborllm_dist.distributed.deepspeed_config import LIVE_BUCKETS
 from laborllm_dist.models.dims import ModelShape
 from laborllm_dist.planning.memory import weight_bytes
 from laborllm_dist.planning.workload import Passes, Workload
