@@ -9,9 +9,8 @@ from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import MemoryEstimateError
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.planning.estimate import ResourceEstimate, forecast
+from laborllm_dist.planning.estimate import MemoryBudget, ResourceEstimate, forecast
 from laborllm_dist.planning.memory import GIB
-from laborllm_dist.planning.memory_budget import MemoryBudget
 from laborllm_dist.planning.suggestions import as_typed, suggest_fitting_config
 from laborllm_dist.planning.workload import workload_of
 

@@ -30,7 +30,7 @@ from laborllm_dist.models.loading import (
     weights_identity,
 )
 from laborllm_dist.models.weight_checks import check_in_place
-from laborllm_dist.planning.memory_budget import budget_of
+from laborllm_dist.planning.estimate import budget_of
 from laborllm_dist.planning.memory_check import check_memory
 from laborllm_dist.store.build import prepare_store, store_folder
 from laborllm_dist.store.store import TOKENIZER, TokenStore, checking_store, open_store

@@ -12,13 +12,14 @@ from helpers.runs import settings_of, small_run
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.training_plan import plan_training
 from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed import deepspeed_config
 from laborllm_dist.distributed.jit_ops import check_nvme
 from laborllm_dist.errors import MemoryEstimateError, ModelError, SettingsError
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import KNOWN, shape_of
 from laborllm_dist.models.loading import new_llama
+from laborllm_dist.planning.estimate import MemoryBudget
 from laborllm_dist.planning.memory import GIB, MicroBatchShape, plan_memory
-from laborllm_dist.planning.memory_budget import MemoryBudget
 from laborllm_dist.planning.memory_check import check_memory
 from laborllm_dist.store.build import prepare_store
 
@@ -88,6 +89,26 @@ def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
         SEVEN, settings_for("optimizer.kind=adamw_8bit"), MicroBatchShape(1, 1024), world_size=2, process_bytes=None
     )
     assert eight.device["optimizer"] / plain.device["optimizer"] == pytest.approx((4 + 2.03125) / 12)
+
+
+@pytest.mark.parametrize(("stage", "more"), [(0, 0), (1, 2), (2, 2), (3, 0)])
+def test_overlapping_communication_takes_a_second_bucket(
+    stage: int, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(f"zero.stage={stage}", "zero.bucket_size=1000000", "zero.precision=bf16")
+    sizes, written = [], []
+    for overlaps in (False, True):
+        monkeypatch.setattr(deepspeed_config, "OVERLAP_COMM", overlaps)
+        memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
+        sizes.append(memory.device["buffers"])
+        config = deepspeed_config.deepspeed_config(settings.zero, None, 2, on_gpu=True)
+        written.append(config["zero_optimization"]["overlap_comm"])
+        on_cpu = deepspeed_config.deepspeed_config(settings.zero, None, 2, on_gpu=False)
+        assert on_cpu["zero_optimization"]["overlap_comm"] is False
+    # A bucket of a million bf16 gradients is 2 MB, and its copy in fp32 4 MB. At stage 0 gradients are fp32.
+    assert sizes[0] == (4e6 if stage == 0 else 6e6)
+    assert sizes[1] - sizes[0] == more * 1e6
+    assert written == [False, stage > 0]
 
 
 def test_page_locked_memory_comes_in_powers_of_two() -> None:
