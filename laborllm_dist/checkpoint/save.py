@@ -35,7 +35,14 @@ from laborllm_dist.checkpoint.manifest import (
 from laborllm_dist.checkpoint.optimizer_shards import OptimizerShard, fragment_groups
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.errors import CheckpointError, DiskError, DiskFullError, ForeignFileError
-from laborllm_dist.io.files import fsync_path, give_usual_mode, refuse_link, sha256_of, translate_disk_errors
+from laborllm_dist.io.files import (
+    fsync_path,
+    give_usual_mode,
+    publish_folder,
+    refuse_link,
+    sha256_of,
+    translate_disk_errors,
+)
 
 FILE_BYTES = 2**30
 _NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  # of the files of a checkpoint
@@ -222,6 +229,4 @@ def _foreign_files(folder: Path) -> list[Path]:
 def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
     with translate_disk_errors(folder):
         write_manifest(partial, manifest)
-        fsync_path(partial)
-        partial.rename(folder)
-        fsync_path(folder.parent)
+        publish_folder(partial, folder, ())  # each rank has its own files on the disk

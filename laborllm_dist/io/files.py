@@ -267,6 +267,25 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def publish_folder(
+    partial: Path, folder: Path, files: Iterable[Path], *, make_room: Callable[[], None] = lambda: None
+) -> None:
+    """Give a complete folder its name: first its files go to the disk, then the folder, then its new name.
+
+    Args:
+        partial: the folder as it was written.
+        folder: its name from now on.
+        files: those in it that are not on the disk yet.
+        make_room: removes an older folder of that name, once the new one is on the disk.
+    """
+    for path in files:
+        fsync_path(path)
+    fsync_path(partial)
+    make_room()
+    partial.rename(folder)
+    fsync_path(folder.parent)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, read in blocks."""
     digest = hashlib.sha256()

@@ -32,7 +32,7 @@ from laborllm_dist.models.loading import (
 from laborllm_dist.models.weight_checks import check_in_place
 from laborllm_dist.planning.estimate import budget_of
 from laborllm_dist.planning.memory_check import check_memory
-from laborllm_dist.store.build import prepare_store, store_folder
+from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.store.store import TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.training.messages import describe_early_stop, describe_end, describe_plan, describe_settings
@@ -72,10 +72,10 @@ def _check_places(settings: RunSettings) -> None:
 
 def _store_folder(settings: RunSettings) -> Path:
     """Return the folder of the token store: that of the run, whichever folder this is started from, or one made now."""
-    recorded = recorded_store(Path(settings.runs) / settings.name)
-    if recorded is not None and recorded.name == store_folder(settings).name:
+    recorded, location = recorded_store(Path(settings.runs) / settings.name), locate_store(settings)
+    if recorded is not None and recorded.name == location.folder.name:
         return recorded
-    return prepare_store(settings, say).folder
+    return prepare_store(settings, say, location).folder
 
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: DistributedContext) -> TrainingPlan:

@@ -28,7 +28,7 @@ from laborllm_dist.io.recorded_folder import check_replaceable, read_record, rep
 from laborllm_dist.io.run_directory import check_run_folder, read_run
 from laborllm_dist.models.gguf import convert_gguf
 from laborllm_dist.prediction.predict import predict
-from laborllm_dist.store.build import building_folder, prepare_store
+from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
 from laborllm_dist.tables.scores import read_score_table, write_score_table
@@ -354,7 +354,7 @@ def test_only_parts_are_removed_with_the_parts(tmp_path: Path) -> None:
 
 def test_a_store_is_not_built_over_other_files(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, num_people=20))
-    thesis = thesis_in(building_folder(settings))
+    thesis = thesis_in(locate_store(settings).building)
     with pytest.raises(
         ForeignFileError, match=r"thesis.tex is no part of a store, and .*partial is where one is built; move"
     ):
