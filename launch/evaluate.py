@@ -1,10 +1,12 @@
 """Score a run's test people: deepspeed launch/evaluate.py run=runs/NAME [model.path=FOLDER_OR_HUB_ID]."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import EvaluateSettings
 from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.evaluation.run import evaluation_ranks, score_run
-from laborllm_dist.io.console import say, silence
+from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Compute the exact log-likelihood of every observed occupation, sharded over ranks; a killed evaluation goes on.
@@ -18,7 +20,7 @@ Compute the exact log-likelihood of every observed occupation, sharded over rank
 def main(settings: EvaluateSettings) -> None:
     """Join the ranks and score."""
     with init_distributed(evaluation_ranks(settings)) as ranks:
-        score_run(settings, ranks, say if ranks.is_main else silence)
+        score_run(settings, ranks, logging.getLogger(LOGGER).info)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Forecast several years ahead: deepspeed launch/forecast.py run=runs/NAME horizon=2 [steps=sampled]."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.forecasting import ForecastSettings
 from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.forecasting.run import forecast_ranks, run_forecasts
-from laborllm_dist.io.console import say, silence
+from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Forecast the occupation of a later observed year, directly and composed from yearly steps, and compare the two.
@@ -18,7 +20,7 @@ Forecast the occupation of a later observed year, directly and composed from yea
 def main(settings: ForecastSettings) -> None:
     """Join the ranks and forecast."""
     with init_distributed(forecast_ranks(settings)) as ranks:
-        run_forecasts(settings, ranks, say if ranks.is_main else silence)
+        run_forecasts(settings, ranks, logging.getLogger(LOGGER).info)
 
 
 if __name__ == "__main__":

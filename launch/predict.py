@@ -1,10 +1,12 @@
 """Predict the next occupations of careers of your own: python launch/predict.py run=runs/NAME careers=FILE."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.evaluation.run import evaluation_ranks
-from laborllm_dist.io.console import results, say
+from laborllm_dist.io.console import LOGGER, results
 from laborllm_dist.prediction.predict import predict
 from laborllm_dist.report.terminal import show_predictions
 
@@ -19,7 +21,7 @@ Tell the most probable next occupations of the people in a JSON or CSV file, wit
 def main(settings: PredictSettings) -> None:
     """Predict, and print the table."""
     with init_distributed(evaluation_ranks(settings)) as ranks:
-        table, info = predict(settings, ranks, say)
+        table, info = predict(settings, ranks, logging.getLogger(LOGGER).info)
     with results() as console:
         show_predictions(table, info, settings.output, console)
 

@@ -1,8 +1,10 @@
 """Compare models: python launch/report.py runs='[runs/A,runs/B]'."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import ReportSettings
-from laborllm_dist.io.console import complain, results
+from laborllm_dist.io.console import LOGGER, results
 from laborllm_dist.report.write import terminal_tables, write_report
 
 HELP = """
@@ -16,7 +18,7 @@ def main(settings: ReportSettings) -> None:
     """Write the report, and print its tables."""
     result = write_report(settings)
     for note in result.notes:
-        complain(note)
+        logging.getLogger(LOGGER).warning(note)
     with results() as console:
         for table in terminal_tables(result):
             console.print(table)

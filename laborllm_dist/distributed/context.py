@@ -35,8 +35,9 @@ from laborllm_dist.distributed.rendezvous import join_process_group, translate_n
 from laborllm_dist.distributed.slurm import launcher_variables
 from laborllm_dist.distributed.watchdog import watch_peers
 from laborllm_dist.errors import InterruptedRunError, PeerFailedError, PeerLostError
-from laborllm_dist.io.console import complain
 from laborllm_dist.io.files import file_lock
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 DONE, REFUSED = "done", "refused"  # what a message of rank 0 begins with
@@ -290,7 +291,7 @@ def _quiet_transformers() -> None:
 
 def _end_without(ranks: DistributedContext) -> None:
     """End this process at once: its main thread waits for a rank that is gone, and cannot be told."""
-    complain(f"error: {_what_is_lost(ranks)}")
+    logger.error(f"error: {_what_is_lost(ranks)}")
     os._exit(PeerLostError.exit_code)
 
 

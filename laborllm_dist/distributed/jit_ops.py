@@ -7,14 +7,17 @@ system gives back however its holder ends, and who has it removes the file: whoe
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from typing import Any
 
 from laborllm_dist.config.model import OptimizerSettings, ZeroSettings
 from laborllm_dist.distributed.library_internals import build_folder, is_installed
 from laborllm_dist.errors import SettingsError
-from laborllm_dist.io.console import say
+from laborllm_dist.io.console import EVERY_RANK
 from laborllm_dist.io.files import file_lock
+
+logger = logging.getLogger(__name__)
 
 LOCK = "laborllm_dist.lock"
 
@@ -60,7 +63,7 @@ def _load(builder: Any, name: str, setting: str, advice: str) -> None:
         for built in (folder, folder.with_name("pin_memory")):
             (built / "lock").unlink(missing_ok=True)
         if not (is_installed(builder) or (folder / f"{builder.name}.so").is_file()):
-            say(f"train: compiling DeepSpeed's {name} (a minute or two, once)")
+            logger.info(f"train: compiling DeepSpeed's {name} (a minute or two, once)", extra=EVERY_RANK)
         try:
             builder.load(verbose=False)
         except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from laborllm_dist.evaluation.target import (
     titles_of,
 )
 from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie, ending_prompts
-from laborllm_dist.io.console import complain
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
@@ -44,6 +44,8 @@ from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
 from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.tables.title_distributions import title_table_path
 from laborllm_dist.text.template import compile_template
+
+logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
@@ -101,7 +103,7 @@ def _warn_if_no_better(subject: EvaluationTarget, split: Split, run: RunSettings
         subject.info.model, split, nats_per_title, score_without_model(subject.store, split, run)
     )
     if warning is not None:
-        complain(warning)
+        logger.warning(warning)
 
 
 def _open(

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -21,7 +22,8 @@ from typing import IO, Any, TypeVar
 from filelock import SoftFileLock, Timeout
 
 from laborllm_dist.errors import AlreadyRunningError, DiskError, DiskFullError, ForeignFileError, LaborError
-from laborllm_dist.io.console import complain
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 # What a file system says that has no locks.
@@ -221,7 +223,7 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
             if busy is not None:
                 raise AlreadyRunningError(f"{busy}; {advice}") from None
             if not is_said:
-                complain(f"waits for another process: {advice}")
+                logger.warning(f"waits for another process: {advice}")
                 is_said = True
     try:
         yield

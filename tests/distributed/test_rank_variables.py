@@ -186,7 +186,7 @@ def test_ranks_that_run_short_of_open_files_say_so(monkeypatch: pytest.MonkeyPat
     def fail(*arguments: object, **more: object) -> None:
         raise RuntimeError(next(texts))
 
-    monkeypatch.setattr(context, "_open_store", fail)
+    monkeypatch.setattr(rendezvous, "open_store", fail)
     monkeypatch.setattr(rendezvous.resource, "getrlimit", lambda which: (20, 4096))
     variables, settings = RankVariables(1, 2, 1, "127.0.0.1", 1), RanksSettings(1, 1.0)
     with pytest.raises(RendezvousError, match=r"may have only 20 files and sockets open at once: raise that \(ulimit"):

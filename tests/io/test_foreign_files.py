@@ -284,7 +284,7 @@ def test_checkpoints_are_removed_and_other_files_stay(tmp_path: Path) -> None:
     damaged = thesis_in(tmp_path / "step_00000006.damaged")
     (write_checkpoint(tmp_path, 6) / "manifest.json").unlink()
     with pytest.raises(ForeignFileError, match=r"6.damaged is not removed"):
-        newest_checkpoint(tmp_path, quiet)
+        newest_checkpoint(tmp_path)
     assert thesis.read_text() == partial.read_text() == damaged.read_text() == THESIS
 
 

@@ -151,32 +151,33 @@ def small_plan(tmp_path: Path, *more: str):
     return settings, plan_training(store, settings, world_size=1), store.num_ids
 
 
-def test_training_refuses_what_cannot_fit_unless_told_to_go_on(tmp_path: Path) -> None:
+def test_training_refuses_what_cannot_fit_unless_told_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings, plan, num_ids = small_plan(tmp_path)
-    said: list[str] = []
-    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, 0.5 * GIB, None), said.append)
-    assert said[0].startswith("plan: a rank needs about 0.5")
+    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, 0.5 * GIB, None))
+    assert caplog.messages[0].startswith("plan: a rank needs about 0.5")
     little = MemoryBudget(0.4 * GIB, 0.5 * GIB, None)
     with pytest.raises(
         MemoryEstimateError,
         match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.ignore_memory_check",
     ):
-        check_memory(settings, plan, num_ids, little, said.append)
+        check_memory(settings, plan, num_ids, little)
     going_on = settings_of(small_run(tmp_path, "plan.ignore_memory_check=true"))
-    check_memory(going_on, plan, num_ids, little, said.append)
+    check_memory(going_on, plan, num_ids, little)
 
 
 def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> None:
     offload = ["zero=stage2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"]
     settings, plan, num_ids = small_plan(tmp_path, *offload)
-    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, None, 1.0 * GIB), lambda line: None)
+    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, None, 1.0 * GIB))
     little = MemoryBudget(4.0 * GIB, None, 1e5)
     with pytest.raises(
         MemoryEstimateError, match=r"a rank offloads about 0.00 GiB to its host, whose memory has 0.00 GiB left"
     ):
-        check_memory(settings, plan, num_ids, little, lambda line: None)
+        check_memory(settings, plan, num_ids, little)
     going_on = settings_of(small_run(tmp_path, *offload, "plan.ignore_memory_check=true"))
-    check_memory(going_on, plan, num_ids, little, lambda line: None)
+    check_memory(going_on, plan, num_ids, little)
 
 
 def test_nvme_offload_wants_the_cuda_toolkit_on_a_gpu_s_host(monkeypatch: pytest.MonkeyPatch) -> None:
