@@ -95,7 +95,7 @@ def wait_for_the_others(processes: list[subprocess.Popen[bytes]], folder: Path, 
 
 
 def newest_step(folder: Path) -> int:
-    found = newest_checkpoint(folder / "runs/x/checkpoints", lambda line: None)
+    found = newest_checkpoint(folder / "runs/x/checkpoints")
     return 0 if found is None else found[1].step
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import difflib
 import errno
+import logging
 import os
 import re
 import resource
@@ -44,8 +45,9 @@ from laborllm_dist.errors import (
     SettingsError,
     missing_package_of,
 )
-from laborllm_dist.io.console import complain, guard_output, show
+from laborllm_dist.io.console import configure_logging, guard_output, is_other_rank, show
 
+logger = logging.getLogger(__name__)
 # conf/ and launch/ are folders of the package where it is installed (setup.py), and lie beside it in a checkout.
 _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
@@ -65,7 +67,8 @@ def main() -> NoReturn:
         sys.argv = [str(scripts[name]), *arguments]
         runpy.run_path(sys.argv[0], run_name="__main__")  # ends by SystemExit, as `launch` does
     if name not in HELP:
-        complain(f"error: unknown command {name!r}; there are {', '.join(scripts)}")
+        configure_logging()
+        logger.error(f"error: unknown command {name!r}; there are {', '.join(scripts)}")
         raise SystemExit(SettingsError.exit_code)
     show(_COMMANDS.format(scripts=SCRIPTS, commands="\n".join(map(_described, scripts.values()))))
     raise SystemExit(0)
@@ -127,6 +130,7 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
 def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
     """Run a script: settings from the command line, one clear line instead of a traceback where they are refused."""
     guard_output()
+    configure_logging()
     arguments = _arguments()
     try:
         if any(argument in HELP for argument in arguments):
@@ -141,20 +145,20 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         is_everyones = isinstance(
             refusal, (SettingsError, InterruptedRunError, RunError, NonFiniteLossError, MemoryEstimateError)
         )
-        if not (is_everyones and _is_other_rank(os.environ)):
-            complain(f"{'stopped' if isinstance(refusal, InterruptedRunError) else 'error'}: {refusal.labeled()}")
+        if not (is_everyones and is_other_rank(os.environ)):
+            logger.error(f"{'stopped' if isinstance(refusal, InterruptedRunError) else 'error'}: {refusal.labeled()}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
-        complain("stopped: by Ctrl-C; the same command goes on from what is finished")
+        logger.error("stopped: by Ctrl-C; the same command goes on from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if (missing := missing_package_of(error)) is not None:
-            complain(f"error: {missing}")
+            logger.error(f"error: {missing}")
             raise SystemExit(missing.exit_code) from None
         if not _is_too_many_files(error):
             raise
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        complain(
+        logger.error(
             f"error: too many open files: this system lets a process have {soft:,} open at once; raise that "
             "(ulimit -n 4096) and start the same command again: what was complete before is untouched"
         )
@@ -183,13 +187,6 @@ def _is_too_many_files(error: Exception) -> bool:
     numbers = (errno.EMFILE, errno.ENFILE)
     texts = (*map(os.strerror, numbers), *(f"(os error {number})" for number in numbers))
     return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
-
-
-def _is_other_rank(environment: Mapping[str, str]) -> bool:
-    """Return whether a launcher has started this process as one of several ranks, and not as rank 0."""
-    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
-    size = environment.get("WORLD_SIZE", environment.get("SLURM_STEP_NUM_TASKS", "1"))
-    return all(each.isascii() and each.isdecimal() for each in (rank, size)) and 0 < int(rank) < int(size)
 
 
 def _show_help(kind: type, config_name: str, arguments: Sequence[str], help_text: str) -> None:

@@ -1,8 +1,10 @@
 """Score models without weights on a run's people: python launch/baselines.py run=runs/NAME."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import BaselineSettings
-from laborllm_dist.io.console import say
+from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Score the baselines on the test people of a run: marginal, first_order, and truth for synthetic careers.
@@ -16,7 +18,7 @@ def main(settings: BaselineSettings) -> None:
     """Score all baselines that are asked for."""
     from laborllm_dist.baselines.run import score_baselines
 
-    score_baselines(settings, say)
+    score_baselines(settings, logging.getLogger(LOGGER).info)
 
 
 if __name__ == "__main__":

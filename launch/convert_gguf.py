@@ -1,10 +1,11 @@
 """Convert a GGUF file into a model folder: python launch/convert_gguf.py [source=FILE output=FOLDER]."""
 
+import logging
 from pathlib import Path
 
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import ConvertSettings
-from laborllm_dist.io.console import say
+from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Turn the weights of a Llama in a GGUF file into a Hugging Face folder that can be fine-tuned and evaluated. Without a
@@ -21,7 +22,9 @@ def main(settings: ConvertSettings) -> None:
 
     source = Path(settings.source or packaged_file())
     model = convert_gguf(source, Path(settings.output))
-    say(f"convert: {model.num_parameters():,} parameters of {source.name} in {settings.output}")
+    logging.getLogger(LOGGER).info(
+        f"convert: {model.num_parameters():,} parameters of {source.name} in {settings.output}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Forecast several years ahead: deepspeed launch/forecast.py run=runs/NAME horizon=2 [steps=sampled]."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.io.console import say, silence
+from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Forecast the occupation of a later observed year, directly and composed from yearly steps, and compare the two.
@@ -20,7 +22,7 @@ def main(settings: ForecastSettings) -> None:
 
     run = forecast_run(settings)
     with init_distributed(run.settings.ranks) as ranks:
-        run_forecasts(settings, run, ranks, say if ranks.is_main else silence)
+        run_forecasts(settings, run, ranks, logging.getLogger(LOGGER).info)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Predict the next occupations of careers of your own: python launch/predict.py run=runs/NAME careers=FILE."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.io.console import results, say
+from laborllm_dist.io.console import LOGGER, results
 
 HELP = """
 Tell the most probable next occupations of the people in a JSON or CSV file, with their probabilities. One process.
@@ -21,7 +23,7 @@ def main(settings: PredictSettings) -> None:
 
     run = evaluated_run(settings)
     with init_distributed(run.settings.ranks) as ranks:
-        table, info = predict(settings, run, ranks, say)
+        table, info = predict(settings, run, ranks, logging.getLogger(LOGGER).info)
     with results() as console:
         show_predictions(table, info, settings.output, console)
 

@@ -1,8 +1,10 @@
 """Make the token store of an experiment: python launch/prepare.py +experiment=NAME [setting=value ...]."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.io.console import say
+from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Turn careers into a token store: read, check, write as text, tokenize. Training does it too where the store is missing.
@@ -18,7 +20,8 @@ def main(settings: RunSettings) -> None:
     """Prepare, and say where the store lies."""
     from laborllm_dist.store.build import prepare
 
-    say(f"prepare: {prepare(settings, say)}")
+    logger = logging.getLogger(LOGGER)
+    logger.info(f"prepare: {prepare(settings, logger.info)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Compare models: python launch/report.py runs='[runs/A,runs/B]'."""
 
+import logging
+
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import ReportSettings
-from laborllm_dist.io.console import complain, results
+from laborllm_dist.io.console import LOGGER, results
 
 HELP = """
 Write report.html and summary.json from the score tables of runs: perplexities, paired differences, groups, figures.
@@ -17,7 +19,7 @@ def main(settings: ReportSettings) -> None:
 
     result = write_report(settings)
     for note in result.notes:
-        complain(note)
+        logging.getLogger(LOGGER).warning(note)
     with results() as console:
         for table in terminal_tables(result):
             console.print(table)

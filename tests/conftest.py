@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -123,3 +124,12 @@ def one_rank_answers_as_several_do(monkeypatch: pytest.MonkeyPatch) -> None:
         return module.from_text(module.to_text(answer, kind), kind) if self.world_size == 1 else answer
 
     monkeypatch.setattr(module.DistributedContext, "run_on_main", run_on_main)
+
+
+@pytest.fixture(autouse=True)
+def progress_is_printed() -> None:
+    """Print what the package's loggers say, as commands do; caplog has it too."""
+    console = sys.modules.get("laborllm_dist.io.console")
+    if console is not None:
+        console.configure_logging()
+        logging.getLogger(console.LOGGER).propagate = True

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from laborllm_dist.checkpoint.manifest import CheckpointManifest, SavedOptimizerShard
-from laborllm_dist.checkpoint.optimizer_shards import SCALES, OptimizerShard, fragment_groups, sync_model_params
+from laborllm_dist.checkpoint.optimizer_shards import SCALES, OptimizerShard, fragment_groups
 from laborllm_dist.checkpoint.save import tensor_key
 from laborllm_dist.distributed import optimizers
+from laborllm_dist.distributed.library_internals import sync_model_params
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.errors import CheckpointError
 
@@ -47,7 +48,7 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManife
             _restore_moments(fragments, reader)
     optimizers.set_steps_taken(engine.adam, updates)
     engine.ranks.barrier()  # reading takes one rank longer than another
-    sync_model_params(engine)
+    sync_model_params(engine.deepspeed.optimizer)
 
 
 def full_weights(folder: Path, manifest: CheckpointManifest) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,6 @@ uses (after `sync_model_params`).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from laborllm_dist.distributed import optimizers
+from laborllm_dist.distributed.library_internals import MasterSlice, master_slice, stage3_groups, whole_shape
 from laborllm_dist.distributed.optimizers import BLOCK
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 
@@ -62,101 +62,44 @@ def fragment_groups(engine: ZeroEngine) -> Iterator[list[OptimizerShard]]:
     A group is what DeepSpeed holds in memory at once: everything, or one group of ZeRO-3's weights where the
     optimizer's state lies on NVMe.
     """
-    learned = [
+    trained = [
         (name.removeprefix("hugging_face."), parameter)
         for name, parameter in engine.deepspeed.module.named_parameters()
         if parameter.requires_grad
     ]
-    if engine.settings.stage == 3:
-        yield from _stage3_groups(engine, learned)
-    elif engine.settings.stage == 0:
+    optimizer, rank = engine.deepspeed.optimizer, engine.ranks.rank
+    if engine.settings.stage == 0:
         world = engine.ranks.world_size  # every rank holds all; each saves its share
         yield [
-            _fragment(engine, (name, tuple(parameter.shape), 0), (parameter, 0, parameter.numel()), index % world)
-            for index, (name, parameter) in enumerate(learned)
+            _fragment(engine, name, parameter, MasterSlice(0, parameter, 0, parameter.numel()), index % world)
+            for index, (name, parameter) in enumerate(trained)
         ]
-    else:
-        found = (_partition_fragment(engine, name, parameter) for name, parameter in learned)
-        yield [fragment for fragment in found if fragment is not None]
-
-
-def sync_model_params(engine: ZeroEngine) -> None:
-    """Bring changed fp32 fragments into the weights that the forward uses, on all ranks. Collective."""
-    optimizer = engine.deepspeed.optimizer
-    if engine.settings.stage == 3:
-        for group in range(len(optimizer.fp16_groups)):
-            with _swapped_in(optimizer, group):
-                optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        if optimizer.persistent_parameters:
-            optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters, has_been_updated=False)
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
-    elif hasattr(optimizer, "update_lp_params"):
-        optimizer.update_lp_params()
-
-
-def _stage3_groups(engine: ZeroEngine, learned: list[tuple[str, Any]]) -> Iterator[list[OptimizerShard]]:
-    optimizer = engine.deepspeed.optimizer
-    name_of = {id(parameter): name for name, parameter in learned}
-    for number, group in enumerate(optimizer.fp16_groups):
-        with _swapped_in(optimizer, number):
-            yield [_stage3_fragment(engine, name_of[id(parameter)], parameter) for parameter in group]
-
-
-@contextlib.contextmanager
-def _swapped_in(optimizer: Any, group: int) -> Iterator[None]:
-    """Hold a group of ZeRO-3's optimizer state in memory, and write it back where it lies on NVMe."""
-    if not optimizer._swappable_optimizer_subgroup(group):
-        yield
         return
-    optimizer._optimizer_states_and_gradient_swap_in(group)
-    yield
-    optimizer._optimizer_states_and_gradient_swap_out(group)
+    name_of = {id(parameter): name for name, parameter in trained}
+    groups = stage3_groups(optimizer) if engine.settings.stage == 3 else [[parameter for _, parameter in trained]]
+    for group in groups:
+        slices = [(parameter, master_slice(optimizer, parameter, rank)) for parameter in group]
+        yield [
+            _fragment(engine, name_of[id(parameter)], parameter, place, rank)
+            for parameter, place in slices
+            if place is not None
+        ]
 
 
-def _stage3_fragment(engine: ZeroEngine, name: str, parameter: Any) -> OptimizerShard:
-    optimizer = engine.deepspeed.optimizer
-    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    start = min(parameter.partition_numel() * engine.ranks.rank, parameter.ds_numel)
-    numel = min(parameter.partition_numel(), parameter.ds_numel - start)  # the last ranks' stretches are padded
-    place = (optimizer.fp32_partitioned_groups_flat[group], offset, numel)
-    return _fragment(engine, (name, tuple(parameter.ds_shape), start), place)
-
-
-def _partition_fragment(engine: ZeroEngine, name: str, parameter: Any) -> OptimizerShard | None:
-    mapping = parameter._hp_mapping
-    if mapping is None:
-        return None  # this weight lies wholly on other ranks
-    optimizer = engine.deepspeed.optimizer
-    groups = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
-    address = mapping.hp_fragment_address
-    place = (groups[mapping.param_group_index], address.start, address.numel)
-    return _fragment(engine, (name, tuple(parameter.shape), mapping.lp_fragment_address.start), place)
-
-
-def _fragment(
-    engine: ZeroEngine,
-    what: tuple[str, tuple[int, ...], int],
-    place: tuple[Tensor, int, int],
-    owner: int | None = None,
-) -> OptimizerShard:
-    """Make the views of a weight (name, shape, start of the stretch) at a place (flat, offset, numel) of the optimizer.
-
-    `owner` is the rank that saves it; None: each rank has a stretch of its own.
-    """
-    name, shape, start = what
-    flat, offset, numel = place
-    stretch = slice(offset, offset + numel)
-    blocks = slice(offset // BLOCK, -(-(offset + numel) // BLOCK))
-    kept = optimizers.moments(engine.adam, engine.kind, flat)
-    state = {each: tensor.detach().view(-1) for each, tensor in kept.items()}
+def _fragment(engine: ZeroEngine, name: str, parameter: Any, place: MasterSlice, owner: int) -> OptimizerShard:
+    """Make the views of a weight's fp32 part and its state; `owner` is the rank that saves them."""
+    stretch = slice(place.offset, place.offset + place.numel)
+    blocks = slice(place.offset // BLOCK, -(-(place.offset + place.numel) // BLOCK))
+    moments = optimizers.moments(engine.adam, engine.kind, place.flat)
+    state = {kind: tensor.detach().view(-1) for kind, tensor in moments.items()}
     return OptimizerShard(
         name=name,
-        shape=shape,
-        start=start,
-        weight=flat.detach().view(-1)[stretch],
-        moments={each: tensor[stretch] for each, tensor in state.items() if each not in SCALES.values()},
-        scales={each: tensor[blocks] for each, tensor in state.items() if each in SCALES.values()},
-        flat=flat,
-        offset=offset,
-        is_owned=owner in (None, engine.ranks.rank),
+        shape=whole_shape(parameter),
+        start=place.start,
+        weight=place.flat.detach().view(-1)[stretch],
+        moments={kind: tensor[stretch] for kind, tensor in state.items() if kind not in SCALES.values()},
+        scales={kind: tensor[blocks] for kind, tensor in state.items() if kind in SCALES.values()},
+        flat=place.flat,
+        offset=place.offset,
+        is_owned=owner == engine.ranks.rank,
     )

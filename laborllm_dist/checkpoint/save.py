@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,16 @@ from laborllm_dist.checkpoint.manifest import (
 from laborllm_dist.checkpoint.optimizer_shards import OptimizerShard, fragment_groups
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.errors import CheckpointError, DiskError, DiskFullError, ForeignFileError
-from laborllm_dist.io.files import fsync_path, give_usual_mode, refuse_link, sha256_of, translate_disk_errors
+from laborllm_dist.io.files import (
+    fsync_path,
+    give_usual_mode,
+    publish_folder,
+    refuse_link,
+    sha256_of,
+    translate_disk_errors,
+)
+
+logger = logging.getLogger(__name__)
 
 FILE_BYTES = 2**30
 _NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  # of the files of a checkpoint
@@ -88,7 +98,7 @@ def save_state(checkpoints: Path, step: int, state: Mapping[str, Any]) -> None:
     write_manifest(folder, dataclasses.replace(read_manifest(folder), state=dict(state)))
 
 
-def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> tuple[Path, CheckpointManifest] | None:
+def newest_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointManifest] | None:
     """Return the newest checkpoint whose files are all as they were written; None if nothing was ever saved.
 
     Newer ones are passed over, which is said, and renamed to NAME.damaged: they would take the place of good ones.
@@ -102,7 +112,7 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> tuple[Pa
         try:
             manifest = check_checkpoint(folder)
         except CheckpointError as error:
-            say(f"checkpoint passed over: {error}")
+            logger.info(f"checkpoint passed over: {error}")
             damaged.append(folder)
             continue
         for each in damaged:
@@ -222,6 +232,4 @@ def _foreign_files(folder: Path) -> list[Path]:
 def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
     with translate_disk_errors(folder):
         write_manifest(partial, manifest)
-        fsync_path(partial)
-        partial.rename(folder)
-        fsync_path(folder.parent)
+        publish_folder(partial, folder, ())  # each rank has its own files on the disk

@@ -8,45 +8,38 @@ store the ranks met in and not in a collective, whose time limit is for communic
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
+import logging
 import os
-import resource
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
-from torch.distributed.rendezvous import rendezvous
 
 from laborllm_dist.config.run import RanksSettings
 from laborllm_dist.distributed.channel import Channel, wait_for
-from laborllm_dist.distributed.interface import listen
-from laborllm_dist.distributed.launcher import following_launcher, num_local_ranks
-from laborllm_dist.distributed.meeting import meet_at
+from laborllm_dist.distributed.launcher import following_launcher
 from laborllm_dist.distributed.messages import PLAIN, from_text, to_text
-from laborllm_dist.distributed.quiet_imports import import_deepspeed, quiet_transformers
 from laborllm_dist.distributed.rank_variables import (
     RankVariables,
     check_devices,
     check_is_complete,
     read_rank_variables,
 )
-from laborllm_dist.distributed.secret import share_secret
+from laborllm_dist.distributed.rendezvous import join_process_group, translate_network_errors
 from laborllm_dist.distributed.slurm import launcher_variables
 from laborllm_dist.distributed.watchdog import watch_peers
-from laborllm_dist.errors import InterruptedRunError, PeerFailedError, PeerLostError, PortInUseError, RendezvousError
-from laborllm_dist.io.console import complain
+from laborllm_dist.errors import InterruptedRunError, PeerFailedError, PeerLostError
 from laborllm_dist.io.files import file_lock
 
+logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
-STORES: Any = torch.distributed  # whose stores have no annotations
-FEWEST_OPEN_FILES = 256  # that no rank has ever run short of
 DONE, REFUSED = "done", "refused"  # what a message of rank 0 begins with
 FAREWELL_SECONDS = 10.0  # that rank 0, which keeps the store, gives the others to read its last message
 
@@ -201,51 +194,75 @@ def _holding(ranks: DistributedContext, what: Path, lock: Path) -> Iterator[None
 
 @contextlib.contextmanager
 def init_distributed(settings: RanksSettings) -> Iterator[DistributedContext]:
-    """Join the ranks of the launcher (deepspeed, torchrun, srun), or stand alone; leave them at the end. Collective."""
+    """Join the ranks of the launcher (deepspeed, torchrun, srun), or stand alone; leave them at the end. Collective.
+
+    Raises:
+        LauncherError: if what the launcher says is incomplete or contradicts itself.
+        RendezvousError: if the ranks do not meet.
+        PeerLostError: if another rank is gone before the end.
+    """
+    variables = _launch_variables()
+    device = _take_device(variables.local_rank)
+    torch.set_num_threads(settings.threads_per_rank)
+    _quiet_transformers()
+    channel = join_process_group(settings, device, variables)
+    ranks = DistributedContext(variables.rank, variables.world_size, variables.local_rank, device, channel)
+    try:
+        with (
+            translate_network_errors(PeerLostError(_what_is_lost(ranks)), sign="gloo/transport"),
+            without_cudnn_attention(),
+            following_launcher(speaks=ranks.local_rank == 0),
+            _watched(ranks),
+        ):
+            yield ranks
+            ranks.leave()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _launch_variables() -> RankVariables:
+    """Return what the launcher says, after setting what it leaves out: Slurm's by other names, one rank's by itself.
+
+    Raises:
+        LauncherError: naming a variable.
+    """
     alone_variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     slurm_variables = launcher_variables(os.environ)
     check_is_complete({**slurm_variables, **os.environ})
     for name, value in {**alone_variables, **slurm_variables}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    variables = read_rank_variables(os.environ)
+    return read_rank_variables(os.environ)
+
+
+def _take_device(local_rank: int) -> torch.device:
+    """Return this rank's GPU, or the CPU, and leave the libraries no other.
+
+    Raises:
+        LauncherError: if the host has no GPU for this rank.
+    """
     has_gpu = torch.cuda.is_available()
-    check_devices(os.environ, variables.local_rank, torch.cuda.device_count() if has_gpu else 0)
+    check_devices(os.environ, local_rank, torch.cuda.device_count() if has_gpu else 0)
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         # Passes differ in length: pieces of fixed size that the allocator keeps would soon fit none of them.
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if not has_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # else deepspeed warns that it found no other
-    torch.set_num_threads(settings.threads_per_rank)
-    quiet_transformers()
-    local_rank = variables.local_rank
-    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
-    if has_gpu:
-        torch.cuda.set_device(device)
-    channel = _meet(settings, device, variables)
-    ranks = DistributedContext(
-        torch.distributed.get_rank(), torch.distributed.get_world_size(), local_rank, device, channel
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _watched(ranks: DistributedContext) -> contextlib.AbstractContextManager[None]:
+    """End this process when another rank is gone, while the block runs."""
+    return watch_peers(
+        ranks.channel,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        is_clean_exit=lambda error: isinstance(error, (InterruptedRunError, PeerFailedError)),
+        when_lost=lambda: _end_without(ranks),
     )
-    try:
-        with (
-            without_cudnn_attention(),
-            following_launcher(speaks=ranks.local_rank == 0),
-            watch_peers(
-                channel,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                is_clean_exit=lambda error: isinstance(error, (InterruptedRunError, PeerFailedError)),
-                when_lost=lambda: _end_without(ranks),
-            ),
-        ):
-            yield ranks
-            ranks.leave()
-    except RuntimeError as error:
-        if not _is_lost_peer(error):
-            raise
-        raise PeerLostError(_what_is_lost(ranks)) from None
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -263,92 +280,18 @@ def without_cudnn_attention() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def _meet(settings: RanksSettings, device: torch.device, variables: RankVariables) -> Channel | None:
-    """Make the process group, and what ranks send each other messages through. Collective.
+def _quiet_transformers() -> None:
+    """Leave out bars and notes that say nothing about the run."""
+    import transformers
 
-    Returns:
-        None where there is one rank: it opens no port.
-
-    Raises:
-        PortInUseError: if another run meets at this port.
-        RendezvousError: if not all ranks have come within the time limit, or they cannot reach each other.
-        LauncherError: if a rank was started twice, or with another number of ranks.
-        ForeignMessageError: if another process writes to the port that they meet at.
-    """
-    deepspeed = import_deepspeed()
-    rank, world_size, limit = variables.rank, variables.world_size, _limit(settings)
-    place = f"{variables.address}:{variables.port}"
-    backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    try:
-        store = STORES.HashStore() if world_size == 1 else _open_store(variables, limit)
-        meet_at(store, place, rank=rank, world_size=world_size, limit=limit)
-        torch.distributed.init_process_group(
-            backend,
-            store=STORES.PrefixStore("default_pg", store),
-            rank=rank,
-            world_size=world_size,
-            timeout=limit,
-            device_id=None if world_size == 1 else bound,
-        )
-        deepspeed.init_distributed(dist_backend=backend, timeout=limit, verbose=False)
-        if world_size == 1:
-            return None
-        return Channel(store, share_secret(store, rank=rank, world_size=world_size))
-    except RuntimeError as error:
-        if os.strerror(errno.EMFILE) in str(error) or not (_is_lost_peer(error) or "gloo" in str(error).lower()):
-            raise
-        raise RendezvousError(
-            f"rank {rank} of {world_size} has not met the others at {place} "
-            f"(ranks.timeout_minutes: {settings.timeout_minutes:g}); look whether all have started, and whether "
-            f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts{_advice_on_files()}"
-        ) from None
-
-
-def _advice_on_files() -> str:
-    """Return what to do where a process may have so few files open that sockets may be what it lacked."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= FEWEST_OPEN_FILES:
-        return ""
-    return f"; a process here may have only {soft} files and sockets open at once: raise that (ulimit -n 4096)"
-
-
-def _open_store(variables: RankVariables, limit: timedelta) -> Any:
-    """Return the store that all ranks meet in: rank 0 keeps it, or torchrun's own process does. Collective.
-
-    Raises:
-        PortInUseError: if another run meets at this port.
-    """
-    rank, world_size, first, port = variables.rank, variables.world_size, variables.address, variables.port
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=limit))
-        return store
-    if rank:
-        return STORES.TCPStore(first, port, world_size, is_master=False, timeout=limit, wait_for_workers=False)
-    try:
-        server = listen(first, port, is_one_host=num_local_ranks(os.environ) == world_size, backlog=2 * world_size)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise RendezvousError(
-                f"rank 0 cannot listen at {first}:{port} ({error.strerror}); take another port"
-            ) from None
-        raise PortInUseError(
-            f"port {port} is taken by another run on this machine; start with another one "
-            "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
-        ) from None
-    # The store takes the socket over. By itself it would listen on every interface.
-    # It need not count who connects: ranks say which ones they are.
-    return STORES.TCPStore(
-        first, port, world_size, is_master=True, timeout=limit, wait_for_workers=False, master_listen_fd=server.detach()
-    )
-
-
-def _limit(settings: RanksSettings) -> timedelta:
-    return timedelta(minutes=settings.timeout_minutes)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails is said in the end
 
 
 def _end_without(ranks: DistributedContext) -> None:
     """End this process at once: its main thread waits for a rank that is gone, and cannot be told."""
-    complain(f"error: {_what_is_lost(ranks)}")
+    logger.error(f"error: {_what_is_lost(ranks)}")
     os._exit(PeerLostError.exit_code)
 
 
@@ -357,11 +300,6 @@ def _what_is_lost(ranks: DistributedContext) -> str:
         f"rank {ranks.rank} has lost another rank, which failed, was killed or cannot be reached; "
         "what it said, if anything, stands above; the same command goes on from what is saved"
     )
-
-
-def _is_lost_peer(error: RuntimeError) -> bool:
-    # NCCL has a class of its own; gloo tells by text only.
-    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def _free_port() -> int:

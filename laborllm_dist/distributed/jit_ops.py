@@ -7,14 +7,17 @@ system gives back however its holder ends, and who has it removes the file: whoe
 
 from __future__ import annotations
 
+import logging
 import subprocess
-from pathlib import Path
 from typing import Any
 
 from laborllm_dist.config.model import OptimizerSettings, ZeroSettings
+from laborllm_dist.distributed.library_internals import build_folder, is_installed
 from laborllm_dist.errors import SettingsError
-from laborllm_dist.io.console import say
+from laborllm_dist.io.console import EVERY_RANK
 from laborllm_dist.io.files import file_lock
+
+logger = logging.getLogger(__name__)
 
 LOCK = "laborllm_dist.lock"
 
@@ -54,16 +57,13 @@ def check_nvme(zero: ZeroSettings, *, is_on_gpu: bool) -> None:
 
 
 def _load(builder: Any, name: str, setting: str, advice: str) -> None:
-    from deepspeed.git_version_info import installed_ops
-    from torch.utils.cpp_extension import _get_build_directory  # there is no public name for it
-
-    folder = Path(_get_build_directory(builder.name, verbose=False))
+    folder = build_folder(builder)
     with file_lock(folder.parent / LOCK, busy=None):
         # Access to files is built after pinned memory, in a folder beside.
         for built in (folder, folder.with_name("pin_memory")):
             (built / "lock").unlink(missing_ok=True)
-        if not (installed_ops.get(builder.name, False) or (folder / f"{builder.name}.so").is_file()):
-            say(f"train: compiling DeepSpeed's {name} (a minute or two, once)")
+        if not (is_installed(builder) or (folder / f"{builder.name}.so").is_file()):
+            logger.info(f"train: compiling DeepSpeed's {name} (a minute or two, once)", extra=EVERY_RANK)
         try:
             builder.load(verbose=False)
         except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:

@@ -10,6 +10,7 @@ So every rank looks at the launchers above it, and asks itself to stop, as SIGTE
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -18,7 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laborllm_dist.io.console import complain
+logger = logging.getLogger(__name__)
+
 
 # What launchers call the number of ranks of a host: torchrun (and distributed/slurm.py for srun), deepspeed.
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
@@ -121,7 +123,9 @@ def following_launcher(*, speaks: bool) -> Iterator[None]:
             gone = next((process for process in launchers if not process.is_there()), None)
             if gone is not None:
                 if speaks:
-                    complain(f"ranks: the launcher ({gone.launcher or gone.words[0]}, process {gone.number}) has ended")
+                    logger.warning(
+                        f"ranks: the launcher ({gone.launcher or gone.words[0]}, process {gone.number}) has ended"
+                    )
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from laborllm_dist.config.model import OptimizerSettings
+from laborllm_dist.distributed.library_internals import whole_shape
 
 BLOCK = 256  # elements that share one scale in bitsandbytes' 8-bit moments
 MIN_8BIT = 4096  # bitsandbytes keeps the moments of smaller tensors in fp32
@@ -43,7 +44,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return matrices, which decay, and vectors (norms, biases), which do not."""
-    learned = [(parameter, _num_dimensions(parameter)) for parameter in model.parameters() if parameter.requires_grad]
+    learned = [(parameter, len(whole_shape(parameter))) for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter, dimensions in learned if dimensions >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter, dimensions in learned if dimensions < 2], "weight_decay": 0.0},
@@ -79,11 +80,6 @@ def set_steps_taken(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
     """Tell Adam how many updates it has made, which its bias correction depends on."""
     for state in optimizer.state.values():
         state["step"] = torch.tensor(float(num_steps)) if torch.is_tensor(state["step"]) else num_steps
-
-
-def _num_dimensions(parameter: Any) -> int:
-    """Return the dimensions a weight has when it is whole; ZeRO-3 keeps a flat stretch in its place."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def to_8bit(values_N: Tensor, moment: str) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
@@ -24,7 +25,8 @@ from typing import Any
 from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.launcher import num_local_ranks
 from laborllm_dist.errors import ForeignMessageError, RendezvousError
-from laborllm_dist.io.console import complain
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "LABORLLM_DIST_SECRET"
 KEY = "laborllm_dist/secret"
@@ -70,7 +72,7 @@ def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
         )
     if not is_known:
         folders = " or ".join(map(str, _folders()))
-        complain(
+        logger.warning(
             f"ranks: not all can read a file of rank 0's in {folders}, so their secret went through the port that they "
             f"meet at; set {VARIABLE} to the same random text on every rank to keep it from there"
         )

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from time import monotonic
 
 from laborllm_dist.distributed.channel import Channel
-from laborllm_dist.distributed.interface import listen
 from laborllm_dist.distributed.launcher import num_local_ranks
+from laborllm_dist.distributed.rendezvous import listen
 from laborllm_dist.errors import RendezvousError
 
 # A connection is lost 30 seconds after the last sign of life: 10 s of silence, then four questions unanswered.

@@ -10,10 +10,7 @@ a step that is to be left out is given such a gradient.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +20,10 @@ from torch import Tensor, nn
 from laborllm_dist.batching.batch import PackedBatch
 from laborllm_dist.config.model import OptimizerSettings, ZeroSettings
 from laborllm_dist.distributed.context import DistributedContext
-from laborllm_dist.distributed.deepspeed_limits import LIVE_BUCKETS, check_8bit
+from laborllm_dist.distributed.deepspeed_config import check_8bit, deepspeed_config
 from laborllm_dist.distributed.jit_ops import check_nvme, load_operators
+from laborllm_dist.distributed.library_internals import import_deepspeed, import_muon
 from laborllm_dist.distributed.optimizers import make_optimizer
-from laborllm_dist.distributed.quiet_imports import import_deepspeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +95,17 @@ def make_engine(
         SettingsError: if a rank has more weights in one stretch than 8-bit AdamW can count, or an operator of
             DeepSpeed's cannot be compiled.
     """
-    check_nvme(zero, is_on_gpu=ranks.device.type == "cuda")
+    on_gpu = ranks.device.type == "cuda"
+    check_nvme(zero, is_on_gpu=on_gpu)
     deepspeed = import_deepspeed()
     load_operators(zero, optimizer)
     adam = make_optimizer(model, optimizer)
-    _import_muon()
+    import_muon()
     ranks.barrier()  # weights to read, operators to compile: one rank takes longer, and DeepSpeed begins collectively
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=adam,
-        config=deepspeed_config(zero, optimizer.max_grad_norm, ranks.world_size),
+        config=deepspeed_config(zero, optimizer.max_grad_norm, ranks.world_size, on_gpu=on_gpu),
         dist_init_required=False,
     )
     stretches = [stretch.numel() for group in adam.param_groups for stretch in group["params"]]
@@ -115,59 +113,3 @@ def make_engine(
     made = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.kind, ranks=ranks, settings=zero)
     engine.train()
     return made
-
-
-def _import_muon() -> None:
-    """Import DeepSpeed's optimizer Muon without its compiler.
-
-    DeepSpeed imports it beside any optimizer, to look whether that is it; a function of it is marked for torch.compile,
-    and the mark imports the whole compiler: almost a second of every start, for what nothing here calls.
-    """
-    wish = os.environ.get("TORCHDYNAMO_DISABLE")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    with contextlib.suppress(ImportError):
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    del os.environ["TORCHDYNAMO_DISABLE"]
-    if wish is not None:
-        os.environ["TORCHDYNAMO_DISABLE"] = wish
-
-
-def deepspeed_config(zero: ZeroSettings, max_grad_norm: float | None, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's configuration. Defaults that have changed between its versions are all set."""
-    bucket = zero.bucket_size
-    # Stage 0 has no fp32 master weights of its own: there, bf16 is autocast over fp32 weights.
-    is_autocast = zero.stage == 0 and zero.precision == "bf16"
-    placed = {
-        name: {"device": place, "nvme_path": zero.nvme_path, "pin_memory": torch.cuda.is_available()}
-        for name, place in (("offload_optimizer", zero.offload_optimizer), ("offload_param", zero.offload_param))
-        if place != "none"
-    }
-    return {
-        "train_batch_size": world_size,  # nominal: passes and tokens are counted by the plan
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": max_grad_norm or 0.0,
-        "bf16": {"enabled": zero.precision == "bf16" and not is_autocast, "check_grad_overflow": True},
-        "torch_autocast": {"enabled": is_autocast, "dtype": "bfloat16"},
-        "fp16": {"enabled": False},
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": zero.stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
-            "stage3_max_live_parameters": LIVE_BUCKETS * bucket,
-            # A weight stays gathered from forward to backward if both come within so many weights: the last ones do.
-            "stage3_max_reuse_distance": 2 * LIVE_BUCKETS * bucket,
-            "stage3_gather_16bit_weights_on_model_save": False,
-            **placed,
-        },
-        "steps_per_print": None,
-        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU before and after every pass
-        "wall_clock_breakdown": False,
-    }

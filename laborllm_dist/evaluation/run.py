@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,6 @@ from laborllm_dist.evaluation.tasks import (
     plan_evaluation,
 )
 from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie, ending_prompts
-from laborllm_dist.io.console import complain
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
@@ -53,6 +53,8 @@ from laborllm_dist.tables.generations import describe_generated, generated_table
 from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
 from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.text.template import compile_template
+
+logger = logging.getLogger(__name__)
 
 EvaluationTask = ObservedTitles | AllTitles | Generations
 
@@ -129,7 +131,7 @@ def warn_if_no_better(target: EvaluationTarget, split: Split, run: RunSettings) 
         target.info.model, split, nats_per_title, score_without_model(target.store, split, run)
     )
     if warning is not None:
-        complain(warning)
+        logger.warning(warning)
 
 
 def opened_trie(

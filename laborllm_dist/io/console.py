@@ -1,5 +1,7 @@
 """Everything that is printed goes through here, so that output never decides about the work.
 
+Progress, warnings and errors are records of the standard library's loggers, which `configure_logging` prints.
+
 The reader of a pipe may be gone (`train.py | head`), the disk behind a redirection full, the terminal closed, or its
 encoding may lack a character. Progress and refusals are then dropped, or shown with the nearest characters there are,
 and the work goes on: metrics.jsonl and the tables are its record. Where what is printed is the result itself
@@ -12,11 +14,12 @@ import codecs
 import contextlib
 import errno
 import io
+import logging
 import os
 import select
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from laborllm_dist.errors import DiskError, DiskFullError, OutputClosedError
@@ -30,6 +33,8 @@ GONE = (
     errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN,
 )  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LOGGER = "laborllm_dist"  # from which all of the package's loggers descend
+EVERY_RANK = {"every_rank": True}  # `extra` of progress that any rank may be the only one to know
 LONGEST_WAIT_SECONDS = 5.0  # for a terminal that does not block
 NEAREST = "laborllm_dist.nearest"  # name of the error handler of codecs
 IN_ASCII = {
@@ -42,18 +47,47 @@ IN_ASCII = {
 CONTROLS = {code: escape for code, escape in ESCAPES.items() if chr(code) not in "\n\t" and not 0xD800 <= code < 0xE000}
 
 
-def say(line: str) -> None:
-    """Print one line of progress at once; where nobody can read it, go on without."""
-    _write(sys.stdout, line.translate(CONTROLS) + "\n")
+def configure_logging() -> None:
+    """Print what the package's loggers say: progress on standard output, warnings and errors on standard error.
+
+    Only a command calls this; who imports the package has the loggers' records, and no handlers. Of several ranks, rank
+    0 prints progress, but for records with `extra=EVERY_RANK`; warnings and errors are printed by the rank that has
+    them, which may be the only one that knows.
+    """
+    logger = logging.getLogger(LOGGER)
+    if not any(isinstance(handler, _StreamHandler) for handler in logger.handlers):
+        progress, rest = _StreamHandler("stdout"), _StreamHandler("stderr")
+        progress.addFilter(_is_shown_progress)
+        rest.setLevel(logging.WARNING)
+        logger.addHandler(progress)
+        logger.addHandler(rest)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # libraries may have given the root logger a handler
 
 
-def silence(line: str) -> None:
-    """Say nothing: what ranks other than the first do with a line."""
+def is_other_rank(environment: Mapping[str, str]) -> bool:
+    """Return whether a launcher has started this process as one of several ranks, and not as rank 0."""
+    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
+    size = environment.get("WORLD_SIZE", environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    return all(text.isascii() and text.isdecimal() for text in (rank, size)) and 0 < int(rank) < int(size)
 
 
-def complain(line: str) -> None:
-    """Print one line on standard error at once; where nobody can read it, go on without."""
-    _write(sys.stderr, line.translate(CONTROLS) + "\n")
+def _is_shown_progress(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.WARNING and (hasattr(record, "every_rank") or not is_other_rank(os.environ))
+
+
+class _StreamHandler(logging.Handler):
+    """Prints records as lines, at once, on what is the standard stream then; where nobody can read, it goes on.
+
+    Each stream has a handler of its own, and a lock: an error is printed even while a full pipe holds progress up.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _write(getattr(sys, self._stream), self.format(record).translate(CONTROLS) + "\n")
 
 
 def say_at_once(line: str) -> None:

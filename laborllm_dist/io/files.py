@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -21,7 +22,8 @@ from typing import IO, Any, TypeVar
 from filelock import SoftFileLock, Timeout
 
 from laborllm_dist.errors import AlreadyRunningError, DiskError, DiskFullError, ForeignFileError, LaborError
-from laborllm_dist.io.console import complain
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 # What a file system says that has no locks.
@@ -221,7 +223,7 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
             if busy is not None:
                 raise AlreadyRunningError(f"{busy}; {advice}") from None
             if not is_said:
-                complain(f"waits for another process: {advice}")
+                logger.warning(f"waits for another process: {advice}")
                 is_said = True
     try:
         yield
@@ -265,6 +267,25 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def publish_folder(
+    partial: Path, folder: Path, files: Iterable[Path], *, make_room: Callable[[], None] = lambda: None
+) -> None:
+    """Give a complete folder its name: first its files go to the disk, then the folder, then its new name.
+
+    Args:
+        partial: the folder as it was written.
+        folder: its name from now on.
+        files: those in it that are not on the disk yet.
+        make_room: removes an older folder of that name, once the new one is on the disk.
+    """
+    for path in files:
+        fsync_path(path)
+    fsync_path(partial)
+    make_room()
+    partial.rename(folder)
+    fsync_path(folder.parent)
 
 
 def sha256_of(path: Path) -> str:

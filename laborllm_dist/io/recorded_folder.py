@@ -21,8 +21,8 @@ from laborllm_dist.errors import AlreadyRunningError, ForeignFileError
 from laborllm_dist.io.files import (
     NO_LOCKS,
     checksums_of,
-    fsync_path,
     give_usual_mode,
+    publish_folder,
     refuse_link,
     sha256_of_json,
     translate_disk_errors,
@@ -165,13 +165,13 @@ def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Ite
         write_json(partial / RECORD, {**values, "sha256": sha256_of_json(values)})
         for name in files:
             give_usual_mode(partial / name)
-            fsync_path(partial / name)
-        fsync_path(partial)
-        check_replaceable(folder, advice)  # what was put there meanwhile is not ours either
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        fsync_path(folder.parent)
+        publish_folder(partial, folder, [partial / name for name in files], make_room=lambda: _remove(folder, advice))
+
+
+def _remove(folder: Path, advice: str) -> None:
+    check_replaceable(folder, advice)  # what was put there meanwhile is not ours either
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

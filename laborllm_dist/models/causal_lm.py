@@ -137,7 +137,7 @@ def is_known_type(model: nn.Module) -> bool:
     if config.model_type not in MODEL_TYPES:
         return False
     head = model.get_output_embeddings()  # type: ignore[operator]
-    return type(head) is nn.Linear and head.bias is None
+    return isinstance(head, OutputLayer) or (type(head) is nn.Linear and head.bias is None)
 
 
 def supports_varlen_attention(model: nn.Module, compute: ComputeSettings) -> bool:
@@ -167,16 +167,29 @@ def decoder_of(model: Any) -> nn.Module:
     return decoder
 
 
+class OutputLayer(nn.Module):
+    """The output layer of a known type: logits of hidden states, or what a function makes of them and the weight.
+
+    ZeRO-3 gathers a weight around the forward and the backward of the module that holds it. So the function, which
+    needs the weight whole, runs inside this module's forward. Its only weight has the name it had before.
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden_ND: Tensor, head_fn: HeadFn | None = None) -> Any:
+        """Return logits, [N, V], or what `head_fn` returns."""
+        return nn.functional.linear(hidden_ND, self.weight) if head_fn is None else head_fn(hidden_ND, self.weight)
+
+
 def enable_custom_head(model: Any) -> None:
-    """Let the output layer of a known type do other work than logits (`apply_head`)."""
+    """Give a model of a known type an `OutputLayer` over the weight of its own; a second time changes nothing."""
     head = model.get_output_embeddings()
-    head.forward = functools.partial(_head_forward, head)
+    if not isinstance(head, OutputLayer):
+        model.set_output_embeddings(OutputLayer(head.weight))
 
 
-def apply_head(model: Any, hidden_ND: Tensor, work: HeadFn) -> Any:
-    """Return what `work` makes of hidden states and the output layer's weight, which ZeRO-3 brings for it."""
-    return model.get_output_embeddings()(hidden_ND, work)
-
-
-def _head_forward(head: nn.Linear, hidden_ND: Tensor, work: HeadFn | None = None) -> Any:
-    return nn.functional.linear(hidden_ND, head.weight) if work is None else work(hidden_ND, head.weight)
+def apply_head(model: Any, hidden_ND: Tensor, head_fn: HeadFn) -> Any:
+    """Return what `head_fn` makes of hidden states and the output layer's weight, which ZeRO-3 gathers for it."""
+    return model.get_output_embeddings()(hidden_ND, head_fn)

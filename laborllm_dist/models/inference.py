@@ -18,8 +18,8 @@ from laborllm_dist.batching.batch import PackedBatch, pack_batch
 from laborllm_dist.config.model import ComputeSettings, ModelSettings, ZeroSettings
 from laborllm_dist.config.run import EvaluationSettings
 from laborllm_dist.distributed.context import DistributedContext
-from laborllm_dist.distributed.quiet_imports import import_deepspeed
-from laborllm_dist.distributed.zero_engine import deepspeed_config
+from laborllm_dist.distributed.deepspeed_config import deepspeed_config
+from laborllm_dist.distributed.library_internals import import_deepspeed
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import check_sharded, pretrained_model
 from laborllm_dist.models.log_likelihood import log_prob_of, sample_tokens
@@ -124,7 +124,7 @@ def load_for_inference(
     check_sharded(settings)
     precision = "bf16" if wanted.precision == "bf16" else "fp32"
     zero = ZeroSettings(3, precision, GATHERED_ELEMENTS, "none", "none", None)  # type: ignore[arg-type]
-    config = deepspeed_config(zero, None, ranks.world_size)
+    config = deepspeed_config(zero, None, ranks.world_size, on_gpu=ranks.device.type == "cuda")
     model = model_in_shards(settings, dtype=dtype, config=config, ranks=ranks)
     ranks.barrier()  # reading weights takes one rank longer than another, and DeepSpeed begins with a collective
     forwards = _Forwards(model, compute).eval()

@@ -20,7 +20,8 @@ from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.config.model import ComputeSettings, LlamaSettings, ModelSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext
-from laborllm_dist.distributed.zero_engine import deepspeed_config
+from laborllm_dist.distributed.deepspeed_config import deepspeed_config
+from laborllm_dist.distributed.library_internals import is_partitioned, whole_shape
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.models.causal_lm import CareerLanguageModel
@@ -225,7 +226,8 @@ def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int
         dropout = settings.model.attention_dropout
         model = new_llama(shape, num_ids=num_ids, attention_dropout=dropout, seed=settings.training.seed)
     elif _goes_into_shards(settings):
-        config = deepspeed_config(zero, settings.optimizer.max_grad_norm, ranks.world_size)
+        on_gpu = ranks.device.type == "cuda"
+        config = deepspeed_config(zero, settings.optimizer.max_grad_norm, ranks.world_size, on_gpu=on_gpu)
         model = model_in_shards(settings.model, dtype=dtype, config=config, ranks=ranks)
     else:
         # DeepSpeed moves whole weights itself: under ZeRO-3 they need not fit a GPU.
@@ -251,10 +253,8 @@ def num_parameters(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def _num_elements(parameter: Any) -> int:
-    if hasattr(parameter, "ds_numel"):
-        return int(parameter.ds_numel)
     packed = getattr(parameter, "quant_state", None)  # 4-bit weights lie two in a byte
-    return int(parameter.numel() if packed is None else torch.Size(packed.shape).numel())
+    return torch.Size(whole_shape(parameter) if packed is None else packed.shape).numel()
 
 
 def _goes_into_shards(settings: RunSettings) -> bool:
@@ -348,8 +348,7 @@ def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:
     Raises:
         ModelError: with both numbers.
     """
-    weight: Any = model.get_input_embeddings().weight
-    num_embeddings = getattr(weight, "ds_shape", weight.shape)[0]  # a partition's own shape says nothing
+    num_embeddings = whole_shape(model.get_input_embeddings().weight)[0]
     if num_ids > num_embeddings:
         raise ModelError(
             f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
@@ -400,7 +399,7 @@ def check_packing(model: transformers.PreTrainedModel, *, device: torch.device, 
         ModelError: if the model cannot take packed careers, or heeds their bounds wrongly.
     """
     kind = model.config.model_type
-    is_sharded = any(hasattr(parameter, "ds_numel") for parameter in model.parameters())  # of known types only
+    is_sharded = any(is_partitioned(parameter) for parameter in model.parameters())  # of known types only
     if kind in MODEL_TYPES and (is_sharded or not scales_with_length(model.config)):
         return
     limit = readable_tokens(model.config)

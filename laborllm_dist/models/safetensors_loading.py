@@ -23,7 +23,7 @@ from torch import Tensor
 
 from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.distributed.context import DistributedContext
-from laborllm_dist.distributed.quiet_imports import import_deepspeed
+from laborllm_dist.distributed.library_internals import import_deepspeed, own_partition, partition_of, whole_shape
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.json_files import read_json_object
 from laborllm_dist.models.file_record import FileRecord
@@ -148,16 +148,16 @@ def _fill(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype,
         for parameter, stored_name in stored_as:
             file = file_of[stored_name]
             stored = opened.slice(stored_name, file)
-            if tuple(stored.get_shape()) != tuple(parameter.ds_shape):
+            shape = whole_shape(parameter)
+            if tuple(stored.get_shape()) != shape:
                 raise ModelError(
-                    f"{folder / file}: {stored_name} has shape {stored.get_shape()}, the model "
-                    f"{list(parameter.ds_shape)}"
+                    f"{folder / file}: {stored_name} has shape {stored.get_shape()}, the model {list(shape)}"
                 )
-            start = min(parameter.partition_numel() * ranks.rank, parameter.ds_numel)
-            end = min(start + parameter.partition_numel(), parameter.ds_numel)
+            start, end = partition_of(parameter, ranks.rank)
             values_N = flat_stretch(stored, start, end)
-            record.add_stretch(stored_name, tuple(parameter.ds_shape), values_N, start)
-            shard = parameter.ds_tensor.data.view(-1)
+            record.add_stretch(stored_name, shape, values_N, start)
+            shard = own_partition(parameter)
+            assert shard is not None  # weights on a disk are read whole first (models/loading.py)
             what = f"the weights at {folder}: {stored_name}"
             check_dtype(model, shard, record.tensors[stored_name], dtype, what)
             shard[: end - start].copy_(values_N)

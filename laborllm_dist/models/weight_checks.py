@@ -19,6 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 from laborllm_dist.distributed.context import DistributedContext
+from laborllm_dist.distributed.library_internals import is_partitioned, is_saved_buffer, own_partition, partition_of
 from laborllm_dist.errors import ModelError, PeerFailedError
 from laborllm_dist.models.file_record import NF4_BLOCK, FileRecord, FileTensor
 from laborllm_dist.models.weight_checksums import MODULUS, Checksum, checksum, checksum_in
@@ -205,7 +206,7 @@ def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if _is_quantized(module):
             continue
         for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
+            if is_saved_buffer(module, name):
                 yield f"{prefix}.{name}".removeprefix("."), buffer
 
 
@@ -294,7 +295,7 @@ def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
         precision = _compared_in(value, tensor)
         part = checksum_in(value, precision, start)
         # Told by what all ranks have in common: the sums below are collective, and one may hold all of a small weight.
-        if tensor.is_own or not hasattr(parameter, "ds_tensor"):
+        if tensor.is_own or not is_partitioned(parameter):
             wrong = wrong or (name if part != tensor.checksums[precision] else None)
             continue
         if part is None:
@@ -313,13 +314,10 @@ def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
 
 def _stretch_of(parameter: Any, ranks: DistributedContext) -> tuple[Tensor, int] | None:
     """Return the flat elements of a weight that lie on this rank, and the place of the first; None if on a disk."""
-    if not hasattr(parameter, "ds_tensor"):
+    if not is_partitioned(parameter):
         return parameter.detach().flatten(), 0
-    if parameter.ds_tensor.status.name != "AVAILABLE":
-        return None
-    start = min(parameter.partition_numel() * ranks.rank, parameter.ds_numel)
-    numel = min(parameter.partition_numel(), parameter.ds_numel - start)
-    return parameter.ds_tensor.detach().view(-1)[:numel], start
+    partition, (start, end) = own_partition(parameter), partition_of(parameter, ranks.rank)
+    return None if partition is None else (partition[: end - start], start)
 
 
 def _over_ranks(checksums: Sequence[Checksum], ranks: DistributedContext) -> list[Checksum]:

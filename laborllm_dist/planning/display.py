@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.deepspeed_limits import check_8bit
+from laborllm_dist.distributed.deepspeed_config import check_8bit
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.models.dims import ModelShape, check_targets, shape_of

@@ -1,15 +1,36 @@
-"""What a training run will take on the GPUs it is planned for: work, memory and cost together."""
+"""What a training run will take: work, memory and cost together; and the memory that a rank may use."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from laborllm_dist.config.run import GpuSettings, RunSettings
+from laborllm_dist.distributed.launcher import num_local_ranks
 from laborllm_dist.models.dims import ModelShape
 from laborllm_dist.planning.memory import GIB, Memory, MicroBatchShape, plan_memory
-from laborllm_dist.planning.memory_budget import MemoryBudget
 from laborllm_dist.planning.throughput import Cost, cost_of_step
 from laborllm_dist.planning.workload import Passes, Workload, passes_of
+
+if TYPE_CHECKING:  # a plan starts without torch
+    from laborllm_dist.distributed.context import DistributedContext
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """Bytes that a rank may use: of its device, and of its host beside it.
+
+    `process`: what its process has before the model, on a CPU; None: on a GPU. `host`: None on a CPU, whose memory is
+    the host's.
+    """
+
+    total: float
+    process: float | None
+    host: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +94,34 @@ def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: Mem
 def room_of(gpu: GpuSettings) -> MemoryBudget:
     """Return the memory of a rank on a GPU of this kind."""
     return MemoryBudget(total=gpu.memory_gib * GIB, process=None, host=gpu.host_memory_gib * GIB)
+
+
+def budget_of(ranks: DistributedContext, settings: RunSettings) -> MemoryBudget:
+    """Return the memory of a rank that is about to make the model of these settings."""
+    num_local = num_local_ranks(os.environ) or ranks.world_size
+    if ranks.device.type == "cuda":
+        import torch
+
+        available = _kibibytes("/proc/meminfo", "MemAvailable") * 1024.0
+        return MemoryBudget(float(torch.cuda.mem_get_info(ranks.device)[1]), None, available / num_local)
+    _import_libraries(settings)
+    own, available = (
+        _kibibytes(path, name) * 1024.0
+        for path, name in (("/proc/self/status", "VmRSS"), ("/proc/meminfo", "MemAvailable"))
+    )
+    return MemoryBudget(available / num_local + own, own, None)
+
+
+def _import_libraries(settings: RunSettings) -> None:
+    """Import what the model will want anyway, so that it counts as the process's memory."""
+    importlib.import_module("transformers.modeling_utils")
+    if settings.optimizer.kind == "adamw_8bit" or settings.adapter.base != "full":
+        importlib.import_module("bitsandbytes")
+    if settings.adapter.kind != "none":
+        importlib.import_module("peft")
+
+
+def _kibibytes(path: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path(path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None  # Linux
+    return int(found[1])

@@ -19,12 +19,12 @@ benchmarks/memory_plan.py compares plan and peak.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from laborllm_dist.config.model import AdapterSettings
+from laborllm_dist.config.model import AdapterSettings, ZeroSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.deepspeed_limits import LIVE_BUCKETS, SUB_GROUP
+from laborllm_dist.distributed.deepspeed_config import LIVE_BUCKETS, SUB_GROUP, overlaps_communication
 from laborllm_dist.models.dims import ModelShape
 
 GIB = 2**30
@@ -65,10 +65,67 @@ class MicroBatchShape:
         return self.num_rows * self.max_seq_length
 
 
+@dataclass(frozen=True, slots=True)
+class _Bytes:
+    """Of one kind of memory."""
+
+    device: float = 0.0
+    host: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What the memory of a rank depends on, and the numbers that several kinds of memory share."""
+
+    shape: ModelShape
+    settings: RunSettings
+    load: MicroBatchShape  # the largest pass
+    world_size: int
+    process_bytes: float | None  # what a process has before the model; None: that of a GPU
+
+    @property
+    def zero(self) -> ZeroSettings:
+        return self.settings.zero
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.process_bytes is None
+
+    @property
+    def is_autocast(self) -> bool:
+        return self.zero.stage == 0 and self.zero.precision == "bf16"
+
+    @property
+    def bytes_per_param(self) -> int:
+        return 2 if self.zero.precision == "bf16" and not self.is_autocast else 4
+
+    @property
+    def num_trainable(self) -> int:
+        return self.shape.num_trainable(self.settings.adapter)
+
+    @property
+    def num_own(self) -> float:
+        """Trainable weights whose optimizer state lies on this rank."""
+        return self.num_trainable / (self.world_size if self.zero.stage >= 1 else 1)
+
+    @property
+    def offload(self) -> str:
+        return self.zero.offload_optimizer
+
+    def beside_optimizer(self, size: float) -> _Bytes:
+        """Place something where the optimizer's state is; on NVMe it takes no memory."""
+        return {"none": _Bytes(device=size), "cpu": _Bytes(host=size), "nvme": _Bytes()}[self.offload]
+
+    @property
+    def freed_by_passes(self) -> float:
+        """Bytes on the device that the passes need, and that an update finds free."""
+        return _activations(self).device + _logits(self).device + _buffers(self).device
+
+
 def plan_memory(
     shape: ModelShape, settings: RunSettings, load: MicroBatchShape, *, world_size: int, process_bytes: float | None
 ) -> Memory:
-    """Return the memory of a rank in training.
+    """Return the memory of a rank in training, without the kinds that it has none of.
 
     Args:
         shape: of the model.
@@ -77,74 +134,147 @@ def plan_memory(
         world_size: number of ranks.
         process_bytes: what a process has before the model; None: that of a GPU.
     """
-    zero, is_autocast = settings.zero, settings.zero.stage == 0 and settings.zero.precision == "bf16"
-    number = 2 if settings.zero.precision == "bf16" and not is_autocast else 4
-    learned = shape.num_trainable(settings.adapter)
-    shared = world_size if zero.stage >= 1 else 1
-    weights = weight_bytes(shape, settings, number)
-    device: dict[str, float] = {}
-    host: dict[str, float] = {}
+    case = _Case(shape, settings, load, world_size, process_bytes)
+    sizes = {kind: bytes_of(case) for kind, bytes_of in KINDS.items()}
+    return Memory(
+        device={kind: size.device for kind, size in sizes.items() if size.device},
+        host={kind: size.host for kind, size in sizes.items() if size.host},
+    )
 
-    if zero.stage == 3:
-        (host if zero.offload_param != "none" else device)["weights"] = weights / world_size
-        device["gathered"] = _gathered(shape, settings, number, world_size)
-    else:
-        device["weights"] = weights + (_autocast_copies(shape, settings) if is_autocast else 0.0)
-    is_offloaded = zero.offload_optimizer != "none"
+
+def _weights(case: _Case) -> _Bytes:
+    whole = weight_bytes(case.shape, case.settings, case.bytes_per_param)
+    if case.zero.stage < 3:
+        return _Bytes(device=whole + (_autocast_copies(case.shape, case.settings) if case.is_autocast else 0.0))
+    own = whole / case.world_size
+    return _Bytes(device=own) if case.zero.offload_param == "none" else _Bytes(host=own)
+
+
+def _gathered(case: _Case) -> _Bytes:
+    """Return what ZeRO-3 keeps whole since it will use it again soon, up to stage3_max_live_parameters."""
+    if case.zero.stage < 3 or case.world_size == 1:
+        return _Bytes()
+    live = min(case.shape.num_parameters, LIVE_BUCKETS * case.zero.bucket_size)
+    return _Bytes(device=float(case.bytes_per_param * live))
+
+
+def _gradients(case: _Case) -> _Bytes:
+    """Return the gradients that passes leave, and those that the update reads, where the optimizer's state is."""
+    if case.zero.stage != 1:
+        return case.beside_optimizer(4.0 * case.num_own)
     # At stage 1 gradients stay whole until the step. In bf16 DeepSpeed has a class for that stage (BF16_Optimizer) that
     # also keeps whole fp32 gradients on every rank; fp32 gradients have no second copy.
-    whole = number * learned if zero.stage == 1 else 0.0
-    gradients = 4.0 * learned / shared
-    if zero.stage == 1 and not is_offloaded:
-        gradients = 4.0 * learned if number == 2 else 0.0
-    (host if is_offloaded else device)["gradients"] = gradients
-    device["gradients"] = device.get("gradients", 0.0) + whole
-    moments = EIGHT_BIT_MOMENTS if settings.optimizer.kind == "adamw_8bit" else FULL_MOMENTS
-    copy = 4.0 if zero.stage >= 1 else 0.0
-    (host if is_offloaded else device)["optimizer"] = (moments + copy) * learned / shared
-    if is_offloaded and zero.stage < 3:
-        host["narrow copy"] = number * learned / shared
-    if zero.offload_optimizer == "cpu" and zero.stage == 3:
-        host["reduced"] = 4.0 * learned / shared  # gradients as the passes left them, beside those the update reads
-    if zero.offload_optimizer == "cpu" and process_bytes is None:
-        sizes = [4.0, 4.0, number] if zero.stage < 3 else [4.0]  # fp32 weights, gradients and narrow copy are one each
-        host["pinned"] = sum(_power_of_two(size * learned / shared) - size * learned / shared for size in sizes)
-    if is_offloaded and settings.optimizer.kind == "adamw":
-        host["step"] = 8.0 * learned / shared  # two temporaries of torch's Adam
-    device["activations"] = activation_bytes(shape, settings, load, on_gpu=process_bytes is None)
-    device["logits"] = _logit_bytes(shape, settings, load, number)
-    device["buffers"] = _buffer_bytes(shape, settings, learned, number)
-    # The optimizer's step comes when activations and logits are free again: what it needs beyond them counts.
-    passing = device["activations"] + device["logits"] + device["buffers"]
-    device["step"] = max(0.0, (0.0 if is_offloaded else _step_bytes(settings, learned / shared)) - passing)
-    # malloc gives large blocks back to the system; CUDA's allocator keeps them, in sizes that do not always fit.
-    slack = SLACK if process_bytes is None else 0.0
-    device["slack"] = slack * (device["activations"] + device["logits"] + device["buffers"])
-    device["process"] = CUDA_PROCESS_GIB * GIB if process_bytes is None else process_bytes
-    if zero.offload_optimizer == "nvme":
-        host = {name: size for name, size in host.items() if name not in ("optimizer", "gradients")}
-    return Memory(device=device, host=host)
+    whole = float(case.bytes_per_param * case.num_trainable)
+    if case.offload == "none":
+        return _Bytes(device=whole + (4.0 * case.num_trainable if case.bytes_per_param == 2 else 0.0))
+    return _Bytes(device=whole, host=case.beside_optimizer(4.0 * case.num_own).host)
+
+
+def _optimizer(case: _Case) -> _Bytes:
+    moments = EIGHT_BIT_MOMENTS if case.settings.optimizer.kind == "adamw_8bit" else FULL_MOMENTS
+    fp32_copy = 4.0 if case.zero.stage >= 1 else 0.0
+    return case.beside_optimizer((moments + fp32_copy) * case.num_own)
+
+
+def _narrow_copy(case: _Case) -> _Bytes:
+    """Return the copy in the model's precision that stages 1 and 2 make of offloaded weights."""
+    if case.offload == "none" or case.zero.stage == 3:
+        return _Bytes()
+    return _Bytes(host=case.bytes_per_param * case.num_own)
+
+
+def _reduced(case: _Case) -> _Bytes:
+    """Return gradients as ZeRO-3's passes left them in the host's memory, beside those that the update reads."""
+    return _Bytes(host=4.0 * case.num_own) if case.offload == "cpu" and case.zero.stage == 3 else _Bytes()
+
+
+def _pinned(case: _Case) -> _Bytes:
+    """Return what rounding adds to page-locked memory: fp32 weights, gradients and the copy are a stretch each."""
+    if case.offload != "cpu" or not case.on_gpu:
+        return _Bytes()
+    sizes = [4.0, 4.0, case.bytes_per_param] if case.zero.stage < 3 else [4.0]
+    return _Bytes(host=sum(_power_of_two(size * case.num_own) - size * case.num_own for size in sizes))
 
 
 def _power_of_two(size: float) -> float:
     return 2.0 ** math.ceil(math.log2(size))
 
 
-def _step_bytes(settings: RunSettings, held: float) -> float:
-    """Return what an update needs for a moment: a flat copy of the gradients, and Adam's temporaries."""
-    stage = settings.zero.stage
-    at_once = min(held, SUB_GROUP) if stage == 3 else held
-    adam = 4.0 if settings.optimizer.kind == "adamw" else 0.0
+def _activations(case: _Case) -> _Bytes:
+    return _Bytes(device=activation_bytes(case.shape, case.settings, case.load, on_gpu=case.on_gpu))
+
+
+def _logits(case: _Case) -> _Bytes:
+    shape, load, number = case.shape, case.load, case.bytes_per_param
+    chunk = min(case.settings.compute.loss_chunk_tokens, load.num_tokens)
+    of_chunk = chunk * shape.num_ids * (4 + (2 if number == 2 else 0))
+    if not shape.has_plain_head:  # all logits, in the model's precision and wide; their log-softmax, and its gradient
+        of_chunk = load.num_tokens * shape.num_ids * (number + 3 * 4)
+    head = 0 if case.settings.adapter.kind == "lora" else 4 * shape.embedding
+    return _Bytes(device=float(of_chunk + head + load.num_tokens * shape.hidden_size * (4 + number)))
+
+
+def _buffers(case: _Case) -> _Bytes:
+    """Return the buckets of collectives. Gradients are reduced in fp32: bf16 ones have a copy while on their way.
+
+    Where communication overlaps, stages 1 and 2 fill a second bucket while the first is reduced (DeepSpeed's
+    setup_buckets); stage 3 has one bucket, but for the stretches that are on their way.
+    """
+    bucket = min(case.zero.bucket_size, case.num_trainable)
+    filled = 4 if case.zero.stage == 0 else case.bytes_per_param
+    copy = 4 if filled == 2 else 0
+    has_two = overlaps_communication(case.zero, on_gpu=case.on_gpu) and case.zero.stage in (1, 2)
+    return _Bytes(device=float(bucket * ((2 if has_two else 1) * filled + copy)))
+
+
+def _step(case: _Case) -> _Bytes:
+    """Return what an update needs for a moment: a flat copy of the gradients, and Adam's temporaries.
+
+    On the device the optimizer's step comes when activations and logits are free again: what it needs beyond counts.
+    """
+    adam, stage = case.settings.optimizer.kind == "adamw", case.zero.stage
+    if case.offload != "none":
+        return _Bytes(host=8.0 * case.num_own if adam else 0.0)
+    at_once = min(case.num_own, SUB_GROUP) if stage == 3 else case.num_own
     # Stage 2 drops its first copy of the gradients before Adam runs, stage 3 keeps it.
-    return at_once * {0: adam, 1: adam, 2: 4.0, 3: 4.0 + adam}[stage]
+    flat = {0: 0.0, 1: 0.0, 2: 4.0, 3: 4.0}[stage]
+    temporary = 4.0 if adam and stage != 2 else 0.0
+    return _Bytes(device=max(0.0, at_once * (flat + temporary) - case.freed_by_passes))
 
 
-def weight_bytes(shape: ModelShape, settings: RunSettings, number: float) -> float:
+def _slack(case: _Case) -> _Bytes:
+    """Return what CUDA's allocator keeps, in sizes that do not always fit; malloc gives large blocks back."""
+    return _Bytes(device=SLACK * case.freed_by_passes if case.on_gpu else 0.0)
+
+
+def _process(case: _Case) -> _Bytes:
+    return _Bytes(device=CUDA_PROCESS_GIB * GIB if case.process_bytes is None else case.process_bytes)
+
+
+# In the order in which they are printed.
+KINDS: Mapping[str, Callable[[_Case], _Bytes]] = {
+    "weights": _weights,
+    "gathered": _gathered,
+    "gradients": _gradients,
+    "optimizer": _optimizer,
+    "narrow copy": _narrow_copy,
+    "reduced": _reduced,
+    "pinned": _pinned,
+    "activations": _activations,
+    "logits": _logits,
+    "buffers": _buffers,
+    "step": _step,
+    "slack": _slack,
+    "process": _process,
+}
+
+
+def weight_bytes(shape: ModelShape, settings: RunSettings, bytes_per_param: float) -> float:
     """Return the bytes of all weights of one copy of the model, additions of an adapter included."""
     added = 0 if settings.adapter.kind == "none" else shape.num_trainable(settings.adapter)
-    quantized = {"full": number, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
+    quantized = {"full": bytes_per_param, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
     linear = shape.num_linear
-    return quantized * linear + number * (shape.num_parameters - linear + added)
+    return quantized * linear + bytes_per_param * (shape.num_parameters - linear + added)
 
 
 def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
@@ -191,28 +321,6 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchS
         return float(shape.num_layers * of_layer + last)
     kept = shape.num_layers * load.num_tokens * hidden * number
     return float(kept + of_layer + last)
-
-
-def _logit_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchShape, number: int) -> float:
-    chunk = min(settings.compute.loss_chunk_tokens, load.num_tokens)
-    narrow = number if number == 2 else 0
-    of_chunk = chunk * shape.num_ids * (4 + narrow)
-    if not shape.has_plain_head:  # all logits, in the model's precision and wide; their log-softmax, and its gradient
-        of_chunk = load.num_tokens * shape.num_ids * (number + 3 * 4)
-    head = 0 if settings.adapter.kind == "lora" else 4 * shape.embedding
-    return float(of_chunk + head + load.num_tokens * shape.hidden_size * (4 + number))
-
-
-def _gathered(shape: ModelShape, settings: RunSettings, number: int, world_size: int) -> float:
-    # DeepSpeed keeps gathered what it will use again soon, up to stage3_max_live_parameters (zero_engine.py).
-    live = min(shape.num_parameters, LIVE_BUCKETS * settings.zero.bucket_size)
-    return float(number * live) if world_size > 1 else 0.0
-
-
-def _buffer_bytes(shape: ModelShape, settings: RunSettings, learned: int, number: int) -> float:
-    bucket = min(settings.zero.bucket_size, learned)
-    # Gradients are reduced in fp32: narrow ones have a copy while they are on their way.
-    return float(bucket * (4 if number == 4 or settings.zero.stage == 0 else number + 4))
 
 
 def largest_stretch(shape: ModelShape, adapter: AdapterSettings, *, stage: int, world_size: int) -> int:

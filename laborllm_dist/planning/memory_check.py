@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
 
 from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import MemoryEstimateError
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.planning.estimate import ResourceEstimate, forecast
+from laborllm_dist.planning.estimate import MemoryBudget, ResourceEstimate, forecast
 from laborllm_dist.planning.memory import GIB
-from laborllm_dist.planning.memory_budget import MemoryBudget
 from laborllm_dist.planning.suggestions import as_typed, suggest_fitting_config
 from laborllm_dist.planning.workload import workload_of
 
+logger = logging.getLogger(__name__)
 
-def check_memory(
-    settings: RunSettings, plan: TrainingPlan, num_ids: int, capacity: MemoryBudget, tell: Callable[[str], None]
-) -> None:
+
+def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, capacity: MemoryBudget) -> None:
     """Print what a rank will need of its memory.
 
     Raises:
@@ -30,7 +29,7 @@ def check_memory(
     sizes = found.memory.device.items()
     parts = ", ".join(f"{kind} {size / GIB:,.2f}" for kind, size in sizes if size >= 0.005 * found.memory.total)
     total = f"{found.memory.total / GIB:,.2f} of {capacity.total / GIB:,.2f} GiB"
-    tell(f"plan: a rank needs about {total} ({parts})")
+    logger.info(f"plan: a rank needs about {total} ({parts})")
     if settings.plan.ignore_memory_check:
         return
     if not found.fits_device:

@@ -11,7 +11,7 @@ from typing import Any
 
 from laborllm_dist.config.reader import OutOfRangeError
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.deepspeed_limits import check_8bit
+from laborllm_dist.distributed.deepspeed_config import check_8bit
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.planning.estimate import ResourceEstimate, forecast
 from laborllm_dist.planning.memory import largest_stretch

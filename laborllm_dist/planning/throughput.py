@@ -8,8 +8,9 @@ each rank to gather n bytes, as much to reduce and scatter them, twice as much t
     ZeRO-2   p 2 x 4 L + b L     after every pass; DeepSpeed reduces a bucket everywhere, not to its owner alone
     ZeRO-3   p (4 L + gathers)   weights before forward and backward, but for those still there from the forward
 
-tests/distributed/test_traffic.py counts them. ZeRO-3 gathers ahead, while layers compute; all other bytes are waited
-for, since overlap_comm is off. Latencies are left out, so collectives of few bytes take longer.
+tests/distributed/test_traffic.py counts them. ZeRO-3 gathers ahead, while layers compute; so are gradients reduced at
+stages 2 and 3 where communication overlaps. All other bytes are waited for. Latencies are left out, so collectives of
+few bytes take longer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 from laborllm_dist.config.model import AdapterSettings, ZeroSettings
 from laborllm_dist.config.run import GpuSettings, RunSettings
-from laborllm_dist.distributed.deepspeed_limits import LIVE_BUCKETS
+from laborllm_dist.distributed.deepspeed_config import LIVE_BUCKETS, overlaps_communication
 from laborllm_dist.models.dims import ModelShape
 from laborllm_dist.planning.memory import weight_bytes
 from laborllm_dist.planning.workload import Passes, Workload
@@ -108,19 +109,26 @@ def traffic_of_step(shape: ModelShape, settings: RunSettings, num_passes: float)
     """Return the bytes a rank sends in a step of so many passes."""
     stage, share = settings.zero.stage, 1 - 1 / settings.plan.num_gpus
     learned, number = shape.num_trainable(settings.adapter), bytes_of_number(settings.zero)
+    gathered = updated = 0.0
     if stage == 3:
         gathered = num_passes * gathers_of_pass(shape, settings.zero) * weight_bytes(shape, settings, number)
-        return Traffic(ahead=share * gathered, waited=share * num_passes * 4.0 * learned)
-    num_reduced = num_passes if stage == 2 else 1.0
-    updated = number * learned if stage > 0 else 0.0
-    return Traffic(ahead=0.0, waited=share * (num_reduced * 2 * 4.0 * learned + updated))
+        reduced = num_passes * 4.0 * learned
+    else:
+        reduced = (num_passes if stage == 2 else 1.0) * 2 * 4.0 * learned
+        updated = number * learned if stage > 0 else 0.0
+    # Stage 1 reduces during the last backward pass alone, which may be shorter: it counts as waited for.
+    is_ahead = stage >= 2 and overlaps_communication(settings.zero, on_gpu=True)
+    return Traffic(
+        ahead=share * (gathered + (reduced if is_ahead else 0.0)),
+        waited=share * ((0.0 if is_ahead else reduced) + updated),
+    )
 
 
 def gathers_of_pass(shape: ModelShape, zero: ZeroSettings) -> float:
     """Return how often ZeRO-3 gathers the weights in a pass.
 
     Twice, but for the last layers, which the backward finds as the forward has left them (stage3_max_reuse_distance in
-    distributed/zero_engine.py). A layer that is computed again stays until its backward.
+    distributed/deepspeed_config.py). A layer that is computed again stays until its backward.
     """
     return 2 - min(1.0, LIVE_BUCKETS * zero.bucket_size / shape.num_parameters)
 

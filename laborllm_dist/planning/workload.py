@@ -20,13 +20,12 @@ import numpy.typing as npt
 from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, PackedRows, pack_step, shard_rows
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan, check_uncut, epochs_of, plan_training
-from laborllm_dist.careers.corpus import check_sources
 from laborllm_dist.config.corpora import CorpusSettings, SyntheticSettings
 from laborllm_dist.config.run import BatchSettings, RunSettings
 from laborllm_dist.errors import DataFileError, LaborError, SequenceTooLongError
-from laborllm_dist.store.build import store_folder
+from laborllm_dist.store.build import locate_store
 from laborllm_dist.store.data_card import PAPER
-from laborllm_dist.store.store import MANIFEST, TokenStore, open_store
+from laborllm_dist.store.store import TokenStore, open_store
 
 NUM_STEPS = 50  # that are packed: the number of passes is then known to a few hundredths
 LLAMA_2_IDS = 32_000  # of a tokenizer that is not there
@@ -205,8 +204,7 @@ def _even_lengths(size: CorpusSize, tokenizer: str, num_careers: int) -> npt.NDA
 
 def _store_if_there(settings: RunSettings) -> TokenStore | None:
     try:
-        check_sources(settings.data)
-        folder = store_folder(settings)
+        location = locate_store(settings)
     except LaborError:
         return None  # the data are not there yet, which is no matter for a plan
-    return open_store(folder) if (folder / MANIFEST).is_file() else None
+    return open_store(location.folder) if location.is_built else None

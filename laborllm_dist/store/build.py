@@ -11,6 +11,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from laborllm_dist.errors import (
     TokenizerError,
     VocabularyError,
 )
-from laborllm_dist.io.files import file_lock, fingerprint_of, fsync_path, translate_disk_errors
+from laborllm_dist.io.files import file_lock, fingerprint_of, publish_folder, translate_disk_errors
 from laborllm_dist.store.few_shot import read_preface, write_preface
 from laborllm_dist.store.merge import all_pieces, merge_pieces
 from laborllm_dist.store.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
@@ -67,6 +68,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
     Raises:
         DataFileError: if a corpus is missing.
     """
+    check_sources(settings.data)  # before a tokenizer is looked for
     values = settings_to_values(settings)
     tokenizer = values["tokenizer"]
     if settings.tokenizer.kind == "pretrained":
@@ -96,9 +98,37 @@ def _without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def store_folder(settings: RunSettings) -> Path:
-    """Return where the store of these settings lies, whether it exists or not."""
-    return Path(settings.store.root) / f"{settings.data.name}-{fingerprint_of(store_identity(settings))}"
+@dataclass(frozen=True, slots=True)
+class StoreLocation:
+    """Where a store lies or will lie, and the identity that decides it.
+
+    To make one reads every source file to its end, so a command makes one and hands it on.
+    """
+
+    identity: Mapping[str, Any]
+    folder: Path
+    building: Path  # where the store is built before it is renamed; pieces of other sizes are other pieces
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the store is there."""
+        return (self.folder / MANIFEST).is_file()
+
+    @property
+    def lock(self) -> Path:
+        """File that is locked by who builds or merges the store."""
+        return self.folder.with_name(f"{self.folder.name}.lock")
+
+
+def locate_store(settings: RunSettings) -> StoreLocation:
+    """Return where the store of these settings lies, whether it exists or not.
+
+    Raises:
+        DataFileError: if a corpus is missing.
+    """
+    identity = store_identity(settings)
+    folder = Path(settings.store.root) / f"{settings.data.name}-{fingerprint_of(identity)}"
+    return StoreLocation(identity, folder, folder.with_name(f"{folder.name}.{settings.store.people_per_shard}.partial"))
 
 
 def prepare(settings: RunSettings, say: Progress) -> str:
@@ -130,23 +160,27 @@ def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
             yield split, careers.history(row)
 
 
-def prepare_store(settings: RunSettings, say: Progress) -> TokenStore:
+def prepare_store(settings: RunSettings, say: Progress, location: StoreLocation | None = None) -> TokenStore:
     """Return the store of these settings, made now if it is not there.
 
     Who reads careers of it compares their files with the checksums (`checking_store`).
 
+    Args:
+        settings: of the run.
+        say: takes lines of progress.
+        location: from `locate_store`, where it is known already.
+
     Raises:
         LaborError: if the data, the template or the tokenizer is unusable; nothing is left behind then.
     """
-    check_sources(settings.data)
-    folder = _place_for(settings)
-    if (folder / MANIFEST).is_file():
-        return open_store(folder)
-    with file_lock(folder.with_name(folder.name + ".lock"), busy=None):
-        if not (folder / MANIFEST).is_file():  # another start may have made it while this one waited
-            _say_what_is_missing(settings, say)
-            _build_store(settings, folder, say)
-    return open_store(folder)
+    location = location or locate_store(settings)
+    _check_place(location)
+    if not location.is_built:
+        with file_lock(location.lock, busy=None):
+            if not location.is_built:  # another start may have made it while this one waited
+                _say_what_is_missing(settings, say)
+                _build_store(settings, location, say)
+    return open_store(location.folder)
 
 
 def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
@@ -156,23 +190,22 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
         AlreadyRunningError: if another process is at work on the same shard.
         LaborError: as `prepare_store`.
     """
-    check_sources(settings.data)
-    folder, shard = _place_for(settings), settings.prepare.shard or 0
-    if not (folder / MANIFEST).is_file():
-        building = building_folder(settings)
+    location = locate_store(settings)
+    _check_place(location)
+    if not location.is_built:
         try:
-            _make_share(settings, shard, say)
+            _make_share(settings, location, settings.prepare.shard or 0, say)
         except FileNotFoundError:
-            if building.is_dir():
+            if location.building.is_dir():
                 raise
             # The last of the others has made the store, from pieces that were all there, under this one's feet.
-            return verify_store(open_store(folder))
-        with file_lock(folder.with_name(folder.name + ".lock"), busy=None):
-            if not (folder / MANIFEST).is_file():
-                if all_pieces(building, settings.data) is None:
+            return verify_store(open_store(location.folder))
+        with file_lock(location.lock, busy=None):
+            if not location.is_built:
+                if all_pieces(location.building, settings.data) is None:
                     return None
-                _merge(settings, folder, say)
-    return verify_store(open_store(folder))
+                _merge(settings, location, say)
+    return verify_store(open_store(location.folder))
 
 
 def _say_what_is_missing(settings: RunSettings, say: Progress) -> None:
@@ -182,38 +215,31 @@ def _say_what_is_missing(settings: RunSettings, say: Progress) -> None:
             say(f"prepare: {name} is read without {len(lacking)} variables of the method: {shown} (data card)")
 
 
-def _place_for(settings: RunSettings) -> Path:
-    """Return where the store lies or will lie.
+def _check_place(location: StoreLocation) -> None:
+    """Refuse to build where something else lies.
 
     Raises:
-        StoreError: if something else lies there.
+        StoreError: if something else lies where the store is to be.
         ForeignFileError: if something else lies where it is built.
     """
-    folder = store_folder(settings)
-    building = building_folder(settings)
+    folder, building = location.folder, location.building
     if foreign := _foreign_files(building):
         raise ForeignFileError(
             f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away"
         )
-    if folder.exists() and not (folder / MANIFEST).is_file():
+    if folder.exists() and not location.is_built:
         raise StoreError(f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again")
-    return folder
 
 
-def building_folder(settings: RunSettings) -> Path:
-    """Return where a store is built before it is renamed; pieces of other sizes are other pieces."""
-    folder = store_folder(settings)
-    return folder.with_name(f"{folder.name}.{settings.store.people_per_shard}.partial")
-
-
-def _build_store(settings: RunSettings, folder: Path, say: Progress) -> None:
-    building, wanted = building_folder(settings), settings.prepare
+def _build_store(settings: RunSettings, location: StoreLocation, say: Progress) -> None:
+    building, wanted = location.building, settings.prepare
     try:
         if wanted.num_workers == 1:
-            _make_share(settings, 0, say)
+            _make_share(settings, location, 0, say)
         else:
-            run_shards(functools.partial(_shard_job, settings, os.getpid()), wanted, building / WORK / "jobs", say)
-        _merge(settings, folder, say)
+            job = functools.partial(_shard_job, settings, location, os.getpid())
+            run_shards(job, wanted, building / WORK / "jobs", say)
+        _merge(settings, location, say)
     except _OF_THE_SOURCE:
         if not _foreign_files(building):
             shutil.rmtree(building, ignore_errors=True)
@@ -230,16 +256,16 @@ def _foreign_files(building: Path) -> list[Path]:
     return sorted(path for path, name in names.items() if name not in parts and not name.startswith((CARD, "titles_")))
 
 
-def _shard_job(settings: RunSettings, starter: int, shard: int) -> Refusal | None:
+def _shard_job(settings: RunSettings, location: StoreLocation, starter: int, shard: int) -> Refusal | None:
     """Make one shard in a process of its own; on this machine it ends when the process that started it does."""
     if settings.prepare.where == "local":
         end_with_process(starter)
-    return refusal_of(lambda: _make_share(settings, shard, lambda line: None))
+    return refusal_of(lambda: _make_share(settings, location, shard, lambda line: None))
 
 
-def _make_share(settings: RunSettings, shard: int, say: Progress) -> None:
+def _make_share(settings: RunSettings, location: StoreLocation, shard: int, say: Progress) -> None:
     """Make the pieces of one shard that are not there yet."""
-    building, num_workers = building_folder(settings), settings.prepare.num_workers
+    building, num_workers = location.building, settings.prepare.num_workers
     lock = building / WORK / f"shard-{shard}-of-{num_workers}.lock"
     busy = f"another process is preparing shard {shard} of {num_workers} of {building}; wait for it or end it"
     with translate_disk_errors(building), file_lock(lock, busy=busy):
@@ -275,13 +301,13 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
     return PieceTools(building, vocabulary, template, tokenizer, settings.split, size, longest)
 
 
-def _merge(settings: RunSettings, folder: Path, say: Progress) -> None:
+def _merge(settings: RunSettings, location: StoreLocation, say: Progress) -> None:
     from laborllm_dist.store.tokenizer import load_tokenizer
 
-    building = building_folder(settings)
+    folder, building, identity = location.folder, location.building, location.identity
     pieces = all_pieces(building, settings.data)
     assert pieces is not None  # every shard has read its sources to their ends
-    identity, tokenizer = store_identity(settings), load_tokenizer(str(building / TOKENIZER))
+    tokenizer = load_tokenizer(str(building / TOKENIZER))
     facts = {
         "format": FORMAT,
         "fingerprint": fingerprint_of(identity),
@@ -291,5 +317,4 @@ def _merge(settings: RunSettings, folder: Path, say: Progress) -> None:
     }
     with translate_disk_errors(folder):
         merge_pieces(building, settings, facts, pieces, say)
-        building.rename(folder)
-    fsync_path(folder.parent)
+        publish_folder(building, folder, ())

@@ -29,7 +29,7 @@ from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import SplitSettings
 from laborllm_dist.errors import StoreError
-from laborllm_dist.io.files import batched, fsync_path, give_usual_mode, sha256_of, sha256_of_json, write_json
+from laborllm_dist.io.files import batched, give_usual_mode, publish_folder, sha256_of, sha256_of_json, write_json
 from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
 from laborllm_dist.randomness import person_digest
 from laborllm_dist.store.store import CUT_COUNTS, shard_schema, store_rows
@@ -149,8 +149,6 @@ def _make_piece(folder: Path, people: Sequence[PersonThunk], corpus: CorpusSetti
         files = {path.name: sha256_of(path) for path in sorted(building.iterdir())}
         record = {"splits": counts, "tally": tally.to_values(), "files": files}
         write_json(building / RECORD, {**record, "sha256": sha256_of_json(record)})
-        for path in building.iterdir():
-            fsync_path(path)
         give_usual_mode(building)
         _publish(building, folder)
     except BaseException:
@@ -160,12 +158,11 @@ def _make_piece(folder: Path, people: Sequence[PersonThunk], corpus: CorpusSetti
 
 def _publish(building: Path, folder: Path) -> None:
     try:
-        building.rename(folder)
+        publish_folder(building, folder, list(building.iterdir()))
     except OSError:
         if not folder.is_dir():
             raise
         shutil.rmtree(building)  # another process has made the same piece meanwhile
-    fsync_path(folder.parent)
 
 
 def _with_splits(reads: Sequence[PersonRecord], splits: Sequence[Split]) -> list[tuple[PersonRecord, Split | None]]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from laborllm_dist.config.run import TrackingSettings
-from laborllm_dist.io.console import say
 from laborllm_dist.io.files import refuse_irregular, translate_disk_errors, write_text
 from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.tracking.wandb_tracker import open_tracker
+
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -64,7 +66,7 @@ def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
     for number, line in enumerate(lines, start=1):
         facts = _facts_of(line)
         if facts is None and number < len(lines):
-            say(f"train: line {number} of {path} is damaged and left out")
+            logger.info(f"train: line {number} of {path} is damaged and left out")
         if facts is not None and facts["step"] <= step:
             kept.append((line.decode() + "\n", facts))
     write_text(path, "".join(line for line, _ in kept))

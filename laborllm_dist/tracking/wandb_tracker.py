@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import queue
 import re
@@ -24,7 +25,8 @@ from time import monotonic
 from typing import Any, Literal
 
 from laborllm_dist.config.run import RunSettings, TrackingSettings
-from laborllm_dist.io.console import say
+
+logger = logging.getLogger(__name__)
 
 INIT_SECONDS = 15.0  # for a first answer of the server
 UPLOAD_SECONDS = 10.0  # for what is still to be uploaded at the end
@@ -92,7 +94,9 @@ def open_tracker(tracking: TrackingSettings, folder: Path, name: str, settings: 
     try:
         return Tracker(start, folder)
     except OSError as error:
-        say(f"wandb: does not start ({error.strerror or error}); goes on without it, metrics.jsonl has the numbers")
+        logger.info(
+            f"wandb: does not start ({error.strerror or error}); goes on without it, metrics.jsonl has the numbers"
+        )
         return None
 
 
@@ -142,9 +146,11 @@ class Tracker:
             thread.join(1.0)
         if code is None or code < 0:
             waited = "was ended" if code is None else "ended"
-            say(f"wandb: {waited} before all was uploaded; {self._folder / 'wandb'} has the rest (`wandb sync`)")
+            logger.info(
+                f"wandb: {waited} before all was uploaded; {self._folder / 'wandb'} has the rest (`wandb sync`)"
+            )
         elif code:
-            say("wandb: failed; metrics.jsonl has the numbers")
+            logger.info("wandb: failed; metrics.jsonl has the numbers")
 
     def _write_all(self) -> None:
         assert self._process.stdin is not None
@@ -157,4 +163,4 @@ class Tracker:
         assert self._process.stdout is not None
         with self._process.stdout as file:
             for line in file:
-                say(f"wandb: {line.rstrip()}")
+                logger.info(f"wandb: {line.rstrip()}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -31,7 +30,6 @@ class Work:
     run: RunDirectory
     careers: CareerTable
     validation: CareerTable
-    tell: Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

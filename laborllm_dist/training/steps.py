@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 from dataclasses import asdict
 from time import time
@@ -21,6 +22,7 @@ from laborllm_dist.training.step import StepResult, Work, batches_of_step, caree
 from laborllm_dist.training.stop_request import StopRequest
 from laborllm_dist.training.validation import validate
 
+logger = logging.getLogger(__name__)
 Numbers = dict[str, float]
 
 
@@ -93,7 +95,7 @@ def _report(work: Work, state: TrainerState, numbers: Numbers, log: RunLog | Non
     if "loss_nats_per_token" in numbers and (
         "validation_nats_per_token" in numbers or state.step % work.settings.training.log_every_steps == 0
     ):
-        work.tell(progress_line(state.step, work.plan.num_steps, numbers))
+        logger.info(progress_line(state.step, work.plan.num_steps, numbers))
 
 
 def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog | None) -> NonFiniteLossError | None:
@@ -113,7 +115,7 @@ def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog |
             f"{wanted.max_consecutive_skips}; steps up to "
             f"{before.step} are saved; lower the learning rate under another name"
         )
-    work.tell(f"train: {what}")
+    logger.info(f"train: {what}")
     return None
 
 

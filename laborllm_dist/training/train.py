@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext, alone
 from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.errors import CheckpointError
-from laborllm_dist.io.console import complain, say, silence
 from laborllm_dist.io.files import ChecksumCheck
 from laborllm_dist.io.run_directory import RunDirectory, check_run_folder, create_or_resume, recorded_store
 from laborllm_dist.models.loading import (
@@ -30,15 +29,17 @@ from laborllm_dist.models.loading import (
     weights_identity,
 )
 from laborllm_dist.models.weight_checks import check_in_place
-from laborllm_dist.planning.memory_budget import budget_of
+from laborllm_dist.planning.estimate import budget_of
 from laborllm_dist.planning.memory_check import check_memory
-from laborllm_dist.store.build import prepare_store, store_folder
+from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.store.store import TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.training.messages import describe_early_stop, describe_end, describe_plan, describe_settings
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState, state_from_values
 from laborllm_dist.training.step import Work
 from laborllm_dist.training.steps import is_done, run_steps
+
+logger = logging.getLogger(__name__)
 
 
 def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
@@ -48,8 +49,7 @@ def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
         LaborError: if anything is missing or does not fit; the run's last checkpoint is untouched.
         InterruptedRunError: if SIGTERM or SIGINT came; a checkpoint of the last step is written then.
     """
-    tell = say if ranks.is_main else silence
-    tell(describe_settings(settings, ranks))
+    logger.info(describe_settings(settings, ranks))
     ranks.run_on_main(lambda: _check_places(settings))
     ranks.run_on_main(lambda: check_weights(settings.model))
     store = open_store(ranks.run_on_main(lambda: _store_folder(settings), Path))
@@ -72,10 +72,10 @@ def _check_places(settings: RunSettings) -> None:
 
 def _store_folder(settings: RunSettings) -> Path:
     """Return the folder of the token store: that of the run, whichever folder this is started from, or one made now."""
-    recorded = recorded_store(Path(settings.runs) / settings.name)
-    if recorded is not None and recorded.name == store_folder(settings).name:
+    recorded, location = recorded_store(Path(settings.runs) / settings.name), locate_store(settings)
+    if recorded is not None and recorded.name == location.folder.name:
         return recorded
-    return prepare_store(settings, say).folder
+    return prepare_store(settings, logger.info, location).folder
 
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: DistributedContext) -> TrainingPlan:
@@ -98,20 +98,19 @@ def _train_alone(
 ) -> None:
     """Resume or begin, do all steps that are left, and export."""
     store, check = checked_store
-    tell = say if ranks.is_main else silence
-    newest = ranks.run_on_main(lambda: newest_checkpoint(run.checkpoints, tell), tuple[Path, CheckpointManifest] | None)
+    newest = ranks.run_on_main(lambda: newest_checkpoint(run.checkpoints), tuple[Path, CheckpointManifest] | None)
     state = INITIAL_STATE if newest is None else _state_of(newest[1], run)
     if is_done(plan, state) and ranks.run_on_main(lambda: finished_step(run, settings)) == state.best_step:
-        tell(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
+        logger.info(f"train: {run.path} is finished ({state.step} steps, best after {state.best_step})")
         ranks.run_on_main(check.wait)
         ranks.run_on_main(lambda: warn_if_no_better(state, store, settings))
         return
     ranks.run_on_main(lambda: check_exports(run))
     if state.best_step != state.step:  # that of the newest has been looked at
-        state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints, tell), TrainerState)
+        state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints), TrainerState)
 
     capacity = budget_of(ranks, settings)  # on every rank: all import at once what the model wants
-    ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, capacity, tell))
+    ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, capacity))
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.run_on_main(check.wait)
     ranks.run_on_main(lambda: check_fit(model.hugging_face, store))
@@ -120,20 +119,20 @@ def _train_alone(
     device, longest = next(model.parameters()).device, longest_career(store)
     ranks.run_on_main(lambda: check_packing(model.hugging_face, device=device, longest=longest))
     config = model.hugging_face.config
-    tell(describe_plan(settings, plan, *num_parameters(model)))
+    logger.info(describe_plan(settings, plan, *num_parameters(model)))
     engine = make_engine(model, settings.zero, settings.optimizer, ranks)
     check_in_place(model, ranks)
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
-        tell(f"train: goes on after step {state.step} of {plan.num_steps}")
-    work = Work(settings, plan, engine, run, store.careers("train"), store.careers("validation"), tell)
+        logger.info(f"train: goes on after step {state.step} of {plan.num_steps}")
+    work = Work(settings, plan, engine, run, store.careers("train"), store.careers("validation"))
     state = run_steps(work, state)
     del engine, work
     if state.step < plan.num_steps:
-        tell(describe_early_stop(state))
-    state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints, tell), TrainerState)
+        logger.info(describe_early_stop(state))
+    state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints), TrainerState)
     ranks.run_on_main(lambda: _export_best(state, run, config, store, settings))
-    tell(describe_end(state, run.export))
+    logger.info(describe_end(state, run.export))
     ranks.run_on_main(lambda: warn_if_no_better(state, store, settings))
 
 
@@ -146,7 +145,7 @@ def _state_of(manifest: CheckpointManifest, run: RunDirectory) -> TrainerState:
     return state_from_values(manifest.state)
 
 
-def _with_whole_best(state: TrainerState, checkpoints: Path, tell: Callable[[str], None]) -> TrainerState:
+def _with_whole_best(state: TrainerState, checkpoints: Path) -> TrainerState:
     """Return the state whose best step is that of a whole checkpoint, if any validated one is left, and save it."""
     found = state
     while found.best_step is not None:
@@ -155,12 +154,12 @@ def _with_whole_best(state: TrainerState, checkpoints: Path, tell: Callable[[str
             break
         except CheckpointError as error:
             if found == state:
-                tell(f"train: the best weights, of step {state.best_step}, are lost: {error}")
+                logger.info(f"train: the best weights, of step {state.best_step}, are lost: {error}")
             found = found.without_best()
     if found != state:
         save_state(checkpoints, found.step, asdict(found))
         best = "there is none, until the next validation" if found.best_step is None else f"step {found.best_step}"
-        tell(f"train: best on validation of what is left: {best}")
+        logger.info(f"train: best on validation of what is left: {best}")
     return found
 
 
@@ -171,7 +170,7 @@ def warn_if_no_better(state: TrainerState, store: TokenStore, settings: RunSetti
     others = score_without_model(store, "validation", settings)
     warning = warning_if_no_better(settings.name, "validation", state.best_nats_per_title, others)
     if warning is not None:
-        complain(f"{warning}; more steps (training.epochs) or another optimizer.learning_rate may help")
+        logger.warning(f"{warning}; more steps (training.epochs) or another optimizer.learning_rate may help")
 
 
 def _export_best(

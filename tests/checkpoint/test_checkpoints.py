@@ -67,21 +67,23 @@ def test_a_rank_cuts_its_fragments_into_files_of_a_size(tmp_path: Path, monkeypa
     assert found == {"a": [0.0, 1.0, 2.0, 3.0], "b": [4.0], "c": [5.0, 6.0, 7.0]}
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named_and_set_aside(tmp_path: Path) -> None:
+def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named_and_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folders = [write_checkpoint(tmp_path, step) for step in (1, 2, 3, 4, 5)]
     (folders[4] / "manifest.json").unlink()
     (folders[3] / "manifest.json").write_text('{"step": 4')
     flip_a_bit(folders[2] / "rank_00001_000.safetensors")
     (folders[1] / "rank_00000_000.safetensors").write_bytes(b"short")
-    said: list[str] = []
-    found = newest_checkpoint(tmp_path, said.append)
+    found = newest_checkpoint(tmp_path)
+    said = caplog.messages
     assert found is not None
     assert found[1].step == 1
     assert ["never finished" in said[0], "is damaged" in said[1], "SHA-256" in said[2], "5 bytes" in said[3]] == [
         True
     ] * 4
     assert names(tmp_path) == ["step_00000001", *(f"step_0000000{step}.damaged" for step in (2, 3, 4, 5))]
-    assert newest_checkpoint(tmp_path / "nowhere", said.append) is None
+    assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_a_file_that_the_disk_cannot_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,7 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Path, mo
 
     monkeypatch.setattr(manifest, "sha256_of", forbidden)
     with pytest.raises(DiskError, match=r"cannot use .*rank_00000_000.safetensors: Permission denied"):
-        newest_checkpoint(tmp_path, quiet)
+        newest_checkpoint(tmp_path)
     assert names(tmp_path) == ["step_00000001"]
 
 
@@ -126,7 +128,7 @@ def test_a_damaged_checkpoint_takes_no_place_among_the_newest(tmp_path: Path) ->
     for step in (41, 42):
         write_checkpoint(tmp_path, step)
     flip_a_bit(write_checkpoint(tmp_path, 48) / "manifest.json")
-    newest = newest_checkpoint(tmp_path, quiet)
+    newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest[1].step == 42
     for step in (43, 44):
         write_checkpoint(tmp_path, step)
@@ -144,22 +146,22 @@ def test_where_no_checkpoint_is_whole_nothing_is_started_from_nothing(tmp_path: 
         flip_a_bit(write_checkpoint(tmp_path, step) / "rank_00000_000.safetensors")
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; bring one back from a copy"):
-            newest_checkpoint(tmp_path, quiet)
+            newest_checkpoint(tmp_path)
         assert names(tmp_path) == ["step_00000001", "step_00000002"]
     for step in (1, 2):
         checkpoint_folder(tmp_path, step).rename(tmp_path / f"step_0000000{step}.damaged")
     with pytest.raises(CheckpointError, match="is whole"):
-        newest_checkpoint(tmp_path, quiet)
+        newest_checkpoint(tmp_path)
     other = tmp_path / "other"
     (other / "step_00000001.partial").mkdir(parents=True)  # a kill in the very first save: nothing was there to lose
-    assert newest_checkpoint(other, quiet) is None
+    assert newest_checkpoint(other) is None
 
 
 def test_another_format_is_refused_and_never_passed_over(tmp_path: Path) -> None:
     for step in (1, 2):
         write_checkpoint(tmp_path, step)
     change_manifest(checkpoint_folder(tmp_path, 2), lambda values: values.update(format=4, more=[]), signed=False)
-    for look in (lambda: newest_checkpoint(tmp_path, quiet), lambda: run_of_checkpoints(tmp_path)):
+    for look in (lambda: newest_checkpoint(tmp_path), lambda: run_of_checkpoints(tmp_path)):
         with pytest.raises(
             UnsupportedFormatError, match="has format 4, this version reads 3; go on with the version that wrote it"
         ):
@@ -195,7 +197,7 @@ def test_a_manifest_that_has_changed_is_damaged_and_the_checkpoint_before_is_tak
     for step in (1, 2):
         write_checkpoint(tmp_path, step)
     change_manifest(checkpoint_folder(tmp_path, 2), change, signed=False)
-    newest = newest_checkpoint(tmp_path, quiet)
+    newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest[1].step == 1
 
 

@@ -100,7 +100,7 @@ def test_a_host_cut_off_ends_every_rank_in_a_minute_and_the_other_host_goes_on(
         assert text.count("error:") == 1, text[-2000:]
         assert f"error: rank {rank} has lost another rank" in text
         assert "Traceback" not in text
-    saved = newest_checkpoint(tmp_path / "runs/small/checkpoints", print)
+    saved = newest_checkpoint(tmp_path / "runs/small/checkpoints")
     assert saved is not None and saved[1].step >= 5
 
     text = hosts.run_well(*deepspeed("train.py", run, "--include", ADDRESSES[0]), log=tmp_path / "one")

@@ -16,16 +16,16 @@ from helpers.slurm import TASK
 from laborllm_dist import cli
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RanksSettings, ReportSettings
-from laborllm_dist.distributed import context, meeting
+from laborllm_dist.distributed import rendezvous
 from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.distributed.launcher import num_local_ranks
-from laborllm_dist.distributed.meeting import meet_at
 from laborllm_dist.distributed.rank_variables import (
     RankVariables,
     check_devices,
     check_is_complete,
     read_rank_variables,
 )
+from laborllm_dist.distributed.rendezvous import meet_at
 from laborllm_dist.distributed.slurm import launcher_variables
 from laborllm_dist.errors import LaborError, LauncherError, RendezvousError
 
@@ -143,8 +143,8 @@ def meetings(world_sizes: list[tuple[int, int]], *, seconds: float) -> list[str]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "SECONDS_TO_MEET_WITHOUT", 0.4)
-    monkeypatch.setattr(meeting, "SECONDS_TO_READ", 0.2)
+    monkeypatch.setattr(rendezvous, "SECONDS_TO_MEET_WITHOUT", 0.4)
+    monkeypatch.setattr(rendezvous, "SECONDS_TO_READ", 0.2)
 
 
 def test_ranks_that_are_all_there_meet(quick: None) -> None:
@@ -186,20 +186,20 @@ def test_ranks_that_run_short_of_open_files_say_so(monkeypatch: pytest.MonkeyPat
     def fail(*arguments: object, **more: object) -> None:
         raise RuntimeError(next(texts))
 
-    monkeypatch.setattr(context, "_open_store", fail)
-    monkeypatch.setattr(context.resource, "getrlimit", lambda which: (20, 4096))
+    monkeypatch.setattr(rendezvous, "open_store", fail)
+    monkeypatch.setattr(rendezvous.resource, "getrlimit", lambda which: (20, 4096))
     variables, settings = RankVariables(1, 2, 1, "127.0.0.1", 1), RanksSettings(1, 1.0)
     with pytest.raises(RendezvousError, match=r"may have only 20 files and sockets open at once: raise that \(ulimit"):
-        context._meet(settings, torch.device("cpu"), variables)
+        rendezvous.join_process_group(settings, torch.device("cpu"), variables)
     with pytest.raises(RuntimeError, match="Too many open files"):  # which cli.launch has a line for
-        context._meet(settings, torch.device("cpu"), variables)
+        rendezvous.join_process_group(settings, torch.device("cpu"), variables)
 
 
 def test_a_store_that_ranks_connect_to_counts_no_rank_twice(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     port, limit, stores = free_port(), timedelta(seconds=60), []
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     for rank in (0, 1, 1):  # none of them waits for three connections, nor takes three for three ranks
-        stores.append(context._open_store(RankVariables(rank, 3, rank, "127.0.0.1", port), limit))
+        stores.append(rendezvous.open_store(RankVariables(rank, 3, rank, "127.0.0.1", port), limit))
     texts = []
 
     def meet(store: object, rank: int) -> None:

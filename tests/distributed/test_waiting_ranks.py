@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ import pytest
 import torch
 from helpers.processes import PROJECT, python_path, run_ranks, wait_until
 
-from laborllm_dist.distributed import context, launcher, watchdog
+from laborllm_dist.distributed import launcher, rendezvous, watchdog
 from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.context import DistributedContext, alone, alone_on_table
-from laborllm_dist.distributed.interface import ANY, interface_of, listen
 from laborllm_dist.distributed.launcher import Process, num_local_ranks
 from laborllm_dist.distributed.rank_variables import RankVariables
+from laborllm_dist.distributed.rendezvous import ANY, interface_of, listen
 from laborllm_dist.errors import AlreadyRunningError, PortInUseError, RendezvousError
 
 ALONE = DistributedContext(0, 1, 0, torch.device("cpu"))
@@ -98,18 +99,18 @@ def test_a_taken_port_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None
         variables = RankVariables(0, 2, 0, "127.0.0.1", other.getsockname()[1])
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         with pytest.raises(PortInUseError, match="is taken by another run on this machine; start with another one"):
-            context._open_store(variables, context.timedelta(seconds=1))
+            rendezvous.open_store(variables, timedelta(seconds=1))
 
 
 def test_a_port_at_which_nobody_may_listen_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(context, "listen", refuse)
+    monkeypatch.setattr(rendezvous, "listen", refuse)
     with pytest.raises(
         RendezvousError, match=r"rank 0 cannot listen at 127\.0\.0\.1:1 \(Permission denied\); take another"
     ):
-        context._open_store(RankVariables(0, 2, 0, "127.0.0.1", 1), context.timedelta(seconds=1))
+        rendezvous.open_store(RankVariables(0, 2, 0, "127.0.0.1", 1), timedelta(seconds=1))
 
 
 class Callers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from helpers.runs import small_run
 
 from laborllm_dist.errors import DiskError, DiskFullError, OutputClosedError
 from laborllm_dist.io import console as console_module
+from laborllm_dist.io.console import EVERY_RANK, LOGGER
 
 # What `launch` runs: progress, what libraries print, a file that is opened meanwhile, and a result for some.
 PROGRAM = """
@@ -24,16 +26,18 @@ import logging, os, sys
 from pathlib import Path
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import BaselineSettings
-from laborllm_dist.io.console import complain, results, say, say_at_once
+from laborllm_dist.io.console import results, say_at_once
+
+logger = logging.getLogger("laborllm_dist.some.module")
 
 def main(settings):
     with (Path(sys.argv[0]) / "work").open("w") as file:
         for step in range(2000):
-            say(f"step {step} of \\N{EN DASH} caf\\xe9 \\N{GREEK SMALL LETTER OMEGA} \\udcff")
+            logger.info(f"step {step} of \\N{EN DASH} caf\\xe9 \\N{GREEK SMALL LETTER OMEGA} \\udcff")
         print("a library")
         print("a library", file=sys.stderr)
         logging.getLogger().warning("a library")
-        complain("refused")
+        logger.error("refused")
         say_at_once("stopping")
         os.write(1, b"C code") if RAW else None
         file.write("all of it")
@@ -132,8 +136,8 @@ def test_streams_of_others_that_fail_end_progress_never_and_results_by_a_refusal
 ) -> None:
     monkeypatch.setattr(sys, "stdout", Failing(error))
     monkeypatch.setattr(sys, "stderr", Failing(error))
-    console_module.say("a line")
-    console_module.complain("a line")
+    logging.getLogger(LOGGER).info("a line")
+    logging.getLogger(LOGGER).error("a line")
     with pytest.raises(kind), console_module.results() as console:
         console.print("a result")
 
@@ -143,14 +147,44 @@ def test_streams_that_are_missing_or_closed_are_passed_over(monkeypatch: pytest.
     closed.close()
     for stream in (None, closed):
         monkeypatch.setattr(sys, "stdout", stream)
-        console_module.say("a line")
+        logging.getLogger(LOGGER).info("a line")
         console_module.show("a result")
+
+
+def test_progress_is_rank_0_s_and_errors_are_everybody_s(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("laborllm_dist.training.train")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        logger.info("progress")
+        logger.info("compiling", extra=EVERY_RANK)
+        logger.warning("warning")
+        logger.error("error")
+        out = "progress\ncompiling\n" if rank == "0" else "compiling\n"
+        assert capsys.readouterr() == (out, "warning\nerror\n")
+
+
+def test_who_imports_the_package_gets_records_and_no_handlers() -> None:
+    program = """
+import logging
+import laborllm_dist.checkpoint.manifest, laborllm_dist.store.build, laborllm_dist.planning.display, laborllm_dist.cli
+names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "laborllm_dist"]
+print(sum(len(logging.getLogger(name).handlers) for name in names))
+logging.basicConfig(format="%(name)s: %(message)s", level="INFO")
+logging.getLogger("laborllm_dist.store.build").info("a line")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ, **python_path()}
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "laborllm_dist.store.build: a line\n")
 
 
 def test_names_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
-    console_module.say("runs/\x1b[2J\x07\x9b31m")
+    logging.getLogger(LOGGER).info("runs/\x1b[2J\x07\x9b31m")
     assert stream.getvalue() == "runs/\\x1b[2J\\x07\\x9b31m\n"
 
 

@@ -24,6 +24,7 @@ from laborllm_dist.checkpoint.save import write_fragments
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import ReportSettings
 from laborllm_dist.errors import AlreadyRunningError, DiskError, DiskFullError, TitleBoundaryError
+from laborllm_dist.io import files
 from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text
 from laborllm_dist.io.recorded_folder import replacing_folder
 from laborllm_dist.report import write
@@ -230,3 +231,20 @@ def test_too_many_open_files_are_one_line(
     assert ended.value.code == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: too many open files: this system lets a process have ")
+
+
+def test_a_folder_is_on_the_disk_before_an_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync = files.fsync_path
+
+    def flush(path: Path) -> None:
+        fsync(path)
+        events.append(path.name + (" beside the old" if (tmp_path / "folder/old").exists() else ""))
+
+    monkeypatch.setattr(files, "fsync_path", flush)
+    for name in ("old", "new"):
+        with replacing_folder(tmp_path / "folder", {}, "move it") as partial:
+            (partial / name).write_text(name)
+        assert [path.name for path in sorted((tmp_path / "folder").iterdir())] == ["laborllm_dist.json", name]
+    # The old one goes after the new one's files and their folder are on the disk, and before the new name is.
+    assert events[-3:] == ["new beside the old", "folder.partial beside the old", tmp_path.name]

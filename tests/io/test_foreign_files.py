@@ -26,7 +26,7 @@ from laborllm_dist.io.files import atomic_write, write_text
 from laborllm_dist.io.recorded_folder import check_replaceable, read_record, replacing_folder
 from laborllm_dist.io.run_directory import check_run_folder, read_run
 from laborllm_dist.models.gguf import convert_gguf
-from laborllm_dist.store.build import building_folder, prepare_store
+from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
 from laborllm_dist.tables.scores import read_score_table, write_score_table
@@ -282,7 +282,7 @@ def test_checkpoints_are_removed_and_other_files_stay(tmp_path: Path) -> None:
     damaged = thesis_in(tmp_path / "step_00000006.damaged")
     (write_checkpoint(tmp_path, 6) / "manifest.json").unlink()
     with pytest.raises(ForeignFileError, match=r"6.damaged is not removed"):
-        newest_checkpoint(tmp_path, quiet)
+        newest_checkpoint(tmp_path)
     assert thesis.read_text() == partial.read_text() == damaged.read_text() == THESIS
 
 
@@ -352,7 +352,7 @@ def test_only_parts_are_removed_with_the_parts(tmp_path: Path) -> None:
 
 def test_a_store_is_not_built_over_other_files(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, num_people=20))
-    thesis = thesis_in(building_folder(settings))
+    thesis = thesis_in(locate_store(settings).building)
     with pytest.raises(
         ForeignFileError, match=r"thesis.tex is no part of a store, and .*partial is where one is built; move"
     ):

@@ -12,7 +12,7 @@ from helpers.runs import settings_of, small_run
 from rich.console import Console
 
 from laborllm_dist.batching.training_plan import plan_training
-from laborllm_dist.distributed.deepspeed_limits import check_8bit
+from laborllm_dist.distributed.deepspeed_config import check_8bit
 from laborllm_dist.errors import LaborError, ModelError, SettingsError
 from laborllm_dist.models.dims import KNOWN, check_targets
 from laborllm_dist.planning.display import show_plan

@@ -12,13 +12,14 @@ from helpers.runs import settings_of, small_run
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.training_plan import plan_training
 from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed import deepspeed_config
 from laborllm_dist.distributed.jit_ops import check_nvme
 from laborllm_dist.errors import MemoryEstimateError, ModelError, SettingsError
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import KNOWN, shape_of
 from laborllm_dist.models.loading import new_llama
+from laborllm_dist.planning.estimate import MemoryBudget
 from laborllm_dist.planning.memory import GIB, MicroBatchShape, plan_memory
-from laborllm_dist.planning.memory_budget import MemoryBudget
 from laborllm_dist.planning.memory_check import check_memory
 from laborllm_dist.store.build import prepare_store
 
@@ -90,6 +91,26 @@ def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
     assert eight.device["optimizer"] / plain.device["optimizer"] == pytest.approx((4 + 2.03125) / 12)
 
 
+@pytest.mark.parametrize(("stage", "more"), [(0, 0), (1, 2), (2, 2), (3, 0)])
+def test_overlapping_communication_takes_a_second_bucket(
+    stage: int, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(f"zero.stage={stage}", "zero.bucket_size=1000000", "zero.precision=bf16")
+    sizes, written = [], []
+    for overlaps in (False, True):
+        monkeypatch.setattr(deepspeed_config, "OVERLAP_COMM", overlaps)
+        memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
+        sizes.append(memory.device["buffers"])
+        config = deepspeed_config.deepspeed_config(settings.zero, None, 2, on_gpu=True)
+        written.append(config["zero_optimization"]["overlap_comm"])
+        on_cpu = deepspeed_config.deepspeed_config(settings.zero, None, 2, on_gpu=False)
+        assert on_cpu["zero_optimization"]["overlap_comm"] is False
+    # A bucket of a million bf16 gradients is 2 MB, and its copy in fp32 4 MB. At stage 0 gradients are fp32.
+    assert sizes[0] == (4e6 if stage == 0 else 6e6)
+    assert sizes[1] - sizes[0] == more * 1e6
+    assert written == [False, stage > 0]
+
+
 def test_page_locked_memory_comes_in_powers_of_two() -> None:
     settings = settings_for("zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw")
     memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 1024), world_size=1, process_bytes=None)
@@ -130,32 +151,33 @@ def small_plan(tmp_path: Path, *more: str):
     return settings, plan_training(store, settings, world_size=1), store.num_ids
 
 
-def test_training_refuses_what_cannot_fit_unless_told_to_go_on(tmp_path: Path) -> None:
+def test_training_refuses_what_cannot_fit_unless_told_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     settings, plan, num_ids = small_plan(tmp_path)
-    said: list[str] = []
-    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, 0.5 * GIB, None), said.append)
-    assert said[0].startswith("plan: a rank needs about 0.5")
+    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, 0.5 * GIB, None))
+    assert caplog.messages[0].startswith("plan: a rank needs about 0.5")
     little = MemoryBudget(0.4 * GIB, 0.5 * GIB, None)
     with pytest.raises(
         MemoryEstimateError,
         match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.ignore_memory_check",
     ):
-        check_memory(settings, plan, num_ids, little, said.append)
+        check_memory(settings, plan, num_ids, little)
     going_on = settings_of(small_run(tmp_path, "plan.ignore_memory_check=true"))
-    check_memory(going_on, plan, num_ids, little, said.append)
+    check_memory(going_on, plan, num_ids, little)
 
 
 def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> None:
     offload = ["zero=stage2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"]
     settings, plan, num_ids = small_plan(tmp_path, *offload)
-    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, None, 1.0 * GIB), lambda line: None)
+    check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, None, 1.0 * GIB))
     little = MemoryBudget(4.0 * GIB, None, 1e5)
     with pytest.raises(
         MemoryEstimateError, match=r"a rank offloads about 0.00 GiB to its host, whose memory has 0.00 GiB left"
     ):
-        check_memory(settings, plan, num_ids, little, lambda line: None)
+        check_memory(settings, plan, num_ids, little)
     going_on = settings_of(small_run(tmp_path, *offload, "plan.ignore_memory_check=true"))
-    check_memory(going_on, plan, num_ids, little, lambda line: None)
+    check_memory(going_on, plan, num_ids, little)
 
 
 def test_nvme_offload_wants_the_cuda_toolkit_on_a_gpu_s_host(monkeypatch: pytest.MonkeyPatch) -> None:

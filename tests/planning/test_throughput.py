@@ -8,6 +8,7 @@ import pytest
 from helpers.runs import settings_of
 
 from laborllm_dist.config.run import RunSettings
+from laborllm_dist.distributed import deepspeed_config
 from laborllm_dist.models.dims import KNOWN
 from laborllm_dist.planning.estimate import forecast, room_of
 from laborllm_dist.planning.throughput import (
@@ -54,6 +55,17 @@ def test_traffic_by_hand(zero: str, num_passes: int, num_bytes: int) -> None:
 
 def test_one_gpu_sends_nothing() -> None:
     assert traffic_of_step(SEVEN, settings_for("plan.num_gpus=1"), 3) == Traffic(0.0, 0.0)
+
+
+@pytest.mark.parametrize(("stage", "moved"), [(0, 0.0), (1, 0.0), (2, 2 * 2 * 4.0), (3, 2 * 4.0)])
+def test_overlapping_reductions_are_not_waited_for(stage: int, moved: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(f"zero.stage={stage}", "plan.num_gpus=2")
+    apart = traffic_of_step(SEVEN, settings, 2)
+    monkeypatch.setattr(deepspeed_config, "OVERLAP_COMM", True)
+    beside = traffic_of_step(SEVEN, settings, 2)
+    assert beside.total == apart.total
+    # Half of a reduction's bytes leave a rank of two; stage 2 reduces everywhere, stage 3 to the owner; two passes.
+    assert beside.ahead - apart.ahead == moved * SEVEN.num_parameters / 2
 
 
 def test_an_adapter_sends_its_own_gradients_and_gathers_its_base() -> None:

@@ -34,7 +34,7 @@ MODULES = (
 def import_all() -> None:
     for name in MODULES:
         importlib.import_module(name)
-    importlib.import_module("laborllm_dist.distributed.quiet_imports").import_deepspeed()
+    importlib.import_module("laborllm_dist.distributed.library_internals").import_deepspeed()
     num_threads = len(list(Path("/proc/self/task").iterdir()))
     assert num_threads == 1, f"{num_threads} threads; only a process of one can be forked"
     gc.collect()

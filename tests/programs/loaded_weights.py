@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.distributed.context import DistributedContext, init_distributed
-from laborllm_dist.distributed.zero_engine import deepspeed_config, make_engine
+from laborllm_dist.distributed.deepspeed_config import deepspeed_config
+from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.errors import LaborError, PeerFailedError
 from laborllm_dist.models.inference import load_for_inference
 from laborllm_dist.models.loading import make_model, pretrained_model
@@ -32,7 +33,7 @@ IDS = torch.arange(3, 20)[None]
 
 
 def in_shards(folder: Path, ranks: DistributedContext, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    config = deepspeed_config(SETTINGS.zero, None, ranks.world_size)
+    config = deepspeed_config(SETTINGS.zero, None, ranks.world_size, on_gpu=False)
     return model_in_shards(settings_for(folder), dtype=dtype, config=config, ranks=ranks)
 
 
@@ -83,7 +84,9 @@ def partitioned(folder: Path, ranks: DistributedContext) -> None:
     """Have DeepSpeed cut a whole model, one weight of which changes before, on the last rank."""
     model = pretrained_model(settings_for(folder), dtype=torch.float32)
     model.model.layers[1].mlp.up_proj.weight.data.view(-1)[-1] += 1e-6
-    deepspeed.zero.Init(module=model, config_dict_or_path=deepspeed_config(SETTINGS.zero, None, ranks.world_size))
+    deepspeed.zero.Init(
+        module=model, config_dict_or_path=deepspeed_config(SETTINGS.zero, None, ranks.world_size, on_gpu=False)
+    )
     check_in_place(model, ranks)
 
 

@@ -12,7 +12,7 @@ from helpers.runs import settings_of
 from safetensors.torch import load_file
 
 from laborllm_dist.distributed.context import init_distributed
-from laborllm_dist.distributed.quiet_imports import import_deepspeed
+from laborllm_dist.distributed.library_internals import import_deepspeed
 from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.models.loading import make_model
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from laborllm_dist.config.run import RanksSettings
 from laborllm_dist.distributed.context import DistributedContext, init_distributed
-from laborllm_dist.distributed.quiet_imports import import_deepspeed
+from laborllm_dist.distributed.library_internals import import_deepspeed
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts
 
 SECONDS = 4.0

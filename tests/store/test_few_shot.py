@@ -29,7 +29,7 @@ from laborllm_dist.errors import DataFileError, ModelError, RunError, SequenceTo
 from laborllm_dist.evaluation.target import check_cut, describe_cut, longest_text, prompted, text_details, text_name
 from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.report.load import compare_runs
-from laborllm_dist.store.build import prepare_shard, prepare_store, store_folder
+from laborllm_dist.store.build import locate_store, prepare_shard, prepare_store
 from laborllm_dist.store.few_shot import choose_examples, render_preface
 from laborllm_dist.store.store import check_lengths
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
@@ -139,7 +139,7 @@ def test_templates_refuse_the_same() -> None:
 
 def test_a_store_keeps_its_name(tmp_path: Path) -> None:
     # A golden value: a store that changes its name is made a second time.
-    assert store_folder(settings_of(small_run(tmp_path))).name == "synthetic-2a7f9c14ea93e6de"
+    assert locate_store(settings_of(small_run(tmp_path))).folder.name == "synthetic-2a7f9c14ea93e6de"
 
 
 def small(folder: Path, *more: str) -> RunSettings:

@@ -19,7 +19,7 @@ from laborllm_dist.careers.splits import in_fraction
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, SettingsError
 from laborllm_dist.io.run_directory import run_fingerprint
-from laborllm_dist.store.build import prepare_store, store_folder
+from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.store.pooling import TrainingPool, training_pool
 
 
@@ -41,7 +41,7 @@ def test_fractions_are_nested_near_their_share_and_need_no_new_store(tmp_path: P
     folders, people = set(), []
     for fraction in (0.2, 0.4, 0.6, 0.8, 1.0):
         wanted = changed(settings, synthetic={"fraction": fraction})
-        folders.add(store_folder(wanted))
+        folders.add(locate_store(wanted).folder)
         people.append(people_of(wanted))
     assert len(folders) == 1
     for smaller, larger in itertools.pairwise(people):

@@ -27,11 +27,10 @@ from laborllm_dist.errors import AlreadyRunningError, DataFileError, DiskFullErr
 from laborllm_dist.io.files import file_lock
 from laborllm_dist.store import workers
 from laborllm_dist.store.build import (
-    building_folder,
+    locate_store,
     prepare,
     prepare_shard,
     prepare_store,
-    store_folder,
 )
 from laborllm_dist.store.workers import refusal_of, run_shards
 
@@ -107,7 +106,7 @@ def begun(settings: RunSettings, num_done: int) -> Path:
 
     with pytest.raises(Killed):
         prepare_store(settings, say)
-    return building_folder(settings)
+    return locate_store(settings).building
 
 
 def test_a_killed_prepare_goes_on_where_it_was(whole, tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
 
 def test_one_process_a_shard(tmp_path: Path) -> None:
     settings = small(tmp_path, "prepare.num_workers=2", "prepare.shard=1")
-    lock = building_folder(settings) / "work" / "shard-1-of-2.lock"
+    lock = locate_store(settings).building / "work" / "shard-1-of-2.lock"
     with (
         file_lock(lock, busy="here"),
         pytest.raises(AlreadyRunningError, match="another process is preparing shard 1 of 2"),
@@ -143,8 +142,8 @@ def test_one_process_a_shard(tmp_path: Path) -> None:
 def test_kill_9_at_any_moment_loses_no_finished_piece(whole, tmp_path: Path) -> None:
     overrides = small_run(tmp_path, "store.people_per_shard=20", num_people=NUM_PEOPLE)
     command = [sys.executable, str(PROJECT / "launch/prepare.py"), *overrides]
-    folder = store_folder(small(tmp_path))
-    pieces = building_folder(small(tmp_path)) / "pieces"
+    folder = locate_store(small(tmp_path)).folder
+    pieces = locate_store(small(tmp_path)).building / "pieces"
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         waited_until = time.monotonic() + 120
@@ -184,16 +183,16 @@ def test_a_list_of_occupations_is_there_whole_or_not_at_all(whole, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         prepare_store(settings, quiet)
     monkeypatch.undo()
-    assert not (building_folder(settings) / "occupations.csv").exists()
+    assert not (locate_store(settings).building / "occupations.csv").exists()
     assert content(prepare_store(settings, quiet).folder) == whole
 
 
 def test_a_folder_without_its_manifest_is_refused_before_any_work(tmp_path: Path) -> None:
     settings = small(tmp_path)
-    store_folder(settings).mkdir(parents=True)
+    locate_store(settings).folder.mkdir(parents=True)
     with pytest.raises(StoreError, match=r"is there without its manifest.json, so it is no store; delete it"):
         prepare_store(settings, quiet)
-    assert not building_folder(settings).exists()
+    assert not locate_store(settings).building.exists()
 
 
 @pytest.mark.ranks
@@ -201,7 +200,7 @@ def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tm
     overrides = small_run(tmp_path, "store.people_per_shard=5", "prepare.num_workers=2", num_people=600)
     command = [sys.executable, str(PROJECT / "launch/prepare.py"), *overrides]
     settings = settings_of(overrides)
-    pieces = building_folder(settings) / "pieces"
+    pieces = locate_store(settings).building / "pieces"
 
     def found() -> set[str]:
         return {path.name for path in pieces.glob("synthetic-*")} if pieces.is_dir() else set()
@@ -223,7 +222,7 @@ def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tm
             os.killpg(process.pid, signal.SIGKILL)
     times = {name: (pieces / name).stat().st_mtime_ns for name in made}
     subprocess.run(command, cwd=PROJECT, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    kept = store_folder(settings) / "pieces"
+    kept = locate_store(settings).folder / "pieces"
     assert all((kept / name).stat().st_mtime_ns == at for name, at in times.items())
 
 

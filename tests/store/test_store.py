@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -12,16 +13,23 @@ import numpy as np
 import pytest
 from helpers.panels import panels
 from helpers.runs import quiet, settings_of, small_run
+from helpers.trained_runs import ONE_RANK
 
 from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers
 from laborllm_dist.careers.readers.long_panel import OPTIONAL
 from laborllm_dist.careers.splits import SPLITS, split_of
 from laborllm_dist.config.data import SplitSettings
-from laborllm_dist.errors import DataFileError, StoreError, VocabularyError
-from laborllm_dist.store.build import prepare_store, store_folder
+from laborllm_dist.errors import DataFileError, SequenceTooLongError, StoreError, VocabularyError
+from laborllm_dist.io import files
+from laborllm_dist.io.files import sha256_of
+from laborllm_dist.planning.workload import find_workload
+from laborllm_dist.store.build import locate_store, prepare, prepare_store
 from laborllm_dist.store.store import FORMAT, open_store, verify_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.text.template import compile_template, render_career
+from laborllm_dist.training.train import train
+
+COLUMN_NAMES = ("person", "year", "occupation", "birth_year", "gender", "ethnicity", "region", "education")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +83,9 @@ def test_a_second_call_uses_the_store_and_changed_settings_make_another(prepared
     assert (store.folder / "manifest.json").stat().st_mtime_ns == before
     root = str(store.folder.parent.parent)
     changed = settings_of(small_run(Path(root), "tokenizer.vocabulary_size=300", num_people=90))
-    assert store_folder(changed) != store.folder
+    assert locate_store(changed).folder != store.folder
     batches = settings_of(small_run(Path(root), "prepare.num_workers=3", num_people=90))
-    assert store_folder(batches) == store.folder
+    assert locate_store(batches).folder == store.folder
 
 
 def test_the_size_of_pieces_does_not_change_what_is_in_a_store(prepared, tmp_path: Path) -> None:
@@ -186,3 +194,36 @@ def test_splits_are_near_their_shares_and_ignore_other_people() -> None:
     np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.0098)
     assert split_of("S", "1", settings) == splits[1]
     assert [split_of("T", str(person), settings) for person in range(50)] != splits[:50]
+
+
+def test_a_command_reads_each_source_for_its_checksum_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = [f"{person},{year},{'ab'[person % 2]},1950,male,white,west,college" for person in range(40)
+              for year in (1980, 1981)]  # fmt: skip
+    (tmp_path / "panel.csv").write_text("\n".join([",".join(COLUMN_NAMES), *people]))
+    (tmp_path / "titles.csv").write_text("code,title\na,Cooks\nb,Bakers\n")
+    place = "data.corpora.long_panel.long_panel"
+    overrides = [
+        *small_run(tmp_path, "tokenizer.vocabulary_size=270"),
+        "data=long_panel",
+        f"{place}.path={tmp_path}/panel.csv",
+        f"{place}.vocabulary.path={tmp_path}/titles.csv",
+    ]
+    settings = settings_of([each for each in overrides if "num_people" not in each])
+    read: list[str] = []
+    monkeypatch.setattr(files, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+
+    def of_sources() -> list[str]:
+        names = sorted(name for name in read if name in ("panel.csv", "titles.csv"))
+        read.clear()
+        return names
+
+    prepare(settings, quiet)  # makes the store
+    assert of_sources() == ["panel.csv", "titles.csv"]
+    prepare(settings, quiet)  # which is there
+    assert of_sources() == ["panel.csv", "titles.csv"]
+    find_workload(settings)  # of the plan
+    assert of_sources() == ["panel.csv", "titles.csv"]
+    too_short = dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, max_seq_length=8))
+    with pytest.raises(SequenceTooLongError):  # after all that training asks of the sources
+        train(too_short, ONE_RANK)
+    assert of_sources() == ["panel.csv", "titles.csv"]

@@ -24,7 +24,7 @@ from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.errors import TitleBoundaryError, TokenizerError
 from laborllm_dist.evaluation.title_trie import common_title_trie
-from laborllm_dist.store.build import prepare_store, store_folder
+from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.store.few_shot import render_preface
 from laborllm_dist.store.tokenize import title_token_ids, tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer, tokenizer_identity
@@ -300,7 +300,7 @@ def test_the_identity_is_that_of_what_is_opened(tmp_path: Path) -> None:
     one, other = (made_tokenizer("gpt2", vocabulary_size=size) for size in (300, 310))
     save_vocabulary_and_merges(one, tmp_path / "tokenizer")
     place = settings_of(["tokenizer=pretrained", f"tokenizer.path={tmp_path}/tokenizer", "data=wage_panel"])
-    first, store = tokenizer_identity(str(tmp_path / "tokenizer"), None, None), store_folder(place)
+    first, store = tokenizer_identity(str(tmp_path / "tokenizer"), None, None), locate_store(place).folder
     assert tokenizer_identity(str(tmp_path / "tokenizer"), None, None) == first
     # The same rules in other files are the same tokenizer.
     load_tokenizer(str(tmp_path / "tokenizer")).save(tmp_path / "saved")
@@ -310,9 +310,9 @@ def test_the_identity_is_that_of_what_is_opened(tmp_path: Path) -> None:
     # Other merges are another one, with a store of its own.
     save_vocabulary_and_merges(other, tmp_path / "tokenizer")
     assert tokenizer_identity(str(tmp_path / "tokenizer"), None, None) != first
-    assert store_folder(place) != store
+    assert locate_store(place).folder != store
     save_vocabulary_and_merges(one, tmp_path / "tokenizer")
-    assert store_folder(place) == store
+    assert locate_store(place).folder == store
 
 
 def test_the_identity_does_not_hang_on_how_rules_are_written() -> None:

@@ -120,6 +120,12 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     assert read_run(first.path)[1] == wanted
 
 
+def test_a_run_is_read_with_the_gpu_that_it_was_planned_for(tmp_path: Path) -> None:
+    run = begun_run(tmp_path, "gpu@plan.gpu=l40s", "plan.num_gpus=3")
+    plan = read_run(run.path)[1].plan
+    assert (plan.gpu.name, plan.num_gpus) == ("L40S", 3)
+
+
 @pytest.mark.parametrize("damage", ["{", "[1]", None])
 def test_a_damaged_or_missing_record_is_written_anew_from_the_settings_of_the_checkpoints(
     damage: str | None, tmp_path: Path

@@ -29,7 +29,7 @@ from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import MISSING_WORDS, CareerTextSettings, is_missing
 from laborllm_dist.errors import DataFileError
-from laborllm_dist.io.files import file_lock, fsync_path, translate_disk_errors
+from laborllm_dist.io.files import file_lock, publish_folder, translate_disk_errors
 from laborllm_dist.io.recorded_folder import RECORD, make_new_folder
 
 _NAMES: dict[str, Split] = {"train": "train", "valid": "validation", "test": "test"}
@@ -197,9 +197,7 @@ def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Pa
         try:
             counts = _write_files(careers, building)
             (building / RECORD).unlink()
-            for path in building.iterdir():
-                fsync_path(path)
-            building.rename(folder)
+            publish_folder(building, folder, list(building.iterdir()))
             lock.unlink(missing_ok=True)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
