@@ -201,7 +201,7 @@ def test_a_command_reads_each_source_for_its_checksum_once(tmp_path: Path, monke
               for year in (1980, 1981)]  # fmt: skip
     (tmp_path / "panel.csv").write_text("\n".join([",".join(COLUMN_NAMES), *people]))
     (tmp_path / "titles.csv").write_text("code,title\na,Cooks\nb,Bakers\n")
-    place = "data.corpora.long_panel.long_panel"
+    place = "data.corpora.long_panel"
     overrides = [
         *small_run(tmp_path, "tokenizer.vocabulary_size=270"),
         "data=long_panel",
