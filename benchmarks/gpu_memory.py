@@ -136,7 +136,8 @@ def train(case: Case, folder: Path, dry: Mapping[str, str]) -> tuple[str, float 
         port = str(probe.getsockname()[1])
     command = [
         sys.executable, str(DRY_RUN), str(PROJECT / "launch/train.py"), *CAREERS, "model=pretrained",
-        f"model.path={model}", f"runs={folder}/runs", "name=x", f"store.root={folder.parent}/stores", *case.settings,
+        f"model.path={model}", f"output_dir={folder}/runs", "name=x", f"store.root={folder.parent}/stores",
+        *case.settings,
     ]  # fmt: skip
     folder.mkdir()
     processes = []

@@ -63,12 +63,12 @@ def start(folder: Path, stage: int) -> list[subprocess.Popen[bytes]]:
             str(PROJECT / "launch/train.py"),
             *SETTINGS,
             f"zero=stage{stage}",
-            f"runs={folder}/runs",
+            f"output_dir={folder}/runs",
         ]
         with (folder / "log").open("ab") as log:
             processes.append(
                 subprocess.Popen(
-                    [*command, f"runs={folder}/runs", f"store.root={folder}/stores"],
+                    [*command, f"output_dir={folder}/runs", f"store.root={folder}/stores"],
                     env={**os.environ, **fixed, **of_rank},
                     stdout=log,
                     stderr=log,

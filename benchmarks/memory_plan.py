@@ -35,7 +35,7 @@ SETTINGS = {
     "ZeRO-2, checkpointing": ["zero=stage2", "compute=large"],
     "ZeRO-2, 4 rows": ["zero=stage2", "batch.micro_batch_size=4"],
     "ZeRO-2, chunks of 512": ["zero=stage2", "compute.loss_chunk_tokens=512"],
-    "ZeRO-2, 8-bit AdamW": ["zero=stage2", "optimizer.kind=adamw_8bit"],
+    "ZeRO-2, 8-bit AdamW": ["zero=stage2", "optimizer.name=adamw_8bit"],
     "ZeRO-1, bf16": ["zero=stage1", "zero.precision=bf16"],
     "ZeRO-3, bf16": ["zero=stage3_bf16"],
 }
@@ -48,7 +48,14 @@ def train(settings: list[str], num_ranks: int, folder: Path, malloc: str) -> tup
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, str(PROJECT / "launch/train.py"), *MODEL, *settings, f"runs={folder}/runs", "name=x"]
+    command = [
+        sys.executable,
+        str(PROJECT / "launch/train.py"),
+        *MODEL,
+        *settings,
+        f"output_dir={folder}/runs",
+        "name=x",
+    ]
     command.append(f"store.root={folder.parent}/stores")
     processes = []
     for rank in range(num_ranks):

@@ -74,7 +74,7 @@ def tokens_per_second(steps: list[dict[str, float]]) -> float:
 
 def run_ours(arguments: list[str], folder: Path, stage: str) -> list[dict[str, float]]:
     """Train here; return its steps, the last left out, since it validates."""
-    start([str(PROJECT / "launch/train.py"), *arguments, f"zero={stage}", f"runs={folder}/runs", "name=ours"], {})
+    start([str(PROJECT / "launch/train.py"), *arguments, f"zero={stage}", f"output_dir={folder}/runs", "name=ours"], {})
     lines = read_steps(folder / "runs/ours/metrics.jsonl")[:-1]
     return [
         {"time": each["time"], "tokens": each["step_tokens"], "loss": each["loss_nats_per_token"]} for each in lines

@@ -37,12 +37,12 @@ MARK = "\N{DAGGER}"  # of a setting that may change
 # Each command with its settings file. Groups that several commands share appear once, under launch/train.py.
 COMMANDS = (
     ("launch/prepare.py, launch/plan.py and launch/train.py", "run", "laborllm_dist.config.run", "RunSettings"),
-    ("launch/evaluate.py", "evaluate", "laborllm_dist.config.run", "EvaluateSettings"),
-    ("launch/predict.py", "predict", "laborllm_dist.config.prediction", "PredictSettings"),
-    ("launch/forecast.py", "forecast", "laborllm_dist.config.forecasting", "ForecastSettings"),
-    ("launch/baselines.py", "baselines", "laborllm_dist.config.run", "BaselineSettings"),
-    ("launch/report.py", "report", "laborllm_dist.config.run", "ReportSettings"),
-    ("launch/convert_gguf.py", "convert_gguf", "laborllm_dist.config.run", "ConvertSettings"),
+    ("launch/evaluate.py", "evaluate", "laborllm_dist.config.evaluation", "EvaluateSettings"),
+    ("launch/predict.py", "predict", "laborllm_dist.config.evaluation", "PredictSettings"),
+    ("launch/forecast.py", "forecast", "laborllm_dist.config.evaluation", "ForecastSettings"),
+    ("launch/baselines.py", "baselines", "laborllm_dist.config.evaluation", "BaselineSettings"),
+    ("launch/report.py", "report", "laborllm_dist.config.evaluation", "ReportSettings"),
+    ("launch/convert_gguf.py", "convert_gguf", "laborllm_dist.config.model", "ConvertSettings"),
 )
 # Kinds of sources whose settings file has another name than the kind.
 EXAMPLE_CORPUS = {"psid": "psid81"}

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from laborllm_dist.cli import launch
-from laborllm_dist.config.run import ConvertSettings
+from laborllm_dist.config.model import ConvertSettings
 from laborllm_dist.io.console import LOGGER
 
 HELP = """

@@ -3,7 +3,7 @@
 import logging
 
 from laborllm_dist.cli import launch
-from laborllm_dist.config.run import EvaluateSettings
+from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.io.console import LOGGER
 
 HELP = """
@@ -21,7 +21,7 @@ def main(settings: EvaluateSettings) -> None:
     from laborllm_dist.evaluation.run import score_run
     from laborllm_dist.evaluation.target import evaluated_run
 
-    run = evaluated_run(settings)
+    run = evaluated_run(settings.run, settings)
     with init_distributed(run.settings.ranks) as ranks:
         score_run(settings, run, ranks, logging.getLogger(LOGGER).info)
 

@@ -3,14 +3,14 @@
 import logging
 
 from laborllm_dist.cli import launch
-from laborllm_dist.config.forecasting import ForecastSettings
+from laborllm_dist.config.evaluation import ForecastSettings
 from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Forecast the occupation of a later observed year, directly and composed from yearly steps, and compare the two.
 
     deepspeed launch/forecast.py run=runs/pooled_13b horizon=2
-    deepspeed launch/forecast.py run=runs/pooled_13b horizon=2 tolerance=0.001 max_people=100 model.name=bounded
+    deepspeed launch/forecast.py run=runs/pooled_13b horizon=2 max_pruned_mass=0.001 max_people=100 model.name=bounded
     deepspeed launch/forecast.py run=runs/pooled_13b horizon=5 steps=sampled paths=200
 """
 

@@ -3,7 +3,7 @@
 import logging
 
 from laborllm_dist.cli import launch
-from laborllm_dist.config.prediction import PredictSettings
+from laborllm_dist.config.evaluation import PredictSettings
 from laborllm_dist.io.console import LOGGER, results
 
 HELP = """
@@ -18,10 +18,10 @@ def main(settings: PredictSettings) -> None:
     """Predict, and print the table."""
     from laborllm_dist.distributed.context import init_distributed
     from laborllm_dist.evaluation.target import evaluated_run
-    from laborllm_dist.prediction.predict import predict
+    from laborllm_dist.prediction.predict import predict, predicted_titles
     from laborllm_dist.report.terminal import show_predictions
 
-    run = evaluated_run(settings)
+    run = evaluated_run(settings.run, predicted_titles(settings))
     with init_distributed(run.settings.ranks) as ranks:
         table, info = predict(settings, run, ranks, logging.getLogger(LOGGER).info)
     with results() as console:

@@ -10,9 +10,9 @@ HELP = """
 Turn careers into a token store: read, check, write as text, tokenize. Training does it too where the store is missing.
 
     python launch/prepare.py +experiment=synthetic_small
-    python launch/prepare.py +experiment=NAME prepare.num_workers=8                     eight processes, then merged
-    python launch/prepare.py +experiment=NAME prepare.num_workers=64 prepare.where=slurm   an array of Slurm jobs
-    python launch/prepare.py +experiment=NAME prepare.num_workers=8 prepare.shard=3     one share; the last one merges
+    python launch/prepare.py +experiment=NAME prepare.num_workers=8                         eight processes
+    python launch/prepare.py +experiment=NAME prepare.num_workers=64 prepare.executor=slurm  an array of Slurm jobs
+    python launch/prepare.py +experiment=NAME prepare.num_workers=8 prepare.worker_index=3  one share of eight
 """
 
 

@@ -3,7 +3,7 @@
 import logging
 
 from laborllm_dist.cli import launch
-from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.io.console import LOGGER, results
 
 HELP = """

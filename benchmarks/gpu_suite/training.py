@@ -28,8 +28,8 @@ from laborllm_dist.planning.throughput import flops_per_token
 
 SETTINGS = {
     "lora": (*BF16, "adapter=lora"),
-    "adam8": (*BF16, "compute=large", "zero.stage=3", "optimizer.kind=adamw_8bit"),
-    "offload": (*BF16, "compute=large", "zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"),
+    "adam8": (*BF16, "compute=large", "zero.stage=3", "optimizer.name=adamw_8bit"),
+    "offload": (*BF16, "compute=large", "zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.name=cpu_adamw"),
 }
 ROW_LENGTHS = (2048, 4096)
 PASS_TOKENS = 8192

@@ -17,7 +17,8 @@ from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.config.data import DataSettings
-from laborllm_dist.config.run import BaselineSettings, RunSettings
+from laborllm_dist.config.evaluation import BaselineSettings
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.evaluation.tasks import observation_facts
 from laborllm_dist.io.files import ChecksumCheck, fingerprint_of

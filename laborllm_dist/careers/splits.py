@@ -25,9 +25,9 @@ def split_of_digest(digest: int, settings: SplitSettings) -> Split:
 
 def split_of(population: str, person: str, settings: SplitSettings) -> Split:
     """Return the split of a person: a function of key, population and person alone."""
-    return split_of_digest(person_digest(population, person, settings.key), settings)
+    return split_of_digest(person_digest(population, person, settings.salt), settings)
 
 
 def in_fraction(population: str, person: str, settings: SplitSettings, fraction: float) -> bool:
     """Return whether a person is among this fraction of the population; the people of 20 % are among those of 40 %."""
-    return person_digest(population, person, f"fraction {settings.key}") < fraction * 2**64
+    return person_digest(population, person, f"fraction {settings.salt}") < fraction * 2**64

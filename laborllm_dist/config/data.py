@@ -42,7 +42,7 @@ class DataSettings(Strict):
 class SplitSettings(Strict):
     """Fractions of people, by a keyed hash of (population, person); the remaining people are the test people."""
 
-    key: str
+    salt: str
     """Key of the hash."""
     train: Annotated[float, between(0, 1)]
     """Fraction of people to train on."""
@@ -50,8 +50,8 @@ class SplitSettings(Strict):
     """Fraction of people to validate on."""
 
     def __post_init__(self) -> None:
-        if len(self.key.encode()) > 64:  # the hash takes no more, and would take two longer keys for one
-            raise OutOfRangeError("key", "at most 64 bytes")
+        if len(self.salt.encode()) > 64:  # the hash takes no more, and would take two longer keys for one
+            raise OutOfRangeError("salt", "at most 64 bytes")
         if not self.train + self.validation < 1:
             raise OutOfRangeError("train", "train + validation below 1, so that people are left to test on")
 
@@ -88,11 +88,11 @@ class TemplateSettings(Strict):
     ending: tuple[str, ...]
     """Lines after the last job."""
     titles: TitleSettings
-    hidden: tuple[str, ...]
+    omit_fields: tuple[str, ...]
     """Fields that are treated as absent."""
     max_history: Annotated[int, within(0, 1_000_000)] | None
     """Most lines of history before a predicted line; null: all."""
-    preface: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
     """Lines before every career: `{titles}` becomes one line per title, `{examples}` the few-shot careers."""
     num_fewshot: Examples = 0
     """Number of training people whose careers are few-shot examples."""
@@ -102,14 +102,14 @@ class TemplateSettings(Strict):
     """Longest text; the history of a longer career is truncated. An evaluation with truncation=last_lines sets it."""
 
     def __post_init__(self) -> None:
-        check_preface(self.preface, self.num_fewshot)
+        check_prefix(self.prefix, self.num_fewshot)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSettings(Strict):
     """The lines that an evaluation puts before every career, as in the template's settings."""
 
-    preface: tuple[str, ...] | None
+    prefix: tuple[str, ...] | None
     """Lines before every career; null: those of the run."""
     num_fewshot: Examples
     """Number of training people whose careers are few-shot examples."""
@@ -117,24 +117,24 @@ class PromptSettings(Strict):
     """Seed that draws these people."""
 
     def __post_init__(self) -> None:
-        check_preface(self.preface or (), self.num_fewshot)
+        check_prefix(self.prefix or (), self.num_fewshot)
 
 
-def check_preface(preface: tuple[str, ...], num_fewshot: int) -> None:
+def check_prefix(prefix: tuple[str, ...], num_fewshot: int) -> None:
     """Refuse lines that cannot be filled, and examples without a line for them or the other way round."""
-    for line in preface:
+    for line in prefix:
         if "\n" in line:
-            raise OutOfRangeError("preface", f"each line as its own item, got a line break in {line!r}")
+            raise OutOfRangeError("prefix", f"each line as its own item, got a line break in {line!r}")
         if line not in (TITLES_LINE, EXAMPLES_LINE) and ("{" in line or "}" in line):
             raise OutOfRangeError(
-                "preface", f"braces only where {TITLES_LINE} or {EXAMPLES_LINE} is all of the line: {line!r}"
+                "prefix", f"braces only where {TITLES_LINE} or {EXAMPLES_LINE} is all of the line: {line!r}"
             )
-    if EXAMPLES_LINE in preface and num_fewshot < 1:
+    if EXAMPLES_LINE in prefix and num_fewshot < 1:
         raise OutOfRangeError(
-            "num_fewshot", f"a number above 0 for the preface's line {EXAMPLES_LINE}, got {num_fewshot}"
+            "num_fewshot", f"a number above 0 for the prefix's line {EXAMPLES_LINE}, got {num_fewshot}"
         )
-    if EXAMPLES_LINE not in preface and num_fewshot != 0:
-        raise OutOfRangeError("num_fewshot", f"0, since the preface has no line {EXAMPLES_LINE}, got {num_fewshot}")
+    if EXAMPLES_LINE not in prefix and num_fewshot != 0:
+        raise OutOfRangeError("num_fewshot", f"0, since the prefix has no line {EXAMPLES_LINE}, got {num_fewshot}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +176,12 @@ class StoreSettings(Strict):
 class PrepareSettings(Strict):
     """How preparation is parallelized. It does not affect the store's contents."""
 
-    shard: Annotated[int, within(0, 9_999)] | None
+    worker_index: Annotated[int, within(0, 9_999)] | None
     """null: start all workers and merge; a number: do the share of this worker, and merge if it is the last to
     finish."""
     num_workers: Annotated[int, within(1, 10_000)]
     """Number of worker processes; worker i writes the shards i, i + num_workers, ... of every corpus."""
-    where: Literal["local", "slurm"]
+    executor: Literal["local", "slurm"]
     """Worker processes on this machine, or an array of Slurm jobs."""
     slurm_partition: str | None
     """Slurm partition of the workers; null: the default one."""
@@ -195,11 +195,11 @@ class PrepareSettings(Strict):
     """New folder to which the store's careers are also written, as CAREER's parallel text files."""
 
     def __post_init__(self) -> None:
-        if self.where == "local" and self.shard is None and self.num_workers > MOST_LOCAL_SHARDS:
+        if self.executor == "local" and self.worker_index is None and self.num_workers > MOST_LOCAL_SHARDS:
             raise OutOfRangeError(
-                "num_workers", f"at most {MOST_LOCAL_SHARDS} processes of this machine, or where=slurm"
+                "num_workers", f"at most {MOST_LOCAL_SHARDS} processes of this machine, or executor=slurm"
             )
-        if self.shard is not None and self.shard >= self.num_workers:
+        if self.worker_index is not None and self.worker_index >= self.num_workers:
             raise OutOfRangeError(
-                "shard", f"a number from 0 to {self.num_workers - 1} (num_workers - 1), got {self.shard}"
+                "worker_index", f"a number from 0 to {self.num_workers - 1} (num_workers - 1), got {self.worker_index}"
             )

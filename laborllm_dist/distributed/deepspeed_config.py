@@ -10,7 +10,6 @@ from laborllm_dist.errors import SettingsError
 LIVE_BUCKETS = 10  # as many of ZeRO-3's weights may be whole at once
 SUB_GROUP = 1e9  # weights that ZeRO-3 updates at once, DeepSpeed's sub_group_size
 MOST_8BIT = 2**31
-OVERLAP_COMM = False
 
 
 def overlaps_communication(zero: ZeroSettings, *, on_gpu: bool) -> bool:
@@ -19,7 +18,7 @@ def overlaps_communication(zero: ZeroSettings, *, on_gpu: bool) -> bool:
     That takes a stream of its own, which GPUs have; and, at stages 1 and 2, a second buffer to reduce from. DeepSpeed
     reads the setting at no other stage but 3, where one buffer serves both.
     """
-    return on_gpu and zero.stage > 0 and OVERLAP_COMM
+    return on_gpu and zero.stage > 0 and zero.overlap_comm
 
 
 def deepspeed_config(
@@ -71,8 +70,8 @@ def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int
     Raises:
         SettingsError: saying what to set.
     """
-    if optimizer.kind == "adamw_8bit" and largest >= MOST_8BIT:
+    if optimizer.name == "adamw_8bit" and largest >= MOST_8BIT:
         raise SettingsError(
-            f"optimizer.kind=adamw_8bit: bitsandbytes counts the {largest:,} weights of a rank in 31 bits; set "
+            f"optimizer.name=adamw_8bit: bitsandbytes counts the {largest:,} weights of a rank in 31 bits; set "
             f"zero.stage=3, which holds them in smaller groups (here it is {zero.stage})"
         )

@@ -32,8 +32,8 @@ def load_operators(zero: ZeroSettings, optimizer: OptimizerSettings) -> None:
     """
     from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
 
-    if optimizer.kind == "cpu_adamw":
-        _load(CPUAdamBuilder(), "CPU Adam", "optimizer.kind=cpu_adamw", "or set optimizer.kind=adamw")
+    if optimizer.name == "cpu_adamw":
+        _load(CPUAdamBuilder(), "CPU Adam", "optimizer.name=cpu_adamw", "or set optimizer.name=adamw")
     if "nvme" in (zero.offload_optimizer, zero.offload_param):
         needed = "and libaio with its headers (Debian: apt install libaio-dev); or offload to cpu"
         _load(AsyncIOBuilder(), "access to NVMe files", "offload to nvme", needed)

@@ -29,9 +29,9 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
         "betas": (settings.beta1, settings.beta2),
         "eps": settings.epsilon,
     }
-    if settings.kind == "adamw":
+    if settings.name == "adamw":
         return torch.optim.AdamW(groups, **rest)
-    if settings.kind == "adamw_8bit":
+    if settings.name == "adamw_8bit":
         import bitsandbytes
 
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **rest)

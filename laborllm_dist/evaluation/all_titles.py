@@ -1,8 +1,8 @@
 """All titles after many prompts: one forward of the histories, then the tree of titles after each of them.
 
-Complete (`tolerance` 0): every distinct (history, prefix of a title) is forwarded once. Bounded: each tree is expanded
-from its most probable prefixes down, round by round, until the unexpanded prefixes have a mass of at most `tolerance`
-together. That mass is known exactly; the titles in it are not scored individually. The observed title always is.
+Complete (`max_unscored_mass` 0): every distinct (history, prefix of a title) is forwarded once. Bounded: each tree is
+expanded from its most probable prefixes down, round by round, until the unexpanded prefixes together have at most this
+mass. It is known exactly; the titles in it are not scored individually. The observed title always is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from laborllm_dist.batching.batch import PackedBatch
 from laborllm_dist.batching.observations import TitleSpans, pack_observations
-from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.errors import ModelError, TitleBoundaryError
 from laborllm_dist.evaluation.target import EvaluationTarget
 from laborllm_dist.evaluation.tasks import Evaluation, OpenTrie, Room, ScoreBatch, with_details
@@ -56,7 +56,10 @@ class AllTitles:
     def info(self, target: EvaluationTarget) -> ScoreTableInfo:
         """Return the metadata of the table."""
         settings = self.settings
-        details = {"tolerance": str(settings.tolerance), "max_tree_tokens": str(settings.max_tree_tokens)}
+        details = {
+            "max_unscored_mass": str(settings.max_unscored_mass),
+            "max_tree_tokens": str(settings.max_tree_tokens),
+        }
         return with_details(target.info, details)
 
     def room(self, trie: OpenTrie) -> Room:
@@ -179,7 +182,7 @@ def score_prompts(
         PrefixState(batch.to(model.device)),
         prompts,
         trie,
-        tolerance=settings.tolerance,
+        tolerance=settings.max_unscored_mass,
         max_tree_tokens=settings.max_tree_tokens,
     )
 

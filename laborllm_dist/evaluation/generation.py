@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from laborllm_dist.batching.observations import TitleSpans, pack_observations
-from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.evaluation.all_titles import MOST_KEPT
 from laborllm_dist.evaluation.target import EvaluationTarget
 from laborllm_dist.evaluation.tasks import Evaluation, OpenTrie, Room, ScoreBatch, with_details
@@ -62,8 +62,8 @@ class Generations:
         """Return the metadata of the table."""
         settings = self.settings
         details = {
-            "samples": str(settings.samples),
-            "samples_seed": str(settings.samples_seed),
+            "num_samples": str(settings.num_samples),
+            "sample_seed": str(settings.sample_seed),
             "max_new_tokens": str(settings.max_new_tokens),
             "max_tree_tokens": str(settings.max_tree_tokens),
         }
@@ -72,7 +72,7 @@ class Generations:
     def room(self, trie: OpenTrie) -> Room:
         """Return how many tokens must fit the context after a prompt: the last one is picked, not forwarded."""
         num_tokens = self._max_new_tokens(trie())
-        return Room(num_tokens - 1, f"max_new_tokens={num_tokens}; take fewer, or leave out generated=check")
+        return Room(num_tokens - 1, f"max_new_tokens={num_tokens}; take fewer, or leave out check_generations=true")
 
     def scorer(self, work: Evaluation, model: InferenceModel, trie: OpenTrie) -> ScoreBatch:
         """Return the function that generates for one batch of the plan."""
@@ -82,7 +82,7 @@ class Generations:
 
     def write(self, work: Evaluation, facts: pa.Table, scores: pa.Table) -> None:
         """Write the table from the facts and the continuations of all observations, in the same order."""
-        num_chains = 1 + self.settings.samples
+        num_chains = 1 + self.settings.num_samples
         texts = pc.list_flatten(scores["texts"])
         code_of = {f" {title}{LINE_END}": code for code, title in work.careers.vocabulary.title_of().items()}
         keys = facts.take(pa.array(np.repeat(np.arange(facts.num_rows), num_chains)))
@@ -125,11 +125,11 @@ class Generations:
 
     def _uniforms(self, careers: CareerTable, places: TitleSpans, num_tokens: int) -> Floats:
         """Return what draws the tokens, [P, K, L]: the greedy continuation is the first one."""
-        uniforms_PKL = np.full((len(places.keys), 1 + self.settings.samples, num_tokens), np.nan)
+        uniforms_PKL = np.full((len(places.keys), 1 + self.settings.num_samples, num_tokens), np.nan)
         for place, (career, position) in enumerate(places.keys.tolist()):
             key = (*careers.person(career), position)
-            for sample in range(1, 1 + self.settings.samples):
-                uniforms_PKL[place, sample] = token_uniforms(self.settings.samples_seed, key, sample, num_tokens)
+            for sample in range(1, 1 + self.settings.num_samples):
+                uniforms_PKL[place, sample] = token_uniforms(self.settings.sample_seed, key, sample, num_tokens)
         return uniforms_PKL
 
     def _max_new_tokens(self, trie: TitleTrie) -> int:

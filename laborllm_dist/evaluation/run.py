@@ -13,7 +13,9 @@ import numpy as np
 
 from laborllm_dist.batching.observations import check_room
 from laborllm_dist.careers.splits import Split
-from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings, RunSettings
+from laborllm_dist.config.data import PromptSettings
+from laborllm_dist.config.evaluation import EvaluateSettings, EvaluationSettings, OtherModelSettings, Truncation
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.all_titles import AllTitles
@@ -81,7 +83,9 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
         LaborError: if the run is unfinished, the model is missing, or a career fits no row or context.
     """
     evaluation = run.settings.evaluation
-    target = ranks.run_on_main(lambda: resolve_target(settings, run, ranks, say), EvaluationTarget)
+    target = ranks.run_on_main(
+        lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks, say), EvaluationTarget
+    )
     careers = target.store.careers(evaluation.split)  # each rank opens them: they are never sent
     splits: tuple[Split, ...] = (evaluation.split,) if ranks.is_main else ()
     trained_on: tuple[Split, ...] = ("train",) if ranks.is_main else ()
@@ -105,7 +109,7 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
                 say(describe_evaluation(work, ranks))
                 evaluate(work, model, trie, ranks, say)
                 say(f"evaluate: {work.table}")
-        if evaluation.generated == "check":
+        if evaluation.check_generations:
             table = generated_table_path(target.table, evaluation.split)
             say(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
         ranks.run_on_main(check.wait)
@@ -119,7 +123,7 @@ def tasks_of(settings: EvaluationSettings, target: EvaluationTarget) -> list[Eva
     tasks: list[EvaluationTask] = [ObservedTitles(settings)]
     if settings.titles == "all":
         tasks.append(AllTitles(settings))
-    if settings.generated == "check":
+    if settings.check_generations:
         tasks.append(Generations(settings, target.store.folder / TOKENIZER))
     return tasks
 
@@ -239,22 +243,37 @@ def describe_evaluation(work: Evaluation, ranks: DistributedContext) -> str:
 
 
 def resolve_target(
-    settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say
+    chosen: OtherModelSettings,
+    prompt: PromptSettings,
+    truncation: Truncation,
+    run: EvaluatedRun,
+    ranks: DistributedContext,
+    say: Say,
 ) -> EvaluationTarget:
-    """Return what these settings score, with its store.
+    """Return the model to score with the store of the texts to score it on.
+
+    Args:
+        chosen: the model, if it is not the run's own.
+        prompt: the lines before every career, if they are not the run's own.
+        truncation: what becomes of careers that are too long.
+        run: with the settings of the evaluation.
+        ranks: the ranks, of which this one reads and writes the store.
+        say: takes a line of progress.
 
     Raises:
         LaborError: if the run is unfinished, the model is missing, or its scores have another model's name.
     """
     evaluation, own = run.settings.evaluation, run.settings.template
-    if evaluation.tolerance and evaluation.titles == "observed":
-        raise SettingsError("setting tolerance: it is the mass left of all titles; add titles=all, or leave it out")
-    template = prompted(own, settings.prompt, evaluation.split)
-    if settings.model.path is None and template == own and settings.truncation == "refuse":
-        return run_target(settings.model, run, ranks.device)
-    other = settings.model if settings.model.path is not None else own_export(run.directory)
-    name = settings.model.name or default_name(other) + text_name(settings, own, template) + base_suffix(evaluation)
-    if settings.truncation == "last_lines":
+    if evaluation.max_unscored_mass and evaluation.titles == "observed":
+        raise SettingsError(
+            "setting max_unscored_mass: it is the mass left of all titles; add titles=all, or leave it out"
+        )
+    template = prompted(own, prompt, evaluation.split)
+    if chosen.path is None and template == own and truncation == "refuse":
+        return run_target(chosen, run, ranks.device)
+    other = chosen if chosen.path is not None else own_export(run.directory)
+    name = chosen.name or default_name(other) + text_name(truncation, own, template) + base_suffix(evaluation)
+    if truncation == "last_lines":
         template = dataclasses.replace(template, max_tokens=longest_text(other, evaluation, titles_of(run.settings)))
     rewritten = dataclasses.replace(run, settings=dataclasses.replace(run.settings, template=template))
     target = external_target(dataclasses.replace(other, name=name), rewritten, ranks.device, say)

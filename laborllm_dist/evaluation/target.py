@@ -1,6 +1,6 @@
 """The target of an evaluation: which model, after which text, under what name, and everything that decides its scores.
 
-A run's people may be scored after another text than the run's own: with another preface before every career, or with
+A run's people may be scored after another text than the run's own: with another prefix before every career, or with
 the history of too long careers truncated. Such scores are a table of their own, under a name that says so.
 """
 
@@ -19,10 +19,16 @@ from laborllm_dist import __version__
 from laborllm_dist.careers.corpus import pooled_vocabulary
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.data import EXAMPLES_LINE, TITLES_LINE, PromptSettings, TemplateSettings, TokenizerSettings
+from laborllm_dist.config.evaluation import (
+    BASELINES,
+    EvaluationOverrides,
+    EvaluationSettings,
+    OtherModelSettings,
+    Truncation,
+)
 from laborllm_dist.config.model import ModelSettings
-from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.reader import is_file_name, settings_errors
-from laborllm_dist.config.run import BASELINES, EvaluateSettings, EvaluationSettings, OtherModelSettings, RunSettings
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.io.run_directory import RunDirectory, read_run
 from laborllm_dist.models.loading import check_weights, context_of, weights_identity
@@ -34,7 +40,7 @@ from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.text.title_variants import display_vocabulary
 
 # Details of a score table that say what its text was; absent where it was the plain one.
-TEXT_DETAILS = ("preface", "num_fewshot", "fewshot_seed", "max_tokens")
+TEXT_DETAILS = ("prefix", "num_fewshot", "fewshot_seed", "max_tokens")
 OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
 
 
@@ -57,28 +63,28 @@ class EvaluatedRun:
     store: Path
 
 
-def evaluated_run(settings: EvaluateSettings | PredictSettings) -> EvaluatedRun:
-    """Read the run that an evaluation or prediction is about.
+def evaluated_run(path: str, overrides: EvaluationOverrides) -> EvaluatedRun:
+    """Read the run at a path, and change its settings for an evaluation, prediction or forecast.
 
     Raises:
         RunError: if there is no such run.
         SettingsError: if what is changed does not go together with the run's own settings.
     """
-    directory, run_settings, store = read_run(Path(settings.run))
-    return EvaluatedRun(directory, with_overrides(run_settings, settings), store)
+    directory, run_settings, store = read_run(Path(path))
+    return EvaluatedRun(directory, with_overrides(run_settings, overrides), store)
 
 
-def with_overrides(run: RunSettings, settings: EvaluateSettings | PredictSettings) -> RunSettings:
-    """Return the run's settings with what this evaluation or prediction is told otherwise.
+def with_overrides(run: RunSettings, overrides: EvaluationOverrides) -> RunSettings:
+    """Return the settings of a run with those that a command changes.
 
     Raises:
         SettingsError: if that does not go together with the run's own settings.
     """
-    told = {field.name: getattr(settings, field.name, None) for field in dataclasses.fields(EvaluationSettings)}
-    changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
+    values = {field.name: getattr(overrides, field.name) for field in dataclasses.fields(EvaluationOverrides)}
+    threads = values.pop("threads_per_rank") or run.ranks.threads_per_rank
+    changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     with settings_errors():
         evaluation = dataclasses.replace(run.evaluation, **changes)
-    threads = settings.threads_per_rank or run.ranks.threads_per_rank
     return dataclasses.replace(
         run, evaluation=evaluation, ranks=dataclasses.replace(run.ranks, threads_per_rank=threads)
     )
@@ -141,7 +147,7 @@ def _refuse_other_scores(target: EvaluationTarget) -> None:
 
 def base_suffix(wanted: EvaluationSettings) -> str:
     """Return what a model's name gets where its weights are quantized, such as -int8."""
-    return "" if wanted.base == "full" else f"-{wanted.base}"
+    return "" if wanted.quantization == "none" else f"-{wanted.quantization}"
 
 
 def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: Sequence[str]) -> int:
@@ -159,7 +165,7 @@ def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: 
     if context is None:
         return wanted.max_seq_length
     room = 0
-    if wanted.titles == "all" or wanted.generated == "check":
+    if wanted.titles == "all" or wanted.check_generations:
         tokenizer = load_tokenizer(str(other.path), revision=other.revision, subfolder=other.subfolder)
         encoded = tokenizer.backend.encode_batch([f": {title}" for title in titles], add_special_tokens=False)
         room = max(max(len(each.ids) for each in encoded), wanted.max_new_tokens or 0)
@@ -218,8 +224,8 @@ def _target(
         "torch": torch.__version__,
         **text_details(settings.template, store, wanted.split),
     }
-    if wanted.base != "full":
-        details["base"] = wanted.base
+    if wanted.quantization != "none":
+        details["quantization"] = wanted.quantization
     info = ScoreTableInfo(
         model=model.name, split=wanted.split, careers=store.careers_fingerprint, code=__version__, details=details
     )
@@ -232,10 +238,10 @@ def prompted(template: TemplateSettings, prompt: PromptSettings, split: Split) -
     Raises:
         RunError: if people of the split that is scored may stand among the examples.
     """
-    if prompt.preface is not None:
+    if prompt.prefix is not None:
         template = dataclasses.replace(
             template,
-            preface=prompt.preface,
+            prefix=prompt.prefix,
             num_fewshot=prompt.num_fewshot,
             fewshot_seed=prompt.fewshot_seed,
         )
@@ -244,26 +250,26 @@ def prompted(template: TemplateSettings, prompt: PromptSettings, split: Split) -
     return template
 
 
-def text_name(settings: EvaluateSettings, own: TemplateSettings, template: TemplateSettings) -> str:
+def text_name(truncation: Truncation, own: TemplateSettings, template: TemplateSettings) -> str:
     """Return what a model's name gets where its text is another than the run's own, such as -titles-3-examples."""
     parts: list[str] = []
     if template != own:
-        if TITLES_LINE in template.preface:
+        if TITLES_LINE in template.prefix:
             parts.append("titles")
-        if EXAMPLES_LINE in template.preface:
+        if EXAMPLES_LINE in template.prefix:
             parts.append(f"{template.num_fewshot}-examples")
         if not parts:
-            parts.append("preface" if template.preface else "plain")
-    if settings.truncation == "last_lines":
+            parts.append("prefix" if template.prefix else "plain")
+    if truncation == "last_lines":
         parts.append("last-lines")
     return "".join(f"-{part}" for part in parts)
 
 
 def text_details(template: TemplateSettings, store: TokenStore, split: Split) -> dict[str, str]:
-    """Return what a score table says of its text: preface, examples, and how many people and observations were cut."""
+    """Return what a score table says of its text: prefix, examples, and how many people and observations were cut."""
     details: dict[str, str] = {}
-    if template.preface:
-        details["preface"] = json.dumps(template.preface, ensure_ascii=False)
+    if template.prefix:
+        details["prefix"] = json.dumps(template.prefix, ensure_ascii=False)
     if template.num_fewshot:
         details |= {"num_fewshot": str(template.num_fewshot), "fewshot_seed": str(template.fewshot_seed)}
     if template.max_tokens is not None:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from laborllm_dist.batching.observations import observation_scores, scoring_batch
 from laborllm_dist.batching.packing import pack_batches
-from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts

@@ -187,7 +187,7 @@ def common_title_trie(
 def ending_prompts(careers: CareerTable, template: Template) -> list[str]:
     """Return a prompt of these careers for every token that ends one, each the shortest there is.
 
-    They are without the preface, and without earlier lines where a row has only those that it predicts.
+    They are without the prefix, and without earlier lines where a row has only those that it predicts.
     """
     starts_N = np.asarray(pc.list_flatten(careers.table["title_starts"]), dtype=np.int64)
     num_tokens, num_jobs = careers.num_tokens(), careers.num_observations()
@@ -196,7 +196,7 @@ def ending_prompts(careers: CareerTable, template: Template) -> list[str]:
     last_N = token_ids[(np.cumsum(num_tokens) - num_tokens)[rows_N] + starts_N - 1]
     shortest_N = np.argsort(starts_N, kind="stable")
     found = shortest_N[np.unique(last_N[shortest_N], return_index=True)[1]]
-    told, title_of = dataclasses.replace(template, preface="", max_history=None), careers.vocabulary.title_of()
+    told, title_of = dataclasses.replace(template, prefix="", max_history=None), careers.vocabulary.title_of()
     prompts: list[str] = []
     for place in np.sort(found).tolist():
         row = int(rows_N[place])

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from laborllm_dist.baselines.frequency import markov_table, transition_counts
 from laborllm_dist.careers.splits import Split
-from laborllm_dist.config.forecasting import ForecastSettings
+from laborllm_dist.config.evaluation import ForecastSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.forecasting.iterate import Floats, Integers, num_prompts
 from laborllm_dist.randomness import rank_of
@@ -79,12 +79,12 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
     is_taken_S = np.isin(starts.careers_S, people)
     starts = Origins(starts.careers_S[is_taken_S], starts.jobs_S[is_taken_S], starts.targets_S[is_taken_S])
     num_titles, between = len(careers.vocabulary), settings.horizon - 1
-    if settings.steps == "exact" and not settings.tolerance and num_titles**between > settings.max_paths:
+    if settings.steps == "exact" and not settings.max_pruned_mass and num_titles**between > settings.max_paths:
         raise RunError(
             f"the full sum {settings.horizon} years ahead has {num_titles}^{between} = {num_titles**between:,} paths a "
             f"forecast, max_paths is {settings.max_paths:,}; {len(starts):,} forecasts would take "
             f"{len(starts) * num_prompts(num_titles, settings.horizon):,} prompts with all titles after each; "
-            "take tolerance=0.001, steps=sampled, or a larger max_paths"
+            "take max_pruned_mass=0.001, steps=sampled, or a larger max_paths"
         )
     return starts
 

@@ -21,7 +21,7 @@ from laborllm_dist.batching.batch import PackedBatch, TokenIds, pack_batch
 from laborllm_dist.batching.observations import prompt_batches
 from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF
 from laborllm_dist.careers.types import CareerHistory, Job
-from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.errors import SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_prompts
 from laborllm_dist.evaluation.title_trie import TitleTrie

@@ -9,14 +9,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from laborllm_dist.careers.splits import Split
-from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.config.run import EvaluateSettings, EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, ForecastSettings, evaluation_of
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import ForeignFileError, RunError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
@@ -42,8 +40,8 @@ from laborllm_dist.io.files import ChecksumCheck, fingerprint_of, finite_or_null
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.models.inference import InferenceModel
 from laborllm_dist.models.loading import context_of
-from laborllm_dist.store.few_shot import read_preface
-from laborllm_dist.store.store import PREFACE, TOKENIZER, CareerTable, checking_store
+from laborllm_dist.store.few_shot import read_prefix
+from laborllm_dist.store.store import PREFIX, TOKENIZER, CareerTable, checking_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.forecasts import (
     coherence_of,
@@ -78,7 +76,7 @@ def forecast_run(settings: ForecastSettings) -> EvaluatedRun:
         RunError: if there is no such run.
         SettingsError: if what is changed does not go together with the run's own settings.
     """
-    return evaluated_run(_evaluation(settings))
+    return evaluated_run(settings.run, _overrides(settings))
 
 
 def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> Path:
@@ -93,7 +91,9 @@ def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: Distribu
     """
     ranks.run_on_main(lambda: _check_history(settings, run))
     split = run.settings.evaluation.split
-    target = ranks.run_on_main(lambda: resolve_target(_evaluation(settings), run, ranks, say), EvaluationTarget)
+    target = ranks.run_on_main(
+        lambda: resolve_target(settings.model, settings.prompt, "refuse", run, ranks, say), EvaluationTarget
+    )
     splits: tuple[Split, ...] = tuple({split, "train"}) if ranks.is_main else ()
     with checking_store(target.store, splits) as check:
         return _run_checked(settings, run, target, (ranks, check), say)
@@ -125,12 +125,9 @@ def _run_checked(
     return table
 
 
-def _evaluation(settings: ForecastSettings) -> EvaluateSettings:
-    """Return the evaluation of all titles that answers the questions."""
-    names = [field.name for field in dataclasses.fields(EvaluateSettings)]
-    told: dict[str, Any] = {name: getattr(settings, name, None) for name in names}
-    told |= {"truncation": "refuse", "titles": "all", "tolerance": settings.title_tolerance, "generated": "none"}
-    return EvaluateSettings(**told)
+def _overrides(settings: ForecastSettings) -> EvaluationOverrides:
+    """Return the evaluation of all titles that the forecast is made of."""
+    return evaluation_of(settings, titles="all", split=settings.split, max_unscored_mass=settings.max_unscored_mass)
 
 
 def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
@@ -146,11 +143,11 @@ def _info(settings: ForecastSettings, subject: EvaluationTarget, wanted: Evaluat
     details = {
         "horizon": str(settings.horizon),
         "steps": settings.steps,
-        "title_tolerance": str(wanted.tolerance),
+        "max_unscored_mass": str(wanted.max_unscored_mass),
         "max_tree_tokens": str(wanted.max_tree_tokens),
     }
     if settings.steps == "exact":
-        details["tolerance"] = str(settings.tolerance)
+        details["max_pruned_mass"] = str(settings.max_pruned_mass)
     else:
         details |= {"paths": str(settings.paths), "seed": str(settings.seed)}
     if settings.max_people is not None:
@@ -196,7 +193,7 @@ def _texts(
     template = prompted(run.settings.template, settings.prompt, run.settings.evaluation.split)
     return ForecastTexts(
         careers=careers,
-        template=compile_template(template, read_preface(subject.store.folder / PREFACE)),
+        template=compile_template(template, read_prefix(subject.store.folder / PREFIX)),
         tokenizer=load_tokenizer(str(subject.store.folder / TOKENIZER)),
         trie=trie,
         context=context_of(subject.model),
@@ -207,7 +204,7 @@ def _describe(work: Forecasting, ranks: DistributedContext) -> str:
     settings, num_people = work.settings, len(np.unique(work.starts.careers_S))
     how = f"over {settings.paths:,} drawn paths"
     if settings.steps == "exact":
-        how = f"but for {settings.tolerance:g} of paths" if settings.tolerance else "over all paths"
+        how = f"but for {settings.max_pruned_mass:g} of paths" if settings.max_pruned_mass else "over all paths"
     return (
         f"forecast: {work.info.model}, {settings.horizon} years ahead, {len(work.starts):,} forecasts of "
         f"{num_people:,} {work.info.split} people; yearly steps {how}; over {ranks.world_size} "
@@ -259,7 +256,7 @@ def _composed(work: Forecasting, starts: Origins, ask: Callable[[Sequence[Query]
             ask,
             len(starts),
             horizon=settings.horizon,
-            tolerance=settings.tolerance,
+            tolerance=settings.max_pruned_mass,
             max_paths=settings.max_paths,
         )
     survey, person = work.texts.careers.person(int(starts.careers_S[0]))

@@ -123,7 +123,7 @@ def create_or_resume(
         DiskError: if it cannot be written.
     """
     fingerprint = run_fingerprint(settings, store["fingerprint"], weights)
-    folder = RunDirectory(path=Path(settings.runs) / settings.name, fingerprint=fingerprint)
+    folder = RunDirectory(path=Path(settings.output_dir) / settings.name, fingerprint=fingerprint)
     record = folder.path / RECORD
     known = _known_of(record)
     if saved not in (None, fingerprint):
@@ -203,9 +203,9 @@ def _store_of(path: Path, store: TokenStoreRecord, settings: RunSettings) -> Pat
     the one that `runs`, if it is no whole path, leads from to the run's.
     """
     recorded = Path(store["folder"])
-    made_in = path.resolve().joinpath(*[".." for _ in Path(settings.runs, settings.name).parts]).resolve()
+    made_in = path.resolve().joinpath(*[".." for _ in Path(settings.output_dir, settings.name).parts]).resolve()
     places = [path / store["from_run"]] if isinstance(store.get("from_run"), str) else []
-    if not Path(settings.runs).is_absolute():
+    if not Path(settings.output_dir).is_absolute():
         places.append(made_in / recorded)
     places.append(recorded.absolute())
     return next((place.resolve() for place in places if _holds_store(place, store["fingerprint"])), recorded)

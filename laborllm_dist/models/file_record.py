@@ -53,7 +53,7 @@ class FileRecord:
     """What the files of a model hold (`shapes`), and what has been read of them (`tensors`)."""
 
     dtype: torch.dtype  # that the model is asked for in
-    base: str = "full"  # full, int8 or nf4: how the model holds its linear layers
+    base: str = "none"  # none, int8 or nf4: how the model holds its linear layers
     device: torch.device | None = None  # where tensors are quantized; they are summed up there
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tensors: dict[str, FileTensor] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class FileRecord:
     def add(self, name: str, stored: Tensor) -> None:
         """Sum up a whole tensor that was read."""
         self.shapes[name] = tuple(stored.shape)
-        marks = () if self.base == "full" or stored.ndim != 2 else _quantized_marks(stored.to(self.dtype), self.base)
+        marks = () if self.base == "none" or stored.ndim != 2 else _quantized_marks(stored.to(self.dtype), self.base)
         sums = checksums_of(stored, self.dtype)
         self.tensors[name] = FileTensor(tuple(stored.shape), stored.dtype, 0, stored.numel(), sums, marks)
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from laborllm_dist.batching.batch import PackedBatch, pack_batch
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import ComputeSettings, ModelSettings, ZeroSettings
-from laborllm_dist.config.run import EvaluationSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.deepspeed_config import deepspeed_config
 from laborllm_dist.distributed.library_internals import import_deepspeed
@@ -119,11 +119,11 @@ def load_for_inference(
     """
     dtype = DTYPES[wanted.precision]
     if wanted.placement == "replicated":
-        model = pretrained_model(settings, dtype=dtype, base=wanted.base, device=ranks.device)
+        model = pretrained_model(settings, dtype=dtype, base=wanted.quantization, device=ranks.device)
         return evaluated(model, compute)
     check_sharded(settings)
     precision = "bf16" if wanted.precision == "bf16" else "fp32"
-    zero = ZeroSettings(3, precision, GATHERED_ELEMENTS, "none", "none", None)  # type: ignore[arg-type]
+    zero = ZeroSettings(3, precision, GATHERED_ELEMENTS, False, "none", "none", None)  # type: ignore[arg-type]
     config = deepspeed_config(zero, None, ranks.world_size, on_gpu=ranks.device.type == "cuda")
     model = model_in_shards(settings, dtype=dtype, config=config, ranks=ranks)
     ranks.barrier()  # reading weights takes one rank longer than another, and DeepSpeed begins with a collective

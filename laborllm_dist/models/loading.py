@@ -137,14 +137,14 @@ def new_llama(
 
 
 def pretrained_model(
-    settings: ModelSettings, *, dtype: torch.dtype, base: str = "full", device: torch.device | None = None
+    settings: ModelSettings, *, dtype: torch.dtype, base: str = "none", device: torch.device | None = None
 ) -> transformers.PreTrainedModel:
     """Open pretrained weights, safetensors only unless the settings say otherwise; an adapter's folder with its base.
 
     Args:
         settings: of the model.
         dtype: of the weights, and of products with quantized ones.
-        base: full, int8 or nf4: how weights are held.
+        base: none, int8 or nf4: how weights are held.
         device: where weights go; None: whole ones stay on the CPU.
 
     Raises:
@@ -186,7 +186,7 @@ def pretrained_model(
         raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
     if base == "nf4":
         check_blocks(model, settings.path)
-    if base == "full" and device is not None:
+    if base == "none" and device is not None:
         model = model.to(device)
     check_loaded(model, record, settings.path)
     return model
@@ -231,8 +231,8 @@ def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int
         model = model_in_shards(settings.model, dtype=dtype, config=config, ranks=ranks)
     else:
         # DeepSpeed moves whole weights itself: under ZeRO-3 they need not fit a GPU.
-        device = None if adapter.base == "full" else ranks.device
-        model = pretrained_model(settings.model, dtype=dtype, base=adapter.base, device=device)
+        device = None if adapter.quantization == "none" else ranks.device
+        model = pretrained_model(settings.model, dtype=dtype, base=adapter.quantization, device=device)
     if zero.precision == "bf16":
         model.config.dtype = torch.bfloat16  # of the export
     if compute.gradient_checkpointing:
@@ -276,12 +276,12 @@ def check_sharded(settings: ModelSettings) -> None:
     """
     if settings.weights != "safetensors" or is_adapter(settings):
         raise ModelError(
-            f"{settings.path}: placement=sharded reads whole models in safetensors only; merge an adapter first"
+            f"{settings.path}: placement=partitioned reads whole models in safetensors only; merge an adapter first"
         )
     model_type = open_causal_config(str(settings.path), **_where(settings)).model_type
     if model_type not in MODEL_TYPES:
         raise ModelError(
-            f"{settings.path}: placement=sharded knows models of type {', '.join(MODEL_TYPES)}, not {model_type}"
+            f"{settings.path}: placement=partitioned knows models of type {', '.join(MODEL_TYPES)}, not {model_type}"
         )
 
 

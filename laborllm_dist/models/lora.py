@@ -40,7 +40,7 @@ def quantization(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConf
     """Return how the frozen weights are held; None: as they are.
 
     Args:
-        base: full, int8 or nf4.
+        base: none, int8 or nf4.
         dtype: that products are computed in.
     """
     if base == "int8":
@@ -63,7 +63,7 @@ def check_blocks(model: nn.Module, path: str | None) -> None:
             inner: Any = module
             if inner.in_features % NF4_BLOCK and inner.weight.device.type == "cpu":
                 raise ModelError(
-                    f"{path}: base=nf4 on a CPU wants layers of a multiple of {NF4_BLOCK} inputs, {name} has "
+                    f"{path}: quantization=nf4 on a CPU wants layers of a multiple of {NF4_BLOCK} inputs, {name} has "
                     f"{inner.in_features}; take int8 or full"
                 )
 

@@ -42,9 +42,7 @@ ADAPTER = "default"  # peft's name of the only adapter, a part of the names of a
 # Of whole models, which a decoder's own folder leaves out.
 PREFIXES = ("model.", "transformer.", "gpt_neox.")
 ADVICE = "read it again, and where this comes again, report it with the versions of torch, transformers and deepspeed"
-UNQUANTIZED = (
-    "take the original weights, which adapter=qlora (base=nf4) or lora_int8 (base=int8) quantizes as they are read"
-)
+UNQUANTIZED = "take the original weights, which adapter=qlora or adapter=lora_int8 quantizes as they are read"
 
 
 def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where: object) -> None:

@@ -77,10 +77,10 @@ def work_lines(found: ResourceEstimate) -> Iterator[str]:
     )
     share = "" if num_trainable == shape.num_parameters else f", {num_trainable:,} learned"
     yield f"model    {settings.model.name}: {shape.num_parameters:,} parameters{share}"
-    base = "" if settings.adapter.base == "full" else f", base {settings.adapter.base}"
+    base = "" if settings.adapter.quantization == "none" else f", base {settings.adapter.quantization}"
     yield (
         f"on       {settings.plan.num_gpus} x {settings.plan.gpu.name}, ZeRO-{settings.zero.stage} "
-        f"{settings.zero.precision}, {settings.optimizer.kind}{base}"
+        f"{settings.zero.precision}, {settings.optimizer.name}{base}"
     )
     busy = f"passes   {passes.num_passes:.3g} a step; GPUs {found.busy:.0%} busy"
     better = better_max_seq_length(found) if found.busy <= ENOUGH_BUSY else None

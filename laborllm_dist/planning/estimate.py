@@ -115,7 +115,7 @@ def budget_of(ranks: DistributedContext, settings: RunSettings) -> MemoryBudget:
 def _import_libraries(settings: RunSettings) -> None:
     """Import what the model will want anyway, so that it counts as the process's memory."""
     importlib.import_module("transformers.modeling_utils")
-    if settings.optimizer.kind == "adamw_8bit" or settings.adapter.base != "full":
+    if settings.optimizer.name == "adamw_8bit" or settings.adapter.quantization != "none":
         importlib.import_module("bitsandbytes")
     if settings.adapter.kind != "none":
         importlib.import_module("peft")

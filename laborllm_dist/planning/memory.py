@@ -171,7 +171,7 @@ def _gradients(case: _Case) -> _Bytes:
 
 
 def _optimizer(case: _Case) -> _Bytes:
-    moments = EIGHT_BIT_MOMENTS if case.settings.optimizer.kind == "adamw_8bit" else FULL_MOMENTS
+    moments = EIGHT_BIT_MOMENTS if case.settings.optimizer.name == "adamw_8bit" else FULL_MOMENTS
     fp32_copy = 4.0 if case.zero.stage >= 1 else 0.0
     return case.beside_optimizer((moments + fp32_copy) * case.num_own)
 
@@ -232,7 +232,7 @@ def _step(case: _Case) -> _Bytes:
 
     On the device the optimizer's step comes when activations and logits are free again: what it needs beyond counts.
     """
-    adam, stage = case.settings.optimizer.kind == "adamw", case.zero.stage
+    adam, stage = case.settings.optimizer.name == "adamw", case.zero.stage
     if case.offload != "none":
         return _Bytes(host=8.0 * case.num_own if adam else 0.0)
     at_once = min(case.num_own, SUB_GROUP) if stage == 3 else case.num_own
@@ -272,7 +272,7 @@ KINDS: Mapping[str, Callable[[_Case], _Bytes]] = {
 def weight_bytes(shape: ModelShape, settings: RunSettings, bytes_per_param: float) -> float:
     """Return the bytes of all weights of one copy of the model, additions of an adapter included."""
     added = 0 if settings.adapter.kind == "none" else shape.num_trainable(settings.adapter)
-    quantized = {"full": bytes_per_param, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.base]
+    quantized = {"none": bytes_per_param, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.quantization]
     linear = shape.num_linear
     return quantized * linear + bytes_per_param * (shape.num_parameters - linear + added)
 
@@ -283,7 +283,7 @@ def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
     if adapter.kind == "none":
         return 2.0 * shape.num_parameters
     layers = 1 if settings.compute.gradient_checkpointing else shape.num_layers
-    return 2.0 * shape.num_trainable(adapter) + (2.0 * layers * linear if adapter.base == "full" else 0.0)
+    return 2.0 * shape.num_trainable(adapter) + (2.0 * layers * linear if adapter.quantization == "none" else 0.0)
 
 
 def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchShape, *, on_gpu: bool) -> float:

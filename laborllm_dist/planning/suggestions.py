@@ -25,15 +25,15 @@ CHANGES: tuple[tuple[Change, ...], ...] = (
     ({"zero.stage": 1}, {"zero.stage": 2}, {"zero.stage": 3}),
     ({"zero.precision": "bf16"},),
     (
-        {"optimizer.kind": "adamw_8bit"},
+        {"optimizer.name": "adamw_8bit"},
         {"zero.offload_optimizer": "cpu"},
-        {"zero.offload_optimizer": "cpu", "optimizer.kind": "cpu_adamw"},
+        {"zero.offload_optimizer": "cpu", "optimizer.name": "cpu_adamw"},
     ),
     ({"zero.offload_param": "cpu"},),
 )
 MORE_GPUS: tuple[Change, ...] = tuple({"plan.num_gpus": number} for number in (2, 4, 8, 16, 32, 64))
 # Learns other weights than were asked for: only where nothing else fits.
-ADAPTERS: tuple[Change, ...] = ({"adapter.kind": "lora"}, {"adapter.kind": "lora", "adapter.base": "nf4"})
+ADAPTERS: tuple[Change, ...] = ({"adapter.kind": "lora"}, {"adapter.kind": "lora", "adapter.quantization": "nf4"})
 BETTER = 0.05  # share of the GPUs' time; for less, other rows are not worth a line
 
 

@@ -163,7 +163,7 @@ def offload_seconds(shape: ModelShape, settings: RunSettings, num_passes: float)
     over_pcie = in_memory = on_disk = 0.0
     if zero.offload_optimizer != "none":
         over_pcie += held * (4 * (2 * num_passes - 1) + number)
-        in_memory += held * (ADAM_BYTES[settings.optimizer.kind] + number)
+        in_memory += held * (ADAM_BYTES[settings.optimizer.name] + number)
         on_disk += held * NVME_BYTES if zero.offload_optimizer == "nvme" else 0.0
     if zero.offload_param != "none":
         fetched = num_passes * gathers_of_pass(shape, zero) * weight_bytes(shape, settings, number) / num_ranks

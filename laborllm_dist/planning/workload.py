@@ -158,7 +158,7 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     parts, batch = [], settings.batch
     for corpus in settings.data.corpora.values():
         size = _size_of(corpus)
-        if size is None or settings.template.preface or settings.template.max_history is not None:
+        if size is None or settings.template.prefix or settings.template.max_history is not None:
             raise DataFileError(
                 f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
                 "python launch/prepare.py with the same settings"

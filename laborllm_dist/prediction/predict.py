@@ -17,8 +17,8 @@ from laborllm_dist import __version__
 from laborllm_dist.batching.observations import prompt_batches
 from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF
 from laborllm_dist.careers.types import OccupationVocabulary
-from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.run import EvaluationSettings, RunSettings
+from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, PredictSettings, evaluation_of
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_prompts
@@ -31,8 +31,8 @@ from laborllm_dist.models.loading import check_ids, check_packing, check_weights
 from laborllm_dist.prediction.prompts import Ids, build_prompts, check_context, unseen_covariates
 from laborllm_dist.prediction.request_files import read_asked
 from laborllm_dist.prediction.requests import PredictionRequest
-from laborllm_dist.store.few_shot import read_preface
-from laborllm_dist.store.store import PREFACE, TOKENIZER, TokenStore, checking_store, open_store
+from laborllm_dist.store.few_shot import read_prefix
+from laborllm_dist.store.store import PREFIX, TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import OWN_CAREERS, PREDICTION_SCHEMA, check_output, write_prediction_table
@@ -69,6 +69,11 @@ class TopTitles:
     bound_P: Floats
 
 
+def predicted_titles(settings: PredictSettings) -> EvaluationOverrides:
+    """Return the evaluation of all titles that a prediction is made of."""
+    return evaluation_of(settings, titles="all", split=None, max_unscored_mass=settings.max_unscored_mass)
+
+
 def predict(
     settings: PredictSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say
 ) -> tuple[pa.Table, ScoreTableInfo]:
@@ -102,8 +107,8 @@ def _predict_checked(
     surveys = [corpus.survey for corpus in run.settings.data.corpora.values()]
     vocabulary = canonical_vocabulary(store.vocabulary, run.settings.template.titles)
     careers = read_asked(Path(settings.careers), vocabulary, surveys)
-    template = compile_template(run.settings.template, read_preface(store.folder / PREFACE))
-    for line in unseen_covariates(careers, store.careers("train"), template.hidden):
+    template = compile_template(run.settings.template, read_prefix(store.folder / PREFIX))
+    for line in unseen_covariates(careers, store.careers("train"), template.omit_fields):
         say(f"predict: {line}")
     place = str(store.folder / TOKENIZER) if is_own else str(other.path)
     tokenizer = load_tokenizer(place, revision=other.revision, subfolder=other.subfolder)
@@ -115,7 +120,7 @@ def _predict_checked(
     check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
     asked = AskedPrompts(prompts, trie, min(settings.top, len(vocabulary)), settings.measure)
     best = best_titles(opened, asked, evaluation, say)
-    check_told(best, evaluation.tolerance)
+    check_told(best, evaluation.max_unscored_mass)
     table = prediction_rows(careers, best, vocabulary)
     details = {
         **_details(settings, run.settings, opened),
@@ -133,14 +138,14 @@ def _details(settings: PredictSettings, run: RunSettings, model: InferenceModel)
     evaluation = run.evaluation
     return {
         "measure": settings.measure,
-        "tolerance": str(evaluation.tolerance),
+        "max_unscored_mass": str(evaluation.max_unscored_mass),
         "max_seq_length": str(evaluation.max_seq_length),
         "batch_size": str(evaluation.batch_size),
         "max_tree_tokens": str(evaluation.max_tree_tokens),
         "precision": evaluation.precision,
         "attention": run.compute.attention,
         "threads_per_rank": str(run.ranks.threads_per_rank),
-        "base": evaluation.base,
+        "quantization": evaluation.quantization,
         "device": model.device.type,
         "torch": torch.__version__,
     }
@@ -192,8 +197,8 @@ def check_told(best: TopTitles, tolerance: float) -> None:
     num_people, num_untold = len(best.scores_PK), int(np.isnan(best.scores_PK[:, 0]).sum())
     if num_untold:
         raise SettingsError(
-            f"setting tolerance: {format_people(num_untold, num_people, 'has', 'have')} no title told apart, since all "
-            f"titles together have a probability of at most tolerance={tolerance:g} there; take a smaller one, or 0"
+            f"setting max_unscored_mass: {format_people(num_untold, num_people, 'has', 'have')} no title told apart, "
+            f"since all titles together have a probability of at most {tolerance:g} there; take a smaller one, or 0"
         )
 
 

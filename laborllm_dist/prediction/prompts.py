@@ -36,7 +36,7 @@ def build_prompts(
 
     Args:
         careers: at least one.
-        template: of the run, with its preface.
+        template: of the run, with its prefix.
         vocabulary: the titles as texts show them.
         tokenizer: of the model.
 

@@ -23,7 +23,7 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 
-from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, estimate, resample_means
 from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray, ScoredModel
 from laborllm_dist.report.title_metrics import TitleNumbers, title_numbers

@@ -34,7 +34,7 @@ def show_predictions(table: pa.Table, info: ScoreTableInfo, output: str | None, 
     if num_open := sum(_is_open(rows, info) for rows in people):
         lines.append(
             f"{num_open:,} of {len(people):,} people have a title here that one not told apart may outrank; "
-            "tolerance=0 tells all apart"
+            "max_unscored_mass=0 tells all apart"
         )
     if len(people) > len(shown):
         lines.append(f"and {len(people) - len(shown):,} more people")

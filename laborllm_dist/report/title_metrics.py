@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.report.bootstrap import Estimate, estimate, resample_means
 from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, titles_of
 from laborllm_dist.tables.log_domain import perplexity_of

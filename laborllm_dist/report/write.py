@@ -39,7 +39,7 @@ from pathlib import Path
 
 import rich.box
 
-from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.files import atomic_write, finite_or_null, write_text

@@ -36,7 +36,7 @@ from laborllm_dist.errors import (
     VocabularyError,
 )
 from laborllm_dist.io.files import file_lock, fingerprint_of, publish_folder, translate_disk_errors
-from laborllm_dist.store.few_shot import read_preface, write_preface
+from laborllm_dist.store.few_shot import read_prefix, write_prefix
 from laborllm_dist.store.merge import all_pieces, merge_pieces
 from laborllm_dist.store.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
 from laborllm_dist.store.shards import ENDS, PIECES, PieceTools, make_pieces
@@ -45,7 +45,7 @@ from laborllm_dist.store.store import (
     FORMAT,
     MANIFEST,
     OCCUPATIONS,
-    PREFACE,
+    PREFIX,
     TOKENIZER,
     TokenStore,
     open_store,
@@ -136,9 +136,9 @@ def prepare(settings: RunSettings, say: Progress) -> str:
     wanted = settings.prepare
     if wanted.career_text is not None:
         check_new_folder(Path(wanted.career_text))
-    store = verify_store(prepare_store(settings, say)) if wanted.shard is None else prepare_shard(settings, say)
+    store = verify_store(prepare_store(settings, say)) if wanted.worker_index is None else prepare_shard(settings, say)
     if store is None:
-        return f"shard {wanted.shard} of {wanted.num_workers} is done; the last one to be done makes the store"
+        return f"shard {wanted.worker_index} of {wanted.num_workers} is done; the last one to be done makes the store"
     if wanted.career_text is not None:
         counts = write_career_text(_careers_of(store), Path(wanted.career_text))
         people = ", ".join(f"{count:,} {name}" for name, count in counts.items())
@@ -184,7 +184,7 @@ def prepare_store(settings: RunSettings, say: Progress, location: StoreLocation 
 
 
 def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
-    """Make the pieces of shard `prepare.shard`; return the store if all shards are done now, else None.
+    """Make the pieces of shard `prepare.worker_index`; return the store if all shards are done now, else None.
 
     Raises:
         AlreadyRunningError: if another process is at work on the same shard.
@@ -194,7 +194,7 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
     _check_place(location)
     if not location.is_built:
         try:
-            _make_share(settings, location, settings.prepare.shard or 0, say)
+            _make_share(settings, location, settings.prepare.worker_index or 0, say)
         except FileNotFoundError:
             if location.building.is_dir():
                 raise
@@ -250,7 +250,7 @@ def _foreign_files(building: Path) -> list[Path]:
     """Return what lies where a store is built and is no part of one."""
     if building.is_symlink():
         return [building]
-    parts = (PIECES, ENDS, WORK, TOKENIZER, OCCUPATIONS, PREFACE, MANIFEST)
+    parts = (PIECES, ENDS, WORK, TOKENIZER, OCCUPATIONS, PREFIX, MANIFEST)
     files = building.iterdir() if building.is_dir() else ()
     names = {path: path.name.removesuffix(".partial") for path in files}
     return sorted(path for path, name in names.items() if name not in parts and not name.startswith((CARD, "titles_")))
@@ -258,7 +258,7 @@ def _foreign_files(building: Path) -> list[Path]:
 
 def _shard_job(settings: RunSettings, location: StoreLocation, starter: int, shard: int) -> Refusal | None:
     """Make one shard in a process of its own; on this machine it ends when the process that started it does."""
-    if settings.prepare.where == "local":
+    if settings.prepare.executor == "local":
         end_with_process(starter)
     return refusal_of(lambda: _make_share(settings, location, shard, lambda line: None))
 
@@ -279,15 +279,15 @@ def _make_share(settings: RunSettings, location: StoreLocation, shard: int, say:
 
 
 def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
-    """Return what pieces are made with; the first to come makes preface and tokenizer, the others wait for them."""
+    """Return what pieces are made with; the first to come makes prefix and tokenizer, the others wait for them."""
     from laborllm_dist.store.tokenizer import load_tokenizer
 
     vocabulary = display_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
     with file_lock(building / WORK / "tokenizer.lock", busy=None):
         is_made = (building / OCCUPATIONS).is_file()
         if not is_made:
-            write_preface(settings, vocabulary, building / PREFACE)
-        template = compile_template(settings.template, read_preface(building / PREFACE))
+            write_prefix(settings, vocabulary, building / PREFIX)
+        template = compile_template(settings.template, read_prefix(building / PREFIX))
         if is_made:
             tokenizer = load_tokenizer(str(building / TOKENIZER))
         else:
@@ -295,7 +295,7 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
             title_token_ids(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
             shutil.rmtree(building / TOKENIZER, ignore_errors=True)
             tokenizer.save(building / TOKENIZER)
-            # Written last, so that it says that preface and tokenizer are whole.
+            # Written last, so that it says that prefix and tokenizer are whole.
             write_vocabulary(vocabulary, building / OCCUPATIONS)
     size, longest = settings.store.people_per_shard, settings.template.max_tokens
     return PieceTools(building, vocabulary, template, tokenizer, settings.split, size, longest)

@@ -49,10 +49,10 @@ def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
     return tuple(career for _, career in sorted(chosen.items()))
 
 
-def render_preface(
+def render_prefix(
     settings: TemplateSettings, vocabulary: OccupationVocabulary, examples: Sequence[CareerHistory]
 ) -> str:
-    """Return the preface, whole lines.
+    """Return the prefix, whole lines.
 
     Args:
         settings: of the template.
@@ -62,26 +62,26 @@ def render_preface(
     Raises:
         TemplateError: if the template needs a field that an example does not have.
     """
-    plain = compile_template(dataclasses.replace(settings, preface=(), num_fewshot=0, max_history=None))
+    plain = compile_template(dataclasses.replace(settings, prefix=(), num_fewshot=0, max_history=None))
     title_of = vocabulary.title_of()
     shown = {
         TITLES_LINE: "".join(title + "\n" for title in vocabulary.titles),
         EXAMPLES_LINE: "\n".join(render_career(career, plain, title_of)[0].text for career in examples),
     }
-    return "".join(shown.get(line, line + "\n") for line in settings.preface)
+    return "".join(shown.get(line, line + "\n") for line in settings.prefix)
 
 
-def write_preface(settings: RunSettings, vocabulary: OccupationVocabulary, path: Path) -> None:
-    """Write the preface and who its examples are, where the template has one."""
-    if not settings.template.preface:
+def write_prefix(settings: RunSettings, vocabulary: OccupationVocabulary, path: Path) -> None:
+    """Write the prefix and who its examples are, where the template has one."""
+    if not settings.template.prefix:
         return
     examples = choose_examples(settings)
-    text = render_preface(settings.template, vocabulary, examples)
+    text = render_prefix(settings.template, vocabulary, examples)
     write_json(path, {"text": text, "examples": [[career.survey, career.person] for career in examples]})
 
 
-def read_preface(path: Path) -> str:
-    """Return the preface that was written; an empty text where there is none.
+def read_prefix(path: Path) -> str:
+    """Return the prefix that was written; an empty text where there is none.
 
     Raises:
         StoreError: if the file is damaged.

@@ -219,6 +219,6 @@ def _person_of(digest: int, settings: RunSettings, corpus: str, pieces: list[Pat
     for path in (path for piece in pieces for path in sorted(piece.glob("*.arrow"))):
         with pa.ipc.open_stream(str(path)) as stream:
             for person in stream.read_all()["person"].to_pylist():
-                if person_digest(population, person, settings.split.key) == digest:
+                if person_digest(population, person, settings.split.salt) == digest:
                     return str(person)
     raise StoreError(f"no piece of {corpus} holds the person with digest {digest}; delete the folder and start again")

@@ -136,7 +136,7 @@ def _changed_piece(folder: Path, name: str) -> StoreError:
 def _make_piece(folder: Path, people: Sequence[PersonThunk], corpus: CorpusSettings, tools: PieceTools) -> None:
     reads = [read() for read in people]
     careers = [read.career for read in reads if read.career is not None]
-    digests = [person_digest(corpus.people_of, career.person, tools.split.key) for career in careers]
+    digests = [person_digest(corpus.people_of, career.person, tools.split.salt) for career in careers]
     given = [read.split for read in reads if read.career is not None]
     splits = [split or split_of_digest(digest, tools.split) for split, digest in zip(given, digests, strict=True)]
     folder.parent.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@
         pieces/psid81-00000/       train.arrow, validation.arrow, test.arrow: one row a text, with all facts of the
                                    career in it, so that no other file is needed later; piece.json, people.npy
         data_card.md, .json        what is in it and what was left out
-        preface.json               what stands before every career, and whose careers are its examples; where it has one
+        prefix.json               what stands before every career, and whose careers are its examples; where it has one
         occupations.csv            the vocabulary, in order
         tokenizer/                 the tokenizer as it was used
         manifest.json              written last: counts, sizes and checksums; without it the folder is not a store
@@ -39,7 +39,7 @@ from laborllm_dist.text.template import CareerText
 
 FORMAT = 2
 MANIFEST, OCCUPATIONS, TOKENIZER, CARD = "manifest.json", "occupations.csv", "tokenizer", "data_card"
-PREFACE = "preface.json"
+PREFIX = "prefix.json"
 CHECKED_AT_ONCE_BYTES = 2**26  # files of a store that are compared with their checksums before anything is read
 _SHARD_FACTS = b"laborllm_dist"  # of a shard's schema: its place in the store, so that no other can stand in for it
 # Of a split, where the template has max_tokens: people told with their last lines only, and their observations that
@@ -295,7 +295,7 @@ class CareerTable:
 
 
 def open_store(folder: Path) -> TokenStore:
-    """Open a store: its files' sizes, and the checksums of manifest, vocabulary, preface and tokenizer, are checked.
+    """Open a store: its files' sizes, and the checksums of manifest, vocabulary, prefix and tokenizer, are checked.
 
     Raises:
         StoreError: if it is missing, unfinished, of another format, or a file is missing or has changed.
@@ -325,7 +325,7 @@ def open_store(folder: Path) -> TokenStore:
         if found != size:
             state = "is missing" if found is None else f"has {found:,} bytes, the manifest says {size:,}"
             raise StoreError(f"{folder / name} {state}; delete {folder} and prepare again")
-    small = [name for name in sizes if name in (OCCUPATIONS, PREFACE) or name.startswith(f"{TOKENIZER}/")]
+    small = [name for name in sizes if name in (OCCUPATIONS, PREFIX) or name.startswith(f"{TOKENIZER}/")]
     _check_of(folder, facts, small).wait()
     return TokenStore(folder=folder, facts=facts, vocabulary=read_written_vocabulary(folder / OCCUPATIONS))
 

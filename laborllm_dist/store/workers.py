@@ -46,17 +46,17 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     import submitit
 
     limits: dict[str, Any] = {"timeout_min": wanted.minutes, "name": "laborllm_prepare"}
-    if wanted.where == "slurm":
+    if wanted.executor == "slurm":
         limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
         limits["slurm_array_parallelism"] = wanted.num_workers
     folder = new_folder(logs)
     try:
-        executor = submitit.AutoExecutor(folder=str(folder), cluster=wanted.where)
+        executor = submitit.AutoExecutor(folder=str(folder), cluster=wanted.executor)
         executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
         with _heeding_interrupts():
             jobs = executor.map_array(work, list(range(wanted.num_workers)))
     except (RuntimeError, OSError) as error:
-        raise WorkerFailedError(f"the shards could not be started on {wanted.where} ({error})") from None
+        raise WorkerFailedError(f"the shards could not be started on {wanted.executor} ({error})") from None
     try:
         _wait_for_all(jobs, say)
     finally:

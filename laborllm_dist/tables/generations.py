@@ -66,7 +66,7 @@ def read_generated_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
     Raises:
         ScoreTableError: if the file is missing, damaged or not a table of continuations.
     """
-    made_by = "launch/evaluate.py run=... generated=check"
+    made_by = "launch/evaluate.py run=... check_generations=true"
     return read_scored(path, GENERATED_SCHEMA, kind="table of continuations", made_by=made_by)
 
 

@@ -9,7 +9,7 @@ stand before a prediction, they are not: the first text has the first k + 1 jobs
 
     k = 2, five jobs    text 1: jobs 1 2 3, predicts 1 2 3    text 2: 2 3 4, predicts 4    text 3: 3 4 5, predicts 5
 
-Every text begins with the template's preface, whose titles predict nothing (text/few_shot.py).
+Every text begins with the template's prefix, whose titles predict nothing (text/few_shot.py).
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class Template:
     heading: tuple[tuple[Part, ...], ...]
     prompt: tuple[Part, ...]  # the entry's line before the blank and the title
     ending: tuple[tuple[Part, ...], ...]
-    hidden: frozenset[str]
+    omit_fields: frozenset[str]
     max_history: int | None
-    preface: str  # whole lines
+    prefix: str  # whole lines
 
 
-def compile_template(settings: TemplateSettings, preface: str = "") -> Template:
+def compile_template(settings: TemplateSettings, prefix: str = "") -> Template:
     """Check a template and take it apart once.
 
     Args:
         settings: of the template.
-        preface: the lines of `settings.preface` as they are shown (text/few_shot.py).
+        prefix: the lines of `settings.prefix` as they are shown (text/few_shot.py).
 
     Raises:
         TemplateError: for an unknown field, a bracket without its pair, or an entry that does not end in " {title}".
@@ -70,18 +70,18 @@ def compile_template(settings: TemplateSettings, preface: str = "") -> Template:
         raise TemplateError(f"template.entry must end in one blank and {{title}}, found {settings.entry!r}")
     prompt = settings.entry.removesuffix(TITLE_MARK)
     known = (*CAREER_FIELDS, *ENTRY_FIELDS)
-    for name in settings.hidden:
+    for name in settings.omit_fields:
         if name not in known or name == "year":
             raise TemplateError(
-                f"template.hidden: {name!r} cannot be hidden; {', '.join(CAREER_FIELDS)} and education can"
+                f"template.omit_fields: {name!r} cannot be omitted; {', '.join(CAREER_FIELDS)} and education can"
             )
     return Template(
         heading=tuple(_parse_line(line, CAREER_FIELDS, "heading") for line in settings.heading),
         prompt=_parse_line(prompt, known, "entry"),
         ending=tuple(_parse_line(line, CAREER_FIELDS, "ending") for line in settings.ending),
-        hidden=frozenset(settings.hidden),
+        omit_fields=frozenset(settings.omit_fields),
         max_history=settings.max_history,
-        preface=preface,
+        prefix=prefix,
     )
 
 
@@ -108,13 +108,13 @@ def _render_jobs(
     career: CareerHistory, template: Template, title_of: Mapping[str, str], shown: range, num_predicted: int
 ) -> CareerText:
     """Write these jobs of a career; the last `num_predicted` of them get spans."""
-    facts = {name: None if name in template.hidden else getattr(career, name) for name in CAREER_FIELDS}
+    facts = {name: None if name in template.omit_fields else getattr(career, name) for name in CAREER_FIELDS}
     lines = [text for line in template.heading if (text := _fill(line, facts, career)) is not None]
-    length = len(template.preface) + sum(len(line) + 1 for line in lines)
+    length = len(template.prefix) + sum(len(line) + 1 for line in lines)
     spans: list[tuple[int, int]] = []
     for job in career.jobs[shown.start : shown.stop]:
         facts["year"] = job.year
-        facts["education"] = None if "education" in template.hidden else job.education
+        facts["education"] = None if "education" in template.omit_fields else job.education
         prompt = _fill(template.prompt, facts, career) or ""
         title = " " + title_of[job.occupation]
         spans.append((length + len(prompt), length + len(prompt) + len(title)))
@@ -122,7 +122,7 @@ def _render_jobs(
         length += len(lines[-1]) + 1
     if shown.stop == len(career.jobs):
         lines.extend(text for line in template.ending if (text := _fill(line, facts, career)) is not None)
-    text = template.preface + "".join(line + "\n" for line in lines)
+    text = template.prefix + "".join(line + "\n" for line in lines)
     return CareerText(text, tuple(spans[len(spans) - num_predicted :]), shown.stop - num_predicted)
 
 

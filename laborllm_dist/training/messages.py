@@ -20,7 +20,7 @@ def describe_settings(settings: RunSettings, ranks: DistributedContext) -> str:
     epochs = (
         "epochs by the number of people" if settings.training.epochs is None else f"{settings.training.epochs} epochs"
     )
-    learned = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.base} base"
+    learned = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.quantization} base"
     return (
         f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{learned}; "
         f"ZeRO-{settings.zero.stage} {settings.zero.precision} on {ranks.world_size} x {ranks.device.type}; "

@@ -56,7 +56,7 @@ def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
     splits: tuple[Split, ...] = ("train", "validation") if ranks.is_main else ()
     with checking_store(store, splits) as check:
         plan = ranks.run_on_main(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
-        with alone(ranks, Path(settings.runs) / settings.name):
+        with alone(ranks, Path(settings.output_dir) / settings.name):
             run = ranks.run_on_main(lambda: _open_run(settings, store), RunDirectory)
             _train_alone(settings, ranks, (store, check), plan, run)
     return run
@@ -65,14 +65,14 @@ def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
 def _check_places(settings: RunSettings) -> None:
     """Refuse missing sources, and a folder where other files than a run's would be written over, before any work."""
     check_sources(settings.data)
-    folder = RunDirectory(Path(settings.runs) / settings.name, "")
+    folder = RunDirectory(Path(settings.output_dir) / settings.name, "")
     check_run_folder(folder.path)
     check_exports(folder, unless_written=True)
 
 
 def _store_folder(settings: RunSettings) -> Path:
     """Return the folder of the token store: that of the run, whichever folder this is started from, or one made now."""
-    recorded, location = recorded_store(Path(settings.runs) / settings.name), locate_store(settings)
+    recorded, location = recorded_store(Path(settings.output_dir) / settings.name), locate_store(settings)
     if recorded is not None and recorded.name == location.folder.name:
         return recorded
     return prepare_store(settings, logger.info, location).folder
@@ -85,7 +85,7 @@ def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: Distributed
 
 def _open_run(settings: RunSettings, store: TokenStore) -> RunDirectory:
     weights = None if settings.model.path is None else weights_identity(settings.model)
-    saved = run_of_checkpoints(RunDirectory(Path(settings.runs) / settings.name, "").checkpoints)
+    saved = run_of_checkpoints(RunDirectory(Path(settings.output_dir) / settings.name, "").checkpoints)
     return create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, weights, saved)
 
 
@@ -114,7 +114,7 @@ def _train_alone(
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.run_on_main(check.wait)
     ranks.run_on_main(lambda: check_fit(model.hugging_face, store))
-    if settings.zero.stage < 3 and settings.adapter.base == "full":
+    if settings.zero.stage < 3 and settings.adapter.quantization == "none":
         model.to(ranks.device)  # where DeepSpeed puts it too; on a CPU the forwards of the check take minutes
     device, longest = next(model.parameters()).device, longest_career(store)
     ranks.run_on_main(lambda: check_packing(model.hugging_face, device=device, longest=longest))

@@ -27,16 +27,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laborllm_dist.cli import compose_settings, compose_values
-from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.reader import ByKind, read_settings, settings_to_values
-from laborllm_dist.config.run import (
+from laborllm_dist.config.evaluation import (
     BaselineSettings,
-    ConvertSettings,
     EvaluateSettings,
+    ForecastSettings,
+    PredictSettings,
     ReportSettings,
-    RunSettings,
 )
+from laborllm_dist.config.model import ConvertSettings
+from laborllm_dist.config.reader import ByKind, read_settings, settings_to_values
+from laborllm_dist.config.run import RunSettings
 
 ALL_CORPORA = [
     "data=pooled",
@@ -123,7 +123,7 @@ def test_a_damaged_tree_of_settings_is_refused_or_is_what_it_says(name: str, dat
 
 
 SETTINGS = (
-    "name", "training.epochs", "training.seed", "optimizer.learning_rate", "data.name", "template.entry", "split.key",
+    "name", "training.epochs", "training.seed", "optimizer.learning_rate", "data.name", "template.entry", "split.salt",
     "zero.stage", "training.loss_spike_ratio", "model.llama.tied_embeddings", "template.heading", "data.corpora", "corpus",
     "", "+x", "~training", "hydra.run.dir", "training", "data",
 )  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_setting_of_the_command_line_is_refused_or_is_what_was_typed(
     values = settings_to_values(found)
     if (
         form == '{name}="{text}"'
-        and name in ("name", "data.name", "split.key")
+        and name in ("name", "data.name", "split.salt")
         and "\\" not in text
         and "$" not in text
     ):

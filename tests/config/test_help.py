@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from laborllm_dist.cli import launch
-from laborllm_dist.config.run import ReportSettings, RunSettings
+from laborllm_dist.config.evaluation import ReportSettings
+from laborllm_dist.config.run import RunSettings
 
 
 def shown(

@@ -19,12 +19,17 @@ from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings, SyntheticCorpus, SyntheticSettings
 from laborllm_dist.config.data import TemplateSettings
-from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.config.model import LlamaSettings
+from laborllm_dist.config.evaluation import (
+    BaselineSettings,
+    EvaluateSettings,
+    ForecastSettings,
+    PredictSettings,
+    ReportSettings,
+)
+from laborllm_dist.config.model import ConvertSettings, LlamaSettings
 from laborllm_dist.config.number_ranges import NumberRange, above, below, between, within
-from laborllm_dist.config.prediction import PredictSettings
 from laborllm_dist.config.reader import ByKind, read_settings
-from laborllm_dist.config.run import BaselineSettings, ConvertSettings, EvaluateSettings, ReportSettings, RunSettings
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.randomness import dropout_seed, generator
 from laborllm_dist.report.bootstrap import draw_weights

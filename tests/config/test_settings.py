@@ -14,6 +14,7 @@ from helpers.processes import PROJECT
 from laborllm_dist import cli
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.corpora import CORPUS_KINDS, SyntheticSettings
+from laborllm_dist.config.evaluation import BaselineSettings, EvaluateSettings, ReportSettings
 from laborllm_dist.config.reader import (
     describe_settings,
     inner_type,
@@ -21,7 +22,7 @@ from laborllm_dist.config.reader import (
     settings_to_values,
     types_of_fields,
 )
-from laborllm_dist.config.run import MAY_CHANGE, BaselineSettings, EvaluateSettings, ReportSettings, RunSettings
+from laborllm_dist.config.run import MAY_CHANGE, RunSettings
 from laborllm_dist.errors import SettingsError
 
 CONF = PROJECT / "conf"
@@ -126,8 +127,8 @@ REFUSED = {
     "model.llama.hidden_size=33": r"setting model.llama.hidden_size: expected a multiple of 2 x num_heads",
     "data.corpora.wage_panel.kind=nlsy": r"setting data.corpora.wage_panel.kind: expected one of wage_panel, long_panel",
     "split.validation=0": r"setting split.validation: expected a number above 0 and below 1, got 0$",
-    f"split.key={65 * 'k'}": r"setting split.key: expected at most 64 bytes",
-    f'split.key="{33 * chr(252)}"': r"setting split.key: expected at most 64 bytes",
+    f"split.salt={65 * 'k'}": r"setting split.salt: expected at most 64 bytes",
+    f'split.salt="{33 * chr(252)}"': r"setting split.salt: expected at most 64 bytes",
     "optimizer.beta1=1": r"setting optimizer.beta1: expected a number from 0 to below 1, got 1$",
     "optimizer.weight_decay=.nan": r"setting optimizer.weight_decay: expected a number from 0 to 1,000, got '.nan'",
     "optimizer.learning_rate=inf": r"setting optimizer.learning_rate: expected a number above 0 and at most 1e\+38 .*, got inf$",

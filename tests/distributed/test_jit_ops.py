@@ -32,14 +32,14 @@ def test_a_start_killed_while_it_compiles_stops_no_other_and_cpu_adam_is_adam(
     run_well("train.py", small_run(tmp_path, *HOST, "name=adam"), world_size=2, log=tmp_path / "log")
     monkeypatch.setitem(ON_CPU, "TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     baton = tmp_path / "extensions/cpu_adam/lock"  # torch's
-    run = small_run(tmp_path, *HOST, "name=cpu_adam", "optimizer.kind=cpu_adamw")
+    run = small_run(tmp_path, *HOST, "name=cpu_adam", "optimizer.name=cpu_adamw")
     run_ranks("train.py", run, world_size=2, log=tmp_path / "log", kill_when=baton.is_file)
     assert baton.is_file()
     text = run_well("train.py", run, world_size=2, log=tmp_path / "log")
     assert text.count("compiling DeepSpeed's CPU Adam (a minute or two, once)") == 1
     assert losses(tmp_path / "runs/cpu_adam") == pytest.approx(losses(tmp_path / "runs/adam"), rel=1e-6)
     # And it leaves a bad step out without a trace (tests/programs/skipped_step.py).
-    program, offloaded = str(PROJECT / "tests/programs/skipped_step.py"), [*HOST, "optimizer.kind=cpu_adamw"]
+    program, offloaded = str(PROJECT / "tests/programs/skipped_step.py"), [*HOST, "optimizer.name=cpu_adamw"]
     text = run_well(program, ["2", "fp32", *offloaded], world_size=1, log=tmp_path / "log")
     assert text.split()[-3:] == ["same", "finite", "infinite"]
     wanted, found = (saved_weights(tmp_path / "runs" / name, 2) for name in ("adam", "cpu_adam"))
@@ -71,7 +71,7 @@ PROGRAM = """
 import sys
 from helpers.runs import settings_of
 from laborllm_dist.distributed.jit_ops import load_operators
-offload = ["zero=stage3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "optimizer.kind=cpu_adamw"]
+offload = ["zero=stage3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "optimizer.name=cpu_adamw"]
 settings = settings_of(offload)
 load_operators(settings.zero, settings.optimizer)
 print("loaded", *sorted({"cpu_adam", "async_io", "pin_memory"} & set(sys.modules)))
@@ -113,10 +113,10 @@ def test_what_nvme_wants_is_built_after_a_kill_in_any_part_of_it(slow: str, tmp_
 def test_an_operator_that_cannot_be_compiled_is_refused_with_what_it_needs(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "no_such_compiler")
-    settings = settings_of([*HOST, "optimizer.kind=cpu_adamw"])
+    settings = settings_of([*HOST, "optimizer.name=cpu_adamw"])
     wanted = (
-        r"^optimizer.kind=cpu_adamw: DeepSpeed cannot compile its CPU Adam \(.*no_such_compiler: not found\); a C\+\+ "
-        "compiler and ninja are needed, or set optimizer.kind=adamw$"
+        r"^optimizer.name=cpu_adamw: DeepSpeed cannot compile its CPU Adam \(.*no_such_compiler: not found\); a C\+\+ "
+        "compiler and ninja are needed, or set optimizer.name=adamw$"
     )
     with pytest.raises(SettingsError, match=wanted):
         load_operators(settings.zero, settings.optimizer)

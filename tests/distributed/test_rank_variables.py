@@ -15,7 +15,8 @@ from helpers.slurm import TASK
 
 from laborllm_dist import cli
 from laborllm_dist.cli import launch
-from laborllm_dist.config.run import RanksSettings, ReportSettings
+from laborllm_dist.config.evaluation import ReportSettings
+from laborllm_dist.config.run import RanksSettings
 from laborllm_dist.distributed import rendezvous
 from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.distributed.launcher import num_local_ranks

@@ -131,7 +131,7 @@ def test_a_shell_of_sbatch_or_salloc_is_one_rank(slurm: MadeSlurm, tmp_path: Pat
 
 
 def test_an_array_of_jobs_prepares_the_store_of_one_process(slurm: MadeSlurm, tmp_path: Path) -> None:
-    for name, more in (("one", []), ("array", ["prepare.num_workers=2", "prepare.where=slurm", *SMALL_JOBS])):
+    for name, more in (("one", []), ("array", ["prepare.num_workers=2", "prepare.executor=slurm", *SMALL_JOBS])):
         run = small_run(tmp_path / name, "store.people_per_shard=20", *more)
         slurm.run("python", "launch/prepare.py", *run)
     stores = [next((tmp_path / name / "stores").glob("synthetic-*[0-9a-f]")) for name in ("one", "array")]

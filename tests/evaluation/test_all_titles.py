@@ -284,7 +284,7 @@ def test_no_more_nodes_are_kept_than_four_passes_have(monkeypatch: pytest.Monkey
 
 def test_the_prompts_that_are_tried_end_in_every_token_that_prompts_end_in() -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
-    limited = dataclasses.replace(template(), preface="Titles:\nCooks\n", max_history=1)
+    limited = dataclasses.replace(template(), prefix="Titles:\nCooks\n", max_history=1)
     pairs = [(career, text) for career in careers for text in render_career(career, limited, VOCABULARY.title_of())]
     careers, texts = [career for career, _ in pairs], [text for _, text in pairs]
     table = store_rows(careers, texts, tokenize_careers(texts, tokenizer), VOCABULARY.index_of())

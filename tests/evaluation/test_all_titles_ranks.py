@@ -17,18 +17,18 @@ from laborllm_dist.tables.title_distributions import read_title_table
 
 pytestmark = pytest.mark.ranks
 
-BOUNDED = "tolerance=0.02"
+BOUNDED = "max_unscored_mass=0.02"
 # What is evaluated, and on how many ranks besides one.
 MODES = {
     "complete": ([], (2, 3)),
     "bounded": ([BOUNDED], (3,)),
-    "int8": ([BOUNDED, "base=int8"], (2,)),
-    "nf4": ([BOUNDED, "base=nf4"], (2,)),
-    "adapter": ([BOUNDED, "base=nf4", "model.path={run}/adapter"], (2,)),
+    "int8": ([BOUNDED, "quantization=int8"], (2,)),
+    "nf4": ([BOUNDED, "quantization=nf4"], (2,)),
+    "adapter": ([BOUNDED, "quantization=nf4", "model.path={run}/adapter"], (2,)),
     "adapter_whole": ([BOUNDED, "model.path={run}/adapter"], (2,)),
-    "sharded": ([BOUNDED, "placement=sharded"], (2, 3)),
+    "sharded": ([BOUNDED, "placement=partitioned"], (2, 3)),
     "bf16": ([BOUNDED, "precision=bf16"], ()),
-    "sharded_bf16": ([BOUNDED, "precision=bf16", "placement=sharded"], (2,)),
+    "sharded_bf16": ([BOUNDED, "precision=bf16", "placement=partitioned"], (2,)),
 }
 
 
@@ -135,9 +135,12 @@ def test_a_table_with_other_settings_is_not_written_over(
     trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
 ) -> None:
     for arguments, wanted in (
-        (["titles=all", "tolerance=0.5"], r"made with other settings \(tolerance 0.0 there, 0.5 now\); .*another name"),
-        (["tolerance=0.5"], "setting tolerance: it is the mass left of all titles; add titles=all"),
-        (["base=int8", "placement=sharded"], "setting base: expected full with placement=sharded"),
+        (
+            ["titles=all", "max_unscored_mass=0.5"],
+            r"made with other settings \(max_unscored_mass 0.0 there, 0.5 now\); .*another name",
+        ),
+        (["max_unscored_mass=0.5"], "setting max_unscored_mass: it is the mass left of all titles; add titles=all"),
+        (["quantization=int8", "placement=partitioned"], "setting base: expected full with placement=partitioned"),
     ):
         outcome = run_ranks(
             "evaluate.py", [f"run={trained}", "model.name=complete", *arguments], world_size=1, log=trained / "log"

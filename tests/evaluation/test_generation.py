@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPT
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import title_places
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.run import EvaluateSettings
+from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.errors import ScoreTableError, SettingsError
 from laborllm_dist.evaluation.generation import continuation_text, continuations, line_ends
 from laborllm_dist.io.run_directory import read_run
@@ -191,7 +191,7 @@ def test_shares_and_their_errors_by_hand() -> None:
 
 
 def test_a_table_of_continuations_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScoreTableError, match=r"no table of continuations at .*generated=check. makes it"):
+    with pytest.raises(ScoreTableError, match=r"no table of continuations at .*check_generations=true. makes it"):
         read_generated_table(tmp_path / "test_generated.parquet")
     (tmp_path / "test_generated.parquet").write_bytes(b"PAR1")
     with pytest.raises(ScoreTableError, match="is no table of continuations or is damaged"):
@@ -201,8 +201,8 @@ def test_a_table_of_continuations_that_is_none_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("generated=some", "setting generated: expected one of none, check, got 'some'"),
-        ("samples=-1", "setting samples: expected a whole number from 0 to 10,000, got -1"),
+        ("check_generations=some", "setting check_generations: expected true or false, got 'some'"),
+        ("num_samples=-1", "setting num_samples: expected a whole number from 0 to 10,000, got -1"),
         ("max_new_tokens=0", "setting max_new_tokens: expected a whole number from 1 to 10,000,000, got 0"),
     ],
 )
@@ -215,14 +215,14 @@ def test_settings_that_are_wrong_are_refused(override: str, message: str) -> Non
 
 
 NUM_SAMPLES = 8
-ASKED = ["generated=check", f"samples={NUM_SAMPLES}", "titles=all"]
+ASKED = ["check_generations=true", f"num_samples={NUM_SAMPLES}", "titles=all"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train a model that knows half of how titles are written, and evaluate it on one rank."""
     folder = tmp_path_factory.mktemp("trained")
-    run = [f"store.root={folder}/stores", f"runs={folder}/runs", "+experiment=quickstart", "training.epochs=4"]
+    run = [f"store.root={folder}/stores", f"output_dir={folder}/runs", "+experiment=quickstart", "training.epochs=4"]
     run_well("train.py", [*run, "name=half"], world_size=1, log=folder / "log")
     text = run_well("evaluate.py", [f"run={folder}/runs/half", *ASKED], world_size=1, log=folder / "log")
     assert any("evaluate: titles are " in line for line in text.splitlines()[-2:])  # then that it has learned little
@@ -233,7 +233,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_drawn_titles_are_as_many_as_their_mass_says(trained: Path) -> None:
     mass_P = read_title_table(trained / "scores/test_titles.parquet").table["mass"].to_numpy()
     table, info = read_generated_table(trained / "scores/test_generated.parquet")
-    assert info.details["samples"] == str(NUM_SAMPLES)
+    assert info.details["num_samples"] == str(NUM_SAMPLES)
     assert table.num_rows == len(mass_P) * (1 + NUM_SAMPLES)
     assert 0.1 < mass_P.mean() < 0.95  # neither all nor nothing
     share = valid_share(table, "sample").value
@@ -279,7 +279,7 @@ def test_continuations_of_two_ranks_and_after_a_kill_are_the_same_bytes(trained:
 
 @pytest.mark.ranks
 def test_shards_write_what_a_whole_model_writes(trained: Path) -> None:
-    asked = [f"run={trained}", *ASKED[:2], "placement=sharded", "model.name=sharded"]
+    asked = [f"run={trained}", *ASKED[:2], "placement=partitioned", "model.name=sharded"]
     run_well("evaluate.py", asked, world_size=2, log=trained / "log")
     tables = [
         read_generated_table(trained / f"scores/{name}.parquet")[0]

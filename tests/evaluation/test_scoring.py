@@ -15,8 +15,8 @@ from helpers.scoring_cases import VOCABULARY, careers_of_every_kind, packed_scor
 
 from laborllm_dist.batching.observations import observation_scores
 from laborllm_dist.careers.types import CareerHistory
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import ComputeSettings
-from laborllm_dist.config.run import EvaluationSettings
 from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.evaluation.tasks import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel

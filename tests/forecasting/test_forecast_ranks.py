@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from laborllm_dist.careers.corpus import read_careers
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.forecasting import ForecastSettings
+from laborllm_dist.config.evaluation import ForecastSettings
 from laborllm_dist.errors import RunError, ScoreTableError, SequenceTooLongError, SettingsError, TitleBoundaryError
 from laborllm_dist.evaluation import run as evaluation_run
 from laborllm_dist.forecasting import run as forecasting_run
@@ -90,7 +90,7 @@ def test_an_exact_a_bounded_and_a_drawn_forecast_agree(run: Path) -> None:
 
     exact, none, _ = composed()
     assert not none.any()
-    bounded, bound, _ = composed("tolerance=0.3", "model.name=bounded")
+    bounded, bound, _ = composed("max_pruned_mass=0.3", "model.name=bounded")
     assert bound.max() > 0
     assert (np.abs(bounded - exact).max(axis=1) <= bound + 1e-6).all()
     drawn, _, errors = composed("steps=sampled", "paths=500", "model.name=drawn-500")
@@ -166,7 +166,7 @@ def test_forecasts_of_other_weights_are_not_replaced(run: Path, tmp_path: Path) 
             "setting horizon: expected a whole number from 2 to 100 (years; a year ahead has one step only), got 1",
         ),
         ("paths=1", "setting paths: expected a whole number from 2 to 1,000,000 (one has no standard error), got 1"),
-        ("tolerance=1", "setting tolerance: expected a number from 0 to below 1, got 1"),
+        ("max_pruned_mass=1", "setting max_pruned_mass: expected a number from 0 to below 1, got 1"),
         ("max_people=0", "setting max_people: expected a whole number from 1 to 1,000,000,000, got 0"),
         ("steps=all", "setting steps: expected one of exact, sampled, got 'all'"),
     ],
@@ -178,9 +178,9 @@ def test_wrong_settings_of_a_forecast_are_refused(override: str, message: str) -
 
 def test_a_tolerance_of_drawn_paths_is_refused() -> None:
     with pytest.raises(
-        SettingsError, match="setting tolerance: expected 0 with steps=sampled, which leaves no path out"
+        SettingsError, match="setting max_pruned_mass: expected 0 with steps=sampled, which leaves no path out"
     ):
-        compose_settings(ForecastSettings, "forecast", ["run=runs/x", "steps=sampled", "tolerance=0.1"])
+        compose_settings(ForecastSettings, "forecast", ["run=runs/x", "steps=sampled", "max_pruned_mass=0.1"])
 
 
 def test_a_table_of_forecasts_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from helpers.scoring_cases import random_llama
 from transformers import PreTrainedModel
 
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
-from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.errors import RunError, SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation.title_trie import build_trie, title_trie
 from laborllm_dist.forecasting.iterate import (
@@ -189,7 +189,7 @@ def test_supposed_lines_after_a_shared_history_score_as_whole_texts(max_tree_tok
     few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_tree_tokens=max_tree_tokens))
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
-    few = dataclasses.replace(few, wanted=dataclasses.replace(few.wanted, tolerance=1e-12))
+    few = dataclasses.replace(few, wanted=dataclasses.replace(few.wanted, max_unscored_mass=1e-12))
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
     assert whole.left_Q.any()
     np.testing.assert_allclose(shared.left_Q, whole.left_Q, atol=1e-5, rtol=0)
@@ -219,13 +219,13 @@ def test_a_history_of_other_tokens_than_the_prompts_is_not_shared() -> None:
 
 
 @pytest.mark.parametrize("horizon", [2, 3])
-@pytest.mark.parametrize(("tolerance", "title_tolerance"), [(0.02, 0.0), (0.5, 0.0), (0.0, 1e-12), (0.3, 1e-12)])
+@pytest.mark.parametrize(("tolerance", "max_unscored_mass"), [(0.02, 0.0), (0.5, 0.0), (0.0, 1e-12), (0.3, 1e-12)])
 def test_what_is_left_out_is_off_by_no_more_than_the_bound(
-    horizon: int, tolerance: float, title_tolerance: float
+    horizon: int, tolerance: float, max_unscored_mass: float
 ) -> None:
     starts = every_start(horizon)
     whole = full_sum(world().asker(starts), len(starts), horizon)
-    bounded = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, tolerance=title_tolerance))
+    bounded = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_unscored_mass=max_unscored_mass))
     asked: list[Query] = []
 
     def ask(questions: Sequence[Query]) -> Distributions:
@@ -238,7 +238,7 @@ def test_what_is_left_out_is_off_by_no_more_than_the_bound(
     assert (np.abs(off).max(axis=1) <= found.bound_S + 1e-6).all()
     assert (0.5 * np.abs(off).sum(axis=1) <= found.bound_S + 1e-6).all()
     assert found.bound_S.any()
-    if not title_tolerance:
+    if not max_unscored_mass:
         assert (found.bound_S <= tolerance).all()
     if tolerance >= 0.3:
         assert len(asked) < len(starts) * (num_prompts(len(TITLES), horizon) - 1)
@@ -339,7 +339,9 @@ def test_the_number_of_prompts_of_a_full_sum() -> None:
 
 
 def test_too_many_followed_paths_are_refused() -> None:
-    with pytest.raises(RunError, match=r"follows 3 paths of 1 supposed years, max_paths is 2; take a larger tolerance"):
+    with pytest.raises(
+        RunError, match=r"follows 3 paths of 1 supposed years, max_paths is 2; take a larger max_pruned_mass"
+    ):
         iterate_exact(ask_chain, 3, horizon=2, tolerance=0.01, max_paths=2)
     iterate_exact(ask_chain, 3, horizon=2, tolerance=0.4, max_paths=2)
 

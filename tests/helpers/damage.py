@@ -15,7 +15,7 @@ import pyarrow as pa
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.errors import LaborError
 from laborllm_dist.io.files import sha256_of_json
-from laborllm_dist.store.store import PREFACE, TOKENIZER, checking_store, open_store
+from laborllm_dist.store.store import PREFIX, TOKENIZER, checking_store, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.title_distributions import TITLE_SCHEMA
 
@@ -59,7 +59,7 @@ def unnoticed_flips(path: Path, number: int, read: Callable[[], object]) -> tupl
 def what_is_read(folder: Path) -> object:
     """Return all of a store that decides a number."""
     store = open_store(folder)
-    content = [store.facts, store.vocabulary, (folder / PREFACE).is_file()]
+    content = [store.facts, store.vocabulary, (folder / PREFIX).is_file()]
     with checking_store(store, SPLITS) as check:
         check.wait()
         for split in SPLITS:

@@ -16,7 +16,7 @@ def small_run(folder: Path, *more: str, num_people: int = 60) -> list[str]:
         "data=synthetic",
         f"data.corpora.synthetic.num_people={num_people}",
         f"store.root={folder}/stores",
-        f"runs={folder}/runs",
+        f"output_dir={folder}/runs",
         "name=small",
         "tokenizer.vocabulary_size=400",
         "model.llama.hidden_size=32",
@@ -37,10 +37,12 @@ def settings_of(overrides: list[str]) -> RunSettings:
 
     Composing takes a third of a second, so it is done once for all folders: they are put in afterwards.
     """
-    folders = dict(override.split("=", 1) for override in overrides if override.startswith(("runs=", "store.root=")))
+    folders = dict(
+        override.split("=", 1) for override in overrides if override.startswith(("output_dir=", "store.root="))
+    )
     settings = _composed(tuple(override for override in overrides if override.split("=", 1)[0] not in folders))
     store = dataclasses.replace(settings.store, root=folders.get("store.root", settings.store.root))
-    return dataclasses.replace(settings, runs=folders.get("runs", settings.runs), store=store)
+    return dataclasses.replace(settings, output_dir=folders.get("output_dir", settings.output_dir), store=store)
 
 
 @functools.cache

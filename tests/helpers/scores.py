@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.report.write import ReportResult, write_report
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import OWN_CAREERS
@@ -78,7 +78,9 @@ def title_rows(distributions: list[tuple[float | None, ...]], bounds: list[float
 
 
 def write_titles(path: Path, model: str, **details: str) -> None:
-    info = ScoreTableInfo(model, "test", "careers-1", "code-1", {"weights": "w-llm", "tolerance": "0", **details})
+    info = ScoreTableInfo(
+        model, "test", "careers-1", "code-1", {"weights": "w-llm", "max_unscored_mass": "0", **details}
+    )
     write_title_table(title_rows(DISTRIBUTIONS, [0.0] * 5), info, CODES, path)
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from helpers.runs import settings_of
 from laborllm_dist.batching.observations import observation_scores, scoring_batch
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
-from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.evaluation.tasks import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama

@@ -15,9 +15,7 @@ from laborllm_dist.checkpoint.load import full_weights
 from laborllm_dist.checkpoint.manifest import read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder, run_of_checkpoints
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.forecasting import ForecastSettings
-from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.run import EvaluateSettings
+from laborllm_dist.config.evaluation import EvaluateSettings, ForecastSettings, PredictSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.evaluation.resumable_parts import ResumableJob
 from laborllm_dist.evaluation.run import score_run
@@ -25,7 +23,7 @@ from laborllm_dist.evaluation.target import evaluated_run
 from laborllm_dist.forecasting.run import forecast_run, run_forecasts
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.models.loading import new_llama
-from laborllm_dist.prediction.predict import predict
+from laborllm_dist.prediction.predict import predict, predicted_titles
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TOKENIZER
 from laborllm_dist.store.tokenizer import load_tokenizer
@@ -81,12 +79,12 @@ def forecast(run: Path, *overrides: str) -> tuple[Path, list[str]]:
 
 def score_alone(settings: EvaluateSettings, say: Callable[[str], None] = quiet) -> Path:
     """Evaluate in this process; return the score table."""
-    return score_run(settings, evaluated_run(settings), ONE_RANK, say)
+    return score_run(settings, evaluated_run(settings.run, settings), ONE_RANK, say)
 
 
 def predict_alone(settings: PredictSettings) -> tuple[pa.Table, ScoreTableInfo]:
     """Predict in this process."""
-    return predict(settings, evaluated_run(settings), ONE_RANK, quiet)
+    return predict(settings, evaluated_run(settings.run, predicted_titles(settings)), ONE_RANK, quiet)
 
 
 STORE = {"fingerprint": "store", "folder": "stores/x"}

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from laborllm_dist import cli
 from laborllm_dist.checkpoint.save import write_fragments
 from laborllm_dist.cli import launch
-from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.errors import AlreadyRunningError, DiskError, DiskFullError, TitleBoundaryError
 from laborllm_dist.io import files
 from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text

@@ -16,7 +16,7 @@ import torch
 from helpers.trained_runs import random_run, score_alone
 
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.run import EvaluateSettings
+from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import AlreadyRunningError, DiskError
 from laborllm_dist.io import files

@@ -26,7 +26,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        settings = settings_of([*small_run(Path(), num_people=40), "name=small", "runs=runs", "store.root=stores"])
+        settings = settings_of(
+            [*small_run(Path(), num_people=40), "name=small", "output_dir=runs", "store.root=stores"]
+        )
         store = prepare_store(settings, lambda line: None)
         create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     return folder
@@ -100,7 +102,7 @@ def test_a_training_started_from_another_folder_makes_no_second_store(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = [*small_run(Path(), num_people=40), "name=small", f"runs={made}/runs", "store.root=stores"]
+    arguments = [*small_run(Path(), num_people=40), "name=small", f"output_dir={made}/runs", "store.root=stores"]
     opened: list[Path] = []
 
     def end(settings: object, store: object, ranks: object) -> None:

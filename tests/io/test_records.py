@@ -22,7 +22,7 @@ from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.io.recorded_folder import replacing_folder
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.lora import base_of, check_adapter_kind, check_base
-from laborllm_dist.store.few_shot import read_preface
+from laborllm_dist.store.few_shot import read_prefix
 from laborllm_dist.store.shards import corpus_end, read_piece
 from laborllm_dist.store.store import open_store
 from laborllm_dist.tables.parquet import with_checksum
@@ -146,16 +146,16 @@ def test_a_piece_whose_counts_have_changed_is_refused(store_folder: Path, restor
             read_piece(piece)
 
 
-def test_a_damaged_end_of_a_corpus_and_a_damaged_preface_are_refused(tmp_path: Path) -> None:
+def test_a_damaged_end_of_a_corpus_and_a_damaged_prefix_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ends/c").mkdir(parents=True)
     for content in ("", "[]", '{"pieces": 1}', '{"pieces": 1e999, "people": 1}', '{"pieces": {}, "people": 1}'):
         (tmp_path / "ends/c/0-of-1.json").write_text(content)
         with pytest.raises(StoreError, match=r"ends/c says is damaged .*; delete .* and start again"):
             corpus_end(tmp_path, "c")
     for content in ("", "[]", "{}", '{"text": "a", "text": "b"}'):
-        (tmp_path / "preface.json").write_text(content)
-        with pytest.raises(StoreError, match=r"preface.json is damaged .*; delete .* and prepare again"):
-            read_preface(tmp_path / "preface.json")
+        (tmp_path / "prefix.json").write_text(content)
+        with pytest.raises(StoreError, match=r"prefix.json is damaged .*; delete .* and prepare again"):
+            read_prefix(tmp_path / "prefix.json")
 
 
 METADATA = [

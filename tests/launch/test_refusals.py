@@ -13,7 +13,9 @@ pytestmark = pytest.mark.ranks
 
 
 def test_pooled_13b_composes_plans_and_names_the_first_missing_thing(tmp_path: Path) -> None:
-    outcome = run_ranks("train.py", ["+experiment=pooled_13b", f"runs={tmp_path}"], world_size=2, log=tmp_path / "log")
+    outcome = run_ranks(
+        "train.py", ["+experiment=pooled_13b", f"output_dir={tmp_path}"], world_size=2, log=tmp_path / "log"
+    )
     assert outcome.codes == [2, 2]
     plan, error = outcome.text.strip().splitlines()
     assert plan.startswith("plan: pooled_13b: careers of PSID, NLSY79, NLSY97; model llama2-13b")

@@ -90,7 +90,7 @@ def test_an_architecture_is_scored_trained_exported_and_planned_as_by_hand(name:
     if ARCHITECTURES[name][0] in MODEL_TYPES:
         assert measured["sharded"] <= MOST_NATS
     else:
-        assert "placement=sharded knows models of type" in measured["sharded"]
+        assert "placement=partitioned knows models of type" in measured["sharded"]
         assert "\n" not in measured["sharded"]
 
 

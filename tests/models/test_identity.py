@@ -37,7 +37,8 @@ from laborllm_dist.checkpoint.manifest import (
 )
 from laborllm_dist.checkpoint.save import checkpoint_folder
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.run import EvaluateSettings, RunSettings
+from laborllm_dist.config.evaluation import EvaluateSettings
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
     CheckpointError,
     DataFileError,

@@ -56,7 +56,7 @@ def llama(folders: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def opened(
-    folder: Path, base: str = "full", dtype: torch.dtype = torch.float32, weights: str = "safetensors"
+    folder: Path, base: str = "none", dtype: torch.dtype = torch.float32, weights: str = "safetensors"
 ) -> transformers.PreTrainedModel:
     return pretrained_model(settings_for(folder, weights), dtype=dtype, base=base, device=CPU)
 
@@ -295,7 +295,7 @@ def test_every_tensor_is_read_once(folders: Callable[[str], Path], monkeypatch: 
     read: list[str] = []
     for module in (transformers.modeling_utils, safetensors_loading):
         monkeypatch.setattr(module, "safe_open", lambda *args, **more: Counted(safe_open(*args, **more), read))
-    for kind, base in (("Llama", "full"), ("Mixtral", "full"), ("Llama", "nf4")):
+    for kind, base in (("Llama", "none"), ("Mixtral", "none"), ("Llama", "nf4")):
         read.clear()
         opened(folders(kind), base)
         assert sorted(read) == sorted(load_file(folders(kind) / "model.safetensors"))

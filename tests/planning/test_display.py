@@ -66,7 +66,7 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
     [
         (["batch.global_batch_size=40000"], r"global_batch_size is 40,000, an epoch has 36,763 careers; set"),
         (["adapter=lora", "adapter.target_modules=[q_prj]"], r"no linear layer q_prj; it has down_proj, gate_proj"),
-        (["zero=stage2_bf16", "optimizer.kind=adamw_8bit", "plan.num_gpus=2"], r"counts the 3,369,074,688 weights"),
+        (["zero=stage2_bf16", "optimizer.name=adamw_8bit", "plan.num_gpus=2"], r"counts the 3,369,074,688 weights"),
         (["plan.gpu.utilization=5"], r"plan.gpu.utilization: expected a number above 0 and at most 1, got 5"),
         (["plan.gpu.utilization=0"], r"plan.gpu.utilization: expected a number above 0 and at most 1, got 0"),
         (
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_said_with_what_to_type(tmp_path: Path) -> None:
     assert "nearest  zero.offload_optimizer=cpu\n         fits: " in text
     nothing, _ = shown(tmp_path, "+experiment=pooled_7b", "plan.gpu.memory_gib=1")
     assert "no setting known here fits; take a smaller model" in nothing
-    offload = ["zero=stage3_bf16_offload", "optimizer.kind=cpu_adamw", "plan.gpu.host_memory_gib=1"]
+    offload = ["zero=stage3_bf16_offload", "optimizer.name=cpu_adamw", "plan.gpu.host_memory_gib=1"]
     assert "of 1.0 on the host (assumed)" in shown(tmp_path, "+experiment=pooled_7b", *offload)[0]
 
 
@@ -104,7 +104,7 @@ def test_the_plan_of_13b_prints_without_data_weights_or_network(more: list[str])
 
 
 def test_more_weights_than_8_bit_adamw_can_count_are_refused() -> None:
-    settings = settings_of(["+experiment=pooled_7b", "optimizer.kind=adamw_8bit", "zero.stage=2"])
+    settings = settings_of(["+experiment=pooled_7b", "optimizer.name=adamw_8bit", "zero.stage=2"])
     check_8bit(settings.optimizer, settings.zero, largest=2**31 - 1)
     with pytest.raises(SettingsError, match=r"counts the 6,738,415,616 weights of a rank in 31 bits; set zero.stage=3"):
         check_8bit(settings.optimizer, settings.zero, largest=6_738_415_616)

@@ -80,25 +80,23 @@ def test_memory_of_llama_2_7b_by_hand(stage: int, gib: dict[str, float]) -> None
 
 def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
     plain = plan_memory(SEVEN, settings_for(), MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
-    offload = ["zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw", "zero.offload_param=cpu"]
+    offload = ["zero.offload_optimizer=cpu", "optimizer.name=cpu_adamw", "zero.offload_param=cpu"]
     moved = plan_memory(SEVEN, settings_for(*offload), MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
     for kind in ("weights", "gradients", "optimizer"):
         assert moved.host[kind] == plain.device[kind]
         assert not moved.device.get(kind)
     eight = plan_memory(
-        SEVEN, settings_for("optimizer.kind=adamw_8bit"), MicroBatchShape(1, 1024), world_size=2, process_bytes=None
+        SEVEN, settings_for("optimizer.name=adamw_8bit"), MicroBatchShape(1, 1024), world_size=2, process_bytes=None
     )
     assert eight.device["optimizer"] / plain.device["optimizer"] == pytest.approx((4 + 2.03125) / 12)
 
 
 @pytest.mark.parametrize(("stage", "more"), [(0, 0), (1, 2), (2, 2), (3, 0)])
-def test_overlapping_communication_takes_a_second_bucket(
-    stage: int, more: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = settings_for(f"zero.stage={stage}", "zero.bucket_size=1000000", "zero.precision=bf16")
+def test_overlapping_communication_takes_a_second_bucket(stage: int, more: int) -> None:
     sizes, written = [], []
     for overlaps in (False, True):
-        monkeypatch.setattr(deepspeed_config, "OVERLAP_COMM", overlaps)
+        overlap = f"zero.overlap_comm={overlaps}"
+        settings = settings_for(f"zero.stage={stage}", "zero.bucket_size=1000000", "zero.precision=bf16", overlap)
         memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 1024), world_size=2, process_bytes=None)
         sizes.append(memory.device["buffers"])
         config = deepspeed_config.deepspeed_config(settings.zero, None, 2, on_gpu=True)
@@ -112,7 +110,7 @@ def test_overlapping_communication_takes_a_second_bucket(
 
 
 def test_page_locked_memory_comes_in_powers_of_two() -> None:
-    settings = settings_for("zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw")
+    settings = settings_for("zero.stage=2", "zero.offload_optimizer=cpu", "optimizer.name=cpu_adamw")
     memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 1024), world_size=1, process_bytes=None)
     # fp32 weights and gradients of 25.10 GiB and a bf16 copy of 12.55 lie in stretches of 32, 32 and 16.
     assert memory.host["pinned"] / GIB == pytest.approx(80 - 2 * 25.10 - 12.55, abs=0.01)
@@ -168,7 +166,7 @@ def test_training_refuses_what_cannot_fit_unless_told_to_go_on(
 
 
 def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> None:
-    offload = ["zero=stage2", "zero.offload_optimizer=cpu", "optimizer.kind=cpu_adamw"]
+    offload = ["zero=stage2", "zero.offload_optimizer=cpu", "optimizer.name=cpu_adamw"]
     settings, plan, num_ids = small_plan(tmp_path, *offload)
     check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, None, 1.0 * GIB))
     little = MemoryBudget(4.0 * GIB, None, 1e5)
@@ -182,7 +180,7 @@ def test_training_refuses_to_offload_more_than_the_host_has(tmp_path: Path) -> N
 
 def test_nvme_offload_wants_the_cuda_toolkit_on_a_gpu_s_host(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_for(
-        "zero.stage=3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "optimizer.kind=cpu_adamw"
+        "zero.stage=3", "zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "optimizer.name=cpu_adamw"
     )
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
     check_nvme(settings.zero, is_on_gpu=False)

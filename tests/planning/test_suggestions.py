@@ -29,11 +29,11 @@ THIRTEEN_ON_TWO = [
     [
         (SEVEN_ON_ONE, "zero.offload_optimizer=cpu"),
         # Without room for the temporaries of torch's Adam, 8 bytes a weight: 50 of 183 GiB.
-        ([*SEVEN_ON_ONE, "plan.gpu.host_memory_gib=150"], "zero.offload_optimizer=cpu optimizer.kind=cpu_adamw"),
+        ([*SEVEN_ON_ONE, "plan.gpu.host_memory_gib=150"], "zero.offload_optimizer=cpu optimizer.name=cpu_adamw"),
         # A host that has no room for it: a second GPU.
         ([*SEVEN_ON_ONE, "plan.gpu.host_memory_gib=50"], "plan.num_gpus=2"),
         (["+experiment=pooled_7b", "zero=stage2_bf16", "plan.num_gpus=1", "compute=default", "adapter=lora", "plan.gpu.memory_gib=8"],
-         "compute.gradient_checkpointing=true adapter.base=nf4"),
+         "compute.gradient_checkpointing=true adapter.quantization=nf4"),
     ],
 )  # fmt: skip
 def test_the_nearest_setting(overrides: list[str], typed: str) -> None:
@@ -67,11 +67,11 @@ def test_8_bit_moments_that_training_refuses_are_not_advised() -> None:
     found = forecast_of("+experiment=pooled_7b", "zero=stage2_bf16", "plan.num_gpus=1", "plan.gpu.memory_gib=100")
     nearest = suggest_fitting_config(found)
     assert nearest is not None
-    assert nearest[0].get("optimizer.kind") != "adamw_8bit" or nearest[1].settings.zero.stage == 3
+    assert nearest[0].get("optimizer.name") != "adamw_8bit" or nearest[1].settings.zero.stage == 3
 
 
 def test_offload_must_fit_the_host() -> None:
-    offload = [*SEVEN_ON_ONE, "zero=stage3_bf16_offload", "optimizer.kind=cpu_adamw"]
+    offload = [*SEVEN_ON_ONE, "zero=stage3_bf16_offload", "optimizer.name=cpu_adamw"]
     assert forecast_of(*offload).fits
     little = forecast_of(*offload, "plan.gpu.host_memory_gib=50")
     assert (little.fits_device, little.fits_host, little.fits) == (True, False, False)

@@ -31,7 +31,7 @@ from rich.console import Console
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.data import TitleSettings
-from laborllm_dist.config.prediction import PredictSettings
+from laborllm_dist.config.evaluation import PredictSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import (
     DataFileError,
@@ -44,7 +44,15 @@ from laborllm_dist.errors import (
 from laborllm_dist.evaluation.target import evaluated_run
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import evaluated
-from laborllm_dist.prediction.predict import AskedPrompts, TopTitles, best_titles, check_told, predict, prediction_rows
+from laborllm_dist.prediction.predict import (
+    AskedPrompts,
+    TopTitles,
+    best_titles,
+    check_told,
+    predict,
+    predicted_titles,
+    prediction_rows,
+)
 from laborllm_dist.prediction.prompts import build_prompts, check_context, unseen_covariates
 from laborllm_dist.prediction.request_files import read_asked
 from laborllm_dist.prediction.requests import PredictionRequest
@@ -262,7 +270,7 @@ def test_predictions_equal_the_slow_scorer(measure: str, batch_size: int, tolera
     model = random_llama(tokenizer)
     prompts, trie = build_prompts(careers, template(), VOCABULARY, tokenizer)
     wanted = dataclasses.replace(
-        settings_of([]).evaluation, max_seq_length=300, batch_size=batch_size, tolerance=tolerance
+        settings_of([]).evaluation, max_seq_length=300, batch_size=batch_size, max_unscored_mass=tolerance
     )
     best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, measure), wanted, print)
     table = prediction_rows(careers, best, VOCABULARY)
@@ -299,11 +307,13 @@ def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
-        wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=300, tolerance=tolerance)
+        wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=300, max_unscored_mass=tolerance)
         best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted, print)
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
-            with pytest.raises(SettingsError, match=r"tolerance: 4 of 4 people have no title told .* tolerance=0.99 "):
+            with pytest.raises(
+                SettingsError, match=r"max_unscored_mass: 4 of 4 people have no title told .* at most 0.99 "
+            ):
                 check_told(best, tolerance)
         else:
             check_told(best, tolerance)
@@ -333,7 +343,7 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
     }
     assert {name: str(value) for name, value in wanted.items()}.items() <= found.details.items()
     with pytest.raises(SettingsError, match="1 of 1 people has no title told apart"):
-        predicted("tolerance=0.999")
+        predicted("max_unscored_mass=0.999")
 
 
 def rows(num_people: int = 2, bound: float = 0.0) -> pa.Table:
@@ -365,7 +375,10 @@ def test_the_terminal_shows_what_is_left_of_the_whole() -> None:
     assert "titles have at least 80.0\N{NO-BREAK SPACE}% of the probability" in text
     for label, share in {"other titles": "20.0", "not told apart": "10.0", "no title": "10.0"}.items():
         assert [line.split()[-2] for line in text.splitlines() if label in line][:2] == [share, share]
-    assert "2 of 2 people have a title here that one not told apart may outrank; tolerance=0 tells all apart" in text
+    assert (
+        "2 of 2 people have a title here that one not told apart may outrank; max_unscored_mass=0 tells all apart"
+        in text
+    )
 
 
 def test_the_terminal_shows_ten_people_of_a_file_and_all_without_one() -> None:
@@ -392,7 +405,7 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("top=0", "setting top: expected a whole number from 1 to 1,000,000"),
-        ("tolerance=1.5", "setting tolerance: expected a number from 0 to below 1, got 1.5"),
+        ("max_unscored_mass=1.5", "setting max_unscored_mass: expected a number from 0 to below 1, got 1.5"),
         ("output=p.csv", r"setting output: expected a file name that ends in .parquet, got 'p.csv'"),
         ("measure=title", "setting measure: expected one of normalised, terminated"),
     ],
@@ -405,7 +418,12 @@ def test_settings_that_are_wrong_are_refused(override: str, message: str) -> Non
 def test_several_ranks_are_refused() -> None:
     settings = compose_settings(PredictSettings, "predict", ["run=x", "careers=x"])
     with pytest.raises(RunError, match="predictions are made by one process, found 2 ranks; start with plain python"):
-        predict(settings, evaluated_run(settings), DistributedContext(0, 2, 0, torch.device("cpu")), print)
+        predict(
+            settings,
+            evaluated_run(settings.run, predicted_titles(settings)),
+            DistributedContext(0, 2, 0, torch.device("cpu")),
+            print,
+        )
 
 
 @pytest.mark.ranks

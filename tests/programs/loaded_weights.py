@@ -92,7 +92,7 @@ def partitioned(folder: Path, ranks: DistributedContext) -> None:
 
 def scored(folder: Path, ranks: DistributedContext) -> str:
     """Return whether shards score two careers as transformers scores each alone."""
-    wanted = dataclasses.replace(SETTINGS.evaluation, placement="sharded", precision="fp32", base="full")
+    wanted = dataclasses.replace(SETTINGS.evaluation, placement="partitioned", precision="fp32", quantization="none")
     careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 50)]
     model = load_for_inference(settings_for(folder), wanted, COMPUTE, ranks)
     scores_N = model.scores(pack_batch([careers], 24))

@@ -14,7 +14,7 @@ import pytest
 from helpers.scores import report_on, write_scores, write_titles
 from rich.console import Console
 
-from laborllm_dist.config.run import ReportSettings
+from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.report.bootstrap import draw_weights, estimate, resample_means
 from laborllm_dist.report.load import ComparedScores, ScoredModel
 from laborllm_dist.report.numbers import GroupingNumbers, ReportNumbers, analyze, list_groupings

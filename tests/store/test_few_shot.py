@@ -24,13 +24,14 @@ from laborllm_dist.careers.readers.synthetic.titles import synthetic_vocabulary
 from laborllm_dist.careers.splits import SPLITS, split_of
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.run import EvaluateSettings, OtherModelSettings, RunSettings
+from laborllm_dist.config.evaluation import EvaluateSettings, OtherModelSettings
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, ModelError, RunError, SequenceTooLongError, SettingsError
 from laborllm_dist.evaluation.target import check_cut, describe_cut, longest_text, prompted, text_details, text_name
 from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.store.build import locate_store, prepare_shard, prepare_store
-from laborllm_dist.store.few_shot import choose_examples, render_preface
+from laborllm_dist.store.few_shot import choose_examples, render_prefix
 from laborllm_dist.store.store import check_lengths
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
 from laborllm_dist.store.truncation import CareerEncoder, encode_careers
@@ -61,7 +62,7 @@ LIST = "Every job title below is one of these:\nCooks\nFood servers\nUnemployed\
 
 def template_of(*overrides: str, examples: tuple[CareerHistory, ...] = ()) -> Template:
     settings = settings_of(list(overrides)).template
-    return compile_template(settings, render_preface(settings, VOCABULARY, examples))
+    return compile_template(settings, render_prefix(settings, VOCABULARY, examples))
 
 
 def told(template: Template) -> list[tuple[str, list[str]]]:
@@ -83,7 +84,7 @@ def test_a_prompt_word_for_word(name: str, before: str) -> None:
     assert told(template) == [(before + MINE, [" Cooks", " Unemployed"])]
 
 
-def test_every_text_of_a_limited_history_has_the_preface() -> None:
+def test_every_text_of_a_limited_history_has_the_prefix() -> None:
     template = template_of("template=titles_first", "template.max_history=0")
     assert told(template) == [
         (LIST + HEADING + "1984 (college): Cooks\n", [" Cooks"]),
@@ -93,7 +94,7 @@ def test_every_text_of_a_limited_history_has_the_preface() -> None:
 
 def test_examples_are_whole_where_the_history_is_limited() -> None:
     template = template_of("template=examples_first", "template.max_history=0", examples=(BOB,))
-    assert template.preface == BOBS + "\n"
+    assert template.prefix == BOBS + "\n"
 
 
 def test_a_prompt_and_its_template_put_the_same_before_a_career() -> None:
@@ -115,10 +116,10 @@ def test_every_prompt_file_that_is_shipped_is_tested() -> None:
     ("overrides", "message"),
     [
         (["prompt=examples", "prompt.num_fewshot=0"], r"prompt.num_fewshot: expected a number above 0 .* \{examples\}"),
-        (["prompt.num_fewshot=2"], r"setting prompt.num_fewshot: expected 0, since the preface has no line \{examples\}"),
-        (["prompt.preface=['all {titles} here']"], r"setting prompt.preface: expected braces only where \{titles\} or"),
-        (["prompt.preface=['{genders}']"], r"setting prompt.preface: expected braces only where"),
-        (["prompt.preface=[\"a\nb\"]"], r"setting prompt.preface: expected each line as its own item"),
+        (["prompt.num_fewshot=2"], r"setting prompt.num_fewshot: expected 0, since the prefix has no line \{examples\}"),
+        (["prompt.prefix=['all {titles} here']"], r"setting prompt.prefix: expected braces only where \{titles\} or"),
+        (["prompt.prefix=['{genders}']"], r"setting prompt.prefix: expected braces only where"),
+        (["prompt.prefix=[\"a\nb\"]"], r"setting prompt.prefix: expected each line as its own item"),
         (["prompt=title"], r"prompt/title"),
         (["truncation=cut"], r"setting truncation: expected one of refuse, last_lines, got 'cut'"),
     ],
@@ -129,7 +130,7 @@ def test_half_made_prompts_are_refused(overrides: list[str], message: str) -> No
 
 
 def test_templates_refuse_the_same() -> None:
-    with pytest.raises(SettingsError, match=r"setting template.num_fewshot: expected 0, since the preface has no line"):
+    with pytest.raises(SettingsError, match=r"setting template.num_fewshot: expected 0, since the prefix has no line"):
         settings_of(["template.num_fewshot=2"])
     with pytest.raises(
         SettingsError, match=r"setting template.max_tokens: expected a whole number from 1 to 10,000,000"
@@ -139,7 +140,7 @@ def test_templates_refuse_the_same() -> None:
 
 def test_a_store_keeps_its_name(tmp_path: Path) -> None:
     # A golden value: a store that changes its name is made a second time.
-    assert locate_store(settings_of(small_run(tmp_path))).folder.name == "synthetic-2a7f9c14ea93e6de"
+    assert locate_store(settings_of(small_run(tmp_path))).folder.name == "synthetic-a098a6b9aee72f1c"
 
 
 def small(folder: Path, *more: str) -> RunSettings:
@@ -147,7 +148,7 @@ def small(folder: Path, *more: str) -> RunSettings:
 
 
 def examples_of(folder: Path) -> list[list[str]]:
-    return json.loads((folder / "preface.json").read_text())["examples"]
+    return json.loads((folder / "prefix.json").read_text())["examples"]
 
 
 def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_path: Path) -> None:
@@ -155,7 +156,12 @@ def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_
     settings = small(one, "template=examples_first", "template.num_fewshot=4")
     first = prepare_store(settings, quiet)
     for shard in (1, 0):
-        more = ["template=examples_first", "template.num_fewshot=4", "prepare.num_workers=2", f"prepare.shard={shard}"]
+        more = [
+            "template=examples_first",
+            "template.num_fewshot=4",
+            "prepare.num_workers=2",
+            f"prepare.worker_index={shard}",
+        ]
         second = prepare_shard(small(two, *more), quiet)
     assert second is not None and second.facts["files"] == first.facts["files"]
     examples = examples_of(first.folder)
@@ -210,16 +216,16 @@ def test_a_model_s_name_says_its_text() -> None:
 
     def name(*overrides: str) -> str:
         settings = compose_settings(EvaluateSettings, "evaluate", ["run=x", *overrides])
-        return text_name(settings, own, prompted(own, settings.prompt, "test"))
+        return text_name(settings.truncation, own, prompted(own, settings.prompt, "test"))
 
     assert name() == name("prompt=plain") == ""
     assert name("prompt=titles") == "-titles"
     assert name("prompt=titles_and_examples", "prompt.num_fewshot=5") == "-titles-5-examples"
     assert name("prompt=examples", "truncation=last_lines") == "-3-examples-last-lines"
-    assert name("prompt.preface=['Think.']") == "-preface"
+    assert name("prompt.prefix=['Think.']") == "-prefix"
     titles = settings_of(["template=titles_first"]).template
     plain = compose_settings(EvaluateSettings, "evaluate", ["run=x", "prompt=plain"])
-    assert text_name(plain, titles, prompted(titles, plain.prompt, "test")) == "-plain"
+    assert text_name(plain.truncation, titles, prompted(titles, plain.prompt, "test")) == "-plain"
 
 
 LONG = CareerHistory("long", "S", jobs=tuple(Job(1980 + at, "436") for at in range(5)), **BARE)
@@ -403,8 +409,8 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
     cut, cut_info = table("test.small-last-lines")
     assert (info.model, titles_info.model, cut_info.model) == ("small", "small-titles", "small-last-lines")
     assert info.careers == titles_info.careers == cut_info.careers
-    assert not {"preface", "max_tokens", "cut_people"} & info.details.keys()
-    assert json.loads(titles_info.details["preface"])[1] == "{titles}"
+    assert not {"prefix", "max_tokens", "cut_people"} & info.details.keys()
+    assert json.loads(titles_info.details["prefix"])[1] == "{titles}"
     assert int(cut_info.details["cut_people"]) > 0
     assert np.isfinite(titles).all() and np.isfinite(cut).all()
     assert len(plain) == len(titles) == len(cut)

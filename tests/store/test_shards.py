@@ -56,7 +56,7 @@ def test_five_pieces_and_nothing_of_the_work_is_left(whole: dict[str, str]) -> N
 @pytest.mark.parametrize("num_workers", [2, 3])
 def test_shards_one_after_the_other_make_the_same_bytes(num_workers: int, whole, tmp_path: Path) -> None:
     stores = [
-        prepare_shard(small(tmp_path, f"prepare.num_workers={num_workers}", f"prepare.shard={shard}"), quiet)
+        prepare_shard(small(tmp_path, f"prepare.num_workers={num_workers}", f"prepare.worker_index={shard}"), quiet)
         for shard in range(num_workers)
     ]
     assert stores[:-1] == [None] * (num_workers - 1)
@@ -64,7 +64,7 @@ def test_shards_one_after_the_other_make_the_same_bytes(num_workers: int, whole,
 
 
 def test_a_shard_says_whether_it_was_the_last(tmp_path: Path) -> None:
-    first, last = (small(tmp_path, "prepare.num_workers=2", f"prepare.shard={shard}") for shard in (1, 0))
+    first, last = (small(tmp_path, "prepare.num_workers=2", f"prepare.worker_index={shard}") for shard in (1, 0))
     assert prepare(first, quiet) == "shard 1 of 2 is done; the last one to be done makes the store"
     assert prepare(last, quiet).startswith("70 train, ")
     assert prepare(first, quiet).startswith("70 train, ")
@@ -89,7 +89,7 @@ def test_the_refusal_of_a_local_shard_is_the_user_s_line(tmp_path: Path) -> None
 
 def test_without_slurm_the_refusal_says_so(tmp_path: Path) -> None:
     with pytest.raises(WorkerFailedError, match="could not be started on slurm"):
-        prepare_store(small(tmp_path, "prepare.num_workers=2", "prepare.where=slurm"), quiet)
+        prepare_store(small(tmp_path, "prepare.num_workers=2", "prepare.executor=slurm"), quiet)
 
 
 class Killed(Exception):
@@ -129,7 +129,7 @@ def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_process_a_shard(tmp_path: Path) -> None:
-    settings = small(tmp_path, "prepare.num_workers=2", "prepare.shard=1")
+    settings = small(tmp_path, "prepare.num_workers=2", "prepare.worker_index=1")
     lock = locate_store(settings).building / "work" / "shard-1-of-2.lock"
     with (
         file_lock(lock, busy="here"),
@@ -233,7 +233,7 @@ def test_shards_of_a_command_in_the_background_are_stopped_at_once(tmp_path: Pat
         time.sleep(300)
         return None
 
-    wanted = dataclasses.replace(settings_of(small_run(tmp_path)).prepare, num_workers=2, where="local")
+    wanted = dataclasses.replace(settings_of(small_run(tmp_path)).prepare, num_workers=2, executor="local")
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does it that starts a command with &
     try:
         with pytest.raises(DataFileError, match=r"^no$"):

@@ -25,7 +25,7 @@ from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.errors import TitleBoundaryError, TokenizerError
 from laborllm_dist.evaluation.title_trie import common_title_trie
 from laborllm_dist.store.build import locate_store, prepare_store
-from laborllm_dist.store.few_shot import render_preface
+from laborllm_dist.store.few_shot import render_prefix
 from laborllm_dist.store.tokenize import title_token_ids, tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, check_tokenizer, load_tokenizer, tokenizer_identity
 from laborllm_dist.text.template import CareerText, compile_template, render_career
@@ -65,9 +65,9 @@ def careers_of_all_titles(vocabulary: OccupationVocabulary) -> list[CareerHistor
 def texts_of(template: TemplateSettings, vocabulary: OccupationVocabulary) -> list[CareerText]:
     """Return all texts of these careers; those of one job without most of the heading."""
     shown, careers = display_vocabulary(vocabulary, template.titles), careers_of_all_titles(vocabulary)
-    preface = render_preface(template, shown, careers[:2] * (template.num_fewshot > 0))
-    preface = "".join(line for line in preface.splitlines(keepends=True)[-30:])  # the whole list is tested once
-    whole = compile_template(template, preface)
+    prefix = render_prefix(template, shown, careers[:2] * (template.num_fewshot > 0))
+    prefix = "".join(line for line in prefix.splitlines(keepends=True)[-30:])  # the whole list is tested once
+    whole = compile_template(template, prefix)
     short = compile_template(dataclasses.replace(template, heading=template.heading[:1]))
     return [
         text

@@ -19,8 +19,7 @@ from helpers.trained_runs import ONE_RANK, PARTED_KEYS, forecast, parted, predic
 
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.prediction import PredictSettings
-from laborllm_dist.config.run import BaselineSettings, EvaluateSettings
+from laborllm_dist.config.evaluation import BaselineSettings, EvaluateSettings, PredictSettings
 from laborllm_dist.errors import DataFileError, LaborError, RunError, ScoreTableError, StoreError
 from laborllm_dist.evaluation.resumable_parts import finish_parts, read_parts
 from laborllm_dist.io.files import ChecksumCheck, sha256_of

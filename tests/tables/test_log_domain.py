@@ -21,7 +21,7 @@ from helpers.scoring_cases import VOCABULARY, careers_of_every_kind, rows_of, tr
 from rich.console import Console
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.config.run import EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.errors import ModelError, ScoreTableError
 from laborllm_dist.evaluation.all_titles import AllTitles, Prompts, TitleScores, score_titles
 from laborllm_dist.evaluation.tasks import Evaluation, EvaluationPlan
@@ -127,7 +127,7 @@ def test_an_evaluation_normalises_titles_that_all_underflow(tolerance: float, tm
         title_trie("1984 (high school):", VOCABULARY, tokenizer),
     )
     plan = EvaluationPlan(batches=(((0,),),), max_seq_length=len(rows.token_ids(0)), batches_per_part=1)
-    task = AllTitles(EvaluationSettings("test", 512, 2, 1, "fp32", tolerance=tolerance))
+    task = AllTitles(EvaluationSettings("test", 512, 2, 1, "fp32", max_unscored_mass=tolerance))
     info = ScoreTableInfo("m", "test", "c", "0", {})
     work = Evaluation(task, rows, plan, info, tmp_path, tmp_path / "t.parquet")
     table = task.scorer(work, Improbable(LOST), lambda: trie)(0)
@@ -154,7 +154,7 @@ def test_an_evaluation_normalises_titles_that_all_underflow(tolerance: float, tm
 @pytest.mark.parametrize("measure", ["normalised", "terminated"])
 def test_predictions_of_titles_that_all_underflow(measure: str) -> None:
     prompts = [np.arange(4, dtype=np.int32), np.arange(3, dtype=np.int32)]
-    wanted = EvaluationSettings("test", 512, 2, 1, "fp32", tolerance=0.0)
+    wanted = EvaluationSettings("test", 512, 2, 1, "fp32", max_unscored_mass=0.0)
     found = best_titles(Improbable(LOST), AskedPrompts(prompts, TRIE, 3, measure), wanted, print)
     nats = sorted(title_nats(LOST), reverse=True)
     whole = log_sum_in_decimals(nats) if measure == "normalised" else 0.0

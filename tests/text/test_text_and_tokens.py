@@ -51,7 +51,7 @@ def test_parts_about_absent_facts_are_left_out() -> None:
 
 
 def template_of(entry: str, *, heading: tuple[str, ...] = (), **changes) -> TemplateSettings:
-    plain = {"titles": TitleSettings("english"), "hidden": (), "max_history": None}
+    plain = {"titles": TitleSettings("english"), "omit_fields": (), "max_history": None}
     return TemplateSettings(heading, entry, ending=(), **{**plain, **changes})
 
 

@@ -17,7 +17,7 @@ from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.batching.observations import observation_scores, scoring_batch
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
-from laborllm_dist.config.run import BaselineSettings, EvaluationSettings
+from laborllm_dist.config.evaluation import BaselineSettings, EvaluationSettings
 from laborllm_dist.errors import RunError, SettingsError, TemplateError
 from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.io.run_directory import create_or_resume
@@ -103,13 +103,15 @@ def test_numeric_titles_have_one_width_so_that_none_begins_another() -> None:
 
 
 def test_one_covariate_can_be_hidden_alone() -> None:
-    template = settings_of(["template=labor_llm", "template.hidden=[gender]"]).template
+    template = settings_of(["template=labor_llm", "template.omit_fields=[gender]"]).template
     assert "work history of a black or african american US worker" in written(template)[0]
 
 
 def test_what_cannot_be_hidden_and_half_made_titles_are_refused() -> None:
-    with pytest.raises(TemplateError, match=r"template.hidden: 'year' cannot be hidden; survey, .* and education can"):
-        compile_template(settings_of(["template.hidden=[year]"]).template)
+    with pytest.raises(
+        TemplateError, match=r"template.omit_fields: 'year' cannot be omitted; survey, .* and education can"
+    ):
+        compile_template(settings_of(["template.omit_fields=[year]"]).template)
     with pytest.raises(SettingsError, match=r"template.titles.prefix: expected a value, since titles.style is numeric"):
         settings_of(["template.titles.style=numeric"])
     with pytest.raises(SettingsError, match=r"template.max_history: expected a whole number from 0 to 1,000,000"):
@@ -148,7 +150,7 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(max_history: int) -> No
     rows = CareerTable(table.combine_chunks(), VOCABULARY)
     found = {}
     plan = plan_evaluation(rows, EvaluationSettings("test", 512, 2, 1, "fp32"))
-    for unit in plan.units:
+    for unit in plan.batches:
         batch, places = scoring_batch(rows, unit, 512)
         with torch.inference_mode():
             scores_N = CareerLanguageModel(llama, COMPUTE)(batch)[1]

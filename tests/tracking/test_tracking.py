@@ -220,10 +220,10 @@ def test_a_pipe_or_a_folder_in_the_log_s_place_is_refused(make: Callable[[Path],
 
 
 def test_settings_that_are_tracked_hold_no_text_that_somebody_has_written() -> None:
-    paths = ["runs=/home/ann/runs", "store.root=/home/ann/stores", "zero.nvme_path=/home/ann/nvme"]
+    paths = ["output_dir=/home/ann/runs", "store.root=/home/ann/stores", "zero.nvme_path=/home/ann/nvme"]
     weights = ["model=pretrained", "model.path=/home/ann/llama", "tokenizer=pretrained", "tokenizer.path=/home/ann/t"]
     values = tracked_settings(
-        settings_of([*paths, *weights, "split.key=ann", "name=mine", "optimizer.learning_rate=2e-5"])
+        settings_of([*paths, *weights, "split.salt=ann", "name=mine", "optimizer.learning_rate=2e-5"])
     )
     text = json.dumps(values)
     assert "ann" not in text.replace("channel", "")

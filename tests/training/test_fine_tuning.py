@@ -67,8 +67,8 @@ def plain(base: Path) -> list[float]:
     [
         ("offload2", ["zero=stage2", "zero.offload_optimizer=cpu", "compute=large"], 1e-6),
         ("offload3", ["zero=stage3", "zero.offload_optimizer=cpu", "zero.offload_param=cpu"], 1e-6),
-        ("eight2", ["zero=stage2", "optimizer.kind=adamw_8bit"], 2e-4),
-        ("eight3", ["zero=stage3", "optimizer.kind=adamw_8bit"], 2e-4),
+        ("eight2", ["zero=stage2", "optimizer.name=adamw_8bit"], 2e-4),
+        ("eight3", ["zero=stage3", "optimizer.name=adamw_8bit"], 2e-4),
     ],
 )
 def test_loss_curves_lie_on_that_of_stage_2(name: str, settings: list[str], tolerance: float, base, plain) -> None:
@@ -161,7 +161,7 @@ KILLED = ["training.epochs=8", "training.checkpoint_every_steps=5", "model.atten
     ("name", "settings"),
     [
         ("killed_lora", [*LORA, "adapter.dropout=0.1", "zero=stage3"]),
-        ("killed_eight", ["optimizer.kind=adamw_8bit", "zero=stage2"]),
+        ("killed_eight", ["optimizer.name=adamw_8bit", "zero=stage2"]),
     ],
 )
 def test_kill_and_resume_is_bitwise_with_adapters_and_8_bit_moments(name: str, settings: list[str], base: Path) -> None:
@@ -187,7 +187,7 @@ def test_8_bit_moments_go_on_at_another_number_of_ranks_and_stage(base: Path) ->
     for step in (20, 24):
         shutil.rmtree(checkpoint_folder(target / "checkpoints", step), ignore_errors=True)
     newest = max(int(path.name.removeprefix("step_")) for path in (target / "checkpoints").iterdir())
-    settings = ["optimizer.kind=adamw_8bit", "zero=stage3", *KILLED]
+    settings = ["optimizer.name=adamw_8bit", "zero=stage3", *KILLED]
     text = run_well("train.py", tune(base, "other_eight", *settings), world_size=1, log=base / "log")
     assert f"goes on after step {newest} of 24" in text
     assert losses(target) == pytest.approx(losses(source), rel=1e-4)
@@ -238,14 +238,14 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learned(base: Pa
     assert found[: spike + 1] == bumpy[: spike + 1]
 
 
-OFFLOAD = ["zero.offload_optimizer=cpu", "optimizer.kind=adamw"]
+OFFLOAD = ["zero.offload_optimizer=cpu", "optimizer.name=adamw"]
 
 
 @pytest.mark.parametrize(
     ("stage", "precision", "more"),
     [
         *((stage, precision, []) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")),
-        *((stage, "fp32", ["optimizer.kind=adamw_8bit"]) for stage in (0, 2, 3)),
+        *((stage, "fp32", ["optimizer.name=adamw_8bit"]) for stage in (0, 2, 3)),
         *((stage, "fp32", OFFLOAD) for stage in (1, 2)),
         (3, "bf16", [*OFFLOAD, "zero.offload_param=cpu"]),
     ],

@@ -68,7 +68,7 @@ def test_what_is_asked_for_goes_before_what_careers_of_one_s_own_are_given() -> 
     asked = settings_of(["data=long_panel", *PRETRAINED, "optimizer=finetune"])
     assert (asked.tokenizer.titles, asked.optimizer.learning_rate) == ("pieces", 1e-5)
     experiment = settings_of(["+experiment=pooled_7b", "data=long_panel"])
-    assert (experiment.tokenizer.kind, experiment.training.epochs, experiment.optimizer.kind) == (
+    assert (experiment.tokenizer.kind, experiment.training.epochs, experiment.optimizer.name) == (
         "pretrained",
         3,
         "adamw",

@@ -193,7 +193,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:
     run = small_run(
-        tmp_path, *THIRTY_STEPS, f"runs={small_disk}", "training.epochs=2", "training.save_total_limit=1000"
+        tmp_path, *THIRTY_STEPS, f"output_dir={small_disk}", "training.epochs=2", "training.save_total_limit=1000"
     )
     outcome = run_ranks("train.py", [*run, "training.checkpoint_every_steps=1"], world_size=2, log=tmp_path / "log")
     assert 2 in outcome.codes, outcome.text[-2000:]
@@ -217,7 +217,7 @@ def test_a_full_disk_under_the_log_is_said_and_closing_does_not_try_again(small_
 
 def test_a_disk_that_is_read_only_is_one_clear_line(small_disk: Path, tmp_path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    for where in (f"runs={small_disk}/runs", f"store.root={small_disk}/stores"):
+    for where in (f"output_dir={small_disk}/runs", f"store.root={small_disk}/stores"):
         outcome = run_ranks("train.py", small_run(tmp_path, where), world_size=1, log=tmp_path / "log")
         assert outcome.codes == [2]
         assert outcome.text.splitlines()[-1].startswith(f"error: cannot use {small_disk}/")

@@ -1,0 +1,251 @@
+"""Settings of the commands that read a run: evaluate, predict, forecast, baselines, report.
+
+Values live in conf/; their meaning, units and checks are here. A command takes what it does not set from the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from laborllm_dist.config.data import PromptSettings
+from laborllm_dist.config.model import Quantization
+from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed, Threads, Tokens, within
+from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
+
+BASELINES = ("marginal", "first_order", "truth")
+Truncation = Literal["refuse", "last_lines"]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings(Strict):
+    """Scoring of one split. Nothing in it depends on the number of ranks."""
+
+    split: Literal["train", "validation", "test"]
+    """Which people to score."""
+    max_seq_length: Tokens
+    """Most tokens per row."""
+    batch_size: Rows
+    """Rows per forward pass."""
+    batches_per_part: Annotated[int, within(1, 1_000_000)]
+    """Forward passes per part file, the most work that a kill costs a rank."""
+    precision: Literal["bf16", "fp32", "fp64"]
+    """Precision of the forward pass; softmax is fp32 or better, sums are fp64."""
+    titles: Literal["observed", "all"] = "observed"
+    """Score the observed titles, or all titles too."""
+    max_unscored_mass: Mass = 0.0
+    """With titles=all: the probability after each prompt that need not be scored individually; 0: the whole
+    distribution."""
+    max_tree_tokens: Tokens = 4096
+    """Title tokens per forward pass; the tree of one prompt is never divided."""
+    quantization: Quantization = "none"
+    """Of the weights: `none`, or 8 or 4 bits by bitsandbytes."""
+    placement: Literal["replicated", "partitioned"] = "replicated"
+    """The whole model on every rank, or ZeRO-3 partitions of one that does not fit."""
+    check_generations: bool = False
+    """Generate continuations of every prompt, and count those that are titles."""
+    num_samples: Samples = 1
+    """Sampled continuations per prompt, beside the greedy one."""
+    sample_seed: Seed = 1
+    """Seed of the sampled continuations."""
+    max_new_tokens: Tokens | None = None
+    """Longest continuation, in tokens; null: that of the longest title and the line break."""
+
+    def __post_init__(self) -> None:
+        if self.placement == "partitioned":
+            if self.quantization != "none":
+                raise OutOfRangeError(
+                    "quantization",
+                    "none with placement=partitioned, which would part quantized weights and their scales",
+                )
+            if self.precision == "fp64":
+                raise OutOfRangeError("precision", "fp32 or bf16 with placement=partitioned; DeepSpeed has no fp64")
+
+
+@dataclass(frozen=True, slots=True)
+class OtherModelSettings(Strict):
+    """A model to score in place of the run's own."""
+
+    path: str | None
+    """Folder or hub id; null: the run's own export."""
+    revision: str | None
+    """Branch, tag or commit on the hub."""
+    subfolder: str | None
+    """Folder inside the path."""
+    name: str | None
+    """Its name in tables; null: a name made from the path."""
+    weights: Literal["safetensors", "pickle"]
+    """File format; `pickle` opens older files, which can execute code of whoever made them."""
+
+    def __post_init__(self) -> None:
+        check_file_name(self, "name")
+        if self.name in BASELINES:
+            raise OutOfRangeError("name", f"a file name other than {', '.join(BASELINES)}, got {self.name!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardOverrides(Strict):
+    """How a command computes the forward passes of a run's model; null: as in the run."""
+
+    max_seq_length: Tokens | None
+    """Most tokens per row."""
+    batch_size: Rows | None
+    """Rows per forward pass."""
+    precision: Literal["bf16", "fp32", "fp64"] | None
+    """Precision of the forward pass; softmax is fp32 or better, sums are fp64."""
+    max_tree_tokens: Tokens | None
+    """Title tokens per forward pass; the tree of one prompt is never divided."""
+    quantization: Quantization | None
+    """Of the weights: `none`, or 8 or 4 bits by bitsandbytes."""
+    placement: Literal["replicated", "partitioned"] | None
+    """The whole model on every rank, or ZeRO-3 partitions of one that does not fit."""
+    threads_per_rank: Threads | None
+    """CPU threads of a rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOverrides(ForwardOverrides):
+    """What a command changes of a run's evaluation; null: as in the run."""
+
+    split: Literal["train", "validation", "test"] | None
+    """Which people to score."""
+    titles: Literal["observed", "all"] | None
+    """Score the observed titles, or all titles too."""
+    max_unscored_mass: Mass | None
+    """With titles=all: the probability after each prompt that need not be scored individually; 0: the whole
+    distribution."""
+    check_generations: bool | None
+    """Generate continuations of every prompt, and count those that are titles."""
+    num_samples: Samples | None
+    """Sampled continuations per prompt, beside the greedy one."""
+    sample_seed: Seed | None
+    """Seed of the sampled continuations."""
+    max_new_tokens: Tokens | None
+    """Longest continuation, in tokens; null: that of the longest title and the line break."""
+
+
+def evaluation_of(
+    forward: ForwardOverrides,
+    *,
+    titles: Literal["observed", "all"],
+    split: Literal["train", "validation", "test"] | None,
+    max_unscored_mass: float | None,
+) -> EvaluationOverrides:
+    """Return the evaluation that another command is made of: its forward passes, and what is scored."""
+    passes = {field.name: getattr(forward, field.name) for field in fields(ForwardOverrides)}
+    return EvaluationOverrides(
+        **passes,
+        split=split,
+        titles=titles,
+        max_unscored_mass=max_unscored_mass,
+        check_generations=False,
+        num_samples=None,
+        sample_seed=None,
+        max_new_tokens=None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSettings(EvaluationOverrides):
+    """Settings of launch/evaluate.py."""
+
+    run: str
+    """Folder of the run."""
+    model: OtherModelSettings
+    prompt: PromptSettings
+    truncation: Truncation
+    """A career that is longer than a row or the model's context is an error (`refuse`), or its history is
+    truncated and counted (`last_lines`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictSettings(ForwardOverrides):
+    """Settings of launch/predict.py."""
+
+    run: str
+    """Folder of the run."""
+    careers: str
+    """JSON, CSV or Parquet file (prediction/request_files.py)."""
+    top: Annotated[int, within(1, 1_000_000)]
+    """Titles to print per person."""
+    measure: Literal["normalised", "terminated"]
+    """Probability among all titles (`normalised`), or that of a title and the line break (`terminated`)."""
+    output: str | None
+    """Parquet file to write; null: print the table only."""
+    model: OtherModelSettings
+    max_unscored_mass: Mass
+    """Probability of a person's titles that need not be scored individually."""
+
+    def __post_init__(self) -> None:
+        if self.output is not None and not self.output.endswith(".parquet"):
+            raise OutOfRangeError("output", f"a file name that ends in .parquet, got {self.output!r}")
+        if self.placement == "partitioned":
+            raise OutOfRangeError("placement", "replicated, since one process predicts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForecastSettings(ForwardOverrides):
+    """Settings of launch/forecast.py."""
+
+    run: str
+    """Folder of the run."""
+    horizon: Annotated[int, within(2, 100, "years; a year ahead has one step only")]
+    """Years from the start to the target, at least 2."""
+    steps: Literal["exact", "sampled"]
+    """Sum over the titles of the years between (`exact`), or average over sampled paths (`sampled`)."""
+    max_pruned_mass: Mass
+    """With steps=exact: probability of paths that need not be followed; 0: follow all."""
+    max_paths: Annotated[int, within(1, 10_000_000)]
+    """Most paths of one forecast; more are refused."""
+    paths: Annotated[int, within(2, 1_000_000, "one has no standard error")]
+    """With steps=sampled: number of sampled paths."""
+    seed: Seed
+    """Seed of the sampled paths, and of the choice of people."""
+    max_people: People | None
+    """People to forecast for, drawn by a hash; null: all."""
+    split: Literal["train", "validation", "test"] | None
+    """Which people to forecast for; null: as in the run."""
+    max_unscored_mass: Mass | None
+    """Probability after one prompt that need not be scored individually, as in an evaluation; null: as in the run."""
+    model: OtherModelSettings
+    prompt: PromptSettings
+
+    def __post_init__(self) -> None:
+        if self.max_pruned_mass and self.steps == "sampled":
+            raise OutOfRangeError(
+                "max_pruned_mass", f"0 with steps=sampled, which leaves no path out, got {self.max_pruned_mass}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineSettings(Strict):
+    """Settings of launch/baselines.py: models without weights, scored on the run's own people."""
+
+    run: str
+    """Folder of the run."""
+    baselines: tuple[Literal["marginal", "first_order", "truth"], ...]
+    """Which baselines to score; `truth` exists for synthetic careers."""
+    split: Literal["train", "validation", "test"]
+    """Which people to score."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSettings(Strict):
+    """Settings of launch/report.py."""
+
+    runs: tuple[str, ...]
+    """Folders of the runs to compare."""
+    split: Literal["train", "validation", "test"]
+    """Which people's score tables to read."""
+    output: str | None
+    """Folder of the report; null: report/ in the first run."""
+    measure: Literal["title", "terminated", "normalised"]
+    """Which log-likelihood to report."""
+    bootstrap_draws: Annotated[int, within(1, 1_000_000)]
+    """Resamples of people for the intervals."""
+    seed: Seed
+    """Seed of the resamples."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
