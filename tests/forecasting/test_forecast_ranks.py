@@ -133,7 +133,7 @@ def test_what_cannot_be_forecast_is_refused(run: Path, tmp_path: Path) -> None:
 def test_what_no_text_or_tree_can_be_is_refused_before_the_model_is_opened(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecasting_run, "load_for_inference", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(evaluation_run, "load_for_inference", lambda *_: pytest.fail("the model was opened"))
     with monkeypatch.context() as narrow:
         narrow.setattr(forecasting_run, "context_of", lambda _: 200)
         with pytest.raises(

@@ -41,8 +41,8 @@ from laborllm_dist.errors import (
     SettingsError,
     TitleBoundaryError,
 )
-from laborllm_dist.evaluation.target import evaluated_run
-from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.evaluation.target import EvaluatedRun
+from laborllm_dist.io.run_directory import RunDirectory, read_run
 from laborllm_dist.models.inference import evaluated
 from laborllm_dist.prediction.predict import (
     AskedPrompts,
@@ -50,7 +50,6 @@ from laborllm_dist.prediction.predict import (
     best_titles,
     check_told,
     predict,
-    predicted_titles,
     prediction_rows,
 )
 from laborllm_dist.prediction.prompts import build_prompts, check_context, unseen_covariates
@@ -420,7 +419,7 @@ def test_several_ranks_are_refused() -> None:
     with pytest.raises(RunError, match="predictions are made by one process, found 2 ranks; start with plain python"):
         predict(
             settings,
-            evaluated_run(settings.run, predicted_titles(settings)),
+            EvaluatedRun(RunDirectory(Path("x"), ""), settings_of([]), Path("stores")),
             DistributedContext(0, 2, 0, torch.device("cpu")),
             print,
         )
