@@ -11,7 +11,7 @@ import pytest
 from helpers.checkpoints import write_checkpoint
 from helpers.runs import quiet, settings_of, small_run
 from helpers.scores import INFO, report_on, scores, write_scores
-from helpers.trained_runs import ONE_RANK, begun_run, forecast, predict_alone, random_run, score_alone
+from helpers.trained_runs import ONE_RANK, begun_run, forecast, random_run, score_alone
 
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.careers.readers.career_text import write_career_text
@@ -21,10 +21,12 @@ from laborllm_dist.config.evaluation import BaselineSettings, EvaluateSettings, 
 from laborllm_dist.config.reader import OutOfRangeError, is_file_name
 from laborllm_dist.errors import DataFileError, ForeignFileError, LaborError, RunError, SettingsError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, remove_parts
+from laborllm_dist.evaluation.target import EvaluatedRun
 from laborllm_dist.io.files import atomic_write, write_text
 from laborllm_dist.io.recorded_folder import check_replaceable, read_record, replacing_folder
-from laborllm_dist.io.run_directory import check_run_folder, read_run
+from laborllm_dist.io.run_directory import RunDirectory, check_run_folder, read_run
 from laborllm_dist.models.gguf import convert_gguf
+from laborllm_dist.prediction.predict import predict
 from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import OWN_CAREERS, PREDICTION_SCHEMA, write_prediction_table
@@ -241,7 +243,7 @@ def test_predictions_take_the_place_of_predictions_only(tmp_path: Path) -> None:
         with pytest.raises(
             ForeignFileError, match=rf"{name}.parquet is (there and holds no predictions|a symbolic link)"
         ):
-            predict_alone(settings)
+            predict(settings, EvaluatedRun(RunDirectory(tmp_path, "f"), settings_of([]), tmp_path), ONE_RANK, quiet)
     assert {path: path.read_bytes() for path in before} == before
     info = ScoreTableInfo("m", OWN_CAREERS, "c", "0", {"measure": "normalised"})
     for _ in range(2):

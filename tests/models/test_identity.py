@@ -368,7 +368,7 @@ def test_plain_values_of_any_type_may_stand_in_a_run_s_state(store, tmp_path: Pa
     for value in (True, None, 3, 0.5, "x", [True, {"deep": False}]):
         _, manifest = checkpoint_of({"w": torch.ones(3)}, run, {"later": value})
         assert manifest.state == {"later": value}
-    with pytest.raises(CheckpointError, match="step: wanted int, found True"):
+    with pytest.raises(CheckpointError, match="step: expected a whole number, got True"):
         state_from_values({**dataclasses.asdict(INITIAL_STATE), "step": True})
 
 
