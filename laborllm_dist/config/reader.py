@@ -116,7 +116,7 @@ def read_settings(kind: type[Settings], values: Mapping[str, Any], path: str = "
             return settings
         except ValidationError as error:
             problems = [_problem(details, kind, values, path) for details in error.errors(include_url=False)]
-    raise SettingsError(_listed(problems))
+    raise SettingsError(_listed(problems), code="invalid")
 
 
 def _listed(problems: Sequence[str]) -> str:
@@ -140,7 +140,8 @@ def settings_errors(path: str = "") -> Iterator[None]:
     try:
         yield
     except OutOfRangeError as error:
-        raise SettingsError(f"setting {_join(path, error.field)}: expected {error.expected}") from None
+        place = _join(path, error.field)
+        raise SettingsError(f"setting {place}: expected {error.expected}", code="invalid") from None
 
 
 def describe_settings(kind: type) -> dict[str, str]:
