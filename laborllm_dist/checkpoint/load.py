@@ -80,7 +80,8 @@ class _Reader:
         for _, saved in self.index.get(fragment.name, ()):
             if saved.shape != fragment.shape:
                 raise CheckpointError(
-                    f"{self.folder}: {fragment.name} has shape {saved.shape}, the model {fragment.shape}"
+                    f"{self.folder}: {fragment.name} has shape {saved.shape}, the model {fragment.shape}",
+                    code="shape-mismatch",
                 )
         put(self.values(kind, fragment.name, fragment.start, fragment.numel))
 
@@ -94,7 +95,9 @@ class _Reader:
                 found[low - start : high - start] = self._stretch(file, saved, kind, low, high)
                 num_found += high - low
         if num_found != numel:
-            raise CheckpointError(f"{self.folder}: holds {num_found} of {numel} elements of {kind} of {name}")
+            raise CheckpointError(
+                f"{self.folder}: holds {num_found} of {numel} elements of {kind} of {name}", code="missing-elements"
+            )
         return found
 
     def same_stretch(self, fragment: OptimizerShard) -> Place | None:
@@ -115,7 +118,7 @@ class _Reader:
         name, first = saved.name, saved.start
         key = tensor_key(kind, name)
         if key not in self.keys[file]:
-            raise CheckpointError(f"{self.folder / file}: no {kind} of {name}")
+            raise CheckpointError(f"{self.folder / file}: no {kind} of {name}", code="missing-tensor")
         stored: Tensor = self.files[file].get_slice(key)[low - first : high - first]
         if stored.dtype != torch.uint8:
             return stored

@@ -72,20 +72,24 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         with _reading(path):
             values = read_json_object(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished") from None
+        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished", code="no-manifest") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error})") from None
+        raise CheckpointError(f"{path} is damaged ({error})", code="damaged-manifest") from None
     if isinstance(found := values.get("format"), int) and found != FORMAT:
         raise UnsupportedFormatError(
             f"{folder} has format {found}, this version reads {FORMAT}; go on with the version that wrote it, or "
-            "give this run another name (name=...)"
+            "give this run another name (name=...)",
+            code="unsupported-checkpoint-format",
         )
     if values.pop("sha256", None) != sha256_of_json(values):
-        raise CheckpointError(f"{path} is damaged (its content has changed since it was written, SHA-256)")
+        raise CheckpointError(
+            f"{path} is damaged (its content has changed since it was written, SHA-256)",
+            code="manifest-checksum-mismatch",
+        )
     try:
         return read_settings(CheckpointManifest, {name: values[name] for name in values if name != "format"})
     except SettingsError as error:
-        raise CheckpointError(f"{path} is damaged ({error})") from None
+        raise CheckpointError(f"{path} is damaged ({error})", code="damaged-manifest") from None
 
 
 def check_checkpoint(folder: Path) -> CheckpointManifest:
@@ -102,9 +106,13 @@ def check_checkpoint(folder: Path) -> CheckpointManifest:
         with _reading(path):
             if not path.is_file() or path.stat().st_size != entry.bytes:
                 found = f"{path.stat().st_size:,} bytes" if path.is_file() else "nothing"
-                raise CheckpointError(f"{path}: {found}, the manifest says {entry.bytes:,} bytes")
+                raise CheckpointError(
+                    f"{path}: {found}, the manifest says {entry.bytes:,} bytes", code="missing-or-incomplete-file"
+                )
             if sha256_of(path) != entry.sha256:
-                raise CheckpointError(f"{path}: the content has changed since it was written (SHA-256)")
+                raise CheckpointError(
+                    f"{path}: the content has changed since it was written (SHA-256)", code="file-checksum-mismatch"
+                )
     return manifest
 
 
@@ -117,4 +125,6 @@ def _reading(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            raise CheckpointError(f"{path}: the disk cannot read it ({error.strerror})") from None
+            raise CheckpointError(
+                f"{path}: the disk cannot read it ({error.strerror})", code="unreadable-file"
+            ) from None

@@ -53,11 +53,12 @@ _NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What came of a rank's part of a checkpoint: its files, or why they could not be written."""
+    """The result of writing a rank's part of a checkpoint: its files, or the error that prevented it."""
 
     files: dict[str, SavedFile] = field(default_factory=dict)
-    refusal: str | None = None
-    is_full: bool = False  # the disk
+    error: str | None = None
+    code: str = ""  # of the error
+    disk_is_full: bool = False
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
@@ -76,16 +77,16 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
     ranks.run_on_main(lambda: _make_new(partial))
     try:
         with translate_disk_errors(partial):
-            outcome = _Written(files=write_fragments(fragment_groups(engine), partial, rank=ranks.rank))
+            written = _Written(files=write_fragments(fragment_groups(engine), partial, rank=ranks.rank))
     except DiskError as error:
-        outcome = _Written(refusal=str(error), is_full=isinstance(error, DiskFullError))
-    outcomes = ranks.share(outcome, _Written)
-    for refused in (each for each in outcomes if each.refusal is not None):
+        written = _Written(error=str(error), code=error.code, disk_is_full=isinstance(error, DiskFullError))
+    parts = ranks.share(written, _Written)
+    for failed in (part for part in parts if part.error is not None):
         if ranks.is_main:
             with contextlib.suppress(OSError, ForeignFileError):
                 _remove(partial)
-        raise (DiskFullError if refused.is_full else DiskError)(refused.refusal)
-    files = {name: entry for each in outcomes for name, entry in each.files.items()}
+        raise (DiskFullError if failed.disk_is_full else DiskError)(failed.error, code=failed.code)
+    files = {name: file for part in parts for name, file in part.files.items()}
     manifest = CheckpointManifest(
         step=step, run=run, world_size=ranks.world_size, stage=engine.settings.stage, state=dict(state), files=files
     )
@@ -121,7 +122,8 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointManifest] | No
     if damaged or any(checkpoints.glob("step_*.damaged")):
         raise CheckpointError(
             f"no checkpoint in {checkpoints} is whole; bring one back from a copy, give this run another name "
-            "(name=...), or delete that folder to start from nothing"
+            "(name=...), or delete that folder to start from nothing",
+            code="no-valid-checkpoint",
         )
     return None
 
@@ -220,7 +222,10 @@ def _remove(folder: Path) -> None:
     if not folder.exists():
         return
     if foreign := _foreign_files(folder):
-        raise ForeignFileError(f"{foreign[0]} is no part of a checkpoint, so {folder} is not removed; move it away")
+        raise ForeignFileError(
+            f"{foreign[0]} is no part of a checkpoint, so {folder} is not removed; move it away",
+            code="foreign-file-in-checkpoint",
+        )
     shutil.rmtree(folder)
 
 

@@ -151,7 +151,8 @@ def supports_varlen_attention(model: nn.Module, compute: ComputeSettings) -> boo
     if compute.attention == "packed" and not can:
         raise ModelError(
             f"compute.attention=packed knows models of type {', '.join(MODEL_TYPES)} without a sliding window, "
-            f"this one is {config.model_type}; set compute.attention=mask"
+            f"this one is {config.model_type}; set compute.attention=mask",
+            code="packed-attention-unsupported",
         )
     if not can or compute.attention == "mask":
         return False

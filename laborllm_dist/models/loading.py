@@ -88,14 +88,15 @@ def check_weights(settings: ModelSettings) -> None:
         return
     try:
         if not is_hub_id(settings.path):
-            raise ModelError(why_no_hub_id(settings.path))
+            raise ModelError(why_no_hub_id(settings.path), code="invalid-hub-id")
         open_config(settings.path, **_where(settings))
         check_unquantized(settings.path, _where(settings))
     except ModelError as error:
         raise ModelError(
             f"no weights for model.path={settings.path}: {error}. Either give a local folder (model.path=FOLDER, with "
             "config.json, *.safetensors and the tokenizer), or, for a hub id, accept the model's license on its page, "
-            "log in (hf auth login) and start again where the hub can be reached"
+            "log in (hf auth login) and start again where the hub can be reached",
+            code="no-weights",
         ) from None
 
 
@@ -107,7 +108,7 @@ def _refuse_pointers(settings: ModelSettings) -> None:
     """
     folder, opened = folder_of(settings), ("*.json", *OPENED[settings.weights])
     if settings.path is not None and folder.is_dir() and (pointer := pointer_in(folder, opened)) is not None:
-        raise ModelError(pointer)
+        raise ModelError(pointer, code="git-lfs-pointer")
 
 
 def new_llama(
@@ -177,13 +178,19 @@ def pretrained_model(
             ignore_mismatched_sizes=Path(str(settings.path)).is_dir(),  # told below; on the hub it may be an adapter
         )
     except (*UNREADABLE, *BROKEN) as error:
-        raise ModelError(f"cannot open the weights at {settings.path}: {reason_of(error)}") from None
+        raise ModelError(
+            f"cannot open the weights at {settings.path}: {reason_of(error)}", code="unreadable-weights"
+        ) from None
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise ModelError(
-            f"the weights at {settings.path}: {name} has shape {list(stored)}, the model of config.json {list(wanted)}"
+            f"the weights at {settings.path}: {name} has shape {list(stored)}, the model of config.json {list(wanted)}",
+            code="shape-mismatch",
         )
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
+        raise ModelError(
+            f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}",
+            code="missing-tensors",
+        )
     if base == "nf4":
         check_blocks(model, settings.path)
     if base == "none" and device is not None:
@@ -239,7 +246,8 @@ def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int
         if not model.supports_gradient_checkpointing:
             raise ModelError(
                 f"models of type {model.config.model_type} cannot compute a layer again; set "
-                "compute.gradient_checkpointing=false"
+                "compute.gradient_checkpointing=false",
+                code="gradient-checkpointing-unsupported",
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     learned = model if adapter.kind == "none" else with_adapter(model, adapter, seed=settings.training.seed)
@@ -276,12 +284,14 @@ def check_sharded(settings: ModelSettings) -> None:
     """
     if settings.weights != "safetensors" or is_adapter(settings):
         raise ModelError(
-            f"{settings.path}: placement=partitioned reads whole models in safetensors only; merge an adapter first"
+            f"{settings.path}: placement=partitioned reads whole models in safetensors only; merge an adapter first",
+            code="partitioned-weights-unsupported",
         )
     model_type = open_causal_config(str(settings.path), **_where(settings)).model_type
     if model_type not in MODEL_TYPES:
         raise ModelError(
-            f"{settings.path}: placement=partitioned knows models of type {', '.join(MODEL_TYPES)}, not {model_type}"
+            f"{settings.path}: placement=partitioned knows models of type {', '.join(MODEL_TYPES)}, not {model_type}",
+            code="partitioned-model-unsupported",
         )
 
 
@@ -298,7 +308,9 @@ def weights_identity(settings: ModelSettings) -> str:
     try:
         commit = hub_commit(settings.path, revision=settings.revision, subfolder=settings.subfolder, file="config.json")
     except OSError as error:
-        raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}", code="no-weights"
+        ) from None
     return "/".join(filter(None, (f"{settings.path}@{commit}", settings.subfolder)))
 
 
@@ -314,7 +326,8 @@ def _refuse_hub_adapter(settings: ModelSettings) -> None:
         return  # there is none, or the hub is away and none was downloaded
     raise ModelError(
         f"{settings.path} holds an adapter; download it (hf download {settings.path} --local-dir FOLDER) and give the "
-        "folder, so that its base is known"
+        "folder, so that its base is known",
+        code="hub-adapter",
     )
 
 
@@ -339,7 +352,7 @@ def context_of(settings: ModelSettings) -> int | None:
     try:
         return readable_tokens(open_causal_config(str(path), **_where(whole)))
     except ModelError as error:
-        raise ModelError(f"no model configuration at {path}: {error}") from None
+        raise ModelError(f"no model configuration at {path}: {error}", code="no-model-config") from None
 
 
 def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:
@@ -351,7 +364,8 @@ def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:
     num_embeddings = whole_shape(model.get_input_embeddings().weight)[0]
     if num_ids > num_embeddings:
         raise ModelError(
-            f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
+            f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together",
+            code="vocabulary-exceeds-embeddings",
         )
 
 
@@ -414,7 +428,9 @@ def check_packing(model: transformers.PreTrainedModel, *, device: torch.device, 
             together_N = wrapped(rows.to(device))[1]
             found = [_scores_alone(model, ids, device) for ids in (long, short, long[: length // 2])]
     except (*UNREADABLE, RuntimeError, AssertionError) as error:
-        raise ModelError(f"models of type {kind} cannot score packed careers: {reason_of(error)}") from None
+        raise ModelError(
+            f"models of type {kind} cannot score packed careers: {reason_of(error)}", code="packed-scoring-failed"
+        ) from None
     alone, tolerance = [scores for scores, _ in found], 1e-3
     if model.dtype in (torch.bfloat16, torch.float16):
         # The model rounds its logits, which lie around -100 in GPT-2, to this type: 0.5 nats apart there in bf16. With
@@ -422,12 +438,16 @@ def check_packing(model: transformers.PreTrainedModel, *, device: torch.device, 
         tolerance = max(0.2, 2 * torch.finfo(model.dtype).eps * max(largest for _, largest in found))
     error_nats = float((together_N - torch.cat(alone[:2])).abs().max())
     if not error_nats <= tolerance:
-        raise ModelError(f"models of type {kind} do not keep packed careers apart ({error_nats:.2g} nats on one token)")
+        raise ModelError(
+            f"models of type {kind} do not keep packed careers apart ({error_nats:.2g} nats on one token)",
+            code="packed-careers-interact",
+        )
     error_nats = float((alone[0][: length // 2 - 1] - alone[2]).abs().max())
     if not error_nats <= tolerance:
         raise ModelError(
             f"models of type {kind} let a token's score change with what comes after it ({error_nats:.2g} nats); "
-            "careers want a causal model"
+            "careers want a causal model",
+            code="not-causal",
         )
 
 

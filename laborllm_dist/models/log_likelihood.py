@@ -215,6 +215,9 @@ def check_fused(device: torch.device) -> None:
         MissingPackageError: without liger-kernel.
     """
     if device.type != "cuda":
-        raise SettingsError("compute.loss=liger runs on CUDA only; set compute.loss=chunked, which gives the same loss")
+        raise SettingsError(
+            "compute.loss=liger runs on CUDA only; set compute.loss=chunked, which gives the same loss",
+            code="liger-needs-cuda",
+        )
     if importlib.util.find_spec("liger_kernel") is None:
         raise missing_package("liger_kernel")

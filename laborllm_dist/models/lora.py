@@ -64,7 +64,8 @@ def check_blocks(model: nn.Module, path: str | None) -> None:
             if inner.in_features % NF4_BLOCK and inner.weight.device.type == "cpu":
                 raise ModelError(
                     f"{path}: quantization=nf4 on a CPU wants layers of a multiple of {NF4_BLOCK} inputs, {name} has "
-                    f"{inner.in_features}; take int8 or full"
+                    f"{inner.in_features}; take int8 or full",
+                    code="nf4-block-mismatch",
                 )
 
 
@@ -140,13 +141,20 @@ def base_of(settings: ModelSettings) -> ModelSettings | None:
         path, revision = config["base_model_name_or_path"], config.get("revision")
         recorded = _recorded_base(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged, or names no base ({error})") from None
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG} is damaged, or names no base ({error})", code="damaged-adapter-config"
+        ) from None
     if not isinstance(path, str) or not isinstance(revision, str | None):
-        raise ModelError(f"{folder / ADAPTER_CONFIG} names no base: base_model_name_or_path is {path!r}")
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG} names no base: base_model_name_or_path is {path!r}", code="adapter-without-base"
+        )
     subfolder = recorded.get("subfolder") if recorded.get("path") == path else None
     base = dataclasses.replace(settings, path=path, revision=revision, subfolder=subfolder)
     if (folder_of(base) / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"the base of the adapter at {folder} is an adapter itself ({path}); merge that one first")
+        raise ModelError(
+            f"the base of the adapter at {folder} is an adapter itself ({path}); merge that one first",
+            code="adapter-on-adapter",
+        )
     return base
 
 
@@ -172,11 +180,12 @@ def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
     try:
         trained_on = _recorded_base(folder).get("weights")
     except DamagedRecordError as error:
-        raise ModelError(str(error)) from None
+        raise ModelError(str(error), code="damaged-adapter-record") from None
     if trained_on not in (None, identity):
         raise ModelError(
             f"the adapter at {folder} was trained on other weights than those at {base.path} now ({trained_on} then, "
-            f"{identity} now); bring the former back, or train again"
+            f"{identity} now); bring the former back, or train again",
+            code="adapter-base-changed",
         )
 
 
@@ -190,13 +199,14 @@ def check_adapter_kind(folder: Path) -> None:
     try:
         config = read_json_object(folder / ADAPTER_CONFIG)
     except (OSError, NotJsonError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged ({error})") from None
+        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged ({error})", code="damaged-adapter-config") from None
     kinds = {"use_dora": "DoRA", "trainable_token_indices": "embeddings of single tokens (trainable_token_indices)"}
     for name, kind in kinds.items():
         if config.get(name):
             raise ModelError(
                 f"the adapter at {folder} has {kind}, which is not opened here; merge it into its base with peft "
-                "(merge_and_unload, save_pretrained), and give the merged folder"
+                "(merge_and_unload, save_pretrained), and give the merged folder",
+                code="unsupported-adapter-kind",
             )
 
 
@@ -212,11 +222,14 @@ def put_adapter(model: transformers.PreTrainedModel, folder: Path) -> None:
     try:
         report = recording(record, model.load_adapter)(str(folder), ignore_mismatched_sizes=True)  # told below, by name
     except (*UNREADABLE, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot open the adapter at {folder}: {reason_of(error)}") from None
+        raise ModelError(
+            f"cannot open the adapter at {folder}: {reason_of(error)}", code="unreadable-adapter"
+        ) from None
     if unfit := sorted(report.missing_and_mismatched()):
         raise ModelError(
             f"the adapter at {folder} does not fit its base: {len(unfit)} tensors are missing or have another shape, "
-            f"first {unfit[0]}"
+            f"first {unfit[0]}",
+            code="adapter-base-mismatch",
         )
     check_adapter(model, record, folder)
 

@@ -50,9 +50,15 @@ def open_causal_config(path: str, *, revision: str | None = None, subfolder: str
     try:
         config = open_config(path, revision=revision, subfolder=subfolder)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"transformers cannot read the model configuration at {path}: {reason_of(error)}") from None
+        raise ModelError(
+            f"transformers cannot read the model configuration at {path}: {reason_of(error)}",
+            code="unreadable-model-config",
+        ) from None
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{path}: transformers has no causal language model of type {config.model_type or 'unknown'}")
+        raise ModelError(
+            f"{path}: transformers has no causal language model of type {config.model_type or 'unknown'}",
+            code="not-a-causal-model",
+        )
     _check_sizes(config, path)
     _drop_empty_windows(config)
     return config
@@ -116,7 +122,8 @@ def set_attention_dropout(config: ModelConfig, share: float) -> None:
                 except UNREADABLE as error:  # a configuration says itself of what type its values are
                     raise ModelError(
                         f"models of type {config.model_type} cannot have model.attention_dropout={share}: "
-                        f"{reason_of(error)}"
+                        f"{reason_of(error)}",
+                        code="attention-dropout-unsupported",
                     ) from None
 
 
@@ -134,7 +141,10 @@ def _check_sizes(config: ModelConfig, path: str) -> None:
         size = getattr(inner, name, None)
         most = MOST_LAYERS if name == "num_hidden_layers" else MOST_SIZE
         if size is not None and not (isinstance(size, int) and 0 < size <= most):
-            raise ModelError(f"{path}: config.json says {name} = {str(size)[:40]}; wanted 1 to {most:,}")
+            raise ModelError(
+                f"{path}: config.json says {name} = {str(size)[:40]}; wanted 1 to {most:,}",
+                code="model-size-out-of-range",
+            )
 
 
 def _drop_empty_windows(config: ModelConfig) -> None:

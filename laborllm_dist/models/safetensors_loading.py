@@ -71,7 +71,9 @@ def weights_folder(settings: ModelSettings) -> Path:
     try:
         return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns)) / inside
     except (OSError, ValueError) as error:
-        raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}", code="no-weights"
+        ) from None
 
 
 def holds_safetensors(folder: Path) -> bool:
@@ -99,7 +101,8 @@ def check_unquantized(path: str, where: Mapping[str, str]) -> None:
     if settings and "bitsandbytes" in kind:
         kind += " in 4 bits" if settings.get("load_in_4bit") else " in 8 bits"
     raise ModelError(
-        f"{path} holds weights that are quantized already ({kind or 'its config.json says so'}); {UNQUANTIZED}"
+        f"{path} holds weights that are quantized already ({kind or 'its config.json says so'}); {UNQUANTIZED}",
+        code="already-quantized",
     )
 
 
@@ -151,7 +154,8 @@ def _fill(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype,
             shape = whole_shape(parameter)
             if tuple(stored.get_shape()) != shape:
                 raise ModelError(
-                    f"{folder / file}: {stored_name} has shape {stored.get_shape()}, the model {list(shape)}"
+                    f"{folder / file}: {stored_name} has shape {stored.get_shape()}, the model {list(shape)}",
+                    code="shape-mismatch",
                 )
             start, end = partition_of(parameter, ranks.rank)
             values_N = flat_stretch(stored, start, end)
@@ -181,7 +185,10 @@ def _stored_names(model: transformers.PreTrainedModel, names: FileNames, folder:
         missing += [] if found else of_parameter[:1]
         stored += [(parameter, file_name) for file_name in found]  # several where tied weights are stored twice
     if missing:
-        raise ModelError(f"the weights at {folder} lack {len(missing)} tensors of the model, first {missing[0]}")
+        raise ModelError(
+            f"the weights at {folder} lack {len(missing)} tensors of the model, first {missing[0]}",
+            code="missing-tensors",
+        )
     return stored
 
 
@@ -212,7 +219,9 @@ def damage_is_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"the weights at {folder} are damaged: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"the weights at {folder} are damaged: {str(error).strip().splitlines()[0]}", code="damaged-weights"
+        ) from None
 
 
 def check_sizes(config: Any, folder: Path) -> None:
@@ -226,7 +235,8 @@ def check_sizes(config: Any, folder: Path) -> None:
     if layers is not None and not 0 < layers <= len(file_of):
         raise ModelError(
             f"{folder}: config.json says num_hidden_layers={layers}, and the files hold {len(file_of)} tensors, first "
-            f"{next(iter(sorted(file_of)), None)}; look whether config.json belongs to these files"
+            f"{next(iter(sorted(file_of)), None)}; look whether config.json belongs to these files",
+            code="layer-count-mismatch",
         )
     try:
         with torch.device("meta"):
@@ -234,7 +244,7 @@ def check_sizes(config: Any, folder: Path) -> None:
             model: Any = model_of(config, attn_implementation="eager")
     except (*UNREADABLE, RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder}: config.json makes no model: {reason}") from None
+        raise ModelError(f"{folder}: config.json makes no model: {reason}", code="invalid-model-config") from None
     names = FileNames(file_of)
     with damage_is_told(folder):
         for name, parameter in model.named_parameters():
@@ -245,7 +255,8 @@ def check_sizes(config: Any, folder: Path) -> None:
             if shape != tuple(parameter.shape):
                 raise ModelError(
                     f"the weights at {folder}: {name} has shape {list(shape)}, the model of config.json "
-                    f"{list(parameter.shape)}"
+                    f"{list(parameter.shape)}",
+                    code="shape-mismatch",
                 )
 
 
@@ -308,10 +319,14 @@ def read_index(path: Path) -> dict[str, str]:
         file_of = {str(name): str(file) for name, file in index["weight_map"].items()}
         dict(index["metadata"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path} is damaged: wanted metadata, and a weight_map of tensors; fetch it again") from None
+        raise ModelError(
+            f"{path} is damaged: wanted metadata, and a weight_map of tensors; fetch it again",
+            code="damaged-weight-index",
+        ) from None
     if missing := sorted(file for file in set(file_of.values()) if not (path.parent / file).is_file()):
         raise ModelError(
-            f"{path.parent} lacks {len(missing)} files of weights that {path.name} names, first {missing[0]}"
+            f"{path.parent} lacks {len(missing)} files of weights that {path.name} names, first {missing[0]}",
+            code="missing-weight-files",
         )
     return file_of
 
@@ -348,4 +363,6 @@ def files_by_tensor(folder: Path) -> dict[str, str]:
         with safe_open(folder / ONE_FILE, framework="pt") as file:
             return dict.fromkeys(file.keys(), ONE_FILE)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot open the weights at {folder}: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"cannot open the weights at {folder}: {str(error).strip().splitlines()[0]}", code="unreadable-weights"
+        ) from None

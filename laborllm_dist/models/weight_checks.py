@@ -68,7 +68,7 @@ def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where:
         if (file := names.of(name)) is None:
             if is_no_weight(name, value.shape):
                 continue
-            raise ModelError(f"the weights at {where} lack a tensor of the model, {name}")
+            raise ModelError(f"the weights at {where} lack a tensor of the model, {name}", code="missing-tensors")
         held[name] = value
         file_of[name] = file
         files_used.add(file)
@@ -78,7 +78,7 @@ def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where:
     for name, file in file_of.items():
         value, tensor = held[name], record.tensors.get(file)
         if tensor is None:
-            raise ModelError(f"the weights at {where}: {file} was never read")
+            raise ModelError(f"the weights at {where}: {file} was never read", code="tensor-never-read")
         if (id(value), file) in compared:
             continue
         compared[id(value), file] = None
@@ -88,9 +88,12 @@ def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where:
         what = f"the weights at {where}: {name}"
         check_dtype(model, value, tensor, record.dtype, what)
         if tuple(value.shape) != tensor.shape:
-            raise ModelError(f"{what} has shape {list(tensor.shape)} in the files, the model {list(value.shape)}")
+            raise ModelError(
+                f"{what} has shape {list(tensor.shape)} in the files, the model {list(value.shape)}",
+                code="shape-mismatch",
+            )
         if not same_content(value, tensor):
-            raise ModelError(f"{what} in the model is not what was read; {ADVICE}")
+            raise ModelError(f"{what} in the model is not what was read; {ADVICE}", code="weights-differ-from-files")
     _set_tied(model)
     setattr(model, RECORD, record)
 
@@ -109,12 +112,16 @@ def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
     }
     if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
         raise ModelError(
-            f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}"
+            f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}",
+            code="unexpected-adapter-tensors",
         )
     for file, value in held.items():
         tensor = record.tensors.get(file)
         if tensor is None or tuple(value.shape) != tensor.shape or not same_content(value, tensor):
-            raise ModelError(f"the adapter at {where}: {file} in the model is not what was read; {ADVICE}")
+            raise ModelError(
+                f"the adapter at {where}: {file} in the model is not what was read; {ADVICE}",
+                code="adapter-differs-from-files",
+            )
 
 
 def same_content(value: Tensor, tensor: FileTensor) -> bool:
@@ -135,12 +142,20 @@ def check_dtype(model: Any, value: Tensor, tensor: FileTensor, dtype: torch.dtyp
         ModelError: naming both.
     """
     if not tensor.dtype.is_floating_point and value.dtype.is_floating_point:
-        raise ModelError(f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}")
+        raise ModelError(
+            f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}",
+            code="already-quantized",
+        )
     if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
-        raise ModelError(f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}")
+        raise ModelError(
+            f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}",
+            code="already-quantized",
+        )
     held_wide = any(getattr(model, f"_keep_in_fp32_modules{strict}", None) for strict in ("", "_strict"))
     if value.is_floating_point() and value.dtype != dtype and not (held_wide and value.dtype == torch.float32):
-        raise ModelError(f"{what} is held in {_text(value.dtype)}, not in {_text(dtype)}; {ADVICE}")
+        raise ModelError(
+            f"{what} is held in {_text(value.dtype)}, not in {_text(dtype)}; {ADVICE}", code="dtype-mismatch"
+        )
 
 
 def check_left_over(model: Any, shapes: Mapping[str, tuple[int, ...]], used: set[str], where: object) -> None:
@@ -161,7 +176,8 @@ def check_left_over(model: Any, shapes: Mapping[str, tuple[int, ...]], used: set
     if left_over:
         raise ModelError(
             f"the weights at {where} hold {len(left_over)} tensors that the model of config.json has no place for, "
-            f"first {left_over[0]}; look whether config.json belongs to these files"
+            f"first {left_over[0]}; look whether config.json belongs to these files",
+            code="unexpected-tensors",
         )
 
 
@@ -241,10 +257,14 @@ def _check_quantized(module: Any, tensor: FileTensor, what: str) -> None:
         widths = sums * (ROUNDING[kind] * NF4_BLOCK)
     marks = tensor.marks[1 if module.source_cls is transformers.pytorch_utils.Conv1D else 0]
     if tuple(rounded.shape) != marks.shape:
-        raise ModelError(f"{what} has shape {list(marks.shape)} in the files, the model {list(rounded.shape)}")
+        raise ModelError(
+            f"{what} has shape {list(marks.shape)} in the files, the model {list(rounded.shape)}", code="shape-mismatch"
+        )
     errors = (rounded.sum(dim=1, dtype=torch.float64) - marks.row_sums.to(rounded.device)).abs()
     if checksum(scales.float().flatten()) != marks.scales or not bool((errors <= widths.double()).all()):
-        raise ModelError(f"{what}, quantized to {kind}, is not what was read; {ADVICE}")
+        raise ModelError(
+            f"{what}, quantized to {kind}, is not what was read; {ADVICE}", code="weights-differ-from-files"
+        )
 
 
 def _set_tied(model: transformers.PreTrainedModel) -> None:
@@ -305,7 +325,10 @@ def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
         wrong = wrong or (name if total != whole else None)
     is_wrong_somewhere = any(ranks.share(wrong is not None))
     if wrong is not None:
-        raise ModelError(f"{wrong} on rank {ranks.rank} is not what was read from the files; {ADVICE}")
+        raise ModelError(
+            f"{wrong} on rank {ranks.rank} is not what was read from the files; {ADVICE}",
+            code="weights-differ-from-files",
+        )
     if is_wrong_somewhere:
         raise PeerFailedError("another rank holds weights that are not those of the files")
 

@@ -53,7 +53,8 @@ def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None
     if settings.batch.global_batch_size > work.careers_per_epoch:
         raise SettingsError(
             f"batch.global_batch_size is {settings.batch.global_batch_size:,}, an epoch has {work.careers_per_epoch:,} "
-            "careers; set batch.global_batch_size to that or less"
+            "careers; set batch.global_batch_size to that or less",
+            code="batch-exceeds-epoch",
         )
     if settings.adapter.kind == "lora":
         check_targets(settings.adapter.target_modules, shape.weights.linear)

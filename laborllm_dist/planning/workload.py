@@ -161,20 +161,25 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
         if size is None or settings.template.prefix or settings.template.max_history is not None:
             raise DataFileError(
                 f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
-                "python launch/prepare.py with the same settings"
+                "python launch/prepare.py with the same settings",
+                code="unknown-corpus-size",
             )
         num_taken = round(size.num_people * settings.split.train * corpus.fraction)
         if corpus.weight and num_taken:
             parts.append((_even_lengths(size, settings.tokenizer.kind, num_taken), corpus.weight))
     if not parts:
-        raise DataFileError("fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction")
+        raise DataFileError(
+            "fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction",
+            code="no-training-people",
+        )
     lengths = np.concatenate([lengths for lengths, _ in parts])
     longest = int(lengths.max())
     if longest > batch.max_seq_length:
         raise SequenceTooLongError(
             f"the longest career is assumed to have {longest} tokens, batch.max_seq_length is "
             f"{batch.max_seq_length}; set "
-            f"batch.max_seq_length={whole_granules(longest)}"
+            f"batch.max_seq_length={whole_granules(longest)}",
+            code="career-exceeds-row",
         )
     weights = np.concatenate([np.full(len(lengths), weight) for lengths, weight in parts])
     order = TrainingSampler(np.arange(len(lengths)), weights, batch.global_batch_size, settings.training.seed)

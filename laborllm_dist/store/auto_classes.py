@@ -43,7 +43,10 @@ def open_config(path: str | Path, *, revision: str | None = None, subfolder: str
                 str(path), revision=revision or "main", subfolder=subfolder or "", trust_remote_code=False, **more
             )
     except UNREADABLE as error:
-        raise ModelError(f"transformers cannot read the model configuration at {path}: {reason_of(error)}") from None
+        raise ModelError(
+            f"transformers cannot read the model configuration at {path}: {reason_of(error)}",
+            code="unreadable-model-config",
+        ) from None
     return _without_code(config)
 
 
@@ -117,7 +120,8 @@ def _code_is_refused(path: str | Path) -> Iterator[None]:
             raise
         raise CustomCodeError(
             f"{path} comes with code of its own (auto_map in its .json files), and transformers has no class for it; "
-            "such code is never run here: take a model and a tokenizer that transformers knows"
+            "such code is never run here: take a model and a tokenizer that transformers knows",
+            code="custom-code-required",
         ) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -130,7 +134,8 @@ def _refuse_kernels(path: str | Path, *, revision: str | None, subfolder: str | 
     if (kernels := next(_kernels_in(values), None)) is not None:
         raise CustomCodeError(
             f"{path}: its config.json names attention kernels of the hub ({kernels}), which would be downloaded and "
-            "run; such code is never run here: take attn_implementation out of the file"
+            "run; such code is never run here: take attn_implementation out of the file",
+            code="hub-attention-kernels",
         )
 
 

@@ -30,6 +30,7 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
     DataFileError,
     ForeignFileError,
+    LaborError,
     StoreError,
     TemplateError,
     TokenizerError,
@@ -52,7 +53,7 @@ from laborllm_dist.store.store import (
     verify_store,
 )
 from laborllm_dist.store.tokenize import title_token_ids
-from laborllm_dist.store.workers import Refusal, end_with_process, refusal_of, run_shards
+from laborllm_dist.store.workers import end_with_process, error_of, run_shards
 from laborllm_dist.text.template import compile_template
 from laborllm_dist.text.title_variants import display_vocabulary
 
@@ -154,7 +155,10 @@ def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
     """
     for split in SPLITS:
         if store.num_texts(split) > store.num_people(split):
-            raise StoreError("a store made with template.max_history holds parts of careers; write whole ones")
+            raise StoreError(
+                "a store made with template.max_history holds parts of careers; write whole ones",
+                code="truncated-careers",
+            )
         careers = store.careers(split)
         for row in range(len(careers)):
             yield split, careers.history(row)
@@ -225,10 +229,14 @@ def _check_place(location: StoreLocation) -> None:
     folder, building = location.folder, location.building
     if foreign := _foreign_files(building):
         raise ForeignFileError(
-            f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away"
+            f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away",
+            code="foreign-file-in-store",
         )
     if folder.exists() and not location.is_built:
-        raise StoreError(f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again")
+        raise StoreError(
+            f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again",
+            code="store-without-manifest",
+        )
 
 
 def _build_store(settings: RunSettings, location: StoreLocation, say: Progress) -> None:
@@ -256,11 +264,11 @@ def _foreign_files(building: Path) -> list[Path]:
     return sorted(path for path, name in names.items() if name not in parts and not name.startswith((CARD, "titles_")))
 
 
-def _shard_job(settings: RunSettings, location: StoreLocation, starter: int, shard: int) -> Refusal | None:
+def _shard_job(settings: RunSettings, location: StoreLocation, starter: int, shard: int) -> LaborError | None:
     """Make one shard in a process of its own; on this machine it ends when the process that started it does."""
     if settings.prepare.executor == "local":
         end_with_process(starter)
-    return refusal_of(lambda: _make_share(settings, location, shard, lambda line: None))
+    return error_of(lambda: _make_share(settings, location, shard, lambda line: None))
 
 
 def _make_share(settings: RunSettings, location: StoreLocation, shard: int, say: Progress) -> None:

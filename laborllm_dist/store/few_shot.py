@@ -44,7 +44,8 @@ def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
     if len(chosen) < wanted:
         raise DataFileError(
             f"template.num_fewshot is {wanted}, data={settings.data.name} has {len(chosen)} training people; "
-            "ask for fewer examples"
+            "ask for fewer examples",
+            code="too-few-examples",
         )
     return tuple(career for _, career in sorted(chosen.items()))
 
@@ -91,5 +92,7 @@ def read_prefix(path: Path) -> str:
     try:
         text = read_json_object(path)["text"]
     except (OSError, NotJsonError, KeyError) as error:
-        raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and prepare again") from None
+        raise StoreError(
+            f"{path} is damaged ({error}); delete {path.parent} and prepare again", code="damaged-prefix"
+        ) from None
     return str(text)

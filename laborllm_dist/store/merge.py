@@ -141,7 +141,8 @@ def _check_nobody_is_lost(folder: Path, tallies: Mapping[str, CorpusCounts]) -> 
         if end is not None and tally.people_read != end[1]:
             raise StoreError(
                 f"the pieces of {name} hold {tally.people_read:,} people, its source {end[1]:,}; delete {folder} and "
-                "start again"
+                "start again",
+                code="missing-people",
             )
 
 
@@ -154,7 +155,8 @@ def _check_training_people(data: DataSettings, tallies: Mapping[str, CorpusCount
     why = f"; left out: {shown}" if reasons else ""
     raise DataFileError(
         f"none of {num_people} people of data={data.name} is in the training split; the corpus is too small to train "
-        f"on{why}"
+        f"on{why}",
+        code="empty-training-split",
     )
 
 
@@ -168,7 +170,8 @@ def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> No
             person = _person_of(int(values[times.argmax()]), settings, name, pieces[name])
             raise DataFileError(
                 f"corpus {name}: person {person!r} stands twice; a person must be one career, so give the two other "
-                "numbers, or bring their rows together"
+                "numbers, or bring their rows together",
+                code="duplicate-person",
             )
     everybody = np.concatenate([people for found in tables.values() for people in found])
     people = np.unique(everybody)
@@ -179,7 +182,8 @@ def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> No
         person = _person_of(int(doubled[0]), settings, owners[0], pieces[owners[0]])
         raise DataFileError(
             f"person {person!r} is in the splits {splits} of {' and '.join(owners)} ({len(doubled):,} such people), so "
-            "that a test person would be trained on; leave these people out of one of the two"
+            "that a test person would be trained on; leave these people out of one of the two",
+            code="person-in-several-splits",
         )
 
 
@@ -221,4 +225,7 @@ def _person_of(digest: int, settings: RunSettings, corpus: str, pieces: list[Pat
             for person in stream.read_all()["person"].to_pylist():
                 if person_digest(population, person, settings.split.salt) == digest:
                     return str(person)
-    raise StoreError(f"no piece of {corpus} holds the person with digest {digest}; delete the folder and start again")
+    raise StoreError(
+        f"no piece of {corpus} holds the person with digest {digest}; delete the folder and start again",
+        code="person-not-found",
+    )

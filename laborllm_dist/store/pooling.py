@@ -37,7 +37,8 @@ def training_pool(store: TokenStore, settings: RunSettings) -> TrainingPool:
     rows = np.flatnonzero(weights)
     if not len(rows):
         raise DataFileError(
-            "fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction or .weight of a corpus"
+            "fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction or .weight of a corpus",
+            code="no-training-people",
         )
     return TrainingPool(rows, weights[rows])
 

@@ -99,7 +99,8 @@ def _no_careers(settings: RunSettings) -> DataFileError:
     reasons = Counter(drop.reason for read in people for drop in read.drops)
     shown = "; ".join(f"{reason} ({times:,})" for reason, times in reasons.most_common(_NUM_REASONS))
     return DataFileError(
-        f"the corpora of data={settings.data.name} hold no careers{f'; left out: {shown}' if shown else ''}"
+        f"the corpora of data={settings.data.name} hold no careers{f'; left out: {shown}' if shown else ''}",
+        code="empty-corpora",
     )
 
 
@@ -108,5 +109,8 @@ def tokenizer_place(settings: RunSettings) -> tuple[str, str | None, str | None]
     if settings.tokenizer.path is not None:
         return settings.tokenizer.path, None, None
     if settings.model.path is None:
-        raise DataFileError("tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken")
+        raise DataFileError(
+            "tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken",
+            code="no-tokenizer-path",
+        )
     return settings.model.path, settings.model.revision, settings.model.subfolder

@@ -96,7 +96,8 @@ def corpus_end(store: Path, corpus: str) -> tuple[int, int] | None:
     if len(ends) > 1:
         raise StoreError(
             f"processes that prepared {corpus} have read different numbers of people, so its files have changed "
-            f"meanwhile; delete {store} and start again"
+            f"meanwhile; delete {store} and start again",
+            code="source-changed",
         )
     if not ends:
         return None
@@ -105,7 +106,8 @@ def corpus_end(store: Path, corpus: str) -> tuple[int, int] | None:
         return int(end["pieces"]), int(end["people"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise StoreError(
-            f"what {store / ENDS / corpus} says is damaged ({error}); delete {store} and start again"
+            f"what {store / ENDS / corpus} says is damaged ({error}); delete {store} and start again",
+            code="damaged-corpus-totals",
         ) from None
 
 
@@ -129,7 +131,8 @@ def read_piece(folder: Path) -> dict[str, Any]:
 
 def _changed_piece(folder: Path, name: str) -> StoreError:
     return StoreError(
-        f"{folder / name} is missing or has changed since it was written; delete {folder} and start again"
+        f"{folder / name} is missing or has changed since it was written; delete {folder} and start again",
+        code="damaged-piece",
     )
 
 

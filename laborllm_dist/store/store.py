@@ -193,7 +193,8 @@ class TokenStore:
         if not names:
             raise StoreError(
                 f"the store {self.folder} has no people in its {split} split; "
-                "take more people, or give the split a larger share (split.train, split.validation)"
+                "take more people, or give the split a larger share (split.train, split.validation)",
+                code="empty-split",
             )
         for name in names:
             self._check_place(name, split)
@@ -202,7 +203,8 @@ class TokenStore:
         if table.num_rows != self.num_texts(split):
             raise StoreError(
                 f"the {split} files of {self.folder} hold {table.num_rows:,} careers, the manifest says "
-                f"{self.num_texts(split):,}; delete the folder and prepare again"
+                f"{self.num_texts(split):,}; delete the folder and prepare again",
+                code="career-count-mismatch",
             )
         return CareerTable(table=table, vocabulary=self.vocabulary)
 
@@ -214,12 +216,14 @@ class TokenStore:
                 place = (stream.schema.metadata or {}).get(_SHARD_FACTS, b"").decode()
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreError(
-                f"{path} is damaged ({str(error).splitlines()[0]}); delete {self.folder} and prepare again"
+                f"{path} is damaged ({str(error).splitlines()[0]}); delete {self.folder} and prepare again",
+                code="damaged-careers",
             ) from None
         if place != name or path.name != f"{split}.arrow":
             raise StoreError(
                 f"{path} says that it is {place or 'of an earlier version'}, the manifest takes it for people of the "
-                f"{split} split; delete {self.folder} and prepare again"
+                f"{split} split; delete {self.folder} and prepare again",
+                code="wrong-split",
             )
 
 
@@ -303,28 +307,35 @@ def open_store(folder: Path) -> TokenStore:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise StoreError(
-            f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it"
+            f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it",
+            code="no-store",
         )
     try:
         facts = read_json_object(manifest)
         if facts["format"] != FORMAT:
             raise StoreError(
-                f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again"
+                f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again",
+                code="unsupported-store-format",
             )
         if facts.pop("sha256", None) != sha256_of_json(facts):
             raise StoreError(
                 f"{manifest} has changed since it was written, or is of an earlier version (no SHA-256 of its own); "
-                f"delete {folder} and prepare again"
+                f"delete {folder} and prepare again",
+                code="manifest-checksum-mismatch",
             )
         _check_facts(facts)
         sizes = {name: entry["bytes"] for name, entry in facts["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
-        raise StoreError(f"{manifest} is damaged ({error}); delete {folder} and prepare again") from None
+        raise StoreError(
+            f"{manifest} is damaged ({error}); delete {folder} and prepare again", code="damaged-manifest"
+        ) from None
     for name, size in sizes.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found:,} bytes, the manifest says {size:,}"
-            raise StoreError(f"{folder / name} {state}; delete {folder} and prepare again")
+            raise StoreError(
+                f"{folder / name} {state}; delete {folder} and prepare again", code="missing-or-incomplete-file"
+            )
     small = [name for name in sizes if name in (OCCUPATIONS, PREFIX) or name.startswith(f"{TOKENIZER}/")]
     _check_of(folder, facts, small).wait()
     return TokenStore(folder=folder, facts=facts, vocabulary=read_written_vocabulary(folder / OCCUPATIONS))
@@ -380,7 +391,10 @@ def verify_store(store: TokenStore) -> TokenStore:
 
 def _check_of(folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> ChecksumCheck:
     def changed(path: Path) -> StoreError:
-        return StoreError(f"{path} has changed since it was written (SHA-256); delete {folder} and prepare again")
+        return StoreError(
+            f"{path} has changed since it was written (SHA-256); delete {folder} and prepare again",
+            code="file-checksum-mismatch",
+        )
 
     return ChecksumCheck({folder / name: str(facts["files"][name]["sha256"]) for name in names}, changed)
 
@@ -399,5 +413,6 @@ def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[S
             survey, person = careers.person(longest)
             raise SequenceTooLongError(
                 f"career {person!r} of {survey} ({split}) has {lengths[longest]} tokens, {advice}; "
-                f"{careers.longer_than(limit)}"
+                f"{careers.longer_than(limit)}",
+                code="career-too-long",
             )

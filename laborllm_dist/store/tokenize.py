@@ -53,7 +53,10 @@ def tokenize_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) ->
         for text, encoding in zip(some, encodings, strict=True):
             if unknown := tokenizer.unknown_characters(text.text, encoding):
                 line = next(line for line in text.text.split("\n") if unknown[0].strip("\n").split("\n")[0] in line)
-                raise TokenizerError(f"the tokenizer has no token for {_named(unknown)} in the line {line!r}; {ADVICE}")
+                raise TokenizerError(
+                    f"the tokenizer has no token for {_named(unknown)} in the line {line!r}; {ADVICE}",
+                    code="unknown-characters",
+                )
             spans = _token_spans(text, encoding.offsets, len(tokenizer.leading))
             careers.append(TokenizedCareer((*tokenizer.leading, *encoding.ids), spans))
     return careers
@@ -80,7 +83,8 @@ def _token_spans(text: CareerText, offsets: Sequence[tuple[int, int]], num_leadi
         if offsets[first][0] < start or offsets[token - 1][1] != end or not closed:
             raise TitleBoundaryError(
                 f"the tokenizer does not keep the title {text.text[start + 1 : end]!r} apart from its neighbors in "
-                f"{text.text[max(0, start - 20) : end + 6]!r}; a title and its line must begin and end at a token"
+                f"{text.text[max(0, start - 20) : end + 6]!r}; a title and its line must begin and end at a token",
+                code="title-not-on-token-boundary",
             )
         spans.append((first + num_leading, token + num_leading))
     return tuple(spans)
@@ -113,7 +117,8 @@ def title_token_ids(
         start, end = career.title_spans[0]
         if list(career.ids[len(tokenizer.leading) : start]) != prompt_ids:
             raise TitleBoundaryError(
-                f"the title {title!r} changes the tokens of the prompt before it, {prompt[-20:]!r}"
+                f"the title {title!r} changes the tokens of the prompt before it, {prompt[-20:]!r}",
+                code="title-changes-prompt",
             )
         titles.append(career.ids[start:end])
         terminators.add(career.ids[end])
@@ -122,10 +127,14 @@ def title_token_ids(
         if title_of.setdefault(ids, title) != title:
             raise TitleBoundaryError(
                 f"the titles {title_of[ids]!r} and {title!r} are the same tokens, so they have no probabilities of "
-                "their own; change one of them, or take a tokenizer that tells them apart"
+                "their own; change one of them, or take a tokenizer that tells them apart",
+                code="identical-title-tokens",
             )
     if len(terminators) > 1:
-        raise TitleBoundaryError(f"the line's end after a title is not always the same token: {sorted(terminators)}")
+        raise TitleBoundaryError(
+            f"the line's end after a title is not always the same token: {sorted(terminators)}",
+            code="inconsistent-line-end",
+        )
     return titles, terminators.pop()
 
 
@@ -142,5 +151,6 @@ def _check_characters(vocabulary: OccupationVocabulary, tokenizer: CareerTokeniz
     if unknown:
         raise TokenizerError(
             f"the tokenizer has no token for {_named([each for some in unknown.values() for each in some])} in "
-            f"{len(unknown):,} of {len(vocabulary):,} titles: {_named(list(unknown))}; {ADVICE}"
+            f"{len(unknown):,} of {len(vocabulary):,} titles: {_named(list(unknown))}; {ADVICE}",
+            code="unknown-characters",
         )

@@ -142,13 +142,13 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
         CustomCodeError: if it is defined by code that comes with it.
     """
     if not (Path(path).exists() or is_hub_id(path)):
-        raise TokenizerError(f"no tokenizer at {path}: {why_no_hub_id(path)}")
+        raise TokenizerError(f"no tokenizer at {path}: {why_no_hub_id(path)}", code="no-tokenizer")
     folder = Path(path) / (subfolder or "")
     if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
         wanted = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
-        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}")
+        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}", code="no-tokenizer")
     if folder.is_dir() and (pointer := pointer_in(folder, ("*.json", *TOKENIZER_FILES))) is not None:
-        raise TokenizerError(pointer)
+        raise TokenizerError(pointer, code="git-lfs-pointer")
     try:
         tokenizer = open_tokenizer(path, revision=revision, subfolder=subfolder, use_fast=True)
         return check_tokenizer(tokenizer, path)
@@ -159,7 +159,8 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
         raise TokenizerError(
             f"no tokenizer could be opened at {path} with transformers {transformers.__version__} and tokenizers "
             f"{tokenizers.__version__} ({type(error).__name__}: {why}); if its files are of a newer version, "
-            "upgrade these"
+            "upgrade these",
+            code="unreadable-tokenizer",
         ) from None
 
 
@@ -202,7 +203,8 @@ def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) 
     """
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
         raise TokenizerError(
-            f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions"
+            f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions",
+            code="no-fast-tokenizer",
         )
     ids = list(tokenizer(PROBE)["input_ids"])
     plain = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
@@ -217,7 +219,8 @@ def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) 
     if back.strip() != PROBE.strip():
         raise TokenizerError(
             f"the tokenizer at {path} does not give a text back as it was: {PROBE!r} became {back!r}; "
-            "a folder with tokenizer.model alone lacks the settings in tokenizer_config.json or tokenizer.json"
+            "a folder with tokenizer.model alone lacks the settings in tokenizer_config.json or tokenizer.json",
+            code="lossy-tokenizer",
         )
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # a tokenizer.json may say to cut or to fill up texts, which `encode` would do
@@ -225,7 +228,8 @@ def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) 
     if getattr(backend.model, "dropout", None):
         raise TokenizerError(
             f"the tokenizer at {path} draws its tokens at random (dropout {backend.model.dropout} in tokenizer.json), "
-            "so that a text has no fixed probability; set model.dropout to null there"
+            "so that a text has no fixed probability; set model.dropout to null there",
+            code="tokenizer-with-dropout",
         )
     vocabulary = backend.get_vocab(with_added_tokens=False)
     newline = _newline_symbol(backend, vocabulary)

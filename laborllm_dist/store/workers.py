@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laborllm_dist import errors
 from laborllm_dist.config.data import PrepareSettings
 from laborllm_dist.errors import LaborError, WorkerFailedError
 from laborllm_dist.io.files import translate_disk_errors
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     import submitit
 
 Say = Callable[[str], None]
-Refusal = tuple[str, str]  # its class and its text
-Work = Callable[[int], Refusal | None]
+Work = Callable[[int], LaborError | None]
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_WATCHES, _SECONDS_TO_STOP = 2.0, 0.5, 20.0
 
 
@@ -34,13 +32,13 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     """Run `work(shard)` for every shard at once, and wait for all.
 
     Args:
-        work: makes a shard; returns None, or the refusal that ended it. It is sent to other processes by pickle.
+        work: makes a shard; returns None, or the error that ended it. Other processes receive it by pickle.
         wanted: how many shards, where they run, what they may take.
         logs: folder for the jobs' own output.
         say: takes a line of progress.
 
     Raises:
-        LaborError: the refusal of the first shard that has refused; the others are stopped.
+        LaborError: the error of the first shard that failed; the others are stopped.
         WorkerFailedError: if a shard has died or run over its time.
     """
     import submitit
@@ -56,7 +54,9 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
         with _heeding_interrupts():
             jobs = executor.map_array(work, list(range(wanted.num_workers)))
     except (RuntimeError, OSError) as error:
-        raise WorkerFailedError(f"the shards could not be started on {wanted.executor} ({error})") from None
+        raise WorkerFailedError(
+            f"the shards could not be started on {wanted.executor} ({error})", code="workers-not-started"
+        ) from None
     try:
         _wait_for_all(jobs, say)
     finally:
@@ -91,7 +91,7 @@ def new_folder(logs: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix="start-", dir=logs))
 
 
-def _stop(jobs: Sequence[submitit.Job[Refusal | None]]) -> None:
+def _stop(jobs: Sequence[submitit.Job[LaborError | None]]) -> None:
     """Cancel jobs, and wait a while until they are gone, so that none writes on."""
     for job in jobs:
         job.cancel()
@@ -100,7 +100,7 @@ def _stop(jobs: Sequence[submitit.Job[Refusal | None]]) -> None:
         time.sleep(0.1)
 
 
-def _wait_for_all(jobs: Sequence[submitit.Job[Refusal | None]], say: Say) -> None:
+def _wait_for_all(jobs: Sequence[submitit.Job[LaborError | None]], say: Say) -> None:
     done: set[int] = set()
     while len(done) < len(jobs):
         for shard, job in enumerate(jobs):
@@ -111,28 +111,28 @@ def _wait_for_all(jobs: Sequence[submitit.Job[Refusal | None]], say: Say) -> Non
         time.sleep(_SECONDS_BETWEEN_LOOKS if len(done) < len(jobs) else 0)
 
 
-def _check(shard: int, job: submitit.Job[Refusal | None], num_workers: int) -> None:
+def _check(shard: int, job: submitit.Job[LaborError | None], num_workers: int) -> None:
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
-        refusal: Any = job.result()
+        error_of_shard = job.result()
     except (FailedJobError, UncompletedJobError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise WorkerFailedError(
             f"shard {shard} of {num_workers} ended before it was done ({reason}); its output is in {job.paths.stderr}. "
-            "Start the same command again: finished pieces are kept"
+            "Start the same command again: finished pieces are kept",
+            code="worker-ended-early",
         ) from None
-    if refusal is not None:
-        name, text = refusal
-        raise getattr(errors, name)(text)
+    if error_of_shard is not None:
+        raise error_of_shard
 
 
-def refusal_of(work: Callable[[], object]) -> Refusal | None:
-    """Do something; return the refusal that ended it, None where it went well."""
+def error_of(work: Callable[[], object]) -> LaborError | None:
+    """Call `work`; return the LaborError that it raises, None if it succeeds."""
     try:
         work()
-    except LaborError as refusal:
-        return type(refusal).__name__, str(refusal)
+    except LaborError as error:
+        return error.with_traceback(None)
     return None
 
 
@@ -143,7 +143,7 @@ def end_with_process(number: int) -> None:
     def watch() -> None:
         while _birth_of(number) == born:
             time.sleep(_SECONDS_BETWEEN_WATCHES)
-        os._exit(errors.WorkerFailedError.exit_code)
+        os._exit(WorkerFailedError.exit_code)
 
     threading.Thread(target=watch, daemon=True, name="watch").start()
 
