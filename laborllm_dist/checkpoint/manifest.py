@@ -1,7 +1,7 @@
-"""What a checkpoint says of itself: read strictly, so that what is read is what was written.
+"""The manifest of a checkpoint, read strictly, so that a reader gets exactly what was written.
 
-The manifest holds the SHA-256 of its own content, and those of the files beside it. Its format is looked at first: a
-folder of another format is no damaged one, and is never passed over.
+The manifest holds the SHA-256 of its own content, and those of the files beside it. The format is checked first: a
+checkpoint of another format is not damaged, and is never skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class SavedOptimizerShard(Strict):
-    """The stretch [start, start + numel) of a flattened weight that lies in a file."""
+    """The stretch [start, start + numel) of a flattened weight that a file holds."""
 
     name: str
     shape: tuple[int, ...]  # of the whole weight
@@ -44,7 +44,7 @@ class SavedFile(Strict):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointManifest(Strict):
-    """What a complete checkpoint says of itself. `state` is the run's, as plain values."""
+    """The entries of a manifest. `state` is the run's, as plain JSON values."""
 
     step: int
     run: str  # fingerprint of the run's settings
@@ -55,13 +55,13 @@ class CheckpointManifest(Strict):
 
 
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
-    """Write a manifest, or put it in the place of the one that is there."""
+    """Write a manifest, replacing an existing one."""
     values = {"format": FORMAT, **dataclasses.asdict(manifest)}
     write_json(folder / MANIFEST, {**values, "sha256": sha256_of_json(values)})
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """Read a manifest without a look at the files.
+    """Read a manifest without checking the files.
 
     Raises:
         CheckpointError: if it is missing or damaged.
@@ -118,7 +118,7 @@ def check_checkpoint(folder: Path) -> CheckpointManifest:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Take what the disk cannot read for damaged; say what it refuses for other reasons."""
+    """Raise CheckpointError on a read error of the disk, DiskError on other errors of the system."""
     with translate_disk_errors(path):
         try:
             yield

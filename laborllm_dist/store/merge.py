@@ -1,6 +1,6 @@
-"""Make a store of its pieces: check that each is whole and each person stands once, count, write card and manifest.
+"""Merge pieces into a store: check that each is complete and no person occurs twice, count, write card and manifest.
 
-Nothing is copied: the store is the folder the pieces were made in, under its final name.
+Nothing is copied: the store is the folder in which the pieces were made, renamed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from laborllm_dist.store.store import CARD, CUT_COUNTS, MANIFEST, write_store_ma
 
 
 def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None:
-    """Return the folders of all pieces by corpus, in order; None as long as one is missing."""
+    """Return the folders of all pieces by corpus, in order; None if one is still missing."""
     pieces: dict[str, list[Path]] = {}
     for name in data.corpora:
         end = corpus_end(folder, name)
@@ -49,14 +49,14 @@ def merge_pieces(
     """Write the data card and the manifest into the folder of the pieces.
 
     Args:
-        folder: where tokenizer, occupations and pieces lie.
+        folder: of tokenizer, occupations and pieces.
         settings: of the run.
-        facts: what else the manifest says: format, fingerprints, identity, tokenizer.
+        facts: the manifest's other entries: format, fingerprints, identity, tokenizer.
         pieces: from `all_pieces`.
-        say: takes a line about corpora that should share people, and do not.
+        say: takes a warning line about corpora that should share people and do not.
 
     Raises:
-        DataFileError: if a person stands twice in a corpus, or in two splits, or nobody is in the training split.
+        DataFileError: if a person occurs twice in a corpus, or in two splits, or the training split is empty.
         StoreError: if a piece has changed since it was written.
     """
     data = settings.data
@@ -65,7 +65,7 @@ def merge_pieces(
     for name, found in pieces.items():
         for piece in found:
             record = read_piece(piece)
-            # Summed at once, so that a large corpus's counts are in memory once.
+            # Summed as they are read, so that only one copy of a large corpus's counts is in memory.
             tallies[name] = tallies[name].with_titles_trimmed() + tally_from_values(record.pop("tally"))
             records[name].append((piece, record))
     _check_people(settings, pieces)
@@ -121,7 +121,7 @@ def _write_manifest(
         for piece, record in found
         for name, checksum in record["files"].items()
     }
-    # A kill may have left a manifest, or half of a file, of an earlier try.
+    # A killed attempt may have left a manifest or a partial file.
     for leftover in [folder / MANIFEST, *folder.rglob("*.partial")]:
         leftover.unlink(missing_ok=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -161,7 +161,7 @@ def _check_training_people(data: DataSettings, tallies: Mapping[str, CorpusCount
 
 
 def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> None:
-    """Refuse a person who stands twice in a corpus, or in one split here and in another there."""
+    """Check that no person occurs twice in a corpus, or in different splits of two corpora."""
     tables = {name: [np.load(piece / PEOPLE) for piece in found] for name, found in pieces.items()}
     for name, found in tables.items():
         digests = np.concatenate([people["digest"] for people in found]) if found else np.zeros(0, np.uint64)

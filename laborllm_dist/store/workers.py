@@ -1,7 +1,7 @@
-"""Make the pieces of a store by several processes: of this machine, or as an array of Slurm jobs, through submitit.
+"""Make the pieces of a store in several processes: on this machine, or as an array of Slurm jobs, through submitit.
 
-A shard is a share of the pieces. Every shard reads the whole source and does the work for its own pieces only. The
-array's jobs need the folder of the store and the project on a file system that all hosts share.
+A shard is a share of the pieces. Every shard reads the whole source, but makes its own pieces only. Slurm jobs need the
+store's folder and the project on a file system that all hosts share.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_WATCHES, _SECONDS_TO_STOP = 2.0, 0.5, 2
 
 
 def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> None:
-    """Run `work(shard)` for every shard at once, and wait for all.
+    """Run `work(shard)` for all shards in parallel, and wait for them.
 
     Args:
         work: makes a shard; returns None, or the error that ended it. Other processes receive it by pickle.
-        wanted: how many shards, where they run, what they may take.
+        wanted: the number of shards, the executor and its limits.
         logs: folder for the jobs' own output.
         say: takes a line of progress.
 
     Raises:
         LaborError: the error of the first shard that failed; the others are stopped.
-        WorkerFailedError: if a shard has died or run over its time.
+        WorkerFailedError: if a shard died or exceeded its time limit.
     """
     import submitit
 
@@ -65,9 +65,9 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
 
 @contextlib.contextmanager
 def _heeding_interrupts() -> Iterator[None]:
-    """Let processes that are started meanwhile end by SIGINT, by which submitit cancels those of this machine.
+    """Let processes started in this block end on SIGINT, with which submitit cancels local ones.
 
-    A command in a shell's background ignores this signal, and so would all that it starts.
+    A shell's background command ignores this signal, and its child processes would inherit that.
     """
     is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if not is_ignored or threading.current_thread() is not threading.main_thread():
@@ -81,7 +81,7 @@ def _heeding_interrupts() -> Iterator[None]:
 
 
 def new_folder(logs: Path) -> Path:
-    """Return a new folder that only this user can write to: what jobs are given and answer is unpickled from there.
+    """Return a new folder that only this user can write to: jobs unpickle their work and results from it.
 
     Raises:
         DiskError: if it cannot be made.
@@ -92,7 +92,7 @@ def new_folder(logs: Path) -> Path:
 
 
 def _stop(jobs: Sequence[submitit.Job[LaborError | None]]) -> None:
-    """Cancel jobs, and wait a while until they are gone, so that none writes on."""
+    """Cancel jobs, and wait up to a time limit for them to end, so that none writes afterwards."""
     for job in jobs:
         job.cancel()
     deadline = time.monotonic() + _SECONDS_TO_STOP
@@ -137,7 +137,7 @@ def error_of(work: Callable[[], object]) -> LaborError | None:
 
 
 def end_with_process(number: int) -> None:
-    """End this process as soon as another one of this machine is gone, however it went."""
+    """End this process as soon as another process of this machine has ended for any reason."""
     born = _birth_of(number)
 
     def watch() -> None:
@@ -149,7 +149,7 @@ def end_with_process(number: int) -> None:
 
 
 def _birth_of(number: int) -> str | None:
-    """Return when a process was started, in the system's ticks; None if there is none (Linux)."""
+    """Return a process's start time in clock ticks; None if it is not running (Linux)."""
     try:
         fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
