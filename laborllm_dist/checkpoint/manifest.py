@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         raise CheckpointError(f"{path} is damaged ({error})", code="damaged-manifest") from None
     if isinstance(found := values.get("format"), int) and found != FORMAT:
         raise UnsupportedFormatError(
-            f"{folder} has format {found}, this version reads {FORMAT}; go on with the version that wrote it, or "
+            f"{folder} has format {found}, this version reads {FORMAT}; resume with the version that wrote it, or "
             "give this run another name (name=...)",
             code="unsupported-checkpoint-format",
         )

@@ -34,14 +34,14 @@ def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, capaci
         return
     if not found.fits_device:
         raise MemoryEstimateError(
-            f"a rank needs about {total}; {_advice(found)}; to try all the same: plan.ignore_memory_check=true",
+            f"a rank needs about {total}; {_advice(found)}; to try anyway: plan.ignore_memory_check=true",
             code="not-enough-device-memory",
         )
     if not found.fits_host:
         left = 0.0 if capacity.host is None else capacity.host / GIB
         raise MemoryEstimateError(
             f"a rank offloads about {found.memory.host_total / GIB:,.2f} GiB to its host, whose memory has {left:,.2f} "
-            "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try all the same: "
+            "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try anyway: "
             "plan.ignore_memory_check=true",
             code="not-enough-host-memory",
         )

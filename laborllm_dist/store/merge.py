@@ -169,7 +169,7 @@ def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> No
         if len(values) < len(digests):
             person = _person_of(int(values[times.argmax()]), settings, name, pieces[name])
             raise DataFileError(
-                f"corpus {name}: person {person!r} stands twice; a person must be one career, so give the two other "
+                f"corpus {name}: person {person!r} occurs twice; a person must be one career, so give the two other "
                 "numbers, or bring their rows together",
                 code="duplicate-person",
             )
