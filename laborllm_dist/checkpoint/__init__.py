@@ -1,1 +1,1 @@
-"""Checkpoints that a training resumes from."""
+"""Checkpoints from which training resumes."""

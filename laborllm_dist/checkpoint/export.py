@@ -1,6 +1,6 @@
-"""Write the weights of a checkpoint as a Hugging Face folder, which AutoModelForCausalLM opens. No ranks needed.
+"""Write the weights of a checkpoint as a Hugging Face folder, which AutoModelForCausalLM opens. One process suffices.
 
-What LoRA has learned is written twice: alone (run/adapter, a peft folder), and merged into the base (run/export).
+LoRA weights are written twice: alone (run/adapter, a peft folder), and merged into the base (run/export).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def export_adapter(
     tokenizer: Path,
     run: RunDirectory,
 ) -> None:
-    """Write what LoRA has learned alone, and merged into the base as it is on disk, unquantized.
+    """Write the LoRA weights alone, and merged into the base as it is on disk, unquantized.
 
     Args:
         saved: checkpoint and its manifest.
@@ -90,7 +90,7 @@ def export_adapter(
             revision=base.revision,
             subfolder=base.subfolder,
             dtype=dtype,
-            attn_implementation="eager",  # nothing is computed with it, whatever config.json asks for
+            attn_implementation="eager",  # no forward is computed, so config.json's choice does not matter
             use_safetensors=base.weights == "safetensors",
         )
         check_loaded(model, record, base.path)
@@ -98,12 +98,12 @@ def export_adapter(
 
 
 def check_exports(run: RunDirectory, *, unless_written: bool = False) -> None:
-    """Refuse to train under a name whose export holds what no run has written, before any work is done.
+    """Check, before any work, that the folders of this name's exports have no foreign files.
 
     Args:
         run: whose export is to be written.
-        unless_written: pass over exports that a run has written: the run may be finished, and then nothing is replaced,
-            whatever people have put beside its files (a README.md, a GGUF).
+        unless_written: skip exports that a run has written: the run may be finished, and then nothing is replaced,
+            whatever files people have added (a README.md, a GGUF).
 
     Raises:
         ForeignFileError: naming the first such file.
@@ -117,7 +117,7 @@ def check_exports(run: RunDirectory, *, unless_written: bool = False) -> None:
 
 @contextlib.contextmanager
 def _writing_folder(folder: Path, tokenizer: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a folder that holds the tokenizer to write to, and rename it to `folder` when the block ends well."""
+    """Yield a temporary folder with the tokenizer, and rename it to `folder` if the block succeeds."""
     with replacing_folder(folder, facts, ADVICE) as partial:
         shutil.copytree(tokenizer, partial, dirs_exist_ok=True)
         yield partial
@@ -130,10 +130,10 @@ def _origin(manifest: CheckpointManifest) -> dict[str, Any]:
 
 
 def place_of_base(base: ModelSettings) -> ModelSettings:
-    """Return where an adapter's base is found ever after: a hub repository by its commit, a folder as a whole path."""
+    """Return a permanent reference to an adapter's base: a hub repository with its commit, a folder's absolute path."""
     path = Path(str(base.path))
     if path.is_dir():
-        # Without its beginning, models/llama would be a hub id where it is opened from another folder.
+        # A relative path such as models/llama would be taken for a hub id in another working directory.
         whole = (path / (base.subfolder or "")).absolute()
         return dataclasses.replace(base, path=str(whole), revision=None, subfolder=None)
     commit = hub_commit(str(base.path), revision=base.revision, subfolder=base.subfolder, file="config.json")
@@ -145,14 +145,14 @@ def _dtype_of(config: ModelConfig) -> torch.dtype:
 
 
 def finished_step(run: RunDirectory, settings: RunSettings) -> int | None:
-    """Return the step that all that a run exports was made from; None if something is missing or damaged."""
+    """Return the step of all of a run's exports; None if one is missing or damaged, or they differ."""
     folders = [run.export] if settings.adapter.kind == "none" else [run.export, run.adapter]
     steps = {exported_step(folder, run.fingerprint) for folder in folders}
     return steps.pop() if len(steps) == 1 else None
 
 
 def exported_step(export: Path, run: str) -> int | None:
-    """Return the step an export was made from; None if there is none of this run, it does not say, or is damaged."""
+    """Return the step of an export; None if it is missing, damaged, of another run, or does not record its step."""
     try:
         record = read_record(export)
         if record is None or record.facts["run"] != run or not is_whole(export, record):
@@ -163,9 +163,9 @@ def exported_step(export: Path, run: str) -> int | None:
 
 
 def _with_both_rope_forms(path: Path) -> None:
-    """Write what transformers 4 reads of rotations beside rope_parameters, without which it takes others silently.
+    """Add the RoPE entries of transformers 4 to rope_parameters; without them it silently uses its defaults.
 
-    Transformers 5 prefers these forms where it meets them, so they stay only if it reads the same out of them.
+    Transformers 5 prefers these entries where present, so they are kept only if it reads the same parameters from them.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
     older = {**config, **rope_of_transformers_4(config)}
@@ -178,11 +178,11 @@ def _with_both_rope_forms(path: Path) -> None:
 
 
 def rope_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of config.json that tell transformers 4 what `rope_parameters` tell transformers 5.
+    """Return the config.json entries of transformers 4 that are equivalent to `rope_parameters` of transformers 5.
 
-    There, theta stands beside the scaling; so does the share of a head that is rotated, and, of longrope, the original
-    context. GPT-NeoX has names of its own. Where kinds of layers have rotations of their own, the scaling is that of
-    full attention, and sliding layers have another theta.
+    In transformers 4, theta is next to the scaling; so are the share of a head that is rotated and longrope's original
+    context. GPT-NeoX uses different names. Where layer types have different rotations, the scaling is that of full
+    attention, and sliding layers have another theta.
     """
     rope = config.get("rope_parameters") or {}
     older: dict[str, Any] = {}
@@ -203,7 +203,7 @@ def rope_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
     if kind == "longrope":
         older["original_max_position_embeddings"] = scaling.get("original_max_position_embeddings")
-        if config.get("model_type") == "phi3":  # which takes these three and no other
+        if config.get("model_type") == "phi3":  # phi3 accepts exactly these three entries
             scaling = {name: scaling.get(name) for name in ("short_factor", "long_factor")}
         scaling["type"] = kind
     older["rope_scaling"] = None if kind == "default" else scaling
@@ -211,7 +211,7 @@ def rope_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _holds(found: Any, wanted: Mapping[str, Any]) -> bool:
-    """Return whether parameters of rotations say what is wanted, whatever else they say."""
+    """Return whether RoPE parameters contain the expected entries; others may differ."""
     if not isinstance(found, Mapping):
         return False
     return all(

@@ -1,7 +1,7 @@
-"""Read checkpoints: each rank the stretches it holds, whatever ranks and ZeRO stage wrote them; or whole weights.
+"""Read checkpoints: each rank the stretches it holds, whatever world size and ZeRO stage wrote them; or whole weights.
 
-Moments of 8 bits come back bit by bit where the stretches are the same as when they were written. Elsewhere their
-blocks are cut anew, so they are read as fp32 and rounded to 8 bits once more.
+8-bit moments are restored bit for bit if the stretches are those that were saved. Otherwise their blocks differ, so
+they are dequantized to fp32 and quantized to 8 bits again.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from laborllm_dist.distributed.library_internals import sync_model_params
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.errors import CheckpointError
 
-Place = tuple[str, SavedOptimizerShard]  # a fragment, and the file it lies in
+Place = tuple[str, SavedOptimizerShard]  # a file, and a fragment in it
 
 
 def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManifest, *, updates: int) -> None:
-    """Bring weights and Adam's state back, each rank reading the stretches it holds. Collective.
+    """Restore weights and Adam's state; each rank reads the stretches that it holds. Collective.
 
     Args:
-        engine: of the run that goes on.
+        engine: of the run that resumes.
         folder: of the checkpoint.
         manifest: its manifest.
-        updates: how many updates Adam has made.
+        updates: the number of updates that Adam has made.
 
     Raises:
-        CheckpointError: if the checkpoint has not every element of every weight of this model.
+        CheckpointError: if the checkpoint lacks an element of one of the model's weights.
     """
     reader = _Reader(folder, manifest)
     for group in fragment_groups(engine):
@@ -47,7 +47,7 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, manifest: CheckpointManife
         for fragments in of_stretch.values():
             _restore_moments(fragments, reader)
     optimizers.set_steps_taken(engine.adam, updates)
-    engine.ranks.barrier()  # reading takes one rank longer than another
+    engine.ranks.barrier()  # ranks take different times to read
     sync_model_params(engine.deepspeed.optimizer)
 
 
@@ -64,7 +64,7 @@ def full_weights(folder: Path, manifest: CheckpointManifest) -> Iterator[tuple[s
 
 
 class _Reader:
-    """The files of a checkpoint, opened, and where in them each weight's fragments lie."""
+    """The open files of a checkpoint, and an index of each weight's fragments in them."""
 
     def __init__(self, folder: Path, manifest: CheckpointManifest) -> None:
         self.folder = folder
@@ -76,11 +76,12 @@ class _Reader:
                 self.index.setdefault(saved.name, []).append((name, saved))
 
     def fill(self, fragment: OptimizerShard, kind: str, put: Callable[[Tensor], object]) -> None:
-        """Give a fragment's saved values to `put`."""
+        """Pass a fragment's saved values to `put`."""
         for _, saved in self.index.get(fragment.name, ()):
             if saved.shape != fragment.shape:
                 raise CheckpointError(
-                    f"{self.folder}: {fragment.name} has shape {saved.shape}, the model {fragment.shape}"
+                    f"{self.folder}: {fragment.name} has shape {saved.shape}, the model {fragment.shape}",
+                    code="shape-mismatch",
                 )
         put(self.values(kind, fragment.name, fragment.start, fragment.numel))
 
@@ -94,11 +95,13 @@ class _Reader:
                 found[low - start : high - start] = self._stretch(file, saved, kind, low, high)
                 num_found += high - low
         if num_found != numel:
-            raise CheckpointError(f"{self.folder}: holds {num_found} of {numel} elements of {kind} of {name}")
+            raise CheckpointError(
+                f"{self.folder}: holds {num_found} of {numel} elements of {kind} of {name}", code="missing-elements"
+            )
         return found
 
     def same_stretch(self, fragment: OptimizerShard) -> Place | None:
-        """Return where the very stretch of a fragment was saved, with the same blocks; None if nowhere."""
+        """Return the file and entry with exactly a fragment's stretch and the same blocks; None if there is none."""
         wanted = (fragment.start, fragment.numel, fragment.block_offset)
         for file, saved in self.index.get(fragment.name, ()):
             same = (saved.start, saved.numel, saved.block_offset) == wanted
@@ -115,7 +118,7 @@ class _Reader:
         name, first = saved.name, saved.start
         key = tensor_key(kind, name)
         if key not in self.keys[file]:
-            raise CheckpointError(f"{self.folder / file}: no {kind} of {name}")
+            raise CheckpointError(f"{self.folder / file}: no {kind} of {name}", code="missing-tensor")
         stored: Tensor = self.files[file].get_slice(key)[low - first : high - first]
         if stored.dtype != torch.uint8:
             return stored
@@ -124,7 +127,7 @@ class _Reader:
 
 
 def _restore_moments(fragments: list[OptimizerShard], reader: _Reader) -> None:
-    """Bring back the moments of the fragments of one long stretch."""
+    """Restore the moments of the fragments of one flat stretch."""
     if not fragments[0].scales:
         for fragment in fragments:
             for kind, view in fragment.moments.items():
@@ -147,7 +150,7 @@ def _restore_moments(fragments: list[OptimizerShard], reader: _Reader) -> None:
 
 
 def _put_8bit(fragments: list[OptimizerShard], kind: str, values: Tensor) -> None:
-    """Round a whole stretch's moment to 8 bits, into its fragments' views."""
+    """Quantize a whole stretch's moment to 8 bits, into its fragments' views."""
     codes, scales = optimizers.to_8bit(values, kind)
     for fragment in fragments:
         fragment.moments[kind].copy_(codes[fragment.offset : fragment.offset + fragment.numel])

@@ -1,7 +1,7 @@
-"""What a checkpoint says of itself: read strictly, so that what is read is what was written.
+"""The manifest of a checkpoint, read strictly, so that a reader gets exactly what was written.
 
-The manifest holds the SHA-256 of its own content, and those of the files beside it. Its format is looked at first: a
-folder of another format is no damaged one, and is never passed over.
+The manifest holds the SHA-256 of its own content, and those of the files beside it. The format is checked first: a
+checkpoint of another format is not damaged, and is never skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class SavedOptimizerShard(Strict):
-    """The stretch [start, start + numel) of a flattened weight that lies in a file."""
+    """The stretch [start, start + numel) of a flattened weight that a file holds."""
 
     name: str
     shape: tuple[int, ...]  # of the whole weight
@@ -44,7 +44,7 @@ class SavedFile(Strict):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointManifest(Strict):
-    """What a complete checkpoint says of itself. `state` is the run's, as plain values."""
+    """The entries of a manifest. `state` is the run's, as plain JSON values."""
 
     step: int
     run: str  # fingerprint of the run's settings
@@ -55,13 +55,13 @@ class CheckpointManifest(Strict):
 
 
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
-    """Write a manifest, or put it in the place of the one that is there."""
+    """Write a manifest, replacing an existing one."""
     values = {"format": FORMAT, **dataclasses.asdict(manifest)}
     write_json(folder / MANIFEST, {**values, "sha256": sha256_of_json(values)})
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """Read a manifest without a look at the files.
+    """Read a manifest without checking the files.
 
     Raises:
         CheckpointError: if it is missing or damaged.
@@ -72,20 +72,24 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         with _reading(path):
             values = read_json_object(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished") from None
+        raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished", code="no-manifest") from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error})") from None
+        raise CheckpointError(f"{path} is damaged ({error})", code="damaged-manifest") from None
     if isinstance(found := values.get("format"), int) and found != FORMAT:
         raise UnsupportedFormatError(
-            f"{folder} has format {found}, this version reads {FORMAT}; go on with the version that wrote it, or "
-            "give this run another name (name=...)"
+            f"{folder} has format {found}, this version reads {FORMAT}; resume with the version that wrote it, or "
+            "give this run another name (name=...)",
+            code="unsupported-checkpoint-format",
         )
     if values.pop("sha256", None) != sha256_of_json(values):
-        raise CheckpointError(f"{path} is damaged (its content has changed since it was written, SHA-256)")
+        raise CheckpointError(
+            f"{path} is damaged (its content has changed since it was written, SHA-256)",
+            code="manifest-checksum-mismatch",
+        )
     try:
         return read_settings(CheckpointManifest, {name: values[name] for name in values if name != "format"})
     except SettingsError as error:
-        raise CheckpointError(f"{path} is damaged ({error})") from None
+        raise CheckpointError(f"{path} is damaged ({error})", code="damaged-manifest") from None
 
 
 def check_checkpoint(folder: Path) -> CheckpointManifest:
@@ -102,19 +106,25 @@ def check_checkpoint(folder: Path) -> CheckpointManifest:
         with _reading(path):
             if not path.is_file() or path.stat().st_size != entry.bytes:
                 found = f"{path.stat().st_size:,} bytes" if path.is_file() else "nothing"
-                raise CheckpointError(f"{path}: {found}, the manifest says {entry.bytes:,} bytes")
+                raise CheckpointError(
+                    f"{path}: {found}, the manifest says {entry.bytes:,} bytes", code="missing-or-incomplete-file"
+                )
             if sha256_of(path) != entry.sha256:
-                raise CheckpointError(f"{path}: the content has changed since it was written (SHA-256)")
+                raise CheckpointError(
+                    f"{path}: the content has changed since it was written (SHA-256)", code="file-checksum-mismatch"
+                )
     return manifest
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Take what the disk cannot read for damaged; say what it refuses for other reasons."""
+    """Raise CheckpointError on a read error of the disk, DiskError on other errors of the system."""
     with translate_disk_errors(path):
         try:
             yield
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            raise CheckpointError(f"{path}: the disk cannot read it ({error.strerror})") from None
+            raise CheckpointError(
+                f"{path}: the disk cannot read it ({error.strerror})", code="unreadable-file"
+            ) from None

@@ -4,10 +4,10 @@
     rank 0                               [-----------)                      start 0
     rank 1                                           [------------------)   start 17
 
-Whatever the ZeRO stage and wherever it lies (device, host, NVMe), the state is: the fp32 weight and Adam's two moments
-of every element that is learned. Fragments make it addressable without regard to stage and world size, so a checkpoint
-written by 8 ranks is read by 3. The views are DeepSpeed's own buffers: what is copied into them is what the next step
-uses (after `sync_model_params`).
+At every ZeRO stage and on every memory (device, host, NVMe) the state is the fp32 weight and Adam's two moments of
+every trainable element. Fragments address it independently of stage and world size, so 3 ranks can read a checkpoint
+that 8 ranks wrote. The views are DeepSpeed's own buffers: the next step uses what is copied into them (after
+`sync_model_params`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SCALES = {"state1": "absmax1", "state2": "absmax2"}
 class OptimizerShard:
     """A stretch [start, start + numel) of a flattened weight and its state.
 
-    `weight` and each of `moments` are views of numel elements. Where moments have 8 bits, `scales` are those of the
-    blocks that the stretch touches, and it begins `block_offset` elements into the first of them. `flat` is the long
-    stretch of the optimizer in which this one begins at `offset`. `is_owned`: this rank saves it.
+    `weight` and each of `moments` are views of numel elements. For 8-bit moments, `scales` are those of the blocks that
+    the stretch touches; it begins `block_offset` elements into the first block. `flat` is the optimizer's flat tensor,
+    in which this stretch begins at `offset`. `is_owned`: this rank saves it.
     """
 
     name: str
@@ -57,7 +57,7 @@ class OptimizerShard:
 
 
 def fragment_groups(engine: ZeroEngine) -> Iterator[list[OptimizerShard]]:
-    """Yield this rank's fragments in groups; the views of a group are good until the next one is asked for.
+    """Yield this rank's fragments in groups; the views of a group are valid until the next group.
 
     A group is what DeepSpeed holds in memory at once: everything, or one group of ZeRO-3's weights where the
     optimizer's state lies on NVMe.

@@ -1,13 +1,13 @@
-"""Checkpoints that survive anything: written beside, checked, renamed; read by any number of ranks at any ZeRO stage.
+"""Save checkpoints atomically: a temporary folder, renamed when complete; any world size and ZeRO stage reads them.
 
     checkpoints/step_00000120/
         rank_00000_000.safetensors ...   fragments of one rank: fp32 weights, Adam's moments (no pickle)
         manifest.json                    written last: step, state of the run, where every fragment lies, sizes, SHA-256
-    checkpoints/step_00000110.damaged/   what was passed over; it counts as nothing, and is kept to be looked at
+    checkpoints/step_00000110.damaged/   a damaged checkpoint: ignored, but kept for inspection
 
-A rank's fragments are cut into files of FILE_BYTES, since a file is copied to the host's memory before it is written.
+A rank's fragments are split into files of FILE_BYTES, since each file is copied to the host's memory before writing.
 
-A folder without a valid manifest is not a checkpoint. checkpoint/load.py reads what is written here.
+A folder without a valid manifest is not a checkpoint. checkpoint/load.py reads checkpoints.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ _NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What came of a rank's part of a checkpoint: its files, or why they could not be written."""
+    """The result of writing a rank's part of a checkpoint: its files, or the error that prevented it."""
 
     files: dict[str, SavedFile] = field(default_factory=dict)
-    refusal: str | None = None
-    is_full: bool = False  # the disk
+    error: str | None = None
+    code: str = ""  # of the error
+    disk_is_full: bool = False
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
@@ -66,7 +67,7 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 
 
 def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: str, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint of this step, of which there is none; it exists as a whole or not at all. Collective.
+    """Write a new checkpoint of this step, atomically. Collective.
 
     Raises:
         DiskError: on every rank, if any cannot write; older checkpoints are untouched.
@@ -76,16 +77,16 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
     ranks.run_on_main(lambda: _make_new(partial))
     try:
         with translate_disk_errors(partial):
-            outcome = _Written(files=write_fragments(fragment_groups(engine), partial, rank=ranks.rank))
+            written = _Written(files=write_fragments(fragment_groups(engine), partial, rank=ranks.rank))
     except DiskError as error:
-        outcome = _Written(refusal=str(error), is_full=isinstance(error, DiskFullError))
-    outcomes = ranks.share(outcome, _Written)
-    for refused in (each for each in outcomes if each.refusal is not None):
+        written = _Written(error=str(error), code=error.code, disk_is_full=isinstance(error, DiskFullError))
+    parts = ranks.share(written, _Written)
+    for failed in (part for part in parts if part.error is not None):
         if ranks.is_main:
             with contextlib.suppress(OSError, ForeignFileError):
                 _remove(partial)
-        raise (DiskFullError if refused.is_full else DiskError)(refused.refusal)
-    files = {name: entry for each in outcomes for name, entry in each.files.items()}
+        raise (DiskFullError if failed.disk_is_full else DiskError)(failed.error, code=failed.code)
+    files = {name: file for part in parts for name, file in part.files.items()}
     manifest = CheckpointManifest(
         step=step, run=run, world_size=ranks.world_size, stage=engine.settings.stage, state=dict(state), files=files
     )
@@ -93,18 +94,18 @@ def save_checkpoint(engine: ZeroEngine, checkpoints: Path, *, step: int, run: st
 
 
 def save_state(checkpoints: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Give a step's checkpoint, whose weights stay, another state of the run."""
+    """Replace the run's state in a step's checkpoint; its weights are unchanged."""
     folder = checkpoint_folder(checkpoints, step)
     write_manifest(folder, dataclasses.replace(read_manifest(folder), state=dict(state)))
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointManifest] | None:
-    """Return the newest checkpoint whose files are all as they were written; None if nothing was ever saved.
+    """Return the newest checkpoint whose files are all intact; None if none was ever saved.
 
-    Newer ones are passed over, which is said, and renamed to NAME.damaged: they would take the place of good ones.
+    Newer, damaged ones are logged and renamed to NAME.damaged, so that they do not displace intact ones.
 
     Raises:
-        CheckpointError: if there are checkpoints, but none is whole; all stay as they are.
+        CheckpointError: if there are checkpoints, but none is intact; all are left unchanged.
         UnsupportedFormatError: if this version does not read the format of one.
     """
     damaged = []
@@ -121,7 +122,8 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointManifest] | No
     if damaged or any(checkpoints.glob("step_*.damaged")):
         raise CheckpointError(
             f"no checkpoint in {checkpoints} is whole; bring one back from a copy, give this run another name "
-            "(name=...), or delete that folder to start from nothing"
+            "(name=...), or delete that folder to start over",
+            code="no-valid-checkpoint",
         )
     return None
 
@@ -144,18 +146,19 @@ def save_total_limit(checkpoints: Path, *, saved_step: int, num_newest: int, bes
     best = None if best_step is None else checkpoint_folder(checkpoints, best_step)
     known = [folder for folder in _newest_first(checkpoints) if folder.name <= saved.name]
     with translate_disk_errors(checkpoints):
-        for leftover in checkpoints.glob("step_????????.partial"):  # of a kill
+        for leftover in checkpoints.glob("step_????????.partial"):  # of a killed run
             _remove(leftover)
         for folder in known[num_newest:]:
             if folder != best and not _foreign_files(folder):
-                doomed = folder.with_name(folder.name + ".partial")  # first it stops being a checkpoint, then it goes
+                # Rename first, so that a partly deleted folder is not a checkpoint.
+                doomed = folder.with_name(folder.name + ".partial")
                 _remove(doomed)
                 folder.rename(doomed)
                 _remove(doomed)
 
 
 def write_fragments(groups: Iterable[list[OptimizerShard]], folder: Path, *, rank: int) -> dict[str, SavedFile]:
-    """Write the fragments that a rank saves as files of about FILE_BYTES; return what the manifest says of each."""
+    """Write a rank's fragments as files of about FILE_BYTES; return their manifest entries by name."""
     files: dict[str, SavedFile] = {}
     tensors: dict[str, torch.Tensor] = {}
     places: list[SavedOptimizerShard] = []
@@ -174,7 +177,7 @@ def write_fragments(groups: Iterable[list[OptimizerShard]], folder: Path, *, ran
             if not fragment.is_owned or not fragment.numel:
                 continue
             kept = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
-            # A copy even on the host: views of one buffer cannot stand in one safetensors file.
+            # Clone even on the host: safetensors rejects views that share a buffer.
             tensors |= {tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in kept.items()}
             places.append(
                 SavedOptimizerShard(
@@ -189,7 +192,7 @@ def write_fragments(groups: Iterable[list[OptimizerShard]], folder: Path, *, ran
 
 
 def tensor_key(kind: str, name: str) -> str:
-    """Return the name in a file of a weight's `weight`, `exp_avg` and so on."""
+    """Return the key in a file of a weight's `weight`, `exp_avg` and so on."""
     return f"{kind}/{name}"
 
 
@@ -200,7 +203,7 @@ def _newest_first(checkpoints: Path) -> list[Path]:
 def _set_aside(folder: Path) -> None:
     aside = folder.with_name(folder.name + ".damaged")
     with translate_disk_errors(folder):
-        _remove(aside)  # of an earlier time
+        _remove(aside)  # from an earlier run
         folder.rename(aside)
 
 
@@ -211,25 +214,28 @@ def _make_new(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove what is left of a checkpoint.
+    """Remove the folder of a partial or old checkpoint.
 
     Raises:
-        ForeignFileError: if there is anything else in it.
+        ForeignFileError: if it has other files.
     """
     refuse_link(folder)
     if not folder.exists():
         return
     if foreign := _foreign_files(folder):
-        raise ForeignFileError(f"{foreign[0]} is no part of a checkpoint, so {folder} is not removed; move it away")
+        raise ForeignFileError(
+            f"{foreign[0]} is no part of a checkpoint, so {folder} is not removed; move it away",
+            code="foreign-file-in-checkpoint",
+        )
     shutil.rmtree(folder)
 
 
 def _foreign_files(folder: Path) -> list[Path]:
-    """Return what lies in a checkpoint's folder and was not written by a checkpoint."""
+    """Return the files in a checkpoint's folder that are not part of a checkpoint."""
     return sorted(path for path in folder.iterdir() if not _NAMES.fullmatch(path.name) or path.is_dir())
 
 
 def _finish(partial: Path, folder: Path, manifest: CheckpointManifest) -> None:
     with translate_disk_errors(folder):
         write_manifest(partial, manifest)
-        publish_folder(partial, folder, ())  # each rank has its own files on the disk
+        publish_folder(partial, folder, ())  # each rank has already synced its own files

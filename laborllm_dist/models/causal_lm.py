@@ -1,9 +1,9 @@
 """A causal language model over packed careers, and the one log-likelihood that training and scoring share.
 
-A model of a known type is asked for its hidden states; logits are made for slots with a target alone, a chunk at a time
+A model of a known type returns its hidden states; logits are computed only for slots with a target, a chunk at a time
 (models/log_likelihood.py), and attention stays inside careers without a mask (models/varlen_attention.py). Any other
-causal model is asked for its own logits, since they may be scaled, capped or biased: under a block mask, or, where the
-model takes no such mask (ALiBi, recurrent layers, no position ids), with each career in a row of its own.
+causal model computes its own logits, since they may be scaled, capped or biased: under a block mask, or, if the model
+takes no such mask (ALiBi, recurrent layers, no position ids), with each career in a separate row.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def block_mask(model: Any, lengths: tuple[int, ...], num_slots: int, device: tor
 
 
 def as_taken(model: Any, is_seen: Tensor) -> Tensor:
-    """Return a mask of what is seen as the model's attention takes it: eager attention adds it to its products."""
+    """Return a boolean mask in the form that the model's attention takes: eager attention adds it to its scores."""
     if model.config._attn_implementation != "eager":
         return is_seen
     dtype = model.get_input_embeddings().weight.dtype
@@ -40,7 +40,7 @@ def as_taken(model: Any, is_seen: Tensor) -> Tensor:
 
 
 def attention_mask(lengths: tuple[int, ...], num_slots: int, device: torch.device) -> Tensor:
-    """Return [B, 1, T, T] bool: a slot sees itself and earlier slots of its own stretch.
+    """Return [B, 1, T, T] bool: a slot attends to itself and to earlier slots of its own stretch.
 
     Stretches lie end to end in rows of `num_slots`. Padding is a stretch too, so no row of the mask is empty.
     """
@@ -50,18 +50,18 @@ def attention_mask(lengths: tuple[int, ...], num_slots: int, device: torch.devic
 
 
 class CareerLanguageModel(nn.Module):
-    """Wraps a transformers model, so that DeepSpeed's hooks see one forward from ids to log-likelihoods."""
+    """Wraps a transformers model: one forward, which DeepSpeed's hooks see, from ids to log-likelihoods."""
 
     def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
         """Set the model up for packed careers.
 
         Raises:
-            ModelError: if packed attention is asked of a model that cannot have it.
+            ModelError: if compute.attention=packed, and the model does not support it.
         """
         super().__init__()
         self.hugging_face = hugging_face
         self._compute = compute
-        # Models that can leave out logits nobody asks for are asked to.
+        # Models that can skip logits that are not needed do so.
         self._can_skip = "logits_to_keep" in inspect.signature(hugging_face.forward).parameters
         self._is_known = is_known_type(hugging_face)
         self._is_packed = supports_varlen_attention(hugging_face, compute)
@@ -72,8 +72,8 @@ class CareerLanguageModel(nn.Module):
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Return the sum of log p(target), which has gradients, and log p(target) of every slot with one, [N].
 
-        The latter are in the order of `batch.scored_N`, and have no gradients; with `compute.loss=liger` they are there
-        in evaluation only, and empty in training.
+        The latter are in the order of `batch.scored_N`, and have no gradients; with `compute.loss=liger` they are
+        computed in evaluation only, and empty in training.
         """
         if self._is_known:
             hidden_BTD = decoder_of(self.hugging_face)(**self._inputs(batch)).last_hidden_state
@@ -110,7 +110,7 @@ class CareerLanguageModel(nn.Module):
 
 
 def career_logits(model: nn.Module, padded: PaddedBatch) -> Tensor:
-    """Return the model's logits of careers in rows of their own, [S, T, V]."""
+    """Return the model's logits of careers in separate rows, [S, T, V]."""
     logits_STV: Tensor = model(
         input_ids=padded.token_ids_ST, attention_mask=padded.mask_ST.long(), use_cache=False
     ).logits
@@ -118,10 +118,10 @@ def career_logits(model: nn.Module, padded: PaddedBatch) -> Tensor:
 
 
 def takes_block_mask(model: Any) -> bool:
-    """Return whether the model can be shown several careers in a row, each with positions from 0 on.
+    """Return whether the model can take several careers in a row, each with positions from 0 on.
 
-    It cannot where it makes distances from a mask of two dimensions (ALiBi), counts positions by itself, or hands a
-    state from token to token.
+    It cannot if it computes distances from a two-dimensional mask (ALiBi), counts positions itself, or carries a state
+    from token to token.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     has_positions = "position_ids" in inspect.signature(base.forward).parameters
@@ -129,9 +129,9 @@ def takes_block_mask(model: Any) -> bool:
 
 
 def is_known_type(model: nn.Module) -> bool:
-    """Return whether logits are the output layer's product with the hidden states and nothing else.
+    """Return whether the logits are just the output layer's product with the hidden states.
 
-    A head that an adapter wraps, or that is held in 8 or 4 bits, is a layer of another type.
+    A head that an adapter wraps, or that is quantized, is a layer of another type.
     """
     config: Any = model.config
     if config.model_type not in MODEL_TYPES:
@@ -141,17 +141,18 @@ def is_known_type(model: nn.Module) -> bool:
 
 
 def supports_varlen_attention(model: nn.Module, compute: ComputeSettings) -> bool:
-    """Give a model packed attention where it can have it and may; return whether it has it.
+    """Set packed attention if the model supports it and the settings allow it; return whether it is set.
 
     Raises:
-        ModelError: if it must have it and cannot.
+        ModelError: if the settings require it and the model does not support it.
     """
     config: Any = model.config
     can = config.model_type in MODEL_TYPES and attention_window(config) is None
     if compute.attention == "packed" and not can:
         raise ModelError(
             f"compute.attention=packed knows models of type {', '.join(MODEL_TYPES)} without a sliding window, "
-            f"this one is {config.model_type}; set compute.attention=mask"
+            f"this one is {config.model_type}; set compute.attention=mask",
+            code="packed-attention-unsupported",
         )
     if not can or compute.attention == "mask":
         return False
@@ -161,17 +162,17 @@ def supports_varlen_attention(model: nn.Module, compute: ComputeSettings) -> boo
 
 
 def decoder_of(model: Any) -> nn.Module:
-    """Return a model without its output layer, inside an adapter too."""
+    """Return the model's decoder, without the output layer, also inside an adapter."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     decoder: nn.Module = base.get_decoder()
     return decoder
 
 
 class OutputLayer(nn.Module):
-    """The output layer of a known type: logits of hidden states, or what a function makes of them and the weight.
+    """The output layer of a known type: returns logits, or a function of the hidden states and the weight.
 
     ZeRO-3 gathers a weight around the forward and the backward of the module that holds it. So the function, which
-    needs the weight whole, runs inside this module's forward. Its only weight has the name it had before.
+    needs the whole weight, runs inside this module's forward. Its only weight keeps its name.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:
@@ -184,12 +185,12 @@ class OutputLayer(nn.Module):
 
 
 def enable_custom_head(model: Any) -> None:
-    """Give a model of a known type an `OutputLayer` over the weight of its own; a second time changes nothing."""
+    """Replace the output layer of a known type with an `OutputLayer` over the same weight; idempotent."""
     head = model.get_output_embeddings()
     if not isinstance(head, OutputLayer):
         model.set_output_embeddings(OutputLayer(head.weight))
 
 
 def apply_head(model: Any, hidden_ND: Tensor, head_fn: HeadFn) -> Any:
-    """Return what `head_fn` makes of hidden states and the output layer's weight, which ZeRO-3 gathers for it."""
+    """Return `head_fn` of the hidden states and the output layer's weight, which ZeRO-3 gathers for it."""
     return model.get_output_embeddings()(hidden_ND, head_fn)

@@ -1,7 +1,7 @@
-"""The shape of a pretrained model, counted on the model itself as its config.json makes it, without memory for weights.
+"""The shape of a pretrained model, counted on the model that its config.json describes, without memory for weights.
 
-Formulas of one family miss what others have: heads wider than their share, biases, norms of queries and keys,
-feed-forward layers without a gate, experts, learned positions, layers that differ from each other.
+Formulas for one family miss features of others: wider heads, biases, norms of queries and keys, feed-forward layers
+without a gate, experts, learned positions, layers that differ from each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 
 
 def counted_shape(path: str, *, revision: str | None, subfolder: str | None) -> ModelShape:
-    """Return the shape of the model of a configuration.
+    """Return the shape of the model that a configuration describes.
 
     Args:
         path: a folder or hub id.
@@ -34,14 +34,16 @@ def counted_shape(path: str, *, revision: str | None, subfolder: str | None) -> 
         subfolder: in it.
 
     Raises:
-        ModelError: if there is no configuration, or it makes no model.
+        ModelError: if there is no configuration, or no model can be made from it.
     """
     config = open_causal_config(path, revision=revision, subfolder=subfolder)
     try:
         with torch.device("meta"):
             model = model_of(config, attn_implementation=attention_for(config))
     except (*UNREADABLE, RuntimeError, AssertionError) as error:
-        raise ModelError(f"{path}: config.json makes no model: {reason_of(error)}") from None
+        raise ModelError(
+            f"{path}: config.json makes no model: {reason_of(error)}", code="invalid-model-config"
+        ) from None
     inner = config.get_text_config()
     hidden, num_heads = int(inner.hidden_size), _first(inner, "num_attention_heads") or 1
     num_shared = _first(inner, "num_key_value_heads", "num_kv_heads") or num_heads
@@ -66,13 +68,13 @@ def counted_shape(path: str, *, revision: str | None, subfolder: str | None) -> 
 
 
 def _first(config: ModelConfig, *names: str) -> int | None:
-    """Return the first of these numbers that the configuration has."""
+    """Return the first of these settings that the configuration has."""
     numbers = (getattr(config, name, None) for name in names)
     return next((number for number in numbers if isinstance(number, int) and not isinstance(number, bool)), None)
 
 
 def _active_width(config: ModelConfig) -> int:
-    """Return how wide the feed-forward layers are that a token passes, experts together."""
+    """Return the width of the feed-forward layers that a token passes, the sum over its experts."""
     width = _first(config, *WIDTHS) or getattr(config, "expansion_ratio", 4) * config.hidden_size
     chosen = _first(config, *CHOSEN) if _first(config, *EXPERTS) else None
     if not chosen:

@@ -1,4 +1,4 @@
-"""The shape of a model, known without its weights: from the settings, from the table below, or counted (counted.py)."""
+"""The shape of a model, without its weights: from settings, the table below, or counted (models/counted_dims.py)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from laborllm_dist.config.model import AdapterSettings, ModelSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.store.hub import is_hub_id, why_no_hub_id
 
-AttentionKind = Literal["packed", "mask", "eager"]  # eager: the weights of all pairs of slots are held
+AttentionKind = Literal["packed", "mask", "eager"]  # eager: stores the attention weights of all pairs of slots
 
 
 @dataclass(frozen=True, slots=True)
 class LinearLayers:
-    """All linear layers of one name: how many weights, the sum of their inputs and outputs, inputs of the first."""
+    """All linear layers of one name: number of weights, sum of inputs and outputs, inputs of the first."""
 
     number: int
     num_weights: int
@@ -24,7 +24,7 @@ class LinearLayers:
     inputs: int
 
     def with_one(self, inputs: int, outputs: int) -> LinearLayers:
-        """Return these and another one."""
+        """Return the totals with another layer added."""
         return LinearLayers(
             self.number + 1, self.num_weights + inputs * outputs, self.num_features + inputs + outputs, self.inputs
         )
@@ -32,7 +32,7 @@ class LinearLayers:
 
 @dataclass(frozen=True, slots=True)
 class CountedWeights:
-    """Weights of a model: all, those that a token is multiplied with, those in no matrix, of the largest tensor."""
+    """Numbers of weights: all, those that a token is multiplied with, those in no matrix, of the largest tensor."""
 
     num_parameters: int
     num_matmul_params: int
@@ -64,7 +64,7 @@ class ModelShape:
 
     @property
     def query_size(self) -> int:
-        """Width of queries, and of what attention gives."""
+        """Width of queries, and of the attention's output."""
         return self.num_heads * (self.head_size or self.hidden_size // self.num_heads)
 
     @property
@@ -105,7 +105,7 @@ class ModelShape:
 
     @property
     def num_linear(self) -> int:
-        """Weights of all linear layers but the output layer: those that are held in 8 or 4 bits."""
+        """Weights of all linear layers but the output layer: those that quantization affects."""
         return sum(layers.num_weights for layers in self.weights.linear.values())
 
     @property
@@ -115,7 +115,7 @@ class ModelShape:
 
     @property
     def num_norms(self) -> int:
-        """Weights that are no part of a matrix."""
+        """Weights that are not in a matrix, such as those of norms."""
         return self.weights.num_vectors
 
     @property
@@ -125,11 +125,11 @@ class ModelShape:
 
     @property
     def num_matmul_params(self) -> int:
-        """Weights that every token is multiplied with: all but tables, norms and the experts it does not pass."""
+        """Weights that every token is multiplied with: all but embeddings, norms and the experts that it skips."""
         return self.weights.num_matmul_params
 
     def num_trainable(self, adapter: AdapterSettings) -> int:
-        """Return the number of weights that are learned."""
+        """Return the number of trainable weights."""
         if adapter.kind == "none":
             return self.num_parameters
         linear = self.weights.linear
@@ -152,10 +152,10 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
 
     Args:
         settings: of the model.
-        num_ids: size of the vocabulary, for a model made from nothing.
+        num_ids: size of the vocabulary, for a randomly initialized model.
 
     Raises:
-        ModelError: if nothing is known of it.
+        ModelError: if the shape cannot be determined.
     """
     llama = settings.llama
     if llama is not None:
@@ -168,9 +168,10 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
         return KNOWN[path]
     if not (Path(path).is_dir() or is_hub_id(path)):
         raise ModelError(
-            f"the shape of model.path={path} is not known: {why_no_hub_id(path)}; give a folder with config.json"
+            f"the shape of model.path={path} is not known: {why_no_hub_id(path)}; give a folder with config.json",
+            code="unknown-model-shape",
         )
-    # A few seconds, with torch: only for a model that is known by its config.json alone.
+    # Imports torch, which takes seconds: only for models that are known by their config.json alone.
     from laborllm_dist.models.counted_dims import counted_shape
     from laborllm_dist.models.lora import base_of
 
@@ -179,17 +180,19 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
         return counted_shape(str(whole.path), revision=whole.revision, subfolder=whole.subfolder)
     except ModelError as error:
         raise ModelError(
-            f"the shape of model.path={path} is not known: {error}; give a folder with config.json"
+            f"the shape of model.path={path} is not known: {error}; give a folder with config.json",
+            code="unknown-model-shape",
         ) from None
 
 
 def check_targets(targets: Collection[str], layers: Collection[str]) -> None:
-    """Refuse an adapter for a linear layer that the model does not have.
+    """Check that the model has the linear layers that an adapter targets.
 
     Raises:
-        ModelError: naming it, and those there are.
+        ModelError: naming a missing one, and the layers of the model.
     """
     if unknown := sorted(set(targets) - set(layers)):
         raise ModelError(
-            f"adapter.target_modules: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}"
+            f"adapter.target_modules: the model has no linear layer {unknown[0]}; it has {', '.join(sorted(layers))}",
+            code="unknown-target-module",
         )

@@ -1,6 +1,6 @@
-"""What was read of a model's files: the shape, precision and checksum of every tensor, made while it is read.
+"""A record of the tensors read from a model's files: shape, precision and checksum, computed while reading.
 
-Nothing is read from the disk a second time for it: transformers' own reading is watched (`recording`).
+Nothing is read from the disk twice: `recording` observes transformers' own reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NF4_BLOCK = 64
 
 @dataclass(frozen=True, slots=True)
 class QuantizedMarks:
-    """What a matrix has in common with its quantized form: its scales, and the sums of its rows within the rounding."""
+    """What a matrix shares with its quantized form: its scales, and the sums of its rows up to rounding."""
 
     shape: tuple[int, ...]
     scales: Checksum
@@ -45,35 +45,35 @@ class FileTensor:
     numel: int
     checksums: Mapping[torch.dtype, Checksum]
     marks: tuple[QuantizedMarks, ...] = ()
-    is_own: bool = False  # this rank has read what it holds and nothing else, and so has every other one
+    is_own: bool = False  # every rank has read exactly the stretches that it holds
 
 
 @dataclass(slots=True)
 class FileRecord:
-    """What the files of a model hold (`shapes`), and what has been read of them (`tensors`)."""
+    """The tensors in a model's files (`shapes`), and those that have been read (`tensors`)."""
 
-    dtype: torch.dtype  # that the model is asked for in
-    base: str = "none"  # none, int8 or nf4: how the model holds its linear layers
-    device: torch.device | None = None  # where tensors are quantized; they are summed up there
+    dtype: torch.dtype  # requested for the model
+    base: str = "none"  # none, int8 or nf4: quantization of the model's linear layers
+    device: torch.device | None = None  # on which tensors are quantized, and their checksums computed
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     tensors: dict[str, FileTensor] = field(default_factory=dict)
 
     def add(self, name: str, stored: Tensor) -> None:
-        """Sum up a whole tensor that was read."""
+        """Record a whole tensor that was read."""
         self.shapes[name] = tuple(stored.shape)
         marks = () if self.base == "none" or stored.ndim != 2 else _quantized_marks(stored.to(self.dtype), self.base)
         sums = checksums_of(stored, self.dtype)
         self.tensors[name] = FileTensor(tuple(stored.shape), stored.dtype, 0, stored.numel(), sums, marks)
 
     def add_stretch(self, name: str, shape: Sequence[int], stored_N: Tensor, start: int) -> None:
-        """Sum up the elements of a flattened tensor from `start` on."""
+        """Record the elements of a flattened tensor from `start` on."""
         self.shapes[name] = tuple(shape)
         sums = checksums_of(stored_N, self.dtype, start)
         self.tensors[name] = FileTensor(tuple(shape), stored_N.dtype, start, stored_N.numel(), sums, is_own=True)
 
 
 def recording(record: FileRecord, opened: Callable[..., Result]) -> Callable[..., Result]:
-    """Return a function of transformers that opens weights, which records all tensors that it reads from files."""
+    """Wrap a function of transformers that opens weights, so that all tensors that it reads are recorded."""
 
     @functools.wraps(opened)
     def opened_and_recorded(*args: Any, **more: Any) -> Result:
@@ -112,7 +112,7 @@ def _recorded_reads(record: FileRecord) -> Iterator[None]:
 
 
 class _RecordedSlice:
-    """A tensor of a safetensors file that has not been read yet; it is summed up as it is read."""
+    """A tensor of a safetensors file that has not been read yet; reading records it."""
 
     def __init__(self, stored: Any, name: str, record: FileRecord) -> None:
         self._stored, self._name, self._record = stored, name, record
@@ -128,7 +128,7 @@ class _RecordedSlice:
 
 
 class _RecordedFile:
-    """A safetensors file whose tensors are summed up as they are read."""
+    """A safetensors file whose tensors are recorded when they are read."""
 
     def __init__(self, opened: Any, record: FileRecord) -> None:
         self._opened, self._record = opened, record
@@ -150,13 +150,13 @@ class _RecordedFile:
 
 
 def _quantized_marks(stored: Tensor, base: str) -> tuple[QuantizedMarks, ...]:
-    """Return the marks of a matrix and of its transpose, which GPT-2's layers are quantized as."""
+    """Return the marks of a matrix and of its transpose, since GPT-2's layers are quantized transposed."""
     marks = []
     for matrix in (stored, stored.T):
         if base == "int8":
-            scales = matrix.half().abs().amax(dim=1).float()  # bitsandbytes takes the rows in half precision
+            scales = matrix.half().abs().amax(dim=1).float()  # bitsandbytes converts the rows to half precision
         else:
-            padded = nn.functional.pad(matrix.reshape(-1), (0, -matrix.numel() % NF4_BLOCK))  # the last block's rest
+            padded = nn.functional.pad(matrix.reshape(-1), (0, -matrix.numel() % NF4_BLOCK))  # fills the last block
             scales = padded.reshape(-1, NF4_BLOCK).abs().amax(dim=1).float()
         marks.append(QuantizedMarks(tuple(matrix.shape), checksum(scales), matrix.sum(dim=1, dtype=torch.float64)))
     return tuple(marks)

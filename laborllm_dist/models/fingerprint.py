@@ -1,4 +1,4 @@
-"""The fingerprint of a model's weights: what stands for them wherever an identity is compared."""
+"""The fingerprint of a model's weights, which identifies them in runs, exports and score tables."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PICKLES = "pytorch_model*.bin"
 
 
 def weights_fingerprint(folder: Path, weights: str) -> str:
-    """Return 16 hexadecimal digits that stand for the weights and configuration of a model's or adapter's folder.
+    """Return 16 hexadecimal digits that identify the weights and configuration of a model's or adapter's folder.
 
     Args:
         folder: of the model.
-        weights: what is opened: safetensors or pickle.
+        weights: format to open, safetensors or pickle.
 
     Raises:
-        ModelError: if it holds none of these, or a file of it has changed since we wrote it.
+        ModelError: if the folder has no such files, or a file has changed since this software wrote it.
     """
     known = recorded_checksums(folder)
     if (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file():
@@ -32,19 +32,21 @@ def weights_fingerprint(folder: Path, weights: str) -> str:
         pattern = "*.safetensors" if weights == "safetensors" else PICKLES
         others = "; model.weights=pickle opens its *.bin files, which can run code of whoever made them"
         hint = others if weights == "safetensors" and any(folder.glob(PICKLES)) else ""
-        raise ModelError(f"{folder} is not a model folder: wanted config.json and {pattern}{hint}")
+        raise ModelError(
+            f"{folder} is not a model folder: wanted config.json and {pattern}{hint}", code="not-a-model-folder"
+        )
     return _fingerprint(files, known)
 
 
 def _fingerprint(files: Sequence[Path], known: Mapping[str, str]) -> str:
-    """Return what stands for the content of files; those whose checksums are known are not read again."""
+    """Return a fingerprint of the content of files; files with known checksums are not read again."""
     unknown = [file for file in files if file.name not in known]
     checksums = dict(zip(unknown, checksums_of(unknown), strict=True))
     return sha256_of_checksums(known.get(file.name) or checksums[file] for file in files)
 
 
 def recorded_checksums(folder: Path) -> Mapping[str, str]:
-    """Return the checksums of the files of a model's folder that we have written, after a look at each; else none.
+    """Return the recorded checksums of a folder that this software wrote, after checking its files; else an empty dict.
 
     Raises:
         ModelError: naming the first file that has changed.
@@ -59,6 +61,7 @@ def recorded_checksums(folder: Path) -> Mapping[str, str]:
         raise ModelError(
             f"{changed}; the command that wrote {folder} makes it anew (start train.py or convert_gguf.py "
             f"again); if the "
-            f"change is meant, delete {folder / RECORD}"
+            f"change is meant, delete {folder / RECORD}",
+            code="model-folder-changed",
         )
     return (record.files if record is not None else None) or {}

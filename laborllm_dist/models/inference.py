@@ -1,9 +1,9 @@
-"""A model that is evaluated, whole on every rank or in ZeRO-3 shards, and its forwards.
+"""A model for evaluation, whole on every rank or in ZeRO-3 shards, and its forwards.
 
-Under ZeRO-3 a forward is collective: all ranks take it together, or they hang. Ranks do units of their own, of unequal
-numbers of forwards, so before each one they tell each other who has something to forward; who has nothing left
-forwards one short row without targets until all are done (`rest`). They tell it by messages and not by a collective:
-a rank may be long between two forwards of its own.
+Under ZeRO-3 a forward is collective: all ranks run it together, or they hang. Ranks score different units, with unequal
+numbers of forwards, so before each forward they exchange whether they have work; a rank without work forwards one short
+row without targets until all are done (`rest`). They exchange messages instead of using a collective, because a rank
+may take long between two forwards.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ GATHERED_ELEMENTS = 50_000_000  # of ZeRO-3's collectives
 
 @dataclass(frozen=True, slots=True)
 class TokenQueries:
-    """What is asked: log p(tokens_E | slot sources_E). Sources count the slots of a pass, ascending; on the host."""
+    """A request for log p(tokens_E | slot sources_E). Sources are slots of the pass, ascending; on the host."""
 
     sources_E: Tensor
     tokens_E: Tensor
 
 
 class _Forwards(nn.Module):
-    """One forward for all kinds of work, so that DeepSpeed's hooks see a module's call.
+    """One forward for all kinds of work, as a module, so that DeepSpeed's hooks run.
 
-    Whatever the work, the same modules are called in the same order: ZeRO-3 gathers weights ahead by what it saw
-    before, and ranks that have seen different things would wait for each other for ever.
+    All kinds of work call the same modules in the same order: ZeRO-3 prefetches weights by the order that it has
+    traced, and ranks with different traces would deadlock.
     """
 
     def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
         super().__init__()
         self.hugging_face = hugging_face
-        # Not as modules of their own: they share the weights.
+        # Hidden from torch's list of submodules, since they share the weights.
         self._kinds = (CareerLanguageModel(hugging_face, compute), BranchingModel(hugging_face, compute))
 
     def forward(self, work: PackedBatch | BranchPass) -> Any:
@@ -58,7 +58,7 @@ class _Forwards(nn.Module):
 
 
 class InferenceModel:
-    """A model in its place. Its forwards are collective where it is sharded."""
+    """A model, whole or sharded. Its forwards are collective if it is sharded."""
 
     def __init__(
         self, forwards: Any, hugging_face: Any, compute: ComputeSettings, in_step: DistributedContext | None
@@ -73,7 +73,7 @@ class InferenceModel:
         return scores_N
 
     def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, edges: TokenQueries) -> Tensor:
-        """Return log p in nats of what is asked of the slots of a pass, [E] (BranchPass says what they are)."""
+        """Return log p in nats of the requested tokens after slots of a pass, [E] (see BranchPass)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
             asked = (edges.sources_E, edges.tokens_E)
@@ -83,7 +83,7 @@ class InferenceModel:
         return scores_E
 
     def next_tokens(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
-        """Return the next token of the slots of a pass, [Q]: the most probable one, or one drawn (`sample_tokens`)."""
+        """Return the next token after slots of a pass, [Q]: the most probable one, or a sample (`sample_tokens`)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
             return sample_tokens(hidden_QD, weight_VD, uniforms_Q, chunk_tokens=self._chunk_tokens)
@@ -92,7 +92,7 @@ class InferenceModel:
         return tokens_Q
 
     def rest(self) -> None:
-        """Take part in the forwards of the other ranks until none has any left. Collective where sharded."""
+        """Take part in the other ranks' forwards until none has work left. Collective if sharded."""
         if self._in_step is not None:
             empty = pack_batch([], 1).to(self.device)
             while any(self._in_step.share(False)):
@@ -104,7 +104,7 @@ class InferenceModel:
         return self._run(work)
 
     def _run(self, work: PackedBatch | BranchPass) -> Any:
-        # Gathered weights are written in place, which inference tensors do not allow.
+        # ZeRO-3 writes gathered weights in place, which inference tensors do not allow.
         with torch.inference_mode() if self._in_step is None else torch.no_grad():
             return self._forwards(work)
 
@@ -112,10 +112,10 @@ class InferenceModel:
 def load_for_inference(
     settings: ModelSettings, wanted: EvaluationSettings, compute: ComputeSettings, ranks: DistributedContext
 ) -> InferenceModel:
-    """Open pretrained weights for evaluation, where the settings want them. Collective where sharded.
+    """Open pretrained weights for evaluation, whole or sharded as the settings say. Collective if sharded.
 
     Raises:
-        ModelError: if they cannot be opened whole, or not in shards.
+        ModelError: if they cannot be opened, or not in shards.
     """
     dtype = DTYPES[wanted.precision]
     if wanted.placement == "replicated":
@@ -126,7 +126,7 @@ def load_for_inference(
     zero = ZeroSettings(3, precision, GATHERED_ELEMENTS, False, "none", "none", None)  # type: ignore[arg-type]
     config = deepspeed_config(zero, None, ranks.world_size, on_gpu=ranks.device.type == "cuda")
     model = model_in_shards(settings, dtype=dtype, config=config, ranks=ranks)
-    ranks.barrier()  # reading weights takes one rank longer than another, and DeepSpeed begins with a collective
+    ranks.barrier()  # ranks take different times to read weights, and DeepSpeed begins with a collective
     forwards = _Forwards(model, compute).eval()
     engine, *_ = import_deepspeed().initialize(model=forwards, config=config, dist_init_required=False)
     engine.eval()
@@ -137,5 +137,5 @@ def load_for_inference(
 
 
 def evaluated(hugging_face: nn.Module, compute: ComputeSettings) -> InferenceModel:
-    """Return a model that is whole on this rank, for evaluation."""
+    """Return a model for evaluation that is whole on this rank."""
     return InferenceModel(_Forwards(hugging_face, compute).eval(), hugging_face, compute, None)

@@ -1,4 +1,4 @@
-"""Make models: a Llama from nothing, or pretrained weights from a folder or the hub, whole or in ZeRO-3 shards."""
+"""Make models: a randomly initialized Llama or pretrained weights of a folder or the hub, whole or in ZeRO-3 shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers  # loads a class, and with models three seconds of modules, when it is first named
+import transformers  # imports lazily: models cost three seconds
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -62,18 +62,18 @@ from laborllm_dist.store.hub import is_hub_id, why_no_hub_id
 from laborllm_dist.store.store import TokenStore, check_lengths
 from laborllm_dist.store.tokenizer import hub_commit
 
-# What transformers, torch and the files' formats raise on weights, beside what a configuration ends in.
+# Errors that transformers, torch and the files' formats raise on weights, in addition to UNREADABLE.
 BROKEN = (RuntimeError, AssertionError, SafetensorError, pickle.UnpicklingError)
-# Names of the files of weights that are opened, by what the settings say.
+# Patterns of the weight files to open, by model.weights.
 OPENED = {"safetensors": ("model*.safetensors", "adapter_model.safetensors"), "pickle": ("pytorch_model*.bin",)}
 MASKED = ComputeSettings(attention="mask", loss="chunked", loss_chunk_tokens=4096, gradient_checkpointing=False)
 
 
 def check_weights(settings: ModelSettings) -> None:
-    """Refuse weights that are plainly missing, quantized already or of no known model, before anything else is done.
+    """Check, before any work, that weights are not missing, quantized already or of an unknown model type.
 
     Raises:
-        ModelError: saying how to get them.
+        ModelError: with advice on how to get them.
         CustomCodeError: if the model is defined by code that comes with it.
     """
     if settings.path is None:
@@ -88,26 +88,27 @@ def check_weights(settings: ModelSettings) -> None:
         return
     try:
         if not is_hub_id(settings.path):
-            raise ModelError(why_no_hub_id(settings.path))
+            raise ModelError(why_no_hub_id(settings.path), code="invalid-hub-id")
         open_config(settings.path, **_where(settings))
         check_unquantized(settings.path, _where(settings))
     except ModelError as error:
         raise ModelError(
             f"no weights for model.path={settings.path}: {error}. Either give a local folder (model.path=FOLDER, with "
             "config.json, *.safetensors and the tokenizer), or, for a hub id, accept the model's license on its page, "
-            "log in (hf auth login) and start again where the hub can be reached"
+            "log in (hf auth login) and start again where the hub can be reached",
+            code="no-weights",
         ) from None
 
 
 def _refuse_pointers(settings: ModelSettings) -> None:
-    """Refuse a model's folder that was cloned without its large files.
+    """Raise if a model's folder was cloned without its large files (Git LFS).
 
     Raises:
         ModelError: naming the first file that is only a pointer.
     """
     folder, opened = folder_of(settings), ("*.json", *OPENED[settings.weights])
     if settings.path is not None and folder.is_dir() and (pointer := pointer_in(folder, opened)) is not None:
-        raise ModelError(pointer)
+        raise ModelError(pointer, code="git-lfs-pointer")
 
 
 def new_llama(
@@ -144,16 +145,16 @@ def pretrained_model(
     Args:
         settings: of the model.
         dtype: of the weights, and of products with quantized ones.
-        base: none, int8 or nf4: how weights are held.
-        device: where weights go; None: whole ones stay on the CPU.
+        base: quantization of the weights: none, int8 or nf4.
+        device: of the weights; None: unquantized ones stay on the CPU.
 
     Raises:
-        ModelError: if weights are missing, in another format or quantized already; if some tensors of the model are
-            not among them, have another shape or precision, or are not what was read; if one of the files is left over.
+        ModelError: if weights are missing, in another format or quantized already; if tensors of the model are missing
+        from the files, have another shape or precision, or differ from the files; if a tensor of the files is unused.
     """
     _refuse_pointers(settings)
     whole = base_of(settings)
-    if whole is not None:  # transformers opens both at once, and says nothing of what the base lacks
+    if whole is not None:  # transformers opens both at once, and does not report tensors that the base lacks
         model = pretrained_model(whole, dtype=dtype, base=base, device=device)
         put_adapter(model, folder_of(settings))
         return model
@@ -174,16 +175,22 @@ def pretrained_model(
             attn_implementation=attention_for(config),
             use_safetensors=settings.weights == "safetensors",
             output_loading_info=True,
-            ignore_mismatched_sizes=Path(str(settings.path)).is_dir(),  # told below; on the hub it may be an adapter
+            ignore_mismatched_sizes=Path(str(settings.path)).is_dir(),  # reported below; a hub id may be an adapter
         )
     except (*UNREADABLE, *BROKEN) as error:
-        raise ModelError(f"cannot open the weights at {settings.path}: {reason_of(error)}") from None
+        raise ModelError(
+            f"cannot open the weights at {settings.path}: {reason_of(error)}", code="unreadable-weights"
+        ) from None
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         raise ModelError(
-            f"the weights at {settings.path}: {name} has shape {list(stored)}, the model of config.json {list(wanted)}"
+            f"the weights at {settings.path}: {name} has shape {list(stored)}, the model of config.json {list(wanted)}",
+            code="shape-mismatch",
         )
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}")
+        raise ModelError(
+            f"the weights at {settings.path} lack {len(missing)} tensors of the model, first {missing[0]}",
+            code="missing-tensors",
+        )
     if base == "nf4":
         check_blocks(model, settings.path)
     if base == "none" and device is not None:
@@ -193,7 +200,7 @@ def pretrained_model(
 
 
 def _check_folder(settings: ModelSettings) -> None:
-    """Refuse what can be seen before memory is taken: quantized weights, and sizes that are not those of the files.
+    """Check, before allocating memory, that weights are not quantized and config.json fits the files.
 
     Raises:
         ModelError: if the weights are quantized, or config.json has other sizes than the files.
@@ -202,18 +209,18 @@ def _check_folder(settings: ModelSettings) -> None:
         return
     folder = folder_of(settings)
     if not (folder / "config.json").is_file():
-        return  # transformers says so
+        return  # transformers raises the error
     check_unquantized(str(folder), {})
     if settings.weights == "safetensors" and holds_safetensors(folder):
         check_sizes(open_config(folder), folder)
 
 
 def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int) -> CareerLanguageModel:
-    """Return the model a run begins with, with its adapter if it has one. Collective where weights go into shards.
+    """Return the initial model of a run, with its adapter if it has one. Collective if weights are read into shards.
 
     Raises:
-        ModelError: if pretrained weights cannot be opened whole, the adapter does not fit the model, or it cannot
-            compute layers again.
+        ModelError: if pretrained weights cannot be opened, the adapter does not fit the model, or the model does not
+        support gradient checkpointing.
         SettingsError: if the fused loss cannot run here.
     """
     zero, adapter, compute = settings.zero, settings.adapter, settings.compute
@@ -234,12 +241,13 @@ def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int
         device = None if adapter.quantization == "none" else ranks.device
         model = pretrained_model(settings.model, dtype=dtype, base=adapter.quantization, device=device)
     if zero.precision == "bf16":
-        model.config.dtype = torch.bfloat16  # of the export
+        model.config.dtype = torch.bfloat16  # which the export uses
     if compute.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ModelError(
                 f"models of type {model.config.model_type} cannot compute a layer again; set "
-                "compute.gradient_checkpointing=false"
+                "compute.gradient_checkpointing=false",
+                code="gradient-checkpointing-unsupported",
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     learned = model if adapter.kind == "none" else with_adapter(model, adapter, seed=settings.training.seed)
@@ -247,20 +255,20 @@ def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int
 
 
 def num_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Return the number of all weights and of those that are learned, whole ones, whatever shards they lie in."""
+    """Return the number of all weights and of trainable ones, of the whole model, sharded or not."""
     sizes = [(_num_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, is_learned in sizes if is_learned)
 
 
 def _num_elements(parameter: Any) -> int:
-    packed = getattr(parameter, "quant_state", None)  # 4-bit weights lie two in a byte
+    packed = getattr(parameter, "quant_state", None)  # a byte holds two 4-bit weights
     return torch.Size(whole_shape(parameter) if packed is None else packed.shape).numel()
 
 
 def _goes_into_shards(settings: RunSettings) -> bool:
     """Return whether pretrained weights are read straight into ZeRO-3 shards.
 
-    Types that are not known here may name their tensors otherwise in files, and are tried whole first (check_packing).
+    Other types may use different tensor names in files, and are tested whole first (check_packing).
     """
     model, zero = settings.model, settings.zero
     if zero.stage != 3 or zero.offload_param == "nvme" or model.weights != "safetensors":
@@ -269,27 +277,29 @@ def _goes_into_shards(settings: RunSettings) -> bool:
 
 
 def check_sharded(settings: ModelSettings) -> None:
-    """Refuse weights that cannot be read straight into ZeRO-3 shards.
+    """Check that weights can be read straight into ZeRO-3 shards.
 
     Raises:
-        ModelError: for adapters, pickles, and types whose tensors may have other names in files.
+        ModelError: for adapters, pickles, and model types that may use different tensor names in files.
     """
     if settings.weights != "safetensors" or is_adapter(settings):
         raise ModelError(
-            f"{settings.path}: placement=partitioned reads whole models in safetensors only; merge an adapter first"
+            f"{settings.path}: placement=partitioned reads whole models in safetensors only; merge an adapter first",
+            code="partitioned-weights-unsupported",
         )
     model_type = open_causal_config(str(settings.path), **_where(settings)).model_type
     if model_type not in MODEL_TYPES:
         raise ModelError(
-            f"{settings.path}: placement=partitioned knows models of type {', '.join(MODEL_TYPES)}, not {model_type}"
+            f"{settings.path}: placement=partitioned knows models of type {', '.join(MODEL_TYPES)}, not {model_type}",
+            code="partitioned-model-unsupported",
         )
 
 
 def weights_identity(settings: ModelSettings) -> str:
-    """Return what decides pretrained weights: a checksum of a folder's files, or a hub repository's commit.
+    """Return what identifies pretrained weights: a fingerprint of a folder's files, or a hub repository's commit.
 
     Raises:
-        ModelError: if there are no such weights in the folder, or the hub id can be found nowhere.
+        ModelError: if the folder has no such weights, or the hub id is neither on the hub nor in the local cache.
     """
     assert settings.path is not None
     if Path(settings.path).is_dir():
@@ -298,28 +308,31 @@ def weights_identity(settings: ModelSettings) -> str:
     try:
         commit = hub_commit(settings.path, revision=settings.revision, subfolder=settings.subfolder, file="config.json")
     except OSError as error:
-        raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}", code="no-weights"
+        ) from None
     return "/".join(filter(None, (f"{settings.path}@{commit}", settings.subfolder)))
 
 
 def _refuse_hub_adapter(settings: ModelSettings) -> None:
-    """Refuse an adapter on the hub: transformers opens it over a base that no identity would know of.
+    """Raise if a hub id is an adapter: transformers would open it over a base that the identity does not include.
 
     Raises:
-        ModelError: saying what to do.
+        ModelError: with advice.
     """
     try:
         hub_commit(str(settings.path), revision=settings.revision, subfolder=settings.subfolder, file=ADAPTER_CONFIG)
     except OSError:
-        return  # there is none, or the hub is away and none was downloaded
+        return  # it is not an adapter, or the hub is unreachable and nothing was downloaded
     raise ModelError(
         f"{settings.path} holds an adapter; download it (hf download {settings.path} --local-dir FOLDER) and give the "
-        "folder, so that its base is known"
+        "folder, so that its base is known",
+        code="hub-adapter",
     )
 
 
 def _identity_of_folder(settings: ModelSettings) -> str:
-    """Return a checksum of a folder's weights; an adapter's stands for its base too."""
+    """Return a fingerprint of a folder's weights; that of an adapter includes its base."""
     own, base = weights_fingerprint(folder_of(settings), settings.weights), base_of(settings)
     if base is None:
         return own
@@ -329,38 +342,38 @@ def _identity_of_folder(settings: ModelSettings) -> str:
 
 
 def context_of(settings: ModelSettings) -> int | None:
-    """Return the most tokens that pretrained weights read exactly, by their context and window; None: any number.
+    """Return the longest career, in tokens, that a pretrained model reads exactly, given context and window; None: any.
 
     Raises:
-        ModelError: if there is no configuration that says so.
+        ModelError: if there is no readable configuration.
     """
     whole = base_of(settings) or settings
     path = whole.path
     try:
         return readable_tokens(open_causal_config(str(path), **_where(whole)))
     except ModelError as error:
-        raise ModelError(f"no model configuration at {path}: {error}") from None
+        raise ModelError(f"no model configuration at {path}: {error}", code="no-model-config") from None
 
 
 def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:
-    """Refuse a tokenizer that has ids the model does not embed.
+    """Check that the model has an embedding for every id of the tokenizer.
 
     Raises:
-        ModelError: with both numbers.
+        ModelError: with both sizes.
     """
     num_embeddings = whole_shape(model.get_input_embeddings().weight)[0]
     if num_ids > num_embeddings:
         raise ModelError(
-            f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together"
+            f"the tokenizer has {num_ids:,} ids, the model embeds {num_embeddings:,}; they do not belong together",
+            code="vocabulary-exceeds-embeddings",
         )
 
 
 def check_fit(model: transformers.PreTrainedModel, store: TokenStore, splits: Sequence[Split] = SPLITS) -> None:
-    """Refuse a model that cannot read the careers of these splits exactly.
+    """Check that a model can read the careers of these splits exactly.
 
     Raises:
-        ModelError: if the tokenizer has ids the model has no embedding for, or its attention has a window that a
-            career is longer than.
+        ModelError: if the tokenizer has ids without an embedding, or a career is longer than the attention window.
         SequenceTooLongError: naming the person, if a career is longer than the model's context.
     """
     check_ids(model, store.num_ids)
@@ -379,27 +392,27 @@ def check_fit(model: transformers.PreTrainedModel, store: TokenStore, splits: Se
 
 
 def longest_career(store: TokenStore, splits: Sequence[Split] = SPLITS) -> int:
-    """Return the tokens of the longest career of these splits."""
+    """Return the length, in tokens, of the longest career of these splits."""
     return max(int(store.careers(split).num_tokens().max()) for split in splits)
 
 
 def check_packing(model: transformers.PreTrainedModel, *, device: torch.device, longest: int = 12) -> None:
-    """Refuse a model that does not keep packed careers apart, or whose scores change with what comes after them.
+    """Check that a model keeps packed careers apart, and that its scores do not depend on later tokens.
 
-    Two careers, a short one and one as long as the longest there is, must score together as each alone, and the first
-    half of the long one as without the second. Known types are left out, where their rotation is the same at any
-    length: the tests hold them, and a large one would take a while here on a CPU.
+    A short career and one of the longest length must get the same scores packed together as alone, and the first half
+    of the long one the same as without the second half. Known types whose RoPE does not depend on the length are
+    skipped: the tests cover them, and a large model would take long here on a CPU.
 
     Args:
         model: whole on this rank.
         device: of the model.
-        longest: tokens of the longest career that will be read.
+        longest: length, in tokens, of the longest career.
 
     Raises:
-        ModelError: if the model cannot take packed careers, or heeds their bounds wrongly.
+        ModelError: if the model cannot take packed careers, or their scores differ.
     """
     kind = model.config.model_type
-    is_sharded = any(is_partitioned(parameter) for parameter in model.parameters())  # of known types only
+    is_sharded = any(is_partitioned(parameter) for parameter in model.parameters())  # known types only
     if kind in MODEL_TYPES and (is_sharded or not scales_with_length(model.config)):
         return
     limit = readable_tokens(model.config)
@@ -410,31 +423,37 @@ def check_packing(model: transformers.PreTrainedModel, *, device: torch.device, 
     wrapped = CareerLanguageModel(model, dataclasses.replace(MASKED, attention="auto") if is_packed else MASKED).eval()
     try:
         with torch.inference_mode():
-            rows = pack_batch([[long, short]], length + 24)  # padding too
+            rows = pack_batch([[long, short]], length + 24)  # with padding
             together_N = wrapped(rows.to(device))[1]
             found = [_scores_alone(model, ids, device) for ids in (long, short, long[: length // 2])]
     except (*UNREADABLE, RuntimeError, AssertionError) as error:
-        raise ModelError(f"models of type {kind} cannot score packed careers: {reason_of(error)}") from None
+        raise ModelError(
+            f"models of type {kind} cannot score packed careers: {reason_of(error)}", code="packed-scoring-failed"
+        ) from None
     alone, tolerance = [scores for scores, _ in found], 1e-3
     if model.dtype in (torch.bfloat16, torch.float16):
-        # The model rounds its logits, which lie around -100 in GPT-2, to this type: 0.5 nats apart there in bf16. With
-        # a mask a GPU takes another kernel, whose last bit is another one, on some token of a long career.
+        # The model rounds its logits, around -100 in GPT-2, to this dtype: in bf16 that is 0.5 nats. With a mask, a GPU
+        # uses another kernel, which differs in the last bit on some tokens of a long career.
         tolerance = max(0.2, 2 * torch.finfo(model.dtype).eps * max(largest for _, largest in found))
     error_nats = float((together_N - torch.cat(alone[:2])).abs().max())
     if not error_nats <= tolerance:
-        raise ModelError(f"models of type {kind} do not keep packed careers apart ({error_nats:.2g} nats on one token)")
+        raise ModelError(
+            f"models of type {kind} do not keep packed careers apart ({error_nats:.2g} nats on one token)",
+            code="packed-careers-interact",
+        )
     error_nats = float((alone[0][: length // 2 - 1] - alone[2]).abs().max())
     if not error_nats <= tolerance:
         raise ModelError(
             f"models of type {kind} let a token's score change with what comes after it ({error_nats:.2g} nats); "
-            "careers want a causal model"
+            "careers want a causal model",
+            code="not-causal",
         )
 
 
 def _scores_alone(model: transformers.PreTrainedModel, ids: TokenIds, device: torch.device) -> tuple[Tensor, float]:
     """Return log p of every next token of one career, and the largest logit, by the model's own logits.
 
-    It is given neither masks nor positions.
+    The model gets neither masks nor positions.
     """
     logits_1TV = model(input_ids=torch.from_numpy(ids).long()[None].to(device)).logits[:, :-1]
     scores_1T = token_log_likelihood(logits_1TV, torch.from_numpy(ids[1:]).long()[None].to(device))

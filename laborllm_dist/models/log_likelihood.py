@@ -1,9 +1,9 @@
 """From hidden states to log-likelihoods of tokens, without ever holding the logits of all tokens.
 
-Logits of 4,096 tokens over 32,000 ids are 0.5 GiB in float32, and a softmax and its gradient want them three times. So
-they are made for `chunk_tokens` tokens at a time: log p(target) = logit of the target - logsumexp of all, in float32
-or better. In training the gradient of the sum is known at once, onehot - softmax, so each chunk gives its share of the
-gradients of hidden states and weight before the next one is made, and nothing is computed twice.
+Logits of 4,096 tokens over 32,000 ids are 0.5 GiB in float32, and a softmax and its gradient need three copies. So they
+are computed for `chunk_tokens` tokens at a time: log p(target) = logit of the target - logsumexp of all, in float32 or
+better. In training the gradient of the sum, onehot - softmax, is available immediately, so each chunk adds to the
+gradients of hidden states and weight before the next one, and nothing is recomputed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from laborllm_dist.batching.batch import IGNORED
 from laborllm_dist.errors import SettingsError, missing_package
 
-# The C library keeps blocks below 32 MiB for the next use; larger ones come from the system as new pages each time.
+# The C library reuses blocks below 32 MiB; the system allocates larger ones as new pages each time.
 HOST_CHUNK_BYTES = 2**24
 
 
@@ -50,10 +50,10 @@ def chunked_log_likelihood(
         hidden_ND: hidden states of the tokens before the targets.
         weight_VD: of the output layer.
         targets_N: token ids.
-        chunk_tokens: how many tokens have their logits in memory at once.
+        chunk_tokens: number of tokens whose logits are in memory at once.
     """
     if hidden_ND.is_cuda and torch.is_autocast_enabled("cuda"):
-        # The last norm has made them wide again, and wide products leave a GPU's matrix units idle.
+        # The last norm returned float32, and float32 products do not use a GPU's tensor cores.
         hidden_ND = hidden_ND.to(torch.get_autocast_dtype("cuda"))
     apply: Any = _ChunkedLogLikelihood.apply
     total, scores_N = apply(hidden_ND, weight_VD, targets_N, chunk_tokens)
@@ -61,7 +61,7 @@ def chunked_log_likelihood(
 
 
 class _ChunkedLogLikelihood(torch.autograd.Function):
-    """log p(target) by chunks; gradients are made in the forward and scaled in the backward."""
+    """log p(target) by chunks; the forward computes gradients, and the backward scales them."""
 
     @staticmethod
     def forward(
@@ -69,7 +69,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         precise = _precise(hidden_ND.dtype)
-        matrix_VD = weight_VD.to(hidden_ND.dtype)  # under autocast the weight is wider than the hidden states
+        matrix_VD = weight_VD.to(hidden_ND.dtype)  # under autocast the weight is float32, the hidden states are bf16
         scores_N = torch.empty(len(targets_N), dtype=precise, device=hidden_ND.device)
         hidden_grad_ND = torch.empty_like(hidden_ND) if wants_hidden else None
         weight_grad_VD = torch.zeros_like(weight_VD, dtype=precise) if wants_weight else None
@@ -85,7 +85,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
                 scores_N[chunk] = (own_C1 - logsumexp_C1)[:, 0]
                 if hidden_grad_ND is None and weight_grad_VD is None:
                     continue
-                gradient_CV = exponentials_CV.div_(-sums_C1)  # - softmax, in the memory of the logits
+                gradient_CV = exponentials_CV.div_(-sums_C1)  # - softmax, in place of the logits
                 gradient_CV.scatter_add_(1, targets_C1, torch.ones_like(sums_C1))
                 narrow_CV = gradient_CV.to(hidden_ND.dtype)
                 if hidden_grad_ND is not None:
@@ -109,7 +109,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
 def log_prob_of(
     hidden_ND: Tensor, weight_VD: Tensor | None, sources_E: Tensor, tokens_E: Tensor, *, chunk_tokens: int
 ) -> Tensor:
-    """Return log p(token | slot) in nats for every pair that is asked for, [E]; the rest of the softmax is summed only.
+    """Return log p(token | slot) in nats for every requested pair, [E]; other tokens enter the normalizer only.
 
     Args:
         hidden_ND: hidden states of the slots; logits [N, V] where there is no weight.
@@ -135,9 +135,9 @@ def log_prob_of(
 
 
 def _exponentials(logits_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn logits into exp(logit - largest) where they lie; return them, their sums [C, 1] and logsumexp [C, 1].
+    """Turn logits into exp(logit - largest) in place; return them, their sums [C, 1] and logsumexp [C, 1].
 
-    A copy of the logits would cost about as much as the product that made them.
+    A copy of the logits would cost about as much as the matrix product that computes them.
     """
     largest_C1 = logits_CV.amax(dim=1, keepdim=True)
     exponentials_CV = logits_CV.sub_(largest_C1).exp_()
@@ -146,36 +146,36 @@ def _exponentials(logits_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _chunk_to_score(hidden_ND: Tensor, num_ids: int, chunk_tokens: int) -> int:
-    """Return how many tokens' logits are made at once where nothing is learned from them."""
+    """Return the number of tokens whose logits are computed at once without gradients."""
     if hidden_ND.is_cuda:
         return chunk_tokens
     return max(1, min(chunk_tokens, HOST_CHUNK_BYTES // (_precise(hidden_ND.dtype).itemsize * num_ids)))
 
 
 def sample_tokens(hidden_ND: Tensor, weight_VD: Tensor | None, uniforms_N: Tensor, *, chunk_tokens: int) -> Tensor:
-    """Return the next token of every slot, [N]: the most probable one, or one drawn by a number from 0 to below 1.
+    """Return the next token of every slot, [N]: the most probable one, or a sample.
 
-    Of equally probable ones the most probable is that of the lowest id. A drawn one is the first whose cumulated
-    probability is above the number, in float64 and in the order of ids.
+    Among equally probable tokens the lowest id wins. A sample is the first token whose cumulative probability, in
+    float64 and in the order of ids, exceeds the uniform number.
 
     Args:
         hidden_ND: hidden states of the slots; logits [N, V] where there is no weight.
         weight_VD: of the output layer.
-        uniforms_N: float64, on the CPU; NaN where the most probable token is wanted.
-        chunk_tokens: how many slots have their logits in memory at once, in float32; a quarter of it in float64.
+        uniforms_N: uniform on [0, 1), float64, on the CPU; NaN selects the most probable token.
+        chunk_tokens: number of slots whose logits are in memory at once, in float32; a quarter of it in float64.
     """
     precise = _precise(hidden_ND.dtype)
     tokens_N = torch.empty(len(hidden_ND), dtype=torch.int64, device=hidden_ND.device)
     matrix_DV = None if weight_VD is None else weight_VD.to(hidden_ND.dtype).T
     num_ids = hidden_ND.shape[1] if matrix_DV is None else matrix_DV.shape[1]
-    chunk_tokens = max(1, chunk_tokens // 4)  # twice as wide, and twice: the probabilities and their sums
+    chunk_tokens = max(1, chunk_tokens // 4)  # two float64 tensors: probabilities and their sums
     if not hidden_ND.is_cuda:
         chunk_tokens = max(1, min(chunk_tokens, HOST_CHUNK_BYTES // (8 * num_ids)))
     for first in range(0, len(hidden_ND), chunk_tokens):
         chunk = slice(first, first + chunk_tokens)
         rows_CD, uniforms_C = hidden_ND[chunk], uniforms_N[chunk].to(hidden_ND.device)
         logits_CV = rows_CD.to(precise) if matrix_DV is None else _product(rows_CD, matrix_DV, precise)
-        best_C = logits_CV.argmax(dim=1)  # the first of several largest ones
+        best_C = logits_CV.argmax(dim=1)  # the first of equally large ones
         cumulated_CV = (logits_CV - logits_CV.gather(1, best_C[:, None])).double().exp_().cumsum_(dim=1)
         reached_C1 = uniforms_C.nan_to_num()[:, None] * cumulated_CV[:, -1:]
         drawn_C = torch.searchsorted(cumulated_CV, reached_C1, right=True)[:, 0].clamp_max(num_ids - 1)
@@ -184,7 +184,7 @@ def sample_tokens(hidden_ND: Tensor, weight_VD: Tensor | None, uniforms_N: Tenso
 
 
 def _product(left: Tensor, right: Tensor, precise: torch.dtype) -> Tensor:
-    """Return left @ right in `precise`: narrow operands, wide result, where the device can do so."""
+    """Return left @ right in `precise`: low-precision operands, high-precision result, if the device supports it."""
     if left.dtype == precise:
         return left @ right
     if left.is_cuda:
@@ -208,13 +208,16 @@ def fused_log_likelihood(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 
 
 def check_fused(device: torch.device) -> None:
-    """Refuse the fused loss where it cannot run.
+    """Check that the fused loss can run.
 
     Raises:
         SettingsError: without CUDA.
         MissingPackageError: without liger-kernel.
     """
     if device.type != "cuda":
-        raise SettingsError("compute.loss=liger runs on CUDA only; set compute.loss=chunked, which gives the same loss")
+        raise SettingsError(
+            "compute.loss=liger runs on CUDA only; set compute.loss=chunked, which gives the same loss",
+            code="liger-needs-cuda",
+        )
     if importlib.util.find_spec("liger_kernel") is None:
         raise missing_package("liger_kernel")

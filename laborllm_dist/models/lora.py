@@ -1,10 +1,10 @@
-"""LoRA: freeze the base, learn low-rank additions to its linear layers; keep them alone or merged into the base.
+"""LoRA: freeze the base, train low-rank additions to its linear layers; save them alone or merged into the base.
 
     W x + (alpha / rank) B A x,   A [rank, in] random, B [out, rank] zero at the start        (arXiv 2106.09685)
 
-The base may be held in 8 bits (LLM.int8) or in 4 (nf4, QLoRA) by bitsandbytes. Additions learned over a quantized base
-are merged into the base in its own precision, which differs from what they were learned over by the quantization's
-rounding; the adapter alone can be scored over the quantized base as it was learned.
+bitsandbytes can quantize the base to 8 bits (LLM.int8) or to 4 (nf4, QLoRA). Additions trained over a quantized base
+are merged into the unquantized base, which differs from the one in training by the quantization error; the adapter
+alone can be scored over the quantized base of training.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from laborllm_dist.store.auto_classes import UNREADABLE, reason_of
 
 NF4_BLOCK = 64
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-BASE = "base"  # of an adapter's record: where its base is found, and what identified the base's weights
+BASE = "base"  # key of an adapter's record: path of its base, and the identity of the base's weights
 
 
 def quantization(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig | None:
-    """Return how the frozen weights are held; None: as they are.
+    """Return the quantization of the frozen weights; None: unquantized.
 
     Args:
         base: none, int8 or nf4.
-        dtype: that products are computed in.
+        dtype: of matrix products.
     """
     if base == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
@@ -53,10 +53,11 @@ def quantization(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConf
 
 
 def check_blocks(model: nn.Module, path: str | None) -> None:
-    """Refuse layers that 4-bit blocks do not fit.
+    """Check that layers fit blocks of 4-bit quantization.
 
     Raises:
-        ModelError: naming the first one; on a CPU bitsandbytes cuts each row into blocks of NF4_BLOCK weights.
+        ModelError: naming the first layer that does not; on a CPU bitsandbytes splits each row into blocks of
+        NF4_BLOCK.
     """
     for name, module in model.named_modules():
         if type(module).__name__ == "Linear4bit":
@@ -64,19 +65,20 @@ def check_blocks(model: nn.Module, path: str | None) -> None:
             if inner.in_features % NF4_BLOCK and inner.weight.device.type == "cpu":
                 raise ModelError(
                     f"{path}: quantization=nf4 on a CPU wants layers of a multiple of {NF4_BLOCK} inputs, {name} has "
-                    f"{inner.in_features}; take int8 or full"
+                    f"{inner.in_features}; take int8 or full",
+                    code="nf4-block-mismatch",
                 )
 
 
 def with_adapter(model: transformers.PreTrainedModel, settings: AdapterSettings, *, seed: int) -> nn.Module:
-    """Return the model with its weights frozen and additions in their place, a function of shape and seed.
+    """Return the model with frozen weights and LoRA additions, which are a function of shape and seed.
 
     Raises:
-        ModelError: if the model has no layer of one of the names.
+        ModelError: if the model lacks one of the target modules.
     """
     import peft
 
-    head = model.get_output_embeddings()  # scores are computed from its weight itself
+    head = model.get_output_embeddings()  # OutputLayer computes scores from the weight directly
     kinds = (nn.Linear, Conv1D)
     layers = {
         name.rsplit(".", 1)[-1]
@@ -86,7 +88,7 @@ def with_adapter(model: transformers.PreTrainedModel, settings: AdapterSettings,
     check_targets(settings.target_modules, layers)
     torch.manual_seed(seed)
     config = lora_config(settings, model.config.name_or_path)
-    # In the model's precision at every ZeRO stage; DeepSpeed keeps fp32 master weights where that is narrow.
+    # In the model's precision at every ZeRO stage; DeepSpeed keeps fp32 master weights for bf16.
     wrapped: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     return wrapped
 
@@ -114,7 +116,7 @@ def write_adapter(
     dtype: torch.dtype,
     folder: Path,
 ) -> None:
-    """Write additions as a peft folder, which AutoModelForCausalLM and PeftModel open; `base` is where they find it."""
+    """Write additions as a peft folder, which AutoModelForCausalLM and PeftModel open; `base` is recorded in it."""
     folder.mkdir(parents=True, exist_ok=True)
     # peft's files leave out the adapter's name.
     tensors = {name.replace(".default.", "."): value.to(dtype).contiguous() for name, value in weights}
@@ -125,12 +127,12 @@ def write_adapter(
 
 
 def base_of(settings: ModelSettings) -> ModelSettings | None:
-    """Return the base of an adapter's folder, with its revision and subfolder; None where the folder holds no adapter.
+    """Return the base of an adapter's folder, with its revision and subfolder; None if the folder is not an adapter's.
 
-    peft's own file has no subfolder of a hub repository: it stands in the folder's record, where we have written it.
+    peft's own file has no entry for a hub repository's subfolder, so this software writes it into the folder's record.
 
     Raises:
-        ModelError: if what the folder says of its base is damaged, or the base is an adapter itself.
+        ModelError: if the folder's entries about its base are damaged, or the base is an adapter itself.
     """
     folder = folder_of(settings)
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -140,13 +142,20 @@ def base_of(settings: ModelSettings) -> ModelSettings | None:
         path, revision = config["base_model_name_or_path"], config.get("revision")
         recorded = _recorded_base(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged, or names no base ({error})") from None
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG} is damaged, or names no base ({error})", code="damaged-adapter-config"
+        ) from None
     if not isinstance(path, str) or not isinstance(revision, str | None):
-        raise ModelError(f"{folder / ADAPTER_CONFIG} names no base: base_model_name_or_path is {path!r}")
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG} names no base: base_model_name_or_path is {path!r}", code="adapter-without-base"
+        )
     subfolder = recorded.get("subfolder") if recorded.get("path") == path else None
     base = dataclasses.replace(settings, path=path, revision=revision, subfolder=subfolder)
     if (folder_of(base) / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"the base of the adapter at {folder} is an adapter itself ({path}); merge that one first")
+        raise ModelError(
+            f"the base of the adapter at {folder} is an adapter itself ({path}); merge that one first",
+            code="adapter-on-adapter",
+        )
     return base
 
 
@@ -159,11 +168,11 @@ def _recorded_base(folder: Path) -> dict[str, Any]:
 
 
 def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
-    """Refuse a base whose weights are not those that an adapter was trained on.
+    """Check that a base has the weights that an adapter was trained on.
 
     Args:
         folder: of the adapter.
-        base: as `base_of` finds it.
+        base: from `base_of`.
         identity: of the base's weights now.
 
     Raises:
@@ -172,57 +181,62 @@ def check_base(folder: Path, base: ModelSettings, identity: str) -> None:
     try:
         trained_on = _recorded_base(folder).get("weights")
     except DamagedRecordError as error:
-        raise ModelError(str(error)) from None
+        raise ModelError(str(error), code="damaged-adapter-record") from None
     if trained_on not in (None, identity):
         raise ModelError(
             f"the adapter at {folder} was trained on other weights than those at {base.path} now ({trained_on} then, "
-            f"{identity} now); bring the former back, or train again"
+            f"{identity} now); bring the former back, or train again",
+            code="adapter-base-changed",
         )
 
 
 def check_adapter_kind(folder: Path) -> None:
-    """Refuse adapters that transformers opens with some of their tensors newly made.
+    """Raise for adapters that transformers would open with some tensors randomly initialized.
 
     Raises:
-        ModelError: for DoRA, and for single tokens' embeddings, which a tied output layer would not get; or if the
-            adapter's configuration is none.
+        ModelError: for DoRA, and for embeddings of single tokens, which a tied output layer would not get; or if the
+        adapter's configuration is unreadable.
     """
     try:
         config = read_json_object(folder / ADAPTER_CONFIG)
     except (OSError, NotJsonError) as error:
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged ({error})") from None
+        raise ModelError(f"{folder / ADAPTER_CONFIG} is damaged ({error})", code="damaged-adapter-config") from None
     kinds = {"use_dora": "DoRA", "trainable_token_indices": "embeddings of single tokens (trainable_token_indices)"}
     for name, kind in kinds.items():
         if config.get(name):
             raise ModelError(
                 f"the adapter at {folder} has {kind}, which is not opened here; merge it into its base with peft "
-                "(merge_and_unload, save_pretrained), and give the merged folder"
+                "(merge_and_unload, save_pretrained), and give the merged folder",
+                code="unsupported-adapter-kind",
             )
 
 
 def put_adapter(model: transformers.PreTrainedModel, folder: Path) -> None:
-    """Put the additions of an adapter's folder into its base, which is open.
+    """Load the additions of an adapter's folder into its opened base.
 
     Raises:
-        ModelError: if they cannot be opened, some are missing, left over or not what was read, or have another shape
-            than the base wants.
+        ModelError: if they cannot be opened, or tensors are missing, unused, differ from the files, or do not fit the
+        base's shapes.
     """
     check_adapter_kind(folder)
     record = FileRecord(model.dtype)
     try:
-        report = recording(record, model.load_adapter)(str(folder), ignore_mismatched_sizes=True)  # told below, by name
+        report = recording(record, model.load_adapter)(str(folder), ignore_mismatched_sizes=True)  # reported below
     except (*UNREADABLE, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot open the adapter at {folder}: {reason_of(error)}") from None
+        raise ModelError(
+            f"cannot open the adapter at {folder}: {reason_of(error)}", code="unreadable-adapter"
+        ) from None
     if unfit := sorted(report.missing_and_mismatched()):
         raise ModelError(
             f"the adapter at {folder} does not fit its base: {len(unfit)} tensors are missing or have another shape, "
-            f"first {unfit[0]}"
+            f"first {unfit[0]}",
+            code="adapter-base-mismatch",
         )
     check_adapter(model, record, folder)
 
 
 def merged(base: transformers.PreTrainedModel, adapter: Path) -> transformers.PreTrainedModel:
-    """Return the base with the additions in its weights: summed in fp32, and rounded once to the base's precision."""
+    """Return the base with the additions merged: summed in fp32, and rounded once to the base's precision."""
     import peft
 
     record = FileRecord(torch.float32)

@@ -1,8 +1,8 @@
-"""Pretrained weights on their way into ZeRO-3 shards: each rank reads the stretches it holds, and nothing else.
+"""Read pretrained weights straight into ZeRO-3 shards: each rank reads only the stretches that it holds.
 
 transformers reads whole weights into every rank's memory first, 26 GB for 13B times the ranks of a host. Here the model
-is made of empty shards (deepspeed.zero.Init), and a rank reads [start, start + numel) of each flattened weight out of
-the safetensors files, whose header says where every tensor lies:
+is made with empty shards (deepspeed.zero.Init), and a rank reads [start, start + numel) of each flattened weight from
+the safetensors files, whose headers have the offsets of all tensors:
 
     weight   [ rank 0 ......... | rank 1 ......... | rank 2 .... pad ]
 """
@@ -40,27 +40,27 @@ from laborllm_dist.store.auto_classes import UNREADABLE, model_of
 from laborllm_dist.store.hub import look_for_hub
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Settings of config.json, and files beside it, that say how weights are quantized.
+# Settings of config.json, and files next to it, that describe quantization.
 QUANTIZED = ("quantization_config", "compression_config")
 QUANTIZED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 ONE_PICKLE, INDEX_OF_PICKLES = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def folder_of(settings: ModelSettings) -> Path:
-    """Return the folder of a model's files, where its path is a folder."""
+    """Return the folder of a model's files, if its path is a folder."""
     return Path(settings.path or "") / (settings.subfolder or "")
 
 
 def is_adapter(settings: ModelSettings) -> bool:
-    """Return whether the weights are an adapter's folder."""
+    """Return whether the path is an adapter's folder."""
     return (folder_of(settings) / "adapter_config.json").is_file()
 
 
 def weights_folder(settings: ModelSettings) -> Path:
-    """Return the folder with the model's files; those of a hub repository are downloaded where they are missing.
+    """Return the folder of the model's files; download missing files of a hub repository.
 
     Raises:
-        ModelError: if they cannot be had.
+        ModelError: if they cannot be downloaded.
     """
     assert settings.path is not None
     if Path(settings.path).is_dir():
@@ -71,7 +71,9 @@ def weights_folder(settings: ModelSettings) -> Path:
     try:
         return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=patterns)) / inside
     except (OSError, ValueError) as error:
-        raise ModelError(f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"no weights at {settings.path}: {str(error).strip().splitlines()[0]}", code="no-weights"
+        ) from None
 
 
 def holds_safetensors(folder: Path) -> bool:
@@ -80,7 +82,7 @@ def holds_safetensors(folder: Path) -> bool:
 
 
 def check_unquantized(path: str, where: Mapping[str, str]) -> None:
-    """Refuse weights that are quantized already: what is trained or scored here begins with the original ones.
+    """Raise if weights are quantized already: training and scoring begin with the original ones.
 
     Args:
         path: folder or hub id.
@@ -99,7 +101,8 @@ def check_unquantized(path: str, where: Mapping[str, str]) -> None:
     if settings and "bitsandbytes" in kind:
         kind += " in 4 bits" if settings.get("load_in_4bit") else " in 8 bits"
     raise ModelError(
-        f"{path} holds weights that are quantized already ({kind or 'its config.json says so'}); {UNQUANTIZED}"
+        f"{path} holds weights that are quantized already ({kind or 'its config.json says so'}); {UNQUANTIZED}",
+        code="already-quantized",
     )
 
 
@@ -115,12 +118,12 @@ def model_in_shards(
         ranks: of the run.
 
     Raises:
-        ModelError: if a tensor of the model is missing or has another shape, one of the files is left over, or a file
-            is damaged.
+        ModelError: if a tensor of the model is missing or has another shape, a tensor of the files is unused, or a file
+        is damaged.
     """
     folder = weights_folder(settings)
     check_unquantized(str(folder), {})
-    ranks.barrier()  # one rank may fetch for long what another one has, and zero.Init is collective
+    ranks.barrier()  # a rank may download for long what another one has cached, and zero.Init is collective
     shape = open_causal_config(str(folder))
     set_attention_dropout(shape, settings.attention_dropout)
     shape.dtype = dtype
@@ -128,12 +131,12 @@ def model_in_shards(
     check_sizes(shape, folder)
     if _holds_own_head(shape, folder, ranks):
         untie(shape)
-    # check_sizes has imported the type's module: classes that are first seen inside zero.Init are wrapped wrongly.
+    # check_sizes has imported the model's module: zero.Init wraps classes wrongly that are first imported inside it.
     with import_deepspeed().zero.Init(config_dict_or_path=dict(config), dtype=dtype):
         model: transformers.PreTrainedModel = model_of(shape, attn_implementation="sdpa")
-    # zero.Init narrows every buffer that is made inside it; the rotation's frequencies are fp32 in any precision.
+    # zero.Init casts every buffer that is made inside it; RoPE's frequencies are fp32 in any precision.
     decoder = model.get_decoder()
-    # DeepSpeed leaves what is made outside where it is: on the CPU they would be fetched in every forward.
+    # DeepSpeed does not move tensors made outside: on the CPU, every forward would copy them.
     decoder.rotary_emb = type(decoder.rotary_emb)(config=shape).to(ranks.device)
     _fill(model, folder, dtype, ranks)
     return model
@@ -151,7 +154,8 @@ def _fill(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype,
             shape = whole_shape(parameter)
             if tuple(stored.get_shape()) != shape:
                 raise ModelError(
-                    f"{folder / file}: {stored_name} has shape {stored.get_shape()}, the model {list(shape)}"
+                    f"{folder / file}: {stored_name} has shape {stored.get_shape()}, the model {list(shape)}",
+                    code="shape-mismatch",
                 )
             start, end = partition_of(parameter, ranks.rank)
             values_N = flat_stretch(stored, start, end)
@@ -167,7 +171,7 @@ def _fill(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype,
 
 
 def _stored_names(model: transformers.PreTrainedModel, names: FileNames, folder: Path) -> list[tuple[Any, str]]:
-    """Return the weights of a model in shards, each with the name of its tensor in the files, and tied ones once.
+    """Return the sharded weights of a model, each with its tensor's name in the files; tied ones occur once.
 
     Raises:
         ModelError: if the files lack some.
@@ -179,14 +183,17 @@ def _stored_names(model: transformers.PreTrainedModel, names: FileNames, folder:
     for parameter, of_parameter in aliases.values():
         found = [file_name for name in of_parameter if (file_name := names.of(name)) is not None]
         missing += [] if found else of_parameter[:1]
-        stored += [(parameter, file_name) for file_name in found]  # several where tied weights are stored twice
+        stored += [(parameter, file_name) for file_name in found]  # several if tied weights are stored twice
     if missing:
-        raise ModelError(f"the weights at {folder} lack {len(missing)} tensors of the model, first {missing[0]}")
+        raise ModelError(
+            f"the weights at {folder} lack {len(missing)} tensors of the model, first {missing[0]}",
+            code="missing-tensors",
+        )
     return stored
 
 
 class _OpenedFiles:
-    """The safetensors files of a folder, each opened once."""
+    """The safetensors files of a folder, each of which is opened once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._opened = folder, dict[str, Any]()
@@ -198,13 +205,13 @@ class _OpenedFiles:
         return self._opened[file].get_slice(name)
 
     def shape(self, name: str, file: str) -> tuple[int, ...]:
-        """Return the shape of a tensor, from the head of its file."""
+        """Return the shape of a tensor, from its file's header."""
         return tuple(self.slice(name, file).get_shape())
 
 
 @contextlib.contextmanager
 def damage_is_told(folder: Path) -> Iterator[None]:
-    """Turn what a damaged file raises into one line.
+    """Translate errors on damaged files into a ModelError.
 
     Raises:
         ModelError: with the reason.
@@ -212,11 +219,13 @@ def damage_is_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"the weights at {folder} are damaged: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"the weights at {folder} are damaged: {str(error).strip().splitlines()[0]}", code="damaged-weights"
+        ) from None
 
 
 def check_sizes(config: Any, folder: Path) -> None:
-    """Refuse a configuration whose sizes are not those of the files, before memory is taken for a model of such sizes.
+    """Check that a configuration's sizes are those of the files, before allocating memory for the model.
 
     Raises:
         ModelError: naming the setting or the first tensor that differs.
@@ -226,15 +235,16 @@ def check_sizes(config: Any, folder: Path) -> None:
     if layers is not None and not 0 < layers <= len(file_of):
         raise ModelError(
             f"{folder}: config.json says num_hidden_layers={layers}, and the files hold {len(file_of)} tensors, first "
-            f"{next(iter(sorted(file_of)), None)}; look whether config.json belongs to these files"
+            f"{next(iter(sorted(file_of)), None)}; look whether config.json belongs to these files",
+            code="layer-count-mismatch",
         )
     try:
         with torch.device("meta"):
-            # Eager, which all types have and nothing has to be installed for, whatever config.json asks for.
+            # Eager, which every model type has without further packages, whatever config.json says.
             model: Any = model_of(config, attn_implementation="eager")
     except (*UNREADABLE, RuntimeError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder}: config.json makes no model: {reason}") from None
+        raise ModelError(f"{folder}: config.json makes no model: {reason}", code="invalid-model-config") from None
     names = FileNames(file_of)
     with damage_is_told(folder):
         for name, parameter in model.named_parameters():
@@ -245,14 +255,15 @@ def check_sizes(config: Any, folder: Path) -> None:
             if shape != tuple(parameter.shape):
                 raise ModelError(
                     f"the weights at {folder}: {name} has shape {list(shape)}, the model of config.json "
-                    f"{list(parameter.shape)}"
+                    f"{list(parameter.shape)}",
+                    code="shape-mismatch",
                 )
 
 
 def _holds_own_head(config: Any, folder: Path, ranks: DistributedContext) -> bool:
-    """Return whether the files hold an output layer apart from the embedding that config ties it to. Collective.
+    """Return whether the files hold an output layer that differs from the embedding it is tied to. Collective.
 
-    Each rank compares a stretch, which it reads again in a moment.
+    Each rank compares the stretch that it will load.
     """
     if not getattr(config, "tie_word_embeddings", False):
         return False
@@ -269,11 +280,11 @@ def _holds_own_head(config: Any, folder: Path, ranks: DistributedContext) -> boo
             size = -(-numel // ranks.world_size)
             start, end = min(size * ranks.rank, numel), min(size * (ranks.rank + 1), numel)
             differ = not torch.equal(flat_stretch(head, start, end), flat_stretch(embedding, start, end))
-    return any(ranks.share(differ))  # reading takes one rank longer than another
+    return any(ranks.share(differ))  # ranks take different times to read
 
 
 def flat_stretch(stored: Any, start: int, end: int) -> Tensor:
-    """Return elements [start, end) of a tensor of a safetensors file as if it were flat, reading its rows alone."""
+    """Return elements [start, end) of a flattened tensor of a safetensors file; read only the rows that hold them."""
     if start >= end:
         return torch.empty(0)
     shape = stored.get_shape()
@@ -286,7 +297,7 @@ def flat_stretch(stored: Any, start: int, end: int) -> Tensor:
 
 
 def check_index(settings: ModelSettings) -> None:
-    """Refuse a folder's index that transformers would stumble over.
+    """Check a folder's index, on which transformers would fail with an obscure error.
 
     Raises:
         ModelError: if it is damaged, or names a file that is not there.
@@ -298,7 +309,7 @@ def check_index(settings: ModelSettings) -> None:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Return the file of every tensor, as an index beside the files says.
+    """Return the file of every tensor, from the index of the folder.
 
     Raises:
         ModelError: if it is damaged, or names a file that is not there.
@@ -308,25 +319,29 @@ def read_index(path: Path) -> dict[str, str]:
         file_of = {str(name): str(file) for name, file in index["weight_map"].items()}
         dict(index["metadata"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(f"{path} is damaged: wanted metadata, and a weight_map of tensors; fetch it again") from None
+        raise ModelError(
+            f"{path} is damaged: wanted metadata, and a weight_map of tensors; fetch it again",
+            code="damaged-weight-index",
+        ) from None
     if missing := sorted(file for file in set(file_of.values()) if not (path.parent / file).is_file()):
         raise ModelError(
-            f"{path.parent} lacks {len(missing)} files of weights that {path.name} names, first {missing[0]}"
+            f"{path.parent} lacks {len(missing)} files of weights that {path.name} names, first {missing[0]}",
+            code="missing-weight-files",
         )
     return file_of
 
 
 def files_of_weights(folder: Path, weights: str) -> list[Path]:
-    """Return the files that are opened for a model's weights: one whole file, or those that an index names.
+    """Return the files to open for a model's weights: one whole file, or those that an index names.
 
-    A folder may hold the same weights twice, as Mistral's do (consolidated.safetensors).
+    A folder may have the same weights twice, as Mistral's do (consolidated.safetensors).
 
     Args:
         folder: of the model.
         weights: safetensors or pickle.
 
     Raises:
-        ModelError: if the index is damaged, or names a file that is not there.
+        ModelError: if the index is damaged, or names a missing file.
     """
     one, index = (ONE_FILE, INDEX) if weights == "safetensors" else (ONE_PICKLE, INDEX_OF_PICKLES)
     if (folder / one).is_file():
@@ -337,7 +352,7 @@ def files_of_weights(folder: Path, weights: str) -> list[Path]:
 
 
 def files_by_tensor(folder: Path) -> dict[str, str]:
-    """Return the file of every tensor; one whole file goes before an index, as in transformers.
+    """Return the file of every tensor; one whole file takes precedence over an index, as in transformers.
 
     Raises:
         ModelError: if there are no weights, or they are damaged.
@@ -348,4 +363,6 @@ def files_by_tensor(folder: Path) -> dict[str, str]:
         with safe_open(folder / ONE_FILE, framework="pt") as file:
             return dict.fromkeys(file.keys(), ONE_FILE)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot open the weights at {folder}: {str(error).strip().splitlines()[0]}") from None
+        raise ModelError(
+            f"cannot open the weights at {folder}: {str(error).strip().splitlines()[0]}", code="unreadable-weights"
+        ) from None

@@ -1,9 +1,9 @@
-"""Attention of tokens that branch off shared histories: each sees its own history and its ancestors, nothing else.
+"""Attention of tokens that branch off shared histories: each attends to its own history and its ancestors only.
 
-    history   h0 h1 h2 h3 h4              one forward of packed careers, whose keys and values are kept
+    history   h0 h1 h2 h3 h4              one forward of packed careers, whose keys and values are cached
     nodes        a ( b c ( d ) )          a sees h0 h1, itself; b sees h0 h1 a b; d sees h0 h1 a c d
 
-Nodes are taken a block at a time: neighbors of one history, which share most of what they see. A block's keys are its
+Nodes are processed in blocks: neighbors of one history, which attend to mostly the same keys. A block's keys are its
 history's and those of all its nodes' ancestors, under a mask, so a thousand branches cost little more than their own
 tokens.
 """
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 Integers = npt.NDArray[np.int64]
-# Nodes of a block. On a CPU time goes with the work: more nodes share their history's keys, fewer have smaller masks.
+# Nodes of a block. On a CPU time is proportional to work: large blocks share the history's keys, small ones have
+# smaller masks.
 BLOCK_NODES = 128
-# On a GPU time goes with launches too: five a block and layer are about 50 us of the host. 1,024 nodes of a 7B see
+# On a GPU kernel launches count too: five per block and layer take about 50 us of the host. 1,024 nodes of a 7B see
 # S = 430 keys of a career and 1,024 of their own: 4 x 4,096 x S = 24 MFLOP a node and layer beside the 405 of its
-# matrices, and keep the GPU busy for 0.7 ms. Blocks of 128 would save 15 of these 24, and leave it idle half the time.
-# A block's mask is 1,024 x S x 2 bytes in bf16; those of a pass of 4,096 nodes are 12 MB.
+# matrices, and keep the GPU busy for 0.7 ms. Blocks of 128 would save 15 of these 24, but leave it idle half the time.
+# A block's mask has 1,024 x S x 2 bytes in bf16; those of a pass of 4,096 nodes have 12 MB.
 CUDA_BLOCK_NODES = 1024
 
 
@@ -31,8 +32,9 @@ CUDA_BLOCK_NODES = 1024
 class NodeBlock:
     """C neighboring nodes after slots [start, stop) of a row, the next C of a pass; numpy, on the host.
 
-    `stops_C`: where each node's history stops. `places_U`: their ancestors and themselves among all nodes since the
-    last `drop_nodes`. `seen_2E`: pairs of a node, counted from 0, and a place that it sees, counted in `places_U`.
+    `stops_C`: the end of each node's history. `places_U`: indices of the nodes and their ancestors among all nodes
+    since the last `drop_nodes`. `seen_2E`: pairs of a node's index in the block and the index in `places_U` of a node
+    that it attends to.
     """
 
     row: int
@@ -46,9 +48,9 @@ class NodeBlock:
         return len(self.stops_C)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> NodeBlockTensors:
-        """Return what attention takes of it, for queries of this type."""
+        """Return the block on a device, with a bias of the queries' dtype."""
         num_history, num_seen = self.stop - self.start, self.stop - self.start + len(self.places_U)
-        # Lines of a multiple of 8 numbers: others are copied by torch's memory-efficient kernel, at every call.
+        # Row strides of a multiple of 8: torch's memory-efficient kernel copies others at every call.
         bias_CS = torch.full((len(self), -(-num_seen // 8) * 8), -torch.inf, dtype=dtype, device=device)[:, :num_seen]
         nodes_E, columns_E = torch.from_numpy(self.seen_2E).to(device)
         bias_CS[nodes_E, columns_E + num_history] = 0.0
@@ -62,7 +64,7 @@ class NodeBlock:
 
 @dataclass(frozen=True, slots=True)
 class NodeBlockTensors:
-    """A block on a device. `bias_CS`: 0 where a node sees a slot of the history, then a place; -inf elsewhere."""
+    """A block on a device. `bias_CS`: 0 where a node attends to a slot of the history or to a node, -inf elsewhere."""
 
     slots: slice
     row: int
@@ -71,16 +73,16 @@ class NodeBlockTensors:
 
 
 def block_size(device: torch.device) -> int:
-    """Return how many nodes make a block on a device."""
+    """Return the number of nodes of a block on a device."""
     return CUDA_BLOCK_NODES if device.type == "cuda" else BLOCK_NODES
 
 
 def split_into_blocks(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) -> tuple[NodeBlock, ...]:
-    """Cut the nodes of a pass into blocks.
+    """Split the nodes of a pass into blocks.
 
     Args:
-        stems_N3: row, first slot and slot past the last one of each node's history; those of one career side by side.
-        ancestors_NA: places of each node's ancestors and itself, -1 where there are fewer than A.
+        stems_N3: row, first slot and end slot of each node's history; nodes of one career are adjacent.
+        ancestors_NA: indices of each node's ancestors and itself, padded with -1.
         most_nodes: of a block.
     """
     changes = np.flatnonzero((np.diff(stems_N3[:, :2], axis=0) != 0).any(axis=1)) + 1
@@ -98,22 +100,22 @@ def split_into_blocks(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes:
 
 
 class KVCache:
-    """Keys and values of histories, [B, H, T, D] a layer, and of the nodes that have followed them, [H, N, D]."""
+    """KV cache: keys and values of histories, [B, H, T, D] per layer, and of the nodes after them, [H, N, D]."""
 
     def __init__(self) -> None:
         self._histories: dict[int, tuple[Tensor, Tensor]] = {}
         self._nodes: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep_history(self, layer: int, keys_BHTD: Tensor, values_BHTD: Tensor) -> None:
-        """Keep what a layer has made of the histories."""
+        """Store a layer's keys and values of the histories."""
         self._histories[layer] = (keys_BHTD, values_BHTD)
 
     def history(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return what was kept."""
+        """Return a layer's keys and values of the histories."""
         return self._histories[layer]
 
     def add_nodes(self, layer: int, keys_HND: Tensor, values_HND: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep nodes behind those that are there; return all."""
+        """Append the keys and values of nodes; return those of all nodes."""
         before = self._nodes.get(layer)
         both = (keys_HND, values_HND)
         if before is not None:
@@ -122,7 +124,7 @@ class KVCache:
         return both
 
     def drop_nodes(self) -> None:
-        """Forget the nodes; the histories stay."""
+        """Remove the nodes; the histories stay."""
         self._nodes.clear()
 
 
@@ -133,18 +135,18 @@ def branch_attention(
     blocks: tuple[NodeBlockTensors, ...],
     scaling: float | None,
 ) -> Tensor:
-    """Return what every node takes from its history and its ancestors, [1, N, H, D].
+    """Return the attention output of every node over its history and its ancestors, [1, N, H, D].
 
     Args:
-        layer: whose kept states are meant.
+        layer: index into the cache.
         tensors_BHTD: queries, keys and values of the nodes, in one row; keys may have fewer heads than queries.
-        kept: states of the histories and of earlier nodes; the keys and values of these nodes join them.
+        kept: the cache of histories and earlier nodes; the keys and values of these nodes are appended.
         blocks: of the nodes, in order.
-        scaling: of the products.
+        scaling: of query-key products.
     """
     query_HND, keys_HND, values_HND = (each[0] for each in tensors_BHTD)
     num_heads, num_nodes, width = query_HND.shape
-    num_shared = keys_HND.shape[0]  # heads of keys, each shared by G heads of queries
+    num_shared = keys_HND.shape[0]  # key heads, each shared by G query heads
     query_HGND = query_HND.view(num_shared, num_heads // num_shared, num_nodes, width)
     all_nodes = kept.add_nodes(layer, keys_HND, values_HND)
     histories = kept.history(layer)
@@ -166,7 +168,7 @@ def branch_attention(
 def _attend_as_queries(
     query_HGCD: Tensor, key_HSD: Tensor, value_HSD: Tensor, bias_CS: Tensor, scaling: float | None
 ) -> Tensor:
-    """Return [C, H, G, D]. Heads that share keys stand side by side as more queries: a CPU reads the keys once."""
+    """Return [C, H, G, D]. Heads that share keys are extra queries of one head: a CPU reads the keys once."""
     num_shared, num_sharing, num_nodes, width = query_HGCD.shape
     taken_HQD = nn.functional.scaled_dot_product_attention(
         query_HGCD.reshape(1, num_shared, -1, width),
@@ -181,7 +183,7 @@ def _attend_as_queries(
 def _attend_as_batch(
     query_HGCD: Tensor, key_HSD: Tensor, value_HSD: Tensor, bias_CS: Tensor, scaling: float | None
 ) -> Tensor:
-    """Return [C, H, G, D]. Heads that share keys are a batch over one copy of keys and bias: nothing is repeated."""
+    """Return [C, H, G, D]. Heads that share keys are a batch over views of one copy of keys and bias."""
     num_sharing = query_HGCD.shape[1]
     taken_GHCD = nn.functional.scaled_dot_product_attention(
         query_HGCD.transpose(0, 1),

@@ -1,8 +1,8 @@
-"""A causal language model asked for the continuations of many prompts that share their histories.
+"""Scores continuations of many prompts that share their histories, with a causal language model.
 
-One forward of packed careers keeps every layer's keys and values. Nodes, the tokens of possible continuations, then
-follow in forwards of their own, each after its ancestors; of their logits, those that are asked for are made and the
-normaliser, a chunk of nodes at a time. Models of unknown type forward history and nodes together under a mask.
+One forward of packed careers caches every layer's keys and values. Later forwards process the nodes, the tokens of
+possible continuations, each after its ancestors; they compute only the requested logits and the normalizer, a chunk of
+nodes at a time. Models of unknown type forward history and nodes together under a mask.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from laborllm_dist.models.varlen_attention import career_bounds
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """N tokens after histories, and what they see; numpy, on the host.
+    """N tokens after histories, and the tokens that they attend to; numpy, on the host.
 
-    `positions_N` go on where the history stops. `stems_N3`: row, first slot and slot past the last one of each node's
-    history, those of one career side by side. `ancestors_NA`: places of its ancestors and itself among all nodes since
-    the last `drop_nodes`, -1 where there are fewer than A.
+    `positions_N` continue those of the history. `stems_N3`: row, first slot and end slot of each node's history; nodes
+    of one career are adjacent. `ancestors_NA`: indices of its ancestors and itself among all nodes since the last
+    `drop_nodes`, padded with -1.
     """
 
     token_ids_N: Integers
@@ -52,23 +52,23 @@ class Nodes:
 
 @dataclass(slots=True)
 class PrefixState:
-    """Histories and the nodes that have followed them: the states of known types, the tokens for the others."""
+    """Histories and the nodes after them: the KV cache of known types, the tokens for the others."""
 
     batch: PackedBatch
     states: KVCache = field(default_factory=KVCache)
     nodes: Nodes | None = None
 
     def drop_nodes(self) -> None:
-        """Forget the nodes; the histories stay."""
+        """Remove the nodes; the histories stay."""
         self.states.drop_nodes()
         self.nodes = None
 
 
 @dataclass(frozen=True, slots=True)
 class BranchPass:
-    """One forward: of the histories of `grown`, or of nodes that follow them, and what is wanted of it.
+    """A request for one forward, of the histories of `grown` or of nodes after them.
 
-    `slots_Q`: whose next tokens are asked for, counted through all rows, or nodes; on the host. `work` gets the hidden
+    `slots_Q`: slots to predict from, as flat indices over all rows, or nodes; on the host. `work` takes the hidden
     states [Q, D] and the output layer's weight, or the logits [Q, V] and None.
     """
 
@@ -79,13 +79,13 @@ class BranchPass:
 
 
 class BranchingModel:
-    """A transformers model that forwards passes of histories and of nodes."""
+    """A transformers model with forwards of histories and of nodes."""
 
     def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
         """Set the model up.
 
         Raises:
-            ModelError: if packed attention is asked of a model that cannot have it.
+            ModelError: if compute.attention=packed, and the model does not support it.
         """
         self.hugging_face = hugging_face
         self._is_packed, self._is_known = supports_varlen_attention(hugging_face, compute), is_known_type(hugging_face)
@@ -95,7 +95,7 @@ class BranchingModel:
             enable_custom_head(hugging_face)
 
     def forward(self, wanted: BranchPass) -> Any:
-        """Return what `wanted.work` makes of the slots; what is forwarded joins `wanted.grown`."""
+        """Return `wanted.work` of the slots; add the forwarded tokens to `wanted.grown`."""
         grown, nodes, slots_Q, work = wanted.grown, wanted.nodes, wanted.slots_Q, wanted.work
         if not self._is_packed:
             if nodes is None and not self._takes_mask:
@@ -112,13 +112,13 @@ class BranchingModel:
             ids, positions = (
                 torch.from_numpy(each)[None].to(device) for each in (nodes.token_ids_N, nodes.positions_N)
             )
-            # Queries have the type of the hidden states, which begin as the table's lines.
+            # Queries have the dtype of the hidden states, which begin as rows of the embedding.
             dtype = self.hugging_face.get_input_embeddings().weight.dtype  # type: ignore[operator]
             cut = split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device))
             blocks = tuple(block.on(device, dtype) for block in cut)
             inputs = {"input_ids": ids, "position_ids": positions, "blocks": blocks}
         inputs |= {"kept": grown.states, "use_cache": False}
-        if not self._is_known:  # its logits are more than a product with the hidden states
+        if not self._is_known:  # its logits are not just a product with the hidden states
             return work(self.hugging_face(**inputs).logits.flatten(0, 1)[slots_Q.to(device)], None)
         hidden_BTD = decoder_of(self.hugging_face)(**inputs).last_hidden_state
         return apply_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
@@ -130,7 +130,7 @@ class BranchingModel:
         return logits_NV
 
     def _node_logits(self, grown: PrefixState, nodes: Nodes) -> Tensor:
-        """Return the logits of nodes, [N, V]: a forward for every block, with its history and ancestors."""
+        """Return the logits of nodes, [N, V]: one forward per block, with its history and ancestors."""
         grown.nodes = everything = nodes if grown.nodes is None else _joined(grown.nodes, nodes)
         batch, device = grown.batch, grown.batch.token_ids_BT.device
         found: list[Tensor] = []
@@ -157,7 +157,7 @@ class BranchingModel:
         return torch.cat(found)
 
     def _path_logits(self, batch: PackedBatch, nodes: Nodes, block: NodeBlock, place: int) -> Tensor:
-        """Return the logits of a block's nodes, the first at `place`, [C, V]: each ends a row of its own."""
+        """Return the logits of a block's nodes, the first at index `place`, [C, V], from a separate row for each."""
         device, ids_T = batch.token_ids_BT.device, batch.token_ids_BT[block.row]
         paths = []
         for node, stop in zip(range(place, place + len(block)), block.stops_C.tolist(), strict=True):
@@ -192,7 +192,7 @@ def _joined(before: Nodes, nodes: Nodes) -> Nodes:
 
 
 def _tree_mask(nodes: Nodes, places_U: Integers, start: int, stop: int) -> Tensor:
-    """Return [S, S] bool: what each slot [start, stop) of a history, then each node at these places, sees."""
+    """Return the attention mask, [S, S] bool, of slots [start, stop) of a history, then of nodes by index."""
     num_history, num_nodes = stop - start, len(places_U)
     mask_SS = np.zeros((num_history + num_nodes, num_history + num_nodes), dtype=bool)
     mask_SS[:num_history, :num_history] = np.tri(num_history, dtype=bool)

@@ -1,10 +1,10 @@
-"""Attention inside careers that lie side by side in rows, without a mask of T x T.
+"""Attention inside careers that are packed in rows, without a T x T mask.
 
-    row    [ career a | career b b b | . . ]      lengths (1, 3, 2): padding is a stretch of its own
-    work     1          9              4          and not 36, as with a block mask
+    row    [ career a | career b b b | . . ]      lengths (1, 3, 2): padding is a separate stretch
+    work     1          9              4          instead of 36 with a block mask
 
-Registered with transformers as an attention of its own: bf16 and fp16 on CUDA through torch's variable-length kernel,
-everything else career by career through scaled_dot_product_attention. What a career sees does not depend on its row.
+Registered with transformers as an attention implementation: bf16 and fp16 on CUDA use torch's variable-length kernel,
+everything else scaled_dot_product_attention, career by career. A career's attention does not depend on its row.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from laborllm_dist.models.tree_attention import KVCache, NodeBlockTensors, branc
 
 PACKED = "laborllm_packed"
 KERNEL_DTYPES = (torch.bfloat16, torch.float16)
-# Types of transformers models whose attention takes what is passed through to it; others get a mask.
+# Model types whose attention receives the keyword arguments of the forward; others get a mask.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True)
 class CareerBounds:
-    """Where careers begin and end in rows laid end to end.
+    """Bounds of careers in flattened rows.
 
     `lengths`: of every stretch, padding included, row by row. `starts_N`: [stretches + 1] int32 on the device.
     """
@@ -45,7 +45,7 @@ def career_bounds(lengths: Sequence[int], device: torch.device) -> CareerBounds:
 
 
 def register_packed_attention() -> None:
-    """Make the attention known to transformers under the name PACKED."""
+    """Register the attention with transformers under the name PACKED."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
@@ -65,14 +65,14 @@ def packed_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return what every slot takes from earlier slots of its own career, [B, T, H, D].
+    """Return causal attention inside careers, [B, T, H, D].
 
     The arguments are those of transformers' attention interface; keys and values may have fewer heads than queries.
-    Without bounds every row is one career. With `kept`, keys and values are kept there; with `blocks` too, the slots
-    are nodes that see what is kept (models/tree_attention.py).
+    Without bounds every row is one career. With `kept`, keys and values are cached there; with `blocks` too, the slots
+    are nodes that attend to the cache (models/tree_attention.py).
 
     Raises:
-        ValueError: if a mask is given, since there is no place for one.
+        ValueError: if a mask is given, which this attention does not support.
     """
     if attention_mask is not None:
         raise ValueError("packed attention takes bounds, not a mask")
@@ -85,7 +85,7 @@ def packed_attention(
         num_rows, num_slots = query_BHTD.shape[0], query_BHTD.shape[2]
         bounds = career_bounds([num_slots] * num_rows, query_BHTD.device)
     if query_BHTD.is_cuda and torch.is_autocast_enabled("cuda"):
-        # The rotation has made queries and keys wide again.
+        # RoPE returned float32 queries and keys.
         narrow = torch.get_autocast_dtype("cuda")
         query_BHTD, key_BHTD, value_BHTD = (each.to(narrow) for each in (query_BHTD, key_BHTD, value_BHTD))
     if query_BHTD.is_cuda and not dropout and kernel_takes(query_BHTD.dtype, width=query_BHTD.shape[3]):
@@ -94,7 +94,7 @@ def packed_attention(
 
 
 def kernel_takes(dtype: torch.dtype, *, width: int) -> bool:
-    """Return whether torch's kernel takes heads of this width: a multiple of 8, up to 256."""
+    """Return whether torch's kernel supports this head size: a multiple of 8, up to 256."""
     return dtype in KERNEL_DTYPES and width % 8 == 0 and width <= 256
 
 
@@ -125,13 +125,13 @@ def by_kernel(
         window_size=causal,
         **more,
     )
-    assert isinstance(found_NHD, Tensor)  # a pair only where auxiliary values are asked for
+    assert isinstance(found_NHD, Tensor)  # a pair only if auxiliary values are requested
     return found_NHD.reshape(num_rows, num_slots, num_heads, width)
 
 
 @functools.cache
 def _asks_for_shared_keys(varlen_attn: Callable[..., Any]) -> bool:
-    """Say whether heads that share keys must be announced: torch 2.11's kernel takes them as they are."""
+    """Return the kernel's argument for heads that share keys, which torch 2.11 does not have."""
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
@@ -141,7 +141,7 @@ def _career_by_career(
     scaling, dropout = how
     num_sharing = query_BHTD.shape[1] // key_BHTD.shape[1]
     if query_BHTD.is_cuda and num_sharing > 1:
-        # On a GPU, wide numbers and shared keys together have no kernel but one with all T x T weights.
+        # On a GPU, float32 with shared keys has no kernel except the one that stores all T x T weights.
         key_BHTD, value_BHTD = (each.repeat_interleave(num_sharing, dim=1) for each in (key_BHTD, value_BHTD))
     shares_keys = query_BHTD.shape[1] != key_BHTD.shape[1]
     rows: list[Tensor] = []

@@ -1,11 +1,11 @@
-"""Whether a model holds exactly what lies in its files, shown by checksums that were made while they were read.
+"""Check that a model has exactly the weights of its files, with checksums computed while reading.
 
-Whole weights are compared after loading (`check_loaded`), and once more where DeepSpeed has put them
+Whole weights are compared after loading (`check_loaded`), and again after DeepSpeed has partitioned them
 (`check_in_place`): there the checksums of the ranks' stretches add up to that of the file.
 
-Weights that are wider than in the file are compared in the file's precision, and must be exactly its numbers; narrower
-ones are compared in the model's. Quantized weights are compared by the scales of their rows or blocks, which must be
-those of the file, and by the sums of their rows, which may differ by the rounding alone.
+Weights with higher precision than the file are compared in the file's precision, and must equal its values exactly;
+weights with lower precision are compared in the model's. Of quantized weights, the scales of rows or blocks must equal
+those computed from the file, and the sums of rows may differ by rounding only.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from laborllm_dist.errors import ModelError, PeerFailedError
 from laborllm_dist.models.file_record import NF4_BLOCK, FileRecord, FileTensor
 from laborllm_dist.models.weight_checksums import MODULUS, Checksum, checksum, checksum_in
 
-# Attributes under which a model carries the record of its files, until its last check.
+# Attribute with the record of a model's files, until the last check.
 RECORD = "_laborllm_file_record"
-# What older files hold beside weights: rotary frequencies, causal masks and positions, all functions of the config.
-# (name, dimensions it may have)
+# Buffers in older files: rotary frequencies, causal masks and positions, all functions of the config.
+# name pattern: numbers of dimensions
 NOT_WEIGHTS: Mapping[str, tuple[int, ...]] = {
     r"(^|\.)(rotary_emb|rotary_pos_emb|rope)\.inv_freq$": (1,),
     r"(^|\.)rotary_emb\.(cos|sin)_cached$": (2, 4),
@@ -46,17 +46,17 @@ UNQUANTIZED = "take the original weights, which adapter=qlora or adapter=lora_in
 
 
 def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where: object) -> None:
-    """Refuse a model that does not hold exactly what its files hold, all of it.
+    """Check that a model has exactly the tensors of its files, all of them.
 
-    The model keeps the record, for `check_in_place`.
+    Stores the record on the model, for `check_in_place`.
 
     Args:
         model: whole on this rank.
         record: of its files.
-        where: of the files, for the message.
+        where: path of the files, for the message.
 
     Raises:
-        ModelError: naming the first tensor that is left over, missing, or differs.
+        ModelError: naming the first tensor that is unused, missing or different.
     """
     held = dict(_held_tensors(model))
     names = FileNames(record.shapes)
@@ -68,7 +68,7 @@ def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where:
         if (file := names.of(name)) is None:
             if is_no_weight(name, value.shape):
                 continue
-            raise ModelError(f"the weights at {where} lack a tensor of the model, {name}")
+            raise ModelError(f"the weights at {where} lack a tensor of the model, {name}", code="missing-tensors")
         held[name] = value
         file_of[name] = file
         files_used.add(file)
@@ -78,7 +78,7 @@ def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where:
     for name, file in file_of.items():
         value, tensor = held[name], record.tensors.get(file)
         if tensor is None:
-            raise ModelError(f"the weights at {where}: {file} was never read")
+            raise ModelError(f"the weights at {where}: {file} was never read", code="tensor-never-read")
         if (id(value), file) in compared:
             continue
         compared[id(value), file] = None
@@ -88,18 +88,21 @@ def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where:
         what = f"the weights at {where}: {name}"
         check_dtype(model, value, tensor, record.dtype, what)
         if tuple(value.shape) != tensor.shape:
-            raise ModelError(f"{what} has shape {list(tensor.shape)} in the files, the model {list(value.shape)}")
+            raise ModelError(
+                f"{what} has shape {list(tensor.shape)} in the files, the model {list(value.shape)}",
+                code="shape-mismatch",
+            )
         if not same_content(value, tensor):
-            raise ModelError(f"{what} in the model is not what was read; {ADVICE}")
+            raise ModelError(f"{what} in the model is not what was read; {ADVICE}", code="weights-differ-from-files")
     _set_tied(model)
     setattr(model, RECORD, record)
 
 
 def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
-    """Refuse an adapter whose additions in the model are not exactly what its files hold, all of it.
+    """Check that an adapter's additions in the model are exactly the tensors of its files, all of them.
 
     Raises:
-        ModelError: naming the first tensor that is left over or differs.
+        ModelError: naming the first tensor that is unused or different.
     """
     names = FileNames(record.shapes)
     held = {
@@ -109,45 +112,57 @@ def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
     }
     if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
         raise ModelError(
-            f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}"
+            f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}",
+            code="unexpected-adapter-tensors",
         )
     for file, value in held.items():
         tensor = record.tensors.get(file)
         if tensor is None or tuple(value.shape) != tensor.shape or not same_content(value, tensor):
-            raise ModelError(f"the adapter at {where}: {file} in the model is not what was read; {ADVICE}")
+            raise ModelError(
+                f"the adapter at {where}: {file} in the model is not what was read; {ADVICE}",
+                code="adapter-differs-from-files",
+            )
 
 
 def same_content(value: Tensor, tensor: FileTensor) -> bool:
-    """Return whether elements that a rank holds are those that it read, in the precision it holds them in."""
+    """Return whether a rank's elements are those that it read, compared in the lower of the two precisions."""
     precision = _compared_in(value, tensor)
     return checksum_in(value.detach(), precision, tensor.start) == tensor.checksums[precision]
 
 
 def _compared_in(value: Tensor, tensor: FileTensor) -> torch.dtype:
-    """Return the precision that weights are compared with their file in."""
+    """Return the precision in which weights are compared with their file."""
     return value.dtype if value.dtype in tensor.checksums else tensor.dtype
 
 
 def check_dtype(model: Any, value: Tensor, tensor: FileTensor, dtype: torch.dtype, what: str) -> None:
-    """Refuse weights in another precision than was asked for; a type may hold some in fp32 whatever is asked for.
+    """Check that weights have the requested dtype; some model types keep some modules in fp32.
 
     Raises:
-        ModelError: naming both.
+        ModelError: naming both dtypes.
     """
     if not tensor.dtype.is_floating_point and value.dtype.is_floating_point:
-        raise ModelError(f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}")
+        raise ModelError(
+            f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}",
+            code="already-quantized",
+        )
     if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
-        raise ModelError(f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}")
+        raise ModelError(
+            f"{what} is stored as {_text(tensor.dtype)}, as quantized weights are; {UNQUANTIZED}",
+            code="already-quantized",
+        )
     held_wide = any(getattr(model, f"_keep_in_fp32_modules{strict}", None) for strict in ("", "_strict"))
     if value.is_floating_point() and value.dtype != dtype and not (held_wide and value.dtype == torch.float32):
-        raise ModelError(f"{what} is held in {_text(value.dtype)}, not in {_text(dtype)}; {ADVICE}")
+        raise ModelError(
+            f"{what} is held in {_text(value.dtype)}, not in {_text(dtype)}; {ADVICE}", code="dtype-mismatch"
+        )
 
 
 def check_left_over(model: Any, shapes: Mapping[str, tuple[int, ...]], used: set[str], where: object) -> None:
-    """Refuse files with tensors that the model has no place for, such as layers beyond those of config.json.
+    """Check that the model uses all tensors of its files; extra layers, for example, are an error.
 
     Raises:
-        ModelError: with their number, and the first of them.
+        ModelError: with the number of unused tensors and the first of them.
     """
     ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     left_over = sorted(
@@ -161,27 +176,28 @@ def check_left_over(model: Any, shapes: Mapping[str, tuple[int, ...]], used: set
     if left_over:
         raise ModelError(
             f"the weights at {where} hold {len(left_over)} tensors that the model of config.json has no place for, "
-            f"first {left_over[0]}; look whether config.json belongs to these files"
+            f"first {left_over[0]}; look whether config.json belongs to these files",
+            code="unexpected-tensors",
         )
 
 
 def is_no_weight(name: str, shape: Sequence[int]) -> bool:
-    """Return whether a tensor of a file is a buffer that follows from the configuration."""
+    """Return whether a tensor of a file is a buffer that is a function of the configuration."""
     return any(len(shape) in dimensions and re.search(rule, name) for rule, dimensions in NOT_WEIGHTS.items())
 
 
 class FileNames:
-    """Finds the tensor of a file that a tensor of the model comes from, where they differ in prefixes alone."""
+    """Maps names of the model's tensors to names in files, which may differ in prefixes."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._file_of = {_plain(name): name for name in names}
 
     def of(self, name: str) -> str | None:
-        """Return the name in the files of a tensor of the model; None if there is none."""
+        """Return the name of a model's tensor in the files; None if they lack it."""
         plain = _plain(name)
         if plain in self._file_of:
             return self._file_of[plain]
-        without = plain.partition(".")[2]  # a decoder's folder, without the prefix of the whole model
+        without = plain.partition(".")[2]  # files of a decoder, without the prefix of the whole model
         if without in self._file_of:
             return self._file_of[without]
         return next(
@@ -190,7 +206,7 @@ class FileNames:
 
 
 def _plain(name: str) -> str:
-    """Return a name without what wrappers and peft put into it."""
+    """Return a name without the parts that wrappers and peft add."""
     name = name.removeprefix("hugging_face.").removeprefix("base_model.model.").removesuffix(".default")
     for inserted in (".base_layer.", ".modules_to_save.default.", ".original_module.", ".default."):
         name = name.replace(inserted, ".")
@@ -198,7 +214,7 @@ def _plain(name: str) -> str:
 
 
 def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and the buffers that belong into files, those with several names under each."""
+    """Yield parameters and persistent buffers, tied ones under each of their names."""
     yield from model.named_parameters(remove_duplicate=False)
     for prefix, module in model.named_modules():
         if _is_quantized(module):
@@ -209,9 +225,9 @@ def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _as_in_files(model: transformers.PreTrainedModel, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors of the model under the names and in the form they have in files, a layer at a time.
+    """Yield tensors of the model with the names and shapes that they have in files, a layer at a time.
 
-    transformers fuses the matrices of experts, for example, and knows how to take them apart for saving.
+    transformers fuses the matrices of experts, for example, and splits them for saving.
     """
     layers: dict[tuple[str, ...], dict[str, Tensor]] = {}
     for name, value in held.items():
@@ -225,7 +241,7 @@ def _is_quantized(module: nn.Module) -> bool:
 
 
 def _check_quantized(module: Any, tensor: FileTensor, what: str) -> None:
-    """Refuse a quantized layer whose scales are not those of the file, or whose rows add up to something else."""
+    """Check that a quantized layer has the scales of the file, and row sums that differ by rounding only."""
     state = module.weight.quant_state if type(module).__name__ == "Linear4bit" else None
     if state is None:
         kind, scales = "int8", module.weight.SCB
@@ -241,16 +257,20 @@ def _check_quantized(module: Any, tensor: FileTensor, what: str) -> None:
         widths = sums * (ROUNDING[kind] * NF4_BLOCK)
     marks = tensor.marks[1 if module.source_cls is transformers.pytorch_utils.Conv1D else 0]
     if tuple(rounded.shape) != marks.shape:
-        raise ModelError(f"{what} has shape {list(marks.shape)} in the files, the model {list(rounded.shape)}")
+        raise ModelError(
+            f"{what} has shape {list(marks.shape)} in the files, the model {list(rounded.shape)}", code="shape-mismatch"
+        )
     errors = (rounded.sum(dim=1, dtype=torch.float64) - marks.row_sums.to(rounded.device)).abs()
     if checksum(scales.float().flatten()) != marks.scales or not bool((errors <= widths.double()).all()):
-        raise ModelError(f"{what}, quantized to {kind}, is not what was read; {ADVICE}")
+        raise ModelError(
+            f"{what}, quantized to {kind}, is not what was read; {ADVICE}", code="weights-differ-from-files"
+        )
 
 
 def _set_tied(model: transformers.PreTrainedModel) -> None:
-    """Let the configuration say that the output layer has weights of its own, where the files hold others for it.
+    """Set tie_word_embeddings=False if the files have separate weights for the output layer.
 
-    transformers leaves them apart then, but would tie them again where the configuration is read from an export.
+    transformers loads them separately, but would tie them again when it reads the configuration of an export.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and getattr(head, "weight", None) is not getattr(embedding, "weight", None):
@@ -258,21 +278,21 @@ def _set_tied(model: transformers.PreTrainedModel) -> None:
 
 
 def untie(config: Any) -> None:
-    """Let a configuration say that the output layer does not share the embedding's weights."""
+    """Set tie_word_embeddings=False in a configuration."""
     for part in (config, config.get_text_config()):
         if getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False
 
 
 def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
-    """Refuse weights that, where DeepSpeed has put them, are not what was read; forget the record. Collective.
+    """Check that DeepSpeed's copies of weights are what was read; drop the record. Collective.
 
-    A rank that holds the stretches it has read compares these. Where every rank has read the whole, checksums of the
-    stretches are added over the ranks. Weights on an NVMe disk, quantized ones, and those that transformers has fused
-    have been compared after loading.
+    A rank that holds the stretches that it read compares them. If every rank read whole weights, the checksums of the
+    stretches are summed over ranks. Weights on NVMe, quantized ones, and those that transformers has fused were
+    compared after loading.
 
     Raises:
-        ModelError: on a rank that has found a difference, naming it.
+        ModelError: on a rank with a difference, naming it.
         PeerFailedError: on the others.
     """
     carrier = next((module for module in model.modules() if RECORD in vars(module)), None)
@@ -292,7 +312,8 @@ def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
         value, start = held
         precision = _compared_in(value, tensor)
         part = checksum_in(value, precision, start)
-        # Told by what all ranks have in common: the sums below are collective, and one may hold all of a small weight.
+        # Decided by what all ranks have in common: the sums below are collective, and one rank may hold all of a small
+        # weight.
         if tensor.is_own or not is_partitioned(parameter):
             wrong = wrong or (name if part != tensor.checksums[precision] else None)
             continue
@@ -305,13 +326,16 @@ def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
         wrong = wrong or (name if total != whole else None)
     is_wrong_somewhere = any(ranks.share(wrong is not None))
     if wrong is not None:
-        raise ModelError(f"{wrong} on rank {ranks.rank} is not what was read from the files; {ADVICE}")
+        raise ModelError(
+            f"{wrong} on rank {ranks.rank} is not what was read from the files; {ADVICE}",
+            code="weights-differ-from-files",
+        )
     if is_wrong_somewhere:
         raise PeerFailedError("another rank holds weights that are not those of the files")
 
 
 def _stretch_of(parameter: Any, ranks: DistributedContext) -> tuple[Tensor, int] | None:
-    """Return the flat elements of a weight that lie on this rank, and the place of the first; None if on a disk."""
+    """Return this rank's elements of a flattened weight, and the index of the first; None if they are on a disk."""
     if not is_partitioned(parameter):
         return parameter.detach().flatten(), 0
     partition, (start, end) = own_partition(parameter), partition_of(parameter, ranks.rank)
@@ -319,7 +343,7 @@ def _stretch_of(parameter: Any, ranks: DistributedContext) -> tuple[Tensor, int]
 
 
 def _over_ranks(checksums: Sequence[Checksum], ranks: DistributedContext) -> list[Checksum]:
-    """Return checksums added over the ranks, however long one of them computes. Collective."""
+    """Return checksums summed over the ranks, which may take different times to compute them. Collective."""
     everyones = ranks.share(list(checksums), list[Checksum])
     return [
         (sum(first for first, _ in each) % MODULUS, sum(second for _, second in each) % MODULUS)

@@ -1,10 +1,9 @@
-"""Checksums of weights: quick, of any stretch of a tensor, and those of its stretches add up to that of the whole.
+"""Fast checksums of weights that are additive: those of a tensor's stretches add up to that of the whole.
 
     tensor     [ rank 0 ......... | rank 1 ......... | rank 2 .... ]       bytes, as 64-bit lanes in blocks of 512
     checksum   sum of w(block) x lane,  sum of v(column) x lane            modulo 2^64, w and v odd
 
-They show that weights were not changed by accident, by a bit or by whole blocks; they are no defense against somebody
-who wants equal sums.
+They detect accidental changes, of a bit or of whole blocks; they are not secure against deliberate collisions.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from torch import Tensor, nn
 Checksum: TypeAlias = tuple[int, int]
 
 BLOCK_LANES, LANE_BYTES = 512, 8
-CHUNK_BLOCKS = 256  # 1 MiB, which stays in a core's cache between the two sums
-CHUNK_ELEMENTS = 2**18  # narrowed at a time, for the same reason
+CHUNK_BLOCKS = 256  # 1 MiB, which fits a core's cache for the two sums
+CHUNK_ELEMENTS = 2**18  # converted at a time, for the same reason
 MODULUS = 2**64
 
 
 def checksum(flat_N: Tensor, start: int = 0) -> Checksum:
-    """Return the checksum of elements that begin at `start` of a flattened tensor; the others count as zeros.
+    """Return the checksum of elements that begin at index `start` of a flattened tensor; others count as zeros.
 
-    Checksums of stretches that make up a tensor add up to its own (`added`).
+    The checksums of all stretches of a tensor add up to its own (`added`).
     """
     first_byte = start * flat_N.element_size()
     bytes_N = flat_N.detach().contiguous().view(-1).view(torch.uint8)
@@ -46,13 +45,13 @@ def checksum(flat_N: Tensor, start: int = 0) -> Checksum:
 
 
 def added(checksums: Iterable[Checksum]) -> Checksum:
-    """Return the checksum of what these are the stretches of."""
+    """Return the checksum of a tensor from those of its stretches."""
     blocks, columns = zip(*checksums, strict=True)
     return sum(blocks) % MODULUS, sum(columns) % MODULUS
 
 
 def checksums_of(stored: Tensor, dtype: torch.dtype, start: int = 0) -> dict[torch.dtype, Checksum]:
-    """Return the checksum in the file's precision, and in `dtype` where that does not hold all of its numbers."""
+    """Return the checksum in the file's precision, and in `dtype` if that cannot represent all of its values."""
     sums = {stored.dtype: checksum(stored, start)}
     if not _holds(dtype, stored.dtype):
         sums[dtype] = checksum(stored.to(dtype), start)
@@ -60,7 +59,7 @@ def checksums_of(stored: Tensor, dtype: torch.dtype, start: int = 0) -> dict[tor
 
 
 def checksum_in(value: Tensor, precision: torch.dtype, start: int) -> Checksum | None:
-    """Return the checksum of weights in the precision that they were widened from; None if they hold more than that."""
+    """Return the checksum of weights in the precision that they were converted from; None if that loses information."""
     if value.dtype == precision:
         return checksum(value, start)
     flat_N = value.reshape(-1)
@@ -76,12 +75,12 @@ def checksum_in(value: Tensor, precision: torch.dtype, start: int) -> Checksum |
 
 
 def _in_blocks(lanes_N: Tensor, first_lane: int) -> Iterator[tuple[int, Tensor]]:
-    """Cut lanes at the borders of blocks; each piece is given with the place of its first lane."""
+    """Split lanes at the borders of blocks; yield each piece with the index of its first lane."""
     chunk = CHUNK_BLOCKS * BLOCK_LANES if lanes_N.device.type == "cpu" else len(lanes_N)
     at, end = 0, len(lanes_N)
     while at < end:
         place = first_lane + at
-        if place % BLOCK_LANES or end - at < BLOCK_LANES:  # a piece of one block
+        if place % BLOCK_LANES or end - at < BLOCK_LANES:  # a piece inside one block
             size = min(BLOCK_LANES - place % BLOCK_LANES, end - at)
             yield place, lanes_N[at : at + size].view(1, size)
         else:
@@ -91,25 +90,25 @@ def _in_blocks(lanes_N: Tensor, first_lane: int) -> Iterator[tuple[int, Tensor]]
 
 
 def _weighted(sums_N: Tensor, first: int, factor: int) -> int:
-    """Return the sum of sums times odd weights, a function of their place; int64 wraps around."""
+    """Return the sum of sums times odd weights, which are a function of their index; int64 wraps around."""
     places_N = torch.arange(first, first + len(sums_N), device=sums_N.device, dtype=torch.int64)
     return int((sums_N * (places_N * (factor - MODULUS) | 1)).sum())
 
 
 def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
-    """Return whether every number of one precision is one of the other; quantized ones are none of any."""
+    """Return whether one dtype can represent every value of the other; quantized dtypes cannot."""
     return not narrow.is_floating_point or narrow.itemsize == 1 or torch.promote_types(wide, narrow) == wide
 
 
 def _narrowed(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return widened weights in the precision they came from, with the bits of what is not a number as they were."""
+    """Return weights in the precision that they were converted from, with the bits of NaNs unchanged."""
     if dtype != torch.bfloat16 or not value.is_floating_point():
         return value.to(dtype)
     return (value.float().view(torch.int32) >> 16).to(torch.int16).view(dtype)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether all bits are equal, in what is not a number too."""
+    """Return whether all bits are equal, those of NaNs too."""
     pair = [each.detach().contiguous().view(-1).view(torch.uint8) for each in (one, other)]
     if not any(each.numel() % LANE_BYTES or each.storage_offset() % LANE_BYTES for each in pair):
         pair = [each.view(torch.int64) for each in pair]  # several times as fast

@@ -1,4 +1,4 @@
-"""The plan of a run for people, in a terminal of 80 columns: launch/plan.py."""
+"""Print the plan of a run in a terminal of 80 columns: launch/plan.py."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ KINDS = (
 
 
 def show_plan(settings: RunSettings, console: Console) -> ResourceEstimate:
-    """Print what a run will take; return it.
+    """Print the memory, time and price of a run; return the estimate.
 
     Raises:
-        LaborError: what training would refuse, as far as a plan can know, and where nobody knows the work or the model.
+        LaborError: if training would raise, as far as a plan can know, or the work or the model's shape is unknown.
     """
     work, num_ids = find_workload(settings)
     shape = shape_of(settings.model, num_ids=num_ids)
@@ -44,16 +44,17 @@ def show_plan(settings: RunSettings, console: Console) -> ResourceEstimate:
 
 
 def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None:
-    """Refuse what training refuses after its start, and a step of more careers than there are.
+    """Raise the errors that training raises after its start, and if a step has more careers than an epoch.
 
     Raises:
         SettingsError: naming the setting.
-        ModelError: if an adapter is for a layer that the model does not have.
+        ModelError: if an adapter targets a layer that the model does not have.
     """
     if settings.batch.global_batch_size > work.careers_per_epoch:
         raise SettingsError(
             f"batch.global_batch_size is {settings.batch.global_batch_size:,}, an epoch has {work.careers_per_epoch:,} "
-            "careers; set batch.global_batch_size to that or less"
+            "careers; set batch.global_batch_size to that or less",
+            code="batch-exceeds-epoch",
         )
     if settings.adapter.kind == "lora":
         check_targets(settings.adapter.target_modules, shape.weights.linear)
@@ -62,7 +63,7 @@ def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None
 
 
 def work_lines(found: ResourceEstimate) -> Iterator[str]:
-    """Yield what is trained on, what learns, and on what."""
+    """Yield lines about the training data, the model and the hardware."""
     settings, work, passes, shape = found.settings, found.work, found.passes, found.shape
     num_trainable = shape.num_trainable(settings.adapter)
     about = "assumed: no store yet" if work.is_assumed else "token store"
@@ -94,7 +95,7 @@ def work_lines(found: ResourceEstimate) -> Iterator[str]:
 
 
 def memory_table(found: ResourceEstimate) -> FoldingTable:
-    """Return GiB of a GPU by kind, for the setting chosen and for the other ZeRO stages."""
+    """Return a table of a GPU's memory in GiB by kind, for the chosen and the other ZeRO stages."""
     columns = list(_other_stages(found))
     stages = [each.settings.zero.stage for each in columns]
     headings = [f"ZeRO-{stage}{' (chosen)' if stage == found.settings.zero.stage else ''}" for stage in stages]
@@ -121,12 +122,12 @@ def _other_stages(found: ResourceEstimate) -> Iterator[ResourceEstimate]:
         change |= {"zero.offload_param": "none"} if stage != 3 else {}
         change |= {"zero.offload_optimizer": "none"} if stage == 0 else {}
         settings = changed(found.settings, change)
-        if settings is not None:  # a stage that does not go with the rest has no column
+        if settings is not None:  # a stage that conflicts with other settings has no column
             yield forecast(settings, found.work, found.shape, found.room)
 
 
 def cost_lines(found: ResourceEstimate) -> Iterator[str]:
-    """Yield traffic, time and price, and what would fit where the setting does not."""
+    """Yield lines about traffic, time and price, and a setting that fits if this one does not."""
     gpu, cost = found.settings.plan.gpu, found.cost
     if cost.traffic.total:
         yield f"traffic  {_size(cost.traffic.total)} a step and GPU"
@@ -145,7 +146,7 @@ def cost_lines(found: ResourceEstimate) -> Iterator[str]:
 
 
 def memory_lines(found: ResourceEstimate) -> Iterator[str]:
-    """Yield whether the memory is there, and the nearest setting that fits where it is not."""
+    """Yield a line that says whether the run fits, and the nearest setting that fits if it does not."""
     verdict = f"{'fits' if found.fits else 'does not fit'}: {found.memory.total / GIB:,.1f} of "
     verdict += f"{found.room.total / GIB:,.1f} GiB"
     if found.memory.host_total and found.room.host is not None:
@@ -164,7 +165,7 @@ def memory_lines(found: ResourceEstimate) -> Iterator[str]:
 
 
 def _typed_lines(settings: str) -> list[str]:
-    """Return settings in lines of 80 columns; none is broken in its middle, so that it can be copied."""
+    """Wrap settings at 80 columns, without breaking one, so that they can be copied."""
     return textwrap.wrap(
         settings, 80, initial_indent="nearest  ", subsequent_indent=" " * 9,
         break_long_words=False, break_on_hyphens=False,

@@ -1,4 +1,4 @@
-"""What a training run will take: work, memory and cost together; and the memory that a rank may use."""
+"""The estimate of a training run: work, memory and cost; and the memory that a rank may use."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from laborllm_dist.planning.memory import GIB, Memory, MicroBatchShape, plan_mem
 from laborllm_dist.planning.throughput import Cost, cost_of_step
 from laborllm_dist.planning.workload import Passes, Workload, passes_of
 
-if TYPE_CHECKING:  # a plan starts without torch
+if TYPE_CHECKING:  # planning does not import torch
     from laborllm_dist.distributed.context import DistributedContext
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Bytes that a rank may use: of its device, and of its host beside it.
+    """Bytes that a rank may use, of its device and of its host.
 
-    `process`: what its process has before the model, on a CPU; None: on a GPU. `host`: None on a CPU, whose memory is
-    the host's.
+    `process`: bytes of the process before the model is made, on a CPU; None on a GPU. `host`: None on a CPU, whose
+    memory is the host's.
     """
 
     total: float
@@ -35,7 +35,7 @@ class MemoryBudget:
 
 @dataclass(frozen=True, slots=True)
 class ResourceEstimate:
-    """All of it for one setting; `room` is the memory that a rank has."""
+    """The estimate for one setting; `room` is the memory that a rank may use."""
 
     settings: RunSettings
     shape: ModelShape
@@ -52,7 +52,7 @@ class ResourceEstimate:
 
     @property
     def hours(self) -> float:
-        """Hours of all steps; validations and checkpoints are not counted."""
+        """Hours of all steps, without validation and checkpoints."""
         return self.cost.seconds * self.work.num_steps / 3600
 
     @property
@@ -62,28 +62,28 @@ class ResourceEstimate:
 
     @property
     def tokens_per_second(self) -> float:
-        """Real tokens a second and GPU."""
+        """Tokens per second and GPU, without padding."""
         return self.passes.num_tokens / self.cost.seconds / self.settings.plan.num_gpus
 
     @property
     def fits_device(self) -> bool:
-        """Whether a GPU, or a rank on a CPU, has the memory; on a CPU what is offloaded lies in the same."""
+        """Whether the device's memory suffices; on a CPU it includes what is offloaded."""
         on_same = self.memory.host_total if self.room.host is None else 0.0
         return self.memory.total + on_same <= self.room.total
 
     @property
     def fits_host(self) -> bool:
-        """Whether the host has the memory for what a rank offloads."""
+        """Whether the host's memory suffices for what a rank offloads."""
         return self.room.host is None or self.memory.host_total <= self.room.host
 
     @property
     def fits(self) -> bool:
-        """Whether the memory is there."""
+        """Whether both memories suffice."""
         return self.fits_device and self.fits_host
 
 
 def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: MemoryBudget) -> ResourceEstimate:
-    """Return what a run takes on `plan.num_gpus` ranks with so much memory each."""
+    """Return the estimate of a run on `plan.num_gpus` ranks with this memory each."""
     num_ranks = settings.plan.num_gpus
     passes = passes_of(work, settings.batch, num_ranks=num_ranks)
     load = MicroBatchShape(passes.rows_of_rank, passes.max_seq_length)
@@ -97,7 +97,7 @@ def room_of(gpu: GpuSettings) -> MemoryBudget:
 
 
 def budget_of(ranks: DistributedContext, settings: RunSettings) -> MemoryBudget:
-    """Return the memory of a rank that is about to make the model of these settings."""
+    """Return the memory budget of a rank that is about to make the model of these settings."""
     num_local = num_local_ranks(os.environ) or ranks.world_size
     if ranks.device.type == "cuda":
         import torch
@@ -113,7 +113,7 @@ def budget_of(ranks: DistributedContext, settings: RunSettings) -> MemoryBudget:
 
 
 def _import_libraries(settings: RunSettings) -> None:
-    """Import what the model will want anyway, so that it counts as the process's memory."""
+    """Import the modules that the model needs anyway, so that they count as the process's memory."""
     importlib.import_module("transformers.modeling_utils")
     if settings.optimizer.name == "adamw_8bit" or settings.adapter.quantization != "none":
         importlib.import_module("bitsandbytes")

@@ -1,17 +1,17 @@
-"""How much memory a rank will need, kind by kind, before anything is loaded.
+"""Estimate the memory of a rank, kind by kind, before anything is loaded.
 
-P weights of which L are learned, W ranks, b bytes a number (2 in bf16, 4 in fp32), T tokens of a pass:
+P weights, L of them trainable, W ranks, b bytes per value (2 in bf16, 4 in fp32), T tokens of a pass:
 
-    weights      P b; under ZeRO-3 P b / W, and the layers that are gathered for use; 1 or 0.56 bytes where quantized
+    weights      P b; under ZeRO-3 P b / W, and the gathered layers; 1 or 0.56 bytes if quantized
     gradients    L b until they are reduced; from stage 2 on the rank's share L / W in fp32
-    step         what the update needs beyond what the passes have freed: flat gradients, Adam's temporaries
-    optimizer    fp32 copy and moments, 12 bytes a learned weight (6.03 with 8-bit moments), over W from stage 1 on
-    activations  what the backward needs: of all layers, or of one and every layer's input (gradient checkpointing)
+    step         what the update needs beyond the memory that the passes freed: flat gradients, Adam's temporaries
+    optimizer    fp32 copy and moments, 12 bytes per trainable weight (6.03 with 8-bit moments), over W from stage 1 on
+    activations  saved for the backward: of all layers, or of one and every layer's input (gradient checkpointing)
     logits       a chunk of tokens over the vocabulary, float32, and the output layer's gradient
     buffers      buckets of collectives
     process      interpreter and libraries on a CPU; context and NCCL on a GPU
-    slack        what the allocator holds and cannot use
-    pinned       of offloaded state: torch rounds each page-locked stretch of the host's memory up to a power of two
+    slack        fragmentation of the allocator
+    pinned       padding of offloaded state: torch rounds each page-locked allocation up to a power of two
 
 benchmarks/memory_plan.py compares plan and peak.
 """
@@ -31,7 +31,7 @@ GIB = 2**30
 INT8_BYTES, NF4_BYTES = 1.0, 0.5 + 4 / 64  # a weight, with bitsandbytes' scales of blocks of 64
 EIGHT_BIT_MOMENTS, FULL_MOMENTS = 2 + 2 * 4 / 256, 8.0
 CUDA_PROCESS_GIB = 1.5  # context and NCCL's own buffers
-SLACK = 0.05  # of what changes with every pass, in expandable segments (benchmarks/gpu_memory.py)
+SLACK = 0.05  # share of the memory that changes with every pass, in expandable segments (benchmarks/gpu_memory.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +48,26 @@ class Memory:
 
     @property
     def host_total(self) -> float:
-        """Bytes of the rank in its host's memory, beside what a process needs."""
+        """Bytes of the rank in its host's memory, without the process's own."""
         return sum(self.host.values())
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchShape:
-    """What a pass of one rank forwards: rows and their length."""
+    """The rows, and their length, of one pass of a rank."""
 
     num_rows: int
     max_seq_length: int
 
     @property
     def num_tokens(self) -> int:
-        """Slots, padding included."""
+        """Number of slots, including padding."""
         return self.num_rows * self.max_seq_length
 
 
 @dataclass(frozen=True, slots=True)
 class _Bytes:
-    """Of one kind of memory."""
+    """Bytes of one kind of memory."""
 
     device: float = 0.0
     host: float = 0.0
@@ -75,13 +75,13 @@ class _Bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """What the memory of a rank depends on, and the numbers that several kinds of memory share."""
+    """The inputs of a memory estimate, and the quantities that several kinds of memory share."""
 
     shape: ModelShape
     settings: RunSettings
     load: MicroBatchShape  # the largest pass
     world_size: int
-    process_bytes: float | None  # what a process has before the model; None: that of a GPU
+    process_bytes: float | None  # bytes of the process before the model is made; None on a GPU
 
     @property
     def zero(self) -> ZeroSettings:
@@ -105,7 +105,7 @@ class _Case:
 
     @property
     def num_own(self) -> float:
-        """Trainable weights whose optimizer state lies on this rank."""
+        """Number of trainable weights whose optimizer state is on this rank."""
         return self.num_trainable / (self.world_size if self.zero.stage >= 1 else 1)
 
     @property
@@ -113,26 +113,26 @@ class _Case:
         return self.zero.offload_optimizer
 
     def beside_optimizer(self, size: float) -> _Bytes:
-        """Place something where the optimizer's state is; on NVMe it takes no memory."""
+        """Return `size` bytes in the memory of the optimizer's state; on NVMe it takes none."""
         return {"none": _Bytes(device=size), "cpu": _Bytes(host=size), "nvme": _Bytes()}[self.offload]
 
     @property
     def freed_by_passes(self) -> float:
-        """Bytes on the device that the passes need, and that an update finds free."""
+        """Bytes on the device that the passes use and free before the update."""
         return _activations(self).device + _logits(self).device + _buffers(self).device
 
 
 def plan_memory(
     shape: ModelShape, settings: RunSettings, load: MicroBatchShape, *, world_size: int, process_bytes: float | None
 ) -> Memory:
-    """Return the memory of a rank in training, without the kinds that it has none of.
+    """Return the memory of a rank in training, without kinds of zero bytes.
 
     Args:
         shape: of the model.
         settings: of the run.
         load: the largest pass.
         world_size: number of ranks.
-        process_bytes: what a process has before the model; None: that of a GPU.
+        process_bytes: bytes of the process before the model is made; None on a GPU.
     """
     case = _Case(shape, settings, load, world_size, process_bytes)
     sizes = {kind: bytes_of(case) for kind, bytes_of in KINDS.items()}
@@ -151,7 +151,7 @@ def _weights(case: _Case) -> _Bytes:
 
 
 def _gathered(case: _Case) -> _Bytes:
-    """Return what ZeRO-3 keeps whole since it will use it again soon, up to stage3_max_live_parameters."""
+    """Return the gathered weights that ZeRO-3 keeps for reuse, up to stage3_max_live_parameters."""
     if case.zero.stage < 3 or case.world_size == 1:
         return _Bytes()
     live = min(case.shape.num_parameters, LIVE_BUCKETS * case.zero.bucket_size)
@@ -159,7 +159,7 @@ def _gathered(case: _Case) -> _Bytes:
 
 
 def _gradients(case: _Case) -> _Bytes:
-    """Return the gradients that passes leave, and those that the update reads, where the optimizer's state is."""
+    """Return the gradients that passes accumulate, and those that the update reads, in the optimizer's memory."""
     if case.zero.stage != 1:
         return case.beside_optimizer(4.0 * case.num_own)
     # At stage 1 gradients stay whole until the step. In bf16 DeepSpeed has a class for that stage (BF16_Optimizer) that
@@ -177,19 +177,19 @@ def _optimizer(case: _Case) -> _Bytes:
 
 
 def _narrow_copy(case: _Case) -> _Bytes:
-    """Return the copy in the model's precision that stages 1 and 2 make of offloaded weights."""
+    """Return the copy of offloaded weights, in the model's precision, that stages 1 and 2 make."""
     if case.offload == "none" or case.zero.stage == 3:
         return _Bytes()
     return _Bytes(host=case.bytes_per_param * case.num_own)
 
 
 def _reduced(case: _Case) -> _Bytes:
-    """Return gradients as ZeRO-3's passes left them in the host's memory, beside those that the update reads."""
+    """Return the gradients that ZeRO-3's passes leave on the host, in addition to those that the update reads."""
     return _Bytes(host=4.0 * case.num_own) if case.offload == "cpu" and case.zero.stage == 3 else _Bytes()
 
 
 def _pinned(case: _Case) -> _Bytes:
-    """Return what rounding adds to page-locked memory: fp32 weights, gradients and the copy are a stretch each."""
+    """Return the padding of page-locked memory: fp32 weights, gradients and the copy are one allocation each."""
     if case.offload != "cpu" or not case.on_gpu:
         return _Bytes()
     sizes = [4.0, 4.0, case.bytes_per_param] if case.zero.stage < 3 else [4.0]
@@ -208,17 +208,17 @@ def _logits(case: _Case) -> _Bytes:
     shape, load, number = case.shape, case.load, case.bytes_per_param
     chunk = min(case.settings.compute.loss_chunk_tokens, load.num_tokens)
     of_chunk = chunk * shape.num_ids * (4 + (2 if number == 2 else 0))
-    if not shape.has_plain_head:  # all logits, in the model's precision and wide; their log-softmax, and its gradient
+    if not shape.has_plain_head:  # all logits in both precisions, their log-softmax, and its gradient
         of_chunk = load.num_tokens * shape.num_ids * (number + 3 * 4)
     head = 0 if case.settings.adapter.kind == "lora" else 4 * shape.embedding
     return _Bytes(device=float(of_chunk + head + load.num_tokens * shape.hidden_size * (4 + number)))
 
 
 def _buffers(case: _Case) -> _Bytes:
-    """Return the buckets of collectives. Gradients are reduced in fp32: bf16 ones have a copy while on their way.
+    """Return the buckets of collectives. Gradients are reduced in fp32: bf16 ones are copied for that.
 
-    Where communication overlaps, stages 1 and 2 fill a second bucket while the first is reduced (DeepSpeed's
-    setup_buckets); stage 3 has one bucket, but for the stretches that are on their way.
+    With overlap_comm, stages 1 and 2 fill a second bucket while the first is reduced (DeepSpeed's setup_buckets); stage
+    3 has one bucket.
     """
     bucket = min(case.zero.bucket_size, case.num_trainable)
     filled = 4 if case.zero.stage == 0 else case.bytes_per_param
@@ -228,9 +228,9 @@ def _buffers(case: _Case) -> _Bytes:
 
 
 def _step(case: _Case) -> _Bytes:
-    """Return what an update needs for a moment: a flat copy of the gradients, and Adam's temporaries.
+    """Return the temporary memory of an update: a flat copy of the gradients, and Adam's temporaries.
 
-    On the device the optimizer's step comes when activations and logits are free again: what it needs beyond counts.
+    On the device the update runs after activations and logits are freed: only the excess over them counts.
     """
     adam, stage = case.settings.optimizer.name == "adamw", case.zero.stage
     if case.offload != "none":
@@ -243,7 +243,7 @@ def _step(case: _Case) -> _Bytes:
 
 
 def _slack(case: _Case) -> _Bytes:
-    """Return what CUDA's allocator keeps, in sizes that do not always fit; malloc gives large blocks back."""
+    """Return the fragmentation of CUDA's allocator; malloc returns large blocks to the system."""
     return _Bytes(device=SLACK * case.freed_by_passes if case.on_gpu else 0.0)
 
 
@@ -251,7 +251,7 @@ def _process(case: _Case) -> _Bytes:
     return _Bytes(device=CUDA_PROCESS_GIB * GIB if case.process_bytes is None else case.process_bytes)
 
 
-# In the order in which they are printed.
+# In printing order.
 KINDS: Mapping[str, Callable[[_Case], _Bytes]] = {
     "weights": _weights,
     "gathered": _gathered,
@@ -270,7 +270,7 @@ KINDS: Mapping[str, Callable[[_Case], _Bytes]] = {
 
 
 def weight_bytes(shape: ModelShape, settings: RunSettings, bytes_per_param: float) -> float:
-    """Return the bytes of all weights of one copy of the model, additions of an adapter included."""
+    """Return the bytes of all weights of one copy of the model, including an adapter's."""
     added = 0 if settings.adapter.kind == "none" else shape.num_trainable(settings.adapter)
     quantized = {"none": bytes_per_param, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.quantization]
     linear = shape.num_linear
@@ -278,7 +278,7 @@ def weight_bytes(shape: ModelShape, settings: RunSettings, bytes_per_param: floa
 
 
 def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
-    """Return the bytes of bf16 copies of fp32 weights: learned ones are kept, frozen ones while a backward waits."""
+    """Return the bytes of autocast's bf16 copies: all trainable weights, and the frozen ones that a backward needs."""
     adapter, linear = settings.adapter, shape.num_linear / shape.num_layers
     if adapter.kind == "none":
         return 2.0 * shape.num_parameters
@@ -287,12 +287,12 @@ def _autocast_copies(shape: ModelShape, settings: RunSettings) -> float:
 
 
 def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchShape, *, on_gpu: bool) -> float:
-    """Return what the backward needs of a pass.
+    """Return the bytes that a pass saves for the backward.
 
-    Of a layer and token: what goes into both norms in float32, what is normalised (where the norms learn) and what
-    comes out; queries and keys after the rotation, values, what attention gives; gate, its activation, up, and their
-    product. A GPU's kernel writes in the order of slots, which elsewhere is a copy, and fp32 has no kernel there for
-    keys that heads share.
+    Per layer and token: the inputs of both norms in float32, the normalized values (if the norms are trainable) and the
+    outputs; queries and keys after RoPE, values, the attention's output; gate, its activation, up, and their product. A
+    GPU's kernel writes its output in slot order, which elsewhere needs a copy, and on GPUs fp32 has no kernel for
+    grouped-query attention.
     """
     hidden, wide, narrow, query = shape.hidden_size, shape.intermediate_size, shape.key_value_size, shape.query_size
     number = 2 if settings.zero.precision == "bf16" else 4
@@ -303,7 +303,7 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchS
     feed_forward = number * (4 if shape.is_gated else 2) * wide
     additions = 0
     if number == 2 and settings.zero.stage == 0 and not is_frozen:
-        # Under autocast norms work in float32, and each of five layers has a narrow copy of its input of its own.
+        # Under autocast norms compute in float32, and each of five linear layers has its own bf16 copy of its input.
         additions = 2 * 2 * hidden + (5 - 2) * 2 * hidden
     if is_frozen:
         inputs = {"gate_proj": hidden, "down_proj": wide, "q_proj": hidden}
@@ -324,10 +324,10 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchS
 
 
 def largest_stretch(shape: ModelShape, adapter: AdapterSettings, *, stage: int, world_size: int) -> int:
-    """Return how many weights lie in the longest stretch that a rank's optimizer updates at once.
+    """Return the number of weights in the longest tensor that a rank's optimizer updates at once.
 
-    That is a matrix at stage 0; from stage 1 on all matrices that are learned, in one piece, over the ranks (norms have
-    a stretch of their own), which stage 3 cuts.
+    At stage 0 that is one matrix; from stage 1 on it is all trainable matrices, flattened and divided over the ranks
+    (norms are separate); stage 3 splits it further.
     """
     learns_all = adapter.kind == "none"
     if stage == 0:

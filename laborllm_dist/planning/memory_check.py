@@ -1,4 +1,4 @@
-"""The short form of the plan, for the memory that is there: what training prints before it makes the model."""
+"""The short form of the plan for the memory at hand, which training prints before it makes the model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, capacity: MemoryBudget) -> None:
-    """Print what a rank will need of its memory.
+    """Print the memory that a rank will need.
 
     Raises:
-        MemoryEstimateError: if it is not there, unless settings.plan.ignore_memory_check says to try.
+        MemoryEstimateError: if the memory does not suffice, unless settings.plan.ignore_memory_check is set.
     """
     here = dataclasses.replace(settings, plan=dataclasses.replace(settings.plan, num_gpus=plan.world_size))
     work, shape = workload_of(plan, is_assumed=False), shape_of(settings.model, num_ids=num_ids)
@@ -34,19 +34,21 @@ def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, capaci
         return
     if not found.fits_device:
         raise MemoryEstimateError(
-            f"a rank needs about {total}; {_advice(found)}; to try all the same: plan.ignore_memory_check=true"
+            f"a rank needs about {total}; {_advice(found)}; to try anyway: plan.ignore_memory_check=true",
+            code="not-enough-device-memory",
         )
     if not found.fits_host:
         left = 0.0 if capacity.host is None else capacity.host / GIB
         raise MemoryEstimateError(
             f"a rank offloads about {found.memory.host_total / GIB:,.2f} GiB to its host, whose memory has {left:,.2f} "
-            "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try all the same: "
-            "plan.ignore_memory_check=true"
+            "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try anyway: "
+            "plan.ignore_memory_check=true",
+            code="not-enough-host-memory",
         )
 
 
 def _advice(found: ResourceEstimate) -> str:
-    """Return the nearest setting that fits on the ranks there are: their number is no setting of a training."""
+    """Return the nearest setting that fits, for the same number of ranks: training cannot change it."""
     nearest = suggest_fitting_config(found, more_gpus=())
     if nearest is None:
         return "no setting known here makes it fit; take more GPUs, or a smaller model"

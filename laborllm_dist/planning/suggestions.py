@@ -1,4 +1,4 @@
-"""What to change: the nearest setting that fits the memory, and rows that leave fewer GPUs without work."""
+"""Suggest changes: the nearest setting that fits the memory, and a row length that keeps more GPUs busy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from laborllm_dist.planning.estimate import ResourceEstimate, forecast
 from laborllm_dist.planning.memory import largest_stretch
 from laborllm_dist.planning.workload import passes_of, whole_granules
 
-Change = Mapping[str, Any]  # what to type: settings by their paths
-# At most one change of each line is taken. A change of an earlier line costs less: time, then numbers, then hardware.
+Change = Mapping[str, Any]  # new values by setting path
+# A suggestion takes at most one change of each line. Earlier lines cost less: time, then precision, then hardware.
 CHANGES: tuple[tuple[Change, ...], ...] = (
     ({"compute.gradient_checkpointing": True},),
     ({"batch.micro_batch_size": 1},),
@@ -32,24 +32,24 @@ CHANGES: tuple[tuple[Change, ...], ...] = (
     ({"zero.offload_param": "cpu"},),
 )
 MORE_GPUS: tuple[Change, ...] = tuple({"plan.num_gpus": number} for number in (2, 4, 8, 16, 32, 64))
-# Learns other weights than were asked for: only where nothing else fits.
+# Trains other weights than the settings say: only if nothing else fits.
 ADAPTERS: tuple[Change, ...] = ({"adapter.kind": "lora"}, {"adapter.kind": "lora", "adapter.quantization": "nf4"})
-BETTER = 0.05  # share of the GPUs' time; for less, other rows are not worth a line
+BETTER = 0.05  # share of the GPUs' time; a smaller gain is not worth a line
 
 
 def suggest_fitting_config(
     found: ResourceEstimate, more_gpus: Sequence[Change] = MORE_GPUS
 ) -> tuple[Change, ResourceEstimate] | None:
-    """Return the fewest changes with which a run fits, and its forecast; None where not even all do.
+    """Return the fewest changes with which a run fits, and its forecast; None if no changes suffice.
 
-    A doubling of the number of GPUs counts as a change.
+    Doubling the number of GPUs counts as one change.
 
     Args:
         found: the run that does not fit.
-        more_gpus: changes of the number of GPUs that are possible.
+        more_gpus: possible changes of the number of GPUs.
     """
     choices = [*CHANGES, tuple(more_gpus)]
-    if found.settings.model.path is not None:  # weights made from nothing are worth nothing frozen
+    if found.settings.model.path is not None:  # freezing randomly initialized weights makes no sense
         choices.append(ADAPTERS)
     for change in _nearest_first(found.settings, choices):
         settings = changed(found.settings, change)
@@ -61,7 +61,7 @@ def suggest_fitting_config(
 
 
 def changed(settings: RunSettings, change: Change) -> RunSettings | None:
-    """Return settings with a change; None where it does not go together with the rest."""
+    """Return settings with a change; None if it conflicts with other settings."""
     groups: dict[str, dict[str, Any]] = {}
     for path, value in change.items():
         group, name = path.split(".")
@@ -74,20 +74,20 @@ def changed(settings: RunSettings, change: Change) -> RunSettings | None:
 
 
 def as_typed(change: Change) -> str:
-    """Return a change as the command line takes it."""
+    """Return a change in the command line's syntax."""
     return " ".join(f"{path}={str(value).lower()}" for path, value in change.items())
 
 
 def better_max_seq_length(found: ResourceEstimate) -> tuple[int, float] | None:
-    """Return a row length that gives more GPUs work, and the share of their time it makes work; None where none does.
+    """Return a row length that keeps more GPUs busy, and the busy share of their time; None if there is none.
 
-    Rows are never shorter than the longest career. With several rows a pass, the packer has evened them out already.
+    Rows are never shorter than the longest career. With several rows per pass, the packer already balances them.
     """
     batch, num_gpus = found.settings.batch, found.settings.plan.num_gpus
     if batch.micro_batch_size > 1:
         return None
     best, best_busy = batch.max_seq_length, found.busy + BETTER
-    for room in (1.0, 1.02, 1.05, 1.1, 1.2):  # a row for each GPU, with some room for careers that do not fit evenly
+    for room in (1.0, 1.02, 1.05, 1.1, 1.2):  # one row per GPU, with some slack for careers that do not fit evenly
         length = whole_granules(max(found.work.longest_career, room * found.passes.num_tokens / num_gpus))
         if length < batch.max_seq_length:
             passes = passes_of(found.work, dataclasses.replace(batch, max_seq_length=length), num_ranks=num_gpus)
@@ -97,20 +97,20 @@ def better_max_seq_length(found: ResourceEstimate) -> tuple[int, float] | None:
 
 
 def _nearest_first(settings: RunSettings, choices: Sequence[Sequence[Change]]) -> Iterator[Change]:
-    """Yield all changes that can be made of these choices: without an adapter, then few, then those that cost least."""
+    """Yield all combinations of these choices: without an adapter first, then fewest changes, then cheapest."""
     ranked: list[tuple[bool, int, list[int], int, Change]] = []
     for picked in itertools.product(*([{}, *_that_save(settings, choice)] for choice in choices)):
         whole: dict[str, Any] = functools.reduce(lambda one, other: {**one, **other}, picked, {})
         taken = [number for number, change in enumerate(picked) if change]
         num_changes = len(taken)
-        if "plan.num_gpus" in whole:  # each doubling is one
+        if "plan.num_gpus" in whole:  # each doubling is one change
             num_changes += math.ceil(math.log2(whole["plan.num_gpus"] / settings.plan.num_gpus)) - 1
         ranked.append(("adapter.kind" in whole, num_changes, taken[::-1], len(ranked), whole))
     return (whole for *_, whole in sorted(ranked, key=lambda each: each[:4]) if whole)
 
 
 def _that_save(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
-    """Return what these changes change, without steps back to a lower stage or fewer GPUs."""
+    """Return the effective changes, without steps back to a lower stage or fewer GPUs."""
     found: list[Change] = []
     for change in choice:
         new: dict[str, Any] = {}

@@ -1,16 +1,16 @@
-"""What a step costs: floating-point operations, bytes over the links, seconds, dollars.
+"""The cost of a step: floating-point operations, bytes over the links, seconds, dollars.
 
-L learned weights, W ranks, p passes a step, b bytes a number (2 in bf16, 4 in fp32). A ring sends n (W - 1) / W from
-each rank to gather n bytes, as much to reduce and scatter them, twice as much to reduce them everywhere. In a step:
+L trainable weights, W ranks, p passes per step, b bytes per value (2 in bf16, 4 in fp32). In a ring each rank sends n
+(W - 1) / W bytes to all-gather n bytes, as many to reduce-scatter them, twice as many to all-reduce them. Per step:
 
-    ZeRO-0   2 x 4 L             gradients travel in fp32
-    ZeRO-1   2 x 4 L + b L       and the weights that were updated
-    ZeRO-2   p 2 x 4 L + b L     after every pass; DeepSpeed reduces a bucket everywhere, not to its owner alone
-    ZeRO-3   p (4 L + gathers)   weights before forward and backward, but for those still there from the forward
+    ZeRO-0   2 x 4 L             fp32 gradients
+    ZeRO-1   2 x 4 L + b L       and the updated weights
+    ZeRO-2   p 2 x 4 L + b L     after every pass; DeepSpeed all-reduces each bucket
+    ZeRO-3   p (4 L + gathers)   weights before forward and backward, except those still gathered from the forward
 
-tests/distributed/test_traffic.py counts them. ZeRO-3 gathers ahead, while layers compute; so are gradients reduced at
-stages 2 and 3 where communication overlaps. All other bytes are waited for. Latencies are left out, so collectives of
-few bytes take longer.
+tests/distributed/test_traffic.py counts them. ZeRO-3 prefetches weights while layers compute; with overlap_comm, stages
+2 and 3 reduce gradients meanwhile, too. All other traffic blocks. Latencies are ignored, so collectives of few bytes
+take longer.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from laborllm_dist.planning.memory import weight_bytes
 from laborllm_dist.planning.workload import Passes, Workload
 
 GIGA, TERA = 1e9, 1e12
-LAYER_SECONDS = 1e-3  # assumed least of a layer and pass, forward and backward: a hundred kernels, 10 us each to launch
-# Bytes of a weight that AdamW reads and writes on a host. DeepSpeed's goes once over gradient, weight and two moments,
-# and writes all but the gradient: 16 + 12. torch's goes over them operation by operation: decay 8, first moment 12,
-# second 8 + 12, its root 8, division 8, epsilon 8, update 16.
+LAYER_SECONDS = 1e-3  # assumed minimum per layer and pass, forward and backward: a hundred kernels, 10 us each
+# Bytes per weight that AdamW reads and writes on a host. DeepSpeed's reads gradient, weight and two moments once, and
+# writes all but the gradient: 16 + 12. torch's makes one pass per operation: decay 8, first moment 12, second 8 + 12,
+# its root 8, division 8, epsilon 8, update 16.
 ADAM_BYTES = {"cpu_adamw": 28, "adamw": 80}
-NVME_BYTES = 2 * 16  # of a weight, to disk and back: gradient, weight, two moments
+NVME_BYTES = 2 * 16  # per weight, to disk and back: gradient, weight, two moments
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes that a rank sends to others in a step: while it computes, and while it waits."""
+    """Bytes that a rank sends in a step: overlapped with computing, and blocking."""
 
     ahead: float
     waited: float
@@ -49,14 +49,14 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a step: traffic of a rank, and seconds. `launching` is the least that computing takes on any GPU."""
+    """Cost of a step: traffic of a rank, and seconds. `launching` is the minimum of computing on any GPU."""
 
     traffic: Traffic
     working: float
     launching: float
     gathering: float  # meanwhile
-    waiting: float  # for links between ranks
-    offloading: float  # to the host's memory or disks and back, with the update there
+    waiting: float  # waiting for links between ranks
+    offloading: float  # transfers to the host's memory or disks and back, and the update there
 
     @property
     def computing(self) -> float:
@@ -65,7 +65,7 @@ class Cost:
 
     @property
     def links(self) -> float:
-        """Seconds by which traffic makes a step longer."""
+        """Seconds that traffic adds to a step."""
         return max(0.0, self.gathering - self.computing) + self.waiting
 
     @property
@@ -75,7 +75,7 @@ class Cost:
 
 
 def cost_of_step(shape: ModelShape, settings: RunSettings, work: Workload, passes: Passes) -> Cost:
-    """Return what a step costs on `plan.num_gpus` GPUs."""
+    """Return the cost of a step on `plan.num_gpus` GPUs."""
     gpu, num_gpus = settings.plan.gpu, settings.plan.num_gpus
     peak = gpu.bf16_tflops if settings.zero.precision == "bf16" else gpu.fp32_tflops
     flops = passes.slowest_tokens * flops_per_token(shape, settings.adapter, attended=work.attended)
@@ -92,9 +92,9 @@ def cost_of_step(shape: ModelShape, settings: RunSettings, work: Workload, passe
 
 
 def flops_per_token(shape: ModelShape, adapter: AdapterSettings, *, attended: float) -> float:
-    """Return floating-point operations of forward and backward of a token; recomputation is no work.
+    """Return the floating-point operations of a token's forward and backward, without recomputation.
 
-    Two a weight in the forward, and four in the backward, two where the weight is frozen. Attention multiplies the
+    Two per weight in the forward and four in the backward, or two if the weight is frozen. Attention multiplies the
     token's query with the keys of `attended` tokens, and the weights with their values: 4 x query size x `attended` in
     each layer, and twice that in the backward.
     """
@@ -106,7 +106,7 @@ def flops_per_token(shape: ModelShape, adapter: AdapterSettings, *, attended: fl
 
 
 def traffic_of_step(shape: ModelShape, settings: RunSettings, num_passes: float) -> Traffic:
-    """Return the bytes a rank sends in a step of so many passes."""
+    """Return the bytes that a rank sends in a step of `num_passes` passes."""
     stage, share = settings.zero.stage, 1 - 1 / settings.plan.num_gpus
     learned, number = shape.num_trainable(settings.adapter), bytes_of_number(settings.zero)
     gathered = updated = 0.0
@@ -116,7 +116,7 @@ def traffic_of_step(shape: ModelShape, settings: RunSettings, num_passes: float)
     else:
         reduced = (num_passes if stage == 2 else 1.0) * 2 * 4.0 * learned
         updated = number * learned if stage > 0 else 0.0
-    # Stage 1 reduces during the last backward pass alone, which may be shorter: it counts as waited for.
+    # Stage 1 reduces only during the last backward pass, which may be shorter: it counts as blocking.
     is_ahead = stage >= 2 and overlaps_communication(settings.zero, on_gpu=True)
     return Traffic(
         ahead=share * (gathered + (reduced if is_ahead else 0.0)),
@@ -125,38 +125,38 @@ def traffic_of_step(shape: ModelShape, settings: RunSettings, num_passes: float)
 
 
 def gathers_of_pass(shape: ModelShape, zero: ZeroSettings) -> float:
-    """Return how often ZeRO-3 gathers the weights in a pass.
+    """Return the number of times that ZeRO-3 gathers the weights in a pass.
 
-    Twice, but for the last layers, which the backward finds as the forward has left them (stage3_max_reuse_distance in
-    distributed/deepspeed_config.py). A layer that is computed again stays until its backward.
+    Twice, except for the last layers, which are still gathered when the backward begins (stage3_max_reuse_distance in
+    distributed/deepspeed_config.py). A recomputed layer stays gathered until its backward.
     """
     return 2 - min(1.0, LIVE_BUCKETS * zero.bucket_size / shape.num_parameters)
 
 
 def bytes_of_number(zero: ZeroSettings) -> int:
-    """Return the bytes of a weight as layers use it; autocast (bf16 at stage 0) holds fp32."""
+    """Return the bytes of a weight as stored; autocast (bf16 at stage 0) stores fp32."""
     return 2 if zero.precision == "bf16" and zero.stage > 0 else 4
 
 
 def link_speed(gpu: GpuSettings, num_gpus: int) -> float:
-    """Return the bytes a second that a GPU sends in a collective over all of them.
+    """Return the bytes per second that a GPU sends in a collective over all GPUs.
 
-    Over several hosts, NCCL lays as many rings as a host has GPUs, each leaving it by another GPU's adapter: a host's
-    adapters work side by side, and rings over hosts of eight H100 have 8 x 50 GB/s from host to host.
+    Over several hosts, NCCL builds as many rings as a host has GPUs, each of which uses another GPU's network adapter:
+    a host's adapters work in parallel, and rings over hosts of eight H100 have 8 x 50 GB/s from host to host.
     """
     num_hosts = math.ceil(num_gpus / gpu.gpus_per_host)
     if num_hosts == 1:
         return gpu.link_gigabytes_per_second * GIGA
-    of_host = num_gpus // num_hosts  # of the host that has fewest, where they are spread evenly
+    of_host = num_gpus // num_hosts  # of the host with fewest, if they are spread evenly
     return min(gpu.link_gigabytes_per_second, of_host * gpu.network_gigabytes_per_second) * GIGA
 
 
 def offload_seconds(shape: ModelShape, settings: RunSettings, num_passes: float) -> float:
-    """Return what offload adds to a step; DeepSpeed waits for all of it.
+    """Return the seconds that offload adds to a step; DeepSpeed overlaps none of it.
 
-    An offloaded optimizer wants the rank's share of the gradients, in fp32: to the host after every pass, and back
-    before the next one to be added to. Then Adam goes over its numbers in the host's memory, and the new weights come
-    back. Offloaded weights come from the host whenever they are gathered.
+    An offloaded optimizer needs the rank's share of the gradients, in fp32: they go to the host after every pass, and
+    back before the next one to accumulate. Then Adam updates its state in the host's memory, and the new weights
+    return. Offloaded weights come from the host whenever they are gathered.
     """
     zero, gpu, num_ranks = settings.zero, settings.plan.gpu, settings.plan.num_gpus
     held, number = shape.num_trainable(settings.adapter) / num_ranks, bytes_of_number(zero)

@@ -1,10 +1,10 @@
-"""What a run trains on: from its token store, or assumed where that is not there; and the passes that come of it.
+"""The workload of a run, from its token store or, if there is none, assumed; and the passes that it takes.
 
-Known or assumed, a workload is the lengths of the careers of some steps, in the run's own order. The packer that lays
-out training's steps lays out these, so a plan has the rows and passes that training will have.
+A workload is the lengths of the careers of some steps, in the run's order. The plan packs them with the packer of
+training, so it has the rows and passes that training will have.
 
-Assumed are the number of people and lines of a corpus, tokens by line, and that lengths spread evenly around their mean
-(from 0.58 to 1.42 of it, for a standard deviation of 0.24 of it).
+Without a store it assumes the number of people and lines of a corpus, the tokens per line, and lengths that are uniform
+around their mean (from 0.58 to 1.42 of it, for a standard deviation of 0.24 of it).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from laborllm_dist.store.build import locate_store
 from laborllm_dist.store.data_card import PAPER
 from laborllm_dist.store.store import TokenStore, open_store
 
-NUM_STEPS = 50  # that are packed: the number of passes is then known to a few hundredths
-LLAMA_2_IDS = 32_000  # of a tokenizer that is not there
+NUM_STEPS = 50  # to pack: gives the mean number of passes within a few hundredths
+LLAMA_2_IDS = 32_000  # vocabulary size if there is no tokenizer yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +40,23 @@ class CorpusSize:
     spread: float
 
 
-# Tokens of a heading and of a line: Llama 2's, measured on the NLSY97; and of 1,024 trained pieces, on the made market.
+# Tokens of a heading and of a line: Llama 2's, measured on the NLSY97; a trained tokenizer's of 1,024, on synthetic
+# data.
 TOKENS: Mapping[str, tuple[float, float]] = {"pretrained": (83.0, 15.9), "trained": (72.0, 9.25)}
 SURVEY_SPREAD = 0.24  # measured on the NLSY97
 SIZES: Mapping[str, CorpusSize] = {
     **{kind: CorpusSize(people, lines, SURVEY_SPREAD) for kind, (people, lines, _) in PAPER.items()},
     "wage_panel": CorpusSize(545, 4_360, 0.07),
 }
-MARKET_LINES, MARKET_SPREAD = 19.6, 0.33  # lines a person of the made market, and their careers' spread, measured
+MARKET_LINES, MARKET_SPREAD = 19.6, 0.33  # lines per person of the synthetic data, and the spread of lengths, measured
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is trained on.
+    """The training data of some steps.
 
-    `steps` holds the lengths of the careers of some steps; `longest_career` is of training and validation. A token's
-    attention reaches `attended` tokens of its career, on average.
+    `steps` has the lengths, in tokens, of the careers of some steps; `longest_career` is over training and validation.
+    A token attends to `attended` tokens of its career, on average.
     """
 
     careers_per_epoch: int
@@ -69,7 +70,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """How steps go over ranks, means over the steps looked at; `slowest_tokens`: of the rank with most, over a step."""
+    """Passes of ranks, means over the packed steps; `slowest_tokens`: tokens per step of the rank with most."""
 
     num_rows: float
     num_tokens: float
@@ -77,18 +78,18 @@ class Passes:
     slowest_tokens: float
     fill: float
     max_seq_length: int  # the longest
-    rows_of_rank: int  # in one pass, the most
+    rows_of_rank: int  # in one pass, the maximum
 
     def busy(self, num_ranks: int) -> float:
-        """Return the share of the ranks' time that is work; in the rest they wait for the one with most rows."""
+        """Return the busy share of the ranks' time; the rest they wait for the rank with most rows."""
         return self.num_tokens / (num_ranks * self.slowest_tokens)
 
 
 def find_workload(settings: RunSettings) -> tuple[Workload, int]:
-    """Return what a run will be trained on, and the size of its vocabulary.
+    """Return the workload of a run, and the size of its vocabulary.
 
     Raises:
-        DataFileError: if nobody can know yet.
+        DataFileError: if the workload is unknown without a store.
     """
     num_ranks, store = settings.plan.num_gpus, _store_if_there(settings)
     if store is not None:
@@ -97,7 +98,7 @@ def find_workload(settings: RunSettings) -> tuple[Workload, int]:
 
 
 def workload_of(plan: TrainingPlan, *, is_assumed: bool) -> Workload:
-    """Return the work of a plan."""
+    """Return the workload of a training plan."""
     order = plan.order
     lengths = plan.lengths[order.rows].astype(np.float64)
     num_tokens = float((lengths * order.weights).sum())
@@ -114,7 +115,7 @@ def workload_of(plan: TrainingPlan, *, is_assumed: bool) -> Workload:
 
 
 def passes_of(work: Workload, batch: BatchSettings, *, num_ranks: int) -> Passes:
-    """Return how the packer lays a workload's steps out over ranks."""
+    """Pack a workload's steps, and return the passes of the ranks."""
     packings = _pack(work.steps, batch.max_seq_length)
     num_passes, slowest, most = [], [], 0
     for packing in packings:
@@ -134,24 +135,24 @@ def passes_of(work: Workload, batch: BatchSettings, *, num_ranks: int) -> Passes
     )
 
 
-@functools.lru_cache(maxsize=16)  # a search for what fits asks again and again
+@functools.lru_cache(maxsize=16)  # a search for a setting that fits calls this often
 def _pack(steps: tuple[tuple[int, ...], ...], max_seq_length: int) -> tuple[PackedRows, ...]:
     return tuple(pack_step(lengths, max_seq_length) for lengths in steps)
 
 
 @functools.lru_cache(maxsize=1024)
 def _most_rows(num_rows: int, num_ranks: int, micro_batch_size: int) -> tuple[int, ...]:
-    """Return, for each pass, the rows of the rank that the others wait for."""
+    """Return, for each pass, the number of rows of the rank with most."""
     shards = shard_rows(num_rows, world_size=num_ranks, micro_batch_size=micro_batch_size)
     return tuple(max(map(len, of_ranks)) for of_ranks in shards.passes)
 
 
 def assumed_plan(settings: RunSettings) -> TrainingPlan:
-    """Return the plan of training on corpora that are not there, from what is known or assumed of their size.
+    """Return the plan of training on corpora that are missing, from known or assumed sizes.
 
     Raises:
-        SettingsError: if the template cuts careers.
-        DataFileError: if a corpus is of unknown size, or careers are told in another way than was measured.
+        SettingsError: if the template truncates careers.
+        DataFileError: if a corpus has an unknown size, or the template differs from the measured one.
         SequenceTooLongError: if the longest career does not fit a row.
     """
     check_uncut(settings.template)
@@ -161,20 +162,25 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
         if size is None or settings.template.prefix or settings.template.max_history is not None:
             raise DataFileError(
                 f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
-                "python launch/prepare.py with the same settings"
+                "python launch/prepare.py with the same settings",
+                code="unknown-corpus-size",
             )
         num_taken = round(size.num_people * settings.split.train * corpus.fraction)
         if corpus.weight and num_taken:
             parts.append((_even_lengths(size, settings.tokenizer.kind, num_taken), corpus.weight))
     if not parts:
-        raise DataFileError("fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction")
+        raise DataFileError(
+            "fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction",
+            code="no-training-people",
+        )
     lengths = np.concatenate([lengths for lengths, _ in parts])
     longest = int(lengths.max())
     if longest > batch.max_seq_length:
         raise SequenceTooLongError(
             f"the longest career is assumed to have {longest} tokens, batch.max_seq_length is "
             f"{batch.max_seq_length}; set "
-            f"batch.max_seq_length={whole_granules(longest)}"
+            f"batch.max_seq_length={whole_granules(longest)}",
+            code="career-exceeds-row",
         )
     weights = np.concatenate([np.full(len(lengths), weight) for lengths, weight in parts])
     order = TrainingSampler(np.arange(len(lengths)), weights, batch.global_batch_size, settings.training.seed)
@@ -183,7 +189,7 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
 
 
 def whole_granules(num_tokens: float) -> int:
-    """Return the shortest length of a row that holds so many tokens."""
+    """Return the shortest row length that holds `num_tokens` tokens."""
     return math.ceil(num_tokens / PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
 
 
@@ -195,7 +201,7 @@ def _size_of(corpus: CorpusSettings) -> CorpusSize | None:
 
 
 def _even_lengths(size: CorpusSize, tokenizer: str, num_careers: int) -> npt.NDArray[np.int64]:
-    """Return lengths that lie evenly over mean x (1 +- sqrt(3) spread), whose standard deviation is mean x spread."""
+    """Return lengths uniform on mean x (1 +- sqrt(3) spread), with standard deviation mean x spread."""
     heading, line = TOKENS[tokenizer]
     mean = heading + line * size.num_lines / size.num_people
     places = 2 * (np.arange(num_careers) + 0.5) / num_careers - 1  # from -1 to 1
@@ -206,5 +212,5 @@ def _store_if_there(settings: RunSettings) -> TokenStore | None:
     try:
         location = locate_store(settings)
     except LaborError:
-        return None  # the data are not there yet, which is no matter for a plan
+        return None  # the data are missing, which a plan allows
     return open_store(location.folder) if location.is_built else None

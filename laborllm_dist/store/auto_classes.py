@@ -1,9 +1,9 @@
 """The one place where transformers' Auto classes open configurations, tokenizers and models.
 
-A folder or a hub repository may name Python files of its own (`auto_map`). Left to itself transformers asks on the
-terminal whether to run them, and a typed y runs whatever they hold. Here nothing asks and nothing of a model's runs:
-where transformers has a class for the model it takes that one, and everything else is refused. A config.json that names
-attention kernels of the hub, which would be downloaded and run, is refused too.
+A folder or a hub repository may name Python files of its own (`auto_map`). By default transformers asks on the terminal
+whether to run them, and a typed y runs whatever they contain. This module never asks and never runs a model's own code:
+it uses the class that transformers has for the model, and raises CustomCodeError where there is none. It also rejects a
+config.json that names attention kernels on the hub, which transformers would download and run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def open_config(path: str | Path, *, revision: str | None = None, subfolder: str
                 str(path), revision=revision or "main", subfolder=subfolder or "", trust_remote_code=False, **more
             )
     except UNREADABLE as error:
-        raise ModelError(f"transformers cannot read the model configuration at {path}: {reason_of(error)}") from None
+        raise ModelError(
+            f"transformers cannot read the model configuration at {path}: {reason_of(error)}",
+            code="unreadable-model-config",
+        ) from None
     return _without_code(config)
 
 
@@ -55,7 +58,7 @@ def open_model(path: str | Path, *, revision: str | None = None, subfolder: str 
         Exception: what transformers raises on weights that it cannot open.
     """
     look_for_hub(path)
-    with contextlib.suppress(OSError):  # an adapter on the hub has no config.json; what is missing is said below
+    with contextlib.suppress(OSError):  # as for an adapter on the hub, which has no config.json
         _refuse_kernels(path, revision=revision, subfolder=subfolder)
     with _code_is_refused(path):
         opened = transformers.AutoModelForCausalLM.from_pretrained(
@@ -92,9 +95,9 @@ def open_tokenizer(path: str | Path, *, revision: str | None = None, subfolder: 
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error in one line: its first that says something and, where that ends in a colon, the next one too.
+    """Return an error as one line: its first non-empty line and, if that ends in a colon, the next one too.
 
-    Its class goes before words that say little alone, such as those of a KeyError.
+    The class precedes texts that mean little alone, such as that of a KeyError.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
@@ -106,7 +109,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _code_is_refused(path: str | Path) -> Iterator[None]:
-    """Refuse where transformers would have to run a model's own code; its warnings are left out."""
+    """Raise CustomCodeError where transformers would have to run a model's own code; silence its warnings."""
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -117,20 +120,22 @@ def _code_is_refused(path: str | Path) -> Iterator[None]:
             raise
         raise CustomCodeError(
             f"{path} comes with code of its own (auto_map in its .json files), and transformers has no class for it; "
-            "such code is never run here: take a model and a tokenizer that transformers knows"
+            "such code is never run here: take a model and a tokenizer that transformers knows",
+            code="custom-code-required",
         ) from None
     finally:
         logging.set_verbosity(verbosity)
 
 
 def _refuse_kernels(path: str | Path, *, revision: str | None, subfolder: str | None) -> None:
-    """Refuse a config.json that names kernels of the hub: it would go before what the caller asks for."""
+    """Raise CustomCodeError if config.json names kernels on the hub: it would override the caller's choice."""
     reading = transformers.PreTrainedConfig.get_config_dict
     values, _ = reading(str(path), revision=revision or "main", subfolder=subfolder or "")
     if (kernels := next(_kernels_in(values), None)) is not None:
         raise CustomCodeError(
             f"{path}: its config.json names attention kernels of the hub ({kernels}), which would be downloaded and "
-            "run; such code is never run here: take attn_implementation out of the file"
+            "run; such code is never run here: take attn_implementation out of the file",
+            code="hub-attention-kernels",
         )
 
 

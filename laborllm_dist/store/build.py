@@ -1,8 +1,8 @@
-"""Make a token store: careers -> text -> ids, in pieces of bounded size, so that memory does not grow with the data.
+"""Build a token store: careers -> text -> ids, in pieces of bounded size, so that memory does not grow with the data.
 
-The fingerprint of what a store is made from is known before any work, so a store that exists is used as it is. The
-new one is built in `FOLDER.partial` and renamed when its manifest is written. A piece that is whole stays whole: a
-killed prepare goes on where it was, and several processes may make pieces of one store (store/workers.py).
+The fingerprint of a store's inputs is known before any work, so an existing store is used as it is. A new one is built
+in `FOLDER.partial` and renamed when its manifest is written. Complete pieces are kept: a killed prepare resumes where
+it stopped, and several processes may make pieces of one store (store/workers.py).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
     DataFileError,
     ForeignFileError,
+    LaborError,
     StoreError,
     TemplateError,
     TokenizerError,
@@ -52,13 +53,13 @@ from laborllm_dist.store.store import (
     verify_store,
 )
 from laborllm_dist.store.tokenize import title_token_ids
-from laborllm_dist.store.workers import Refusal, end_with_process, refusal_of, run_shards
+from laborllm_dist.store.workers import end_with_process, error_of, run_shards
 from laborllm_dist.text.template import compile_template
 from laborllm_dist.text.title_variants import display_vocabulary
 
-WORK = "work"  # locks and logs of those who build a store
+WORK = "work"  # locks and logs of the processes that build a store
 Progress = Callable[[str], None]
-# After these the pieces are of no use; after any other refusal the same command goes on where it was.
+# After these errors the pieces are useless; after any other the same command resumes where it stopped.
 _OF_THE_SOURCE = (DataFileError, VocabularyError, TemplateError, TokenizerError)
 
 
@@ -68,7 +69,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
     Raises:
         DataFileError: if a corpus is missing.
     """
-    check_sources(settings.data)  # before a tokenizer is looked for
+    check_sources(settings.data)  # before the tokenizer is opened
     values = settings_to_values(settings)
     tokenizer = values["tokenizer"]
     if settings.tokenizer.kind == "pretrained":
@@ -88,7 +89,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
 
 
 def _without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out where files lie, since their checksums stand for them, and what decides training only."""
+    """Leave out the paths of files, whose checksums identify them, and the settings that affect training only."""
     kept = {name: value for name, value in corpus.items() if name not in ("download_hint", "fraction", "weight")}
     for name, group in kept.items():
         if isinstance(group, dict) and "path" in group:
@@ -100,9 +101,9 @@ def _without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class StoreLocation:
-    """Where a store lies or will lie, and the identity that decides it.
+    """The folder of a store, built or not, and the identity that determines it.
 
-    To make one reads every source file to its end, so a command makes one and hands it on.
+    Computing it reads every source file to its end, so a command computes it once and passes it on.
     """
 
     identity: Mapping[str, Any]
@@ -111,17 +112,17 @@ class StoreLocation:
 
     @property
     def is_built(self) -> bool:
-        """Whether the store is there."""
+        """Whether the store has been built."""
         return (self.folder / MANIFEST).is_file()
 
     @property
     def lock(self) -> Path:
-        """File that is locked by who builds or merges the store."""
+        """File that the process that builds or merges the store locks."""
         return self.folder.with_name(f"{self.folder.name}.lock")
 
 
 def locate_store(settings: RunSettings) -> StoreLocation:
-    """Return where the store of these settings lies, whether it exists or not.
+    """Return the location of these settings' store, whether it exists or not.
 
     Raises:
         DataFileError: if a corpus is missing.
@@ -132,7 +133,7 @@ def locate_store(settings: RunSettings) -> StoreLocation:
 
 
 def prepare(settings: RunSettings, say: Progress) -> str:
-    """Make the store, or the one shard that is asked for; return what there is now as a line."""
+    """Build the store, or only the shard `prepare.worker_index`; return a line that describes the result."""
     wanted = settings.prepare
     if wanted.career_text is not None:
         check_new_folder(Path(wanted.career_text))
@@ -154,37 +155,40 @@ def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
     """
     for split in SPLITS:
         if store.num_texts(split) > store.num_people(split):
-            raise StoreError("a store made with template.max_history holds parts of careers; write whole ones")
+            raise StoreError(
+                "a store made with template.max_history holds parts of careers; write whole ones",
+                code="truncated-careers",
+            )
         careers = store.careers(split)
         for row in range(len(careers)):
             yield split, careers.history(row)
 
 
 def prepare_store(settings: RunSettings, say: Progress, location: StoreLocation | None = None) -> TokenStore:
-    """Return the store of these settings, made now if it is not there.
+    """Return the store of these settings; build it first if it does not exist.
 
-    Who reads careers of it compares their files with the checksums (`checking_store`).
+    Files of careers are compared with their checksums when they are read (`checking_store`).
 
     Args:
         settings: of the run.
         say: takes lines of progress.
-        location: from `locate_store`, where it is known already.
+        location: from `locate_store`, if the caller has it already.
 
     Raises:
-        LaborError: if the data, the template or the tokenizer is unusable; nothing is left behind then.
+        LaborError: if the data, the template or the tokenizer is unusable; the partial store is deleted then.
     """
     location = location or locate_store(settings)
     _check_place(location)
     if not location.is_built:
         with file_lock(location.lock, busy=None):
-            if not location.is_built:  # another start may have made it while this one waited
+            if not location.is_built:  # another process may have built it while this one waited
                 _say_what_is_missing(settings, say)
                 _build_store(settings, location, say)
     return open_store(location.folder)
 
 
 def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
-    """Make the pieces of shard `prepare.worker_index`; return the store if all shards are done now, else None.
+    """Make the pieces of shard `prepare.worker_index`; return the store if all shards are done, else None.
 
     Raises:
         AlreadyRunningError: if another process is at work on the same shard.
@@ -198,7 +202,7 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
         except FileNotFoundError:
             if location.building.is_dir():
                 raise
-            # The last of the others has made the store, from pieces that were all there, under this one's feet.
+            # Another process has merged the store meanwhile, since all pieces were complete.
             return verify_store(open_store(location.folder))
         with file_lock(location.lock, busy=None):
             if not location.is_built:
@@ -216,19 +220,23 @@ def _say_what_is_missing(settings: RunSettings, say: Progress) -> None:
 
 
 def _check_place(location: StoreLocation) -> None:
-    """Refuse to build where something else lies.
+    """Check that nothing else is in the way of the build.
 
     Raises:
-        StoreError: if something else lies where the store is to be.
-        ForeignFileError: if something else lies where it is built.
+        StoreError: if the store's folder exists and is not a store.
+        ForeignFileError: if the folder where it is built has files that are not part of a store.
     """
     folder, building = location.folder, location.building
     if foreign := _foreign_files(building):
         raise ForeignFileError(
-            f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away"
+            f"{foreign[0]} is no part of a store, and {building} is where one is built; move it away",
+            code="foreign-file-in-store",
         )
     if folder.exists() and not location.is_built:
-        raise StoreError(f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again")
+        raise StoreError(
+            f"{folder} is there without its {MANIFEST}, so it is no store; delete it and prepare again",
+            code="store-without-manifest",
+        )
 
 
 def _build_store(settings: RunSettings, location: StoreLocation, say: Progress) -> None:
@@ -247,7 +255,7 @@ def _build_store(settings: RunSettings, location: StoreLocation, say: Progress) 
 
 
 def _foreign_files(building: Path) -> list[Path]:
-    """Return what lies where a store is built and is no part of one."""
+    """Return the files in a building folder that are not part of a store."""
     if building.is_symlink():
         return [building]
     parts = (PIECES, ENDS, WORK, TOKENIZER, OCCUPATIONS, PREFIX, MANIFEST)
@@ -256,15 +264,15 @@ def _foreign_files(building: Path) -> list[Path]:
     return sorted(path for path, name in names.items() if name not in parts and not name.startswith((CARD, "titles_")))
 
 
-def _shard_job(settings: RunSettings, location: StoreLocation, starter: int, shard: int) -> Refusal | None:
-    """Make one shard in a process of its own; on this machine it ends when the process that started it does."""
+def _shard_job(settings: RunSettings, location: StoreLocation, starter: int, shard: int) -> LaborError | None:
+    """Make one shard in a separate process; on this machine it ends when the process that started it ends."""
     if settings.prepare.executor == "local":
         end_with_process(starter)
-    return refusal_of(lambda: _make_share(settings, location, shard, lambda line: None))
+    return error_of(lambda: _make_share(settings, location, shard, lambda line: None))
 
 
 def _make_share(settings: RunSettings, location: StoreLocation, shard: int, say: Progress) -> None:
-    """Make the pieces of one shard that are not there yet."""
+    """Make the missing pieces of one shard."""
     building, num_workers = location.building, settings.prepare.num_workers
     lock = building / WORK / f"shard-{shard}-of-{num_workers}.lock"
     busy = f"another process is preparing shard {shard} of {num_workers} of {building}; wait for it or end it"
@@ -279,7 +287,7 @@ def _make_share(settings: RunSettings, location: StoreLocation, shard: int, say:
 
 
 def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
-    """Return what pieces are made with; the first to come makes prefix and tokenizer, the others wait for them."""
+    """Return the tools for making pieces; the first process makes prefix and tokenizer, the others wait for them."""
     from laborllm_dist.store.tokenizer import load_tokenizer
 
     vocabulary = display_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
@@ -295,7 +303,7 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
             title_token_ids(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
             shutil.rmtree(building / TOKENIZER, ignore_errors=True)
             tokenizer.save(building / TOKENIZER)
-            # Written last, so that it says that prefix and tokenizer are whole.
+            # Written last: its presence means that prefix and tokenizer are complete.
             write_vocabulary(vocabulary, building / OCCUPATIONS)
     size, longest = settings.store.people_per_shard, settings.template.max_tokens
     return PieceTools(building, vocabulary, template, tokenizer, settings.split, size, longest)
@@ -306,7 +314,7 @@ def _merge(settings: RunSettings, location: StoreLocation, say: Progress) -> Non
 
     folder, building, identity = location.folder, location.building, location.identity
     pieces = all_pieces(building, settings.data)
-    assert pieces is not None  # every shard has read its sources to their ends
+    assert pieces is not None  # every shard has read its sources to the end
     tokenizer = load_tokenizer(str(building / TOKENIZER))
     facts = {
         "format": FORMAT,

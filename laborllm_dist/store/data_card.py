@@ -1,7 +1,7 @@
-"""The data card of a store: what is in it by corpus, year and occupation, and what was left out, for people to read.
+"""The data card of a store: its content by corpus, year and occupation, and what was left out, in readable form.
 
-`data_card.json` has every number, `data_card.md` the same as tables. Beside the three surveys stand the figures that
-LABOR-LLM reports for them, so that a user sees at once how near an extract comes to the paper's data.
+`data_card.json` has every number, `data_card.md` the same as tables. Next to the three surveys it shows the figures
+that LABOR-LLM reports for them, so that a user sees at once how close an extract is to the paper's data.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PAPER: Mapping[str, tuple[int, int, tuple[float, float, float]]] = {
     "nlsy97": (8_984, 148_795, (0.060, 0.454, 0.485)),
 }
 
-MOST_CODES = 1_000  # unmapped codes of a corpus that the card lists
-_SHOWN_CODES = 50  # of them for people to read
+MOST_CODES = 1_000  # number of a corpus's unmapped codes that the card lists
+_SHOWN_CODES = 50  # number of them in the Markdown
 _CUT_LABELS = {
     "cut_people": "people told with their last lines only",
     "cut_observations": "person-years after fewer lines than they have",
@@ -53,14 +53,14 @@ def card_values(
     cut: Mapping[str, Mapping[str, int]],
     shared: Sequence[SharedPeople],
 ) -> dict[str, Any]:
-    """Return the card as JSON takes it.
+    """Return the card as JSON values.
 
     Args:
         tallies: counts by corpus.
         data: the corpora.
         title_of: title of every occupation.
         missing_variables: of the method, that a corpus's extract lacks.
-        cut: by corpus, how many are told with their last lines only (store.CUT_COUNTS); empty where nobody may be.
+        cut: by corpus, the counts of truncated careers (store.CUT_COUNTS); empty if the template truncates none.
         shared: how many people each two corpora of one population share.
     """
     corpora = {

@@ -1,10 +1,10 @@
-"""What is before every career: instructions, the list of titles, few-shot examples, which are whole careers.
+"""The prefix of every career: instructions, the list of titles, few-shot examples, which are whole careers.
 
-It is the same text for everybody, so a store holds it once. Nothing in it is an observation: no span of a title is in
-it, and the people of the examples are training people. It is a function of settings and data alone.
+It is the same text for everybody, so a store holds it once. It contributes no observations: it has no title spans, and
+the people of the examples are training people. It is a function of settings and data alone.
 
 The examples are the training people with the smallest digests under the seed, over all corpora, in this order. So the
-3 of num_fewshot=3 are the first of num_fewshot=5, whoever makes the store and in whatever pieces.
+examples of num_fewshot=3 are the first three of num_fewshot=5, whatever processes and pieces build the store.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
     if len(chosen) < wanted:
         raise DataFileError(
             f"template.num_fewshot is {wanted}, data={settings.data.name} has {len(chosen)} training people; "
-            "ask for fewer examples"
+            "ask for fewer examples",
+            code="too-few-examples",
         )
     return tuple(career for _, career in sorted(chosen.items()))
 
@@ -72,7 +73,7 @@ def render_prefix(
 
 
 def write_prefix(settings: RunSettings, vocabulary: OccupationVocabulary, path: Path) -> None:
-    """Write the prefix and who its examples are, where the template has one."""
+    """Write the prefix and the people of its examples, if the template has a prefix."""
     if not settings.template.prefix:
         return
     examples = choose_examples(settings)
@@ -81,7 +82,7 @@ def write_prefix(settings: RunSettings, vocabulary: OccupationVocabulary, path: 
 
 
 def read_prefix(path: Path) -> str:
-    """Return the prefix that was written; an empty text where there is none.
+    """Return the prefix that was written; an empty text if there is none.
 
     Raises:
         StoreError: if the file is damaged.
@@ -91,5 +92,7 @@ def read_prefix(path: Path) -> str:
     try:
         text = read_json_object(path)["text"]
     except (OSError, NotJsonError, KeyError) as error:
-        raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and prepare again") from None
+        raise StoreError(
+            f"{path} is damaged ({error}); delete {path.parent} and prepare again", code="damaged-prefix"
+        ) from None
     return str(text)

@@ -1,7 +1,7 @@
-"""Whether a path names a repository of the Hugging Face hub, and whether the hub can be asked at all.
+"""Whether a path names a repository of the Hugging Face hub, and whether the hub can be reached at all.
 
-Where the hub is away its library asks again and again for half a minute, of every file. Here it is looked for once, and
-where it does not answer, only what was downloaded before is taken.
+When the hub is unreachable, its library retries for half a minute for every file. This module tries the hub once; if it
+does not answer, only files in the local cache are used.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def is_hub_id(path: str) -> bool:
-    """Return whether a path that is no folder here may be an id of the hub, OWNER/NAME.
+    """Return whether a path that is not a local folder may be a hub id, OWNER/NAME.
 
-    Where OWNER is a folder here, it is the path of something in it that is not there.
+    If OWNER is a local folder, the path is that of something missing in it.
     """
     return _HUB_ID.fullmatch(path) is not None and not Path(path.partition("/")[0]).is_dir()
 
 
 def why_no_hub_id(path: str) -> str:
-    """Return what is wrong with a path that is neither a folder nor a hub id, in words."""
+    """Return a text that says why a path is neither a folder nor a hub id."""
     parent = Path(path).parent
     if not parent.is_dir() or parent == Path():
         return "there is no such folder, and it is no hub id (OWNER/NAME)"
@@ -37,7 +37,7 @@ def why_no_hub_id(path: str) -> str:
 
 
 def look_for_hub(path: str | Path) -> None:
-    """Before the hub is asked for a path, leave its library offline if the hub does not answer."""
+    """Switch the hub's library to offline mode if `path` is on the hub and the hub does not answer."""
     from huggingface_hub import constants
 
     if not (Path(path).exists() or constants.is_offline_mode() or _hub_answers(constants.ENDPOINT)):
@@ -46,7 +46,7 @@ def look_for_hub(path: str | Path) -> None:
 
 @functools.cache
 def _hub_answers(endpoint: str) -> bool:
-    """Return whether a connection to the hub can be made; through a proxy, it is taken to be so."""
+    """Return whether the hub accepts connections; behind a proxy, assume that it does."""
     place = urllib.parse.urlsplit(endpoint)
     host, port = place.hostname or "", place.port or (80 if place.scheme == "http" else 443)
     if place.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
@@ -58,6 +58,6 @@ def _hub_answers(endpoint: str) -> bool:
             answered.set()
         ended.set()
 
-    threading.Thread(target=connect, daemon=True, name="hub").start()  # looking up a name has no time limit
+    threading.Thread(target=connect, daemon=True, name="hub").start()  # a DNS lookup has no timeout
     ended.wait(SECONDS_TO_ANSWER)
     return answered.is_set()

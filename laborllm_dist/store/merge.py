@@ -1,6 +1,6 @@
-"""Make a store of its pieces: check that each is whole and each person stands once, count, write card and manifest.
+"""Merge pieces into a store: check that each is complete and no person occurs twice, count, write card and manifest.
 
-Nothing is copied: the store is the folder the pieces were made in, under its final name.
+Nothing is copied: the store is the folder in which the pieces were made, renamed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from laborllm_dist.store.store import CARD, CUT_COUNTS, MANIFEST, write_store_ma
 
 
 def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None:
-    """Return the folders of all pieces by corpus, in order; None as long as one is missing."""
+    """Return the folders of all pieces by corpus, in order; None if one is still missing."""
     pieces: dict[str, list[Path]] = {}
     for name in data.corpora:
         end = corpus_end(folder, name)
@@ -49,14 +49,14 @@ def merge_pieces(
     """Write the data card and the manifest into the folder of the pieces.
 
     Args:
-        folder: where tokenizer, occupations and pieces lie.
+        folder: of tokenizer, occupations and pieces.
         settings: of the run.
-        facts: what else the manifest says: format, fingerprints, identity, tokenizer.
+        facts: the manifest's other entries: format, fingerprints, identity, tokenizer.
         pieces: from `all_pieces`.
-        say: takes a line about corpora that should share people, and do not.
+        say: takes a warning line about corpora that should share people and do not.
 
     Raises:
-        DataFileError: if a person stands twice in a corpus, or in two splits, or nobody is in the training split.
+        DataFileError: if a person occurs twice in a corpus, or in two splits, or the training split is empty.
         StoreError: if a piece has changed since it was written.
     """
     data = settings.data
@@ -65,7 +65,7 @@ def merge_pieces(
     for name, found in pieces.items():
         for piece in found:
             record = read_piece(piece)
-            # Summed at once, so that a large corpus's counts are in memory once.
+            # Summed as they are read, so that only one copy of a large corpus's counts is in memory.
             tallies[name] = tallies[name].with_titles_trimmed() + tally_from_values(record.pop("tally"))
             records[name].append((piece, record))
     _check_people(settings, pieces)
@@ -121,7 +121,7 @@ def _write_manifest(
         for piece, record in found
         for name, checksum in record["files"].items()
     }
-    # A kill may have left a manifest, or half of a file, of an earlier try.
+    # A killed attempt may have left a manifest or a partial file.
     for leftover in [folder / MANIFEST, *folder.rglob("*.partial")]:
         leftover.unlink(missing_ok=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -141,7 +141,8 @@ def _check_nobody_is_lost(folder: Path, tallies: Mapping[str, CorpusCounts]) -> 
         if end is not None and tally.people_read != end[1]:
             raise StoreError(
                 f"the pieces of {name} hold {tally.people_read:,} people, its source {end[1]:,}; delete {folder} and "
-                "start again"
+                "start again",
+                code="missing-people",
             )
 
 
@@ -154,12 +155,13 @@ def _check_training_people(data: DataSettings, tallies: Mapping[str, CorpusCount
     why = f"; left out: {shown}" if reasons else ""
     raise DataFileError(
         f"none of {num_people} people of data={data.name} is in the training split; the corpus is too small to train "
-        f"on{why}"
+        f"on{why}",
+        code="empty-training-split",
     )
 
 
 def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> None:
-    """Refuse a person who stands twice in a corpus, or in one split here and in another there."""
+    """Check that no person occurs twice in a corpus, or in different splits of two corpora."""
     tables = {name: [np.load(piece / PEOPLE) for piece in found] for name, found in pieces.items()}
     for name, found in tables.items():
         digests = np.concatenate([people["digest"] for people in found]) if found else np.zeros(0, np.uint64)
@@ -167,8 +169,9 @@ def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> No
         if len(values) < len(digests):
             person = _person_of(int(values[times.argmax()]), settings, name, pieces[name])
             raise DataFileError(
-                f"corpus {name}: person {person!r} stands twice; a person must be one career, so give the two other "
-                "numbers, or bring their rows together"
+                f"corpus {name}: person {person!r} occurs twice; a person must be one career, so give the two other "
+                "numbers, or bring their rows together",
+                code="duplicate-person",
             )
     everybody = np.concatenate([people for found in tables.values() for people in found])
     people = np.unique(everybody)
@@ -179,7 +182,8 @@ def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> No
         person = _person_of(int(doubled[0]), settings, owners[0], pieces[owners[0]])
         raise DataFileError(
             f"person {person!r} is in the splits {splits} of {' and '.join(owners)} ({len(doubled):,} such people), so "
-            "that a test person would be trained on; leave these people out of one of the two"
+            "that a test person would be trained on; leave these people out of one of the two",
+            code="person-in-several-splits",
         )
 
 
@@ -221,4 +225,7 @@ def _person_of(digest: int, settings: RunSettings, corpus: str, pieces: list[Pat
             for person in stream.read_all()["person"].to_pylist():
                 if person_digest(population, person, settings.split.salt) == digest:
                     return str(person)
-    raise StoreError(f"no piece of {corpus} holds the person with digest {digest}; delete the folder and start again")
+    raise StoreError(
+        f"no piece of {corpus} holds the person with digest {digest}; delete the folder and start again",
+        code="person-not-found",
+    )

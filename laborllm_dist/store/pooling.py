@@ -1,8 +1,8 @@
-"""Say which training people are trained on, and how much each counts: fractions and weights of the pooled corpora.
+"""Choose the people that a run trains on, and how much each counts: fractions and weights of the pooled corpora.
 
-A fraction takes people by a keyed hash, so the people of 20 % are among those of 40 %, whatever else is pooled. A
-weight says how many times an epoch takes each person of a corpus. Both leave validation and test people alone: a
-corpus of weight 0 is evaluated without having been trained on.
+A fraction selects people by a keyed hash, so the people of 20 % are a subset of those of 40 %, whatever else is pooled.
+A weight is the number of times that an epoch takes each person of a corpus. Both leave validation and
+test people alone: a corpus of weight 0 is evaluated without having been trained on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def training_pool(store: TokenStore, settings: RunSettings) -> TrainingPool:
     rows = np.flatnonzero(weights)
     if not len(rows):
         raise DataFileError(
-            "fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction or .weight of a corpus"
+            "fractions and weights leave nobody to train on; raise data.corpora.NAME.fraction or .weight of a corpus",
+            code="no-training-people",
         )
     return TrainingPool(rows, weights[rows])
 

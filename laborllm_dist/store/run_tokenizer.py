@@ -21,7 +21,7 @@ from laborllm_dist.text.template import Template, render_career
 if TYPE_CHECKING:
     from laborllm_dist.store.tokenizer import CareerTokenizer
 
-_NUM_REASONS = 3  # that a message names
+_NUM_REASONS = 3  # the number that an error names
 
 
 def make_tokenizer(
@@ -30,7 +30,7 @@ def make_tokenizer(
     """Return the tokenizer of a run: a pretrained one, or one learned now from its training people.
 
     Raises:
-        TokenizerError: if it cannot be had.
+        TokenizerError: if it cannot be opened or learned.
     """
     from laborllm_dist.store.tokenizer import WholeTokens, load_tokenizer, train_tokenizer
 
@@ -38,8 +38,8 @@ def make_tokenizer(
     if wanted.kind == "pretrained":
         path, revision, subfolder = tokenizer_place(settings)
         return load_tokenizer(path, revision=revision, subfolder=subfolder)
-    assert wanted.vocabulary_size is not None  # TokenizerSettings refuses a trained one without
-    # A corpus that cannot be read is refused now, before anything is said of learning from it.
+    assert wanted.vocabulary_size is not None  # TokenizerSettings requires it for a trained tokenizer
+    # Raises for an unreadable corpus before the message about learning from it.
     people_of = {name: _from_first_career(read_people(corpus)) for name, corpus in settings.data.corpora.items()}
     if not any(people is not None for people in people_of.values()):
         raise _no_careers(settings)
@@ -50,7 +50,7 @@ def make_tokenizer(
 
 
 def constant_phrases(template: TemplateSettings) -> list[str]:
-    """Return what a template's heading and ending have in every career, or with every fact: from two words up."""
+    """Return the constant phrases, of two words or more, in a template's heading and ending."""
     stretches = re.split(r"[\[\]]|\{\w+\}", "\n".join([*template.heading, *template.ending]))
     phrases = (line.rstrip() for stretch in stretches for line in stretch.split("\n"))
     return list(dict.fromkeys(phrase for phrase in phrases if " " in phrase.strip()))
@@ -94,12 +94,13 @@ def sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, templ
 
 
 def _no_careers(settings: RunSettings) -> DataFileError:
-    """Return the refusal of corpora in which nobody has a career, with the commonest reasons for that."""
+    """Return the error for corpora in which nobody has a career, with the most frequent reasons."""
     people = (person() for corpus in settings.data.corpora.values() for person in read_people(corpus))
     reasons = Counter(drop.reason for read in people for drop in read.drops)
     shown = "; ".join(f"{reason} ({times:,})" for reason, times in reasons.most_common(_NUM_REASONS))
     return DataFileError(
-        f"the corpora of data={settings.data.name} hold no careers{f'; left out: {shown}' if shown else ''}"
+        f"the corpora of data={settings.data.name} hold no careers{f'; left out: {shown}' if shown else ''}",
+        code="empty-corpora",
     )
 
 
@@ -108,5 +109,8 @@ def tokenizer_place(settings: RunSettings) -> tuple[str, str | None, str | None]
     if settings.tokenizer.path is not None:
         return settings.tokenizer.path, None, None
     if settings.model.path is None:
-        raise DataFileError("tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken")
+        raise DataFileError(
+            "tokenizer.kind=pretrained needs tokenizer.path, or a model.path whose tokenizer is taken",
+            code="no-tokenizer-path",
+        )
     return settings.model.path, settings.model.revision, settings.model.subfolder

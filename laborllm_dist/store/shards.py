@@ -1,11 +1,12 @@
-"""Make the pieces of a token store: so many people of a corpus, in the order of its source, in a folder of their own.
+"""Make the pieces of a token store: consecutive people of a corpus, a fixed number to a folder.
 
     pieces/psid81-00000/   train.arrow  validation.arrow  test.arrow    rows of each split that has any
-                           people.npy                                   who they are, to find one who stands twice
+                           people.npy                                   the people's digests, to find duplicates
                            piece.json                                   counts, what was left out, checksums
 
-What is in a piece depends on the source and the settings only, never on who makes it. It is written under another name
-and renamed when it is whole, so that a piece that is there is never made again, after a kill or by another process.
+The content of a piece depends on the source and the settings only, never on the process that makes it. A piece is
+written under a temporary name and renamed when it is complete, so that an existing piece is never made again, after a
+kill or by another process.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PERSON_TYPE = np.dtype([("digest", "<u8"), ("split", "u1")])
 
 @dataclass(frozen=True, slots=True)
 class PieceTools:
-    """What all pieces are made with. `vocabulary` has the titles that the texts show."""
+    """The tools that all pieces share. `vocabulary` has the titles that appear in the texts."""
 
     folder: Path  # of the store that is being built
     vocabulary: OccupationVocabulary
@@ -57,13 +58,13 @@ class PieceTools:
 
 
 def make_pieces(name: str, corpus: CorpusSettings, tools: PieceTools, share: range) -> Iterator[int]:
-    """Make the pieces of a corpus that are in `share` and not there yet; yield the people read after each piece.
+    """Make the missing pieces of a corpus that are in `share`; yield the number of people read after each piece.
 
     Args:
         name: the corpus in the settings.
         corpus: its settings.
-        tools: what pieces are made with.
-        share: pieces to make are those whose number modulo share.stop is share.start.
+        tools: shared by all pieces.
+        share: selects the pieces whose number modulo share.stop is share.start.
 
     Raises:
         LaborError: if the source is unusable.
@@ -82,21 +83,22 @@ def make_pieces(name: str, corpus: CorpusSettings, tools: PieceTools, share: ran
 
 
 def piece_folder(store: Path, corpus: str, number: int) -> Path:
-    """Return where a piece lies."""
+    """Return the folder of a piece."""
     return store / PIECES / f"{corpus}-{number:05d}"
 
 
 def corpus_end(store: Path, corpus: str) -> tuple[int, int] | None:
-    """Return how many pieces and people a corpus has; None as long as nobody has read it to its end.
+    """Return the number of pieces and of people of a corpus; None until a process has read it to its end.
 
     Raises:
-        StoreError: if two processes have come to different ends, or what they have written is damaged.
+        StoreError: if two processes have read different numbers, or a record of them is damaged.
     """
     ends = {path.read_text(encoding="utf-8") for path in (store / ENDS / corpus).glob("*-of-*.json")}
     if len(ends) > 1:
         raise StoreError(
             f"processes that prepared {corpus} have read different numbers of people, so its files have changed "
-            f"meanwhile; delete {store} and start again"
+            f"meanwhile; delete {store} and start again",
+            code="source-changed",
         )
     if not ends:
         return None
@@ -105,12 +107,13 @@ def corpus_end(store: Path, corpus: str) -> tuple[int, int] | None:
         return int(end["pieces"]), int(end["people"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise StoreError(
-            f"what {store / ENDS / corpus} says is damaged ({error}); delete {store} and start again"
+            f"what {store / ENDS / corpus} says is damaged ({error}); delete {store} and start again",
+            code="damaged-corpus-totals",
         ) from None
 
 
 def read_piece(folder: Path) -> dict[str, Any]:
-    """Return the record of a piece after its files have been compared with it.
+    """Compare the files of a piece with its record; return the record.
 
     Raises:
         StoreError: if a file is missing or has changed since it was written.
@@ -129,7 +132,8 @@ def read_piece(folder: Path) -> dict[str, Any]:
 
 def _changed_piece(folder: Path, name: str) -> StoreError:
     return StoreError(
-        f"{folder / name} is missing or has changed since it was written; delete {folder} and start again"
+        f"{folder / name} is missing or has changed since it was written; delete {folder} and start again",
+        code="damaged-piece",
     )
 
 

@@ -3,14 +3,14 @@
     stores/NAME-FINGERPRINT/
         pieces/psid81-00000/       train.arrow, validation.arrow, test.arrow: one row a text, with all facts of the
                                    career in it, so that no other file is needed later; piece.json, people.npy
-        data_card.md, .json        what is in it and what was left out
-        prefix.json               what stands before every career, and whose careers are its examples; where it has one
+        data_card.md, .json        its content, and what was left out
+        prefix.json               the text before every career, and the people of its examples; if there is one
         occupations.csv            the vocabulary, in order
-        tokenizer/                 the tokenizer as it was used
+        tokenizer/                 the tokenizer that made the ids
         manifest.json              written last: counts, sizes and checksums; without it the folder is not a store
 
 The folder's name is a function of data, split, template and tokenizer. A store never changes: the manifest has a
-checksum of itself, and each shard says which place it has in the store, so what is read is what was written.
+checksum of itself, and each shard records its place in the store, so a reader gets exactly what was written.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from laborllm_dist.text.template import CareerText
 FORMAT = 2
 MANIFEST, OCCUPATIONS, TOKENIZER, CARD = "manifest.json", "occupations.csv", "tokenizer", "data_card"
 PREFIX = "prefix.json"
-CHECKED_AT_ONCE_BYTES = 2**26  # files of a store that are compared with their checksums before anything is read
-_SHARD_FACTS = b"laborllm_dist"  # of a shard's schema: its place in the store, so that no other can stand in for it
-# Of a split, where the template has max_tokens: people told with their last lines only, and their observations that
-# stand after fewer lines than they should.
+CHECKED_AT_ONCE_BYTES = 2**26  # bytes of a store whose checksums are compared before anything is read
+_SHARD_FACTS = b"laborllm_dist"  # metadata key of a shard's schema: the shard's place in the store
+# Of a split, where the template has max_tokens: people with truncated histories, and observations after a
+# truncated history.
 CUT_COUNTS = ("cut_people", "cut_observations")
 STORE_SCHEMA = pa.schema(
     [
@@ -100,7 +100,7 @@ def store_rows(
 
 @dataclass(frozen=True, slots=True)
 class _FileFacts(Strict):
-    """What a manifest says of a file."""
+    """A manifest's entry for a file."""
 
     bytes: int
     sha256: str
@@ -108,7 +108,7 @@ class _FileFacts(Strict):
 
 @dataclass(frozen=True, slots=True)
 class _SplitFacts(Strict):
-    """What a manifest says of a split; `shards` are files of the store."""
+    """A manifest's entry for a split; `shards` are files of the store."""
 
     people: int
     texts: int
@@ -121,7 +121,7 @@ class _SplitFacts(Strict):
 
 @dataclass(frozen=True, slots=True)
 class _TokenizerFacts(Strict):
-    """What a manifest says of the tokenizer."""
+    """A manifest's entry for the tokenizer."""
 
     fingerprint: str
     num_ids: int
@@ -129,7 +129,7 @@ class _TokenizerFacts(Strict):
 
 @dataclass(frozen=True, slots=True)
 class _ManifestFacts(Strict):
-    """All that a manifest says."""
+    """The entries of a manifest."""
 
     format: int
     fingerprint: str
@@ -150,12 +150,12 @@ class TokenStore:
 
     @property
     def fingerprint(self) -> str:
-        """What the store was made from, as 16 hexadecimal digits."""
+        """Fingerprint of the store's inputs, 16 hexadecimal digits."""
         return str(self.facts["fingerprint"])
 
     @property
     def careers_fingerprint(self) -> str:
-        """What people, jobs and splits were read from, whatever the text and the tokens."""
+        """Fingerprint of the sources of people, jobs and splits, independent of text and tokens."""
         return str(self.facts["careers_fingerprint"])
 
     @property
@@ -164,7 +164,7 @@ class TokenStore:
         return int(self.facts["tokenizer"]["num_ids"])
 
     def describe(self) -> str:
-        """Return folder and counts as a line."""
+        """Return a line with the folder and the counts."""
         counts = self.facts["splits"]
         people = ", ".join(f"{counts[split]['people']:,} {split}" for split in SPLITS)
         observations, tokens = (sum(count[name] for count in counts.values()) for name in ("observations", "tokens"))
@@ -179,7 +179,7 @@ class TokenStore:
         return int(self.facts["splits"][split]["texts"])
 
     def num_truncated(self, split: Split) -> dict[str, int]:
-        """Return CUT_COUNTS of a split; empty where nothing may be cut."""
+        """Return CUT_COUNTS of a split; empty if the template truncates nothing."""
         counts = self.facts["splits"][split]
         return {name: int(counts[name]) for name in CUT_COUNTS if name in counts}
 
@@ -193,7 +193,8 @@ class TokenStore:
         if not names:
             raise StoreError(
                 f"the store {self.folder} has no people in its {split} split; "
-                "take more people, or give the split a larger share (split.train, split.validation)"
+                "take more people, or give the split a larger share (split.train, split.validation)",
+                code="empty-split",
             )
         for name in names:
             self._check_place(name, split)
@@ -202,29 +203,32 @@ class TokenStore:
         if table.num_rows != self.num_texts(split):
             raise StoreError(
                 f"the {split} files of {self.folder} hold {table.num_rows:,} careers, the manifest says "
-                f"{self.num_texts(split):,}; delete the folder and prepare again"
+                f"{self.num_texts(split):,}; delete the folder and prepare again",
+                code="career-count-mismatch",
             )
         return CareerTable(table=table, vocabulary=self.vocabulary)
 
     def _check_place(self, name: str, split: Split) -> None:
-        """Refuse a shard that is not the one of this place, or not of this split."""
+        """Check that a shard belongs to this place and this split."""
         path = self.folder / name
         try:
             with pa.ipc.open_stream(str(path)) as stream:
                 place = (stream.schema.metadata or {}).get(_SHARD_FACTS, b"").decode()
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreError(
-                f"{path} is damaged ({str(error).splitlines()[0]}); delete {self.folder} and prepare again"
+                f"{path} is damaged ({str(error).splitlines()[0]}); delete {self.folder} and prepare again",
+                code="damaged-careers",
             ) from None
         if place != name or path.name != f"{split}.arrow":
             raise StoreError(
                 f"{path} says that it is {place or 'of an earlier version'}, the manifest takes it for people of the "
-                f"{split} split; delete {self.folder} and prepare again"
+                f"{split} split; delete {self.folder} and prepare again",
+                code="wrong-split",
             )
 
 
 def shard_schema(place: str) -> pa.Schema:
-    """Return the schema of the shard that lies at `place` in its store, such as pieces/psid81-00000/test.arrow."""
+    """Return the schema of the shard at `place` in its store, such as pieces/psid81-00000/test.arrow."""
     return STORE_SCHEMA.with_metadata({_SHARD_FACTS: place.encode()})
 
 
@@ -243,7 +247,7 @@ class CareerTable:
         return int(pc.sum(pc.equal(self.table["first_position"], 0)).as_py() or 0)
 
     def longer_than(self, limit: int) -> str:
-        """Return how many people have a text of more than `limit` tokens, in words for messages."""
+        """Return a phrase for messages: how many people have a text of more than `limit` tokens."""
         person_of_row = np.cumsum(np.asarray(pc.equal(self.table["first_position"], 0)))
         num_longer = len(np.unique(person_of_row[self.num_tokens() > limit]))
         return format_people(num_longer, self.num_people(), "is longer", "are longer", people="people of this split")
@@ -295,7 +299,7 @@ class CareerTable:
 
 
 def open_store(folder: Path) -> TokenStore:
-    """Open a store: its files' sizes, and the checksums of manifest, vocabulary, prefix and tokenizer, are checked.
+    """Open a store; check all files' sizes, and the checksums of manifest, vocabulary, prefix and tokenizer.
 
     Raises:
         StoreError: if it is missing, unfinished, of another format, or a file is missing or has changed.
@@ -303,41 +307,48 @@ def open_store(folder: Path) -> TokenStore:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise StoreError(
-            f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it"
+            f"no complete token store at {folder}; `python launch/prepare.py` with the run's settings makes it",
+            code="no-store",
         )
     try:
         facts = read_json_object(manifest)
         if facts["format"] != FORMAT:
             raise StoreError(
-                f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again"
+                f"{folder} has format {facts['format']}, this version reads {FORMAT}; delete it and prepare again",
+                code="unsupported-store-format",
             )
         if facts.pop("sha256", None) != sha256_of_json(facts):
             raise StoreError(
                 f"{manifest} has changed since it was written, or is of an earlier version (no SHA-256 of its own); "
-                f"delete {folder} and prepare again"
+                f"delete {folder} and prepare again",
+                code="manifest-checksum-mismatch",
             )
         _check_facts(facts)
         sizes = {name: entry["bytes"] for name, entry in facts["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
-        raise StoreError(f"{manifest} is damaged ({error}); delete {folder} and prepare again") from None
+        raise StoreError(
+            f"{manifest} is damaged ({error}); delete {folder} and prepare again", code="damaged-manifest"
+        ) from None
     for name, size in sizes.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found:,} bytes, the manifest says {size:,}"
-            raise StoreError(f"{folder / name} {state}; delete {folder} and prepare again")
+            raise StoreError(
+                f"{folder / name} {state}; delete {folder} and prepare again", code="missing-or-incomplete-file"
+            )
     small = [name for name in sizes if name in (OCCUPATIONS, PREFIX) or name.startswith(f"{TOKENIZER}/")]
     _check_of(folder, facts, small).wait()
     return TokenStore(folder=folder, facts=facts, vocabulary=read_written_vocabulary(folder / OCCUPATIONS))
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:
-    """Refuse a manifest that does not say what it must, which its checksum cannot tell where somebody has edited it.
+    """Check the entries of a manifest: an edited one may have a valid checksum and still be incomplete.
 
     Raises:
-        SettingsError: naming what is missing, unknown or of another type.
-        KeyError: for a shard that is none of the files, or sources that are not named.
-        TypeError: for sources that are no group of names.
-        ValueError: if it does not have the three splits.
+        SettingsError: if an entry is missing, unknown or of the wrong type.
+        KeyError: if a shard is not among the files, or the sources are missing.
+        TypeError: if the sources are not a mapping.
+        ValueError: if the splits are not the three.
     """
     read = read_settings(_ManifestFacts, facts)
     if read.splits.keys() != set(SPLITS):
@@ -348,13 +359,13 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
 
 
 def write_store_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write what a store says of itself, with a checksum of that."""
+    """Write the manifest of a store, with its own checksum."""
     write_json(folder / MANIFEST, {**facts, "sha256": sha256_of_json(facts)})
 
 
 @contextmanager
 def checking_store(store: TokenStore, splits: Sequence[Split]) -> Iterator[ChecksumCheck]:
-    """Compare the shards of splits with their checksums in threads; `wait` before anything that was read is used.
+    """Compare the shards of splits with their checksums in threads; call `wait` before using what was read.
 
     Up to CHECKED_AT_ONCE_BYTES are compared before the block begins.
 
@@ -380,16 +391,19 @@ def verify_store(store: TokenStore) -> TokenStore:
 
 def _check_of(folder: Path, facts: Mapping[str, Any], names: Sequence[str]) -> ChecksumCheck:
     def changed(path: Path) -> StoreError:
-        return StoreError(f"{path} has changed since it was written (SHA-256); delete {folder} and prepare again")
+        return StoreError(
+            f"{path} has changed since it was written (SHA-256); delete {folder} and prepare again",
+            code="file-checksum-mismatch",
+        )
 
     return ChecksumCheck({folder / name: str(facts["files"][name]["sha256"]) for name in names}, changed)
 
 
 def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[Split] = SPLITS) -> None:
-    """Refuse careers of more than `limit` tokens, naming the longest of the first split that has one.
+    """Raise if a career has more than `limit` tokens, naming the longest of the first split that has one.
 
     Raises:
-        SequenceTooLongError: with the advice, and the number of people concerned.
+        SequenceTooLongError: with the advice, and the number of people affected.
     """
     for split in splits:
         careers = store.careers(split)
@@ -399,5 +413,6 @@ def check_lengths(store: TokenStore, limit: int, advice: str, splits: Sequence[S
             survey, person = careers.person(longest)
             raise SequenceTooLongError(
                 f"career {person!r} of {survey} ({split}) has {lengths[longest]} tokens, {advice}; "
-                f"{careers.longer_than(limit)}"
+                f"{careers.longer_than(limit)}",
+                code="career-too-long",
             )

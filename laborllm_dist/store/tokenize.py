@@ -1,9 +1,9 @@
-r"""Turn a career's text into ids, and the characters of every title into a span of tokens.
+r"""Turn a career's text into token ids, and the characters of every title into a token span.
 
-Whole texts are tokenized, never pieces: the same words have other ids at the start of a text than in its middle. A
-title's tokens begin and end where its characters do; the token after it is the line's end, whose probability makes
-the difference between `title` and `terminated`. A tokenizer that joins a title to its neighbors is refused, and so is
-one that makes the same tokens of different texts, since what it has no token for is `<unk>` or nothing.
+Whole texts are tokenized, never pieces: the same words get other ids at the start of a text than in its middle. A
+title's tokens begin and end where its characters do; the token after it is the line's end, whose probability is the
+difference between `title` and `terminated`. A tokenizer that joins a title to its neighbors raises an error, and so
+does one that gives different texts the same tokens because it maps unknown characters to `<unk>` or drops them.
 
     text     1984 (some college): Cooks\n1985 ...
     tokens   ... |):| Co|oks|\n|19|85 ...
@@ -24,7 +24,7 @@ from laborllm_dist.text.template import CareerText
 if TYPE_CHECKING:
     from laborllm_dist.store.tokenizer import CareerTokenizer
 
-# An encoding has a hundred bytes and more a token, beside four of its id: a list of titles before every career counts.
+# An encoding takes over a hundred bytes per token, an id four: with a list of titles before every career this matters.
 TEXTS_AT_ONCE = 500
 ADVICE = (
     "different texts would be the same tokens; write it with other characters, or take a tokenizer that reads "
@@ -44,7 +44,7 @@ def tokenize_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) ->
     """Tokenize texts, in order, on all cores.
 
     Raises:
-        TitleBoundaryError: if a token reaches over an end of a title, or the line's end is not a token of its own.
+        TitleBoundaryError: if a token crosses the start or end of a title, or the line's end is not a separate token.
         TokenizerError: if a text has characters without a token, naming them and their line.
     """
     careers: list[TokenizedCareer] = []
@@ -53,14 +53,17 @@ def tokenize_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) ->
         for text, encoding in zip(some, encodings, strict=True):
             if unknown := tokenizer.unknown_characters(text.text, encoding):
                 line = next(line for line in text.text.split("\n") if unknown[0].strip("\n").split("\n")[0] in line)
-                raise TokenizerError(f"the tokenizer has no token for {_named(unknown)} in the line {line!r}; {ADVICE}")
+                raise TokenizerError(
+                    f"the tokenizer has no token for {_named(unknown)} in the line {line!r}; {ADVICE}",
+                    code="unknown-characters",
+                )
             spans = _token_spans(text, encoding.offsets, len(tokenizer.leading))
             careers.append(TokenizedCareer((*tokenizer.leading, *encoding.ids), spans))
     return careers
 
 
 def _named(texts: Sequence[str]) -> str:
-    """Return the first three different ones of some texts."""
+    """Return the first three distinct texts, and how many more there are."""
     different = list(dict.fromkeys(texts))
     more = f" and {len(different) - 3} more" if len(different) > 3 else ""
     return ", ".join(repr(each) for each in different[:3]) + more
@@ -70,7 +73,7 @@ def _token_spans(text: CareerText, offsets: Sequence[tuple[int, int]], num_leadi
     spans: list[tuple[int, int]] = []
     token = 0
     for start, end in text.title_spans:
-        # Only ends are compared: some tokenizers leave the blank before a word out of the token's characters.
+        # Only ends are compared: some tokenizers exclude the space before a word from the token's characters.
         while offsets[token][1] <= start:
             token += 1
         first = token
@@ -80,7 +83,8 @@ def _token_spans(text: CareerText, offsets: Sequence[tuple[int, int]], num_leadi
         if offsets[first][0] < start or offsets[token - 1][1] != end or not closed:
             raise TitleBoundaryError(
                 f"the tokenizer does not keep the title {text.text[start + 1 : end]!r} apart from its neighbors in "
-                f"{text.text[max(0, start - 20) : end + 6]!r}; a title and its line must begin and end at a token"
+                f"{text.text[max(0, start - 20) : end + 6]!r}; a title and its line must begin and end at a token",
+                code="title-not-on-token-boundary",
             )
         spans.append((first + num_leading, token + num_leading))
     return tuple(spans)
@@ -92,7 +96,7 @@ def title_token_ids(
     """Return the token ids of every title after a prompt, and the token of the line's end.
 
     Args:
-        prompt: a text up to and without the blank before a title, from the template.
+        prompt: a text up to, but without, the space before a title, from the template.
         vocabulary: the titles.
         tokenizer: the tokenizer of the careers.
 
@@ -113,7 +117,8 @@ def title_token_ids(
         start, end = career.title_spans[0]
         if list(career.ids[len(tokenizer.leading) : start]) != prompt_ids:
             raise TitleBoundaryError(
-                f"the title {title!r} changes the tokens of the prompt before it, {prompt[-20:]!r}"
+                f"the title {title!r} changes the tokens of the prompt before it, {prompt[-20:]!r}",
+                code="title-changes-prompt",
             )
         titles.append(career.ids[start:end])
         terminators.add(career.ids[end])
@@ -122,15 +127,19 @@ def title_token_ids(
         if title_of.setdefault(ids, title) != title:
             raise TitleBoundaryError(
                 f"the titles {title_of[ids]!r} and {title!r} are the same tokens, so they have no probabilities of "
-                "their own; change one of them, or take a tokenizer that tells them apart"
+                "their own; change one of them, or take a tokenizer that tells them apart",
+                code="identical-title-tokens",
             )
     if len(terminators) > 1:
-        raise TitleBoundaryError(f"the line's end after a title is not always the same token: {sorted(terminators)}")
+        raise TitleBoundaryError(
+            f"the line's end after a title is not always the same token: {sorted(terminators)}",
+            code="inconsistent-line-end",
+        )
     return titles, terminators.pop()
 
 
 def _check_characters(vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer) -> None:
-    """Refuse titles that have characters without a token."""
+    """Raise TokenizerError if a title has characters without a token."""
     if tokenizer.reads_all_bytes:
         return
     encodings = tokenizer.backend.encode_batch(list(vocabulary.titles), add_special_tokens=False)
@@ -142,5 +151,6 @@ def _check_characters(vocabulary: OccupationVocabulary, tokenizer: CareerTokeniz
     if unknown:
         raise TokenizerError(
             f"the tokenizer has no token for {_named([each for some in unknown.values() for each in some])} in "
-            f"{len(unknown):,} of {len(vocabulary):,} titles: {_named(list(unknown))}; {ADVICE}"
+            f"{len(unknown):,} of {len(vocabulary):,} titles: {_named(list(unknown))}; {ADVICE}",
+            code="unknown-characters",
         )

@@ -1,12 +1,12 @@
 r"""The tokenizer of a run: any fast Hugging Face one, or byte-level BPE learned from the training people.
 
-A text's ids are: the tokenizer's own leading marks, or its BOS where it adds none, then the text. Nothing follows
-the text. The first token of a text has no prediction, so a mark in front lets every word of the text have one.
+A text's ids are the tokenizer's own leading special tokens, or its BOS if it adds none, then the text. Nothing follows
+the text. The model does not predict a text's first token, so with a special token in front it predicts every word.
 
-A line's end is a token of its own, also for tokenizers that join it to punctuation before it or to empty lines
-(Llama-3, Qwen, Mistral's tekken, Gemma): their pre-tokenization gets one more rule, which cuts before and after every
-line break. So every title ends at a token boundary, whatever character it ends in. Tokenizers that never join it are
-left as they are, and the files that are saved are the tokenizer's own.
+A line break is a separate token, also for tokenizers that join it to the punctuation before it or to empty lines
+(Llama-3, Qwen, Mistral's tekken, Gemma): their pre-tokenization gets one more rule, which splits before and after every
+line break. So every title ends at a token boundary, whatever its last character. Tokenizers that never join line breaks
+are unchanged, and the saved files are the tokenizer's own.
 
     Llama-3 alone       1984: Therap|ists|,| n|.e|.c|.\n|1985           with the rule    ...|.c|.|\n|1985
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-import transformers  # loads AutoTokenizer, and torch with it, when it is first named: a trained tokenizer needs neither
+import transformers  # imports AutoTokenizer, and torch with it, lazily: a trained tokenizer needs neither
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -35,7 +35,7 @@ from laborllm_dist.store.hub import is_hub_id, look_for_hub, why_no_hub_id
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 BYTE_LEVEL_NEWLINE = "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}"  # how byte-level tokenizers write a line break
 TOKENIZER_FILES = ("*tokenizer*", "vocab*", "merges.txt", "*tekken*", "*.model", "*.tiktoken")
-# How a career is cut before pieces are learned, where titles are whole: a line's title, its education, words (GPT-2's).
+# Pre-tokenization for learning BPE with whole titles: a line's title, its education, words (GPT-2's pattern).
 TITLE, EDUCATION = r"(?<=:) [^\n]+", r" \([^\n()]*\):"
 WORD = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PROBE = "The worker was born in 1963.\n1984 (some college): Cooks\n1985 (some college): Food servers, nonrestaurant\n"
@@ -45,8 +45,8 @@ PROBE = "The worker was born in 1963.\n1984 (some college): Cooks\n1985 (some co
 class CareerTokenizer:
     """A tokenizer that has been checked.
 
-    `hugging_face` is what is saved, `backend` what texts are encoded with: the same, with line ends apart. `leading`
-    are the ids put before a text. `reads_all_bytes`: any text has tokens, since each of the 256 bytes has one.
+    `hugging_face` is the tokenizer that is saved; `backend` encodes texts: the same one, with separate line breaks.
+    `leading` are the ids before a text. `reads_all_bytes`: every text has tokens, since each of the 256 bytes has one.
     """
 
     hugging_face: transformers.PreTrainedTokenizerBase
@@ -60,10 +60,10 @@ class CareerTokenizer:
         return len(self.hugging_face)
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits: two tokenizers with equal ones give equal ids.
+        """Return 16 hexadecimal digits: tokenizers with equal fingerprints give equal ids.
 
-        It is made of the rules as they are in use, not of files; rules that are off count as absent, and merges are
-        pairs, so that it does not hang on how a version of the tokenizers library writes them.
+        It hashes the rules in use, not files; disabled rules count as absent, and merges are pairs, so that it does not
+        depend on how a version of the tokenizers library writes them.
         """
         rules = json.loads(self.backend.to_str())
         model = rules["model"]
@@ -74,9 +74,9 @@ class CareerTokenizer:
         return hashlib.sha256(written.encode()).hexdigest()[:16]
 
     def unknown_characters(self, text: str, encoding: Encoding) -> list[str]:
-        """Return the characters of a text that have no token: they become `<unk>`, or are left out.
+        """Return the characters of a text that have no token: the tokenizer maps them to `<unk>` or drops them.
 
-        Where each has one by itself, the stretches that have none.
+        If every character alone has one, return the substrings that have none.
         """
         if self.reads_all_bytes or not (stretches := self._stretches_without_token(text, encoding)):
             return []
@@ -88,7 +88,7 @@ class CareerTokenizer:
         return unknown or stretches
 
     def _stretches_without_token(self, text: str, encoding: Encoding) -> list[str]:
-        """Return what became `<unk>` and what no token covers; blanks before a word need no cover."""
+        """Return the substrings that became `<unk>` or that no token covers; spaces before a word are exempt."""
         stretches: list[str] = []
         covered = 0
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -105,17 +105,17 @@ class CareerTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class WholeTokens:
-    """What is a token as a whole in a tokenizer that is learned for careers told by one template.
+    """The texts that are one token each in a tokenizer learned for careers of one template.
 
-    A title is one, with the blank before it, where it stands between ": " and a line's end. So is a phrase, a stretch
-    of the template that is the same in every career.
+    A title, with the space before it, is one token between ": " and a line's end. So is a phrase: a part of the
+    template that is the same in every career.
     """
 
     titles: Sequence[str]
     phrases: Sequence[str]
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
-        """Return the rule that cuts a text into titles, phrases, educations of a line, and words."""
+        """Return the rule that splits a text into titles, phrases, educations of a line, and words."""
         rule = "|".join([TITLE, *self._phrases(), EDUCATION, WORD])
         split = pre_tokenizers.Split(Regex(rule), "isolated")
         return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -125,7 +125,7 @@ class WholeTokens:
         return re.sub("|".join([TITLE, *self._phrases()]), "", text)
 
     def symbols(self) -> list[str]:
-        """Return titles and phrases as a byte-level vocabulary writes them."""
+        """Return titles and phrases in a byte-level vocabulary's spelling."""
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         whole = (*(f" {title}" for title in self.titles), *self.phrases)
         return [byte_level.pre_tokenize_str(each)[0][0] for each in whole]
@@ -135,36 +135,37 @@ class WholeTokens:
 
 
 def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | None = None) -> CareerTokenizer:
-    """Open a folder or a hub id.
+    """Open the tokenizer of a folder or a hub id.
 
     Raises:
         TokenizerError: if it is missing, has no fast version, or does not give a text back as it was.
         CustomCodeError: if it is defined by code that comes with it.
     """
     if not (Path(path).exists() or is_hub_id(path)):
-        raise TokenizerError(f"no tokenizer at {path}: {why_no_hub_id(path)}")
+        raise TokenizerError(f"no tokenizer at {path}: {why_no_hub_id(path)}", code="no-tokenizer")
     folder = Path(path) / (subfolder or "")
     if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
         wanted = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
-        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}")
+        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}", code="no-tokenizer")
     if folder.is_dir() and (pointer := pointer_in(folder, ("*.json", *TOKENIZER_FILES))) is not None:
-        raise TokenizerError(pointer)
+        raise TokenizerError(pointer, code="git-lfs-pointer")
     try:
         tokenizer = open_tokenizer(path, revision=revision, subfolder=subfolder, use_fast=True)
         return check_tokenizer(tokenizer, path)
     except (TokenizerError, CustomCodeError):
         raise
-    except Exception as error:  # files of newer or damaged kinds: the Rust library raises Exception itself
+    except Exception as error:  # files that are damaged or of a newer version: the Rust library raises plain Exception
         why = " ".join(str(error).split()) or "no reason is given"
         raise TokenizerError(
             f"no tokenizer could be opened at {path} with transformers {transformers.__version__} and tokenizers "
             f"{tokenizers.__version__} ({type(error).__name__}: {why}); if its files are of a newer version, "
-            "upgrade these"
+            "upgrade these",
+            code="unreadable-tokenizer",
         ) from None
 
 
 def tokenizer_identity(path: str, revision: str | None, subfolder: str | None) -> dict[str, str]:
-    """Return what decides a tokenizer's ids: the fingerprint of what is opened, whatever files it lies in.
+    """Return what determines a tokenizer's ids: the fingerprint of the opened tokenizer, whatever files it comes from.
 
     Raises:
         TokenizerError: as `load_tokenizer`.
@@ -184,10 +185,10 @@ def _opened_fingerprint(
 
 
 def hub_commit(path: str, *, revision: str | None, subfolder: str | None, file: str) -> str:
-    """Return the commit that a hub id's revision means now, or meant when it was downloaded, where the hub is away.
+    """Return the commit of a hub id's revision now or, if the hub is unreachable, when it was downloaded.
 
     Raises:
-        OSError: if the file can be found in neither place.
+        OSError: if the file is neither on the hub nor in the local cache.
     """
     look_for_hub(path)
     found = cached_file(path, file, revision=revision or "main", subfolder=subfolder or "")
@@ -195,20 +196,21 @@ def hub_commit(path: str, *, revision: str | None, subfolder: str | None, file: 
 
 
 def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) -> CareerTokenizer:
-    """Make a CareerTokenizer, after a text has come back from its ids unchanged.
+    """Make a CareerTokenizer, after checking that a text survives encoding and decoding.
 
     Raises:
         TokenizerError: if it has no fast version, or loses blanks, digits or line breaks.
     """
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
         raise TokenizerError(
-            f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions"
+            f"the tokenizer at {path} has no fast version (tokenizer.json), which gives character positions",
+            code="no-fast-tokenizer",
         )
     ids = list(tokenizer(PROBE)["input_ids"])
     plain = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
     if ids[len(ids) - len(plain) :] == plain:
         leading = ids[: len(ids) - len(plain)]
-    else:  # marks after the text, such as EOS: left out, a career ends with its own last line
+    else:  # special tokens after the text, such as EOS, are left out: a career ends with its own last line
         start = next((at for at in range(len(ids)) if ids[at : at + len(plain)] == plain), 0)
         leading = ids[:start]
     if not leading and tokenizer.bos_token_id is not None:
@@ -217,15 +219,17 @@ def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) 
     if back.strip() != PROBE.strip():
         raise TokenizerError(
             f"the tokenizer at {path} does not give a text back as it was: {PROBE!r} became {back!r}; "
-            "a folder with tokenizer.model alone lacks the settings in tokenizer_config.json or tokenizer.json"
+            "a folder with tokenizer.model alone lacks the settings in tokenizer_config.json or tokenizer.json",
+            code="lossy-tokenizer",
         )
     backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # a tokenizer.json may say to cut or to fill up texts, which `encode` would do
+    backend.no_truncation()  # a tokenizer.json may enable truncation or padding, which `encode` would apply
     backend.no_padding()
     if getattr(backend.model, "dropout", None):
         raise TokenizerError(
             f"the tokenizer at {path} draws its tokens at random (dropout {backend.model.dropout} in tokenizer.json), "
-            "so that a text has no fixed probability; set model.dropout to null there"
+            "so that a text has no fixed probability; set model.dropout to null there",
+            code="tokenizer-with-dropout",
         )
     vocabulary = backend.get_vocab(with_added_tokens=False)
     newline = _newline_symbol(backend, vocabulary)
@@ -238,17 +242,17 @@ def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) 
 
 
 def _with_tokens(backend: Tokenizer, symbols: Sequence[str]) -> Tokenizer:
-    """Return a tokenizer that has a token for these pre-tokens, whatever its merges would make of them."""
+    """Return a tokenizer that has one token for each of these pre-tokens, whatever its merges would give."""
     content = json.loads(backend.to_str())
     vocabulary = content["model"]["vocab"]
     for symbol in symbols:
         vocabulary.setdefault(symbol, len(vocabulary))
-    content["model"]["ignore_merges"] = True  # a stretch that is in the vocabulary is that token
+    content["model"]["ignore_merges"] = True  # a pre-token that is in the vocabulary becomes that token
     return Tokenizer.from_str(json.dumps(content))
 
 
 def _newline_symbol(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str | None:
-    """Return how a line break is written in the vocabulary; None where it has no entry of its own."""
+    """Return the vocabulary's spelling of a line break; None if it has no entry."""
     for symbol in ("\n", BYTE_LEVEL_NEWLINE):
         if symbol in vocabulary and backend.decode([vocabulary[symbol]], skip_special_tokens=False) == "\n":
             return symbol
@@ -256,9 +260,9 @@ def _newline_symbol(backend: Tokenizer, vocabulary: Mapping[str, int]) -> str | 
 
 
 def _with_line_ends_apart(backend: Tokenizer, vocabulary: Mapping[str, int], newline: str | None) -> Tokenizer:
-    """Return a tokenizer whose line breaks are tokens of their own; the same one where they are always so.
+    """Return a tokenizer whose line breaks are separate tokens; the same one if they always are.
 
-    The rule comes after the tokenizer's own ones, so that it only cuts what these have left together.
+    The rule follows the tokenizer's own rules, so that it only splits what they leave together.
     """
     if newline is None or not any(newline in token and token != newline for token in vocabulary):
         return backend
@@ -281,7 +285,7 @@ def _has_all_bytes(backend: Tokenizer, vocabulary: Mapping[str, int], newline: s
 
 
 def _without_absent(value: Any) -> Any:
-    """Return rules without the entries that are null or false, which an older version does not write."""
+    """Return rules without null and false entries, which older versions do not write."""
     if isinstance(value, list):
         return [_without_absent(each) for each in value]
     if isinstance(value, dict):
@@ -290,18 +294,18 @@ def _without_absent(value: Any) -> Any:
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, whole: WholeTokens | None = None) -> CareerTokenizer:
-    """Learn byte-level BPE of at most `vocabulary_size` pieces, the 256 bytes and 4 marks included.
+    """Learn byte-level BPE with at most `vocabulary_size` entries, including the 256 bytes and 4 special tokens.
 
     Args:
         texts: careers.
-        vocabulary_size: how many pieces.
-        whole: what has tokens of its own besides.
+        vocabulary_size: the largest number of entries.
+        whole: texts that get one token each, in addition.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if whole is not None:
         backend.pre_tokenizer = whole.pre_tokenizer()
-        texts = (whole.rest_of(text) for text in texts)  # no piece is spent on what has a token
+        texts = (whole.rest_of(text) for text in texts)  # no entry is learned for a text that has a token
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,

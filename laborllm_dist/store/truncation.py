@@ -1,8 +1,9 @@
-"""Tell careers as texts and tokens; one that is longer than the template allows with its last lines only.
+"""Render careers as texts and tokens; truncate histories where a text is longer than the template allows.
 
-Such a person is told as if the template's max_history were k, the largest number with which every text of theirs
-fits. More lines are more tokens, so k is found by halving. Without a limit nothing is ever cut. A career that does not
-fit even at k = 0 is told so too, and refused by whoever compares lengths with the limit, who can count all such people.
+Such a person is rendered as if the template's max_history were k, the largest number with which all their texts fit.
+More lines are more tokens, so a binary search finds k. Without a limit nothing is truncated. A career that does not fit
+even at k = 0 is rendered with k = 0; the code that compares lengths with the limit raises then, and can count all such
+people.
 
     three lines fit, five jobs: k = 2    jobs 1 2 3, predicts 1 2 3    2 3 4, predicts 4    3 4 5, predicts 5
 """
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CareerEncoder:
-    """How careers become texts and tokens; no text may have more than `max_tokens`, None: any number."""
+    """Turns careers into texts and tokens; a text may have at most `max_tokens`, None: any number."""
 
     template: Template
     title_of: Mapping[str, str]
@@ -35,14 +36,14 @@ class CareerEncoder:
 
 @dataclass(frozen=True, slots=True)
 class EncodedCareer:
-    """All texts of one person; `num_truncated` of their observations stand after a truncated history."""
+    """All texts of one person; `num_truncated` of their observations follow a truncated history."""
 
     texts: tuple[CareerText, ...]
     tokenized: tuple[TokenizedCareer, ...]
     num_truncated: int = 0
 
     def fits(self, max_tokens: int) -> bool:
-        """Return whether no text has more tokens."""
+        """Return whether every text has at most `max_tokens`."""
         return all(len(text.ids) <= max_tokens for text in self.tokenized)
 
 
@@ -65,7 +66,7 @@ def encode_careers(careers: Sequence[CareerHistory], telling: CareerEncoder) -> 
 
 
 def _last_lines(career: CareerHistory, whole: EncodedCareer, telling: CareerEncoder, max_tokens: int) -> EncodedCareer:
-    """Return a career that does not fit with as many lines before each title as do."""
+    """Return a career that does not fit, with as many lines before each title as fit."""
     allowed = telling.template.max_history
     fitting, too_many = 0, len(career.jobs) - 1 if allowed is None else min(allowed, len(career.jobs) - 1)
     if too_many == 0:

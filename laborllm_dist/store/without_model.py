@@ -1,7 +1,7 @@
-"""What predicts titles without a model, and one line of warning where a model does no better.
+"""Baselines that need no model, and a warning line if a model does no better.
 
-A distribution that knows nothing gives every title of the vocabulary the same probability (uniform), or its share of
-the observations that a run trains on (marginal). A model that is worse than either has not learned its titles.
+They give every title of the vocabulary the same probability (uniform), or its share of the observations that a run
+trains on (marginal). A model that is worse than either has not learned its titles.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ class WithoutModel:
 
 
 def score_without_model(store: TokenStore, split: Split, settings: RunSettings) -> WithoutModel:
-    """Score a split by the uniform distribution over titles, and by their shares among what a run trains on.
+    """Score a split with the uniform distribution over titles, and with their shares of the training observations.
 
     Raises:
-        DataFileError: if fractions and weights leave nobody to train on.
-        StoreError: if a split has no people.
+        DataFileError: if fractions and weights leave nobody to train on. StoreError: if a split has no people.
     """
     train = store.careers("train")
     shares = title_shares(train, observation_weights(train, training_pool(store, settings)))

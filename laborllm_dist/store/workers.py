@@ -1,7 +1,7 @@
-"""Make the pieces of a store by several processes: of this machine, or as an array of Slurm jobs, through submitit.
+"""Make the pieces of a store in several processes: on this machine, or as an array of Slurm jobs, through submitit.
 
-A shard is a share of the pieces. Every shard reads the whole source and does the work for its own pieces only. The
-array's jobs need the folder of the store and the project on a file system that all hosts share.
+A shard is a share of the pieces. Every shard reads the whole source, but makes its own pieces only. Slurm jobs need the
+store's folder and the project on a file system that all hosts share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laborllm_dist import errors
 from laborllm_dist.config.data import PrepareSettings
 from laborllm_dist.errors import LaborError, WorkerFailedError
 from laborllm_dist.io.files import translate_disk_errors
@@ -25,23 +24,22 @@ if TYPE_CHECKING:
     import submitit
 
 Say = Callable[[str], None]
-Refusal = tuple[str, str]  # its class and its text
-Work = Callable[[int], Refusal | None]
+Work = Callable[[int], LaborError | None]
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_WATCHES, _SECONDS_TO_STOP = 2.0, 0.5, 20.0
 
 
 def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> None:
-    """Run `work(shard)` for every shard at once, and wait for all.
+    """Run `work(shard)` for all shards in parallel, and wait for them.
 
     Args:
-        work: makes a shard; returns None, or the refusal that ended it. It is sent to other processes by pickle.
-        wanted: how many shards, where they run, what they may take.
+        work: makes a shard; returns None, or the error that ended it. Other processes receive it by pickle.
+        wanted: the number of shards, the executor and its limits.
         logs: folder for the jobs' own output.
         say: takes a line of progress.
 
     Raises:
-        LaborError: the refusal of the first shard that has refused; the others are stopped.
-        WorkerFailedError: if a shard has died or run over its time.
+        LaborError: the error of the first shard that failed; the others are stopped.
+        WorkerFailedError: if a shard died or exceeded its time limit.
     """
     import submitit
 
@@ -56,7 +54,9 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
         with _heeding_interrupts():
             jobs = executor.map_array(work, list(range(wanted.num_workers)))
     except (RuntimeError, OSError) as error:
-        raise WorkerFailedError(f"the shards could not be started on {wanted.executor} ({error})") from None
+        raise WorkerFailedError(
+            f"the shards could not be started on {wanted.executor} ({error})", code="workers-not-started"
+        ) from None
     try:
         _wait_for_all(jobs, say)
     finally:
@@ -65,9 +65,9 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
 
 @contextlib.contextmanager
 def _heeding_interrupts() -> Iterator[None]:
-    """Let processes that are started meanwhile end by SIGINT, by which submitit cancels those of this machine.
+    """Let processes started in this block end on SIGINT, with which submitit cancels local ones.
 
-    A command in a shell's background ignores this signal, and so would all that it starts.
+    A shell's background command ignores this signal, and its child processes would inherit that.
     """
     is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if not is_ignored or threading.current_thread() is not threading.main_thread():
@@ -81,7 +81,7 @@ def _heeding_interrupts() -> Iterator[None]:
 
 
 def new_folder(logs: Path) -> Path:
-    """Return a new folder that only this user can write to: what jobs are given and answer is unpickled from there.
+    """Return a new folder that only this user can write to: jobs unpickle their work and results from it.
 
     Raises:
         DiskError: if it cannot be made.
@@ -91,8 +91,8 @@ def new_folder(logs: Path) -> Path:
         return Path(tempfile.mkdtemp(prefix="start-", dir=logs))
 
 
-def _stop(jobs: Sequence[submitit.Job[Refusal | None]]) -> None:
-    """Cancel jobs, and wait a while until they are gone, so that none writes on."""
+def _stop(jobs: Sequence[submitit.Job[LaborError | None]]) -> None:
+    """Cancel jobs, and wait up to a time limit for them to end, so that none writes afterwards."""
     for job in jobs:
         job.cancel()
     deadline = time.monotonic() + _SECONDS_TO_STOP
@@ -100,7 +100,7 @@ def _stop(jobs: Sequence[submitit.Job[Refusal | None]]) -> None:
         time.sleep(0.1)
 
 
-def _wait_for_all(jobs: Sequence[submitit.Job[Refusal | None]], say: Say) -> None:
+def _wait_for_all(jobs: Sequence[submitit.Job[LaborError | None]], say: Say) -> None:
     done: set[int] = set()
     while len(done) < len(jobs):
         for shard, job in enumerate(jobs):
@@ -111,45 +111,45 @@ def _wait_for_all(jobs: Sequence[submitit.Job[Refusal | None]], say: Say) -> Non
         time.sleep(_SECONDS_BETWEEN_LOOKS if len(done) < len(jobs) else 0)
 
 
-def _check(shard: int, job: submitit.Job[Refusal | None], num_workers: int) -> None:
+def _check(shard: int, job: submitit.Job[LaborError | None], num_workers: int) -> None:
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
-        refusal: Any = job.result()
+        error_of_shard = job.result()
     except (FailedJobError, UncompletedJobError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise WorkerFailedError(
             f"shard {shard} of {num_workers} ended before it was done ({reason}); its output is in {job.paths.stderr}. "
-            "Start the same command again: finished pieces are kept"
+            "Start the same command again: finished pieces are kept",
+            code="worker-ended-early",
         ) from None
-    if refusal is not None:
-        name, text = refusal
-        raise getattr(errors, name)(text)
+    if error_of_shard is not None:
+        raise error_of_shard
 
 
-def refusal_of(work: Callable[[], object]) -> Refusal | None:
-    """Do something; return the refusal that ended it, None where it went well."""
+def error_of(work: Callable[[], object]) -> LaborError | None:
+    """Call `work`; return the LaborError that it raises, None if it succeeds."""
     try:
         work()
-    except LaborError as refusal:
-        return type(refusal).__name__, str(refusal)
+    except LaborError as error:
+        return error.with_traceback(None)
     return None
 
 
 def end_with_process(number: int) -> None:
-    """End this process as soon as another one of this machine is gone, however it went."""
+    """End this process as soon as another process of this machine has ended for any reason."""
     born = _birth_of(number)
 
     def watch() -> None:
         while _birth_of(number) == born:
             time.sleep(_SECONDS_BETWEEN_WATCHES)
-        os._exit(errors.WorkerFailedError.exit_code)
+        os._exit(WorkerFailedError.exit_code)
 
     threading.Thread(target=watch, daemon=True, name="watch").start()
 
 
 def _birth_of(number: int) -> str | None:
-    """Return when a process was started, in the system's ticks; None if there is none (Linux)."""
+    """Return a process's start time in clock ticks; None if it is not running (Linux)."""
     try:
         fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

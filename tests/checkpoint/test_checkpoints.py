@@ -163,7 +163,7 @@ def test_another_format_is_refused_and_never_passed_over(tmp_path: Path) -> None
     change_manifest(checkpoint_folder(tmp_path, 2), lambda values: values.update(format=4, more=[]), signed=False)
     for look in (lambda: newest_checkpoint(tmp_path), lambda: run_of_checkpoints(tmp_path)):
         with pytest.raises(
-            UnsupportedFormatError, match="has format 4, this version reads 3; go on with the version that wrote it"
+            UnsupportedFormatError, match="has format 4, this version reads 3; resume with the version that wrote it"
         ):
             look()
     assert names(tmp_path) == ["step_00000001", "step_00000002"]

@@ -158,7 +158,7 @@ def test_training_refuses_what_cannot_fit_unless_told_to_go_on(
     little = MemoryBudget(0.4 * GIB, 0.5 * GIB, None)
     with pytest.raises(
         MemoryEstimateError,
-        match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try all the same: plan.ignore_memory_check",
+        match=r"a rank needs about 0.5\d of 0.40 GiB; no setting .*; to try anyway: plan.ignore_memory_check",
     ):
         check_memory(settings, plan, num_ids, little)
     going_on = settings_of(small_run(tmp_path, "plan.ignore_memory_check=true"))

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +24,14 @@ from helpers.stores import NUM_PEOPLE, pooled, small
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import AlreadyRunningError, DataFileError, DiskFullError, StoreError, WorkerFailedError
+from laborllm_dist.errors import (
+    AlreadyRunningError,
+    DataFileError,
+    DiskFullError,
+    LaborError,
+    StoreError,
+    WorkerFailedError,
+)
 from laborllm_dist.io.files import file_lock
 from laborllm_dist.store import workers
 from laborllm_dist.store.build import (
@@ -32,7 +40,7 @@ from laborllm_dist.store.build import (
     prepare_shard,
     prepare_store,
 )
-from laborllm_dist.store.workers import refusal_of, run_shards
+from laborllm_dist.store.workers import error_of, run_shards
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -227,17 +235,18 @@ def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tm
 
 
 def test_shards_of_a_command_in_the_background_are_stopped_at_once(tmp_path: Path) -> None:
-    def refuse_or_wait(shard: int) -> tuple[str, str] | None:
+    def fail_or_wait(shard: int) -> LaborError | None:
         if shard == 0:
-            return "DataFileError", "no"
+            return DataFileError("no", code="no-file")
         time.sleep(300)
         return None
 
     wanted = dataclasses.replace(settings_of(small_run(tmp_path)).prepare, num_workers=2, executor="local")
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does it that starts a command with &
     try:
-        with pytest.raises(DataFileError, match=r"^no$"):
-            run_shards(refuse_or_wait, wanted, tmp_path / "logs", quiet)
+        with pytest.raises(DataFileError, match=r"^no$") as raised:
+            run_shards(fail_or_wait, wanted, tmp_path / "logs", quiet)
+        assert raised.value.label == "data-file/no-file"
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -245,12 +254,13 @@ def test_shards_of_a_command_in_the_background_are_stopped_at_once(tmp_path: Pat
     assert not any(str(tmp_path).encode() in mark for mark in marks), "a shard is still at work"
 
 
-def test_a_shard_s_refusal_keeps_its_class() -> None:
+def test_a_shard_s_error_reaches_the_starter_with_class_text_and_code() -> None:
     def full() -> None:
-        raise DiskFullError("no room")
+        raise DiskFullError("no room", code="disk-full")
 
-    assert refusal_of(full) == ("DiskFullError", "no room")
-    assert refusal_of(lambda: None) is None
+    received = pickle.loads(pickle.dumps(error_of(full)))
+    assert (type(received), str(received), received.code) == (DiskFullError, "no room", "disk-full")
+    assert error_of(lambda: None) is None
 
 
 def test_the_tokenizer_learns_from_training_people_as_the_source_splits_them(tmp_path: Path) -> None:
