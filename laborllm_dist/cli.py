@@ -117,11 +117,12 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
             config = compose(config_name, overrides=[*added, *overrides])
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
     except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
-        raise SettingsError(_explain(str(error), config_name, overrides)) from None
+        raise _composition_error(str(error), config_name, overrides) from None
     except (TypeError, AttributeError) as error:  # where the option of a group is a list of numbers, say
         raise SettingsError(
             f"no settings can be composed of {shlex.join(overrides)} ({error}); a group, such as data, wants the name "
-            "of one of its options"
+            "of one of its options",
+            code="settings-not-composed",
         ) from None
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
@@ -175,10 +176,13 @@ def _check_working_directory() -> None:
     try:
         Path.cwd().as_posix().encode()
     except FileNotFoundError:
-        raise SettingsError("the working directory was deleted; start the command from another folder") from None
+        raise SettingsError(
+            "the working directory was deleted; start the command from another folder", code="working-directory-deleted"
+        ) from None
     except UnicodeEncodeError:
         raise SettingsError(
-            f"the path of the working directory, {Path.cwd()}, is not UTF-8; start the command from another folder"
+            f"the path of the working directory, {Path.cwd()}, is not UTF-8; start the command from another folder",
+            code="working-directory-not-utf8",
         ) from None
 
 
@@ -202,30 +206,36 @@ def _show_help(kind: type, config_name: str, arguments: Sequence[str], help_text
     for name in only:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise SettingsError(f"no setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            raise SettingsError(
+                f"no setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""), code="unknown-setting"
+            )
     heading = "" if only else f"{help_text.strip()}\n\n{SETTINGS_HEADING}\n\n"
     show(heading + settings_help(kind, values, CONF, shutil.get_terminal_size((120, 24)).columns, only) + "\n")
 
 
-def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:
-    """Return Hydra's message as one line; for a setting that is not there, the nearest one that is."""
-    unknown = re.match(r"Could not override '([^']+)'", text)
+def _composition_error(text: str, config_name: str, overrides: Sequence[str]) -> SettingsError:
+    """Return Hydra's message as an error of one line; for an unknown setting it names the nearest known one."""
     if (missing := re.search(r"Missing mandatory value.*full_key: (\S+)", text, re.DOTALL)) is not None:
-        return f"setting {missing[1]} must be given ({missing[1]}=...); --help shows all settings"
-    if unknown is None:
-        unquoted = next((override for override in overrides if _needs_quotes(override)), None)
-        if unquoted is not None:
-            return _quoting_advice(unquoted)
-        if (
-            bare := next((each for each in overrides if "=" not in each and not each.startswith("~")), None)
-        ) is not None:
-            return f"{bare!r} is no setting (NAME=VALUE); a value with blanks is quoted for the shell: 'NAME=a value'"
-        return " ".join(line.strip() for line in text.splitlines() if line.strip())
-    name = unknown[1]
-    others = [override for override in overrides if not override.startswith(name)]
-    known = list(_names(compose_values(config_name, others, incomplete=True)))
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "; --help shows all settings")
+        return SettingsError(
+            f"setting {missing[1]} must be given ({missing[1]}=...); --help shows all settings", code="missing-setting"
+        )
+    if (unknown := re.match(r"Could not override '([^']+)'", text)) is not None:
+        name = unknown[1]
+        others = [override for override in overrides if not override.startswith(name)]
+        known = list(_names(compose_values(config_name, others, incomplete=True)))
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        advice = f"did you mean {nearest[0]}?" if nearest else "--help shows all settings"
+        return SettingsError(f"unknown setting {name}; {advice}", code="unknown-setting")
+    if (unquoted := next(filter(_needs_quotes, overrides), None)) is not None:
+        return SettingsError(_quoting_advice(unquoted), code="value-needs-quotes")
+    bare = next((word for word in overrides if "=" not in word and not word.startswith("~")), None)
+    if bare is not None:
+        return SettingsError(
+            f"{bare!r} is no setting (NAME=VALUE); a value with blanks is quoted for the shell: 'NAME=a value'",
+            code="no-name-and-value",
+        )
+    line = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return SettingsError(line, code="settings-not-composed")
 
 
 def _needs_quotes(override: str) -> bool:

@@ -116,5 +116,6 @@ def _piece(key: str, number: int) -> str:
 def _foreign(key: str) -> ForeignMessageError:
     return ForeignMessageError(
         f"a message of the ranks ({key}) was not signed by this run: another process writes to the port that they meet "
-        "at; start again with another port, behind a firewall that lets only the hosts of this run in"
+        "at; start again with another port, behind a firewall that lets only the hosts of this run in",
+        code="unsigned-message",
     )

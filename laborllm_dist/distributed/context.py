@@ -209,7 +209,7 @@ def init_distributed(settings: RanksSettings) -> Iterator[DistributedContext]:
     ranks = DistributedContext(variables.rank, variables.world_size, variables.local_rank, device, channel)
     try:
         with (
-            translate_network_errors(PeerLostError(_what_is_lost(ranks)), sign="gloo/transport"),
+            translate_network_errors(_peer_lost(ranks), sign="gloo/transport"),
             without_cudnn_attention(),
             following_launcher(speaks=ranks.local_rank == 0),
             _watched(ranks),
@@ -290,15 +290,16 @@ def _quiet_transformers() -> None:
 
 
 def _end_without(ranks: DistributedContext) -> None:
-    """End this process at once: its main thread waits for a rank that is gone, and cannot be told."""
-    logger.error(f"error: {_what_is_lost(ranks)}")
+    """End this process at once: its main thread waits for a lost rank, and no exception can reach it."""
+    logger.error(f"error: {_peer_lost(ranks).labeled()}")
     os._exit(PeerLostError.exit_code)
 
 
-def _what_is_lost(ranks: DistributedContext) -> str:
-    return (
+def _peer_lost(ranks: DistributedContext) -> PeerLostError:
+    return PeerLostError(
         f"rank {ranks.rank} has lost another rank, which failed, was killed or cannot be reached; "
-        "what it said, if anything, stands above; the same command goes on from what is saved"
+        "what it said, if anything, stands above; the same command goes on from what is saved",
+        code="peer-lost",
     )
 
 

@@ -52,7 +52,8 @@ def check_nvme(zero: ZeroSettings, *, is_on_gpu: bool) -> None:
     if CUDA_HOME is None:
         raise SettingsError(
             "NVMe offload: DeepSpeed compiles its async_io against the CUDA toolkit, and there is none here (no "
-            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_param=cpu"
+            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_param=cpu",
+            code="no-cuda-toolkit",
         )
 
 
@@ -69,7 +70,8 @@ def _load(builder: Any, name: str, setting: str, advice: str) -> None:
         except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
             raise SettingsError(
                 f"{setting}: DeepSpeed cannot compile its {name} ({_reason(str(error))}); a C++ compiler and ninja are "
-                f"needed, {advice}"
+                f"needed, {advice}",
+                code="op-not-compiled",
             ) from None
 
 

@@ -36,10 +36,16 @@ def read_rank_variables(environment: Mapping[str, str]) -> RankVariables:
     world_size = whole_number(environment, "WORLD_SIZE", 1, MOST_RANKS)
     rank = whole_number(environment, "RANK", 0, MOST_RANKS - 1)
     if rank >= world_size:
-        raise LauncherError(f"RANK is {rank} and WORLD_SIZE is {world_size}: ranks are numbered from 0; {ADVICE}")
+        raise LauncherError(
+            f"RANK is {rank} and WORLD_SIZE is {world_size}: ranks are numbered from 0; {ADVICE}",
+            code="rank-out-of-range",
+        )
     address = environment["MASTER_ADDR"]
     if not address or not address.isprintable() or " " in address:
-        raise LauncherError(f"MASTER_ADDR is {address!r}, which is no name or address of a host; {ADVICE}")
+        raise LauncherError(
+            f"MASTER_ADDR is {address!r}, which is no name or address of a host; {ADVICE}",
+            code="invalid-master-address",
+        )
     return RankVariables(
         rank=rank,
         world_size=world_size,
@@ -57,7 +63,10 @@ def whole_number(environment: Mapping[str, str], name: str, least: int, most: in
     """
     text = environment[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= 20 and least <= int(text) <= most):
-        raise LauncherError(f"{name} is {text!r}, wanted a whole number from {least} to {most:,}; {ADVICE}")
+        raise LauncherError(
+            f"{name} is {text!r}, wanted a whole number from {least} to {most:,}; {ADVICE}",
+            code="invalid-rank-variable",
+        )
     return int(text)
 
 
@@ -72,7 +81,7 @@ def check_is_complete(environment: Mapping[str, str]) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
         if name not in environment:
             shown = ", ".join(f"{each}={environment[each]}" for each in ("RANK", "WORLD_SIZE") if each in environment)
-            raise LauncherError(f"{name} is not set, beside {shown}; {ADVICE}")
+            raise LauncherError(f"{name} is not set, beside {shown}; {ADVICE}", code="missing-rank-variable")
 
 
 def check_devices(environment: Mapping[str, str], local_rank: int, num_gpus: int) -> None:
@@ -88,8 +97,12 @@ def check_devices(environment: Mapping[str, str], local_rank: int, num_gpus: int
         which = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
         raise LauncherError(
             f"LOCAL_RANK is {local_rank}, and this host shows {num_gpus} GPUs{which}: start as many ranks on a host as "
-            "it has GPUs"
+            "it has GPUs",
+            code="more-ranks-than-gpus",
         )
     accelerator = environment.get("DS_ACCELERATOR", ACCELERATORS[0])
     if accelerator not in ACCELERATORS:
-        raise LauncherError(f"DS_ACCELERATOR is {accelerator!r}, wanted {' or '.join(ACCELERATORS)}; or unset it")
+        raise LauncherError(
+            f"DS_ACCELERATOR is {accelerator!r}, wanted {' or '.join(ACCELERATORS)}; or unset it",
+            code="unknown-accelerator",
+        )

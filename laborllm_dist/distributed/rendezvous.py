@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
@@ -60,7 +60,8 @@ def join_process_group(settings: RanksSettings, device: torch.device, variables:
     refusal = RendezvousError(
         f"rank {rank} of {world_size} has not met the others at {place} "
         f"(ranks.timeout_minutes: {settings.timeout_minutes:g}); look whether all have started, and whether "
-        f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts{_advice_on_files()}"
+        f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts{_advice_on_files()}",
+        code="ranks-cannot-connect",
     )
     with translate_network_errors(refusal, sign="gloo"):
         store = STORES.HashStore() if world_size == 1 else open_store(variables, limit)
@@ -124,11 +125,12 @@ def open_store(variables: RankVariables, limit: timedelta) -> Any:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise RendezvousError(
-                f"rank 0 cannot listen at {first}:{port} ({error.strerror}); take another port"
+                f"rank 0 cannot listen at {first}:{port} ({error.strerror}); take another port", code="cannot-listen"
             ) from None
         raise PortInUseError(
             f"port {port} is taken by another run on this machine; start with another one "
-            "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
+            "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)",
+            code="port-in-use",
         ) from None
     # The store takes the socket over. By itself it would listen on every interface.
     # It need not count who connects: ranks say which ones they are.
@@ -195,19 +197,23 @@ def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timede
         RendezvousError: naming the ranks that have not come.
     """
     if store.add(f"{PREFIX}/starts/{rank}", 1) > 1:
-        _refuse_second_start(store, rank, world_size)
+        _reject_second_start(store, rank, world_size)
     store.set(_key(rank), str(world_size))
     deadline, missing = time.monotonic() + limit.total_seconds(), list(range(world_size))
     while missing := _still_missing(store, missing, rank, world_size):
         if store.check([f"{PREFIX}/refused"]):
-            raise LauncherError(f"rank {rank} leaves: {store.get(f'{PREFIX}/refused').decode(errors='replace')}")
+            raise LauncherError(
+                f"rank {rank} leaves: {store.get(f'{PREFIX}/refused').decode(errors='replace')}",
+                code="rejected-by-another-rank",
+            )
         if time.monotonic() > deadline:
             named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
             minutes = f"{limit.total_seconds() / 60:g} minutes"
             raise RendezvousError(
                 f"rank {rank} of {world_size} has not met the others at {place} within {minutes}: {len(missing)} of "
                 f"them did not come (rank {named}); look whether all have started, and whether GLOO_SOCKET_IFNAME and "
-                "NCCL_SOCKET_IFNAME name the interface that joins the hosts"
+                "NCCL_SOCKET_IFNAME name the interface that joins the hosts",
+                code="missing-ranks",
             )
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
@@ -222,25 +228,30 @@ def _still_missing(store: Any, missing: Sequence[int], rank: int, world_size: in
     for each in here:
         number = store.get(_key(each)).decode(errors="replace")
         if number != str(world_size):
-            _refuse(
-                store,
+            error = LauncherError(
                 f"rank {each} was started with WORLD_SIZE={number}, rank {rank} with WORLD_SIZE={world_size}; {ADVICE}",
+                code="different-world-sizes",
             )
+            _reject_all(store, error)
     return [each for each in missing if each not in here]
 
 
-def _refuse_second_start(store: Any, rank: int, world_size: int) -> None:
-    """Refuse this start; where the others have met without it, they go on."""
-    text = f"rank {rank} of {world_size} was started twice: another process has come as rank {rank} before; {ADVICE}"
-    keys, deadline = [_key(each) for each in range(world_size)], time.monotonic() + SECONDS_TO_MEET_WITHOUT
+def _reject_second_start(store: Any, rank: int, world_size: int) -> NoReturn:
+    """Raise in this process; the other ranks go on if they can meet without it, and raise, too, if they cannot."""
+    error = LauncherError(
+        f"rank {rank} of {world_size} was started twice: another process has come as rank {rank} before; {ADVICE}",
+        code="rank-started-twice",
+    )
+    keys, deadline = [_key(other) for other in range(world_size)], time.monotonic() + SECONDS_TO_MEET_WITHOUT
     while time.monotonic() < deadline:
         if store.check(keys):
-            raise LauncherError(text)
+            raise error
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    _refuse(store, text)
+    _reject_all(store, error)
 
 
-def _refuse(store: Any, text: str) -> None:
-    store.set(f"{PREFIX}/refused", text)
+def _reject_all(store: Any, error: LauncherError) -> NoReturn:
+    """Raise the error here and tell the other ranks to leave."""
+    store.set(f"{PREFIX}/refused", str(error))
     time.sleep(SECONDS_TO_READ)
-    raise LauncherError(text)
+    raise error

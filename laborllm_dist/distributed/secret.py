@@ -58,17 +58,20 @@ def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
         if answer != "none" and not hmac.compare_digest(answer.encode(), _proof(secret, each).encode()):
             raise ForeignMessageError(
                 f"rank {each} does not know the secret of this run: another process has answered in its place, or its "
-                f"{VARIABLE} is another one; set the same on every rank, or on none"
+                f"{VARIABLE} is another one; set the same on every rank, or on none",
+                code="wrong-secret",
             )
     is_known = "none" not in answers
     if not is_known and own:
         raise RendezvousError(
-            f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none"
+            f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none",
+            code="secret-missing-on-ranks",
         )
     if not is_known and num_local_ranks(os.environ) == world_size and written:
         raise ForeignMessageError(
             "all ranks are on this host, and one of them does not read rank 0's file with the secret of this run: "
-            f"another process has answered in its place; start again, or set {VARIABLE} to the same on every rank"
+            f"another process has answered in its place; start again, or set {VARIABLE} to the same on every rank",
+            code="secret-file-not-read",
         )
     if not is_known:
         folders = " or ".join(map(str, _folders()))
@@ -92,11 +95,14 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
     handed = everyones.get("secret")
     if known is not None:  # what the store says is not believed, whoever has put it there
         if handed is not None and str(handed) != known.decode():
-            raise ForeignMessageError(f"another process has put a secret of its own where rank {rank} meets the others")
+            raise ForeignMessageError(
+                f"another process has put a secret of its own where rank {rank} meets the others", code="foreign-secret"
+            )
         return known
     if not isinstance(handed, str) or own:
         raise RendezvousError(
-            f"{VARIABLE} is set for rank 0, and not for rank {rank}; set it for all ranks, or for none"
+            f"{VARIABLE} is set for rank 0, and not for rank {rank}; set it for all ranks, or for none",
+            code="secret-missing-on-ranks",
         )
     return handed.encode()
 
@@ -113,18 +119,22 @@ def _proof(secret: bytes, rank: int) -> str:
 def _answer_of(store: Any, rank: int) -> str:
     key = f"{KEY}/{rank}"
     if not wait_for(store, key, seconds=MEETING_SECONDS):
-        raise RendezvousError(f"rank {rank} has met the others, and has not answered for {MEETING_SECONDS:g} seconds")
+        raise RendezvousError(
+            f"rank {rank} has met the others, and has not answered for {MEETING_SECONDS:g} seconds",
+            code="no-answer-from-rank",
+        )
     return str(store.get(key).decode("ascii", errors="replace"))
 
 
 def _read(store: Any, key: str, otherwise: str) -> dict[str, Any]:
     if not wait_for(store, key, seconds=2 * MEETING_SECONDS):
-        raise RendezvousError(f"{otherwise} for {2 * MEETING_SECONDS:g} seconds")
+        raise RendezvousError(f"{otherwise} for {2 * MEETING_SECONDS:g} seconds", code="no-answer-from-rank")
     try:
         return dict(json.loads(store.get(key)))
     except (ValueError, TypeError):
         raise ForeignMessageError(
-            "another process writes to the port that the ranks meet at; take another port"
+            "another process writes to the port that the ranks meet at; take another port",
+            code="invalid-secret-message",
         ) from None
 
 

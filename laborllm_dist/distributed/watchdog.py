@@ -86,7 +86,8 @@ def _connect(channel: Channel, rank: int, world_size: int) -> list[socket.socket
     except OSError as error:
         raise RendezvousError(
             f"rank {rank} of {world_size} and rank 0 on {first} cannot connect ({error}); "
-            "ranks need to reach each other on any port above 1023"
+            "ranks need to reach each other on any port above 1023",
+            code="ranks-cannot-connect",
         ) from None
 
 

@@ -116,7 +116,8 @@ def check_observed(
         if tuple(token_ids_BT[row, start : end + 1].tolist()) != trie.closed_tokens(title):
             raise TitleBoundaryError(
                 f"title {title} is other tokens inside a career than alone after a prompt; "
-                "the distribution over titles wants a tokenizer that cuts titles the same everywhere"
+                "the distribution over titles wants a tokenizer that cuts titles the same everywhere",
+                code="titles-tokenized-differently",
             )
 
 
@@ -257,7 +258,10 @@ def _finite(scores_E: Tensor) -> Floats:
     """
     values_E: Floats = scores_E.double().cpu().numpy()
     if not np.isfinite(values_E).all():
-        raise ModelError("the model gives log-likelihoods that are no numbers; its weights are broken, or overflow")
+        raise ModelError(
+            "the model gives log-likelihoods that are no numbers; its weights are broken, or overflow",
+            code="non-finite-log-likelihoods",
+        )
     return values_E
 
 

@@ -66,7 +66,8 @@ def read_parts(work: ResumableJob, keys: pa.Table) -> pa.Table:
     if not same:
         raise ScoreTableError(
             f"the parts in {work.folder} hold {made.num_rows:,} observations, the split has {keys.num_rows:,}, or "
-            "not the same ones; delete the folder and evaluate again"
+            "not the same ones; delete the folder and evaluate again",
+            code="parts-of-other-observations",
         )
     return made
 
@@ -85,10 +86,12 @@ def _read(path: Path) -> pa.Table:
         check_content(table)
         return table
     except FileNotFoundError:
-        raise ScoreTableError(f"{path} is gone; evaluate again to make it anew") from None
+        raise ScoreTableError(f"{path} is gone; evaluate again to make it anew", code="part-missing") from None
     except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ScoreTableError(f"{path} is damaged ({reason}); delete it, and evaluate again to make it anew") from None
+        raise ScoreTableError(
+            f"{path} is damaged ({reason}); delete it, and evaluate again to make it anew", code="part-damaged"
+        ) from None
 
 
 def _missing(work: ResumableJob) -> list[int]:

@@ -226,7 +226,8 @@ def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
     ]
     raise RunError(
         f"{path} was made with other settings ({changes[0] if changes else 'another version'}); "
-        "give this one another name (model.name=...), or delete it"
+        "give this one another name (model.name=...), or delete it",
+        code="scored-with-other-settings",
     )
 
 
@@ -266,7 +267,8 @@ def resolve_target(
     evaluation, own = run.settings.evaluation, run.settings.template
     if evaluation.max_unscored_mass and evaluation.titles == "observed":
         raise SettingsError(
-            "setting max_unscored_mass: it is the mass left of all titles; add titles=all, or leave it out"
+            "setting max_unscored_mass: it is the mass left of all titles; add titles=all, or leave it out",
+            code="unscored-mass-without-titles",
         )
     template = prompted(own, prompt, evaluation.split)
     if chosen.path is None and template == own and truncation == "refuse":

@@ -113,7 +113,10 @@ def own_export(run: RunDirectory) -> OtherModelSettings:
         RunError: if training has not finished.
     """
     if not (run.export / "config.json").is_file():
-        raise RunError(f"{run.path} has no export yet; its training has not finished (start train.py again to go on)")
+        raise RunError(
+            f"{run.path} has no export yet; its training has not finished (start train.py again to go on)",
+            code="training-not-finished",
+        )
     return OtherModelSettings(str(run.export), None, None, None, "safetensors")
 
 
@@ -142,7 +145,10 @@ def _refuse_other_scores(target: EvaluationTarget) -> None:
         other_text = any(known.get(name) != own.get(name) for name in TEXT_DETAILS)
         if known.get("weights") != own["weights"] or other_text:
             what = "another prompt or limit" if known.get("weights") == own["weights"] else "other weights"
-            raise RunError(f"{target.table} holds the scores of {what}; give these another name (model.name=...)")
+            raise RunError(
+                f"{target.table} holds the scores of {what}; give these another name (model.name=...)",
+                code="scores-of-other-weights",
+            )
 
 
 def base_suffix(wanted: EvaluationSettings) -> str:
@@ -189,7 +195,8 @@ def default_name(other: OtherModelSettings) -> str:
     if not is_file_name(name) or name in BASELINES:
         raise SettingsError(
             f"scores of {other.path} would be called {name!r}, which cannot be or is another table's name; give them "
-            "a name (model.name=...)"
+            "a name (model.name=...)",
+            code="invalid-score-name",
         )
     return name
 
@@ -246,7 +253,10 @@ def prompted(template: TemplateSettings, prompt: PromptSettings, split: Split) -
             fewshot_seed=prompt.fewshot_seed,
         )
     if template.num_fewshot and split == "train":
-        raise RunError("the examples are training people, so split=train would be shown its own answers; take test")
+        raise RunError(
+            "the examples are training people, so split=train would be shown its own answers; take test",
+            code="examples-from-scored-split",
+        )
     return template
 
 

@@ -72,7 +72,8 @@ def plan_evaluation(careers: CareerTable, settings: EvaluationSettings) -> Evalu
             f"career {person!r} of {survey} has {lengths[longest]} tokens, evaluation.max_seq_length is "
             f"{settings.max_seq_length}; evaluate with max_seq_length={lengths[longest]} or more, or with "
             f"truncation=last_lines; "
-            f"{careers.longer_than(settings.max_seq_length)}"
+            f"{careers.longer_than(settings.max_seq_length)}",
+            code="career-too-long",
         )
     batches = pack_batches(lengths.tolist(), settings.max_seq_length, settings.batch_size)
     return EvaluationPlan(batches, settings.max_seq_length, settings.batches_per_part)

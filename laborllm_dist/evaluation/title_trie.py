@@ -126,7 +126,10 @@ def build_trie(titles: Sequence[Sequence[int]], terminator: int) -> TitleTrie:
         for depth in range(1, len(titles[number]) + 1):
             ends_T[number] = node_of.setdefault(tuple(titles[number][:depth]), len(node_of) - 1)
     if len(set(ends_T.tolist())) < len(titles):
-        raise TitleBoundaryError("two titles are the same tokens, so they have no probabilities of their own")
+        raise TitleBoundaryError(
+            "two titles are the same tokens, so they have no probabilities of their own",
+            code="titles-with-equal-tokens",
+        )
     prefixes = list(node_of)[1:]
     depths_M = np.array([len(prefix) for prefix in prefixes])
     paths_MA = np.full((len(prefixes), int(depths_M.max())), -1)
@@ -179,7 +182,8 @@ def common_title_trie(
             raise TitleBoundaryError(
                 f"titles are other tokens after {prompt[-20:]!r} than after {prompts[0][-20:]!r}, the first of them "
                 f"{vocabulary.titles[changed]!r}, so no tree of titles holds after both; take people "
-                "without one of these prompts, or a tokenizer that cuts titles the same everywhere"
+                "without one of these prompts, or a tokenizer that cuts titles the same everywhere",
+                code="titles-tokenized-differently",
             )
     return build_trie(titles, terminator)
 

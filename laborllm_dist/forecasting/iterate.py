@@ -103,7 +103,8 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
             if len(followed_N) > max_paths:
                 raise RunError(
                     f"a forecast follows {len(followed_N):,} paths of {step} supposed years, max_paths is "
-                    f"{max_paths:,}; take a larger max_pruned_mass or max_paths, or steps=sampled"
+                    f"{max_paths:,}; take a larger max_pruned_mass or max_paths, or steps=sampled",
+                    code="too-many-paths",
                 )
             left_S[start] += mass_N.sum() - mass_N[followed_N].sum() if len(followed_N) < len(mass_N) else 0.0
             of_path_N, titles_N = np.divmod(followed_N, log_mass_PT.shape[1])

@@ -69,7 +69,8 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
     if not len(starts):
         raise RunError(
             f"nobody in the {split} split has two observations {settings.horizon} years apart; "
-            "take another horizon (surveys of every second year have even ones only)"
+            "take another horizon (surveys of every second year have even ones only)",
+            code="no-forecast-origins",
         )
     people = np.unique(starts.careers_S)
     if settings.max_people is not None:
@@ -84,7 +85,8 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
             f"the full sum {settings.horizon} years ahead has {num_titles}^{between} = {num_titles**between:,} paths a "
             f"forecast, max_paths is {settings.max_paths:,}; {len(starts):,} forecasts would take "
             f"{len(starts) * num_prompts(num_titles, settings.horizon):,} prompts with all titles after each; "
-            "take max_pruned_mass=0.001, steps=sampled, or a larger max_paths"
+            "take max_pruned_mass=0.001, steps=sampled, or a larger max_paths",
+            code="too-many-paths",
         )
     return starts
 

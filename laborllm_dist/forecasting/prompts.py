@@ -123,7 +123,8 @@ def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: in
         survey, person = careers.person(longest)
         raise SequenceTooLongError(
             f"career {person!r} of {survey} with supposed years has up to {length_of[longest]} tokens, {advice}; "
-            f"{format_people(num_longer, len(length_of), 'is longer', 'are longer')}"
+            f"{format_people(num_longer, len(length_of), 'is longer', 'are longer')}",
+            code="career-too-long",
         )
 
 
@@ -187,7 +188,8 @@ def prompt_ids(texts: ForecastTexts, starts: Origins, questions: Sequence[Query]
         if tokens.ids[start : end + 1] != texts.trie.closed_tokens(title):
             raise TitleBoundaryError(
                 f"title {title} is other tokens after supposed years than alone after a prompt; a forecast wants a "
-                "tokenizer that cuts titles the same everywhere"
+                "tokenizer that cuts titles the same everywhere",
+                code="titles-tokenized-differently",
             )
         prompts.append(np.array(tokens.ids[:start], dtype=np.int32))
     return prompts
@@ -211,7 +213,8 @@ def _after_whole_texts(asked: _Asked) -> Distributions:
     if len(ids[longest]) > wanted.max_seq_length:
         raise SequenceTooLongError(
             f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {wanted.max_seq_length}; "
-            f"set max_seq_length={len(ids[longest])} or more"
+            f"set max_seq_length={len(ids[longest])} or more",
+            code="prompt-too-long-for-row",
         )
     log_probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
@@ -228,7 +231,8 @@ def _check_context(asked: _Asked) -> None:
     if context is not None and with_title > context:
         raise SequenceTooLongError(
             f"{asked.person(longest)} has {num_tokens} tokens, {with_title} with a title, the model's context is "
-            f"{context}; take one with a longer context"
+            f"{context}; take one with a longer context",
+            code="prompt-too-long-for-model",
         )
 
 

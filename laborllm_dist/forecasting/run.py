@@ -135,7 +135,8 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
     if limit is not None:
         raise RunError(
             f"{settings.run} was made with template.max_history={limit}; a forecast supposes years after the whole "
-            "history, so take a run without that limit"
+            "history, so take a run without that limit",
+            code="forecast-with-max-history",
         )
 
 
@@ -170,7 +171,10 @@ def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
     if table.is_file():
         has_name = table.name.count(".") > 1  # a run's own weights may have been trained anew
         if has_name and written_info(table).details.get("weights") != info.details["weights"]:
-            raise RunError(f"{table} holds the forecasts of other weights; give these another name (model.name=...)")
+            raise RunError(
+                f"{table} holds the forecasts of other weights; give these another name (model.name=...)",
+                code="forecasts-of-other-weights",
+            )
     refuse_other_details(table, info)
     return False
 
@@ -184,7 +188,9 @@ def _check_result(path: Path) -> None:
     except (OSError, NotJsonError):
         is_result = False
     if not is_result:
-        raise ForeignFileError(f"{path} was not written by forecast.py, and is not replaced; move it away")
+        raise ForeignFileError(
+            f"{path} was not written by forecast.py, and is not replaced; move it away", code="not-a-forecast-result"
+        )
 
 
 def _texts(

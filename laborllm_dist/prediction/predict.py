@@ -83,7 +83,10 @@ def predict(
         LaborError: if the run is unfinished, the model is missing, or the careers cannot be read, told or predicted.
     """
     if ranks.world_size > 1:
-        raise RunError(f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python")
+        raise RunError(
+            f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python",
+            code="several-ranks",
+        )
     if settings.output is not None:
         check_output(Path(settings.output))
     store = open_store(run.store)
@@ -198,7 +201,8 @@ def check_told(best: TopTitles, tolerance: float) -> None:
     if num_untold:
         raise SettingsError(
             f"setting max_unscored_mass: {format_people(num_untold, num_people, 'has', 'have')} no title told apart, "
-            f"since all titles together have a probability of at most {tolerance:g} there; take a smaller one, or 0"
+            f"since all titles together have a probability of at most {tolerance:g} there; take a smaller one, or 0",
+            code="no-title-scored",
         )
 
 

@@ -55,7 +55,8 @@ def build_prompts(
         if list(before[len(tokenizer.leading) :]) != alone.ids:
             raise TitleBoundaryError(
                 f"the title {title_of[some]!r} changes the tokens of the prompt of career {career.name}, "
-                f"{prompt[-20:]!r}; the tokenizer must keep a title apart from what stands before it"
+                f"{prompt[-20:]!r}; the tokenizer must keep a title apart from what stands before it",
+                code="title-changes-prompt-tokens",
             )
     last_tokens = {before[-1]: prompt for before, prompt in zip(ids, prompts, strict=True)}
     return ids, common_title_trie(list(last_tokens.values()), vocabulary, tokenizer)
@@ -76,7 +77,8 @@ def check_context(
     raise SequenceTooLongError(
         f"career {careers[longest].name} has {lengths[longest]} tokens with the longest title, the model's context is "
         f"{context}; leave out its first jobs, or take a model with a longer context; "
-        f"{format_people(num_longer, len(careers), 'is longer', 'are longer')}"
+        f"{format_people(num_longer, len(careers), 'is longer', 'are longer')}",
+        code="prompt-too-long-for-model",
     )
 
 

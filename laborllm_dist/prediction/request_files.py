@@ -56,10 +56,10 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
     """
     if not path.exists() or path.is_dir():
         found = "a folder" if path.is_dir() else "no file"
-        raise DataFileError(f"{found} at {path}; careers=FILE is a JSON or CSV file")
+        raise DataFileError(f"{found} at {path}; careers=FILE is a JSON or CSV file", code="no-file")
     refuse_pointers(path)
     if (advice := export_advice(path)) is not None:
-        raise DataFileError(f"{path}: {advice}")
+        raise DataFileError(f"{path}: {advice}", code="unsupported-file-format")
     occupations = OccupationLookup(vocabulary)
     if path.suffix.lower() in JSON_SUFFIXES:
         drafts = RequestParser(occupations, surveys, Problems(path, "line", named="field"))
@@ -70,7 +70,7 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
     careers = drafts.careers()
     drafts.problems.refuse_if_any()
     if not careers:
-        raise DataFileError(f"{path}: no careers in it")
+        raise DataFileError(f"{path}: no careers in it", code="no-careers")
     return careers
 
 
@@ -111,12 +111,15 @@ def _read_json(path: Path, drafts: RequestParser) -> None:
     if path.stat().st_size > MOST_JSON_BYTES:
         raise DataFileError(
             f"{path}: {path.stat().st_size / (1 << 20):,.0f} MiB; a JSON file is read as a whole, so at most "
-            f"{MOST_JSON_BYTES >> 20} MiB: give several files, or a table (CSV, Parquet)"
+            f"{MOST_JSON_BYTES >> 20} MiB: give several files, or a table (CSV, Parquet)",
+            code="json-file-too-large",
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataFileError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+        raise DataFileError(
+            f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8", code="not-utf8"
+        ) from None
     first_line: dict[tuple[str, str], int] = {}
     for entry in _entries(text, drafts.problems):
         if (named := _texts(entry, entry.value, "", OBJECT_FIELDS, drafts.problems)) is None:

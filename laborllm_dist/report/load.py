@@ -108,7 +108,8 @@ def find_score_files(run: str, *, split: str) -> list[ScoreFile]:
     """
     if not Path(run).is_dir():
         raise RunError(
-            f"no run folder at {run}; runs lists folders that launch/train.py or launch/evaluate.py has made"
+            f"no run folder at {run}; runs lists folders that launch/train.py or launch/evaluate.py has made",
+            code="no-run-folder",
         )
     folder = Path(run) / "scores"
     paths = [folder / f"{split}.parquet", *sorted(folder.glob(f"{split}.*.parquet"))]
@@ -116,7 +117,8 @@ def find_score_files(run: str, *, split: str) -> list[ScoreFile]:
     if not paths:
         raise ScoreTableError(
             f"run {run} has no scores of the {split} people (looked for {folder / split}.parquet and "
-            f"{folder / split}.*.parquet); `deepspeed launch/evaluate.py run={run}` makes them"
+            f"{folder / split}.*.parquet); `deepspeed launch/evaluate.py run={run}` makes them",
+            code="no-scores",
         )
     return [_read_score_file(run, path, split) for path in paths]
 
@@ -124,9 +126,12 @@ def find_score_files(run: str, *, split: str) -> list[ScoreFile]:
 def _read_score_file(run: str, path: Path, split: str) -> ScoreFile:
     table, info = read_score_table(path)
     if info.split != split:
-        raise ScoreTableError(f"{path} holds scores of the {info.split} people by its metadata, wanted {split}")
+        raise ScoreTableError(
+            f"{path} holds scores of the {info.split} people by its metadata, wanted {split}",
+            code="scores-of-another-split",
+        )
     if not table.num_rows:
-        raise ScoreTableError(f"{path} has no observations; a perplexity needs at least one")
+        raise ScoreTableError(f"{path} has no observations; a perplexity needs at least one", code="no-observations")
     return ScoreFile(run, path, table.sort_by([(name, "ascending") for name in KEY]).combine_chunks(), info)
 
 
@@ -140,19 +145,21 @@ def check_same_observations(first: ScoreFile, other: ScoreFile) -> None:
     keys, other_keys = first.table.select(list(KEY)), other.table.select(list(KEY))
     if not keys.equals(other_keys):
         raise ScoreTableError(f"{pair} cannot be compared: {_first_lone_key(keys, other_keys, first, other)}; "
-                              f"score both on the same people")  # fmt: skip
+                              f"score both on the same people", code="different-observations")  # fmt: skip
     for fact in FACTS:
         if not first.table[fact].equals(other.table[fact]):
             values, others = first.table[fact].to_pylist(), other.table[fact].to_pylist()
             row = next(row for row, (value, found) in enumerate(zip(values, others, strict=True)) if value != found)
             raise ScoreTableError(
                 f"{pair} cannot be compared: {_describe_key(keys, row)} has {fact} {values[row]!r} in the first "
-                f"and {others[row]!r} in the second; score both on the same data"
+                f"and {others[row]!r} in the second; score both on the same data",
+                code="different-observed-values",
             )
     if first.info.careers != other.info.careers:
         raise ScoreTableError(
             f"{pair} cannot be compared: their careers have fingerprints {first.info.careers} and "
-            f"{other.info.careers}; score both on the same data and split"
+            f"{other.info.careers}; score both on the same data and split",
+            code="different-careers",
         )
 
 
@@ -194,7 +201,8 @@ def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
     if titles is None:
         raise ScoreTableError(
             f"{file.info.model!r} has no table of titles, which measure=normalised wants "
-            f"({title_table_path(file.path, split)}); `launch/evaluate.py run={file.run} titles=all` makes it"
+            f"({title_table_path(file.path, split)}); `launch/evaluate.py run={file.run} titles=all` makes it",
+            code="no-title-table",
         )
     return np.asarray(titles.table["normalised"].to_numpy(), dtype=np.float64)
 
@@ -212,7 +220,8 @@ def titles_of(file: ScoreFile, split: str) -> DistributionTable | None:
     same_origin = titles.info.model == file.info.model and file.info.details.items() <= titles.info.details.items()
     if not same_origin or not titles.table.select(list(KEY)).equals(file.table.select(list(KEY))):
         raise ScoreTableError(
-            f"{path} is of other scores than {file.path}; `launch/evaluate.py run={file.run} titles=all` makes it anew"
+            f"{path} is of other scores than {file.path}; `launch/evaluate.py run={file.run} titles=all` makes it anew",
+            code="titles-of-other-scores",
         )
     return titles
 

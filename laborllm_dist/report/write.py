@@ -122,7 +122,8 @@ def _check_replaceable(page: Path, summary: Path, figures: Sequence[Path]) -> No
     if foreign:
         raise ForeignFileError(
             f"{foreign[0]} was not written by report.py, and is not replaced; name another folder (output=), or "
-            "move it away"
+            "move it away",
+            code="not-a-report-file",
         )
 
 

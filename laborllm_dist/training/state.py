@@ -87,7 +87,10 @@ class TrainerState(Strict):
             ModelError: if the loss is no number.
         """
         if not math.isfinite(loss):
-            raise ModelError(f"the validation loss after step {self.step} is {loss}; lower the learning rate")
+            raise ModelError(
+                f"the validation loss after step {self.step} is {loss}; lower the learning rate",
+                code="non-finite-validation-loss",
+            )
         return dataclasses.replace(self, validations=(*self.validations, Validation(self.step, loss, nats_per_title)))
 
     def without_best(self) -> TrainerState:
@@ -112,7 +115,9 @@ def state_from_values(values: Mapping[str, Any]) -> TrainerState:
     try:
         return read_settings(TrainerState, values)
     except SettingsError as error:
-        raise CheckpointError(f"a checkpoint's state is not one of a run ({error})") from None
+        raise CheckpointError(
+            f"a checkpoint's state is not one of a run ({error})", code="invalid-trainer-state"
+        ) from None
 
 
 def loss_problem(loss: float, state: TrainerState, settings: TrainingSettings) -> str | None:

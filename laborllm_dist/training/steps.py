@@ -66,7 +66,8 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
                 saved = state
             if asked and not is_done(plan, state):
                 raise InterruptedRunError(
-                    f"on request, after step {state.step}, which is saved; the same command goes on"
+                    f"on request, after step {state.step}, which is saved; the same command goes on",
+                    code="stopped-on-request",
                 )
     return state
 
@@ -108,12 +109,15 @@ def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog |
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
     what = f"step {result.state.step} was not learned from: {result.wrong}; its careers: {shown} ({work.run.metrics})"
     if wanted.on_bad_step == "stop":
-        return NonFiniteLossError(f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}")
+        return NonFiniteLossError(
+            f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}", code="bad-step"
+        )
     if (in_a_row := result.state.num_left_out_in_a_row) > wanted.max_consecutive_skips:
         return NonFiniteLossError(
             f"{what}. That makes {in_a_row} in a row, training.max_consecutive_skips is "
             f"{wanted.max_consecutive_skips}; steps up to "
-            f"{before.step} are saved; lower the learning rate under another name"
+            f"{before.step} are saved; lower the learning rate under another name",
+            code="too-many-skipped-steps",
         )
     logger.info(f"train: {what}")
     return None

@@ -140,7 +140,8 @@ def _state_of(manifest: CheckpointManifest, run: RunDirectory) -> TrainerState:
     if manifest.run != run.fingerprint:
         raise CheckpointError(
             f"step {manifest.step} in {run.checkpoints} belongs to another run; move it away, or give this run another "
-            "name (name=...)"
+            "name (name=...)",
+            code="checkpoint-of-another-run",
         )
     return state_from_values(manifest.state)
 
