@@ -1,10 +1,10 @@
-"""Compose settings with Hydra, and turn refusals into one clear line. The only place where Hydra is imported.
+"""Compose settings with Hydra, and turn errors into one clear line. The only place where Hydra is imported.
 
 conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)  ->  frozen settings
 
 A script of launch/ is started by its path (python launch/plan.py) or, from any folder and where only the package is
 installed, by its name (laborllm plan; deepspeed --module laborllm_dist train). It imports what it runs in its `main`:
-help and refused settings come at once, and a package that is not installed is one line.
+help and errors in settings come at once, and a package that is not installed is one line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from laborllm_dist.errors import (
 from laborllm_dist.io.console import configure_logging, guard_output, is_other_rank, show
 
 logger = logging.getLogger(__name__)
-# conf/ and launch/ are folders of the package where it is installed (setup.py), and lie beside it in a checkout.
+# conf/ and launch/ are folders of the package where it is installed (setup.py), and are beside it in a checkout.
 _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONF, SCRIPTS = _ROOT / "conf", _ROOT / "launch"
@@ -86,7 +86,7 @@ They are the scripts in {scripts}.
 
 
 def _described(script: Path) -> str:
-    """Return a script's name and what its docstring says that it does."""
+    """Return a script's name and the summary in its docstring."""
     purpose = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
     return f"    {script.stem:14}{purpose.partition(':')[0]}"
 
@@ -120,7 +120,7 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
         raise _composition_error(str(error), config_name, overrides) from None
     except (TypeError, AttributeError) as error:  # where the option of a group is a list of numbers, say
         raise SettingsError(
-            f"no settings can be composed of {shlex.join(overrides)} ({error}); a group, such as data, wants the name "
+            f"no settings can be composed of {shlex.join(overrides)} ({error}); a group, such as data, needs the name "
             "of one of its options",
             code="settings-not-composed",
         ) from None
@@ -129,7 +129,7 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
 
 
 def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
-    """Run a script: settings from the command line, one clear line instead of a traceback where they are refused."""
+    """Run a script: settings from the command line, one clear line instead of a traceback if they are invalid."""
     guard_output()
     configure_logging()
     arguments = _arguments()
@@ -150,7 +150,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             logger.error(f"{'stopped' if isinstance(refusal, InterruptedRunError) else 'error'}: {refusal.labeled()}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
-        logger.error("stopped: by Ctrl-C; the same command goes on from what is finished")
+        logger.error("stopped: by Ctrl-C; the same command resumes from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if (missing := missing_package_of(error)) is not None:
@@ -168,7 +168,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
 
 
 def _check_working_directory() -> None:
-    """Refuse a working directory that is gone, or whose path the libraries that read and write here cannot take.
+    """Check that the working directory exists, and that its path is UTF-8, which the libraries need.
 
     Raises:
         SettingsError: saying which.
@@ -187,7 +187,7 @@ def _check_working_directory() -> None:
 
 
 def _is_too_many_files(error: Exception) -> bool:
-    """Return whether an error is that of a process, or a system, that has as many open files as it may have."""
+    """Return whether an error means that the process or the system has reached its limit of open files."""
     numbers = (errno.EMFILE, errno.ENFILE)
     texts = (*map(os.strerror, numbers), *(f"(os error {number})" for number in numbers))
     return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
@@ -239,7 +239,7 @@ def _composition_error(text: str, config_name: str, overrides: Sequence[str]) ->
 
 
 def _needs_quotes(override: str) -> bool:
-    """Return whether a setting's value has signs that Hydra reads otherwise than as a text: ( ' = , and others."""
+    """Return whether a setting's value has special characters of Hydra's syntax: ( ' = , and others."""
     value = override.partition("=")[2]
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -249,7 +249,7 @@ def _needs_quotes(override: str) -> bool:
 
 
 def _quoting_advice(override: str) -> str:
-    """Return how to write a setting whose value is a text with such signs, once for Hydra and once for the shell."""
+    """Return advice to quote such a value, once for Hydra and once for the shell."""
     name, _, value = override.partition("=")
     path = str(Path(value).expanduser()) if value.startswith("~/") else value  # no shell opens ~ within quotes
     shell = shlex.quote(f"{name}={_quoted(path)}")

@@ -29,18 +29,18 @@ from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import NUM_TITLES, TRUE_MODEL, read_score_table, write_score_table
 
 NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
-FORMAT = 3  # of the tables made here: raise it when what is in them changes
+FORMAT = 3  # of the tables made here: increase it when their content changes
 
 
 def score_baselines(settings: BaselineSettings, say: Callable[[str], None]) -> list[Path]:
     """Write the score table of every requested baseline that does not have one yet.
 
     Raises:
-        RunError: if the truth is asked of careers whose true probabilities nobody knows.
+        RunError: if `truth` is requested for careers whose true probabilities are unknown.
     """
     run, run_settings, store_folder = read_run(Path(settings.run))
     store = open_store(store_folder)
-    with checking_store(store, SPLITS) as check:  # the baselines are made of all of them
+    with checking_store(store, SPLITS) as check:  # the baselines are computed from all splits
         return _score_missing(settings, run, (run_settings, store), check, say)
 
 

@@ -65,7 +65,7 @@ def deepspeed_config(
 
 
 def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int) -> None:
-    """Refuse more weights in one stretch (`largest`) than bitsandbytes can count.
+    """Check that bitsandbytes can count the weights of the largest stretch (`largest`).
 
     Raises:
         SettingsError: saying what to set.

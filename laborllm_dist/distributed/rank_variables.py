@@ -1,7 +1,7 @@
 """The variables that launchers set -> which rank this process is, how many there are, and where they meet.
 
 They come from outside: from deepspeed, torchrun, srun, or a person. Values that are not numbers, contradict each other
-or are incomplete are refused here, before ranks wait for each other until the time limit.
+or are incomplete raise here, before ranks wait for each other until the time limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ADVICE = "start with deepspeed, torchrun or srun, which set it, or unset it wher
 
 @dataclass(frozen=True, slots=True)
 class RankVariables:
-    """What the environment of a rank says."""
+    """The launcher's variables of a rank."""
 
     rank: int
     world_size: int
@@ -28,7 +28,7 @@ class RankVariables:
 
 
 def read_rank_variables(environment: Mapping[str, str]) -> RankVariables:
-    """Return what RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say; all of them are set.
+    """Read RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; all of them are set.
 
     Raises:
         LauncherError: naming a variable that is not a number in its range, or that contradicts another one.
@@ -56,10 +56,10 @@ def read_rank_variables(environment: Mapping[str, str]) -> RankVariables:
 
 
 def whole_number(environment: Mapping[str, str], name: str, least: int, most: int) -> int:
-    """Return the number that a variable holds.
+    """Return the number in a variable.
 
     Raises:
-        LauncherError: if it holds something else.
+        LauncherError: if it is not a whole number from `least` to `most`.
     """
     text = environment[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= 20 and least <= int(text) <= most):
@@ -71,7 +71,7 @@ def whole_number(environment: Mapping[str, str], name: str, least: int, most: in
 
 
 def check_is_complete(environment: Mapping[str, str]) -> None:
-    """Refuse the environment of one of several ranks that does not say which one it is, or where they meet.
+    """Check that the environment of one of several ranks has its number and the port of rank 0.
 
     Raises:
         LauncherError: naming what is set, and what is not.
@@ -85,7 +85,7 @@ def check_is_complete(environment: Mapping[str, str]) -> None:
 
 
 def check_devices(environment: Mapping[str, str], local_rank: int, num_gpus: int) -> None:
-    """Refuse a rank without a GPU of its own, and an accelerator that DeepSpeed does not have.
+    """Check that a rank has its own GPU, and that DeepSpeed knows the accelerator.
 
     Raises:
         LauncherError: naming the variable.

@@ -1,4 +1,4 @@
-"""Where ranks meet: rank 0 listens, every rank says which one it is, and they make a process group.
+"""The rendezvous: rank 0 listens, every rank registers its number, and they create a process group.
 
 The store that they meet at counts connections only: with rank 1 there twice and rank 2 not at all, three ranks would
 seem complete and wait for each other in the first collective. So a rank started twice, or never, is named in time.
@@ -33,8 +33,8 @@ STORES: Any = torch.distributed  # whose stores have no annotations
 ANY = ""
 BACKLOG = 128  # connections that may wait to be accepted, at least: some are of others
 PREFIX = "laborllm_dist/meeting"
-SECONDS_TO_MEET_WITHOUT = 5.0  # that a second start gives the first ones to be complete, and go on without it
-SECONDS_TO_READ = 2.0  # that a rank stays after it has refused: the store may end with it
+SECONDS_TO_MEET_WITHOUT = 5.0  # that a duplicate rank waits for the others to complete the rendezvous without it
+SECONDS_TO_READ = 2.0  # that a rank waits after rejecting: the store may end with it
 SECONDS_BETWEEN_LOOKS = 0.05
 MOST_NAMED = 8
 FEWEST_OPEN_FILES = 256  # that no rank has ever run short of
@@ -82,10 +82,10 @@ def join_process_group(settings: RanksSettings, device: torch.device, variables:
 
 @contextlib.contextmanager
 def translate_network_errors(refusal: LaborError, *, sign: str) -> Iterator[None]:
-    """Turn what NCCL and gloo raise where ranks do not reach each other into one line.
+    """Turn the network errors of NCCL and gloo into one line.
 
     Args:
-        refusal: what to raise in its place.
+        refusal: the error to raise instead.
         sign: words of gloo's message; it has no class of its own for them, as NCCL has.
 
     Raises:
@@ -101,7 +101,7 @@ def translate_network_errors(refusal: LaborError, *, sign: str) -> Iterator[None
 
 
 def _advice_on_files() -> str:
-    """Return what to do where a process may have so few files open that sockets may be what it lacked."""
+    """Return advice if the limit of open files is so low that sockets may have been the cause."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= FEWEST_OPEN_FILES:
         return ""
@@ -133,7 +133,7 @@ def open_store(variables: RankVariables, limit: timedelta) -> Any:
             code="port-in-use",
         ) from None
     # The store takes the socket over. By itself it would listen on every interface.
-    # It need not count who connects: ranks say which ones they are.
+    # It need not count connections: ranks register their numbers.
     return STORES.TCPStore(
         first, port, world_size, is_master=True, timeout=limit, wait_for_workers=False, master_listen_fd=server.detach()
     )
@@ -148,7 +148,7 @@ def interface_of(first: str, *, is_one_host: bool) -> tuple[socket.AddressFamily
 
     Returns:
         ANY in place of an address where no interface of this host has one that the others reach: where an address is
-        translated on the way, or where the host's name stands for 127.0.1.1 on this host, as Debian writes /etc/hosts.
+        translated on the way, or where the host's name resolves to 127.0.1.1 on this host, as in Debian's /etc/hosts.
     """
     try:
         known = socket.getaddrinfo(first, None, type=socket.SOCK_STREAM)
@@ -183,7 +183,7 @@ def _is_own(family: socket.AddressFamily, address: str) -> bool:
 
 
 def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timedelta) -> None:
-    """Say which rank this is, and wait for all others. Collective.
+    """Register this rank, and wait for all others. Collective.
 
     Args:
         store: that the ranks meet at.
@@ -237,7 +237,7 @@ def _still_missing(store: Any, missing: Sequence[int], rank: int, world_size: in
 
 
 def _reject_second_start(store: Any, rank: int, world_size: int) -> NoReturn:
-    """Raise in this process; the other ranks go on if they can meet without it, and raise, too, if they cannot."""
+    """Raise in this process; the other ranks continue if they can meet without it, and otherwise raise, too."""
     error = LauncherError(
         f"rank {rank} of {world_size} was started twice: another process has come as rank {rank} before; {ADVICE}",
         code="rank-started-twice",

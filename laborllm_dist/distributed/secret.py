@@ -2,8 +2,8 @@
 
 It is the content of LABORLLM_DIST_SECRET, where the environment of every rank has it. Else rank 0 draws one and leaves
 it in a file that only this user may read: in the hosts' folder for temporary files, and in the user's cache, which
-hosts often share. The store that the ranks met in only says the file's name. Where a rank finds no file, the secret
-goes through the store itself: it then keeps out who comes later, and rank 0 says so.
+hosts often share. The store of the rendezvous holds only the file's name. Where a rank finds no file, the secret
+goes through the store itself: it then protects only against processes that come later, and rank 0 logs a warning.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
     store.set(f"{KEY}/{rank}", _proof(known, rank) if known else "none")
     everyones = _read(store, f"{KEY}/all", "rank 0 has not heard from all ranks")
     handed = everyones.get("secret")
-    if known is not None:  # what the store says is not believed, whoever has put it there
+    if known is not None:  # do not trust the store: any process can write to it
         if handed is not None and str(handed) != known.decode():
             raise ForeignMessageError(
                 f"another process has put a secret of its own where rank {rank} meets the others", code="foreign-secret"
@@ -108,7 +108,7 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
 
 
 def _of_this_run(own: bytes, name: str) -> bytes:
-    """Return what an environment's secret makes of a run's name, so that messages of an earlier run are no good."""
+    """Derive the run's secret from the environment's, so that messages of an earlier run are invalid."""
     return Channel(None, own).proof(f"run {name}").encode()
 
 
@@ -139,7 +139,7 @@ def _read(store: Any, key: str, otherwise: str) -> dict[str, Any]:
 
 
 def _folders() -> list[Path]:
-    """Return where the file may lie: every rank looks in the same places."""
+    """Return the folders that may hold the file; all ranks search the same ones."""
     folders = [Path(tempfile.gettempdir()) / f"laborllm_dist-{os.geteuid()}"]
     if home := os.environ.get("HOME"):
         folders.append(Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "laborllm_dist")
@@ -148,7 +148,7 @@ def _folders() -> list[Path]:
 
 @contextlib.contextmanager
 def _files_with(secret: bytes, name: str) -> Iterator[list[Path]]:
-    """Keep the secret in files while the block runs, wherever that is possible; give their paths."""
+    """Keep the secret in files while the block runs, in every writable folder; yield their paths."""
     written: list[Path] = []
     try:
         for folder in _folders():
@@ -168,7 +168,7 @@ def _files_with(secret: bytes, name: str) -> Iterator[list[Path]]:
 
 
 def _find(name: str) -> bytes | None:
-    """Return the secret in a file of this name that is of this user alone; None if there is none."""
+    """Return the secret in a private file of this user with this name; None if there is none."""
     deadline = monotonic() + SHARED_FOLDER_SECONDS
     while True:
         for folder in _folders():

@@ -1,4 +1,4 @@
-"""Where forecasts begin: every observation with another one of the same person so many years later."""
+"""Forecast origins: every observation with another one of the same person `horizon` years later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STRENGTH = 10.0  # observations of the marginal in every row of the yardstick
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Where forecasts of a horizon begin: row of the career in the store, job of the start, job that is forecast."""
+    """Origins of forecasts with one horizon: row of the career in the store, job of the start, job that is forecast."""
 
     careers_S: Integers
     jobs_S: Integers
@@ -30,7 +30,7 @@ class Origins:
         return len(self.careers_S)
 
     def of_career(self, career: int) -> Origins:
-        """Return those of one person."""
+        """Return the origins of one person."""
         is_own_S = self.careers_S == career
         return Origins(self.careers_S[is_own_S], self.jobs_S[is_own_S], self.targets_S[is_own_S])
 
@@ -48,7 +48,7 @@ def find_starts(careers: CareerTable, horizon: int) -> Origins:
 
 
 def observed_titles(careers: CareerTable, starts: Origins) -> Integers:
-    """Return the place in the vocabulary of what was observed in each target year, [S]."""
+    """Return the vocabulary index of the occupation in each target year, [S]."""
     return _titles_at(careers, starts.careers_S, starts.targets_S)
 
 
@@ -92,7 +92,7 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
 
 
 def last_occupation_scores(train: CareerTable, careers: CareerTable, starts: Origins, horizon: int) -> Floats:
-    """Return log P of what was observed, by the share of training people who went from the start's occupation to it.
+    """Return log P of the target occupations, from the transition shares of training people.
 
     A first-order Markov model over the same number of years, smoothed by STRENGTH observations of the shares in target
     years, each title counted once more.

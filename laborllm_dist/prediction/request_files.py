@@ -1,4 +1,4 @@
-r"""Read careers whose next occupation is asked for, from JSON or from a table with one row per person and year.
+r"""Read careers whose next occupation is to be predicted, from JSON or from a table with one row per person and year.
 
     {"person": "Ann", "gender": "female", "jobs": [{"year": 1984, "occupation": "Cooks", "education": "college"}],
      "next": {"year": 1986}}                                  one object a person: a list, or one after the other
@@ -100,7 +100,7 @@ def _read_table(path: Path, drafts: RequestParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A value of a JSON file, its line, and where it stands in a list: `[2].`; nothing where there is no list."""
+    """A value of a JSON file, its line, and its path in a list, `[2].`; empty without a list."""
 
     line: int
     path: str
@@ -139,7 +139,7 @@ def _read_json(path: Path, drafts: RequestParser) -> None:
 
 
 def _entries(text: str, problems: Problems) -> Iterator[_Entry]:
-    """Yield the values of a list, or those that stand one after the other; after a broken one the next line begins."""
+    """Yield the values of a list or of a sequence; after a malformed value, parsing continues at the next line."""
     start = _past(text, 0, BLANKS)
     is_list = text.startswith("[", start)
     at, line, number = start + is_list, text.count("\n", 0, start) + 1, 0
@@ -173,7 +173,7 @@ def _past(text: str, at: int, passed_over: str) -> int:
 
 
 def _years(entry: _Entry, problems: Problems) -> Iterator[Cells]:
-    """Yield the jobs of an object, then what is asked for."""
+    """Yield the jobs of an object, then the year to predict."""
     jobs, asked = entry.value.get("jobs"), entry.value.get("next")
     if not isinstance(jobs, list):
         if jobs is not None:

@@ -1,7 +1,7 @@
 """Find the score tables of several runs and put them side by side, so that every number compares like with like.
 
 Models are compared on the same observations only: same keys, same facts about each (occupation, year, covariates),
-made from the same careers and split. Anything else is refused with the first observation that differs, since
+made from the same careers and split. Anything else raises an error with the first observation that differs, since
 perplexities over different people differ for reasons that have nothing to do with the models.
 """
 
@@ -30,7 +30,7 @@ FACTS = tuple(name for name in SCORE_SCHEMA.names if name not in KEY and name no
 
 @dataclass(frozen=True, slots=True)
 class ScoreFile:
-    """One score table as found; rows are sorted by key."""
+    """One score table; rows are sorted by key."""
 
     run: str
     path: Path
@@ -52,7 +52,7 @@ class ScoredModel:
 class ComparedScores:
     """Observations that all models have scored. `person_of_row` counts people from 0, in order of (survey, person).
 
-    `num_titles`: that there are to choose from; None where no table says it.
+    `num_titles`: the number of possible titles; None if no table has it.
     """
 
     observations: pa.Table
@@ -68,7 +68,7 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
     Args:
         runs: run folders; each holds `scores/SPLIT.parquet`, `scores/SPLIT.COMPARATOR.parquet` or both.
         split: `train`, `validation` or `test`.
-        measure: `title`, `terminated`, or `normalised`, which wants the tables of titles.
+        measure: `title`, `terminated`, or `normalised`, which needs the tables of titles.
 
     Raises:
         RunError: if a run's folder does not exist.
@@ -89,7 +89,7 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
 
 
 def _num_titles(files: Sequence[ScoreFile], split: str) -> int | None:
-    """Return how many titles there are, by the first table that says it."""
+    """Return the number of titles, from the first table that has it."""
     for file in files:
         if (said := file.info.details.get(NUM_TITLES, "")).isdecimal():
             return int(said)
@@ -136,7 +136,7 @@ def _read_score_file(run: str, path: Path, split: str) -> ScoreFile:
 
 
 def check_same_observations(first: ScoreFile, other: ScoreFile) -> None:
-    """Refuse two tables that are not about the same observations of the same careers.
+    """Check that two tables have the same observations of the same careers.
 
     Raises:
         ScoreTableError: naming both models and the first observation that differs.
@@ -208,7 +208,7 @@ def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
 
 
 def titles_of(file: ScoreFile, split: str) -> DistributionTable | None:
-    """Return the table of titles that belongs to a score table; None if there is none.
+    """Return the title table of a score table; None if there is none.
 
     Raises:
         ScoreTableError: if it is damaged, or of other scores than the score table.
