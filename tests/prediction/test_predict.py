@@ -302,7 +302,7 @@ def slow_distributions(model, tokenizer, careers: list[PredictionRequest]) -> np
     return np.asarray(found)
 
 
-def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
+def test_people_without_an_individually_scored_title_raise() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
@@ -311,13 +311,16 @@ def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
             with pytest.raises(
-                SettingsError, match=r"max_unscored_mass: 4 of 4 people have no title told .* at most 0.99 "
+                SettingsError,
+                match=r"max_unscored_mass: 4 of 4 people have no individually scored title.* at most 0.99 ",
             ):
                 check_scored(best, tolerance)
         else:
             check_scored(best, tolerance)
     some = TopTitles(np.zeros((2, 2), int), np.array([[-1.0, np.nan], [np.nan, np.nan]]), np.ones(2), np.ones(2))
-    with pytest.raises(SettingsError, match=r"1 of 2 people has no title told .*; take a smaller one, or 0$"):
+    with pytest.raises(
+        SettingsError, match=r"1 of 2 people has no individually scored title.*; take a smaller one, or 0$"
+    ):
         check_scored(some, 0.5)
 
 
