@@ -67,5 +67,5 @@ def describe_early_stop(state: TrainerState) -> str:
 
 def describe_end(state: TrainerState, export: Path) -> str:
     """Return the last line: what was exported, and how many steps were skipped."""
-    left_out = f"; {len(state.left_out)} of {state.step} steps were not learned from" if state.left_out else ""
+    left_out = f"; {len(state.left_out)} of {state.step} steps were not applied" if state.left_out else ""
     return f"train: weights of step {state.best_step} (best on validation) in {export}{left_out}"

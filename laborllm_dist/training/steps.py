@@ -107,7 +107,7 @@ def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog |
     if log is not None:
         log.write({"step": result.state.step, "left_out": result.wrong, "careers": careers})
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
-    what = f"step {result.state.step} was not learned from: {result.wrong}; its careers: {shown} ({work.run.metrics})"
+    what = f"step {result.state.step} was not applied: {result.wrong}; its careers: {shown} ({work.run.metrics})"
     if wanted.on_bad_step == "stop":
         return NonFiniteLossError(
             f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}", code="bad-step"
