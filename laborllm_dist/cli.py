@@ -1,10 +1,10 @@
-"""Compose settings with Hydra, and turn refusals into one clear line. The only place where Hydra is imported.
+"""Compose settings with Hydra, and turn errors into one clear line. The only place where Hydra is imported.
 
 conf/*.yaml + overrides  ->  Hydra  ->  plain values  ->  read_settings (strict)  ->  frozen settings
 
 A script of launch/ is started by its path (python launch/plan.py) or, from any folder and where only the package is
 installed, by its name (laborllm plan; deepspeed --module laborllm_dist train). It imports what it runs in its `main`:
-help and refused settings come at once, and a package that is not installed is one line.
+help and errors in settings come at once, and a package that is not installed is one line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from laborllm_dist.errors import (
 from laborllm_dist.io.console import configure_logging, guard_output, is_other_rank, show
 
 logger = logging.getLogger(__name__)
-# conf/ and launch/ are folders of the package where it is installed (setup.py), and lie beside it in a checkout.
+# conf/ and launch/ are folders of the package where it is installed (setup.py), and are beside it in a checkout.
 _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONF, SCRIPTS = _ROOT / "conf", _ROOT / "launch"
@@ -86,7 +86,7 @@ They are the scripts in {scripts}.
 
 
 def _described(script: Path) -> str:
-    """Return a script's name and what its docstring says that it does."""
+    """Return a script's name and the summary in its docstring."""
     purpose = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
     return f"    {script.stem:14}{purpose.partition(':')[0]}"
 
@@ -117,18 +117,19 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
             config = compose(config_name, overrides=[*added, *overrides])
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
     except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
-        raise SettingsError(_explain(str(error), config_name, overrides)) from None
+        raise _composition_error(str(error), config_name, overrides) from None
     except (TypeError, AttributeError) as error:  # where the option of a group is a list of numbers, say
         raise SettingsError(
-            f"no settings can be composed of {shlex.join(overrides)} ({error}); a group, such as data, wants the name "
-            "of one of its options"
+            f"no settings can be composed of {shlex.join(overrides)} ({error}); a group, such as data, needs the name "
+            "of one of its options",
+            code="settings-not-composed",
         ) from None
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
 
 
 def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
-    """Run a script: settings from the command line, one clear line instead of a traceback where they are refused."""
+    """Run a script: settings from the command line, one clear line instead of a traceback if they are invalid."""
     guard_output()
     configure_logging()
     arguments = _arguments()
@@ -149,7 +150,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             logger.error(f"{'stopped' if isinstance(refusal, InterruptedRunError) else 'error'}: {refusal.labeled()}")
         raise SystemExit(refusal.exit_code) from None
     except KeyboardInterrupt:
-        logger.error("stopped: by Ctrl-C; the same command goes on from what is finished")
+        logger.error("stopped: by Ctrl-C; the same command resumes from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if (missing := missing_package_of(error)) is not None:
@@ -167,7 +168,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
 
 
 def _check_working_directory() -> None:
-    """Refuse a working directory that is gone, or whose path the libraries that read and write here cannot take.
+    """Check that the working directory exists, and that its path is UTF-8, which the libraries need.
 
     Raises:
         SettingsError: saying which.
@@ -175,15 +176,18 @@ def _check_working_directory() -> None:
     try:
         Path.cwd().as_posix().encode()
     except FileNotFoundError:
-        raise SettingsError("the working directory was deleted; start the command from another folder") from None
+        raise SettingsError(
+            "the working directory was deleted; start the command from another folder", code="working-directory-deleted"
+        ) from None
     except UnicodeEncodeError:
         raise SettingsError(
-            f"the path of the working directory, {Path.cwd()}, is not UTF-8; start the command from another folder"
+            f"the path of the working directory, {Path.cwd()}, is not UTF-8; start the command from another folder",
+            code="working-directory-not-utf8",
         ) from None
 
 
 def _is_too_many_files(error: Exception) -> bool:
-    """Return whether an error is that of a process, or a system, that has as many open files as it may have."""
+    """Return whether an error means that the process or the system has reached its limit of open files."""
     numbers = (errno.EMFILE, errno.ENFILE)
     texts = (*map(os.strerror, numbers), *(f"(os error {number})" for number in numbers))
     return getattr(error, "errno", None) in numbers or any(text in str(error) for text in texts)
@@ -202,34 +206,40 @@ def _show_help(kind: type, config_name: str, arguments: Sequence[str], help_text
     for name in only:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise SettingsError(f"no setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            raise SettingsError(
+                f"no setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else ""), code="unknown-setting"
+            )
     heading = "" if only else f"{help_text.strip()}\n\n{SETTINGS_HEADING}\n\n"
     show(heading + settings_help(kind, values, CONF, shutil.get_terminal_size((120, 24)).columns, only) + "\n")
 
 
-def _explain(text: str, config_name: str, overrides: Sequence[str]) -> str:
-    """Return Hydra's message as one line; for a setting that is not there, the nearest one that is."""
-    unknown = re.match(r"Could not override '([^']+)'", text)
+def _composition_error(text: str, config_name: str, overrides: Sequence[str]) -> SettingsError:
+    """Return Hydra's message as an error of one line; for an unknown setting it names the nearest known one."""
     if (missing := re.search(r"Missing mandatory value.*full_key: (\S+)", text, re.DOTALL)) is not None:
-        return f"setting {missing[1]} must be given ({missing[1]}=...); --help shows all settings"
-    if unknown is None:
-        unquoted = next((override for override in overrides if _needs_quotes(override)), None)
-        if unquoted is not None:
-            return _quoting_advice(unquoted)
-        if (
-            bare := next((each for each in overrides if "=" not in each and not each.startswith("~")), None)
-        ) is not None:
-            return f"{bare!r} is no setting (NAME=VALUE); a value with blanks is quoted for the shell: 'NAME=a value'"
-        return " ".join(line.strip() for line in text.splitlines() if line.strip())
-    name = unknown[1]
-    others = [override for override in overrides if not override.startswith(name)]
-    known = list(_names(compose_values(config_name, others, incomplete=True)))
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown setting {name}" + (f"; did you mean {nearest[0]}?" if nearest else "; --help shows all settings")
+        return SettingsError(
+            f"setting {missing[1]} must be given ({missing[1]}=...); --help shows all settings", code="missing-setting"
+        )
+    if (unknown := re.match(r"Could not override '([^']+)'", text)) is not None:
+        name = unknown[1]
+        others = [override for override in overrides if not override.startswith(name)]
+        known = list(_names(compose_values(config_name, others, incomplete=True)))
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        advice = f"did you mean {nearest[0]}?" if nearest else "--help shows all settings"
+        return SettingsError(f"unknown setting {name}; {advice}", code="unknown-setting")
+    if (unquoted := next(filter(_needs_quotes, overrides), None)) is not None:
+        return SettingsError(_quoting_advice(unquoted), code="value-needs-quotes")
+    bare = next((word for word in overrides if "=" not in word and not word.startswith("~")), None)
+    if bare is not None:
+        return SettingsError(
+            f"{bare!r} is no setting (NAME=VALUE); a value with blanks is quoted for the shell: 'NAME=a value'",
+            code="no-name-and-value",
+        )
+    line = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return SettingsError(line, code="settings-not-composed")
 
 
 def _needs_quotes(override: str) -> bool:
-    """Return whether a setting's value has signs that Hydra reads otherwise than as a text: ( ' = , and others."""
+    """Return whether a setting's value has special characters of Hydra's syntax: ( ' = , and others."""
     value = override.partition("=")[2]
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -239,7 +249,7 @@ def _needs_quotes(override: str) -> bool:
 
 
 def _quoting_advice(override: str) -> str:
-    """Return how to write a setting whose value is a text with such signs, once for Hydra and once for the shell."""
+    """Return advice to quote such a value, once for Hydra and once for the shell."""
     name, _, value = override.partition("=")
     path = str(Path(value).expanduser()) if value.startswith("~/") else value  # no shell opens ~ within quotes
     shell = shlex.quote(f"{name}={_quoted(path)}")

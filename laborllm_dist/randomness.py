@@ -1,4 +1,4 @@
-r"""Everything that is drawn: functions of a seed or key, a purpose, and whose draw it is.
+r"""All randomness: functions of a seed or key, a purpose, and the item of the draw.
 
 No draw depends on ranks, on the order in which things are read, or on how many others there are. A draw that belongs to
 a person, prompt or path is a BLAKE2b hash of its key, so that one more person changes nobody else's. Arrays come from
@@ -40,12 +40,12 @@ def _digest(text: str, *, key: str = "", num_bytes: int = 64) -> bytes:
 
 
 def person_digest(population: str, person: str, key: str) -> int:
-    """Return 64 bits that stand for a person under a key."""
+    """Return a 64-bit hash of a person under a key."""
     return int.from_bytes(_digest(f"{population}\0{person}", key=key, num_bytes=8), "big")
 
 
 def rank_of(*parts: str | int, key: str = "") -> bytes:
-    """Return what things are sorted by to bring them into a drawn order."""
+    """Return the sort key that brings items into a random order."""
     return _digest(_SEPARATOR.join(map(str, parts)), key=key)
 
 
@@ -63,7 +63,7 @@ def token_uniforms(seed: int, prompt: Sequence[str | int], sample: int, num_toke
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """Return a generator made from a seed, what it is for, and where in that it stands."""
+    """Return the generator of a seed, a purpose, and a position within the purpose."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers])))
 
 

@@ -29,18 +29,18 @@ from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import NUM_TITLES, TRUE_MODEL, read_score_table, write_score_table
 
 NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
-FORMAT = 3  # of the tables made here: raise it when what is in them changes
+FORMAT = 3  # of the tables made here: increase it when their content changes
 
 
 def score_baselines(settings: BaselineSettings, say: Callable[[str], None]) -> list[Path]:
     """Write the score table of every requested baseline that does not have one yet.
 
     Raises:
-        RunError: if the truth is asked of careers whose true probabilities nobody knows.
+        RunError: if `truth` is requested for careers whose true probabilities are unknown.
     """
     run, run_settings, store_folder = read_run(Path(settings.run))
     store = open_store(store_folder)
-    with checking_store(store, SPLITS) as check:  # the baselines are made of all of them
+    with checking_store(store, SPLITS) as check:  # the baselines are computed from all splits
         return _score_missing(settings, run, (run_settings, store), check, say)
 
 
@@ -96,14 +96,21 @@ def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) ->
         corpus.survey: make_market(corpus) for corpus in data.corpora.values() if isinstance(corpus, SyntheticSettings)
     }
     if len(markets) < len(data.corpora):
-        raise RunError("the true probabilities are known for synthetic careers only; leave `truth` out of baselines")
+        raise RunError(
+            "the true probabilities are known for synthetic careers only; leave `truth` out of baselines",
+            code="truth-needs-synthetic-careers",
+        )
     if fingerprint_sources(data) != store.facts["identity"]["careers"]["sources"]:
         raise RunError(
             "the synthetic market's code has changed since these careers were drawn, so their true probabilities are "
-            "not known any more; train again under another name"
+            "not known any more; train again under another name",
+            code="synthetic-market-changed",
         )
     if careers.num_people() < len(careers):
-        raise RunError("the true probabilities need whole careers, template.max_history has cut them into parts")
+        raise RunError(
+            "the true probabilities need whole careers, template.max_history has cut them into parts",
+            code="truth-needs-whole-careers",
+        )
     scores: list[float] = []
     for row in range(len(careers)):
         career = careers.history(row)
@@ -123,6 +130,9 @@ def _write(careers: CareerTable, scores: npt.NDArray[np.float64], info: ScoreTab
 def _is_same(path: Path, careers: str, details: dict[str, str]) -> bool:
     info = read_score_table(path)[1]
     if "baseline" not in info.details:
-        raise RunError(f"{path} holds the scores of a model, {info.model}, not of a baseline; move it away")
+        raise RunError(
+            f"{path} holds the scores of a model, {info.model}, not of a baseline; move it away",
+            code="not-a-baseline-table",
+        )
     same_details = all(info.details.get(name) == value for name, value in details.items())
     return (info.careers, info.code) == (careers, __version__) and same_details

@@ -1,7 +1,7 @@
 """Signed texts from rank to rank, through the store that the ranks met in; a reader waits as long as it takes.
 
 A collective has a time limit, which is for communication: a rank that waits for another one's work waits here. The
-store believes whoever connects to it, so that every text is signed with a secret that only the ranks of this run know
+store trusts any process that connects to it, so every text is signed with a secret that only the ranks of this run know
 (distributed/secret.py), together with its key: no other process can make one, or put one in another's place.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from laborllm_dist.errors import ForeignMessageError
 
-PIECE_LETTERS = 2**22  # the store refuses values of more than 8 MiB
+PIECE_LETTERS = 2**22  # the store rejects values of more than 8 MiB
 FIRST_PAUSE, LONGEST_PAUSE = 0.0002, 0.25  # seconds between two looks
 
 
@@ -41,7 +41,7 @@ class Channel:
         self.store.set(key, f"{self._signature(key, body)} {body}")
 
     def receive(self, key: str) -> str:
-        """Return the text under a key, as soon as it is there, however long that takes.
+        """Wait for the text under a key, without a time limit, and return it.
 
         Raises:
             ForeignMessageError: if another process has put it there.
@@ -83,7 +83,7 @@ class Channel:
             self.store.delete_key(key)
 
     def proof(self, what: str) -> str:
-        """Return what only a process that knows the secret can say of `what`."""
+        """Return the HMAC of `what` as hex, which only a process with the secret can compute."""
         return self._signature("proof", what)
 
     def _signature(self, key: str, body: str) -> str:
@@ -116,5 +116,6 @@ def _piece(key: str, number: int) -> str:
 def _foreign(key: str) -> ForeignMessageError:
     return ForeignMessageError(
         f"a message of the ranks ({key}) was not signed by this run: another process writes to the port that they meet "
-        "at; start again with another port, behind a firewall that lets only the hosts of this run in"
+        "at; start again with another port, behind a firewall that lets only the hosts of this run in",
+        code="unsigned-message",
     )

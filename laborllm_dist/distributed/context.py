@@ -1,7 +1,7 @@
-"""The processes of a run: who am I, how many are we, and what must be agreed on.
+"""The ranks of a run: their numbers and devices, and the collective operations among them.
 
-A process that no launcher started is rank 0 of 1. Everything collective takes part in on all ranks or hangs until
-the time limit; such functions say so. A rank that waits for another one's work, however long that takes, waits on the
+A process that no launcher started is rank 0 of 1. A collective function must be called on all ranks, or it hangs until
+the time limit; docstrings mark them. A rank that waits for another one's work, however long that takes, waits on the
 store the ranks met in and not in a collective, whose time limit is for communication.
 """
 
@@ -58,7 +58,7 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which writes what is written once."""
+        """Whether this is rank 0, which writes all files that are not per rank."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -156,7 +156,7 @@ class DistributedContext:
         return self.channel
 
     def _wait_for_readers(self, key: str) -> None:
-        """Give the other ranks some time to say that they have read a message."""
+        """Give the other ranks some time to confirm that they have read a message."""
         deadline = monotonic() + FAREWELL_SECONDS
         for rank in range(1, self.world_size):
             wait_for(self._channel().store, f"{key}/{rank}", seconds=max(0.0, deadline - monotonic()))
@@ -194,10 +194,10 @@ def _holding(ranks: DistributedContext, what: Path, lock: Path) -> Iterator[None
 
 @contextlib.contextmanager
 def init_distributed(settings: RanksSettings) -> Iterator[DistributedContext]:
-    """Join the ranks of the launcher (deepspeed, torchrun, srun), or stand alone; leave them at the end. Collective.
+    """Join the ranks of the launcher (deepspeed, torchrun, srun), or run as the only rank. Collective.
 
     Raises:
-        LauncherError: if what the launcher says is incomplete or contradicts itself.
+        LauncherError: if the launcher's variables are incomplete or contradictory.
         RendezvousError: if the ranks do not meet.
         PeerLostError: if another rank is gone before the end.
     """
@@ -209,7 +209,7 @@ def init_distributed(settings: RanksSettings) -> Iterator[DistributedContext]:
     ranks = DistributedContext(variables.rank, variables.world_size, variables.local_rank, device, channel)
     try:
         with (
-            translate_network_errors(PeerLostError(_what_is_lost(ranks)), sign="gloo/transport"),
+            translate_network_errors(_peer_lost(ranks), sign="gloo/transport"),
             without_cudnn_attention(),
             following_launcher(speaks=ranks.local_rank == 0),
             _watched(ranks),
@@ -221,7 +221,7 @@ def init_distributed(settings: RanksSettings) -> Iterator[DistributedContext]:
 
 
 def _launch_variables() -> RankVariables:
-    """Return what the launcher says, after setting what it leaves out: Slurm's by other names, one rank's by itself.
+    """Return the launcher's variables, after setting the missing ones from Slurm's or for a single rank.
 
     Raises:
         LauncherError: naming a variable.
@@ -281,24 +281,25 @@ def without_cudnn_attention() -> Iterator[None]:
 
 
 def _quiet_transformers() -> None:
-    """Leave out bars and notes that say nothing about the run."""
+    """Turn off progress bars and notes of other libraries."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what fails is said in the end
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hide its retries; a final failure raises
 
 
 def _end_without(ranks: DistributedContext) -> None:
-    """End this process at once: its main thread waits for a rank that is gone, and cannot be told."""
-    logger.error(f"error: {_what_is_lost(ranks)}")
+    """End this process at once: its main thread waits for a lost rank, and no exception can reach it."""
+    logger.error(f"error: {_peer_lost(ranks).labeled()}")
     os._exit(PeerLostError.exit_code)
 
 
-def _what_is_lost(ranks: DistributedContext) -> str:
-    return (
+def _peer_lost(ranks: DistributedContext) -> PeerLostError:
+    return PeerLostError(
         f"rank {ranks.rank} has lost another rank, which failed, was killed or cannot be reached; "
-        "what it said, if anything, stands above; the same command goes on from what is saved"
+        "its message, if any, is above; the same command resumes from what is saved",
+        code="peer-lost",
     )
 
 

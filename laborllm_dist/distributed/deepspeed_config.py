@@ -65,7 +65,7 @@ def deepspeed_config(
 
 
 def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int) -> None:
-    """Refuse more weights in one stretch (`largest`) than bitsandbytes can count.
+    """Check that bitsandbytes can count the weights of the largest stretch (`largest`).
 
     Raises:
         SettingsError: saying what to set.
@@ -73,5 +73,6 @@ def check_8bit(optimizer: OptimizerSettings, zero: ZeroSettings, *, largest: int
     if optimizer.name == "adamw_8bit" and largest >= MOST_8BIT:
         raise SettingsError(
             f"optimizer.name=adamw_8bit: bitsandbytes counts the {largest:,} weights of a rank in 31 bits; set "
-            f"zero.stage=3, which holds them in smaller groups (here it is {zero.stage})"
+            f"zero.stage=3, which holds them in smaller groups (here it is {zero.stage})",
+            code="too-many-weights-for-8bit",
         )

@@ -1,4 +1,4 @@
-"""DeepSpeed's operators that are compiled at the first start that wants them: its CPU Adam, and files on NVMe.
+"""DeepSpeed's operators that are compiled at their first use: its CPU Adam, and files on NVMe.
 
 torch builds an operator behind a file, `lock`, that it makes and removes; others wait until it is gone. The file of a
 build that was killed never goes, and every later start waits without a word. So ranks build behind a lock that the
@@ -23,9 +23,9 @@ LOCK = "laborllm_dist.lock"
 
 
 def load_operators(zero: ZeroSettings, optimizer: OptimizerSettings) -> None:
-    """Load the operators that these settings want, after compiling them where no earlier start has.
+    """Load the operators that these settings need, and compile them if no earlier start has.
 
-    Ranks of a host take turns: the first compiles, the others find what it has made.
+    Ranks of a host take turns: the first compiles, the others load the result.
 
     Raises:
         SettingsError: if one cannot be compiled.
@@ -40,7 +40,7 @@ def load_operators(zero: ZeroSettings, optimizer: OptimizerSettings) -> None:
 
 
 def check_nvme(zero: ZeroSettings, *, is_on_gpu: bool) -> None:
-    """Refuse NVMe offload on a GPU's host without the CUDA toolkit, where DeepSpeed joins a path to None.
+    """Check that NVMe offload on a GPU host has the CUDA toolkit; DeepSpeed would join a path to None.
 
     Raises:
         SettingsError: saying what to install or set.
@@ -52,7 +52,8 @@ def check_nvme(zero: ZeroSettings, *, is_on_gpu: bool) -> None:
     if CUDA_HOME is None:
         raise SettingsError(
             "NVMe offload: DeepSpeed compiles its async_io against the CUDA toolkit, and there is none here (no "
-            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_param=cpu"
+            "CUDA_HOME, no nvcc); install it, or set zero.offload_optimizer=cpu and zero.offload_param=cpu",
+            code="no-cuda-toolkit",
         )
 
 
@@ -69,12 +70,13 @@ def _load(builder: Any, name: str, setting: str, advice: str) -> None:
         except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
             raise SettingsError(
                 f"{setting}: DeepSpeed cannot compile its {name} ({_reason(str(error))}); a C++ compiler and ninja are "
-                f"needed, {advice}"
+                f"needed, {advice}",
+                code="op-not-compiled",
             ) from None
 
 
 def _reason(text: str) -> str:
-    """Return the line of a build's output that says what is wrong."""
+    """Return the line of a build's output with the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line or "not found" in line]
     return (telling or lines[-1:] or ["no reason"])[0]

@@ -1,8 +1,8 @@
-"""The launcher that has started a rank: how many ranks it has started on this host, and whether it is still there.
+"""The launcher of a rank: how many ranks it started on this host, and whether it is still running.
 
     deepspeed            the command a user types, ends at once on SIGTERM or SIGHUP
       launch.py          deepspeed's process on every host, sees nothing of that
-        rank             would go on without anybody to end it
+        rank             would continue with nobody to end it
 
 So every rank looks at the launchers above it, and asks itself to stop, as SIGTERM does, when one of them is gone.
 """
@@ -45,12 +45,12 @@ class Process:
 
     @property
     def launcher(self) -> str | None:
-        """Which launcher this is; None: it is none."""
+        """The launcher that this process is; None if it is not one."""
         program = _program_of(self.words)
         return next((name for name in (program, Path(program).name) if name in LAUNCHERS), None)
 
     def is_there(self) -> bool:
-        """Return whether it is still the process of this number."""
+        """Return whether this process is still running."""
         now = process_of(self.number)
         return now is not None and now.born == self.born
 
@@ -69,13 +69,13 @@ def _program_of(words: Sequence[str]) -> str:
 
 
 def num_local_ranks(environment: Mapping[str, str]) -> int | None:
-    """Return the number of ranks on this host, as a launcher says; None: it does not say."""
+    """Return the number of ranks on this host from the launcher's variables; None if they do not have it."""
     stated = (environment.get(name, "") for name in LOCAL_SIZES)
     return next((int(text) for text in stated if re.fullmatch("[0-9]{1,6}", text)), None)
 
 
 def process_of(number: int) -> Process | None:
-    """Return what the system says of a process; None if there is none, or it has ended (Linux)."""
+    """Return a process from /proc (Linux); None if it does not exist or has ended."""
     try:
         folder = Path(f"/proc/{number}")
         fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -86,7 +86,7 @@ def process_of(number: int) -> Process | None:
 
 
 def launchers_above(number: int) -> list[Process]:
-    """Return the processes that must be there as long as a rank is to work, the nearest first.
+    """Return the launcher processes above a rank, nearest first; the rank ends when one of them does.
 
     Where deepspeed reaches a host by ssh, that is the connection too: with the command, it ends.
     """
@@ -110,10 +110,10 @@ def _connection(above: list[Process]) -> list[Process]:
 
 @contextlib.contextmanager
 def following_launcher(*, speaks: bool) -> Iterator[None]:
-    """Send this process SIGTERM when a launcher above it is gone while the block runs.
+    """Send this process SIGTERM if a launcher above it ends while the block runs.
 
     Args:
-        speaks: whether this rank says so; one of a host is enough.
+        speaks: whether this rank logs the reason; one rank per host is enough.
     """
     launchers = launchers_above(os.getpid())
     left = threading.Event()

@@ -6,7 +6,7 @@ is raised. Where DeepSpeed has public accessors, they do something else than wha
     safe_get_local_fp32_param, safe_get_local_optimizer_state   give a weight's stretch without its place in the flat
         buffer, by which bitsandbytes' blocks are counted; at ZeRO-3 only; with NVMe they read a group of weights from
         the disk for every weight in it; and before the first step there is no state to be given
-    deepspeed.zero.GatheredParameters                           gathers whole weights, where a rank wants its own part
+    deepspeed.zero.GatheredParameters                           gathers whole weights, where a rank needs its own part
 
 tests/distributed/test_library_internals.py compares what both give.
 """
@@ -97,7 +97,7 @@ def is_saved_buffer(module: nn.Module, name: str) -> bool:
 
 
 def is_partitioned(parameter: Any) -> bool:
-    """Return whether ZeRO-3 holds a weight in partitions: its own shape says nothing then."""
+    """Return whether ZeRO-3 partitions a weight; its own shape is then meaningless."""
     return hasattr(parameter, "ds_tensor")
 
 
@@ -114,7 +114,7 @@ def partition_of(parameter: Any, rank: int) -> tuple[int, int]:
 
 
 def own_partition(parameter: Any) -> Tensor | None:
-    """Return what ZeRO-3 holds of a weight on this rank, flat, with padding; None while it lies on a disk."""
+    """Return what ZeRO-3 holds of a weight on this rank, flat, with padding; None while it is on a disk."""
     if parameter.ds_tensor.status.name != "AVAILABLE":
         return None
     partition: Tensor = parameter.ds_tensor.detach().view(-1)
@@ -135,7 +135,7 @@ class MasterSlice:
 
 
 def master_slice(optimizer: Any, parameter: Any, rank: int) -> MasterSlice | None:
-    """Return where a rank keeps its fp32 part of a weight that is trained; None if none of it lies there.
+    """Return where a rank keeps its fp32 part of a weight that is trained; None if the rank has no part of it.
 
     Args:
         optimizer: DeepSpeed's, of ZeRO stage 1, 2 or 3.
@@ -160,7 +160,7 @@ def master_slice(optimizer: Any, parameter: Any, rank: int) -> MasterSlice | Non
 def stage3_groups(optimizer: Any) -> Iterator[list[Any]]:
     """Yield the weights that ZeRO-3 updates at once, group by group, with their state in memory meanwhile.
 
-    State that lies on NVMe is written back before the next group, with what was changed.
+    State on NVMe is written back, with its changes, before the next group.
     """
     for number, group in enumerate(optimizer.fp16_groups):
         with _in_memory(optimizer, number):
@@ -186,7 +186,7 @@ def sync_model_params(optimizer: Any) -> None:
 
 @contextlib.contextmanager
 def _in_memory(optimizer: Any, group: int) -> Iterator[None]:
-    """Hold a group of ZeRO-3's optimizer state in memory, and write it back where it lies on NVMe."""
+    """Hold a group of ZeRO-3's optimizer state in memory, and write it back if it is on NVMe."""
     if not optimizer._swappable_optimizer_subgroup(group):
         yield
         return

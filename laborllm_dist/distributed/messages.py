@@ -29,7 +29,7 @@ _SCALARS = (bool, int, float, str)
 
 
 class MessageError(ValueError):
-    """A value is not of the type that was stated, or the type is none that ranks send."""
+    """A value is not of the stated type, or ranks cannot send that type."""
 
 
 def to_text(value: Any, kind: Any) -> str:

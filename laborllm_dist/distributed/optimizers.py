@@ -22,7 +22,7 @@ MIN_8BIT = 4096  # bitsandbytes keeps the moments of smaller tensors in fp32
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Return the optimizer of these settings over all weights that are learned; cpu_adamw's operator is loaded."""
+    """Return the optimizer of these settings over all trainable weights; cpu_adamw needs its loaded operator."""
     groups = parameter_groups(model, settings.weight_decay)
     rest: dict[str, Any] = {
         "lr": settings.learning_rate,
@@ -43,17 +43,19 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return matrices, which decay, and vectors (norms, biases), which do not."""
-    learned = [(parameter, len(whole_shape(parameter))) for parameter in model.parameters() if parameter.requires_grad]
+    """Return two parameter groups: matrices with weight decay, vectors (norms, biases) without."""
+    trainable = [
+        (parameter, len(whole_shape(parameter))) for parameter in model.parameters() if parameter.requires_grad
+    ]
     groups = [
-        {"params": [parameter for parameter, dimensions in learned if dimensions >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter, dimensions in learned if dimensions < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter, dimensions in trainable if dimensions >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter, dimensions in trainable if dimensions < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
 def moments(optimizer: torch.optim.Optimizer, kind: str, flat: Tensor) -> dict[str, Tensor]:
-    """Return the moments of a stretch of weights, as the optimizer's own tensors; made (zeros) where absent."""
+    """Return the moments of a stretch of weights, as the optimizer's own tensors; zeros are created if absent."""
     state = optimizer.state[flat]
     if kind == "adamw_8bit":
         if not state:
@@ -77,7 +79,7 @@ def _begin_8bit(optimizer: Any, flat: Tensor) -> None:
 
 
 def set_steps_taken(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
-    """Tell Adam how many updates it has made, which its bias correction depends on."""
+    """Set the number of updates in Adam's state, which its bias correction depends on."""
     for state in optimizer.state.values():
         state["step"] = torch.tensor(float(num_steps)) if torch.is_tensor(state["step"]) else num_steps
 
@@ -97,7 +99,7 @@ def from_8bit(codes_N: Tensor, scales: Tensor, *, moment: str, block_offset: int
 
 
 def _code_values(moment: str, device: torch.device) -> Tensor:
-    """Return the number from -1 to 1 that each of the 256 codes stands for."""
+    """Return the value in [-1, 1] of each of the 256 codes."""
     from bitsandbytes.functional import create_dynamic_map
 
     values: Tensor = create_dynamic_map(signed=moment == "state1")

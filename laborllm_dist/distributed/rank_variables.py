@@ -1,7 +1,7 @@
 """The variables that launchers set -> which rank this process is, how many there are, and where they meet.
 
 They come from outside: from deepspeed, torchrun, srun, or a person. Values that are not numbers, contradict each other
-or are incomplete are refused here, before ranks wait for each other until the time limit.
+or are incomplete raise here, before ranks wait for each other until the time limit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ADVICE = "start with deepspeed, torchrun or srun, which set it, or unset it wher
 
 @dataclass(frozen=True, slots=True)
 class RankVariables:
-    """What the environment of a rank says."""
+    """The launcher's variables of a rank."""
 
     rank: int
     world_size: int
@@ -28,7 +28,7 @@ class RankVariables:
 
 
 def read_rank_variables(environment: Mapping[str, str]) -> RankVariables:
-    """Return what RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT say; all of them are set.
+    """Read RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; all of them are set.
 
     Raises:
         LauncherError: naming a variable that is not a number in its range, or that contradicts another one.
@@ -36,10 +36,16 @@ def read_rank_variables(environment: Mapping[str, str]) -> RankVariables:
     world_size = whole_number(environment, "WORLD_SIZE", 1, MOST_RANKS)
     rank = whole_number(environment, "RANK", 0, MOST_RANKS - 1)
     if rank >= world_size:
-        raise LauncherError(f"RANK is {rank} and WORLD_SIZE is {world_size}: ranks are numbered from 0; {ADVICE}")
+        raise LauncherError(
+            f"RANK is {rank} and WORLD_SIZE is {world_size}: ranks are numbered from 0; {ADVICE}",
+            code="rank-out-of-range",
+        )
     address = environment["MASTER_ADDR"]
     if not address or not address.isprintable() or " " in address:
-        raise LauncherError(f"MASTER_ADDR is {address!r}, which is no name or address of a host; {ADVICE}")
+        raise LauncherError(
+            f"MASTER_ADDR is {address!r}, which is no name or address of a host; {ADVICE}",
+            code="invalid-master-address",
+        )
     return RankVariables(
         rank=rank,
         world_size=world_size,
@@ -50,19 +56,22 @@ def read_rank_variables(environment: Mapping[str, str]) -> RankVariables:
 
 
 def whole_number(environment: Mapping[str, str], name: str, least: int, most: int) -> int:
-    """Return the number that a variable holds.
+    """Return the number in a variable.
 
     Raises:
-        LauncherError: if it holds something else.
+        LauncherError: if it is not a whole number from `least` to `most`.
     """
     text = environment[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= 20 and least <= int(text) <= most):
-        raise LauncherError(f"{name} is {text!r}, wanted a whole number from {least} to {most:,}; {ADVICE}")
+        raise LauncherError(
+            f"{name} is {text!r}, wanted a whole number from {least} to {most:,}; {ADVICE}",
+            code="invalid-rank-variable",
+        )
     return int(text)
 
 
 def check_is_complete(environment: Mapping[str, str]) -> None:
-    """Refuse the environment of one of several ranks that does not say which one it is, or where they meet.
+    """Check that the environment of one of several ranks has its number and the port of rank 0.
 
     Raises:
         LauncherError: naming what is set, and what is not.
@@ -72,11 +81,11 @@ def check_is_complete(environment: Mapping[str, str]) -> None:
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
         if name not in environment:
             shown = ", ".join(f"{each}={environment[each]}" for each in ("RANK", "WORLD_SIZE") if each in environment)
-            raise LauncherError(f"{name} is not set, beside {shown}; {ADVICE}")
+            raise LauncherError(f"{name} is not set, beside {shown}; {ADVICE}", code="missing-rank-variable")
 
 
 def check_devices(environment: Mapping[str, str], local_rank: int, num_gpus: int) -> None:
-    """Refuse a rank without a GPU of its own, and an accelerator that DeepSpeed does not have.
+    """Check that a rank has its own GPU, and that DeepSpeed knows the accelerator.
 
     Raises:
         LauncherError: naming the variable.
@@ -88,8 +97,12 @@ def check_devices(environment: Mapping[str, str], local_rank: int, num_gpus: int
         which = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
         raise LauncherError(
             f"LOCAL_RANK is {local_rank}, and this host shows {num_gpus} GPUs{which}: start as many ranks on a host as "
-            "it has GPUs"
+            "it has GPUs",
+            code="more-ranks-than-gpus",
         )
     accelerator = environment.get("DS_ACCELERATOR", ACCELERATORS[0])
     if accelerator not in ACCELERATORS:
-        raise LauncherError(f"DS_ACCELERATOR is {accelerator!r}, wanted {' or '.join(ACCELERATORS)}; or unset it")
+        raise LauncherError(
+            f"DS_ACCELERATOR is {accelerator!r}, wanted {' or '.join(ACCELERATORS)}; or unset it",
+            code="unknown-accelerator",
+        )

@@ -1,4 +1,4 @@
-"""Where ranks meet: rank 0 listens, every rank says which one it is, and they make a process group.
+"""The rendezvous: rank 0 listens, every rank registers its number, and they create a process group.
 
 The store that they meet at counts connections only: with rank 1 there twice and rank 2 not at all, three ranks would
 seem complete and wait for each other in the first collective. So a rank started twice, or never, is named in time.
@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
@@ -33,8 +33,8 @@ STORES: Any = torch.distributed  # whose stores have no annotations
 ANY = ""
 BACKLOG = 128  # connections that may wait to be accepted, at least: some are of others
 PREFIX = "laborllm_dist/meeting"
-SECONDS_TO_MEET_WITHOUT = 5.0  # that a second start gives the first ones to be complete, and go on without it
-SECONDS_TO_READ = 2.0  # that a rank stays after it has refused: the store may end with it
+SECONDS_TO_MEET_WITHOUT = 5.0  # that a duplicate rank waits for the others to complete the rendezvous without it
+SECONDS_TO_READ = 2.0  # that a rank waits after rejecting: the store may end with it
 SECONDS_BETWEEN_LOOKS = 0.05
 MOST_NAMED = 8
 FEWEST_OPEN_FILES = 256  # that no rank has ever run short of
@@ -60,7 +60,8 @@ def join_process_group(settings: RanksSettings, device: torch.device, variables:
     refusal = RendezvousError(
         f"rank {rank} of {world_size} has not met the others at {place} "
         f"(ranks.timeout_minutes: {settings.timeout_minutes:g}); look whether all have started, and whether "
-        f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts{_advice_on_files()}"
+        f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts{_advice_on_files()}",
+        code="ranks-cannot-connect",
     )
     with translate_network_errors(refusal, sign="gloo"):
         store = STORES.HashStore() if world_size == 1 else open_store(variables, limit)
@@ -81,10 +82,10 @@ def join_process_group(settings: RanksSettings, device: torch.device, variables:
 
 @contextlib.contextmanager
 def translate_network_errors(refusal: LaborError, *, sign: str) -> Iterator[None]:
-    """Turn what NCCL and gloo raise where ranks do not reach each other into one line.
+    """Turn the network errors of NCCL and gloo into one line.
 
     Args:
-        refusal: what to raise in its place.
+        refusal: the error to raise instead.
         sign: words of gloo's message; it has no class of its own for them, as NCCL has.
 
     Raises:
@@ -100,7 +101,7 @@ def translate_network_errors(refusal: LaborError, *, sign: str) -> Iterator[None
 
 
 def _advice_on_files() -> str:
-    """Return what to do where a process may have so few files open that sockets may be what it lacked."""
+    """Return advice if the limit of open files is so low that sockets may have been the cause."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= FEWEST_OPEN_FILES:
         return ""
@@ -124,14 +125,15 @@ def open_store(variables: RankVariables, limit: timedelta) -> Any:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise RendezvousError(
-                f"rank 0 cannot listen at {first}:{port} ({error.strerror}); take another port"
+                f"rank 0 cannot listen at {first}:{port} ({error.strerror}); take another port", code="cannot-listen"
             ) from None
         raise PortInUseError(
             f"port {port} is taken by another run on this machine; start with another one "
-            "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)"
+            "(deepspeed --master_port=29600, torchrun --master-port=29600, MASTER_PORT=29600 srun)",
+            code="port-in-use",
         ) from None
     # The store takes the socket over. By itself it would listen on every interface.
-    # It need not count who connects: ranks say which ones they are.
+    # It need not count connections: ranks register their numbers.
     return STORES.TCPStore(
         first, port, world_size, is_master=True, timeout=limit, wait_for_workers=False, master_listen_fd=server.detach()
     )
@@ -146,7 +148,7 @@ def interface_of(first: str, *, is_one_host: bool) -> tuple[socket.AddressFamily
 
     Returns:
         ANY in place of an address where no interface of this host has one that the others reach: where an address is
-        translated on the way, or where the host's name stands for 127.0.1.1 on this host, as Debian writes /etc/hosts.
+        translated on the way, or where the host's name resolves to 127.0.1.1 on this host, as in Debian's /etc/hosts.
     """
     try:
         known = socket.getaddrinfo(first, None, type=socket.SOCK_STREAM)
@@ -181,7 +183,7 @@ def _is_own(family: socket.AddressFamily, address: str) -> bool:
 
 
 def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timedelta) -> None:
-    """Say which rank this is, and wait for all others. Collective.
+    """Register this rank, and wait for all others. Collective.
 
     Args:
         store: that the ranks meet at.
@@ -195,19 +197,23 @@ def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timede
         RendezvousError: naming the ranks that have not come.
     """
     if store.add(f"{PREFIX}/starts/{rank}", 1) > 1:
-        _refuse_second_start(store, rank, world_size)
+        _reject_second_start(store, rank, world_size)
     store.set(_key(rank), str(world_size))
     deadline, missing = time.monotonic() + limit.total_seconds(), list(range(world_size))
     while missing := _still_missing(store, missing, rank, world_size):
         if store.check([f"{PREFIX}/refused"]):
-            raise LauncherError(f"rank {rank} leaves: {store.get(f'{PREFIX}/refused').decode(errors='replace')}")
+            raise LauncherError(
+                f"rank {rank} leaves: {store.get(f'{PREFIX}/refused').decode(errors='replace')}",
+                code="rejected-by-another-rank",
+            )
         if time.monotonic() > deadline:
             named = ", ".join(map(str, missing[:MOST_NAMED])) + (", ..." if len(missing) > MOST_NAMED else "")
             minutes = f"{limit.total_seconds() / 60:g} minutes"
             raise RendezvousError(
                 f"rank {rank} of {world_size} has not met the others at {place} within {minutes}: {len(missing)} of "
                 f"them did not come (rank {named}); look whether all have started, and whether GLOO_SOCKET_IFNAME and "
-                "NCCL_SOCKET_IFNAME name the interface that joins the hosts"
+                "NCCL_SOCKET_IFNAME name the interface that joins the hosts",
+                code="missing-ranks",
             )
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
@@ -222,25 +228,30 @@ def _still_missing(store: Any, missing: Sequence[int], rank: int, world_size: in
     for each in here:
         number = store.get(_key(each)).decode(errors="replace")
         if number != str(world_size):
-            _refuse(
-                store,
+            error = LauncherError(
                 f"rank {each} was started with WORLD_SIZE={number}, rank {rank} with WORLD_SIZE={world_size}; {ADVICE}",
+                code="different-world-sizes",
             )
+            _reject_all(store, error)
     return [each for each in missing if each not in here]
 
 
-def _refuse_second_start(store: Any, rank: int, world_size: int) -> None:
-    """Refuse this start; where the others have met without it, they go on."""
-    text = f"rank {rank} of {world_size} was started twice: another process has come as rank {rank} before; {ADVICE}"
-    keys, deadline = [_key(each) for each in range(world_size)], time.monotonic() + SECONDS_TO_MEET_WITHOUT
+def _reject_second_start(store: Any, rank: int, world_size: int) -> NoReturn:
+    """Raise in this process; the other ranks continue if they can meet without it, and otherwise raise, too."""
+    error = LauncherError(
+        f"rank {rank} of {world_size} was started twice: another process has come as rank {rank} before; {ADVICE}",
+        code="rank-started-twice",
+    )
+    keys, deadline = [_key(other) for other in range(world_size)], time.monotonic() + SECONDS_TO_MEET_WITHOUT
     while time.monotonic() < deadline:
         if store.check(keys):
-            raise LauncherError(text)
+            raise error
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    _refuse(store, text)
+    _reject_all(store, error)
 
 
-def _refuse(store: Any, text: str) -> None:
-    store.set(f"{PREFIX}/refused", text)
+def _reject_all(store: Any, error: LauncherError) -> NoReturn:
+    """Raise the error here and tell the other ranks to leave."""
+    store.set(f"{PREFIX}/refused", str(error))
     time.sleep(SECONDS_TO_READ)
-    raise LauncherError(text)
+    raise error

@@ -2,8 +2,8 @@
 
 It is the content of LABORLLM_DIST_SECRET, where the environment of every rank has it. Else rank 0 draws one and leaves
 it in a file that only this user may read: in the hosts' folder for temporary files, and in the user's cache, which
-hosts often share. The store that the ranks met in only says the file's name. Where a rank finds no file, the secret
-goes through the store itself: it then keeps out who comes later, and rank 0 says so.
+hosts often share. The store of the rendezvous holds only the file's name. Where a rank finds no file, the secret
+goes through the store itself: it then protects only against processes that come later, and rank 0 logs a warning.
 """
 
 from __future__ import annotations
@@ -58,17 +58,20 @@ def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
         if answer != "none" and not hmac.compare_digest(answer.encode(), _proof(secret, each).encode()):
             raise ForeignMessageError(
                 f"rank {each} does not know the secret of this run: another process has answered in its place, or its "
-                f"{VARIABLE} is another one; set the same on every rank, or on none"
+                f"{VARIABLE} is another one; set the same on every rank, or on none",
+                code="wrong-secret",
             )
     is_known = "none" not in answers
     if not is_known and own:
         raise RendezvousError(
-            f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none"
+            f"{VARIABLE} is set for rank 0, and not for every other rank; set it for all, or for none",
+            code="secret-missing-on-ranks",
         )
     if not is_known and num_local_ranks(os.environ) == world_size and written:
         raise ForeignMessageError(
             "all ranks are on this host, and one of them does not read rank 0's file with the secret of this run: "
-            f"another process has answered in its place; start again, or set {VARIABLE} to the same on every rank"
+            f"another process has answered in its place; start again, or set {VARIABLE} to the same on every rank",
+            code="secret-file-not-read",
         )
     if not is_known:
         folders = " or ".join(map(str, _folders()))
@@ -90,19 +93,22 @@ def _take(store: Any, own: bytes, rank: int) -> bytes:
     store.set(f"{KEY}/{rank}", _proof(known, rank) if known else "none")
     everyones = _read(store, f"{KEY}/all", "rank 0 has not heard from all ranks")
     handed = everyones.get("secret")
-    if known is not None:  # what the store says is not believed, whoever has put it there
+    if known is not None:  # do not trust the store: any process can write to it
         if handed is not None and str(handed) != known.decode():
-            raise ForeignMessageError(f"another process has put a secret of its own where rank {rank} meets the others")
+            raise ForeignMessageError(
+                f"another process has put a secret of its own where rank {rank} meets the others", code="foreign-secret"
+            )
         return known
     if not isinstance(handed, str) or own:
         raise RendezvousError(
-            f"{VARIABLE} is set for rank 0, and not for rank {rank}; set it for all ranks, or for none"
+            f"{VARIABLE} is set for rank 0, and not for rank {rank}; set it for all ranks, or for none",
+            code="secret-missing-on-ranks",
         )
     return handed.encode()
 
 
 def _of_this_run(own: bytes, name: str) -> bytes:
-    """Return what an environment's secret makes of a run's name, so that messages of an earlier run are no good."""
+    """Derive the run's secret from the environment's, so that messages of an earlier run are invalid."""
     return Channel(None, own).proof(f"run {name}").encode()
 
 
@@ -113,23 +119,27 @@ def _proof(secret: bytes, rank: int) -> str:
 def _answer_of(store: Any, rank: int) -> str:
     key = f"{KEY}/{rank}"
     if not wait_for(store, key, seconds=MEETING_SECONDS):
-        raise RendezvousError(f"rank {rank} has met the others, and has not answered for {MEETING_SECONDS:g} seconds")
+        raise RendezvousError(
+            f"rank {rank} has met the others, and has not answered for {MEETING_SECONDS:g} seconds",
+            code="no-answer-from-rank",
+        )
     return str(store.get(key).decode("ascii", errors="replace"))
 
 
 def _read(store: Any, key: str, otherwise: str) -> dict[str, Any]:
     if not wait_for(store, key, seconds=2 * MEETING_SECONDS):
-        raise RendezvousError(f"{otherwise} for {2 * MEETING_SECONDS:g} seconds")
+        raise RendezvousError(f"{otherwise} for {2 * MEETING_SECONDS:g} seconds", code="no-answer-from-rank")
     try:
         return dict(json.loads(store.get(key)))
     except (ValueError, TypeError):
         raise ForeignMessageError(
-            "another process writes to the port that the ranks meet at; take another port"
+            "another process writes to the port that the ranks meet at; take another port",
+            code="invalid-secret-message",
         ) from None
 
 
 def _folders() -> list[Path]:
-    """Return where the file may lie: every rank looks in the same places."""
+    """Return the folders that may hold the file; all ranks search the same ones."""
     folders = [Path(tempfile.gettempdir()) / f"laborllm_dist-{os.geteuid()}"]
     if home := os.environ.get("HOME"):
         folders.append(Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "laborllm_dist")
@@ -138,7 +148,7 @@ def _folders() -> list[Path]:
 
 @contextlib.contextmanager
 def _files_with(secret: bytes, name: str) -> Iterator[list[Path]]:
-    """Keep the secret in files while the block runs, wherever that is possible; give their paths."""
+    """Keep the secret in files while the block runs, in every writable folder; yield their paths."""
     written: list[Path] = []
     try:
         for folder in _folders():
@@ -158,7 +168,7 @@ def _files_with(secret: bytes, name: str) -> Iterator[list[Path]]:
 
 
 def _find(name: str) -> bytes | None:
-    """Return the secret in a file of this name that is of this user alone; None if there is none."""
+    """Return the secret in a private file of this user with this name; None if there is none."""
     deadline = monotonic() + SHARED_FOLDER_SECONDS
     while True:
         for folder in _folders():

@@ -1,7 +1,7 @@
 """Slurm's variables of a step's task -> the variables that launchers set and torch.distributed reads.
 
 `srun` says which rank a task is, but in names of its own, and names no port to meet at. The shell of sbatch or salloc
-also has SLURM_PROCID or SLURM_NTASKS: only what stands in a step (SLURM_STEP_ID) was started once per rank.
+also has SLURM_PROCID or SLURM_NTASKS: only processes of a step (SLURM_STEP_ID) were started once per rank.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MOST_IDENTIFIER = 2**32 - 1  # of a job or step
 
 
 def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task of srun; nothing where it is none.
+    """Return RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task of srun; empty for other processes.
 
-    LOCAL_WORLD_SIZE, the number of ranks on the same host, too, where Slurm says it.
+    LOCAL_WORLD_SIZE, the number of ranks on the same host, too, if Slurm sets it.
 
     Nothing either where a launcher has set RANK (torchrun inside srun), and in a step of one task, which is one rank
     wherever it was started (`srun --pty bash` too).
@@ -57,7 +57,7 @@ def launcher_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def tasks_of_node(environment: Mapping[str, str]) -> int | None:
-    """Return the number of a step's tasks on the node of this task; None where Slurm does not say it.
+    """Return the number of a step's tasks on the node of this task; None if Slurm does not set it.
 
     `srun -N3 -n11` may put `4(x2),3` tasks on its nodes; this task's is the one numbered SLURM_NODEID.
     """
@@ -77,5 +77,5 @@ def first_host(hosts: str) -> str:
 
 
 def port_of_step(job: int, step: int) -> int:
-    """Return a port that every rank of a step knows without asking, and that other steps at work hardly have."""
+    """Return a port derived from the step, so that all ranks agree on it and other steps rarely share it."""
     return FIRST_PORT + (job + 1_009 * step) % NUM_PORTS

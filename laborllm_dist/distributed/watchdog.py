@@ -1,4 +1,4 @@
-"""Notice within a minute that another rank is gone, whatever moves the data: killed, crashed, or its host cut off.
+"""Detect within a minute, for any backend, that another rank was killed, has crashed or is unreachable.
 
 A collective waits for a lost rank until its time limit (NCCL), or until the system gives the connection up (gloo),
 which takes a quarter of an hour where a host has vanished. So every rank keeps one idle connection to rank 0, on
@@ -25,10 +25,10 @@ from laborllm_dist.errors import RendezvousError
 
 # A connection is lost 30 seconds after the last sign of life: 10 s of silence, then four questions unanswered.
 IDLE_SECONDS, INTERVAL_SECONDS, NUM_PROBES = 10, 5, 4
-# What a lost rank does to a collective is often seen at once, and said by the rank itself: it goes first.
+# A collective often fails at once when a rank is lost; give this rank time to raise that error itself.
 GRACE_SECONDS = 5.0
 MEETING_SECONDS = 120.0
-# Whoever connects says at once which rank it is, or is sent away: a scanner of ports is silent, or speaks HTTP.
+# A caller must identify its rank at once or is disconnected: port scanners are silent or speak HTTP.
 INTRODUCTION_SECONDS = 10.0
 KEY = "laborllm_dist/lookout"
 GOODBYE = b"."
@@ -86,18 +86,19 @@ def _connect(channel: Channel, rank: int, world_size: int) -> list[socket.socket
     except OSError as error:
         raise RendezvousError(
             f"rank {rank} of {world_size} and rank 0 on {first} cannot connect ({error}); "
-            "ranks need to reach each other on any port above 1023"
+            "ranks need to reach each other on any port above 1023",
+            code="ranks-cannot-connect",
         ) from None
 
 
 def _introduction(channel: Channel, rank: int) -> bytes:
-    """Return what a rank says of itself, all of one length."""
+    """Return the introduction of a rank; all have the same length."""
     return channel.proof(f"lookout {rank}").encode()
 
 
 @dataclass(slots=True)
 class _Caller:
-    """Somebody who has connected: what it has said so far, and until when it may say the rest."""
+    """A new connection: the bytes received so far, and the deadline for the rest."""
 
     connection: socket.socket
     deadline: float
@@ -105,7 +106,7 @@ class _Caller:
 
 
 class _Reception:
-    """Everybody who connects to rank 0, served at the same time: nobody keeps the others waiting."""
+    """All new connections to rank 0, served concurrently: a slow caller does not block the others."""
 
     def __init__(self, server: socket.socket, rank_of: dict[bytes, int], selector: selectors.BaseSelector) -> None:
         self.accepted: dict[int, socket.socket] = {}
@@ -116,7 +117,7 @@ class _Reception:
         selector.register(server, selectors.EVENT_READ)
 
     def serve(self, deadline: float) -> None:
-        """Serve whoever comes or speaks until the deadline, or until somebody has been silent for too long."""
+        """Serve connections until the deadline, or until a caller has been silent for too long."""
         first = min((caller.deadline for caller in self._callers.values()), default=deadline)
         for key, _ in self._selector.select(max(0.0, min(first, deadline) - monotonic())):
             if key.fileobj is self._server:
@@ -127,12 +128,12 @@ class _Reception:
             self._send_away(caller)
 
     def close(self) -> None:
-        """Send away everybody who has not been accepted."""
+        """Close all connections that were not accepted."""
         for caller in list(self._callers.values()):
             self._send_away(caller)
 
     def _welcome(self) -> None:
-        with contextlib.suppress(OSError):  # it has gone again
+        with contextlib.suppress(OSError):  # the caller has disconnected
             connection, _ = self._server.accept()
             connection.setblocking(False)
             _keep_alive(connection)
@@ -140,7 +141,7 @@ class _Reception:
             self._selector.register(connection, selectors.EVENT_READ)
 
     def _hear(self, caller: _Caller) -> None:
-        """Take what a caller says: it is accepted once it has said which rank it is, and proved it."""
+        """Read from a caller; accept it once it has sent a valid introduction."""
         try:
             said = caller.connection.recv(self._length - len(caller.said))
         except BlockingIOError:
@@ -165,11 +166,11 @@ class _Reception:
 
 
 def _accept(server: socket.socket, rank_of: dict[bytes, int]) -> list[socket.socket]:
-    """Return a connection from every rank, in the order of ranks; whoever else calls is sent away.
+    """Return a connection from every rank, in the order of ranks; other callers are disconnected.
 
     Args:
         server: the listening socket.
-        rank_of: what each rank says of itself.
+        rank_of: the introduction of each rank.
 
     Raises:
         TimeoutError: if not all have come in time.
@@ -193,7 +194,7 @@ def _keep_alive(connection: socket.socket) -> None:
 
 
 def _watch(connections: list[socket.socket], left: threading.Event, when_lost: Callable[[], None]) -> None:
-    """Wait until all have said goodbye; call `when_lost` when one has gone without, and this rank is still here."""
+    """Wait until all ranks have said goodbye; call `when_lost` if one disconnects without it."""
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             connection.setblocking(False)

@@ -1,10 +1,10 @@
-"""DeepSpeed's engine for a model, so set up that a step over any ranks equals one process on the whole batch.
+"""DeepSpeed's engine, configured such that a step over any number of ranks equals one process on the whole batch.
 
 DeepSpeed averages gradients over ranks; the loss wanted is a sum over the step's tokens divided by their number over
 all ranks and passes. So every pass back-propagates  sum of token losses x world_size / step_tokens,  and the
 accumulation boundary is set by hand, since the number of passes differs from step to step.
 
-A step whose gradient is no number is never applied: from stage 1 on DeepSpeed sees to that, at stage 0 this module. So
+A step whose gradient is not finite is never applied: from stage 1 on DeepSpeed sees to that, at stage 0 this module. So
 a step that is to be left out is given such a gradient.
 """
 
@@ -37,7 +37,7 @@ class ZeroEngine:
     settings: ZeroSettings
 
     def forward(self, batch: PackedBatch, *, is_last_pass: bool) -> Tensor:
-        """Return a batch's summed log-likelihood, nats, with its graph. Collective."""
+        """Return a batch's summed log-likelihood in nats, a scalar with its graph. Collective."""
         self.deepspeed.set_gradient_accumulation_boundary(is_last_pass)
         total: Tensor = self.deepspeed(batch.to(self.ranks.device))[0]
         return total
@@ -52,13 +52,13 @@ class ZeroEngine:
         self.deepspeed.backward(-total * (self.ranks.world_size / step_tokens), scale_wrt_gas=False)
 
     def leave_out(self, total: Tensor) -> None:
-        """Make the gradient of the step no number, in place of its last `backward`: nothing is applied. Collective."""
+        """Skip the step: make its gradient NaN in place of its last `backward`. Collective."""
         self.deepspeed.backward(total * math.nan, scale_wrt_gas=False)
 
     def update(self, *, learning_rate: float) -> float:
         """Apply the step's gradients; return their norm before clipping. Collective.
 
-        A norm that is no finite number says that nothing has been applied.
+        A non-finite norm means that the update was not applied.
         """
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
@@ -79,7 +79,7 @@ class ZeroEngine:
         return scores_N
 
     def _plain_gradient_norm(self) -> float | None:
-        """Return the norm at stage 0, where DeepSpeed does not keep it; the gradients are complete by now."""
+        """Return the gradient norm at stage 0, where DeepSpeed does not record it."""
         if self.settings.stage != 0:
             return None
         gradients = [parameter.grad for parameter in self.deepspeed.module.parameters() if parameter.grad is not None]

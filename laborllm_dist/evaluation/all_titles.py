@@ -46,7 +46,7 @@ class AllTitles:
 
     @property
     def batches_per_part(self) -> int:
-        """A forward of these is hundreds of times the work of observed titles: each is a part of its own."""
+        """1: such a forward costs hundreds of times one of observed titles, so each is its own part."""
         return 1
 
     def table(self, target: EvaluationTarget) -> Path:
@@ -116,7 +116,8 @@ def check_observed(
         if tuple(token_ids_BT[row, start : end + 1].tolist()) != trie.closed_tokens(title):
             raise TitleBoundaryError(
                 f"title {title} is other tokens inside a career than alone after a prompt; "
-                "the distribution over titles wants a tokenizer that cuts titles the same everywhere"
+                "the distribution over titles wants a tokenizer that cuts titles the same everywhere",
+                code="titles-tokenized-differently",
             )
 
 
@@ -137,7 +138,7 @@ class Prompts:
         return len(self.stems_P3)
 
     def part(self, places: slice) -> Prompts:
-        """Return some of them."""
+        """Return the prompts of a slice."""
         lines = None if self.lines is None else self.lines[places]
         return Prompts(self.stems_P3[places], self.observed_P[places], lines)
 
@@ -193,7 +194,7 @@ def score_titles(
     """Score all titles after prompts inside packed rows.
 
     Args:
-        ask: a pass of the model.
+        ask: a forward pass of the model.
         state: the rows, on the model's device, not forwarded yet.
         prompts: where the histories end.
         trie: of the titles.
@@ -208,7 +209,7 @@ def score_titles(
     if prompts.lines is None:
         last_slots_P = prompts.stems_P3[:, 0] * state.batch.token_ids_BT.shape[1] + prompts.stems_P3[:, 2] - 1
         edges_PE[:, trie.out_edges(ROOT)] = _first_edges(forward, None, last_slots_P, trie)
-    else:  # forward the histories, and ask nothing of them
+    else:  # forward the histories without scoring any token
         nothing = torch.zeros(0, dtype=torch.int64)
         forward(None, nothing, TokenQueries(nothing, nothing))
     at_once = max(1, max_tree_tokens * (MOST_KEPT if tolerance else 1) // trie.num_nodes)
@@ -257,13 +258,16 @@ def _finite(scores_E: Tensor) -> Floats:
     """
     values_E: Floats = scores_E.double().cpu().numpy()
     if not np.isfinite(values_E).all():
-        raise ModelError("the model gives log-likelihoods that are no numbers; its weights are broken, or overflow")
+        raise ModelError(
+            "the model gives log-likelihoods that are not finite; its weights are broken, or overflow",
+            code="non-finite-log-likelihoods",
+        )
     return values_E
 
 
 @dataclass(frozen=True, slots=True)
 class _Trees:
-    """What is known of the trees of P prompts: a prefix is reached when its log P is known, expanded when forwarded.
+    """The tries of P prompts: a prefix is reached once its log P is known, and expanded once it is forwarded.
 
     `edges_PE`: log p of the edges, NaN where not asked yet. `places_PM`: of expanded nodes among those kept in memory,
     -1 for the others. `line_places_PL`: the same for the tokens of the lines, which come first.
@@ -278,7 +282,7 @@ class _Trees:
 
     @classmethod
     def reached(cls, prompts: Prompts, trie: TitleTrie, edges_PE: Floats) -> _Trees:
-        """Return trees of which nothing is expanded yet."""
+        """Return tries without any expanded node."""
         lengths_P = np.array([len(line) for line in prompts.lines or [()] * len(prompts)])
         within_PL = np.arange(lengths_P.max())[None] < lengths_P[:, None]
         line_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)

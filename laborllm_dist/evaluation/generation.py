@@ -1,4 +1,4 @@
-r"""What a model writes by itself after every prompt of a split: one greedy continuation, and some that are drawn.
+r"""Generations of a model after every prompt of a split: one greedy continuation, and several sampled ones.
 
     history   1984 (some college): Cooks\n1985 (some college):        forwarded once, for all prompts of a unit
     greedy                                                      Food| servers|\n
@@ -149,7 +149,7 @@ def continuations(
     """Return the tokens of K continuations of P prompts, [P, K, L], -1 behind their ends.
 
     Args:
-        pick: a pass of the model.
+        pick: a forward pass of the model.
         state: the rows, on the model's device, not forwarded yet.
         stems_P3: row, first slot of the history, slot past its last one; those of one history side by side.
         uniforms_PKL: what draws each token; NaN: the most probable one is taken.

@@ -1,6 +1,6 @@
-"""Work in parts: each a file, made once, by whichever rank is free; a new start makes those that are missing.
+"""Resumable work in parts: whichever rank is free computes the next part and writes its file.
 
-Which rank makes a part, and how many ranks there are, is nowhere in it.
+A new start computes only the parts that have no file. A part does not depend on its rank or on the number of ranks.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from laborllm_dist.tables.parquet import DAMAGE, check_content, with_checksum
 
 @dataclass(frozen=True, slots=True)
 class ResumableJob:
-    """What is made in parts: `make` returns part p, a table with `career` and `position`, the key of its rows."""
+    """A job in parts: `make` returns part p, a table whose rows have the key (`career`, `position`)."""
 
     folder: Path
     num_parts: int
     make: Callable[[int], pa.Table]
-    rest: Callable[[], None]  # what a rank does when it finds no more parts
-    word: str = "evaluate"  # what lines of progress begin with
+    rest: Callable[[], None]  # called on a rank when no parts are left
+    word: str = "evaluate"  # prefix of progress lines
 
 
 def finish_parts(work: ResumableJob, ranks: DistributedContext, say: Callable[[str], None]) -> None:
-    """Make the parts that have no file yet. Collective."""
+    """Compute the parts that have no file yet. Collective."""
     missing = ranks.run_on_main(lambda: _missing(work))
     if done := work.num_parts - len(missing):
         say(f"{work.word}: {done:,} of {work.num_parts:,} parts are there")
@@ -52,11 +52,11 @@ def read_parts(work: ResumableJob, keys: pa.Table) -> pa.Table:
     """Put all parts together, in the order of career and position.
 
     Args:
-        work: whose parts are all there.
-        keys: `career` and `position` of every row there must be, in order.
+        work: a job whose parts all have files.
+        keys: `career` and `position` of every expected row, in order.
 
     Raises:
-        ScoreTableError: if a part is damaged, or a row is missing or stands twice.
+        ScoreTableError: if a part is damaged, or a row is missing or occurs twice.
     """
     tables = [_read(_path(work, part)) for part in range(work.num_parts)]
     made = pa.concat_tables(tables).sort_by([("career", "ascending"), ("position", "ascending")])
@@ -66,7 +66,8 @@ def read_parts(work: ResumableJob, keys: pa.Table) -> pa.Table:
     if not same:
         raise ScoreTableError(
             f"the parts in {work.folder} hold {made.num_rows:,} observations, the split has {keys.num_rows:,}, or "
-            "not the same ones; delete the folder and evaluate again"
+            "not the same ones; delete the folder and evaluate again",
+            code="parts-of-other-observations",
         )
     return made
 
@@ -85,10 +86,12 @@ def _read(path: Path) -> pa.Table:
         check_content(table)
         return table
     except FileNotFoundError:
-        raise ScoreTableError(f"{path} is gone; evaluate again to make it anew") from None
+        raise ScoreTableError(f"{path} is missing; evaluate again to write it", code="part-missing") from None
     except DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ScoreTableError(f"{path} is damaged ({reason}); delete it, and evaluate again to make it anew") from None
+        raise ScoreTableError(
+            f"{path} is damaged ({reason}); delete it, and evaluate again to write it", code="part-damaged"
+        ) from None
 
 
 def _missing(work: ResumableJob) -> list[int]:

@@ -63,7 +63,7 @@ EvaluationTask = ObservedTitles | AllTitles | Generations
 
 @dataclass(frozen=True, slots=True)
 class PlannedTable:
-    """A table that is still to be made: what its metadata must say, and which rows are forwarded together."""
+    """A table still to be written: its metadata, and the plan of its batches."""
 
     place: int  # of its task
     path: Path
@@ -72,9 +72,9 @@ class PlannedTable:
 
 
 def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> Path:
-    """Write the score table of a split, and tables of titles and continuations where asked for. Collective.
+    """Write the score table of a split, and the tables of all titles and generations if configured. Collective.
 
-    Tables that exist already stay as they are.
+    Existing tables are kept.
 
     Returns:
         The score table's path.
@@ -119,7 +119,7 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
 
 
 def tasks_of(settings: EvaluationSettings, target: EvaluationTarget) -> list[EvaluationTask]:
-    """Return what is evaluated, a table each."""
+    """Return the tasks of an evaluation; each writes one table."""
     tasks: list[EvaluationTask] = [ObservedTitles(settings)]
     if settings.titles == "all":
         tasks.append(AllTitles(settings))
@@ -129,7 +129,7 @@ def tasks_of(settings: EvaluationSettings, target: EvaluationTarget) -> list[Eva
 
 
 def warn_if_no_better(target: EvaluationTarget, split: Split, run: RunSettings) -> None:
-    """Warn in one line where the model predicts the titles of a split worse than no model does."""
+    """Warn if the model predicts the titles of a split worse than a frequency table."""
     nats_per_title = -float(np.mean(read_score_table(target.table)[0]["title"].to_numpy()))
     warning = warning_if_no_better(
         target.info.model, split, nats_per_title, score_without_model(target.store, split, run)
@@ -141,7 +141,7 @@ def warn_if_no_better(target: EvaluationTarget, split: Split, run: RunSettings) 
 def opened_trie(
     run: EvaluatedRun, target: EvaluationTarget, careers: CareerTable, ranks: DistributedContext
 ) -> OpenTrie:
-    """Return what gives the tree of titles after the prompts of a split; made once, at the first call. Collective.
+    """Return a function that builds the title trie of a split at its first call and caches it. Collective.
 
     That call raises TitleBoundaryError if the tokenizer does not keep titles apart from the prompts or from each other,
     or cuts one differently after some of the prompts.
@@ -156,7 +156,7 @@ def opened_trie(
 
 
 def _check_rooms(rooms: Sequence[Room], target: EvaluationTarget, careers: CareerTable) -> None:
-    """Refuse prompts after which the longest title, or a continuation, goes past the model's context.
+    """Check that the longest title or continuation after each prompt fits the model's context.
 
     Raises:
         SequenceTooLongError: naming a person and how many there are.
@@ -202,12 +202,12 @@ def _missing_tables(
 
 
 def parts_folder(path: Path, info: ScoreTableInfo, plan: EvaluationPlan) -> Path:
-    """Return where the parts of a table lie; those of other weights, settings or versions lie in other folders."""
+    """Return the folder of a table's parts; every combination of weights, settings and version has its own."""
     return path.with_suffix(f".{fingerprint_of([dataclasses.asdict(info), plan.batches_per_part])}.parts")
 
 
 def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
-    """Refuse to write over hours of work: a table of the same weights with other settings stays.
+    """Check that no table of the same weights with other settings would be overwritten.
 
     Raises:
         RunError: naming the first setting that differs.
@@ -218,7 +218,7 @@ def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
         return
     known = written_info(path).details
     if known.get("weights") != info.details["weights"]:
-        return  # the run was trained anew
+        return  # the run was trained again
     changes = [
         f"{name} {known.get(name, 'plain')} there, {info.details.get(name, 'plain')} now"
         for name in sorted({*known, *info.details})
@@ -226,7 +226,8 @@ def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
     ]
     raise RunError(
         f"{path} was made with other settings ({changes[0] if changes else 'another version'}); "
-        "give this one another name (model.name=...), or delete it"
+        "give this one another name (model.name=...), or delete it",
+        code="scored-with-other-settings",
     )
 
 
@@ -254,11 +255,11 @@ def resolve_target(
 
     Args:
         chosen: the model, if it is not the run's own.
-        prompt: the lines before every career, if they are not the run's own.
-        truncation: what becomes of careers that are too long.
-        run: with the settings of the evaluation.
+        prompt: the lines before every career, if they differ from the run's own.
+        truncation: how to treat careers that are too long.
+        run: the run, with the settings of the evaluation.
         ranks: the ranks, of which this one reads and writes the store.
-        say: takes a line of progress.
+        say: prints a line of progress.
 
     Raises:
         LaborError: if the run is unfinished, the model is missing, or its scores have another model's name.
@@ -266,7 +267,8 @@ def resolve_target(
     evaluation, own = run.settings.evaluation, run.settings.template
     if evaluation.max_unscored_mass and evaluation.titles == "observed":
         raise SettingsError(
-            "setting max_unscored_mass: it is the mass left of all titles; add titles=all, or leave it out"
+            "setting max_unscored_mass: it is the mass left of all titles; add titles=all, or leave it out",
+            code="unscored-mass-without-titles",
         )
     template = prompted(own, prompt, evaluation.split)
     if chosen.path is None and template == own and truncation == "refuse":
@@ -283,7 +285,7 @@ def resolve_target(
 
 
 def is_there(path: Path, info: ScoreTableInfo) -> bool:
-    """Return whether a table of just these numbers has been written, and is as it was written.
+    """Return whether a table with exactly this metadata exists and is undamaged.
 
     Raises:
         ForeignFileError: if something else has the table's name.

@@ -102,7 +102,7 @@ def run_target(model: OtherModelSettings, run: EvaluatedRun, device: torch.devic
     exported, store = as_pretrained(name, own_export(run.directory)), open_store(run.store)
     target = _target(exported, store, table, run.settings, device)
     if name != own_name:
-        _refuse_other_scores(target)
+        _check_no_other_scores(target)
     return target
 
 
@@ -113,7 +113,10 @@ def own_export(run: RunDirectory) -> OtherModelSettings:
         RunError: if training has not finished.
     """
     if not (run.export / "config.json").is_file():
-        raise RunError(f"{run.path} has no export yet; its training has not finished (start train.py again to go on)")
+        raise RunError(
+            f"{run.path} has no export yet; its training has not finished (start train.py again to resume it)",
+            code="training-not-finished",
+        )
     return OtherModelSettings(str(run.export), None, None, None, "safetensors")
 
 
@@ -132,17 +135,20 @@ def external_target(
     store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
     check_cut(store, settings.template.max_tokens, evaluation.split)
     target = _target(model, store, run.directory.scores(evaluation.split, model.name), settings, device)
-    _refuse_other_scores(target)
+    _check_no_other_scores(target)
     return target
 
 
-def _refuse_other_scores(target: EvaluationTarget) -> None:
+def _check_no_other_scores(target: EvaluationTarget) -> None:
     if target.table.is_file():
         known, own = read_score_table(target.table)[1].details, target.info.details
         other_text = any(known.get(name) != own.get(name) for name in TEXT_DETAILS)
         if known.get("weights") != own["weights"] or other_text:
             what = "another prompt or limit" if known.get("weights") == own["weights"] else "other weights"
-            raise RunError(f"{target.table} holds the scores of {what}; give these another name (model.name=...)")
+            raise RunError(
+                f"{target.table} holds the scores of {what}; give these another name (model.name=...)",
+                code="scores-of-other-weights",
+            )
 
 
 def base_suffix(wanted: EvaluationSettings) -> str:
@@ -189,7 +195,8 @@ def default_name(other: OtherModelSettings) -> str:
     if not is_file_name(name) or name in BASELINES:
         raise SettingsError(
             f"scores of {other.path} would be called {name!r}, which cannot be or is another table's name; give them "
-            "a name (model.name=...)"
+            "a name (model.name=...)",
+            code="invalid-score-name",
         )
     return name
 
@@ -236,7 +243,7 @@ def prompted(template: TemplateSettings, prompt: PromptSettings, split: Split) -
     """Return a run's template with what an evaluation puts before every career.
 
     Raises:
-        RunError: if people of the split that is scored may stand among the examples.
+        RunError: if people of the split that is scored may be among the examples.
     """
     if prompt.prefix is not None:
         template = dataclasses.replace(
@@ -246,7 +253,10 @@ def prompted(template: TemplateSettings, prompt: PromptSettings, split: Split) -
             fewshot_seed=prompt.fewshot_seed,
         )
     if template.num_fewshot and split == "train":
-        raise RunError("the examples are training people, so split=train would be shown its own answers; take test")
+        raise RunError(
+            "the examples are training people, so split=train would be shown its own answers; take test",
+            code="examples-from-scored-split",
+        )
     return template
 
 
@@ -278,7 +288,7 @@ def text_details(template: TemplateSettings, store: TokenStore, split: Split) ->
 
 
 def check_cut(store: TokenStore, max_tokens: int | None, split: Split) -> None:
-    """Refuse people who do not fit even without a line of history.
+    """Check that everybody fits, at least without any line of history.
 
     Raises:
         SequenceTooLongError: naming the longest and how many there are.

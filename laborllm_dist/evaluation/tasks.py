@@ -72,7 +72,8 @@ def plan_evaluation(careers: CareerTable, settings: EvaluationSettings) -> Evalu
             f"career {person!r} of {survey} has {lengths[longest]} tokens, evaluation.max_seq_length is "
             f"{settings.max_seq_length}; evaluate with max_seq_length={lengths[longest]} or more, or with "
             f"truncation=last_lines; "
-            f"{careers.longer_than(settings.max_seq_length)}"
+            f"{careers.longer_than(settings.max_seq_length)}",
+            code="career-too-long",
         )
     batches = pack_batches(lengths.tolist(), settings.max_seq_length, settings.batch_size)
     return EvaluationPlan(batches, settings.max_seq_length, settings.batches_per_part)
@@ -80,7 +81,7 @@ def plan_evaluation(careers: CareerTable, settings: EvaluationSettings) -> Evalu
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Tokens that are forwarded after a prompt, and, for messages, what they are and what to do about them."""
+    """Number of tokens forwarded after a prompt; `reason` explains them in error messages."""
 
     num_tokens: int
     reason: str
@@ -89,7 +90,7 @@ class Room:
 class Task(Protocol):
     """One table of an evaluation: its file and metadata, and how its rows are computed."""
 
-    subject: ClassVar[str]  # what messages say before the model's name
+    subject: ClassVar[str]  # prefix of the model's name in messages
 
     @property
     def batches_per_part(self) -> int:
@@ -113,7 +114,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A task with what it is about, and where parts and table go. `info` is everything that decides the numbers."""
+    """A task with its careers, plan, metadata and files. `info` holds everything that decides the scores."""
 
     task: Task
     careers: CareerTable
@@ -167,7 +168,7 @@ class ObservedTitles:
         return target.info
 
     def room(self, trie: OpenTrie) -> None:
-        """Return None: what is scored is in the careers themselves."""
+        """Return None: the scored titles are in the careers themselves."""
 
     def scorer(self, work: Evaluation, model: InferenceModel, trie: OpenTrie) -> ScoreBatch:
         """Return the function that scores one batch of the plan."""

@@ -110,7 +110,7 @@ class TitleTrie:
 
 
 def build_trie(titles: Sequence[Sequence[int]], terminator: int) -> TitleTrie:
-    """Make the prefix tree of token sequences.
+    """Build the trie of token sequences.
 
     Args:
         titles: token ids of each title, without the line's end.
@@ -121,12 +121,15 @@ def build_trie(titles: Sequence[Sequence[int]], terminator: int) -> TitleTrie:
     """
     node_of: dict[tuple[int, ...], int] = {(): ROOT}
     ends_T = np.zeros(len(titles), dtype=np.int64)
-    # In the order of tokens, so that what shares a prefix lies side by side.
+    # In the order of tokens, so that titles with a common prefix are neighbors.
     for number in sorted(range(len(titles)), key=lambda each: tuple(titles[each])):
         for depth in range(1, len(titles[number]) + 1):
             ends_T[number] = node_of.setdefault(tuple(titles[number][:depth]), len(node_of) - 1)
     if len(set(ends_T.tolist())) < len(titles):
-        raise TitleBoundaryError("two titles are the same tokens, so they have no probabilities of their own")
+        raise TitleBoundaryError(
+            "two titles are the same tokens, so they have no probabilities of their own",
+            code="titles-with-equal-tokens",
+        )
     prefixes = list(node_of)[1:]
     depths_M = np.array([len(prefix) for prefix in prefixes])
     paths_MA = np.full((len(prefixes), int(depths_M.max())), -1)
@@ -151,16 +154,16 @@ def build_trie(titles: Sequence[Sequence[int]], terminator: int) -> TitleTrie:
 
 
 def title_trie(prompt: str, vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer) -> TitleTrie:
-    """Make the prefix tree of all titles as they stand after a prompt (see `common_title_trie`)."""
+    """Build the trie of all titles after a prompt (see `common_title_trie`)."""
     return common_title_trie([prompt], vocabulary, tokenizer)
 
 
 def common_title_trie(
     prompts: Sequence[str], vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer
 ) -> TitleTrie:
-    """Make the prefix tree of all titles as they stand after prompts, each of which is tried with all titles.
+    """Build the trie of all titles after several prompts, each of which is tokenized with every title.
 
-    What a title's tokens can hang on is the token before it: a prompt for every token that ends one is enough.
+    A title's tokens can depend only on the token before it: one prompt per distinct last token is enough.
 
     Args:
         prompts: at least one text up to and without the blank before a title.
@@ -179,13 +182,14 @@ def common_title_trie(
             raise TitleBoundaryError(
                 f"titles are other tokens after {prompt[-20:]!r} than after {prompts[0][-20:]!r}, the first of them "
                 f"{vocabulary.titles[changed]!r}, so no tree of titles holds after both; take people "
-                "without one of these prompts, or a tokenizer that cuts titles the same everywhere"
+                "without one of these prompts, or a tokenizer that cuts titles the same everywhere",
+                code="titles-tokenized-differently",
             )
     return build_trie(titles, terminator)
 
 
 def ending_prompts(careers: CareerTable, template: Template) -> list[str]:
-    """Return a prompt of these careers for every token that ends one, each the shortest there is.
+    """Return, for every token that ends a prompt of these careers, the shortest prompt that it ends.
 
     They are without the prefix, and without earlier lines where a row has only those that it predicts.
     """
@@ -195,12 +199,12 @@ def ending_prompts(careers: CareerTable, template: Template) -> list[str]:
     token_ids = np.asarray(pc.list_flatten(careers.table["token_ids"]))
     last_N = token_ids[(np.cumsum(num_tokens) - num_tokens)[rows_N] + starts_N - 1]
     shortest_N = np.argsort(starts_N, kind="stable")
-    found = shortest_N[np.unique(last_N[shortest_N], return_index=True)[1]]
-    told, title_of = dataclasses.replace(template, prefix="", max_history=None), careers.vocabulary.title_of()
+    chosen = shortest_N[np.unique(last_N[shortest_N], return_index=True)[1]]
+    with_all_lines, title_of = dataclasses.replace(template, prefix="", max_history=None), careers.vocabulary.title_of()
     prompts: list[str] = []
-    for place in np.sort(found).tolist():
+    for place in np.sort(chosen).tolist():
         row = int(rows_N[place])
         job = place - int(num_jobs[:row].sum())
-        (text,) = render_career(careers.history(row), told, title_of)
+        (text,) = render_career(careers.history(row), with_all_lines, title_of)
         prompts.append(text.text[: text.title_spans[job][0]])
     return prompts

@@ -1,4 +1,4 @@
-"""Forecasts composed from yearly steps: what holds several years ahead, from what a model says of one year at a time.
+"""Iterated forecasts: distributions several years ahead, composed from one-year-ahead distributions of a model.
 
     P(y3 | history) = sum over y1, y2 of  P(y1 | history) P(y2 | history y1) P(y3 | history y1 y2)
 
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Query:
-    """Which title stands `years_ahead` years after a start, if `supposed` stand in the years right after it?"""
+    """A query: the title `years_ahead` years after an origin, given the titles `supposed` in the years after it."""
 
     start: int
     supposed: tuple[int, ...]
@@ -35,14 +35,14 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Distributions:
-    """Distributions over T titles in nats, each of sum 1, [Q, T]; `left_Q`: the mass that was not told apart."""
+    """Distributions over T titles in nats, each of sum 1, [Q, T]; `left_Q`: the unscored mass."""
 
     log_probabilities_QT: Floats
     left_Q: Floats
 
     @property
     def probabilities_QT(self) -> Floats:
-        """The same, not as logarithms."""
+        """The distributions as probabilities."""
         return np.exp(self.log_probabilities_QT)
 
 
@@ -60,7 +60,7 @@ class IteratedForecast:
 
     @property
     def probabilities_ST(self) -> Floats:
-        """The same, not as logarithms."""
+        """The distributions as probabilities."""
         return np.exp(self.log_probabilities_ST)
 
 
@@ -68,7 +68,7 @@ Ask = Callable[[Sequence[Query]], Distributions]
 
 
 def num_prompts(num_titles: int, horizon: int) -> int:
-    """Return how many prompts the full sum takes for one start, the direct forecast with them."""
+    """Return the number of prompts of the full sum for one origin, including the direct forecast."""
     total: int = 1 + sum(num_titles**step for step in range(horizon))
     return total
 
@@ -103,7 +103,8 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
             if len(followed_N) > max_paths:
                 raise RunError(
                     f"a forecast follows {len(followed_N):,} paths of {step} supposed years, max_paths is "
-                    f"{max_paths:,}; take a larger max_pruned_mass or max_paths, or steps=sampled"
+                    f"{max_paths:,}; take a larger max_pruned_mass or max_paths, or steps=sampled",
+                    code="too-many-paths",
                 )
             left_S[start] += mass_N.sum() - mass_N[followed_N].sum() if len(followed_N) < len(mass_N) else 0.0
             of_path_N, titles_N = np.divmod(followed_N, log_mass_PT.shape[1])
@@ -123,7 +124,7 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
 
 
 def _most_probable(mass_N: Floats, allowed: float, *, all_of: bool) -> Integers:
-    """Return the places whose mass is followed, in order: all, or without the smallest ones of `allowed` together."""
+    """Return the indices of the paths to follow, in order, without the smallest ones of total mass `allowed`."""
     if all_of:
         return np.arange(len(mass_N))
     order_N = np.argsort(mass_N, kind="stable")
@@ -132,7 +133,7 @@ def _most_probable(mass_N: Floats, allowed: float, *, all_of: bool) -> Integers:
 
 
 def iterate_sampled(ask: Ask, draws_SPK: Floats) -> IteratedForecast:
-    """Take the mean of the last step over drawn paths.
+    """Return the mean of the last step over sampled paths.
 
     Args:
         ask: answers questions of `years_ahead` one more than the titles supposed.
@@ -163,7 +164,7 @@ def iterate_sampled(ask: Ask, draws_SPK: Floats) -> IteratedForecast:
 def _ask_once(
     ask: Ask, keys: Sequence[tuple[int, int]], supposed: Sequence[tuple[int, ...]]
 ) -> tuple[Distributions, Integers]:
-    """Ask for the next year of every path, equal questions once; return the answers and each path's place in them."""
+    """Query the next year of every path, equal queries once; return the answers and the index of each path's answer."""
     questions = [Query(key[0], titles, len(titles) + 1) for key, titles in zip(keys, supposed, strict=True)]
     different = sorted(set(questions))
     place_of = {question: place for place, question in enumerate(different)}

@@ -1,4 +1,4 @@
-"""Where forecasts begin: every observation with another one of the same person so many years later."""
+"""Forecast origins: every observation with another one of the same person `horizon` years later."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STRENGTH = 10.0  # observations of the marginal in every row of the yardstick
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """Where forecasts of a horizon begin: row of the career in the store, job of the start, job that is forecast."""
+    """Origins of forecasts with one horizon: row of the career in the store, job of the start, job that is forecast."""
 
     careers_S: Integers
     jobs_S: Integers
@@ -30,7 +30,7 @@ class Origins:
         return len(self.careers_S)
 
     def of_career(self, career: int) -> Origins:
-        """Return those of one person."""
+        """Return the origins of one person."""
         is_own_S = self.careers_S == career
         return Origins(self.careers_S[is_own_S], self.jobs_S[is_own_S], self.targets_S[is_own_S])
 
@@ -48,7 +48,7 @@ def find_starts(careers: CareerTable, horizon: int) -> Origins:
 
 
 def observed_titles(careers: CareerTable, starts: Origins) -> Integers:
-    """Return the place in the vocabulary of what was observed in each target year, [S]."""
+    """Return the vocabulary index of the occupation in each target year, [S]."""
     return _titles_at(careers, starts.careers_S, starts.targets_S)
 
 
@@ -69,7 +69,8 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
     if not len(starts):
         raise RunError(
             f"nobody in the {split} split has two observations {settings.horizon} years apart; "
-            "take another horizon (surveys of every second year have even ones only)"
+            "take another horizon (surveys of every second year have even ones only)",
+            code="no-forecast-origins",
         )
     people = np.unique(starts.careers_S)
     if settings.max_people is not None:
@@ -84,13 +85,14 @@ def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split
             f"the full sum {settings.horizon} years ahead has {num_titles}^{between} = {num_titles**between:,} paths a "
             f"forecast, max_paths is {settings.max_paths:,}; {len(starts):,} forecasts would take "
             f"{len(starts) * num_prompts(num_titles, settings.horizon):,} prompts with all titles after each; "
-            "take max_pruned_mass=0.001, steps=sampled, or a larger max_paths"
+            "take max_pruned_mass=0.001, steps=sampled, or a larger max_paths",
+            code="too-many-paths",
         )
     return starts
 
 
 def last_occupation_scores(train: CareerTable, careers: CareerTable, starts: Origins, horizon: int) -> Floats:
-    """Return log P of what was observed, by the share of training people who went from the start's occupation to it.
+    """Return log P of the target occupations, from the transition shares of training people.
 
     A first-order Markov model over the same number of years, smoothed by STRENGTH observations of the shares in target
     years, each title counted once more.

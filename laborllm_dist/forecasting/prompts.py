@@ -37,7 +37,7 @@ from laborllm_dist.text.template import CareerText, Template, render_career
 
 @dataclass(frozen=True, slots=True)
 class ForecastTexts:
-    """How questions become prompts: careers, text, tokens, titles, and the most tokens that the model reads exactly."""
+    """The data that turns queries into prompts: careers, template, tokenizer, titles, and the longest exact input."""
 
     careers: CareerTable
     template: Template
@@ -61,7 +61,7 @@ def ask_titles(
     wanted: EvaluationSettings,
     model: InferenceModel,
 ) -> Distributions:
-    """Answer questions about one person: what is supposed follows the person's history, which is forwarded once.
+    """Answer queries about one person: the supposed lines follow the history, which is forwarded once.
 
     Where the tokens of a prompt do not begin with those of the history, its whole text is forwarded.
 
@@ -92,10 +92,10 @@ def _all_shared(ids: Sequence[TokenIds], known_Q: Sequence[TokenIds]) -> bool:
 
 
 def check_longest(texts: ForecastTexts, starts: Origins, horizon: int, max_seq_length: int) -> None:
-    """Refuse people with a text that is too long to ask for, before a model is opened.
+    """Check, before a model is opened, that no prompt of any person is too long.
 
-    From every start the longest text there can be is made and tokenized: with the title of the most tokens in all years
-    between, and as the one that is asked for. A row is wanted where a history is not shared (see `ask_titles`).
+    For every origin the longest possible text is rendered and tokenized: with the title of the most tokens in all years
+    between, and in the target year. A row limits the text if a history is not shared (see `ask_titles`).
 
     Raises:
         TitleBoundaryError: if the title that was observed is other tokens after such a text than in the tree.
@@ -123,7 +123,8 @@ def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: in
         survey, person = careers.person(longest)
         raise SequenceTooLongError(
             f"career {person!r} of {survey} with supposed years has up to {length_of[longest]} tokens, {advice}; "
-            f"{format_people(num_longer, len(length_of), 'is longer', 'are longer')}"
+            f"{format_people(num_longer, len(length_of), 'is longer', 'are longer')}",
+            code="career-too-long",
         )
 
 
@@ -134,7 +135,7 @@ def ask_whole_texts(
     wanted: EvaluationSettings,
     model: InferenceModel,
 ) -> Distributions:
-    """Answer questions by a forward of every prompt's whole text, rows of prompts at a time.
+    """Answer queries by forwarding the whole text of every prompt, several rows at a time.
 
     Raises:
         TitleBoundaryError: if the title that was observed is other tokens after a prompt than in the tree.
@@ -145,7 +146,7 @@ def ask_whole_texts(
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """Questions with the token ids of their prompts."""
+    """Queries with the token ids of their prompts."""
 
     texts: ForecastTexts
     starts: Origins
@@ -155,17 +156,17 @@ class _Asked:
     model: InferenceModel
 
     def person(self, question: int) -> str:
-        """Return whom a question is about."""
+        """Return the person of a query, for messages."""
         survey, person = self.texts.careers.person(int(self.starts.careers_S[self.questions[question].start]))
         return f"career {person!r} of {survey} with supposed years"
 
     def observed(self) -> Integers:
-        """Return the place in the vocabulary of what was observed in the target year, [questions]."""
+        """Return the vocabulary index of the occupation in the target year, [queries]."""
         starts_Q = [question.start for question in self.questions]
         return observed_titles(self.texts.careers, self.starts)[starts_Q]
 
     def score(self, batch: PackedBatch, prompts: Prompts) -> tuple[Floats, Floats]:
-        """Return log-probabilities over titles after prompts, and what was not scored individually."""
+        """Return log-probabilities over titles after prompts, and the unscored mass."""
         return normalised(score_prompts(self.model, batch, prompts, self.texts.trie, self.wanted))
 
 
@@ -187,7 +188,8 @@ def prompt_ids(texts: ForecastTexts, starts: Origins, questions: Sequence[Query]
         if tokens.ids[start : end + 1] != texts.trie.closed_tokens(title):
             raise TitleBoundaryError(
                 f"title {title} is other tokens after supposed years than alone after a prompt; a forecast wants a "
-                "tokenizer that cuts titles the same everywhere"
+                "tokenizer that cuts titles the same everywhere",
+                code="titles-tokenized-differently",
             )
         prompts.append(np.array(tokens.ids[:start], dtype=np.int32))
     return prompts
@@ -211,7 +213,8 @@ def _after_whole_texts(asked: _Asked) -> Distributions:
     if len(ids[longest]) > wanted.max_seq_length:
         raise SequenceTooLongError(
             f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {wanted.max_seq_length}; "
-            f"set max_seq_length={len(ids[longest])} or more"
+            f"set max_seq_length={len(ids[longest])} or more",
+            code="prompt-too-long-for-row",
         )
     log_probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
@@ -228,18 +231,19 @@ def _check_context(asked: _Asked) -> None:
     if context is not None and with_title > context:
         raise SequenceTooLongError(
             f"{asked.person(longest)} has {num_tokens} tokens, {with_title} with a title, the model's context is "
-            f"{context}; take one with a longer context"
+            f"{context}; take one with a longer context",
+            code="prompt-too-long-for-model",
         )
 
 
 def normalised(found: TitleScores) -> tuple[Floats, Floats]:
-    """Return log-probabilities over titles, [P, T], and the share of their sum of 1 that was not told apart, [P].
+    """Return log-probabilities over titles, [P, T], and the unscored share of their sum of 1, [P].
 
-    That share stands evenly on the titles that were not told apart, so that no title is impossible.
+    The unscored titles share it evenly, so that no title is impossible.
     """
-    is_untold_PT = np.isnan(found.terminated_PT)
+    is_unscored_PT = np.isnan(found.terminated_PT)
     log_whole_P = found.log_whole_P()
     log_left_P = found.log_bound_P - log_whole_P
-    even_P = log_left_P - np.log(np.maximum(is_untold_PT.sum(axis=1), 1))
-    log_probabilities_PT = np.where(is_untold_PT, even_P[:, None], found.terminated_PT - log_whole_P[:, None])
+    even_P = log_left_P - np.log(np.maximum(is_unscored_PT.sum(axis=1), 1))
+    log_probabilities_PT = np.where(is_unscored_PT, even_P[:, None], found.terminated_PT - log_whole_P[:, None])
     return log_probabilities_PT, np.exp(log_left_P)

@@ -1,6 +1,6 @@
 """Forecast several years ahead for a run's people, directly and composed: settings -> starts, parts -> table, result.
 
-A person is a part: what is asked of the model for one depends on that person and the settings only.
+A person is a part: its prompts depend only on that person and the settings.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Forecasting:
-    """What is forecast, how, and where parts and table go. `info` is everything that decides the numbers."""
+    """The origins, settings, and files of a forecast. `info` holds everything that decides the numbers."""
 
     settings: ForecastSettings
     wanted: EvaluationSettings
@@ -80,7 +80,7 @@ def forecast_run(settings: ForecastSettings) -> EvaluatedRun:
 
 
 def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> Path:
-    """Write the table of forecasts of a split, unless it is there, and say how direct and composed agree. Collective.
+    """Write the forecasts of a split if missing, and log how direct and iterated ones agree. Collective.
 
     Returns:
         The table's path.
@@ -135,7 +135,8 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
     if limit is not None:
         raise RunError(
             f"{settings.run} was made with template.max_history={limit}; a forecast supposes years after the whole "
-            "history, so take a run without that limit"
+            "history, so take a run without that limit",
+            code="forecast-with-max-history",
         )
 
 
@@ -156,7 +157,7 @@ def _info(settings: ForecastSettings, subject: EvaluationTarget, wanted: Evaluat
 
 
 def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
-    """Return whether the table is there.
+    """Return whether the table exists.
 
     Raises:
         RunError: if other forecasts have that name: of another model, or with other settings.
@@ -168,15 +169,18 @@ def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
         say(f"forecast: {info.model} is there ({table})")
         return True
     if table.is_file():
-        has_name = table.name.count(".") > 1  # a run's own weights may have been trained anew
+        has_name = table.name.count(".") > 1  # a run's own weights may have been trained again
         if has_name and written_info(table).details.get("weights") != info.details["weights"]:
-            raise RunError(f"{table} holds the forecasts of other weights; give these another name (model.name=...)")
+            raise RunError(
+                f"{table} holds the forecasts of other weights; give these another name (model.name=...)",
+                code="forecasts-of-other-weights",
+            )
     refuse_other_details(table, info)
     return False
 
 
 def _check_result(path: Path) -> None:
-    """Refuse something else that has the name of a result."""
+    """Check that no foreign file has the name of a result."""
     try:
         is_result = {"model", "split", "details", "num_forecasts"} <= read_json_object(path).keys()
     except FileNotFoundError:
@@ -184,7 +188,9 @@ def _check_result(path: Path) -> None:
     except (OSError, NotJsonError):
         is_result = False
     if not is_result:
-        raise ForeignFileError(f"{path} was not written by forecast.py, and is not replaced; move it away")
+        raise ForeignFileError(
+            f"{path} was not written by forecast.py, and is not replaced; move it away", code="not-a-forecast-result"
+        )
 
 
 def _texts(
@@ -213,7 +219,7 @@ def _describe(work: Forecasting, ranks: DistributedContext) -> str:
 
 
 def _forecast(work: Forecasting, model: InferenceModel, ranks: DistributedContext, say: Say) -> None:
-    """Make the parts that have no file yet, then the table. Collective."""
+    """Compute the parts that have no file yet, then write the table. Collective."""
     people = np.unique(work.starts.careers_S).tolist()
     folder = work.table.with_suffix(f".{fingerprint_of(dataclasses.asdict(work.info))}.parts")
     parted = ResumableJob(
@@ -291,7 +297,7 @@ def _merge(work: Forecasting, parted: ResumableJob) -> None:
 
 
 def _yardstick(subject: EvaluationTarget, careers: CareerTable, starts: Origins, horizon: int) -> float | None:
-    """Return the perplexity of knowing the last occupation only; None for training people, who have been counted."""
+    """Return the perplexity of the transition shares; None for training people, from whom they are counted."""
     if subject.info.split == "train":
         return None
     scores = last_occupation_scores(subject.store.careers("train"), careers, starts, horizon)
@@ -299,7 +305,7 @@ def _yardstick(subject: EvaluationTarget, careers: CareerTable, starts: Origins,
 
 
 def _conclude(table: Path, yardstick: float | None, say: Say) -> None:
-    """Write how direct and composed forecasts agree, and say it."""
+    """Write and log the agreement of direct and iterated forecasts."""
     forecasts = read_forecast_table(table)
     found, info = coherence_of(forecasts.table), forecasts.info
     facts = {"model": info.model, "split": info.split, "details": dict(info.details)}

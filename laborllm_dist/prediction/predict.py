@@ -47,7 +47,7 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class AskedPrompts:
-    """The ids of P prompts, the titles that may follow, and how many of the best are told by which measure."""
+    """The token ids of P prompts, the trie of titles, and how many of the best titles to return by which measure."""
 
     prompts: Sequence[Ids]
     trie: TitleTrie
@@ -57,10 +57,10 @@ class AskedPrompts:
 
 @dataclass(frozen=True, slots=True)
 class TopTitles:
-    """The K most probable titles after P prompts, best first; NaN where fewer were told apart.
+    """The K most probable titles after P prompts, best first; NaN where fewer were scored individually.
 
     `titles_PK`: places in the vocabulary; `scores_PK`: log-likelihoods of the measure; `mass_P`: probability of all
-    titles that were told apart; `bound_P`: what was not told apart.
+    individually scored titles; `bound_P`: the unscored mass.
     """
 
     titles_PK: Integers
@@ -80,10 +80,13 @@ def predict(
     """Return the most probable next occupations of all people of a file, and where they come from; write them if asked.
 
     Raises:
-        LaborError: if the run is unfinished, the model is missing, or the careers cannot be read, told or predicted.
+        LaborError: if the run is unfinished, the model is missing, or a career cannot be read, rendered or predicted.
     """
     if ranks.world_size > 1:
-        raise RunError(f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python")
+        raise RunError(
+            f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python",
+            code="several-ranks",
+        )
     if settings.output is not None:
         check_output(Path(settings.output))
     store = open_store(run.store)
@@ -120,7 +123,7 @@ def _predict_checked(
     check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
     asked = AskedPrompts(prompts, trie, min(settings.top, len(vocabulary)), settings.measure)
     best = best_titles(opened, asked, evaluation, say)
-    check_told(best, evaluation.max_unscored_mass)
+    check_scored(best, evaluation.max_unscored_mass)
     table = prediction_rows(careers, best, vocabulary)
     details = {
         **_details(settings, run.settings, opened),
@@ -188,17 +191,19 @@ def _best_of(scores: TitleScores, asked: AskedPrompts) -> TopTitles:
     return TopTitles(titles_PK, scores_PK, np.exp(scores.log_mass_P()), scores.bound_P)
 
 
-def check_told(best: TopTitles, tolerance: float) -> None:
-    """Refuse a tolerance that lets all titles of somebody be left: a table would leave the person out without a word.
+def check_scored(best: TopTitles, tolerance: float) -> None:
+    """Check that everybody has an individually scored title: a table would silently omit a person without one.
 
     Raises:
         SettingsError: with the number of people concerned.
     """
-    num_people, num_untold = len(best.scores_PK), int(np.isnan(best.scores_PK[:, 0]).sum())
-    if num_untold:
+    num_people, num_unscored = len(best.scores_PK), int(np.isnan(best.scores_PK[:, 0]).sum())
+    if num_unscored:
+        people = format_people(num_unscored, num_people, "has", "have")
         raise SettingsError(
-            f"setting max_unscored_mass: {format_people(num_untold, num_people, 'has', 'have')} no title told apart, "
-            f"since all titles together have a probability of at most {tolerance:g} there; take a smaller one, or 0"
+            f"setting max_unscored_mass: {people} no individually scored title, since all titles together have a "
+            f"probability of at most {tolerance:g} there; take a smaller one, or 0",
+            code="no-title-scored",
         )
 
 

@@ -1,6 +1,6 @@
-"""The prompts of careers whose next occupation is asked for, as token ids, and the tree of titles that follows them.
+"""The prompts of careers whose next occupation is predicted, as token ids, and the trie of titles after them.
 
-A career is written with some occupation in the asked year, tokenized whole as the store does it, and cut before that
+A career is rendered with any occupation in the predicted year, tokenized whole as in the store, and cut before that
 occupation. So a prompt has the tokens that it would have in a training text, whichever title follows; that is checked.
 """
 
@@ -55,7 +55,8 @@ def build_prompts(
         if list(before[len(tokenizer.leading) :]) != alone.ids:
             raise TitleBoundaryError(
                 f"the title {title_of[some]!r} changes the tokens of the prompt of career {career.name}, "
-                f"{prompt[-20:]!r}; the tokenizer must keep a title apart from what stands before it"
+                f"{prompt[-20:]!r}; the tokenizer must keep a title apart from the text before it",
+                code="title-changes-prompt-tokens",
             )
     last_tokens = {before[-1]: prompt for before, prompt in zip(ids, prompts, strict=True)}
     return ids, common_title_trie(list(last_tokens.values()), vocabulary, tokenizer)
@@ -64,7 +65,7 @@ def build_prompts(
 def check_context(
     careers: Sequence[PredictionRequest], prompts: Sequence[Ids], trie: TitleTrie, context: int | None
 ) -> None:
-    """Refuse careers that, with the longest title, are longer than the model's context (None: there is none).
+    """Check that every career with the longest title fits the model's context (None: no limit).
 
     Raises:
         SequenceTooLongError: naming the longest, and how many there are.
@@ -76,7 +77,8 @@ def check_context(
     raise SequenceTooLongError(
         f"career {careers[longest].name} has {lengths[longest]} tokens with the longest title, the model's context is "
         f"{context}; leave out its first jobs, or take a model with a longer context; "
-        f"{format_people(num_longer, len(careers), 'is longer', 'are longer')}"
+        f"{format_people(num_longer, len(careers), 'is longer', 'are longer')}",
+        code="prompt-too-long-for-model",
     )
 
 

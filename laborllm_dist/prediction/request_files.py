@@ -1,4 +1,4 @@
-r"""Read careers whose next occupation is asked for, from JSON or from a table with one row per person and year.
+r"""Read careers whose next occupation is to be predicted, from JSON or from a table with one row per person and year.
 
     {"person": "Ann", "gender": "female", "jobs": [{"year": 1984, "occupation": "Cooks", "education": "college"}],
      "next": {"year": 1986}}                                  one object a person: a list, or one after the other
@@ -56,10 +56,10 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
     """
     if not path.exists() or path.is_dir():
         found = "a folder" if path.is_dir() else "no file"
-        raise DataFileError(f"{found} at {path}; careers=FILE is a JSON or CSV file")
+        raise DataFileError(f"{found} at {path}; careers=FILE is a JSON or CSV file", code="no-file")
     refuse_pointers(path)
     if (advice := export_advice(path)) is not None:
-        raise DataFileError(f"{path}: {advice}")
+        raise DataFileError(f"{path}: {advice}", code="unsupported-file-format")
     occupations = OccupationLookup(vocabulary)
     if path.suffix.lower() in JSON_SUFFIXES:
         drafts = RequestParser(occupations, surveys, Problems(path, "line", named="field"))
@@ -70,7 +70,7 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
     careers = drafts.careers()
     drafts.problems.refuse_if_any()
     if not careers:
-        raise DataFileError(f"{path}: no careers in it")
+        raise DataFileError(f"{path}: no careers in it", code="no-careers")
     return careers
 
 
@@ -100,7 +100,7 @@ def _read_table(path: Path, drafts: RequestParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A value of a JSON file, its line, and where it stands in a list: `[2].`; nothing where there is no list."""
+    """A value of a JSON file, its line, and its path in a list, `[2].`; empty without a list."""
 
     line: int
     path: str
@@ -111,12 +111,15 @@ def _read_json(path: Path, drafts: RequestParser) -> None:
     if path.stat().st_size > MOST_JSON_BYTES:
         raise DataFileError(
             f"{path}: {path.stat().st_size / (1 << 20):,.0f} MiB; a JSON file is read as a whole, so at most "
-            f"{MOST_JSON_BYTES >> 20} MiB: give several files, or a table (CSV, Parquet)"
+            f"{MOST_JSON_BYTES >> 20} MiB: give several files, or a table (CSV, Parquet)",
+            code="json-file-too-large",
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataFileError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+        raise DataFileError(
+            f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8", code="not-utf8"
+        ) from None
     first_line: dict[tuple[str, str], int] = {}
     for entry in _entries(text, drafts.problems):
         if (named := _texts(entry, entry.value, "", OBJECT_FIELDS, drafts.problems)) is None:
@@ -136,7 +139,7 @@ def _read_json(path: Path, drafts: RequestParser) -> None:
 
 
 def _entries(text: str, problems: Problems) -> Iterator[_Entry]:
-    """Yield the values of a list, or those that stand one after the other; after a broken one the next line begins."""
+    """Yield the values of a list or of a sequence; after a malformed value, parsing continues at the next line."""
     start = _past(text, 0, BLANKS)
     is_list = text.startswith("[", start)
     at, line, number = start + is_list, text.count("\n", 0, start) + 1, 0
@@ -170,7 +173,7 @@ def _past(text: str, at: int, passed_over: str) -> int:
 
 
 def _years(entry: _Entry, problems: Problems) -> Iterator[Cells]:
-    """Yield the jobs of an object, then what is asked for."""
+    """Yield the jobs of an object, then the year to predict."""
     jobs, asked = entry.value.get("jobs"), entry.value.get("next")
     if not isinstance(jobs, list):
         if jobs is not None:

@@ -1,7 +1,7 @@
 """Careers of a user's own whose next occupation is to be predicted: what is known of a person, and the year to predict.
 
 Files (request_files.py) give cells of text; this module checks them and makes careers. It collects all problems before
-it refuses a file. The default year to predict is the one after the last job, and its default education is the last one
+it rejects a file. The default year to predict is the one after the last job, and its default education is the last one
 on record.
 """
 
@@ -24,7 +24,7 @@ NUM_NEAREST = 3
 
 @dataclass(frozen=True, slots=True)
 class PredictionRequest:
-    """A worker's known jobs, and the year and education of the line whose occupation is asked for."""
+    """A worker's known jobs, and the year and education of the line whose occupation is to be predicted."""
 
     history: CareerHistory
     year: int
@@ -46,7 +46,7 @@ class PredictionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Texts by field, where they stand in the file, and what the file calls each field."""
+    """Texts by field, their place in the file, and the file's name of each field."""
 
     place: int
     texts: Mapping[str, str]
@@ -84,7 +84,7 @@ class OccupationLookup:
 
 @dataclass(slots=True)
 class Draft:
-    """What has been read of one person so far; of a year its occupation, its education, its cells."""
+    """The data of one person read so far: for each year its occupation, education and cells."""
 
     person: str
     survey: str

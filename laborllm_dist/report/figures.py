@@ -31,7 +31,7 @@ from laborllm_dist.report.numbers import GroupingNumbers, GroupNumbers, ModelNum
 
 WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle
-LARGEST_DRAWN = 1e290  # the ends of an axis lie beyond, and have to be float64 too
+LARGEST_DRAWN = 1e290  # the ends of an axis are beyond it and must be finite in float64
 GROUP_LETTERS, GROUP_LINES = 17, 3  # of a group's name beside the axis
 # Okabe and Ito's colors, in an order that keeps the first few far apart; the true model is always black.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
@@ -58,7 +58,7 @@ STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
 
 @dataclass(frozen=True, slots=True)
 class DrawnFigure:
-    """A figure as two files, with the words that stand for it where it cannot be seen.
+    """A figure as two files, with its alternative text.
 
     `undrawn`: characters of names that no font of this machine has.
     """

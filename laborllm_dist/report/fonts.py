@@ -1,7 +1,7 @@
 """Find fonts for names in any script: matplotlib's own has Latin, Greek, Cyrillic and Arabic letters, and few others.
 
 A character that the first font lacks is drawn with another font of this machine that has it; where none does, its
-escape stands for it, and a note says so. What a font draws is asked of its table of characters, never guessed.
+escape stands for it, and a note says so. The character table of a font decides what it can draw.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFERRED = (
     "Noto Sans Thai", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Emoji", "Segoe UI Symbol", "Symbola",
     "Arial Unicode MS",
 )  # fmt: skip
-# Fonts whose characters are boxes, or other ones than their codes say.
+# Fonts whose glyphs are boxes, or differ from the characters of their codes.
 _NO_LETTERS = (
     "Last Resort", "cmb10", "cmex10", "cmmi10", "cmr10", "cmss10", "cmsy10", "cmtt10", "STIXNonUnicode", "STIXSize",
 )  # fmt: skip
@@ -55,7 +55,7 @@ def drawable(texts: Iterable[str]) -> Drawable:
 
 
 def note_on(undrawn: str) -> str | None:
-    """Return the line that says which characters no font here has; None where all were drawn."""
+    """Return a line with the characters that no installed font has; None if all were drawn."""
     seen = [character for character in undrawn if _instead(character)]
     if not seen:
         return None

@@ -29,7 +29,7 @@ from laborllm_dist.report.numbers import ReportNumbers
 
 
 def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
-    """Give the page as HTML text.
+    """Return the page as HTML text.
 
     Args:
         numbers: the whole report.
@@ -70,7 +70,7 @@ def _environment() -> Environment:
 
 
 def _as_seen(value: object) -> object:
-    """Return what stands in the page for a value: a text with escapes for what cannot be seen."""
+    """Return a value as text for the page, with escapes for invisible characters."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

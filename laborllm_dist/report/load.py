@@ -1,7 +1,7 @@
 """Find the score tables of several runs and put them side by side, so that every number compares like with like.
 
 Models are compared on the same observations only: same keys, same facts about each (occupation, year, covariates),
-made from the same careers and split. Anything else is refused with the first observation that differs, since
+made from the same careers and split. Anything else raises an error with the first observation that differs, since
 perplexities over different people differ for reasons that have nothing to do with the models.
 """
 
@@ -30,7 +30,7 @@ FACTS = tuple(name for name in SCORE_SCHEMA.names if name not in KEY and name no
 
 @dataclass(frozen=True, slots=True)
 class ScoreFile:
-    """One score table as found; rows are sorted by key."""
+    """One score table; rows are sorted by key."""
 
     run: str
     path: Path
@@ -52,7 +52,7 @@ class ScoredModel:
 class ComparedScores:
     """Observations that all models have scored. `person_of_row` counts people from 0, in order of (survey, person).
 
-    `num_titles`: that there are to choose from; None where no table says it.
+    `num_titles`: the number of possible titles; None if no table has it.
     """
 
     observations: pa.Table
@@ -68,7 +68,7 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
     Args:
         runs: run folders; each holds `scores/SPLIT.parquet`, `scores/SPLIT.COMPARATOR.parquet` or both.
         split: `train`, `validation` or `test`.
-        measure: `title`, `terminated`, or `normalised`, which wants the tables of titles.
+        measure: `title`, `terminated`, or `normalised`, which needs the tables of titles.
 
     Raises:
         RunError: if a run's folder does not exist.
@@ -89,7 +89,7 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
 
 
 def _num_titles(files: Sequence[ScoreFile], split: str) -> int | None:
-    """Return how many titles there are, by the first table that says it."""
+    """Return the number of titles, from the first table that has it."""
     for file in files:
         if (said := file.info.details.get(NUM_TITLES, "")).isdecimal():
             return int(said)
@@ -108,7 +108,8 @@ def find_score_files(run: str, *, split: str) -> list[ScoreFile]:
     """
     if not Path(run).is_dir():
         raise RunError(
-            f"no run folder at {run}; runs lists folders that launch/train.py or launch/evaluate.py has made"
+            f"no run folder at {run}; runs lists folders that launch/train.py or launch/evaluate.py has made",
+            code="no-run-folder",
         )
     folder = Path(run) / "scores"
     paths = [folder / f"{split}.parquet", *sorted(folder.glob(f"{split}.*.parquet"))]
@@ -116,7 +117,8 @@ def find_score_files(run: str, *, split: str) -> list[ScoreFile]:
     if not paths:
         raise ScoreTableError(
             f"run {run} has no scores of the {split} people (looked for {folder / split}.parquet and "
-            f"{folder / split}.*.parquet); `deepspeed launch/evaluate.py run={run}` makes them"
+            f"{folder / split}.*.parquet); `deepspeed launch/evaluate.py run={run}` makes them",
+            code="no-scores",
         )
     return [_read_score_file(run, path, split) for path in paths]
 
@@ -124,14 +126,17 @@ def find_score_files(run: str, *, split: str) -> list[ScoreFile]:
 def _read_score_file(run: str, path: Path, split: str) -> ScoreFile:
     table, info = read_score_table(path)
     if info.split != split:
-        raise ScoreTableError(f"{path} holds scores of the {info.split} people by its metadata, wanted {split}")
+        raise ScoreTableError(
+            f"{path} holds scores of the {info.split} people by its metadata, wanted {split}",
+            code="scores-of-another-split",
+        )
     if not table.num_rows:
-        raise ScoreTableError(f"{path} has no observations; a perplexity needs at least one")
+        raise ScoreTableError(f"{path} has no observations; a perplexity needs at least one", code="no-observations")
     return ScoreFile(run, path, table.sort_by([(name, "ascending") for name in KEY]).combine_chunks(), info)
 
 
 def check_same_observations(first: ScoreFile, other: ScoreFile) -> None:
-    """Refuse two tables that are not about the same observations of the same careers.
+    """Check that two tables have the same observations of the same careers.
 
     Raises:
         ScoreTableError: naming both models and the first observation that differs.
@@ -140,19 +145,21 @@ def check_same_observations(first: ScoreFile, other: ScoreFile) -> None:
     keys, other_keys = first.table.select(list(KEY)), other.table.select(list(KEY))
     if not keys.equals(other_keys):
         raise ScoreTableError(f"{pair} cannot be compared: {_first_lone_key(keys, other_keys, first, other)}; "
-                              f"score both on the same people")  # fmt: skip
+                              f"score both on the same people", code="different-observations")  # fmt: skip
     for fact in FACTS:
         if not first.table[fact].equals(other.table[fact]):
             values, others = first.table[fact].to_pylist(), other.table[fact].to_pylist()
             row = next(row for row, (value, found) in enumerate(zip(values, others, strict=True)) if value != found)
             raise ScoreTableError(
                 f"{pair} cannot be compared: {_describe_key(keys, row)} has {fact} {values[row]!r} in the first "
-                f"and {others[row]!r} in the second; score both on the same data"
+                f"and {others[row]!r} in the second; score both on the same data",
+                code="different-observed-values",
             )
     if first.info.careers != other.info.careers:
         raise ScoreTableError(
             f"{pair} cannot be compared: their careers have fingerprints {first.info.careers} and "
-            f"{other.info.careers}; score both on the same data and split"
+            f"{other.info.careers}; score both on the same data and split",
+            code="different-careers",
         )
 
 
@@ -194,13 +201,14 @@ def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
     if titles is None:
         raise ScoreTableError(
             f"{file.info.model!r} has no table of titles, which measure=normalised wants "
-            f"({title_table_path(file.path, split)}); `launch/evaluate.py run={file.run} titles=all` makes it"
+            f"({title_table_path(file.path, split)}); `launch/evaluate.py run={file.run} titles=all` makes it",
+            code="no-title-table",
         )
     return np.asarray(titles.table["normalised"].to_numpy(), dtype=np.float64)
 
 
 def titles_of(file: ScoreFile, split: str) -> DistributionTable | None:
-    """Return the table of titles that belongs to a score table; None if there is none.
+    """Return the title table of a score table; None if there is none.
 
     Raises:
         ScoreTableError: if it is damaged, or of other scores than the score table.
@@ -212,7 +220,8 @@ def titles_of(file: ScoreFile, split: str) -> DistributionTable | None:
     same_origin = titles.info.model == file.info.model and file.info.details.items() <= titles.info.details.items()
     if not same_origin or not titles.table.select(list(KEY)).equals(file.table.select(list(KEY))):
         raise ScoreTableError(
-            f"{path} is of other scores than {file.path}; `launch/evaluate.py run={file.run} titles=all` makes it anew"
+            f"{path} is of other scores than {file.path}; `launch/evaluate.py run={file.run} titles=all` makes it anew",
+            code="titles-of-other-scores",
         )
     return titles
 

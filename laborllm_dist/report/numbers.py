@@ -38,7 +38,7 @@ ROUNDING = 1e-9  # nats
 
 @dataclass(frozen=True, slots=True)
 class SourceNumbers:
-    """Where a model's scores come from: a score file and what its metadata says."""
+    """The source of a model's scores: a score file and its metadata."""
 
     model: str
     name_in_file: str

@@ -33,8 +33,8 @@ def show_predictions(table: pa.Table, info: ScoreTableInfo, output: str | None, 
     lines = [f"titles have {at_least}{mass} of the probability, on average; the rest is of texts that are no title"]
     if num_open := sum(_is_open(rows, info) for rows in people):
         lines.append(
-            f"{num_open:,} of {len(people):,} people have a title here that one not told apart may outrank; "
-            "max_unscored_mass=0 tells all apart"
+            f"{num_open:,} of {len(people):,} people have a title here that an unscored one may outrank; "
+            "max_unscored_mass=0 scores all"
         )
     if len(people) > len(shown):
         lines.append(f"and {len(people) - len(shown):,} more people")
@@ -45,7 +45,7 @@ def show_predictions(table: pa.Table, info: ScoreTableInfo, output: str | None, 
 
 
 def predictions_table(people: list[list[dict[str, Any]]], info: ScoreTableInfo) -> FoldingTable:
-    """Give a table of predictions; `people` are the rows of one person each, best first."""
+    """Return a table of predictions; `people` are the rows of one person each, best first."""
     measure = info.details["measure"]
     title = f"Next occupations by {info.model}, probability {MEASURES[measure]}"
     columns = (
@@ -79,26 +79,26 @@ def _people(table: pa.Table) -> list[list[dict[str, Any]]]:
 
 
 def _rest(rows: list[dict[str, Any]], measure: str) -> list[tuple[str, float]]:
-    """Return what else there is besides the titles that are shown, as parts of the same whole."""
-    told, left = _parts_of_whole(rows, measure)
-    parts = [("other titles", told - sum(row["probability"] for row in rows)), ("not told apart", left)]
+    """Return the mass of everything besides the shown titles, as parts of the same whole."""
+    scored, left = _parts_of_whole(rows, measure)
+    parts = [("other titles", scored - sum(row["probability"] for row in rows)), ("not scored", left)]
     if measure == "terminated":
-        parts.append(("no title", 1 - told - left))
+        parts.append(("no title", 1 - scored - left))
     return [(label, share) for label, share in parts if share > 1e-9]
 
 
 def _is_open(rows: list[dict[str, Any]], info: ScoreTableInfo) -> bool:
-    """Return whether a title that was not told apart may be more probable than one that is shown."""
+    """Return whether an unscored title may be more probable than a shown one."""
     return bool(rows[-1]["probability"] < _parts_of_whole(rows, info.details["measure"])[1])
 
 
 def _parts_of_whole(rows: list[dict[str, Any]], measure: str) -> tuple[float, float]:
-    """Return the parts of what a measure makes the whole: the titles that were told apart, and what was not."""
+    """Return the scored and the unscored mass, as parts of the whole of a measure."""
     mass, bound = rows[0]["mass"], rows[0]["bound"]
     if measure == "terminated":
         return mass, bound
     whole = mass + bound
-    # Titles may all be too improbable for float64; those that were told apart are then the whole.
+    # Titles may all be too improbable for float64; the scored ones are then the whole.
     return (mass / whole, bound / whole) if whole else (1.0, 0.0)
 
 

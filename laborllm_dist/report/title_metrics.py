@@ -1,7 +1,7 @@
-"""What the distribution over all titles says of a model, where it was computed (evaluate.py titles=all).
+"""Metrics of the distribution over all titles, for models that have one (evaluate.py titles=all).
 
 Valid titles: the mass that a model gives to titles at all; the rest goes to texts that are none. Top k: the observed
-title is among the k most probable ones. In bounded mode titles that were not told apart could stand above a rarer
+title is among the k most probable ones. In bounded mode unscored titles could rank above a rarer
 observed one; they are then counted as if they did, so a share is never too high.
 """
 
@@ -23,7 +23,7 @@ MOST_TITLES = 50.0  # nats: more than any list has
 
 @dataclass(frozen=True, slots=True)
 class TitleNumbers:
-    """One model's distributions on all observations. `largest_bound`: mass that was not told apart, at most."""
+    """One model's distributions on all observations. `largest_bound`: upper bound of the unscored mass."""
 
     model: str
     valid_titles: Estimate  # mean mass of all titles
@@ -78,11 +78,11 @@ def observed_ranks(table: DistributionTable) -> FloatArray:
         scores_NT = lists.reshape(num_rows, len(table.occupations))
         own_N = scores_NT[np.arange(num_rows), [place_of[code] for code in batch["occupation"].to_pylist()]]
         num_above_N = (scores_NT > own_N[:, None]).sum(axis=1)  # null is NaN here, which is above nothing
-        num_untold_N = np.isnan(scores_NT).sum(axis=1)
+        num_unscored_N = np.isnan(scores_NT).sum(axis=1)
         with np.errstate(divide="ignore"):  # log 0: nothing is left
             log_bound_N = np.log(np.asarray(batch["bound"].to_numpy()))
         could_N = np.floor(np.exp(np.minimum(log_bound_N - own_N, MOST_TITLES)))
-        ranks[first : first + num_rows] = 1 + num_above_N + np.minimum(num_untold_N, could_N)
+        ranks[first : first + num_rows] = 1 + num_above_N + np.minimum(num_unscored_N, could_N)
         first += num_rows
     return ranks
 

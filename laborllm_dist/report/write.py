@@ -14,7 +14,7 @@ precision, under keys that stay:
     models[]                 best first: model, true_model, perplexity, mean_log_likelihood_nats,
                              nats_to_truth (null without a true model), num_people, num_observations,
                              worse_than (in words: floors that the model is below; equal shares for all titles, and the
-                             marginal, where their tables are there)
+                             marginal, if their tables exist)
     pairs[]                  first, second, difference_nats (first minus second, per observation; above 0: the first is
                              better), perplexity_ratio (first / second), perplexity_difference (first - second),
                              share_first_better (of resamples, a tie counts half)
@@ -67,7 +67,7 @@ _PAGE_MARKS = (b'<meta name="generator" content="laborllm_dist">', b"<title>Next
 
 @dataclass(frozen=True, slots=True)
 class ReportResult:
-    """Where the report lies, its main table (best model first), and what a reader should know, a line each."""
+    """The folder of the report, its main table (best model first), and its notes, one line each."""
 
     page: Path
     summary: Path
@@ -95,7 +95,7 @@ def write_report(settings: ReportSettings) -> ReportResult:
     page, summary = folder / "report.html", folder / "summary.json"
     _check_replaceable(page, summary, figures)
     with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
-        write_text(page, render_page(numbers, drawn))  # first: it says that what follows is a report's
+        write_text(page, render_page(numbers, drawn))  # first: it marks the folder as a report's
         for path, figure in zip(figures, drawn, strict=True):
             with atomic_write(path) as partial:
                 partial.write_bytes(figure.png)
@@ -107,13 +107,13 @@ def write_report(settings: ReportSettings) -> ReportResult:
 
 
 def summary_text(numbers: ReportNumbers) -> str:
-    """Give the report's numbers as JSON text, ending in a newline."""
+    """Return the report's numbers as JSON text, ending in a newline."""
     values = {"format": FORMAT, **asdict(numbers)}
     return json.dumps(finite_or_null(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _check_replaceable(page: Path, summary: Path, figures: Sequence[Path]) -> None:
-    """Refuse to write over files that are not those of an earlier report."""
+    """Check that only files of an earlier report would be overwritten."""
     foreign = [
         path for path, is_ours in ((page, _is_page), (summary, _is_summary)) if path.exists() and not is_ours(path)
     ]
@@ -122,7 +122,8 @@ def _check_replaceable(page: Path, summary: Path, figures: Sequence[Path]) -> No
     if foreign:
         raise ForeignFileError(
             f"{foreign[0]} was not written by report.py, and is not replaced; name another folder (output=), or "
-            "move it away"
+            "move it away",
+            code="not-a-report-file",
         )
 
 
@@ -147,7 +148,7 @@ def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
 
 
 def terminal_tables(result: ReportResult) -> list[FoldingTable]:
-    """Give the tables for a terminal: the main one, and that of all titles where they are known."""
+    """Return the tables for a terminal: the main one, and that of all titles where they are known."""
     return [_main_table(result), *([_title_table(result)] if result.titles else [])]
 
 
@@ -160,7 +161,9 @@ def _title_table(result: ReportResult) -> FoldingTable:
         perplexity = format_perplexity(model.normalised_perplexity.value)
         table.add_row(model.model, format_share(model.valid_titles.value), perplexity, *shares)
     if largest := max(model.largest_bound for model in result.titles):
-        table.caption = f"up to {format_probability(largest)} after a prompt was not told apart, and counts for none"
+        table.caption = (
+            f"up to {format_probability(largest)} after a prompt was not scored individually, and counts for none"
+        )
     return table
 
 

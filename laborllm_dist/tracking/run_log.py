@@ -1,4 +1,4 @@
-"""What a run says: a progress line for people, the same numbers in metrics.jsonl in full, and Weights & Biases."""
+"""The metrics of a run: a progress line, the same numbers in full in metrics.jsonl, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class RunLog:
         refuse_irregular(path)
         with translate_disk_errors(path):
             self._last = _keep_until(path, step)
-            self._file = path.open("ab", buffering=0)  # what a full disk has refused is not left for `close`
+            self._file = path.open("ab", buffering=0)  # a full disk raises at the write, not at `close`
         self._tracker = open_tracker(tracking, path.parent, name, settings)
 
     def write(self, facts: Mapping[str, Any]) -> None:
-        """Write facts of a step; `step` counts steps done. What is already said of the same step stays in its line."""
+        """Write metrics of a step (`step` counts completed steps), merged into the line that the step already has."""
         line, start = dict(facts), self._file.tell()
         if self._last is not None and self._last[1]["step"] == line["step"]:
             start, before = self._last
@@ -54,7 +54,7 @@ class RunLog:
 
 
 def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
-    """Drop lines of later steps; return where the last line that is kept begins, and what it says.
+    """Drop lines of later steps; return the offset and the values of the last remaining line.
 
     The last line of a killed run may be half a line. Any other that is no line of a log has been damaged since; it is
     dropped too, and said, and those after it stay.
@@ -74,7 +74,7 @@ def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
 
 
 def _facts_of(line: bytes) -> dict[str, Any] | None:
-    """Return what a line says; None if it is no line of a log."""
+    """Return the values of a line; None if it is malformed."""
     try:
         facts = json_object(line)
     except NotJsonError:

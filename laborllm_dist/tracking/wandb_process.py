@@ -33,7 +33,7 @@ def main() -> None:
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # Slurm asks every process of a job to stop; the training says when
+        signal.signal(number, signal.SIG_IGN)  # Slurm signals every process of a job; the training decides when to stop
     run = _open_run(json.loads(lines.readline()), answers)
     if run is None:
         return
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _open_run(start: dict[str, Any], answers: TextIO) -> Any:
-    """Return wandb's run: online as asked, else offline; None where it cannot start at all."""
+    """Return wandb's run: online if configured and possible, else offline; None if it cannot start."""
     mode, limits = start.pop("mode"), start.pop("limits")
     try:
         import wandb
@@ -64,11 +64,11 @@ def _open_run(start: dict[str, Any], answers: TextIO) -> Any:
                 return _init(wandb, settings, {**start, "mode": mode})
             except Exception as error:  # wandb's own, pydantic's, the system's: none matters to the training
                 reason = _reason(error)
-                _answer(answers, f"does not start online ({reason}); goes on offline, `wandb sync` uploads it later")
+                _answer(answers, f"does not start online ({reason}); continues offline, `wandb sync` uploads it later")
             wandb.teardown(exit_code=1)  # its service would hold on to the run that did not start
         return _init(wandb, settings, {**start, "mode": "offline"})
     except Exception as error:
-        _answer(answers, f"does not start ({_reason(error)}); goes on without it, metrics.jsonl has the numbers")
+        _answer(answers, f"does not start ({_reason(error)}); continues without it, metrics.jsonl has the numbers")
         return None
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases, which never decides about a training and never learns of a person or a path.
+"""Weights & Biases: it never affects a training and never receives a person or a path.
 
 It runs in a process of its own (tracking/wandb_process.py). Here lines are put into a queue and nothing is waited
 for, until the end, and then CLOSE_SECONDS at most. Whatever happens to that process, metrics.jsonl has the numbers.
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 INIT_SECONDS = 15.0  # for a first answer of the server
 UPLOAD_SECONDS = 10.0  # for what is still to be uploaded at the end
-CLOSE_SECONDS = 25.0  # schedulers kill 30 seconds after they have asked for an end
+CLOSE_SECONDS = 25.0  # schedulers kill 30 seconds after their signal
 MOST_WAITING = 100_000  # lines that the process has not taken yet
 # Numbers and fixed words of these groups are given to a tracker; of free texts the names below alone, since a text may
 # be a path or a person's.
@@ -45,7 +45,7 @@ PROGRAM = (
 
 
 def tracked_settings(settings: RunSettings) -> dict[str, Any]:
-    """Return what a tracker is given of a run's settings: no path, no key, no name of a person, user or host."""
+    """Return the settings that a tracker receives: no path, no key, no name of a person, user or host."""
     hints = typing.get_type_hints(RunSettings)
     given = {group: _harmless(hints[group], getattr(settings, group)) for group in GROUPS}
     names = {"name": settings.name, "data": settings.data.name}
@@ -66,7 +66,7 @@ def _harmless(kind: Any, value: Any) -> Any:
 
 
 def open_tracker(tracking: TrackingSettings, folder: Path, name: str, settings: Mapping[str, Any]) -> Tracker | None:
-    """Start tracking a run, where it is wanted and the system lets a process start; nothing is waited for.
+    """Start tracking a run if it is configured and a process can start; do not wait for it.
 
     Args:
         tracking: of the run.
@@ -95,7 +95,7 @@ def open_tracker(tracking: TrackingSettings, folder: Path, name: str, settings: 
         return Tracker(start, folder)
     except OSError as error:
         logger.info(
-            f"wandb: does not start ({error.strerror or error}); goes on without it, metrics.jsonl has the numbers"
+            f"wandb: does not start ({error.strerror or error}); continues without it, metrics.jsonl has the numbers"
         )
         return None
 
@@ -154,7 +154,7 @@ class Tracker:
 
     def _write_all(self) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError), self._process.stdin as file:  # it has ended; `close` says so
+        with contextlib.suppress(OSError), self._process.stdin as file:  # it has ended; `close` logs that
             for line in iter(self._lines.get, None):
                 file.write(line + "\n")
                 file.flush()

@@ -1,1 +1,1 @@
-"""Training: plan, schedule, validation, the loop, and what a run says."""
+"""Training: plan, schedule, validation, the loop, and progress messages."""

@@ -13,16 +13,16 @@ from laborllm_dist.training.state import TrainerState
 
 
 def describe_settings(settings: RunSettings, ranks: DistributedContext) -> str:
-    """Return what is asked for, which is known before any data is read."""
+    """Return the settings of a run as one line; it needs no data."""
     surveys = ", ".join(corpus.survey for corpus in settings.data.corpora.values())
-    weights = f"pretrained {settings.model.path}" if settings.model.path else "from nothing"
+    weights = f"pretrained {settings.model.path}" if settings.model.path else "randomly initialized"
     adapter = settings.adapter
     epochs = (
         "epochs by the number of people" if settings.training.epochs is None else f"{settings.training.epochs} epochs"
     )
-    learned = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.quantization} base"
+    trainable = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.quantization} base"
     return (
-        f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{learned}; "
+        f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{trainable}; "
         f"ZeRO-{settings.zero.stage} {settings.zero.precision} on {ranks.world_size} x {ranks.device.type}; "
         f"{settings.batch.global_batch_size} careers a step in rows of at most {settings.batch.max_seq_length} tokens, "
         f"{epochs}, peak learning rate {settings.optimizer.learning_rate:g}"
@@ -30,15 +30,15 @@ def describe_settings(settings: RunSettings, ranks: DistributedContext) -> str:
 
 
 def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_trainable: int) -> str:
-    """Return the short plan that stands before the first step."""
+    """Return the two lines that summarize the plan before the first step."""
     first = plan.step(0)
     tokens = int((plan.lengths[plan.order.rows] * plan.order.weights).sum())
-    learned = "" if num_trainable == num_all else f", {num_trainable:,} of them learned"
+    trainable = "" if num_trainable == num_all else f", {num_trainable:,} of them trainable"
     return (
         f"plan: {plan.order.careers_per_epoch:,} careers of {tokens:,} tokens an epoch, {plan.num_steps} steps of "
         f"{settings.batch.global_batch_size} careers ({plan.num_epochs} epochs); a step has about "
         f"{len(first.packing.rows)} rows, {first.packing.fill:.0%} full, in {len(first.shards.passes)} passes\n"
-        f"plan: {num_all:,} parameters{learned}"
+        f"plan: {num_all:,} parameters{trainable}"
     )
 
 
@@ -66,6 +66,6 @@ def describe_early_stop(state: TrainerState) -> str:
 
 
 def describe_end(state: TrainerState, export: Path) -> str:
-    """Return the last line: what was exported, and how many steps were not learned from."""
-    left_out = f"; {len(state.left_out)} of {state.step} steps were not learned from" if state.left_out else ""
+    """Return the last line: what was exported, and how many steps were skipped."""
+    left_out = f"; {len(state.left_out)} of {state.step} steps were not applied" if state.left_out else ""
     return f"train: weights of step {state.best_step} (best on validation) in {export}{left_out}"

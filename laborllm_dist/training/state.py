@@ -1,4 +1,4 @@
-"""What a resumed run must know besides weights and Adam's state; all else is a function of data, settings and step."""
+"""The state of a run besides weights and Adam's state; everything else follows from data, settings and step."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class TrainerState(Strict):
     step: int
     tokens_seen: int
     validations: tuple[Validation, ...]  # those whose weights can still be the run's, oldest first
-    left_out: tuple[int, ...]  # steps, counted from 0, that were not learned from
-    recent_losses: tuple[float, ...]  # of steps that were, oldest first
+    left_out: tuple[int, ...]  # steps, counted from 0, that were skipped
+    recent_losses: tuple[float, ...]  # of the steps that were applied, oldest first
 
     @property
     def num_updates(self) -> int:
@@ -41,58 +41,63 @@ class TrainerState(Strict):
 
     @property
     def num_left_out_in_a_row(self) -> int:
-        """Number of steps that were left out since the last one that was learned from."""
+        """Number of steps that were left out since the last one that was applied."""
         backwards = zip(reversed(self.left_out), itertools.count(self.step - 1, -1), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], backwards))
 
     @property
     def best_step(self) -> int | None:
         """The step after which the loss of the validation people was lowest; of equal ones the first."""
-        return min(self.validations, key=lambda each: each.loss).step if self.validations else None
+        return min(self.validations, key=lambda validation: validation.loss).step if self.validations else None
 
     @property
     def best_nats_per_title(self) -> float | None:
         """The loss of the validation people's titles after the best step."""
-        return next((each.nats_per_title for each in self.validations if each.step == self.best_step), None)
+        return next(
+            (validation.nats_per_title for validation in self.validations if validation.step == self.best_step), None
+        )
 
     @property
     def validations_since_best(self) -> int:
         """Number of validations after the best one."""
         best = self.best_step
-        return sum(best is not None and each.step > best for each in self.validations)
+        return sum(best is not None and validation.step > best for validation in self.validations)
 
     def is_validated(self) -> bool:
         """Return whether there has been a validation after this very step."""
         return bool(self.validations) and self.validations[-1].step == self.step
 
     def after_step(self, loss: float, num_tokens: int, window: int) -> TrainerState:
-        """Return the state after a step that was learned from."""
+        """Return the state after a step whose update was applied."""
         recent = (*self.recent_losses, loss)[-window:]
         return dataclasses.replace(
             self, step=self.step + 1, tokens_seen=self.tokens_seen + num_tokens, recent_losses=recent
         )
 
     def without_step(self) -> TrainerState:
-        """Return the state after a step that was left out."""
+        """Return the state after a step that was skipped."""
         return dataclasses.replace(self, step=self.step + 1, left_out=(*self.left_out, self.step))
 
     def after_validation(self, loss: float, nats_per_title: float | None = None) -> TrainerState:
         """Return the state with a validation of this step.
 
         Args:
-            loss: that the best weights are chosen by.
-            nats_per_title: of the same validation.
+            loss: the criterion that selects the best weights, in nats.
+            nats_per_title: the loss per title of the same validation.
 
         Raises:
-            ModelError: if the loss is no number.
+            ModelError: if the loss is not finite.
         """
         if not math.isfinite(loss):
-            raise ModelError(f"the validation loss after step {self.step} is {loss}; lower the learning rate")
+            raise ModelError(
+                f"the validation loss after step {self.step} is {loss}; lower the learning rate",
+                code="non-finite-validation-loss",
+            )
         return dataclasses.replace(self, validations=(*self.validations, Validation(self.step, loss, nats_per_title)))
 
     def without_best(self) -> TrainerState:
-        """Return the state in which the next best validation is the best, since the best one's weights are lost."""
-        kept = tuple(each for each in self.validations if each.step != self.best_step)
+        """Return the state without its best validation, whose weights are lost; the next best one takes its place."""
+        kept = tuple(validation for validation in self.validations if validation.step != self.best_step)
         return dataclasses.replace(self, validations=kept)
 
     def is_over(self, num_steps: int, patience: int | None) -> bool:
@@ -104,19 +109,21 @@ INITIAL_STATE = TrainerState(step=0, tokens_seen=0, validations=(), left_out=(),
 
 
 def state_from_values(values: Mapping[str, Any]) -> TrainerState:
-    """Return the state that a manifest holds.
+    """Read the state in a manifest.
 
     Raises:
-        CheckpointError: if it holds none.
+        CheckpointError: if the values are not a state.
     """
     try:
         return read_settings(TrainerState, values)
     except SettingsError as error:
-        raise CheckpointError(f"a checkpoint's state is not one of a run ({error})") from None
+        raise CheckpointError(
+            f"a checkpoint's state is not one of a run ({error})", code="invalid-trainer-state"
+        ) from None
 
 
 def loss_problem(loss: float, state: TrainerState, settings: TrainingSettings) -> str | None:
-    """Say what is wrong with a step's loss before it is learned from; None if nothing is."""
+    """Return why a step's loss must not be applied, or None if it may be."""
     if not math.isfinite(loss):
         return f"its loss is {loss}"
     if settings.loss_spike_ratio is None or len(state.recent_losses) < settings.loss_spike_window:

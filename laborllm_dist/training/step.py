@@ -1,4 +1,4 @@
-"""One step of training: the passes of its careers, forward and backward, a look at the loss, one update."""
+"""One step of training: the passes of its careers, forward and backward, a check of the loss, one update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from laborllm_dist.training.state import TrainerState, loss_problem
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What the steps of a run need."""
+    """The settings, plan, engine and data that every step of a run uses."""
 
     settings: RunSettings
     plan: TrainingPlan
@@ -34,7 +34,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step: the state after it, its numbers, and why it was left out if it was."""
+    """The state after a step, its metrics, and the reason it was skipped (None if it was applied)."""
 
     state: TrainerState
     numbers: dict[str, float]
@@ -55,7 +55,7 @@ def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
 
 
 def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepResult:
-    """Learn from one step's careers, unless its loss or gradient forbids it. Collective."""
+    """Compute one step and apply its update, unless its loss or gradient is non-finite or a spike. Collective."""
     started, ranks, settings = monotonic(), work.engine.ranks, work.settings
     planned = work.plan.step(state.step)
     batches = ahead.of_step(state.step)
@@ -78,7 +78,7 @@ def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepRe
     rate = learning_rate_at(state.step, work.plan.num_steps, settings.optimizer)
     norm = work.engine.update(learning_rate=rate)
     if wrong is None and not math.isfinite(norm):
-        wrong = f"its gradient is no number, at a loss of {loss:.4f} nats/token"
+        wrong = f"its gradient is not finite, at a loss of {loss:.4f} nats/token"
     numbers = {
         "loss_nats_per_token": loss,
         "learning_rate": rate,

@@ -34,8 +34,8 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
         state: of the checkpoint that was taken up, or the beginning.
 
     Raises:
-        NonFiniteLossError: if a step may not be learned from; those before it are saved.
-        InterruptedRunError: if any rank was asked to stop; what is done is saved.
+        NonFiniteLossError: if a step cannot be applied; the steps before it are saved.
+        InterruptedRunError: if any rank received a stop signal; completed steps are saved.
     """
     plan = work.plan
     with contextlib.ExitStack() as held:
@@ -47,7 +47,7 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
         work.engine.ranks.barrier()  # rank 0 has opened its log, and a tracker's, which may take long
         while not is_done(plan, state):
             numbers: Numbers = {}
-            if not is_validation_due(plan, state):  # else a stop has cut it short, and it comes first
+            if not is_validation_due(plan, state):  # after a stop during validation, validate first
                 result = take_step(work, ahead, state)
                 if (refusal := _refusal(work, state, result, log)) is not None:
                     _save(work, state, saved)
@@ -66,13 +66,14 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
                 saved = state
             if asked and not is_done(plan, state):
                 raise InterruptedRunError(
-                    f"on request, after step {state.step}, which is saved; the same command goes on"
+                    f"on request, after step {state.step}, which is saved; the same command resumes the run",
+                    code="stopped-on-request",
                 )
     return state
 
 
 def is_done(plan: TrainingPlan, state: TrainerState) -> bool:
-    """Return whether there is nothing left to learn and nothing to validate."""
+    """Return whether no step and no validation is left."""
     return state.is_over(plan.num_steps, plan.training.patience) and not is_validation_due(plan, state)
 
 
@@ -99,28 +100,31 @@ def _report(work: Work, state: TrainerState, numbers: Numbers, log: RunLog | Non
 
 
 def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog | None) -> NonFiniteLossError | None:
-    """Return the error that ends the run, if a step was not learned from and it is to end; name the step's careers."""
+    """Return the error that ends the run after a skipped step, or None if the run continues."""
     if result.wrong is None:
         return None
     careers, wanted = careers_of(work, work.plan.step(before.step)), work.settings.training
     if log is not None:
         log.write({"step": result.state.step, "left_out": result.wrong, "careers": careers})
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
-    what = f"step {result.state.step} was not learned from: {result.wrong}; its careers: {shown} ({work.run.metrics})"
+    what = f"step {result.state.step} was not applied: {result.wrong}; its careers: {shown} ({work.run.metrics})"
     if wanted.on_bad_step == "stop":
-        return NonFiniteLossError(f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}")
+        return NonFiniteLossError(
+            f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}", code="bad-step"
+        )
     if (in_a_row := result.state.num_left_out_in_a_row) > wanted.max_consecutive_skips:
         return NonFiniteLossError(
             f"{what}. That makes {in_a_row} in a row, training.max_consecutive_skips is "
             f"{wanted.max_consecutive_skips}; steps up to "
-            f"{before.step} are saved; lower the learning rate under another name"
+            f"{before.step} are saved; lower the learning rate under another name",
+            code="too-many-skipped-steps",
         )
     logger.info(f"train: {what}")
     return None
 
 
 def _advice(settings: RunSettings, before: TrainerState, loss: float) -> str:
-    """Say what to do about a step that was not learned from."""
+    """Return what the user can do about a skipped step."""
     if not (before.num_updates or settings.model.path is None or math.isfinite(loss)):
         return (
             f"Nothing has been learned yet, so the weights at {settings.model.path} may be damaged: look "

@@ -1,4 +1,4 @@
-"""Signals that end a process, as a wish that all ranks agree on and not as a death.
+"""Turn the signals that end a process into a stop that all ranks agree on.
 
 SIGTERM comes from Slurm's preemption and from launchers, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed.
 """
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
-    """Notes these signals inside its block; the step or pass that is being computed is finished.
+    """Records these signals inside its block; the current step or pass is completed.
 
     A SIGHUP that the process was started to ignore, as `nohup` does, stays ignored.
     """
@@ -25,7 +25,7 @@ class StopRequest:
         self._is_wanted = False
 
     def are_wanted(self) -> bool:
-        """Return whether any rank has been asked to stop. Collective, so that all leave at the same place."""
+        """Return whether any rank has received a signal. Collective, so that all ranks stop at the same step."""
         (num_asked,) = self._ranks.sum(float(self._is_wanted))
         return num_asked > 0
 
@@ -40,7 +40,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # A launcher sends SIGTERM after a Ctrl-C: only a second SIGINT is somebody's impatience.
+        # A launcher sends SIGTERM after a Ctrl-C: only a second SIGINT means that the user is impatient.
         if self._ranks.is_main and not self._is_wanted:
             say_at_once("train: asked to stop; finishes this step, or this pass of the validation, and saves")
         elif self._ranks.is_main and number == signal.SIGINT:

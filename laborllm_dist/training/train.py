@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
-    """Train the model of these settings, or go on with it; return the finished run's folder. Collective.
+    """Train the model of these settings, or resume its run; return the finished run's folder. Collective.
 
     Raises:
         LaborError: if anything is missing or does not fit; the run's last checkpoint is untouched.
@@ -63,7 +63,7 @@ def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
 
 
 def _check_places(settings: RunSettings) -> None:
-    """Refuse missing sources, and a folder where other files than a run's would be written over, before any work."""
+    """Check the sources and the output folder before any work, so that no foreign file is overwritten."""
     check_sources(settings.data)
     folder = RunDirectory(Path(settings.output_dir) / settings.name, "")
     check_run_folder(folder.path)
@@ -71,7 +71,7 @@ def _check_places(settings: RunSettings) -> None:
 
 
 def _store_folder(settings: RunSettings) -> Path:
-    """Return the folder of the token store: that of the run, whichever folder this is started from, or one made now."""
+    """Return the folder of the token store: the one the run recorded, or a new one."""
     recorded, location = recorded_store(Path(settings.output_dir) / settings.name), locate_store(settings)
     if recorded is not None and recorded.name == location.folder.name:
         return recorded
@@ -79,7 +79,7 @@ def _store_folder(settings: RunSettings) -> Path:
 
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: DistributedContext) -> TrainingPlan:
-    store.careers("test")  # a split without people is refused now, not after the training
+    store.careers("test")  # an empty split raises now, not after the training
     return plan_training(store, settings, world_size=ranks.world_size)
 
 
@@ -96,7 +96,7 @@ def _train_alone(
     plan: TrainingPlan,
     run: RunDirectory,
 ) -> None:
-    """Resume or begin, do all steps that are left, and export."""
+    """Resume or start, run the remaining steps, and export."""
     store, check = checked_store
     newest = ranks.run_on_main(lambda: newest_checkpoint(run.checkpoints), tuple[Path, CheckpointManifest] | None)
     state = INITIAL_STATE if newest is None else _state_of(newest[1], run)
@@ -106,10 +106,10 @@ def _train_alone(
         ranks.run_on_main(lambda: warn_if_no_better(state, store, settings))
         return
     ranks.run_on_main(lambda: check_exports(run))
-    if state.best_step != state.step:  # that of the newest has been looked at
+    if state.best_step != state.step:  # the newest checkpoint is already checked
         state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints), TrainerState)
 
-    capacity = budget_of(ranks, settings)  # on every rank: all import at once what the model wants
+    capacity = budget_of(ranks, settings)  # on every rank: all import the packages of the model at once
     ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, capacity))
     model = make_model(settings, ranks, num_ids=store.num_ids)
     ranks.run_on_main(check.wait)
@@ -124,7 +124,7 @@ def _train_alone(
     check_in_place(model, ranks)
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
-        logger.info(f"train: goes on after step {state.step} of {plan.num_steps}")
+        logger.info(f"train: resumes after step {state.step} of {plan.num_steps}")
     work = Work(settings, plan, engine, run, store.careers("train"), store.careers("validation"))
     state = run_steps(work, state)
     del engine, work
@@ -140,7 +140,8 @@ def _state_of(manifest: CheckpointManifest, run: RunDirectory) -> TrainerState:
     if manifest.run != run.fingerprint:
         raise CheckpointError(
             f"step {manifest.step} in {run.checkpoints} belongs to another run; move it away, or give this run another "
-            "name (name=...)"
+            "name (name=...)",
+            code="checkpoint-of-another-run",
         )
     return state_from_values(manifest.state)
 
@@ -164,7 +165,7 @@ def _with_whole_best(state: TrainerState, checkpoints: Path) -> TrainerState:
 
 
 def warn_if_no_better(state: TrainerState, store: TokenStore, settings: RunSettings) -> None:
-    """Say in one line where the best weights predict the validation people's titles worse than no model does."""
+    """Warn if the best weights predict the validation people's titles worse than a frequency table."""
     if state.best_nats_per_title is None:
         return
     others = score_without_model(store, "validation", settings)

@@ -48,7 +48,8 @@ def test_all_settings_are_shown_with_overrides_and_within_the_terminal(
 def test_a_setting_that_is_not_there_is_named_with_the_nearest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert shown(monkeypatch, capsys, "--help", "optimizr") == "error: no setting optimizr; did you mean optimizer?\n"
+    line = shown(monkeypatch, capsys, "--help", "optimizr")
+    assert line == "error: no setting optimizr; did you mean optimizer? [settings/unknown-setting]\n"
 
 
 def test_what_must_be_given_is_marked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

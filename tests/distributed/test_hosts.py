@@ -105,5 +105,5 @@ def test_a_host_cut_off_ends_every_rank_in_a_minute_and_the_other_host_goes_on(
 
     text = hosts.run_well(*deepspeed("train.py", run, "--include", ADDRESSES[0]), log=tmp_path / "one")
     assert "ZeRO-3 fp32 on 1 x cpu" in text
-    assert f"train: goes on after step {saved[1].step} of 45" in text
+    assert f"train: resumes after step {saved[1].step} of 45" in text
     assert "train: weights of step" in text

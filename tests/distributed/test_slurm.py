@@ -78,7 +78,7 @@ def test_a_preempted_training_saves_is_queued_again_and_ends_with_the_same_weigh
     text = log.read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "2"), text[-3000:]
     assert 3 <= first < stops(log)[1] < NUM_STEPS
-    assert [f"train: goes on after step {step} of {NUM_STEPS}" in text for step in stops(log)] == [True, True]
+    assert [f"train: resumes after step {step} of {NUM_STEPS}" in text for step in stops(log)] == [True, True]
     found, wanted = final_weights(tmp_path), final_weights(undisturbed)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -106,7 +106,7 @@ def test_a_cancelled_training_saves_and_stays_cancelled(slurm: MadeSlurm, undist
     slurm.run("scancel", str(job))
     wait_until(lambda: not slurm.run("squeue", "--noheader"), time_limit=120, what="the job has left the queue")
     assert slurm.job(job)["JobState"] == "CANCELLED"
-    assert "which is saved; the same command goes on" in (tmp_path / "log").read_text()
+    assert "which is saved; the same command resumes the run" in (tmp_path / "log").read_text()
 
 
 def test_a_refusal_ends_the_job_with_its_code_and_one_line(slurm: MadeSlurm, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_log_likelihoods_that_are_no_numbers_are_refused() -> None:
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     model = random_llama(tokenizer)
     model.get_output_embeddings().weight.data[7, 0] = torch.inf
-    with pytest.raises(ModelError, match="log-likelihoods that are no numbers; its weights are broken"):
+    with pytest.raises(ModelError, match="log-likelihoods that are not finite; its weights are broken"):
         distributions(Counted(evaluated(model, COMPUTE)), rows, trie)
 
 

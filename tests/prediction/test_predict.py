@@ -48,7 +48,7 @@ from laborllm_dist.prediction.predict import (
     AskedPrompts,
     TopTitles,
     best_titles,
-    check_told,
+    check_scored,
     predict,
     prediction_rows,
 )
@@ -302,7 +302,7 @@ def slow_distributions(model, tokenizer, careers: list[PredictionRequest]) -> np
     return np.asarray(found)
 
 
-def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
+def test_people_without_an_individually_scored_title_raise() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
@@ -311,14 +311,17 @@ def test_people_of_whom_no_title_was_told_apart_are_refused() -> None:
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
             with pytest.raises(
-                SettingsError, match=r"max_unscored_mass: 4 of 4 people have no title told .* at most 0.99 "
+                SettingsError,
+                match=r"max_unscored_mass: 4 of 4 people have no individually scored title.* at most 0.99 ",
             ):
-                check_told(best, tolerance)
+                check_scored(best, tolerance)
         else:
-            check_told(best, tolerance)
+            check_scored(best, tolerance)
     some = TopTitles(np.zeros((2, 2), int), np.array([[-1.0, np.nan], [np.nan, np.nan]]), np.ones(2), np.ones(2))
-    with pytest.raises(SettingsError, match=r"1 of 2 people has no title told .*; take a smaller one, or 0$"):
-        check_told(some, 0.5)
+    with pytest.raises(
+        SettingsError, match=r"1 of 2 people has no individually scored title.*; take a smaller one, or 0$"
+    ):
+        check_scored(some, 0.5)
 
 
 def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> None:
@@ -341,7 +344,7 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
         "threads_per_rank": of_run.ranks.threads_per_rank,
     }
     assert {name: str(value) for name, value in wanted.items()}.items() <= found.details.items()
-    with pytest.raises(SettingsError, match="1 of 1 people has no title told apart"):
+    with pytest.raises(SettingsError, match="1 of 1 people has no individually scored title"):
         predicted("max_unscored_mass=0.999")
 
 
@@ -372,12 +375,9 @@ def test_the_terminal_shows_what_is_left_of_the_whole() -> None:
     assert "titles have 80.0\N{NO-BREAK SPACE}% of the probability" in text
     text = shown(rows(bound=0.1), "terminated")
     assert "titles have at least 80.0\N{NO-BREAK SPACE}% of the probability" in text
-    for label, share in {"other titles": "20.0", "not told apart": "10.0", "no title": "10.0"}.items():
+    for label, share in {"other titles": "20.0", "not scored": "10.0", "no title": "10.0"}.items():
         assert [line.split()[-2] for line in text.splitlines() if label in line][:2] == [share, share]
-    assert (
-        "2 of 2 people have a title here that one not told apart may outrank; max_unscored_mass=0 tells all apart"
-        in text
-    )
+    assert "2 of 2 people have a title here that an unscored one may outrank; max_unscored_mass=0 scores all" in text
 
 
 def test_the_terminal_shows_ten_people_of_a_file_and_all_without_one() -> None:

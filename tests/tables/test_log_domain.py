@@ -112,7 +112,7 @@ def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
 
 def test_a_token_of_probability_zero_is_refused() -> None:
     grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
-    with pytest.raises(ModelError, match="log-likelihoods that are no numbers"):
+    with pytest.raises(ModelError, match="log-likelihoods that are not finite"):
         score_titles(
             Improbable(NEVER).edges, grown, Prompts(np.array([[0, 0, 4]]), np.array([-1])), TRIE,
             tolerance=0.0, max_tree_tokens=10,
@@ -263,7 +263,7 @@ def test_a_report_of_titles_that_all_underflow_has_their_shares(tmp_path: Path) 
 
 
 def test_a_rank_counts_titles_left_with_less_than_a_float_can_hold() -> None:
-    # Two of three titles were not told apart; what they have is too small for float64, and so is the observed one.
+    # Two of three titles were not scored; their mass is too small for float64, and so is that of the observed one.
     row = {"occupation": "1", "bound": SMALLEST, "terminated": [LOST, None, None]}
     table = pa.Table.from_pylist([row], schema=pa.schema([TITLE_SCHEMA.field(name) for name in row]))
     assert observed_ranks(DistributionTable(table, titles_info(), ("1", "2", "3"))).tolist() == [3]

@@ -119,10 +119,18 @@ AFTER = "metrics.jsonl has the numbers"
 @pytest.mark.parametrize(
     ("behavior", "said", "num_logged"),
     [
-        ("init_online_raises", "wandb: does not start online ([Errno 28] No space left on device); goes on offline", 3),
-        ("init_online_asks", "wandb: does not start online (EOF when reading a line); goes on offline", 3),
-        ("init_raises", f"wandb: does not start ([Errno 28] No space left on device); goes on without it, {AFTER}", 0),
-        ("no_import", f"wandb: does not start (no wandb here); goes on without it, {AFTER}", 0),
+        (
+            "init_online_raises",
+            "wandb: does not start online ([Errno 28] No space left on device); continues offline",
+            3,
+        ),
+        ("init_online_asks", "wandb: does not start online (EOF when reading a line); continues offline", 3),
+        (
+            "init_raises",
+            f"wandb: does not start ([Errno 28] No space left on device); continues without it, {AFTER}",
+            0,
+        ),
+        ("no_import", f"wandb: does not start (no wandb here); continues without it, {AFTER}", 0),
         ("log_raises", f"wandb: has failed ([Errno 28] No space left on device); {AFTER}", 0),
         ("finish_raises", f"wandb: has failed ([Errno 28] No space left on device); {AFTER}", 3),
         ("init_is_killed", "wandb: ended before all was uploaded", 0),
@@ -184,7 +192,7 @@ def test_no_process_can_be_started(
     monkeypatch.setattr("subprocess.Popen", refuse)
     track(tmp_path)
     assert capsys.readouterr().out == (
-        f"wandb: does not start (Resource temporarily unavailable); goes on without it, {AFTER}\n"
+        f"wandb: does not start (Resource temporarily unavailable); continues without it, {AFTER}\n"
     )
 
 
@@ -206,7 +214,7 @@ def test_a_key_without_a_network_goes_on_offline_with_wandb_itself(
     assert track(tmp_path, "auto") < 25
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("wandb: does not start online (")
-    assert line.endswith("); goes on offline, `wandb sync` uploads it later")
+    assert line.endswith("); continues offline, `wandb sync` uploads it later")
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"loss" in file.read_bytes()
     assert key.encode() not in file.read_bytes()

@@ -127,7 +127,7 @@ def test_kill_and_resume_gives_bitwise_equal_weights(thirty_steps, tmp_path: Pat
     )
     assert -signal.SIGKILL in killed.codes, "the run ended before it was killed"
     text = run_well("train.py", run, world_size=2, log=tmp_path / "log")
-    assert "train: goes on after step" in text
+    assert "train: resumes after step" in text
     found = final_weights(tmp_path, 30)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     numbers = [json.loads(line) for line in (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()]
@@ -142,7 +142,7 @@ def test_one_rank_at_another_stage_goes_on_where_two_were_killed(thirty_steps, t
     run_ranks("train.py", run, world_size=2, log=tmp_path / "log", kill_when=lambda: steps_logged(tmp_path) >= 15)
     other = [*run, f"zero=stage{5 - stage}", "batch.micro_batch_size=3"]
     text = run_well("train.py", other, world_size=1, log=tmp_path / "log")
-    assert "train: goes on after step" in text
+    assert "train: resumes after step" in text
     # Thirty Adam steps amplify the last bits of sums that are added in another order.
     assert relative_error(final_weights(tmp_path, 30), wanted) <= 2e-5
 
@@ -158,7 +158,7 @@ def test_a_request_to_stop_saves_the_step_and_exits_with_its_own_code(tmp_path: 
         kill_ranks(processes)
     text = (tmp_path / "log").read_text()
     assert codes == [75, 75], text
-    assert text.count("which is saved; the same command goes on") == 1
+    assert text.count("which is saved; the same command resumes the run") == 1
     done = steps_logged(tmp_path)
     assert read_manifest(checkpoint_folder(tmp_path / "runs/small/checkpoints", done)).step == done
 
@@ -204,7 +204,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
     for folder in sorted(whole)[:-1]:
         shutil.rmtree(folder)
     text = run_well("train.py", [*run, "training.save_total_limit=1"], world_size=2, log=tmp_path / "log")
-    assert f"train: goes on after step {int(max(whole).name.removeprefix('step_'))} of" in text
+    assert f"train: resumes after step {int(max(whole).name.removeprefix('step_'))} of" in text
 
 
 def test_a_full_disk_under_the_log_is_said_and_closing_does_not_try_again(small_disk: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_stop_in_the_last_validation_leaves_it_to_the_next_start(tmp_path: Pat
     assert "stopped: on request, after step 4, which is saved" in stopped.stderr
     assert not (tmp_path / "runs/small/export").exists()
     text = run_well("train.py", run, world_size=1, log=tmp_path / "log")
-    assert "goes on after step 4 of 4" in text
+    assert "resumes after step 4 of 4" in text
     assert "train: weights of step 4 (best on validation)" in text
     lines = [json.loads(line) for line in (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -311,7 +311,7 @@ def test_a_disk_that_fails_under_one_rank_is_said_by_all_and_the_run_goes_on(tmp
     assert outcome.codes == [2, 2], outcome.text
     assert "checkpoints/step_00000002.partial: Input/output error; mend that" in outcome.text
     assert "Traceback" not in outcome.text
-    assert "goes on after step 1 of 3" in run_well("train.py", run, world_size=2, log=tmp_path / "log")
+    assert "resumes after step 1 of 3" in run_well("train.py", run, world_size=2, log=tmp_path / "log")
 
 
 def losses(folder: Path) -> list[float]:
@@ -343,5 +343,5 @@ def test_the_curves_of_every_stage_and_of_a_run_resumed_at_others_are_one(tmp_pa
         )
         assert -signal.SIGKILL in killed.codes
     text = run_well("train.py", run_in("mixed", 1), world_size=3, log=tmp_path / "log")
-    assert "train: goes on after step" in text
+    assert "train: resumes after step" in text
     assert losses(mixed) == pytest.approx(wanted, rel=1e-6)
