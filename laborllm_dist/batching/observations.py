@@ -139,5 +139,6 @@ def check_room(careers: CareerTable, num_tokens: int, context: int | None, what:
         people = len({careers.person(int(row)) for row in truncation})
         raise SequenceTooLongError(
             f"the longest prompt, of career {person!r} of {survey}, has {lengths[longest]} tokens; the model's context "
-            f"of {context} has no room for {num_tokens} more, which are {what}; {people:,} people have such prompts"
+            f"of {context} has no room for {num_tokens} more, which are {what}; {people:,} people have such prompts",
+            code="prompt-exceeds-context",
         )

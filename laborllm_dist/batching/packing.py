@@ -40,7 +40,8 @@ def pack_careers(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
     """
     if lengths and (longest := max(lengths)) > max_seq_length:
         raise SequenceTooLongError(
-            f"career {list(lengths).index(longest)} has {longest} tokens, a row has {max_seq_length}"
+            f"career {list(lengths).index(longest)} has {longest} tokens, a row has {max_seq_length}",
+            code="career-exceeds-row",
         )
     by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     room = _FirstFit(len(lengths), max_seq_length)

@@ -101,4 +101,7 @@ def check_uncut(template: TemplateSettings) -> None:
         SettingsError: saying what to leave out.
     """
     if template.max_tokens is not None:
-        raise SettingsError("setting template.max_tokens cuts careers, which only an evaluation may do; leave it out")
+        raise SettingsError(
+            "setting template.max_tokens cuts careers, which only an evaluation may do; leave it out",
+            code="truncation-in-training",
+        )

@@ -49,13 +49,16 @@ def check_sources(data: DataSettings) -> None:
         except DataFileError as error:
             advice = f"; {corpus.download_hint}" if corpus.download_hint else ""
             place = f"data.corpora.{name}.path"
-            raise DataFileError(f"no careers of {corpus.survey}: {error} (setting {place}){advice}") from None
+            raise DataFileError(
+                f"no careers of {corpus.survey}: {error} (setting {place}){advice}", code="unreadable-corpus"
+            ) from None
         wanted = READERS[corpus.kind].own_occupations(corpus)
         if wanted is not None and not vocabulary_path(wanted).is_file():
             raise DataFileError(
                 f"no list of occupations for {corpus.survey}: {wanted.path} (setting data.corpora.{name}."
                 f"vocabulary.path); give a CSV with columns {wanted.code} and {wanted.title}, or "
-                f"{shipped_vocabularies()}"
+                f"{shipped_vocabularies()}",
+                code="no-occupation-list",
             )
 
 
@@ -139,7 +142,8 @@ def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
         for code, title in corpus_vocabulary(corpus).title_of().items():
             if titles.setdefault(code, title) != title:
                 raise VocabularyError(
-                    f"occupation {code!r} is {titles[code]!r} in one corpus and {title!r} in {corpus.survey}"
+                    f"occupation {code!r} is {titles[code]!r} in one corpus and {title!r} in {corpus.survey}",
+                    code="conflicting-titles",
                 )
     return OccupationVocabulary(codes=tuple(titles), titles=tuple(titles.values()))
 
@@ -159,7 +163,8 @@ def fingerprint_sources(data: DataSettings) -> dict[str, str]:
             population = data.corpora[other].people_of
             raise DataFileError(
                 f"corpora {other} and {name} have the same files but not the same population, so that test people of "
-                f"one would be trained on in the other; set data.corpora.{name}.population={population}"
+                f"one would be trained on in the other; set data.corpora.{name}.population={population}",
+                code="shared-files-different-population",
             )
     return found
 

@@ -45,25 +45,32 @@ class OccupationVocabulary:
 
     def __post_init__(self) -> None:
         if len(self.codes) != len(self.titles):
-            raise VocabularyError(f"{len(self.codes)} codes but {len(self.titles)} titles")
+            raise VocabularyError(
+                f"{len(self.codes)} codes but {len(self.titles)} titles", code="code-title-count-mismatch"
+            )
         if not self.codes:
-            raise VocabularyError("the list of occupations is empty")
+            raise VocabularyError("the list of occupations is empty", code="empty-vocabulary")
         first_code_of: dict[str, str] = {}
         seen_codes: set[str] = set()
         for code, title in zip(self.codes, self.titles, strict=True):
             if not code:
-                raise VocabularyError(f"the occupation titled {title!r} has an empty code")
+                raise VocabularyError(f"the occupation titled {title!r} has an empty code", code="empty-code")
             if code in seen_codes:
-                raise VocabularyError(f"occupation code {code!r} stands twice; codes must be unique")
+                raise VocabularyError(
+                    f"occupation code {code!r} stands twice; codes must be unique", code="duplicate-code"
+                )
             seen_codes.add(code)
             if not title or title != title.strip() or "\n" in title or "\r" in title:
                 raise VocabularyError(
-                    f"occupation {code!r} has the title {title!r}; a title is one line, not empty, without outer blanks"
+                    f"occupation {code!r} has the title {title!r}; a title is one line, not empty, without outer "
+                    "blanks",
+                    code="invalid-title",
                 )
             if title in first_code_of:
                 raise VocabularyError(
                     f"occupations {first_code_of[title]!r} and {code!r} share the title {title!r}; "
-                    "merge the two codes or change one title"
+                    "merge the two codes or change one title",
+                    code="duplicate-title",
                 )
             first_code_of[title] = code
 

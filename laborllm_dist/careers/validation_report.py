@@ -53,7 +53,7 @@ class Problems:
         first = "" if self.num_found <= NUM_SHOWN else f", the first {NUM_SHOWN} of them"
         count = "1 problem" if self.num_found == 1 else f"{self.num_found:,} problems"
         last = [f"  {advice}"] if advice else []
-        raise DataFileError("\n".join([f"{self.path}: {count}{first}:", *self.shown, *last]))
+        raise DataFileError("\n".join([f"{self.path}: {count}{first}:", *self.shown, *last]), code="invalid-content")
 
 
 def _shortened(text: str) -> str:

@@ -110,10 +110,11 @@ def show(text: str) -> None:
         raise OutputClosedError("the reader of the output is gone")
     if number in FULL:
         raise DiskFullError(
-            "no room left on the disk that the output goes to; make room and start the same command again"
+            "no room left on the disk that the output goes to; make room and start the same command again",
+            code="output-disk-full",
         )
     if number is not None:
-        raise DiskError(f"the output cannot be written: {os.strerror(number)}")
+        raise DiskError(f"the output cannot be written: {os.strerror(number)}", code="output-not-writable")
 
 
 @contextlib.contextmanager

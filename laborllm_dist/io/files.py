@@ -109,7 +109,8 @@ def refuse_link(path: Path) -> None:
     """
     if path.is_symlink():
         raise ForeignFileError(
-            f"{path} is a symbolic link (to {path.readlink()}), which is not followed; remove the link"
+            f"{path} is a symbolic link (to {path.readlink()}), which is not followed; remove the link",
+            code="symbolic-link",
         )
 
 
@@ -120,7 +121,9 @@ def refuse_irregular(path: Path) -> None:
         ForeignFileError: naming it.
     """
     if path.exists() and not path.is_file():
-        raise ForeignFileError(f"{path} is not a regular file (a folder, pipe or device); move it away")
+        raise ForeignFileError(
+            f"{path} is not a regular file (a folder, pipe or device); move it away", code="not-a-regular-file"
+        )
 
 
 @contextmanager
@@ -138,12 +141,14 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
         if number in NO_ROOM:
             raise DiskFullError(
                 f"no room left on the disk of {path.parent} while writing {path.name}; "
-                "make room and start the same command again: what was complete before is untouched"
+                "make room and start the same command again: what was complete before is untouched",
+                code="no-room-left",
             ) from None
         if number in REFUSED:
             raise DiskError(
                 f"cannot use {getattr(error, 'filename', None) or path}: {os.strerror(number)}; mend that, or name "
-                "another folder, and start the same command again: what was complete before is untouched"
+                "another folder, and start the same command again: what was complete before is untouched",
+                code="file-access-failed",
             ) from None
         raise
 
@@ -187,7 +192,7 @@ def file_lock(path: Path, *, busy: str | None) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise AlreadyRunningError(str(busy)) from None
+                raise AlreadyRunningError(str(busy), code="locked-by-another-process") from None
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
@@ -221,7 +226,7 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
         except Timeout:
             advice = f"{marker} says so ({_holder_of(marker)}); if that process is gone, delete the file"
             if busy is not None:
-                raise AlreadyRunningError(f"{busy}; {advice}") from None
+                raise AlreadyRunningError(f"{busy}; {advice}", code="lock-file-present") from None
             if not is_said:
                 logger.warning(f"waits for another process: {advice}")
                 is_said = True

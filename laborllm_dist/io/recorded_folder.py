@@ -116,10 +116,13 @@ def check_replaceable(folder: Path, advice: str) -> None:
     """
     refuse_link(folder)
     if folder.exists() and not folder.is_dir():
-        raise ForeignFileError(f"{folder} is a file, and is not replaced; {advice}")
+        raise ForeignFileError(f"{folder} is a file, and is not replaced; {advice}", code="file-instead-of-folder")
     foreign = sorted(_foreign_files(folder))
     if foreign:
-        raise ForeignFileError(f"{foreign[0]} was not written by this software, so {folder} is not replaced; {advice}")
+        raise ForeignFileError(
+            f"{foreign[0]} was not written by this software, so {folder} is not replaced; {advice}",
+            code="foreign-file-in-folder",
+        )
 
 
 def _foreign_files(folder: Path) -> Iterator[Path]:
@@ -186,7 +189,9 @@ def _held_folder(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise AlreadyRunningError(f"another process is writing to {folder}; wait for it, or end it first") from None
+        raise AlreadyRunningError(
+            f"another process is writing to {folder}; wait for it, or end it first", code="folder-being-written"
+        ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             os.close(descriptor)
@@ -210,7 +215,8 @@ def make_new_folder(partial: Path) -> None:
             pass  # nobody is at work in it
         if any(partial.iterdir()) and not (partial / RECORD).is_file():
             raise ForeignFileError(
-                f"{partial} is there and was not begun by this software; move it away and start again"
+                f"{partial} is there and was not begun by this software; move it away and start again",
+                code="foreign-partial-folder",
             )
         shutil.rmtree(partial)
     partial.mkdir(parents=True)

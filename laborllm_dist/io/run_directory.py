@@ -103,7 +103,8 @@ def check_run_folder(folder: Path) -> None:
     if foreign:
         raise ForeignFileError(
             f"{folder} is there and is no run: {foreign[0]} was not written by one; give this run another name "
-            "(name=...), or move it away"
+            "(name=...), or move it away",
+            code="folder-not-a-run",
         )
 
 
@@ -129,7 +130,8 @@ def create_or_resume(
     if saved not in (None, fingerprint):
         raise RunError(
             f"{folder.path} was made with other settings ({_what_differs(known, settings)}); "
-            "start it with those, give this run another name (name=...), or delete the folder to start anew"
+            "start it with those, give this run another name (name=...), or delete the folder to start anew",
+            code="different-settings",
         )
     with translate_disk_errors(folder.checkpoints):
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -171,7 +173,7 @@ def read_run(path: Path) -> tuple[RunDirectory, RunSettings, Path]:
     if not record.is_file():
         nearby = sorted(found.parent.name for found in path.parent.glob(f"*/{RECORD}")) if path.parent.is_dir() else []
         hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
-        raise RunError(f"no run at {path} (no {RECORD}){hint}")
+        raise RunError(f"no run at {path} (no {RECORD}){hint}", code="no-run")
     known = _read_record(record)
     settings = _settings_of(known)
     return (
@@ -245,7 +247,8 @@ def _read_record(record: Path) -> dict[str, Any]:
             raise ValueError("it has changed since it was written; a change that is meant goes with its line sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost"
+            f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost",
+            code="damaged-run-record",
         ) from None
     return known
 

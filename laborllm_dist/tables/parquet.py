@@ -99,7 +99,9 @@ def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> Dis
     try:
         return DistributionTable(table, info, _texts_of(metadata[_OCCUPATIONS]))
     except (KeyError, ValueError) as error:
-        raise ScoreTableError(f"{path} is no {kind} or is damaged: {error}") from None
+        raise ScoreTableError(
+            f"{path} is no {kind} or is damaged: {error}", code="invalid-distribution-table"
+        ) from None
 
 
 def num_occupations(path: Path) -> int | None:
@@ -141,13 +143,16 @@ def written_info(path: Path) -> ScoreTableInfo:
             info = info_of(schema.metadata or {})
     except DAMAGE:
         raise ForeignFileError(
-            f"{path} is no file of scores, or is damaged; it is not replaced: move it away, or delete it"
+            f"{path} is no file of scores, or is damaged; it is not replaced: move it away, or delete it",
+            code="not-a-score-table",
         ) from None
     try:
         with pq.ParquetFile(path) as file:
             _compare(schema, _checksum(schema, map(_as_table, file.iter_batches(ROWS_HASHED))))
     except DAMAGE as error:
-        raise ScoreTableError(f"{path} is damaged: {_reason(error)}; delete it, and make it anew") from None
+        raise ScoreTableError(
+            f"{path} is damaged: {_reason(error)}; delete it, and make it anew", code="damaged-table"
+        ) from None
     return info
 
 
@@ -241,7 +246,7 @@ def _read(
     path: Path, schema: pa.Schema, kind: str, made_by: str
 ) -> tuple[pa.Table, ScoreTableInfo, Mapping[bytes, bytes]]:
     if not path.is_file():
-        raise ScoreTableError(f"no {kind} at {path}; `{made_by}` makes it")
+        raise ScoreTableError(f"no {kind} at {path}; `{made_by}` makes it", code="no-table")
     try:
         table = pq.read_table(path)
         metadata = table.schema.metadata or {}
@@ -250,5 +255,6 @@ def _read(
         return table.select(schema.names).cast(schema), info, metadata
     except DAMAGE as error:
         raise ScoreTableError(
-            f"{path} is no {kind} or is damaged: {_reason(error)}; delete it, and `{made_by}` makes it anew"
+            f"{path} is no {kind} or is damaged: {_reason(error)}; delete it, and `{made_by}` makes it anew",
+            code="unreadable-table",
         ) from None

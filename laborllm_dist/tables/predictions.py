@@ -49,7 +49,8 @@ def check_output(path: Path) -> None:
         is_ours = False
     if not is_ours:
         raise ForeignFileError(
-            f"{path} is there and holds no predictions, so it is not replaced; name another file (output=)"
+            f"{path} is there and holds no predictions, so it is not replaced; name another file (output=)",
+            code="not-a-predictions-file",
         )
 
 

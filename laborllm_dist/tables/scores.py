@@ -68,7 +68,9 @@ def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None
     try:
         table = sorted_rows(table, SCORE_SCHEMA, KEY)
     except (KeyError, pa.ArrowInvalid, ValueError) as error:
-        raise ScoreTableError(f"scores of {info.model} do not have the columns of a score table: {error}") from None
+        raise ScoreTableError(
+            f"scores of {info.model} do not have the columns of a score table: {error}", code="invalid-score-columns"
+        ) from None
     check_scores(table, str(path))
     write_scored(table, info, path)
 
@@ -97,7 +99,8 @@ def check_scores(table: pa.Table, where: str) -> None:
         first = doubled.slice(0, 1).to_pylist()[0]
         raise ScoreTableError(
             f"{where}: observation {first['position']} of person {first['person']!r} of {first['survey']} "
-            f"stands {first['count_all']} times"
+            f"stands {first['count_all']} times",
+            code="duplicate-observation",
         )
     for column in ("title", "terminated"):
         # Rounding may put log P of a sure thing a hair above 0.
@@ -107,5 +110,6 @@ def check_scores(table: pa.Table, where: str) -> None:
             first = wrong.slice(0, 1).to_pylist()[0]
             raise ScoreTableError(
                 f"{where}: {column} log-likelihood of person {first['person']!r}, observation {first['position']} "
-                f"is {first[column]}; wanted a finite number of nats <= 0"
+                f"is {first[column]}; wanted a finite number of nats <= 0",
+                code="invalid-log-likelihood",
             )

@@ -67,13 +67,17 @@ def compile_template(settings: TemplateSettings, prefix: str = "") -> Template:
         TemplateError: for an unknown field, a bracket without its pair, or an entry that does not end in " {title}".
     """
     if not settings.entry.endswith(TITLE_MARK) or settings.entry.endswith(" " + TITLE_MARK):
-        raise TemplateError(f"template.entry must end in one blank and {{title}}, found {settings.entry!r}")
+        raise TemplateError(
+            f"template.entry must end in one blank and {{title}}, found {settings.entry!r}",
+            code="entry-without-title-end",
+        )
     prompt = settings.entry.removesuffix(TITLE_MARK)
     known = (*CAREER_FIELDS, *ENTRY_FIELDS)
     for name in settings.omit_fields:
         if name not in known or name == "year":
             raise TemplateError(
-                f"template.omit_fields: {name!r} cannot be omitted; {', '.join(CAREER_FIELDS)} and education can"
+                f"template.omit_fields: {name!r} cannot be omitted; {', '.join(CAREER_FIELDS)} and education can",
+                code="field-cannot-be-omitted",
             )
     return Template(
         heading=tuple(_parse_line(line, CAREER_FIELDS, "heading") for line in settings.heading),
@@ -128,24 +132,30 @@ def _render_jobs(
 
 def _parse_line(line: str, known: tuple[str, ...], where: str) -> tuple[Part, ...]:
     if "\n" in line:
-        raise TemplateError(f"template.{where}: a line break inside {line!r}; give each line as its own item")
+        raise TemplateError(
+            f"template.{where}: a line break inside {line!r}; give each line as its own item", code="line-break-in-line"
+        )
     parts: list[Part] = []
     for text in re.split(r"(\[[^\[\]]*\])", line):
         optional = text.startswith("[") and text.endswith("]")
         inner = text[1:-1] if optional else text
         if "[" in inner or "]" in inner:
-            raise TemplateError(f"template.{where}: a bracket without its pair in {line!r}")
+            raise TemplateError(f"template.{where}: a bracket without its pair in {line!r}", code="unbalanced-bracket")
         try:
             pieces = tuple((literal, name) for literal, name, _, _ in string.Formatter().parse(inner))
         except ValueError as error:
-            raise TemplateError(f"template.{where}: {error} in {line!r}") from None
+            raise TemplateError(f"template.{where}: {error} in {line!r}", code="invalid-format-string") from None
         for _, name in pieces:
             if name is not None and name not in known:
                 raise TemplateError(
-                    f"template.{where}: unknown field {{{name}}} in {line!r}; known: {', '.join(known)}"
+                    f"template.{where}: unknown field {{{name}}} in {line!r}; known: {', '.join(known)}",
+                    code="unknown-field",
                 )
         if optional and all(name is None for _, name in pieces):
-            raise TemplateError(f"template.{where}: [{inner}] has no field, so nothing says when to leave it out")
+            raise TemplateError(
+                f"template.{where}: [{inner}] has no field, so nothing says when to leave it out",
+                code="bracket-without-field",
+            )
         if pieces:
             parts.append((optional, pieces))
     return tuple(parts)
@@ -160,7 +170,8 @@ def _fill(line: tuple[Part, ...], facts: Mapping[str, object], career: CareerHis
             if not optional:
                 raise TemplateError(
                     f"person {career.person!r} of {career.survey} has no {absent}, which the template needs; "
-                    f"put brackets round the part that speaks of it: [... {{{absent}}} ...]"
+                    f"put brackets round the part that speaks of it: [... {{{absent}}} ...]",
+                    code="missing-career-field",
                 )
             continue
         texts.append("".join(literal + ("" if name is None else str(facts[name])) for literal, name in pieces))

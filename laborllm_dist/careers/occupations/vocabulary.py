@@ -101,7 +101,7 @@ def _vocabulary_of(path: Path, entries: list[tuple[str, str]]) -> OccupationVoca
     try:
         return OccupationVocabulary(*(tuple(each) for each in zip(*entries, strict=True)) if entries else ((), ()))
     except VocabularyError as error:
-        raise VocabularyError(f"{path}: {error}") from None
+        raise VocabularyError(f"{path}: {error}", code="invalid-vocabulary-file") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,9 @@ def _read_entries(path: Path, code_column: str, title_column: str, *, same_title
         entries = [] if missing else _entries(rows, names, (code_column, title_column), unique, problems)
         problems.refuse_if_any()
     except DataFileError as error:
-        raise VocabularyError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        raise VocabularyError(
+            str(error) if str(path) in str(error) else f"{path}: {error}", code="unreadable-vocabulary-file"
+        ) from None
     times = Counter(same_code(entry.code) for entry in entries)
     # A list with 1 and 1.0 tells them apart; any other writes 1.0 because its column of numbers has gaps.
     return [

@@ -54,14 +54,20 @@ class ArchiveMember:
             try:
                 file = self._open(stack)
             except _BAD_ZIP as error:
-                raise DataFileError(f"{self.label}: the zip cannot be read ({error}); download it again") from None
+                raise DataFileError(
+                    f"{self.label}: the zip cannot be read ({error}); download it again", code="damaged-zip"
+                ) from None
             except OSError as error:
                 again = "" if self.name is None else "; download the zip again"
-                raise DataFileError(f"{self.label}: cannot be read ({error.strerror or error}){again}") from None
+                raise DataFileError(
+                    f"{self.label}: cannot be read ({error.strerror or error}){again}", code="unreadable-file"
+                ) from None
             try:
                 yield file
             except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
-                raise DataFileError(f"{self.label}: it breaks off or is damaged ({error}); download it again") from None
+                raise DataFileError(
+                    f"{self.label}: it breaks off or is damaged ({error}); download it again", code="damaged-file"
+                ) from None
 
     def _open(self, stack: ExitStack) -> IO[bytes]:
         refuse_pointers(self.path)
@@ -80,7 +86,7 @@ class ArchiveMember:
         with self.open() as file:
             content = file.read(MOST_TEXT_BYTES + 1)
         if len(content) > MOST_TEXT_BYTES:
-            raise DataFileError(f"{self.label}: {_TOO_LARGE}")
+            raise DataFileError(f"{self.label}: {_TOO_LARGE}", code="file-too-large")
         return content.decode("latin-1")
 
     def lines(self) -> Iterator[str]:
@@ -94,7 +100,7 @@ class ArchiveMember:
             while line := file.readline(_LONGEST_LINE + 1):
                 num_bytes += len(line)
                 if len(line) > _LONGEST_LINE or num_bytes > MOST_TEXT_BYTES:
-                    raise DataFileError(f"{self.label}: {_TOO_LARGE}")
+                    raise DataFileError(f"{self.label}: {_TOO_LARGE}", code="file-too-large")
                 yield line.decode("latin-1").rstrip("\r\n")
 
 
@@ -116,7 +122,9 @@ def members_of_zip(path: Path) -> list[ArchiveMember]:
             names = sorted(name for name in archive.namelist() if not name.endswith("/"))
             return [ArchiveMember(path, name) for name in names if not _is_of_a_mac(name)]
     except (*_BAD_ZIP, OSError) as error:
-        raise DataFileError(f"{path}: not a readable zip file ({error}); download it again") from None
+        raise DataFileError(
+            f"{path}: not a readable zip file ({error}); download it again", code="damaged-zip"
+        ) from None
 
 
 def _is_of_a_mac(name: str) -> bool:

@@ -49,17 +49,18 @@ def career_text_files(settings: CareerTextSettings) -> list[Path]:
     """
     folder = Path(settings.path)
     if not folder.is_dir():
-        raise DataFileError(f"no folder at {folder}")
+        raise DataFileError(f"no folder at {folder}", code="no-folder")
     splits = [name for name in _NAMES if (folder / f"{name}.job").is_file()]
     if not splits:
-        raise DataFileError(f"no train.job, valid.job or test.job in {folder}")
+        raise DataFileError(f"no train.job, valid.job or test.job in {folder}", code="no-split-files")
     files: list[Path] = []
     for kind in (*_NEEDED, *_OPTIONAL):
         found = [folder / f"{name}.{kind}" for name in splits if (folder / f"{name}.{kind}").is_file()]
         if len(found) < len(splits) and (found or kind in _NEEDED):
             absent = next(name for name in splits if not (folder / f"{name}.{kind}").is_file())
             raise DataFileError(
-                f"no {absent}.{kind} in {folder}; {kind} must be there for {', '.join(splits)}, or for none"
+                f"no {absent}.{kind} in {folder}; {kind} must be there for {', '.join(splits)}, or for none",
+                code="missing-split-file",
             )
         files += found
     return files
@@ -176,7 +177,7 @@ def check_new_folder(folder: Path) -> None:
         DataFileError: naming it.
     """
     if folder.exists() or folder.is_symlink():
-        raise DataFileError(f"{folder} exists; name a new folder (prepare.career_text)")
+        raise DataFileError(f"{folder} exists; name a new folder (prepare.career_text)", code="output-folder-exists")
 
 
 def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Path) -> dict[str, int]:
@@ -219,7 +220,8 @@ def _write_files(careers: Iterable[tuple[Split, CareerHistory]], folder: Path) -
             for job in career.jobs:
                 if any(sign.isspace() for sign in job.occupation):
                     raise DataFileError(
-                        f"the code {job.occupation!r} has a blank, which separates codes in these files"
+                        f"the code {job.occupation!r} has a blank, which separates codes in these files",
+                        code="blank-in-code",
                     )
             counts[name] += 1
             for kind, words in _words(career).items():

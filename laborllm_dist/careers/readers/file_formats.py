@@ -86,17 +86,22 @@ def refuse_other_formats(path: Path) -> None:
     """
     refuse_pointers(path)
     if (advice := export_advice(path)) is not None:
-        raise DataFileError(f"{path}: {advice}")
+        raise DataFileError(f"{path}: {advice}", code="unsupported-format")
     begin, suffix = _first_bytes(path), path.suffix.lower()
     if begin.startswith(b"PAR1") and suffix not in (".parquet", ".pq"):
-        raise DataFileError(f"{path}: a Parquet file by its content; name it {path.stem}.parquet")
+        raise DataFileError(
+            f"{path}: a Parquet file by its content; name it {path.stem}.parquet", code="misnamed-parquet-file"
+        )
     if begin.startswith(b"\x1f\x8b") and suffix != ".gz":
-        raise DataFileError(f"{path}: compressed by gzip, which its name does not say; name it {path.name}.gz")
+        raise DataFileError(
+            f"{path}: compressed by gzip, which its name does not say; name it {path.name}.gz",
+            code="misnamed-gzip-file",
+        )
     if begin.startswith(_UTF_16) and begin[2:].count(0) > len(begin) // 4:
-        raise DataFileError(f"{path}: a text in UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
+        raise DataFileError(f"{path}: a text in UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)", code="utf-16-encoding")
     program = next((each for each in _PROGRAMS if begin.startswith(each.beginnings)), None)
     if program is not None:
-        raise DataFileError(f"{path}: by its content {_advice(program, path)}")
+        raise DataFileError(f"{path}: by its content {_advice(program, path)}", code="unsupported-format")
 
 
 def refuse_pointers(path: Path) -> None:
@@ -106,9 +111,12 @@ def refuse_pointers(path: Path) -> None:
         DataFileError: saying what it is, and how to get the file.
     """
     if path.exists() and not path.is_file():
-        raise DataFileError(f"{path}: not a regular file (a folder, pipe or device), which is not read; give a file")
+        raise DataFileError(
+            f"{path}: not a regular file (a folder, pipe or device), which is not read; give a file",
+            code="not-a-regular-file",
+        )
     if (advice := _pointer_advice(_first_bytes(path), path.name)) is not None:
-        raise DataFileError(f"{path}: {advice}")
+        raise DataFileError(f"{path}: {advice}", code="placeholder-file")
 
 
 def pointer_in(folder: Path, opened: Sequence[str]) -> str | None:
@@ -141,7 +149,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_NUM_FIRST_BYTES)
     except OSError as error:
-        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})", code="unreadable-file") from None
 
 
 def _advice(program: _Program, path: Path) -> str:

@@ -104,7 +104,7 @@ def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[P
         else:
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
     if not panel.workers and not problems.num_found:
-        raise DataFileError(f"{path}: a header, but no rows")
+        raise DataFileError(f"{path}: a header, but no rows", code="no-rows")
     problems.refuse_if_any()
     return (
         functools.partial(_read_person, person, worker, survey, settings, occupations)
@@ -277,7 +277,7 @@ def _states(settings: StatusSettings | None, occupations: Occupations) -> dict[S
 def _files(settings: LongPanelSettings) -> list[Path]:
     path = Path(settings.path)
     if not path.exists() or path.is_dir():
-        raise DataFileError(f"{'a folder' if path.is_dir() else 'no file'} at {path}")
+        raise DataFileError(f"{'a folder' if path.is_dir() else 'no file'} at {path}", code="no-file")
     refuse_other_formats(path)
     return [path]
 

@@ -89,12 +89,12 @@ def read_rows(path: Path, problems: Problems, selected: Selection | None = None)
             fill the memory.
     """
     if not path.exists():
-        raise DataFileError(f"no file at {path}")
+        raise DataFileError(f"no file at {path}", code="no-file")
     if path.is_dir():
-        raise DataFileError(f"{path} is a folder, not a file")
+        raise DataFileError(f"{path} is a folder, not a file", code="folder-instead-of-file")
     refuse_other_formats(path)
     if path.stat().st_size == 0:
-        raise DataFileError(f"{path}: the file is empty")
+        raise DataFileError(f"{path}: the file is empty", code="empty-file")
     yield from _parquet_rows(path, selected) if is_parquet(path) else _csv_rows(path, problems)
 
 
@@ -111,7 +111,8 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
         if odd := [each for each in fields if _is_no_text(each.type)]:
             raise DataFileError(
                 f"{path}: column {odd[0].name} holds {odd[0].type}, wanted texts, numbers or dates; save it as text, "
-                "or leave the column out"
+                "or leave the column out",
+                code="unsupported-column-type",
             )
         texts = [each.name for each in fields if _is_string(each.type)]
         _refuse_large_row_groups(path, metadata, set(texts))
@@ -126,7 +127,7 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
                     yield place, values
     except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a column's name is no UTF-8
         lines = str(error).splitlines() or [type(error).__name__]
-        raise DataFileError(f"{path}: not a readable Parquet file: {lines[0]}") from None
+        raise DataFileError(f"{path}: not a readable Parquet file: {lines[0]}", code="damaged-parquet-file") from None
 
 
 def _refuse_large_row_groups(path: Path, metadata: pq.FileMetaData, names: set[str]) -> None:
@@ -142,7 +143,8 @@ def _refuse_large_row_groups(path: Path, metadata: pq.FileMetaData, names: set[s
         if size > _LARGEST_ROW_GROUP:
             raise DataFileError(
                 f"{path}: the texts of a row group take {size / (1 << 30):,.1f} GiB, at most "
-                f"{_LARGEST_ROW_GROUP >> 30} GiB is read at once; save it with smaller row groups"
+                f"{_LARGEST_ROW_GROUP >> 30} GiB is read at once; save it with smaller row groups",
+                code="row-group-too-large",
             )
 
 
@@ -181,9 +183,13 @@ def _texts(column: pa.Array, path: Path, name: str) -> Sequence[str]:
         texts = [_as_text(value) for value in column.to_pylist()]
     except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:  # KeyError: of an unknown time zone
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataFileError(f"{path}: column {name} holds a value that cannot be read as text ({what})") from None
+        raise DataFileError(
+            f"{path}: column {name} holds a value that cannot be read as text ({what})", code="value-not-text"
+        ) from None
     if max(map(len, texts), default=0) > _LONGEST_TEXT:
-        raise DataFileError(f"{path}: column {name} holds a text of more than {_LONGEST_TEXT:,} characters")
+        raise DataFileError(
+            f"{path}: column {name} holds a text of more than {_LONGEST_TEXT:,} characters", code="text-too-long"
+        )
     return texts
 
 
@@ -199,7 +205,8 @@ def _texts_of_short_floats(column: pa.Array, path: Path, name: str) -> list[str]
     if any(first_inexact <= abs(number) < np.inf for number in numbers if number is not None):
         raise DataFileError(
             f"{path}: column {name} holds {column.type} numbers of {first_inexact:,.0f} or more, which are rounded, so "
-            "that two ids may have become one; save it as whole numbers or texts"
+            "that two ids may have become one; save it as whole numbers or texts",
+            code="rounded-float-ids",
         )
     return ["" if number is None else float_text(float(str(kind(number)))) for number in numbers]
 
@@ -225,9 +232,11 @@ def _csv_rows(path: Path, problems: Problems) -> Iterator[Row]:
                     _refuse_other_separators(path, values)
                 yield place, values
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataFileError(f"{path}: the gzip data breaks off or is damaged after line {place} ({error})") from None
+        raise DataFileError(
+            f"{path}: the gzip data breaks off or is damaged after line {place} ({error})", code="damaged-gzip"
+        ) from None
     except OSError as error:
-        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})", code="unreadable-file") from None
 
 
 def _refuse_other_separators(path: Path, header: Sequence[str]) -> None:
@@ -239,12 +248,14 @@ def _refuse_other_separators(path: Path, header: Sequence[str]) -> None:
     if header[0].lower().startswith("sep="):
         raise DataFileError(
             f"{path}: line 1 ({','.join(header)}) tells Excel the separator and is no header; delete it, and save the "
-            "file with commas"
+            "file with commas",
+            code="excel-separator-line",
         )
     for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars (|)")):
         if len(header) == 1 and sign in header[0]:
             raise DataFileError(
-                f"{path}: the columns are separated by {name}, wanted commas; save it as CSV with commas"
+                f"{path}: the columns are separated by {name}, wanted commas; save it as CSV with commas",
+                code="wrong-column-separator",
             )
 
 
@@ -280,14 +291,18 @@ def text_lines(file: ByteLines, problems: Problems) -> Iterator[str]:
         if line == 1 and b"\n" not in raw and b"\r" in raw[:-1]:
             raise DataFileError(
                 f"{problems.path}: its lines end in carriage returns alone, as old Macs wrote them; save it with line "
-                "feeds (in Excel: CSV UTF-8)"
+                "feeds (in Excel: CSV UTF-8)",
+                code="carriage-return-lines",
             )
         if len(raw) > _LONGEST_LINE:
             size = f"{_LONGEST_LINE >> 20} MiB"
-            raise DataFileError(f"{problems.path}: line {line} is longer than {size}, so this is no table of text")
+            raise DataFileError(
+                f"{problems.path}: line {line} is longer than {size}, so this is no table of text", code="line-too-long"
+            )
         if num_blank > _MOST_BLANK_LINES:
             raise DataFileError(
-                f"{problems.path}: {num_blank:,} blank lines up to line {line}, so this is no table of text"
+                f"{problems.path}: {num_blank:,} blank lines up to line {line}, so this is no table of text",
+                code="too-many-blank-lines",
             )
         if line == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs put before UTF-8

@@ -52,7 +52,10 @@ def wage_panel_content() -> bytes:
     try:
         return bz2.decompress(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataFileError(f"the wage panel at {path} cannot be read ({error}); install linearmodels again") from None
+        raise DataFileError(
+            f"the wage panel at {path} cannot be read ({error}); install linearmodels again",
+            code="unreadable-wage-panel",
+        ) from None
 
 
 def wage_panel_fingerprint() -> str:

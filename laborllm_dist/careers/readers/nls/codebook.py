@@ -73,7 +73,8 @@ def read_variable_names(member: ArchiveMember) -> list[VariableName]:
     if not names:
         raise DataFileError(
             f"{member.label}: no variables in it; its lines should be like "
-            "'R00001.00  1979  IDENTIFICATION CODE  CASEID'; download the extract again"
+            "'R00001.00  1979  IDENTIFICATION CODE  CASEID'; download the extract again",
+            code="no-variables-listed",
         )
     return names
 
@@ -94,12 +95,15 @@ def read_codebook(member: ArchiveMember) -> dict[str, CodebookCounts]:
             block.append(line)
         else:
             what = f"{_MOST_LINES:,} lines without the line of dashes that ends a variable's block"
-            raise DataFileError(f"{member.label}: {what}, so it is no codebook; download it again")
+            raise DataFileError(
+                f"{member.label}: {what}, so it is no codebook; download it again", code="invalid-codebook"
+            )
     counts.update(_block_counts(block))
     if not counts:
         raise DataFileError(
             f"{member.label}: no variable in it, so the extract cannot be checked; download it again, or remove this "
-            "file to read the extract unchecked"
+            "file to read the extract unchecked",
+            code="empty-codebook",
         )
     return counts
 

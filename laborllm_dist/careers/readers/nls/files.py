@@ -40,14 +40,17 @@ def find_extract(path: Path) -> ExtractFiles:
     if len(tables) != 1:
         found = "more than one" if tables else "no .csv or .dat file"
         names = ", ".join(sorted(str(member.label) for member in tables)) or "none of an NLS Investigator extract"
-        raise DataFileError(f"{found} in {path} ({names}); name the one file of the extract, or its .zip")
+        raise DataFileError(
+            f"{found} in {path} ({names}); name the one file of the extract, or its .zip", code="not-one-nls-extract"
+        )
     stem = tables[0].label.stem
     siblings = {suffix: _of_kind(members, suffix, stem) for suffix in (".sdf", ".cdb")}
     variables, codebook = (found[0] if found else None for found in siblings.values())
     if tables[0].suffix == ".dat" and variables is None:
         raise DataFileError(
             f"{tables[0].label}: a .dat file has no header, so {stem}.sdf must lie beside it; "
-            "download the extract again with .csv, or with .sdf"
+            "download the extract again with .csv, or with .sdf",
+            code="no-sdf-file",
         )
     return ExtractFiles(tables[0], variables, codebook)
 
@@ -67,16 +70,20 @@ def _members(path: Path) -> list[ArchiveMember]:
         there = sorted(each for each in path.iterdir() if each.is_file())
         files = [each for each in there if each.suffix.lower() in (*_SUFFIXES, ".zip")]
         if not files and (advice := next(filter(None, map(export_advice, there)), None)) is not None:
-            raise DataFileError(f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv")
+            raise DataFileError(
+                f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv", code="unsupported-format"
+            )
         zips = [each for each in files if each.suffix.lower() == ".zip"]
         if len(zips) == len(files) == 1:
             return _zip_members(zips[0])
         return [ArchiveMember(each) for each in files if each not in zips]
     if not path.exists():
-        raise DataFileError(f"no file at {path}")
+        raise DataFileError(f"no file at {path}", code="no-file")
     refuse_pointers(path)
     if (advice := export_advice(path)) is not None:
-        raise DataFileError(f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv")
+        raise DataFileError(
+            f"{path}: {advice}; the NLS Investigator gives it as comma-delimited .csv", code="unsupported-format"
+        )
     if path.suffix.lower() == ".zip":
         return _zip_members(path)
     return [ArchiveMember(each) for each in sorted(path.parent.iterdir()) if each.stem == path.stem and each.is_file()]

@@ -155,7 +155,8 @@ def _wanted(cohort: Cohort, settings: SurveySettings, there: Container[str]) -> 
     if not any(first <= year <= last for year in years):
         raise DataFileError(
             f"{settings.path}: no year of the {cohort} lies from {settings.first_year} to {settings.last_year}; its "
-            f"years are {years[0]} to {years[-1]}"
+            f"years are {years[0]} to {years[-1]}",
+            code="no-survey-year-in-range",
         )
     occupations = occupations_of(cohort, there)
     table = [occupations[each.year] if each.concept == "occupation" else each for each in nls_variables(cohort)]
@@ -170,7 +171,8 @@ def _check_years(files: ExtractFiles, table: Sequence[NlsVariable], years: Mappi
             assert files.variables is not None  # the years are from it
             raise DataFileError(
                 f"{files.variables.label}: {variable.name.reference} is of {said} in the extract's list of variables, "
-                f"of {variable.name.year} in the survey's; is it of another cohort? If not, download it again"
+                f"of {variable.name.year} in the survey's; is it of another cohort? If not, download it again",
+                code="variable-year-mismatch",
             )
 
 
@@ -195,7 +197,8 @@ def _check_essential(wanted: Sequence[NlsVariable], there: Container[str], cohor
         shown = ", ".join(f"{each.name.reference} ({each.year})" for each in occupations[:3])
         raise DataFileError(
             f"{extract}: no year has an occupation: none of the {len(occupations)} occupations of the {cohort} "
-            f"({shown} ...) is in this extract; {tagset_advice(cohort)}"
+            f"({shown} ...) is in this extract; {tagset_advice(cohort)}",
+            code="no-occupation-variables",
         )
 
 
@@ -228,7 +231,8 @@ def _check_people(person_ids: Values, extract: Extract) -> None:
         what = "not above 0" if wrong <= 0 else "there twice"
         raise DataFileError(
             f"{extract.table.label}: the person number {wrong} is {what}; a row must be one person, so download the "
-            "extract again"
+            "extract again",
+            code="invalid-person-number",
         )
 
 

@@ -137,5 +137,6 @@ def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, 
     otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
     raise DataFileError(
         f"{extract}: {len(missing)} variables of the method are not in this extract of the {cohort}: {shown}; "
-        f"{tagset_advice(cohort)}{otherwise}"
+        f"{tagset_advice(cohort)}{otherwise}",
+        code="missing-variables",
     )

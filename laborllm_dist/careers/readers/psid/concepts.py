@@ -141,5 +141,6 @@ def refuse_missing(missing: Sequence[tuple[str, int, str]], place: str, *, may_g
     otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
     raise DataFileError(
         f"{place}: {len(missing)} variables of the method are not in this download: {shown}; add the variables of "
-        f"{table} to the cart at the PSID Data Center and download again{otherwise}"
+        f"{table} to the cart at the PSID Data Center and download again{otherwise}",
+        code="missing-variables",
     )

@@ -97,7 +97,8 @@ def _wanted(settings: SurveySettings) -> tuple[list[int], Wanted]:
         known = psid_years(None, None)
         raise DataFileError(
             f"{settings.path}: no year of the PSID lies from {settings.first_year} to {settings.last_year}; its years "
-            f"are {known[0]} to {known[-1]}"
+            f"are {known[0]} to {known[-1]}",
+            code="no-survey-year-in-range",
         )
     return years, {
         variable: (concept, year)
@@ -156,7 +157,8 @@ def _check_once(sources: Sequence[Source], files: Sequence[Mapping[str, Column]]
             if first != number and name not in (*PEOPLE, SEX):
                 raise DataFileError(
                     f"{sources[number].data.label}: {name} stands in {sources[first].data.label} too; a download must "
-                    "have each variable once, so leave one of the two files out"
+                    "have each variable once, so leave one of the two files out",
+                    code="variable-in-two-files",
                 )
 
 
@@ -187,7 +189,8 @@ def _person_numbers(source: Source, file: Mapping[str, Column]) -> npt.NDArray[n
     raise DataFileError(
         f"{source.data.label}, line{'s' if len(lines) > 1 else ''} {' and '.join(lines)}: person {wrong} "
         f"({INTERVIEW_1968} x 1000 + {PERSON_NUMBER}) {what}; a record must be one person, so make a cart of all "
-        "individuals"
+        "individuals",
+        code="invalid-person-number",
     )
 
 
@@ -202,20 +205,23 @@ def _by_person(
     if len(places) > 1:
         raise DataFileError(
             f"{label}: variables of the years {', '.join(map(str, places))} without {INTERVIEW_1968} and "
-            f"{PERSON_NUMBER}; add these two to the cart, so that its records are people"
+            f"{PERSON_NUMBER}; add these two to the cart, so that its records are people",
+            code="no-person-variables",
         )
     families = file.get(psid_variables().get((_FAMILY_NUMBER, year), ""))
     if families is None:
         raise DataFileError(
             f"{label}: no {psid_variables().get((_FAMILY_NUMBER, year))}, the interview number that joins families of "
-            f"{year} to people; download the file whole"
+            f"{year} to people; download the file whole",
+            code="no-interview-number",
         )
     values, times = np.unique(families, return_counts=True)
     if times.max() > 1:
         twice = values[times.argmax()]
         lines = " and ".join(str(row + 1) for row in np.flatnonzero(families == twice)[:2])
         raise DataFileError(
-            f"{label}, lines {lines}: the family with interview number {twice} stands twice; download the file again"
+            f"{label}, lines {lines}: the family with interview number {twice} stands twice; download the file again",
+            code="duplicate-interview-number",
         )
     of_person = individuals.get(psid_variables().get(("ind_interview_no", year), ""), np.full(num_people, BLANK))
     rows = _rows_of(of_person, families)

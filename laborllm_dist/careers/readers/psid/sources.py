@@ -42,9 +42,12 @@ def find_sources(path: Path) -> list[Source]:
         foreign = [each for each in (path.iterdir() if path.is_dir() else ()) if export_advice(each) is not None]
         if foreign:
             statements = "the PSID Data Center gives it as ASCII data with statements"
-            raise DataFileError(f"{min(foreign)}: {export_advice(min(foreign))}; {statements}")
+            raise DataFileError(
+                f"{min(foreign)}: {export_advice(min(foreign))}; {statements}", code="unsupported-format"
+            )
         raise DataFileError(
-            f"no .txt file in {path}; a PSID download has its data as NAME.txt, their layout as NAME.do, .sas or .sps"
+            f"no .txt file in {path}; a PSID download has its data as NAME.txt, their layout as NAME.do, .sas or .sps",
+            code="no-psid-data-file",
         )
     sources: list[Source] = []
     for table in tables:
@@ -54,13 +57,15 @@ def find_sources(path: Path) -> list[Source]:
         elif _DATA_NAME.match(table.label.stem) or len(tables) == 1:
             raise DataFileError(
                 f"{table.label}: no set-up file beside it ({table.label.stem}.do, .sas or .sps), which alone says "
-                "where the variables stand; download it with statements for Stata, SAS or SPSS"
+                "where the variables stand; download it with statements for Stata, SAS or SPSS",
+                code="no-setup-file",
             )
     if not sources:
         names = ", ".join(str(table.label) for table in tables[:3])
         raise DataFileError(
             f"no set-up file (.do, .sas or .sps) in {path} for any of its .txt files ({names}); a PSID download has "
-            "NAME.txt with NAME.do, NAME.sas or NAME.sps"
+            "NAME.txt with NAME.do, NAME.sas or NAME.sps",
+            code="no-setup-file",
         )
     return sources
 
@@ -94,10 +99,12 @@ def _members(path: Path) -> list[ArchiveMember]:
         zips = [member for each in files if each.suffix.lower() == ".zip" for member in members_of_zip(each)]
         return [ArchiveMember(each) for each in files if each.suffix.lower() != ".zip"] + zips
     if not path.exists():
-        raise DataFileError(f"no file at {path}")
+        raise DataFileError(f"no file at {path}", code="no-file")
     refuse_pointers(path)
     if (advice := export_advice(path)) is not None:
-        raise DataFileError(f"{path}: {advice}; the PSID Data Center gives it as ASCII data with statements")
+        raise DataFileError(
+            f"{path}: {advice}; the PSID Data Center gives it as ASCII data with statements", code="unsupported-format"
+        )
     if path.suffix.lower() == ".zip":
         return members_of_zip(path)
     return [

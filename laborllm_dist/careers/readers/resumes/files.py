@@ -48,28 +48,36 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
     if path.exists() and not path.is_dir():
         refuse_pointers(path)
         if (advice := export_advice(path)) is not None:
-            raise DataFileError(f"{path}: {advice}")
+            raise DataFileError(f"{path}: {advice}", code="unsupported-format")
         if _kind_of(path) is None:
-            raise DataFileError(f"{path}: the name ends in none of {', '.join(_KIND_OF_ENDING)}")
+            raise DataFileError(
+                f"{path}: the name ends in none of {', '.join(_KIND_OF_ENDING)}", code="unknown-file-extension"
+            )
         return [path]
     if not path.is_dir():
-        raise DataFileError(f"no file or folder at {path}")
+        raise DataFileError(f"no file or folder at {path}", code="no-file")
     there = sorted(file for file in path.iterdir() if file.is_file() and not _is_note(file))
     files = [file for file in there if _kind_of(file) is not None]
     if files and len(files) < len(there):
         unknown = next(file for file in there if file not in files)
         if (advice := export_advice(unknown)) is not None:
-            raise DataFileError(f"{unknown}: {advice}")
+            raise DataFileError(f"{unknown}: {advice}", code="unsupported-format")
         raise DataFileError(
-            f"{unknown}: the name ends in none of {', '.join(_KIND_OF_ENDING)}; move what is not read out of {path}"
+            f"{unknown}: the name ends in none of {', '.join(_KIND_OF_ENDING)}; move what is not read out of {path}",
+            code="unknown-file-extension",
         )
     kinds = sorted({str(_kind_of(file)) for file in files})
     if not files and (advice := next(filter(None, map(export_advice, there)), None)) is not None:
-        raise DataFileError(f"{path}: {advice}")
+        raise DataFileError(f"{path}: {advice}", code="unsupported-format")
     if not files:
-        raise DataFileError(f"{path}: a folder without files that end in {', '.join(_KIND_OF_ENDING)}")
+        raise DataFileError(
+            f"{path}: a folder without files that end in {', '.join(_KIND_OF_ENDING)}", code="no-resume-files"
+        )
     if len(kinds) > 1:
-        raise DataFileError(f"{path}: a folder with files of several kinds ({', '.join(kinds)}); keep one kind in it")
+        raise DataFileError(
+            f"{path}: a folder with files of several kinds ({', '.join(kinds)}); keep one kind in it",
+            code="mixed-file-types",
+        )
     return files
 
 
@@ -111,7 +119,7 @@ def read_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterato
     """
     refuse_other_formats(path)
     if path.stat().st_size == 0:
-        raise DataFileError(f"{path}: the file is empty")
+        raise DataFileError(f"{path}: the file is empty", code="empty-file")
     read = _json_cells if _kind_of(path) == "JSONL" else _table_cells
     return read(path, problems, wanted)
 
@@ -187,9 +195,11 @@ def _json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
                 if text.strip():
                     yield line, text
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataFileError(f"{path}: the gzip data breaks off or is damaged after line {line} ({error})") from None
+        raise DataFileError(
+            f"{path}: the gzip data breaks off or is damaged after line {line} ({error})", code="damaged-gzip"
+        ) from None
     except OSError as error:
-        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})", code="unreadable-file") from None
 
 
 def _json_object(text: str, place: int, problems: Problems) -> dict[str, object] | None:

@@ -70,7 +70,7 @@ def _in_blocks(people: PersonRows, occupations: OccupationReader, survey: str) -
         for person in block:
             yield functools.partial(_read_person, person, coded, occupations, survey)
     if not found_any:
-        raise DataFileError(f"{people.settings.path}: no rows")
+        raise DataFileError(f"{people.settings.path}: no rows", code="no-rows")
 
 
 def _read_person(person: ResumePerson, block: _Block, occupations: OccupationReader, survey: str) -> PersonRecord:

@@ -232,7 +232,8 @@ def _add_first(database: sqlite3.Connection, person: str, place: int) -> int | N
         (known,) = database.execute("SELECT place FROM first_rows WHERE person = ?", (person,)).fetchone()
     except sqlite3.OperationalError as error:
         raise DiskError(
-            f"no list of people in temporary files ({error}); make room there, or set TMPDIR to another folder"
+            f"no list of people in temporary files ({error}); make room there, or set TMPDIR to another folder",
+            code="temporary-files-failed",
         ) from None
     return int(known)
 

@@ -132,7 +132,10 @@ class SyntheticMarket:
             return np.asarray(weights / weights.sum(), dtype=np.float64)
         last = prefix.jobs[-1]
         if year <= last.year:
-            raise DataFileError(f"person {prefix.person!r}: year {year} is not after the last job, of {last.year}")
+            raise DataFileError(
+                f"person {prefix.person!r}: year {year} is not after the last job, of {last.year}",
+                code="year-not-after-last-job",
+            )
         before = self._index(prefix, last.occupation)
         odds = self._stay_odds(before, tenures[-1], stratum, year - last.year)
         weights = self.attraction_SO[stratum] * self.affinity_TOO[_tenure_class(tenures[-1]), before]
@@ -146,7 +149,10 @@ class SyntheticMarket:
 
     def _index(self, career: CareerHistory, code: str) -> int:
         if code not in self.index_of:
-            raise DataFileError(f"person {career.person!r}: occupation {code!r} is not one of the made labor market")
+            raise DataFileError(
+                f"person {career.person!r}: occupation {code!r} is not one of the made labor market",
+                code="unknown-synthetic-occupation",
+            )
         return self.index_of[code]
 
     def _tenures(self, career: CareerHistory) -> list[int]:
@@ -155,7 +161,9 @@ class SyntheticMarket:
         for number, job in enumerate(career.jobs):
             before = career.jobs[number - 1] if number else None
             if before is not None and job.year <= before.year:
-                raise DataFileError(f"person {career.person!r}: year {job.year} stands after {before.year}")
+                raise DataFileError(
+                    f"person {career.person!r}: year {job.year} stands after {before.year}", code="years-out-of-order"
+                )
             tenures.append(tenures[-1] + 1 if before is not None and before.occupation == job.occupation else 1)
         return tenures
 
@@ -290,14 +298,18 @@ def _stratum(career: CareerHistory, year: int, education: str | None) -> int:
     if career.birth_year is None or education not in EDUCATIONS:
         raise DataFileError(
             f"person {career.person!r}, {year}: birth year {career.birth_year}, education {education!r}; the made "
-            f"labor market needs a birth year and one of: {', '.join(EDUCATIONS)}"
+            f"labor market needs a birth year and one of: {', '.join(EDUCATIONS)}",
+            code="no-birth-year-or-education",
         )
     return stratum_of(EDUCATIONS.index(education), career.birth_year, year)
 
 
 def _gender(career: CareerHistory) -> int:
     if career.gender not in GENDERS:
-        raise DataFileError(f"person {career.person!r}: gender {career.gender!r}; wanted one of: {', '.join(GENDERS)}")
+        raise DataFileError(
+            f"person {career.person!r}: gender {career.gender!r}; wanted one of: {', '.join(GENDERS)}",
+            code="unknown-gender",
+        )
     return GENDERS.index(career.gender)
 
 
