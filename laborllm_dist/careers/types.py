@@ -57,7 +57,7 @@ class OccupationVocabulary:
                 raise VocabularyError(f"the occupation titled {title!r} has an empty code", code="empty-code")
             if code in seen_codes:
                 raise VocabularyError(
-                    f"occupation code {code!r} stands twice; codes must be unique", code="duplicate-code"
+                    f"occupation code {code!r} appears twice; codes must be unique", code="duplicate-code"
                 )
             seen_codes.add(code)
             if not title or title != title.strip() or "\n" in title or "\r" in title:

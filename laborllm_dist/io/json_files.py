@@ -76,7 +76,7 @@ def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(values) < len(pairs):
         times = Counter(name for name, _ in pairs)
         doubled = next(name for name in times if times[name] > 1)
-        raise ValueError(f"the name {doubled!r} stands twice")
+        raise ValueError(f"the name {doubled!r} appears twice")
     return values
 
 

@@ -156,7 +156,7 @@ def _entries(
             elif not value.isprintable():
                 problems.add(place, column, f"{value!r} holds a line break, control character or odd blank")
             elif column in unique and (first := first_place[column].setdefault(value, place)) != place:
-                problems.add(place, column, f"{value!r} stands at {problems.unit} {first} already")
+                problems.add(place, column, f"{value!r} appears at {problems.unit} {first} already")
         entries.append(_Entry(code, title, is_changed=[code, title] != [cell.strip() for cell in cells]))
     return entries
 

@@ -61,7 +61,7 @@ def note_doubled(names: Sequence[str], place: int, problems: Problems) -> None:
     """Note every column that stands twice."""
     for name, times in sorted(Counter(names).items()):
         if times > 1:
-            problems.add(place, name, "this column stands twice")
+            problems.add(place, name, "this column appears twice")
 
 
 def missing_column(use: str, names: Sequence[str], *, is_optional: bool) -> str:

@@ -62,7 +62,7 @@ def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract
         asked = {name.reference for name in wanted}
         places = {reference: place for place, reference in enumerate(references) if reference in asked}
         for reference in sorted({each for each in places if references.count(each) > 1}):
-            problems.add(1, reference, "this column stands twice")
+            problems.add(1, reference, "this column appears twice")
         columns = _read_columns(rows, places, len(references), problems)
     problems.refuse_if_any(_DOWNLOAD_AGAIN)
     if files.codebook is not None:

@@ -48,7 +48,7 @@ def find_extract(path: Path) -> ExtractFiles:
     variables, codebook = (found[0] if found else None for found in siblings.values())
     if tables[0].suffix == ".dat" and variables is None:
         raise DataFileError(
-            f"{tables[0].label}: a .dat file has no header, so {stem}.sdf must lie beside it; "
+            f"{tables[0].label}: a .dat file has no header, so {stem}.sdf must be in the same folder; "
             "download the extract again with .csv, or with .sdf",
             code="no-sdf-file",
         )

@@ -154,7 +154,7 @@ def _wanted(cohort: Cohort, settings: SurveySettings, there: Container[str]) -> 
     years = sorted(nls_schemes(cohort))
     if not any(first <= year <= last for year in years):
         raise DataFileError(
-            f"{settings.path}: no year of the {cohort} lies from {settings.first_year} to {settings.last_year}; its "
+            f"{settings.path}: the {cohort} has no year from {settings.first_year} to {settings.last_year}; its "
             f"years are {years[0]} to {years[-1]}",
             code="no-survey-year-in-range",
         )

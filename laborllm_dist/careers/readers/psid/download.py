@@ -96,7 +96,7 @@ def _wanted(settings: SurveySettings) -> tuple[list[int], Wanted]:
     if not years:
         known = psid_years(None, None)
         raise DataFileError(
-            f"{settings.path}: no year of the PSID lies from {settings.first_year} to {settings.last_year}; its years "
+            f"{settings.path}: the PSID has no year from {settings.first_year} to {settings.last_year}; its years "
             f"are {known[0]} to {known[-1]}",
             code="no-survey-year-in-range",
         )
@@ -156,7 +156,7 @@ def _check_once(sources: Sequence[Source], files: Sequence[Mapping[str, Column]]
             first = place_of.setdefault(name, number)
             if first != number and name not in (*PEOPLE, SEX):
                 raise DataFileError(
-                    f"{sources[number].data.label}: {name} stands in {sources[first].data.label} too; a download must "
+                    f"{sources[number].data.label}: {name} is in {sources[first].data.label} too; a download must "
                     "have each variable once, so leave one of the two files out",
                     code="variable-in-two-files",
                 )
@@ -184,7 +184,7 @@ def _person_numbers(source: Source, file: Mapping[str, Column]) -> npt.NDArray[n
     values, times = np.unique(people, return_counts=True)
     if values[0] > 1000 and times.max() == 1:
         return people
-    wrong, what = (values[0], "is no person") if values[0] <= 1000 else (values[times.argmax()], "stands twice")
+    wrong, what = (values[0], "is no person") if values[0] <= 1000 else (values[times.argmax()], "appears twice")
     lines = [str(row + 1) for row in np.flatnonzero(people == wrong)[:2]]
     raise DataFileError(
         f"{source.data.label}, line{'s' if len(lines) > 1 else ''} {' and '.join(lines)}: person {wrong} "
@@ -220,7 +220,7 @@ def _by_person(
         twice = values[times.argmax()]
         lines = " and ".join(str(row + 1) for row in np.flatnonzero(families == twice)[:2])
         raise DataFileError(
-            f"{label}, lines {lines}: the family with interview number {twice} stands twice; download the file again",
+            f"{label}, lines {lines}: the family with interview number {twice} appears twice; download the file again",
             code="duplicate-interview-number",
         )
     of_person = individuals.get(psid_variables().get(("ind_interview_no", year), ""), np.full(num_people, BLANK))

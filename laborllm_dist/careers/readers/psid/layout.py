@@ -123,7 +123,7 @@ def _check_header(said: dict[str, int | None], variables: list[Variable], proble
     names = [variable.name for variable in variables]
     for name, times in Counter(names).items():
         if times > 1:
-            problems.add(1, name, "this variable stands twice")
+            problems.add(1, name, "this variable appears twice")
     last = variables[-1].end
     if said["num_variables"] not in (None, len(variables)):
         problems.add(1, None, f"the header says {said['num_variables']} variables, {len(variables)} are listed")

@@ -57,7 +57,7 @@ def find_sources(path: Path) -> list[Source]:
         elif _DATA_NAME.match(table.label.stem) or len(tables) == 1:
             raise DataFileError(
                 f"{table.label}: no set-up file beside it ({table.label.stem}.do, .sas or .sps), which alone says "
-                "where the variables stand; download it with statements for Stata, SAS or SPSS",
+                "where the variables are; download it with statements for Stata, SAS or SPSS",
                 code="no-setup-file",
             )
     if not sources:

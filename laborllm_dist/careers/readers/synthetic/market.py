@@ -162,7 +162,7 @@ class SyntheticMarket:
             before = career.jobs[number - 1] if number else None
             if before is not None and job.year <= before.year:
                 raise DataFileError(
-                    f"person {career.person!r}: year {job.year} stands after {before.year}", code="years-out-of-order"
+                    f"person {career.person!r}: year {job.year} comes after {before.year}", code="years-out-of-order"
                 )
             tenures.append(tenures[-1] + 1 if before is not None and before.occupation == job.occupation else 1)
         return tenures
