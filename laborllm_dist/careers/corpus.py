@@ -1,4 +1,4 @@
-"""Open the corpora of a run: one vocabulary, the people of each, and a fingerprint of what they are read from."""
+"""Open the corpora of a run: their pooled vocabulary, the people of each, and fingerprints of the source files."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ READERS: dict[str, Reader[Any]] = {
 
 
 def check_sources(data: DataSettings) -> None:
-    """Refuse the first corpus whose files are missing, saying how to get them.
+    """Check that the files of every corpus exist.
 
     Raises:
-        DataFileError: naming the setting to change.
+        DataFileError: naming the first missing file, how to download it, and the setting of its path.
     """
     for name, corpus in data.corpora.items():
         try:
@@ -63,7 +63,7 @@ def check_sources(data: DataSettings) -> None:
 
 
 def source_files(corpus: CorpusSettings) -> list[Path]:
-    """Return the files that a corpus is read from; none where it is made or comes with a package.
+    """Return the source files of a corpus; none if it is synthetic or comes with a package.
 
     Raises:
         DataFileError: if they are missing.
@@ -72,10 +72,10 @@ def source_files(corpus: CorpusSettings) -> list[Path]:
 
 
 def missing_variables(data: DataSettings) -> dict[str, list[str]]:
-    """Return, for each survey that is read without them, the variables of the method that its extract lacks.
+    """Return the variables of the method that an extract lacks, for each survey whose settings allow that.
 
     Raises:
-        DataFileError: if what is there is not enough for any observation.
+        DataFileError: if the variables of an extract are not enough for any observation.
     """
     return {
         name: READERS[corpus.kind].missing_variables(corpus)
@@ -88,7 +88,7 @@ def read_people(corpus: CorpusSettings) -> Iterator[PersonThunk]:
     """Return the people of a corpus in the order of its source.
 
     Raises:
-        DataFileError: if the source is unusable; files that are read as a whole are refused before the first person.
+        DataFileError: if the source is unusable; before the first person if the file is read as a whole.
     """
     return READERS[corpus.kind].people(corpus, corpus.survey)
 
@@ -112,15 +112,15 @@ def corpus_vocabulary(corpus: CorpusSettings) -> OccupationVocabulary:
 
 
 def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
-    """Return, by year, the codes that can be observed: those the census codes lead to, and the states.
+    """Return, by year, the codes that can be observed: those that census codes map to, and the states.
 
-    Empty where every occupation of the vocabulary can be observed in any year.
+    Empty if every occupation of the vocabulary can be observed in any year.
     """
     return READERS[corpus.kind].reachable_by_year(corpus)
 
 
 def corpus_notes(corpus: CorpusSettings) -> list[str]:
-    """Return, for the data card, what of a corpus was taken otherwise than the method or the file has it.
+    """Return notes for the data card about values that were read differently from the method or the file.
 
     Raises:
         LaborError: if the source is unusable.
@@ -149,10 +149,10 @@ def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
 
 
 def fingerprint_sources(data: DataSettings) -> dict[str, str]:
-    """Return, for each corpus, what identifies its content: a SHA-256, or the version of the code that makes it.
+    """Return a fingerprint of the content of each corpus: a SHA-256, or the version of the code that generates it.
 
     Raises:
-        DataFileError: if a corpus is missing, or two read the same files as if these were of different people.
+        DataFileError: if a corpus is missing, or two corpora of different populations read the same files.
     """
     check_sources(data)
     found = {name: _fingerprint(corpus) for name, corpus in data.corpora.items()}

@@ -1,6 +1,6 @@
-"""The words of the labor market: a worker's career, its yearly jobs, and the list of occupations.
+"""Basic data types: a worker's career, its yearly jobs, and the vocabulary of occupations.
 
-These values know nothing of text, tokens or models. A field that the source does not have is None, never "" or -1.
+They do not depend on text, tokens or models. A field that the source does not have is None, never "" or -1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class CareerHistory:
-    """One worker: fixed facts and the jobs in order of year, one a year at most."""
+    """One worker: fixed attributes and the jobs in order of year, at most one per year."""
 
     person: str
     survey: str
@@ -37,7 +37,7 @@ class OccupationVocabulary:
     """The occupations that can be predicted: codes and their titles, both unique, in a fixed order.
 
     Raises:
-        VocabularyError: if a code or a title is empty, doubled, or a title has a line break or outer blanks.
+        VocabularyError: if a code or title is empty or duplicate, or a title has a line break or outer whitespace.
     """
 
     codes: tuple[str, ...]
@@ -78,9 +78,9 @@ class OccupationVocabulary:
         return len(self.codes)
 
     def title_of(self) -> dict[str, str]:
-        """Return the title of every code."""
+        """Return a mapping from codes to titles."""
         return dict(zip(self.codes, self.titles, strict=True))
 
     def index_of(self) -> dict[str, int]:
-        """Return the position of every code in the vocabulary."""
+        """Return a mapping from codes to their indices in the vocabulary."""
         return {code: index for index, code in enumerate(self.codes)}
