@@ -39,7 +39,7 @@ def table_of(source: Path) -> bytes:
     """Return the table that follows from a file of O*NET's titles, compressed, the same bytes whenever it is made.
 
     Raises:
-        DataFileError: if the file has not the columns, or a code that is none of occ1990dd.
+        DataFileError: if the file lacks the columns, or has a code that is not in occ1990dd.
     """
     with gzip.open(source, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,6 +1,6 @@
 """Find the files of an NLS Investigator extract, in a folder or in the .zip as it was downloaded.
 
-NAME.csv   one row a person, one column a variable; or NAME.dat, the same values between blanks, without a header
+NAME.csv   one row per person, one column per variable; or NAME.dat, the same values between spaces, without a header
 NAME.sdf   the variables in the order of their columns: reference number, year, description, question name
 NAME.cdb   the codebook, with counts
 """
@@ -28,10 +28,10 @@ class ExtractFiles:
 
 
 def find_extract(path: Path) -> ExtractFiles:
-    """Return the files of the extract in a folder, in a .zip, or that a .csv or .dat file belongs to.
+    """Return the files of the extract in a folder or .zip, or of the extract that a .csv or .dat file belongs to.
 
     Raises:
-        DataFileError: if there is nothing to read, or more than one extract to choose from.
+        DataFileError: if there is no extract, or more than one.
     """
     members = _members(path)
     tables = _of_kind(members, ".csv") or _of_kind(members, ".dat")
@@ -56,10 +56,10 @@ def find_extract(path: Path) -> ExtractFiles:
 
 
 def nls_files(path: Path) -> list[Path]:
-    """Return the files on the disk that an extract is read from.
+    """Return the files on disk that an extract is read from.
 
     Raises:
-        DataFileError: as `find_extract`.
+        DataFileError: as in `find_extract`.
     """
     found = find_extract(path)
     return sorted({member.path for member in (found.table, found.variables, found.codebook) if member is not None})

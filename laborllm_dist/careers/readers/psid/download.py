@@ -1,8 +1,8 @@
-"""All columns of a PSID download, and where in them a person's values of a year stand.
+"""Read the columns of a PSID download, and join families to people.
 
-A file that has ER30001 and ER30002 is of individuals: a record is a person, and a cart has the family's variables in
-the same records. Several such files (a cart cut by years) are joined by person number. A file without them is of the
-families of a year: a record is found by the interview number that the individuals' files give the person in it.
+A file with ER30001 and ER30002 has individuals: a record is a person, and a cart has the family's variables in the same
+records. Several such files (a cart split by years) are joined by person number. A file without them has the families of
+a year: they are joined by the interview number of the year in the individuals' files.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ _FAMILY_NUMBER = "fam_interview_no"
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Columns with one value a person, [people], whatever file they are from; BLANK where a person has none."""
+    """Columns of all files with one value per person, [people]; BLANK if a person has none."""
 
     people: npt.NDArray[np.int64]
     columns: Mapping[str, Column]
     years: Sequence[int]
 
     def value(self, concept: str, year: int, person: int) -> int:
-        """Return a value of a person's year; BLANK where there is none, or no such variable."""
+        """Return a value of a person's year; BLANK if it or its variable is missing."""
         column = self.columns.get(psid_variables().get((concept, year), ""))
         return BLANK if column is None else int(column[person])
 
 
 def read_download(settings: SurveySettings) -> Download:
-    """Read what the method needs of a download.
+    """Read the variables of the method from a download.
 
     Raises:
-        DataFileError: if files are broken or contradict each other, or variables that settings.variables demands are
-            missing.
+        DataFileError: if files are damaged or contradict each other, or lack variables that settings.variables
+            requires.
     """
     years, wanted = _wanted(settings)
     sources = find_sources(Path(settings.path))
@@ -74,7 +74,7 @@ def missing_variables(settings: SurveySettings) -> list[str]:
     """Return the variables of the method that a download lacks, as the set-up files list them: NAME (concept year).
 
     Raises:
-        DataFileError: if no year of the download has an occupation, or it does not say who is who.
+        DataFileError: if no year of the download has an occupation, or it has no person numbers.
     """
     years, wanted = _wanted(settings)
     there = {
@@ -123,10 +123,10 @@ def _check_complete(found: set[str], wanted: Wanted, years: Sequence[int], setti
 
 
 def _check_occupations(found: set[str], wanted: Wanted, years: Sequence[int], settings: SurveySettings) -> None:
-    """Refuse a download without a single year that an observation can come from, whatever else it lacks.
+    """Check that a download has the variables of an observation for at least one year.
 
     Raises:
-        DataFileError: naming the occupations, and what says whose they are, that it lacks.
+        DataFileError: naming the missing occupations and person variables.
     """
     if any(_is_readable(year, found) for year in years):
         return
@@ -141,7 +141,7 @@ def _check_occupations(found: set[str], wanted: Wanted, years: Sequence[int], se
 
 
 def _is_readable(year: int, found: set[str]) -> bool:
-    """Return whether a year has what an observation needs."""
+    """Return whether a year has the variables of an observation."""
     keys = ["ind_interview_no", "relation_to_rp", *(["sequence_no"] if year > 1968 else [])]
     occupations = [occupation_concept(Role(prefix), year) for prefix in ("rp", "sp")]
     there = {concept for concept in (*keys, *occupations) if psid_variables().get((concept, year)) in found}
@@ -149,7 +149,7 @@ def _is_readable(year: int, found: set[str]) -> bool:
 
 
 def _check_once(sources: Sequence[Source], files: Sequence[Mapping[str, Column]]) -> None:
-    """Refuse a variable that stands in two files, since one of them would be passed over."""
+    """Check that no variable is in two files, since only one of them would be read."""
     place_of: dict[str, int] = {}
     for number, file in enumerate(files):
         for name in file:
@@ -197,7 +197,7 @@ def _person_numbers(source: Source, file: Mapping[str, Column]) -> npt.NDArray[n
 def _by_person(
     source: Source, file: Mapping[str, Column], wanted: Wanted, individuals: Mapping[str, Column], num_people: int
 ) -> dict[str, Column]:
-    """Return the columns of a file of families by person: those of the family the person was in."""
+    """Return the columns of a file of families by person, each with the values of the person's family."""
     places = sorted({wanted[name][1] for name in file if name in wanted})
     if not places:
         return {}
@@ -229,7 +229,7 @@ def _by_person(
 
 
 def _rows_of(wanted: npt.NDArray[np.integer], keys: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Return, for every wanted number, its row among the keys, which are all different; -1 where it is not there."""
+    """Return the index of every wanted number in the keys, which are unique; -1 if it is missing."""
     order = np.argsort(keys)
     at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
     rows = order[at]

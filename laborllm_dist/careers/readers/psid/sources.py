@@ -1,8 +1,8 @@
 """Find the data files of a PSID download and the set-up file of each.
 
 A Data Center cart is J######.txt with J######.do, .sas or .sps; packaged files are FAM1981ER.txt ... and
-IND2021ER.txt, each with set-up files of its own. They lie in a folder (also each in a .zip, as downloaded), or in one
-.zip. Where a data file has several set-up files, .do is taken before .sas before .sps.
+IND2021ER.txt, each with set-up files of its own. They are in a folder (also each in a .zip, as downloaded), or in one
+.zip. If a data file has several set-up files, .do takes precedence over .sas, and .sas over .sps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def find_sources(path: Path) -> list[Source]:
     """Return the data files of a download, in order of name.
 
     Raises:
-        DataFileError: if there are none, or one has no set-up file.
+        DataFileError: if there are no data files, or one has no set-up file.
     """
     members = _members(path)
     tables = [member for member in members if member.suffix == ".txt"]
@@ -71,10 +71,10 @@ def find_sources(path: Path) -> list[Source]:
 
 
 def psid_files(path: Path) -> list[Path]:
-    """Return the files on the disk that a download is read from.
+    """Return the files on disk that a download is read from.
 
     Raises:
-        DataFileError: as `find_sources`.
+        DataFileError: as in `find_sources`.
     """
     return sorted({member.path for source in find_sources(path) for member in (source.data, source.setup)})
 
@@ -86,7 +86,7 @@ def _is_formats(member: ArchiveMember) -> bool:
 def _setup_of(
     table: ArchiveMember, tables: Sequence[ArchiveMember], setups: Sequence[ArchiveMember]
 ) -> ArchiveMember | None:
-    """Return the set-up file of the same name, or the only one there is where there is one data file."""
+    """Return the set-up file of the same name, or the only one if there is one data file."""
     stem = table.label.stem.lower()
     named = [setup for setup in setups if setup.label.stem.lower() == stem]
     candidates = named or (list(setups) if len(tables) == 1 and len({each.label.stem for each in setups}) == 1 else [])
