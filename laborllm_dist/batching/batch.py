@@ -1,10 +1,10 @@
-"""The tensors of a forward: careers side by side in rows, each blind to the others.
+"""Input tensors of a forward pass: careers packed into rows, with attention restricted to each career.
 
 tokens      <s> a  b  c  <s> d  e   .
-positions    0  1  2  3   0  1  2   0      start anew in each career; 0 in padding, which may be longer than any of them
-lengths      4            3         1      attention stays inside a stretch; the last one is padding
+positions    0  1  2  3   0  1  2   0      restart in each career; 0 in padding, which may be longer than any career
+lengths      4            3         1      of the sequences; the last one is padding
 targets      a  b  c  -   d  e  -   -      the next token; - is IGNORED
-scored       0  1  2      4  5             slots with a target, counted through all rows
+scored       0  1  2      4  5             slots with a target, as indices into the flattened rows
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ TokenIds = npt.NDArray[np.int32]
 class PackedBatch:
     """Rows of packed careers.
 
-    Tensors are int64: `token_ids_BT`, `targets_BT`, `positions_BT`; `scored_N` are the slots with a target, as places
-    in the flattened rows. `lengths` are those of all stretches, row by row; they add up to B x T.
+    Tensors are int64: `token_ids_BT`, `targets_BT`, `positions_BT`; `scored_N` has the slots with a target, as indices
+    into the flattened rows. `lengths` has the lengths of all sequences (careers and padding), row by row; their sum is
+    B x T.
     """
 
     token_ids_BT: Tensor
@@ -50,7 +51,7 @@ class PackedBatch:
         )
 
     def pinned(self) -> PackedBatch:
-        """Return the batch in memory that a GPU fetches from by itself."""
+        """Return the batch in pinned memory, for asynchronous copies to a GPU."""
         return PackedBatch(
             self.token_ids_BT.pin_memory(),
             self.targets_BT.pin_memory(),
@@ -64,10 +65,10 @@ class PackedBatch:
         return PackedBatch(self.token_ids_BT, targets_BT, self.positions_BT, _scored(targets_BT), self.lengths)
 
     def one_a_row(self, slots_Q: Tensor) -> PaddedBatch:
-        """Return the careers that these slots of the rows, laid end to end, lie in: each in a row of its own."""
+        """Return the careers that contain these slots of the flattened rows, one career per row."""
         lengths = torch.tensor(self.lengths)
-        stretch_N = torch.arange(len(lengths)).repeat_interleave(lengths)
-        members = torch.unique(stretch_N[slots_Q.cpu()])
+        sequence_N = torch.arange(len(lengths)).repeat_interleave(lengths)
+        members = torch.unique(sequence_N[slots_Q.cpu()])
         if not len(members):
             members = torch.zeros(1, dtype=torch.int64)  # a forward has at least one row
         starts_S, lengths_S = (lengths.cumsum(0) - lengths)[members], lengths[members]
@@ -82,7 +83,7 @@ class PackedBatch:
         )
 
     def scatter_to_slots(self, scores_N: Tensor) -> npt.NDArray[np.float64]:
-        """Return scores of the slots with a target as [B, T]; 0 elsewhere."""
+        """Return scores of the slots with a target as [B, T] float64; 0 elsewhere."""
         scores = np.zeros(self.targets_BT.numel())
         scores[self.scored_N.cpu().numpy()] = scores_N.cpu().numpy()
         return scores.reshape(tuple(self.targets_BT.shape))
@@ -90,10 +91,10 @@ class PackedBatch:
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Careers in rows of their own, in the order of the packed rows, padded on the right.
+    """Careers one per row, in the order of the packed rows, padded on the right.
 
-    `token_ids_ST`, `targets_ST`; `mask_ST`: bool, what is no padding; `slots_ST`: where each token lies in the packed
-    rows, laid end to end.
+    `token_ids_ST`, `targets_ST`: int64; `mask_ST`: bool, False in padding; `slots_ST`: int64, the index of each token
+    in the flattened packed rows.
     """
 
     token_ids_ST: Tensor
@@ -102,7 +103,7 @@ class PaddedBatch:
     slots_ST: Tensor
 
     def at_slots(self, values_STV: Tensor, slots_Q: Tensor) -> Tensor:
-        """Return what belongs to these slots of the packed rows, [Q, V]."""
+        """Return the values at these slots of the packed rows, [Q, V]."""
         mask_M = self.mask_ST.flatten()
         places_N = torch.zeros(int(self.slots_ST.max()) + 1, dtype=torch.int64, device=mask_M.device)
         places_N[self.slots_ST.flatten()[mask_M]] = mask_M.nonzero().flatten()
@@ -110,11 +111,11 @@ class PaddedBatch:
 
 
 def pack_batch(rows: Sequence[Sequence[TokenIds]], max_seq_length: int) -> PackedBatch:
-    """Lay careers into rows, every next token of a career a target.
+    """Pack careers into rows; the target of each token is the next token of its career.
 
     Args:
-        rows: for each row the token ids of its careers; no rows make one short row without targets.
-        max_seq_length: T, at least the sum of the careers of every row.
+        rows: token ids of the careers of each row; without rows, the batch is one short row without targets.
+        max_seq_length: T, at least the number of tokens of every row.
     """
     num_rows = max(1, len(rows))
     length = max_seq_length if rows else min(PAD_TO_MULTIPLE_OF, max_seq_length)
@@ -146,21 +147,21 @@ Batches = list[PackedBatch]
 
 
 class BatchPrefetcher:
-    """The batches of steps, one step made ahead by a thread; what they are is a function of the step alone."""
+    """Makes the batches of the next step in a thread; batches are a function of the step alone."""
 
     def __init__(self, make: Callable[[int], Batches], *, num_steps: int) -> None:
-        """Take `make`, which gives this rank's batches of a step, one a pass."""
+        """`make` returns this rank's batches of a step, one per micro-batch."""
         self._make = make
         self._num_steps = num_steps
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
         self._made: dict[int, Future[Batches]] = {}
 
     def of_step(self, step: int) -> Batches:
-        """Return the batches of a step, and have those of the next one made."""
-        wanted = self._made.pop(step, None) or self._maker.submit(self._make, step)
+        """Return the batches of a step, and start making those of the next one."""
+        batches = self._made.pop(step, None) or self._maker.submit(self._make, step)
         if step + 1 < self._num_steps:
             self._made[step + 1] = self._maker.submit(self._make, step + 1)
-        return wanted.result()
+        return batches.result()
 
     def __enter__(self) -> BatchPrefetcher:
         return self

@@ -1,4 +1,4 @@
-"""Where the titles of packed careers stand, and from the log-likelihood of tokens to that of observed titles.
+"""Locate the titles of packed careers, and sum token log-likelihoods to those of the observed titles.
 
 Slot t of a row scores the token at t + 1, so a title on tokens [start, end) is scored by slots [start - 1, end - 1),
 and the line's end, the token at `end`, by slot end - 1. Sums are float64.
@@ -24,10 +24,10 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TitleSpans:
-    """Where the titles of packed careers stand.
+    """Positions of the titles of packed careers, int64.
 
     `spans` is [observations, 3]: row of the batch, first token of the title in that row and the one past its last;
-    `starts`: where the career begins in that row;
+    `starts` is [observations]: first token of the career in that row;
     `keys` is [observations, 2]: career's row in the store, position of the job in the career.
     """
 
@@ -43,7 +43,7 @@ class TitleSpans:
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Whole texts as prompts, packed into the rows of one forward: `members_P` are their places in the list."""
+    """Whole texts as prompts, packed into the rows of one forward pass; `members_P` are their indices in the list."""
 
     members_P: Integers
     batch: PackedBatch
@@ -51,7 +51,7 @@ class PromptBatch:
 
 
 def texts_in_rows(rows: Sequence[Sequence[int]], length_of: Callable[[int], int]) -> Iterator[tuple[int, int, int]]:
-    """Yield row, first slot and number of every text, laid side by side in rows as `pack_batch` does."""
+    """Yield row, first slot and index of every text, packed into rows like `pack_batch`."""
     for row, members in enumerate(rows):
         start = 0
         for member in members:
@@ -63,7 +63,7 @@ def prompt_batches(prompts: Sequence[TokenIds], max_seq_length: int, batch_size:
     """Pack whole texts as prompts into rows, and yield `batch_size` rows at a time.
 
     Raises:
-        SequenceTooLongError: if one is longer than a row.
+        SequenceTooLongError: if a prompt is longer than a row.
     """
     lengths = [len(ids) for ids in prompts]
     for rows in pack_batches(lengths, max_seq_length, batch_size):
@@ -75,7 +75,7 @@ def prompt_batches(prompts: Sequence[TokenIds], max_seq_length: int, batch_size:
 
 
 def title_places(careers: CareerTable, rows: Sequence[Sequence[int]]) -> TitleSpans:
-    """Find the titles of careers laid side by side in rows, as `pack_batch` does."""
+    """Locate the titles of careers that are packed into rows by `pack_batch`."""
     spans: list[Integers] = [np.zeros((0, 3), dtype=np.int64)]
     starts: list[Integers] = [np.zeros(0, dtype=np.int64)]
     keys: list[Integers] = [np.zeros((0, 2), dtype=np.int64)]
@@ -91,7 +91,7 @@ def title_places(careers: CareerTable, rows: Sequence[Sequence[int]]) -> TitleSp
 def pack_observations(
     careers: CareerTable, rows: Sequence[Sequence[int]], max_seq_length: int
 ) -> tuple[PackedBatch, TitleSpans]:
-    """Lay careers into rows, and find their titles."""
+    """Pack careers into rows, and locate their titles."""
     packed = pack_batch([[careers.token_ids(career) for career in row] for row in rows], max_seq_length)
     return packed, title_places(careers, rows)
 
@@ -99,12 +99,12 @@ def pack_observations(
 def scoring_batch(
     careers: CareerTable, rows: Sequence[Sequence[int]], max_seq_length: int
 ) -> tuple[PackedBatch, TitleSpans]:
-    """Lay careers into rows, with titles and line ends as the only targets."""
+    """Pack careers into rows, with the tokens of titles and of the line breaks after them as the only targets."""
     packed, places = pack_observations(careers, rows, max_seq_length)
-    wanted = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
+    is_scored = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
     for row, start, end in places.spans:
-        wanted[row, start - 1 : end] = True
-    return packed.with_targets(packed.targets_BT.masked_fill(~wanted, IGNORED)), places
+        is_scored[row, start - 1 : end] = True
+    return packed.with_targets(packed.targets_BT.masked_fill(~is_scored, IGNORED)), places
 
 
 def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: Integers) -> npt.NDArray[np.float64]:
@@ -118,16 +118,16 @@ def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: In
 
 
 def check_room(careers: CareerTable, num_tokens: int, context: int | None, what: str) -> None:
-    """Refuse prompts that have no room for tokens after them in the model's context (None: there is none).
+    """Check that every prompt leaves room for more tokens in the model's context.
 
     Args:
-        careers: of the split.
-        num_tokens: how many are forwarded after a prompt.
-        context: of the model.
-        what: they are, and what to do.
+        careers: careers of the split.
+        num_tokens: number of tokens after a prompt.
+        context: length of the model's context in tokens; None: unlimited.
+        what: end of the error message: what these tokens are, and what to do.
 
     Raises:
-        SequenceTooLongError: naming the person with the longest prompt, and how many people there are.
+        SequenceTooLongError: naming the person with the longest prompt, and the number of people with such prompts.
     """
     if context is None:
         return
@@ -139,5 +139,6 @@ def check_room(careers: CareerTable, num_tokens: int, context: int | None, what:
         people = len({careers.person(int(row)) for row in truncation})
         raise SequenceTooLongError(
             f"the longest prompt, of career {person!r} of {survey}, has {lengths[longest]} tokens; the model's context "
-            f"of {context} has no room for {num_tokens} more, which are {what}; {people:,} people have such prompts"
+            f"of {context} has no room for {num_tokens} more, which are {what}; {people:,} people have such prompts",
+            code="prompt-exceeds-context",
         )

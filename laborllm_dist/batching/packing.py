@@ -1,9 +1,9 @@
-"""Pack careers into rows of equal length, so that a forward wastes few tokens.
+"""Pack careers into rows of equal length, so that a forward pass has little padding.
 
-First-fit decreasing: longest career first, into the first row with room. Depends on lengths only, never on ranks;
-that is why scores do not move when the number of ranks changes. A step of training packs few careers (32 in the
-paper), so its last row would stay half empty; its rows are therefore made as short as the same number of rows
-allows, which spreads the careers evenly over them.
+First-fit decreasing: each career, longest first, goes into the first row with room. The result depends on the lengths
+only, so scores do not depend on the number of ranks. A training step packs few careers (32 in the paper), so its last
+row would be half empty; its rows are therefore as short as possible for the same number of rows, which spreads the
+careers evenly over them.
 
     max_seq_length 2048, 32 careers of 12,900 tokens: 7 rows of 2048 are 90 % full, 7 rows of 1856 are 99 % full
 """
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from laborllm_dist.errors import SequenceTooLongError
 
-PAD_TO_MULTIPLE_OF = 8  # row lengths are multiples of it, which matrix units like
+PAD_TO_MULTIPLE_OF = 8  # row lengths are multiples of it, which suits tensor cores
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
-    """Every career exactly once: `rows` holds indices into the lengths that were packed."""
+    """Every career exactly once: `rows` has indices into the packed lengths."""
 
     rows: tuple[tuple[int, ...], ...]
     max_seq_length: int
@@ -28,7 +28,7 @@ class PackedRows:
 
     @property
     def fill(self) -> float:
-        """Share of slots that hold a token."""
+        """Share of slots that are not padding."""
         return self.num_tokens / (len(self.rows) * self.max_seq_length) if self.rows else 1.0
 
 
@@ -36,11 +36,12 @@ def pack_careers(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
     """Pack careers of these lengths into rows of `max_seq_length`.
 
     Raises:
-        SequenceTooLongError: if one career is longer than a row; it is never cut.
+        SequenceTooLongError: if a career is longer than a row; careers are never truncated.
     """
     if lengths and (longest := max(lengths)) > max_seq_length:
         raise SequenceTooLongError(
-            f"career {list(lengths).index(longest)} has {longest} tokens, a row has {max_seq_length}"
+            f"career {list(lengths).index(longest)} has {longest} tokens, a row has {max_seq_length}",
+            code="career-exceeds-row",
         )
     by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     room = _FirstFit(len(lengths), max_seq_length)
@@ -56,17 +57,17 @@ def pack_careers(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
 def pack_batches(
     lengths: Sequence[int], max_seq_length: int, batch_size: int
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Pack texts into rows of `max_seq_length`, and these in order into batches of `batch_size` rows, one a forward.
+    """Pack texts into rows of `max_seq_length`, and group the rows in order into batches of `batch_size`.
 
     Raises:
-        SequenceTooLongError: as `pack_careers`.
+        SequenceTooLongError: if a text is longer than a row.
     """
     rows = pack_careers(lengths, max_seq_length).rows
     return tuple(rows[first : first + batch_size] for first in range(0, len(rows), batch_size))
 
 
 def pack_step(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
-    """Pack the careers of one step into as few rows as `max_seq_length` allows, and these as short as they can be."""
+    """Pack the careers of one step into as few rows as `max_seq_length` allows, with rows as short as possible."""
     widest = pack_careers(lengths, max_seq_length)
     num_rows = len(widest.rows)
     shortest = max(max(lengths), -(-widest.num_tokens // num_rows))
@@ -79,17 +80,17 @@ def pack_step(lengths: Sequence[int], max_seq_length: int) -> PackedRows:
 
 @dataclass(frozen=True, slots=True)
 class RankAssignment:
-    """`passes[p][rank]` are the rows that a rank forwards in pass p; an empty tuple is an empty pass.
+    """`passes[p][rank]` has the rows of a rank in micro-batch p; an empty tuple is an empty micro-batch.
 
-    Every rank makes the same number of passes, since ZeRO-3 gathers weights in step: where rows run out, a rank's pass
-    is explicitly empty and forwards one short row without targets.
+    Every rank runs the same number of micro-batches, since ZeRO-3 gathers weights collectively: a rank without rows
+    forwards one short row without targets.
     """
 
     passes: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 def shard_rows(num_rows: int, *, world_size: int, micro_batch_size: int) -> RankAssignment:
-    """Spread rows over ranks and passes, in order: pass by pass, and within a pass as evenly as it goes."""
+    """Assign rows in order to micro-batches, and split each micro-batch as evenly as possible over the ranks."""
     passes: list[tuple[tuple[int, ...], ...]] = []
     for first in range(0, num_rows, world_size * micro_batch_size):
         rows = range(first, min(first + world_size * micro_batch_size, num_rows))
@@ -99,7 +100,7 @@ def shard_rows(num_rows: int, *, world_size: int, micro_batch_size: int) -> Rank
 
 
 class _FirstFit:
-    """The first row with enough room, found in log(rows): a tree whose nodes hold the most room below them."""
+    """Finds the first row with enough room in O(log rows): each node of a tree holds the maximum of its children."""
 
     __slots__ = ("most", "size")
 
@@ -110,7 +111,7 @@ class _FirstFit:
         self.most = [max_seq_length] * (2 * self.size)
 
     def take(self, length: int) -> int:
-        """Return the first row with room for `length` tokens, and take them."""
+        """Return the first row with room for `length` tokens, and subtract them from its room."""
         node = 1
         while node < self.size:
             node *= 2

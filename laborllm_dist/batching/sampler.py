@@ -1,8 +1,8 @@
-"""Say which careers a training step learns from: a function of (seed, step) alone.
+"""Sample the careers of each training step, as a function of (seed, step) alone.
 
-Each epoch takes every career as many times as its weight says, in an order drawn for that epoch; its last step takes
-what is left. Of a weight with a fraction, such as 1.5, every career is taken once, and half of them, drawn anew for
-each epoch, once more. So every epoch has the same number of steps.
+Each epoch takes every career as many times as its weight, shuffled anew for that epoch; the last step takes the
+remaining careers. With a fractional weight, such as 1.5, every career is taken once, and a random half, drawn anew for
+each epoch, a second time. So every epoch has the same number of steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSampler:
-    """The order in which careers are learned from: rows of the store, [careers], and their weights, [careers]."""
+    """The order of the training careers: `rows` of the store, [careers], and their `weights`, [careers]."""
 
     rows: Rows
     weights: npt.NDArray[np.float64]
@@ -29,13 +29,13 @@ class TrainingSampler:
 
     @property
     def careers_per_epoch(self) -> int:
-        """Number of careers an epoch takes, one that it takes twice counted twice."""
+        """Number of careers of an epoch; a career that is taken twice counts twice."""
         values, counts = np.unique(self.weights, return_counts=True)
         return int(np.rint(values * counts).sum())
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of steps of every epoch."""
+        """Number of steps of each epoch."""
         return -(-self.careers_per_epoch // self.global_batch_size)
 
     def careers_of_step(self, step: int) -> Rows:

@@ -1,4 +1,4 @@
-"""The plan of a training run: how many steps, which of them validate and save, how full the rows are."""
+"""Plan a training run: the number of steps, the careers and rows of each, and the steps that validate and save."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from laborllm_dist.store.store import TokenStore, check_lengths
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: its careers (rows of the store), how they are packed, who forwards what."""
+    """One step: its careers (rows of the store), their packing, and the rows of each rank."""
 
     careers: npt.NDArray[np.int64]
     packing: PackedRows
     shards: RankAssignment
-    num_targets: int  # tokens that are predicted, over all ranks and passes
+    num_targets: int  # predicted tokens over all ranks and micro-batches
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """All steps of a run, each a function of data, settings and its number."""
+    """All steps of a run, each a function of data, settings and step."""
 
     order: TrainingSampler
     lengths: npt.NDArray[np.int64]  # tokens of every training career
@@ -52,12 +52,12 @@ class TrainingPlan:
         return StepPlan(careers=careers, packing=packing, shards=shards, num_targets=sum(lengths) - len(lengths))
 
     def validates_after(self, num_done: int) -> bool:
-        """Return whether a validation follows the first `num_done` steps: so many times an epoch, and at the end."""
+        """Return whether to validate after `num_done` steps: `validations_per_epoch` times, the last one at its end."""
         per_epoch, parts = self.order.steps_per_epoch, self.training.validations_per_epoch
         return any(num_done % per_epoch == per_epoch * part // parts % per_epoch for part in range(1, parts + 1))
 
     def saves_after(self, num_done: int) -> bool:
-        """Return whether a checkpoint follows: at every validation, and every so many steps where set."""
+        """Return whether to save after `num_done` steps: at validations and every `checkpoint_every_steps` steps."""
         every = self.training.checkpoint_every_steps
         return self.validates_after(num_done) or (every is not None and num_done % every == 0)
 
@@ -66,9 +66,9 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
     """Plan a run.
 
     Raises:
-        SettingsError: if the template cuts careers.
+        SettingsError: if the template truncates careers.
         SequenceTooLongError: naming the person, if a career of training or validation does not fit a row.
-        DataFileError: if fractions and weights leave nobody to train on.
+        DataFileError: if fractions and weights leave no careers to train on.
     """
     batch, training = settings.batch, settings.training
     check_uncut(settings.template)
@@ -83,22 +83,25 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
 
 
 def epochs_of(settings: RunSettings, steps_per_epoch: int) -> int:
-    """Return how many epochs a run takes: as many as are set, or as make enough steps for a new model."""
+    """Return the number of epochs: the setting, or enough for `min_steps` with a randomly initialized model."""
     training = settings.training
     if training.epochs is not None:
         return training.epochs
     if settings.model.path is not None:
         return FEWEST_EPOCHS
-    assert training.min_steps is not None  # TrainingSettings refuses to leave both open
+    assert training.min_steps is not None  # TrainingSettings requires it without epochs
     assert training.max_epochs is not None
     return min(max(FEWEST_EPOCHS, -(-training.min_steps // steps_per_epoch)), training.max_epochs)
 
 
 def check_uncut(template: TemplateSettings) -> None:
-    """Refuse to train on careers that are cut.
+    """Check that the template does not truncate careers.
 
     Raises:
-        SettingsError: saying what to leave out.
+        SettingsError: naming the setting to leave out.
     """
     if template.max_tokens is not None:
-        raise SettingsError("setting template.max_tokens cuts careers, which only an evaluation may do; leave it out")
+        raise SettingsError(
+            "setting template.max_tokens cuts careers, which only an evaluation may do; leave it out",
+            code="truncation-in-training",
+        )

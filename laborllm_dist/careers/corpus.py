@@ -1,4 +1,4 @@
-"""Open the corpora of a run: one vocabulary, the people of each, and a fingerprint of what they are read from."""
+"""Open the corpora of a run: their pooled vocabulary, the people of each, and fingerprints of the source files."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ READERS: dict[str, Reader[Any]] = {
 
 
 def check_sources(data: DataSettings) -> None:
-    """Refuse the first corpus whose files are missing, saying how to get them.
+    """Check that the files of every corpus exist.
 
     Raises:
-        DataFileError: naming the setting to change.
+        DataFileError: naming the first missing file, how to download it, and the setting of its path.
     """
     for name, corpus in data.corpora.items():
         try:
@@ -49,18 +49,21 @@ def check_sources(data: DataSettings) -> None:
         except DataFileError as error:
             advice = f"; {corpus.download_hint}" if corpus.download_hint else ""
             place = f"data.corpora.{name}.path"
-            raise DataFileError(f"no careers of {corpus.survey}: {error} (setting {place}){advice}") from None
+            raise DataFileError(
+                f"no careers of {corpus.survey}: {error} (setting {place}){advice}", code="unreadable-corpus"
+            ) from None
         wanted = READERS[corpus.kind].own_occupations(corpus)
         if wanted is not None and not vocabulary_path(wanted).is_file():
             raise DataFileError(
                 f"no list of occupations for {corpus.survey}: {wanted.path} (setting data.corpora.{name}."
                 f"vocabulary.path); give a CSV with columns {wanted.code} and {wanted.title}, or "
-                f"{shipped_vocabularies()}"
+                f"{shipped_vocabularies()}",
+                code="no-occupation-list",
             )
 
 
 def source_files(corpus: CorpusSettings) -> list[Path]:
-    """Return the files that a corpus is read from; none where it is made or comes with a package.
+    """Return the source files of a corpus; none if it is synthetic or comes with a package.
 
     Raises:
         DataFileError: if they are missing.
@@ -69,10 +72,10 @@ def source_files(corpus: CorpusSettings) -> list[Path]:
 
 
 def missing_variables(data: DataSettings) -> dict[str, list[str]]:
-    """Return, for each survey that is read without them, the variables of the method that its extract lacks.
+    """Return the variables of the method that an extract lacks, for each survey whose settings allow that.
 
     Raises:
-        DataFileError: if what is there is not enough for any observation.
+        DataFileError: if the variables of an extract are not enough for any observation.
     """
     return {
         name: READERS[corpus.kind].missing_variables(corpus)
@@ -85,7 +88,7 @@ def read_people(corpus: CorpusSettings) -> Iterator[PersonThunk]:
     """Return the people of a corpus in the order of its source.
 
     Raises:
-        DataFileError: if the source is unusable; files that are read as a whole are refused before the first person.
+        DataFileError: if the source is unusable; before the first person if the file is read as a whole.
     """
     return READERS[corpus.kind].people(corpus, corpus.survey)
 
@@ -109,15 +112,15 @@ def corpus_vocabulary(corpus: CorpusSettings) -> OccupationVocabulary:
 
 
 def reachable_by_year(corpus: CorpusSettings) -> dict[int, frozenset[str]]:
-    """Return, by year, the codes that can be observed: those the census codes lead to, and the states.
+    """Return, by year, the codes that can be observed: those that census codes map to, and the states.
 
-    Empty where every occupation of the vocabulary can be observed in any year.
+    Empty if every occupation of the vocabulary can be observed in any year.
     """
     return READERS[corpus.kind].reachable_by_year(corpus)
 
 
 def corpus_notes(corpus: CorpusSettings) -> list[str]:
-    """Return, for the data card, what of a corpus was taken otherwise than the method or the file has it.
+    """Return notes for the data card about values that were read differently from the method or the file.
 
     Raises:
         LaborError: if the source is unusable.
@@ -139,16 +142,17 @@ def pooled_vocabulary(data: DataSettings) -> OccupationVocabulary:
         for code, title in corpus_vocabulary(corpus).title_of().items():
             if titles.setdefault(code, title) != title:
                 raise VocabularyError(
-                    f"occupation {code!r} is {titles[code]!r} in one corpus and {title!r} in {corpus.survey}"
+                    f"occupation {code!r} is {titles[code]!r} in one corpus and {title!r} in {corpus.survey}",
+                    code="conflicting-titles",
                 )
     return OccupationVocabulary(codes=tuple(titles), titles=tuple(titles.values()))
 
 
 def fingerprint_sources(data: DataSettings) -> dict[str, str]:
-    """Return, for each corpus, what identifies its content: a SHA-256, or the version of the code that makes it.
+    """Return a fingerprint of the content of each corpus: a SHA-256, or the version of the code that generates it.
 
     Raises:
-        DataFileError: if a corpus is missing, or two read the same files as if these were of different people.
+        DataFileError: if a corpus is missing, or two corpora of different populations read the same files.
     """
     check_sources(data)
     found = {name: _fingerprint(corpus) for name, corpus in data.corpora.items()}
@@ -159,7 +163,8 @@ def fingerprint_sources(data: DataSettings) -> dict[str, str]:
             population = data.corpora[other].people_of
             raise DataFileError(
                 f"corpora {other} and {name} have the same files but not the same population, so that test people of "
-                f"one would be trained on in the other; set data.corpora.{name}.population={population}"
+                f"one would be trained on in the other; set data.corpora.{name}.population={population}",
+                code="shared-files-different-population",
             )
     return found
 

@@ -1,4 +1,4 @@
-"""Count what a corpus holds and what was left out of it, person by person; counts of parts add up."""
+"""Count the people and observations of a corpus, and the excluded ones; counts of parts can be added."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from laborllm_dist.careers.splits import Split
 from laborllm_dist.plain_text import sheet_cell
 from laborllm_dist.tables.scores import transition_of
 
-MOST_TITLES = 2_000  # of a piece that are kept for the list of titles, or of unmapped codes, so that records stay small
+MOST_TITLES = 2_000  # titles or unmapped codes per part, so that records stay small
 _TITLES_IN_MEMORY = 20_000  # of a corpus
 
 
 @dataclass(frozen=True, slots=True)
 class ExclusionCount:
-    """How many person-years, jobs or people (`unit`) were left out for a reason, and in which years."""
+    """Number of person-years, jobs or people (`unit`) that were excluded for a reason, also by year."""
 
     unit: str
     reason: str
@@ -30,17 +30,17 @@ class ExclusionCount:
 
 @dataclass(frozen=True, slots=True)
 class CorpusCounts:
-    """Counts of one corpus or of a part of it. `people_read` has those of whom nothing is left, too."""
+    """Counts of one corpus or of a part of it. `people_read` includes people without any observation."""
 
     people_read: int = 0
     people: Counter[str] = field(default_factory=Counter)  # by split
     kinds: Counter[str] = field(default_factory=Counter)  # observations by their transition
     occupations: Counter[str] = field(default_factory=Counter)  # observations by code
     years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code
-    titles: Counter[CodedTitle] = field(default_factory=Counter)  # jobs by their title and what it was coded to
-    drops: Counter[tuple[str, str, int | None]] = field(default_factory=Counter)  # left out: unit, reason, year
-    unmapped: Counter[tuple[str, str]] = field(default_factory=Counter)  # person-years left out: reason, source's code
-    changes: Counter[str] = field(default_factory=Counter)  # cells that were taken otherwise than they stand
+    titles: Counter[CodedTitle] = field(default_factory=Counter)  # jobs by title and assigned code
+    drops: Counter[tuple[str, str, int | None]] = field(default_factory=Counter)  # excluded: unit, reason, year
+    unmapped: Counter[tuple[str, str]] = field(default_factory=Counter)  # excluded years: reason, source code
+    changes: Counter[str] = field(default_factory=Counter)  # cells that were changed when read
 
     def __add__(self, other: CorpusCounts) -> CorpusCounts:
         years = {year: Counter(codes) for year, codes in self.years.items()}
@@ -59,18 +59,18 @@ class CorpusCounts:
         )
 
     def with_titles_trimmed(self) -> CorpusCounts:
-        """Return the counts without those of rare titles and unmapped codes, where there are very many."""
+        """Return the counts without rare titles and unmapped codes if there are very many."""
         if max(len(self.titles), len(self.unmapped)) <= 2 * _TITLES_IN_MEMORY:
             return self
         titles = Counter(dict(_most_frequent(self.titles, _TITLES_IN_MEMORY)))
         return dataclasses.replace(self, titles=titles, unmapped=Counter(dict(self.unmapped_codes(_TITLES_IN_MEMORY))))
 
     def unmapped_codes(self, number: int) -> list[tuple[tuple[str, str], int]]:
-        """Return the reasons and codes that most person-years were left out for, of equals in order of reason, code."""
+        """Return the most frequent reasons and codes of excluded person-years; ties are in order of reason and code."""
         return sorted(self.unmapped.items(), key=lambda item: (-item[1], item[0]))[:number]
 
     def left_out(self) -> list[ExclusionCount]:
-        """Return what was left out by reason: person-years first, then jobs, then people; most of each first."""
+        """Return the exclusions by reason: person-years first, then jobs, then people; each most frequent first."""
         years: dict[tuple[str, str], dict[int, int]] = {}
         counts: Counter[tuple[str, str]] = Counter()
         for (unit, reason, year), count in self.drops.items():
@@ -91,7 +91,7 @@ class CorpusCounts:
         return self.kinds.total()
 
     def to_values(self) -> dict[str, Any]:
-        """Return the counts as JSON takes them."""
+        """Return the counts as JSON values."""
         return {
             "people_read": self.people_read,
             "people": dict(self.people),
@@ -106,7 +106,7 @@ class CorpusCounts:
 
 
 def tally_from_values(values: dict[str, Any]) -> CorpusCounts:
-    """Return the counts that `CorpusCounts.to_values` gave."""
+    """Invert `CorpusCounts.to_values`."""
     return CorpusCounts(
         people_read=int(values["people_read"]),
         people=Counter(values["people"]),
@@ -121,12 +121,12 @@ def tally_from_values(values: dict[str, Any]) -> CorpusCounts:
 
 
 def _most_frequent(titles: Counter[CodedTitle], number: int) -> list[tuple[CodedTitle, int]]:
-    """Return the titles that most jobs have, of equals the first in order of letters; rare ones are left out."""
+    """Return the most frequent titles; ties are in alphabetical order."""
     return sorted(titles.items(), key=lambda item: (-item[1], item[0].title))[:number]
 
 
 def titles_csv(titles: Counter[CodedTitle]) -> str:
-    """Return a table of the most frequent titles for people to look through, in a spreadsheet too."""
+    """Return a CSV of the most frequent titles for manual review, safe to open in a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("title", "jobs", "matched_title", "score", "code"))
@@ -138,7 +138,7 @@ def titles_csv(titles: Counter[CodedTitle]) -> str:
 
 
 def tally_people(people: list[tuple[PersonRecord, Split | None]]) -> CorpusCounts:
-    """Count people as they were read, each with the split of its career."""
+    """Count people as they were read, given with their splits."""
     tally = CorpusCounts(people_read=len(people))
     for read, split in people:
         tally.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)

@@ -1,7 +1,7 @@
-"""What a reader gives of each person: the career, and every observation that is left out, with the reason.
+"""The result of reading one person: the career, and every excluded observation with the reason.
 
-A corpus is a sequence of people in a fixed order. A person is given as a call that reads the rest, so that one of
-several processes, which all walk through the sequence, does the work for its own people only.
+A corpus is a sequence of people in a fixed order. Each person is a function that does the remaining work of reading,
+so that several processes can iterate over the whole sequence and each does this work for its own people only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ DropUnit = Literal["person-year", "job", "person"]
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """What the source has and the career has not: a year of a person, a job of unknown years, or the whole person.
+    """An excluded part of the source: a year of a person, a job of unknown years, or the whole person.
 
-    `code` is the source's occupation code where that leads to no occupation: the data card counts such codes.
+    `code` is an occupation code of the source that maps to no occupation; the data card counts such codes.
     """
 
     reason: str
@@ -30,13 +30,13 @@ class Exclusion:
 
     @property
     def unit(self) -> DropUnit:
-        """What was left out."""
+        """The kind of the excluded part."""
         return self.of if self.year is None else "person-year"
 
 
 @dataclass(frozen=True, slots=True)
 class CodedTitle:
-    """A free job title, the title of the Census index it was taken for, with what score, and the code if it has one."""
+    """A free-text job title, the most similar title of the index, its score, and the assigned code, if any."""
 
     title: str
     matched_title: str | None
@@ -48,9 +48,9 @@ class CodedTitle:
 class PersonRecord:
     """One person of a source.
 
-    `career` is None where nothing is left. `split` is set where the source itself says in which split a person is.
-    `titles` are those that were coded, one for each job that has a year. `changes` says, once for each cell that was
-    taken otherwise than it stands in the source, how: the data card counts them.
+    `career` is None if no observation remains. `split` is set if the source assigns people to splits. `titles` has the
+    coded titles, one for each job that has a year. `changes` has a description for each cell that was changed when
+    read; the data card counts them.
     """
 
     career: CareerHistory | None
@@ -64,5 +64,5 @@ PersonThunk = Callable[[], PersonRecord]
 
 
 def read_all(people: Iterator[PersonThunk]) -> Iterator[PersonRecord]:
-    """Yield everybody, read."""
+    """Yield the records of all people."""
     return (read() for read in people)

@@ -1,7 +1,7 @@
-"""Assign people to train, validation and test by a keyed hash: a person's split never depends on other people.
+"""Assign people to train, validation and test by a keyed hash, so that a person's split does not depend on others.
 
-People are told apart by population and person. Two corpora of one population (two extracts of one survey, say) put a
-person into the same split, so that nobody is trained on under one name and tested on under another.
+People are identified by population and person. Two corpora of one population (two extracts of one survey, say) assign a
+person to the same split, so that no test person of one corpus is a training person of the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def split_of_digest(digest: int, settings: SplitSettings) -> Split:
-    """Return the split of a person by the digest under the key of the settings."""
+    """Return the split of a person from the digest of their id, an unsigned 64-bit integer."""
     share = digest / 2**64
     if share < settings.train:
         return "train"
@@ -29,5 +29,5 @@ def split_of(population: str, person: str, settings: SplitSettings) -> Split:
 
 
 def in_fraction(population: str, person: str, settings: SplitSettings, fraction: float) -> bool:
-    """Return whether a person is among this fraction of the population; the people of 20 % are among those of 40 %."""
+    """Return whether a person is in this fraction of the population; fractions are nested, 20 % within 40 %."""
     return person_digest(population, person, f"fraction {settings.salt}") < fraction * 2**64

@@ -1,6 +1,6 @@
-"""The words of the labor market: a worker's career, its yearly jobs, and the list of occupations.
+"""Basic data types: a worker's career, its yearly jobs, and the vocabulary of occupations.
 
-These values know nothing of text, tokens or models. A field that the source does not have is None, never "" or -1.
+They do not depend on text, tokens or models. A field that the source does not have is None, never "" or -1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class CareerHistory:
-    """One worker: fixed facts and the jobs in order of year, one a year at most."""
+    """One worker: fixed attributes and the jobs in order of year, at most one per year."""
 
     person: str
     survey: str
@@ -37,7 +37,7 @@ class OccupationVocabulary:
     """The occupations that can be predicted: codes and their titles, both unique, in a fixed order.
 
     Raises:
-        VocabularyError: if a code or a title is empty, doubled, or a title has a line break or outer blanks.
+        VocabularyError: if a code or title is empty or duplicate, or a title has a line break or outer whitespace.
     """
 
     codes: tuple[str, ...]
@@ -45,25 +45,32 @@ class OccupationVocabulary:
 
     def __post_init__(self) -> None:
         if len(self.codes) != len(self.titles):
-            raise VocabularyError(f"{len(self.codes)} codes but {len(self.titles)} titles")
+            raise VocabularyError(
+                f"{len(self.codes)} codes but {len(self.titles)} titles", code="code-title-count-mismatch"
+            )
         if not self.codes:
-            raise VocabularyError("the list of occupations is empty")
+            raise VocabularyError("the list of occupations is empty", code="empty-vocabulary")
         first_code_of: dict[str, str] = {}
         seen_codes: set[str] = set()
         for code, title in zip(self.codes, self.titles, strict=True):
             if not code:
-                raise VocabularyError(f"the occupation titled {title!r} has an empty code")
+                raise VocabularyError(f"the occupation titled {title!r} has an empty code", code="empty-code")
             if code in seen_codes:
-                raise VocabularyError(f"occupation code {code!r} stands twice; codes must be unique")
+                raise VocabularyError(
+                    f"occupation code {code!r} appears twice; codes must be unique", code="duplicate-code"
+                )
             seen_codes.add(code)
             if not title or title != title.strip() or "\n" in title or "\r" in title:
                 raise VocabularyError(
-                    f"occupation {code!r} has the title {title!r}; a title is one line, not empty, without outer blanks"
+                    f"occupation {code!r} has the title {title!r}; a title is one line, not empty, without outer "
+                    "blanks",
+                    code="invalid-title",
                 )
             if title in first_code_of:
                 raise VocabularyError(
                     f"occupations {first_code_of[title]!r} and {code!r} share the title {title!r}; "
-                    "merge the two codes or change one title"
+                    "merge the two codes or change one title",
+                    code="duplicate-title",
                 )
             first_code_of[title] = code
 
@@ -71,9 +78,9 @@ class OccupationVocabulary:
         return len(self.codes)
 
     def title_of(self) -> dict[str, str]:
-        """Return the title of every code."""
+        """Return a mapping from codes to titles."""
         return dict(zip(self.codes, self.titles, strict=True))
 
     def index_of(self) -> dict[str, int]:
-        """Return the position of every code in the vocabulary."""
+        """Return a mapping from codes to their indices in the vocabulary."""
         return {code: index for index, code in enumerate(self.codes)}

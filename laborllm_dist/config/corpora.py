@@ -362,7 +362,7 @@ Corpus = Annotated[CorpusSettings, ByKind(CORPUS_KINDS)]
 
 
 def check_in_order(settings: object, first: str, last: str) -> None:
-    """Refuse a lower bound above the upper one."""
+    """Check that the lower bound is not above the upper one."""
     low, high = getattr(settings, first), getattr(settings, last)
     if low is not None and high is not None and low > high:
         raise OutOfRangeError(first, f"at most {last} ({high}), got {low}")

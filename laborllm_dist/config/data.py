@@ -121,7 +121,7 @@ class PromptSettings(Strict):
 
 
 def check_prefix(prefix: tuple[str, ...], num_fewshot: int) -> None:
-    """Refuse lines that cannot be filled, and examples without a line for them or the other way round."""
+    """Check the fields of the prefix lines, and that few-shot examples have a line and the line has examples."""
     for line in prefix:
         if "\n" in line:
             raise OutOfRangeError("prefix", f"each line as its own item, got a line break in {line!r}")

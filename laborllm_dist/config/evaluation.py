@@ -196,7 +196,7 @@ class ForecastSettings(ForwardOverrides):
     max_pruned_mass: Mass
     """With steps=exact: probability of paths that need not be followed; 0: follow all."""
     max_paths: Annotated[int, within(1, 10_000_000)]
-    """Most paths of one forecast; more are refused."""
+    """Maximum number of paths of one forecast; more are an error."""
     paths: Annotated[int, within(2, 1_000_000, "one has no standard error")]
     """With steps=sampled: number of sampled paths."""
     seed: Seed

@@ -1,4 +1,4 @@
-"""The settings of a command as text: each with its value, its meaning and what it may be."""
+"""Format the settings of a command as help text: value, description and type of each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CHOSEN_AS = {"plan.gpu": ("gpu", "gpu@plan.gpu")}
 
 
 def help_text(kind: type, values: Mapping[str, Any], conf: Path, width: int, only: Sequence[str] = ()) -> str:
-    """Return the settings of a command as lines: name and value on the left, meaning and type on the right.
+    """Return the settings of a command as lines: name and value on the left, description and type on the right.
 
     Args:
         kind: class of the settings.
-        values: plain values, with ??? where one must be given.
+        values: plain values; ??? is a required value.
         conf: folder of the settings files.
-        width: of the terminal, in columns.
+        width: width of the terminal, in columns.
         only: paths of settings or groups to show; empty: all.
     """
     lines = list(_lines(kind, values, conf, ""))
@@ -42,7 +42,7 @@ def paths_of(kind: type, values: Mapping[str, Any], conf: Path) -> list[str]:
 
 
 def _is_among(path: str, only: Sequence[str]) -> bool:
-    """Return whether a setting is one of those to show, inside one, or a group around one."""
+    """Return whether a setting is one of those to show, is inside one, or contains one."""
     return any(f"{path}.".startswith(f"{name}.") or f"{name}.".startswith(f"{path}.") for name in only)
 
 
@@ -80,7 +80,7 @@ def _laid_out(name: str, meaning: str, width: int) -> str:
 
 
 def default_of(kind: type, name: str) -> Any:
-    """Return the default of a field; None where it has none."""
+    """Return the default of a field; None if it has none."""
     default = next(field.default for field in dataclasses.fields(kind) if field.name == name)
     return None if default is dataclasses.MISSING else default
 
@@ -91,7 +91,7 @@ def summary(kind: type) -> str:
 
 
 def choices(conf: Path, path: str) -> list[str]:
-    """Return the files of a group as the command line takes them, such as optimizer=finetune."""
+    """Return the options of a group as command-line arguments, such as optimizer=finetune."""
     folder, name = _CHOSEN_AS.get(path, (path, path))
     return [f"{name}={file.stem}" for file in sorted((conf / folder).glob("*.yaml"))] if folder else []
 
@@ -114,7 +114,7 @@ def type_text(kind: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return a plain value as a settings file writes it, long lists and texts shortened."""
+    """Format a plain value as in a settings file; long lists and texts are shortened."""
     if isinstance(value, (list, tuple)):
         return f"[{textwrap.shorten(', '.join(map(value_text, value)), 60, placeholder=' ...')}]"
     if value is None or isinstance(value, bool):

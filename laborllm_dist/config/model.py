@@ -170,7 +170,7 @@ class OptimizerSettings(Strict):
 def check_together(
     model: ModelSettings, adapter: AdapterSettings, zero: ZeroSettings, optimizer: OptimizerSettings
 ) -> None:
-    """Refuse combinations that are unsound, each with its reason (README, "Memory and speed").
+    """Check that the combination of settings is supported (README, "Memory and speed").
 
     Raises:
         OutOfRangeError: naming the setting to change.

@@ -1,9 +1,9 @@
-"""Which numbers a setting may have: every number in the settings states its range in its type.
+"""Ranges of numbers: every number in the settings has its range in its type.
 
     epochs: Annotated[int, within(1, 100_000)]
 
-Pydantic refuses what lies outside, when settings are composed and before anything is read or written. An upper bound is
-far above what is sensible, and below what would hang, or fill a memory.
+Pydantic rejects numbers outside when settings are composed, before any file is read or written. Upper bounds are far
+above sensible values, but low enough to prevent a hang or running out of memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ MOST_SHOWN_DIGITS = 15  # of a whole number in a range; a longer one is shown as
 
 @dataclass(frozen=True, slots=True)
 class NumberRange:
-    """The numbers from `least` to `most`, without the ends that are open.
+    """The numbers from `least` to `most`; an end is excluded if its `has_` flag is False.
 
-    `reason` is why, and `noun` what they are, for messages; None: numbers.
+    Messages show `reason`, why the range is limited, and `noun`, the kind of number; None: number.
     """
 
     least: float
@@ -33,12 +33,12 @@ class NumberRange:
     noun: str | None = None
 
     def __contains__(self, value: float) -> bool:
-        """Return whether a number lies in the range; NaN lies in none."""
+        """Return whether a number is in the range; NaN is in no range."""
         is_above = value >= self.least if self.has_least else value > self.least
         return is_above and (value <= self.most if self.has_most else value < self.most)
 
     def __get_pydantic_core_schema__(self, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return the schema of these numbers; what is none of them is refused with the range in words."""
+        """Return the schema of these numbers; its error message is the range in words."""
         ends = {
             "ge" if self.has_least else "gt": source(self.least),
             "le" if self.has_most else "lt": source(self.most),
@@ -64,7 +64,7 @@ class NumberRange:
 
 
 def within(least: float, most: float, reason: str = "") -> NumberRange:
-    """Return the range from `least` to `most`, both among it."""
+    """Return the range from `least` to `most`, both included."""
     return NumberRange(least, most, reason=reason)
 
 
@@ -89,16 +89,16 @@ def _shown(number: float) -> str:
     return f"{number:g}"
 
 
-# Everything that is drawn is drawn by a seed: one range for all, that of an unsigned number of 32 bits.
+# All seeds have the range of an unsigned 32-bit integer.
 Seed = Annotated[int, within(0, 2**32 - 1)]
 Share = Annotated[float, within(0, 1)]
-Mass = Annotated[float, below(0, 1)]  # probability that need not be looked at
-Tokens = Annotated[int, within(1, 10_000_000)]  # of a text, a row or a context
-Rows = Annotated[int, within(1, 100_000)]  # that are forwarded at once
+Mass = Annotated[float, below(0, 1)]  # probability that may remain unscored
+Tokens = Annotated[int, within(1, 10_000_000)]  # length of a text, a row or a context
+Rows = Annotated[int, within(1, 100_000)]  # rows of one forward pass
 People = Annotated[int, within(1, 1_000_000_000)]
-Steps = Annotated[int, within(1, 1_000_000_000)]  # of a training
+Steps = Annotated[int, within(1, 1_000_000_000)]  # training steps
 Threads = Annotated[int, within(1, 1024)]
 Samples = Annotated[int, within(0, 10_000)]
 Examples = Annotated[int, within(0, 10_000)]
-Speed = Annotated[float, above(0, 1e9)]  # TFLOP/s, or gigabytes a second
+Speed = Annotated[float, above(0, 1e9)]  # TFLOP/s, or gigabytes per second
 MemoryGib = Annotated[float, above(0, 1e7)]

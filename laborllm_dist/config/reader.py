@@ -1,7 +1,7 @@
 """Read plain values (YAML, JSON) into frozen dataclasses, strictly, with pydantic.
 
-A typo in an experiment file or on the command line stops with its full path and the nearest known name, before
-anything is read or written. Settings, and the records that runs, stores and checkpoints keep, are read the same way.
+A typo in an experiment file or on the command line raises an error with its full path and the nearest known name,
+before any file is read or written. The records of runs, stores and checkpoints are read the same way.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from laborllm_dist.errors import SettingsError
 
 Settings = TypeVar("Settings")
 _UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
-_MOST_PROBLEMS = 10  # that one message lists
-LONGEST_NAME = 120  # bytes: suffixes and fingerprints follow it
+_MOST_PROBLEMS = 10  # listed in one message
+LONGEST_NAME = 120  # bytes; leaves room for suffixes and fingerprints
 FORBIDDEN_SIGNS, FORBIDDEN_BEGINNINGS = '/\\:*?"<>|', (".", "-", "~")
 FILE_NAME = f"a file name of at most {LONGEST_NAME} bytes without {FORBIDDEN_SIGNS}, and without . - ~ in front"
-# What pydantic expected, in the words of a settings file.
+# Expected types in the words of a settings file, by pydantic's error types.
 _EXPECTED = {
     "string_type": "text",
     "bool_type": "true or false",
@@ -57,12 +57,12 @@ class OutOfRangeError(ValueError):
 
 @dataclass(frozen=True)
 class ByKind:
-    """Annotation of a group whose `kind` says which class it is: a tagged union that a table holds."""
+    """Annotation of a group whose `kind` selects its class: a tagged union defined by a table."""
 
     classes: Mapping[str, type]
 
     def class_of(self, values: Any) -> type | None:
-        """Return the class of a group; None if its `kind` is none of the table's."""
+        """Return the class of a group; None if its `kind` is not in the table."""
         kind = values.get("kind") if isinstance(values, Mapping) else None
         return self.classes.get(kind) if isinstance(kind, str) else None
 
@@ -81,11 +81,11 @@ class ByKind:
 
 
 class _KindError(ValueError):
-    """The kind of a group is missing, or none of those that there are."""
+    """The kind of a group is missing or unknown."""
 
 
 def check_file_name(settings: object, *fields: str) -> None:
-    """Refuse fields that are set and cannot be a part of a file's name, or would lead out of the folder it is in."""
+    """Check that these fields are None or valid parts of a file name, which cannot lead out of a folder."""
     for field in fields:
         value = getattr(settings, field)
         if value is not None and not is_file_name(value):
@@ -93,18 +93,18 @@ def check_file_name(settings: object, *fields: str) -> None:
 
 
 def is_file_name(value: str) -> bool:
-    """Return whether a text may be a part of a file's name: one rule for all that is named by settings."""
+    """Return whether a text may be part of a file name; all names in settings follow this rule."""
     is_plain = value.isprintable() and not set(value) & set(FORBIDDEN_SIGNS) and value == value.strip()
     return is_plain and not value.startswith(FORBIDDEN_BEGINNINGS) and 0 < len(value.encode()) <= LONGEST_NAME
 
 
 def read_settings(kind: type[Settings], values: Mapping[str, Any], path: str = "") -> Settings:
-    """Make `kind` from plain values, strictly.
+    """Create a `kind` from plain values, strictly.
 
     Args:
         kind: a frozen dataclass that inherits from `Strict`.
-        values: what a settings file holds: dicts, lists, numbers, texts.
-        path: of `values` in the settings, for messages.
+        values: content of a settings file: dicts, lists, numbers, texts.
+        path: path of `values` in the settings, for messages.
 
     Raises:
         SettingsError: naming the full path of every setting that is unknown, missing, of another type or out of range.
@@ -136,7 +136,7 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 @contextlib.contextmanager
 def settings_errors(path: str = "") -> Iterator[None]:
-    """Turn what a settings class says of its own field into a SettingsError with the full path."""
+    """Translate an OutOfRangeError about a field into a SettingsError with the full path."""
     try:
         yield
     except OutOfRangeError as error:
@@ -153,7 +153,7 @@ def describe_settings(kind: type) -> dict[str, str]:
 
 
 def settings_to_values(settings: Any) -> dict[str, Any]:
-    """Return the settings as plain values that `read_settings` and JSON take."""
+    """Return the settings as plain values for `read_settings` or JSON."""
     return dataclasses.asdict(settings)
 
 
@@ -164,7 +164,7 @@ def _join(path: str, name: str | int) -> str:
 
 
 def _unwritable(value: Any, path: str) -> Iterator[str]:
-    """Yield what is wrong with values that no file of settings can hold."""
+    """Yield a problem for each value that a settings file cannot contain."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             place = _join(path, str(name))
@@ -175,7 +175,7 @@ def _unwritable(value: Any, path: str) -> Iterator[str]:
     elif isinstance(value, Sequence):
         for index, inner in enumerate(value):
             yield from _unwritable(inner, _join(path, index))
-    elif isinstance(value, int) and value.bit_length() > 14_000:  # Python writes no number of over 4,300 digits
+    elif isinstance(value, int) and value.bit_length() > 14_000:  # Python does not format numbers of over 4,300 digits
         yield f"setting {path}: expected a number of fewer digits"
     elif not isinstance(value, (int, float, type(None))):
         yield f"setting {path}: expected text, a number, a list or a group, got {value!r}"
@@ -203,7 +203,7 @@ def _problem(details: ErrorDetails, kind: type, values: Any, path: str) -> str:
 
 
 def _nearest(location: tuple[int | str, ...], kind: type, values: Any, path: str) -> str:
-    """Return the known name that is nearest to an unknown one, or all known ones."""
+    """Return advice with the known name nearest to an unknown one, or with all known names."""
     owner = _type_at(kind, values, location[:-1])
     names = [field.name for field in dataclasses.fields(owner)]
     nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
@@ -216,7 +216,7 @@ def _choices(location: tuple[int | str, ...], kind: type, values: Any) -> tuple[
 
 
 def _type_at(kind: Any, values: Any, location: Sequence[int | str]) -> Any:
-    """Return the type, without None and annotations, of what lies at a place in settings."""
+    """Return the type at a location in settings, without None and annotations."""
     kind = inner_type(kind, values)
     if not location:
         return kind
@@ -246,6 +246,6 @@ def _is_optional(kind: Any) -> bool:
 
 @functools.cache
 def types_of_fields(kind: type) -> dict[str, Any]:
-    """Return the types of a class's fields with their ranges; Python evaluates the annotations anew at every call."""
+    """Return the types of a class's fields with their ranges; cached, since evaluation is slow."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

@@ -1,11 +1,11 @@
-"""Everything that is printed goes through here, so that output never decides about the work.
+"""Print progress, errors and results so that a failed write to the output never stops the work.
 
 Progress, warnings and errors are records of the standard library's loggers, which `configure_logging` prints.
 
-The reader of a pipe may be gone (`train.py | head`), the disk behind a redirection full, the terminal closed, or its
-encoding may lack a character. Progress and refusals are then dropped, or shown with the nearest characters there are,
-and the work goes on: metrics.jsonl and the tables are its record. Where what is printed is the result itself
-(plan, predict, report, --help), a reader that is gone ends the command quietly, as it ends other programs.
+The reader of a pipe may have exited (`train.py | head`), the disk of a redirection may be full, the terminal closed, or
+its encoding may lack a character. Progress and errors are then dropped, or printed with the nearest characters of the
+encoding, and the work continues: metrics.jsonl and the tables record it. If the output is the result itself (plan,
+predict, report, --help), a closed pipe ends the command quietly, as in other programs.
 """
 
 from __future__ import annotations
@@ -28,31 +28,30 @@ from laborllm_dist.plain_text import ESCAPES
 if TYPE_CHECKING:
     from rich.console import Console
 
-# The reader of a pipe has left, a terminal is hung up, or a socket is closed: nothing will be read any more.
+# The reader of a pipe has exited, a terminal has hung up, or a socket is closed: no more output can be read.
 GONE = (
     errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN,
 )  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
-LOGGER = "laborllm_dist"  # from which all of the package's loggers descend
-EVERY_RANK = {"every_rank": True}  # `extra` of progress that any rank may be the only one to know
-LONGEST_WAIT_SECONDS = 5.0  # for a terminal that does not block
-NEAREST = "laborllm_dist.nearest"  # name of the error handler of codecs
+LOGGER = "laborllm_dist"  # parent of all loggers of the package
+EVERY_RANK = {"every_rank": True}  # `extra` of progress that every rank prints
+LONGEST_WAIT_SECONDS = 5.0  # for a non-blocking terminal
+NEAREST = "laborllm_dist.nearest"  # name of the codecs error handler
 IN_ASCII = {
     "\N{EN DASH}": "-", "\N{EM DASH}": "-", "\N{MINUS SIGN}": "-", "\N{HORIZONTAL ELLIPSIS}": ".",
     "\N{RIGHTWARDS ARROW}": ">", "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-", "\N{LEFT SINGLE QUOTATION MARK}": "'",
     "\N{RIGHT SINGLE QUOTATION MARK}": "'", "\N{LEFT DOUBLE QUOTATION MARK}": '"',
     "\N{RIGHT DOUBLE QUOTATION MARK}": '"', **dict.fromkeys("▌▋▊▉█", "#"), **dict.fromkeys("▏▎▍", "|"),
 }  # fmt: skip
-# Escapes and other controls inside names would be obeyed by a terminal.
+# A terminal would obey escape sequences and other control characters inside names.
 CONTROLS = {code: escape for code, escape in ESCAPES.items() if chr(code) not in "\n\t" and not 0xD800 <= code < 0xE000}
 
 
 def configure_logging() -> None:
-    """Print what the package's loggers say: progress on standard output, warnings and errors on standard error.
+    """Print the package's log records: progress on standard output, warnings and errors on standard error.
 
-    Only a command calls this; who imports the package has the loggers' records, and no handlers. Of several ranks, rank
-    0 prints progress, but for records with `extra=EVERY_RANK`; warnings and errors are printed by the rank that has
-    them, which may be the only one that knows.
+    Only commands call this; a program that imports the package gets the records without handlers. With several ranks,
+    rank 0 prints progress, except for records with `extra=EVERY_RANK`; every rank prints its own warnings and errors.
     """
     logger = logging.getLogger(LOGGER)
     if not any(isinstance(handler, _StreamHandler) for handler in logger.handlers):
@@ -66,8 +65,8 @@ def configure_logging() -> None:
 
 
 def is_other_rank(environment: Mapping[str, str]) -> bool:
-    """Return whether a launcher has started this process as one of several ranks, and not as rank 0."""
-    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))  # srun's, before the ranks have met
+    """Return whether a launcher has started this process as a rank other than 0."""
+    rank = environment.get("RANK", environment.get("SLURM_PROCID", "0"))  # of srun, before the rendezvous
     size = environment.get("WORLD_SIZE", environment.get("SLURM_STEP_NUM_TASKS", "1"))
     return all(text.isascii() and text.isdecimal() for text in (rank, size)) and 0 < int(rank) < int(size)
 
@@ -77,9 +76,9 @@ def _is_shown_progress(record: logging.LogRecord) -> bool:
 
 
 class _StreamHandler(logging.Handler):
-    """Prints records as lines, at once, on what is the standard stream then; where nobody can read, it goes on.
+    """Prints records as lines, unbuffered, on the current standard stream; ignores write errors.
 
-    Each stream has a handler of its own, and a lock: an error is printed even while a full pipe holds progress up.
+    Each stream has a handler and lock of its own: an error is printed even while a full pipe blocks progress.
     """
 
     def __init__(self, stream: str) -> None:
@@ -91,7 +90,7 @@ class _StreamHandler(logging.Handler):
 
 
 def say_at_once(line: str) -> None:
-    """Print one line on standard error from a signal handler, which may have interrupted a print in its middle."""
+    """Print one line on standard error from a signal handler, which may have interrupted another print."""
     with contextlib.suppress(OSError):
         os.write(2, line.encode("ascii", "replace") + b"\n")
 
@@ -100,9 +99,9 @@ def show(text: str) -> None:
     """Print a result.
 
     Raises:
-        OutputClosedError: if its reader is gone.
-        DiskFullError: if it goes to a file on a full disk.
-        DiskError: if it cannot be written for another reason of the system.
+        OutputClosedError: if the reader of the pipe has exited.
+        DiskFullError: if the output is a file on a full disk.
+        DiskError: if another system error prevents the write.
     """
     error = _write(sys.stdout, text)
     number = getattr(error, "errno", None)
@@ -110,24 +109,25 @@ def show(text: str) -> None:
         raise OutputClosedError("the reader of the output is gone")
     if number in FULL:
         raise DiskFullError(
-            "no room left on the disk that the output goes to; make room and start the same command again"
+            "no room left on the disk that the output goes to; make room and start the same command again",
+            code="output-disk-full",
         )
     if number is not None:
-        raise DiskError(f"the output cannot be written: {os.strerror(number)}")
+        raise DiskError(f"the output cannot be written: {os.strerror(number)}", code="output-not-writable")
 
 
 @contextlib.contextmanager
 def results() -> Iterator[Console]:
-    """Give a console to print results to; they are shown when the block ends well.
+    """Yield a console to print results to; they are printed if the block succeeds.
 
     Raises:
-        LaborError: as `show`.
+        LaborError: as in `show`.
     """
-    from rich.console import Console  # not for ranks, which print lines alone
+    from rich.console import Console  # imported late: training ranks print log lines only
     from rich.text import Text
 
     class PlainConsole(Console):
-        """A console that takes a text for what it is, with escapes for what a terminal would obey."""
+        """A console without markup, which prints control characters as escapes."""
 
         def render_str(self, text: str, **style: Any) -> Text:
             return super().render_str(text.translate(CONTROLS), **style)
@@ -138,10 +138,10 @@ def results() -> Iterator[Console]:
 
 
 def guard_output() -> None:
-    """Replace the standard streams by some whose errors end nothing, whoever prints to them, libraries included.
+    """Replace the standard streams by streams that ignore write errors, also for prints of libraries.
 
-    A descriptor that is closed would be given to the next file that is opened, and what is printed written into it:
-    such a one leads nowhere from now on.
+    A closed descriptor would be reused by the next file that is opened, and prints would be written into that file;
+    closed descriptors are therefore connected with the null device.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -155,7 +155,7 @@ def guard_output() -> None:
 
 
 class _Held(io.StringIO):
-    """Text that is shown later, on a stream that a console formats it for."""
+    """A buffer with the encoding and terminal state of the stream that the text is printed to later."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class _Held(io.StringIO):
 
 
 class _Unfailing(io.FileIO):
-    """A file for output that drops what it cannot write; `failure` is why."""
+    """An output file that drops what it cannot write; `failure` is the last error."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "wb", closefd=False)
@@ -182,7 +182,7 @@ class _Unfailing(io.FileIO):
         size = memoryview(data).nbytes
         try:
             written = super().write(data)
-            if written is None:  # the descriptor does not block, and is full
+            if written is None:  # a non-blocking descriptor is full
                 select.select([], [self.fileno()], [], LONGEST_WAIT_SECONDS)
                 written = super().write(data)
         except OSError as error:
@@ -203,7 +203,7 @@ def _guarded(stream: TextIO | None, descriptor: int) -> TextIO:
         with contextlib.suppress(OSError):
             stream.flush()
         with contextlib.suppress(OSError):
-            stream.reconfigure(errors=NEAREST)  # some may hold it already
+            stream.reconfigure(errors=NEAREST)  # library code may hold a reference to this stream
         encoding, has_lines, is_direct = stream.encoding, stream.line_buffering, stream.write_through
     return io.TextIOWrapper(
         io.BufferedWriter(_Unfailing(descriptor)),
@@ -223,7 +223,7 @@ def _lead_nowhere(descriptor: int) -> None:
 
 
 def _write(stream: TextIO | None, text: str) -> OSError | None:
-    """Write a text at once; return what kept it from being written, if anything did."""
+    """Write and flush a text; return the error that prevented it, if any."""
     if stream is None:
         return None
     file = getattr(getattr(stream, "buffer", None), "raw", None)
@@ -238,13 +238,13 @@ def _write(stream: TextIO | None, text: str) -> OSError | None:
         stream.flush()
     except OSError as error:
         return error
-    except ValueError:  # somebody has closed it
+    except ValueError:  # the stream is closed
         return None
     return file.failure if isinstance(file, _Unfailing) else None
 
 
 def _nearest(error: UnicodeError) -> tuple[str, int]:
-    """Replace characters that an encoding lacks by ones of ASCII, one by one, so that columns stay where they are."""
+    """Replace each character that an encoding lacks by one ASCII character, so that columns stay aligned."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end

@@ -1,4 +1,4 @@
-"""Write files so that a reader never sees half of one: to `NAME.partial`, to the disk, then renamed."""
+"""Write files atomically: write `NAME.partial`, flush it to disk, then rename it. Also locks and checksums."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from laborllm_dist.errors import AlreadyRunningError, DiskError, DiskFullError, 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-# What a file system says that has no locks.
+# Error numbers of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SECONDS_UNTIL_SAID = 30.0  # of waiting for a lock that may have been left behind
 MOST_CHECKING_THREADS = 4
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-# A folder or disk that does not let itself be used; any other error of the system is a bug, and keeps its traceback.
+# The folder or disk cannot be used; any other system error is a bug and keeps its traceback.
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP,
@@ -40,20 +40,20 @@ REFUSED = (
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a name to write to, and rename it to `path` when the block ends well.
+    """Yield a temporary path to write to, and rename it to `path` if the block succeeds.
 
-    While it runs, no other process writes to the same name: the next one waits, and writes anew.
+    The temporary file is locked while the block runs: another process that writes the same file waits.
 
     Raises:
-        DiskError: if it cannot be written; the partial file is removed and `path` is as it was.
-        ForeignFileError: if the partial file is a symbolic link, which would lead the content elsewhere.
+        DiskError: if the file cannot be written; the partial file is removed and `path` is unchanged.
+        ForeignFileError: if the partial file is a symbolic link, since the content would end up elsewhere.
     """
     partial = path.with_name(path.name + ".partial")
     refuse_link(partial)
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _held(partial) as file:
-            file.truncate(0)  # a kill may have left something
+            file.truncate(0)  # a killed process may have left content
             try:
                 yield partial
                 fsync_path(partial)
@@ -64,15 +64,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def give_usual_mode(path: Path) -> None:
-    """Give a file or folder the mode that the user's umask leaves it: libraries take modes of their own.
+    """Set the mode of a file or folder to the default under the user's umask, since libraries set modes of their own.
 
-    Safetensors' files come as 0600, and folders with a name that was drawn as 0700.
+    safetensors creates files with mode 0600, and tempfile creates folders with mode 0700.
     """
     path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
 def _umask() -> int:
-    """Return the umask; asking Python for it would change it for all threads (Linux)."""
+    """Return the umask, read from /proc: os.umask() could only return it by changing it for all threads (Linux)."""
     status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     found = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
     return int(found[1], 8) if found else 0o022
@@ -80,7 +80,7 @@ def _umask() -> int:
 
 @contextmanager
 def _held(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, made if it is missing, and wait for its lock; on a file system without locks there is none."""
+    """Open or create a file and wait for its lock; on a file system without locks, do not lock it."""
     while True:
         with path.open("ab") as file:
             try:
@@ -88,13 +88,13 @@ def _held(path: Path) -> Iterator[IO[bytes]]:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-            if _is_at(file, path):  # else who held it has renamed or removed it
+            if _is_at(file, path):  # else the previous holder has renamed or removed it
                 yield file
                 return
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Return whether an open file is still the one of this name."""
+    """Return whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -102,56 +102,61 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 
 
 def refuse_link(path: Path) -> None:
-    """Refuse a symbolic link in the place of a file or folder that is to be written.
+    """Check that a file or folder to write is not a symbolic link.
 
     Raises:
-        ForeignFileError: naming it and where it leads.
+        ForeignFileError: naming the link and its target.
     """
     if path.is_symlink():
         raise ForeignFileError(
-            f"{path} is a symbolic link (to {path.readlink()}), which is not followed; remove the link"
+            f"{path} is a symbolic link (to {path.readlink()}), which is not followed; remove the link",
+            code="symbolic-link",
         )
 
 
 def refuse_irregular(path: Path) -> None:
-    """Refuse a pipe, a device or a folder in the place of a file that is read or added to: a pipe waits for ever.
+    """Check that a file to read or append to is not a folder, a device or a pipe, which would block forever.
 
     Raises:
         ForeignFileError: naming it.
     """
     if path.exists() and not path.is_file():
-        raise ForeignFileError(f"{path} is not a regular file (a folder, pipe or device); move it away")
+        raise ForeignFileError(
+            f"{path} is not a regular file (a folder, pipe or device); move it away", code="not-a-regular-file"
+        )
 
 
 @contextmanager
 def translate_disk_errors(path: Path) -> Iterator[None]:
-    """Turn what a disk or a folder refuses into one clear line.
+    """Translate system errors about a disk or folder into errors of this project with a clear message.
 
     Raises:
-        DiskFullError: naming what could not be written.
-        DiskError: naming what cannot be used, and why.
+        DiskFullError: naming the file that could not be written.
+        DiskError: naming the file or folder that cannot be used, and why.
     """
     try:
         yield
-    except Exception as error:  # libraries in Rust raise Exception itself
+    except Exception as error:  # Rust libraries raise plain Exception
         number = _number_of(error)
         if number in NO_ROOM:
             raise DiskFullError(
                 f"no room left on the disk of {path.parent} while writing {path.name}; "
-                "make room and start the same command again: what was complete before is untouched"
+                "make room and start the same command again: what was complete before is untouched",
+                code="no-room-left",
             ) from None
         if number in REFUSED:
             raise DiskError(
                 f"cannot use {getattr(error, 'filename', None) or path}: {os.strerror(number)}; mend that, or name "
-                "another folder, and start the same command again: what was complete before is untouched"
+                "another folder, and start the same command again: what was complete before is untouched",
+                code="file-access-failed",
             ) from None
         raise
 
 
 def _number_of(error: Exception) -> int:
-    """Return the system's number of an error; 0 if it has none.
+    """Return the errno of an error; 0 if it has none.
 
-    That of a library in Rust stands in its text, and so do those of the files that shutil.copytree could not copy.
+    Rust libraries and shutil.copytree give it in the message only.
     """
     if isinstance(error, LaborError):
         return 0
@@ -163,20 +168,20 @@ def _number_of(error: Exception) -> int:
 
 @contextmanager
 def file_lock(path: Path, *, busy: str | None) -> Iterator[None]:
-    """Hold a lock that the system gives back when this process ends, however it ends.
+    """Hold a lock that the operating system releases when this process ends, even if it is killed.
 
-    On a file system without locks (Lustre without `flock`, some NFS) a file beside it stands for the lock while the
-    block runs. A process that is killed leaves that file behind; on the same host the next one takes it over.
+    On a file system without locks (Lustre without `flock`, some NFS), a second file next to the first serves as the
+    lock while the block runs. A killed process leaves that file behind; the next one on the same host takes it over.
 
-    Where the block ends in an error, the lock's file goes, and so do the folders that were made for it and are empty.
+    If the block raises an error, the lock file is removed, and so are the folders created for it that are still empty.
 
     Args:
-        path: the lock's file, made if it is missing.
-        busy: what to refuse with while another process holds it; None: wait for it.
+        path: the lock file, created if it is missing.
+        busy: error message if another process holds the lock; None: wait for the lock.
 
     Raises:
-        AlreadyRunningError: with `busy`.
-        DiskError: if the file cannot be made.
+        AlreadyRunningError: with `busy` as the message.
+        DiskError: if the lock file cannot be created.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     with ExitStack() as held:
@@ -187,7 +192,7 @@ def file_lock(path: Path, *, busy: str | None) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise AlreadyRunningError(str(busy)) from None
+                raise AlreadyRunningError(str(busy), code="locked-by-another-process") from None
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
@@ -195,23 +200,23 @@ def file_lock(path: Path, *, busy: str | None) -> Iterator[None]:
                 break
             if _is_at(file, path):
                 break
-            file.close()  # who held it has removed it
+            file.close()  # the previous holder has removed it
         try:
             yield
         except BaseException:
             path.unlink(missing_ok=True)
             for folder in made:
-                with suppress(OSError):  # something is in it by now
+                with suppress(OSError):  # it is no longer empty
                     folder.rmdir()
             raise
 
 
 @contextmanager
 def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
-    """Hold a lock whose sign is that a file is there.
+    """Hold a lock that is the existence of a file.
 
     Raises:
-        AlreadyRunningError: with `busy`, and what to do if the file was left behind.
+        AlreadyRunningError: with `busy`, and what to do if a killed process left the file behind.
     """
     lock, is_said = SoftFileLock(marker), False
     while not lock.is_locked:
@@ -221,7 +226,7 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
         except Timeout:
             advice = f"{marker} says so ({_holder_of(marker)}); if that process is gone, delete the file"
             if busy is not None:
-                raise AlreadyRunningError(f"{busy}; {advice}") from None
+                raise AlreadyRunningError(f"{busy}; {advice}", code="lock-file-present") from None
             if not is_said:
                 logger.warning(f"waits for another process: {advice}")
                 is_said = True
@@ -232,7 +237,7 @@ def _marked(marker: Path, *, busy: str | None) -> Iterator[None]:
 
 
 def _holder_of(marker: Path) -> str:
-    """Return who has written the file of a lock: process and host stand in its first two lines."""
+    """Return the process and host that wrote a lock file, from its first two lines."""
     try:
         number, host, *_ = marker.read_text(encoding="utf-8", errors="replace").split()
     except (OSError, ValueError):
@@ -241,7 +246,7 @@ def _holder_of(marker: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; what a path has that is no character is written as its escape, as JSON does."""
+    """Write a UTF-8 text file atomically; bytes of paths that are not characters are written as escapes, as in JSON."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -252,7 +257,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def finite_or_null(value: Any) -> Any:
-    """Return a JSON value with null in the place of numbers that JSON does not have: NaN and infinities."""
+    """Return a JSON value with NaN and infinities, which JSON lacks, replaced by null."""
     if isinstance(value, dict):
         return {key: finite_or_null(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -261,7 +266,7 @@ def finite_or_null(value: Any) -> Any:
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -272,13 +277,13 @@ def fsync_path(path: Path) -> None:
 def publish_folder(
     partial: Path, folder: Path, files: Iterable[Path], *, make_room: Callable[[], None] = lambda: None
 ) -> None:
-    """Give a complete folder its name: first its files go to the disk, then the folder, then its new name.
+    """Rename a complete folder to its final name, after flushing its files and the folder itself to disk.
 
     Args:
         partial: the folder as it was written.
-        folder: its name from now on.
-        files: those in it that are not on the disk yet.
-        make_room: removes an older folder of that name, once the new one is on the disk.
+        folder: its final path.
+        files: files in it that are not flushed yet.
+        make_room: removes an older folder at that path, once the new one is on disk.
     """
     for path in files:
         fsync_path(path)
@@ -304,23 +309,24 @@ def checksums_of(paths: Sequence[Path]) -> list[str]:
 
 
 def sha256_of_all(paths: Sequence[Path]) -> str:
-    """Return 16 hexadecimal digits that stand for the content of files, in this order."""
+    """Return a fingerprint of 16 hexadecimal digits of the content of files, in this order."""
     return sha256_of_checksums(checksums_of(paths))
 
 
 def sha256_of_checksums(checksums: Iterable[str]) -> str:
-    """Return 16 hexadecimal digits that stand for files with these SHA-256, in this order."""
+    """Return a fingerprint of 16 hexadecimal digits of files with these SHA-256 checksums, in this order."""
     return hashlib.sha256("".join(checksums).encode()).hexdigest()[:16]
 
 
 class ChecksumCheck:
-    """Compares checksums of files in threads, while other work goes on; `wait` gives the result.
+    """Compares checksums of files in background threads; `wait` raises an error if one differs.
 
-    Used as a context manager: where the other work ends in an error, a file that has changed is the better answer.
+    As a context manager: if the block raises an error and a file has changed, the changed file is reported instead,
+    since it is the likely cause.
     """
 
     def __init__(self, expected: Mapping[Path, str], refusal: Callable[[Path], LaborError]) -> None:
-        """Start to read the files; `refusal` makes the error for one that is missing or has changed."""
+        """Start reading the files; `refusal` returns the error for a file that is missing or has changed."""
         self._waiting = sorted(expected, key=_size_of, reverse=True)
         self._expected, self._refusal = expected, refusal
         self._changed: list[Path] = []
@@ -334,7 +340,7 @@ class ChecksumCheck:
         """Wait until all files have been compared.
 
         Raises:
-            LaborError: what `refusal` makes of the first file that is missing or has changed.
+            LaborError: the `refusal` for the first file that is missing or has changed.
         """
         for thread in self._threads:
             thread.join()
@@ -367,7 +373,7 @@ class ChecksumCheck:
 
 
 def _size_of(path: Path) -> int:
-    """Return a file's size in bytes; 0 where there is none."""
+    """Return a file's size in bytes; 0 if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:
@@ -375,12 +381,12 @@ def _size_of(path: Path) -> int:
 
 
 def sha256_of_json(value: Any) -> str:
-    """Return the SHA-256 of a JSON value; it is the same after the value was written and read."""
+    """Return the SHA-256 of a JSON value, which writing and reading the value does not change."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint_of(value: Any) -> str:
-    """Return 16 hexadecimal digits that stand for a JSON value."""
+    """Return a fingerprint of 16 hexadecimal digits of a JSON value."""
     return sha256_of_json(value)[:16]
 
 

@@ -1,7 +1,7 @@
-"""Read JSON that somebody may have damaged or edited: every way in which it is none is one error.
+"""Read JSON that may be damaged or edited by hand; every defect raises the same error.
 
-Python's own reader takes a name that stands twice in an object for its last value, and leaves deep nesting to whoever
-calls it. Here the first is refused, as it means two things, and so is the second.
+Python's json module keeps the last value of a duplicate name and raises RecursionError on deep nesting. Here both are
+errors like invalid syntax.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 1 << 30  # of a file that is held in memory as a whole; none that this software writes comes near
+MOST_BYTES = 1 << 30  # of a file that is read into memory whole; this software writes far smaller ones
 
 
 class NotJsonError(ValueError):
-    """Raised where a text is no JSON, or one that means two things; its text says why, `position` where in it."""
+    """A text is not valid JSON or has a duplicate name; `position` is the index of the character."""
 
     def __init__(self, why: str, position: int = 0) -> None:
         super().__init__(why)
@@ -23,11 +23,11 @@ class NotJsonError(ValueError):
 
 
 def read_json_value(text: str, at: int = 0) -> tuple[object, int]:
-    """Return the JSON value that begins at a place of a text, and the place after it.
+    """Return the JSON value that begins at index `at` of a text, and the index after its end.
 
     Raises:
-        NotJsonError: if there is none, one of its objects has a name twice, a number is too long or it is nested too
-            deep.
+        NotJsonError: if the JSON is invalid, an object has a duplicate name, a number is too long or the nesting is
+            too deep.
     """
     try:
         return _DECODER.raw_decode(text, at)
@@ -40,10 +40,10 @@ def read_json_value(text: str, at: int = 0) -> tuple[object, int]:
 
 
 def json_object(content: bytes) -> dict[str, Any]:
-    """Return the object that is all of a file's or a line's content.
+    """Parse the content of a file or line that is one JSON object.
 
     Raises:
-        NotJsonError: if it is anything else.
+        NotJsonError: if it is not.
     """
     try:
         text = content.decode("utf-8-sig").strip(" \t\r\n")
@@ -58,10 +58,10 @@ def json_object(content: bytes) -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the object that a file holds.
+    """Return the JSON object in a file.
 
     Raises:
-        NotJsonError: if it holds anything else, or is larger than any such file.
+        NotJsonError: if the content is not one JSON object, or the file is larger than MOST_BYTES.
         OSError: if it cannot be read.
     """
     with path.open("rb") as file:
@@ -72,12 +72,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         times = Counter(name for name, _ in pairs)
         doubled = next(name for name in times if times[name] > 1)
-        raise ValueError(f"the name {doubled!r} stands twice")
-    return found
+        raise ValueError(f"the name {doubled!r} appears twice")
+    return values
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles)

@@ -1,7 +1,7 @@
 """Folders that this software writes as a whole, each with a record of its files, laborllm_dist.json.
 
-Only a folder whose record names everything in it is ever replaced: whatever else lies in it is somebody's, and is
-never deleted. The record holds the checksum of each file and of itself, so that a folder that has changed is seen.
+A folder is replaced only if its record names everything in it: any other file belongs to the user and is never
+deleted. The record holds a checksum of each file and of itself, so changes are detected.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from laborllm_dist.io.json_files import read_json_object
 
 RECORD = "laborllm_dist.json"
 FORMAT = 2  # format 1 had no list of files
-# What a folder of a model or adapter may hold where its record has no list of files, or is damaged.
+# Names that a model or adapter folder may contain if its record has no list of files or is damaged.
 _NAMES = re.compile(
     r"(adapter_)?config\.json|generation_config\.json|(adapter_)?model[\w-]*\.safetensors(\.index\.json)?|"
     r"tokenizer(_config)?\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|"
@@ -49,7 +49,7 @@ class DamagedRecordError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FolderRecord:
-    """What a folder says of itself: `facts` of its writer, and the SHA-256 of each file; None: an older record."""
+    """The content of a record: the `facts` of its writer, and the SHA-256 of each file; None: an older record."""
 
     facts: Mapping[str, Any]
     files: Mapping[str, str] | None
@@ -59,7 +59,7 @@ def read_record(folder: Path) -> FolderRecord | None:
     """Return the record of a folder; None if it has none.
 
     Raises:
-        DamagedRecordError: saying why.
+        DamagedRecordError: if the record is damaged, with the reason.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -79,7 +79,7 @@ def read_record(folder: Path) -> FolderRecord | None:
 
 
 def _is_inside(name: str) -> bool:
-    """Return whether a name can be that of a file in a folder or below it."""
+    """Return whether a relative path can be that of a file in a folder or below it."""
     parts = PurePosixPath(name).parts
     return (
         bool(parts)
@@ -90,12 +90,12 @@ def _is_inside(name: str) -> bool:
 
 
 def is_whole(folder: Path, record: FolderRecord) -> bool:
-    """Return whether all files that a record names are there, as they were written."""
+    """Return whether all files that a record names exist and are unchanged."""
     return all((folder / name).is_file() for name in record.files or {}) and changed_file(folder, record) is None
 
 
 def changed_file(folder: Path, record: FolderRecord) -> str | None:
-    """Return which of the files that are there has changed, in words; None if none has."""
+    """Return a message about the first existing file that has changed; None if none has."""
     files = {name: checksum for name, checksum in (record.files or {}).items() if (folder / name).is_file()}
     checksums = checksums_of([folder / name for name in files])
     for (name, before), now in zip(files.items(), checksums, strict=True):
@@ -105,25 +105,28 @@ def changed_file(folder: Path, record: FolderRecord) -> str | None:
 
 
 def check_replaceable(folder: Path, advice: str) -> None:
-    """Refuse a folder that may not be replaced, since not all of it was written by this software.
+    """Check that everything in a folder was written by this software, so that it may be replaced.
 
     Args:
-        folder: that is to be written.
-        advice: what to do, for the message.
+        folder: the folder to write.
+        advice: end of the error message, with what to do.
 
     Raises:
-        ForeignFileError: naming the first file that is not ours.
+        ForeignFileError: naming the first file that this software did not write.
     """
     refuse_link(folder)
     if folder.exists() and not folder.is_dir():
-        raise ForeignFileError(f"{folder} is a file, and is not replaced; {advice}")
+        raise ForeignFileError(f"{folder} is a file, and is not replaced; {advice}", code="file-instead-of-folder")
     foreign = sorted(_foreign_files(folder))
     if foreign:
-        raise ForeignFileError(f"{foreign[0]} was not written by this software, so {folder} is not replaced; {advice}")
+        raise ForeignFileError(
+            f"{foreign[0]} was not written by this software, so {folder} is not replaced; {advice}",
+            code="foreign-file-in-folder",
+        )
 
 
 def _foreign_files(folder: Path) -> Iterator[Path]:
-    """Yield what lies in a folder and is not named by its record."""
+    """Yield the files in a folder that its record does not name."""
     try:
         record = read_record(folder)
         files = None if record is None else record.files
@@ -141,22 +144,22 @@ def _foreign_files(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Iterator[Path]:
-    """Give a new folder to write to; when the block ends well, it takes the place of `folder`, with its record.
+    """Yield a temporary folder to write to; if the block succeeds, write its record and rename it to `folder`.
 
     Args:
-        folder: what is written, or written anew.
-        facts: what its record says besides the files.
-        advice: what to do where something else lies there.
+        folder: the folder to create or replace.
+        facts: content of its record besides the files.
+        advice: end of the error message if `folder` has other files, with what to do.
 
     Raises:
-        ForeignFileError: if something lies there that was not written by this software.
-        DiskError: if it cannot be written; what was there is untouched.
+        ForeignFileError: if `folder` or its temporary folder has files that this software did not write.
+        DiskError: if it cannot be written; the existing folder is untouched.
     """
     check_replaceable(folder, advice)
     partial = folder.with_name(folder.name + ".partial")
     with translate_disk_errors(folder), ExitStack() as held:
         make_new_folder(partial)
-        held.enter_context(_held_folder(partial))  # another start would take it for what a kill has left
+        held.enter_context(_held_folder(partial))  # another process would take it for the remains of a killed one
         yield partial
         names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
         names.remove(RECORD)
@@ -169,14 +172,14 @@ def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Ite
 
 
 def _remove(folder: Path, advice: str) -> None:
-    check_replaceable(folder, advice)  # what was put there meanwhile is not ours either
+    check_replaceable(folder, advice)  # files may have been added meanwhile
     if folder.exists():
         shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def _held_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock while the block runs; on a file system without locks there is none.
+    """Hold a folder's lock while the block runs; on a file system without locks, do not lock it.
 
     Raises:
         AlreadyRunningError: if another process holds it.
@@ -186,7 +189,9 @@ def _held_folder(folder: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise AlreadyRunningError(f"another process is writing to {folder}; wait for it, or end it first") from None
+        raise AlreadyRunningError(
+            f"another process is writing to {folder}; wait for it, or end it first", code="folder-being-written"
+        ) from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             os.close(descriptor)
@@ -198,19 +203,20 @@ def _held_folder(folder: Path) -> Iterator[None]:
 
 
 def make_new_folder(partial: Path) -> None:
-    """Make a folder that is filled and then renamed; what a kill has left of it goes first.
+    """Create a temporary folder to fill and rename, after removing what a killed process has left of it.
 
     Raises:
         AlreadyRunningError: if another process is writing to it.
-        ForeignFileError: if something lies there that was not begun here.
+        ForeignFileError: if a folder exists at this path that this software did not create.
     """
     refuse_link(partial)
     if partial.exists():
         with _held_folder(partial):
-            pass  # nobody is at work in it
+            pass  # no other process is writing to it
         if any(partial.iterdir()) and not (partial / RECORD).is_file():
             raise ForeignFileError(
-                f"{partial} is there and was not begun by this software; move it away and start again"
+                f"{partial} is there and was not begun by this software; move it away and start again",
+                code="foreign-partial-folder",
             )
         shutil.rmtree(partial)
     partial.mkdir(parents=True)

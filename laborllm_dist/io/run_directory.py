@@ -1,4 +1,4 @@
-"""A run's folder: where everything of a run lies, and the settings that decided it.
+"""A run's folder: the paths of its files, and the record of its settings.
 
 settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (docs/run_directory.md)
 """
@@ -21,17 +21,17 @@ from laborllm_dist.errors import ForeignFileError, RunError, SettingsError
 from laborllm_dist.io.files import fingerprint_of, sha256_of_json, translate_disk_errors, write_json
 from laborllm_dist.io.json_files import json_object, read_json_object
 
-TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record also the way from the run's folder
+TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record also the relative path
 STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
 RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
-# What a run writes into its folder after its record.
+# Names that a run writes in its folder.
 WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "scores", "report", "wandb")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """Paths of one run; `fingerprint` stands for the settings that decide its weights."""
+    """Paths of one run; `fingerprint` identifies the settings that determine its weights."""
 
     path: Path
     fingerprint: str
@@ -48,26 +48,26 @@ class RunDirectory:
 
     @property
     def adapter(self) -> Path:
-        """The additions that LoRA has learned, alone, as a peft folder."""
+        """The LoRA adapter alone, as a peft folder."""
         return self.path / "adapter"
 
     @property
     def metrics(self) -> Path:
-        """One JSON line a step."""
+        """One JSON line per step."""
         return self.path / "metrics.jsonl"
 
     def scores(self, split: str, model: str | None = None) -> Path:
-        """Score table of a split, by the run's own model or another."""
+        """Score table of a split, of the run's own model or of another one."""
         return self.path / "scores" / (f"{split}.parquet" if model is None else f"{split}.{model}.parquet")
 
 
 def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> str:
-    """Return what stands for the weights a run will end with.
+    """Return a fingerprint of everything that determines a run's final weights.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         store: fingerprint of its token store.
-        weights: what identifies the pretrained weights it begins with; None for a new model.
+        weights: identifier of the pretrained weights; None for a randomly initialized model.
     """
     deciding = _deciding(settings)
     model = {**deciding["model"], "path": weights, "revision": None, "subfolder": None}
@@ -78,7 +78,7 @@ def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> s
 
 
 def _deciding(settings: RunSettings) -> dict[str, Any]:
-    """Return the settings that decide the weights."""
+    """Return the settings that determine the weights."""
     values = settings_to_values(settings)
     for path in MAY_CHANGE:
         *groups, name = path.split(".")
@@ -87,13 +87,13 @@ def _deciding(settings: RunSettings) -> dict[str, Any]:
 
 
 def check_run_folder(folder: Path) -> None:
-    """Refuse a folder that is no run's where something in it has the name of what a run writes.
+    """Check that training in a folder would not overwrite files that no run wrote.
 
-    A run's folder has its record, or checkpoints, which know what they are of. What has other names, such as the log
-    that a launcher or Slurm writes there, is in nobody's way.
+    A run's folder has its record, or checkpoints, which identify their run. Files with names that a run does not
+    write, such as a log of the launcher or Slurm, may be there.
 
     Raises:
-        ForeignFileError: naming something that is no run's.
+        ForeignFileError: naming the first file that a run would overwrite.
     """
     record = folder / RECORD
     has_checkpoints = any((folder / CHECKPOINTS).glob("step_*"))
@@ -103,24 +103,25 @@ def check_run_folder(folder: Path) -> None:
     if foreign:
         raise ForeignFileError(
             f"{folder} is there and is no run: {foreign[0]} was not written by one; give this run another name "
-            "(name=...), or move it away"
+            "(name=...), or move it away",
+            code="folder-not-a-run",
         )
 
 
 def create_or_resume(
     settings: RunSettings, store: TokenStoreRecord, weights: str | None, saved: str | None = None
 ) -> RunDirectory:
-    """Make a run's folder, or go on with the one that is there.
+    """Create a run's folder, or resume in the existing one, and write the run's record.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         store: its token store.
-        weights: what identifies the pretrained weights it begins with; None for a new model.
-        saved: fingerprint that its checkpoints name; None: there are none, and its settings may still be mended.
+        weights: identifier of the pretrained weights; None for a randomly initialized model.
+        saved: fingerprint in its checkpoints; None: there are none, so the settings may still change.
 
     Raises:
         RunError: if the checkpoints were made with other settings, naming the first that differs.
-        DiskError: if it cannot be written.
+        DiskError: if the folder or record cannot be written.
     """
     fingerprint = run_fingerprint(settings, store["fingerprint"], weights)
     folder = RunDirectory(path=Path(settings.output_dir) / settings.name, fingerprint=fingerprint)
@@ -129,7 +130,8 @@ def create_or_resume(
     if saved not in (None, fingerprint):
         raise RunError(
             f"{folder.path} was made with other settings ({_what_differs(known, settings)}); "
-            "start it with those, give this run another name (name=...), or delete the folder to start anew"
+            "start it with those, give this run another name (name=...), or delete the folder to start anew",
+            code="different-settings",
         )
     with translate_disk_errors(folder.checkpoints):
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,7 @@ def create_or_resume(
         },
         "weights": weights,
         "settings": settings_to_values(settings),
-        "versions": starts if versions in starts else [*starts, versions],  # all it was trained with, first to last
+        "versions": starts if versions in starts else [*starts, versions],  # of every start, in order
     }
     write_json(record, {**values, "sha256": sha256_of_json(values)})
     return folder
@@ -171,7 +173,7 @@ def read_run(path: Path) -> tuple[RunDirectory, RunSettings, Path]:
     if not record.is_file():
         nearby = sorted(found.parent.name for found in path.parent.glob(f"*/{RECORD}")) if path.parent.is_dir() else []
         hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
-        raise RunError(f"no run at {path} (no {RECORD}){hint}")
+        raise RunError(f"no run at {path} (no {RECORD}){hint}", code="no-run")
     known = _read_record(record)
     settings = _settings_of(known)
     return (
@@ -186,21 +188,21 @@ def recorded_store(path: Path) -> Path | None:
     known = _known_of(path / RECORD)
     try:
         folder = None if known is None else _store_of(path, known["store"], _settings_of(known))
-    except SettingsError:  # of another version: what is trained now is said by the settings of now
+    except SettingsError:  # written by another version
         return None
     return folder if folder is not None and (folder / STORE_MANIFEST).is_file() else None
 
 
 def _way(start: Path, folder: str) -> str:
-    """Return the way from a folder to another one, which stays the same where both are moved together."""
+    """Return the relative path from one folder to another, which stays valid if both are moved together."""
     return os.path.relpath(Path(folder).resolve(), start.resolve())
 
 
 def _store_of(path: Path, store: TokenStoreRecord, settings: RunSettings) -> Path:
-    """Return where a run's token store lies, from whichever folder a command is started, and where both were moved.
+    """Return the folder of a run's token store, whatever the working directory, even if both were moved together.
 
-    Earlier records have no way from the run's folder, and may have a path from the folder that the run was made in:
-    the one that `runs`, if it is no whole path, leads from to the run's.
+    Earlier records have no path relative to the run's folder, and may have a path relative to the working directory of
+    the training command, which follows from the run's folder if `output_dir` is relative.
     """
     recorded = Path(store["folder"])
     made_in = path.resolve().joinpath(*[".." for _ in Path(settings.output_dir, settings.name).parts]).resolve()
@@ -219,7 +221,7 @@ def _holds_store(folder: Path, fingerprint: str) -> bool:
 
 
 def weights_of_run(run: RunDirectory) -> str | None:
-    """Return what identifies the pretrained weights a run began with; None: a new model, or the record is gone."""
+    """Return the identifier of a run's pretrained weights; None: a randomly initialized model, or no valid record."""
     known = _known_of(run.path / RECORD)
     return None if known is None else known.get("weights")
 
@@ -237,21 +239,22 @@ def _read_record(record: Path) -> dict[str, Any]:
         for text in (known["fingerprint"], *known["store"].values()):
             if not isinstance(text, str) or "\0" in text:
                 raise ValueError("its fingerprint and its store are no texts")
-            text.encode()  # half characters are in no name of a folder
+            text.encode()  # lone surrogates cannot be encoded
         if not isinstance(known["settings"], dict) or not isinstance(known["versions"], list):
             raise ValueError("its settings are no group of settings, or its versions no list")
-        checksum = known.pop("sha256", None)  # of earlier versions: none
+        checksum = known.pop("sha256", None)  # records of earlier versions have none
         if checksum not in (None, sha256_of_json(known)):
             raise ValueError("it has changed since it was written; a change that is meant goes with its line sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost"
+            f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost",
+            code="damaged-run-record",
         ) from None
     return known
 
 
 def _known_of(record: Path) -> dict[str, Any] | None:
-    """Return a record; None if it is missing or damaged, which loses nothing: checkpoints know what they are of."""
+    """Return a record; None if it is missing or damaged, which loses nothing: checkpoints identify their run."""
     with contextlib.suppress(RunError):
         return _read_record(record) if record.is_file() else None
     return None

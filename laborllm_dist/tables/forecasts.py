@@ -1,4 +1,4 @@
-"""Forecasts several years ahead, and how well direct and composed ones agree: scores/SPLIT_forecast_hYEARS.parquet.
+"""Table of forecasts several years ahead, scores/SPLIT_forecast_hYEARS.parquet, and measures of their coherence.
 
 Rows are sorted by (survey, person, position). Lists are probabilities that sum to 1, in the order of the file's
 occupations.
@@ -19,18 +19,18 @@ from laborllm_dist.tables.log_domain import perplexity_of
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo, read_lists, write_lists
 
 Floats = npt.NDArray[np.float64]
-SMALLEST = float(np.finfo(np.float64).tiny)  # in the place of a probability that float64 cannot tell from 0
+SMALLEST = float(np.finfo(np.float64).tiny)  # lower bound of a probability before its logarithm is taken
 FORECAST_SCHEMA = pa.schema(
     [
         pa.field("survey", pa.string(), nullable=False),  # dataset tag of the corpus
         pa.field("person", pa.string(), nullable=False),  # id of the person in the corpus
         pa.field("position", pa.int32(), nullable=False),  # index of the start in the person's career
-        pa.field("year", pa.int32(), nullable=False),  # calendar year of the start, the last one known
+        pa.field("year", pa.int32(), nullable=False),  # calendar year of the start, the last year of history
         pa.field("target_year", pa.int32(), nullable=False),  # calendar year of the target
         pa.field("occupation", pa.string(), nullable=False),  # code of the observed occupation in the target year
         pa.field("direct", pa.float64(), nullable=False),  # log P of that occupation in the direct forecast, in nats
         pa.field("composed", pa.float64(), nullable=False),  # log P of it in the composed forecast, in nats
-        pa.field("bound", pa.float64(), nullable=False),  # largest error of a probability, from what was left out
+        pa.field("bound", pa.float64(), nullable=False),  # largest error of a probability, from paths left out
         pa.field("direct_all", pa.list_(pa.float64()), nullable=False),  # probabilities in the direct forecast
         pa.field("composed_all", pa.list_(pa.float64()), nullable=False),  # probabilities in the composed forecast
         pa.field("standard_error", pa.list_(pa.float64())),  # of composed_all; null: no sampled paths
@@ -40,7 +40,7 @@ FORECAST_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Coherence:
-    """How well direct and composed forecasts agree. Perplexities are of the observed titles, divergences in nats.
+    """Agreement of direct and composed forecasts. Perplexities are of the observed titles, divergences in nats.
 
     `divergence_*`: KL(direct || composed). `correlation_*`: Pearson's, of the probabilities of observed or all titles;
     None where they do not vary.
@@ -61,7 +61,7 @@ class Coherence:
 
 
 def forecast_table_path(score_table: Path, split: str, horizon: int) -> Path:
-    """Return where the forecasts beside a score table lie: test_forecast_h2.parquet, test_forecast_h2.MODEL.parquet."""
+    """Return the path of the forecasts of a score table: test_forecast_h2.parquet, test_forecast_h2.MODEL.parquet."""
     return score_table.with_name(score_table.name.replace(split, f"{split}_forecast_h{horizon}", 1))
 
 
@@ -70,15 +70,15 @@ def write_forecast_table(table: pa.Table, info: ScoreTableInfo, occupations: Seq
 
     Args:
         table: columns of FORECAST_SCHEMA, any row order.
-        info: where the forecasts come from, kept in the file's metadata.
+        info: model and data of the forecasts, stored in the file's metadata.
         occupations: codes, in the order of the lists.
-        path: the Parquet file.
+        path: Parquet file to write.
     """
     write_lists(table, FORECAST_SCHEMA, info, occupations, path)
 
 
 def read_forecast_table(path: Path) -> DistributionTable:
-    """Return forecasts and where they come from.
+    """Return forecasts with their metadata.
 
     Raises:
         ScoreTableError: if the file is missing, damaged or not a table of forecasts.
@@ -111,19 +111,20 @@ def coherence_of(table: pa.Table) -> Coherence:
     )
 
 
-def describe_coherence(found: Coherence, yardstick: float | None) -> list[str]:
-    """Return the comparison as lines; `yardstick` is the perplexity of knowing the last occupation only."""
+def describe_coherence(coherence: Coherence, yardstick: float | None) -> list[str]:
+    """Describe the comparison in lines; `yardstick` is the perplexity of a forecast from the last occupation alone."""
     alone = "" if yardstick is None else f"; {format_perplexity(yardstick)} from the last occupation alone"
-    drawn = "" if found.standard_error_mean is None else f", mean standard error {found.standard_error_mean:.2g}"
+    standard_error = coherence.standard_error_mean
+    drawn = "" if standard_error is None else f", mean standard error {standard_error:.2g}"
     return [
-        f"{found.num_forecasts:,} forecasts of {found.num_people:,} people",
-        f"perplexity direct {format_perplexity(found.perplexity_direct)}, "
-        f"composed {format_perplexity(found.perplexity_composed)}{alone}",
-        f"correlation of probabilities {_number(found.correlation_observed)} (observed titles), "
-        f"{_number(found.correlation_all)} (all titles)",
-        f"KL(direct || composed) mean {found.divergence_mean:.4f}, median {found.divergence_median:.4f} nats; "
-        f"total variation mean {found.total_variation_mean:.4f}, median {found.total_variation_median:.4f}",
-        f"largest bound {found.bound_largest:.2g}{drawn}",
+        f"{coherence.num_forecasts:,} forecasts of {coherence.num_people:,} people",
+        f"perplexity direct {format_perplexity(coherence.perplexity_direct)}, "
+        f"composed {format_perplexity(coherence.perplexity_composed)}{alone}",
+        f"correlation of probabilities {_number(coherence.correlation_observed)} (observed titles), "
+        f"{_number(coherence.correlation_all)} (all titles)",
+        f"KL(direct || composed) mean {coherence.divergence_mean:.4f}, median {coherence.divergence_median:.4f} nats; "
+        f"total variation mean {coherence.total_variation_mean:.4f}, median {coherence.total_variation_median:.4f}",
+        f"largest bound {coherence.bound_largest:.2g}{drawn}",
     ]
 
 

@@ -1,8 +1,8 @@
-"""What a model generates after every prompt, beside the score table: scores/SPLIT_generated.parquet.
+"""Table of the continuations that a model generates for every prompt: scores/SPLIT_generated.parquet.
 
-A continuation is `greedy` or a `sample`, and ends at the line break. It is valid if its text is a blank, a title and
-the line break; `occupation` is then the title's code. Only the text counts: a title may be generated with other
-tokens than those that its log-likelihood is computed from.
+A continuation is `greedy` or a `sample`, and ends at the line break. It is valid if its text is a space, a title and
+the line break; `occupation` is then the title's code. Only the text matters: the model may generate a title with a
+different tokenization than the one that its log-likelihood is computed from.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ GENERATED_SCHEMA = pa.schema(
         pa.field("position", pa.int32(), nullable=False),  # index of the job in the person's career, from 0
         pa.field("kind", pa.string(), nullable=False),  # greedy or sample
         pa.field("sample", pa.int32()),  # number of the sample, from 1; null: greedy
-        pa.field("text", pa.string(), nullable=False),  # the generated text, with its leading blank and line break
-        pa.field("occupation", pa.string()),  # code of the title that the text is; null: not a title
+        pa.field("text", pa.string(), nullable=False),  # the generated text, with its leading space and line break
+        pa.field("occupation", pa.string()),  # code of the generated title; null: the text is not a title
         pa.field("observed", pa.string(), nullable=False),  # code of the observed occupation
     ]
 )
@@ -35,7 +35,7 @@ ORDER = (*KEY, "kind", "sample")
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of continuations, and its standard error, with people as what was drawn (NaN for one person)."""
+    """A share of continuations and its standard error, clustered by person (NaN for one person)."""
 
     value: float
     error: float
@@ -45,7 +45,7 @@ class Share:
 
 
 def generated_table_path(score_table: Path, split: str) -> Path:
-    """Return where the continuations of a score table lie: test_generated.parquet, test_generated.MODEL.parquet."""
+    """Return the path of the continuations of a score table: test_generated.parquet, test_generated.MODEL.parquet."""
     return score_table.with_name(score_table.name.replace(split, f"{split}_generated", 1))
 
 
@@ -54,14 +54,14 @@ def write_generated_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> 
 
     Args:
         table: columns of GENERATED_SCHEMA, any row order.
-        info: where the continuations come from, kept in the file's metadata.
-        path: the Parquet file.
+        info: model and data of the continuations, stored in the file's metadata.
+        path: Parquet file to write.
     """
     write_scored(sorted_rows(table, GENERATED_SCHEMA, ORDER), info, path)
 
 
 def read_generated_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
-    """Return the continuations and where they come from.
+    """Return the continuations and their metadata.
 
     Raises:
         ScoreTableError: if the file is missing, damaged or not a table of continuations.
@@ -77,14 +77,14 @@ def valid_share(table: pa.Table, kind: str) -> Share:
 
 
 def observed_share(table: pa.Table) -> Share:
-    """Return the share of the greedy continuations that are the observed title."""
+    """Return the share of greedy continuations that are the observed title."""
     table = table.filter(pc.equal(table["kind"], "greedy"))
     same = pc.fill_null(pc.equal(table["occupation"], table["observed"]), False)
     return _share(table, np.asarray(same, dtype=float))
 
 
 def describe_generated(table: pa.Table) -> str:
-    """Return the shares as a line."""
+    """Describe the shares in one line."""
     has_samples = pc.any(pc.equal(table["kind"], "sample")).as_py()
     sampled = f" and {valid_share(table, 'sample')} of sampled" if has_samples else ""
     return (
@@ -94,7 +94,7 @@ def describe_generated(table: pa.Table) -> str:
 
 
 def _share(table: pa.Table, hits_N: npt.NDArray[np.float64]) -> Share:
-    """Return a mean and its error, as that of a ratio of sums over people."""
+    """Return a mean and its standard error, by linearization of a ratio of sums over people."""
     share = float(hits_N.mean())
     people = pc.binary_join_element_wise(table["survey"], table["person"], "\0").combine_chunks().dictionary_encode()
     num_people = len(people.dictionary)

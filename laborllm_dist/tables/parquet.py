@@ -1,8 +1,8 @@
-"""Parquet files of scores: what all of them have in common.
+"""Read and write the Parquet files of scores of all kinds.
 
-Rows in a fixed order, the schema of their kind, sorted metadata that says where they come from and nothing of clock or
-host: equal scores are equal bytes. The metadata has a checksum of the rows and of all other metadata. Written
-atomically; a reader takes a whole file of its kind, as it was written, or refuses it by name.
+Rows have a fixed order and the schema of their kind; the sorted metadata identifies model and data and has no time or
+host name, so equal scores give equal bytes. The metadata has a checksum of the rows and of all other metadata. Files
+are written atomically; a reader raises an error for a damaged file or one of another kind.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from laborllm_dist.io.files import atomic_write
 from laborllm_dist.io.json_files import json_object, read_json_value
 
 KEY = ("survey", "person", "position")
-ROWS_WITH_LISTS = 4096  # in a group of rows, where each has hundreds of numbers
-ROWS_HASHED = 4096  # at once; a checksum is over blocks of so many rows
+ROWS_WITH_LISTS = 4096  # rows per row group, where each row has hundreds of numbers
+ROWS_HASHED = 4096  # rows per block of the checksum
 _INFO, _OCCUPATIONS, _CHECKSUM = b"laborllm_dist", b"occupations", b"sha256"
-# What the reader of a damaged file may raise.
+# Errors that reading a damaged file may raise.
 DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreTableInfo:
-    """Where scores come from, in the metadata of the file."""
+    """Metadata of a file of scores: the model and data that they are from."""
 
     model: str  # name of the model
     split: str  # train, validation or test
-    careers: str  # fingerprint of people, jobs and splits; tables with equal ones can be compared
+    careers: str  # fingerprint of people, jobs and splits; tables are comparable if it is equal
     code: str  # version of this software
     details: Mapping[str, str]  # everything else that determines the scores
 
 
 @dataclass(frozen=True, slots=True)
 class DistributionTable:
-    """Rows with a list over all occupations each; `occupations` are the codes that the lists are in the order of."""
+    """Rows with lists of one value per occupation; `occupations` are the codes in the order of the lists."""
 
     table: pa.Table
     info: ScoreTableInfo
@@ -52,7 +52,7 @@ class DistributionTable:
 
 
 def write_scored(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
-    """Write rows atomically, in the order they have."""
+    """Write rows atomically, in their present order."""
     with atomic_write(path) as partial:
         pq.write_table(with_checksum(table.replace_schema_metadata(metadata_of(info))), partial, compression="zstd")
 
@@ -60,7 +60,7 @@ def write_scored(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
 def write_lists(
     table: pa.Table, schema: pa.Schema, info: ScoreTableInfo, occupations: Sequence[str], path: Path
 ) -> None:
-    """Sort rows of a schema by key and write them atomically, with the codes that their lists are in the order of."""
+    """Sort rows of a schema by key and write them atomically, with the occupation codes in the order of the lists."""
     metadata = {**metadata_of(info), _OCCUPATIONS: json.dumps(list(occupations)).encode()}
     table = with_checksum(sorted_rows(table, schema, KEY).replace_schema_metadata(metadata))
     with atomic_write(path) as partial:
@@ -68,19 +68,19 @@ def write_lists(
 
 
 def sorted_rows(table: pa.Table, schema: pa.Schema, order: Sequence[str]) -> pa.Table:
-    """Return the columns of a schema, rows in order."""
+    """Return the columns of a schema, with rows sorted by the columns in `order`."""
     table = table.select(schema.names).cast(schema)
     return table.sort_by([(name, "ascending") for name in order]).combine_chunks()
 
 
 def read_scored(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> tuple[pa.Table, ScoreTableInfo]:
-    """Return rows of a schema and where they come from.
+    """Return the rows and metadata of a file.
 
     Args:
-        path: the Parquet file.
-        schema: of its kind.
-        kind: what it is, for messages, such as "score table".
-        made_by: the command that makes it.
+        path: Parquet file to read.
+        schema: expected schema.
+        kind: name of the kind of file in error messages, such as "score table".
+        made_by: command that writes such a file, for error messages.
 
     Raises:
         ScoreTableError: if the file is missing, damaged or of another kind.
@@ -90,7 +90,7 @@ def read_scored(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> tu
 
 
 def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> DistributionTable:
-    """Return rows with lists, as `read_scored` does.
+    """Return rows with lists and their metadata, like `read_scored`.
 
     Raises:
         ScoreTableError: if the file is missing, damaged or of another kind.
@@ -99,13 +99,15 @@ def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> Dis
     try:
         return DistributionTable(table, info, _texts_of(metadata[_OCCUPATIONS]))
     except (KeyError, ValueError) as error:
-        raise ScoreTableError(f"{path} is no {kind} or is damaged: {error}") from None
+        raise ScoreTableError(
+            f"{path} is no {kind} or is damaged: {error}", code="invalid-distribution-table"
+        ) from None
 
 
 def num_occupations(path: Path) -> int | None:
-    """Return how many occupations the lists of a file are over, by its metadata alone.
+    """Return the length of a file's lists, from its metadata alone.
 
-    None where there is no such file, or a damaged one, which its reader refuses.
+    None if the file is missing or damaged; reading it raises the error.
     """
     try:
         return len(json.loads((pq.read_schema(path).metadata or {})[_OCCUPATIONS]))
@@ -123,16 +125,16 @@ def check_content(table: pa.Table) -> None:
     """Compare a table with the checksum in its metadata.
 
     Raises:
-        ValueError: if it has none, or is not what was written.
+        ValueError: if the checksum is missing or different.
     """
     _compare(table.schema, _checksum(table.schema, _blocks(table)))
 
 
 def written_info(path: Path) -> ScoreTableInfo:
-    """Return where the scores of a file come from, after its rows have been compared with its checksum, by blocks.
+    """Return the metadata of a file, after checking its rows against its checksum block by block.
 
     Raises:
-        ForeignFileError: if it is no file of scores.
+        ForeignFileError: if it is not a file of scores.
         ScoreTableError: if it has changed since it was written.
     """
     try:
@@ -141,13 +143,16 @@ def written_info(path: Path) -> ScoreTableInfo:
             info = info_of(schema.metadata or {})
     except DAMAGE:
         raise ForeignFileError(
-            f"{path} is no file of scores, or is damaged; it is not replaced: move it away, or delete it"
+            f"{path} is no file of scores, or is damaged; it is not replaced: move it away, or delete it",
+            code="not-a-score-table",
         ) from None
     try:
         with pq.ParquetFile(path) as file:
             _compare(schema, _checksum(schema, map(_as_table, file.iter_batches(ROWS_HASHED))))
     except DAMAGE as error:
-        raise ScoreTableError(f"{path} is damaged: {_reason(error)}; delete it, and make it anew") from None
+        raise ScoreTableError(
+            f"{path} is damaged: {_reason(error)}; delete it, and make it anew", code="damaged-table"
+        ) from None
     return info
 
 
@@ -168,7 +173,7 @@ def _compare(schema: pa.Schema, checksum: str) -> None:
 
 
 def _checksum(schema: pa.Schema, blocks: Iterable[pa.Table]) -> str:
-    """Return the SHA-256 of names, metadata and rows, whatever the file's encoding."""
+    """Return the SHA-256 of column names, metadata and rows, independent of the file's encoding."""
     digest = hashlib.sha256()
     metadata = {name.hex(): value.hex() for name, value in (schema.metadata or {}).items() if name != _CHECKSUM}
     digest.update(json.dumps([schema.names, metadata], sort_keys=True).encode())
@@ -180,7 +185,7 @@ def _checksum(schema: pa.Schema, blocks: Iterable[pa.Table]) -> str:
 
 
 def _hash_values(digest: Any, values: Any) -> None:
-    """Add which values are null, and all others."""
+    """Hash which values are null, and all other values."""
     if isinstance(values, pa.ChunkedArray):
         values = values.chunk(0) if values.num_chunks else pa.array([], values.type)
     digest.update(np.packbits(np.asarray(values.is_valid())).tobytes())
@@ -212,11 +217,11 @@ def metadata_of(info: ScoreTableInfo) -> dict[bytes, bytes]:
 
 
 def info_of(metadata: Mapping[bytes, bytes]) -> ScoreTableInfo:
-    """Return what the metadata of a file of scores says.
+    """Parse the metadata of a file of scores.
 
     Raises:
-        KeyError: if it is no such file.
-        ValueError: if it is damaged.
+        KeyError: if it is not such a file.
+        ValueError: if the metadata is damaged.
     """
     facts = json_object(metadata[_INFO])
     if not all(isinstance(fact, str) for fact in facts.values()):
@@ -226,10 +231,10 @@ def info_of(metadata: Mapping[bytes, bytes]) -> ScoreTableInfo:
 
 
 def _texts_of(content: bytes) -> tuple[str, ...]:
-    """Return the texts of a list in metadata.
+    """Parse a JSON list of strings in metadata.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is not one.
     """
     values, _ = read_json_value(content.decode())
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
@@ -241,7 +246,7 @@ def _read(
     path: Path, schema: pa.Schema, kind: str, made_by: str
 ) -> tuple[pa.Table, ScoreTableInfo, Mapping[bytes, bytes]]:
     if not path.is_file():
-        raise ScoreTableError(f"no {kind} at {path}; `{made_by}` makes it")
+        raise ScoreTableError(f"no {kind} at {path}; `{made_by}` makes it", code="no-table")
     try:
         table = pq.read_table(path)
         metadata = table.schema.metadata or {}
@@ -250,5 +255,6 @@ def _read(
         return table.select(schema.names).cast(schema), info, metadata
     except DAMAGE as error:
         raise ScoreTableError(
-            f"{path} is no {kind} or is damaged: {_reason(error)}; delete it, and `{made_by}` makes it anew"
+            f"{path} is no {kind} or is damaged: {_reason(error)}; delete it, and `{made_by}` makes it anew",
+            code="unreadable-table",
         ) from None

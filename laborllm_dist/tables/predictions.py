@@ -1,8 +1,8 @@
-"""Predicted next occupations of the user's own people: one row per person and rank, the most probable title first.
+"""Table of predicted next occupations of a user's own people: one row per person and rank, most probable title first.
 
-The file's metadata name the measure of `probability`: `terminated` (a title and the line break) or `normalised`
-(that, divided by `mass + bound`). No title that is missing has more than `bound`. What remains of 1 goes to texts
-that are not a title.
+The file's metadata names the measure of `probability`: `terminated` (a title and the line break) or `normalised`
+(that, divided by `mass + bound`). A title without a row has at most the probability `bound`. The rest of 1 is the
+probability of texts that are not a title.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("bound", pa.float64(), nullable=False),  # probability of the titles that are not scored; 0: none
     ]
 )
-OWN_CAREERS = "own careers"  # the split of people who belong to none
+OWN_CAREERS = "own careers"  # stands for the split in the metadata
 
 
 def check_output(path: Path) -> None:
-    """Refuse a file that is there and holds no predictions: it is not written over.
+    """Check that an existing output file has predictions, so that it may be overwritten.
 
     Raises:
-        ForeignFileError: naming it.
+        ForeignFileError: if it is another file or a symbolic link.
     """
     refuse_link(path)
     if not path.exists():
@@ -49,22 +49,23 @@ def check_output(path: Path) -> None:
         is_ours = False
     if not is_ours:
         raise ForeignFileError(
-            f"{path} is there and holds no predictions, so it is not replaced; name another file (output=)"
+            f"{path} is there and holds no predictions, so it is not replaced; name another file (output=)",
+            code="not-a-predictions-file",
         )
 
 
 def write_prediction_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
-    """Write rows of PREDICTION_SCHEMA atomically, in the order they have.
+    """Write rows of PREDICTION_SCHEMA atomically, in their present order.
 
     Raises:
-        ForeignFileError: if something else lies there.
+        ForeignFileError: if another kind of file exists at this path.
     """
     check_output(path)
     write_scored(table, info, path)
 
 
 def read_prediction_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
-    """Return predictions and where they come from.
+    """Return predictions and their metadata.
 
     Raises:
         ScoreTableError: if the file is missing, damaged or not a table of predictions.

@@ -1,6 +1,6 @@
 """The score table: one row per observation of the test people. Every model and baseline writes one.
 
-(survey, person, position) identifies an observation. The table has the covariates beside the scores, so that a report
+(survey, person, position) identifies an observation. The table has covariates as well as scores, so that a report
 needs only score tables. Scores are log-likelihoods in nats, float64.
 """
 
@@ -38,19 +38,19 @@ SCORE_SCHEMA = pa.schema(
 
 Transition = Literal["first", "moving", "staying"]
 TRANSITIONS: tuple[Transition, ...] = get_args(Transition)
-NUM_TITLES = "num_titles"  # detail of a baseline's table: how many titles there are to choose from
+NUM_TITLES = "num_titles"  # detail of a baseline's table: number of titles that it chooses from
 TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
 
 
 def transition_of(previous: str | None, occupation: str) -> Transition:
-    """Return the kind of an observation: a person's first one, another occupation than before, or the same."""
+    """Return the kind of an observation: the person's first one, a change of occupation, or the same occupation."""
     if previous is None:
         return "first"
     return "staying" if previous == occupation else "moving"
 
 
 def is_true_model(info: ScoreTableInfo) -> bool:
-    """Return whether scores are the truth itself, which no model can beat."""
+    """Return whether scores are the true probabilities of a synthetic market, which no model can beat."""
     return TRUE_MODEL.items() <= dict(info.details).items()
 
 
@@ -59,22 +59,24 @@ def write_score_table(table: pa.Table, info: ScoreTableInfo, path: Path) -> None
 
     Args:
         table: columns of SCORE_SCHEMA, any row order.
-        info: where the scores come from, kept in the file's metadata.
-        path: the Parquet file.
+        info: model and data of the scores, stored in the file's metadata.
+        path: Parquet file to write.
 
     Raises:
-        ScoreTableError: if a column is missing or of another type, a key is doubled, or a score is no log-probability.
+        ScoreTableError: if a column is missing or of another type, a key is duplicate, or a score is invalid.
     """
     try:
         table = sorted_rows(table, SCORE_SCHEMA, KEY)
     except (KeyError, pa.ArrowInvalid, ValueError) as error:
-        raise ScoreTableError(f"scores of {info.model} do not have the columns of a score table: {error}") from None
+        raise ScoreTableError(
+            f"scores of {info.model} do not have the columns of a score table: {error}", code="invalid-score-columns"
+        ) from None
     check_scores(table, str(path))
     write_scored(table, info, path)
 
 
 def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
-    """Return the rows and where they come from.
+    """Return the rows and their metadata.
 
     Raises:
         ScoreTableError: if the file is missing, damaged or not a score table.
@@ -86,10 +88,10 @@ def read_score_table(path: Path) -> tuple[pa.Table, ScoreTableInfo]:
 
 
 def check_scores(table: pa.Table, where: str) -> None:
-    """Refuse doubled keys and values that are no log-probability.
+    """Check that keys are unique and that scores are finite log-probabilities in nats.
 
     Raises:
-        ScoreTableError: naming the first offending person.
+        ScoreTableError: naming the first observation that is wrong.
     """
     counts = table.group_by(list(KEY)).aggregate([([], "count_all")])
     doubled = counts.filter(pc.greater(counts["count_all"], 1))
@@ -97,15 +99,17 @@ def check_scores(table: pa.Table, where: str) -> None:
         first = doubled.slice(0, 1).to_pylist()[0]
         raise ScoreTableError(
             f"{where}: observation {first['position']} of person {first['person']!r} of {first['survey']} "
-            f"stands {first['count_all']} times"
+            f"appears {first['count_all']} times",
+            code="duplicate-observation",
         )
     for column in ("title", "terminated"):
-        # Rounding may put log P of a sure thing a hair above 0.
+        # Rounding may make log P of a certain event slightly positive.
         proper = pc.and_(pc.is_finite(table[column]), pc.less_equal(table[column], 1e-6))
         wrong = table.filter(pc.invert(proper))
         if wrong.num_rows:
             first = wrong.slice(0, 1).to_pylist()[0]
             raise ScoreTableError(
                 f"{where}: {column} log-likelihood of person {first['person']!r}, observation {first['position']} "
-                f"is {first[column]}; wanted a finite number of nats <= 0"
+                f"is {first[column]}; wanted a finite number of nats <= 0",
+                code="invalid-log-likelihood",
             )

@@ -1,9 +1,9 @@
-"""The distribution over all titles of every observation, beside the score table: scores/SPLIT_titles.parquet.
+"""Table of the distribution over all titles for every observation: scores/SPLIT_titles.parquet.
 
 Rows have the keys and the order of the score table; lists have the order of the occupations in the metadata.
-`terminated` log-likelihoods are of disjoint events, so their probabilities sum to `mass`, the share of valid titles;
-the rest goes to texts that are not a title. In bounded mode, titles that are not scored are null, and their
-probabilities sum to at most `bound`.
+`terminated` log-likelihoods are of disjoint events, so their probabilities sum to `mass`, the probability of valid
+titles; the rest is the probability of texts that are not a title. In bounded mode, titles that are not scored are null,
+and their probabilities sum to at most `bound`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TITLE_SCHEMA = pa.schema(
 
 
 def title_table_path(score_table: Path, split: str) -> Path:
-    """Return where the distributions of a score table lie: test_titles.parquet, test_titles.MODEL.parquet."""
+    """Return the path of the distributions of a score table: test_titles.parquet, test_titles.MODEL.parquet."""
     return score_table.with_name(score_table.name.replace(split, f"{split}_titles", 1))
 
 
@@ -43,22 +43,22 @@ def write_title_table(table: pa.Table, info: ScoreTableInfo, occupations: Sequen
 
     Args:
         table: columns of TITLE_SCHEMA, any row order.
-        info: where the scores come from, kept in the file's metadata.
+        info: model and data of the scores, stored in the file's metadata.
         occupations: codes, in the order of the lists.
-        path: the Parquet file.
+        path: Parquet file to write.
 
     Raises:
-        ScoreTableError: if a number is no probability.
+        ScoreTableError: if a value is not a probability.
     """
     check_titles(table, str(path))
     write_lists(table, TITLE_SCHEMA, info, occupations, path)
 
 
 def read_title_table(path: Path) -> DistributionTable:
-    """Return the distributions and where they come from.
+    """Return the distributions with their metadata.
 
     Raises:
-        ScoreTableError: if the file is missing, damaged or not a table of titles, or a number is no probability.
+        ScoreTableError: if the file is missing, damaged or not a table of titles, or a value is not a probability.
     """
     made_by = "launch/evaluate.py run=... titles=all"
     titles = read_lists(path, TITLE_SCHEMA, kind="table of titles", made_by=made_by)
@@ -67,14 +67,14 @@ def read_title_table(path: Path) -> DistributionTable:
 
 
 def check_titles(table: pa.Table, where: str) -> None:
-    """Refuse what is no probability: where all titles are impossible, the observed one has no share of them.
+    """Check `mass`, `bound` and `normalised`; the last is not finite, and an error, if all titles are impossible.
 
     Raises:
-        ScoreTableError: naming the first offending person.
+        ScoreTableError: naming the first observation that is wrong.
     """
     is_log = {"normalised": True, "mass": False, "bound": False}
     for column, in_nats in is_log.items():
-        # Rounding may put the probability of a sure thing a hair above 1.
+        # Rounding may make the probability of a certain event slightly greater than 1.
         least, most = (-math.inf, 1e-6) if in_nats else (0.0, 1.001)
         within = pc.and_(pc.greater_equal(table[column], least), pc.less_equal(table[column], most))
         wrong = table.filter(pc.invert(pc.and_(pc.is_finite(table[column]), within)))
@@ -83,5 +83,6 @@ def check_titles(table: pa.Table, where: str) -> None:
             wanted = "a finite number of nats <= 0" if in_nats else "a probability"
             raise ScoreTableError(
                 f"{where}: {column} of person {first['person']!r}, observation {first['position']} is {first[column]}; "
-                f"wanted {wanted}; delete it, and `launch/evaluate.py run=... titles=all` makes it anew"
+                f"wanted {wanted}; delete it, and `launch/evaluate.py run=... titles=all` makes it anew",
+                code="invalid-title-probability",
             )

@@ -1,15 +1,15 @@
-"""Write a career as text, and say where in it every title stands.
+"""Render a career as text, with the character span of every title.
 
-A template is lines with fields in braces; a part in brackets is left out where a field inside it is absent. The span
-of a title begins at the blank before it: the prompt of an observation is the text before that blank, so it ends in
+A template has lines with fields in braces; a part in brackets is omitted if a field inside it is missing. The span of a
+title begins at the space before it: the prompt of an observation is the text before that space, so it ends in
 "YEAR (EDUCATION):", and its continuation is " TITLE".
 
-A career is one text, since the prompts of all its observations are nested. Where only the last k lines of history may
-stand before a prediction, they are not: the first text has the first k + 1 jobs, and each later job a text of its own.
+A career is one text, since the prompts of its observations are nested. If the history of a prediction is limited to the
+last k lines, they are not nested: the first text has the first k + 1 jobs, and each later job has its own text.
 
     k = 2, five jobs    text 1: jobs 1 2 3, predicts 1 2 3    text 2: 2 3 4, predicts 4    text 3: 3 4 5, predicts 5
 
-Every text begins with the template's prefix, whose titles predict nothing (text/few_shot.py).
+Every text begins with the template's prefix, whose titles are not scored (text/few_shot.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CAREER_FIELDS = ("survey", "birth_year", "gender", "ethnicity", "region")
 ENTRY_FIELDS = ("year", "education")
 TITLE_MARK = " {title}"
 
-# A line is parts; a part is pieces (literal text, field name or None), left out as a whole where a field is absent.
+# A line has parts; a part has pieces (literal text, field name or None) and, if optional, is omitted as a whole.
 Piece = tuple[str, str | None]
 Part = tuple[bool, tuple[Piece, ...]]
 
@@ -49,7 +49,7 @@ class Template:
     """A checked template, ready to render."""
 
     heading: tuple[tuple[Part, ...], ...]
-    prompt: tuple[Part, ...]  # the entry's line before the blank and the title
+    prompt: tuple[Part, ...]  # the entry's line before the space and the title
     ending: tuple[tuple[Part, ...], ...]
     omit_fields: frozenset[str]
     max_history: int | None
@@ -57,23 +57,27 @@ class Template:
 
 
 def compile_template(settings: TemplateSettings, prefix: str = "") -> Template:
-    """Check a template and take it apart once.
+    """Check and parse a template.
 
     Args:
-        settings: of the template.
-        prefix: the lines of `settings.prefix` as they are shown (text/few_shot.py).
+        settings: settings of the template.
+        prefix: the rendered lines of `settings.prefix` (text/few_shot.py).
 
     Raises:
-        TemplateError: for an unknown field, a bracket without its pair, or an entry that does not end in " {title}".
+        TemplateError: if a field is unknown, a bracket has no pair, or the entry does not end in " {title}".
     """
     if not settings.entry.endswith(TITLE_MARK) or settings.entry.endswith(" " + TITLE_MARK):
-        raise TemplateError(f"template.entry must end in one blank and {{title}}, found {settings.entry!r}")
+        raise TemplateError(
+            f"template.entry must end in one blank and {{title}}, found {settings.entry!r}",
+            code="entry-without-title-end",
+        )
     prompt = settings.entry.removesuffix(TITLE_MARK)
     known = (*CAREER_FIELDS, *ENTRY_FIELDS)
     for name in settings.omit_fields:
         if name not in known or name == "year":
             raise TemplateError(
-                f"template.omit_fields: {name!r} cannot be omitted; {', '.join(CAREER_FIELDS)} and education can"
+                f"template.omit_fields: {name!r} cannot be omitted; {', '.join(CAREER_FIELDS)} and education can",
+                code="field-cannot-be-omitted",
             )
     return Template(
         heading=tuple(_parse_line(line, CAREER_FIELDS, "heading") for line in settings.heading),
@@ -86,7 +90,7 @@ def compile_template(settings: TemplateSettings, prefix: str = "") -> Template:
 
 
 def render_career(career: CareerHistory, template: Template, title_of: Mapping[str, str]) -> tuple[CareerText, ...]:
-    """Write a career as text, or as several where the template limits the history.
+    """Render a career as one text, or as several if the template limits the history.
 
     Raises:
         TemplateError: if the template needs a field that the career does not have.
@@ -107,7 +111,7 @@ def render_career(career: CareerHistory, template: Template, title_of: Mapping[s
 def _render_jobs(
     career: CareerHistory, template: Template, title_of: Mapping[str, str], shown: range, num_predicted: int
 ) -> CareerText:
-    """Write these jobs of a career; the last `num_predicted` of them get spans."""
+    """Render these jobs of a career; the last `num_predicted` of them get spans."""
     facts = {name: None if name in template.omit_fields else getattr(career, name) for name in CAREER_FIELDS}
     lines = [text for line in template.heading if (text := _fill(line, facts, career)) is not None]
     length = len(template.prefix) + sum(len(line) + 1 for line in lines)
@@ -128,31 +132,37 @@ def _render_jobs(
 
 def _parse_line(line: str, known: tuple[str, ...], where: str) -> tuple[Part, ...]:
     if "\n" in line:
-        raise TemplateError(f"template.{where}: a line break inside {line!r}; give each line as its own item")
+        raise TemplateError(
+            f"template.{where}: a line break inside {line!r}; give each line as its own item", code="line-break-in-line"
+        )
     parts: list[Part] = []
     for text in re.split(r"(\[[^\[\]]*\])", line):
         optional = text.startswith("[") and text.endswith("]")
         inner = text[1:-1] if optional else text
         if "[" in inner or "]" in inner:
-            raise TemplateError(f"template.{where}: a bracket without its pair in {line!r}")
+            raise TemplateError(f"template.{where}: a bracket without its pair in {line!r}", code="unbalanced-bracket")
         try:
             pieces = tuple((literal, name) for literal, name, _, _ in string.Formatter().parse(inner))
         except ValueError as error:
-            raise TemplateError(f"template.{where}: {error} in {line!r}") from None
+            raise TemplateError(f"template.{where}: {error} in {line!r}", code="invalid-format-string") from None
         for _, name in pieces:
             if name is not None and name not in known:
                 raise TemplateError(
-                    f"template.{where}: unknown field {{{name}}} in {line!r}; known: {', '.join(known)}"
+                    f"template.{where}: unknown field {{{name}}} in {line!r}; known: {', '.join(known)}",
+                    code="unknown-field",
                 )
         if optional and all(name is None for _, name in pieces):
-            raise TemplateError(f"template.{where}: [{inner}] has no field, so nothing says when to leave it out")
+            raise TemplateError(
+                f"template.{where}: [{inner}] has no field, so nothing says when to leave it out",
+                code="bracket-without-field",
+            )
         if pieces:
             parts.append((optional, pieces))
     return tuple(parts)
 
 
 def _fill(line: tuple[Part, ...], facts: Mapping[str, object], career: CareerHistory) -> str | None:
-    """Return the line's text, None where the whole line is one optional part that is left out."""
+    """Return the rendered line; None if all of it is optional and omitted."""
     texts: list[str] = []
     for optional, pieces in line:
         absent = next((name for _, name in pieces if name is not None and facts[name] is None), None)
@@ -160,7 +170,8 @@ def _fill(line: tuple[Part, ...], facts: Mapping[str, object], career: CareerHis
             if not optional:
                 raise TemplateError(
                     f"person {career.person!r} of {career.survey} has no {absent}, which the template needs; "
-                    f"put brackets round the part that speaks of it: [... {{{absent}}} ...]"
+                    f"put brackets round the part that speaks of it: [... {{{absent}}} ...]",
+                    code="missing-career-field",
                 )
             continue
         texts.append("".join(literal + ("" if name is None else str(facts[name])) for literal, name in pieces))

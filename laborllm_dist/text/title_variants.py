@@ -1,7 +1,7 @@
-"""How occupations are written in a text: their titles, numbers, each other's titles, or titles with a prefix.
+"""Variants of the titles in a text: the titles themselves, numbers, shuffled titles, or titles with a prefix.
 
-The variants ask what a model gets from the words of a title (LABOR-LLM, arXiv 2406.17972): with numbers it gets
-nothing, with shuffled titles it gets something wrong.
+The variants measure what a model learns from the words of a title (LABOR-LLM, arXiv 2406.17972): numbers carry no
+information about the occupation, shuffled titles carry wrong information.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from laborllm_dist.randomness import rank_of
 
 
 def display_vocabulary(vocabulary: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
-    """Return the same codes with the titles that a text shows."""
+    """Return the same codes with the titles to write in texts."""
     if settings.style == "english":
         return vocabulary
     titles = vocabulary.titles
     if settings.style == "numeric":
-        # Of one width, so that no title begins another.
+        # Zero-padded, so that no title is a prefix of another.
         width = len(str(len(titles)))
         titles = tuple(f"{settings.prefix}{number:0{width}d}" for number in range(1, len(titles) + 1))
     elif settings.style == "perturbed":
@@ -31,7 +31,7 @@ def display_vocabulary(vocabulary: OccupationVocabulary, settings: TitleSettings
 
 
 def _shuffled(vocabulary: OccupationVocabulary, seed: int) -> tuple[str, ...]:
-    """Give every code the title of the next one in an order drawn by the seed: no title stays where it was."""
+    """Give every code the title of the next code in a shuffled order: no code keeps its title."""
     titles = list(vocabulary.titles)
     for index, following in _shuffling(vocabulary, seed):
         titles[index] = vocabulary.titles[following]
@@ -39,13 +39,13 @@ def _shuffled(vocabulary: OccupationVocabulary, seed: int) -> tuple[str, ...]:
 
 
 def _shuffling(vocabulary: OccupationVocabulary, seed: int) -> Iterator[tuple[int, int]]:
-    """Yield the place of every code and that of the title it is shown with."""
+    """Yield the index of every code and the index of the title it gets."""
     order = sorted(range(len(vocabulary)), key=lambda index: rank_of(vocabulary.codes[index], key=str(seed)))
     return zip(order, [*order[1:], order[0]], strict=True)
 
 
 def canonical_vocabulary(shown: OccupationVocabulary, settings: TitleSettings) -> OccupationVocabulary:
-    """Return the same codes with the titles that are meant, as `display_vocabulary` got them; numbers stay."""
+    """Invert `display_vocabulary`: return the same codes with their original titles; numbers are not inverted."""
     titles = list(shown.titles)
     if settings.style == "perturbed":
         titles = [title.removeprefix(settings.prefix or "") for title in titles]

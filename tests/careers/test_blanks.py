@@ -79,7 +79,7 @@ def test_titles_that_differ_by_a_blank_are_one_title(tmp_path: Path) -> None:
     wanted = panel(tmp_path).vocabulary
     path = Path(wanted.path)
     path.write_text("code,title\n1,web designer\n2,web\u00a0designer\n")
-    with pytest.raises(VocabularyError, match=r"line 3, column title: 'web designer' stands at line 2 already"):
+    with pytest.raises(VocabularyError, match=r"line 3, column title: 'web designer' appears at line 2 already"):
         read_occupations(wanted)
     path.write_text("code,title\n1,Cooks\n2,Bakers\n")
     assert notes_of_vocabulary(wanted) == []

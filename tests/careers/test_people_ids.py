@@ -181,7 +181,7 @@ def test_a_list_of_occupations_that_pandas_wrote_again_has_the_same_codes(tmp_pa
     assert occupations.vocabulary.codes == ("1", "1.0", "1.1", "2")
     assert [occupations.find(cell) for cell in ("1", "1.0", "2.0")] == ["1", "1.0", "2"]
     path.write_text("code,title\n1.0,Cooks\n1.0,Bakers\n")
-    with pytest.raises(VocabularyError, match=r"line 3, column code: '1.0' stands at line 2 already"):
+    with pytest.raises(VocabularyError, match=r"line 3, column code: '1.0' appears at line 2 already"):
         read_occupations(wanted)
 
 

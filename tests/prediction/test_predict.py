@@ -163,7 +163,7 @@ def test_json_that_is_wrong_is_named_with_its_line(tmp_path: Path, text: str) ->
 
 WRONG_CSV = {
     "person,year,occupation,gendre\n1,1984,a,f": r"column gendre: no column that is known; did you mean gender\?",
-    "person,year,year,occupation\n1,1984,1984,a": "column year: this column stands twice",
+    "person,year,year,occupation\n1,1984,1984,a": "column year: this column appears twice",
     "person,occupation\n1,a": "line 1, column year: missing; the columns are person, occupation",
     "person,year,occupation\n1,1984": "line 2: 2 values, the header has 3",
     "person,year,occupation\n1,1984,\n1,1985,": "line 3, column year: a second year without an occupation of person '1', first at line 2",

@@ -39,7 +39,7 @@ def test_a_score_table_comes_back_sorted_with_its_origin(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"position": 1}, "observation 1 of person '1' of S stands 2 times"),
+        ({"position": 1}, "observation 1 of person '1' of S appears 2 times"),
         ({"title": float("nan")}, "title log-likelihood of person '1', observation 0 is nan"),
         ({"terminated": 0.5}, "terminated log-likelihood of person '1', observation 0 is 0.5"),
         ({"title": float("-inf")}, "title log-likelihood .* is -inf"),

@@ -1,4 +1,4 @@
-"""Give free job titles an occ1990dd code, and the probability that it is right.
+"""Assign occ1990dd codes to free-text job titles, with the probability that a code is right.
 
 Five voters judge every code, each by the log of a share; their weighted sum, in a softmax, is the posterior:
 
@@ -7,17 +7,17 @@ Five voters judge every code, each by the log of a share; their weighted sum, in
                              beginnings and its head, each weighted by how rare it is (tf-idf), of length 1; every title
                              of the index votes for its codes with its cosine to the power of 4, or 10
 
-A title that stands in the index, word for word, adds to its codes a bonus that depends on the table it is from. The
+An exact match in the index adds a bonus to its codes, which depends on the table of the match. The
 code with the highest posterior is the answer, among the codes that a similar title of the index has; `matched_title` is
 the most similar title with that code.
 
 The score is the estimated probability of being right: a logistic regression on what is known of the answer (posterior,
 lead, similarity, agreement of the head noun, unknown words, which table has the title). Its weights and those of the
 voters were fitted by benchmarks/fit_title_coder.py to titles that the index had been deprived of. A code that no title
-with this head noun has in the index scores at most 0.5: a "metal furnace operator" is no janitor.
+with this head noun has in the index scores at most 0.5: a "metal furnace operator" is not a janitor.
 
 Every number is a sum in an order that depends on the title alone, so a title's code never depends on the titles that
-are coded along with it. How often the coder is right, by score: benchmarks/title_coder.py.
+are coded along with it. benchmarks/title_coder.py measures the accuracy by score.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Evidence:
 
 
 class TitleCoder:
-    """Titles of an index, ready to be compared with. It is built in some seconds; see `title_coder`."""
+    """Codes titles by an index of titles. Building it takes several seconds; see `title_coder`."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class TitleCoder:
     def match_titles(self, titles: Sequence[str]) -> list[TitleMatch | None]:
         """Return code, score and most similar title of the index for every title.
 
-        None where a title says nothing of the work (its normal form is empty) or is like no title of the index.
+        None if the normal form of a title is empty, or no title of the index is similar to it.
         """
         forms = [title_words(title) for title in titles]
         distinct = sorted(set(forms) - {()})
@@ -146,7 +146,7 @@ class TitleCoder:
         return [matches[words] for words in forms]
 
     def answers(self, titles: Sequence[Words]) -> tuple[list[Answer | None], Floats]:
-        """Return the answer for every title, None where no title is like it, and the signals, [titles, SIGNALS]."""
+        """Return the match of every title, None if no title is similar, and the signals, [titles, SIGNALS]."""
         spelled = [self.read_words(words) for words in titles]
         evidence = self.evidence(spelled)
         posteriors = self._posteriors(evidence)
@@ -208,7 +208,7 @@ class TitleCoder:
         return _softmax(logits)
 
     def _answer(self, words: Words, posterior: Floats, evidence: Evidence, row: int) -> Answer | None:
-        """Return the answer for a title; None where no title of the index is like it."""
+        """Return the match of a title; None if no title of the index is similar to it."""
         first, end = evidence.cosines.indptr[row], evidence.cosines.indptr[row + 1]
         if first == end:
             return None
@@ -263,7 +263,7 @@ class TitleCoder:
         return table
 
     def _vectors(self, rows: Mapping[Kind, scipy.sparse.csr_array]) -> scipy.sparse.csr_array:
-        """Return the vectors of length 1 by which titles are compared, [titles, pieces]."""
+        """Return the unit vectors that represent titles, [titles, pieces]."""
         parts = []
         for kind, rarity in self._rarity.items():
             weighted = rows[kind].copy()

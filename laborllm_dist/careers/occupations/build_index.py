@@ -68,12 +68,14 @@ def table_of(source: Path) -> bytes:
     """Return the table that follows from an index, compressed, the same bytes whenever it is made.
 
     Raises:
-        DataFileError: if the file has not the columns of the index.
+        DataFileError: if the file lacks the columns of the index.
     """
     with gzip.open(source, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"census2000", "title", "industry_restriction"} <= rows[0].keys():
-        raise DataFileError(f"{source}: wanted columns census2000, title and industry_restriction")
+        raise DataFileError(
+            f"{source}: wanted columns census2000, title and industry_restriction", code="missing-columns"
+        )
     known = _known_industries(rows)
     entries = [entry for row in rows for entry in _entries(row, known)]
     codes = _codes_by_title(entries)
@@ -91,12 +93,12 @@ def table_of(source: Path) -> bytes:
 
 
 def titles_of(text: str) -> list[str]:
-    """Return the titles that an entry's text stands for, without the notation around them."""
+    """Return the titles in an entry's text, without its notation."""
     plain = _DUTIES.sub("", text.split("--")[0].split("\\")[0].strip())
     if initials := _INITIALS.match(plain):
         return [initials[1], initials[2]]
     parts = [part.strip() for part in _IN_PARENTHESES.sub("", plain).split(",")]
-    # A condition may go on behind commas: "Engineer, industrial, except health, hygiene, or safety".
+    # A condition may continue after commas: "Engineer, industrial, except health, hygiene, or safety".
     ends = next((place for place, part in enumerate(parts) if place and _CONDITION.match(part)), len(parts))
     title = ", ".join(filter(None, parts[:ends]))
     either = _EITHER.search(title)

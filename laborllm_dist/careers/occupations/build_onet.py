@@ -39,18 +39,21 @@ def table_of(source: Path) -> bytes:
     """Return the table that follows from a file of O*NET's titles, compressed, the same bytes whenever it is made.
 
     Raises:
-        DataFileError: if the file has not the columns, or a code that is none of occ1990dd.
+        DataFileError: if the file lacks the columns, or has a code that is not in occ1990dd.
     """
     with gzip.open(source, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"title", "occ1990dd"} <= rows[0].keys():
-        raise DataFileError(f"{source}: wanted columns title and occ1990dd")
+        raise DataFileError(f"{source}: wanted columns title and occ1990dd", code="missing-columns")
     known = set(occ1990dd_vocabulary().codes)
     codes_of: dict[str, set[str]] = {}
     for row in rows:
         codes = {_MERGED.get(code, code) for code in row["occ1990dd"].split(";")}
         if unknown := codes - known:
-            raise DataFileError(f"{source}: {row['title']!r} has the code {min(unknown)!r}, which occ1990dd has not")
+            raise DataFileError(
+                f"{source}: {row['title']!r} has the code {min(unknown)!r}, which occ1990dd has not",
+                code="unknown-occupation-code",
+            )
         for title in spellings(row["title"]):
             codes_of.setdefault(title, set()).update(codes)
     text = io.StringIO()

@@ -1,9 +1,9 @@
-"""Bring a job title into a normal form, in which spellings of one title are the same text.
+"""Normalize job titles, so that different spellings of one title become the same text.
 
     "Sr. Mgrs., Marketing (EMEA)"  ->  "manager marketing"
     "Manager, marketing"           ->  "manager marketing"
 
-Words stand in sorted order, since the Census index writes "Engineer, chief" for chief engineer. `title_words` keeps
+Words are sorted, since the Census index writes "Engineer, chief" for chief engineer. `title_words` keeps
 their order, with the head noun (what the person is: the engineer of "chief engineer", the director of "Director of
 Nursing") at the end.
 """
@@ -119,9 +119,9 @@ _SEGMENTS = re.compile(r"[,;:]|\s[-\u2013\u2014]\s|\b(?:of|for|in|to|with|on|fro
 
 
 def normal_form(title: str) -> str:
-    """Return the words of a title that say what the work is, in sorted order; "" where none is left.
+    """Return the words of a title that describe the work, in sorted order; "" if there are none.
 
-    Left out are what stands in parentheses or after "at" or "@" (the employer), digits, marks, accents, small words
+    It omits text in parentheses and after "at" or "@" (the employer), digits, marks, accents, small words
     (of, the), and words of rank or contract (senior, II, part time). Abbreviations are written out, and plurals made
     singular by their ending. Parentheses that only spell the title out stand for it: "CCU Nurse (Cardiac Care Unit
     Nurse)" is a cardiac care unit nurse.
@@ -132,7 +132,7 @@ def normal_form(title: str) -> str:
 def title_words(title: str) -> tuple[str, ...]:
     """Return the words of `normal_form` with the head noun last: "Manager, marketing" is ("marketing", "manager").
 
-    The head is the last word before a comma, a dash or a preposition; what follows these stands before it.
+    The head is the last word before a comma, a dash or a preposition; the words after these come before it.
     """
     text = _plain(title)
     segments = _segments(_IN_PARENTHESES.sub(" ", text))
@@ -165,7 +165,7 @@ def _plain(title: str) -> str:
 
 @functools.lru_cache(maxsize=100_000)
 def _word(word: str) -> str:
-    """Return the words that a word stands for, singular."""
+    """Return the words that an abbreviation stands for, in the singular."""
     singular = _singular(word)
     return " ".join(map(_singular, _ABBREVIATIONS.get(singular, singular).split()))
 

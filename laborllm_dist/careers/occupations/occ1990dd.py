@@ -1,4 +1,4 @@
-"""From the census occupation codes of a survey year to occ1990dd, one list of occupations for all years.
+"""Map the census occupation codes of a survey year to occ1990dd, one list of occupations for all years.
 
 occ1990dd is by David Dorn ("Essays on Inequality, Spatial Interaction, and the Demand for Skills", 2009); his
 crosswalks from the censuses 1960 to 2010 are tables/occ1990dd_crosswalk.csv, with their special targets: 991 is the
@@ -68,13 +68,13 @@ def crosswalk(scheme: Scheme) -> Mapping[int, str]:
 
 
 def without_occupation(scheme: Scheme) -> str:
-    """Return why a code that `crosswalk` does not have gives no occupation, in the words of the data card."""
+    """Return the reason, for the data card, why a code that `crosswalk` lacks has no occupation."""
     return f"code without occ1990dd ({scheme})"
 
 
 @functools.lru_cache(maxsize=len(SCHEMES))
 def reachable_codes(scheme: Scheme) -> frozenset[str]:
-    """Return the occupations that some code of a scheme leads to: no other can be observed in such a year."""
+    """Return the occupations that the codes of a scheme map to; no other can be observed in such a year."""
     return frozenset(crosswalk(scheme).values())
 
 

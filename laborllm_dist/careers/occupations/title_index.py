@@ -1,4 +1,4 @@
-"""The titles that others are compared with, from three tables (tables/SOURCES.md says whose they are).
+"""The index of titles that other titles are compared with, from three tables (tables/SOURCES.md has their sources).
 
     common_titles.csv      titles that are common today, by 2018 SOC occupation, coded by hand
     onet_titles.csv.gz     the alternate titles of O*NET 27.0 (titles/build_onet.py makes it)

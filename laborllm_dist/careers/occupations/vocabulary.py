@@ -1,8 +1,8 @@
-"""Read the list of occupations that a source's codes refer to: occ1990dd, ESCO, SOC, Census, or any other.
+"""Read the list of occupations of a source: occ1990dd, ESCO, SOC, Census, or any other.
 
-A title is all that a text shows of an occupation, so two codes with one title cannot both be predicted. Such a pair is
-refused, or merged into the code that comes first, as the settings say. Blanks of other kinds, such as the no-break
-spaces of ESCO's own list, are taken as spaces, and the data card says so.
+A text shows only the title of an occupation, so two codes with one title cannot both be predicted. Depending on the
+settings, such a pair is an error or is merged into the first code. Other blanks, such as the no-break spaces of ESCO's
+own list, are read as spaces, which the data card notes.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _BUILTINS = {f"{BUILTIN}occ1990dd": Path(__file__).parents[1] / "tables" / "occ1
 
 @dataclass(frozen=True, slots=True)
 class Occupations:
-    """A vocabulary, and the code in it of every code of the file: another one where two codes were merged."""
+    """A vocabulary, and the code in it of every code of the file, which differs if two codes were merged."""
 
     vocabulary: OccupationVocabulary
     code_of: Mapping[str, str]
 
     def find(self, cell: str) -> str | None:
-        """Return the code of the vocabulary that a cell of a data file is, None where it is none: 2.0 is 2."""
+        """Return the vocabulary's code for a cell of a data file, None if there is none: 2.0 is 2."""
         return self.code_of.get(cell) or self.code_of.get(same_code(cell))
 
 
 def vocabulary_path(settings: VocabularySettings) -> Path:
-    """Return the file of occupations; `builtin:occ1990dd` is the table beside this module."""
+    """Return the path of the list of occupations; `builtin:occ1990dd` is the table of this package."""
     return _BUILTINS.get(settings.path, Path(settings.path))
 
 
@@ -83,7 +83,7 @@ def read_written_vocabulary(path: Path) -> OccupationVocabulary:
 
 
 def notes_of_vocabulary(settings: VocabularySettings) -> list[str]:
-    """Return, for the data card, how the list was taken otherwise than it stands.
+    """Return notes for the data card on merged codes and changed cells of the list.
 
     Raises:
         VocabularyError: as `read_occupations`.
@@ -101,7 +101,7 @@ def _vocabulary_of(path: Path, entries: list[tuple[str, str]]) -> OccupationVoca
     try:
         return OccupationVocabulary(*(tuple(each) for each in zip(*entries, strict=True)) if entries else ((), ()))
     except VocabularyError as error:
-        raise VocabularyError(f"{path}: {error}") from None
+        raise VocabularyError(f"{path}: {error}", code="invalid-vocabulary-file") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,9 @@ def _read_entries(path: Path, code_column: str, title_column: str, *, same_title
         entries = [] if missing else _entries(rows, names, (code_column, title_column), unique, problems)
         problems.refuse_if_any()
     except DataFileError as error:
-        raise VocabularyError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        raise VocabularyError(
+            str(error) if str(path) in str(error) else f"{path}: {error}", code="unreadable-vocabulary-file"
+        ) from None
     times = Counter(same_code(entry.code) for entry in entries)
     # A list with 1 and 1.0 tells them apart; any other writes 1.0 because its column of numbers has gaps.
     return [
@@ -138,7 +140,7 @@ def _read_entries(path: Path, code_column: str, title_column: str, *, same_title
 def _entries(
     rows: Iterator[Row], header: list[str], columns: tuple[str, str], unique: tuple[str, ...], problems: Problems
 ) -> list[_Entry]:
-    """Return codes and titles; note those that are empty, doubled, or no line of text."""
+    """Return codes and titles; empty, duplicate and multi-line ones are problems."""
     first_place: dict[str, dict[str, int]] = {column: {} for column in unique}
     entries: list[_Entry] = []
     indices = list(map(header.index, columns))
@@ -154,7 +156,7 @@ def _entries(
             elif not value.isprintable():
                 problems.add(place, column, f"{value!r} holds a line break, control character or odd blank")
             elif column in unique and (first := first_place[column].setdefault(value, place)) != place:
-                problems.add(place, column, f"{value!r} stands at {problems.unit} {first} already")
+                problems.add(place, column, f"{value!r} appears at {problems.unit} {first} already")
         entries.append(_Entry(code, title, is_changed=[code, title] != [cell.strip() for cell in cells]))
     return entries
 

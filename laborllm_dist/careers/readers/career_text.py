@@ -2,10 +2,10 @@
 
     {train,valid,test}.{job,year,education,ethnicity,gender,location}
 
-One person a line, in the same order in all files of a split. job, year and education have one value a year, separated
-by blanks; ethnicity, gender and location have one value. A value here may have several words, there it may not:
-blanks are written "_", a "_" as "%5F" and a "%" as "%25". job and year are needed; another kind of file
-must be there for every split or for none.
+Files have one person per line, in the same order in all files of a split. job, year and education have one value per
+year, separated by spaces; ethnicity, gender and location have one value. Values in these files have no spaces: a space
+is written "_", a "_" as "%5F" and a "%" as "%25". job and year are required; any other kind of file must exist for
+every split or for none.
 """
 
 from __future__ import annotations
@@ -36,30 +36,31 @@ _NAMES: dict[str, Split] = {"train": "train", "valid": "validation", "test": "te
 _NEEDED, _OPTIONAL = ("job", "year"), ("education", "ethnicity", "gender", "location")
 _FIXED = {"ethnicity": "ethnicity", "gender": "gender", "location": "region"}
 _CareerReader = Callable[[str, int, dict[str, str | None], dict[str, Problems]], CareerHistory | None]
-MISSING = "unknown"  # written for a value that a person has not
+MISSING = "unknown"  # written for an unknown value
 _ESCAPED = re.compile("%([0-9A-F]{2})")
 _WRITTEN_WORDS = (MISSING, "<unk>", *MISSING_WORDS)  # a value that reads like one of them is escaped
 
 
 def career_text_files(settings: CareerTextSettings) -> list[Path]:
-    """Return the files of a folder that are read.
+    """Return the files to read from a folder.
 
     Raises:
-        DataFileError: if the folder or a needed file is missing, or a kind is there for some splits only.
+        DataFileError: if the folder or a needed file is missing, or a kind exists for some splits only.
     """
     folder = Path(settings.path)
     if not folder.is_dir():
-        raise DataFileError(f"no folder at {folder}")
+        raise DataFileError(f"no folder at {folder}", code="no-folder")
     splits = [name for name in _NAMES if (folder / f"{name}.job").is_file()]
     if not splits:
-        raise DataFileError(f"no train.job, valid.job or test.job in {folder}")
+        raise DataFileError(f"no train.job, valid.job or test.job in {folder}", code="no-split-files")
     files: list[Path] = []
     for kind in (*_NEEDED, *_OPTIONAL):
         found = [folder / f"{name}.{kind}" for name in splits if (folder / f"{name}.{kind}").is_file()]
         if len(found) < len(splits) and (found or kind in _NEEDED):
             absent = next(name for name in splits if not (folder / f"{name}.{kind}").is_file())
             raise DataFileError(
-                f"no {absent}.{kind} in {folder}; {kind} must be there for {', '.join(splits)}, or for none"
+                f"no {absent}.{kind} in {folder}; {kind} must be there for {', '.join(splits)}, or for none",
+                code="missing-split-file",
             )
         files += found
     return files
@@ -69,8 +70,7 @@ def career_text_people(settings: CareerTextSettings, *, survey: str) -> Iterator
     """Yield the people of a folder, split by split; a person is named by split and line, such as train-0000001.
 
     Raises:
-        DataFileError: with every problem of a split's files counted and the first ten named by line, when its last
-            person has been given.
+        DataFileError: after the last person of a split, with the number of problems of its files and the first ten.
     """
     files = career_text_files(settings)
     occupations = read_occupations(settings.vocabulary)
@@ -109,7 +109,7 @@ def _career(
     occupations: Occupations,
     survey: str,
 ) -> CareerHistory | None:
-    """Return the career of one line, None where something is wrong with it, which is noted."""
+    """Return the career of one line; None, with a problem added, if it is invalid."""
     before = sum(each.num_found for each in problems.values())
     values: dict[str, list[str]] = {}
     for kind, text in row.items():
@@ -152,42 +152,42 @@ def _career(
 
 
 def _years(texts: list[str]) -> list[int] | None:
-    """Return the years, None where they are not years in rising order."""
+    """Return the years; None if they are not years in ascending order."""
     years = [year for text in texts if (year := as_year(text)) is not None]
     in_order = all(early < late for early, late in itertools.pairwise(years))
     return years if in_order and len(years) == len(texts) else None
 
 
 def escaped(value: str) -> str:
-    """Return a value as one word, other than the words that mean: not known."""
+    """Escape a value as one word that differs from the words for an unknown value."""
     word = "_".join(value.replace("%", "%25").replace("_", "%5F").split(" "))
     return f"%{ord(word[0]):02X}{word[1:]}" if word and is_missing(word, _WRITTEN_WORDS) else word
 
 
 def unescaped(word: str) -> str:
-    """Return the value that `escaped` was given."""
+    """Invert `escaped`."""
     return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), word.replace("_", " "))
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse a folder that is there.
+    """Check that an output folder does not exist.
 
     Raises:
         DataFileError: naming it.
     """
     if folder.exists() or folder.is_symlink():
-        raise DataFileError(f"{folder} exists; name a new folder (prepare.career_text)")
+        raise DataFileError(f"{folder} exists; name a new folder (prepare.career_text)", code="output-folder-exists")
 
 
 def write_career_text(careers: Iterable[tuple[Split, CareerHistory]], folder: Path) -> dict[str, int]:
     """Write careers as CAREER's files into a new folder; return the number of people of each split.
 
-    Birth years and names of people are not in these files.
+    These files have no birth years and no person ids.
 
     Raises:
-        DataFileError: if the folder exists, or an occupation's code has a blank.
+        DataFileError: if the folder exists, or an occupation's code has a space.
         AlreadyRunningError: if another process is writing to it.
-        DiskFullError: if there is no room left; nothing is left behind then.
+        DiskFullError: if the disk is full; the partial folder is removed.
     """
     building, lock = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".lock")
     busy = f"another process is writing to {folder}; wait for it, or name another folder (prepare.career_text)"
@@ -219,7 +219,8 @@ def _write_files(careers: Iterable[tuple[Split, CareerHistory]], folder: Path) -
             for job in career.jobs:
                 if any(sign.isspace() for sign in job.occupation):
                     raise DataFileError(
-                        f"the code {job.occupation!r} has a blank, which separates codes in these files"
+                        f"the code {job.occupation!r} has a blank, which separates codes in these files",
+                        code="blank-in-code",
                     )
             counts[name] += 1
             for kind, words in _words(career).items():
@@ -228,7 +229,7 @@ def _write_files(careers: Iterable[tuple[Split, CareerHistory]], folder: Path) -
 
 
 def _words(career: CareerHistory) -> dict[str, list[str]]:
-    """Return the words of each of a person's lines."""
+    """Return the words of a person's line in each kind of file."""
 
     def word(value: str | None) -> str:
         return MISSING if value is None else escaped(value)

@@ -21,38 +21,38 @@ _LAST_SIGNS = frozenset("0123456789.")  # of a number that is not written in dig
 _MOST_DIGITS = 18
 _EXACT_DIGITS = 15  # a float holds no more decimal digits than these exactly
 _LONG_FLOAT = re.compile(rf"-?\d{{{_EXACT_DIGITS + 1},}}\.0*")
-_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # signs without any width: removed, not replaced
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # zero-width characters: removed, not replaced
 
 
 class InexactIdError(ValueError):
-    """Raised where an id has been through a float that cannot hold it; its text says what to do."""
+    """An id was rounded by a float type; the message says what to do."""
 
 
 def whole_number(text: str) -> int | None:
-    """Return the whole number that a cell is, None where it is none: 12, +12, -4, 12.0, 12., 1e+05."""
+    """Parse a whole number: 12, +12, -4, 12.0, 12., 1e+05; None if the cell is not one."""
     plain = text if text.isdigit() and text.isascii() else _plain(text)
     return int(plain) if plain is not None and len(plain) <= _MOST_DIGITS else None
 
 
 def as_year(text: str) -> int | None:
-    """Return the year that a cell says, None where it says none."""
+    """Parse a year; None if the cell is not one."""
     year = whole_number(text)
     return year if year is not None and EARLIEST_YEAR <= year <= LATEST_YEAR else None
 
 
 def same_code(text: str) -> str:
-    """Return a code or an id as every file has it: a whole number without its point, any other text as it is."""
-    if text.isdigit() or text[-1:] not in _LAST_SIGNS:  # nearly every cell: nothing to look up
+    """Return a code or id in its canonical form: a whole number without decimal point, other texts unchanged."""
+    if text.isdigit() or text[-1:] not in _LAST_SIGNS:  # the fast path of nearly every cell
         return text
     plain = _plain(text)
     return text if plain is None or text.startswith("+") else plain
 
 
 def person_id(text: str) -> str:
-    """Return a person's id as every file has it.
+    """Return a person's id in its canonical form.
 
     Raises:
-        InexactIdError: if it is a number that has been through a float and lost digits, so that two people may be one.
+        InexactIdError: if a float type has rounded it, so that two people may have the same id.
     """
     is_long_float = _LONG_FLOAT.fullmatch(text) is not None
     if is_long_float or ((found := _R_NUMBER.fullmatch(text)) is not None and int(found[4]) >= _EXACT_DIGITS):
@@ -61,16 +61,16 @@ def person_id(text: str) -> str:
 
 
 def float_text(value: float) -> str:
-    """Return a number of a Parquet or JSON file as a CSV has it: a whole number without its point, "" for NaN."""
+    """Format a float of a Parquet or JSON file as in a CSV: whole numbers without decimal point, NaN as ""."""
     if value != value:
         return ""
     return str(int(value)) if value.is_integer() and abs(value) < 10**_EXACT_DIGITS else repr(value)
 
 
 def date_text(value: Mapping[str, object]) -> str | None:
-    """Return {"day": 3, "month": 6, "year": 2017} as 2017-06-03, or as much of it as is known.
+    """Format {"day": 3, "month": 6, "year": 2017} as 2017-06-03; day, or day and month, may be missing.
 
-    A month may be a name. "" where the object has no values, None where it is no date.
+    A month may be a name. Returns "" if the object has no values, None if it is not a date.
     """
     parts = {str(name).lower(): _part_text(part) for name, part in value.items()}
     if not parts.keys() <= DATE_PARTS or None in parts.values():
@@ -84,7 +84,7 @@ def date_text(value: Mapping[str, object]) -> str | None:
 
 
 def _part_text(part: object) -> str | None:
-    """Return a part of a date as text, None where it is none."""
+    """Return a part of a date as text; None if it is not one."""
     if part is None:
         return ""
     if isinstance(part, bool) or not isinstance(part, (str, int, float)):
@@ -93,7 +93,7 @@ def _part_text(part: object) -> str | None:
 
 
 def _plain(text: str) -> str | None:
-    """Return a whole number's digits with its sign, None where it is none."""
+    """Return the sign and digits of a whole number; None if the text is not one."""
     if not text.isascii():
         return None
     if (found := _WHOLE_NUMBER.fullmatch(text)) is not None:
@@ -107,9 +107,9 @@ def _plain(text: str) -> str | None:
 
 
 def with_plain_blanks(text: str) -> str:
-    """Return a text with a space for every blank of another kind, such as the no-break space, and no outer blanks.
+    """Replace other blanks, such as the no-break space, by spaces, and strip the text.
 
-    Line breaks and control characters stay: they are no blanks, and whoever reads them says so.
+    Line breaks and control characters remain: readers report them as problems.
     """
     if text.isascii() and "\t" not in text:
         return text.strip()

@@ -1,8 +1,8 @@
-"""Refuse what is no table of text, by its name and its first bytes, and say how a table is made of it.
+"""Detect files of other formats by extension and first bytes, and raise an error with how to export a table.
 
-Files of statistics programs are known by their names, and, where they were renamed, by how they begin. So are what a
-download left in place of a file: the pointer of Git LFS or git-annex, or the page of a site that asked for a login.
-What is no regular file, such as a pipe or a device, has no end and would be read for ever.
+Files of statistics programs are recognized by their extension or, if they were renamed, by their first bytes. So are
+files that a download left in place of the data: a pointer of Git LFS or git-annex, or a login page. A pipe or a device
+has no end, so reading it would never finish.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NUM_FIRST_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """A program's files: how they are named and begin, and how to export one; `{}` is the file's name."""
+    """A program's files: extensions, first bytes, and the command that exports one; `{}` is the file's stem."""
 
     what: str
     suffixes: tuple[str, ...]
@@ -73,53 +73,61 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def export_advice(path: Path) -> str | None:
-    """Return what a file is and how to export it, None where its name is not that of another program's file."""
+    """Return what a file is and how to export it; None if its extension is not that of another program."""
     program = next((each for each in _PROGRAMS if path.suffix.lower() in each.suffixes), None)
     return None if program is None else _advice(program, path)
 
 
 def refuse_other_formats(path: Path) -> None:
-    """Refuse a file that is no text table, Parquet, gzip or zip as its name says.
+    """Check that a file is of a supported format and that its extension is that of its content.
 
     Raises:
-        DataFileError: saying what it is, and how to get the table out of it.
+        DataFileError: with the format of the file, and how to export or rename it.
     """
     refuse_pointers(path)
     if (advice := export_advice(path)) is not None:
-        raise DataFileError(f"{path}: {advice}")
+        raise DataFileError(f"{path}: {advice}", code="unsupported-format")
     begin, suffix = _first_bytes(path), path.suffix.lower()
     if begin.startswith(b"PAR1") and suffix not in (".parquet", ".pq"):
-        raise DataFileError(f"{path}: a Parquet file by its content; name it {path.stem}.parquet")
+        raise DataFileError(
+            f"{path}: a Parquet file by its content; name it {path.stem}.parquet", code="misnamed-parquet-file"
+        )
     if begin.startswith(b"\x1f\x8b") and suffix != ".gz":
-        raise DataFileError(f"{path}: compressed by gzip, which its name does not say; name it {path.name}.gz")
+        raise DataFileError(
+            f"{path}: compressed by gzip, which its name does not say; name it {path.name}.gz",
+            code="misnamed-gzip-file",
+        )
     if begin.startswith(_UTF_16) and begin[2:].count(0) > len(begin) // 4:
-        raise DataFileError(f"{path}: a text in UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
+        raise DataFileError(f"{path}: a text in UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)", code="utf-16-encoding")
     program = next((each for each in _PROGRAMS if begin.startswith(each.beginnings)), None)
     if program is not None:
-        raise DataFileError(f"{path}: by its content {_advice(program, path)}")
+        raise DataFileError(f"{path}: by its content {_advice(program, path)}", code="unsupported-format")
 
 
 def refuse_pointers(path: Path) -> None:
-    """Refuse what stands in place of a file: a pointer, a page of a web site, a pipe or a device.
+    """Check that a path is not a pointer file, a web page, a pipe or a device in place of the data.
 
     Raises:
-        DataFileError: saying what it is, and how to get the file.
+        DataFileError: with what it is, and how to get the data.
     """
     if path.exists() and not path.is_file():
-        raise DataFileError(f"{path}: not a regular file (a folder, pipe or device), which is not read; give a file")
+        raise DataFileError(
+            f"{path}: not a regular file (a folder, pipe or device), which is not read; give a file",
+            code="not-a-regular-file",
+        )
     if (advice := _pointer_advice(_first_bytes(path), path.name)) is not None:
-        raise DataFileError(f"{path}: {advice}")
+        raise DataFileError(f"{path}: {advice}", code="placeholder-file")
 
 
 def pointer_in(folder: Path, opened: Sequence[str]) -> str | None:
-    """Return which file of a folder is only a pointer, and how to get the file itself; None if there is none.
+    """Return a message about the first pointer file in a folder, with how to get the file itself; None: no pointer.
 
     Args:
-        folder: of a model or tokenizer; a clone may lack the files of other formats, which nobody opens.
-        opened: patterns of the names that are.
+        folder: folder of a model or tokenizer; pointers of files that are not opened do no harm.
+        opened: glob patterns of the files that are opened.
     """
-    found = {path for pattern in opened for path in folder.glob(pattern) if path.is_file()}
-    for path in sorted(found):
+    paths = {path for pattern in opened for path in folder.glob(pattern) if path.is_file()}
+    for path in sorted(paths):
         if (advice := _pointer_advice(_first_bytes(path), path.name)) is not None:
             return f"{path}: {advice}"
     return None
@@ -141,7 +149,7 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_NUM_FIRST_BYTES)
     except OSError as error:
-        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})", code="unreadable-file") from None
 
 
 def _advice(program: _Program, path: Path) -> str:

@@ -1,13 +1,13 @@
 """Read any table with one row per person and year as careers.
 
-The whole file is checked before the first career is given out: a missing column, a doubled person and year, a year
-before birth, an unknown code, text that is not UTF-8 or a file that breaks off is refused with file, line and column.
-Gender, ethnicity and birth year must not change within a person. A region may (people move): the first one on record,
-by year, is the career's, as the template has one region per worker.
+The whole file is checked before the first career is returned: a missing column, a duplicate person and year, a year
+before birth, an unknown code, text that is not UTF-8 or a truncated file raises an error with file, line and column.
+Gender, ethnicity and birth year must not change within a person. The region may (people move): the career has the
+region of the earliest year, since the template has one region per worker.
 
-Panels have rows of years without work: a row whose occupation is missing, or a number below zero, which surveys write
-for a question without an answer, is left out and counted. With a column of statuses a year follows the surveys' rule
-(careers/readers/person_years.py): a year without work is that of a state.
+Panels have rows of years without work: a row whose occupation is missing, or a negative number, the code of surveys for
+a missing answer, is excluded and counted. With a status column, years follow the rule of the surveys
+(careers/readers/person_years.py): the occupation of a year without work is a state.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ _STATUSES: tuple[Status, ...] = get_args(Status)
 
 @dataclass(frozen=True, slots=True)
 class _Year:
-    """A row of a person: the occupation or why there is none, the education, the status, and its line."""
+    """A row of a person: the occupation or the reason why there is none, the education, the status, and the line."""
 
     occupation: str | None
     why_none: str | None
-    code: str | None  # of the file, where it leads to no occupation
+    code: str | None  # code of the file that maps to no occupation
     education: str | None
     status: Status | None
     place: int
@@ -64,7 +64,7 @@ class _Year:
 
 @dataclass(slots=True)
 class _Worker:
-    """What has been read of one person so far."""
+    """The rows of one person that have been read so far."""
 
     facts: dict[str, str] = field(default_factory=dict)
     regions: dict[int, str] = field(default_factory=dict)  # by year
@@ -73,20 +73,20 @@ class _Worker:
 
 
 def read_long_panel(settings: LongPanelSettings, *, survey: str) -> Iterator[CareerHistory]:
-    """Return the careers of `long_panel_people`, without what is left out.
+    """Return the careers of `long_panel_people`, without the exclusions.
 
     Raises:
-        LaborError: as `long_panel_people`.
+        LaborError: as in `long_panel_people`.
     """
     people = long_panel_people(settings, survey=survey)
     return (career for read in people if (career := read().career) is not None)
 
 
 def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[PersonThunk]:
-    """Return the people of a panel in the order of their first row, with what is left out of each.
+    """Return the people of a panel, with their exclusions, in the order of their first row.
 
     Raises:
-        DataFileError: with every problem of the file counted and the first ten named.
+        DataFileError: with the number of problems of the file and the first ten.
         VocabularyError: if the list of occupations is unusable.
     """
     path = Path(settings.path)
@@ -104,7 +104,7 @@ def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[P
         else:
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
     if not panel.workers and not problems.num_found:
-        raise DataFileError(f"{path}: a header, but no rows")
+        raise DataFileError(f"{path}: a header, but no rows", code="no-rows")
     problems.refuse_if_any()
     return (
         functools.partial(_read_person, person, worker, survey, settings, occupations)
@@ -130,7 +130,7 @@ def _locate_columns(settings: LongPanelSettings, header: list[str], place: int, 
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """What has been read of a panel so far. A row that is wrong is noted, and the reading goes on."""
+    """The rows of a panel that have been read so far. Problems of a row are collected."""
 
     settings: LongPanelSettings
     occupations: Occupations
@@ -139,11 +139,11 @@ class _Panel:
     workers: dict[str, _Worker] = field(default_factory=dict)
 
     def add(self, place: int, values: Mapping[str, str]) -> None:
-        """Take in one row."""
+        """Add one row."""
         cells = {name: value.strip() for name, value in values.items()}
         changed: list[str] = []
         whole_row = "".join(values.values())
-        if not (whole_row.isascii() and whole_row.isprintable()):  # nearly no row: look at each cell
+        if not (whole_row.isascii() and whole_row.isprintable()):  # rare: check each cell
             cells, changed = self._plain_cells(cells)
             for name, cell in cells.items():
                 if not cell.isprintable():
@@ -171,7 +171,7 @@ class _Panel:
             self._add_year(place, {**cells, "person": person}, worker, year)
 
     def _plain_cells(self, cells: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-        """Return cells with plain blanks, and what the data card says of those that had others."""
+        """Return cells with plain spaces, and the notes for the data card on those that changed."""
         plain = {name: with_plain_blanks(cell) for name, cell in cells.items()}
         names = [getattr(self.settings.columns, name) for name in cells if plain[name] != cells[name]]
         return plain, [f"column {name}: {OTHER_BLANK}, taken as a space" for name in names]
@@ -207,7 +207,7 @@ class _Panel:
         return _Year(None, None, None, education, status, place)
 
     def _status(self, place: int, cells: Mapping[str, str]) -> Status | None:
-        """Return the status of a year; None where it is not known, or the panel has no such column."""
+        """Return the status of a year; None if it is unknown, or the panel has no status column."""
         wanted, cell = self.settings.status, cells.get("status", "")
         if wanted is None or (status := _status_of(wanted, same_code(cell).casefold())) is None:
             if not self._is_missing(cell) and (whole_number(cell) or 0) >= 0:
@@ -263,7 +263,7 @@ def _read_person(
 
 
 def _states(settings: StatusSettings | None, occupations: Occupations) -> dict[Status, str | None]:
-    """Return the occupation of each state; None where the list of occupations has none."""
+    """Return the occupation of each state; None if the list of occupations lacks it."""
     if settings is None:
         return {}
     codes = settings.codes
@@ -277,7 +277,7 @@ def _states(settings: StatusSettings | None, occupations: Occupations) -> dict[S
 def _files(settings: LongPanelSettings) -> list[Path]:
     path = Path(settings.path)
     if not path.exists() or path.is_dir():
-        raise DataFileError(f"{'a folder' if path.is_dir() else 'no file'} at {path}")
+        raise DataFileError(f"{'a folder' if path.is_dir() else 'no file'} at {path}", code="no-file")
     refuse_other_formats(path)
     return [path]
 

@@ -1,17 +1,17 @@
-"""From what a survey knows of each year to a career: the rule that all surveys share.
+"""Derive a career from the yearly interviews of a survey, by the rule that all surveys share.
 
     employment status    occupation        the observation is
     unemployed           any               the state unemployed
     not working          any               education if enrolled, else the state not in the labor force
     armed forces         any               the occupation, or the military where there is none
     working              known             the occupation
-    not known            known             the occupation; left out where the question was for the present or last job
-    working, not known   not known         left out, with the reason
-    not working, of which kind is not known: left out
+    not known            known             the occupation; excluded if the question was about the present or last job
+    working, not known   not known         excluded, with the reason
+    not working, unemployed or not is unknown: excluded
 
-So a "present or last" occupation counts while the person is known to work only, unless settings.unknown_status is
-"count". The last level of education on record stands until the next one: it is the education to date. A panel of a
-user's own with a column of statuses follows the same rule (careers/readers/long_panel.py).
+So a "present or last" occupation counts only if the person is known to work, unless settings.unknown_status is
+"count". Education is the last recorded level up to that year. A user's own panel with a status column follows the same
+rule (careers/readers/long_panel.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from laborllm_dist.config.corpora import SurveySettings
 
 # enrolled: not working, and in school; not_told_apart: not working, and whether unemployed or not is not known.
 Status = Literal["working", "armed_forces", "unemployed", "not_working", "enrolled", "not_told_apart"]
-# The occupations that stand for a year without work, and for the armed forces without a further occupation.
+# The occupation of a year without work, and of a year in the armed forces without a known occupation.
 STATES_OF: Mapping[Status, str | None] = {
     "unemployed": UNEMPLOYED, "not_working": NOT_IN_LABOR_FORCE, "enrolled": EDUCATION, "armed_forces": MILITARY,
 }  # fmt: skip
@@ -35,10 +35,10 @@ STATES_OF: Mapping[Status, str | None] = {
 
 @dataclass(frozen=True, slots=True)
 class PersonYear:
-    """What an interview says.
+    """The answers of one interview.
 
-    `why_none` says why there is no occupation, for the count of what is left out. `may_be_last`: the question was for
-    the present or last job, so that the occupation may be one that the person has left.
+    `why_none` is the reason why there is no occupation, for the count of exclusions. `may_be_last`: the question was
+    about the present or last job, so the person may have left the occupation.
     """
 
     year: int
@@ -48,12 +48,12 @@ class PersonYear:
     may_be_last: bool
     education: str | None
     region: str | None
-    unmapped_code: str | None = None  # the source's code, where there is one that leads to no occupation
+    unmapped_code: str | None = None  # code of the source that maps to no occupation
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Who a person is."""
+    """Attributes of a person that do not change."""
 
     person: str
     survey: str
@@ -63,7 +63,7 @@ class Worker:
 
 
 def years_of_schooling_level(grades: int) -> str:
-    """Return the level of education that completed grades stand for, in the words of the resume."""
+    """Return the level of education of completed grades, as it is written in the text."""
     if grades < 12:
         return "less than high school"
     if grades == 12:
@@ -74,13 +74,13 @@ def years_of_schooling_level(grades: int) -> str:
 
 
 def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: SurveySettings) -> PersonRecord:
-    """Return a person's career, and every year that is left out.
+    """Return a person's career, and every excluded year.
 
     Args:
-        worker: the person.
-        years: one entry for each year the person was interviewed in, in any order; years outside of
-            settings.first_year and settings.last_year are passed over, as those of another study.
-        settings: the bounds of year and age.
+        worker: attributes of the person.
+        years: one entry per interview, in any order; years outside settings.first_year to settings.last_year are
+            skipped without being counted.
+        settings: bounds of year and age.
     """
     first, last = settings.first_year or 0, settings.last_year or 9999
     wanted = sorted((each for each in years if first <= each.year <= last), key=lambda each: each.year)
@@ -131,13 +131,13 @@ def observed_occupation(
     is_uncertain: bool,
     states: Mapping[Status, str | None] = STATES_OF,
 ) -> str | None:
-    """Return what is observed in a year: an occupation, or the one that stands for a state; None where it is left out.
+    """Return the observation of a year: an occupation, or the occupation of a state; None if the year is excluded.
 
     Args:
-        status: of employment; None: not known.
-        occupation: of the year; None: not known.
-        is_uncertain: whether the occupation of an unknown status may be one that the person has left.
-        states: the occupation that stands for each state.
+        status: employment status; None: unknown.
+        occupation: occupation of the year; None: unknown.
+        is_uncertain: whether the person may have left the occupation if the status is unknown.
+        states: occupation of each state.
     """
     if status == "armed_forces":
         return occupation or states.get(status)
@@ -147,12 +147,12 @@ def observed_occupation(
 
 
 def why_left_out(status: Status | None, occupation: str | None, why_none: str | None) -> str:
-    """Return why a year has no observation, where `observed_occupation` gives none.
+    """Return the reason why `observed_occupation` is None, for the count of exclusions.
 
     Args:
-        status: of employment; None: not known.
-        occupation: of the year; None: not known.
-        why_none: why there is no occupation.
+        status: employment status; None: unknown.
+        occupation: occupation of the year; None: unknown.
+        why_none: reason why the occupation is unknown.
     """
     if status == "not_told_apart":
         return "not working, unemployed or out of the labor force not told apart"

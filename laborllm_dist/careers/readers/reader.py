@@ -1,7 +1,7 @@
-"""What a reader of one kind of source is: a value with its files, people, occupations, and what identifies its content.
+"""The interface of a reader of one kind of source: functions for its files, people, occupations and notes.
 
-corpus.py has the table of all readers. To add one: write its module with such a value, name it in that table and its
-settings in CORPUS_KINDS (config/corpora.py), and add a file to conf/corpus.
+corpus.py has the table of all readers. To add one, write a module with a `Reader`, add it to that table, add its
+settings to CORPUS_KINDS (config/corpora.py), and add a file to conf/corpus.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ def _none(settings: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Reader(Generic[Group]):
-    """How the careers of one kind of source are read; every function takes the source's group of settings.
+    """Functions that read one kind of source; each takes the settings of the source.
 
     Attributes:
-        people: the people in the order of the source, under the survey's name.
+        people: the people in the order of the source; the second argument is the survey's name.
         vocabulary: the occupations.
-        files: what is read; a DataFileError says what is missing. Empty where careers are made or come with a package.
-        own_occupations: the settings of a list of occupations that the user gives; None: the list ships.
-        missing_variables: variables of the method that are absent and that the settings allow to be.
-        reachable_by_year: the codes that can be observed in a year; empty where all can, in any year.
-        notes: for the data card, what was taken otherwise than the method or the file has it.
-        version: what identifies the content of a source without files.
+        files: the source files; raises DataFileError if one is missing. Empty for synthetic and packaged sources.
+        own_occupations: settings of the user's list of occupations; None: the list comes with this software.
+        missing_variables: missing variables of the method, if the settings allow them to be missing.
+        reachable_by_year: codes that can be observed in a year; empty if all can be observed in any year.
+        notes: notes for the data card on values that were read differently from the method or the file.
+        version: fingerprint of the content of a source without files.
     """
 
     people: Callable[[Group, str], Iterator[PersonThunk]]
@@ -57,5 +57,5 @@ class Reader(Generic[Group]):
 
 
 def as_people(careers: Iterable[CareerHistory]) -> Iterator[PersonThunk]:
-    """Return whole careers as people of whom nothing is left out."""
+    """Return careers as people without exclusions."""
     return (functools.partial(PersonRecord, career) for career in careers)

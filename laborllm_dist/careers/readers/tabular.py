@@ -1,9 +1,9 @@
-"""Read the rows of a CSV (plain or gzip) or Parquet file as text, with the line or row each one stands in.
+"""Read the rows of a CSV (plain or gzip) or Parquet file as text, with their line or row numbers.
 
-A row that cannot be read as text is noted in `problems` and passed over, so that one look finds every problem.
+A row that cannot be read as text is added to `problems` and skipped, so that one pass finds every problem.
 
-A few kilobytes of Parquet can hold gigabytes: the same long text in every row, or thousands of columns. So columns that
-nobody needs are not read, equal texts are held once, and a text is no longer than a CSV's cell may be.
+A few kilobytes of Parquet can hold gigabytes: the same long text in every row, or thousands of columns. So unused
+columns are not read, equal texts are stored once, and the length of a text is limited as in the csv module.
 """
 
 from __future__ import annotations
@@ -27,50 +27,50 @@ from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.errors import DataFileError
 
 Row = tuple[int, list[str]]
-Selection = Callable[[Sequence[str]], Iterable[str]]  # from the columns of a file, those that are read
-_LONGEST_LINE = 8 << 20  # bytes; a longer one is no row of a table, and might be endless
-_MOST_BLANK_LINES = 1_000_000  # one after the other
+Selection = Callable[[Sequence[str]], Iterable[str]]  # selects columns to read from the names of all columns
+_LONGEST_LINE = 8 << 20  # bytes; a longer one is not a row of a table, and may have no end
+_MOST_BLANK_LINES = 1_000_000  # consecutive
 _LONGEST_TEXT = csv.field_size_limit()
-_LARGEST_ROW_GROUP = 1 << 30  # bytes of text in a Parquet file's columns that are read
+_LARGEST_ROW_GROUP = 1 << 30  # bytes of text in the columns to read
 
 
 class ByteLines(Protocol):
     """An open file of bytes, plain or decompressed as it is read."""
 
     def readline(self, size: int = -1, /) -> bytes:
-        """Return the next line, or its first `size` bytes; nothing at the end of the file."""
+        """Return the next line, or its first `size` bytes; b"" at the end of the file."""
         ...
 
 
 def is_parquet(path: Path) -> bool:
-    """Return whether the file's name says Parquet."""
+    """Return whether the file's extension is that of Parquet."""
     return path.suffix.lower() in (".parquet", ".pq")
 
 
 def unit_of(path: Path) -> str:
-    """Return what places of a file are counted in."""
+    """Return the unit of places in a file: row or line."""
     return "row" if is_parquet(path) else "line"
 
 
 def column_names(header: Sequence[str]) -> list[str]:
-    """Return the names of a header, without outer blanks."""
+    """Return the names of a header, without surrounding whitespace."""
     return list(map(with_plain_blanks, header))
 
 
 def note_doubled(names: Sequence[str], place: int, problems: Problems) -> None:
-    """Note every column that stands twice."""
+    """Add a problem for every duplicate column name."""
     for name, times in sorted(Counter(names).items()):
         if times > 1:
-            problems.add(place, name, "this column stands twice")
+            problems.add(place, name, "this column appears twice")
 
 
 def missing_column(use: str, names: Sequence[str], *, is_optional: bool) -> str:
-    """Return in words that a column is not there, and what to do about it.
+    """Return a message about a missing column, with the setting to change.
 
     Args:
-        use: what the column is for, as in the settings.
-        names: the columns that are there.
-        is_optional: whether a file may have none.
+        use: name of the setting of the column.
+        names: columns of the file.
+        is_optional: whether a file may lack the column.
     """
     none = f", ...columns.{use}=null says that the file has none" if is_optional else ""
     return f"missing (wanted for {use}); the columns are {', '.join(names)}; ...columns.{use}=NAME names another{none}"
@@ -80,21 +80,20 @@ def read_rows(path: Path, problems: Problems, selected: Selection | None = None)
     """Yield (place, values) with the header first, at place 1 of a CSV and 0 of a Parquet file.
 
     Args:
-        path: the file.
-        problems: where rows that cannot be read are noted.
-        selected: which columns are read; the others of a Parquet file are "" in every row. None: all are.
+        path: file to read.
+        problems: gets the rows that cannot be read.
+        selected: selects the columns to read; the others of a Parquet file are "" in every row. None: all columns.
 
     Raises:
-        DataFileError: if the file is missing, empty, of another format, breaks off (cut gzip, damaged Parquet) or would
-            fill the memory.
+        DataFileError: if the file is missing, empty, damaged, of another format, or too large for memory.
     """
     if not path.exists():
-        raise DataFileError(f"no file at {path}")
+        raise DataFileError(f"no file at {path}", code="no-file")
     if path.is_dir():
-        raise DataFileError(f"{path} is a folder, not a file")
+        raise DataFileError(f"{path} is a folder, not a file", code="folder-instead-of-file")
     refuse_other_formats(path)
     if path.stat().st_size == 0:
-        raise DataFileError(f"{path}: the file is empty")
+        raise DataFileError(f"{path}: the file is empty", code="empty-file")
     yield from _parquet_rows(path, selected) if is_parquet(path) else _csv_rows(path, problems)
 
 
@@ -111,7 +110,8 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
         if odd := [each for each in fields if _is_no_text(each.type)]:
             raise DataFileError(
                 f"{path}: column {odd[0].name} holds {odd[0].type}, wanted texts, numbers or dates; save it as text, "
-                "or leave the column out"
+                "or leave the column out",
+                code="unsupported-column-type",
             )
         texts = [each.name for each in fields if _is_string(each.type)]
         _refuse_large_row_groups(path, metadata, set(texts))
@@ -124,16 +124,16 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
                         values[index] = column[row]
                     place += 1
                     yield place, values
-    except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a column's name is no UTF-8
+    except (pa.ArrowException, ValueError, OSError) as error:  # ValueError: a column name is not UTF-8
         lines = str(error).splitlines() or [type(error).__name__]
-        raise DataFileError(f"{path}: not a readable Parquet file: {lines[0]}") from None
+        raise DataFileError(f"{path}: not a readable Parquet file: {lines[0]}", code="damaged-parquet-file") from None
 
 
 def _refuse_large_row_groups(path: Path, metadata: pq.FileMetaData, names: set[str]) -> None:
-    """Refuse a file whose texts would fill the memory when a part of it is unpacked.
+    """Check that the decompressed texts of every row group fit into memory.
 
     Raises:
-        DataFileError: saying how large they are.
+        DataFileError: with the size of the first row group that is too large.
     """
     columns = [at for at in range(metadata.num_columns) if metadata.schema.column(at).path in names]
     for number in range(metadata.num_row_groups):
@@ -142,7 +142,8 @@ def _refuse_large_row_groups(path: Path, metadata: pq.FileMetaData, names: set[s
         if size > _LARGEST_ROW_GROUP:
             raise DataFileError(
                 f"{path}: the texts of a row group take {size / (1 << 30):,.1f} GiB, at most "
-                f"{_LARGEST_ROW_GROUP >> 30} GiB is read at once; save it with smaller row groups"
+                f"{_LARGEST_ROW_GROUP >> 30} GiB is read at once; save it with smaller row groups",
+                code="row-group-too-large",
             )
 
 
@@ -163,35 +164,39 @@ def _is_no_text(kind: pa.DataType) -> bool:
 
 
 def _texts(column: pa.Array, path: Path, name: str) -> Sequence[str]:
-    """Return the values of a Parquet column as a CSV would have them.
+    """Return the values of a Parquet column as the texts of a CSV.
 
     Raises:
-        DataFileError: if one of them is no text (invalid UTF-8), a date that no calendar here has (year 20000), longer
-            than a cell may be, or a number that its own type has rounded.
+        DataFileError: if a value is invalid UTF-8, a date that Python cannot represent (year 20000), longer than the
+            limit, or a number that its float type has rounded.
     """
     try:
         if pa.types.is_dictionary(column.type):
             texts = _texts(column.dictionary, path, name)
             return [texts[index] if index is not None else "" for index in column.indices.to_pylist()]
-        # Python's dates have no nanoseconds and end with the year 9999: what is beyond is no date of a career.
+        # Python's dates have no nanoseconds and end with the year 9999; later dates raise an error.
         if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
             column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
         if pa.types.is_float16(column.type) or pa.types.is_float32(column.type):
             return _texts_of_short_floats(column, path, name)
         texts = [_as_text(value) for value in column.to_pylist()]
-    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:  # KeyError: of an unknown time zone
+    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:  # KeyError: unknown time zone
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataFileError(f"{path}: column {name} holds a value that cannot be read as text ({what})") from None
+        raise DataFileError(
+            f"{path}: column {name} holds a value that cannot be read as text ({what})", code="value-not-text"
+        ) from None
     if max(map(len, texts), default=0) > _LONGEST_TEXT:
-        raise DataFileError(f"{path}: column {name} holds a text of more than {_LONGEST_TEXT:,} characters")
+        raise DataFileError(
+            f"{path}: column {name} holds a text of more than {_LONGEST_TEXT:,} characters", code="text-too-long"
+        )
     return texts
 
 
 def _texts_of_short_floats(column: pa.Array, path: Path, name: str) -> list[str]:
-    """Return 16-bit or 32-bit numbers with the digits that they have: 11.1, not 11.100000381469727.
+    """Return 16-bit or 32-bit floats in their shortest representation: 11.1, not 11.100000381469727.
 
     Raises:
-        DataFileError: if one is so large that its neighbors have become the same number.
+        DataFileError: if one is so large that its type cannot represent every whole number.
     """
     kind = column.type.to_pandas_dtype()
     numbers = [None if value is None else float(value) for value in column.to_pylist()]
@@ -199,13 +204,14 @@ def _texts_of_short_floats(column: pa.Array, path: Path, name: str) -> list[str]
     if any(first_inexact <= abs(number) < np.inf for number in numbers if number is not None):
         raise DataFileError(
             f"{path}: column {name} holds {column.type} numbers of {first_inexact:,.0f} or more, which are rounded, so "
-            "that two ids may have become one; save it as whole numbers or texts"
+            "that two ids may have become one; save it as whole numbers or texts",
+            code="rounded-float-ids",
         )
     return ["" if number is None else float_text(float(str(kind(number)))) for number in numbers]
 
 
 def _as_text(value: object) -> str:
-    """Return a Parquet value as a CSV would have it; pandas writes absent numbers as NaN and codes as floats."""
+    """Return a Parquet value as the text of a CSV; pandas writes missing numbers as NaN and codes as floats."""
     if value is None or value != value:
         return ""
     if isinstance(value, Mapping):
@@ -225,34 +231,38 @@ def _csv_rows(path: Path, problems: Problems) -> Iterator[Row]:
                     _refuse_other_separators(path, values)
                 yield place, values
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataFileError(f"{path}: the gzip data breaks off or is damaged after line {place} ({error})") from None
+        raise DataFileError(
+            f"{path}: the gzip data breaks off or is damaged after line {place} ({error})", code="damaged-gzip"
+        ) from None
     except OSError as error:
-        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})", code="unreadable-file") from None
 
 
 def _refuse_other_separators(path: Path, header: Sequence[str]) -> None:
-    """Refuse a header of one name with the separators of other programs in it, or a line that names the separator.
+    """Check that columns are separated by commas: one name with other separators, or a line sep=, is an error.
 
     Raises:
-        DataFileError: saying which.
+        DataFileError: naming the separator.
     """
     if header[0].lower().startswith("sep="):
         raise DataFileError(
             f"{path}: line 1 ({','.join(header)}) tells Excel the separator and is no header; delete it, and save the "
-            "file with commas"
+            "file with commas",
+            code="excel-separator-line",
         )
     for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars (|)")):
         if len(header) == 1 and sign in header[0]:
             raise DataFileError(
-                f"{path}: the columns are separated by {name}, wanted commas; save it as CSV with commas"
+                f"{path}: the columns are separated by {name}, wanted commas; save it as CSV with commas",
+                code="wrong-column-separator",
             )
 
 
 def csv_rows(file: ByteLines, problems: Problems) -> Iterator[Row]:
-    """Yield (line, values) of an open CSV, the header first; blank lines are passed over.
+    """Yield (line, values) of an open CSV, the header first; blank lines are skipped.
 
     Raises:
-        DataFileError: as `text_lines`.
+        DataFileError: as in `text_lines`.
     """
     reader = csv.reader(text_lines(file, problems), strict=True)
     while True:
@@ -268,11 +278,11 @@ def csv_rows(file: ByteLines, problems: Problems) -> Iterator[Row]:
 
 
 def text_lines(file: ByteLines, problems: Problems) -> Iterator[str]:
-    """Yield the lines of a file as text; one that is not UTF-8, or holds a NUL byte, is noted and given as blank.
+    """Yield the lines of a file; a line that is not UTF-8 or has a NUL byte is added to `problems` and blank.
 
     Raises:
-        DataFileError: for a line so long that it would fill the memory, blank lines without an end, or lines that end
-            in a carriage return.
+        DataFileError: if a line is too long, there are too many consecutive blank lines, or lines end in a carriage
+            return alone.
     """
     num_blank = 0
     for line, raw in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
@@ -280,17 +290,21 @@ def text_lines(file: ByteLines, problems: Problems) -> Iterator[str]:
         if line == 1 and b"\n" not in raw and b"\r" in raw[:-1]:
             raise DataFileError(
                 f"{problems.path}: its lines end in carriage returns alone, as old Macs wrote them; save it with line "
-                "feeds (in Excel: CSV UTF-8)"
+                "feeds (in Excel: CSV UTF-8)",
+                code="carriage-return-lines",
             )
         if len(raw) > _LONGEST_LINE:
             size = f"{_LONGEST_LINE >> 20} MiB"
-            raise DataFileError(f"{problems.path}: line {line} is longer than {size}, so this is no table of text")
+            raise DataFileError(
+                f"{problems.path}: line {line} is longer than {size}, so this is no table of text", code="line-too-long"
+            )
         if num_blank > _MOST_BLANK_LINES:
             raise DataFileError(
-                f"{problems.path}: {num_blank:,} blank lines up to line {line}, so this is no table of text"
+                f"{problems.path}: {num_blank:,} blank lines up to line {line}, so this is no table of text",
+                code="too-many-blank-lines",
             )
         if line == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that some programs put before UTF-8
+            raw = raw.removeprefix(b"\xef\xbb\xbf")  # UTF-8 byte order mark
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:

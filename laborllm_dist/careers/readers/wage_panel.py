@@ -1,8 +1,8 @@
 """Read the NLSY79 wage panel that the package linearmodels ships: 545 men, 1980-87, nine occupation groups.
 
 Source: Vella and Verbeek (1998), Journal of Applied Econometrics 13. Birth year is not in the file; it follows from
-potential experience, which the authors define as age - schooling - 6. The package's file is read and the package never
-imported, so that it can be installed without the libraries that it needs itself.
+potential experience, which the authors define as age - schooling - 6. The reader opens the package's file without
+importing the package, so that it can be installed without its dependencies.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def wage_panel_content() -> bytes:
 
     Raises:
         MissingPackageError: if the package linearmodels is not installed.
-        DataFileError: if it does not hold the panel.
+        DataFileError: if its file cannot be read.
     """
     package = importlib.util.find_spec("linearmodels")
     if package is None or package.origin is None:
@@ -52,16 +52,19 @@ def wage_panel_content() -> bytes:
     try:
         return bz2.decompress(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataFileError(f"the wage panel at {path} cannot be read ({error}); install linearmodels again") from None
+        raise DataFileError(
+            f"the wage panel at {path} cannot be read ({error}); install linearmodels again",
+            code="unreadable-wage-panel",
+        ) from None
 
 
 def wage_panel_fingerprint() -> str:
-    """Return a checksum of the panel's content, whatever the version of the package."""
+    """Return a checksum of the panel's content, independent of the package's version."""
     return hashlib.sha256(wage_panel_content()).hexdigest()[:16]
 
 
 def education_level(years_of_schooling: int) -> str:
-    """Return the level that the template speaks of."""
+    """Return the level of education that the text shows."""
     if years_of_schooling < 12:
         return "less than high school"
     if years_of_schooling == 12:

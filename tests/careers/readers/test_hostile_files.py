@@ -330,8 +330,8 @@ def test_a_codebook_with_absurd_numbers_is_refused_or_passed_over(tmp_path: Path
 # ------------------------------------------------------------------------------------------------ JSON and Parquet
 
 BAD_JSON = {
-    '{"person": "1", "person": "2", "jobs": []}': "not JSON .the name 'person' stands twice",
-    '{"person": "1", "jobs": [{"year": 1984, "year": 1985, "occupation": "1"}]}': "the name 'year' stands twice",
+    '{"person": "1", "person": "2", "jobs": []}': "not JSON .the name 'person' appears twice",
+    '{"person": "1", "jobs": [{"year": 1984, "year": 1985, "occupation": "1"}]}': "the name 'year' appears twice",
     '{"person": ' + "[" * 100_000 + "]" * 100_000 + "}": "nested too deep",
     "[" * 100_000: "nested too deep",
     '{"person": ' + "9" * 10_000 + ', "jobs": []}': "not JSON .Exceeds the limit",
@@ -505,7 +505,7 @@ def test_a_table_of_ten_thousand_columns_is_read_in_seconds(tmp_path: Path) -> N
 
 def test_a_doubled_name_among_many_is_named_in_little_time() -> None:
     text = "{" + ",".join(f'"{number}": 0' for number in range(100_000)) + ', "99999": 1}'
-    with pytest.raises(NotJsonError, match=r"the name '99999' stands twice"):
+    with pytest.raises(NotJsonError, match=r"the name '99999' appears twice"):
         json_object(text.encode())
 
 

@@ -56,7 +56,7 @@ def test_gzip_parquet_and_a_byte_order_mark_read_the_same(tmp_path: Path) -> Non
 
 BROKEN = {
     "missing column": ("person,year,job\n1,1984,a", r"line 1, column occupation: missing"),
-    "column twice": (HEADER.replace("region", "year") + "\n", r"line 1, column year: this column stands twice"),
+    "column twice": (HEADER.replace("region", "year") + "\n", r"line 1, column year: this column appears twice"),
     "doubled person-year": (
         "\n".join([HEADER, *GOOD, GOOD[0]]),
         r"line 5, column year: person '1' has 1984 twice, first at line 2",
@@ -141,8 +141,8 @@ def test_any_damage_is_read_or_refused_never_a_traceback(tmp_path_factory, damag
 
 VOCABULARIES = {
     "code,title\na,Cooks\nb,\n,Bakers\n": r"2 problems:\n  line 3, column title: empty\n  line 4, column code: empty",
-    "code,title\na,Cooks\na,Bakers\n": r"line 3, column code: 'a' stands at line 2 already",
-    "code,title\na,Cooks\nb,Cooks\n": r"line 3, column title: 'Cooks' stands at line 2 already",
+    "code,title\na,Cooks\na,Bakers\n": r"line 3, column code: 'a' appears at line 2 already",
+    "code,title\na,Cooks\nb,Cooks\n": r"line 3, column title: 'Cooks' appears at line 2 already",
     'code,title\na,"Co\noks"\nb,\n': r"line 3, column title: 'Co\\noks' holds a line break.*\n.*line 4, column title",
     "code,name\na,Cooks\n": r"line 1, column title: missing; the columns are code, name",
     "code,title\na\n": r"line 2: 1 values, the header has 2",

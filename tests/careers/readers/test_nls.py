@@ -243,7 +243,7 @@ def test_broken_extracts_are_refused_with_file_line_and_advice(made: Path) -> No
     with pytest.raises(DataFileError, match=r"person 7, column .*: -9 is no code of this variable"):
         read(made)
     changed(made, header, header.replace(columns[3], columns[4]))
-    with pytest.raises(DataFileError, match=rf"column {columns[4]}: this column stands twice"):
+    with pytest.raises(DataFileError, match=rf"column {columns[4]}: this column appears twice"):
         read(made)
     (made / "made.csv").write_text(header + "\n")
     with pytest.raises(DataFileError, match=r"no people in the file"):
@@ -275,7 +275,7 @@ def test_folders_and_zips_that_are_no_extract_are_refused(tmp_path: Path, made: 
     with pytest.raises(DataFileError, match=r"bad.zip: not a readable zip"):
         nls_files(tmp_path / "bad.zip")
     (tmp_path / "only.dat").write_text("1 2\n")
-    with pytest.raises(DataFileError, match=r"a .dat file has no header, so only.sdf must lie beside it"):
+    with pytest.raises(DataFileError, match=r"a .dat file has no header, so only.sdf must be in the same folder"):
         nls_files(tmp_path / "only.dat")
     (tmp_path / "only.sdf").write_text("nothing\n")
     with pytest.raises(DataFileError, match=r"only.sdf: no variables in it"):
@@ -357,7 +357,7 @@ def test_a_codebook_finds_any_cell_that_has_changed(tmp_path: Path, monkeypatch:
         changed_cells = [*cells]
         changed_cells[place] = str(int(cells[place]) + 1) if cells[place] != "-5" else "3"
         (path / "made.csv").write_text("\n".join([lines[0], ",".join(changed_cells), lines[2]]) + "\n")
-        with pytest.raises(DataFileError, match=r"the codebook says|stands twice|there twice"):
+        with pytest.raises(DataFileError, match=r"the codebook says|appears twice|there twice"):
             read(path, last_year=1983)
 
 
@@ -412,5 +412,5 @@ def test_a_last_occupation_of_unknown_status_is_left_out_unless_the_settings_cou
 
 
 def test_bounds_without_any_year_of_the_survey_are_refused(made: Path) -> None:
-    with pytest.raises(DataFileError, match=r"no year of the NLSY79 lies from 2050 to None; its years are 1979 to"):
+    with pytest.raises(DataFileError, match=r"the NLSY79 has no year from 2050 to None; its years are 1979 to"):
         read(made, first_year=2050)

@@ -248,7 +248,7 @@ WRONG_SETUPS = {
     ("ER30002      6 - 10", "ER30002      5 - 10"): r"line 14, column ER30002: columns 5 - 10 overlap ER30001, up to 5",
     ("ER30002      6 - 10", "ER30002      10 - 6"): r"columns 10 - 6 are no columns",
     ("ER30002      6 - 10", "ER30002 six to ten"): r"line 14: 'ER30002 six to ten.*' is no variable with columns",
-    ("ER32000 ", "ER30002 "): r"column ER30002: this variable stands twice",
+    ("ER32000 ", "ER30002 "): r"column ER30002: this variable appears twice",
     ("infix", "insheet"): r"no list of variables; is this a set-up file\?",
     ("using", "with"): r"the list of variables has no end",
 }
@@ -287,7 +287,7 @@ def test_broken_data_are_refused_with_line_and_columns(cart: Path) -> None:
     )
     assert "'1   5' is not a whole number" in refused("1   5" + lines[0][5:], *lines[1:])
     assert "line 1: no records in the file" in refused()
-    assert "person 5001 (ER30001 x 1000 + ER30002) stands twice" in refused(lines[0], *lines[:4])
+    assert "person 5001 (ER30001 x 1000 + ER30002) appears twice" in refused(lines[0], *lines[:4])
     assert "person 5 (ER30001 x 1000 + ER30002) is no person" in refused("    0    5" + lines[0][10:], *lines[1:])
     assert "2 problems" in refused(lines[0][:-1], lines[1][:-1], *lines[2:])
 
@@ -376,7 +376,7 @@ def test_a_cart_cut_by_years_is_joined_by_person(tmp_path: Path) -> None:
 
 def test_a_variable_in_two_files_is_refused(tmp_path: Path) -> None:
     folder = split_cart(tmp_path / "two", keep=[[1981, 1982], [1982, 1983]])
-    with pytest.raises(DataFileError, match=r"J220482.txt: \w+ stands in .*J220481.txt too; .*leave one of the two"):
+    with pytest.raises(DataFileError, match=r"J220482.txt: \w+ is in .*J220481.txt too; .*leave one of the two"):
         read(folder, variables="available")
 
 
@@ -386,7 +386,7 @@ def test_a_family_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -
     (folder / "FAM1982ER.txt").write_text("".join(line + "\n" for line in [*lines, lines[0]]))
     changed(folder / "FAM1982ER.sas", f"N_OF_OBSERVATIONS: {len(lines)}", f"N_OF_OBSERVATIONS: {len(lines) + 1}")
     with pytest.raises(DataFileError, match=rf"FAM1982ER.txt, lines 1 and {len(lines) + 1}: the family with interview "
-                       r"number 12 stands twice"):  # fmt: skip
+                       r"number 12 appears twice"):  # fmt: skip
         read(folder, variables="available")
 
 
@@ -415,7 +415,7 @@ def test_a_last_occupation_counts_only_where_the_person_is_known_to_work(tmp_pat
 
 def test_bounds_without_any_year_of_the_survey_are_refused(tmp_path: Path) -> None:
     folder = write_cart(tmp_path / "cart", PEOPLE)
-    with pytest.raises(DataFileError, match=r"no year of the PSID lies from 2050 to None; its years are 1968 to 2021"):
+    with pytest.raises(DataFileError, match=r"the PSID has no year from 2050 to None; its years are 1968 to 2021"):
         read(folder, first_year=2050)
 
 

@@ -292,7 +292,7 @@ CAREER = CareerHistory(
         (dataclasses.replace(CAREER, gender=None), "gender None; wanted one of: female, male"),
         (dataclasses.replace(CAREER, jobs=(Job(1980, "UNE"),)), "education None"),
         (dataclasses.replace(CAREER, jobs=(Job(1980, "x", "bachelor"),)), "occupation 'x' is not one of"),
-        (dataclasses.replace(CAREER, jobs=CAREER.jobs[::-1]), "year 1980 stands after 1981"),
+        (dataclasses.replace(CAREER, jobs=CAREER.jobs[::-1]), "year 1980 comes after 1981"),
     ],
 )
 def test_a_career_that_the_rule_cannot_judge_is_refused(

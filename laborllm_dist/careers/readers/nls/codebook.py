@@ -1,4 +1,4 @@
-"""Read what an extract says of itself: its list of variables (.sdf) and the counts of its codebook (.cdb)."""
+"""Read the metadata of an extract: its list of variables (.sdf) and the counts of its codebook (.cdb)."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class VariableName:
 
 @dataclass(frozen=True, slots=True)
 class CodebookCounts:
-    """What the codebook says of a variable: people with a value from `first` to `last`, and missing by code.
+    """The counts of a variable in the codebook: people with a value from `first` to `last`, and missing values by code.
 
-    `total`: people who were asked, refusals included. `summary`: smallest, largest and mean value. None: not said.
+    `total`: people who were asked, including refusals. `summary`: minimum, maximum and mean. None: not in the codebook.
     """
 
     values: tuple[tuple[int, int, int], ...]  # first, last, people
@@ -63,7 +63,7 @@ def read_variable_names(member: ArchiveMember) -> list[VariableName]:
     """Return the variables of an .sdf file, in the order of their columns.
 
     Raises:
-        DataFileError: if there are none.
+        DataFileError: if the file lists no variables.
     """
     names: list[VariableName] = []
     for line in member.lines():
@@ -73,7 +73,8 @@ def read_variable_names(member: ArchiveMember) -> list[VariableName]:
     if not names:
         raise DataFileError(
             f"{member.label}: no variables in it; its lines should be like "
-            "'R00001.00  1979  IDENTIFICATION CODE  CASEID'; download the extract again"
+            "'R00001.00  1979  IDENTIFICATION CODE  CASEID'; download the extract again",
+            code="no-variables-listed",
         )
     return names
 
@@ -82,7 +83,7 @@ def read_codebook(member: ArchiveMember) -> dict[str, CodebookCounts]:
     """Return the counts of every variable of a .cdb file, by reference number.
 
     Raises:
-        DataFileError: if it holds none.
+        DataFileError: if the file has no counts.
     """
     counts: dict[str, CodebookCounts] = {}
     block: list[str] = []
@@ -94,12 +95,15 @@ def read_codebook(member: ArchiveMember) -> dict[str, CodebookCounts]:
             block.append(line)
         else:
             what = f"{_MOST_LINES:,} lines without the line of dashes that ends a variable's block"
-            raise DataFileError(f"{member.label}: {what}, so it is no codebook; download it again")
+            raise DataFileError(
+                f"{member.label}: {what}, so it is no codebook; download it again", code="invalid-codebook"
+            )
     counts.update(_block_counts(block))
     if not counts:
         raise DataFileError(
             f"{member.label}: no variable in it, so the extract cannot be checked; download it again, or remove this "
-            "file to read the extract unchecked"
+            "file to read the extract unchecked",
+            code="empty-codebook",
         )
     return counts
 
@@ -109,11 +113,11 @@ def check_counts(columns: Mapping[str, Values], codebook: Mapping[str, CodebookC
 
     Args:
         columns: values by reference number, [people] each.
-        codebook: what they should be.
-        files: of the extract.
+        codebook: expected counts.
+        files: files of the extract.
 
     Raises:
-        DataFileError: with every difference counted and the first ten named.
+        DataFileError: with the number of differences and the first ten.
     """
     problems = Problems(files.table.label, "column")
     for place, (reference, values) in enumerate(columns.items(), start=1):

@@ -1,8 +1,8 @@
-"""Read the wanted variables of an extract as columns of whole numbers, one value a person.
+"""Read the wanted variables of an extract as columns of whole numbers, one value per person.
 
-Headers may be reference numbers (R0000100) or question names with the survey year (SAMPLE_SEX_1979), both are options
-of the site. Every cell of a wanted column must be a whole number, also as pandas writes it (12.0); whatever else is
-there is refused with its line.
+Headers may be reference numbers (R0000100) or question names with the survey year (SAMPLE_SEX_1979), both options of
+the site. Every cell of a wanted column must be a whole number, also as pandas writes it (12.0); any other cell is a
+problem that is reported with its line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DOWNLOAD_AGAIN = "download the extract again and leave its files as they are"
 
 @dataclass(frozen=True, slots=True)
 class Extract:
-    """The columns of an extract that were asked for and are there, by reference number."""
+    """The wanted columns that an extract has, by reference number."""
 
     table: ArchiveMember
     columns: Mapping[str, Values]
@@ -43,10 +43,10 @@ def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract
 
     Args:
         files: the files of the extract.
-        wanted: variables; one that the extract lacks is left out of the result.
+        wanted: variables to read; the result lacks those that the extract does not have.
 
     Raises:
-        DataFileError: for rows of other lengths, cells that are no whole numbers, or counts that differ from those of
+        DataFileError: if rows have other lengths, cells are not whole numbers, or counts differ from those of
             the codebook.
     """
     problems = Problems(files.table.label, "line")
@@ -62,7 +62,7 @@ def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract
         asked = {name.reference for name in wanted}
         places = {reference: place for place, reference in enumerate(references) if reference in asked}
         for reference in sorted({each for each in places if references.count(each) > 1}):
-            problems.add(1, reference, "this column stands twice")
+            problems.add(1, reference, "this column appears twice")
         columns = _read_columns(rows, places, len(references), problems)
     problems.refuse_if_any(_DOWNLOAD_AGAIN)
     if files.codebook is not None:
@@ -114,7 +114,7 @@ def _read_columns(
 
 
 def _whole_numbers(cells: Sequence[str]) -> list[int] | None:
-    """Return the whole numbers in cells, None where one of them is none, or longer than any of the survey's."""
+    """Parse whole numbers; None if a cell is not one, or is larger than all numbers of the survey."""
     numbers = [number for cell in cells if (number := whole_number(cell)) is not None and abs(number) <= _LARGEST]
     return numbers if len(numbers) == len(cells) else None
 
@@ -132,7 +132,7 @@ def _blank_separated(file: ByteLines, problems: Problems) -> Iterator[Row]:
 
 
 def _known_names(files: ExtractFiles, wanted: Sequence[VariableName]) -> dict[str, str]:
-    """Return the reference number of every question name, written so that the site's spellings are one."""
+    """Return the reference number of every normalized question name."""
     named = [*wanted, *(read_variable_names(files.variables) if files.variables else [])]
     return {question_key(name.question, name.year): name.reference for name in named}
 
@@ -143,6 +143,6 @@ def _references(header: Sequence[str], known: Mapping[str, str]) -> list[str]:
 
 
 def question_key(question: str, year: str | None) -> str:
-    """Return a question name with its year, with all marks alike: KEY!SEX of 1997 and KEY_SEX_1997 are one."""
+    """Normalize a question name with its year: KEY!SEX of 1997 and KEY_SEX_1997 are the same."""
     key = re.sub(r"[^0-9A-Za-z]+", "_", question).strip("_").upper()
     return key if year is None or key.endswith(f"_{year.upper()}") else f"{key}_{year.upper()}"

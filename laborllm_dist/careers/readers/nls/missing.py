@@ -1,4 +1,4 @@
-"""Why an NLS variable has no value: five codes below zero, kept apart by kind."""
+"""The five negative codes of the NLS for missing values, by kind."""
 
 from __future__ import annotations
 

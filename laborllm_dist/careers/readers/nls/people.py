@@ -1,8 +1,8 @@
-"""From an NLS extract to careers: who a person is, and what each interview says of occupation, work and school.
+"""Read careers from an NLS extract: attributes of each person, and occupation, work and school of each interview.
 
-A year counts where the person was interviewed: one of its yearly variables is not "not interviewed". The status is
-that of the interview's week where the survey made that variable (NLSY79 to 1998, and 2006), else that of most weeks
-of the calendar year which the extract holds; a tie of working and not working is working. Code lists are those of the
+A year counts if the person was interviewed: one of its yearly variables is not "not interviewed". The status is that
+of the interview's week if the survey has that variable (NLSY79 to 1998, and 2006), else the most frequent one of the
+weeks of the calendar year in the extract; a tie of working and not working is working. Code lists are those of the
 surveys' codebooks.
 """
 
@@ -59,8 +59,8 @@ ETHNICITIES: Mapping[Cohort, Mapping[int, str]] = {
 }
 ENROLLED: Mapping[Cohort, frozenset[int]] = {"NLSY79": frozenset({2, 3}), "NLSY97": frozenset({8, 9, 10, 11})}
 INTERVIEW_STATUS: Mapping[int, Status] = {1: "working", 2: "unemployed", 3: "not_working", 4: "armed_forces"}
-# Weeks: 1 and 5 out of the labor force, 2 not working (which kind is not told), 3 with an employer, 4 unemployed,
-# the armed forces 6 (NLSY97) or 7 (NLSY79), and from 100 on the number of a job; 0 says nothing.
+# Weeks: 1 and 5 out of the labor force, 2 not working (of unknown kind), 3 with an employer, 4 unemployed,
+# the armed forces 6 (NLSY97) or 7 (NLSY79), and from 100 on the number of a job; 0 is unknown.
 WEEK_STATUS: Mapping[int, Status] = {
     1: "not_working", 2: "not_told_apart", 3: "working", 4: "unemployed", 5: "not_working",
     6: "armed_forces", 7: "armed_forces",
@@ -70,7 +70,7 @@ DEGREES = {
     0: "less than high school", 1: "high school", 2: "high school", 3: "some college",
     4: "college", 5: "graduate school", 6: "graduate school", 7: "graduate school",
 }  # fmt: skip
-UNGRADED = 93  # grades from here on are no number of years: kindergarten, ungraded
+UNGRADED = 93  # from here on, grades are not numbers of years: kindergarten, ungraded
 UNCODEABLE = (990, 9990)
 # From here on the occupation is that of the present or last job; before, it is that of the interview's week.
 FIRST_PRESENT_OR_LAST: Mapping[Cohort, int] = {"NLSY79": 2002, "NLSY97": 1997}
@@ -78,7 +78,7 @@ FIRST_PRESENT_OR_LAST: Mapping[Cohort, int] = {"NLSY79": 2002, "NLSY97": 1997}
 
 @dataclass(frozen=True, slots=True)
 class _Cohort:
-    """The columns of an extract by what they mean; `yearly[concept][year]`, `weeks[year]`."""
+    """The columns of an extract by concept; `yearly[concept][year]`, `weeks[year]`."""
 
     name: Cohort
     fixed: Mapping[str, Values]
@@ -91,7 +91,7 @@ def nls_people(settings: SurveySettings, cohort: Cohort, *, survey: str) -> Iter
     """Yield the people of an extract, in its order.
 
     Raises:
-        DataFileError: if the extract is unusable, or lacks variables that settings.variables demands.
+        DataFileError: if the extract is unusable, or lacks variables that settings.variables requires.
     """
     files = find_extract(Path(settings.path))
     listed = read_variable_names(files.variables) if files.variables else []
@@ -111,7 +111,7 @@ def missing_variables(settings: SurveySettings, cohort: Cohort) -> list[str]:
     """Return the variables of the method that an extract lacks within the bounds of years: NAME (concept year).
 
     Raises:
-        DataFileError: if no year of the extract has an occupation, or it does not say who is who.
+        DataFileError: if no year of the extract has an occupation, or it has no person numbers.
     """
     label, there = _columns_there(settings, cohort)
     wanted = _wanted(cohort, settings, there)
@@ -127,7 +127,7 @@ def occupations_there(settings: SurveySettings, cohort: Cohort) -> dict[int, Nls
 
 
 def notes_of_extract(settings: SurveySettings, cohort: Cohort) -> list[str]:
-    """Return, for the data card, the occupations that stand in for the year's own, which the extract lacks."""
+    """Return notes for the data card about the years whose occupation is read from a substitute variable."""
     own = {each.year: each.name.reference for each in nls_variables(cohort) if each.concept == "occupation"}
     return [
         f"the occupation of {year} is {each.name.reference} ({each.name.question}, {each.scheme} codes), since "
@@ -145,17 +145,18 @@ def _columns_there(settings: SurveySettings, cohort: Cohort) -> tuple[str, set[s
 
 
 def _wanted(cohort: Cohort, settings: SurveySettings, there: Container[str]) -> list[NlsVariable]:
-    """Return the variables that the bounds of years ask for; for an occupation the one that is there.
+    """Return the variables to read within the bounds of years; for an occupation, the one that the extract has.
 
     Raises:
-        DataFileError: if no year of the survey lies within them.
+        DataFileError: if no year of the survey is within the bounds.
     """
     first, last = settings.first_year or 0, settings.last_year or 9999
     years = sorted(nls_schemes(cohort))
     if not any(first <= year <= last for year in years):
         raise DataFileError(
-            f"{settings.path}: no year of the {cohort} lies from {settings.first_year} to {settings.last_year}; its "
-            f"years are {years[0]} to {years[-1]}"
+            f"{settings.path}: the {cohort} has no year from {settings.first_year} to {settings.last_year}; its "
+            f"years are {years[0]} to {years[-1]}",
+            code="no-survey-year-in-range",
         )
     occupations = occupations_of(cohort, there)
     table = [occupations[each.year] if each.concept == "occupation" else each for each in nls_variables(cohort)]
@@ -163,14 +164,15 @@ def _wanted(cohort: Cohort, settings: SurveySettings, there: Container[str]) -> 
 
 
 def _check_years(files: ExtractFiles, table: Sequence[NlsVariable], years: Mapping[str, str]) -> None:
-    """Refuse an extract whose own list gives a variable another year: it is of the other cohort, or damaged."""
+    """Check the years of the extract's own list of variables: another year means another cohort, or a damaged file."""
     for variable in table:
         said = years.get(variable.name.reference, variable.name.year)
         if said not in (variable.name.year, "XRND"):
-            assert files.variables is not None  # the years are from it
+            assert files.variables is not None  # it is the source of the years
             raise DataFileError(
                 f"{files.variables.label}: {variable.name.reference} is of {said} in the extract's list of variables, "
-                f"of {variable.name.year} in the survey's; is it of another cohort? If not, download it again"
+                f"of {variable.name.year} in the survey's; is it of another cohort? If not, download it again",
+                code="variable-year-mismatch",
             )
 
 
@@ -183,10 +185,10 @@ def _check_complete(extract: Extract, cohort: Cohort, settings: SurveySettings) 
 
 
 def _check_essential(wanted: Sequence[NlsVariable], there: Container[str], cohort: Cohort, extract: str) -> None:
-    """Refuse an extract without people's numbers, or any occupation within the bounds of years, whatever else it lacks.
+    """Check that an extract has person numbers and at least one occupation within the bounds of years.
 
     Raises:
-        DataFileError: naming them, and the tagset to upload.
+        DataFileError: naming the missing variables, and the tagset to upload.
     """
     numbers = [each for each in wanted if each.concept == "person_id" and each.name.reference not in there]
     refuse_missing(numbers, cohort, extract, may_go_on=False)
@@ -195,7 +197,8 @@ def _check_essential(wanted: Sequence[NlsVariable], there: Container[str], cohor
         shown = ", ".join(f"{each.name.reference} ({each.year})" for each in occupations[:3])
         raise DataFileError(
             f"{extract}: no year has an occupation: none of the {len(occupations)} occupations of the {cohort} "
-            f"({shown} ...) is in this extract; {tagset_advice(cohort)}"
+            f"({shown} ...) is in this extract; {tagset_advice(cohort)}",
+            code="no-occupation-variables",
         )
 
 
@@ -228,7 +231,8 @@ def _check_people(person_ids: Values, extract: Extract) -> None:
         what = "not above 0" if wrong <= 0 else "there twice"
         raise DataFileError(
             f"{extract.table.label}: the person number {wrong} is {what}; a row must be one person, so download the "
-            "extract again"
+            "extract again",
+            code="invalid-person-number",
         )
 
 
@@ -289,7 +293,7 @@ def _value(columns: _Cohort, concept: str, year: int, row: int) -> int:
 
 
 def _occupation(code: int, scheme: Scheme) -> tuple[str | None, str | None]:
-    """Return the occupation, or None and why there is none."""
+    """Return the occupation, or None and the reason why it is missing."""
     if (occupation := crosswalk(scheme).get(code)) is not None:
         return occupation, None
     if code < 0:
@@ -309,9 +313,9 @@ def _status(columns: _Cohort, year: int, row: int) -> Status | None:
 
 
 def _status_of_weeks(weeks: Sequence[int]) -> Status | None:
-    """Return the status of most weeks; among equals the first of working, unemployed, not working, not told apart.
+    """Return the most frequent status; ties go to working, unemployed, not working, not told apart, in this order.
 
-    The armed forces are work; of working weeks, most of which are theirs, they are the status.
+    Weeks in the armed forces are working weeks; if they are most of these, the status is armed forces.
     """
     order: tuple[Status, ...] = ("working", "unemployed", "not_working", "not_told_apart")
     statuses = ["working" if week >= FIRST_JOB_NUMBER else WEEK_STATUS.get(week) for week in weeks]
@@ -326,7 +330,7 @@ def _status_of_weeks(weeks: Sequence[int]) -> Status | None:
 
 
 def _education(columns: _Cohort, year: int, row: int) -> str | None:
-    """Return the level by degree and grades: college years without a degree are some college."""
+    """Return the level of education from degree and grades; college years without a degree are "some college"."""
     grades, degree = (_value(columns, concept, year, row) for concept in ("highest_grade", "highest_degree"))
     by_grades = years_of_schooling_level(grades) if 0 <= grades < UNGRADED else None
     by_degree = DEGREES.get(degree)

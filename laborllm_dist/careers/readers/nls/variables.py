@@ -1,9 +1,9 @@
 """The NLS variables that the method needs, by cohort, concept and year: tables/nls_variables.csv.
 
-The table names the source of every row. The same reference numbers, one a line, are the tagsets
-tables/laborllm.NLSY79 and tables/laborllm.NLSY97, which the site takes to make the extract. Not in the tagsets are
-other occupations of a year, which stand in where an extract lacks the year's own: the NLSY79 coded the jobs of 1982 to
-1993 by the census of 1970 (CPSOCC70) beside that of 1980 (CPSOCC80).
+The table names the source of every row. The tagsets tables/laborllm.NLSY79 and tables/laborllm.NLSY97 have the same
+reference numbers, one per line; the site takes them to make the extract. The tagsets lack substitutes for the
+occupation of a year, which are read if an extract lacks the main variable: the NLSY79 coded the jobs of 1982 to 1993 by
+the census of 1970 (CPSOCC70) as well as that of 1980 (CPSOCC80).
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ def nls_variables(cohort: Cohort) -> tuple[NlsVariable, ...]:
 
 @functools.lru_cache(maxsize=2)
 def other_occupations(cohort: Cohort) -> tuple[NlsVariable, ...]:
-    """Return the occupations that stand in for a year's own one where an extract lacks that."""
+    """Return the substitute variables for the occupation of a year."""
     return tuple(
         dataclasses.replace(each, concept="occupation") for each in _table(cohort) if each.concept == OTHER_OCCUPATION
     )
 
 
 def occupations_of(cohort: Cohort, there: Container[str]) -> dict[int, NlsVariable]:
-    """Return the variable that gives the occupation of each year: the year's own one, else another that is there.
+    """Return the variable of the occupation of each year: the main one, else a substitute that the extract has.
 
     Args:
-        cohort: of the survey.
-        there: the reference numbers that an extract has.
+        cohort: cohort of the survey.
+        there: reference numbers of the extract.
     """
     own = {each.year: each for each in nls_variables(cohort) if each.concept == "occupation"}
     others = {each.year: each for each in other_occupations(cohort) if each.name.reference in there}
@@ -96,9 +96,9 @@ def years_with_status(cohort: Cohort) -> set[int]:
 
 
 def weekly_variables(names: Iterable[VariableName]) -> list[NlsVariable]:
-    """Return the weekly labor-force statuses among the variables that an extract lists, table or no table.
+    """Return the weekly labor-force statuses among the variables of an extract.
 
-    So weeks of later rounds, which the table does not have, count as soon as a user adds them.
+    They include weeks of later rounds, which the table does not have.
     """
     found: list[NlsVariable] = []
     for name in names:
@@ -118,16 +118,16 @@ def tagset_advice(cohort: Cohort) -> str:
 
 
 def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, may_go_on: bool) -> None:
-    """Refuse an extract that lacks variables.
+    """Raise an error if variables are missing.
 
     Args:
-        missing: the variables; if there are none, nothing is refused.
-        cohort: of the survey.
-        extract: where they were looked for.
-        may_go_on: whether variables=available would go on without them.
+        missing: missing variables.
+        cohort: cohort of the survey.
+        extract: name of the extract, for the message.
+        may_go_on: whether variables=available would read the extract without them.
 
     Raises:
-        DataFileError: naming them, and the tagset to upload.
+        DataFileError: naming the missing variables, and the tagset to upload.
     """
     if not missing:
         return
@@ -137,5 +137,6 @@ def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, 
     otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
     raise DataFileError(
         f"{extract}: {len(missing)} variables of the method are not in this extract of the {cohort}: {shown}; "
-        f"{tagset_advice(cohort)}{otherwise}"
+        f"{tagset_advice(cohort)}{otherwise}",
+        code="missing-variables",
     )

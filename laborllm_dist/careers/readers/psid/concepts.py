@@ -1,4 +1,4 @@
-"""The PSID variables that the method needs, by concept and year, and what their codes mean in which year.
+"""The PSID variables that the method needs, by concept and year, and the meaning of their codes by year.
 
 Names are from the PSID's cross-year index (tables/psid_variables.csv). For the employment status of 1994 to 1996 the
 table has the summary first and the first mention after it; the summary is taken. Codes are those of the PSID's
@@ -23,7 +23,7 @@ REGIONS = {1: "northeast", 2: "north central", 3: "south", 4: "west", 5: "west"}
 FIRST_1970_CODES, FIRST_2000_CODES, FIRST_2010_CODES = 1981, 2003, 2017
 _NUM_SHOWN = 12
 
-# Relation to the head (reference person). Who moved out keeps the code of the last wave: the sequence number tells.
+# Relation to the head (reference person). People who moved out keep their last code; see the sequence number.
 _HEADS_TO_1982, _HEADS = frozenset({1}), frozenset({10})
 _SPOUSES_TO_1982, _SPOUSES = frozenset({2}), frozenset({20, 22})
 PRESENT = range(1, 21)  # sequence numbers of people who lived in the family at the interview
@@ -39,7 +39,7 @@ _STATUS: Mapping[int, Status] = {
 WHITE, BLACK, INDIAN = "white", "black or african american", "american indian"
 ASIAN, HISPANIC, OTHER = "asian or pacific islander", "hispanic or latino", "other"
 _RACES_TO_1984 = {1: WHITE, 2: BLACK, 3: HISPANIC, 7: OTHER}
-# 5 is Latino in the lists of 1990 and 1999, and Pacific Islander in that of 2005; the lists between were not seen.
+# 5 is Latino in the lists of 1990 and 1999, and Pacific Islander in that of 2005; the lists in between are unknown.
 _RACES_TO_2003 = {1: WHITE, 2: BLACK, 3: INDIAN, 4: ASIAN, 5: HISPANIC, 6: OTHER, 7: OTHER, 8: OTHER}
 _RACES = {1: WHITE, 2: BLACK, 3: INDIAN, 4: ASIAN, 5: ASIAN, 7: OTHER}
 HISPANIC_MENTIONS = range(1, 8)
@@ -91,7 +91,7 @@ def occupation_concept(role: Role, year: int) -> str:
 
 
 def concepts_of(year: int) -> list[str]:
-    """Return the concepts of a year, whether the survey had them or not."""
+    """Return the concepts of a year, including those that the survey did not ask about."""
     roles = [
         name
         for role in (HEAD, SPOUSE)
@@ -111,27 +111,27 @@ def role_of(relation: int, year: int) -> Role | None:
 
 
 def status_of(code: int, year: int) -> Status | None:
-    """Return what an employment status means."""
+    """Return the status of an employment code."""
     return (_STATUS_TO_1975 if year <= 1975 else _STATUS).get(code)
 
 
 def ethnicity_of(race: int, hispanic: int, year: int) -> str | None:
-    """Return race or ethnicity: Hispanic descent, where asked and mentioned, before race."""
+    """Return race or ethnicity; Hispanic descent, if mentioned, takes precedence over race."""
     if hispanic in HISPANIC_MENTIONS:
         return HISPANIC
     return (_RACES_TO_1984 if year <= 1984 else _RACES_TO_2003 if year <= 2003 else _RACES).get(race)
 
 
 def refuse_missing(missing: Sequence[tuple[str, int, str]], place: str, *, may_go_on: bool) -> None:
-    """Refuse a download that lacks variables, given as (concept, year, variable).
+    """Raise an error if variables, given as (concept, year, variable), are missing.
 
     Args:
-        missing: the variables; if there are none, nothing is refused.
-        place: where they were looked for.
-        may_go_on: whether variables=available would go on without them.
+        missing: missing variables.
+        place: path of the download, for the message.
+        may_go_on: whether variables=available would read the download without them.
 
     Raises:
-        DataFileError: naming them.
+        DataFileError: naming the missing variables.
     """
     if not missing:
         return
@@ -141,5 +141,6 @@ def refuse_missing(missing: Sequence[tuple[str, int, str]], place: str, *, may_g
     otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
     raise DataFileError(
         f"{place}: {len(missing)} variables of the method are not in this download: {shown}; add the variables of "
-        f"{table} to the cart at the PSID Data Center and download again{otherwise}"
+        f"{table} to the cart at the PSID Data Center and download again{otherwise}",
+        code="missing-variables",
     )

@@ -1,8 +1,8 @@
-"""All columns of a PSID download, and where in them a person's values of a year stand.
+"""Read the columns of a PSID download, and join families to people.
 
-A file that has ER30001 and ER30002 is of individuals: a record is a person, and a cart has the family's variables in
-the same records. Several such files (a cart cut by years) are joined by person number. A file without them is of the
-families of a year: a record is found by the interview number that the individuals' files give the person in it.
+A file with ER30001 and ER30002 has individuals: a record is a person, and a cart has the family's variables in the same
+records. Several such files (a cart split by years) are joined by person number. A file without them has the families of
+a year: they are joined by the interview number of the year in the individuals' files.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ _FAMILY_NUMBER = "fam_interview_no"
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Columns with one value a person, [people], whatever file they are from; BLANK where a person has none."""
+    """Columns of all files with one value per person, [people]; BLANK if a person has none."""
 
     people: npt.NDArray[np.int64]
     columns: Mapping[str, Column]
     years: Sequence[int]
 
     def value(self, concept: str, year: int, person: int) -> int:
-        """Return a value of a person's year; BLANK where there is none, or no such variable."""
+        """Return a value of a person's year; BLANK if it or its variable is missing."""
         column = self.columns.get(psid_variables().get((concept, year), ""))
         return BLANK if column is None else int(column[person])
 
 
 def read_download(settings: SurveySettings) -> Download:
-    """Read what the method needs of a download.
+    """Read the variables of the method from a download.
 
     Raises:
-        DataFileError: if files are broken or contradict each other, or variables that settings.variables demands are
-            missing.
+        DataFileError: if files are damaged or contradict each other, or lack variables that settings.variables
+            requires.
     """
     years, wanted = _wanted(settings)
     sources = find_sources(Path(settings.path))
@@ -74,7 +74,7 @@ def missing_variables(settings: SurveySettings) -> list[str]:
     """Return the variables of the method that a download lacks, as the set-up files list them: NAME (concept year).
 
     Raises:
-        DataFileError: if no year of the download has an occupation, or it does not say who is who.
+        DataFileError: if no year of the download has an occupation, or it has no person numbers.
     """
     years, wanted = _wanted(settings)
     there = {
@@ -96,8 +96,9 @@ def _wanted(settings: SurveySettings) -> tuple[list[int], Wanted]:
     if not years:
         known = psid_years(None, None)
         raise DataFileError(
-            f"{settings.path}: no year of the PSID lies from {settings.first_year} to {settings.last_year}; its years "
-            f"are {known[0]} to {known[-1]}"
+            f"{settings.path}: the PSID has no year from {settings.first_year} to {settings.last_year}; its years "
+            f"are {known[0]} to {known[-1]}",
+            code="no-survey-year-in-range",
         )
     return years, {
         variable: (concept, year)
@@ -122,10 +123,10 @@ def _check_complete(found: set[str], wanted: Wanted, years: Sequence[int], setti
 
 
 def _check_occupations(found: set[str], wanted: Wanted, years: Sequence[int], settings: SurveySettings) -> None:
-    """Refuse a download without a single year that an observation can come from, whatever else it lacks.
+    """Check that a download has the variables of an observation for at least one year.
 
     Raises:
-        DataFileError: naming the occupations, and what says whose they are, that it lacks.
+        DataFileError: naming the missing occupations and person variables.
     """
     if any(_is_readable(year, found) for year in years):
         return
@@ -140,7 +141,7 @@ def _check_occupations(found: set[str], wanted: Wanted, years: Sequence[int], se
 
 
 def _is_readable(year: int, found: set[str]) -> bool:
-    """Return whether a year has what an observation needs."""
+    """Return whether a year has the variables of an observation."""
     keys = ["ind_interview_no", "relation_to_rp", *(["sequence_no"] if year > 1968 else [])]
     occupations = [occupation_concept(Role(prefix), year) for prefix in ("rp", "sp")]
     there = {concept for concept in (*keys, *occupations) if psid_variables().get((concept, year)) in found}
@@ -148,15 +149,16 @@ def _is_readable(year: int, found: set[str]) -> bool:
 
 
 def _check_once(sources: Sequence[Source], files: Sequence[Mapping[str, Column]]) -> None:
-    """Refuse a variable that stands in two files, since one of them would be passed over."""
+    """Check that no variable is in two files, since only one of them would be read."""
     place_of: dict[str, int] = {}
     for number, file in enumerate(files):
         for name in file:
             first = place_of.setdefault(name, number)
             if first != number and name not in (*PEOPLE, SEX):
                 raise DataFileError(
-                    f"{sources[number].data.label}: {name} stands in {sources[first].data.label} too; a download must "
-                    "have each variable once, so leave one of the two files out"
+                    f"{sources[number].data.label}: {name} is in {sources[first].data.label} too; a download must "
+                    "have each variable once, so leave one of the two files out",
+                    code="variable-in-two-files",
                 )
 
 
@@ -182,19 +184,20 @@ def _person_numbers(source: Source, file: Mapping[str, Column]) -> npt.NDArray[n
     values, times = np.unique(people, return_counts=True)
     if values[0] > 1000 and times.max() == 1:
         return people
-    wrong, what = (values[0], "is no person") if values[0] <= 1000 else (values[times.argmax()], "stands twice")
+    wrong, what = (values[0], "is no person") if values[0] <= 1000 else (values[times.argmax()], "appears twice")
     lines = [str(row + 1) for row in np.flatnonzero(people == wrong)[:2]]
     raise DataFileError(
         f"{source.data.label}, line{'s' if len(lines) > 1 else ''} {' and '.join(lines)}: person {wrong} "
         f"({INTERVIEW_1968} x 1000 + {PERSON_NUMBER}) {what}; a record must be one person, so make a cart of all "
-        "individuals"
+        "individuals",
+        code="invalid-person-number",
     )
 
 
 def _by_person(
     source: Source, file: Mapping[str, Column], wanted: Wanted, individuals: Mapping[str, Column], num_people: int
 ) -> dict[str, Column]:
-    """Return the columns of a file of families by person: those of the family the person was in."""
+    """Return the columns of a file of families by person, each with the values of the person's family."""
     places = sorted({wanted[name][1] for name in file if name in wanted})
     if not places:
         return {}
@@ -202,20 +205,23 @@ def _by_person(
     if len(places) > 1:
         raise DataFileError(
             f"{label}: variables of the years {', '.join(map(str, places))} without {INTERVIEW_1968} and "
-            f"{PERSON_NUMBER}; add these two to the cart, so that its records are people"
+            f"{PERSON_NUMBER}; add these two to the cart, so that its records are people",
+            code="no-person-variables",
         )
     families = file.get(psid_variables().get((_FAMILY_NUMBER, year), ""))
     if families is None:
         raise DataFileError(
             f"{label}: no {psid_variables().get((_FAMILY_NUMBER, year))}, the interview number that joins families of "
-            f"{year} to people; download the file whole"
+            f"{year} to people; download the file whole",
+            code="no-interview-number",
         )
     values, times = np.unique(families, return_counts=True)
     if times.max() > 1:
         twice = values[times.argmax()]
         lines = " and ".join(str(row + 1) for row in np.flatnonzero(families == twice)[:2])
         raise DataFileError(
-            f"{label}, lines {lines}: the family with interview number {twice} stands twice; download the file again"
+            f"{label}, lines {lines}: the family with interview number {twice} appears twice; download the file again",
+            code="duplicate-interview-number",
         )
     of_person = individuals.get(psid_variables().get(("ind_interview_no", year), ""), np.full(num_people, BLANK))
     rows = _rows_of(of_person, families)
@@ -223,7 +229,7 @@ def _by_person(
 
 
 def _rows_of(wanted: npt.NDArray[np.integer], keys: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Return, for every wanted number, its row among the keys, which are all different; -1 where it is not there."""
+    """Return the index of every wanted number in the keys, which are unique; -1 if it is missing."""
     order = np.argsort(keys)
     at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
     rows = order[at]

@@ -1,12 +1,12 @@
-"""Read where the variables of a PSID data file stand, which its set-up file alone knows (.do, .sas or .sps).
+"""Read the column positions of the variables of a PSID data file from its set-up file (.do, .sas or .sps).
 
     .do     infix  [long] NAME a - b ...  using
     .sas    INPUT  NAME a - b ...  ;
     .sps    DATA LIST FILE = ... FIXED /  NAME a - b ...  .
 
-Columns count from 1, b included. The header of a cart says how many variables, people and columns there are
+Columns count from 1, b included. The header of a cart gives the numbers of variables, people and columns
 (N_OF_VARIABLES, N_OF_OBSERVATIONS, MAX_REC_LENGTH), that of a packaged file Columns and Rows; LRECL is the length of
-a record. What is said must be what is found.
+a record. The file must agree with these numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.validation_report import Problems
 
-# Where the list of variables begins and ends, by the ending of the set-up file.
+# Where the list of variables begins and ends, by the extension of the set-up file.
 _SECTIONS = {
     ".do": (re.compile(r"^[ \t]*infix\b", re.MULTILINE), re.compile(r"\busing\b")),
     ".sas": (re.compile(r"^[ \t]*INPUT\b", re.MULTILINE | re.IGNORECASE), re.compile(r";")),
@@ -50,7 +50,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a set-up file says; None: it does not."""
+    """The content of a set-up file; None: not in the file."""
 
     setup: ArchiveMember
     variables: tuple[Variable, ...]
@@ -62,8 +62,8 @@ def read_layout(setup: ArchiveMember) -> Layout:
     """Read a set-up file.
 
     Raises:
-        DataFileError: if there is no list of variables, something in it is no variable, two variables share a name
-            or a column, or the header says otherwise; with every problem counted and ten named by line.
+        DataFileError: if there is no list of variables, an entry is not a variable, two variables share a name or a
+            column, or the header disagrees; with the number of problems and the first ten by line.
     """
     text = setup.read_text()
     problems = Problems(setup.label, "line")
@@ -123,7 +123,7 @@ def _check_header(said: dict[str, int | None], variables: list[Variable], proble
     names = [variable.name for variable in variables]
     for name, times in Counter(names).items():
         if times > 1:
-            problems.add(1, name, "this variable stands twice")
+            problems.add(1, name, "this variable appears twice")
     last = variables[-1].end
     if said["num_variables"] not in (None, len(variables)):
         problems.add(1, None, f"the header says {said['num_variables']} variables, {len(variables)} are listed")

@@ -1,8 +1,8 @@
-"""From a PSID download to careers: what each year of a person says of occupation, work and school.
+"""Read careers from a PSID download: occupation, work and school of each year of a person.
 
 In a year, the individual's interview number, sequence number and relation say whether the person was head or spouse;
-the family's columns of that role have occupation and employment status. Children and other members of a family are no
-observations. The occupation is that of the present job to 2001, and of the present or last one from 2003 on.
+the family's columns of that role have occupation and employment status. Children and other members of a family are
+not observed. The occupation is that of the present job to 2001, and of the present or last one from 2003 on.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def psid_people(settings: SurveySettings, *, survey: str) -> Iterator[PersonThun
     """Yield the people of a download, in its order.
 
     Raises:
-        DataFileError: if the download is unusable, or lacks variables that settings.variables demands.
+        DataFileError: if the download is unusable, or lacks variables that settings.variables requires.
     """
     download = read_download(settings)
     return (_reader(download, row, settings, survey) for row in range(len(download.people)))
@@ -101,7 +101,7 @@ def _person_year(download: Download, row: int, year: int, role: Role) -> PersonY
 
 
 def _occupation(code: int, year: int) -> tuple[str | None, str | None]:
-    """Return the occupation, or None and why there is none."""
+    """Return the occupation, or None and the reason why it is missing."""
     scheme = scheme_of(year)
     if code == 0:
         return None, "not coded in retrospect" if year < FIRST_1970_CODES else "none given"
@@ -127,7 +127,7 @@ def _ethnicities(download: Download, row: int, roles: Sequence[tuple[int, Role]]
 
 
 def _birth_year(download: Download, row: int) -> int | None:
-    """Return the birth year on record most often, else the one that follows most often from the age."""
+    """Return the most frequent recorded birth year, else the most frequent one computed from the age."""
     years = [download.value("birth_year", year, row) for year in download.years]
     stated = [str(year) for year in years if FIRST_BIRTH_YEAR <= year <= download.years[-1]]
     ages = [(year, download.value("age", year, row)) for year in download.years]
@@ -137,7 +137,7 @@ def _birth_year(download: Download, row: int) -> int | None:
 
 
 def _most_frequent(values: Sequence[str]) -> str | None:
-    """Return the most frequent value, of equally frequent ones the first."""
+    """Return the most frequent value; ties go to the first."""
     return Counter(values).most_common(1)[0][0] if values else None
 
 

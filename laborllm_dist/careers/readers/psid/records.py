@@ -1,4 +1,4 @@
-"""Read wanted variables of a fixed-width PSID file as columns of whole numbers, some thousand records at a time.
+"""Read wanted variables of a fixed-width PSID file as columns of whole numbers, several thousand records at a time.
 
 Every record must have the length that the set-up file says, and every wanted field must be a whole number between
 blanks, or blank; there must be as many records as the header says. Columns that no variable has must be blank: where a
@@ -30,7 +30,7 @@ def read_columns(data: ArchiveMember, layout: Layout, wanted: Sequence[str]) -> 
     """Return the columns of the wanted variables that the file has, by name.
 
     Raises:
-        DataFileError: with every problem of the file counted and the first ten named by line and columns.
+        DataFileError: with the number of problems of the file and the first ten by line and columns.
     """
     problems = Problems(data.label, "line")
     variables = [variable for variable in layout.variables if variable.name in wanted]
@@ -67,7 +67,7 @@ def _length_of(layout: Layout) -> int:
 
 
 def _unnamed_columns(layout: Layout) -> npt.NDArray[np.intp]:
-    """Return the columns of a record, counted from 0, that are no variable's."""
+    """Return the columns of a record, counted from 0, that belong to no variable."""
     is_unnamed = np.ones(_length_of(layout), dtype=bool)
     for variable in layout.variables:
         is_unnamed[variable.start - 1 : variable.end] = False
@@ -75,7 +75,7 @@ def _unnamed_columns(layout: Layout) -> npt.NDArray[np.intp]:
 
 
 def _records(lines: Sequence[bytes], layout: Layout, num_before: int, problems: Problems) -> npt.NDArray[np.uint8]:
-    """Return the characters of the lines, [lines, record length]; a line of another length is noted and blank."""
+    """Return the characters of the lines, [lines, record length]; lines of another length are problems, and blank."""
     length = _length_of(layout)
     records = [line.rstrip(b"\r\n") for line in lines]
     for place, record in enumerate(records, start=1):
@@ -86,10 +86,10 @@ def _records(lines: Sequence[bytes], layout: Layout, num_before: int, problems: 
 
 
 def _numbers(records: npt.NDArray[np.uint8], variable: Variable, num_before: int, problems: Problems) -> Column:
-    """Return the values of a field, [records]; blank fields are BLANK, and what is no whole number is noted."""
+    """Return the values of a field, [records]; blank fields are BLANK, and fields that are not numbers are problems."""
     field = records[:, variable.start - 1 : variable.end]
     is_digit = (field >= _ZERO) & (field <= _NINE)
-    # Digits must stand together: a digit may follow a blank once, or begin the field.
+    # Digits must be contiguous: a digit may follow a blank once, or begin the field.
     begins = is_digit.copy()
     begins[:, 1:] &= ~is_digit[:, :-1]
     bad = ~(is_digit | (field == _BLANK)).all(axis=1) | (begins.sum(axis=1) > 1) | (is_digit.sum(axis=1) > _MOST_DIGITS)

@@ -1,8 +1,8 @@
 """Find the data files of a PSID download and the set-up file of each.
 
 A Data Center cart is J######.txt with J######.do, .sas or .sps; packaged files are FAM1981ER.txt ... and
-IND2021ER.txt, each with set-up files of its own. They lie in a folder (also each in a .zip, as downloaded), or in one
-.zip. Where a data file has several set-up files, .do is taken before .sas before .sps.
+IND2021ER.txt, each with set-up files of its own. They are in a folder (also each in a .zip, as downloaded), or in one
+.zip. If a data file has several set-up files, .do takes precedence over .sas, and .sas over .sps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def find_sources(path: Path) -> list[Source]:
     """Return the data files of a download, in order of name.
 
     Raises:
-        DataFileError: if there are none, or one has no set-up file.
+        DataFileError: if there are no data files, or one has no set-up file.
     """
     members = _members(path)
     tables = [member for member in members if member.suffix == ".txt"]
@@ -42,9 +42,12 @@ def find_sources(path: Path) -> list[Source]:
         foreign = [each for each in (path.iterdir() if path.is_dir() else ()) if export_advice(each) is not None]
         if foreign:
             statements = "the PSID Data Center gives it as ASCII data with statements"
-            raise DataFileError(f"{min(foreign)}: {export_advice(min(foreign))}; {statements}")
+            raise DataFileError(
+                f"{min(foreign)}: {export_advice(min(foreign))}; {statements}", code="unsupported-format"
+            )
         raise DataFileError(
-            f"no .txt file in {path}; a PSID download has its data as NAME.txt, their layout as NAME.do, .sas or .sps"
+            f"no .txt file in {path}; a PSID download has its data as NAME.txt, their layout as NAME.do, .sas or .sps",
+            code="no-psid-data-file",
         )
     sources: list[Source] = []
     for table in tables:
@@ -54,22 +57,24 @@ def find_sources(path: Path) -> list[Source]:
         elif _DATA_NAME.match(table.label.stem) or len(tables) == 1:
             raise DataFileError(
                 f"{table.label}: no set-up file beside it ({table.label.stem}.do, .sas or .sps), which alone says "
-                "where the variables stand; download it with statements for Stata, SAS or SPSS"
+                "where the variables are; download it with statements for Stata, SAS or SPSS",
+                code="no-setup-file",
             )
     if not sources:
         names = ", ".join(str(table.label) for table in tables[:3])
         raise DataFileError(
             f"no set-up file (.do, .sas or .sps) in {path} for any of its .txt files ({names}); a PSID download has "
-            "NAME.txt with NAME.do, NAME.sas or NAME.sps"
+            "NAME.txt with NAME.do, NAME.sas or NAME.sps",
+            code="no-setup-file",
         )
     return sources
 
 
 def psid_files(path: Path) -> list[Path]:
-    """Return the files on the disk that a download is read from.
+    """Return the files on disk that a download is read from.
 
     Raises:
-        DataFileError: as `find_sources`.
+        DataFileError: as in `find_sources`.
     """
     return sorted({member.path for source in find_sources(path) for member in (source.data, source.setup)})
 
@@ -81,7 +86,7 @@ def _is_formats(member: ArchiveMember) -> bool:
 def _setup_of(
     table: ArchiveMember, tables: Sequence[ArchiveMember], setups: Sequence[ArchiveMember]
 ) -> ArchiveMember | None:
-    """Return the set-up file of the same name, or the only one there is where there is one data file."""
+    """Return the set-up file of the same name, or the only one if there is one data file."""
     stem = table.label.stem.lower()
     named = [setup for setup in setups if setup.label.stem.lower() == stem]
     candidates = named or (list(setups) if len(tables) == 1 and len({each.label.stem for each in setups}) == 1 else [])
@@ -94,10 +99,12 @@ def _members(path: Path) -> list[ArchiveMember]:
         zips = [member for each in files if each.suffix.lower() == ".zip" for member in members_of_zip(each)]
         return [ArchiveMember(each) for each in files if each.suffix.lower() != ".zip"] + zips
     if not path.exists():
-        raise DataFileError(f"no file at {path}")
+        raise DataFileError(f"no file at {path}", code="no-file")
     refuse_pointers(path)
     if (advice := export_advice(path)) is not None:
-        raise DataFileError(f"{path}: {advice}; the PSID Data Center gives it as ASCII data with statements")
+        raise DataFileError(
+            f"{path}: {advice}; the PSID Data Center gives it as ASCII data with statements", code="unsupported-format"
+        )
     if path.suffix.lower() == ".zip":
         return members_of_zip(path)
     return [

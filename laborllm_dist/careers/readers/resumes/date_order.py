@@ -1,8 +1,8 @@
-"""Find the order of day and month in the dates of resume files: 03-06-2017 is clear once 22-08-2015 stands beside it.
+"""Infer the order of day and month in the dates of resume files: 22-08-2015 in a file shows the order of 03-06-2017.
 
-A file's own dates decide; where a file has none that is clear, those of all files do. Where clear dates contradict each
-other, nothing is decided, and a date that can be read in two ways is refused. The files are looked through once, and
-only when such a date is met.
+A file's own unambiguous dates decide; if it has none, those of all files do. If unambiguous dates contradict each
+other, the order is unknown, and an ambiguous date is an error. The files are scanned once, when the first ambiguous
+date is read.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ SETTLED = "date whose day and month could be exchanged, read with the {} first, 
 
 @dataclass(frozen=True)
 class DateReader:
-    """Reads dates of some files in the order that the settings, or the files themselves, give."""
+    """Reads dates in the order of the settings or, without one, of the files."""
 
     settings: ResumeSettings
     files: Sequence[Path]
     columns: Sequence[str]  # that hold dates
 
     def days(self, text: str, path: Path) -> tuple[Days, str | None]:
-        """Return the days of a date, and, where other dates had to settle its order, what the data card says of it.
+        """Return the days of a date and, if its order was inferred, a note for the data card.
 
         Raises:
-            NotADateError: if it is no date, or nothing settles its order.
+            NotADateError: if it is not a date, or its order is unknown.
         """
         try:
             return read_days(text, self.settings.date_order), None
@@ -66,8 +66,8 @@ class DateReader:
         return {path: frozenset(self._clear_orders(path)) for path in self.files}
 
     def _clear_orders(self, path: Path) -> Iterator[DateOrder]:
-        """Yield the order of every date of a file that can have one order only."""
-        # What is wrong with a row is said when it is read; here it is passed over.
+        """Yield the order of every unambiguous date of a file."""
+        # Problems of rows are ignored here; the reader of the rows reports them.
         problems = Problems(path, unit_of(path))
         for _, cells in read_cells(path, problems, WantedColumns({}, self.columns, dates=self.columns)):
             for cell in cells.values():
@@ -77,7 +77,7 @@ class DateReader:
 
 
 def date_columns(settings: ResumeSettings) -> list[str]:
-    """Return the names of the columns that hold dates."""
+    """Return the names of the date columns."""
     columns = settings.columns
     named = [column for column in (columns.start, columns.end, columns.birth_year) if column is not None]
     numbers = range(settings.num_slots or 1)

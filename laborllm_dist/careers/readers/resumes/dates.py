@@ -1,11 +1,11 @@
-"""Read one cell of a resume as the first and the last day that it can mean.
+"""Parse a date cell of a resume as a range: the first and the last day that it can mean.
 
 2013, 2013.0             the year
 2013-05, 2013/05, 2013.05, 05/2013, 05-2013, 05.2013, May 2013, May, 2013      the month
 Q2 2013, 2013-Q2, 2013Q2                            the quarter
 2013-05-17, 2013/05/17, 2013-05-17T08:30:00, 20130517, 17 May 2013, May 17, 2013         the day
-05/17/2013, 17/05/2013, 17.05.2013   the day, where only one order of month and day is a date
-05/06/2013               the day, where it is known which of the two orders the file has
+05/17/2013, 17/05/2013, 17.05.2013   the day, if only one order of month and day is a date
+05/06/2013               the day, if the order of the file is known
 1370044800000            the day, in milliseconds from 1970 on (UTC), as pandas writes dates to JSON
 Nov 2018 - Present, 2013-05 to 2014-06, May - Aug 2015       a start and an end (`split_range`)
 """
@@ -40,7 +40,7 @@ _NAMED_MONTH_DAY = re.compile(r"([a-z]{3,9})\.?\s+(\d{1,2}),?\s+(\d{4})")
 _EIGHT_DIGITS = re.compile(r"((?:19|20)\d{2})(\d{2})(\d{2})")
 _LONG_NUMBER = re.compile(r"-?\d{5,}(?:\.\d*)?")
 _LONGEST = 80  # characters of a date or a range
-# As seconds numbers of so many digits lie beyond the year 2286, and as microseconds within days of 1970.
+# Numbers with this many digits would be after the year 2286 as seconds, and within days of 1970 as microseconds.
 _FEWEST_MILLISECONDS, _MOST_MILLISECONDS = 10**10, 10**13
 _BETWEEN = re.compile(r"\s*(?:[-\u2010-\u2015~/]|\b(?:to|until|till|through)\b)\s*")
 _AFTER_RANGE = re.compile(r"\s*(?:\([^()]*\)|[\u00b7\u2022|,].*)$")  # "(2 yrs 3 mos)", as some sites add
@@ -50,23 +50,23 @@ _YEAR_AT_END = re.compile(r"\b(\d{4})$")
 
 
 class NotADateError(ValueError):
-    """Raised where a text is no date; its own text says why."""
+    """A text is not a date; the message says why."""
 
 
 class AmbiguousDateError(NotADateError):
-    """Raised where a text is a date in either order of month and day, and nothing says which it is."""
+    """A text is a date in either order of month and day, and the order is unknown."""
 
 
 def read_days(text: str, order: DateOrder | None = None) -> Days:
-    """Return the first and the last day of a date of whatever precision.
+    """Return the first and the last day of a date of any precision.
 
     Args:
-        text: of the cell.
-        order: of day and month; None: only a date that one order makes a day of the calendar is read.
+        text: text of the cell.
+        order: order of day and month; None: unknown, so that an ambiguous date is an error.
 
     Raises:
-        NotADateError: if the text is no date in this order.
-        AmbiguousDateError: if it can be read in two ways.
+        NotADateError: if the text is not a date in this order.
+        AmbiguousDateError: if it is a date in both orders.
     """
     found = _read(text)
     if isinstance(found, tuple):
@@ -85,7 +85,7 @@ def read_days(text: str, order: DateOrder | None = None) -> Days:
 
 
 def is_settled_by_itself(text: str) -> DateOrder | None:
-    """Return the order of day and month that a date like 22-08-2015 can have only; None where it has no such order."""
+    """Return the only possible order of day and month of a date like 22-08-2015; None if both or none are possible."""
     try:
         found = _read(text)
     except NotADateError:
@@ -98,7 +98,7 @@ def is_settled_by_itself(text: str) -> DateOrder | None:
 
 
 def is_ambiguous(text: str) -> bool:
-    """Return whether a date can be read with the day first and with the month first, as different days."""
+    """Return whether a date is a different day in each order of day and month."""
     try:
         read_days(text)
     except AmbiguousDateError:
@@ -109,11 +109,11 @@ def is_ambiguous(text: str) -> bool:
 
 
 def split_range(text: str, is_ongoing: Callable[[str], bool]) -> tuple[str, str] | None:
-    """Return the start and the end of a text like "Nov 2018 - Present"; None where it is no range, or a single date.
+    """Split a text like "Nov 2018 - Present" into start and end; None if it is a single date or not a range.
 
     Args:
-        text: of the cell.
-        is_ongoing: tells the words for an end that has not come.
+        text: text of the cell.
+        is_ongoing: returns whether a text stands for an ongoing job, such as "Present".
     """
     text = text.strip()
     if len(text) > _LONGEST or _is_date(text):
@@ -130,7 +130,7 @@ def split_range(text: str, is_ongoing: Callable[[str], bool]) -> tuple[str, str]
 
 
 def _halves(start: str, end: str, is_ongoing: Callable[[str], bool]) -> tuple[str, str] | None:
-    """Return a start and an end, both of which are dates; in "May - Aug 2015" both are of the end's year."""
+    """Return start and end if both are dates; in "May - Aug 2015" the start has the year of the end."""
     start, end = start.strip(), end.strip()
     if not (is_ongoing(end) or _is_date(end)):
         return None
@@ -153,7 +153,7 @@ def _is_date(text: str) -> bool:
 
 
 class _TwoAndYear:
-    """Two numbers, of which one is the day and one the month, and a year."""
+    """Two numbers, the day and the month in unknown order, and a year."""
 
     __slots__ = ("one", "two", "year")
 
@@ -163,7 +163,7 @@ class _TwoAndYear:
 
 @functools.lru_cache(maxsize=20_000)
 def _read(text: str) -> Days | _TwoAndYear:
-    """Return the days of a date, or the numbers of one whose order is another question."""
+    """Return the days of a date, or its numbers if their order matters."""
     lower = text.strip().lower()
     if not lower.isascii() or len(text) > _LONGEST:
         raise _no_date(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")

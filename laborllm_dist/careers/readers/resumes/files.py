@@ -1,7 +1,7 @@
 """Read the rows of JSONL (plain or .gz), CSV (plain or .gz) and Parquet files as cells of text by column.
 
-A folder stands for all its files, which must be of one kind, in sorted order of their names; only hidden files and
-notes (README, LICENSE, .md) are left alone. A row that cannot be read is noted in the file's problems.
+A folder is read as all of its files in sorted order of their names; they must be of one kind. Hidden files and notes
+(README, LICENSE, .md) are ignored. A row that cannot be read is added to the file's problems.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ IsColumn = Callable[[str], bool]
 
 _NEEDED = ("person", "start", "order")  # columns that every file of resumes must have
 _MANY_PROBLEMS = 1_000
-_OBJECTS_THAT_SHOW_ALL_NAMES = 10_000  # a name that none of the first so many has is a typing error
+_OBJECTS_THAT_SHOW_ALL_NAMES = 10_000  # a name that none of the first objects has is taken for a typing error
 _KIND_OF_ENDING = {
     ".jsonl": "JSONL",
     ".ndjson": "JSONL",
@@ -42,48 +42,56 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
     """Return the files of a corpus, in the order in which they are read.
 
     Raises:
-        DataFileError: if there is none, its ending is unknown, or a folder holds files of several kinds.
+        DataFileError: if there is no file, its extension is unknown, or a folder has files of several kinds.
     """
     path = Path(settings.path)
     if path.exists() and not path.is_dir():
         refuse_pointers(path)
         if (advice := export_advice(path)) is not None:
-            raise DataFileError(f"{path}: {advice}")
+            raise DataFileError(f"{path}: {advice}", code="unsupported-format")
         if _kind_of(path) is None:
-            raise DataFileError(f"{path}: the name ends in none of {', '.join(_KIND_OF_ENDING)}")
+            raise DataFileError(
+                f"{path}: the name ends in none of {', '.join(_KIND_OF_ENDING)}", code="unknown-file-extension"
+            )
         return [path]
     if not path.is_dir():
-        raise DataFileError(f"no file or folder at {path}")
+        raise DataFileError(f"no file or folder at {path}", code="no-file")
     there = sorted(file for file in path.iterdir() if file.is_file() and not _is_note(file))
     files = [file for file in there if _kind_of(file) is not None]
     if files and len(files) < len(there):
         unknown = next(file for file in there if file not in files)
         if (advice := export_advice(unknown)) is not None:
-            raise DataFileError(f"{unknown}: {advice}")
+            raise DataFileError(f"{unknown}: {advice}", code="unsupported-format")
         raise DataFileError(
-            f"{unknown}: the name ends in none of {', '.join(_KIND_OF_ENDING)}; move what is not read out of {path}"
+            f"{unknown}: the name ends in none of {', '.join(_KIND_OF_ENDING)}; move what is not read out of {path}",
+            code="unknown-file-extension",
         )
     kinds = sorted({str(_kind_of(file)) for file in files})
     if not files and (advice := next(filter(None, map(export_advice, there)), None)) is not None:
-        raise DataFileError(f"{path}: {advice}")
+        raise DataFileError(f"{path}: {advice}", code="unsupported-format")
     if not files:
-        raise DataFileError(f"{path}: a folder without files that end in {', '.join(_KIND_OF_ENDING)}")
+        raise DataFileError(
+            f"{path}: a folder without files that end in {', '.join(_KIND_OF_ENDING)}", code="no-resume-files"
+        )
     if len(kinds) > 1:
-        raise DataFileError(f"{path}: a folder with files of several kinds ({', '.join(kinds)}); keep one kind in it")
+        raise DataFileError(
+            f"{path}: a folder with files of several kinds ({', '.join(kinds)}); keep one kind in it",
+            code="mixed-file-types",
+        )
     return files
 
 
 def refuse_if_many(problems: Problems) -> None:
-    """Refuse a file that has more problems than reading on could be worth."""
+    """Raise an error if a file has so many problems that the rest need not be read."""
     if problems.num_found >= _MANY_PROBLEMS:
         problems.refuse_if_any("the rest of the file was not read")
 
 
 @dataclass(frozen=True, slots=True)
 class WantedColumns:
-    """The columns that are read: by what they hold where a file must have them, and those read where it has them.
+    """The columns to read: the required ones by content, and the optional ones.
 
-    `beyond` tells columns that must be empty, and are read to see that they are; `dates` are those that hold dates.
+    `beyond` returns whether a column must be empty, which is checked; `dates` are the date columns.
     """
 
     required: Mapping[str, str]
@@ -99,19 +107,19 @@ class WantedColumns:
 
 
 def read_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterator[CellRow]:
-    """Yield (place, cells) of every row; a cell that a JSON object leaves out, or that is null, is "".
+    """Yield (place, cells) of every row; a missing or null cell of a JSON object is "".
 
     Args:
-        path: the file.
-        problems: where rows that cannot be read are noted.
-        wanted: the columns.
+        path: file to read.
+        problems: gets the rows that cannot be read.
+        wanted: columns to read.
 
     Raises:
-        DataFileError: if the file is empty, of another format, lacks a column, or breaks off.
+        DataFileError: if the file is empty, truncated or of another format, or lacks a column.
     """
     refuse_other_formats(path)
     if path.stat().st_size == 0:
-        raise DataFileError(f"{path}: the file is empty")
+        raise DataFileError(f"{path}: the file is empty", code="empty-file")
     read = _json_cells if _kind_of(path) == "JSONL" else _table_cells
     return read(path, problems, wanted)
 
@@ -178,7 +186,7 @@ def _note_unseen(unseen: set[str], seen_names: Mapping[str, None], place: int, p
 
 
 def _json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, with their numbers."""
+    """Yield the nonblank lines with their numbers."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     line = 0
     try:
@@ -187,9 +195,11 @@ def _json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, str]]:
                 if text.strip():
                     yield line, text
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataFileError(f"{path}: the gzip data breaks off or is damaged after line {line} ({error})") from None
+        raise DataFileError(
+            f"{path}: the gzip data breaks off or is damaged after line {line} ({error})", code="damaged-gzip"
+        ) from None
     except OSError as error:
-        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DataFileError(f"{path}: cannot be read ({error.strerror or error})", code="unreadable-file") from None
 
 
 def _json_object(text: str, place: int, problems: Problems) -> dict[str, object] | None:

@@ -1,8 +1,8 @@
-"""Give the job of a year its occupation: by its code, or by the title coder, for many people at once.
+"""Assign occupations to jobs, by their code or by the title coder, for many people at once.
 
-Coding one title costs little beside starting the coder on it, so the titles of a block of people are coded together,
-at the first call for one of them: a process that is asked for none of a block codes none. Titles that were met before
-are remembered, the 200,000 last used of them.
+The coder is much faster per title on many titles, so the titles of a block of people are coded together when the first
+of these people is read; a process that reads none of a block codes none of its titles. The 200,000 most recently used
+titles are cached.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Matches: TypeAlias = "Mapping[str, TitleMatch | None]"
 
 
 def resume_occupations(settings: ResumeSettings) -> Occupations:
-    """Return the occupations that a corpus of resumes can have: occ1990dd where titles are coded, else its own list.
+    """Return the occupations of a corpus of resumes: occ1990dd if titles are coded, else its own list.
 
     Raises:
         VocabularyError: if that list is unusable.
@@ -47,7 +47,7 @@ def resume_vocabulary(settings: ResumeSettings) -> OccupationVocabulary:
 
 @dataclass(frozen=True, slots=True)
 class TitleMemory:
-    """The title coder's answers, remembered."""
+    """A cache of the title coder's matches."""
 
     matches: OrderedDict[str, TitleMatch | None] = field(default_factory=OrderedDict)
 
@@ -70,14 +70,14 @@ class TitleMemory:
 
 @dataclass(frozen=True, slots=True)
 class OccupationReader:
-    """Turns the code or title of a job into an occupation of the vocabulary."""
+    """Maps the code or title of a job to an occupation of the vocabulary."""
 
     settings: ResumeSettings
     code_of: Mapping[str, str]
     memory: TitleMemory = field(default_factory=TitleMemory)
 
     def match_titles(self, spells: Iterable[Spell]) -> Matches:
-        """Return the matches of all titles that decide about an occupation."""
+        """Return the matches of all titles that determine an occupation."""
         if self.settings.occupation_from == "code":
             return {}
         by_title = self.settings.occupation_from == "title"
@@ -85,7 +85,7 @@ class OccupationReader:
         return self.memory.match(title for title in titles if title is not None)
 
     def occupation(self, spell: Spell, matches: Matches) -> str | None:
-        """Return the occupation of a job; None where it has none, for the reason that `why_none` gives."""
+        """Return the occupation of a job; None if it has none, with the reason in `why_none`."""
         if self._has_code(spell):
             code = spell.code or ""
             return self.code_of.get(code) or self.code_of.get(same_code(code))
@@ -93,7 +93,7 @@ class OccupationReader:
         return match.code if match is not None and match.score >= self.settings.min_score else None
 
     def coded_titles(self, spells: Iterable[Spell], matches: Matches) -> tuple[CodedTitle, ...]:
-        """Return what became of the titles that decide about an occupation."""
+        """Return the coded titles among those that determine an occupation."""
         coded = []
         for spell in spells:
             if self._has_code(spell) or spell.title is None:
@@ -110,7 +110,7 @@ class OccupationReader:
         return tuple(coded)
 
     def unmapped_code(self, spell: Spell) -> str | None:
-        """Return the code of a job that has one and no occupation by it."""
+        """Return the code of a job if it maps to no occupation."""
         return spell.code if self._has_code(spell) and self.occupation(spell, {}) is None else None
 
     def why_none(self, spell: Spell) -> str:
@@ -123,6 +123,6 @@ class OccupationReader:
         return f"title not coded (score below {self.settings.min_score:g})"
 
     def _has_code(self, spell: Spell) -> bool:
-        """Return whether it is the job's code that decides."""
+        """Return whether the code of a job determines its occupation."""
         kind = self.settings.occupation_from
         return kind == "code" or (kind == "code_or_title" and spell.code is not None)

@@ -1,8 +1,7 @@
-"""From the dated jobs of a resume to a career with one occupation a year.
+"""Read careers with one occupation per year from the dated jobs of resumes.
 
-What cannot be an observation is a `Exclusion` of its person: a job whose start or end nobody knows, one that no year
-belongs to by the year rule, and a year whose job has a code or title that is not known. With bad_dates=leave_out so is
-a job whose dates cannot be read, or cannot be true.
+An `Exclusion` is recorded for a job with unknown start or end, a job without a year by the year rule, and a year whose
+job has an unknown code or title; with bad_dates=leave_out also for a job whose dates are invalid or impossible.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from laborllm_dist.errors import DataFileError
 
 __all__ = ["resume_people", "resume_vocabulary"]
 
-_PEOPLE_PER_BLOCK = 250  # whose titles are coded at once: a thousand or so
+_PEOPLE_PER_BLOCK = 250  # people per block: about a thousand titles
 
 
 class _Block:
-    """People whose titles are coded together, when one of them is read for the first time."""
+    """People whose titles are coded together when the first of them is read."""
 
     def __init__(self, people: Sequence[ResumePerson], occupations: OccupationReader) -> None:
         self._people, self._occupations = people, occupations
@@ -51,7 +50,7 @@ def resume_people(settings: ResumeSettings, *, survey: str) -> Iterator[PersonTh
     """Return the people of the files.
 
     Raises:
-        DataFileError: now, if there are no files; while reading, with all problems of a file counted and ten named.
+        DataFileError: at once if there are no files; while iterating, with the problems of a file.
         VocabularyError: if the list of occupations is unusable.
     """
     files = resume_files(settings)
@@ -70,7 +69,7 @@ def _in_blocks(people: PersonRows, occupations: OccupationReader, survey: str) -
         for person in block:
             yield functools.partial(_read_person, person, coded, occupations, survey)
     if not found_any:
-        raise DataFileError(f"{people.settings.path}: no rows")
+        raise DataFileError(f"{people.settings.path}: no rows", code="no-rows")
 
 
 def _read_person(person: ResumePerson, block: _Block, occupations: OccupationReader, survey: str) -> PersonRecord:

@@ -1,12 +1,12 @@
 """Read the jobs of a row: one job, or numbered columns of many.
 
-A job lasts from the first day of its start to the last day of its end. A job that is still held, or ends after the
-year in which the resumes were collected (`last_year`), lasts to the end of that year; what becomes of one without an
-end is a setting. Where the file has no dates, jobs have a number in which they follow each other. A cell of starts may
-hold an end too ("Nov 2018 - Present"), where the job has no end of its own.
+A job lasts from the first day of its start to the last day of its end. An ongoing job, or one that ends after the year
+in which the resumes were collected (`last_year`), lasts to the end of that year; a setting determines the end of a job
+without one. If the file has no dates, jobs have a number that gives their order. A start cell may have the end, too
+("Nov 2018 - Present"), if the job has no end cell.
 
-What is wrong with a date refuses the file, or, with bad_dates=leave_out, the job is a spell with a fault, so that it is
-counted among what is left out.
+An invalid date is a problem of the file or, with bad_dates=leave_out, makes the job a spell with a fault, which is
+counted among the exclusions.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from laborllm_dist.config.corpora import ResumeSettings
 
 @dataclass(frozen=True, slots=True)
 class Spell:
-    """A job with its first and last day, or the number in which it follows others; `place` is its line or row.
+    """A job with its first and last day, or its number in order; `place` is its line or row.
 
-    What the file does not have is None. `fault` says why a job is left out whatever else it has, `changes` what of it
-    was taken otherwise than it stands.
+    Fields that the file lacks are None. `fault` is the reason why a job is excluded, `changes` has the notes for the
+    data card on cells that were changed when read.
     """
 
     start: date | None
@@ -44,11 +44,11 @@ class Spell:
     changes: tuple[str, ...] = field(default=(), compare=False)
 
 
-Slot = Mapping[str, str]  # the columns of one job of a row, by what they hold
+Slot = Mapping[str, str]  # the columns of one job of a row, by content
 
 
 def slots_of(settings: ResumeSettings) -> list[Slot]:
-    """Return the jobs that a row has columns for: one, or `num_slots`."""
+    """Return the job slots of a row: one, or `num_slots`."""
     numbers = range(settings.num_slots or 0) if settings.rows == "person" else range(1)
     columns = settings.columns.per_job()
     return [{name: column.replace("{}", str(number)) for name, column in columns.items()} for number in numbers]
@@ -57,12 +57,12 @@ def slots_of(settings: ResumeSettings) -> list[Slot]:
 def with_ends(
     spells: Sequence[Spell], no_end: Literal["next_start", "ongoing", "leave_out"], last_day: date
 ) -> list[Spell]:
-    """Return a person's jobs, those without an end given one, or left out, as `no_end` says.
+    """Return a person's jobs; `no_end` determines the end of a job without one, or excludes the job.
 
     Args:
-        spells: jobs that have a start, or an order.
-        no_end: as in the settings of resumes.
-        last_day: that an ongoing job is held.
+        spells: jobs with a start or an order.
+        no_end: setting of the resumes.
+        last_day: last day of an ongoing job.
     """
     ended: list[Spell] = []
     starts = sorted(spell.start for spell in spells if spell.start is not None)
@@ -77,7 +77,7 @@ def with_ends(
 
 
 class _FaultError(ValueError):
-    """Raised where the dates of a job cannot be true; `column` is what they stand in, `reason` is for the data card."""
+    """The dates of a job are impossible; `column` is that of the date, `reason` is for the data card."""
 
     def __init__(self, column: str, what: str, reason: str) -> None:
         super().__init__(what)
@@ -86,9 +86,9 @@ class _FaultError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SpellReader:
-    """Reads the jobs of rows; one with something wrong is noted and passed over, or is a job with a fault.
+    """Reads the jobs of rows; a job with an error is added to the problems, or gets a fault.
 
-    `dates` reads dates in the order of the files; None: in that of the settings.
+    `dates` reads dates in the order of the files; None: in the order of the settings.
     """
 
     settings: ResumeSettings
@@ -96,12 +96,12 @@ class SpellReader:
     dates: DateReader | None = None
 
     def days(self, text: str, path: Path) -> tuple[Days, str | None]:
-        """Return the days of a date, and what the data card says of it; raises NotADateError."""
+        """Return the days of a date and notes for the data card; raises NotADateError."""
         reader = self.dates or DateReader(self.settings, (), date_columns(self.settings))
         return reader.days(text, path)
 
     def spells(self, place: int, cells: Cells, problems: Problems) -> Iterator[Spell]:
-        """Yield the jobs of a row; a numbered slot without title, code and start holds none."""
+        """Yield the jobs of a row; a numbered slot without title, code and start has none."""
         for slot in self.slots:
             known = {name: cells.get(column, "") for name, column in slot.items()}
             known = {name: cell for name, cell in known.items() if not self.settings.is_missing(cell)}
@@ -113,7 +113,7 @@ class SpellReader:
     def _spell(self, place: int, known: Mapping[str, str], slot: Slot, problems: Problems) -> Spell | None:
         education, title, order = known.get("education"), known.get("title"), known.get("order")
         for name, cell in (("education", education), ("title", title)):
-            # A title is only looked up, so a line break in it does no harm; half of a character is no text at all.
+            # A title is only looked up, so a line break in it does no harm; a lone surrogate is an error.
             is_odd = cell is not None and not cell.isprintable() and (name == "education" or _has_half_character(cell))
             if is_odd:
                 problems.add(place, slot[name], f"{cell!r} holds a line break or control character")
@@ -136,10 +136,10 @@ class SpellReader:
         return Spell(start, end, number, title, known.get("code"), education, place, fault, tuple(changes))
 
     def _dates(self, known: Mapping[str, str], path: Path, changes: list[str]) -> tuple[date, date | None]:
-        """Return the first and the last day of a job; add to `changes` what the data card says of them.
+        """Return the first and the last day of a job; add notes for the data card to `changes`.
 
         Raises:
-            _FaultError: if a date cannot be read, or the two cannot be true.
+            _FaultError: if a date is invalid, or the two dates are impossible.
         """
         last_day = date(self.settings.last_year, 12, 31)
         begin, finish = known["start"], known.get("end")
@@ -170,5 +170,5 @@ class SpellReader:
 
 
 def _has_half_character(text: str) -> bool:
-    """Return whether a text holds half of a UTF-16 pair, which JSON can write and no file can hold."""
+    """Return whether a text has a lone surrogate, which JSON can express and UTF-8 cannot."""
     return any("\ud800" <= sign <= "\udfff" for sign in text)

@@ -1,11 +1,11 @@
 """Read the rows of resume files as people, in the order of their first row.
 
-    people=together   the rows of a person follow each other; memory stays flat (the first row of everybody is in a
-                      temporary database, to refuse a person whose rows are apart)
-    people=anywhere   they may stand anywhere; everybody is held in memory
+    people=together   the rows of a person are adjacent; memory use is constant (a temporary database has the first row
+                      of each person, to detect a person whose rows are not adjacent)
+    people=anywhere   rows may be in any order; all people are held in memory
 
-Rows that are broken are problems: they are collected while people are given out, and refuse the file when it ends, or
-as soon as there are 1,000 of them. So whoever reads must publish nothing before the last person.
+Invalid rows are problems: they are collected while people are yielded, and raise an error at the end of the file, or
+as soon as there are 1,000. So a caller must not publish anything before the last person.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _MOST_DIGITS = 9  # of the number in a column's name; Python reads no more than 
 
 @dataclass(frozen=True, slots=True)
 class ResumePerson:
-    """What the files say of one person: facts by name, and jobs in the order of the files."""
+    """The rows of one person: attributes by name, and jobs in the order of the files."""
 
     person: str
     facts: Mapping[str, str]
     spells: Sequence[Spell]
-    changes: Sequence[str] = ()  # cells that were taken otherwise than they stand
+    changes: Sequence[str] = ()  # notes on cells that were changed when read
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row: where it stands, whose it is, and what it says; broken parts have gone to the file's problems."""
+    """One row: its place, person and content; invalid parts were added to the file's problems."""
 
     file: int
     place: int
@@ -57,7 +57,7 @@ class _Row:
 
     @property
     def key(self) -> int:
-        """File and place as one number."""
+        """File and place, encoded as one number."""
         return self.file * _PLACES_PER_FILE + self.place
 
 
@@ -70,16 +70,16 @@ class PersonRows:
     spell_reader: SpellReader
 
     def __iter__(self) -> Iterator[ResumePerson]:
-        """Yield everybody.
+        """Yield the people of the files.
 
         Raises:
-            DataFileError: with all problems of a file counted and ten named.
+            DataFileError: with the number of problems of a file and the first ten.
         """
         rows_of = self._together() if self.settings.people == "together" else self._anywhere()
         return (self._person(rows) for rows in rows_of)
 
     def _together(self) -> Iterator[list[_Row]]:
-        """Yield the rows of a person when the next one begins; note one who begins a second time."""
+        """Yield the adjacent rows of each person; a person whose rows are not adjacent is a problem."""
         rows: list[_Row] = []
         with closing(_first_rows()) as first_rows:
             for row in self._rows():
@@ -93,7 +93,7 @@ class PersonRows:
             yield rows
 
     def _anywhere(self) -> Iterator[list[_Row]]:
-        """Yield the rows of everybody, once all are read."""
+        """Yield the rows of each person, after reading all files."""
         rows_of: dict[str, list[_Row]] = {}
         for row in self._rows():
             rows = rows_of.setdefault(row.person, [])
@@ -103,7 +103,7 @@ class PersonRows:
         yield from rows_of.values()
 
     def _person(self, rows: Sequence[_Row]) -> ResumePerson:
-        """Put a person's rows together; note facts that contradict each other, and jobs from before the birth."""
+        """Merge a person's rows; contradictory attributes and jobs before birth are problems."""
         facts: dict[str, str] = {}
         for row in rows:
             for name, value in row.facts.items():
@@ -117,7 +117,7 @@ class PersonRows:
         return ResumePerson(rows[0].person, facts, spells, changes)
 
     def _after_birth(self, spell: Spell, row: _Row, born: str | None) -> Spell:
-        """Return a job; one that starts before the person's birth is noted, or has a fault."""
+        """Return a job; one that starts before the person's birth is a problem, or gets a fault."""
         if born is None or spell.start is None or spell.start.year >= int(born):
             return spell
         if self.settings.bad_dates == "leave_out":
@@ -145,7 +145,7 @@ class PersonRows:
             problems.refuse_if_any()
 
     def _person_id(self, place: int, cells: Cells, problems: Problems) -> str | None:
-        """Return whose row it is; None where that cannot be known, which is noted."""
+        """Return the person of a row; None, with a problem, if the id is missing or invalid."""
         column = self.settings.columns.person
         person = cells[column]
         if self.settings.is_missing(person):
@@ -162,7 +162,7 @@ class PersonRows:
     def _cells(self, path: Path, problems: Problems) -> Iterator[tuple[int, Cells]]:
         columns, slots = self.settings.columns, self.spell_reader.slots
         facts = {name: column for name in _FACTS if (column := getattr(columns, name)) is not None}
-        # A JSON object may leave out what is null, and so the columns of jobs that nobody has.
+        # A JSON object may omit null values, and so the columns of unused job slots.
         required = {"person": columns.person, **facts, **slots[0]}
         rest = [name for slot in slots[1:] for name in slot.values()]
         beyond = _columns_beyond(self.settings)
@@ -179,7 +179,7 @@ class PersonRows:
             yield place, {name: cells[name] for name in read if name in cells}
 
     def _facts(self, place: int, cells: Cells, problems: Problems, changes: list[str]) -> Iterator[tuple[str, str]]:
-        """Yield what is known of the person; add to `changes` what the data card says of it."""
+        """Yield the attributes of the person; add notes for the data card to `changes`."""
         for name in _FACTS:
             column = getattr(self.settings.columns, name)
             cell = "" if column is None else cells[column]
@@ -211,7 +211,7 @@ class PersonRows:
 
 
 def _first_rows() -> sqlite3.Connection:
-    """Open a table of the first row of everybody: a temporary file, which is gone when it is closed."""
+    """Open a table of the first row of each person, in a temporary file that is deleted when closed."""
     database = sqlite3.connect("", check_same_thread=False)
     database.executescript(
         "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;"  # KiB of memory
@@ -221,10 +221,10 @@ def _first_rows() -> sqlite3.Connection:
 
 
 def _add_first(database: sqlite3.Connection, person: str, place: int) -> int | None:
-    """Return where a person's first row is if that is known; None, and this place is noted, if not.
+    """Return the place of a person's first row; None for a new person, whose place is stored.
 
     Raises:
-        DiskError: if the disk of temporary files has no room for more people.
+        DiskError: if the disk of temporary files is full.
     """
     try:
         if database.execute("INSERT OR IGNORE INTO first_rows VALUES (?, ?)", (person, place)).rowcount:
@@ -232,13 +232,14 @@ def _add_first(database: sqlite3.Connection, person: str, place: int) -> int | N
         (known,) = database.execute("SELECT place FROM first_rows WHERE person = ?", (person,)).fetchone()
     except sqlite3.OperationalError as error:
         raise DiskError(
-            f"no list of people in temporary files ({error}); make room there, or set TMPDIR to another folder"
+            f"no list of people in temporary files ({error}); make room there, or set TMPDIR to another folder",
+            code="temporary-files-failed",
         ) from None
     return int(known)
 
 
 def _columns_beyond(settings: ResumeSettings) -> IsColumn | None:
-    """Return what tells numbered columns whose number is num_slots or more; None where none are numbered."""
+    """Return a function that matches numbered columns from num_slots on; None if no columns are numbered."""
     if settings.rows != "person":
         return None
     columns = [column for column in settings.columns.per_job().values() if "{}" in column]

@@ -1,12 +1,12 @@
-"""From dated jobs, which overlap and leave gaps, to at most one job a calendar year.
+"""Assign at most one job to each calendar year, from dated jobs that may overlap and leave gaps.
 
     days     a year belongs to the job held for the most days of it
     latest   ... to the job that began last, of those held on some day of it
 
-Of jobs that are equal in this, the year belongs to the one that starts later, then the one that ends later, then the
-one that stands later in the file. A year without a job has no line in the career.
+Ties go to the job that starts later, then the one that ends later, then the one that is later in the file. A year
+without a job is not in the career.
 
-Jobs that have an order and no dates are the years 1, 2, 3 of their career.
+Jobs with an order and no dates get the years 1, 2, 3, ...
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _Key = tuple[int, date, date, int]
 
 
 def job_of_years(spells: Sequence[Spell], rule: YearRule) -> dict[int, Spell]:
-    """Return the job of every year that has one, in order of year.
+    """Return the job of each year that has one, in order of year.
 
     Args:
         spells: jobs in the order of the file; one without a start and end, or an order, has no year.
-        rule: which of several jobs is a year's.
+        rule: selects among several jobs of a year.
     """
     in_order = sorted((spell for spell in spells if spell.order is not None), key=lambda spell: spell.order or 0)
     if in_order:

@@ -1,1 +1,1 @@
-"""A made labor market whose transition probabilities are known."""
+"""A synthetic labor market with known transition probabilities."""

@@ -1,12 +1,12 @@
-"""A made labor market whose true probabilities are known: people in, careers out, and the probability of every job.
+"""A synthetic labor market with known probabilities: it samples careers, and gives the probability of every job.
 
-With real surveys nobody knows the best possible perplexity. Here it is known, so a report can say how far a model is
-from the truth. The market is one and the same always; the seed only decides which people are drawn from it. Person i
-depends on (seed, i) alone: the 132 uniform numbers of person i are draws 132 i .. 132 i + 131 of one counter-based
-generator, and what is computed from them does not depend on who else is in the block.
+The best possible perplexity of a real survey is unknown. Here it is known, so a report can show how far a model is from
+the truth. The market is always the same; the seed only determines which people are sampled. Person i depends on
+(seed, i) alone: the 132 uniform numbers of person i are draws 132 i .. 132 i + 131 of one counter-based generator, and
+the result does not depend on the other people in the block.
 
-The rule and its numbers stand in synthetic_titles.py. Education does not depend on occupations: it is a fact of the
-year, as in the template.
+titles.py has the rule and its numbers. Education does not depend on occupations: it is an attribute of the year, as in
+the template.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _DRAWS_PER_PERSON = _NUM_FACTS + 3 * len(WAVES)
 
 @dataclass(frozen=True, slots=True)
 class SyntheticMarket:
-    """The tables of the rule, and the seed that says which people are drawn; made by `make_market`."""
+    """The tables of the rule, and the seed of the sampled people; made by `make_market`."""
 
     seed: int
     num_people: int
@@ -95,10 +95,10 @@ class SyntheticMarket:
             yield from self._block(range(first, min(first + _PEOPLE_PER_BLOCK, num_people)), jobs, survey)
 
     def log_probabilities(self, career: CareerHistory) -> list[float]:
-        """Return log P of every occupation given those before it and the covariates of its year, in nats.
+        """Return log P of every occupation given the previous ones and the covariates of its year, in nats.
 
         Raises:
-            DataFileError: if the career lacks a covariate that the rule needs, or holds what this market does not know.
+            DataFileError: if the career lacks a covariate that the rule needs, or has an unknown value.
         """
         tenures = self._tenures(career)
         log_probabilities: list[float] = []
@@ -123,7 +123,7 @@ class SyntheticMarket:
         """Return the probability of every occupation, [O], for the observation in `year` after the jobs of `prefix`.
 
         Raises:
-            DataFileError: as `log_probabilities`; also if `year` is not after the last job.
+            DataFileError: as in `log_probabilities`; also if `year` is not after the last job.
         """
         tenures = self._tenures(prefix)
         stratum = _stratum(prefix, year, education)
@@ -132,7 +132,10 @@ class SyntheticMarket:
             return np.asarray(weights / weights.sum(), dtype=np.float64)
         last = prefix.jobs[-1]
         if year <= last.year:
-            raise DataFileError(f"person {prefix.person!r}: year {year} is not after the last job, of {last.year}")
+            raise DataFileError(
+                f"person {prefix.person!r}: year {year} is not after the last job, of {last.year}",
+                code="year-not-after-last-job",
+            )
         before = self._index(prefix, last.occupation)
         odds = self._stay_odds(before, tenures[-1], stratum, year - last.year)
         weights = self.attraction_SO[stratum] * self.affinity_TOO[_tenure_class(tenures[-1]), before]
@@ -146,16 +149,21 @@ class SyntheticMarket:
 
     def _index(self, career: CareerHistory, code: str) -> int:
         if code not in self.index_of:
-            raise DataFileError(f"person {career.person!r}: occupation {code!r} is not one of the made labor market")
+            raise DataFileError(
+                f"person {career.person!r}: occupation {code!r} is not one of the made labor market",
+                code="unknown-synthetic-occupation",
+            )
         return self.index_of[code]
 
     def _tenures(self, career: CareerHistory) -> list[int]:
-        """Return for each job how many observations in a row, itself included, have its occupation."""
+        """Return the tenure of each job: the number of consecutive observations in its occupation up to it."""
         tenures: list[int] = []
         for number, job in enumerate(career.jobs):
             before = career.jobs[number - 1] if number else None
             if before is not None and job.year <= before.year:
-                raise DataFileError(f"person {career.person!r}: year {job.year} stands after {before.year}")
+                raise DataFileError(
+                    f"person {career.person!r}: year {job.year} comes after {before.year}", code="years-out-of-order"
+                )
             tenures.append(tenures[-1] + 1 if before is not None and before.occupation == job.occupation else 1)
         return tenures
 
@@ -189,7 +197,7 @@ class SyntheticMarket:
     def _occupations(
         self, uniforms: Floats, observed_PW: NDArray[np.bool_], genders: Indices, strata_PW: Indices
     ) -> Indices:
-        """Return the occupation of every person and wave, [P, W]; 0 where nobody was observed."""
+        """Return the occupation of every person and wave, [P, W]; 0 if the person was not observed."""
         occupations_PW = np.zeros(observed_PW.shape, dtype=np.int64)
         current, tenure, last_year = (np.zeros(len(genders), dtype=np.int64) for _ in range(3))
         for wave, year in enumerate(WAVES):
@@ -217,12 +225,12 @@ class SyntheticMarket:
 
 @functools.cache
 def _all_jobs(codes: tuple[str, ...]) -> tuple[Job, ...]:
-    """Return the 68,675 jobs there are; careers share them, which saves most of the time and memory of a stream."""
+    """Return all 68,675 possible jobs; careers share these objects, which saves most of the time and memory."""
     return tuple(Job(year, code, level) for year in WAVES for code in codes for level in EDUCATIONS)
 
 
 def make_market(settings: SyntheticSettings) -> SyntheticMarket:
-    """Return the made labor market, to draw the people of `settings.seed` from."""
+    """Return the synthetic labor market with the people of `settings.seed`."""
     vocabulary = synthetic_vocabulary()
     hold_OT, hold_OS, hold_gap = stay_factors()
     return SyntheticMarket(
@@ -240,15 +248,15 @@ def make_market(settings: SyntheticSettings) -> SyntheticMarket:
 
 
 def person_uniforms(seed: int, people: range) -> Floats:
-    """Return the uniform numbers of each person, [P, 132]: one fixed stretch of the seed's stream each."""
+    """Return the uniform numbers of each person, [P, 132]: a fixed section of the seed's stream per person."""
     draws = stream(seed, "careers", start=people.start * _DRAWS_PER_PERSON)
     return draws.random((len(people), _DRAWS_PER_PERSON))
 
 
 def _chosen(weights: Floats, uniforms: Floats) -> Indices:
-    """Return for each uniform the index that it falls on, with [0, 1) cut in shares of the weights, [O] or [P, O]."""
+    """Sample an index for each uniform number, with probabilities proportional to the weights, [O] or [P, O]."""
     cumulative = np.cumsum(weights, axis=-1)
-    # 1 - uniform lies in (0, 1], so that the index found is never past the end and never one of weight 0.
+    # 1 - uniform is in (0, 1], so the sampled index is never past the end and never has weight 0.
     targets = (1.0 - uniforms) * cumulative[..., -1]
     return np.asarray((cumulative < targets[:, None]).sum(axis=-1), dtype=np.int64)
 
@@ -290,14 +298,18 @@ def _stratum(career: CareerHistory, year: int, education: str | None) -> int:
     if career.birth_year is None or education not in EDUCATIONS:
         raise DataFileError(
             f"person {career.person!r}, {year}: birth year {career.birth_year}, education {education!r}; the made "
-            f"labor market needs a birth year and one of: {', '.join(EDUCATIONS)}"
+            f"labor market needs a birth year and one of: {', '.join(EDUCATIONS)}",
+            code="no-birth-year-or-education",
         )
     return stratum_of(EDUCATIONS.index(education), career.birth_year, year)
 
 
 def _gender(career: CareerHistory) -> int:
     if career.gender not in GENDERS:
-        raise DataFileError(f"person {career.person!r}: gender {career.gender!r}; wanted one of: {', '.join(GENDERS)}")
+        raise DataFileError(
+            f"person {career.person!r}: gender {career.gender!r}; wanted one of: {', '.join(GENDERS)}",
+            code="unknown-gender",
+        )
     return GENDERS.index(career.gender)
 
 

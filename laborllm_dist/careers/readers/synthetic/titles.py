@@ -1,8 +1,8 @@
-"""The words of the made labor market (335 titles) and the numbers of its rule: who goes where, and how likely.
+"""The titles of the synthetic labor market (335) and the numbers of its transition rule.
 
 A title is a rank word and a trade, such as "Senior welding technicians"; trades of a family share their last word.
-So what a family has in common can be read off its titles. No title begins another, so the text of a title alone has
-at most the title's own probability.
+So titles show which occupations belong to a family. No title is a prefix of another, so the probability of a title's
+text is at most that of the title.
 
 The rule. Given the occupation i held at the last observation, tenure t (observations in a row in i so far), education
 e (0..4), decade of birth c (0: 1940s .. 4: 1980s), age class a (under 20, 25, 40, above), years g since the last:
@@ -17,7 +17,7 @@ e (0..4), decade of birth c (0: 1940s .. 4: 1980s), age class a (under 20, 25, 4
     log attraction of a state       = base + by_education (e - 2) + by_decade (c - 2) + by_age_a
     log affinity = SAME_FAMILY or NEXT_FAMILY; within a trade PROMOTION[t] one rank up, DEMOTION[t] one rank down
 
-An attraction is low-rank and smooth on purpose: a small model that reads the titles can come near the truth.
+Attractions are low-rank and smooth by design, so that a small model that reads the titles can approach the truth.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STATE_CODES = ("UNE", "NLF", "EDU")
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Trades that share a kind of work; families that stand next to each other are close, as are last and first.
+    """Trades that share a kind of work; neighboring families are close, as are the last and the first.
 
     `schooling` is the fitting level of education (0 less than high school .. 4 graduate degree), `trend` the growth of
     log attractiveness per decade of birth, `lean` the log attractiveness for women beginning work (minus for men).
@@ -175,7 +175,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an occupation stands: its family, the number of its trade in the family and its rank, 0 to 3."""
+    """The place of an occupation: its family, the number of its trade in the family and its rank, 0 to 3."""
 
     family: int
     trade: int
@@ -183,7 +183,7 @@ class Place:
 
 
 def places() -> tuple[Place, ...]:
-    """Return the place of every occupation in the order of the vocabulary, the three states left out."""
+    """Return the place of every occupation in the order of the vocabulary, without the three states."""
     return tuple(
         Place(number, trade, rank)
         for number, family in enumerate(FAMILIES)
@@ -193,7 +193,7 @@ def places() -> tuple[Place, ...]:
 
 
 def synthetic_vocabulary() -> OccupationVocabulary:
-    """Return the 335 occupations of the made labor market: 332 titles, then the three states."""
+    """Return the 335 occupations of the synthetic labor market: 332 titles, then the three states."""
     codes: list[str] = []
     titles: list[str] = []
     for place in places():
@@ -205,7 +205,7 @@ def synthetic_vocabulary() -> OccupationVocabulary:
 
 
 def _golden(number: int) -> float:
-    """Return a number from -1/2 to 1/2, spread evenly over the numbers that it is asked for (multiples of a ratio)."""
+    """Return a number from -1/2 to 1/2 of a low-discrepancy sequence (multiples of an irrational ratio)."""
     return number * _GOLDEN % 1.0 - 0.5
 
 
@@ -254,7 +254,7 @@ def affinities() -> Floats:
     """Return how close every occupation is to every other after a tenure, [class of tenure, O, O]; 0 to itself."""
     family_P, trade_P, rank_P = np.array([(place.family, place.trade, place.rank) for place in places()]).T
     distance_PP = np.abs(family_P[:, None] - family_P)
-    distance_PP = np.minimum(distance_PP, len(FAMILIES) - distance_PP)  # the families stand in a ring
+    distance_PP = np.minimum(distance_PP, len(FAMILIES) - distance_PP)  # the families form a ring
     by_family_PP = np.select([distance_PP == 0, distance_PP == 1], [SAME_FAMILY, NEXT_FAMILY], 0.0)
     is_same_trade_PP = (distance_PP == 0) & (trade_P[:, None] == trade_P)
     steps_PP = np.where(is_same_trade_PP, rank_P - rank_P[:, None], 0)  # up by 1: a promotion
@@ -269,7 +269,7 @@ def affinities() -> Floats:
 
 
 def entries() -> Floats:
-    """Return how much every occupation attracts those who begin, by gender, [G, O]."""
+    """Return how much every occupation attracts people in their first observation, by gender, [G, O]."""
     by_rank = np.array([ENTRY_BY_RANK[place.rank] for place in places()])
     lean = np.array([FAMILIES[place.family].lean for place in places()])
     states = np.zeros(len(STATE_CODES))

@@ -325,7 +325,7 @@ def test_no_room_for_the_list_of_people_is_one_clear_line(tmp_path: Path, monkey
 BROKEN = {
     "not JSON": ('{"id": "a", \n', r"r.jsonl: 1 problem:\n  line 1: not JSON"),
     "a list": ("[1]\n", r"line 1: not a JSON object: '\[1\]'"),
-    "twice": ('{"id": "a", "id": "b"}\n', r"line 1: not JSON \(the name 'id' stands twice\)"),
+    "twice": ('{"id": "a", "id": "b"}\n', r"line 1: not JSON \(the name 'id' appears twice\)"),
     "a nested value": ('{"id": "a", "start": {"y": 1}}\n', r"line 1, column start: holds \{\"y\": 1\}, not a text or number"),
     "no date": (rows_of(job("a", "1", "soon", "2011")), r"line 1, column start: 'soon' is not a date"),
     "an end before its start": (
