@@ -23,6 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from laborllm_dist.config.reader import Strict, read_settings, settings_to_values
+from laborllm_dist.errors import SettingsError
+
 PLAIN = Any  # what JSON has itself: None, bool, int, float, str, lists, dicts with texts as keys
 DTYPES = (np.bool_, np.int32, np.int64, np.float32, np.float64)
 _SCALARS = (bool, int, float, str)
@@ -76,6 +79,8 @@ def _encoded(value: Any, kind: Any, place: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if type(value) is not kind:
             raise _mismatch(value, kind, place)
+        if issubclass(kind, Strict):
+            return settings_to_values(value)
         hints = _fields_of(kind)
         return {name: _encoded(getattr(value, name), hint, f"{place}.{name}") for name, hint in hints.items()}
     return _checked_scalar(value, kind, place)
@@ -101,6 +106,11 @@ def _decoded(plain: Any, kind: Any, place: str) -> Any:
     if origin in (dict, collections.abc.Mapping):
         return _each_named(plain, _type_of_values(kind, inner), place, _decoded)
     if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and issubclass(kind, Strict):
+            try:
+                return read_settings(kind, plain)
+            except SettingsError as error:
+                raise MessageError(f"{place}: {error}") from None
         hints = _fields_of(kind)
         if not isinstance(plain, dict) or plain.keys() != hints.keys():
             raise _mismatch(plain, kind, place)
