@@ -8,7 +8,7 @@ from helpers.runs import settings_of, small_run
 from sklearn.linear_model import LogisticRegression
 
 from laborllm_dist.baselines.features import CareerFeatures, career_features, categories_of
-from laborllm_dist.baselines.logit import STRENGTHS, fit_logit, fit_with_strength, regressors
+from laborllm_dist.baselines.logit import fit_logit, fit_with_strength, regressors
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.store.build import prepare_store
 
@@ -36,12 +36,18 @@ def test_the_fit_is_that_of_scikit_learn(splits: dict[str, CareerFeatures]) -> N
     np.testing.assert_allclose(log_p, theirs.predict_log_proba(regressors(test)), atol=0.02)
 
 
-def test_the_strength_is_the_one_that_validation_people_like_best(splits: dict[str, CareerFeatures]) -> None:
+def test_the_strength_is_the_one_that_validation_people_like_best(
+    splits: dict[str, CareerFeatures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laborllm_dist.baselines.logit.STRENGTHS", (100.0, 3.0, 0.03))
     train, validation = splits["train"], splits["validation"]
     weights = np.ones(len(train))
     best = fit_logit(train, weights, validation, lambda line: None)
-    likelihoods = {each: fit_with_strength(train, weights, each).log_likelihood(validation) for each in STRENGTHS}
-    assert best.strength == max(likelihoods, key=likelihoods.__getitem__)
+    likelihoods = {
+        each: fit_with_strength(train, weights, each, None, 1e-4).log_likelihood(validation)
+        for each in (100.0, 3.0, 0.03)
+    }
+    assert best.strength == max(likelihoods, key=likelihoods.__getitem__) == 3.0
     for _, part in best.distributions(splits["test"]):
         np.testing.assert_allclose(np.exp(part).sum(axis=1), 1)
 
