@@ -40,7 +40,7 @@ COMMANDS = (
     ("launch/evaluate.py", "evaluate", "laborllm_dist.config.evaluation", "EvaluateSettings"),
     ("launch/predict.py", "predict", "laborllm_dist.config.evaluation", "PredictSettings"),
     ("launch/forecast.py", "forecast", "laborllm_dist.config.evaluation", "ForecastSettings"),
-    ("launch/baselines.py", "baselines", "laborllm_dist.config.evaluation", "BaselineSettings"),
+    ("launch/baselines.py", "baselines", "laborllm_dist.config.baselines", "BaselineSettings"),
     ("launch/report.py", "report", "laborllm_dist.config.evaluation", "ReportSettings"),
     ("launch/convert_gguf.py", "convert_gguf", "laborllm_dist.config.model", "ConvertSettings"),
 )

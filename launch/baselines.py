@@ -3,7 +3,7 @@
 import logging
 
 from laborllm_dist.cli import launch
-from laborllm_dist.config.evaluation import BaselineSettings
+from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.io.console import LOGGER
 
 HELP = """

@@ -37,6 +37,7 @@ ONLY_IN = {
         "prediction",
         "forecasting",
         "planning",
+        "baselines",
     },
     "hydra": {"cli"},
     "omegaconf": {"cli"},

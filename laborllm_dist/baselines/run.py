@@ -1,46 +1,119 @@
-"""Score the baselines of a run on its own people, each into a score table beside the model's."""
+"""Train and score the baselines of a run on its own people, each into a score table beside the model's.
+
+A baseline learns from the people that the run trains on, with their weights. Whatever is chosen (smoothing, strength of
+a penalty, when to stop) is chosen on the validation people.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist import __version__
-from laborllm_dist.baselines.frequency import first_order_table, marginal_table
+from laborllm_dist.baselines.features import STATIC, VARYING, CareerFeatures, Categories, career_features, categories_of
+from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table, second_order_table
+from laborllm_dist.baselines.logit import fit_logit
 from laborllm_dist.careers.corpus import fingerprint_sources
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.careers.splits import SPLITS
+from laborllm_dist.config.baselines import BaselineName, BaselineSettings, FitSettings
 from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.config.data import DataSettings
-from laborllm_dist.config.evaluation import BaselineSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.evaluation.tasks import observation_facts
-from laborllm_dist.io.files import ChecksumCheck, fingerprint_of
+from laborllm_dist.io.files import ChecksumCheck, file_lock, fingerprint_of
 from laborllm_dist.io.run_directory import RunDirectory, read_run
-from laborllm_dist.store.pooling import training_pool
+from laborllm_dist.store.pooling import TrainingPool, observation_weights, training_pool
 from laborllm_dist.store.store import CareerTable, TokenStore, checking_store, open_store
-from laborllm_dist.tables.parquet import ScoreTableInfo
-from laborllm_dist.tables.scores import NUM_TITLES, TRUE_MODEL, read_score_table, write_score_table
+from laborllm_dist.tables.log_domain import log_sum_exp
+from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
+from laborllm_dist.tables.scores import NUM_TITLES, TRUE_MODEL, write_score_table
+from laborllm_dist.tables.title_distributions import title_table_path, write_title_table
 
-NAMES = {"marginal": "marginal", "first_order": "first-order", "truth": "truth"}
-FORMAT = 3  # of the tables made here: increase it when their content changes
+if TYPE_CHECKING:
+    from laborllm_dist.baselines.two_stage import TwoStageModel
+
+NAMES: dict[BaselineName, str] = {
+    "marginal": "marginal",
+    "first_order": "first-order",
+    "second_order": "second-order",
+    "logit": "logit",
+    "logit_two_stage": "two-stage logit",
+    "bag_of_jobs": "bag of jobs",
+    "career": "CAREER",
+    "truth": "truth",
+}
+FORMAT = 4  # of the tables made here: raise it when what is in them changes
+Codes = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+# The numbers of observations, and log P of every symbol, [observations, symbols]: first the occupations, then others.
+Distributions = Iterator[tuple[Codes, Floats]]
+Say = Callable[[str], None]
 
 
-def score_baselines(settings: BaselineSettings, say: Callable[[str], None]) -> list[Path]:
-    """Write the score table of every requested baseline that does not have one yet.
+@dataclasses.dataclass(frozen=True)
+class BaselinePeople:
+    """The people that baselines learn from and are scored on."""
+
+    store: TokenStore
+    settings: RunSettings
+    scored: CareerTable
+
+    @cached_property
+    def train(self) -> CareerTable:
+        """The training people, with those that the run does not train on."""
+        return self.store.careers("train")
+
+    @cached_property
+    def validation(self) -> CareerTable:
+        """The validation people."""
+        return self.store.careers("validation")
+
+    @cached_property
+    def pool(self) -> TrainingPool:
+        """Who of the training people is trained on, and how often."""
+        return training_pool(self.store, self.settings)
+
+    @cached_property
+    def categories(self) -> Categories:
+        """The values of covariates among the training people."""
+        return categories_of(self.train)
+
+    def features(self, careers: CareerTable) -> CareerFeatures:
+        """Return the features of a split."""
+        return career_features(careers, self.categories)
+
+    def weights(self, surveys: tuple[str, ...]) -> Floats:
+        """Return the weight of each training career, [careers]; 0 for those of other surveys."""
+        weights = np.zeros(len(self.train))
+        weights[self.pool.rows] = self.pool.weights
+        return np.where(np.isin(self.train.table["survey"].to_numpy(), surveys), weights, 0.0)
+
+    @property
+    def surveys(self) -> tuple[str, ...]:
+        """The dataset tags of the corpora."""
+        return tuple(corpus.survey for corpus in self.settings.data.corpora.values())
+
+
+def score_baselines(settings: BaselineSettings, say: Say) -> list[Path]:
+    """Write the score table of every requested baseline that does not have one yet, and the table of titles if asked.
 
     Raises:
-        RunError: if `truth` is requested for careers whose true probabilities are unknown.
+        RunError: if the truth is asked of careers whose true probabilities nobody knows.
+        AlreadyRunningError: if another process is at it.
     """
     run, run_settings, store_folder = read_run(Path(settings.run))
     store = open_store(store_folder)
-    with checking_store(store, SPLITS) as check:  # the baselines are computed from all splits
+    busy = f"another process is scoring baselines of {run.path}; wait for it, or end it first"
+    with checking_store(store, SPLITS) as check, file_lock(run.path / "baselines.lock", busy=busy):
         return _score_missing(settings, run, (run_settings, store), check, say)
 
 
@@ -49,18 +122,21 @@ def _score_missing(
     run: RunDirectory,
     of_run: tuple[RunSettings, TokenStore],
     check: ChecksumCheck,
-    say: Callable[[str], None],
+    say: Say,
 ) -> list[Path]:
     (run_settings, store), written = of_run, list[Path]()
+    people = BaselinePeople(store, run_settings, store.careers(settings.split))
     for name in settings.baselines:
         path = run.scores(settings.split, name)
-        details = {"baseline": fingerprint_of([FORMAT, name, settings.split, _trained_on(run_settings)])}
-        if path.is_file() and _is_same(path, store.careers_fingerprint, details):
+        details = {"baseline": _identity(name, settings, run_settings)}
+        has_titles = settings.titles == "all" and name != "truth"
+        tables = [path, *([title_table_path(path, settings.split)] if has_titles else [])]
+        if all(table.is_file() and _is_same(table, store.careers_fingerprint, details) for table in tables):
             say(f"baselines: {NAMES[name]} is there ({path})")
             continue
         check.wait()
-        careers = store.careers(settings.split)
-        scores, more = _scores(name, store, careers, run_settings)
+        state_file = run.path / "baselines" / f"{name}.pt"
+        distributions, more = _distributions(name, people, settings, state_file, say)
         info = ScoreTableInfo(
             model=NAMES[name],
             split=settings.split,
@@ -68,43 +144,135 @@ def _score_missing(
             code=__version__,
             details={**details, **more, NUM_TITLES: str(len(store.vocabulary))},
         )
-        _write(careers, scores, info, path)
+        scores = _write(people.scored, distributions, info, tables)
         say(f"baselines: {NAMES[name]} scored on {len(scores):,} observations ({path})")
         written.append(path)
     return written
 
 
-def _scores(
-    name: str, store: TokenStore, careers: CareerTable, settings: RunSettings
-) -> tuple[npt.NDArray[np.float64], dict[str, str]]:
-    if name == "truth":
-        return _true_scores(store, careers, settings.data), TRUE_MODEL
-    train, pool = store.careers("train"), training_pool(store, settings)
-    if name == "marginal":
-        table = marginal_table(train, pool)
-    else:
-        table = first_order_table(train, pool, store.careers("validation"))
-    return table.scores(careers), table.details
+def _identity(name: BaselineName, settings: BaselineSettings, run: RunSettings) -> str:
+    """Return what stands for everything that decides a baseline's numbers, but the careers."""
+    own = getattr(settings, name, None)
+    trained_on = {name: (corpus.fraction, corpus.weight) for name, corpus in run.data.corpora.items()}
+    return fingerprint_of([FORMAT, name, settings.split, trained_on, None if own is None else dataclasses.asdict(own)])
 
 
-def _trained_on(settings: RunSettings) -> dict[str, tuple[float, float]]:
-    return {name: (corpus.fraction, corpus.weight) for name, corpus in settings.data.corpora.items()}
+def _distributions(
+    name: BaselineName, people: BaselinePeople, settings: BaselineSettings, state_file: Path, say: Say
+) -> tuple[Distributions, dict[str, str]]:
+    """Return the distributions of the scored observations, and what the table says of the baseline.
+
+    The truth has the observed occupation alone as its symbol.
+    """
+    match name:
+        case "truth":
+            truth = _true_scores(people.store, people.scored, people.settings.data)
+            return iter([(np.arange(len(truth)), truth[:, None])]), TRUE_MODEL
+        case "marginal":
+            marginal = marginal_table(people.train, people.pool)
+            return marginal.distributions(people.scored), marginal.details
+        case "first_order":
+            first = _first_order(people)
+            return first.distributions(people.scored), first.details
+        case "second_order":
+            weights = observation_weights(people.train, people.pool)
+            train, validation = people.features(people.train), people.features(people.validation)
+            second = second_order_table(train, weights, validation, _first_order(people))
+            return second.distributions(people.features(people.scored)), second.details
+        case "logit":
+            weights = observation_weights(people.train, people.pool)
+            train, validation = people.features(people.train), people.features(people.validation)
+            logit = fit_logit(train, weights, validation, lambda line: say(f"baselines: {line}"))
+            return logit.distributions(people.features(people.scored)), {"strength": f"{logit.strength:g}"}
+        case _:
+            return _two_stage(name, people, settings, state_file, say)
 
 
-def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) -> npt.NDArray[np.float64]:
+def _first_order(people: BaselinePeople) -> FrequencyTable:
+    return first_order_table(people.train, people.pool, people.validation)
+
+
+def _two_stage(
+    name: BaselineName, people: BaselinePeople, settings: BaselineSettings, state_file: Path, say: Say
+) -> tuple[Distributions, dict[str, str]]:
+    """Train a two-stage model and return its distributions of the scored observations."""
+    import torch
+
+    from laborllm_dist.baselines.fit import fit, log_probabilities
+
+    torch.set_num_threads(settings.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, validation = people.features(people.train), people.features(people.validation)
+    schedule: FitSettings = getattr(settings, name).fit
+    torch.manual_seed(schedule.seed)
+    model = _new_model(name, train, settings).to(device)
+    details: dict[str, str] = {}
+
+    def fitted(surveys: tuple[str, ...], schedule: FitSettings, file: Path, label: str) -> dict[str, str]:
+        chosen = validation.of_careers(np.isin(people.validation.table["survey"].to_numpy(), surveys))
+        weights = people.weights(surveys)
+        state = fit(model, train, weights, chosen, schedule, file, lambda line: say(f"baselines: {label}, {line}"))
+        return {"best_update": str(state.best_step), "validation_perplexity": f"{np.exp(state.best_loss):.4f}"}
+
+    later = people.surveys
+    if name == "career" and settings.career.pretrain_on:
+        first, later = (
+            settings.career.pretrain_on,
+            tuple(survey for survey in people.surveys if survey not in settings.career.pretrain_on),
+        )
+        if not later or not set(first) <= set(people.surveys):
+            raise RunError(
+                f"setting career.pretrain_on: expected some of {', '.join(people.surveys)}, and one left to fine-tune",
+                code="no-survey-to-pretrain-on",
+            )
+        pretraining = settings.career.pretraining
+        before = fitted(first, pretraining, state_file.with_suffix(".pretraining.pt"), "CAREER's pretraining")
+        details |= {f"pretraining_{key}": value for key, value in before.items()}
+    details |= fitted(later, schedule, state_file, NAMES[name])
+    return log_probabilities(model, people.features(people.scored)), details
+
+
+def _new_model(name: BaselineName, train: CareerFeatures, settings: BaselineSettings) -> TwoStageModel:
+    """Return a randomly initialized model."""
+    from laborllm_dist.baselines.two_stage import BagOfJobs, Career, TwoStageLogit
+
+    used = [*STATIC, *VARYING]
+    if not getattr(settings, name).birth_year:
+        used.remove("birth_year")
+    sizes = {covariate: train.num_categories[covariate] for covariate in used}
+    match name:
+        case "logit_two_stage":
+            return TwoStageLogit(train.num_occupations, sizes)
+        case "bag_of_jobs":
+            return BagOfJobs(train.num_occupations, sizes, settings.bag_of_jobs.width, VARYING)
+        case _:
+            career = settings.career
+            return Career(
+                train.num_occupations,
+                sizes,
+                num_layers=career.num_layers,
+                width=career.width,
+                num_heads=career.num_heads,
+                feed_forward=career.feed_forward,
+                dropout=career.dropout,
+            )
+
+
+def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) -> Floats:
+    """Return the true log-likelihood of each observation of a synthetic market, [observations]."""
     markets = {
         corpus.survey: make_market(corpus) for corpus in data.corpora.values() if isinstance(corpus, SyntheticSettings)
     }
     if len(markets) < len(data.corpora):
         raise RunError(
             "the true probabilities are known for synthetic careers only; leave `truth` out of baselines",
-            code="truth-needs-synthetic-careers",
+            code="truth-unknown",
         )
     if fingerprint_sources(data) != store.facts["identity"]["careers"]["sources"]:
         raise RunError(
             "the synthetic market's code has changed since these careers were drawn, so their true probabilities are "
             "not known any more; train again under another name",
-            code="synthetic-market-changed",
+            code="market-changed",
         )
     if careers.num_people() < len(careers):
         raise RunError(
@@ -118,21 +286,46 @@ def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) ->
     return np.asarray(scores)
 
 
-def _write(careers: CareerTable, scores: npt.NDArray[np.float64], info: ScoreTableInfo, path: Path) -> None:
+def _write(careers: CareerTable, distributions: Distributions, info: ScoreTableInfo, tables: list[Path]) -> Floats:
+    """Write the score table, and the table of titles where there is a path for it; return the scores."""
     facts = observation_facts(careers).drop_columns(["career"])
-    # A table over occupations is a proper distribution: `title` and `terminated` are the same number, without tokens.
+    _, occupations = careers.transitions()
+    num_rows, num_titles = len(occupations), len(careers.vocabulary)
+    scores, all_titles = np.full(num_rows, np.nan), len(tables) > 1
+    logs = np.empty((num_rows if all_titles else 0, num_titles))
+    for rows, log_p in distributions:
+        observed = occupations[rows] if log_p.shape[1] > 1 else np.zeros(len(rows), dtype=np.int64)
+        scores[rows] = log_p[np.arange(len(rows)), observed]
+        if all_titles:
+            logs[rows] = log_p[:, :num_titles]
+    # Occupations are disjoint events without tokens: `title` and `terminated` are the same number.
     columns: dict[str, Any] = {name: facts[name] for name in facts.column_names}
-    columns["num_tokens"] = pa.array(np.zeros(len(scores), dtype=np.int32))
+    columns["num_tokens"] = pa.array(np.zeros(num_rows, dtype=np.int32))
     columns["title"] = columns["terminated"] = pa.array(scores)
-    write_score_table(pa.table(columns), info, path)
+    if all_titles:
+        log_mass = log_sum_exp(logs, axis=1)
+        lists = pa.ListArray.from_arrays(
+            np.arange(0, logs.size + 1, num_titles, dtype=np.int32), pa.array(logs.ravel())
+        )
+        titles = {
+            **{name: columns[name] for name in ("survey", "person", "position", "occupation")},
+            "mass": pa.array(np.exp(log_mass)),
+            "bound": pa.array(np.zeros(num_rows)),
+            "normalised": pa.array(np.minimum(scores - log_mass, 0.0)),
+            "title": lists,
+            "terminated": lists,
+        }
+        write_title_table(pa.table(titles), info, careers.vocabulary.codes, tables[1])
+    write_score_table(pa.table(columns), info, tables[0])
+    return scores
 
 
 def _is_same(path: Path, careers: str, details: dict[str, str]) -> bool:
-    info = read_score_table(path)[1]
+    info = written_info(path)
     if "baseline" not in info.details:
         raise RunError(
             f"{path} holds the scores of a model, {info.model}, not of a baseline; move it away",
-            code="not-a-baseline-table",
+            code="scores-of-a-model",
         )
     same_details = all(info.details.get(name) == value for name, value in details.items())
     return (info.careers, info.code) == (careers, __version__) and same_details

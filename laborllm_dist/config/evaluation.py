@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
+from laborllm_dist.config.baselines import BASELINES
 from laborllm_dist.config.data import PromptSettings
 from laborllm_dist.config.model import Quantization
 from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed, Threads, Tokens, within
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
-BASELINES = ("marginal", "first_order", "truth")
 Truncation = Literal["refuse", "last_lines"]
 
 
@@ -215,18 +215,6 @@ class ForecastSettings(ForwardOverrides):
             raise OutOfRangeError(
                 "max_pruned_mass", f"0 with steps=sampled, which leaves no path out, got {self.max_pruned_mass}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class BaselineSettings(Strict):
-    """Settings of launch/baselines.py: models without weights, scored on the run's own people."""
-
-    run: str
-    """Folder of the run."""
-    baselines: tuple[Literal["marginal", "first_order", "truth"], ...]
-    """Which baselines to score; `truth` exists for synthetic careers."""
-    split: Literal["train", "validation", "test"]
-    """Which people to score."""
 
 
 @dataclass(frozen=True, slots=True)

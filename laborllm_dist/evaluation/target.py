@@ -18,14 +18,9 @@ import torch
 from laborllm_dist import __version__
 from laborllm_dist.careers.corpus import pooled_vocabulary
 from laborllm_dist.careers.splits import Split
+from laborllm_dist.config.baselines import BASELINES
 from laborllm_dist.config.data import EXAMPLES_LINE, TITLES_LINE, PromptSettings, TemplateSettings, TokenizerSettings
-from laborllm_dist.config.evaluation import (
-    BASELINES,
-    EvaluationOverrides,
-    EvaluationSettings,
-    OtherModelSettings,
-    Truncation,
-)
+from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, OtherModelSettings, Truncation
 from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.config.reader import is_file_name, settings_errors
 from laborllm_dist.config.run import RunSettings

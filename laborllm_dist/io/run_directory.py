@@ -24,8 +24,8 @@ from laborllm_dist.io.json_files import json_object, read_json_object
 TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record also the relative path
 STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
 RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
-# Names that a run writes in its folder.
-WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "scores", "report", "wandb")
+# What a run writes into its folder after its record.
+WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "baselines", "scores", "report", "wandb")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
 

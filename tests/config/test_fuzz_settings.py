@@ -27,13 +27,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laborllm_dist.cli import compose_settings, compose_values
-from laborllm_dist.config.evaluation import (
-    BaselineSettings,
-    EvaluateSettings,
-    ForecastSettings,
-    PredictSettings,
-    ReportSettings,
-)
+from laborllm_dist.config.baselines import BaselineSettings
+from laborllm_dist.config.evaluation import EvaluateSettings, ForecastSettings, PredictSettings, ReportSettings
 from laborllm_dist.config.model import ConvertSettings
 from laborllm_dist.config.reader import ByKind, read_settings, settings_to_values
 from laborllm_dist.config.run import RunSettings

@@ -17,15 +17,10 @@ from helpers.processes import PROJECT
 
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.cli import compose_settings, compose_values
+from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings, SyntheticCorpus, SyntheticSettings
 from laborllm_dist.config.data import TemplateSettings
-from laborllm_dist.config.evaluation import (
-    BaselineSettings,
-    EvaluateSettings,
-    ForecastSettings,
-    PredictSettings,
-    ReportSettings,
-)
+from laborllm_dist.config.evaluation import EvaluateSettings, ForecastSettings, PredictSettings, ReportSettings
 from laborllm_dist.config.model import ConvertSettings, LlamaSettings
 from laborllm_dist.config.number_ranges import NumberRange, above, below, between, within
 from laborllm_dist.config.reader import ByKind, read_settings

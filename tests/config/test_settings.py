@@ -13,8 +13,9 @@ from helpers.processes import PROJECT
 
 from laborllm_dist import cli
 from laborllm_dist.cli import compose_settings, compose_values
+from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.corpora import CORPUS_KINDS, SyntheticSettings
-from laborllm_dist.config.evaluation import BaselineSettings, EvaluateSettings, ReportSettings
+from laborllm_dist.config.evaluation import EvaluateSettings, ReportSettings
 from laborllm_dist.config.reader import (
     describe_settings,
     inner_type,

@@ -25,7 +25,7 @@ PROGRAM = """
 import logging, os, sys
 from pathlib import Path
 from laborllm_dist.cli import launch
-from laborllm_dist.config.evaluation import BaselineSettings
+from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.io.console import results, say_at_once
 
 logger = logging.getLogger("laborllm_dist.some.module")

@@ -17,7 +17,8 @@ from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.careers.readers.career_text import write_career_text
 from laborllm_dist.checkpoint.save import newest_checkpoint, save_total_limit
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.evaluation import BaselineSettings, EvaluateSettings, OtherModelSettings, PredictSettings
+from laborllm_dist.config.baselines import BaselineSettings
+from laborllm_dist.config.evaluation import EvaluateSettings, OtherModelSettings, PredictSettings
 from laborllm_dist.config.reader import OutOfRangeError, is_file_name
 from laborllm_dist.errors import DataFileError, ForeignFileError, LaborError, RunError, SettingsError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, remove_parts

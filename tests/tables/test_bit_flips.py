@@ -19,7 +19,8 @@ from helpers.trained_runs import ONE_RANK, PARTED_KEYS, forecast, parted, predic
 
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
-from laborllm_dist.config.evaluation import BaselineSettings, EvaluateSettings, PredictSettings
+from laborllm_dist.config.baselines import BaselineSettings
+from laborllm_dist.config.evaluation import EvaluateSettings, PredictSettings
 from laborllm_dist.errors import DataFileError, LaborError, RunError, ScoreTableError, StoreError
 from laborllm_dist.evaluation.resumable_parts import finish_parts, read_parts
 from laborllm_dist.io.files import ChecksumCheck, sha256_of

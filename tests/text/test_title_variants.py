@@ -16,8 +16,9 @@ from helpers.scoring_cases import PROMPTS, TITLES, VOCABULARY, careers_of_every_
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.batching.observations import observation_scores, scoring_batch
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
+from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
-from laborllm_dist.config.evaluation import BaselineSettings, EvaluationSettings
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.errors import RunError, SettingsError, TemplateError
 from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.io.run_directory import create_or_resume

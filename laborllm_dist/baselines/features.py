@@ -1,0 +1,159 @@
+"""What a baseline knows of every observation, as arrays: earlier occupations, tenure, years, education and covariates.
+
+Everything is known before the occupation of the year is: the year and the education are those of the year that is
+predicted, as in a language model's prompt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laborllm_dist.errors import DataFileError
+from laborllm_dist.store.store import CareerTable
+
+Integers = npt.NDArray[np.int64]
+STATIC = ("gender", "ethnicity", "region", "birth_year")  # covariates of a person
+VARYING = ("year", "education")  # covariates of an observation
+UNKNOWN = 0  # category of what is missing, or was not seen among training people
+
+
+@dataclass(frozen=True, slots=True)
+class Categories:
+    """The values of each covariate among training people; category 0 is everything else."""
+
+    values: dict[str, pa.Array]
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of categories of each covariate, the unknown one included."""
+        return {name: len(values) + 1 for name, values in self.values.items()}
+
+    def encode(self, name: str, column: pa.ChunkedArray) -> Integers:
+        """Return the category of each value."""
+        places = pc.fill_null(pc.index_in(column.combine_chunks(), self.values[name]), -1)
+        return np.asarray(places, dtype=np.int64) + 1
+
+
+def categories_of(train: CareerTable) -> Categories:
+    """Return the values that covariates have among training people, sorted."""
+    columns = {name: train.table[name] for name in STATIC} | {
+        "year": pc.list_flatten(train.table["years"]),
+        "education": pc.list_flatten(train.table["educations"]),
+    }
+    return Categories({name: _sorted_values(column) for name, column in columns.items()})
+
+
+def _sorted_values(column: pa.ChunkedArray) -> pa.Array:
+    values = pc.drop_null(pc.unique(column))
+    return values.take(pc.sort_indices(values))
+
+
+@dataclass(frozen=True, slots=True)
+class CareerFeatures:
+    """Observations in the order of careers and jobs; every array is [observations].
+
+    Attributes:
+        career: row of the career.
+        position: index of the job in its career, from 0.
+        occupation: place in the vocabulary.
+        previous: occupation before; the size of the vocabulary where there is none.
+        second_previous: the one before that; the size of the vocabulary where there is none.
+        year: calendar year.
+        tenure: years since the present spell in `previous` began, 0 for a first observation.
+        experience: years since the first observation.
+        is_gap: whether the year does not follow the year of the observation before.
+        is_new_education: whether the education differs from that of the observation before.
+        covariates: categories by name, those of a person repeated for each observation.
+        num_categories: number of categories of each covariate.
+        lengths: number of observations of each career, [careers].
+        num_occupations: size of the vocabulary.
+    """
+
+    career: Integers
+    position: Integers
+    occupation: Integers
+    previous: Integers
+    second_previous: Integers
+    year: Integers
+    tenure: Integers
+    experience: Integers
+    is_gap: npt.NDArray[np.bool_]
+    is_new_education: npt.NDArray[np.bool_]
+    covariates: dict[str, Integers]
+    num_categories: dict[str, int]
+    lengths: Integers
+    num_occupations: int
+
+    def __len__(self) -> int:
+        return len(self.occupation)
+
+    def of_careers(self, is_chosen: npt.NDArray[np.bool_]) -> CareerFeatures:
+        """Return the features of some careers; `is_chosen` is [careers]."""
+        rows = np.repeat(is_chosen, self.lengths)
+        arrays = {
+            field.name: getattr(self, field.name)[rows]
+            for field in dataclasses.fields(self)
+            if field.name not in ("covariates", "num_categories", "lengths", "num_occupations")
+        }
+        arrays["career"] = np.repeat(np.arange(int(is_chosen.sum())), self.lengths[is_chosen])
+        covariates = {name: column[rows] for name, column in self.covariates.items()}
+        return dataclasses.replace(self, **arrays, covariates=covariates, lengths=self.lengths[is_chosen])
+
+    @property
+    def starts(self) -> Integers:
+        """Index of the first observation of each career, [careers]."""
+        return np.cumsum(self.lengths) - self.lengths
+
+
+def career_features(careers: CareerTable, categories: Categories) -> CareerFeatures:
+    """Return the features of all observations of a split.
+
+    Raises:
+        DataFileError: if careers are cut into parts (template.max_history), whose earlier jobs are not in the store.
+    """
+    if careers.num_people() < len(careers):
+        raise DataFileError(
+            "this baseline looks at whole careers, and template.max_history has cut them into parts; leave it out of "
+            "baselines, or train without template.max_history",
+            code="baseline-needs-whole-careers",
+        )
+    lengths = careers.num_observations()
+    starts = np.cumsum(lengths) - lengths
+    career = np.repeat(np.arange(len(careers)), lengths)
+    previous, occupation = careers.transitions()
+    years = np.asarray(pc.list_flatten(careers.table["years"]), dtype=np.int64)
+    is_first = np.zeros(len(years), dtype=bool)
+    is_first[starts] = True
+    varying = {"year": careers.table["years"], "education": careers.table["educations"]}
+    covariates = {name: categories.encode(name, careers.table[name])[career] for name in STATIC}
+    covariates |= {name: categories.encode(name, pc.list_flatten(column)) for name, column in varying.items()}
+    second_previous = np.roll(previous, 1)
+    second_previous[is_first] = len(careers.vocabulary)
+    return CareerFeatures(
+        career=career,
+        position=np.arange(len(years)) - starts[career],
+        occupation=occupation,
+        previous=previous,
+        second_previous=second_previous,
+        year=years,
+        tenure=_tenure(years, previous, occupation, is_first),
+        experience=years - years[starts][career],
+        is_gap=np.where(is_first, False, np.diff(years, prepend=years[:1]) != 1),
+        is_new_education=np.where(is_first, False, np.diff(covariates["education"], prepend=0) != 0),
+        covariates=covariates,
+        num_categories=categories.sizes(),
+        lengths=lengths,
+        num_occupations=len(careers.vocabulary),
+    )
+
+
+def _tenure(years: Integers, previous: Integers, occupation: Integers, is_first: npt.NDArray[np.bool_]) -> Integers:
+    """Return the years from the first observation of the present spell in the previous occupation to this year."""
+    opens_spell = is_first | (occupation != previous)
+    opened = np.maximum.accumulate(np.where(opens_spell, np.arange(len(years)), 0))  # of each observation's own spell
+    return np.where(is_first, 0, years - years[np.roll(opened, 1)])

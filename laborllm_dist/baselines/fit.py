@@ -1,0 +1,262 @@
+"""Train a two-stage model on careers: Adam with an inverse square root schedule, best weights by validation people.
+
+A step is a function of the seed and its number: batches, their order and dropout are the same whenever it is computed.
+So a training that was killed continues from its last saved state and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from laborllm_dist.baselines.features import CareerFeatures
+from laborllm_dist.baselines.two_stage import DECADE, START, CareerBatch, TwoStageModel
+from laborllm_dist.config.baselines import FitSettings
+from laborllm_dist.io.files import atomic_write, fingerprint_of
+
+SAVE_SECONDS = 60.0  # between saved states
+SCORED_JOBS = 8_192  # padded observations whose probabilities are in memory at once
+Floats = npt.NDArray[np.float64]
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class FitState:
+    """What a training is after `step` updates, beside model and optimizer."""
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf  # nats per observation of the validation people
+    losses: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+
+
+def fit(
+    model: TwoStageModel,
+    train: CareerFeatures,
+    weights: Floats,
+    validation: CareerFeatures,
+    settings: FitSettings,
+    state_file: Path,
+    say: Say,
+) -> FitState:
+    """Train until the planned updates are done or validation has not improved for `patience` validations.
+
+    The model ends with the weights of the best validation.
+
+    Args:
+        model: on its device.
+        train: features of the training people.
+        weights: of careers, [careers]; those of weight 0 are left out.
+        validation: features of the validation people.
+        settings: of the optimizer and the schedule.
+        state_file: where the training is saved; one that another training left is not used.
+        say: takes lines of progress.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
+    identity = fingerprint_of([dataclasses.asdict(settings), type(model).__name__, _content(model, train, weights)])
+    state, best = _restored(state_file, identity, model, optimizer, device) or (FitState(), _copied(model))
+    batches = _Batches(train, np.flatnonzero(weights), settings.tokens_per_batch, settings.seed)
+    every = max(1, settings.validate_every_epochs * len(batches))
+    saved, begun, first = time.monotonic(), time.monotonic(), state.step
+    while state.step < settings.max_updates and not _is_over(state, settings.patience, every):
+        model.train()
+        torch.manual_seed(int(np.random.SeedSequence([settings.seed, state.step]).generate_state(1)[0]))
+        batch = career_batch(train, batches.of_step(state.step), weights).to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(state.step + 1, settings)
+        optimizer.zero_grad()
+        torch.autograd.backward(_loss(model, batch))
+        optimizer.step()
+        state.step += 1
+        if state.step % every == 0 or state.step == settings.max_updates:
+            loss = mean_loss(model, validation)
+            state.losses.append((state.step, loss))
+            if loss < state.best_loss:
+                state.best_step, state.best_loss, best = state.step, loss, _copied(model)
+            seconds = (time.monotonic() - begun) / (state.step - first) * (settings.max_updates - state.step)
+            say(
+                f"step {state.step:,} of at most {settings.max_updates:,}, validation perplexity {math.exp(loss):.3f} "
+                f"(best {math.exp(state.best_loss):.3f} at {state.best_step:,}), at most {seconds / 60:.0f} min left"
+            )
+        if time.monotonic() - saved > SAVE_SECONDS:
+            _save(state_file, identity, model, optimizer, state, best)
+            saved = time.monotonic()
+    _save(state_file, identity, model, optimizer, state, best)
+    model.load_state_dict(best)
+    return state
+
+
+def learning_rate(step: int, settings: FitSettings) -> float:
+    """Return the learning rate of an update, counted from 1: linear warm-up, then inverse square root."""
+    warmup = max(1, settings.warmup_updates)
+    return settings.learning_rate * min(step / warmup, math.sqrt(warmup / step))
+
+
+def _is_over(state: FitState, patience: int, every: int) -> bool:
+    return bool(state.losses) and state.step - state.best_step >= patience * every
+
+
+def _loss(model: TwoStageModel, batch: CareerBatch) -> Tensor:
+    """Return the weighted mean loss of a batch, in nats per observation."""
+    log_p_BT = _observed(model, batch)
+    weights_BT = batch.weights_B[:, None] * batch.mask_BT
+    return -(log_p_BT * weights_BT).sum() / weights_BT.sum()
+
+
+def _observed(model: TwoStageModel, batch: CareerBatch) -> Tensor:
+    log_p = model.log_probabilities(batch).gather(-1, batch.occupation_BT[..., None])
+    return log_p.squeeze(-1)
+
+
+def mean_loss(model: TwoStageModel, features: CareerFeatures) -> float:
+    """Return the mean loss of careers, in nats per observation."""
+    total = sum(
+        -float(log_p[np.arange(len(rows)), features.occupation[rows]].sum())
+        for rows, log_p in log_probabilities(model, features)
+    )
+    return total / len(features)
+
+
+def log_probabilities(model: TwoStageModel, features: CareerFeatures) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
+    """Yield the numbers of observations, and log P of every symbol, [observations, symbols]: each observation once."""
+    model.eval()
+    device = next(model.parameters()).device
+    for careers in _by_length(features.lengths, np.arange(len(features.lengths)), SCORED_JOBS):
+        batch = career_batch(features, careers, np.ones(len(features.lengths)))
+        with torch.no_grad():
+            log_p_BTS = model.log_probabilities(batch.to(device)).double().cpu()
+        rows = np.concatenate(
+            [
+                np.arange(start, start + length)
+                for start, length in zip(features.starts[careers], features.lengths[careers], strict=True)
+            ]
+        )
+        yield rows, log_p_BTS[batch.mask_BT].numpy()
+
+
+def career_batch(features: CareerFeatures, careers: npt.NDArray[np.int64], weights: Floats) -> CareerBatch:
+    """Return careers as padded tensors."""
+    lengths = features.lengths[careers]
+    places = np.arange(int(lengths.max()))
+    mask = places < lengths[:, None]
+    rows = np.where(mask, features.starts[careers][:, None] + places, 0)
+
+    def padded(column: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.where(mask, column[rows], 0))
+
+    symbol = np.where  # a first observation has the mark START before it
+    start = features.num_occupations + START
+    previous = symbol(features.previous == features.num_occupations, start, features.previous)
+    second = symbol(features.second_previous == features.num_occupations, start, features.second_previous)
+    return CareerBatch(
+        occupation_BT=padded(features.occupation),
+        previous_BT=padded(previous),
+        second_previous_BT=padded(second),
+        tenure_BT=padded((features.tenure / DECADE).astype(np.float32)),
+        experience_BT=padded((features.experience / DECADE).astype(np.float32)),
+        is_gap_BT=padded(features.is_gap),
+        is_new_education_BT=padded(features.is_new_education),
+        covariates={name: padded(column) for name, column in features.covariates.items()},
+        mask_BT=torch.from_numpy(mask),
+        weights_B=torch.from_numpy(weights[careers].astype(np.float32)),
+    )
+
+
+class _Batches:
+    """Careers of similar length together; their order is drawn anew for each epoch."""
+
+    def __init__(self, features: CareerFeatures, careers: npt.NDArray[np.int64], tokens: int, seed: int) -> None:
+        self.lengths, self.careers, self.tokens, self.seed = features.lengths, careers, tokens, seed
+        self._epoch, self._batches = -1, list[npt.NDArray[np.int64]]()
+        self._num = len(self._of_epoch(0))
+
+    def __len__(self) -> int:
+        return self._num
+
+    def of_step(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the careers of a step."""
+        return self._of_epoch(step // self._num)[step % self._num]
+
+    def _of_epoch(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        if epoch != self._epoch:
+            generator = np.random.default_rng([self.seed, epoch])
+            shuffled = generator.permutation(self.careers)
+            batches = list(_by_length(self.lengths, shuffled, self.tokens))
+            self._epoch, self._batches = epoch, [batches[index] for index in generator.permutation(len(batches))]
+        return self._batches
+
+
+def _by_length(
+    lengths: npt.NDArray[np.int64], careers: npt.NDArray[np.int64], tokens: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield careers in order of length, as many together as fit `tokens` when padded, at least one."""
+    ordered = careers[np.argsort(lengths[careers], kind="stable")]
+    begin = 0
+    for end in range(1, len(ordered) + 1):
+        if end == len(ordered) or lengths[ordered[end]] * (end + 1 - begin) > tokens:
+            yield ordered[begin:end]
+            begin = end
+
+
+def _content(model: TwoStageModel, features: CareerFeatures, weights: Floats) -> str:
+    """Return what stands for the initial weights of the model, the training people and the people's weights."""
+    arrays = [features.occupation, features.year, features.lengths, *features.covariates.values(), weights]
+    arrays += [each.detach().cpu().numpy() for each in model.state_dict().values()]
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _copied(model: TwoStageModel) -> dict[str, Tensor]:
+    return {name: each.detach().cpu().clone() for name, each in model.state_dict().items()}
+
+
+def _save(
+    path: Path,
+    identity: str,
+    model: TwoStageModel,
+    optimizer: torch.optim.Optimizer,
+    state: FitState,
+    best: dict[str, Tensor],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "identity": identity,
+        "state": dataclasses.asdict(state),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "best": best,
+    }
+    with atomic_write(path) as partial:
+        torch.save(content, partial)
+
+
+def _restored(
+    path: Path, identity: str, model: TwoStageModel, optimizer: torch.optim.Optimizer, device: torch.device
+) -> tuple[FitState, dict[str, Tensor]] | None:
+    """Return the state of the same training that was saved, if there is one, and load it."""
+    if not path.is_file():
+        return None
+    content = torch.load(path, map_location=device, weights_only=True)
+    if content["identity"] != identity:
+        return None
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    saved = content["state"]
+    return FitState(**{**saved, "losses": [tuple(each) for each in saved["losses"]]}), content["best"]

@@ -1,0 +1,191 @@
+"""Two-stage models of the next occupation: stay in the occupation before or not, and if not, which other one.
+
+    P(y) = sigmoid(s)                                          if y is the previous symbol
+    P(y) = (1 - sigmoid(s)) exp(o_y) / sum_{k != previous} exp(o_k)   otherwise
+
+with logits clamped to [-10, 10]. Symbols are the occupations of the vocabulary and the four marks of the authors'
+dictionary, so a little probability goes to marks, and at a first observation, whose previous symbol is the mark `</s>`,
+that of staying does too: `title` and `normalised` log-likelihoods differ. Sources: CAREER (arXiv 2202.08370) and the
+authors' code for CAREER, bag of jobs and regression.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MARKS = ("<s>", "<pad>", "</s>", "<unk>")
+START, PAD = MARKS.index("</s>"), MARKS.index("<pad>")  # after the occupations
+CLAMP = 10.0
+DECADE = 10.0  # years
+
+
+@dataclass(frozen=True, slots=True)
+class CareerBatch:
+    """Careers padded to one length; shapes are [careers, jobs] but for `weights_B` [careers].
+
+    `covariates` are categories by name; those of a person are repeated.
+    """
+
+    occupation_BT: Tensor
+    previous_BT: Tensor  # symbols: an occupation or a mark
+    second_previous_BT: Tensor
+    tenure_BT: Tensor  # decades
+    experience_BT: Tensor  # decades
+    is_gap_BT: Tensor
+    is_new_education_BT: Tensor
+    covariates: Mapping[str, Tensor]
+    mask_BT: Tensor  # where there is an observation
+    weights_B: Tensor
+
+    def to(self, device: torch.device) -> CareerBatch:
+        """Return the batch on a device."""
+        moved = {name: each.to(device) for name, each in self.covariates.items()}
+        fields = {name: getattr(self, name) for name in self.__slots__ if name != "covariates"}
+        return CareerBatch(**{name: each.to(device) for name, each in fields.items()}, covariates=moved)
+
+
+def two_stage_log_probabilities(logits: Tensor, previous: Tensor) -> Tensor:
+    """Return log P of every symbol in nats, [..., symbols].
+
+    Args:
+        logits: [..., symbols + 1]; the last one is that of staying.
+        previous: previous symbol, [...].
+    """
+    logits = logits.float().clamp(-CLAMP, CLAMP)
+    move, stay = logits[..., :-1], logits[..., -1:]
+    is_previous = functional.one_hot(previous, move.shape[-1]).bool()
+    others = move.masked_fill(is_previous, -math.inf)
+    moves = functional.logsigmoid(-stay) + functional.log_softmax(others, dim=-1)
+    return torch.where(is_previous, functional.logsigmoid(stay).expand_as(moves), moves)
+
+
+class TwoStageModel(nn.Module):
+    """Base of the models: `forward` returns logits [careers, jobs, symbols + 1]."""
+
+    def __init__(self, num_occupations: int) -> None:
+        super().__init__()
+        self.num_occupations = num_occupations
+        self.num_symbols = num_occupations + len(MARKS)
+
+    def log_probabilities(self, batch: CareerBatch) -> Tensor:
+        """Return log P of every symbol, [careers, jobs, symbols]."""
+        return two_stage_log_probabilities(self(batch), batch.previous_BT)
+
+
+class TwoStageLogit(TwoStageModel):
+    """The authors' regression: effects of the last two jobs, tenure, experience, gaps and covariates on every logit."""
+
+    def __init__(self, num_occupations: int, num_categories: Mapping[str, int]) -> None:
+        super().__init__(num_occupations)
+        outputs = self.num_symbols + 1
+        self.previous = nn.Embedding(self.num_symbols, outputs)
+        self.second_previous = nn.Embedding(self.num_symbols, outputs)
+        self.covariates = nn.ModuleDict({name: nn.Embedding(size, outputs) for name, size in num_categories.items()})
+        self.numbers = nn.Linear(4, outputs)  # tenure, experience, gap, new education; and the intercepts
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, batch: CareerBatch) -> Tensor:
+        """Return the logits."""
+        numbers = torch.stack(
+            [batch.tenure_BT, batch.experience_BT, batch.is_gap_BT.float(), batch.is_new_education_BT.float()], dim=-1
+        )
+        logits: Tensor = self.numbers(numbers) + self.previous(batch.previous_BT)
+        logits = logits + self.second_previous(batch.second_previous_BT)
+        for name, effects in self.covariates.items():
+            logits = logits + effects(batch.covariates[name])
+        return logits
+
+
+class BagOfJobs(TwoStageModel):
+    """The authors' bag of jobs: the present job, and the mean of the ones before it; year and education the same."""
+
+    def __init__(
+        self, num_occupations: int, num_categories: Mapping[str, int], width: int, varying: tuple[str, ...]
+    ) -> None:
+        super().__init__(num_occupations)
+        outputs = self.num_symbols + 1
+        sizes = {"previous": self.num_symbols, **{name: num_categories[name] for name in varying}}
+        self.varying = varying
+        self.embeddings = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in sizes.items()})
+        self.present = nn.ModuleDict({name: nn.Linear(width, outputs, bias=name == "previous") for name in sizes})
+        self.context = nn.ModuleDict({name: nn.Linear(width, outputs, bias=False) for name in sizes})
+        fixed = [name for name in num_categories if name not in varying]
+        self.fixed = nn.ModuleDict({name: nn.Embedding(num_categories[name], outputs) for name in fixed})
+
+    def forward(self, batch: CareerBatch) -> Tensor:
+        """Return the logits."""
+        logits: Tensor | float = 0.0
+        for name, embedding in self.embeddings.items():
+            codes = batch.previous_BT if name == "previous" else batch.covariates[name]
+            embedded_BTD = embedding(codes)
+            steps_T1 = torch.arange(1, codes.shape[1] + 1, device=codes.device)[:, None]
+            before_BTD = (embedded_BTD.cumsum(dim=1) - embedded_BTD) / steps_T1
+            logits = logits + self.present[name](embedded_BTD) + self.context[name](before_BTD)
+        for name, effects in self.fixed.items():
+            logits = logits + effects(batch.covariates[name])
+        assert isinstance(logits, Tensor)
+        return logits
+
+
+class Career(TwoStageModel):
+    """CAREER: a causal transformer over the jobs, whose inputs carry the covariates of the year that is predicted."""
+
+    def __init__(
+        self,
+        num_occupations: int,
+        num_categories: Mapping[str, int],
+        *,
+        num_layers: int,
+        width: int,
+        num_heads: int,
+        feed_forward: int,
+        dropout: float,
+    ) -> None:
+        super().__init__(num_occupations)
+        self.width = width
+        self.symbols = nn.Embedding(self.num_symbols, width)
+        self.covariates = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in num_categories.items()})
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, num_heads, feed_forward, dropout, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(num_layers)
+        )
+        for layer in self.layers:
+            assert isinstance(layer, nn.TransformerEncoderLayer)
+            layer.dropout.p = 0.0  # of the activation, which CAREER does not drop
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, self.num_symbols + 1, bias=False)
+        for embedding in (self.symbols, *self.covariates.values()):
+            assert isinstance(embedding, nn.Embedding)
+            nn.init.normal_(embedding.weight, std=width**-0.5)
+
+    def forward(self, batch: CareerBatch) -> Tensor:
+        """Return the logits."""
+        num_jobs = batch.previous_BT.shape[1]
+        hidden_BTD = self.symbols(batch.previous_BT) * math.sqrt(self.width)
+        hidden_BTD = hidden_BTD + sinusoidal_positions(num_jobs, self.width).to(hidden_BTD)
+        for name, embedding in self.covariates.items():
+            hidden_BTD = hidden_BTD + embedding(batch.covariates[name])
+        hidden_BTD = self.dropout(hidden_BTD)
+        causal_TT = nn.Transformer.generate_square_subsequent_mask(num_jobs, device=hidden_BTD.device)
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD, src_mask=causal_TT, is_causal=True)
+        logits: Tensor = self.output(self.norm(hidden_BTD))
+        return logits
+
+
+def sinusoidal_positions(num_positions: int, width: int) -> Tensor:
+    """Return sines and cosines of wavelengths from 2 pi to 20,000 pi, [positions, width]; width is even."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half) * (-math.log(10_000) / max(half - 1, 1)))
+    angles = torch.arange(num_positions)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

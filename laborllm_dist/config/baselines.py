@@ -1,0 +1,105 @@
+"""Settings of launch/baselines.py: which baselines, and how those with weights are trained.
+
+Values live in conf/baselines.yaml; their meaning, units and checks are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from laborllm_dist.config.number_ranges import Seed, Share, Steps, Threads, Tokens, above, within
+from laborllm_dist.config.reader import OutOfRangeError, Strict
+
+BaselineName = Literal[
+    "marginal", "first_order", "second_order", "logit", "logit_two_stage", "bag_of_jobs", "career", "truth"
+]
+BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings(Strict):
+    """Adam with a linear warm-up and an inverse square root decay; the weights of the best validation are kept."""
+
+    learning_rate: Annotated[float, above(0, 1)]
+    """Peak learning rate."""
+    warmup_updates: Steps
+    """Updates with a rising learning rate."""
+    max_updates: Steps
+    """Most updates."""
+    tokens_per_batch: Tokens
+    """Observations per update, those of padding included."""
+    weight_decay: Annotated[float, within(0, 1_000)]
+    """Decoupled weight decay."""
+    validate_every_epochs: Annotated[int, within(1, 100_000)]
+    """Epochs between validations."""
+    patience: Annotated[int, within(1, 1_000_000)]
+    """Validations in a row without improvement that end the training."""
+    seed: Seed
+    """Seed of initial weights, order and dropout."""
+
+
+@dataclass(frozen=True, slots=True)
+class TwoStageLogitSettings(Strict):
+    """The authors' regression: last two jobs, tenure, experience, year and education effects, stay or move."""
+
+    birth_year: bool
+    """Effects of the year of birth."""
+    fit: FitSettings
+
+
+@dataclass(frozen=True, slots=True)
+class BagOfJobsSettings(Strict):
+    """Embeddings of the present job and of the mean of earlier ones, stay or move."""
+
+    width: Annotated[int, within(1, 65_536)]
+    """Width of the embeddings."""
+    birth_year: bool
+    """Effects of the year of birth."""
+    fit: FitSettings
+
+
+@dataclass(frozen=True, slots=True)
+class CareerSettings(Strict):
+    """CAREER (arXiv 2202.08370): a transformer over jobs and covariates, stay or move."""
+
+    num_layers: Annotated[int, within(1, 1_000)]
+    """Number of layers."""
+    width: Annotated[int, within(2, 65_536)]
+    """Width of the residual stream."""
+    num_heads: Annotated[int, within(1, 4_096)]
+    """Attention heads per layer."""
+    feed_forward: Annotated[int, within(1, 1_000_000)]
+    """Width of the feed-forward layers."""
+    dropout: Share
+    """Dropout of inputs, attention and residual branches."""
+    birth_year: bool
+    """Embed the year of birth."""
+    pretrain_on: tuple[str, ...]
+    """Dataset tags of the corpora to pretrain on, such as RESUMES; the others are fine-tuned on. Empty: no
+    pretraining."""
+    pretraining: FitSettings
+    fit: FitSettings
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.num_heads):
+            raise OutOfRangeError("width", f"a multiple of 2 x num_heads ({2 * self.num_heads}), got {self.width}")
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineSettings(Strict):
+    """Settings of launch/baselines.py."""
+
+    run: str
+    """Folder of the run whose people are trained on and scored."""
+    baselines: tuple[BaselineName, ...]
+    """Which baselines to score; `truth` exists for synthetic careers."""
+    split: Literal["train", "validation", "test"]
+    """Which people to score."""
+    titles: Literal["observed", "all"]
+    """Write the score table, or the table of all titles too."""
+    threads: Threads
+    """CPU threads."""
+    logit_two_stage: TwoStageLogitSettings
+    bag_of_jobs: BagOfJobsSettings
+    career: CareerSettings
