@@ -314,7 +314,7 @@ def test_forecasts_are_not_written_over_with_other_settings(run: Path) -> None:
     table = forecast(run, "max_people=2")[0]
     before = table.read_bytes()
     with pytest.raises(
-        RunError, match=r"made with other settings \(paths plain there, 50 now\); give this one another name"
+        RunError, match=r"made with other settings \(max_pruned_mass 0.0 there, plain now\); give this one another name"
     ):
         forecast(run, "max_people=2", "steps=sampled", "paths=50")
     assert table.read_bytes() == before

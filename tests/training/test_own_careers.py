@@ -44,17 +44,17 @@ def test_epochs_that_are_given_are_taken_and_pretrained_weights_take_few() -> No
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["training.epochs=null"], r"training.epochs: wanted a number above 0, or null with training.min_steps and"),
-        (["data=long_panel", "training.max_epochs=null"], r"training.epochs: wanted a number above 0, or null with"),
+        (["training.epochs=null"], r"training.epochs: expected a number above 0, or null with training.min_steps and"),
+        (["data=long_panel", "training.max_epochs=null"], r"training.epochs: expected a number above 0, or null with"),
         (
             ["data=long_panel", "training.max_epochs=2"],
-            r"training.max_epochs: wanted a whole number from 3 to 100,000, found 2",
+            r"training.max_epochs: expected a whole number from 3 to 100,000, got 2",
         ),
         (
             ["data=long_panel", "training.min_steps=0"],
-            r"training.min_steps: wanted a whole number from 1 to .*, found 0",
+            r"training.min_steps: expected a whole number from 1 to .*, got 0",
         ),
-        (["tokenizer=pretrained", "tokenizer.titles=whole"], r"tokenizer.titles: wanted pieces for a pretrained"),
+        (["tokenizer=pretrained", "tokenizer.titles=whole"], r"tokenizer.titles: expected pieces for a pretrained"),
     ],
 )
 def test_what_decides_nothing_is_refused(overrides: list[str], said: str) -> None:
@@ -75,15 +75,15 @@ def test_what_is_asked_for_goes_before_what_careers_of_one_s_own_are_given() -> 
     )
 
 
-def test_other_data_and_stores_made_before_are_not_told_of_it() -> None:
+def test_other_data_keep_the_defaults() -> None:
     quickstart = settings_to_values(settings_of(["+experiment=quickstart"]))
     assert quickstart["tokenizer"] == {
-        "kind": "trained", "path": None, "vocabulary_size": 512, "training_people": 10_000,
+        "kind": "trained", "path": None, "vocabulary_size": 512, "training_people": 10_000, "titles": "pieces",
     }  # fmt: skip
     assert quickstart["training"] == {
         "seed": 1, "epochs": 20, "validations_per_epoch": 1, "checkpoint_every_steps": None, "save_total_limit": 2,
         "log_every_steps": 10, "best_by": "title", "patience": None, "on_bad_step": "stop", "loss_spike_ratio": 3.0,
-        "loss_spike_window": 50,
+        "loss_spike_window": 50, "max_consecutive_skips": 10, "min_steps": None, "max_epochs": None,
     }  # fmt: skip
     assert quickstart["optimizer"]["learning_rate"] == 6e-3
     assert settings_of([]).optimizer.learning_rate == 1e-3
