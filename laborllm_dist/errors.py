@@ -86,11 +86,11 @@ def missing_package_of(error: Exception) -> MissingPackageError | None:
 
 
 class DataFileError(LaborError):
-    """A data file is missing, unreadable or holds rows that cannot be a career."""
+    """A data file is missing, is unreadable or has rows that cannot be a career."""
 
 
 class VocabularyError(LaborError):
-    """A list of occupations has an empty or doubled code or title."""
+    """A list of occupations has an empty or duplicate code or title."""
 
 
 class TemplateError(LaborError):
@@ -98,7 +98,7 @@ class TemplateError(LaborError):
 
 
 class TokenizerError(LaborError):
-    """A tokenizer is missing, or does not keep titles apart from their prompt."""
+    """A tokenizer is missing, or does not separate titles from their prompt."""
 
 
 class TitleBoundaryError(TokenizerError):
@@ -110,7 +110,7 @@ class StoreError(LaborError):
 
 
 class SequenceTooLongError(LaborError):
-    """A career has more tokens than a row or the model's context, and the settings do not say to cut it."""
+    """A career has more tokens than a row or the model's context, and the settings do not truncate it."""
 
 
 class ModelError(LaborError):
@@ -138,7 +138,7 @@ class UnsupportedFormatError(LaborError):
 
 
 class ScoreTableError(LaborError):
-    """A score table is missing, incomplete, has doubled keys or belongs to other data."""
+    """A score table is missing, incomplete, has duplicate keys or belongs to other data."""
 
 
 class RunError(LaborError):
@@ -146,7 +146,7 @@ class RunError(LaborError):
 
 
 class PeerFailedError(LaborError):
-    """Another rank has refused and already said why; this one only leaves."""
+    """Another rank raised an error and printed it; this rank exits without a message of its own."""
 
 
 class PeerLostError(LaborError):
@@ -154,7 +154,7 @@ class PeerLostError(LaborError):
 
 
 class RendezvousError(LaborError):
-    """The ranks have not met: one has not started, or they cannot reach each other."""
+    """The rendezvous failed: a rank has not started, or ranks cannot reach each other."""
 
 
 class LauncherError(LaborError):
@@ -170,7 +170,7 @@ class PortInUseError(LaborError):
 
 
 class AlreadyRunningError(LaborError):
-    """Another process is at work on the same folder."""
+    """Another process is working on the same folder."""
 
 
 class WorkerFailedError(LaborError):
@@ -178,24 +178,24 @@ class WorkerFailedError(LaborError):
 
 
 class DiskError(LaborError):
-    """A disk or folder does not let itself be used; what was complete before is untouched."""
+    """A disk or folder cannot be used; files that were complete before are untouched."""
 
 
 class ForeignFileError(LaborError):
-    """What lies where something is to be written was not written by this software, and is never replaced."""
+    """A file or folder in the place of an output was not written by this software, and is never replaced."""
 
 
 class DiskFullError(DiskError):
-    """There is no room left to write; what was complete before is untouched."""
+    """The disk is full; files that were complete before are untouched."""
 
 
 class OutputClosedError(LaborError):
-    """Nobody reads what a command prints, and that was its result: it ends as a program does that SIGPIPE ends."""
+    """The reader of a command's output is gone; the command ends as if by SIGPIPE."""
 
     exit_code = 141  # 128 + SIGPIPE, as shells report it
 
 
 class InterruptedRunError(LaborError):
-    """The run was asked to stop, has saved, and goes on when started again."""
+    """The run was asked to stop and has saved; the same command resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL: try again, which schedulers know as a reason to requeue

@@ -1,4 +1,4 @@
-"""Score models without weights on a run's people: python launch/baselines.py run=runs/NAME."""
+"""Train and score baselines on a run's people: python launch/baselines.py run=runs/NAME."""
 
 import logging
 
@@ -7,15 +7,16 @@ from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.io.console import LOGGER
 
 HELP = """
-Score the baselines on the test people of a run: marginal, first_order, and truth for synthetic careers.
+Train and score baselines on the people of a run: frequencies, logits, bag of jobs, CAREER; truth for synthetic careers.
 
     python launch/baselines.py run=runs/quickstart
+    python launch/baselines.py run=runs/quickstart baselines='[second_order,logit,career]' titles=all
     python launch/baselines.py run=runs/synthetic_small baselines='[marginal,first_order,truth]'
 """
 
 
 def main(settings: BaselineSettings) -> None:
-    """Score all baselines that are asked for."""
+    """Train and score the requested baselines."""
     from laborllm_dist.baselines.run import score_baselines
 
     score_baselines(settings, logging.getLogger(LOGGER).info)

@@ -7,7 +7,7 @@ from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.io.console import LOGGER
 
 HELP = """
-Compute the exact log-likelihood of every observed occupation, sharded over ranks; a killed evaluation goes on.
+Compute the exact log-likelihood of every observed occupation, sharded over ranks; a killed evaluation resumes.
 
     deepspeed launch/evaluate.py run=runs/pooled_13b
     deepspeed launch/evaluate.py run=runs/pooled_13b model.path=meta-llama/Llama-2-7b-hf precision=bf16

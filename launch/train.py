@@ -4,7 +4,7 @@ from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
 
 HELP = """
-Fine-tune a causal language model on careers, over all ranks of the launcher; the same command goes on after a stop.
+Fine-tune a causal language model on careers, over all ranks of the launcher; the same command resumes after a stop.
 
     deepspeed launch/train.py +experiment=pooled_13b
     deepspeed --num_gpus 2 launch/train.py +experiment=quickstart optimizer.learning_rate=2e-3 name=faster

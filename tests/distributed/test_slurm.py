@@ -96,7 +96,7 @@ def test_a_job_is_not_queued_again_for_ever(slurm: MadeSlurm, undisturbed: Path,
     text = log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), text[-3000:]
     assert text.count("--time is 5 minutes or less") == 2
-    assert text.count("not queued again, after 1 times (MOST_RESTARTS); submit it again, and it goes on") == 1
+    assert text.count("not queued again, after 1 times (MOST_RESTARTS); submit it again, and it resumes") == 1
 
 
 def test_a_cancelled_training_saves_and_stays_cancelled(slurm: MadeSlurm, undisturbed: Path, tmp_path: Path) -> None:
