@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch import Tensor
 from laborllm_dist.baselines.features import CareerFeatures
 from laborllm_dist.baselines.two_stage import DECADE, START, CareerBatch, TwoStageModel
 from laborllm_dist.config.baselines import FitSettings
+from laborllm_dist.errors import ModelError
 from laborllm_dist.io.files import atomic_write, fingerprint_of
 
 SAVE_SECONDS = 60.0  # between saved states
@@ -60,15 +62,18 @@ def fit(
         weights: of careers, [careers]; those of weight 0 are left out.
         validation: features of the validation people.
         settings: of the optimizer and the schedule.
-        state_file: where the training is saved; one that another training left is not used.
+        state_file: where the training is saved; one that is damaged, or that another training left, is not used.
         say: takes lines of progress.
+
+    Raises:
+        ModelError: if the validation loss is not finite.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
     identity = fingerprint_of([dataclasses.asdict(settings), type(model).__name__, _content(model, train, weights)])
-    state, best = _restored(state_file, identity, model, optimizer, device) or (FitState(), _copied(model))
+    state, best = _restored(state_file, identity, model, optimizer, say) or (FitState(), _copied(model))
     batches = _Batches(train, np.flatnonzero(weights), settings.tokens_per_batch, settings.seed)
     every = max(1, settings.validate_every_epochs * len(batches))
     saved, begun, first = time.monotonic(), time.monotonic(), state.step
@@ -84,6 +89,11 @@ def fit(
         state.step += 1
         if state.step % every == 0 or state.step == settings.max_updates:
             loss = mean_loss(model, validation)
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"the baseline's validation loss after update {state.step:,} is {loss}; lower its learning_rate",
+                    code="baseline-loss-not-finite",
+                )
             state.losses.append((state.step, loss))
             if loss < state.best_loss:
                 state.best_step, state.best_loss, best = state.step, loss, _copied(model)
@@ -248,15 +258,21 @@ def _save(
 
 
 def _restored(
-    path: Path, identity: str, model: TwoStageModel, optimizer: torch.optim.Optimizer, device: torch.device
+    path: Path, identity: str, model: TwoStageModel, optimizer: torch.optim.Optimizer, say: Say
 ) -> tuple[FitState, dict[str, Tensor]] | None:
     """Return the state of the same training that was saved, if there is one, and load it."""
     if not path.is_file():
         return None
-    content = torch.load(path, map_location=device, weights_only=True)
-    if content["identity"] != identity:
+    initial = _copied(model)
+    try:
+        content = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        if content["identity"] != identity:
+            return None
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        saved = content["state"]
+        return FitState(**{**saved, "losses": [tuple(each) for each in saved["losses"]]}), content["best"]
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError):
+        model.load_state_dict(initial)
+        say(f"{path} is damaged and is not used; the training starts over")
         return None
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    saved = content["state"]
-    return FitState(**{**saved, "losses": [tuple(each) for each in saved["losses"]]}), content["best"]

@@ -25,6 +25,7 @@ from laborllm_dist.baselines.two_stage import (
 )
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.baselines import FitSettings
+from laborllm_dist.errors import ModelError
 from laborllm_dist.store.build import prepare_store
 
 FIT = FitSettings(
@@ -161,8 +162,22 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(
     assert fit(resumed, train, weights, validation, FIT, tmp_path / "killed.pt", quiet) == state
     for name, each in straight.state_dict().items():
         assert torch.equal(each, resumed.state_dict()[name]), name
-    # The state that another training left is not used.
+    # A damaged state is not used, nor is the one that another training left.
+    whole = (tmp_path / "killed.pt").read_bytes()
+    for content in (b"", b"x" * 100, whole[: len(whole) // 2]):
+        (tmp_path / "killed.pt").write_bytes(content)
+        lines: list[str] = []
+        assert fit(models(train)[2], train, weights, validation, FIT, tmp_path / "killed.pt", lines.append) == state
+        assert "damaged" in lines[0]
     assert fit(models(train)[2], train, weights + 1, validation, FIT, tmp_path / "killed.pt", quiet) != state
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(splits: dict[str, CareerFeatures], tmp_path: Path) -> None:
+    train = splits["train"]
+    model = models(train)[0]
+    torch.nn.init.constant_(next(model.parameters()), math.nan)
+    with pytest.raises(ModelError, match=r"validation loss after update .* is nan; lower its learning"):
+        fit(model, train, np.ones(len(train.lengths)), splits["validation"], FIT, tmp_path / "nan.pt", quiet)
 
 
 def test_careers_of_weight_zero_are_not_learned_from(splits: dict[str, CareerFeatures], tmp_path: Path) -> None:
