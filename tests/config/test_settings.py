@@ -204,8 +204,10 @@ def test_a_group_whose_option_is_no_name_is_refused_in_one_line(override: str) -
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "\udcff"])
 def test_a_text_that_no_file_can_hold_is_refused(text: str) -> None:
     values = settings_to_values(compose_settings(RunSettings, "run", []))
-    with pytest.raises(SettingsError, match=r"setting runs: .* holds .*, which neither a file nor its name can hold"):
-        read_settings(RunSettings, {**values, "runs": text})
+    with pytest.raises(
+        SettingsError, match=r"setting output_dir: .* holds .*, which neither a file nor its name can hold"
+    ):
+        read_settings(RunSettings, {**values, "output_dir": text})
 
 
 def test_a_working_directory_that_cannot_be_used_is_refused_in_one_line(

@@ -140,7 +140,10 @@ def test_a_table_with_other_settings_is_not_written_over(
             r"made with other settings \(max_unscored_mass 0.0 there, 0.5 now\); .*another name",
         ),
         (["max_unscored_mass=0.5"], "setting max_unscored_mass: it is the mass left of all titles; add titles=all"),
-        (["quantization=int8", "placement=partitioned"], "setting base: expected full with placement=partitioned"),
+        (
+            ["quantization=int8", "placement=partitioned"],
+            "setting quantization: expected none with placement=partitioned",
+        ),
     ):
         outcome = run_ranks(
             "evaluate.py", [f"run={trained}", "model.name=complete", *arguments], world_size=1, log=trained / "log"
