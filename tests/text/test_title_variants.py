@@ -16,6 +16,7 @@ from helpers.scoring_cases import PROMPTS, TITLES, VOCABULARY, careers_of_every_
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.batching.observations import observation_scores, scoring_batch
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
+from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
 from laborllm_dist.config.evaluation import EvaluationSettings
@@ -192,4 +193,6 @@ def test_the_truth_needs_whole_careers(tmp_path: Path) -> None:
     store = prepare_store(settings, quiet)
     run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     with pytest.raises(RunError, match="the true probabilities need whole careers"):
-        score_baselines(BaselineSettings(str(run.path), ("truth",), "test"), quiet)
+        score_baselines(
+            compose_settings(BaselineSettings, "baselines", [f"run={run.path}", "baselines=[truth]"]), quiet
+        )
