@@ -240,10 +240,10 @@ def main() -> None:
         complete_runs.append(timed(lambda: ours_all(model, subject, people, only_last=False)))
         grown.num_tokens = 0
         bounded_runs.append(
-            timed(lambda: ours_all(grown, subject, people, only_last=False, tolerance=wanted.max_unscored_mass))
+            timed(lambda: ours_all(grown, subject, people, only_last=False, tolerance=wanted.tolerance))
         )
     compare(
-        f"all titles, tolerance {wanted.max_unscored_mass:g}, {number} observations of {len(people)} people",
+        f"all titles, tolerance {wanted.tolerance:g}, {number} observations of {len(people)} people",
         [each[0] for each in bounded_runs],
         {"complete": [each[0] for each in complete_runs]},
         number,

@@ -25,7 +25,7 @@ ROW_LENGTH = 2048
 
 def epoch_fill(lengths: npt.NDArray[np.int64], global_batch_size: int, *, balanced: bool) -> float:
     """Return tokens / slots over one epoch: rows as short as their number allows, or all of ROW_LENGTH."""
-    order = TrainingSampler(num_careers=len(lengths), global_batch_size=global_batch_size, seed=1)
+    order = _order(lengths, global_batch_size)
     slots = 0
     for step in range(order.steps_per_epoch):
         careers = lengths[order.careers_of_step(step)].tolist()
@@ -34,9 +34,14 @@ def epoch_fill(lengths: npt.NDArray[np.int64], global_batch_size: int, *, balanc
     return int(lengths.sum()) / slots
 
 
+def _order(lengths: npt.NDArray[np.int64], global_batch_size: int) -> TrainingSampler:
+    """Return the order in which training takes every career once an epoch."""
+    return TrainingSampler(np.arange(len(lengths)), np.ones(len(lengths)), global_batch_size, seed=1)
+
+
 def padded_fill(lengths: npt.NDArray[np.int64], global_batch_size: int) -> float:
     """Return tokens / slots where every career of a step is padded to the longest one."""
-    order = TrainingSampler(num_careers=len(lengths), global_batch_size=global_batch_size, seed=1)
+    order = _order(lengths, global_batch_size)
     steps = (lengths[order.careers_of_step(step)] for step in range(order.steps_per_epoch))
     return int(lengths.sum()) / sum(len(careers) * int(careers.max()) for careers in steps)
 
