@@ -11,6 +11,7 @@ numpy generators, seeded by purpose and position.
     sampled paths of a forecast                        uniform_of            hash of seed, start, path, year by \x1f
     sampled continuations                              token_uniforms        hashes of JSON [seed, key, sample, block]
     order of training                                  generator             Philox of (seed, purpose, epoch)
+    batches and dropout of a baseline                  generator             Philox of (seed, purpose, epoch or update)
     synthetic careers                                  stream                Philox keyed by purpose and seed
     bootstrap resamples                                resampling_generator  PCG64 of (seed, 1)
     dropout                                            dropout_seed          torch's generator, by seed, step and rank

@@ -20,7 +20,6 @@ from laborllm_dist.store.store import CareerTable
 Integers = npt.NDArray[np.int64]
 STATIC = ("gender", "ethnicity", "region", "birth_year")  # covariates of a person
 VARYING = ("year", "education")  # covariates of an observation
-UNKNOWN = 0  # category of what is missing, or was not seen among training people
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from laborllm_dist.baselines.two_stage import DECADE, START, CareerBatch, TwoSta
 from laborllm_dist.config.baselines import FitSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.files import atomic_write, fingerprint_of
+from laborllm_dist.randomness import generator
 
 SAVE_SECONDS = 60.0  # between saved states
 SCORED_JOBS = 8_192  # padded observations whose probabilities are in memory at once
@@ -79,7 +80,7 @@ def fit(
     saved, begun, first = time.monotonic(), time.monotonic(), state.step
     while state.step < settings.max_updates and not _is_over(state, settings.patience, every):
         model.train()
-        torch.manual_seed(int(np.random.SeedSequence([settings.seed, state.step]).generate_state(1)[0]))
+        torch.manual_seed(int(generator(settings.seed, "dropout of a baseline", state.step).integers(2**63)))
         batch = career_batch(train, batches.of_step(state.step), weights).to(device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state.step + 1, settings)
@@ -168,14 +169,14 @@ def career_batch(features: CareerFeatures, careers: npt.NDArray[np.int64], weigh
     def padded(column: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.where(mask, column[rows], 0))
 
-    symbol = np.where  # a first observation has the mark START before it
-    start = features.num_occupations + START
-    previous = symbol(features.previous == features.num_occupations, start, features.previous)
-    second = symbol(features.second_previous == features.num_occupations, start, features.second_previous)
+    def symbols(occupations: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return occupations with the mark START where there is none."""
+        return np.where(occupations == features.num_occupations, features.num_occupations + START, occupations)
+
     return CareerBatch(
         occupation_BT=padded(features.occupation),
-        previous_BT=padded(previous),
-        second_previous_BT=padded(second),
+        previous_BT=padded(symbols(features.previous)),
+        second_previous_BT=padded(symbols(features.second_previous)),
         tenure_BT=padded((features.tenure / DECADE).astype(np.float32)),
         experience_BT=padded((features.experience / DECADE).astype(np.float32)),
         is_gap_BT=padded(features.is_gap),
@@ -203,10 +204,9 @@ class _Batches:
 
     def _of_epoch(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         if epoch != self._epoch:
-            generator = np.random.default_rng([self.seed, epoch])
-            shuffled = generator.permutation(self.careers)
-            batches = list(_by_length(self.lengths, shuffled, self.tokens))
-            self._epoch, self._batches = epoch, [batches[index] for index in generator.permutation(len(batches))]
+            draw = generator(self.seed, "batches of a baseline", epoch)
+            batches = list(_by_length(self.lengths, draw.permutation(self.careers), self.tokens))
+            self._epoch, self._batches = epoch, [batches[index] for index in draw.permutation(len(batches))]
         return self._batches
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, sparse
+from scipy import optimize, sparse, special
 
 from laborllm_dist.baselines.features import CareerFeatures, Integers
 
@@ -40,7 +40,7 @@ class Logit:
         """Yield the numbers of observations and log P of every occupation in nats, [observations, occupations]."""
         design, numbers = regressors(features), np.arange(len(features))
         for rows in _chunks(len(features)):
-            yield numbers[rows], _log_softmax(design[rows] @ self.coefficients + self.intercepts)
+            yield numbers[rows], special.log_softmax(design[rows] @ self.coefficients + self.intercepts, axis=1)
 
     def log_likelihood(self, features: CareerFeatures) -> float:
         """Return the mean log-likelihood of observations, in nats."""
@@ -91,7 +91,7 @@ def fit_with_strength(
         parameters = flat.reshape(shape)
         loss, gradient = 0.0, np.zeros(shape)
         for chunk in _chunks(len(rows)):
-            log_p = _log_softmax(design[chunk] @ parameters[:-1] + parameters[-1])
+            log_p = special.log_softmax(design[chunk] @ parameters[:-1] + parameters[-1], axis=1)
             loss -= float(weight[chunk] @ _observed(log_p, occupation[chunk]))
             residual = np.exp(log_p)
             residual[np.arange(len(residual)), occupation[chunk]] -= 1.0
@@ -128,12 +128,6 @@ def _dummies(column: npt.NDArray[np.int64], size: int) -> sparse.csr_matrix:
 
 def _chunks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + CHUNK) for start in range(0, num_rows, CHUNK))
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_p: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return log_p
 
 
 def _observed(log_p: Floats, occupation: npt.NDArray[np.int64]) -> Floats:

@@ -43,7 +43,7 @@ class SplitSettings(Strict):
     """Fractions of people, by a keyed hash of (population, person); the remaining people are the test people."""
 
     salt: str
-    """Key of the hash."""
+    """Key of the hash, at most 64 bytes."""
     train: Annotated[float, between(0, 1)]
     """Fraction of people to train on."""
     validation: Annotated[float, between(0, 1)]

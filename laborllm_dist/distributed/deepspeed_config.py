@@ -53,7 +53,7 @@ def deepspeed_config(
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
             "stage3_max_live_parameters": LIVE_BUCKETS * bucket,
-            # A weight stays gathered from forward to backward if both come within so many weights: the last ones do.
+            # A weight stays gathered from forward to backward if at most this many weights come between: the last ones.
             "stage3_max_reuse_distance": 2 * LIVE_BUCKETS * bucket,
             "stage3_gather_16bit_weights_on_model_save": False,
             **offload,

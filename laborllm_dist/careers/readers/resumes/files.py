@@ -82,7 +82,7 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
 
 
 def refuse_if_many(problems: Problems) -> None:
-    """Raise an error if a file has so many problems that the rest need not be read."""
+    """Raise an error, without reading the rest, if a file has many problems."""
     if problems.num_found >= _MANY_PROBLEMS:
         problems.refuse_if_any("the rest of the file was not read")
 
