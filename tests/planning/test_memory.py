@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -201,27 +202,42 @@ def test_autocast_keeps_wide_norms_and_a_copy_of_its_input_for_each_linear_layer
     assert sizes[0]["activations"] - sizes[1]["activations"] == 671_088_640
 
 
+class SavedTensor:
+    """A tensor that autograd keeps for the backward pass, alive as long as the graph that needs it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 def bytes_for_backward(settings: RunSettings, *, is_autocast: bool) -> int:
     """Return the bytes of what autograd keeps of a forward of 512 tokens, weights and copies of them not counted."""
     dtype = torch.bfloat16 if settings.zero.precision == "bf16" and not is_autocast else torch.float32
     model = new_llama(settings.model.llama, num_ids=400, attention_dropout=0.0, seed=1).to(dtype)
     of_weights = {tuple(weight.shape) for weight in model.parameters()}
     of_weights |= {shape[::-1] for shape in of_weights}
-    sizes: dict[int, int] = {}
+    saved: weakref.WeakSet[SavedTensor] = weakref.WeakSet()
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tuple(tensor.shape) not in of_weights:
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def keep(tensor: torch.Tensor) -> SavedTensor:
+        packed = SavedTensor(tensor)
+        saved.add(packed)
+        return packed
 
     lengths = [[200, 40], [256]]
     batch = pack_batch([[np.arange(length) for length in row] for row in lengths], 256)
     with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda packed: packed.tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=is_autocast),
     ):
-        CareerLanguageModel(model, settings.compute).train()(batch)
-    return sum(sizes.values())
+        output = CareerLanguageModel(model, settings.compute).train()(batch)
+    # What the graph still holds: a tensor whose part of the graph is gone has freed its memory, and another one may lie
+    # at its address.
+    storages = {
+        packed.tensor.untyped_storage().data_ptr(): packed.tensor.untyped_storage().nbytes()
+        for packed in saved
+        if tuple(packed.tensor.shape) not in of_weights
+    }
+    del output
+    return sum(storages.values())
 
 
 @pytest.mark.parametrize(
