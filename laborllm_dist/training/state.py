@@ -100,10 +100,6 @@ class TrainerState(Strict):
         kept = tuple(validation for validation in self.validations if validation.step != self.best_step)
         return dataclasses.replace(self, validations=kept)
 
-    def is_over(self, num_steps: int, patience: int | None) -> bool:
-        """Return whether nothing is left to train: all steps are done, or validation has not gained for long."""
-        return self.step == num_steps or (patience is not None and self.validations_since_best >= patience)
-
 
 INITIAL_STATE = TrainerState(step=0, tokens_seen=0, validations=(), left_out=(), recent_losses=())
 

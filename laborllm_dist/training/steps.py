@@ -20,7 +20,7 @@ from laborllm_dist.training.messages import progress_line
 from laborllm_dist.training.state import TrainerState
 from laborllm_dist.training.step import StepResult, Work, batches_of_step, careers_of, take_step
 from laborllm_dist.training.stop_request import StopRequest
-from laborllm_dist.training.validation import validate
+from laborllm_dist.training.validation import stops_early, validate
 
 logger = logging.getLogger(__name__)
 Numbers = dict[str, float]
@@ -74,7 +74,8 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
 
 def is_done(plan: TrainingPlan, state: TrainerState) -> bool:
     """Return whether no step and no validation is left."""
-    return state.is_over(plan.num_steps, plan.training.patience) and not is_validation_due(plan, state)
+    is_last = state.step == plan.num_steps or stops_early(state, plan.training.patience)
+    return is_last and not is_validation_due(plan, state)
 
 
 def is_validation_due(plan: TrainingPlan, state: TrainerState) -> bool:

@@ -1,4 +1,7 @@
-"""Validation: loss per token and per title of the validation people, sharded over ranks in equal passes."""
+"""Validation and early stopping.
+
+A validation is the loss per token and per title of the validation people, sharded over ranks in equal passes.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from laborllm_dist.batching.packing import pack_careers, shard_rows
 from laborllm_dist.config.run import BatchSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.store.store import CareerTable
+from laborllm_dist.training.state import TrainerState
 from laborllm_dist.training.stop_request import StopRequest
 
 
@@ -51,3 +55,8 @@ def validate(
     token_total, title_total = engine.ranks.sum(token_sum, title_sum)
     num_tokens, num_titles = int(lengths.sum()) - len(careers), int(np.sum(careers.num_observations()))
     return ValidationLoss(nats_per_token=-token_total / num_tokens, nats_per_title=-title_total / num_titles)
+
+
+def stops_early(state: TrainerState, patience: int | None) -> bool:
+    """Return whether the last `patience` validations have all been no better than the best one before them."""
+    return patience is not None and state.validations_since_best >= patience
