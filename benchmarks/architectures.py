@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -172,7 +173,7 @@ def plain_step(folder: Path) -> transformers.PreTrainedModel:
         for ids in careers
     ]
     total = torch.stack(losses).sum()
-    (total / sum(len(ids) - 1 for ids in careers)).backward()
+    torch.autograd.backward(total / sum(len(ids) - 1 for ids in careers))
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     groups = [
         {"params": [each for each in parameters if each.dim() > 1], "weight_decay": wanted.weight_decay},
@@ -206,7 +207,7 @@ def trained_error(folder: Path, stage: int, stepped: nn.Module, ranks: Distribut
         raise ModelError(f"other weights learn: {sorted(found.keys() ^ wanted.keys())[:3]}")
     pairs = [(found[name].double(), wanted[name].detach().double()) for name in wanted]
     difference = sum(float((one - other).square().sum()) for one, other in pairs)
-    return (difference / sum(float(other.square().sum()) for _, other in pairs)) ** 0.5
+    return math.sqrt(difference / sum(float(other.square().sum()) for _, other in pairs))
 
 
 def exported_error(export: Path, stepped: nn.Module) -> float:

@@ -85,15 +85,16 @@ def verdict(subject: str, read: Callable[[Path], Parts], runs: tuple[Path, Path]
 
 def compare(runs: tuple[Path, Path], renamed: Mapping[str, str]) -> tuple[list[str], bool]:
     """Return a line for each part of two runs, and whether all of them are the same."""
+
+    def scores(name: str) -> Callable[[Path], dict[str, Any]]:
+        return lambda run: columns(run / "scores" / name, renamed)
+
     tables = sorted({path.name for run in runs for path in (run / "scores").glob("*.parquet")})
     verdicts = [
         verdict("tensors of export", lambda run: tensors(run / "export"), runs),
         verdict("tensors of adapter", lambda run: tensors(run / "adapter"), runs),
         verdict("losses of metrics.jsonl", lambda run: step_losses(run / "metrics.jsonl"), runs),
-        *(
-            verdict(f"columns of scores/{name}", lambda run, name=name: columns(run / "scores" / name, renamed), runs)
-            for name in tables
-        ),
+        *(verdict(f"columns of scores/{name}", scores(name), runs) for name in tables),
     ]
     return [line for line, _ in verdicts], all(is_same for _, is_same in verdicts)
 

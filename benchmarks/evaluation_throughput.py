@@ -76,7 +76,8 @@ class EvaluationTarget:
 
     def open(self) -> torch.nn.Module:
         settings = ModelSettings("subject", str(self.path), None, None, None, 0.0, "safetensors")
-        return pretrained_model(settings, dtype=torch.float32)
+        model: torch.nn.Module = pretrained_model(settings, dtype=torch.float32)
+        return model
 
     def prompts(self, row: int) -> list[str]:
         """Return the prompt of every observation of a career, as the harness gets it."""
@@ -91,7 +92,7 @@ class EvaluationTarget:
 def spread(rows: CareerTable, number: int) -> list[int]:
     """Return so many careers of lengths spread evenly over the split."""
     order = np.argsort(rows.num_tokens(), kind="stable")
-    return order[((np.arange(number) + 0.5) * len(order) / number).astype(int)].tolist()
+    return [int(row) for row in order[((np.arange(number) + 0.5) * len(order) / number).astype(int)]]
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -100,7 +100,7 @@ def write_model(folder: Path, shape: ModelShape) -> None:
         if sum(map(num_bytes, files[-1].values())) + num_bytes(size) > FILE_BYTES:
             files.append({})
         files[-1][name] = size
-    file_of = {}
+    file_of: dict[str, str] = {}
     for number, held in enumerate(files, start=1):
         path = folder / f"model-{number:05d}-of-{len(files):05d}.safetensors"
         write_holes(path, held)

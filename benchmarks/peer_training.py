@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 RANKS = 2
 
 
-class StepRecord(TrainerCallback):
+class StepRecord(TrainerCallback):  # type: ignore[misc]
     """Writes time, tokens and loss at the end of each step, on rank 0."""
 
     def __init__(self, path: Path, tokens_of_step: list[int] | None) -> None:
@@ -67,7 +67,7 @@ def pad(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-class InOrder(Trainer):
+class InOrder(Trainer):  # type: ignore[misc]
     """Takes the careers in the order they are given in."""
 
     def _get_train_sampler(self, *_: Any) -> SequentialSampler:
@@ -127,5 +127,6 @@ def main(name: str, plan_path: str, folder: str, num_steps: int) -> None:
 
 
 if __name__ == "__main__":
-    assert os.environ.get("WORLD_SIZE") == str(RANKS)
+    if os.environ.get("WORLD_SIZE") != str(RANKS) or len(sys.argv) != 5:
+        sys.exit(f"started by train_throughput.py on {RANKS} ranks, with a system, its plan, a folder and the steps")
     main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

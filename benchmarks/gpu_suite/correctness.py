@@ -7,6 +7,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from gpu_suite.record import Record
 from gpu_suite.workload import SHAPES, new_model, rows_of_careers, settings_for
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.models.dims import ModelShape
+
+if TYPE_CHECKING:
+    import pytest
 
 # Wide enough for heads of 64, and two heads to a key.
 STEP_SHAPE = dataclasses.replace(SHAPES["tiny"], hidden_size=256, intermediate_size=704, num_key_value_heads=2)
@@ -49,7 +53,7 @@ class Counted:
         self.outcomes: Counter[str] = Counter()
         self.failed: list[str] = []
 
-    def pytest_runtest_logreport(self, report) -> None:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             self.outcomes[report.outcome] += 1
         if report.outcome == "failed":
@@ -94,7 +98,9 @@ def one_step(precision: str, device: torch.device) -> Step:
     total, _ = model(batch.to(device))
     loss = -total / len(batch.scored_N)
     loss.backward()
-    gradients = {name: weight.grad.double().cpu() for name, weight in model.named_parameters()}
+    gradients = {
+        name: weight.grad.double().cpu() for name, weight in model.named_parameters() if weight.grad is not None
+    }
     return Step(float(loss.detach()), gradients)
 
 

@@ -109,10 +109,10 @@ def measured(
     if planned.host_total:
         numbers["planned_host_gib"] = planned.host_total / GIB
     numbers |= {"first_loss_nats_per_token": timed.first_loss, "last_loss_nats_per_token": timed.last_loss}
-    if not math.isfinite(timed.last_loss):
-        notes.append("the loss is no number")
-    outcome = "measured" if math.isfinite(timed.last_loss) else "failed"
-    return Record(blank.part, blank.subject, outcome, numbers, "; ".join(notes) or None)
+    is_finite = math.isfinite(timed.last_loss)
+    if not is_finite:
+        notes.append("the loss is not finite")
+    return Record(blank.part, blank.subject, "measured" if is_finite else "failed", numbers, "; ".join(notes) or None)
 
 
 def against_plan(planned: Memory) -> dict[str, float]:
