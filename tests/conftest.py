@@ -19,6 +19,7 @@ ASSETS = PROJECT / "tests/assets"
 
 
 TREE_BEFORE = pytest.StashKey[set[str]]()
+ENVIRONMENT_BEFORE = pytest.StashKey[dict[str, str]]()
 
 
 def tree_status(folder: Path) -> set[str]:
@@ -37,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.stash[TREE_BEFORE] = tree_status(PROJECT)
+    session.config.stash[ENVIRONMENT_BEFORE] = dict(os.environ)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background: what tests start would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -50,6 +52,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         own = 2 if marks & {"hosts", "slurm"} else int("ranks" in marks)
         urgency[item.path] = max(own, urgency.get(item.path, 0))
     items.sort(key=lambda item: -urgency[item.path])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Undo what libraries set in the environment when test modules import them; ranks would not be forked with it."""
+    put_back_environment(session.config.stash[ENVIRONMENT_BEFORE])
+
+
+def put_back_environment(before: dict[str, str]) -> None:
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -106,9 +119,7 @@ def environment_is_put_back() -> Iterator[None]:
     """Undo what libraries set in the environment of the test process, which ranks that are forked later lack."""
     before = dict(os.environ)
     yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+    put_back_environment(before)
 
 
 @pytest.fixture(autouse=True)
