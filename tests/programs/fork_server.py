@@ -27,7 +27,7 @@ LONGEST_MESSAGE = 2**18
 MODULES = (
     "laborllm_dist.training.train", "laborllm_dist.evaluation.run", "laborllm_dist.cli",
     "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
+    "transformers.models.auto.tokenization_auto", "pandas",
 )  # fmt: skip
 
 
@@ -35,6 +35,8 @@ def import_all() -> None:
     for name in MODULES:
         importlib.import_module(name)
     importlib.import_module("laborllm_dist.distributed.library_internals").import_deepspeed()
+    # transformers makes this table when a model is first loaded or saved, and that takes longer than many of these runs.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     num_threads = len(list(Path("/proc/self/task").iterdir()))
     assert num_threads == 1, f"{num_threads} threads; only a process of one can be forked"
     gc.collect()
