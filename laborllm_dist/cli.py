@@ -21,6 +21,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 from laborllm_dist.config.help import help_text as settings_help
 from laborllm_dist.config.help import paths_of
 from laborllm_dist.config.reader import Settings, read_settings
+from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
     InterruptedRunError,
     LaborError,
@@ -45,7 +47,9 @@ from laborllm_dist.errors import (
     SettingsError,
     missing_package_of,
 )
+from laborllm_dist.io.command_log import record_command
 from laborllm_dist.io.console import configure_logging, guard_output, is_other_rank, show
+from laborllm_dist.io.run_directory import RECORD
 
 logger = logging.getLogger(__name__)
 # conf/ and launch/ are folders of the package where it is installed (setup.py), and are beside it in a checkout.
@@ -130,6 +134,7 @@ def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bo
 
 def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], None], help_text: str) -> NoReturn:
     """Run a script: settings from the command line, one clear line instead of a traceback if they are invalid."""
+    started = time.time()
     guard_output()
     configure_logging()
     arguments = _arguments()
@@ -138,7 +143,11 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             _show_help(kind, config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
             _check_working_directory()
-            work(compose_settings(kind, config_name, arguments))
+            settings = compose_settings(kind, config_name, arguments)
+            work(settings)
+            folder = _run_folder(settings)
+            if folder is not None and not is_other_rank(os.environ):
+                record_command(folder, Path(sys.argv[0]).stem, arguments, started)
     except (PeerFailedError, OutputClosedError) as refusal:
         raise SystemExit(refusal.exit_code) from None
     except LaborError as refusal:
@@ -165,6 +174,15 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         )
         raise SystemExit(LaborError.exit_code) from None
     raise SystemExit(0)
+
+
+def _run_folder(settings: object) -> Path | None:
+    """Return the folder of the run that a command has worked on; None: none, or several."""
+    if isinstance(settings, RunSettings):
+        folder = Path(settings.output_dir) / settings.name
+    else:
+        folder = Path(getattr(settings, "run", None) or "")
+    return folder if (folder / RECORD).is_file() else None
 
 
 def _check_working_directory() -> None:

@@ -60,7 +60,7 @@ class MissingPackageError(LaborError):
 EXTRA_OF: Mapping[str, str] = {
     **dict.fromkeys(("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "huggingface_hub"), "train"),
     **dict.fromkeys(("peft", "bitsandbytes"), "train"),
-    **dict.fromkeys(("matplotlib", "jinja2", "markupsafe"), "report"),
+    **dict.fromkeys(("matplotlib", "jinja2", "markupsafe", "fpdf"), "report"),
     "gguf": "gguf",
     "liger_kernel": "liger",
     "submitit": "slurm",

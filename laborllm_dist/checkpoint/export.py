@@ -40,9 +40,14 @@ ADVICE = "move what you want to keep out of it, or give the run another name (na
 
 
 def export_checkpoint(
-    checkpoint: Path, manifest: CheckpointManifest, config: ModelConfig, tokenizer: Path, export: Path
+    checkpoint: Path,
+    manifest: CheckpointManifest,
+    config: ModelConfig,
+    tokenizer: Path,
+    export: Path,
+    card: str | None = None,
 ) -> None:
-    """Write config, weights (in the config's dtype) and tokenizer to `export`, atomically.
+    """Write config, weights (in the config's dtype), tokenizer and a model card to `export`, atomically.
 
     Raises:
         DiskFullError: if there is no room; an older export is untouched.
@@ -54,6 +59,7 @@ def export_checkpoint(
             model = model_of(config)
         weights = {name: value.to(dtype) for name, value in full_weights(checkpoint, manifest)}
         model.save_pretrained(partial, state_dict=weights)
+        _write_card(partial, card)
 
 
 def export_adapter(
@@ -62,8 +68,9 @@ def export_adapter(
     config: ModelConfig,
     tokenizer: Path,
     run: RunDirectory,
+    card: str | None = None,
 ) -> None:
-    """Write the LoRA weights alone, and merged into the base as it is on disk, unquantized.
+    """Write the LoRA weights alone, and merged into the base as it is on disk, unquantized; each with the model card.
 
     Args:
         saved: checkpoint and its manifest.
@@ -71,6 +78,7 @@ def export_adapter(
         config: of the base.
         tokenizer: folder.
         run: whose folders are written.
+        card: the model card; None: none.
 
     Raises:
         DiskFullError: if there is no room; older exports are untouched.
@@ -83,6 +91,7 @@ def export_adapter(
     facts = {**_origin(manifest), BASE: {**where, "weights": weights_of_run(run)}}
     with _writing_folder(run.adapter, tokenizer, facts) as partial:
         write_adapter(full_weights(checkpoint, manifest), settings.adapter, place, dtype, partial)
+        _write_card(partial, card)
     with _writing_folder(run.export, tokenizer, _origin(manifest)) as partial:
         record = FileRecord(dtype)
         model = recording(record, open_model)(
@@ -95,6 +104,12 @@ def export_adapter(
         )
         check_loaded(model, record, base.path)
         merged(model, run.adapter).save_pretrained(partial)
+        _write_card(partial, card)
+
+
+def _write_card(folder: Path, card: str | None) -> None:
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")  # in place of peft's own
 
 
 def check_exports(run: RunDirectory, *, unless_written: bool = False) -> None:

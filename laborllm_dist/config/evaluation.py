@@ -1,4 +1,4 @@
-"""Settings of the commands that read a run: evaluate, predict, forecast, baselines, report.
+"""Settings of the commands that read a run: evaluate, predict, forecast, baselines, report, replicate.
 
 Values live in conf/; their meaning, units and checks are here. A command takes what it does not set from the run.
 """
@@ -233,6 +233,22 @@ class ReportSettings(Strict):
     """Resamples of people for the intervals."""
     seed: Seed
     """Seed of the resamples."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicateSettings(Strict):
+    """Settings of launch/replicate.py."""
+
+    runs: tuple[str, ...]
+    """Folders of the runs that the package repeats."""
+    output: str
+    """Folder of the package."""
+    title: str
+    """Title of the paper, for the package's README."""
 
     def __post_init__(self) -> None:
         if not self.runs:

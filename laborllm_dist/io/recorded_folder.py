@@ -40,6 +40,8 @@ _NAMES = re.compile(
 )
 
 
+# Files of ours that people edit. An edited one does no harm to the folder, and is never replaced.
+EDITABLE = frozenset({"README.md"})
 LONGEST_NAME, LONGEST_PATH = 255, 1024  # bytes, well within what Linux takes
 
 
@@ -90,13 +92,18 @@ def _is_inside(name: str) -> bool:
 
 
 def is_whole(folder: Path, record: FolderRecord) -> bool:
-    """Return whether all files that a record names exist and are unchanged."""
-    return all((folder / name).is_file() for name in record.files or {}) and changed_file(folder, record) is None
+    """Return whether all files that a record names exist and are unchanged, but for those that people edit."""
+    names = (record.files or {}).keys() - EDITABLE
+    return all((folder / name).is_file() for name in names) and changed_file(folder, record) is None
 
 
 def changed_file(folder: Path, record: FolderRecord) -> str | None:
-    """Return a message about the first existing file that has changed; None if none has."""
-    files = {name: checksum for name, checksum in (record.files or {}).items() if (folder / name).is_file()}
+    """Return a message about the first existing file that has changed, but for those that people edit; None: none."""
+    files = {
+        name: checksum
+        for name, checksum in (record.files or {}).items()
+        if name not in EDITABLE and (folder / name).is_file()
+    }
     checksums = checksums_of([folder / name for name in files])
     for (name, before), now in zip(files.items(), checksums, strict=True):
         if now != before:
@@ -120,13 +127,13 @@ def check_replaceable(folder: Path, advice: str) -> None:
     foreign = sorted(_foreign_files(folder))
     if foreign:
         raise ForeignFileError(
-            f"{foreign[0]} was not written by this software, so {folder} is not replaced; {advice}",
+            f"{foreign[0]} was not written by this software or was edited, so {folder} is not replaced; {advice}",
             code="foreign-file-in-folder",
         )
 
 
 def _foreign_files(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder that its record does not name."""
+    """Yield the files in a folder that its record does not name, or that people have edited."""
     try:
         record = read_record(folder)
         files = None if record is None else record.files
@@ -138,6 +145,8 @@ def _foreign_files(folder: Path) -> Iterator[Path]:
             continue
         name = path.relative_to(folder).as_posix()
         is_listed = name in files if files is not None else _NAMES.fullmatch(name) is not None
+        if files is not None and name in EDITABLE and is_listed:
+            is_listed = checksums_of([path]) == [files[name]]
         if path.is_symlink() or not is_marked or not (is_listed or name == RECORD):
             yield path
 

@@ -25,7 +25,7 @@ TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record a
 STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
 RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
 # What a run writes into its folder after its record.
-WRITTEN = (RECORD, "metrics.jsonl", "export", "adapter", "baselines", "scores", "report", "wandb")
+WRITTEN = (RECORD, "metrics.jsonl", "commands.jsonl", "export", "adapter", "baselines", "scores", "report", "wandb")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
 

@@ -12,13 +12,20 @@ from laborllm_dist.careers.splits import Split
 from laborllm_dist.checkpoint.export import ModelConfig, check_exports, export_adapter, export_checkpoint, finished_step
 from laborllm_dist.checkpoint.load import load_checkpoint
 from laborllm_dist.checkpoint.manifest import CheckpointManifest, check_checkpoint, read_manifest
+from laborllm_dist.checkpoint.model_card import model_card
 from laborllm_dist.checkpoint.save import checkpoint_folder, newest_checkpoint, run_of_checkpoints, save_state
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext, alone
 from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.errors import CheckpointError
 from laborllm_dist.io.files import ChecksumCheck
-from laborllm_dist.io.run_directory import RunDirectory, check_run_folder, create_or_resume, recorded_store
+from laborllm_dist.io.run_directory import (
+    RunDirectory,
+    check_run_folder,
+    create_or_resume,
+    recorded_store,
+    weights_of_run,
+)
 from laborllm_dist.models.loading import (
     check_fit,
     check_packing,
@@ -180,7 +187,8 @@ def _export_best(
     assert state.best_step is not None  # the last step validates
     folder = checkpoint_folder(run.checkpoints, state.best_step)
     manifest = read_manifest(folder)
+    card = model_card(settings, store, state, weights_of_run(run))
     if settings.adapter.kind == "none":
-        export_checkpoint(folder, manifest, config, store.folder / TOKENIZER, run.export)
+        export_checkpoint(folder, manifest, config, store.folder / TOKENIZER, run.export, card)
     else:
-        export_adapter((folder, manifest), settings, config, store.folder / TOKENIZER, run)
+        export_adapter((folder, manifest), settings, config, store.folder / TOKENIZER, run, card)

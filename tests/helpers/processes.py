@@ -38,6 +38,7 @@ ON_CPU = {
 # What differs between ranks, and between tests, without importing anything being different.
 OF_A_RANK = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTEST_CURRENT_TEST", "TORCH_EXTENSIONS_DIR",
+    "CXX",
 )  # fmt: skip
 # Each has an order of sets of strings of its own. Ranks of one run are from different ones, and a rank that is started
 # again is from another one than before, as with new interpreters: nothing may depend on that order.

@@ -32,6 +32,34 @@ def _none(settings: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceTerms:
+    """Where a source comes from and what may be done with it, for model cards and replication packages.
+
+    Attributes:
+        title: the data, in one phrase.
+        access: where others get it, at what cost, and what they must do for it.
+        rights: what may be redistributed.
+        citation: how its distributor asks to be cited; YEAR and DATE stand for what the author fills in.
+        may_be_shared: whether the data, and what was learned from them, may be passed on as far as this is known.
+    """
+
+    title: str
+    access: str
+    rights: str
+    citation: str
+    may_be_shared: bool
+
+
+OWN_DATA = SourceTerms(
+    title="Data of the authors' own",
+    access="[Authors: where others can obtain these data, at what cost, how long it takes, and whom to ask.]",
+    rights="[Authors: whether these data, and models trained on them, may be redistributed, and under which license.]",
+    citation="[Authors: how to cite these data.]",
+    may_be_shared=False,
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Reader(Generic[Group]):
     """Functions that read one kind of source; each takes the settings of the source.
 
@@ -44,6 +72,7 @@ class Reader(Generic[Group]):
         reachable_by_year: codes that can be observed in a year; empty if all can be observed in any year.
         notes: notes for the data card on values that were read differently from the method or the file.
         version: fingerprint of the content of a source without files.
+        terms: access, rights and citation.
     """
 
     people: Callable[[Group, str], Iterator[PersonThunk]]
@@ -54,6 +83,7 @@ class Reader(Generic[Group]):
     reachable_by_year: Callable[[Group], dict[int, frozenset[str]]] = _any_year
     notes: Callable[[Group], list[str]] = _nothing
     version: Callable[[], str] | None = None
+    terms: SourceTerms = OWN_DATA
 
 
 def as_people(careers: Iterable[CareerHistory]) -> Iterator[PersonThunk]:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from laborllm_dist.careers.readers.reader import Reader, as_people
+from laborllm_dist.careers.readers.reader import Reader, SourceTerms, as_people
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.errors import DataFileError, missing_package
 
@@ -96,4 +96,14 @@ WAGE_PANEL: Reader[None] = Reader(
     people=lambda _, survey: as_people(read_wage_panel(survey=survey)),
     vocabulary=lambda _: wage_panel_vocabulary(),
     version=lambda: f"wage panel {wage_panel_fingerprint()}",
+    terms=SourceTerms(
+        title="Wage panel of young men, 1980 to 1987, from the NLSY79",
+        access="Part of the Python package linearmodels (pip install --no-deps linearmodels); free, at once.",
+        rights="Public-use data; the package has the NCSA license.",
+        citation=(
+            'Vella, Francis, and Marno Verbeek. 1998. "Whose Wages Do Unions Raise? A Dynamic Model of Unionism and '
+            'Wage Rate Determination for Young Men." Journal of Applied Econometrics 13 (2): 163-183.'
+        ),
+        may_be_shared=True,
+    ),
 )

@@ -46,7 +46,7 @@ from laborllm_dist.careers.readers.person_years import (
     career_from_years,
     years_of_schooling_level,
 )
-from laborllm_dist.careers.readers.reader import Reader
+from laborllm_dist.careers.readers.reader import Reader, SourceTerms
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import SurveySettings
 from laborllm_dist.errors import DataFileError
@@ -353,6 +353,25 @@ def _reader_of(cohort: Cohort) -> Reader[SurveySettings]:
         missing_variables=lambda settings: missing_variables(settings, cohort),
         reachable_by_year=reachable_by_year,
         notes=lambda settings: notes_of_extract(settings, cohort),
+        terms=_terms_of(cohort),
+    )
+
+
+def _terms_of(cohort: Cohort) -> SourceTerms:
+    title = f"National Longitudinal Survey of Youth {'1979' if cohort == 'NLSY79' else '1997'}"
+    return SourceTerms(
+        title=title,
+        access=(
+            "Public-use data of the NLS Investigator (https://www.nlsinfo.org/investigator): free, downloaded at once; "
+            "the tagset that comes with this software selects the variables."
+        ),
+        rights="Public-use data, free of charge; geographic identifiers below the region are not part of them.",
+        citation=(
+            f"Bureau of Labor Statistics, U.S. Department of Labor. {title} cohort (rounds used: [Authors]). Produced "
+            "and distributed by the Center for Human Resource Research (CHRR), The Ohio State University. Columbus, "
+            "OH: YEAR."
+        ),
+        may_be_shared=True,
     )
 
 

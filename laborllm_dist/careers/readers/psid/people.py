@@ -37,7 +37,7 @@ from laborllm_dist.careers.readers.psid.concepts import (
 from laborllm_dist.careers.readers.psid.download import Download, missing_variables, read_download
 from laborllm_dist.careers.readers.psid.records import BLANK
 from laborllm_dist.careers.readers.psid.sources import psid_files
-from laborllm_dist.careers.readers.reader import Reader
+from laborllm_dist.careers.readers.reader import Reader, SourceTerms
 from laborllm_dist.config.corpora import SurveySettings
 
 POSTGRADUATE = 17  # the highest number of grades; above are codes for missing
@@ -147,4 +147,21 @@ PSID: Reader[SurveySettings] = Reader(
     files=lambda settings: psid_files(Path(settings.path)),
     missing_variables=missing_variables,
     reachable_by_year=lambda _: codes_or_states(psid_schemes(), with_states=set(psid_schemes())),
+    terms=SourceTerms(
+        title="Panel Study of Income Dynamics",
+        access=(
+            "Public-use files of the PSID Data Center (https://simba.isr.umich.edu): free, after registration and "
+            "consent to the conditions of use; some minutes."
+        ),
+        rights=(
+            "The conditions of use do not allow users to pass the data on. An extract may be deposited in openICPSR's "
+            "PSID Public Data Extract Repository, where registered users get it. Ask the PSID before sharing weights "
+            "of a model that was trained on them."
+        ),
+        citation=(
+            "Panel Study of Income Dynamics, public use dataset. Produced and distributed by the Survey Research "
+            "Center, Institute for Social Research, University of Michigan, Ann Arbor, MI (YEAR). Obtained DATE."
+        ),
+        may_be_shared=False,
+    ),
 )

@@ -1,0 +1,403 @@
+"""A replication package: software, settings, programs in order, tables and figures, and a README for the data editor.
+
+The README follows the template of the social science data editors and the Data and Code Availability Standard (DCAS
+1.0). What only the authors can know stands in square brackets. No data of people is in the package: neither sources nor
+texts nor score tables.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import laborllm_dist
+from laborllm_dist.careers.corpus import READERS
+from laborllm_dist.config.evaluation import ReplicateSettings, ReportSettings
+from laborllm_dist.config.reader import settings_to_values
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.errors import RunError
+from laborllm_dist.io.command_log import Command, read_commands
+from laborllm_dist.io.files import sha256_of, write_text
+from laborllm_dist.io.recorded_folder import replacing_folder
+from laborllm_dist.io.run_directory import RunDirectory, read_run, weights_of_run
+from laborllm_dist.report.documents import Block, Bullets, Code, Heading, Paragraph, Table, to_markdown, write_pdf
+from laborllm_dist.report.write import write_report
+
+ADVICE = "name another folder (output=...), or move it away"
+# In the order in which they depend on each other.
+PROGRAMS: Mapping[str, str] = {
+    "train": "fine-tunes the model and exports its best weights",
+    "evaluate": "scores every observation of the test people",
+    "embed": "exports a vector for every person-year",
+    "forecast": "forecasts several years ahead",
+    "baselines": "fits and scores the models to compare with",
+}
+# Boxes of the template, in minutes.
+TIMES = (
+    (10, "less than 10 minutes"), (60, "10 to 60 minutes"), (120, "1 to 2 hours"), (480, "2 to 8 hours"),
+    (1440, "8 to 24 hours"), (4320, "1 to 3 days"), (20160, "3 to 14 days"), (math.inf, "more than 14 days"),
+)  # fmt: skip
+# Rules of DCAS 1.0, and where the package meets them; None: only the authors can say.
+DCAS: tuple[tuple[str, str | None], ...] = (
+    ("Data availability statement", "section 2"),
+    ("Raw data", "section 2: how to obtain them; the programs read them as they are downloaded"),
+    ("Analysis data", "made by the programs from the raw data; not provided where the terms forbid it"),
+    ("Data format", "the formats of the distributors, and Parquet"),
+    ("Metadata", "data_cards: people, years and occupations of every source, and what was left out"),
+    ("Data citation", "section 2"),
+    ("Data transformation programs", "software, run by run_all.sh"),
+    ("Analysis programs", "software, run by run_all.sh"),
+    ("Program format", "Python source"),
+    ("Instruments", None),
+    ("Ethics", None),
+    ("Pre-registration", None),
+    ("Documentation", "this README"),
+    ("Location", None),
+    ("License", None),
+    ("Omissions", "section 2: sources that are not provided"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file or folder that a program reads: where it lies here, and where the package expects it."""
+
+    source: str
+    path: Path
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicatedRun:
+    """A run as the package repeats it."""
+
+    run: RunDirectory
+    settings: RunSettings
+    store: Path
+    files: tuple[SourceFile, ...]
+    commands: tuple[Command, ...]
+    is_logged: bool
+
+    @property
+    def name(self) -> str:
+        """The run's name, also of its settings files in the package."""
+        return self.settings.name
+
+
+def write_package(settings: ReplicateSettings, report: ReportSettings) -> Path:
+    """Write a replication package of several runs, and return its folder.
+
+    Args:
+        settings: runs and folder.
+        report: settings of the report, whose tables and figures the package must reproduce.
+
+    Raises:
+        RunError: if a run is missing, has no scores, or two runs have one name.
+        ForeignFileError: if the folder holds anything that no package wrote.
+        DiskError: if it cannot be written.
+    """
+    runs = [_open_run(Path(run)) for run in settings.runs]
+    names = [run.name for run in runs]
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise RunError(f"two runs have the name {twice}; a package repeats each under its name", code="two-of-one-name")
+    folder = Path(settings.output)
+    with replacing_folder(folder, {"package": names}, ADVICE) as partial:
+        for run in runs:
+            _write_settings(run, partial)
+            shutil.copyfile(run.store / "data_card.md", _made(partial / "data_cards" / f"{run.name}.md"))
+        _copy_software(partial / "software")
+        write_text(partial / "requirements.txt", "\n".join(_requirements()) + "\n")
+        script = _script(runs, report)
+        write_text(partial / "run_all.sh", script)
+        write_report(replace(report, runs=settings.runs, output=str(partial / "expected")))
+        blocks = _readme(settings, runs, script, partial)
+        write_text(partial / "README.md", to_markdown(blocks))
+        write_pdf(blocks, partial / "README.pdf")
+    (folder / "run_all.sh").chmod(0o755)
+    return folder
+
+
+def _open_run(path: Path) -> ReplicatedRun:
+    run, settings, store = read_run(path)
+    files = tuple(_source_files(settings))
+    logged = [command for command in read_commands(path) if command.name in PROGRAMS]
+    latest = {(command.name, command.arguments): command for command in logged}
+    commands = sorted(latest.values(), key=lambda command: list(PROGRAMS).index(command.name))
+    return ReplicatedRun(run, settings, store, files, tuple(commands), is_logged=bool(logged))
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _source_files(settings: RunSettings) -> Iterator[SourceFile]:
+    """Yield what the settings of a run name that exists on this disk: files of data, models and tokenizers."""
+    values = settings_to_values(settings)
+    for name, corpus in values["data"]["corpora"].items():
+        for path in _paths_in(corpus):
+            yield SourceFile(name, path, f"data/{name}/{path.name}")
+    for kind in ("model", "tokenizer"):
+        for path in _paths_in(values[kind]):
+            yield SourceFile(kind, path, f"models/{path.name}")
+
+
+def _paths_in(values: Any) -> Iterator[Path]:
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            if name == "path" and isinstance(value, str) and Path(value).exists():
+                yield Path(value)
+            else:
+                yield from _paths_in(value)
+
+
+def _moved(values: Any, places: Mapping[str, str]) -> Any:
+    """Return settings with every path of this disk replaced by its place in the package."""
+    if isinstance(values, Mapping):
+        return {
+            name: places.get(value, value) if name == "path" and isinstance(value, str) else _moved(value, places)
+            for name, value in values.items()
+        }
+    return [_moved(value, places) for value in values] if isinstance(values, list | tuple) else values
+
+
+def _write_settings(run: ReplicatedRun, package: Path) -> None:
+    """Write the settings of a run as an experiment and its data group, which the commands find in conf/."""
+    values = _moved(settings_to_values(run.settings), {str(file.path): file.place for file in run.files})
+    data = values.pop("data")
+    values |= {"output_dir": "runs", "store": {**values["store"], "root": "stores"}}
+    values["prepare"] = {**values["prepare"], "career_text": None}
+    experiment = {"defaults": [{"override /data": run.name}], **values}
+    for group, content, header in (("experiment", experiment, "# @package _global_\n"), ("data", data, "")):
+        path = package / "conf" / group / f"{run.name}.yaml"
+        # JSON is YAML in which no text can be taken for a number; "${" would be an interpolation of Hydra's.
+        text = json.dumps(content, indent=2, ensure_ascii=False).replace("${", "\\\\${")
+        write_text(_made(path), f"{header}{text}\n")
+
+
+def _copy_software(target: Path) -> None:
+    """Copy this package's source as pip installs it, with conf/ and launch/ inside."""
+    from laborllm_dist.cli import CONF, SCRIPTS
+
+    source, unwanted = Path(laborllm_dist.__file__).parent, shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(source, target / source.name, ignore=unwanted)
+    for folder in (CONF, SCRIPTS):
+        shutil.copytree(folder, target / source.name / folder.name, ignore=unwanted, dirs_exist_ok=True)
+
+
+def _requirements() -> list[str]:
+    """Return the versions of all installed packages that this one needs, directly or not."""
+    versions: dict[str, str] = {}
+    waiting = ["laborllm_dist"]
+    while waiting:
+        name = waiting.pop()
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        if key in versions:
+            continue
+        versions[key] = distribution.version.partition("+")[0]
+        for requirement in distribution.requires or ():
+            is_ours, extra = key == "laborllm-dist", "extra ==" in requirement
+            if not extra or (is_ours and re.search(r"extra == .(report|train|slurm|wandb)", requirement)):
+                waiting.append(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0])
+    del versions["laborllm-dist"]
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]
+
+
+def _programs(run: ReplicatedRun) -> list[tuple[str, list[str], int]]:
+    """Return name, arguments and number of ranks of the programs of a run, in order."""
+    programs = []
+    for command in run.commands:
+        arguments = [f"+experiment={run.name}"] if command.name == "train" else _arguments(command, run)
+        programs.append((command.name, arguments, command.num_ranks))
+    if run.is_logged:
+        return programs
+    scores = {path.name for path in (run.run.path / "scores").glob("*.parquet")}
+    baselines = sorted(name.split(".")[1] for name in scores if re.fullmatch(r"test\.[a-z_]+\.parquet", name))
+    programs = [("train", [f"+experiment={run.name}"], 1)]
+    if "test.parquet" in scores:
+        programs.append(("evaluate", [f"run=runs/{run.name}"], 1))
+    if baselines:
+        programs.append(("baselines", [f"run=runs/{run.name}", f"baselines=[{','.join(baselines)}]"], 1))
+    return programs
+
+
+def _arguments(command: Command, run: ReplicatedRun) -> list[str]:
+    places = {str(file.path): file.place for file in run.files}
+    pairs = (argument.partition("=") for argument in command.arguments if not argument.startswith("run="))
+    return [f"run=runs/{run.name}", *(name + sign + places.get(value, value) for name, sign, value in pairs)]
+
+
+def _script(runs: Sequence[ReplicatedRun], report: ReportSettings) -> str:
+    lines = [
+        "#!/usr/bin/env bash",
+        "# Runs every program of this package in order; see README.md. A second start resumes.",
+        "set -euo pipefail",
+        'cd "$(dirname "$0")"',
+        'export PYTHONPATH="$PWD/software${PYTHONPATH:+:$PYTHONPATH}"',
+    ]
+    for run in runs:
+        for name, arguments, num_ranks in _programs(run):
+            start = "python -m" if num_ranks == 1 else f"deepspeed --num_gpus {num_ranks} --module"
+            lines.append(f"{start} laborllm_dist {name} {shlex.join(arguments)}")
+    folders = ",".join(f"runs/{run.name}" for run in runs)
+    own = [f"split={report.split}", f"measure={report.measure}", f"bootstrap_draws={report.bootstrap_draws}"]
+    arguments = [f"runs=[{folders}]", "output=results", *own, f"seed={report.seed}"]
+    lines += [
+        f"python -m laborllm_dist report {shlex.join(arguments)}",
+        "if diff -r expected/tables results/tables; then",
+        '    echo "replicate: the tables are those of the package, byte for byte"',
+        "else",
+        '    echo "replicate: the tables differ from those of the package, as shown above" >&2',
+        "    exit 1",
+        "fi",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _readme(settings: ReplicateSettings, runs: Sequence[ReplicatedRun], script: str, package: Path) -> list[Block]:
+    seconds = sum(command.seconds for run in runs for command in run.commands)
+    return [
+        Heading(f"Replication package: {settings.title}", 1),
+        Heading("1. Overview"),
+        Paragraph(
+            f"{', '.join(run.name for run in runs)}: language models of careers, fine-tuned and evaluated with "
+            f"laborllm_dist {laborllm_dist.__version__}. One script, run_all.sh, runs all programs from the raw data "
+            f"to the tables and figures in expected/. {_time_in_words(seconds)}"
+        ),
+        Heading("2. Data availability and provenance"),
+        *_data_statements(runs),
+        Heading("3. Files"),
+        Table(("path", "content", "provided"), tuple(_files(runs))),
+        Heading("4. Computational requirements"),
+        *_requirements_blocks(runs, seconds),
+        Heading("5. Programs, in order"),
+        Paragraph("run_all.sh runs these; each can be started again after a stop, and resumes."),
+        Code("\n".join(line for line in script.splitlines() if "laborllm_dist" in line)),
+        Table(("program", "purpose"), (*PROGRAMS.items(), ("report", "makes all tables and figures"))),
+        Heading("6. Instructions"),
+        Bullets((
+            "Place the sources of section 2 at the paths of section 3.",
+            f"Install Python {_python()} and the packages: pip install -r requirements.txt",
+            "Start ./run_all.sh. It ends with a comparison of results/tables with expected/tables. On the same "
+            "versions and kind of processor they are the same bytes; on others the last digits may differ.",
+        )),
+        Heading("7. Tables and figures"),
+        Table(("table or figure", "program", "needs data that are not provided"), tuple(_outputs(runs, package))),
+        Heading("8. Models"),
+        Table(("run", "base", "revision", "identifier of its weights", "license"), tuple(map(_model_row, runs))),
+        Heading("9. Random numbers"),
+        Bullets(tuple(
+            f"{run.name}: training.seed={run.settings.training.seed} and split.salt={run.settings.split.salt}, in "
+            f"conf/experiment/{run.name}.yaml"
+            for run in runs
+        )),
+        Heading("10. Data and Code Availability Standard (DCAS 1.0)"),
+        Table(("rule", "met"), tuple(
+            (f"{number}. {rule}", f"[x] {where}" if where else "[ ] [Authors: state it here.]")
+            for number, (rule, where) in enumerate(DCAS, start=1)
+        )),
+        Heading("11. References"),
+        Bullets(tuple(dict.fromkeys((
+            "Du, Tianyu, Ayush Kanodia, Herman Brunborg, Keyon Vafa, and Susan Athey. LABOR-LLM: Language-Based "
+            "Occupational Representations with Large Language Models. arXiv 2406.17972.",
+            *(READERS[corpus.kind].terms.citation for run in runs for corpus in run.settings.data.corpora.values()),
+        )))),
+    ]  # fmt: skip
+
+
+def _data_statements(runs: Sequence[ReplicatedRun]) -> Iterator[Block]:
+    corpora = {name: corpus for run in runs for name, corpus in run.settings.data.corpora.items()}
+    terms = {name: READERS[corpus.kind].terms for name, corpus in corpora.items()}
+    is_free = all(each.may_be_shared for each in terms.values())
+    yield Bullets((
+        "[ ] [Authors: we certify that the authors of the manuscript have legitimate access to and permission to use "
+        "the data used in this manuscript.]",
+        "Some data cannot be made publicly available." if not is_free else "All data are publicly available.",
+        "The package contains no data of people.",
+    ))  # fmt: skip
+    for name, each in terms.items():
+        yield Heading(f"{name}: {each.title}", 3)
+        yield Bullets((f"Access: {each.access}", f"Rights: {each.rights}", f"Citation: {each.citation}"))
+
+
+def _files(runs: Sequence[ReplicatedRun]) -> Iterator[tuple[str, str, str]]:
+    for file in {file.place: file for run in runs for file in run.files}.values():
+        yield file.place, f"{file.source}: {_described(file.path)}", "no"
+    yield "software/", "source of laborllm_dist, with its programs and default settings", "yes"
+    yield "conf/", "settings of the runs", "yes"
+    yield "run_all.sh", "runs all programs", "yes"
+    yield "requirements.txt", "versions of all packages", "yes"
+    yield "data_cards/", "codebook: people, years and occupations of every source", "yes"
+    yield "expected/", "report, tables (CSV, LaTeX) and figures", "yes"
+    yield "runs/, stores/, results/", "made by the programs", "no"
+
+
+def _described(path: Path) -> str:
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        return f"folder of {len(files):,} files, {sum(each.stat().st_size for each in files):,} bytes"
+    return f"{path.stat().st_size:,} bytes, SHA-256 {sha256_of(path)}"
+
+
+def _requirements_blocks(runs: Sequence[ReplicatedRun], seconds: float) -> Iterator[Block]:
+    commands = [(run, command) for run in runs for command in run.commands]
+    minutes = seconds / 60
+    yield Paragraph(f"Python {_python()} on Linux; versions of all packages are in requirements.txt.")
+    yield Bullets(tuple(
+        f"[{'x' if commands and (0 if index == 0 else TIMES[index - 1][0]) <= minutes < limit else ' '}] {words}"
+        for index, (limit, words) in enumerate(TIMES)
+    ))  # fmt: skip
+    if commands:
+        yield Table(
+            ("run", "program", "minutes", "processes", "memory of one, GiB", "machine"),
+            tuple(
+                (
+                    run.name, command.name, f"{command.seconds / 60:.1f}", str(command.num_ranks),
+                    f"{command.peak_memory_gib:.1f}", command.machine,
+                )
+                for run, command in commands
+            ),
+        )  # fmt: skip
+    unlogged = [run.name for run in runs if not run.is_logged]
+    if unlogged:
+        yield Paragraph(
+            f"[Authors: time and machine of {', '.join(unlogged)}, whose folder has no log of its commands; the "
+            "programs in section 5 follow from the tables that it has.]"
+        )
+
+
+def _time_in_words(seconds: float) -> str:
+    return f"The programs took {seconds / 3600:.1f} hours in all." if seconds else ""
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def _outputs(runs: Sequence[ReplicatedRun], package: Path) -> Iterator[tuple[str, str, str]]:
+    needs = any(file.source not in ("model", "tokenizer") for run in runs for file in run.files)
+    for folder in ("tables", "figures"):
+        for path in sorted((package / "expected" / folder).glob("*")):
+            if path.suffix in (".csv", ".png"):
+                yield f"expected/{folder}/{path.name}", "report", "yes" if needs else "no"
+
+
+def _model_row(run: ReplicatedRun) -> tuple[str, str, str, str, str]:
+    path, weights = run.settings.model.path, weights_of_run(run.run)
+    if path is None:
+        return run.name, "none: randomly initialized", "", "", ""
+    base = Path(path).name if Path(path).is_dir() else path
+    return run.name, base, run.settings.model.revision or "[Authors]", weights or "", "[Authors: license of the base]"
