@@ -87,7 +87,7 @@ def write_report(settings: ReportSettings) -> ReportResult:
         ScoreTableError: if a run has no scores of the split, or two tables are not about the same observations.
         ForeignFileError: if a file that is no report's has the name of one of the report's.
     """
-    compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure)
+    compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure, weights=settings.weights)
     numbers = analyze(compared, settings)
     drawn = draw_figures(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"

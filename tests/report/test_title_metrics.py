@@ -13,9 +13,12 @@ from helpers.scores import CODES, report_on, title_rows, write_scores, write_tit
 from rich.console import Console
 
 from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.report.title_metrics import observed_ranks
+from laborllm_dist.report.states import LaborStates
+from laborllm_dist.report.title_metrics import facts_of_table
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo
+
+NO_STATES = LaborStates((), (), (), ())
 
 
 @pytest.fixture
@@ -55,7 +58,9 @@ def test_a_title_that_was_not_told_apart_counts_as_if_it_stood_above() -> None:
     table = title_rows([(0.2, None, 0.5), (0.1, None, None), (0.4, None, 0.3), (0.2, 0.5, 0.3), (0.5, None, 0.2)],
                        [0.3, 0.3, 0.3, 0.0, 0.3])  # fmt: skip
     info = ScoreTableInfo("m", "test", "c", "0", {})
-    np.testing.assert_array_equal(observed_ranks(DistributionTable(table, info, CODES)), [3, 3, 1, 3, 1])
+    np.testing.assert_array_equal(
+        facts_of_table("m", DistributionTable(table, info, CODES), [None] * 5, NO_STATES).rank_N, [3, 3, 1, 3, 1]
+    )
 
 
 def test_the_normalised_measure_without_distributions_is_refused(run: Path) -> None:
