@@ -15,6 +15,7 @@ from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
 Truncation = Literal["refuse", "last_lines"]
+FigureFormat = Literal["png", "pdf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,8 @@ class ReportSettings(Strict):
     """Resamples of people for the intervals."""
     seed: Seed
     """Seed of the resamples."""
+    figure_formats: tuple[FigureFormat, ...] = ("png", "pdf")
+    """Files of the figures beside the page, which has them as SVG; a PDF embeds its fonts as TrueType."""
     calibration_bins: Annotated[int, within(2, 1_000)] = 10
     """Most bins of a calibration curve, with equal numbers of observations."""
     weights: WeightSettings = WeightSettings()

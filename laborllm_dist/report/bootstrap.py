@@ -11,6 +11,7 @@ V values, L levels of a score.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from laborllm_dist.report.load import CodeArray, FloatArray
 BoolArray = npt.NDArray[np.bool_]
 LEVEL = 0.95
 _WEIGHTS_IN_MEMORY = 2_000_000  # 16 MiB of float64
+_COUNTS_IN_MEMORY = 100_000_000  # 191 MiB of uint16
 _DRAWS_IN_CACHE = 16  # resamples of all levels of a score that a CPU's cache holds; measured: 32 are slower, and 8
 
 
@@ -85,7 +87,9 @@ class ResampledPeople:
 
     def draws(self) -> Iterator[FloatArray]:
         """Give how often each person is drawn, [a few draws, people] at a time."""
-        return draw_weights(self.num_people, num_draws=self.num_draws, seed=self.seed)
+        if self.num_people * self.num_draws > _COUNTS_IN_MEMORY:
+            return draw_weights(self.num_people, num_draws=self.num_draws, seed=self.seed)
+        return (each.astype(np.float64) for each in _drawn_counts(self.num_people, self.num_draws, self.seed))
 
 
 def resample_means(
@@ -207,6 +211,13 @@ def draw_weights(num_people: int, *, num_draws: int, seed: int) -> Iterator[Floa
         rows = min(rows_at_a_time, num_draws - start)
         picks = (generator.integers(num_people, size=num_people) for _ in range(rows))
         yield np.stack([np.bincount(pick, minlength=num_people) for pick in picks]).astype(np.float64)
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn_counts(num_people: int, num_draws: int, seed: int) -> tuple[npt.NDArray[np.uint16], ...]:
+    """Return what `draw_weights` gives, which all numbers of a report ask for again."""
+    chunks = draw_weights(num_people, num_draws=num_draws, seed=seed)
+    return tuple(chunk.astype(np.uint16) for chunk in chunks)  # nobody is drawn 65,536 times
 
 
 def estimate(value: float, draws: FloatArray, *, num_people: int) -> Estimate:

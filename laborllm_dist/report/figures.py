@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from rich.cells import cell_len, chop_cells
 
+from laborllm_dist.config.evaluation import FigureFormat
 from laborllm_dist.io.number_format import LARGE, MINUS, format_count, format_nats, format_perplexity
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
@@ -61,7 +62,7 @@ STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
 
 @dataclass(frozen=True, slots=True)
 class DrawnFigure:
-    """A figure as three files, with its alternative text.
+    """A figure with its alternative text.
 
     `undrawn`: characters of names that no font of this machine has.
     """
@@ -69,9 +70,12 @@ class DrawnFigure:
     name: str
     alternative: str
     svg: bytes
-    png: bytes
-    pdf: bytes
     undrawn: str
+    figure: Figure
+
+    def as_bytes(self, kind: FigureFormat) -> bytes:
+        """Return the content of a file of this figure."""
+        return _saved(self.figure, kind)
 
     def _repr_svg_(self) -> str:
         """Return what a notebook shows."""
@@ -146,7 +150,7 @@ def draw_auc(outcomes: Sequence[OutcomeNumbers], models: Sequence[ModelNumbers])
         ]
         figure, axes = _draw_bands(labels, estimates, models, fonts, shown=names)
         axes.axvline(0.5, color=INK, linewidth=0.9, zorder=1)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlabel("area under the ROC curve; higher is better,\n0.5 is chance")
         return _render(figure, "auc", "Area under the ROC curve of every outcome, with 95 % intervals", fonts)
 
@@ -382,8 +386,12 @@ def _set_difference_axis(axes: Axes, estimates: Sequence[Estimate]) -> None:
 
 
 def _render(figure: Figure, name: str, alternative: str, fonts: Drawable) -> DrawnFigure:
-    svg, png, pdf = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=200)
-    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-    return DrawnFigure(name, alternative, svg.getvalue(), png.getvalue(), pdf.getvalue(), fonts.undrawn)
+    return DrawnFigure(name, alternative, _saved(figure, "svg"), fonts.undrawn, figure)
+
+
+def _saved(figure: Figure, kind: Literal["svg", "png", "pdf"]) -> bytes:
+    content = io.BytesIO()
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(content, format=kind, dpi=200 if kind == "png" else "figure", metadata=no_date[kind])
+    return content.getvalue()

@@ -48,7 +48,7 @@ GAP_GROUPINGS = ("gender", "ethnicity", "region", "education", "birth_decade", "
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Observations at risk, what happened, and every model's probability of it.
+    """Observations at risk, what happened (1, else 0), and every model's probability of it.
 
     Without `has_auc` the event is one of the model, not of the person, so models have no common ranking.
     """
@@ -57,7 +57,7 @@ class Outcome:
     title: str
     rule: str
     at_risk_N: BoolArray
-    event_MN: BoolArray
+    event_MN: FloatArray
     probability_MN: FloatArray
     is_exact_MN: BoolArray
     has_auc: bool
@@ -183,7 +183,7 @@ def list_outcomes(
         p_MN: FloatArray,
         exact_MN: BoolArray,
     ) -> Outcome:
-        event_MN = np.broadcast_to(event_N, (len(facts), num_rows))
+        event_MN = np.tile(event_N.astype(np.float64), (len(facts), 1))
         return Outcome(name, title, rule, at_risk_N, event_MN, np.clip(p_MN, 0.0, 1.0), exact_MN, has_auc=True)
 
     outcomes: list[Outcome] = []
@@ -268,7 +268,7 @@ def outcome_numbers(
         rule=outcome.rule,
         num_people=overall.num_people,
         num_observations=len(everybody),
-        num_events=int(event_MN[0].sum()),
+        num_events=round(float(event_MN[0].sum())),
         scores=overall.scores(models),
         curves=tuple(
             _curve(probability_N, event_N, bin_N, chosen)
@@ -288,10 +288,10 @@ def quantile_bins(probability_N: FloatArray, num_bins: int) -> CodeArray:
 
 
 def _curve(
-    probability_N: FloatArray, event_N: BoolArray, bin_N: CodeArray, people: ResampledPeople
+    probability_N: FloatArray, event_N: FloatArray, bin_N: CodeArray, people: ResampledPeople
 ) -> tuple[CalibrationBin, ...]:
     num_bins = int(bin_N.max()) + 1
-    values = np.stack([np.ones(len(bin_N)), probability_N, event_N.astype(np.float64)])
+    values = np.stack([np.ones(len(bin_N)), probability_N, event_N])
     weight_BD, predicted_BD, observed_BD = resample_sums(values, bin_N, num_bins, people)
     bins = []
     for number in range(num_bins):
@@ -367,7 +367,7 @@ class _Judged:
     """The observations at risk: what happened, what was predicted, and the bins of the predictions."""
 
     models: Sequence[str]
-    event_MN: BoolArray
+    event_MN: FloatArray
     probability_MN: FloatArray
     is_exact_MN: BoolArray
     bins_MN: CodeArray
@@ -406,7 +406,7 @@ class _Judged:
                 _GroupDraws(
                     num_people=len(np.unique(people.person_of_row[inside])),
                     num_observations=int(inside.sum()),
-                    num_events=int(self.event_MN[0, inside].sum()),
+                    num_events=round(float(self.event_MN[0, inside].sum())),
                     auc_MD=self._auc(inside, people) if self.has_auc else None,
                     ece_MD=ece_MGD[:, group],
                     excess_MD=excess_MGD[:, group],
@@ -417,7 +417,7 @@ class _Judged:
         return groups
 
     def _auc(self, inside: BoolArray, people: ResampledPeople) -> FloatArray:
-        return resample_auc(self.probability_MN[:, inside], self.event_MN[0, inside], people.rows(inside))
+        return resample_auc(self.probability_MN[:, inside], self.event_MN[0, inside] > 0, people.rows(inside))
 
     def _calibration(
         self, model: int, group_N: CodeArray, num_groups: int, people: ResampledPeople

@@ -47,7 +47,7 @@ class TitleFacts:
     largest_bound: float
     rank_N: FloatArray  # of the observed title, 1 for the most probable one
     top_probability_N: FloatArray  # of the most probable title
-    top_is_observed_N: BoolArray
+    top_is_observed_N: FloatArray  # 1 if it is the observed one; 1 / k if that is one of k equal ones
     top_is_exact_N: BoolArray  # no title that was not scored can be more probable
     previous_probability_N: FloatArray  # of the previous title; 0 at a person's first observation
     previous_is_exact_N: BoolArray
@@ -152,7 +152,7 @@ def _facts_of_block(
     return (
         _ranks(scores_NT, own, log_bound_N),
         shares_NT[rows, top_N],
-        top_N == own,
+        (shares_NT[rows, own] == shares_NT[rows, top_N]) / (shares_NT == shares_NT[rows, top_N, None]).sum(axis=1),
         log_bound_N <= scored_NT[rows, top_N],
         np.where(before >= 0, shares_NT[rows, before], 0.0),
         (before < 0) | is_scored_NT[rows, before],

@@ -112,8 +112,8 @@ def write_report(settings: ReportSettings) -> ReportResult:
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
     contents = {folder / "tables" / table.name: table.content.encode() for table in tables}
     for figure in drawn:
-        contents[folder / "figures" / f"{figure.name}.png"] = figure.png
-        contents[folder / "figures" / f"{figure.name}.pdf"] = figure.pdf
+        for kind in settings.figure_formats:
+            contents[folder / "figures" / f"{figure.name}.{kind}"] = figure.as_bytes(kind)
     page, summary = folder / "report.html", folder / "summary.json"
     _check_replaceable(page, summary, tuple(contents))
     with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
