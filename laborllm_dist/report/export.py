@@ -16,6 +16,7 @@ threeparttable.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -165,17 +166,16 @@ def _outcome_group_rows(numbers: ReportNumbers) -> Iterator[_Row]:
     for outcome in numbers.outcomes:
         for grouping in outcome.groupings:
             for group in grouping.groups:
-                names = {"outcome": outcome.name, "grouping": grouping.name, "group": group.group}
-                sizes = (group.num_observations, group.num_people)
+                row = functools.partial(
+                    _Row, n=group.num_observations, people=group.num_people, outcome=outcome.name,
+                    grouping=grouping.name, group=group.group,
+                )  # fmt: skip
                 for score in group.scores:
-                    for term, value in _terms(score):
-                        yield _Row(term, score.model, value, *sizes, **names)  # type: ignore[arg-type]
+                    yield from (row(term, score.model, value) for term, value in _terms(score))
                 for gap in group.gaps:
                     for term in ("auc", "ece", "predicted_minus_observed"):
                         if (difference := getattr(gap, term)) is not None:
-                            yield _Row(
-                                term, gap.model, difference, *sizes, compared_with=grouping.largest_group, **names
-                            )  # type: ignore[arg-type]
+                            yield row(term, gap.model, difference, compared_with=grouping.largest_group)
 
 
 def _curve_rows(outcomes: Sequence[OutcomeNumbers]) -> Iterator[_Row]:

@@ -40,7 +40,7 @@ class LaborStates:
         """Codes of all states; every other code is an occupation."""
         return frozenset((*self.unemployed, *self.not_in_labor_force, *self.not_working, *self.education))
 
-    def are_among(self, codes: Sequence[str], occupations: Sequence[str]) -> BoolArray:
+    def are_among(self, codes: Sequence[str], occupations: Sequence[str | None]) -> BoolArray:
         """Return which of some occupations are one of `codes`, [occupations]."""
         return np.isin(np.asarray(occupations, dtype=object), np.asarray(codes, dtype=object))
 

@@ -134,7 +134,7 @@ def _facts_of_block(
         log_bound_N = np.log(np.asarray(batch["bound"].to_numpy()))
     rows, place_of = np.arange(batch.num_rows), {code: place for place, code in enumerate(occupations)}
     own = np.array([place_of[code] for code in batch["occupation"].to_pylist()])
-    before = np.array([place_of.get(code, -1) for code in previous])  # None is no code
+    before = np.array([-1 if code is None else place_of.get(code, -1) for code in previous])
     scored_NT = np.where(np.isnan(scores_NT), -np.inf, scores_NT)
     log_total_N = np.logaddexp(log_sum_exp(scored_NT, axis=1), log_bound_N)
     shares_NT = np.exp(scored_NT - log_total_N[:, None])
