@@ -19,6 +19,12 @@ _UNSEEN = (
 ESCAPES = {code: chr(code).encode("unicode_escape").decode("ascii") for code in sorted({*_UNSEEN, *_ORDER})}
 # What Markdown reads as a mark: an underscore between letters, as in a setting's name, is none.
 _MARKS = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<!\S)#")
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
+    "\N{MINUS SIGN}": "$-$", "\N{NO-BREAK SPACE}": "~", "\N{EN DASH}": "--",
+}  # fmt: skip
 # What a spreadsheet takes for a formula, in the wide forms of East Asian keyboards too; numbers are none.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -40,6 +46,11 @@ def markdown_code(text: str) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     blank = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{blank}{text}{blank}{fence}"
+
+
+def latex_text(text: str) -> str:
+    """Return a text that LaTeX sets as it stands, in a line or a table's cell; nothing in it is read as a command."""
+    return "".join(_LATEX.get(character, character) for character in visible(text))
 
 
 def sheet_cell(text: str) -> str:

@@ -15,6 +15,7 @@ from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
 Truncation = Literal["refuse", "last_lines"]
+FigureFormat = Literal["png", "pdf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,39 @@ class ForecastSettings(ForwardOverrides):
 
 
 @dataclass(frozen=True, slots=True)
+class WeightSettings(Strict):
+    """Survey weights of a report, from a file with one row per person, or per person and year."""
+
+    path: str | None = None
+    """CSV (also .gz) or Parquet file; null: all observations count the same."""
+    column: str = "weight"
+    """Column of the weight."""
+    person: str = "person"
+    """Column of the person's id."""
+    year: str | None = None
+    """Column of the calendar year; null: one weight per person."""
+    survey: str | None = None
+    """Column of the survey, as in the score table; null: all observations are of one survey."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateWords(Strict):
+    """Codes and titles of the states without an occupation; case does not matter.
+
+    The codes that a run's own data settings name (`status.codes`) count besides.
+    """
+
+    unemployed: tuple[str, ...] = ()
+    """Is unemployed."""
+    not_in_labor_force: tuple[str, ...] = ()
+    """Is out of the labor force."""
+    not_working: tuple[str, ...] = ()
+    """Does not work; unemployed or out of the labor force, which is unknown."""
+    education: tuple[str, ...] = ()
+    """Does not work and is enrolled in school."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReportSettings(Strict):
     """Settings of launch/report.py."""
 
@@ -233,6 +267,12 @@ class ReportSettings(Strict):
     """Resamples of people for the intervals."""
     seed: Seed
     """Seed of the resamples."""
+    figure_formats: tuple[FigureFormat, ...] = ("png", "pdf")
+    """Files of the figures beside the page, which has them as SVG; a PDF embeds its fonts as TrueType."""
+    calibration_bins: Annotated[int, within(2, 1_000)] = 10
+    """Most bins of a calibration curve, with equal numbers of observations."""
+    weights: WeightSettings = WeightSettings()
+    states: StateWords = StateWords()
 
     def __post_init__(self) -> None:
         if not self.runs:

@@ -46,6 +46,16 @@ def _signed(value: float, text: str) -> str:
     return f"+{text}" if value > 0 and word_for(value) is None else text
 
 
+def format_auc(value: float) -> str:
+    """Format an area under a ROC curve, a mean reciprocal rank or a calibration error: 0.754."""
+    return format_decimals(value, 3)
+
+
+def format_signed_auc(value: float) -> str:
+    """Format a difference of such numbers with its sign: +0.012."""
+    return _signed(value, format_auc(value))
+
+
 def format_share(share: float) -> str:
     """Format a share as a percentage with one decimal and a no-break space: 97.5 %."""
     return word_for(share) or f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

@@ -13,7 +13,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -23,15 +23,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from rich.cells import cell_len, chop_cells
 
+from laborllm_dist.config.evaluation import FigureFormat
 from laborllm_dist.io.number_format import LARGE, MINUS, format_count, format_nats, format_perplexity
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.fonts import FIRST, Drawable, drawable
 from laborllm_dist.report.numbers import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
+from laborllm_dist.report.outcomes import OutcomeNumbers
 
 WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle
 LARGEST_DRAWN = 1e290  # the ends of an axis are beyond it and must be finite in float64
+MANY_BANDS = 12  # more are drawn narrower
 GROUP_LETTERS, GROUP_LINES = 17, 3  # of a group's name beside the axis
 # Okabe and Ito's colors, in an order that keeps the first few far apart; the true model is always black.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
@@ -50,6 +53,7 @@ STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
     "ytick.color": INK,
     "axes.axisbelow": True,
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # TrueType, which journals ask for; matplotlib's default is Type 3
     "svg.hashsalt": "laborllm_dist",
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
@@ -58,7 +62,7 @@ STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
 
 @dataclass(frozen=True, slots=True)
 class DrawnFigure:
-    """A figure as two files, with its alternative text.
+    """A figure with its alternative text.
 
     `undrawn`: characters of names that no font of this machine has.
     """
@@ -66,8 +70,12 @@ class DrawnFigure:
     name: str
     alternative: str
     svg: bytes
-    png: bytes
     undrawn: str
+    figure: Figure
+
+    def as_bytes(self, kind: FigureFormat) -> bytes:
+        """Return the content of a file of this figure."""
+        return _saved(self.figure, kind)
 
     def _repr_svg_(self) -> str:
         """Return what a notebook shows."""
@@ -114,29 +122,103 @@ def draw_differences(pairs: Sequence[PairNumbers], *, measure: str) -> DrawnFigu
 
 def draw_grouping(grouping: GroupingNumbers, models: Sequence[ModelNumbers], *, measure: str) -> DrawnFigure:
     """Draw the perplexities of all models in each group: a band per group, a dot and interval per model."""
-    groups, marks = grouping.groups, _marks(models)
-    many = len(groups) > 12
-    line_inches = 0.12 if many else 0.16
-    legend_rows, legend_columns = _legend_shape(models)
-    band_inches = max(0.3 if many else 0.5, line_inches * (len(models) + 1))
-    names = [*(model.model for model in models), *(group.group for group in groups)]
-    fonts = drawable(map(visible, names))
+    groups, many = grouping.groups, len(grouping.groups) > MANY_BANDS
+    fonts = drawable(map(visible, [*(model.model for model in models), *(group.group for group in groups)]))
     with matplotlib.rc_context(_style_of(fonts)):
-        figure, axes = _new_figure(band_inches * len(groups) + 0.75 + 0.22 * legend_rows)
-        step = line_inches / band_inches
-        for row, group in enumerate(groups):
-            if row % 2 == 0:
-                axes.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
-            for index, score in enumerate(group.scores):
-                place = row + (index - (len(models) - 1) / 2) * step
-                _draw_estimate(axes, place, score.perplexity, marks[index], size=4.5 if many else 6)
-        axes.set_yticks(range(len(groups)), [_group_label(group, fonts, short=many) for group in groups])
-        _set_perplexity_axis(axes, (score.perplexity for group in groups for score in group.scores), measure)
-        axes.set_ylim(len(groups) - 0.5, -0.5)
-        handles = [_legend_handle(model, mark, fonts) for model, mark in zip(models, marks, strict=True)]
-        figure.legend(handles=handles, loc="outside upper left", ncols=legend_columns, frameon=False)
+        estimates = [[score.perplexity for score in group.scores] for group in groups]
+        labels = [_group_label(group, fonts, short=many) for group in groups]
+        figure, axes = _draw_bands(labels, estimates, models, fonts)
+        _set_perplexity_axis(axes, (each for row in estimates for each in row), measure)
         alternative = f"Perplexity {grouping.title.lower()}, with 95 % intervals"
         return _render(figure, f"by_{grouping.name}", alternative, fonts)
+
+
+def draw_auc(outcomes: Sequence[OutcomeNumbers], models: Sequence[ModelNumbers]) -> DrawnFigure:
+    """Draw the area under the ROC curve of every outcome: a band per outcome, a dot and interval per model.
+
+    Args:
+        outcomes: with an area for some of the models, the same ones in every outcome.
+        models: all of the report, which decide the colors.
+    """
+    names = [score.model for score in outcomes[0].scores]
+    fonts = drawable(map(visible, names))
+    with matplotlib.rc_context(_style_of(fonts)):
+        estimates = [[score.auc for score in outcome.scores if score.auc is not None] for outcome in outcomes]
+        labels = [
+            "\n".join([*textwrap.wrap(outcome.title, GROUP_LETTERS), f"{format_count(outcome.num_events)} events"])
+            for outcome in outcomes
+        ]
+        figure, axes = _draw_bands(labels, estimates, models, fonts, shown=names)
+        axes.axvline(0.5, color=INK, linewidth=0.9, zorder=1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.set_xlabel("area under the ROC curve; higher is better,\n0.5 is chance")
+        return _render(figure, "auc", "Area under the ROC curve of every outcome, with 95 % intervals", fonts)
+
+
+def draw_calibration(outcome: OutcomeNumbers, models: Sequence[ModelNumbers]) -> DrawnFigure:
+    """Draw observed shares over predicted probabilities, a curve per model, with intervals of the shares.
+
+    Args:
+        outcome: with curves of some of the models.
+        models: all of the report, which decide the colors.
+    """
+    names = [score.model for score in outcome.scores]
+    fonts, shown = drawable(map(visible, names)), _shown(models, names)
+    with matplotlib.rc_context(_style_of(fonts)):
+        figure, axes = _new_figure(WIDTH_INCHES + 0.22 * _legend_shape([model for model, _ in shown])[0])
+        largest = 0.0
+        for (_, mark), curve in zip(shown, outcome.curves, strict=True):
+            points = [each for each in curve if _has_place(each.observed.value)]
+            predicted, observed = [each.predicted for each in points], [each.observed.value for each in points]
+            axes.plot(predicted, observed, color=mark.color, marker=mark.marker, markersize=5, linewidth=1.2, zorder=3)
+            for each in points:
+                if each.observed.low is not None and each.observed.high is not None:
+                    ends = [each.observed.low, each.observed.high]
+                    axes.plot([each.predicted] * 2, ends, color=mark.color, linewidth=1.2, alpha=0.6)
+                    largest = max(largest, ends[1])
+            largest = max([largest, *predicted, *observed])
+        limit = min(1.0, 1.08 * largest) if largest else 1.0
+        axes.plot([0, limit], [0, limit], color=INK, linewidth=0.9, zorder=1)
+        axes.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.set_xlabel("predicted probability (mean of a bin)")
+        axes.set_ylabel("observed share")
+        _add_legend(figure, shown, fonts)
+        alternative = f"Calibration, {outcome.title.lower()}: observed shares over predicted probabilities"
+        return _render(figure, f"calibration_{outcome.name}", alternative, fonts)
+
+
+def _draw_bands(
+    labels: Sequence[str],
+    estimates: Sequence[Sequence[Estimate]],
+    models: Sequence[ModelNumbers],
+    fonts: Drawable,
+    *,
+    shown: Sequence[str] | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw a band per label with an estimate of each model in it.
+
+    `models` are all of the report; `shown` names those that have estimates; None: all.
+    """
+    many = len(labels) > MANY_BANDS
+    marked = _shown(models, [model.model for model in models] if shown is None else shown)
+    line_inches = 0.12 if many else 0.16
+    band_inches = max(0.3 if many else 0.5, line_inches * (len(marked) + 1))
+    legend_rows, _ = _legend_shape([model for model, _ in marked])
+    figure, axes = _new_figure(band_inches * len(labels) + 0.75 + 0.22 * legend_rows)
+    step = line_inches / band_inches
+    for row, of_models in enumerate(estimates):
+        if row % 2 == 0:
+            axes.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
+        for index, each in enumerate(of_models):
+            place = row + (index - (len(marked) - 1) / 2) * step
+            _draw_estimate(axes, place, each, marked[index][1], size=4.5 if many else 6)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    _add_legend(figure, marked, fonts)
+    return figure, axes
 
 
 def _style_of(fonts: Drawable) -> Any:
@@ -216,6 +298,19 @@ def _group_label(group: GroupNumbers, fonts: Drawable, *, short: bool) -> str:
     return f"{name}{few}" if short else f"{name}\n{format_count(group.num_people)} people{few}"
 
 
+def _shown(models: Sequence[ModelNumbers], names: Sequence[str]) -> list[tuple[ModelNumbers, _Mark]]:
+    """Return some of the models with their marks, which are the same in every figure."""
+    marks = dict(zip((model.model for model in models), _marks(models), strict=True))
+    by_name = {model.model: model for model in models}
+    return [(by_name[name], marks[name]) for name in names]
+
+
+def _add_legend(figure: Figure, shown: Sequence[tuple[ModelNumbers, _Mark]], fonts: Drawable) -> None:
+    _, columns = _legend_shape([model for model, _ in shown])
+    handles = [_legend_handle(model, mark, fonts) for model, mark in shown]
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
+
+
 def _legend_shape(models: Sequence[ModelNumbers]) -> tuple[int, int]:
     columns = 2 if max(cell_len(visible(model.model)) for model in models) <= 14 else 1
     return math.ceil(len(models) / columns), columns
@@ -291,7 +386,12 @@ def _set_difference_axis(axes: Axes, estimates: Sequence[Estimate]) -> None:
 
 
 def _render(figure: Figure, name: str, alternative: str, fonts: Drawable) -> DrawnFigure:
-    svg, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=200)
-    return DrawnFigure(name, alternative, svg.getvalue(), png.getvalue(), fonts.undrawn)
+    return DrawnFigure(name, alternative, _saved(figure, "svg"), fonts.undrawn, figure)
+
+
+def _saved(figure: Figure, kind: Literal["svg", "png", "pdf"]) -> bytes:
+    content = io.BytesIO()
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(content, format=kind, dpi=200 if kind == "png" else "figure", metadata=no_date[kind])
+    return content.getvalue()

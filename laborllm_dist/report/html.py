@@ -14,18 +14,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from laborllm_dist.io.number_format import (
+    format_auc,
     format_count,
     format_interval,
     format_nats,
     format_perplexity,
     format_probability,
     format_share,
+    format_signed_auc,
     format_signed_perplexity,
 )
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.figures import DrawnFigure
 from laborllm_dist.report.numbers import ReportNumbers
+from laborllm_dist.report.outcomes import TOP_TITLE
 
 
 def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
@@ -33,13 +36,20 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
 
     Args:
         numbers: the whole report.
-        figures: `perplexity`, `differences` where there are two models or more, and `by_NAME` for each grouping.
+        figures: `perplexity`, `differences` where there are two models or more, `by_NAME` for each grouping, and where
+            there are tables of titles, `auc` and `calibration_NAME` for each outcome.
     """
+    with_auc = [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]
     template = _environment().get_template("report.html.j2")
     return template.render(
         report=numbers,
         measure=numbers.measure,
         figures={figure.name: figure for figure in figures},
+        with_auc=with_auc,
+        most_inexact={
+            model.model: max((outcome.scores[place].num_inexact for outcome in with_auc), default=0)
+            for place, model in enumerate(numbers.titles)
+        },
         has_truth=any(model.true_model for model in numbers.models),
         best=next((model for model in numbers.models if not model.true_model), numbers.models[0]),
     )
@@ -62,6 +72,8 @@ def _environment() -> Environment:
         "share": format_share,
         "probability": format_probability,
         "signed_perplexity": format_signed_perplexity,
+        "auc": format_auc,
+        "signed_auc": format_signed_auc,
     }
     environment.filters |= numbers | {f"{name}_interval": _interval(number) for name, number in numbers.items()}
     environment.filters["count"] = format_count

@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from laborllm_dist.config.evaluation import WeightSettings
 from laborllm_dist.errors import RunError, ScoreTableError
-from laborllm_dist.tables.parquet import KEY, DistributionTable, ScoreTableInfo, num_occupations
+from laborllm_dist.report.weights import read_weights
+from laborllm_dist.tables.parquet import KEY, DistributionTable, ScoreTableInfo, occupations_of
 from laborllm_dist.tables.scores import NUM_TITLES, SCORE_SCHEMA, is_true_model, read_score_table
 from laborllm_dist.tables.title_distributions import read_title_table, title_table_path
 
@@ -52,7 +54,8 @@ class ScoredModel:
 class ComparedScores:
     """Observations that all models have scored. `person_of_row` counts people from 0, in order of (survey, person).
 
-    `num_titles`: the number of possible titles; None if no table has it.
+    `num_titles`: the number of possible titles; None if no table has it. `weight_of_row`: survey weights; None: all
+    observations count the same.
     """
 
     observations: pa.Table
@@ -60,20 +63,25 @@ class ComparedScores:
     num_people: int
     models: tuple[ScoredModel, ...]
     num_titles: int | None = None
+    weight_of_row: FloatArray | None = None
 
 
-def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedScores:
+def compare_runs(
+    runs: Sequence[str], *, split: str, measure: str, weights: WeightSettings | None = None
+) -> ComparedScores:
     """Read all score tables of `split` in these runs and put them side by side, the best model first.
 
     Args:
         runs: run folders; each holds `scores/SPLIT.parquet`, `scores/SPLIT.COMPARATOR.parquet` or both.
         split: `train`, `validation` or `test`.
         measure: `title`, `terminated`, or `normalised`, which needs the tables of titles.
+        weights: survey weights of the observations; None: all count the same.
 
     Raises:
         RunError: if a run's folder does not exist.
         ScoreTableError: if a run has no scores of the split, two tables are not about the same observations, or a table
             of titles is missing or of other scores.
+        DataFileError: if an observation has no valid weight.
     """
     files = [file for run in runs for file in find_score_files(run, split=split)]
     for file in files[1:]:
@@ -84,8 +92,12 @@ def compare_runs(runs: Sequence[str], *, split: str, measure: str) -> ComparedSc
         ScoredModel(name, is_true_model(same[0].info), _log_likelihoods(same[0], split, measure), tuple(same))
         for name, same in _name_models(files)
     ]
-    models.sort(key=lambda model: -float(np.mean(model.log_likelihood)))  # stable: ties keep the order of the runs
-    return ComparedScores(observations, person_of_row, num_people, tuple(models), _num_titles(files, split))
+    weight_of_row = None if weights is None else read_weights(weights, observations)
+    # Stable: ties keep the order of the runs.
+    models.sort(key=lambda model: -float(np.average(model.log_likelihood, weights=weight_of_row)))
+    return ComparedScores(
+        observations, person_of_row, num_people, tuple(models), _num_titles(files, split), weight_of_row
+    )
 
 
 def _num_titles(files: Sequence[ScoreFile], split: str) -> int | None:
@@ -94,8 +106,8 @@ def _num_titles(files: Sequence[ScoreFile], split: str) -> int | None:
         if (said := file.info.details.get(NUM_TITLES, "")).isdecimal():
             return int(said)
     for file in files:
-        if (number := num_occupations(title_table_path(file.path, split))) is not None:
-            return number
+        if (codes := occupations_of(title_table_path(file.path, split))) is not None:
+            return len(codes)
     return None
 
 
@@ -205,6 +217,16 @@ def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
             code="no-title-table",
         )
     return np.asarray(titles.table["normalised"].to_numpy(), dtype=np.float64)
+
+
+def has_titles(model: ScoredModel, split: str) -> bool:
+    """Return whether a model has a table of titles."""
+    return bool(model.files) and title_table_path(model.files[0].path, split).is_file()
+
+
+def title_codes(model: ScoredModel, split: str) -> tuple[str, ...]:
+    """Return the codes of all titles, in the order of a model's table of titles, from its metadata; () if damaged."""
+    return occupations_of(title_table_path(model.files[0].path, split)) or ()
 
 
 def titles_of(file: ScoreFile, split: str) -> DistributionTable | None:

@@ -4,10 +4,6 @@
 exp(-mean log-likelihood in nats), so its interval is that of the mean, mapped; a difference of two models is taken
 resample by resample, on the same people, and only then summarized.
 
-A grouping (by kind of transition, covariate, survey or calendar year) puts every observation into exactly one group. An
-absent value is a group of its own, `not recorded`, so groups always add up to all observations; a fact that nobody has
-makes no grouping.
-
 Two floors show which models are of no use: equal shares for all titles, and the titles' shares among training people.
 Both are read from score tables: the number of titles from a table of all titles or a baseline's, the marginal from the
 baseline's own table.
@@ -21,17 +17,16 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import pyarrow as pa
 
 from laborllm_dist.config.evaluation import ReportSettings
-from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, estimate, resample_means
-from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray, ScoredModel
-from laborllm_dist.report.title_metrics import TitleNumbers, title_numbers
+from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, ResampledPeople, estimate, resample_means
+from laborllm_dist.report.groupings import FEW_PEOPLE, NOT_RECORDED, Grouping, list_groupings
+from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, has_titles, title_codes
+from laborllm_dist.report.outcomes import OutcomeNumbers, list_outcomes, outcome_numbers
+from laborllm_dist.report.states import LaborStates, find_states
+from laborllm_dist.report.title_metrics import TitleNumbers, TitlePairNumbers, title_facts, title_numbers
 from laborllm_dist.tables.log_domain import perplexity_of
-from laborllm_dist.tables.scores import COVARIATES, TRANSITIONS, transition_of
 
-FEW_PEOPLE = 10  # below this many, an interval over people says little
-NOT_RECORDED = "not recorded"
 MARGINAL = "marginal"  # the baseline's name in score tables
 ROUNDING = 1e-9  # nats
 
@@ -111,8 +106,17 @@ class GroupingNumbers:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightNumbers:
+    """Survey weights of a report, and how many equally weighted observations would be as informative (Kish)."""
+
+    file: str
+    column: str
+    effective_observations: float
+
+
+@dataclass(frozen=True, slots=True)
 class ReportNumbers:
-    """Every number of a report."""
+    """Every number of a report. `states` and `outcomes` are of the models with a table of titles."""
 
     split: str
     measure: str
@@ -126,6 +130,10 @@ class ReportNumbers:
     pairs: tuple[PairNumbers, ...]
     groupings: tuple[GroupingNumbers, ...]
     titles: tuple[TitleNumbers, ...]  # of the models whose distributions over all titles are known
+    title_pairs: tuple[TitlePairNumbers, ...]
+    states: LaborStates | None
+    outcomes: tuple[OutcomeNumbers, ...]
+    weights: WeightNumbers | None
     sources: tuple[SourceNumbers, ...]
 
 
@@ -139,13 +147,15 @@ def analyze(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers
         offsets.append(next_code)
         codes.append(grouping.group_of_row + next_code)
         next_code += len(grouping.labels)
-    means = resample_means(
-        np.stack([model.log_likelihood for model in compared.models]),
-        np.stack(codes),
+    people = ResampledPeople(
         compared.person_of_row,
+        compared.num_people,
+        compared.weight_of_row,
         num_draws=settings.bootstrap_draws,
         seed=settings.seed,
     )
+    means = resample_means(np.stack([model.log_likelihood for model in compared.models]), np.stack(codes), people)
+    titles = _titles(compared, settings, groupings, people)
     return ReportNumbers(
         split=settings.split,
         measure=settings.measure,
@@ -161,9 +171,49 @@ def analyze(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers
             _grouping_numbers(grouping, offset, compared.models, means)
             for grouping, offset in zip(groupings, offsets, strict=True)
         ),
-        titles=title_numbers(compared, settings),
+        titles=titles.numbers,
+        title_pairs=titles.pairs,
+        states=titles.states,
+        outcomes=titles.outcomes,
+        weights=_weights(compared, settings),
         sources=_sources(compared.models),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Titles:
+    numbers: tuple[TitleNumbers, ...] = ()
+    pairs: tuple[TitlePairNumbers, ...] = ()
+    states: LaborStates | None = None
+    outcomes: tuple[OutcomeNumbers, ...] = ()
+
+
+def _titles(
+    compared: ComparedScores, settings: ReportSettings, groupings: Sequence[Grouping], people: ResampledPeople
+) -> _Titles:
+    """Compute what the tables of titles give, for the models that have one."""
+    models = [model for model in compared.models if has_titles(model, settings.split)]
+    if not models:
+        return _Titles()
+    runs = [file.run for model in models for file in model.files]
+    codes = dict.fromkeys(code for model in models for code in title_codes(model, settings.split))
+    states = find_states(runs, tuple(codes), settings.states)
+    previous, occupations = (compared.observations[name].to_pylist() for name in ("previous", "occupation"))
+    facts = [title_facts(model, settings.split, previous, states) for model in models]
+    numbers, pairs = title_numbers(facts, compared, people)
+    names = [model.name for model in models]
+    outcomes = (
+        outcome_numbers(outcome, names, groupings, people, settings.calibration_bins)
+        for outcome in list_outcomes(facts, previous, occupations, states)
+    )
+    return _Titles(numbers, pairs, states, tuple(outcomes))
+
+
+def _weights(compared: ComparedScores, settings: ReportSettings) -> WeightNumbers | None:
+    if compared.weight_of_row is None or settings.weights.path is None:
+        return None
+    effective = compared.weight_of_row.sum() ** 2 / (compared.weight_of_row**2).sum()
+    return WeightNumbers(settings.weights.path, settings.weights.column, float(effective))
 
 
 def _estimates(means: ResampledMeans, model: int, group: int) -> tuple[Estimate, Estimate]:
@@ -264,52 +314,6 @@ def _sources(models: tuple[ScoredModel, ...]) -> tuple[SourceNumbers, ...]:
         for model in models
         for file in model.files
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """One way to divide the observations. `group_of_row` points into `labels`; every label has observations."""
-
-    name: str
-    title: str
-    note: str
-    labels: tuple[str, ...]
-    group_of_row: CodeArray
-
-
-def list_groupings(observations: pa.Table) -> tuple[Grouping, ...]:
-    """Give every grouping that these observations allow, in the order in which a report shows them."""
-    groupings = [_by_transition(observations)]
-    for name in COVARIATES:
-        note = "The value is that of the predicted year." if name == "education" else ""
-        groupings.append(_by_value(name, f"By {name}", note, observations[name].to_pylist()))
-    birth_years = observations["birth_year"].to_pylist()
-    decades = [None if year is None else f"{year // 10 * 10}s" for year in birth_years]
-    groupings.append(_by_value("birth_decade", "By decade of birth", "", decades))
-    if len(surveys := observations["survey"].to_pylist()) and len(set(surveys)) > 1:
-        groupings.append(_by_value("survey", "By survey", "", surveys))
-    years = [str(year) for year in observations["year"].to_pylist()]
-    groupings.append(_by_value("year", "By calendar year", "The year of the predicted occupation.", years))
-    return tuple(grouping for grouping in groupings if grouping.labels != (NOT_RECORDED,))
-
-
-def _by_transition(observations: pa.Table) -> Grouping:
-    kinds = list(map(transition_of, observations["previous"].to_pylist(), observations["occupation"].to_pylist()))
-    note = (
-        "First: the first observation of a person, with no history before it. Moving: the occupation differs from the "
-        "previous one. Staying: it is the same."
-    )
-    return _by_value("transition", "By kind of transition", note, kinds, order=TRANSITIONS)
-
-
-def _by_value(name: str, title: str, note: str, values: Sequence[str | None], *, order: Sequence[str] = ()) -> Grouping:
-    known = [NOT_RECORDED if value is None else value for value in values]
-    found = set(known)
-    labels = [label for label in order if label in found] or sorted(found - {NOT_RECORDED})
-    labels += [NOT_RECORDED] * (NOT_RECORDED in found)
-    codes = {label: code for code, label in enumerate(labels)}
-    group_of_row = np.fromiter((codes[value] for value in known), dtype=np.int64, count=len(known))
-    return Grouping(name, title, note, tuple(labels), group_of_row)
 
 
 def floors_missed(

@@ -1,29 +1,66 @@
 """Metrics of the distribution over all titles, for models that have one (evaluate.py titles=all).
 
-Valid titles: the mass that a model gives to titles at all; the rest goes to texts that are none. Top k: the observed
-title is among the k most probable ones. In bounded mode unscored titles could rank above a rarer
-observed one; they are then counted as if they did, so a share is never too high.
+Valid titles: the mass that a model gives to titles at all; the rest goes to texts that are none. Top k (recall@k): the
+observed title is among the k most probable ones. MRR: the mean of 1 / rank. Both are also reported for moves alone
+(the title differs from the previous one), where a model cannot score by repeating the previous title.
+
+A table is read once, a block of rows at a time, into a few numbers per observation (`TitleFacts`); titles that share a
+rank share the mean of their places. In bounded mode unscored titles could rank above a rarer observed one; they
+are then counted as if they did, so no share and no MRR is too high.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
+import pyarrow as pa
 
-from laborllm_dist.config.evaluation import ReportSettings
-from laborllm_dist.report.bootstrap import Estimate, estimate, resample_means
-from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, titles_of
-from laborllm_dist.tables.log_domain import perplexity_of
+from laborllm_dist.report.bootstrap import BoolArray, Estimate, ResampledPeople, estimate, resample_means
+from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray, ScoredModel, titles_of
+from laborllm_dist.report.states import LaborStates
+from laborllm_dist.tables.log_domain import log_sum_exp, perplexity_of
 from laborllm_dist.tables.parquet import DistributionTable
+from laborllm_dist.tables.scores import transition_of
 
 TOP = (1, 5, 10)
+VALUES = ("valid", "normalised", "top_1", "top_5", "top_10", "mrr")
 MOST_TITLES = 50.0  # nats: more than any list has
+ROWS_AT_A_TIME = 4096
+# Sets of titles whose probability a report needs.
+UNEMPLOYED, OUT_OF_LABOR_FORCE, ANY_STATE, AT_WORK = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class TitleFacts:
+    """What a report needs of a table of titles, a value for every observation.
+
+    Probabilities are shares of the mass of all titles. `set_probability_SN`: by set of titles. `is_exact_SN`: every
+    title of the set was scored individually; `bound` holds what was not.
+    """
+
+    model: str
+    mass_N: FloatArray
+    normalised_N: FloatArray
+    largest_bound: float
+    rank_N: FloatArray  # of the observed title, 1 for the most probable one
+    top_probability_N: FloatArray  # of the most probable title
+    top_is_observed_N: FloatArray  # 1 if it is the observed one; 1 / k if that is one of k equal ones
+    top_is_exact_N: BoolArray  # no title that was not scored can be more probable
+    previous_probability_N: FloatArray  # of the previous title; 0 at a person's first observation
+    previous_is_exact_N: BoolArray
+    set_probability_SN: FloatArray
+    set_is_exact_SN: BoolArray
 
 
 @dataclass(frozen=True, slots=True)
 class TitleNumbers:
-    """One model's distributions on all observations. `largest_bound`: upper bound of the unscored mass."""
+    """One model's distributions on all observations, and on moves. `largest_bound`: upper bound of the unscored mass.
+
+    What concerns moves is None if nobody moves.
+    """
 
     model: str
     valid_titles: Estimate  # mean mass of all titles
@@ -31,61 +68,174 @@ class TitleNumbers:
     top_1: Estimate
     top_5: Estimate
     top_10: Estimate
+    mrr: Estimate
+    moves_mrr: Estimate | None
+    moves_top_5: Estimate | None
+    moves_top_10: Estimate | None
+    num_moves: int
+    num_moving_people: int
     largest_bound: float
 
 
-def title_numbers(compared: ComparedScores, settings: ReportSettings) -> tuple[TitleNumbers, ...]:
-    """Give the numbers of every model that has a table of titles, in the order of the models."""
-    numbers: list[TitleNumbers] = []
-    for model in compared.models:
-        table = _table_of(model, settings.split)
-        if table is None:
-            continue
-        rank_N = observed_ranks(table)
-        values_VN = np.stack(
-            [
-                np.asarray(table.table["mass"].to_numpy()),
-                np.asarray(table.table["normalised"].to_numpy()),
-                *((rank_N <= top).astype(np.float64) for top in TOP),
-            ]
-        )
-        means = resample_means(
-            values_VN,
-            np.zeros((1, len(rank_N)), dtype=np.int64),
-            compared.person_of_row,
-            num_draws=settings.bootstrap_draws,
-            seed=settings.seed,
-        )
-        values_V, draws_VD = means.sample_MG[:, 0], means.draws_MGD[:, 0]
-        values_V[1], draws_VD[1] = perplexity_of(values_V[1]), perplexity_of(draws_VD[1])
-        valid, normalised, top_1, top_5, top_10 = (
-            estimate(float(value), draws_D, num_people=compared.num_people)
-            for value, draws_D in zip(values_V, draws_VD, strict=True)
-        )
-        largest = float(np.max(table.table["bound"].to_numpy()))
-        numbers.append(TitleNumbers(model.name, valid, normalised, top_1, top_5, top_10, largest))
-    return tuple(numbers)
+@dataclass(frozen=True, slots=True)
+class TitlePairNumbers:
+    """Two models' ranks on the same resamples: first minus second, so above 0 the first is better."""
+
+    first: str
+    second: str
+    mrr: Estimate
+    moves_mrr: Estimate | None
+    moves_top_10: Estimate | None
 
 
-def observed_ranks(table: DistributionTable) -> FloatArray:
-    """Return the rank of every observed title among all, 1 for the most probable one; at worst, where some are null."""
-    place_of = {code: place for place, code in enumerate(table.occupations)}
-    ranks = np.empty(table.table.num_rows)
-    first = 0
-    for batch in table.table.select(["occupation", "bound", "terminated"]).to_batches(max_chunksize=4096):
-        num_rows = batch.num_rows
-        lists = np.asarray(batch["terminated"].flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
-        scores_NT = lists.reshape(num_rows, len(table.occupations))
-        own_N = scores_NT[np.arange(num_rows), [place_of[code] for code in batch["occupation"].to_pylist()]]
-        num_above_N = (scores_NT > own_N[:, None]).sum(axis=1)  # null is NaN here, which is above nothing
-        num_unscored_N = np.isnan(scores_NT).sum(axis=1)
-        with np.errstate(divide="ignore"):  # log 0: nothing is left
-            log_bound_N = np.log(np.asarray(batch["bound"].to_numpy()))
-        could_N = np.floor(np.exp(np.minimum(log_bound_N - own_N, MOST_TITLES)))
-        ranks[first : first + num_rows] = 1 + num_above_N + np.minimum(num_unscored_N, could_N)
-        first += num_rows
+def title_facts(model: ScoredModel, split: str, previous: Sequence[str | None], states: LaborStates) -> TitleFacts:
+    """Reduce the table of titles of a model to its facts.
+
+    Raises:
+        ScoreTableError: if the table is damaged, or of other scores than the score table.
+    """
+    table = titles_of(model.files[0], split)
+    assert table is not None
+    return facts_of_table(model.name, table, previous, states)
+
+
+def facts_of_table(
+    model: str, table: DistributionTable, previous: Sequence[str | None], states: LaborStates
+) -> TitleFacts:
+    """Reduce a table of titles to its facts.
+
+    Args:
+        model: name of the model.
+        table: distributions over all titles.
+        previous: the previous occupation of each observation; None: the first one of a person.
+        states: the states without an occupation.
+    """
+    blocks, first = [], 0
+    for batch in table.table.select(["occupation", "bound", "terminated"]).to_batches(max_chunksize=ROWS_AT_A_TIME):
+        before = previous[first : first + batch.num_rows]
+        blocks.append(_facts_of_block(batch, table.occupations, before, states))
+        first += batch.num_rows
+    return TitleFacts(
+        model,
+        np.asarray(table.table["mass"].to_numpy()),
+        np.asarray(table.table["normalised"].to_numpy()),
+        float(np.max(table.table["bound"].to_numpy())),
+        *(np.concatenate(parts, axis=-1) for parts in zip(*blocks, strict=True)),
+    )
+
+
+def _facts_of_block(
+    batch: pa.RecordBatch, occupations: tuple[str, ...], previous: Sequence[str | None], states: LaborStates
+) -> tuple[FloatArray | BoolArray, ...]:
+    """Return rank, top probability, ..., in the order of TitleFacts."""
+    lists = np.asarray(batch["terminated"].flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
+    scores_NT = lists.reshape(batch.num_rows, len(occupations))  # null is NaN here
+    with np.errstate(divide="ignore"):  # log 0: nothing is left
+        log_bound_N = np.log(np.asarray(batch["bound"].to_numpy()))
+    rows, place_of = np.arange(batch.num_rows), {code: place for place, code in enumerate(occupations)}
+    own = np.array([place_of[code] for code in batch["occupation"].to_pylist()])
+    before = np.array([-1 if code is None else place_of.get(code, -1) for code in previous])
+    scored_NT = np.where(np.isnan(scores_NT), -np.inf, scores_NT)
+    log_total_N = np.logaddexp(log_sum_exp(scored_NT, axis=1), log_bound_N)
+    shares_NT = np.exp(scored_NT - log_total_N[:, None])
+    is_scored_NT = ~np.isnan(scores_NT)
+    top_N = np.argmax(scored_NT, axis=1)
+    is_state_T = states.are_among(sorted(states.all_codes), occupations)
+    sets_ST = np.stack(
+        [
+            states.are_among(states.unemployed, occupations),
+            states.are_among(states.not_in_labor_force, occupations),
+            is_state_T,
+            ~is_state_T,
+        ]
+    )
+    return (
+        _ranks(scores_NT, own, log_bound_N),
+        shares_NT[rows, top_N],
+        (shares_NT[rows, own] == shares_NT[rows, top_N]) / (shares_NT == shares_NT[rows, top_N, None]).sum(axis=1),
+        log_bound_N <= scored_NT[rows, top_N],
+        np.where(before >= 0, shares_NT[rows, before], 0.0),
+        (before < 0) | is_scored_NT[rows, before],
+        sets_ST.astype(np.float64) @ shares_NT.T,
+        np.stack([is_scored_NT[:, each].all(axis=1) for each in sets_ST]),
+    )
+
+
+def _ranks(scores_NT: FloatArray, own: CodeArray, log_bound_N: FloatArray) -> FloatArray:
+    """Return the rank of every observed title among all; at worst, where some are null."""
+    own_N = scores_NT[np.arange(len(own)), own]
+    num_above_N = (scores_NT > own_N[:, None]).sum(axis=1)
+    num_tied_N = (scores_NT == own_N[:, None]).sum(axis=1) - 1  # a model that ranks nothing gets the mean of all places
+    num_unscored_N = np.isnan(scores_NT).sum(axis=1)
+    could_N = np.floor(np.exp(np.minimum(log_bound_N - own_N, MOST_TITLES)))
+    ranks: FloatArray = 1 + num_above_N + num_tied_N / 2 + np.minimum(num_unscored_N, could_N)
     return ranks
 
 
-def _table_of(model: ScoredModel, split: str) -> DistributionTable | None:
-    return titles_of(model.files[0], split) if model.files else None
+def moves_of(observations: pa.Table) -> BoolArray:
+    """Return which observations are moves."""
+    pairs = zip(observations["previous"].to_pylist(), observations["occupation"].to_pylist(), strict=True)
+    return np.array([transition_of(*pair) == "moving" for pair in pairs])
+
+
+def title_numbers(
+    facts: Sequence[TitleFacts], compared: ComparedScores, people: ResampledPeople
+) -> tuple[tuple[TitleNumbers, ...], tuple[TitlePairNumbers, ...]]:
+    """Give the numbers of every model that has a table of titles, in the order of the models, and of their pairs."""
+    if not facts:
+        return (), ()
+    is_move_N = moves_of(compared.observations)
+    everybody, moving = 0, 1
+    groups_KN = np.stack([np.full(len(is_move_N), everybody), np.where(is_move_N, moving, moving + 1)])
+    values_VN = np.stack([value_N for each in facts for value_N in _values_of(each)])
+    means = resample_means(values_VN, groups_KN, people)
+    num_people_G = means.num_people_G
+
+    def sample_and_draws(model: int, value: str, group: int) -> tuple[float, FloatArray]:
+        row = model * len(VALUES) + VALUES.index(value)
+        sample, draws_D = float(means.sample_MG[row, group]), means.draws_MGD[row, group]
+        return (float(perplexity_of(sample)), perplexity_of(draws_D)) if value == "normalised" else (sample, draws_D)
+
+    def one(model: int, value: str, group: int = everybody) -> Estimate:
+        return estimate(*sample_and_draws(model, value, group), num_people=int(num_people_G[group]))
+
+    def apart(first: int, second: int, value: str, group: int = everybody) -> Estimate:
+        (sample, draws_D), (other, other_D) = (sample_and_draws(model, value, group) for model in (first, second))
+        return estimate(sample - other, draws_D - other_D, num_people=int(num_people_G[group]))
+
+    has_moves = bool(is_move_N.any())
+    numbers = tuple(
+        TitleNumbers(
+            model=each.model,
+            valid_titles=one(place, "valid"),
+            normalised_perplexity=one(place, "normalised"),
+            top_1=one(place, "top_1"),
+            top_5=one(place, "top_5"),
+            top_10=one(place, "top_10"),
+            mrr=one(place, "mrr"),
+            moves_mrr=one(place, "mrr", moving) if has_moves else None,
+            moves_top_5=one(place, "top_5", moving) if has_moves else None,
+            moves_top_10=one(place, "top_10", moving) if has_moves else None,
+            num_moves=int(is_move_N.sum()),
+            num_moving_people=int(num_people_G[moving]) if has_moves else 0,
+            largest_bound=each.largest_bound,
+        )
+        for place, each in enumerate(facts)
+    )
+    pairs = tuple(
+        TitlePairNumbers(
+            first=facts[first].model,
+            second=facts[second].model,
+            mrr=apart(first, second, "mrr"),
+            moves_mrr=apart(first, second, "mrr", moving) if has_moves else None,
+            moves_top_10=apart(first, second, "top_10", moving) if has_moves else None,
+        )
+        for first, second in combinations(range(len(facts)), 2)
+    )
+    return numbers, pairs
+
+
+def _values_of(facts: TitleFacts) -> tuple[FloatArray, ...]:
+    """Return what is averaged, in the order of VALUES."""
+    tops = ((facts.rank_N <= top).astype(np.float64) for top in TOP)
+    return facts.mass_N, facts.normalised_N, *tops, 1 / facts.rank_N

@@ -1,4 +1,4 @@
-"""Compare the models of several runs: report.html, summary.json and the figures, from score tables alone.
+"""Compare the models of several runs: report.html, summary.json, figures and tables, from score tables alone.
 
 Nothing in the output depends on the clock or the machine, but for the fonts that draw names which matplotlib's own font
 cannot: the same score tables and settings give the same bytes.
@@ -18,16 +18,25 @@ precision, under keys that stay:
     pairs[]                  first, second, difference_nats (first minus second, per observation; above 0: the first is
                              better), perplexity_ratio (first / second), perplexity_difference (first - second),
                              share_first_better (of resamples, a tie counts half)
-    groupings[]              name (transition, gender, ethnicity, region, education, birth_decade, survey, year),
-                             title, note, groups[]
+    groupings[]              name (transition, gender, ethnicity, region, education, birth_decade, survey, history,
+                             year), title, note, groups[]
     groupings[].groups[]     group, recorded, few_people, num_people, num_observations,
                              scores[]: model, perplexity, mean_log_likelihood_nats
     titles[]                 of models with a table of titles: model, valid_titles (mean mass of all titles),
-                             normalised_perplexity, top_1, top_5, top_10 (shares), largest_bound
+                             normalised_perplexity, top_1, top_5, top_10 (shares), mrr, moves_mrr, moves_top_5,
+                             moves_top_10, num_moves, num_moving_people, largest_bound
+    title_pairs[]            first, second, mrr, moves_mrr, moves_top_10: first minus second
+    states                   codes of unemployed, not_in_labor_force, not_working, education; null without titles[]
+    outcomes[]               name, title, rule, num_people, num_observations, num_events, scores[], curves[][] (a curve
+                             per model: predicted, observed, num_people, num_observations), pairs[] (first, second,
+                             auc, ece), groupings[] (report/outcomes.py)
+    outcomes[].scores[]      model, auc (null for the most probable title), ece, ece_by_chance,
+                             predicted_minus_observed, num_inexact
+    weights                  file, column, effective_observations; null: all observations count the same
     sources[]                model, name_in_file, run, file, split, careers, code, details
 
-An estimate is {value, low, high}. `low` and `high` are null where resampling people gives no interval, as in a group
-of one person; a number too large for float64 is null too.
+An estimate is {value, low, high, std_error}. The last three are null where resampling people gives no interval, as in
+a group of one person; a number too large for float64 is null too.
 """
 
 from __future__ import annotations
@@ -53,11 +62,20 @@ from laborllm_dist.io.number_format import (
     format_share,
 )
 from laborllm_dist.plain_text import visible
-from laborllm_dist.report.figures import DrawnFigure, draw_differences, draw_grouping, draw_perplexities
+from laborllm_dist.report.export import export_tables
+from laborllm_dist.report.figures import (
+    DrawnFigure,
+    draw_auc,
+    draw_calibration,
+    draw_differences,
+    draw_grouping,
+    draw_perplexities,
+)
 from laborllm_dist.report.fonts import note_on
 from laborllm_dist.report.html import render_page
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.report.numbers import ModelNumbers, ReportNumbers, analyze
+from laborllm_dist.report.outcomes import TOP_TITLE
 from laborllm_dist.report.title_metrics import TitleNumbers
 
 FORMAT = 1  # of summary.json
@@ -72,6 +90,7 @@ class ReportResult:
     page: Path
     summary: Path
     figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
     split: str
     measure: str
     models: tuple[ModelNumbers, ...]
@@ -87,22 +106,33 @@ def write_report(settings: ReportSettings) -> ReportResult:
         ScoreTableError: if a run has no scores of the split, or two tables are not about the same observations.
         ForeignFileError: if a file that is no report's has the name of one of the report's.
     """
-    compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure)
+    compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure, weights=settings.weights)
     numbers = analyze(compared, settings)
-    drawn = draw_figures(numbers)
+    drawn, tables = draw_figures(numbers), export_tables(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
-    figures = tuple(folder / "figures" / f"{figure.name}.png" for figure in drawn)
+    contents = {folder / "tables" / table.name: table.content.encode() for table in tables}
+    for figure in drawn:
+        for kind in settings.figure_formats:
+            contents[folder / "figures" / f"{figure.name}.{kind}"] = figure.as_bytes(kind)
     page, summary = folder / "report.html", folder / "summary.json"
-    _check_replaceable(page, summary, figures)
+    _check_replaceable(page, summary, tuple(contents))
     with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
         write_text(page, render_page(numbers, drawn))  # first: it marks the folder as a report's
-        for path, figure in zip(figures, drawn, strict=True):
+        for path, content in contents.items():
             with atomic_write(path) as partial:
-                partial.write_bytes(figure.png)
+                partial.write_bytes(content)
         partial_summary.write_text(summary_text(numbers), encoding="utf-8", errors="backslashreplace")
     note = note_on("".join(sorted({character for figure in drawn for character in figure.undrawn})))
     return ReportResult(
-        page, summary, figures, numbers.split, numbers.measure, numbers.models, numbers.titles, (note,) if note else ()
+        page,
+        summary,
+        tuple(path for path in contents if path.parent.name == "figures"),
+        tuple(path for path in contents if path.parent.name == "tables"),
+        numbers.split,
+        numbers.measure,
+        numbers.models,
+        numbers.titles,
+        (note,) if note else (),
     )
 
 
@@ -112,13 +142,13 @@ def summary_text(numbers: ReportNumbers) -> str:
     return json.dumps(finite_or_null(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _check_replaceable(page: Path, summary: Path, figures: Sequence[Path]) -> None:
+def _check_replaceable(page: Path, summary: Path, others: Sequence[Path]) -> None:
     """Check that only files of an earlier report would be overwritten."""
     foreign = [
         path for path, is_ours in ((page, _is_page), (summary, _is_summary)) if path.exists() and not is_ours(path)
     ]
     if not page.exists() and not summary.exists():
-        foreign += [path for path in figures if path.exists()]
+        foreign += [path for path in others if path.exists()]
     if foreign:
         raise ForeignFileError(
             f"{foreign[0]} was not written by report.py, and is not replaced; name another folder (output=), or "
@@ -144,6 +174,9 @@ def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
     if numbers.pairs:
         figures.append(draw_differences(numbers.pairs, measure=numbers.measure))
     figures += [draw_grouping(grouping, numbers.models, measure=numbers.measure) for grouping in numbers.groupings]
+    if with_auc := [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]:
+        figures.append(draw_auc(with_auc, numbers.models))
+    figures += [draw_calibration(outcome, numbers.models) for outcome in numbers.outcomes]
     return tuple(figures)
 
 

@@ -104,13 +104,13 @@ def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> Dis
         ) from None
 
 
-def num_occupations(path: Path) -> int | None:
-    """Return the length of a file's lists, from its metadata alone.
+def occupations_of(path: Path) -> tuple[str, ...] | None:
+    """Return the codes of a file's lists, from its metadata alone.
 
     None if the file is missing or damaged; reading it raises the error.
     """
     try:
-        return len(json.loads((pq.read_schema(path).metadata or {})[_OCCUPATIONS]))
+        return _texts_of((pq.read_schema(path).metadata or {})[_OCCUPATIONS])
     except DAMAGE:
         return None
 

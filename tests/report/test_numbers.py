@@ -15,9 +15,10 @@ from helpers.scores import report_on, write_scores, write_titles
 from rich.console import Console
 
 from laborllm_dist.config.evaluation import ReportSettings
-from laborllm_dist.report.bootstrap import draw_weights, estimate, resample_means
+from laborllm_dist.report.bootstrap import ResampledPeople, draw_weights, estimate, resample_means
+from laborllm_dist.report.groupings import list_groupings
 from laborllm_dist.report.load import ComparedScores, ScoredModel
-from laborllm_dist.report.numbers import GroupingNumbers, ReportNumbers, analyze, list_groupings
+from laborllm_dist.report.numbers import GroupingNumbers, ReportNumbers, analyze
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import SCORE_SCHEMA, read_score_table, write_score_table
@@ -128,6 +129,8 @@ def test_groups_are_those_of_a_hand_calculation() -> None:
         ("birth_decade", "1950s"): (2.0, 1, 1),
         ("birth_decade", "1960s"): (2**2.5, 1, 2),
         ("birth_decade", "not recorded"): (2**1.5, 1, 2),
+        ("history", "0"): (2 ** (5 / 3), 3, 3),
+        ("history", "1"): (4.0, 2, 2),
         ("year", "1990"): (2**1.5, 2, 2),
         ("year", "1991"): (2**2.5, 2, 2),
         ("year", "1992"): (2.0, 1, 1),
@@ -167,7 +170,8 @@ def test_distance_to_the_truth_is_the_mean_log_likelihood_lost() -> None:
 
 
 def test_a_resample_without_the_group_does_not_count_in_its_interval() -> None:
-    means = resample_means(HALVES[None], np.array([[0, 0, 0, 1, 1]]), PEOPLE, num_draws=400, seed=3)
+    people = ResampledPeople(PEOPLE, 3, None, num_draws=400, seed=3)
+    means = resample_means(HALVES[None], np.array([[0, 0, 0, 1, 1]]), people)
     weights = np.concatenate(list(draw_weights(3, num_draws=400, seed=3)))
     assert np.array_equal(np.isnan(means.draws_MGD[0, 1]), weights[:, 2] == 0)
     assert 0 < np.isnan(means.draws_MGD[0, 1]).sum() < 400

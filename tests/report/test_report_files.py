@@ -120,7 +120,9 @@ def test_the_page_shows_the_numbers_of_the_summary(run: Path) -> None:
     for shown in ("<strong>4.000</strong>", "<strong>8.000</strong>", "+0.6931", "w-llm", "careers-1", "code-1"):
         assert shown in page
     shown_groups = [score for each in summary["groupings"] for group in each["groups"] for score in group["scores"]]
-    assert len(shown_groups) == 2 * (2 + 1 + 2)  # two models; first and staying, female, two years
+    assert len(shown_groups) == 2 * (
+        2 + 1 + 2 + 2
+    )  # two models; first and staying, female, two lengths of history, two years
     for score in shown_groups:
         assert f"<td>{format_perplexity(score['perplexity']['value'])}<small>" in page
 
@@ -129,7 +131,7 @@ def test_the_page_loads_nothing_and_escapes_names(run: Path) -> None:
     write_scores(run / "scores/test.odd.parquet", "<b>odd</b> $x$", [2] * 5)
     page = report_on(run).page.read_text()
     loads = re.findall(r"""(?:src|href|url|@import)\s*[=(]?\s*["']?([^"'\s>)]+)""", page)
-    assert len([load for load in loads if load.startswith("data:image/svg+xml;base64,")]) == 5
+    assert len([load for load in loads if load.startswith("data:image/svg+xml;base64,")]) == 6
     assert all(load.startswith(("data:", "#")) for load in loads)
     assert "<script" not in page and "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     assert "&lt;b&gt;odd&lt;/b&gt;" in page and "<b>odd" not in page
@@ -139,7 +141,8 @@ def test_figures_lie_beside_the_page_and_nothing_partial_remains(run: Path, tmp_
     result = report_on(run, output=tmp_path / "out")
     assert result.page == tmp_path / "out/report.html" and result.summary == tmp_path / "out/summary.json"
     names = {path.name for path in (tmp_path / "out/figures").iterdir()}
-    assert names == {"perplexity.png", "differences.png", "by_transition.png", "by_gender.png", "by_year.png"}
+    figures = ("perplexity", "differences", "by_transition", "by_gender", "by_history", "by_year")
+    assert names == {f"{name}.png" for name in figures}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in result.figures)
     assert not list((tmp_path / "out").rglob("*.partial"))
 
@@ -147,11 +150,11 @@ def test_figures_lie_beside_the_page_and_nothing_partial_remains(run: Path, tmp_
 def test_a_second_call_writes_the_same_bytes(run: Path) -> None:
     first = {path: path.read_bytes() for path in _written(report_on(run))}
     second = {path: path.read_bytes() for path in _written(report_on(run))}
-    assert len(first) == 7 and first == second
+    assert len(first) == 2 + 6 + 3 + 2 + 4 and first == second  # page, summary, figures, CSV, LaTeX
 
 
 def _written(result: ReportResult) -> list[Path]:
-    return [result.page, result.summary, *result.figures]
+    return [result.page, result.summary, *result.figures, *result.tables]
 
 
 def test_one_model_alone_has_a_report_without_differences(tmp_path: Path) -> None:

@@ -8,14 +8,19 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers.scores import CODES, report_on, title_rows, write_scores, write_titles
 from rich.console import Console
 
 from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.report.title_metrics import observed_ranks
+from laborllm_dist.report.states import LaborStates
+from laborllm_dist.report.title_metrics import facts_of_table
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo
+from laborllm_dist.tables.scores import read_score_table, write_score_table
+
+NO_STATES = LaborStates((), (), (), ())
 
 
 @pytest.fixture
@@ -50,12 +55,45 @@ def test_the_normalised_measure_takes_distributions_and_comparators_as_they_are(
     assert models["marginal"] == pytest.approx(16)  # 2 ** (3 + 1): terminated
 
 
+def test_titles_of_one_probability_share_the_mean_of_their_ranks() -> None:
+    table = title_rows([(0.2, 0.2, 0.2), (0.1, 0.4, 0.1), (0.4, 0.2, 0.2), (0.2, 0.4, 0.4), (0.4, 0.4, 0.2)], [0.0] * 5)
+    described = DistributionTable(table, ScoreTableInfo("m", "test", "c", "0", {}), CODES)
+    assert facts_of_table("m", described, [None] * 5, NO_STATES).rank_N.tolist() == [2, 2.5, 1, 3, 1.5]
+
+
+def test_ranks_on_moves_by_hand(tmp_path: Path) -> None:
+    # The observed title "1" has ranks 1, 2.5 (a tie), 3, 3, 1; its observations 1 and 4 follow another title.
+    path = tmp_path / "run/scores/test.parquet"
+    write_scores(path, "llm", [1] * 5)
+    table, info = read_score_table(path)
+    previous = pa.array([None, "2", None, None, "3"], pa.string())
+    write_score_table(table.set_column(table.schema.get_field_index("previous"), "previous", previous), info, path)
+    write_titles(tmp_path / "run/scores/test_titles.parquet", "llm")
+    (numbers,) = report_on(tmp_path / "run").titles
+    assert numbers.mrr.value == pytest.approx((1 + 1 / 2.5 + 1 / 3 + 1 / 3 + 1) / 5)
+    assert numbers.moves_mrr is not None and numbers.moves_top_5 is not None and numbers.moves_top_10 is not None
+    assert numbers.moves_mrr.value == pytest.approx((1 / 2.5 + 1) / 2)
+    assert (numbers.moves_top_5.value, numbers.moves_top_10.value) == (1, 1)
+    assert (numbers.num_moves, numbers.num_moving_people) == (2, 2)
+
+
+def test_pairs_of_models_and_reports_without_moves(run: Path) -> None:
+    write_scores(run / "scores/test.other.parquet", "other", [2] * 5)
+    write_titles(run / "scores/test_titles.other.parquet", "other", weights="w-other")
+    summary = json.loads(report_on(run).summary.read_text())
+    (pair,) = summary["title_pairs"]
+    assert (pair["first"], pair["second"], pair["mrr"]["value"], pair["moves_mrr"]) == ("llm", "other", 0, None)
+    assert summary["titles"][0]["moves_mrr"] is None and summary["titles"][0]["num_moves"] == 0
+
+
 def test_a_title_that_was_not_told_apart_counts_as_if_it_stood_above() -> None:
     # 0.3 is left. It could be one title above 0.2, and three above 0.1, of which there are two.
     table = title_rows([(0.2, None, 0.5), (0.1, None, None), (0.4, None, 0.3), (0.2, 0.5, 0.3), (0.5, None, 0.2)],
                        [0.3, 0.3, 0.3, 0.0, 0.3])  # fmt: skip
     info = ScoreTableInfo("m", "test", "c", "0", {})
-    np.testing.assert_array_equal(observed_ranks(DistributionTable(table, info, CODES)), [3, 3, 1, 3, 1])
+    np.testing.assert_array_equal(
+        facts_of_table("m", DistributionTable(table, info, CODES), [None] * 5, NO_STATES).rank_N, [3, 3, 1, 3, 1]
+    )
 
 
 def test_the_normalised_measure_without_distributions_is_refused(run: Path) -> None:
