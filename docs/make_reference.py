@@ -26,6 +26,7 @@ import pyarrow as pa
 from omegaconf import OmegaConf
 
 from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings
+from laborllm_dist.config.data import SPLIT_KINDS, SplitSettings
 from laborllm_dist.config.help import choices, default_of, type_text, value_text
 from laborllm_dist.config.reader import describe_settings, inner_type, types_of_fields
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
@@ -147,6 +148,9 @@ def _group_lines(
         if typing.get_origin(inner) is dict:
             groups.append(_group_lines(CorpusSettings, _corpus_values("wage_panel"), f"{full}.NAME"))
             groups += [_corpus_lines(corpus, kinds, f"{full}.NAME") for corpus, kinds in _kinds_of_corpora().items()]
+        elif inner is SplitSettings:
+            for rule, split in SPLIT_KINDS.items():
+                groups.append(_group_lines(split, _file_values(f"split/{rule}"), full, f"{full} by {rule}"))
         elif dataclasses.is_dataclass(inner):
             groups.append(_group_lines(inner, value if isinstance(value, Mapping) else {}, full))  # type: ignore[arg-type]
         else:
@@ -188,9 +192,14 @@ def _composed(config_name: str) -> dict[str, Any]:
     return compose_values(config_name, [], incomplete=True)
 
 
-@cache
 def _corpus_values(name: str) -> dict[str, Any]:
-    values = OmegaConf.to_container(OmegaConf.load(PROJECT / "conf" / "corpus" / f"{name}.yaml"))
+    return _file_values(f"corpus/{name}")
+
+
+@cache
+def _file_values(path: str) -> dict[str, Any]:
+    """Return the values of a file of conf/."""
+    values = OmegaConf.to_container(OmegaConf.load(PROJECT / "conf" / f"{path}.yaml"))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
