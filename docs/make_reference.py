@@ -26,7 +26,7 @@ import pyarrow as pa
 from omegaconf import OmegaConf
 
 from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings
-from laborllm_dist.config.data import SPLIT_KINDS, SplitSettings
+from laborllm_dist.config.data import SPLIT_KINDS, DataSettings, SplitSettings
 from laborllm_dist.config.help import choices, default_of, type_text, value_text
 from laborllm_dist.config.reader import describe_settings, inner_type, types_of_fields
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
@@ -136,7 +136,7 @@ def _group_lines(
     if path:
         yield from (f"### {heading or path}", "")
     yield from (_markdown(_paragraphs(inspect.getdoc(kind) or "")), "")
-    if files := choices(PROJECT / "conf", path):
+    if not heading and (files := choices(PROJECT / "conf", path)):
         yield from (f"Choices: {', '.join(f'`{file}`' for file in files)}.", "")
     rows, groups = [], []
     meanings = describe_settings(kind)
@@ -150,7 +150,10 @@ def _group_lines(
             groups += [_corpus_lines(corpus, kinds, f"{full}.NAME") for corpus, kinds in _kinds_of_corpora().items()]
         elif inner is SplitSettings:
             for rule, split in SPLIT_KINDS.items():
-                groups.append(_group_lines(split, _file_values(f"split/{rule}"), full, f"{full} by {rule}"))
+                heading = "" if isinstance(value, Mapping) and value["by"] == rule else f"{full} by {rule}"
+                groups.append(_group_lines(split, _file_values(f"split_by/{rule}"), full, heading))
+        elif inner is DataSettings and value is None:
+            rows.append(f"| `{full}` | group of `conf/data` or null | `null` | {meanings[name]} |")
         elif dataclasses.is_dataclass(inner):
             groups.append(_group_lines(inner, value if isinstance(value, Mapping) else {}, full))  # type: ignore[arg-type]
         else:

@@ -130,7 +130,7 @@ def career_features(
     Args:
         careers: of the split; a career may be several rows.
         categories: of covariates.
-        earlier: with split=year, the careers of the splits before it, whose jobs are the history of these.
+        earlier: with split_by=year, the careers of the splits before it, whose jobs are the history of these.
     """
     careers, is_scored = whole_careers(careers, earlier)
     lengths = careers.num_observations()

@@ -92,7 +92,7 @@ class BaselinePeople:
         return career_features(self.store.careers(split), self.categories, self.earlier(split))
 
     def earlier(self, split: Split) -> list[CareerTable]:
-        """Return the careers whose jobs are the history of a split's: with split=year, those of the splits before."""
+        """Return the careers whose jobs are a split's history: with split_by=year, those of the splits before it."""
         if not isinstance(self.settings.split, YearSplit):
             return []
         before = SPLITS[: SPLITS.index(split)]

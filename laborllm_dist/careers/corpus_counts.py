@@ -35,7 +35,7 @@ class CorpusCounts:
 
     people_read: int = 0
     careers: int = 0
-    people: Counter[str] = field(default_factory=Counter)  # by split; with split=year a person may be in several
+    people: Counter[str] = field(default_factory=Counter)  # by split; with split_by=year a person may be in several
     kinds: Counter[str] = field(default_factory=Counter)  # observations by their transition
     occupations: Counter[str] = field(default_factory=Counter)  # observations by code
     years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code

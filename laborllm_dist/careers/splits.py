@@ -3,13 +3,13 @@
 People are identified by population and person. Two corpora of one population (two extracts of one survey, say) assign a
 person to the same split, so that no test person of one corpus is a training person of the other.
 
-    split=person      a keyed hash of (population, person)
-    split=household   a keyed hash of (population, household), from a table of people
-    split=column      a column of a table of people that names the split
-    split=file        a file of ids for each split
-    split=year        observations by their year; a career's segments are in up to three splits
+    split_by=person      a keyed hash of (population, person)
+    split_by=household   a keyed hash of (population, household), from a table of people
+    split_by=column      a column of a table of people that names the split
+    split_by=file        a file of ids for each split
+    split_by=year        observations by their year; a career's segments are in up to three splits
 
-A source that assigns people to splits itself (CAREER's text files) keeps its own under split=person.
+A source that assigns people to splits itself (CAREER's text files) keeps its own under split_by=person.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class CareerSplits:
         assert isinstance(settings, ListedPeopleSettings)
         if settings.unlisted == "refuse":
             raise DataFileError(
-                f"the file of split={settings.by} does not list person {career.person!r} of {career.survey}; add the "
-                "person, or leave out everybody whom it does not list (split.unlisted=leave_out)",
+                f"the file of split_by={settings.by} does not list person {career.person!r} of {career.survey}; add "
+                "the person, or leave out everybody whom it does not list (split.unlisted=leave_out)",
                 code="person-not-in-split-file",
             )
         return None

@@ -40,7 +40,7 @@ class DataSettings(Strict):
 
 @dataclass(frozen=True, kw_only=True)  # without slots: a kind of split may have two bases
 class SplitSettings(Strict):
-    """Who is trained on, validated on and tested on. `split=NAME` selects the rule."""
+    """Who is trained on, validated on and tested on. `split_by=NAME` selects the rule."""
 
     by: str
     """The rule: by `person`, `household`, `column` of a table of people, `file` of ids of each split, or `year`."""

@@ -221,5 +221,5 @@ def _check_split(settings: RunSettings) -> None:
             expected = f"a column of the table, since the corpora are of several populations: {populations}"
             raise OutOfRangeError("split.population", expected)
     if isinstance(split, YearSplit) and settings.training.best_by == "token":
-        expected = "title with split=year, where validation texts begin with years that are trained on"
+        expected = "title with split_by=year, where validation texts begin with years that are trained on"
         raise OutOfRangeError("training.best_by", expected)

@@ -141,7 +141,7 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
         )
     if isinstance(run.settings.split, YearSplit):
         raise RunError(
-            f"{settings.run} was made with split=year, whose test texts predict the last years alone; a forecast "
+            f"{settings.run} was made with split_by=year, whose test texts predict the last years alone; a forecast "
             "starts from any year of a whole history, so take a run that splits people",
             code="forecast-with-split-by-year",
         )

@@ -159,7 +159,7 @@ def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
         careers = store.careers(split)
         if not careers.are_whole():
             raise StoreError(
-                "a store made with template.max_history or split=year holds parts of careers; write whole ones",
+                "a store made with template.max_history or split_by=year holds parts of careers; write whole ones",
                 code="truncated-careers",
             )
         for row in range(len(careers)):

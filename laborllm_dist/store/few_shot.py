@@ -28,7 +28,7 @@ from laborllm_dist.text.template import compile_template, render_career
 def choose_examples(settings: RunSettings, splits: CareerSplits) -> tuple[CareerHistory, ...]:
     """Return the careers that a template shows as examples, after one pass over all people.
 
-    With split=year, an example holds a person's training years.
+    With split_by=year, an example holds a person's training years.
 
     Raises:
         DataFileError: if there are fewer training people.

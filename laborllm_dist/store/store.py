@@ -59,7 +59,7 @@ STORE_SCHEMA = pa.schema(
         (
             "first_position",
             pa.int32(),
-        ),  # index of the row's first job; above 0 if history is limited, or with split=year
+        ),  # index of the row's first job; above 0 if history is limited, or with split_by=year
         ("previous", pa.int32()),  # occupation before that job; null at the beginning of the career
         ("token_ids", pa.list_(pa.int32())),  # tokens of the text
         ("title_starts", pa.list_(pa.int32())),  # first token of every title
@@ -318,7 +318,7 @@ class CareerTable:
 
 
 def whole_careers(careers: CareerTable, earlier: Sequence[CareerTable]) -> tuple[CareerTable, npt.NDArray[np.bool_]]:
-    """Put the parts of careers together: those of `careers` and, with split=year, those of the splits before it.
+    """Put the parts of careers together: those of `careers` and, with split_by=year, those of the splits before it.
 
     Returns:
         One row per person of `careers`, with all jobs up to the last one and without tokens; and which of its

@@ -79,7 +79,7 @@ def test_the_split_of_people_has_kept_its_settings_and_its_names(tmp_path: Path)
 
 
 def test_a_column_of_the_panel_names_the_splits(tmp_path: Path) -> None:
-    store = prepare_store(with_panel(tmp_path, "split=column", "split.column=sample"), quiet)
+    store = prepare_store(with_panel(tmp_path, "split_by=column", "split.column=sample"), quiet)
     wanted = {str(person): ("train", "validation", "test", "train")[person % 4] for person in range(40)}
     assert splits_of(store) == wanted
     card = (store.folder / "data_card.md").read_text()
@@ -93,7 +93,7 @@ def test_a_table_and_files_of_ids_give_the_same_split_wherever_they_are(tmp_path
     for name in ("one.csv", "other.csv"):
         (tmp_path / name).write_text("\n".join(rows) + "\n")
         more = [f"split.table={tmp_path}/{name}", "split.person=id", "split.column=part", "split.unlisted=leave_out"]
-        stores.append(prepare_store(with_panel(tmp_path, "split=column", *more, *words), quiet))
+        stores.append(prepare_store(with_panel(tmp_path, "split_by=column", *more, *words), quiet))
     assert stores[0].folder == stores[1].folder
     wanted = {str(person): SPLITS[person % 3] for person in range(39)}
     assert splits_of(stores[0]) == wanted
@@ -103,15 +103,17 @@ def test_a_table_and_files_of_ids_give_the_same_split_wherever_they_are(tmp_path
         ids = "\n".join(str(person) for person in range(39) if person % 3 == number)
         (tmp_path / f"{name}.txt").write_text(f"{ids}\n\n")
     files = [f"split.{name}_ids={tmp_path}/{name}.txt" for name in SPLITS]
-    by_files = prepare_store(with_panel(tmp_path, "split=file", *files, "split.unlisted=leave_out"), quiet)
+    by_files = prepare_store(with_panel(tmp_path, "split_by=file", *files, "split.unlisted=leave_out"), quiet)
     assert splits_of(by_files) == wanted
     (tmp_path / "test.txt").write_text("2\n")
-    changed = locate_store(with_panel(tmp_path, "split=file", *files, "split.unlisted=leave_out"))
+    changed = locate_store(with_panel(tmp_path, "split_by=file", *files, "split.unlisted=leave_out"))
     assert changed.folder != by_files.folder
 
 
 def test_people_of_one_household_stay_together(tmp_path: Path) -> None:
-    settings = with_panel(tmp_path, "split=household", "split.column=house", "split.train=0.5", "split.validation=0.2")
+    settings = with_panel(
+        tmp_path, "split_by=household", "split.column=house", "split.train=0.5", "split.validation=0.2"
+    )
     found = splits_of(prepare_store(settings, quiet))
     for person in range(40):
         # By hand: the first 64 bits of BLAKE2b of population and household under the key.
@@ -127,7 +129,7 @@ def test_the_population_of_a_table_s_row_says_whose_person_it_is(tmp_path: Path)
         (tmp_path / f"{survey}_titles.csv").write_text("code,title\n1,Cooks\n")
         (tmp_path / f"{survey}.csv").write_text("person,year,occupation\n1,1984,1\n")
     (tmp_path / "people.csv").write_text("person,survey,split\n1,A,train\n1,B,test\n1,C,none\n")
-    rule = ["split=column", f"split.table={tmp_path}/people.csv", "split.population=survey"]
+    rule = ["split_by=column", f"split.table={tmp_path}/people.csv", "split.population=survey"]
     split = with_panel(tmp_path, *rule).split
     splits = career_splits(split, panels(tmp_path, "A", "B"))
     assert splits.listed is not None
@@ -147,7 +149,7 @@ def refused(folder: Path, code: str, *more: str) -> str:
 
 def test_what_a_split_s_files_cannot_say_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "people.csv"
-    rule = ["split=column", f"split.table={table}"]
+    rule = ["split_by=column", f"split.table={table}"]
     assert "setting split.table" in refused(tmp_path, "no-split-file", *rule)
     table.write_text("person,part\n1,train\n")
     assert "missing (wanted for column); the columns are person, part" in refused(tmp_path, "invalid-content", *rule)
@@ -161,16 +163,16 @@ def test_what_a_split_s_files_cannot_say_is_refused(tmp_path: Path) -> None:
     table.write_text("person,split\n1,train\n")
     assert "person '0' of PANEL" in refused(tmp_path, "person-not-in-split-file", *rule)
     table.write_text("person,house\n1,7\n1,8\n")
-    refused(tmp_path, "person-has-two-values", "split=household", f"split.table={table}", "split.column=house")
+    refused(tmp_path, "person-has-two-values", "split_by=household", f"split.table={table}", "split.column=house")
     files = []
     for name in SPLITS:
         (tmp_path / f"{name}.txt").write_text("5\n")
         files.append(f"split.{name}_ids={tmp_path}/{name}.txt")
-    assert "differ in their split" in refused(tmp_path, "person-has-two-values", "split=file", *files)
+    assert "differ in their split" in refused(tmp_path, "person-has-two-values", "split_by=file", *files)
     (tmp_path / "test.txt").write_bytes(b"\xff\n")
-    refused(tmp_path, "invalid-content", "split=file", *files)
+    refused(tmp_path, "invalid-content", "split_by=file", *files)
     (tmp_path / "test.txt").unlink()
-    assert "setting split.test_ids" in refused(tmp_path, "no-split-file", "split=file", *files)
+    assert "setting split.test_ids" in refused(tmp_path, "no-split-file", "split_by=file", *files)
 
 
 def test_a_person_of_two_corpora_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_a_person_of_two_corpora_in_two_splits_is_refused(tmp_path: Path) -> Non
         rows = [f"1,1984,1,{first}", "2,1984,1,train", "3,1984,1,validation", "4,1984,1,test"]
         (tmp_path / f"{survey}.csv").write_text("\n".join(["person,year,occupation,split", *rows]) + "\n")
     settings = dataclasses.replace(
-        with_panel(tmp_path, "split=column"), data=panels(tmp_path, "A", "B", population="P")
+        with_panel(tmp_path, "split_by=column"), data=panels(tmp_path, "A", "B", population="P")
     )
     with pytest.raises(DataFileError, match=r"line 2 of .*A.csv and line 2 of .*B.csv are of one person"):
         prepare_store(settings, quiet)
@@ -187,17 +189,17 @@ def test_a_person_of_two_corpora_in_two_splits_is_refused(tmp_path: Path) -> Non
 
 REFUSED = {
     "split.by=age": r"setting split.by: expected one of person, household, column, file, year, got 'age'",
-    "split=household split.column=h": r"setting split.table: expected a file, since the corpus wage_panel is of kind",
-    "split=household split.column=h split.table=x split.train=0.95": r"setting split.train: expected train \+ valid",
-    "data=pooled split=column split.table=x": r"setting split.population: expected a column .*: PSID, NLSY79, NLSY97",
-    "data=pooled split=file split.train_ids=a split.validation_ids=b split.test_ids=c": r"setting split.by: expected an",
-    "split=column split.table=x split.test_values=[Train]": r"setting split.train_values: expected a value in one of",
-    "split=year split.last_training_year=1990 split.last_validation_year=1990": r"setting split.last_validation_year",
-    "split=year split.last_training_year=1990 split.last_validation_year=1991 training.best_by=token": (
-        r"setting training.best_by: expected title with split=year"
+    "split_by=household split.column=h": r"setting split.table: expected a file, since the corpus wage_panel is of kind",
+    "split_by=household split.column=h split.table=x split.train=0.95": r"setting split.train: expected train \+ valid",
+    "data=pooled split_by=column split.table=x": r"setting split.population: expected a column .*: PSID, NLSY79, NLSY97",
+    "data=pooled split_by=file split.train_ids=a split.validation_ids=b split.test_ids=c": r"setting split.by: expected an",
+    "split_by=column split.table=x split.test_values=[Train]": r"setting split.train_values: expected a value in one of",
+    "split_by=year split.last_training_year=1990 split.last_validation_year=1990": r"setting split.last_validation_year",
+    "split_by=year split.last_training_year=1990 split.last_validation_year=1991 training.best_by=token": (
+        r"setting training.best_by: expected title with split_by=year"
     ),
-    "split=year split.last_validation_year=1991": r"setting split.last_training_year must be given",
-    f"split=year split.last_training_year=1 split.last_validation_year=1991 split.salt={65 * 'k'}": (
+    "split_by=year split.last_validation_year=1991": r"setting split.last_training_year must be given",
+    f"split_by=year split.last_training_year=1 split.last_validation_year=1991 split.salt={65 * 'k'}": (
         r"setting split.last_training_year: expected a year from 1850 to 2100, got 1"
     ),
 }
@@ -210,7 +212,7 @@ def test_settings_that_are_wrong_are_refused(overrides: str) -> None:
 
 
 # By year: 40 people over 1990, 1991, 1992, 1993 and 1995.
-BY_YEAR = ("split=year", "split.last_training_year=1991", "split.last_validation_year=1992")
+BY_YEAR = ("split_by=year", "split.last_training_year=1991", "split.last_validation_year=1992")
 
 
 def text_of(store: TokenStore, split: str, row: int) -> str:
@@ -363,6 +365,6 @@ def test_a_source_s_own_splits_give_way_to_another_rule(tmp_path: Path) -> None:
     place = f"data.corpora.career_text.path={tmp_path}/files"
     own = prepare_store(settings_of([*base, place]), quiet)
     assert splits_of(own) == {"train-0000001": "train", "valid-0000001": "validation", "test-0000001": "test"}
-    years = ["split=year", "split.last_training_year=1984", "split.last_validation_year=1985"]
+    years = ["split_by=year", "split.last_training_year=1984", "split.last_validation_year=1985"]
     store = prepare_store(settings_of([*base, place, *years]), quiet)
     assert [store.num_people(split) for split in SPLITS] == [3, 3, 3]
