@@ -26,6 +26,7 @@ import pyarrow as pa
 from omegaconf import OmegaConf
 
 from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings
+from laborllm_dist.config.data import SPLIT_KINDS, DataSettings, SplitSettings
 from laborllm_dist.config.help import choices, default_of, type_text, value_text
 from laborllm_dist.config.reader import describe_settings, inner_type, types_of_fields
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
@@ -135,7 +136,7 @@ def _group_lines(
     if path:
         yield from (f"### {heading or path}", "")
     yield from (_markdown(_paragraphs(inspect.getdoc(kind) or "")), "")
-    if files := choices(PROJECT / "conf", path):
+    if not heading and (files := choices(PROJECT / "conf", path)):
         yield from (f"Choices: {', '.join(f'`{file}`' for file in files)}.", "")
     rows, groups = [], []
     meanings = describe_settings(kind)
@@ -147,6 +148,12 @@ def _group_lines(
         if typing.get_origin(inner) is dict:
             groups.append(_group_lines(CorpusSettings, _corpus_values("wage_panel"), f"{full}.NAME"))
             groups += [_corpus_lines(corpus, kinds, f"{full}.NAME") for corpus, kinds in _kinds_of_corpora().items()]
+        elif inner is SplitSettings:
+            for rule, split in SPLIT_KINDS.items():
+                heading = "" if isinstance(value, Mapping) and value["by"] == rule else f"{full} by {rule}"
+                groups.append(_group_lines(split, _file_values(f"split_by/{rule}"), full, heading))
+        elif inner is DataSettings and value is None:
+            rows.append(f"| `{full}` | group of `conf/data` or null | `null` | {meanings[name]} |")
         elif dataclasses.is_dataclass(inner):
             groups.append(_group_lines(inner, value if isinstance(value, Mapping) else {}, full))  # type: ignore[arg-type]
         else:
@@ -188,9 +195,14 @@ def _composed(config_name: str) -> dict[str, Any]:
     return compose_values(config_name, [], incomplete=True)
 
 
-@cache
 def _corpus_values(name: str) -> dict[str, Any]:
-    values = OmegaConf.to_container(OmegaConf.load(PROJECT / "conf" / "corpus" / f"{name}.yaml"))
+    return _file_values(f"corpus/{name}")
+
+
+@cache
+def _file_values(path: str) -> dict[str, Any]:
+    """Return the values of a file of conf/."""
+    values = OmegaConf.to_container(OmegaConf.load(PROJECT / "conf" / f"{path}.yaml"))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

@@ -49,7 +49,7 @@ from laborllm_dist.errors import (
 )
 from laborllm_dist.io.command_log import record_command
 from laborllm_dist.io.console import configure_logging, guard_output, is_other_rank, show
-from laborllm_dist.io.run_directory import RECORD
+from laborllm_dist.io.run_directory import RECORD, STORE_MANIFEST
 
 logger = logging.getLogger(__name__)
 # conf/ and launch/ are folders of the package where it is installed (setup.py), and are beside it in a checkout.
@@ -57,6 +57,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONF, SCRIPTS = _ROOT / "conf", _ROOT / "launch"
 HELP = ("--help", "-h")
+TAKES_DATA = ("evaluate",)  # files of conf/ whose data are chosen as those of a run
 SETTINGS_HEADING = """Settings with their values now (???: must be given), their meaning and what they may be.
 SETTING=VALUE changes one; --help SETTING shows one, or a group (--help optimizer)."""
 UNREADABLE = (ValueError, RecursionError)  # of Hydra's parser: a number of 5,000 digits, a list 1,000 levels deep
@@ -111,6 +112,20 @@ def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence
 
 def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bool = False) -> dict[str, object]:
     """Compose a file of conf/ with overrides into plain values; `incomplete` ones keep ??? for what must be given.
+
+    The data of a command that reads a run are composed as those of a run, or are a prepared store: data=FOLDER.
+    """
+    of_data = [each for each in overrides if config_name in TAKES_DATA and re.match(r"data[=.]", each)]
+    values = _composed(config_name, [each for each in overrides if each not in of_data], incomplete=incomplete)
+    if len(of_data) == 1 and (Path(folder := of_data[0].removeprefix("data=")) / STORE_MANIFEST).is_file():
+        values["store"] = folder
+    elif of_data:
+        values["data"] = _composed("run", of_data, incomplete=incomplete)["data"]
+    return values
+
+
+def _composed(config_name: str, overrides: Sequence[str], *, incomplete: bool) -> dict[str, object]:
+    """Compose a file of conf/ with overrides.
 
     A folder conf/ in the working folder adds files, such as experiments of a user's own, and replaces none.
     """

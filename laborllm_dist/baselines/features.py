@@ -7,6 +7,7 @@ predicted, as in a language model's prompt.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laborllm_dist.errors import DataFileError
-from laborllm_dist.store.store import CareerTable
+from laborllm_dist.store.store import CareerTable, whole_careers
 
 Integers = npt.NDArray[np.int64]
 STATIC = ("gender", "ethnicity", "region", "birth_year")  # covariates of a person
@@ -67,6 +67,7 @@ class CareerFeatures:
         experience: years since the first observation.
         is_gap: whether the year does not follow the year of the observation before.
         is_new_education: whether the education differs from that of the observation before.
+        is_scored: whether the observation is one of the split; the others are history only.
         covariates: categories by name, those of a person repeated for each observation.
         num_categories: number of categories of each covariate.
         lengths: number of observations of each career, [careers].
@@ -83,6 +84,7 @@ class CareerFeatures:
     experience: Integers
     is_gap: npt.NDArray[np.bool_]
     is_new_education: npt.NDArray[np.bool_]
+    is_scored: npt.NDArray[np.bool_]
     covariates: dict[str, Integers]
     num_categories: dict[str, int]
     lengths: Integers
@@ -93,15 +95,26 @@ class CareerFeatures:
 
     def of_careers(self, is_chosen: npt.NDArray[np.bool_]) -> CareerFeatures:
         """Return the features of some careers; `is_chosen` is [careers]."""
-        rows = np.repeat(is_chosen, self.lengths)
+        chosen = self._of_observations(np.repeat(is_chosen, self.lengths))
+        career = np.repeat(np.arange(int(is_chosen.sum())), self.lengths[is_chosen])
+        return dataclasses.replace(chosen, career=career, lengths=self.lengths[is_chosen])
+
+    def scored(self) -> CareerFeatures:
+        """Return the features of the observations of the split alone."""
+        if self.is_scored.all():
+            return self
+        lengths = np.bincount(self.career, self.is_scored, len(self.lengths)).astype(np.int64)
+        return dataclasses.replace(self._of_observations(self.is_scored), lengths=lengths)
+
+    def _of_observations(self, rows: npt.NDArray[np.bool_]) -> CareerFeatures:
+        """Return the arrays of some observations; `lengths` are still those of all."""
         arrays = {
             field.name: getattr(self, field.name)[rows]
             for field in dataclasses.fields(self)
             if field.name not in ("covariates", "num_categories", "lengths", "num_occupations")
         }
-        arrays["career"] = np.repeat(np.arange(int(is_chosen.sum())), self.lengths[is_chosen])
         covariates = {name: column[rows] for name, column in self.covariates.items()}
-        return dataclasses.replace(self, **arrays, covariates=covariates, lengths=self.lengths[is_chosen])
+        return dataclasses.replace(self, **arrays, covariates=covariates)
 
     @property
     def starts(self) -> Integers:
@@ -109,18 +122,17 @@ class CareerFeatures:
         return np.cumsum(self.lengths) - self.lengths
 
 
-def career_features(careers: CareerTable, categories: Categories) -> CareerFeatures:
-    """Return the features of all observations of a split.
+def career_features(
+    careers: CareerTable, categories: Categories, earlier: Sequence[CareerTable] = ()
+) -> CareerFeatures:
+    """Return the features of all observations of a split, and of the jobs before them.
 
-    Raises:
-        DataFileError: if careers are cut into parts (template.max_history), whose earlier jobs are not in the store.
+    Args:
+        careers: of the split; a career may be several rows.
+        categories: of covariates.
+        earlier: with split_by=year, the careers of the splits before it, whose jobs are the history of these.
     """
-    if careers.num_people() < len(careers):
-        raise DataFileError(
-            "this baseline looks at whole careers, and template.max_history has cut them into parts; leave it out of "
-            "baselines, or train without template.max_history",
-            code="baseline-needs-whole-careers",
-        )
+    careers, is_scored = whole_careers(careers, earlier)
     lengths = careers.num_observations()
     starts = np.cumsum(lengths) - lengths
     career = np.repeat(np.arange(len(careers)), lengths)
@@ -144,6 +156,7 @@ def career_features(careers: CareerTable, categories: Categories) -> CareerFeatu
         experience=years - years[starts][career],
         is_gap=np.where(is_first, False, np.diff(years, prepend=years[:1]) != 1),
         is_new_education=np.where(is_first, False, np.diff(covariates["education"], prepend=0) != 0),
+        is_scored=is_scored,
         covariates=covariates,
         num_categories=categories.sizes(),
         lengths=lengths,

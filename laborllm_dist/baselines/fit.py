@@ -135,16 +135,17 @@ def _observed(model: TwoStageModel, batch: CareerBatch) -> Tensor:
 
 def mean_loss(model: TwoStageModel, features: CareerFeatures) -> float:
     """Return the mean loss of careers, in nats per observation."""
+    observed = features.scored().occupation
     total = sum(
-        -float(log_p[np.arange(len(rows)), features.occupation[rows]].sum())
-        for rows, log_p in log_probabilities(model, features)
+        -float(log_p[np.arange(len(rows)), observed[rows]].sum()) for rows, log_p in log_probabilities(model, features)
     )
-    return total / len(features)
+    return total / len(observed)
 
 
 def log_probabilities(model: TwoStageModel, features: CareerFeatures) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
-    """Yield the numbers of observations, and log P of every symbol, [observations, symbols]: each observation once."""
+    """Yield the numbers of observations of the split, and log P of every symbol, [observations, symbols]: each once."""
     model.eval()
+    number = np.cumsum(features.is_scored) - 1
     device = next(model.parameters()).device
     for careers in _by_length(features.lengths, np.arange(len(features.lengths)), SCORED_JOBS):
         batch = career_batch(features, careers, np.ones(len(features.lengths)))
@@ -156,7 +157,8 @@ def log_probabilities(model: TwoStageModel, features: CareerFeatures) -> Iterato
                 for start, length in zip(features.starts[careers], features.lengths[careers], strict=True)
             ]
         )
-        yield rows, log_p_BTS[batch.mask_BT].numpy()
+        is_scored = features.is_scored[rows]
+        yield number[rows[is_scored]], log_p_BTS[batch.mask_BT].numpy()[is_scored]
 
 
 def career_batch(features: CareerFeatures, careers: npt.NDArray[np.int64], weights: Floats) -> CareerBatch:

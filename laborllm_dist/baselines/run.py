@@ -7,7 +7,7 @@ a penalty, when to stop) is chosen on the validation people.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +22,17 @@ from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table,
 from laborllm_dist.baselines.logit import fit_logit
 from laborllm_dist.careers.corpus import fingerprint_sources
 from laborllm_dist.careers.readers.synthetic.market import make_market
-from laborllm_dist.careers.splits import SPLITS
+from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.config.baselines import BaselineName, BaselineSettings, FitSettings
 from laborllm_dist.config.corpora import SyntheticSettings
-from laborllm_dist.config.data import DataSettings
+from laborllm_dist.config.data import DataSettings, YearSplit
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.evaluation.tasks import observation_facts
 from laborllm_dist.io.files import ChecksumCheck, file_lock, fingerprint_of
 from laborllm_dist.io.run_directory import RunDirectory, read_run
 from laborllm_dist.store.pooling import TrainingPool, observation_weights, training_pool
-from laborllm_dist.store.store import CareerTable, TokenStore, checking_store, open_store
+from laborllm_dist.store.store import CareerTable, TokenStore, checking_store, open_store, whole_careers
 from laborllm_dist.tables.log_domain import log_sum_exp
 from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
 from laborllm_dist.tables.scores import NUM_TITLES, TRUE_MODEL, write_score_table
@@ -87,15 +87,23 @@ class BaselinePeople:
         """The values of covariates among the training people."""
         return categories_of(self.train)
 
-    def features(self, careers: CareerTable) -> CareerFeatures:
+    def features(self, split: Split) -> CareerFeatures:
         """Return the features of a split."""
-        return career_features(careers, self.categories)
+        return career_features(self.store.careers(split), self.categories, self.earlier(split))
+
+    def earlier(self, split: Split) -> list[CareerTable]:
+        """Return the careers whose jobs are a split's history: with split_by=year, those of the splits before it."""
+        if not isinstance(self.settings.split, YearSplit):
+            return []
+        before = SPLITS[: SPLITS.index(split)]
+        return [self.store.careers(each) for each in before if self.store.num_people(each)]
 
     def weights(self, surveys: tuple[str, ...]) -> Floats:
-        """Return the weight of each training career, [careers]; 0 for those of other surveys."""
+        """Return the weight of each training career, [people]; 0 for those of other surveys."""
         weights = np.zeros(len(self.train))
         weights[self.pool.rows] = self.pool.weights
-        return np.where(np.isin(self.train.table["survey"].to_numpy(), surveys), weights, 0.0)
+        weights = np.where(np.isin(self.train.table["survey"].to_numpy(), surveys), weights, 0.0)
+        return weights[self.train.first_rows()]  # all rows of a person have the same
 
     @property
     def surveys(self) -> tuple[str, ...]:
@@ -166,7 +174,7 @@ def _distributions(
     """
     match name:
         case "truth":
-            truth = _true_scores(people.store, people.scored, people.settings.data)
+            truth = _true_scores(people.store, people.scored, people.earlier(settings.split), people.settings.data)
             return iter([(np.arange(len(truth)), truth[:, None])]), TRUE_MODEL
         case "marginal":
             marginal = marginal_table(people.train, people.pool)
@@ -176,14 +184,14 @@ def _distributions(
             return first.distributions(people.scored), first.details
         case "second_order":
             weights = observation_weights(people.train, people.pool)
-            train, validation = people.features(people.train), people.features(people.validation)
+            train, validation = people.features("train"), people.features("validation").scored()
             second = second_order_table(train, weights, validation, _first_order(people))
-            return second.distributions(people.features(people.scored)), second.details
+            return second.distributions(people.features(settings.split).scored()), second.details
         case "logit":
             weights = observation_weights(people.train, people.pool)
-            train, validation = people.features(people.train), people.features(people.validation)
+            train, validation = people.features("train"), people.features("validation").scored()
             logit = fit_logit(train, weights, validation, lambda line: say(f"baselines: {line}"))
-            return logit.distributions(people.features(people.scored)), {"strength": f"{logit.strength:g}"}
+            return logit.distributions(people.features(settings.split).scored()), {"strength": f"{logit.strength:g}"}
         case _:
             return _two_stage(name, people, settings, state_file, say)
 
@@ -202,14 +210,15 @@ def _two_stage(
 
     torch.set_num_threads(settings.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, validation = people.features(people.train), people.features(people.validation)
+    train, validation = people.features("train"), people.features("validation")
     schedule: FitSettings = getattr(settings, name).fit
     torch.manual_seed(schedule.seed)
     model = _new_model(name, train, settings).to(device)
     details: dict[str, str] = {}
 
     def fitted(surveys: tuple[str, ...], schedule: FitSettings, file: Path, label: str) -> dict[str, str]:
-        chosen = validation.of_careers(np.isin(people.validation.table["survey"].to_numpy(), surveys))
+        of_people = people.validation.table["survey"].to_numpy()[people.validation.first_rows()]
+        chosen = validation.of_careers(np.isin(of_people, surveys))
         weights = people.weights(surveys)
         state = fit(model, train, weights, chosen, schedule, file, lambda line: say(f"baselines: {label}, {line}"))
         return {"best_update": str(state.best_step), "validation_perplexity": f"{np.exp(state.best_loss):.4f}"}
@@ -229,7 +238,7 @@ def _two_stage(
         before = fitted(first, pretraining, state_file.with_suffix(".pretraining.pt"), "CAREER's pretraining")
         details |= {f"pretraining_{key}": value for key, value in before.items()}
     details |= fitted(later, schedule, state_file, NAMES[name])
-    return log_probabilities(model, people.features(people.scored)), details
+    return log_probabilities(model, people.features(settings.split)), details
 
 
 def _new_model(name: BaselineName, train: CareerFeatures, settings: BaselineSettings) -> TwoStageModel:
@@ -258,7 +267,7 @@ def _new_model(name: BaselineName, train: CareerFeatures, settings: BaselineSett
             )
 
 
-def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) -> Floats:
+def _true_scores(store: TokenStore, careers: CareerTable, earlier: Sequence[CareerTable], data: DataSettings) -> Floats:
     """Return the true log-likelihood of each observation of a synthetic market, [observations]."""
     markets = {
         corpus.survey: make_market(corpus) for corpus in data.corpora.values() if isinstance(corpus, SyntheticSettings)
@@ -274,16 +283,12 @@ def _true_scores(store: TokenStore, careers: CareerTable, data: DataSettings) ->
             "not known any more; train again under another name",
             code="market-changed",
         )
-    if careers.num_people() < len(careers):
-        raise RunError(
-            "the true probabilities need whole careers, template.max_history has cut them into parts",
-            code="truth-needs-whole-careers",
-        )
+    careers, is_scored = whole_careers(careers, earlier)
     scores: list[float] = []
     for row in range(len(careers)):
         career = careers.history(row)
         scores.extend(markets[career.survey].log_probabilities(career))
-    return np.asarray(scores)
+    return np.asarray(scores)[is_scored]
 
 
 def _write(careers: CareerTable, distributions: Distributions, info: ScoreTableInfo, tables: list[Path]) -> Floats:

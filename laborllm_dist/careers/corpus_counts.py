@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -33,7 +34,8 @@ class CorpusCounts:
     """Counts of one corpus or of a part of it. `people_read` includes people without any observation."""
 
     people_read: int = 0
-    people: Counter[str] = field(default_factory=Counter)  # by split
+    careers: int = 0
+    people: Counter[str] = field(default_factory=Counter)  # by split; with split_by=year a person may be in several
     kinds: Counter[str] = field(default_factory=Counter)  # observations by their transition
     occupations: Counter[str] = field(default_factory=Counter)  # observations by code
     years: dict[int, Counter[str]] = field(default_factory=dict)  # observations by year and code
@@ -48,6 +50,7 @@ class CorpusCounts:
             years.setdefault(year, Counter()).update(codes)
         return CorpusCounts(
             self.people_read + other.people_read,
+            self.careers + other.careers,
             self.people + other.people,
             self.kinds + other.kinds,
             self.occupations + other.occupations,
@@ -94,6 +97,7 @@ class CorpusCounts:
         """Return the counts as JSON values."""
         return {
             "people_read": self.people_read,
+            **({"careers": self.careers} if self.careers != self.people.total() else {}),
             "people": dict(self.people),
             "kinds": dict(self.kinds),
             "occupations": dict(self.occupations),
@@ -109,6 +113,7 @@ def tally_from_values(values: dict[str, Any]) -> CorpusCounts:
     """Invert `CorpusCounts.to_values`."""
     return CorpusCounts(
         people_read=int(values["people_read"]),
+        careers=int(values.get("careers", sum(values["people"].values()))),
         people=Counter(values["people"]),
         kinds=Counter(values["kinds"]),
         occupations=Counter(values["occupations"]),
@@ -137,17 +142,18 @@ def titles_csv(titles: Counter[CodedTitle]) -> str:
     return text.getvalue()
 
 
-def tally_people(people: list[tuple[PersonRecord, Split | None]]) -> CorpusCounts:
-    """Count people as they were read, given with their splits."""
-    tally = CorpusCounts(people_read=len(people))
-    for read, split in people:
+def tally_people(people: Sequence[tuple[PersonRecord, Sequence[Split]]]) -> CorpusCounts:
+    """Count people as they were read, given with the splits that have observations of theirs."""
+    num_careers = sum(read.career is not None for read, _ in people)
+    tally = CorpusCounts(people_read=len(people), careers=num_careers)
+    for read, splits in people:
         tally.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)
         tally.unmapped.update((drop.reason, drop.code) for drop in read.drops if drop.code is not None)
         tally.changes.update(read.changes)
         tally.titles.update(read.titles)
         if read.career is None:
             continue
-        tally.people[str(split)] += 1
+        tally.people.update(splits)
         previous: str | None = None
         for job in read.career.jobs:
             tally.kinds[transition_of(previous, job.occupation)] += 1

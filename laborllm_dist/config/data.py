@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from laborllm_dist.config.corpora import Corpus
+from laborllm_dist.config.corpora import Corpus, Year
 from laborllm_dist.config.number_ranges import Examples, People, Seed, Tokens, between, within
-from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
+from laborllm_dist.config.reader import ByKind, OutOfRangeError, Strict, check_file_name, settings_to_values
 
 TITLES_LINE, EXAMPLES_LINE = "{titles}", "{examples}"
 MOST_LOCAL_SHARDS = 256
@@ -38,22 +38,155 @@ class DataSettings(Strict):
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # without slots: a kind of split may have two bases
 class SplitSettings(Strict):
-    """Fractions of people, by a keyed hash of (population, person); the remaining people are the test people."""
+    """Who is trained on, validated on and tested on. `split_by=NAME` selects the rule."""
 
+    by: str
+    """The rule: by `person`, `household`, `column` of a table of people, `file` of ids of each split, or `year`."""
     salt: str
-    """Key of the hash, at most 64 bytes."""
+    """Key of the hash of a person, at most 64 bytes."""
+
+    def __post_init__(self) -> None:
+        if len(self.salt.encode()) > 64:  # the hash takes no more, and would take two longer keys for one
+            raise OutOfRangeError("salt", "at most 64 bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesSettings(SplitSettings):
+    """Fractions of people or households, by a keyed hash; the remaining ones are tested on."""
+
     train: Annotated[float, between(0, 1)]
     """Fraction of people to train on."""
     validation: Annotated[float, between(0, 1)]
     """Fraction of people to validate on."""
 
     def __post_init__(self) -> None:
-        if len(self.salt.encode()) > 64:  # the hash takes no more, and would take two longer keys for one
-            raise OutOfRangeError("salt", "at most 64 bytes")
+        SplitSettings.__post_init__(self)
         if not self.train + self.validation < 1:
             raise OutOfRangeError("train", "train + validation below 1, so that people are left to test on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedPeopleSettings(SplitSettings):
+    """A rule that needs a file which lists people."""
+
+    unlisted: Literal["refuse", "leave_out"]
+    """A person of the corpora whom the file does not list is an error (`refuse`), or left out and counted
+    (`leave_out`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleTableSettings(ListedPeopleSettings):
+    """A rule that needs a column of a table of people: CSV (plain or .gz) or Parquet, one row or more per person.
+
+    All rows of a person have the same value in the column.
+    """
+
+    table: str | None
+    """The file; null: the panel of a corpus of kind long_panel itself, with its column of person ids."""
+    person: str
+    """With a table: its column of person ids."""
+    population: str | None
+    """With a table: its column of the population (a corpus's `population`, or its dataset tag); null: all corpora
+    are of one population."""
+    column: str
+    """Column that decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonSplit(SharesSettings):
+    """Fractions of people, by a keyed hash of (population, person); the remaining people are the test people."""
+
+    by: Literal["person"] = "person"
+    """The rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HouseholdSplit(SharesSettings, PeopleTableSettings):
+    """Fractions of households, by a keyed hash of (population, household): a household's people stay together."""
+
+    by: Literal["household"]
+    """The rule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSplit(PeopleTableSettings):
+    """A column of a table of people that names the split of each, such as that of a published split."""
+
+    by: Literal["column"]
+    """The rule."""
+    train_values: tuple[str, ...]
+    """Values that mean: trained on; case does not matter."""
+    validation_values: tuple[str, ...]
+    """Values that mean: validated on."""
+    test_values: tuple[str, ...]
+    """Values that mean: tested on."""
+
+    def __post_init__(self) -> None:
+        SplitSettings.__post_init__(self)
+        words = [word.casefold() for word in (*self.train_values, *self.validation_values, *self.test_values)]
+        if len(set(words)) < len(words):
+            raise OutOfRangeError("train_values", "a value in one of the three lists only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSplit(ListedPeopleSettings):
+    """Text files of person ids, one a line, for each split. All corpora are of one population."""
+
+    by: Literal["file"]
+    """The rule."""
+    train_ids: str
+    """File of the people to train on."""
+    validation_ids: str
+    """File of the people to validate on."""
+    test_ids: str
+    """File of the people to test on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class YearSplit(SplitSettings):
+    """Observations up to a year are trained on, those of the years after it validated on, later ones tested on.
+
+    A person may have observations in all three splits. A text holds nothing of later splits' years.
+    """
+
+    by: Literal["year"]
+    """The rule."""
+    last_training_year: Year
+    """Last calendar year of the training observations."""
+    last_validation_year: Year
+    """Last calendar year of the validation observations; test observations are later."""
+
+    def __post_init__(self) -> None:
+        SplitSettings.__post_init__(self)
+        if self.last_validation_year <= self.last_training_year:
+            raise OutOfRangeError(
+                "last_validation_year",
+                f"a year after last_training_year ({self.last_training_year}), got {self.last_validation_year}",
+            )
+
+
+# The rules of a split and their settings. careers/splits.py applies them.
+SPLIT_KINDS: dict[str, type[SplitSettings]] = {
+    "person": PersonSplit,
+    "household": HouseholdSplit,
+    "column": ColumnSplit,
+    "file": FileSplit,
+    "year": YearSplit,
+}
+SplitChoice = Annotated[SplitSettings, ByKind(SPLIT_KINDS, tag="by", default="person")]
+
+
+def deciding_split(split: SplitSettings) -> dict[str, Any]:
+    """Return the values of a split that decide who is in it, without the places of files.
+
+    The split by person has no `by`: records from before there were other rules have none.
+    """
+    values = settings_to_values(split)
+    if isinstance(split, PersonSplit):
+        del values["by"]
+    return {name: value for name, value in values.items() if name != "table" and not name.endswith("_ids")}
 
 
 @dataclass(frozen=True, slots=True)

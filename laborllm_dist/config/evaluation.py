@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from laborllm_dist.config.baselines import BASELINES
-from laborllm_dist.config.data import PromptSettings
+from laborllm_dist.config.data import DataSettings, PromptSettings
 from laborllm_dist.config.model import Quantization
 from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed, Threads, Tokens, within
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
@@ -157,6 +157,24 @@ class EvaluateSettings(EvaluationOverrides):
     truncation: Truncation
     """A career that is longer than a row or the model's context is an error (`refuse`), or its history is
     truncated and counted (`last_lines`)."""
+    data: DataSettings | None = None
+    """Other careers, all of which are scored in place of a split of the run's people; null: the run's people."""
+    store: str | None = None
+    """Folder of a prepared token store with other careers, in place of data; `data=FOLDER` sets it."""
+    match_by: Literal["code", "title"] = "title"
+    """Occupations of other data are the run's where their `code` or their `title` is the same; person-years without a
+    match are left out and counted."""
+
+    def __post_init__(self) -> None:
+        if self.has_other_data and self.split is not None:
+            raise OutOfRangeError("split", f"null with other data, all of which is scored, got {self.split}")
+        if self.data is not None and self.store is not None:
+            raise OutOfRangeError("store", "null with data; name one of the two")
+
+    @property
+    def has_other_data(self) -> bool:
+        """Whether other careers than the run's are scored."""
+        return self.data is not None or self.store is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

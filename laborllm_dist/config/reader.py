@@ -57,13 +57,18 @@ class OutOfRangeError(ValueError):
 
 @dataclass(frozen=True)
 class ByKind:
-    """Annotation of a group whose `kind` selects its class: a tagged union defined by a table."""
+    """Annotation of a group whose `tag` selects its class: a tagged union defined by a table.
+
+    A group without the tag is of the kind `default`, if there is one.
+    """
 
     classes: Mapping[str, type]
+    tag: str = "kind"
+    default: str | None = None
 
     def class_of(self, values: Any) -> type | None:
-        """Return the class of a group; None if its `kind` is not in the table."""
-        kind = values.get("kind") if isinstance(values, Mapping) else None
+        """Return the class of a group; None if its tag is not in the table."""
+        kind = values.get(self.tag, self.default) if isinstance(values, Mapping) else None
         return self.classes.get(kind) if isinstance(kind, str) else None
 
     def __get_pydantic_core_schema__(self, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -75,13 +80,18 @@ class ByKind:
             return values
         kind = self.class_of(values)
         if kind is None:
-            problem = "is missing" if "kind" not in values else None
-            raise _KindError(problem or f"expected one of {', '.join(self.classes)}, got {values['kind']!r}")
+            is_there = self.tag in values
+            expected = f"expected one of {', '.join(self.classes)}, got {values[self.tag]!r}" if is_there else None
+            raise _KindError(self.tag, expected)
         return _adapter(kind).validate_json(json.dumps(values))
 
 
 class _KindError(ValueError):
-    """The kind of a group is missing or unknown."""
+    """The tag of a group is unknown, or missing (`expected` is None)."""
+
+    def __init__(self, tag: str, expected: str | None) -> None:
+        super().__init__(expected)
+        self.tag, self.expected = tag, expected
 
 
 def check_file_name(settings: object, *fields: str) -> None:
@@ -188,7 +198,8 @@ def _problem(details: ErrorDetails, kind: type, values: Any, path: str) -> str:
     if isinstance(error, OutOfRangeError):
         return f"setting {_join(full, error.field)}: expected {error.expected}"
     if isinstance(error, _KindError):
-        return f"setting {_join(full, 'kind')}{' ' if str(error) == 'is missing' else ': '}{error}"
+        place = _join(full, error.tag)
+        return f"setting {place} is missing" if error.expected is None else f"setting {place}: {error.expected}"
     if details["type"] == "missing":
         return f"setting {full} is missing"
     if details["type"] == "unexpected_keyword_argument":

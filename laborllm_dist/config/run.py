@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from laborllm_dist.config.corpora import LongPanelCorpus
 from laborllm_dist.config.data import (
     DataSettings,
+    FileSplit,
+    PeopleTableSettings,
     PrepareSettings,
-    SplitSettings,
+    SplitChoice,
     StoreSettings,
     TemplateSettings,
     TokenizerSettings,
+    YearSplit,
 )
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import (
@@ -171,7 +175,7 @@ class RunSettings(Strict):
     output_dir: str
     """Folder of all runs."""
     data: DataSettings
-    split: SplitSettings
+    split: SplitChoice
     template: TemplateSettings
     tokenizer: TokenizerSettings
     store: StoreSettings
@@ -199,3 +203,23 @@ class RunSettings(Strict):
             expected = "a whole number with template.max_history, where a person is many texts"
             raise OutOfRangeError(f"data.corpora.{parts[0]}.weight", expected)
         check_together(self.model, self.adapter, self.zero, self.optimizer)
+        _check_split(self)
+
+
+def _check_split(settings: RunSettings) -> None:
+    """Check that a split's files can speak of all corpora, and that a split by year selects weights by titles."""
+    split, corpora = settings.split, settings.data.corpora
+    populations = ", ".join(dict.fromkeys(corpus.people_of for corpus in corpora.values()))
+    if isinstance(split, FileSplit) and ", " in populations:
+        raise OutOfRangeError("split.by", f"another rule than file, since the corpora are of several: {populations}")
+    if isinstance(split, PeopleTableSettings):
+        others = [name for name, corpus in corpora.items() if not isinstance(corpus, LongPanelCorpus)]
+        if split.table is None and others:
+            expected = f"a file, since the corpus {others[0]} is of kind {corpora[others[0]].kind}, not long_panel"
+            raise OutOfRangeError("split.table", expected)
+        if split.table is not None and split.population is None and ", " in populations:
+            expected = f"a column of the table, since the corpora are of several populations: {populations}"
+            raise OutOfRangeError("split.population", expected)
+    if isinstance(split, YearSplit) and settings.training.best_by == "token":
+        expected = "title with split_by=year, where validation texts begin with years that are trained on"
+        raise OutOfRangeError("training.best_by", expected)

@@ -51,7 +51,7 @@ class AllTitles:
 
     def table(self, target: EvaluationTarget) -> Path:
         """Return the file of the table."""
-        return title_table_path(target.table, self.settings.split)
+        return title_table_path(target.table, target.info.split)
 
     def info(self, target: EvaluationTarget) -> ScoreTableInfo:
         """Return the metadata of the table."""

@@ -56,7 +56,7 @@ class Generations:
 
     def table(self, target: EvaluationTarget) -> Path:
         """Return the file of the table."""
-        return generated_table_path(target.table, self.settings.split)
+        return generated_table_path(target.table, target.info.split)
 
     def info(self, target: EvaluationTarget) -> ScoreTableInfo:
         """Return the metadata of the table."""

@@ -28,11 +28,13 @@ from laborllm_dist.evaluation.target import (
     describe_cut,
     external_target,
     longest_text,
+    other_target,
     own_export,
     prompted,
     run_target,
     text_name,
     titles_of,
+    with_split,
 )
 from laborllm_dist.evaluation.tasks import (
     Evaluation,
@@ -48,7 +50,8 @@ from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie, en
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
-from laborllm_dist.store.store import TOKENIZER, CareerTable, checking_store
+from laborllm_dist.store.other_data import OtherData, prepared_data
+from laborllm_dist.store.store import TOKENIZER, CareerTable, TokenStore, checking_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.tables.generations import describe_generated, generated_table_path, read_generated_table
@@ -82,17 +85,24 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
     Raises:
         LaborError: if the run is unfinished, the model is missing, or a career fits no row or context.
     """
+    if settings.has_other_data:  # all of it is in the test split of its store
+        run = dataclasses.replace(run, settings=with_split(run.settings, "test"))
     evaluation = run.settings.evaluation
-    target = ranks.run_on_main(
+    own = ranks.run_on_main(
         lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks, say), EvaluationTarget
     )
+    target = own
+    if (data := other_data_of(settings)) is not None:
+        target = ranks.run_on_main(
+            lambda: other_target(own, data, settings.match_by, run.settings, say), EvaluationTarget
+        )
     careers = target.store.careers(evaluation.split)  # each rank opens them: they are never sent
     splits: tuple[Split, ...] = (evaluation.split,) if ranks.is_main else ()
     trained_on: tuple[Split, ...] = ("train",) if ranks.is_main else ()
     tasks = tasks_of(evaluation, target)
     with (
         checking_store(target.store, splits) as check,
-        checking_store(target.store, trained_on) as check_trained_on,
+        checking_store(own.store, trained_on) as check_trained_on,
         alone_on_table(ranks, target.table),
     ):
         missing = ranks.run_on_main(lambda: _missing_tables(tasks, target, careers, say), list[PlannedTable])
@@ -110,11 +120,11 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
                 evaluate(work, model, trie, ranks, say)
                 say(f"evaluate: {work.table}")
         if evaluation.check_generations:
-            table = generated_table_path(target.table, evaluation.split)
+            table = generated_table_path(target.table, target.info.split)
             say(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
         ranks.run_on_main(check.wait)
         ranks.run_on_main(check_trained_on.wait)
-        ranks.run_on_main(lambda: warn_if_no_better(target, evaluation.split, run.settings))
+        ranks.run_on_main(lambda: warn_if_no_better(target, own.store, run.settings))
     return target.table
 
 
@@ -128,11 +138,23 @@ def tasks_of(settings: EvaluationSettings, target: EvaluationTarget) -> list[Eva
     return tasks
 
 
-def warn_if_no_better(target: EvaluationTarget, split: Split, run: RunSettings) -> None:
-    """Warn if the model predicts the titles of a split worse than a frequency table."""
+def other_data_of(settings: EvaluateSettings) -> OtherData | None:
+    """Return the careers to score in place of the run's people, if there are any.
+
+    Raises:
+        StoreError: if there is no complete store.
+    """
+    if settings.store is not None:
+        return prepared_data(Path(settings.store))
+    return None if settings.data is None else OtherData(settings.data.name, settings.data)
+
+
+def warn_if_no_better(target: EvaluationTarget, trained_on: TokenStore, run: RunSettings) -> None:
+    """Warn if the model predicts the titles worse than a frequency table of the training people."""
+    scored = target.store.careers(run.evaluation.split)
     nats_per_title = -float(np.mean(read_score_table(target.table)[0]["title"].to_numpy()))
     warning = warning_if_no_better(
-        target.info.model, split, nats_per_title, score_without_model(target.store, split, run)
+        target.info.model, target.info.split, nats_per_title, score_without_model(trained_on, scored, run)
     )
     if warning is not None:
         logger.warning(warning)

@@ -22,20 +22,22 @@ from laborllm_dist.config.baselines import BASELINES
 from laborllm_dist.config.data import EXAMPLES_LINE, TITLES_LINE, PromptSettings, TemplateSettings, TokenizerSettings
 from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, OtherModelSettings, Truncation
 from laborllm_dist.config.model import ModelSettings
-from laborllm_dist.config.reader import is_file_name, settings_errors
+from laborllm_dist.config.reader import is_file_name, read_settings, settings_errors
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.io.run_directory import RunDirectory, read_run
 from laborllm_dist.models.loading import check_weights, context_of, weights_identity
 from laborllm_dist.store.build import prepare_store
+from laborllm_dist.store.other_data import Matching, OtherData, match_counts, other_store
 from laborllm_dist.store.store import TokenStore, check_lengths, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.parquet import ScoreTableInfo
-from laborllm_dist.tables.scores import read_score_table
+from laborllm_dist.tables.scores import other_split, read_score_table
 from laborllm_dist.text.title_variants import display_vocabulary
 
 # Details of a score table that say what its text was; absent where it was the plain one.
 TEXT_DETAILS = ("prefix", "num_fewshot", "fewshot_seed", "max_tokens")
+Say = Callable[[str], None]
 OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
 
 
@@ -85,6 +87,11 @@ def with_overrides(run: RunSettings, overrides: EvaluationOverrides) -> RunSetti
     )
 
 
+def with_split(run: RunSettings, split: Split) -> RunSettings:
+    """Return the settings of a run with another split to evaluate."""
+    return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, split=split))
+
+
 def run_target(model: OtherModelSettings, run: EvaluatedRun, device: torch.device) -> EvaluationTarget:
     """Return the run's own export; held in 8 or 4 bits, or under a name of its own, it has a table of its own.
 
@@ -99,6 +106,37 @@ def run_target(model: OtherModelSettings, run: EvaluatedRun, device: torch.devic
     if name != own_name:
         _check_no_other_scores(target)
     return target
+
+
+def other_target(
+    target: EvaluationTarget, data: OtherData, by: Matching, run: RunSettings, say: Say
+) -> EvaluationTarget:
+    """Return the same model after other careers, whose scores have a file named after the data.
+
+    Raises:
+        LaborError: if the data are unusable, no occupation has a match, or people who may be cut do not fit all the
+            same.
+    """
+    store = other_store(target.store, data, by, run.store.people_per_shard)
+    counts = match_counts(store)
+    say(f"evaluate: {data.name}: {counts.describe(by)}")
+    check_cut(store, read_settings(TemplateSettings, store.facts["identity"]["template"]).max_tokens, "test")
+    split = other_split(data.name)
+    details = {
+        **target.info.details,
+        "store": store.fingerprint,
+        "matched_by": by,
+        "observations_without_match": str(counts.num_observations_left_out),
+        "people_without_match": str(counts.num_people_left_out),
+    }
+    if "max_tokens" in details:
+        details |= {name: str(count) for name, count in store.num_truncated("test").items()}
+    return dataclasses.replace(
+        target,
+        store=store,
+        table=target.table.with_name(target.table.name.replace(target.info.split, split, 1)),
+        info=dataclasses.replace(target.info, split=split, careers=store.careers_fingerprint, details=details),
+    )
 
 
 def own_export(run: RunDirectory) -> OtherModelSettings:

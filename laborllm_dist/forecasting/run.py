@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from laborllm_dist.careers.splits import Split
+from laborllm_dist.config.data import YearSplit
 from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, ForecastSettings, evaluation_of
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import ForeignFileError, RunError
@@ -137,6 +138,12 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
             f"{settings.run} was made with template.max_history={limit}; a forecast supposes years after the whole "
             "history, so take a run without that limit",
             code="forecast-with-max-history",
+        )
+    if isinstance(run.settings.split, YearSplit):
+        raise RunError(
+            f"{settings.run} was made with split_by=year, whose test texts predict the last years alone; a forecast "
+            "starts from any year of a whole history, so take a run that splits people",
+            code="forecast-with-split-by-year",
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from laborllm_dist import __version__
+from laborllm_dist.config.data import deciding_split
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
 from laborllm_dist.errors import ForeignFileError, RunError, SettingsError
@@ -79,7 +80,7 @@ def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> s
 
 def _deciding(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that determine the weights."""
-    values = settings_to_values(settings)
+    values = {**settings_to_values(settings), "split": deciding_split(settings.split)}
     for path in MAY_CHANGE:
         *groups, name = path.split(".")
         del functools.reduce(dict.__getitem__, groups, values)[name]

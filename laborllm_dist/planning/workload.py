@@ -21,6 +21,7 @@ from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, PackedRows, pack_
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan, check_uncut, epochs_of, plan_training
 from laborllm_dist.config.corpora import CorpusSettings, SyntheticSettings
+from laborllm_dist.config.data import SharesSettings
 from laborllm_dist.config.run import BatchSettings, RunSettings
 from laborllm_dist.errors import DataFileError, LaborError, SequenceTooLongError
 from laborllm_dist.store.build import locate_store
@@ -159,13 +160,19 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     parts, batch = [], settings.batch
     for corpus in settings.data.corpora.values():
         size = _size_of(corpus)
-        if size is None or settings.template.prefix or settings.template.max_history is not None:
+        split = settings.split
+        if (
+            size is None
+            or settings.template.prefix
+            or settings.template.max_history is not None
+            or not isinstance(split, SharesSettings)
+        ):
             raise DataFileError(
                 f"the token store of data={settings.data.name} is not there, and its size is not known; make it first: "
                 "python launch/prepare.py with the same settings",
                 code="unknown-corpus-size",
             )
-        num_taken = round(size.num_people * settings.split.train * corpus.fraction)
+        num_taken = round(size.num_people * split.train * corpus.fraction)
         if corpus.weight and num_taken:
             parts.append((_even_lengths(size, settings.tokenizer.kind, num_taken), corpus.weight))
     if not parts:

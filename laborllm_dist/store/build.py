@@ -23,8 +23,9 @@ from laborllm_dist.careers.corpus import (
 )
 from laborllm_dist.careers.occupations.vocabulary import write_vocabulary
 from laborllm_dist.careers.readers.career_text import check_new_folder, write_career_text
-from laborllm_dist.careers.splits import SPLITS, Split
+from laborllm_dist.careers.splits import SPLITS, Split, career_splits, split_files
 from laborllm_dist.careers.types import CareerHistory
+from laborllm_dist.config.data import deciding_split
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
@@ -36,7 +37,7 @@ from laborllm_dist.errors import (
     TokenizerError,
     VocabularyError,
 )
-from laborllm_dist.io.files import file_lock, fingerprint_of, publish_folder, translate_disk_errors
+from laborllm_dist.io.files import file_lock, fingerprint_of, publish_folder, sha256_of_all, translate_disk_errors
 from laborllm_dist.store.few_shot import read_prefix, write_prefix
 from laborllm_dist.store.merge import all_pieces, merge_pieces
 from laborllm_dist.store.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
@@ -81,7 +82,8 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
         "careers": {
             "sources": fingerprint_sources(settings.data),
             "corpora": [[name, _without_places(corpus)] for name, corpus in values["data"]["corpora"].items()],
-            "split": values["split"],
+            "split": deciding_split(settings.split),
+            **({"split_files": sha256_of_all(files)} if (files := split_files(settings.split)) else {}),
         },
         "template": values["template"],
         "tokenizer": tokenizer,
@@ -154,12 +156,12 @@ def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
         StoreError: if the store holds parts of careers.
     """
     for split in SPLITS:
-        if store.num_texts(split) > store.num_people(split):
+        careers = store.careers(split)
+        if not careers.are_whole():
             raise StoreError(
-                "a store made with template.max_history holds parts of careers; write whole ones",
+                "a store made with template.max_history or split_by=year holds parts of careers; write whole ones",
                 code="truncated-careers",
             )
-        careers = store.careers(split)
         for row in range(len(careers)):
             yield split, careers.history(row)
 
@@ -291,22 +293,23 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
     from laborllm_dist.store.tokenizer import load_tokenizer
 
     vocabulary = display_vocabulary(pooled_vocabulary(settings.data), settings.template.titles)
+    splits = career_splits(settings.split, settings.data)
     with file_lock(building / WORK / "tokenizer.lock", busy=None):
         is_made = (building / OCCUPATIONS).is_file()
         if not is_made:
-            write_prefix(settings, vocabulary, building / PREFIX)
+            write_prefix(settings, vocabulary, splits, building / PREFIX)
         template = compile_template(settings.template, read_prefix(building / PREFIX))
         if is_made:
             tokenizer = load_tokenizer(str(building / TOKENIZER))
         else:
-            tokenizer = make_tokenizer(settings, vocabulary, template, say)
+            tokenizer = make_tokenizer(settings, vocabulary, template, splits, say)
             title_token_ids(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
             shutil.rmtree(building / TOKENIZER, ignore_errors=True)
             tokenizer.save(building / TOKENIZER)
             # Written last: its presence means that prefix and tokenizer are complete.
             write_vocabulary(vocabulary, building / OCCUPATIONS)
     size, longest = settings.store.people_per_shard, settings.template.max_tokens
-    return PieceTools(building, vocabulary, template, tokenizer, settings.split, size, longest)
+    return PieceTools(building, vocabulary, template, tokenizer, splits, size, longest)
 
 
 def _merge(settings: RunSettings, location: StoreLocation, say: Progress) -> None:

@@ -76,7 +76,7 @@ def card_values(
 
 
 def _corpus_values(tally: CorpusCounts, corpus: CorpusSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
-    num_people, num_observations = tally.people.total(), tally.observations
+    num_people, num_observations = tally.careers, tally.observations
     paper = PAPER.get(corpus.kind)
     reachable = reachable_by_year(corpus)
     return {
@@ -116,6 +116,13 @@ def _corpus_values(tally: CorpusCounts, corpus: CorpusSettings, title_of: Mappin
 def card_markdown(card: Mapping[str, Any]) -> str:
     """Return the card as Markdown."""
     lines = [f"# Data card of {markdown_text(card['data'])}", ""]
+    if split := card.get("split"):
+        texts = (
+            f"{name} {', '.join(value) if isinstance(value, (list, tuple)) else value}"
+            for name, value in split.items()
+            if value is not None
+        )
+        lines += [f"Split: {markdown_text('; '.join(texts))}.", ""]
     for name, values in card["corpora"].items():
         lines += [f"## {markdown_text(values['survey'])} ({markdown_code(name)})", "", *_summary(values), ""]
         lines += ["### Left out", "", *_left_out(values["left_out"]), ""]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from laborllm_dist.careers.corpus import read_people
+from laborllm_dist.careers.splits import CareerSplits
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.data import EXAMPLES_LINE, TITLES_LINE, TemplateSettings
 from laborllm_dist.config.run import RunSettings
@@ -21,12 +22,13 @@ from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import write_json
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.randomness import person_digest
-from laborllm_dist.store.run_tokenizer import is_training
 from laborllm_dist.text.template import compile_template, render_career
 
 
-def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
+def choose_examples(settings: RunSettings, splits: CareerSplits) -> tuple[CareerHistory, ...]:
     """Return the careers that a template shows as examples, after one pass over all people.
+
+    With split_by=year, an example holds a person's training years.
 
     Raises:
         DataFileError: if there are fewer training people.
@@ -36,9 +38,12 @@ def choose_examples(settings: RunSettings) -> tuple[CareerHistory, ...]:
     for corpus in settings.data.corpora.values() if wanted else ():
         for person in read_people(corpus):
             read = person()
-            if read.career is None or not is_training(read, corpus, settings):
+            if read.career is None:
                 continue
-            chosen.setdefault(person_digest(corpus.people_of, read.career.person, key), read.career)
+            career = splits.training_career(corpus.people_of, read.career, read.split)
+            if career is None:
+                continue
+            chosen.setdefault(person_digest(corpus.people_of, career.person, key), career)
             if len(chosen) > wanted:
                 del chosen[max(chosen)]
     if len(chosen) < wanted:
@@ -72,11 +77,11 @@ def render_prefix(
     return "".join(shown.get(line, line + "\n") for line in settings.prefix)
 
 
-def write_prefix(settings: RunSettings, vocabulary: OccupationVocabulary, path: Path) -> None:
+def write_prefix(settings: RunSettings, vocabulary: OccupationVocabulary, splits: CareerSplits, path: Path) -> None:
     """Write the prefix and the people of its examples, if the template has a prefix."""
     if not settings.template.prefix:
         return
-    examples = choose_examples(settings)
+    examples = choose_examples(settings, splits)
     text = render_prefix(settings.template, vocabulary, examples)
     write_json(path, {"text": text, "examples": [[career.survey, career.person] for career in examples]})
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
 from laborllm_dist.careers.corpus_counts import CorpusCounts, tally_from_values, titles_csv
 from laborllm_dist.careers.splits import SPLITS
-from laborllm_dist.config.data import DataSettings
+from laborllm_dist.config.data import DataSettings, PersonSplit, deciding_split
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import fsync_path, sha256_of, write_json, write_text
@@ -92,6 +92,8 @@ def merge_pieces(
         for corpus, found in records.items()
     }
     card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), cut, shared)
+    if not isinstance(settings.split, PersonSplit):
+        card["split"] = deciding_split(settings.split)
     write_json(folder / f"{CARD}.json", card)
     write_text(folder / f"{CARD}.md", card_markdown(card))
     for name, tally in tallies.items():
@@ -149,7 +151,7 @@ def _check_nobody_is_lost(folder: Path, tallies: Mapping[str, CorpusCounts]) -> 
 def _check_training_people(data: DataSettings, tallies: Mapping[str, CorpusCounts]) -> None:
     if any(tally.people["train"] for tally in tallies.values()):
         return
-    num_people = sum(tally.people.total() for tally in tallies.values())
+    num_people = sum(tally.careers for tally in tallies.values())
     reasons = sorted(sum(tallies.values(), CorpusCounts()).left_out(), key=lambda each: -each.count)[:3]
     shown = ", ".join(f"{each.reason} ({each.count:,})" for each in reasons)
     why = f"; left out: {shown}" if reasons else ""

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from laborllm_dist.careers.corpus import read_careers, read_people
-from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
-from laborllm_dist.careers.splits import split_of
+from laborllm_dist.careers.person_records import PersonThunk
+from laborllm_dist.careers.splits import CareerSplits
 from laborllm_dist.careers.types import OccupationVocabulary
-from laborllm_dist.config.corpora import CorpusSettings
 from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError
+from laborllm_dist.store.truncation import CareerPart, render_part
 from laborllm_dist.text.template import Template, render_career
 
 if TYPE_CHECKING:
@@ -25,7 +25,11 @@ _NUM_REASONS = 3  # the number that an error names
 
 
 def make_tokenizer(
-    settings: RunSettings, vocabulary: OccupationVocabulary, template: Template, say: Callable[[str], None]
+    settings: RunSettings,
+    vocabulary: OccupationVocabulary,
+    template: Template,
+    splits: CareerSplits,
+    say: Callable[[str], None],
 ) -> CareerTokenizer:
     """Return the tokenizer of a run: a pretrained one, or one learned now from its training people.
 
@@ -44,7 +48,7 @@ def make_tokenizer(
     if not any(people is not None for people in people_of.values()):
         raise _no_careers(settings)
     say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
-    texts = _training_texts(settings, people_of, vocabulary, template)
+    texts = _training_texts(settings, people_of, (vocabulary, template), splits)
     whole = None if wanted.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
     return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size, whole=whole)
 
@@ -65,24 +69,25 @@ def _from_first_career(people: Iterator[PersonThunk]) -> Iterator[PersonThunk] |
 def _training_texts(
     settings: RunSettings,
     people_of: Mapping[str, Iterator[PersonThunk] | None],
-    vocabulary: OccupationVocabulary,
-    template: Template,
+    rendering: tuple[OccupationVocabulary, Template],
+    splits: CareerSplits,
 ) -> Iterator[str]:
-    """Yield texts of training people, of as many from each corpus."""
-    title_of, corpora = vocabulary.title_of(), settings.data.corpora
+    """Yield training texts, of as many people from each corpus."""
+    (vocabulary, template), corpora = rendering, settings.data.corpora
+    title_of = vocabulary.title_of()
     share = -(-(settings.tokenizer.training_people or 0) // len(corpora))
     for name, corpus in corpora.items():
         people = (person() for person in people_of[name] or ())
-        careers = (read.career for read in people if read.career is not None and is_training(read, corpus, settings))
-        for career in itertools.islice(careers, share):
-            for rendered in render_career(career, template, title_of):
+        parts = (
+            CareerPart(read.career, segment)
+            for read in people
+            if read.career is not None
+            for segment in splits.segments(corpus.people_of, read.career, read.split)
+            if segment.split == "train"
+        )
+        for part in itertools.islice(parts, share):
+            for rendered in render_part(part, template, title_of):
                 yield rendered.text
-
-
-def is_training(read: PersonRecord, corpus: CorpusSettings, settings: RunSettings) -> bool:
-    """Return whether a person with a career is in the training split."""
-    assert read.career is not None
-    return (read.split or split_of(corpus.people_of, read.career.person, settings.split)) == "train"
 
 
 def sample_prompt(settings: RunSettings, vocabulary: OccupationVocabulary, template: Template) -> str:

@@ -11,6 +11,7 @@ kill or by another process.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,22 +20,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from laborllm_dist.careers.corpus import read_people
 from laborllm_dist.careers.corpus_counts import tally_people
-from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
-from laborllm_dist.careers.splits import SPLITS, Split, split_of_digest
-from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
+from laborllm_dist.careers.person_records import Exclusion, PersonRecord, PersonThunk
+from laborllm_dist.careers.splits import SPLITS, UNLISTED, CareerSplits, Segment
+from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.config.corpora import CorpusSettings
-from laborllm_dist.config.data import SplitSettings
+from laborllm_dist.config.data import SplitSettings, YearSplit
 from laborllm_dist.errors import StoreError
 from laborllm_dist.io.files import batched, give_usual_mode, publish_folder, sha256_of, sha256_of_json, write_json
 from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
 from laborllm_dist.randomness import person_digest
 from laborllm_dist.store.store import CUT_COUNTS, shard_schema, store_rows
-from laborllm_dist.store.truncation import CareerEncoder, encode_careers
+from laborllm_dist.store.truncation import CareerEncoder, CareerPart, encode_careers
 from laborllm_dist.text.template import Template
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 PIECES, ENDS, RECORD, PEOPLE = "pieces", "ends", "piece.json", "people.npy"
 PERSON_TYPE = np.dtype([("digest", "<u8"), ("split", "u1")])
+SEVERAL = len(SPLITS)  # in place of a person's split where observations are assigned by year
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class PieceTools:
     vocabulary: OccupationVocabulary
     template: Template
     tokenizer: CareerTokenizer
-    split: SplitSettings
+    splits: CareerSplits
     people_per_shard: int
     max_tokens: int | None  # of a text
 
@@ -138,18 +141,16 @@ def _changed_piece(folder: Path, name: str) -> StoreError:
 
 
 def _make_piece(folder: Path, people: Sequence[PersonThunk], corpus: CorpusSettings, tools: PieceTools) -> None:
-    reads = [read() for read in people]
-    careers = [read.career for read in reads if read.career is not None]
-    digests = [person_digest(corpus.people_of, career.person, tools.split.salt) for career in careers]
-    given = [read.split for read in reads if read.career is not None]
-    splits = [split or split_of_digest(digest, tools.split) for split, digest in zip(given, digests, strict=True)]
+    assigned = [_with_segments(person(), corpus.people_of, tools.splits) for person in people]
+    parts = [
+        CareerPart(read.career, each) for read, segments in assigned if read.career is not None for each in segments
+    ]
     folder.parent.mkdir(exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        counts = _write_rows(building, f"{PIECES}/{folder.name}", (careers, splits), tools)
-        codes = [SPLITS.index(split) for split in splits]
-        np.save(building / PEOPLE, np.array(list(zip(digests, codes, strict=True)), dtype=PERSON_TYPE))
-        tally = tally_people(_with_splits(reads, splits))
+        counts = _write_rows(building, f"{PIECES}/{folder.name}", parts, tools)
+        np.save(building / PEOPLE, _people_of(assigned, corpus.people_of, tools.splits.settings))
+        tally = tally_people([(read, [each.split for each in segments]) for read, segments in assigned])
         files = {path.name: sha256_of(path) for path in sorted(building.iterdir())}
         record = {"splits": counts, "tally": tally.to_values(), "files": files}
         write_json(building / RECORD, {**record, "sha256": sha256_of_json(record)})
@@ -169,22 +170,44 @@ def _publish(building: Path, folder: Path) -> None:
         shutil.rmtree(building)  # another process has made the same piece meanwhile
 
 
-def _with_splits(reads: Sequence[PersonRecord], splits: Sequence[Split]) -> list[tuple[PersonRecord, Split | None]]:
-    remaining = iter(splits)
-    return [(read, None if read.career is None else next(remaining)) for read in reads]
+def _with_segments(
+    read: PersonRecord, population: str, splits: CareerSplits
+) -> tuple[PersonRecord, tuple[Segment, ...]]:
+    """Return a person with the segments of the career; without the career if the split leaves the person out."""
+    if read.career is None:
+        return read, ()
+    segments = splits.segments(population, read.career, read.split)
+    if not segments:
+        read = dataclasses.replace(read, career=None, drops=(*read.drops, Exclusion(UNLISTED)))
+    return read, segments
+
+
+def _people_of(
+    assigned: Sequence[tuple[PersonRecord, tuple[Segment, ...]]], population: str, settings: SplitSettings
+) -> npt.NDArray[np.void]:
+    """Return the digest and the number of the split of every person with a career, [people]."""
+    people = [
+        (
+            person_digest(population, read.career.person, settings.salt),
+            SEVERAL if isinstance(settings, YearSplit) else SPLITS.index(segments[0].split),
+        )
+        for read, segments in assigned
+        if read.career is not None
+    ]
+    return np.array(people, dtype=PERSON_TYPE)
 
 
 def _write_rows(
-    building: Path, place: str, people: tuple[Sequence[CareerHistory], Sequence[Split]], tools: PieceTools
+    building: Path, place: str, parts: Sequence[CareerPart], tools: PieceTools
 ) -> dict[str, dict[str, int]]:
     """Write one file for each split that has people; return people, texts, observations and tokens of each split."""
-    careers, splits = people
+    splits = [part.segment.split for part in parts]
     telling = CareerEncoder(tools.template, tools.vocabulary.title_of(), tools.tokenizer, tools.max_tokens)
-    told = encode_careers(careers, telling)
+    told = encode_careers(parts, telling)
     owners = [owner for owner, each in enumerate(told) for _ in each.texts]
     texts = [text for each in told for text in each.texts]
     tokenized = [text for each in told for text in each.tokenized]
-    rows = store_rows([careers[owner] for owner in owners], texts, tokenized, tools.vocabulary.index_of())
+    rows = store_rows([parts[owner].career for owner in owners], texts, tokenized, tools.vocabulary.index_of())
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         chosen = rows.filter(pa.array([splits[owner] == split for owner in owners], type=pa.bool_())).combine_chunks()

@@ -56,7 +56,10 @@ STORE_SCHEMA = pa.schema(
         ("years", pa.list_(pa.int32())),  # calendar year of every job
         ("occupations", pa.list_(pa.int32())),  # index of every job's occupation in the vocabulary
         ("educations", pa.list_(pa.string())),  # level of education of every job
-        ("first_position", pa.int32()),  # index of the row's first job in the career; above 0 if history is limited
+        (
+            "first_position",
+            pa.int32(),
+        ),  # index of the row's first job; above 0 if history is limited, or with split_by=year
         ("previous", pa.int32()),  # occupation before that job; null at the beginning of the career
         ("token_ids", pa.list_(pa.int32())),  # tokens of the text
         ("title_starts", pa.list_(pa.int32())),  # first token of every title
@@ -65,6 +68,7 @@ STORE_SCHEMA = pa.schema(
 )
 
 _HISTORY = STORE_SCHEMA.names[: STORE_SCHEMA.get_field_index("educations") + 1]
+_LISTS = ("years", "occupations", "educations")  # of these, one value per job
 
 
 def store_rows(
@@ -193,7 +197,7 @@ class TokenStore:
         if not names:
             raise StoreError(
                 f"the store {self.folder} has no people in its {split} split; "
-                "take more people, or give the split a larger share (split.train, split.validation)",
+                "take more people, or another split (--help split)",
                 code="empty-split",
             )
         for name in names:
@@ -242,14 +246,29 @@ class CareerTable:
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
+    def person_of_rows(self) -> npt.NDArray[np.int64]:
+        """Return the number of every row's person, from 0, [rows]; a person's rows are neighbors."""
+        begins = np.zeros(len(self), dtype=bool)
+        for name in ("survey", "person"):
+            column = self.table[name].combine_chunks()
+            begins[1:] |= np.asarray(pc.not_equal(column[1:], column[:-1]))
+        return np.cumsum(begins)
+
     def num_people(self) -> int:
-        """Return the number of people: rows that begin a career."""
-        return int(pc.sum(pc.equal(self.table["first_position"], 0)).as_py() or 0)
+        """Return the number of people."""
+        return int(self.person_of_rows()[-1]) + 1 if len(self) else 0
+
+    def first_rows(self) -> npt.NDArray[np.int64]:
+        """Return the first row of every person, [people]."""
+        return np.flatnonzero(np.diff(self.person_of_rows(), prepend=-1))
+
+    def are_whole(self) -> bool:
+        """Return whether every row has all jobs of its career up to its last one."""
+        return not pc.any(pc.greater(self.table["first_position"], 0)).as_py()
 
     def longer_than(self, limit: int) -> str:
         """Return a phrase for messages: how many people have a text of more than `limit` tokens."""
-        person_of_row = np.cumsum(np.asarray(pc.equal(self.table["first_position"], 0)))
-        num_longer = len(np.unique(person_of_row[self.num_tokens() > limit]))
+        num_longer = len(np.unique(self.person_of_rows()[self.num_tokens() > limit]))
         return format_people(num_longer, self.num_people(), "is longer", "are longer", people="people of this split")
 
     def num_tokens(self) -> npt.NDArray[np.int64]:
@@ -296,6 +315,42 @@ class CareerTable:
         jobs = zip(facts.pop("years"), facts.pop("occupations"), facts.pop("educations"), strict=True)
         codes = self.vocabulary.codes
         return CareerHistory(**facts, jobs=tuple(Job(year, codes[index], education) for year, index, education in jobs))
+
+
+def whole_careers(careers: CareerTable, earlier: Sequence[CareerTable]) -> tuple[CareerTable, npt.NDArray[np.bool_]]:
+    """Put the parts of careers together: those of `careers` and, with split_by=year, those of the splits before it.
+
+    Returns:
+        One row per person of `careers`, with all jobs up to the last one and without tokens; and which of its
+        observations are those of `careers`, [observations], which are in the same order.
+    """
+    if careers.are_whole():
+        return careers, np.ones(int(careers.num_observations().sum()), dtype=bool)
+    first_rows = careers.first_rows()
+    everybody = _keys(careers).take(pa.array(first_rows))
+    parts = [*earlier, careers]
+    people = [np.asarray(pc.fill_null(pc.index_in(_keys(each), everybody), -1), dtype=np.int64) for each in parts]
+    is_own = np.concatenate([np.full(len(each), each is careers) for each in parts])
+    table = pa.concat_tables([each.table.select([*_HISTORY, "first_position"]) for each in parts])
+    person = np.concatenate(people)
+    order = np.lexsort((np.asarray(table["first_position"]), person))
+    order = order[person[order] >= 0]
+    table, person, is_own = table.take(pa.array(order)), person[order], is_own[order]
+    lengths = np.asarray(pc.list_value_length(table["years"]), dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(person, lengths, len(first_rows)))]).astype(np.int32)
+    fixed = careers.table.select([name for name in _HISTORY if name not in _LISTS]).take(pa.array(first_rows))
+    columns = {name: fixed[name] for name in fixed.column_names} | {
+        name: pa.ListArray.from_arrays(offsets, pc.list_flatten(table[name]).combine_chunks()) for name in _LISTS
+    }
+    columns["first_position"] = pa.array(np.zeros(len(first_rows), dtype=np.int32))
+    columns["previous"] = pa.nulls(len(first_rows), pa.int32())
+    return CareerTable(pa.table(columns), careers.vocabulary), np.repeat(is_own, lengths)
+
+
+def _keys(careers: CareerTable) -> pa.Array:
+    """Return survey and person of every row as one text."""
+    names = [careers.table[name].combine_chunks() for name in ("survey", "person")]
+    return pc.binary_join_element_wise(*names, "\x1f")
 
 
 def open_store(folder: Path) -> TokenStore:

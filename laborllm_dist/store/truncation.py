@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from laborllm_dist.careers.splits import Segment
 from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.store.tokenize import TokenizedCareer, tokenize_careers
 from laborllm_dist.text.template import CareerText, Template, render_career
@@ -47,13 +48,21 @@ class EncodedCareer:
         return all(len(text.ids) <= max_tokens for text in self.tokenized)
 
 
-def encode_careers(careers: Sequence[CareerHistory], telling: CareerEncoder) -> list[EncodedCareer]:
-    """Return the texts of people and their tokens, in order.
+@dataclass(frozen=True, slots=True)
+class CareerPart:
+    """A career whose jobs in one segment are the observations; earlier ones are their history, later ones unknown."""
+
+    career: CareerHistory
+    segment: Segment
+
+
+def encode_careers(careers: Sequence[CareerPart], telling: CareerEncoder) -> list[EncodedCareer]:
+    """Return the texts of parts of careers and their tokens, in order.
 
     Raises:
         TitleBoundaryError: as `tokenize_careers`.
     """
-    rendered = [render_career(career, telling.template, telling.title_of) for career in careers]
+    rendered = [render_part(career, telling.template, telling.title_of) for career in careers]
     tokenized = iter(tokenize_careers([text for texts in rendered for text in texts], telling.tokenizer))
     told = [EncodedCareer(texts, tuple(itertools.islice(tokenized, len(texts)))) for texts in rendered]
     limit = telling.max_tokens
@@ -65,10 +74,21 @@ def encode_careers(careers: Sequence[CareerHistory], telling: CareerEncoder) -> 
     ]
 
 
-def _last_lines(career: CareerHistory, whole: EncodedCareer, telling: CareerEncoder, max_tokens: int) -> EncodedCareer:
+def render_part(part: CareerPart, template: Template, title_of: Mapping[str, str]) -> tuple[CareerText, ...]:
+    """Return the texts that predict the jobs of a part; they end before the first job after it.
+
+    Raises:
+        TemplateError: if the template needs a field that the career does not have.
+    """
+    texts = render_career(part.career, template, title_of)
+    cut = (text.of_jobs(part.segment.first, part.segment.end) for text in texts)
+    return tuple(text for text in cut if text is not None)
+
+
+def _last_lines(career: CareerPart, whole: EncodedCareer, telling: CareerEncoder, max_tokens: int) -> EncodedCareer:
     """Return a career that does not fit, with as many lines before each title as fit."""
     allowed = telling.template.max_history
-    fitting, too_many = 0, len(career.jobs) - 1 if allowed is None else min(allowed, len(career.jobs) - 1)
+    fitting, too_many = 0, career.segment.end - 1 if allowed is None else min(allowed, career.segment.end - 1)
     if too_many == 0:
         return whole
     best = _with_lines(career, 0, telling)
@@ -82,6 +102,7 @@ def _last_lines(career: CareerHistory, whole: EncodedCareer, telling: CareerEnco
     return best
 
 
-def _with_lines(career: CareerHistory, num_lines: int, telling: CareerEncoder) -> EncodedCareer:
-    texts = render_career(career, dataclasses.replace(telling.template, max_history=num_lines), telling.title_of)
-    return EncodedCareer(texts, tuple(tokenize_careers(texts, telling.tokenizer)), len(career.jobs) - num_lines - 1)
+def _with_lines(career: CareerPart, num_lines: int, telling: CareerEncoder) -> EncodedCareer:
+    texts = render_part(career, dataclasses.replace(telling.template, max_history=num_lines), telling.title_of)
+    num_truncated = career.segment.end - max(career.segment.first, num_lines + 1)
+    return EncodedCareer(texts, tuple(tokenize_careers(texts, telling.tokenizer)), max(0, num_truncated))

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.store.pooling import observation_weights, title_shares, training_pool
-from laborllm_dist.store.store import TokenStore
+from laborllm_dist.store.store import CareerTable, TokenStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +25,24 @@ class WithoutModel:
     marginal: float
 
 
-def score_without_model(store: TokenStore, split: Split, settings: RunSettings) -> WithoutModel:
-    """Score a split with the uniform distribution over titles, and with their shares of the training observations.
+def score_without_model(store: TokenStore, scored: CareerTable, settings: RunSettings) -> WithoutModel:
+    """Score careers with the uniform distribution over titles, and with their shares of the training observations.
+
+    Args:
+        store: of the training people.
+        scored: the careers.
+        settings: of the run.
 
     Raises:
-        DataFileError: if fractions and weights leave nobody to train on. StoreError: if a split has no people.
+        DataFileError: if fractions and weights leave nobody to train on.
     """
     train = store.careers("train")
     shares = title_shares(train, observation_weights(train, training_pool(store, settings)))
-    observed = store.careers(split).transitions()[1]
+    observed = scored.transitions()[1]
     return WithoutModel(len(shares), math.log(len(shares)), -float(np.log(shares)[observed].mean()))
 
 
-def warning_if_no_better(model: str, split: Split, nats_per_title: float, others: WithoutModel) -> str | None:
+def warning_if_no_better(model: str, split: str, nats_per_title: float, others: WithoutModel) -> str | None:
     """Return one line if a model's mean negative log-likelihood is above one of the others'; None if it is not."""
     if nats_per_title <= min(others.uniform, others.marginal):
         return None

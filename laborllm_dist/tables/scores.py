@@ -39,7 +39,13 @@ SCORE_SCHEMA = pa.schema(
 Transition = Literal["first", "moving", "staying"]
 TRANSITIONS: tuple[Transition, ...] = get_args(Transition)
 NUM_TITLES = "num_titles"  # detail of a baseline's table: number of titles that it chooses from
+OTHER_DATA = "data_"  # in place of a split, begins the names of files about all careers of other data
 TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
+
+
+def other_split(data: str) -> str:
+    """Return what scores of all careers of other data have in place of a split, in their metadata and file names."""
+    return f"{OTHER_DATA}{data}"
 
 
 def transition_of(previous: str | None, occupation: str) -> Transition:

@@ -43,6 +43,18 @@ class CareerText:
     title_spans: tuple[tuple[int, int], ...]
     first_job: int = 0
 
+    def of_jobs(self, first: int, end: int) -> CareerText | None:
+        """Return the text with the spans of the career's jobs [first, end) alone; None if it predicts none of them.
+
+        It ends with the line of the last of them, unless that is the last line of the whole text's jobs.
+        """
+        last_job = self.first_job + len(self.title_spans)
+        begin, stop = max(first, self.first_job), min(end, last_job)
+        if begin >= stop:
+            return None
+        spans = self.title_spans[begin - self.first_job : stop - self.first_job]
+        return CareerText(self.text if stop == last_job else self.text[: spans[-1][1] + 1], spans, begin)
+
 
 @dataclass(frozen=True, slots=True)
 class Template:

@@ -175,7 +175,7 @@ def warn_if_no_better(state: TrainerState, store: TokenStore, settings: RunSetti
     """Warn if the best weights predict the validation people's titles worse than a frequency table."""
     if state.best_nats_per_title is None:
         return
-    others = score_without_model(store, "validation", settings)
+    others = score_without_model(store, store.careers("validation"), settings)
     warning = warning_if_no_better(settings.name, "validation", state.best_nats_per_title, others)
     if warning is not None:
         logger.warning(f"{warning}; more steps (training.epochs) or another optimizer.learning_rate may help")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.runs import settings_of, small_run
 
 from laborllm_dist.baselines.features import STATIC, CareerFeatures, career_features, categories_of
-from laborllm_dist.errors import DataFileError
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TokenStore
 
@@ -69,8 +69,12 @@ def test_categories_are_those_of_training_people(store: TokenStore, features: Ca
     assert not career_features(careers, fewer).covariates["gender"].any()
 
 
-def test_careers_that_are_cut_into_parts_are_refused(tmp_path: Path) -> None:
-    settings = settings_of(small_run(tmp_path, "template=last_10_lines", num_people=60))
-    careers = prepare_store(settings, lambda line: None).careers("train")
-    with pytest.raises(DataFileError, match="looks at whole careers"):
-        career_features(careers, categories_of(careers))
+def test_features_of_careers_that_are_cut_into_parts_are_those_of_whole_ones(tmp_path: Path) -> None:
+    whole, cut = (
+        prepare_store(settings_of(small_run(tmp_path, *more, num_people=60)), lambda line: None).careers("train")
+        for more in ([], ["template.max_history=2"])
+    )
+    assert len(cut) > len(whole)
+    one, other = (career_features(careers, categories_of(careers)) for careers in (whole, cut))
+    for field in dataclasses.fields(CareerFeatures):
+        np.testing.assert_equal(getattr(other, field.name), getattr(one, field.name), err_msg=field.name)

@@ -73,7 +73,7 @@ def check_types(value: Any, wanted: Any) -> None:
     elif origin is Annotated:
         permitted = inner[1]
         if isinstance(permitted, ByKind):
-            check_types(value, permitted.classes[value.kind])
+            check_types(value, permitted.classes[getattr(value, permitted.tag)])
             return
         check_types(value, inner[0])
         assert permitted.least < value or (permitted.has_least and value == permitted.least)

@@ -19,7 +19,7 @@ from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings, SyntheticCorpus, SyntheticSettings
-from laborllm_dist.config.data import TemplateSettings
+from laborllm_dist.config.data import SPLIT_KINDS, SplitSettings, TemplateSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, ForecastSettings, PredictSettings, ReportSettings
 from laborllm_dist.config.model import ConvertSettings, LlamaSettings
 from laborllm_dist.config.number_ranges import NumberRange, above, below, between, within
@@ -58,7 +58,7 @@ def numbers(kind: Any, values: Any, path: tuple[Any, ...] = ()) -> Iterator[tupl
     """Yield path, type and range of every number that settings of this kind hold, where `values` has a place for it."""
     inner, permitted = members(kind)
     if isinstance(permitted, ByKind):
-        inner = permitted.classes[values["kind"]]
+        inner = permitted.classes[values[permitted.tag]]
     if dataclasses.is_dataclass(inner):
         hints = typing.get_type_hints(inner, include_extras=True)
         for field in dataclasses.fields(inner):
@@ -80,7 +80,7 @@ def classes(kind: Any) -> Iterator[type]:
         yield from (each for member in typing.get_args(inner) for each in classes(member))
     elif dataclasses.is_dataclass(inner):
         yield inner  # type: ignore[misc]
-        yield from (CORPUS_KINDS.values() if inner is CorpusSettings else ())
+        yield from {CorpusSettings: CORPUS_KINDS, SplitSettings: SPLIT_KINDS}.get(inner, {}).values()
         for hint in typing.get_type_hints(inner, include_extras=True).values():
             yield from classes(hint)
 

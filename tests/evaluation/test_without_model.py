@@ -51,7 +51,7 @@ def test_what_needs_no_model_is_scored_one_observation_at_a_time(panel: tuple[Ru
     counts = Counter(observed["train"])
     total = len(observed["train"]) + 3  # each title is counted once more, that which nobody has too
     marginal = -sum(math.log((counts[code] + 1) / total) for code in observed["validation"])
-    others = score_without_model(store, "validation", settings)
+    others = score_without_model(store, store.careers("validation"), settings)
     assert others.num_titles == 3
     assert others.uniform == pytest.approx(math.log(3), rel=1e-12)
     assert others.marginal == pytest.approx(marginal / len(observed["validation"]), rel=1e-12)

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from laborllm_dist.batching.training_plan import plan_training
 from laborllm_dist.careers.corpus import read_careers
 from laborllm_dist.careers.readers.synthetic.titles import synthetic_vocabulary
-from laborllm_dist.careers.splits import SPLITS, split_of
+from laborllm_dist.careers.splits import SPLITS, Segment, career_splits, split_of
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings, OtherModelSettings
@@ -34,7 +34,7 @@ from laborllm_dist.store.build import locate_store, prepare_shard, prepare_store
 from laborllm_dist.store.few_shot import choose_examples, render_prefix
 from laborllm_dist.store.store import check_lengths
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
-from laborllm_dist.store.truncation import CareerEncoder, encode_careers
+from laborllm_dist.store.truncation import CareerEncoder, CareerPart, encode_careers
 from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.text.template import Template, compile_template, render_career
 
@@ -182,14 +182,18 @@ def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_
             assert titles == [own.text[start:end] for start, end in own.title_spans]
 
 
+def chosen(settings: RunSettings) -> tuple[CareerHistory, ...]:
+    return choose_examples(settings, career_splits(settings.split, settings.data))
+
+
 def test_fewer_examples_are_the_first_of_more_and_another_seed_draws_others(tmp_path: Path) -> None:
     def drawn(num_fewshot: int, seed: int) -> list[str]:
         more = [f"template.num_fewshot={num_fewshot}", f"template.fewshot_seed={seed}"]
-        return [career.person for career in choose_examples(small(tmp_path, "template=examples_first", *more))]
+        return [career.person for career in chosen(small(tmp_path, "template=examples_first", *more))]
 
     assert drawn(2, 1) == drawn(5, 1)[:2] == drawn(5, 1)[:2]
     assert drawn(5, 2) != drawn(5, 1)
-    assert choose_examples(small(tmp_path)) == ()
+    assert chosen(small(tmp_path)) == ()
     with pytest.raises(DataFileError, match=r"template.num_fewshot is 80, data=synthetic has \d\d training people"):
         drawn(80, 1)
 
@@ -202,7 +206,7 @@ def test_a_person_of_two_corpora_is_one_example(tmp_path: Path) -> None:
         tmp_path, "template=examples_first", "template.num_fewshot=2", "split.train=0.98", "split.validation=0.01"
     )
     settings = dataclasses.replace(settings, data=panels(tmp_path, "A", "B", population="P"))
-    assert sorted(career.person for career in choose_examples(settings)) == ["1", "2"]
+    assert sorted(career.person for career in chosen(settings)) == ["1", "2"]
 
 
 def test_a_training_person_is_not_scored_after_examples() -> None:
@@ -240,7 +244,7 @@ def test_a_cut_career_by_hand() -> None:
 
     def lines_of(max_tokens: int | None, template: Template = template) -> tuple[list[str], int]:
         telling = CareerEncoder(template, VOCABULARY.title_of(), tokenizer, max_tokens)
-        ((career),) = encode_careers([LONG], telling)
+        ((career),) = encode_careers([CareerPart(LONG, Segment("test", 0, len(LONG.jobs)))], telling)
         assert [len(text.ids) for text in career.tokenized] == [1 + len(text.text) for text in career.texts]
         years = [" ".join(entry[2:4] for entry in text.text.splitlines()[1:]) for text in career.texts]
         return years, career.num_truncated

@@ -18,7 +18,7 @@ from helpers.trained_runs import ONE_RANK
 from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers
 from laborllm_dist.careers.readers.long_panel import OPTIONAL
 from laborllm_dist.careers.splits import SPLITS, split_of
-from laborllm_dist.config.data import SplitSettings
+from laborllm_dist.config.data import PersonSplit
 from laborllm_dist.errors import DataFileError, SequenceTooLongError, StoreError, VocabularyError
 from laborllm_dist.io import files
 from laborllm_dist.io.files import sha256_of
@@ -187,7 +187,7 @@ def test_two_corpora_may_not_give_one_code_two_titles(tmp_path: Path) -> None:
 
 
 def test_splits_are_near_their_shares_and_ignore_other_people() -> None:
-    settings = SplitSettings(salt="k", train=0.7, validation=0.1)
+    settings = PersonSplit(salt="k", train=0.7, validation=0.1)
     splits = [split_of("S", str(person), settings) for person in range(20_000)]
     shares = [splits.count(split) / len(splits) for split in SPLITS]
     # Three standard errors of a share of 20,000 people are at most .0098.

@@ -20,7 +20,7 @@ from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
 from laborllm_dist.config.evaluation import EvaluationSettings
-from laborllm_dist.errors import RunError, SettingsError, TemplateError
+from laborllm_dist.errors import SettingsError, TemplateError
 from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.models.causal_lm import CareerLanguageModel
@@ -29,6 +29,7 @@ from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import train_tokenizer
+from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.text.template import compile_template, render_career
 from laborllm_dist.text.title_variants import display_vocabulary
 
@@ -188,11 +189,13 @@ def test_limited_history_has_the_same_observations_as_whole_careers(tmp_path: Pa
     assert limited.careers("test").num_people() == whole.num_people("test")
 
 
-def test_the_truth_needs_whole_careers(tmp_path: Path) -> None:
-    settings = settings_of(small_run(tmp_path, "template.max_history=2"))
-    store = prepare_store(settings, quiet)
-    run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
-    with pytest.raises(RunError, match="the true probabilities need whole careers"):
-        score_baselines(
-            compose_settings(BaselineSettings, "baselines", [f"run={run.path}", "baselines=[truth]"]), quiet
-        )
+def test_the_truth_knows_the_whole_history_where_texts_do_not(tmp_path: Path) -> None:
+    tables = []
+    for name, *more in (["whole"], ["cut", "template.max_history=2"]):
+        settings = settings_of([*small_run(tmp_path), f"name={name}", *more])
+        store = prepare_store(settings, quiet)
+        run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
+        overrides = [f"run={run.path}", "baselines=[truth]"]
+        (path,) = score_baselines(compose_settings(BaselineSettings, "baselines", overrides), quiet)
+        tables.append(read_score_table(path)[0])
+    assert tables[0].equals(tables[1])

@@ -156,7 +156,7 @@ def test_the_data_card_lists_codes_without_an_occupation(tmp_path: Path) -> None
     person = PERSON | {("occupation", 1981): 810, ("occupation", 1982): 102, ("occupation", 1993): 102}
     path = write_extract(tmp_path, "NLSY79", made_rows("NLSY79", [person], [{1981, 1982, 1993, 1994}]))
     people = read(path)
-    tally = tally_people([(read, "train") for read in people])
+    tally = tally_people([(read, ["train"]) for read in people])
     # 810 is no 1970 code, 102 no 1980 code that leads to an occupation.
     reasons = [f"working, occupation code without occ1990dd (census{year})" for year in (1970, 1980)]
     assert tally.unmapped == Counter({(reasons[1], "102"): 2, (reasons[0], "810"): 1})

@@ -1,0 +1,159 @@
+"""A run's model on all careers of other data: occupations by title or code, what has no match counted, scores by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.reference.slow_scorer import slow_score
+from helpers.runs import quiet, settings_of
+from helpers.trained_runs import panel, random_run, score_alone
+from transformers import AutoModelForCausalLM
+
+from laborllm_dist.cli import compose_settings, compose_values
+from laborllm_dist.config.evaluation import EvaluateSettings
+from laborllm_dist.errors import LaborError, SettingsError
+from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.store.build import prepare_store
+from laborllm_dist.store.store import open_store
+from laborllm_dist.store.tokenizer import load_tokenizer
+from laborllm_dist.tables.generations import read_generated_table
+from laborllm_dist.tables.parquet import ScoreTableInfo
+from laborllm_dist.tables.scores import read_score_table
+from laborllm_dist.tables.title_distributions import read_title_table
+
+PLACE = "data.corpora.long_panel"
+# Person, year, code of the other list. "x" is a Cook, "y" an Aide in other capitals, "b" a Pilot.
+ROWS = [
+    ("p", 2001, "x"), ("p", 2002, "b"), ("p", 2004, "y"), ("q", 2001, "b"), ("r", 2003, "y"), ("r", 2004, "y"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_run(tmp_path_factory.mktemp("other"), "template.heading=['A {survey} worker:']")
+
+
+def other(folder: Path, titles: str = "code,title\nx,Cook\ny,AIDE\nb,Pilot\n") -> list[str]:
+    """Write a panel with another list of occupations; return the settings that name it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "other.csv").write_text(
+        "\n".join(["person,year,occupation", *(f"{p},{y},{o}" for p, y, o in ROWS)]) + "\n"
+    )
+    (folder / "other_titles.csv").write_text(titles)
+    absent = [f"{PLACE}.columns.{name}=null" for name in ("birth_year", "gender", "ethnicity", "region", "education")]
+    return [
+        "data=long_panel", "data.name=elsewhere", f"{PLACE}.survey=ELSE", f"{PLACE}.path={folder}/other.csv",
+        f"{PLACE}.vocabulary.path={folder}/other_titles.csv", *absent,
+    ]  # fmt: skip
+
+
+def evaluate(run: Path, *overrides: str, say=quiet) -> tuple[Path, list[dict], ScoreTableInfo]:
+    settings = compose_settings(EvaluateSettings, "evaluate", [f"run={run}", "precision=fp64", *overrides])
+    path = score_alone(settings, say)
+    table, info = read_score_table(path)
+    return path, table.to_pylist(), info
+
+
+def slow_scores(run: Path, lines: list[str], heading: str) -> list[float]:
+    """Return log P of the title of every line after the text before it."""
+    model = AutoModelForCausalLM.from_pretrained(run / "export").double()
+    tokenizer = load_tokenizer(str(run / "export"))
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.backend.encode(text, add_special_tokens=False).ids
+
+    scores, text = [], heading
+    for line in lines:
+        prompt, title = line.split(": ")
+        scores.append(slow_score(model, encode, list(tokenizer.leading), f"{text}{prompt}:", title)[0])
+        text += f"{line}\n"
+    return scores
+
+
+def test_scores_are_those_of_the_texts_without_the_years_that_have_no_match(run: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    path, rows, info = evaluate(run, *other(tmp_path), say=said.append)
+    assert path == run / "scores/data_elsewhere.parquet"
+    assert (info.split, info.details["observations_without_match"], info.details["people_without_match"]) == (
+        "data_elsewhere", "2", "1",
+    )  # fmt: skip
+    assert any("4 of 6 person-years have an occupation of the model's, by title; 1 of 3 people have none" in line
+               and "left out: b Pilot (2)" in line for line in said)  # fmt: skip
+    keys = [(row["survey"], row["person"], row["position"], row["year"], row["occupation"]) for row in rows]
+    assert keys == [
+        ("ELSE", "p", 0, 2001, "a"), ("ELSE", "p", 1, 2004, "c"), ("ELSE", "r", 0, 2003, "c"), ("ELSE", "r", 1, 2004, "c"),
+    ]  # fmt: skip
+    texts = [["2001: Cook", "2004: Aide"], ["2003: Aide", "2004: Aide"]]
+    wanted = [score for lines in texts for score in slow_scores(run, lines, "A ELSE worker:\n")]
+    np.testing.assert_allclose([row["title"] for row in rows], wanted, rtol=1e-10)
+    again = path.read_bytes()
+    assert evaluate(run, *other(tmp_path))[0].read_bytes() == again
+    store = open_store(next((tmp_path / "none").parent.glob("none"), read_run(run)[2]))
+    assert store.num_people("test") > 0  # the run's own store is untouched
+
+
+def test_all_titles_and_generations_have_files_named_after_the_data(run: Path, tmp_path: Path) -> None:
+    more = ["titles=all", "check_generations=true", "model.name=second"]
+    path, rows, _ = evaluate(run, *other(tmp_path), *more)
+    assert path == run / "scores/data_elsewhere.second.parquet"
+    titles = read_title_table(run / "scores/data_elsewhere_titles.second.parquet")
+    assert titles.table.num_rows == len(rows) == 4
+    observed = [row["title"][titles.occupations.index(row["occupation"])] for row in titles.table.to_pylist()]
+    np.testing.assert_allclose(observed, [row["title"] for row in rows], rtol=1e-10)
+    assert read_generated_table(run / "scores/data_elsewhere_generated.second.parquet")[0].num_rows == 8
+
+
+def test_by_code_a_code_is_what_it_is_in_the_run(run: Path, tmp_path: Path) -> None:
+    _, rows, info = evaluate(run, *other(tmp_path), "match_by=code", "model.name=by_code")
+    assert [(row["person"], row["year"], row["occupation"]) for row in rows] == [("p", 2002, "b"), ("q", 2001, "b")]
+    assert info.details["matched_by"] == "code"
+
+
+def test_a_prepared_store_is_scored_whole_and_as_its_data(run: Path, tmp_path: Path) -> None:
+    base = [each for each in panel(tmp_path) if not each.startswith(("data", "split"))]
+    half = ["split.train=0.5", "split.validation=0.2"]
+    rows = [f"{person},{year},{'xyb'[(person + year) % 3]}" for person in range(12) for year in (2001, 2003)]
+    wanted = other(tmp_path)
+    (tmp_path / "other.csv").write_text("\n".join(["person,year,occupation", *rows]) + "\n")
+    store = prepare_store(settings_of([*base, *wanted, *half]), quiet)
+    by_store = evaluate(run, f"data={store.folder}", "model.name=by_store")
+    by_data = evaluate(run, *wanted, "model.name=by_data")
+    assert by_store[0].name == "data_elsewhere.by_store.parquet"
+    key = ("person", "position", "occupation", "title")
+    assert sorted(tuple(row[name] for name in key) for row in by_store[1]) == sorted(
+        tuple(row[name] for name in key) for row in by_data[1]
+    )
+    assert len(by_data[1]) == sum("b" not in row for row in rows) == 16
+
+
+def label(run: Path, *overrides: str) -> str:
+    with pytest.raises(LaborError) as error:
+        evaluate(run, *overrides)
+    return error.value.label
+
+
+def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
+    strange = other(tmp_path, "code,title\nx,Pilot\ny,Smith\nb,Tailor\n")
+    assert label(run, *strange) == "data-file/no-occupation-matches"
+    unheld = other(tmp_path, "code,title\nx,Pilot\ny,Smith\nb,Tailor\nz,Cook\n")
+    assert label(run, *unheld) == "data-file/nobody-has-matched-occupation"
+    assert label(run, f"store={tmp_path}") == "store/no-store"
+    base = [each for each in panel(tmp_path) if not each.startswith("split")]
+    parts = prepare_store(settings_of([*base, "template.max_history=1"]), quiet)
+    assert label(run, f"data={parts.folder}") == "store/other-data-in-parts"
+    for overrides, message in (
+        ([*other(tmp_path), "split=test"], "setting split: expected null with other data"),
+        ([*other(tmp_path), f"store={tmp_path}"], "setting store: expected null with data"),
+        (["data=psid82"], "psid82"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            evaluate(run, *overrides)
+
+
+def test_data_are_composed_as_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = compose_values("evaluate", ["run=x", "data=psid81", "data.corpora.psid81.path=here.zip"])
+    assert values["data"]["corpora"]["psid81"]["path"] == "here.zip"  # type: ignore[index]
+    with pytest.raises(SettingsError, match=r"did you mean data\.corpora"):
+        compose_values("evaluate", ["run=x", "data=psid81", "data.corpora.psid81.paths=here.zip"])
