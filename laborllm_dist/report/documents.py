@@ -13,6 +13,7 @@ from laborllm_dist.plain_text import markdown_text, visible
 
 BODY_POINTS, HEADING_POINTS, CODE_POINTS, LINE_MM = 10, (18, 14, 12), 8, 5
 FONTS = {"": "DejaVuSans.ttf", "B": "DejaVuSans-Bold.ttf"}
+NARROWEST, WIDEST = 10, 60  # letters of a column, which share the width of the page
 # A PDF holds the time when it was made; the same content must give the same bytes.
 NO_TIME = datetime(2000, 1, 1, tzinfo=timezone.utc)
 
@@ -114,8 +115,12 @@ def write_pdf(blocks: Sequence[Block], path: Path) -> None:
                 pdf.multi_cell(0, LINE_MM * 0.8, shown, align="L", new_x="LMARGIN", new_y="NEXT")
             case Table(columns, rows):
                 pdf.set_font("text", "", CODE_POINTS)
+                widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
                 with pdf.table(
-                    text_align="LEFT", headings_style=FontFace(emphasis="BOLD"), line_height=LINE_MM * 0.9
+                    text_align="LEFT",
+                    headings_style=FontFace(emphasis="BOLD"),
+                    line_height=LINE_MM * 0.9,
+                    col_widths=tuple(min(max(width, NARROWEST), WIDEST) for width in widths),
                 ) as table:
                     for cells in (columns, *rows):
                         table.row([visible(cell) for cell in cells])

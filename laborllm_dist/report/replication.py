@@ -118,7 +118,8 @@ def write_package(settings: ReplicateSettings, report: ReportSettings) -> Path:
         write_text(partial / "requirements.txt", "\n".join(_requirements()) + "\n")
         script = _script(runs, report)
         write_text(partial / "run_all.sh", script)
-        write_report(replace(report, runs=settings.runs, output=str(partial / "expected")))
+        folders = {path: f"runs/{run.name}" for path, run in zip(settings.runs, runs, strict=True)}
+        write_report(replace(report, runs=settings.runs, output=str(partial / "expected")), folders)
         blocks = _readme(settings, runs, script, partial)
         write_text(partial / "README.md", to_markdown(blocks))
         write_pdf(blocks, partial / "README.pdf")
@@ -286,7 +287,10 @@ def _readme(settings: ReplicateSettings, runs: Sequence[ReplicatedRun], script: 
         Heading("5. Programs, in order"),
         Paragraph("run_all.sh runs these; each can be started again after a stop, and resumes."),
         Code("\n".join(line for line in script.splitlines() if "laborllm_dist" in line)),
-        Table(("program", "purpose"), (*PROGRAMS.items(), ("report", "makes all tables and figures"))),
+        Table(("program", "purpose"), (
+            *((name, purpose) for name, purpose in PROGRAMS.items() if f"laborllm_dist {name} " in script),
+            ("report", "makes all tables and figures"),
+        )),
         Heading("6. Instructions"),
         Bullets((
             "Place the sources of section 2 at the paths of section 3.",
@@ -313,7 +317,8 @@ def _readme(settings: ReplicateSettings, runs: Sequence[ReplicatedRun], script: 
         Bullets(tuple(dict.fromkeys((
             "Du, Tianyu, Ayush Kanodia, Herman Brunborg, Keyon Vafa, and Susan Athey. LABOR-LLM: Language-Based "
             "Occupational Representations with Large Language Models. arXiv 2406.17972.",
-            *(READERS[corpus.kind].terms.citation for run in runs for corpus in run.settings.data.corpora.values()),
+            *(READERS[corpus.kind].terms.citation for run in runs for corpus in run.settings.data.corpora.values()
+              if corpus.kind != "synthetic"),
         )))),
     ]  # fmt: skip
 
@@ -380,7 +385,9 @@ def _requirements_blocks(runs: Sequence[ReplicatedRun], seconds: float) -> Itera
 
 
 def _time_in_words(seconds: float) -> str:
-    return f"The programs took {seconds / 3600:.1f} hours in all." if seconds else ""
+    if not seconds:
+        return ""
+    return f"The programs took {seconds / 3600:.1f} hours." if seconds >= 3600 else f"They took {seconds / 60:.0f} min."
 
 
 def _python() -> str:

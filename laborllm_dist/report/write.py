@@ -42,8 +42,8 @@ a group of one person; a number too large for float64 is null too.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import rich.box
@@ -74,7 +74,7 @@ from laborllm_dist.report.figures import (
 from laborllm_dist.report.fonts import note_on
 from laborllm_dist.report.html import render_page
 from laborllm_dist.report.load import compare_runs
-from laborllm_dist.report.numbers import ModelNumbers, ReportNumbers, analyze
+from laborllm_dist.report.numbers import ModelNumbers, ReportNumbers, SourceNumbers, analyze
 from laborllm_dist.report.outcomes import TOP_TITLE
 from laborllm_dist.report.title_metrics import TitleNumbers
 
@@ -98,8 +98,12 @@ class ReportResult:
     notes: tuple[str, ...]
 
 
-def write_report(settings: ReportSettings) -> ReportResult:
+def write_report(settings: ReportSettings, names: Mapping[str, str] | None = None) -> ReportResult:
     """Compute the comparison and write it to `settings.output`, or to report/ in the first run.
+
+    Args:
+        settings: runs, split, measure, folder.
+        names: what the report calls a run's folder, where that is not its path here.
 
     Raises:
         RunError: if a run's folder does not exist.
@@ -108,6 +112,8 @@ def write_report(settings: ReportSettings) -> ReportResult:
     """
     compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure, weights=settings.weights)
     numbers = analyze(compared, settings)
+    sources = tuple(_renamed(source, names or {}) for source in numbers.sources)
+    numbers = replace(numbers, sources=sources)
     drawn, tables = draw_figures(numbers), export_tables(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
     contents = {folder / "tables" / table.name: table.content.encode() for table in tables}
@@ -134,6 +140,11 @@ def write_report(settings: ReportSettings) -> ReportResult:
         numbers.titles,
         (note,) if note else (),
     )
+
+
+def _renamed(source: SourceNumbers, names: Mapping[str, str]) -> SourceNumbers:
+    run = names.get(source.run, source.run)
+    return replace(source, run=run, file=run + source.file.removeprefix(source.run))
 
 
 def summary_text(numbers: ReportNumbers) -> str:

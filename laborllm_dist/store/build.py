@@ -93,12 +93,13 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
 def _without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the paths of files, whose checksums identify them, and the settings that affect training only."""
     kept = {name: value for name, value in corpus.items() if name not in ("download_hint", "fraction", "weight")}
-    for name, group in kept.items():
-        if isinstance(group, dict) and "path" in group:
-            kept[name] = {**group, "path": ""}
-            if "vocabulary" in group:
-                kept[name]["vocabulary"] = {**group["vocabulary"], "path": ""}
-    return kept
+    return {name: _without_path(name, value) for name, value in kept.items()}
+
+
+def _without_path(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {inner: _without_path(inner, each) for inner, each in value.items()}
+    return "" if name == "path" else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,3 +227,17 @@ def test_a_command_reads_each_source_for_its_checksum_once(tmp_path: Path, monke
     with pytest.raises(SequenceTooLongError):  # after all that training asks of the sources
         train(too_short, ONE_RANK)
     assert of_sources() == ["panel.csv", "titles.csv"]
+
+
+def test_files_that_are_moved_make_the_same_store_and_other_content_another(tmp_path: Path) -> None:
+    folders = [tmp_path / "here", tmp_path / "there", tmp_path / "changed"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "one.csv").write_text("person,year,occupation\n1,1990,a\n1,1991,b\n")
+        (folder / "one_titles.csv").write_text("code,title\na,Cooks\nb,Bakers\n")
+    (folders[2] / "one_titles.csv").write_text("code,title\na,Cooks\nb,Nurses\n")
+    base = settings_of(small_run(tmp_path))
+    here, there, changed = (
+        locate_store(dataclasses.replace(base, data=panels(folder, "one"))).folder for folder in folders
+    )
+    assert here == there != changed

@@ -1,0 +1,96 @@
+"""Replication packages: what is in one, and that it makes the same tables anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.processes import ON_CPU, run_well
+from helpers.runs import settings_of, small_run
+
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.evaluation import ReplicateSettings, ReportSettings
+from laborllm_dist.config.reader import settings_to_values
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.errors import ForeignFileError, RunError
+from laborllm_dist.io.command_log import read_commands
+from laborllm_dist.report.replication import DCAS, write_package
+
+REPORT = compose_settings(ReportSettings, "report", ["runs=[any]", "bootstrap_draws=20"])
+
+
+@pytest.mark.ranks
+def test_a_package_makes_the_tables_anew_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A panel of the user's own, at a path that nobody else has.
+    panel, titles = tmp_path / "private/people.csv", tmp_path / "private/titles.csv"
+    panel.parent.mkdir()
+    rows = [
+        f"someone{person},{year},{1 + (person * year) % 3}"
+        for person in range(40)
+        for year in range(1990, 1994 + person % 3)
+    ]
+    panel.write_text("person,year,occupation\n" + "\n".join(rows) + "\n")
+    titles.write_text("code,title\n1,Cooks\n2,Nurses\n3,Clerks\n")
+    own = [
+        "data=long_panel", f"data.corpora.long_panel.path={panel}", f"data.corpora.long_panel.vocabulary.path={titles}",
+        "data.corpora.long_panel.columns.education=null", "data.corpora.long_panel.columns.gender=null",
+        "data.corpora.long_panel.columns.ethnicity=null", "data.corpora.long_panel.columns.region=null",
+        "data.corpora.long_panel.columns.birth_year=null", "training.epochs=1",
+    ]  # fmt: skip
+    overrides = [each for each in small_run(tmp_path, *own) if "synthetic" not in each]
+    run_well("train.py", overrides, world_size=1, log=tmp_path / "log")
+    run = tmp_path / "runs/small"
+    run_well("evaluate.py", [f"run={run}"], world_size=1, log=tmp_path / "log")
+    run_well("evaluate.py", [f"run={run}"], world_size=1, log=tmp_path / "log")
+    run_well("baselines.py", [f"run={run}"], world_size=1, log=tmp_path / "log")
+    assert [command.name for command in read_commands(run)] == ["train", "evaluate", "evaluate", "baselines"]
+
+    package = write_package(ReplicateSettings(runs=(str(run),), output=str(tmp_path / "package"), title="A"), REPORT)
+    texts = [
+        path.read_text(errors="replace")
+        for path in package.rglob("*")
+        if path.is_file() and "software" not in path.parts
+    ]
+    assert not any(str(tmp_path) in text for text in texts)  # no path of this machine
+    assert not any(re.search(r"someone\d", text) for text in texts if "%PDF" not in text)  # and nobody's id
+    script = (package / "run_all.sh").read_text()
+    assert re.findall(r"laborllm_dist (\w+)", script) == ["train", "evaluate", "baselines", "report"]
+    readme = (package / "README.md").read_text()
+    assert "data/long_panel/people.csv" in readme and f"{panel.stat().st_size:,} bytes" in readme
+    assert all(rule in readme for rule, _ in DCAS) and "less than 10 minutes" in readme
+    card = (run / "export/README.md").read_text()
+    assert "**Restricted.**" in card and "Data of the authors' own" in card
+
+    monkeypatch.chdir(package)
+    composed = settings_to_values(compose_settings(RunSettings, "run", ["+experiment=small"]))
+    before = settings_to_values(settings_of(overrides))
+    before["data"]["corpora"]["long_panel"]["path"] = "data/long_panel/people.csv"
+    before["data"]["corpora"]["long_panel"]["vocabulary"]["path"] = "data/long_panel/titles.csv"
+    before["store"]["root"], before["output_dir"] = "stores", "runs"
+    assert composed == before
+
+    for source in (panel, titles):
+        (package / "data/long_panel").mkdir(parents=True, exist_ok=True)
+        (package / "data/long_panel" / source.name).write_bytes(source.read_bytes())
+    done = subprocess.run(
+        ["./run_all.sh"], env={**os.environ, **ON_CPU, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "replicate: the tables are those of the package, byte for byte"
+    prints = [json.loads((path / "settings.json").read_text())["fingerprint"] for path in (run, package / "runs/small")]
+    assert prints[0] == prints[1]
+    # A package that was run holds what nobody else wrote, and is not replaced.
+    with pytest.raises(ForeignFileError):
+        write_package(ReplicateSettings(runs=(str(run),), output=str(package), title="A"), REPORT)
+    twice = dataclasses.replace(REPORT, runs=("a", "b"))
+    with pytest.raises(RunError, match="small"):
+        write_package(ReplicateSettings(runs=(str(run), str(package / "runs/small")), output="p", title="A"), twice)
