@@ -32,6 +32,7 @@ from laborllm_dist.io.run_directory import RunDirectory, read_run, weights_of_ru
 from laborllm_dist.report.documents import Block, Bullets, Code, Heading, Paragraph, Table, to_markdown, write_pdf
 from laborllm_dist.report.write import write_report
 
+CARD = "data_card.md"  # of a token store (store/data_card.py)
 ADVICE = "name another folder (output=...), or move it away"
 # In the order in which they depend on each other.
 PROGRAMS: Mapping[str, str] = {
@@ -101,7 +102,8 @@ def write_package(settings: ReplicateSettings, report: ReportSettings) -> Path:
         report: settings of the report, whose tables and figures the package must reproduce.
 
     Raises:
-        RunError: if a run is missing, has no scores, or two runs have one name.
+        RunError: if a run or its token store is missing, or two runs have one name.
+        ScoreTableError: if a run has no scores.
         ForeignFileError: if the folder holds anything that no package wrote.
         DiskError: if it cannot be written.
     """
@@ -113,7 +115,7 @@ def write_package(settings: ReplicateSettings, report: ReportSettings) -> Path:
     with replacing_folder(folder, {"package": names}, ADVICE) as partial:
         for run in runs:
             _write_settings(run, partial)
-            shutil.copyfile(run.store / "data_card.md", _made(partial / "data_cards" / f"{run.name}.md"))
+            shutil.copyfile(run.store / CARD, _made(partial / "data_cards" / f"{run.name}.md"))
         _copy_software(partial / "software")
         write_text(partial / "requirements.txt", "\n".join(_requirements()) + "\n")
         script = _script(runs, report)
@@ -129,6 +131,12 @@ def write_package(settings: ReplicateSettings, report: ReportSettings) -> Path:
 
 def _open_run(path: Path) -> ReplicatedRun:
     run, settings, store = read_run(path)
+    if not (store / CARD).is_file():
+        raise RunError(
+            f"the token store of {path} is not at {store}, and its data card belongs into the package; prepare it anew "
+            "(launch/prepare.py with the settings of the run)",
+            code="no-store-of-run",
+        )
     files = tuple(_source_files(settings))
     logged = [command for command in read_commands(path) if command.name in PROGRAMS]
     latest = {(command.name, command.arguments): command for command in logged}

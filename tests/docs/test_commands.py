@@ -18,7 +18,7 @@ from laborllm_dist.cli import compose_settings
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 LAUNCHERS = {"laborllm", "python", "deepspeed", "torchrun", "srun", "sbatch"}
 # Programs that are not this project's; nothing of them is checked but the name.
-OTHER_PROGRAMS = {"pip", ".venv/bin/pip", "python3", "source", "printf", "pkill"}
+OTHER_PROGRAMS = {"bash", "pip", ".venv/bin/pip", "python3", "source", "printf", "pkill"}
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*$")
 
 
