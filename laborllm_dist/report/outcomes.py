@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from scipy import sparse
 
 from laborllm_dist.report.bootstrap import (
     BoolArray,
@@ -429,13 +430,27 @@ class _Judged:
         weight_CD, excess_CD = resample_sums(np.stack([np.ones(len(excess_N)), excess_N]), cell_N, num_cells, people)
         shape = (num_groups, num_bins, -1)
         weight_GD, excess_GBD = weight_CD.reshape(shape).sum(axis=1), excess_CD.reshape(shape)
-        # A person's observations are alike, so a cell's excess has the variance of the people's sums; the mean absolute
-        # value of a normal variable is sqrt(2 / pi) standard deviations.
-        of_people_CP = people.sums(excess_N * people.weights, cell_N, num_cells)
-        deviation_GB = np.sqrt(of_people_CP.power(2).sum(axis=1)).reshape(num_groups, num_bins)
+        deviation_GB = _deviation_of_cells(excess_N, cell_N, num_cells, people).reshape(num_groups, num_bins)
         with np.errstate(invalid="ignore"):  # 0/0: nobody of the group was drawn, or has a weight
             return (
                 np.abs(excess_GBD).sum(axis=1) / weight_GD,
                 excess_GBD.sum(axis=1) / weight_GD,
                 math.sqrt(2 / math.pi) * deviation_GB.sum(axis=1) / weight_GD[:, 0],
             )
+
+
+def _deviation_of_cells(excess_N: FloatArray, cell_N: CodeArray, num_cells: int, people: ResampledPeople) -> FloatArray:
+    """Return the standard deviation of the sum of excess in every cell, over samples of people, [cells].
+
+    A person's observations are alike, so the people's sums vary, around the cell's mean excess; that of a single person
+    varies around 0. The mean absolute value of a normal variable is sqrt(2 / pi) of this.
+    """
+    weights_CP = people.sums(people.weights, cell_N, num_cells)
+    excess_CP = people.sums(excess_N * people.weights, cell_N, num_cells)
+    num_people_C = np.diff(weights_CP.indptr)
+    everyone_P = np.ones(people.num_people)
+    with np.errstate(invalid="ignore", divide="ignore"):  # cells without people, or of one
+        mean_C = np.where(num_people_C > 1, (excess_CP @ everyone_P) / (weights_CP @ everyone_P), 0.0)
+        correction_C = np.where(num_people_C > 1, num_people_C / (num_people_C - 1), 1.0)
+    deviations_CP = excess_CP - sparse.diags_array(np.nan_to_num(mean_C)) @ weights_CP
+    return np.asarray(np.sqrt(correction_C * deviations_CP.power(2).sum(axis=1)), dtype=np.float64)

@@ -211,22 +211,23 @@ def test_calibration_error_gaps_and_their_intervals_are_those_of_a_slow_bootstra
     )  # fmt: skip
 
 
-def test_the_error_by_chance_is_that_of_a_calibrated_model() -> None:
-    # Events are drawn from the predictions: over many such samples the mean of the error is what chance gives.
+def test_the_error_by_chance_is_that_of_a_calibrated_model_whatever_the_model() -> None:
+    # Two alike observations of each person: each pair of events is drawn once. Over many such samples the mean error of
+    # the true probabilities is what chance gives; a model that is off by 0.2 has about the same chance.
     generator = np.random.default_rng(2)
-    probability = generator.uniform(0.05, 0.6, 400)
+    probability = np.repeat(generator.uniform(0.05, 0.6, 200), 2)
+    people, all_rows = ResampledPeople(np.arange(400) // 2, 200, None, num_draws=1, seed=1), np.ones(400, dtype=bool)
     errors, by_chance = [], []
-    all_rows = np.ones(400, dtype=bool)
     for _ in range(150):
-        event = generator.random(400) < probability
+        event = (np.repeat(generator.random(200), 2) < probability).astype(float)
+        predictions = np.stack([probability, probability + 0.2])
         outcome = Outcome(
-            "o", "O", "", all_rows, event[None].astype(float), probability[None], all_rows[None], has_auc=False
+            "o", "O", "", all_rows, np.tile(event, (2, 1)), predictions, np.ones((2, 400), dtype=bool), has_auc=False
         )
-        people = ResampledPeople(np.arange(400), 400, None, num_draws=1, seed=1)
-        score = outcome_numbers(outcome, ["m"], (), people, 8).scores[0]
-        errors.append(score.ece.value)
-        by_chance.append(score.ece_by_chance)
-    assert np.mean(by_chance) == pytest.approx(np.mean(errors), rel=0.06)
+        scores = outcome_numbers(outcome, ["true", "off"], (), people, 8).scores
+        errors.append(scores[0].ece.value)
+        by_chance.append([score.ece_by_chance for score in scores])
+    assert np.mean(by_chance, axis=0) == pytest.approx([np.mean(errors)] * 2, rel=0.06)
 
 
 def test_two_models_are_compared_on_the_same_resamples() -> None:
