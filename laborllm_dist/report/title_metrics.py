@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from laborllm_dist.report.bootstrap import BoolArray, Estimate, ResampledPeople, estimate, resample_means
-from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray, ScoredModel, titles_of
+from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray
 from laborllm_dist.report.states import LaborStates
 from laborllm_dist.tables.log_domain import log_sum_exp, perplexity_of
 from laborllm_dist.tables.parquet import DistributionTable
@@ -86,17 +86,6 @@ class TitlePairNumbers:
     mrr: Estimate
     moves_mrr: Estimate | None
     moves_top_10: Estimate | None
-
-
-def title_facts(model: ScoredModel, split: str, previous: Sequence[str | None], states: LaborStates) -> TitleFacts:
-    """Reduce the table of titles of a model to its facts.
-
-    Raises:
-        ScoreTableError: if the table is damaged, or of other scores than the score table.
-    """
-    table = titles_of(model.files[0], split)
-    assert table is not None
-    return facts_of_table(model.name, table, previous, states)
 
 
 def facts_of_table(

@@ -77,6 +77,12 @@ def test_ranks_on_moves_by_hand(tmp_path: Path) -> None:
     assert (numbers.num_moves, numbers.num_moving_people) == (2, 2)
 
 
+def test_a_model_of_two_runs_has_its_titles_from_the_run_that_has_them(run: Path, tmp_path: Path) -> None:
+    write_scores(tmp_path / "first/scores/test.parquet", "llm", [0, 1, 1, 2, 1])
+    (numbers,) = report_on(tmp_path / "first", run).titles
+    assert numbers.model == "llm"
+
+
 def test_pairs_of_models_and_reports_without_moves(run: Path) -> None:
     write_scores(run / "scores/test.other.parquet", "other", [2] * 5)
     write_titles(run / "scores/test_titles.other.parquet", "other", weights="w-other")
