@@ -16,24 +16,25 @@ it is the observed one.
 Calibration: predicted probabilities are cut into bins of equal numbers of observations; the expected calibration error
 (ECE) is the mean distance over bins, weighted by their sizes, between mean prediction and observed share. It is above 0
 for a perfect model too, since shares are noisy, the more so in small groups: `ece_by_chance` is what a perfectly
-calibrated model would have with these people. Predicted minus observed has no such floor.
+calibrated model would have with these people. The mean squared distance is without bias, since the variance over
+resamples is taken out of it, and predicted minus observed has none, so these two compare groups of unequal size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy import sparse
 
 from laborllm_dist.report.bootstrap import (
     BoolArray,
     Estimate,
     ResampledPeople,
     estimate,
+    estimate_of_distance,
     resample_auc,
     resample_sums,
 )
@@ -78,14 +79,16 @@ class CalibrationBin:
 class OutcomeScore:
     """One model's predictions of an outcome, on all observations at risk or on a group of them.
 
-    `predicted_minus_observed`: mean probability minus share of events. `num_inexact`: observations of which a title of
-    the outcome was not scored individually (max_unscored_mass).
+    `ece_by_chance`: mean and percentiles of the ECE that noise alone gives. `squared_error`: mean squared distance
+    without the part of noise, so it may be below 0. `predicted_minus_observed`: mean probability minus share of events.
+    `num_inexact`: observations of which a title of the outcome was not scored individually (max_unscored_mass).
     """
 
     model: str
     auc: Estimate | None
     ece: Estimate
-    ece_by_chance: float
+    ece_by_chance: Estimate
+    squared_error: Estimate
     predicted_minus_observed: Estimate
     num_inexact: int
 
@@ -97,6 +100,7 @@ class Gap:
     model: str
     auc: Estimate | None
     ece: Estimate
+    squared_error: Estimate
     predicted_minus_observed: Estimate
 
 
@@ -313,54 +317,106 @@ class _GroupDraws:
     num_observations: int
     num_events: int
     auc_MD: FloatArray | None
-    ece_MD: FloatArray
-    excess_MD: FloatArray
-    by_chance_M: FloatArray
+    calibration_M: tuple[_Calibration, ...]
     num_inexact_M: CodeArray
 
     def _estimate(self, values_D: FloatArray) -> Estimate:
         return estimate(values_D[0], values_D[1:], num_people=self.num_people)
 
+    def _ece_apart(self, one: _Calibration, other: _Calibration) -> Estimate:
+        difference_D = one.ece_D - other.ece_D
+        return estimate_of_distance(difference_D, one.noise_D, other.noise_D, num_people=self.num_people)
+
     def scores(self, models: Sequence[str]) -> tuple[OutcomeScore, ...]:
-        return tuple(
-            OutcomeScore(
-                model=model,
-                auc=None if self.auc_MD is None else self._estimate(self.auc_MD[place]),
-                ece=self._estimate(self.ece_MD[place]),
-                ece_by_chance=float(self.by_chance_M[place]),
-                predicted_minus_observed=self._estimate(self.excess_MD[place]),
-                num_inexact=int(self.num_inexact_M[place]),
+        scores = []
+        for place, (model, own) in enumerate(zip(models, self.calibration_M, strict=True)):
+            ece = estimate_of_distance(own.ece_D, own.noise_D, num_people=self.num_people)
+            by_chance = float(np.nanmean(own.noise_D[1:])) if ece.low is not None else math.nan
+            scores.append(
+                OutcomeScore(
+                    model=model,
+                    auc=None if self.auc_MD is None else self._estimate(self.auc_MD[place]),
+                    ece=ece if ece.low is None else replace(ece, low=max(ece.low, 0.0)),
+                    ece_by_chance=estimate(by_chance, own.noise_D[1:], num_people=self.num_people),
+                    squared_error=self._estimate(own.squared_D),
+                    predicted_minus_observed=self._estimate(own.excess_D),
+                    num_inexact=int(self.num_inexact_M[place]),
+                )
             )
-            for place, model in enumerate(models)
-        )
+        return tuple(scores)
 
     def pairs(self, models: Sequence[str]) -> tuple[OutcomePair, ...]:
-        return tuple(
-            OutcomePair(
-                first=models[first],
-                second=models[second],
-                auc=None if self.auc_MD is None else self._estimate(self.auc_MD[first] - self.auc_MD[second]),
-                ece=self._estimate(self.ece_MD[first] - self.ece_MD[second]),
+        pairs = []
+        for first, second in combinations(range(len(models)), 2):
+            one, other = self.calibration_M[first], self.calibration_M[second]
+            pairs.append(
+                OutcomePair(
+                    first=models[first],
+                    second=models[second],
+                    auc=None if self.auc_MD is None else self._estimate(self.auc_MD[first] - self.auc_MD[second]),
+                    ece=self._ece_apart(one, other),
+                )
             )
-            for first, second in combinations(range(len(models)), 2)
-        )
+        return tuple(pairs)
 
     def gaps(self, models: Sequence[str], largest: _GroupDraws) -> tuple[Gap, ...]:
-        num_people = min(self.num_people, largest.num_people)
-
-        def apart(own_D: FloatArray, other_D: FloatArray) -> Estimate:
-            return estimate(own_D[0] - other_D[0], own_D[1:] - other_D[1:], num_people=num_people)
-
-        has_auc = self.auc_MD is not None and largest.auc_MD is not None
-        return tuple(
-            Gap(
-                model=model,
-                auc=apart(self.auc_MD[place], largest.auc_MD[place]) if has_auc else None,  # type: ignore[index]
-                ece=apart(self.ece_MD[place], largest.ece_MD[place]),
-                predicted_minus_observed=apart(self.excess_MD[place], largest.excess_MD[place]),
+        both = replace(self, num_people=min(self.num_people, largest.num_people))
+        gaps = []
+        for place, model in enumerate(models):
+            own, other = self.calibration_M[place], largest.calibration_M[place]
+            has_auc = self.auc_MD is not None and largest.auc_MD is not None
+            gaps.append(
+                Gap(
+                    model=model,
+                    auc=both._estimate(self.auc_MD[place] - largest.auc_MD[place]) if has_auc else None,  # type: ignore[index]
+                    ece=both._ece_apart(own, other),
+                    squared_error=both._estimate(own.squared_D - other.squared_D),
+                    predicted_minus_observed=both._estimate(own.excess_D - other.excess_D),
+                )
             )
-            for place, model in enumerate(models)
-        )
+        return tuple(gaps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    """Errors of a model in a group: the sample's number, then that of each resample, [1 + D].
+
+    `noise_D` is the ECE of the deviations from the sample's distances.
+    """
+
+    ece_D: FloatArray
+    noise_D: FloatArray
+    squared_D: FloatArray
+    excess_D: FloatArray
+
+    @staticmethod
+    def of(weight_BD: FloatArray, excess_BD: FloatArray, num_people_B: CodeArray) -> _Calibration:
+        """Return the errors from sums over bins.
+
+        Args:
+            weight_BD: sum of weights.
+            excess_BD: weighted sum of prediction minus event.
+            num_people_B: people in each bin; a variance over few is made up for as usual, by n / (n - 1).
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):  # nobody was drawn, or has a weight
+            weight_D = weight_BD.sum(axis=0)
+            distance_BD = np.nan_to_num(excess_BD / weight_BD)
+            correction_B = np.where(num_people_B > 1, num_people_B / np.maximum(num_people_B - 1, 1), 1.0)
+            # The one person of a bin deviates from 0, since there is nobody else to tell what is usual.
+            expected_BD = np.where(num_people_B[:, None] > 1, distance_BD[:, :1] * weight_BD, excess_BD[:, :1])
+            noise_BD = np.sqrt(correction_B)[:, None] * (excess_BD - expected_BD)
+            noise_D = np.where(weight_D > 0, np.abs(noise_BD).sum(axis=0) / weight_D, np.nan)
+            squared_D = (weight_BD * distance_BD**2).sum(axis=0) / weight_D
+            variance_B = correction_B * np.var(distance_BD[:, 1:], axis=1)
+            bias = float((weight_BD[:, 0] * variance_B).sum() / weight_D[0])
+            # A resample's distances have the sample's noise and their own.
+            unbiased_D = np.concatenate([squared_D[:1] - bias, squared_D[1:] - 2 * bias])
+            return _Calibration(
+                np.abs(excess_BD).sum(axis=0) / weight_D,
+                noise_D,
+                unbiased_D,
+                excess_BD.sum(axis=0) / weight_D,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,8 +454,7 @@ class _Judged:
         )
 
     def by_group(self, group_N: CodeArray, num_groups: int, people: ResampledPeople) -> list[_GroupDraws]:
-        errors = [self._calibration(model, group_N, num_groups, people) for model in range(len(self.models))]
-        ece_MGD, excess_MGD, by_chance_MG = (np.stack(parts) for parts in zip(*errors, strict=True))
+        errors = [self._calibrations(model, group_N, num_groups, people) for model in range(len(self.models))]
         groups = []
         for group in range(num_groups):
             inside = group_N == group
@@ -409,9 +464,7 @@ class _Judged:
                     num_observations=int(inside.sum()),
                     num_events=round(float(self.event_MN[0, inside].sum())),
                     auc_MD=self._auc(inside, people) if self.has_auc else None,
-                    ece_MD=ece_MGD[:, group],
-                    excess_MD=excess_MGD[:, group],
-                    by_chance_M=by_chance_MG[:, group],
+                    calibration_M=tuple(of_model[group] for of_model in errors),
                     num_inexact_M=(~self.is_exact_MN[:, inside]).sum(axis=1),
                 )
             )
@@ -420,37 +473,15 @@ class _Judged:
     def _auc(self, inside: BoolArray, people: ResampledPeople) -> FloatArray:
         return resample_auc(self.probability_MN[:, inside], self.event_MN[0, inside] > 0, people.rows(inside))
 
-    def _calibration(
+    def _calibrations(
         self, model: int, group_N: CodeArray, num_groups: int, people: ResampledPeople
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the ECE and the excess of predictions, [groups, 1 + D], and the ECE by chance, [groups]."""
+    ) -> list[_Calibration]:
+        """Return the errors of a model in every group."""
         num_bins = int(self.bins_MN[model].max()) + 1
         cell_N, num_cells = group_N * num_bins + self.bins_MN[model], num_groups * num_bins
+        ones_N = np.ones(len(cell_N))
         excess_N = self.probability_MN[model] - self.event_MN[model]
-        weight_CD, excess_CD = resample_sums(np.stack([np.ones(len(excess_N)), excess_N]), cell_N, num_cells, people)
-        shape = (num_groups, num_bins, -1)
-        weight_GD, excess_GBD = weight_CD.reshape(shape).sum(axis=1), excess_CD.reshape(shape)
-        deviation_GB = _deviation_of_cells(excess_N, cell_N, num_cells, people).reshape(num_groups, num_bins)
-        with np.errstate(invalid="ignore"):  # 0/0: nobody of the group was drawn, or has a weight
-            return (
-                np.abs(excess_GBD).sum(axis=1) / weight_GD,
-                excess_GBD.sum(axis=1) / weight_GD,
-                math.sqrt(2 / math.pi) * deviation_GB.sum(axis=1) / weight_GD[:, 0],
-            )
-
-
-def _deviation_of_cells(excess_N: FloatArray, cell_N: CodeArray, num_cells: int, people: ResampledPeople) -> FloatArray:
-    """Return the standard deviation of the sum of excess in every cell, over samples of people, [cells].
-
-    A person's observations are alike, so the people's sums vary, around the cell's mean excess; that of a single person
-    varies around 0. The mean absolute value of a normal variable is sqrt(2 / pi) of this.
-    """
-    weights_CP = people.sums(people.weights, cell_N, num_cells)
-    excess_CP = people.sums(excess_N * people.weights, cell_N, num_cells)
-    num_people_C = np.diff(weights_CP.indptr)
-    everyone_P = np.ones(people.num_people)
-    with np.errstate(invalid="ignore", divide="ignore"):  # cells without people, or of one
-        mean_C = np.where(num_people_C > 1, (excess_CP @ everyone_P) / (weights_CP @ everyone_P), 0.0)
-        correction_C = np.where(num_people_C > 1, num_people_C / (num_people_C - 1), 1.0)
-    deviations_CP = excess_CP - sparse.diags_array(np.nan_to_num(mean_C)) @ weights_CP
-    return np.asarray(np.sqrt(correction_C * deviations_CP.power(2).sum(axis=1)), dtype=np.float64)
+        sums = resample_sums(np.stack([ones_N, excess_N]), cell_N, num_cells, people)
+        weight_GBD, excess_GBD = sums.reshape(2, num_groups, num_bins, -1)
+        num_people_GB = np.diff(people.sums(ones_N, cell_N, num_cells).indptr).reshape(num_groups, num_bins)
+        return [_Calibration.of(*parts) for parts in zip(weight_GBD, excess_GBD, num_people_GB, strict=True)]
