@@ -23,7 +23,7 @@ resamples is taken out of it, and predicted minus observed has none, so these tw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -156,6 +156,73 @@ class OutcomeNumbers:
     groupings: tuple[OutcomeGrouping, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _StateOutcome:
+    """An outcome that is a set of states; `which` is the set's place in the facts of titles."""
+
+    name: str
+    title: str
+    rule: str
+    which: int
+    codes_of: Callable[[LaborStates], Collection[str]]
+    unemployed_are_at_risk: bool = False
+
+
+_STATE_OUTCOMES = (
+    _StateOutcome(
+        "becoming_unemployed",
+        "Becoming unemployed",
+        "At risk: at work at the previous observation. Event: unemployed now.",
+        UNEMPLOYED,
+        lambda states: states.unemployed,
+    ),
+    _StateOutcome(
+        "leaving_labor_force",
+        "Leaving the labor force",
+        "At risk: at work or unemployed at the previous observation. Event: out of the labor force now.",
+        OUT_OF_LABOR_FORCE,
+        lambda states: states.not_in_labor_force,
+        unemployed_are_at_risk=True,
+    ),
+    _StateOutcome(
+        "stopping_work",
+        "Stopping work",
+        "At risk: at work at the previous observation. Event: any state without an occupation now.",
+        ANY_STATE,
+        lambda states: states.all_codes,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """The title of each observation and the one before; None: a person's first observation."""
+
+    previous: Sequence[str | None]
+    occupations: Sequence[str]
+    states: LaborStates
+
+    def was(self, codes: Collection[str]) -> BoolArray:
+        """Return where the title before is one of some codes."""
+        return self.states.are_among(sorted(codes), self.previous)
+
+    def is_now(self, codes: Collection[str]) -> BoolArray:
+        """Return where the title is one of some codes."""
+        return self.states.are_among(sorted(codes), self.occupations)
+
+    @property
+    def has_past(self) -> BoolArray:
+        return np.array([code is not None for code in self.previous])
+
+    @property
+    def was_at_work(self) -> BoolArray:
+        return self.has_past & ~self.was(self.states.all_codes)
+
+    @property
+    def has_moved(self) -> BoolArray:
+        return np.array([before != code for before, code in zip(self.previous, self.occupations, strict=True)])
+
+
 def list_outcomes(
     facts: Sequence[TitleFacts], previous: Sequence[str | None], occupations: Sequence[str], states: LaborStates
 ) -> tuple[Outcome, ...]:
@@ -167,85 +234,77 @@ def list_outcomes(
         occupations: the observed title of each observation.
         states: the states without an occupation.
     """
-    num_rows = len(occupations)
-    was_state_N = states.are_among(sorted(states.all_codes), previous)
-    is_state_N = states.are_among(sorted(states.all_codes), occupations)
-    has_past_N = np.array([code is not None for code in previous])
-    was_at_work_N = has_past_N & ~was_state_N
-    was_unemployed_N = states.are_among(states.unemployed, previous)
-    has_moved_N = np.array([before != code for before, code in zip(previous, occupations, strict=True)])
-    probability_SMN = np.stack([each.set_probability_SN for each in facts], axis=1)
-    is_exact_SMN = np.stack([each.set_is_exact_SN for each in facts], axis=1)
-    before_MN = np.stack([each.previous_probability_N for each in facts])
-    before_is_exact_MN = np.stack([each.previous_is_exact_N for each in facts])
-
-    def outcome(
-        name: str,
-        title: str,
-        rule: str,
-        at_risk_N: BoolArray,
-        event_N: BoolArray,
-        p_MN: FloatArray,
-        exact_MN: BoolArray,
-    ) -> Outcome:
-        event_MN = np.tile(event_N.astype(np.float64), (len(facts), 1))
-        return Outcome(name, title, rule, at_risk_N, event_MN, np.clip(p_MN, 0.0, 1.0), exact_MN, has_auc=True)
-
-    outcomes: list[Outcome] = []
-    for codes, name, title, rule, at_risk_N, which in (
-        (
-            states.unemployed, "becoming_unemployed", "Becoming unemployed",
-            "At risk: at work at the previous observation. Event: unemployed now.", was_at_work_N, UNEMPLOYED,
-        ),
-        (
-            states.not_in_labor_force, "leaving_labor_force", "Leaving the labor force",
-            "At risk: at work or unemployed at the previous observation. Event: out of the labor force now.",
-            was_at_work_N | was_unemployed_N, OUT_OF_LABOR_FORCE,
-        ),
-        (
-            tuple(sorted(states.all_codes)), "stopping_work", "Stopping work",
-            "At risk: at work at the previous observation. Event: any state without an occupation now.",
-            was_at_work_N, ANY_STATE,
-        ),
-    ):  # fmt: skip
-        is_other = name != "stopping_work" or set(codes) not in (
-            set(states.unemployed), set(states.not_in_labor_force)
-        )  # fmt: skip
-        if codes and is_other:
-            event_N = states.are_among(codes, occupations)
-            outcomes.append(outcome(name, title, rule, at_risk_N, event_N, probability_SMN[which], is_exact_SMN[which]))
-    with np.errstate(invalid="ignore", divide="ignore"):  # no occupation has any probability: stays likely as not
-        given_work_MN = np.nan_to_num(1 - before_MN / probability_SMN[AT_WORK], nan=0.5)
-    outcomes.append(
-        outcome(
-            "changing_occupation", "Changing occupation",
-            "At risk: at work at the previous observation and now. Event: another occupation; its probability is that "
-            "of another occupation given that the person is at work.",
-            was_at_work_N & ~is_state_N, has_moved_N, given_work_MN, before_is_exact_MN & is_exact_SMN[AT_WORK],
-        )
-    )  # fmt: skip
-    if states.all_codes:
-        outcomes.append(
-            outcome(
-                "moving", "Moving",
-                "At risk: everybody with an earlier observation. Event: another title than before, be it an occupation "
-                "or a state.",
-                has_past_N, has_moved_N, 1 - before_MN, before_is_exact_MN,
-            )
-        )  # fmt: skip
-    outcomes.append(
-        Outcome(
-            name=TOP_TITLE,
-            title="The most probable title",
-            rule="All observations. Event: the most probable title is the observed one.",
-            at_risk_N=np.ones(num_rows, dtype=bool),
-            event_MN=np.stack([each.top_is_observed_N for each in facts]),
-            probability_MN=np.stack([each.top_probability_N for each in facts]),
-            is_exact_MN=np.stack([each.top_is_exact_N for each in facts]),
-            has_auc=False,
-        )
-    )
+    observed = _Observed(previous, occupations, states)
+    outcomes = (*_state_outcomes(facts, observed), *_changes(facts, observed), _top_title(facts))
     return tuple(each for each in outcomes if each.at_risk_N.any())
+
+
+def _state_outcomes(facts: Sequence[TitleFacts], observed: _Observed) -> Iterator[Outcome]:
+    known: list[set[str]] = [set()]
+    for each in _STATE_OUTCOMES:
+        codes = set(each.codes_of(observed.states))
+        if codes in known:  # no such state; or stopping work where there is one state only
+            continue
+        known.append(codes)
+        at_risk_N = observed.was_at_work
+        if each.unemployed_are_at_risk:
+            at_risk_N = at_risk_N | observed.was(observed.states.unemployed)
+        yield Outcome(
+            each.name,
+            each.title,
+            each.rule,
+            at_risk_N,
+            np.tile(observed.is_now(codes).astype(np.float64), (len(facts), 1)),
+            np.stack([model.set_probability_SN[each.which] for model in facts]).clip(0, 1),
+            np.stack([model.set_is_exact_SN[each.which] for model in facts]),
+            has_auc=True,
+        )
+
+
+def _changes(facts: Sequence[TitleFacts], observed: _Observed) -> Iterator[Outcome]:
+    """Give another occupation among those at work before and now, and any other title."""
+    has_moved_MN = np.tile(observed.has_moved.astype(np.float64), (len(facts), 1))
+    before_MN = np.stack([model.previous_probability_N for model in facts])
+    before_is_exact_MN = np.stack([model.previous_is_exact_N for model in facts])
+    at_work_MN = np.stack([model.set_probability_SN[AT_WORK] for model in facts])
+    with np.errstate(invalid="ignore"):  # 0/0: no occupation has any probability
+        stays_MN = np.nan_to_num(before_MN / at_work_MN, nan=0.5)
+    yield Outcome(
+        "changing_occupation",
+        "Changing occupation",
+        "At risk: at work at the previous observation and now. Event: another occupation; its probability is that of "
+        "another occupation given that the person is at work.",
+        observed.was_at_work & ~observed.is_now(observed.states.all_codes),
+        has_moved_MN,
+        (1 - stays_MN).clip(0, 1),
+        before_is_exact_MN & np.stack([model.set_is_exact_SN[AT_WORK] for model in facts]),
+        has_auc=True,
+    )
+    if observed.states.all_codes:
+        yield Outcome(
+            "moving",
+            "Moving",
+            "At risk: everybody with an earlier observation. Event: another title than before, be it an occupation "
+            "or a state.",
+            observed.has_past,
+            has_moved_MN,
+            (1 - before_MN).clip(0, 1),
+            before_is_exact_MN,
+            has_auc=True,
+        )
+
+
+def _top_title(facts: Sequence[TitleFacts]) -> Outcome:
+    return Outcome(
+        TOP_TITLE,
+        "The most probable title",
+        "All observations. Event: the most probable title is the observed one.",
+        np.ones(len(facts[0].rank_N), dtype=bool),
+        np.stack([model.top_is_observed_N for model in facts]),
+        np.stack([model.top_probability_N for model in facts]),
+        np.stack([model.top_is_exact_N for model in facts]),
+        has_auc=False,
+    )
 
 
 def outcome_numbers(

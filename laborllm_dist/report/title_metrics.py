@@ -145,7 +145,8 @@ def _facts_of_block(
         log_bound_N <= scored_NT[rows, top_N],
         np.where(before >= 0, shares_NT[rows, before], 0.0),
         (before < 0) | is_scored_NT[rows, before],
-        sets_ST.astype(np.float64) @ shares_NT.T,
+        # Sums of rows, not a matrix product: equal distributions get equal sums, to the last bit, so ties stay ties.
+        np.stack([shares_NT[:, each].sum(axis=1) for each in sets_ST]),
         np.stack([is_scored_NT[:, each].all(axis=1) for each in sets_ST]),
     )
 
