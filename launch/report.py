@@ -7,7 +7,8 @@ from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.io.console import LOGGER, results
 
 HELP = """
-Write report.html and summary.json from the score tables of runs: perplexities, paired differences, groups, figures.
+Write report.html, summary.json, tables and figures from the score tables of runs: perplexities, paired differences,
+groups, and with titles=all ranks, AUC and calibration.
 
     python launch/report.py runs='[runs/quickstart]'
 """

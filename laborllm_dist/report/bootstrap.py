@@ -230,3 +230,31 @@ def estimate(value: float, draws: FloatArray, *, num_people: int) -> Estimate:
         low, high = np.quantile(usable, [tail, 1 - tail])
         std_error = float(np.std(usable, ddof=1)) if usable.size > 1 else math.nan
     return Estimate(float(value), float(low), float(high), std_error if math.isfinite(std_error) else None)
+
+
+def estimate_of_distance(
+    values_D: FloatArray, noise_D: FloatArray, other_noise_D: FloatArray | None = None, *, num_people: int
+) -> Estimate:
+    """Give a mean of absolute values, or a difference of two such means, with an interval.
+
+    Noise makes absolute values greater, in a resample once more than in the sample, so percentiles lie too high and
+    nearly never cover a small distance. The interval is therefore made of percentiles without twice the mean increase,
+    and reaches at least as far as noise alone moves the value. It is conservative where the distance is small
+    (tests/report/test_outcomes.py simulates its coverage).
+
+    Args:
+        values_D: in the sample, then in each resample.
+        noise_D: the same, with absolute values of the deviations from the sample's values, so that no distance is left.
+        other_noise_D: of the subtracted mean; None: nothing was subtracted.
+        num_people: that the number is about.
+    """
+    plain = estimate(values_D[0], values_D[1:], num_people=num_people)
+    if plain.low is None or plain.high is None:
+        return plain
+    most = (1 + LEVEL) / 2
+    twice = 2 * (float(np.nanmean(values_D[1:])) - plain.value)
+    down = float(np.nanquantile(noise_D[1:], most))
+    up = 0.0 if other_noise_D is None else float(np.nanquantile(other_noise_D[1:], most))
+    return replace(
+        plain, low=min(plain.low - twice, plain.value - down), high=max(plain.high - twice, plain.value + up)
+    )

@@ -158,7 +158,8 @@ def _terms(score: OutcomeScore) -> Iterator[tuple[str, Estimate]]:
     if score.auc is not None:
         yield "auc", score.auc
     yield "ece", score.ece
-    yield "ece_by_chance", Estimate(score.ece_by_chance, None, None, None)
+    yield "ece_by_chance", score.ece_by_chance
+    yield "squared_error", score.squared_error
     yield "predicted_minus_observed", score.predicted_minus_observed
 
 
@@ -173,7 +174,7 @@ def _outcome_group_rows(numbers: ReportNumbers) -> Iterator[_Row]:
                 for score in group.scores:
                     yield from (row(term, score.model, value) for term, value in _terms(score))
                 for gap in group.gaps:
-                    for term in ("auc", "ece", "predicted_minus_observed"):
+                    for term in ("auc", "ece", "squared_error", "predicted_minus_observed"):
                         if (difference := getattr(gap, term)) is not None:
                             yield row(term, gap.model, difference, compared_with=grouping.largest_group)
 

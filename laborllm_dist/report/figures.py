@@ -183,6 +183,7 @@ def draw_calibration(outcome: OutcomeNumbers, models: Sequence[ModelNumbers]) ->
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.tick_params(axis="x", pad=8)  # apart from the 0 of the other axis
         axes.set_xlabel("predicted probability (mean of a bin)")
         axes.set_ylabel("observed share")
         _add_legend(figure, shown, fonts)

@@ -219,14 +219,14 @@ def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
     return np.asarray(titles.table["normalised"].to_numpy(), dtype=np.float64)
 
 
-def has_titles(model: ScoredModel, split: str) -> bool:
-    """Return whether a model has a table of titles."""
-    return bool(model.files) and title_table_path(model.files[0].path, split).is_file()
+def file_with_titles(model: ScoredModel, split: str) -> ScoreFile | None:
+    """Return the first score table of a model that has a table of titles; None if none has."""
+    return next((file for file in model.files if title_table_path(file.path, split).is_file()), None)
 
 
-def title_codes(model: ScoredModel, split: str) -> tuple[str, ...]:
-    """Return the codes of all titles, in the order of a model's table of titles, from its metadata; () if damaged."""
-    return occupations_of(title_table_path(model.files[0].path, split)) or ()
+def title_codes(file: ScoreFile, split: str) -> tuple[str, ...]:
+    """Return the codes of all titles, in the order of a table of titles, from its metadata; () if it is damaged."""
+    return occupations_of(title_table_path(file.path, split)) or ()
 
 
 def titles_of(file: ScoreFile, split: str) -> DistributionTable | None:

@@ -21,10 +21,10 @@ import numpy as np
 from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, ResampledPeople, estimate, resample_means
 from laborllm_dist.report.groupings import FEW_PEOPLE, NOT_RECORDED, Grouping, list_groupings
-from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, has_titles, title_codes
+from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, file_with_titles, title_codes, titles_of
 from laborllm_dist.report.outcomes import OutcomeNumbers, list_outcomes, outcome_numbers
 from laborllm_dist.report.states import LaborStates, find_states
-from laborllm_dist.report.title_metrics import TitleNumbers, TitlePairNumbers, title_facts, title_numbers
+from laborllm_dist.report.title_metrics import TitleNumbers, TitlePairNumbers, facts_of_table, title_numbers
 from laborllm_dist.tables.log_domain import perplexity_of
 
 MARGINAL = "marginal"  # the baseline's name in score tables
@@ -192,16 +192,19 @@ def _titles(
     compared: ComparedScores, settings: ReportSettings, groupings: Sequence[Grouping], people: ResampledPeople
 ) -> _Titles:
     """Compute what the tables of titles give, for the models that have one."""
-    models = [model for model in compared.models if has_titles(model, settings.split)]
-    if not models:
+    files = {model.name: file for model in compared.models if (file := file_with_titles(model, settings.split))}
+    if not files:
         return _Titles()
-    runs = [file.run for model in models for file in model.files]
-    codes = dict.fromkeys(code for model in models for code in title_codes(model, settings.split))
-    states = find_states(runs, tuple(codes), settings.states)
+    codes = dict.fromkeys(code for file in files.values() for code in title_codes(file, settings.split))
+    states = find_states((file.run for file in files.values()), tuple(codes), settings.states)
     previous, occupations = (compared.observations[name].to_pylist() for name in ("previous", "occupation"))
-    facts = [title_facts(model, settings.split, previous, states) for model in models]
+    facts = [
+        facts_of_table(name, table, previous, states)
+        for name, file in files.items()
+        if (table := titles_of(file, settings.split)) is not None
+    ]
     numbers, pairs = title_numbers(facts, compared, people)
-    names = [model.name for model in models]
+    names = [each.model for each in facts]
     outcomes = (
         outcome_numbers(outcome, names, groupings, people, settings.calibration_bins)
         for outcome in list_outcomes(facts, previous, occupations, states)

@@ -16,14 +16,15 @@ it is the observed one.
 Calibration: predicted probabilities are cut into bins of equal numbers of observations; the expected calibration error
 (ECE) is the mean distance over bins, weighted by their sizes, between mean prediction and observed share. It is above 0
 for a perfect model too, since shares are noisy, the more so in small groups: `ece_by_chance` is what a perfectly
-calibrated model would have with these people. Predicted minus observed has no such floor.
+calibrated model would have with these people. The mean squared distance is without bias, since the variance over
+resamples is taken out of it, and predicted minus observed has none, so these two compare groups of unequal size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -33,6 +34,7 @@ from laborllm_dist.report.bootstrap import (
     Estimate,
     ResampledPeople,
     estimate,
+    estimate_of_distance,
     resample_auc,
     resample_sums,
 )
@@ -77,14 +79,16 @@ class CalibrationBin:
 class OutcomeScore:
     """One model's predictions of an outcome, on all observations at risk or on a group of them.
 
-    `predicted_minus_observed`: mean probability minus share of events. `num_inexact`: observations of which a title of
-    the outcome was not scored individually (max_unscored_mass).
+    `ece_by_chance`: mean and percentiles of the ECE that noise alone gives. `squared_error`: mean squared distance
+    without the part of noise, so it may be below 0. `predicted_minus_observed`: mean probability minus share of events.
+    `num_inexact`: observations of which a title of the outcome was not scored individually (max_unscored_mass).
     """
 
     model: str
     auc: Estimate | None
     ece: Estimate
-    ece_by_chance: float
+    ece_by_chance: Estimate
+    squared_error: Estimate
     predicted_minus_observed: Estimate
     num_inexact: int
 
@@ -96,6 +100,7 @@ class Gap:
     model: str
     auc: Estimate | None
     ece: Estimate
+    squared_error: Estimate
     predicted_minus_observed: Estimate
 
 
@@ -151,6 +156,73 @@ class OutcomeNumbers:
     groupings: tuple[OutcomeGrouping, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _StateOutcome:
+    """An outcome that is a set of states; `which` is the set's place in the facts of titles."""
+
+    name: str
+    title: str
+    rule: str
+    which: int
+    codes_of: Callable[[LaborStates], Collection[str]]
+    unemployed_are_at_risk: bool = False
+
+
+_STATE_OUTCOMES = (
+    _StateOutcome(
+        "becoming_unemployed",
+        "Becoming unemployed",
+        "At risk: at work at the previous observation. Event: unemployed now.",
+        UNEMPLOYED,
+        lambda states: states.unemployed,
+    ),
+    _StateOutcome(
+        "leaving_labor_force",
+        "Leaving the labor force",
+        "At risk: at work or unemployed at the previous observation. Event: out of the labor force now.",
+        OUT_OF_LABOR_FORCE,
+        lambda states: states.not_in_labor_force,
+        unemployed_are_at_risk=True,
+    ),
+    _StateOutcome(
+        "stopping_work",
+        "Stopping work",
+        "At risk: at work at the previous observation. Event: any state without an occupation now.",
+        ANY_STATE,
+        lambda states: states.all_codes,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """The title of each observation and the one before; None: a person's first observation."""
+
+    previous: Sequence[str | None]
+    occupations: Sequence[str]
+    states: LaborStates
+
+    def was(self, codes: Collection[str]) -> BoolArray:
+        """Return where the title before is one of some codes."""
+        return self.states.are_among(sorted(codes), self.previous)
+
+    def is_now(self, codes: Collection[str]) -> BoolArray:
+        """Return where the title is one of some codes."""
+        return self.states.are_among(sorted(codes), self.occupations)
+
+    @property
+    def has_past(self) -> BoolArray:
+        return np.array([code is not None for code in self.previous])
+
+    @property
+    def was_at_work(self) -> BoolArray:
+        return self.has_past & ~self.was(self.states.all_codes)
+
+    @property
+    def has_moved(self) -> BoolArray:
+        return np.array([before != code for before, code in zip(self.previous, self.occupations, strict=True)])
+
+
 def list_outcomes(
     facts: Sequence[TitleFacts], previous: Sequence[str | None], occupations: Sequence[str], states: LaborStates
 ) -> tuple[Outcome, ...]:
@@ -162,85 +234,77 @@ def list_outcomes(
         occupations: the observed title of each observation.
         states: the states without an occupation.
     """
-    num_rows = len(occupations)
-    was_state_N = states.are_among(sorted(states.all_codes), previous)
-    is_state_N = states.are_among(sorted(states.all_codes), occupations)
-    has_past_N = np.array([code is not None for code in previous])
-    was_at_work_N = has_past_N & ~was_state_N
-    was_unemployed_N = states.are_among(states.unemployed, previous)
-    has_moved_N = np.array([before != code for before, code in zip(previous, occupations, strict=True)])
-    probability_SMN = np.stack([each.set_probability_SN for each in facts], axis=1)
-    is_exact_SMN = np.stack([each.set_is_exact_SN for each in facts], axis=1)
-    before_MN = np.stack([each.previous_probability_N for each in facts])
-    before_is_exact_MN = np.stack([each.previous_is_exact_N for each in facts])
-
-    def outcome(
-        name: str,
-        title: str,
-        rule: str,
-        at_risk_N: BoolArray,
-        event_N: BoolArray,
-        p_MN: FloatArray,
-        exact_MN: BoolArray,
-    ) -> Outcome:
-        event_MN = np.tile(event_N.astype(np.float64), (len(facts), 1))
-        return Outcome(name, title, rule, at_risk_N, event_MN, np.clip(p_MN, 0.0, 1.0), exact_MN, has_auc=True)
-
-    outcomes: list[Outcome] = []
-    for codes, name, title, rule, at_risk_N, which in (
-        (
-            states.unemployed, "becoming_unemployed", "Becoming unemployed",
-            "At risk: at work at the previous observation. Event: unemployed now.", was_at_work_N, UNEMPLOYED,
-        ),
-        (
-            states.not_in_labor_force, "leaving_labor_force", "Leaving the labor force",
-            "At risk: at work or unemployed at the previous observation. Event: out of the labor force now.",
-            was_at_work_N | was_unemployed_N, OUT_OF_LABOR_FORCE,
-        ),
-        (
-            tuple(sorted(states.all_codes)), "stopping_work", "Stopping work",
-            "At risk: at work at the previous observation. Event: any state without an occupation now.",
-            was_at_work_N, ANY_STATE,
-        ),
-    ):  # fmt: skip
-        is_other = name != "stopping_work" or set(codes) not in (
-            set(states.unemployed), set(states.not_in_labor_force)
-        )  # fmt: skip
-        if codes and is_other:
-            event_N = states.are_among(codes, occupations)
-            outcomes.append(outcome(name, title, rule, at_risk_N, event_N, probability_SMN[which], is_exact_SMN[which]))
-    with np.errstate(invalid="ignore", divide="ignore"):  # no occupation has any probability: stays likely as not
-        given_work_MN = np.nan_to_num(1 - before_MN / probability_SMN[AT_WORK], nan=0.5)
-    outcomes.append(
-        outcome(
-            "changing_occupation", "Changing occupation",
-            "At risk: at work at the previous observation and now. Event: another occupation; its probability is that "
-            "of another occupation given that the person is at work.",
-            was_at_work_N & ~is_state_N, has_moved_N, given_work_MN, before_is_exact_MN & is_exact_SMN[AT_WORK],
-        )
-    )  # fmt: skip
-    if states.all_codes:
-        outcomes.append(
-            outcome(
-                "moving", "Moving",
-                "At risk: everybody with an earlier observation. Event: another title than before, be it an occupation "
-                "or a state.",
-                has_past_N, has_moved_N, 1 - before_MN, before_is_exact_MN,
-            )
-        )  # fmt: skip
-    outcomes.append(
-        Outcome(
-            name=TOP_TITLE,
-            title="The most probable title",
-            rule="All observations. Event: the most probable title is the observed one.",
-            at_risk_N=np.ones(num_rows, dtype=bool),
-            event_MN=np.stack([each.top_is_observed_N for each in facts]),
-            probability_MN=np.stack([each.top_probability_N for each in facts]),
-            is_exact_MN=np.stack([each.top_is_exact_N for each in facts]),
-            has_auc=False,
-        )
-    )
+    observed = _Observed(previous, occupations, states)
+    outcomes = (*_state_outcomes(facts, observed), *_changes(facts, observed), _top_title(facts))
     return tuple(each for each in outcomes if each.at_risk_N.any())
+
+
+def _state_outcomes(facts: Sequence[TitleFacts], observed: _Observed) -> Iterator[Outcome]:
+    known: list[set[str]] = [set()]
+    for each in _STATE_OUTCOMES:
+        codes = set(each.codes_of(observed.states))
+        if codes in known:  # no such state; or stopping work where there is one state only
+            continue
+        known.append(codes)
+        at_risk_N = observed.was_at_work
+        if each.unemployed_are_at_risk:
+            at_risk_N = at_risk_N | observed.was(observed.states.unemployed)
+        yield Outcome(
+            each.name,
+            each.title,
+            each.rule,
+            at_risk_N,
+            np.tile(observed.is_now(codes).astype(np.float64), (len(facts), 1)),
+            np.stack([model.set_probability_SN[each.which] for model in facts]).clip(0, 1),
+            np.stack([model.set_is_exact_SN[each.which] for model in facts]),
+            has_auc=True,
+        )
+
+
+def _changes(facts: Sequence[TitleFacts], observed: _Observed) -> Iterator[Outcome]:
+    """Give another occupation among those at work before and now, and any other title."""
+    has_moved_MN = np.tile(observed.has_moved.astype(np.float64), (len(facts), 1))
+    before_MN = np.stack([model.previous_probability_N for model in facts])
+    before_is_exact_MN = np.stack([model.previous_is_exact_N for model in facts])
+    at_work_MN = np.stack([model.set_probability_SN[AT_WORK] for model in facts])
+    with np.errstate(invalid="ignore"):  # 0/0: no occupation has any probability
+        stays_MN = np.nan_to_num(before_MN / at_work_MN, nan=0.5)
+    yield Outcome(
+        "changing_occupation",
+        "Changing occupation",
+        "At risk: at work at the previous observation and now. Event: another occupation; its probability is that of "
+        "another occupation given that the person is at work.",
+        observed.was_at_work & ~observed.is_now(observed.states.all_codes),
+        has_moved_MN,
+        (1 - stays_MN).clip(0, 1),
+        before_is_exact_MN & np.stack([model.set_is_exact_SN[AT_WORK] for model in facts]),
+        has_auc=True,
+    )
+    if observed.states.all_codes:
+        yield Outcome(
+            "moving",
+            "Moving",
+            "At risk: everybody with an earlier observation. Event: another title than before, be it an occupation "
+            "or a state.",
+            observed.has_past,
+            has_moved_MN,
+            (1 - before_MN).clip(0, 1),
+            before_is_exact_MN,
+            has_auc=True,
+        )
+
+
+def _top_title(facts: Sequence[TitleFacts]) -> Outcome:
+    return Outcome(
+        TOP_TITLE,
+        "The most probable title",
+        "All observations. Event: the most probable title is the observed one.",
+        np.ones(len(facts[0].rank_N), dtype=bool),
+        np.stack([model.top_is_observed_N for model in facts]),
+        np.stack([model.top_probability_N for model in facts]),
+        np.stack([model.top_is_exact_N for model in facts]),
+        has_auc=False,
+    )
 
 
 def outcome_numbers(
@@ -312,54 +376,106 @@ class _GroupDraws:
     num_observations: int
     num_events: int
     auc_MD: FloatArray | None
-    ece_MD: FloatArray
-    excess_MD: FloatArray
-    by_chance_M: FloatArray
+    calibration_M: tuple[_Calibration, ...]
     num_inexact_M: CodeArray
 
     def _estimate(self, values_D: FloatArray) -> Estimate:
         return estimate(values_D[0], values_D[1:], num_people=self.num_people)
 
+    def _ece_apart(self, one: _Calibration, other: _Calibration) -> Estimate:
+        difference_D = one.ece_D - other.ece_D
+        return estimate_of_distance(difference_D, one.noise_D, other.noise_D, num_people=self.num_people)
+
     def scores(self, models: Sequence[str]) -> tuple[OutcomeScore, ...]:
-        return tuple(
-            OutcomeScore(
-                model=model,
-                auc=None if self.auc_MD is None else self._estimate(self.auc_MD[place]),
-                ece=self._estimate(self.ece_MD[place]),
-                ece_by_chance=float(self.by_chance_M[place]),
-                predicted_minus_observed=self._estimate(self.excess_MD[place]),
-                num_inexact=int(self.num_inexact_M[place]),
+        scores = []
+        for place, (model, own) in enumerate(zip(models, self.calibration_M, strict=True)):
+            ece = estimate_of_distance(own.ece_D, own.noise_D, num_people=self.num_people)
+            by_chance = float(np.nanmean(own.noise_D[1:])) if ece.low is not None else math.nan
+            scores.append(
+                OutcomeScore(
+                    model=model,
+                    auc=None if self.auc_MD is None else self._estimate(self.auc_MD[place]),
+                    ece=ece if ece.low is None else replace(ece, low=max(ece.low, 0.0)),
+                    ece_by_chance=estimate(by_chance, own.noise_D[1:], num_people=self.num_people),
+                    squared_error=self._estimate(own.squared_D),
+                    predicted_minus_observed=self._estimate(own.excess_D),
+                    num_inexact=int(self.num_inexact_M[place]),
+                )
             )
-            for place, model in enumerate(models)
-        )
+        return tuple(scores)
 
     def pairs(self, models: Sequence[str]) -> tuple[OutcomePair, ...]:
-        return tuple(
-            OutcomePair(
-                first=models[first],
-                second=models[second],
-                auc=None if self.auc_MD is None else self._estimate(self.auc_MD[first] - self.auc_MD[second]),
-                ece=self._estimate(self.ece_MD[first] - self.ece_MD[second]),
+        pairs = []
+        for first, second in combinations(range(len(models)), 2):
+            one, other = self.calibration_M[first], self.calibration_M[second]
+            pairs.append(
+                OutcomePair(
+                    first=models[first],
+                    second=models[second],
+                    auc=None if self.auc_MD is None else self._estimate(self.auc_MD[first] - self.auc_MD[second]),
+                    ece=self._ece_apart(one, other),
+                )
             )
-            for first, second in combinations(range(len(models)), 2)
-        )
+        return tuple(pairs)
 
     def gaps(self, models: Sequence[str], largest: _GroupDraws) -> tuple[Gap, ...]:
-        num_people = min(self.num_people, largest.num_people)
-
-        def apart(own_D: FloatArray, other_D: FloatArray) -> Estimate:
-            return estimate(own_D[0] - other_D[0], own_D[1:] - other_D[1:], num_people=num_people)
-
-        has_auc = self.auc_MD is not None and largest.auc_MD is not None
-        return tuple(
-            Gap(
-                model=model,
-                auc=apart(self.auc_MD[place], largest.auc_MD[place]) if has_auc else None,  # type: ignore[index]
-                ece=apart(self.ece_MD[place], largest.ece_MD[place]),
-                predicted_minus_observed=apart(self.excess_MD[place], largest.excess_MD[place]),
+        both = replace(self, num_people=min(self.num_people, largest.num_people))
+        gaps = []
+        for place, model in enumerate(models):
+            own, other = self.calibration_M[place], largest.calibration_M[place]
+            has_auc = self.auc_MD is not None and largest.auc_MD is not None
+            gaps.append(
+                Gap(
+                    model=model,
+                    auc=both._estimate(self.auc_MD[place] - largest.auc_MD[place]) if has_auc else None,  # type: ignore[index]
+                    ece=both._ece_apart(own, other),
+                    squared_error=both._estimate(own.squared_D - other.squared_D),
+                    predicted_minus_observed=both._estimate(own.excess_D - other.excess_D),
+                )
             )
-            for place, model in enumerate(models)
-        )
+        return tuple(gaps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    """Errors of a model in a group: the sample's number, then that of each resample, [1 + D].
+
+    `noise_D` is the ECE of the deviations from the sample's distances.
+    """
+
+    ece_D: FloatArray
+    noise_D: FloatArray
+    squared_D: FloatArray
+    excess_D: FloatArray
+
+    @staticmethod
+    def of(weight_BD: FloatArray, excess_BD: FloatArray, num_people_B: CodeArray) -> _Calibration:
+        """Return the errors from sums over bins.
+
+        Args:
+            weight_BD: sum of weights.
+            excess_BD: weighted sum of prediction minus event.
+            num_people_B: people in each bin; a variance over few is made up for as usual, by n / (n - 1).
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):  # nobody was drawn, or has a weight
+            weight_D = weight_BD.sum(axis=0)
+            distance_BD = np.nan_to_num(excess_BD / weight_BD)
+            correction_B = np.where(num_people_B > 1, num_people_B / np.maximum(num_people_B - 1, 1), 1.0)
+            # The one person of a bin deviates from 0, since there is nobody else to tell what is usual.
+            expected_BD = np.where(num_people_B[:, None] > 1, distance_BD[:, :1] * weight_BD, excess_BD[:, :1])
+            noise_BD = np.sqrt(correction_B)[:, None] * (excess_BD - expected_BD)
+            noise_D = np.where(weight_D > 0, np.abs(noise_BD).sum(axis=0) / weight_D, np.nan)
+            squared_D = (weight_BD * distance_BD**2).sum(axis=0) / weight_D
+            variance_B = correction_B * np.var(distance_BD[:, 1:], axis=1)
+            bias = float((weight_BD[:, 0] * variance_B).sum() / weight_D[0])
+            # A resample's distances have the sample's noise and their own.
+            unbiased_D = np.concatenate([squared_D[:1] - bias, squared_D[1:] - 2 * bias])
+            return _Calibration(
+                np.abs(excess_BD).sum(axis=0) / weight_D,
+                noise_D,
+                unbiased_D,
+                excess_BD.sum(axis=0) / weight_D,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,8 +513,7 @@ class _Judged:
         )
 
     def by_group(self, group_N: CodeArray, num_groups: int, people: ResampledPeople) -> list[_GroupDraws]:
-        errors = [self._calibration(model, group_N, num_groups, people) for model in range(len(self.models))]
-        ece_MGD, excess_MGD, by_chance_MG = (np.stack(parts) for parts in zip(*errors, strict=True))
+        errors = [self._calibrations(model, group_N, num_groups, people) for model in range(len(self.models))]
         groups = []
         for group in range(num_groups):
             inside = group_N == group
@@ -408,9 +523,7 @@ class _Judged:
                     num_observations=int(inside.sum()),
                     num_events=round(float(self.event_MN[0, inside].sum())),
                     auc_MD=self._auc(inside, people) if self.has_auc else None,
-                    ece_MD=ece_MGD[:, group],
-                    excess_MD=excess_MGD[:, group],
-                    by_chance_M=by_chance_MG[:, group],
+                    calibration_M=tuple(of_model[group] for of_model in errors),
                     num_inexact_M=(~self.is_exact_MN[:, inside]).sum(axis=1),
                 )
             )
@@ -419,23 +532,15 @@ class _Judged:
     def _auc(self, inside: BoolArray, people: ResampledPeople) -> FloatArray:
         return resample_auc(self.probability_MN[:, inside], self.event_MN[0, inside] > 0, people.rows(inside))
 
-    def _calibration(
+    def _calibrations(
         self, model: int, group_N: CodeArray, num_groups: int, people: ResampledPeople
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the ECE and the excess of predictions, [groups, 1 + D], and the ECE by chance, [groups]."""
+    ) -> list[_Calibration]:
+        """Return the errors of a model in every group."""
         num_bins = int(self.bins_MN[model].max()) + 1
         cell_N, num_cells = group_N * num_bins + self.bins_MN[model], num_groups * num_bins
+        ones_N = np.ones(len(cell_N))
         excess_N = self.probability_MN[model] - self.event_MN[model]
-        weight_CD, excess_CD = resample_sums(np.stack([np.ones(len(excess_N)), excess_N]), cell_N, num_cells, people)
-        shape = (num_groups, num_bins, -1)
-        weight_GD, excess_GBD = weight_CD.reshape(shape).sum(axis=1), excess_CD.reshape(shape)
-        # A person's observations are alike, so a cell's excess has the variance of the people's sums; the mean absolute
-        # value of a normal variable is sqrt(2 / pi) standard deviations.
-        of_people_CP = people.sums(excess_N * people.weights, cell_N, num_cells)
-        deviation_GB = np.sqrt(of_people_CP.power(2).sum(axis=1)).reshape(num_groups, num_bins)
-        with np.errstate(invalid="ignore"):  # 0/0: nobody of the group was drawn, or has a weight
-            return (
-                np.abs(excess_GBD).sum(axis=1) / weight_GD,
-                excess_GBD.sum(axis=1) / weight_GD,
-                math.sqrt(2 / math.pi) * deviation_GB.sum(axis=1) / weight_GD[:, 0],
-            )
+        sums = resample_sums(np.stack([ones_N, excess_N]), cell_N, num_cells, people)
+        weight_GBD, excess_GBD = sums.reshape(2, num_groups, num_bins, -1)
+        num_people_GB = np.diff(people.sums(ones_N, cell_N, num_cells).indptr).reshape(num_groups, num_bins)
+        return [_Calibration.of(*parts) for parts in zip(weight_GBD, excess_GBD, num_people_GB, strict=True)]

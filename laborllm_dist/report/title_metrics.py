@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from laborllm_dist.report.bootstrap import BoolArray, Estimate, ResampledPeople, estimate, resample_means
-from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray, ScoredModel, titles_of
+from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray
 from laborllm_dist.report.states import LaborStates
 from laborllm_dist.tables.log_domain import log_sum_exp, perplexity_of
 from laborllm_dist.tables.parquet import DistributionTable
@@ -88,17 +88,6 @@ class TitlePairNumbers:
     moves_top_10: Estimate | None
 
 
-def title_facts(model: ScoredModel, split: str, previous: Sequence[str | None], states: LaborStates) -> TitleFacts:
-    """Reduce the table of titles of a model to its facts.
-
-    Raises:
-        ScoreTableError: if the table is damaged, or of other scores than the score table.
-    """
-    table = titles_of(model.files[0], split)
-    assert table is not None
-    return facts_of_table(model.name, table, previous, states)
-
-
 def facts_of_table(
     model: str, table: DistributionTable, previous: Sequence[str | None], states: LaborStates
 ) -> TitleFacts:
@@ -156,7 +145,8 @@ def _facts_of_block(
         log_bound_N <= scored_NT[rows, top_N],
         np.where(before >= 0, shares_NT[rows, before], 0.0),
         (before < 0) | is_scored_NT[rows, before],
-        sets_ST.astype(np.float64) @ shares_NT.T,
+        # Sums of rows, not a matrix product: equal distributions get equal sums, to the last bit, so ties stay ties.
+        np.stack([shares_NT[:, each].sum(axis=1) for each in sets_ST]),
         np.stack([is_scored_NT[:, each].all(axis=1) for each in sets_ST]),
     )
 

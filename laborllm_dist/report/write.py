@@ -30,7 +30,7 @@ precision, under keys that stay:
     outcomes[]               name, title, rule, num_people, num_observations, num_events, scores[], curves[][] (a curve
                              per model: predicted, observed, num_people, num_observations), pairs[] (first, second,
                              auc, ece), groupings[] (report/outcomes.py)
-    outcomes[].scores[]      model, auc (null for the most probable title), ece, ece_by_chance,
+    outcomes[].scores[]      model, auc (null for the most probable title), ece, ece_by_chance, squared_error,
                              predicted_minus_observed, num_inexact
     weights                  file, column, effective_observations; null: all observations count the same
     sources[]                model, name_in_file, run, file, split, careers, code, details

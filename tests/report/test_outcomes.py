@@ -172,6 +172,20 @@ def ece_of(probability: np.ndarray, event: np.ndarray, bins: np.ndarray, weights
     return total / float(weights.sum())
 
 
+def noise_of(
+    probability: np.ndarray, event: np.ndarray, bins: np.ndarray, weights: np.ndarray, all_rows: np.ndarray
+) -> float:
+    """Return the ECE of a resample around the curve of the sample."""
+    total = 0.0
+    for number in set(bins.tolist()):
+        inside = bins == number
+        excess = probability[inside] - event[inside]
+        num_people = len(set((np.flatnonzero(inside) // 2).tolist()))
+        around = (weights[inside] * (excess - np.average(excess, weights=all_rows[inside]))).sum()
+        total += math.sqrt(num_people / (num_people - 1)) * abs(around)
+    return total / float(weights.sum())
+
+
 def grouped(labels: Sequence[str], group_of_row: np.ndarray) -> Grouping:
     return Grouping("gender", "By gender", "", tuple(labels), group_of_row)
 
@@ -186,7 +200,13 @@ def test_calibration_error_gaps_and_their_intervals_are_those_of_a_slow_bootstra
     eces = [ece_of(probability, event, bins, weights) for weights in row_weights]
     score = numbers.scores[0]
     assert score.ece.value == pytest.approx(eces[0])
-    assert [score.ece.low, score.ece.high] == pytest.approx(np.percentile(eces[1:], [2.5, 97.5]))
+    deviation = np.std(eces[1:], ddof=1)
+    assert score.ece.std_error == pytest.approx(deviation)
+    noise = [noise_of(probability, event, bins, weights, row_weights[0]) for weights in row_weights[1:]]
+    assert score.ece_by_chance.value == pytest.approx(np.mean(noise))
+    low, high = np.percentile(eces[1:], [2.5, 97.5]) - 2 * (np.mean(eces[1:]) - eces[0])
+    assert score.ece.low == pytest.approx(max(0, min(low, eces[0] - np.percentile(noise, 97.5))))
+    assert score.ece.high == pytest.approx(max(high, eces[0]))
     assert score.predicted_minus_observed.value == pytest.approx(probability.mean() - event.mean())
     (grouping,) = numbers.groupings
     men, women = grouping.groups
@@ -198,7 +218,7 @@ def test_calibration_error_gaps_and_their_intervals_are_those_of_a_slow_bootstra
     ]
     (gap,) = women.gaps
     assert gap.ece.value == pytest.approx(gaps[0])
-    assert [gap.ece.low, gap.ece.high] == pytest.approx(np.percentile(gaps[1:], [2.5, 97.5]))
+    assert gap.ece.std_error == pytest.approx(np.std(gaps[1:], ddof=1))
     areas = [
         roc_auc_score(event[group == 1], probability[group == 1], sample_weight=weights[group == 1])
         - roc_auc_score(event[group == 0], probability[group == 0], sample_weight=weights[group == 0])
@@ -211,22 +231,47 @@ def test_calibration_error_gaps_and_their_intervals_are_those_of_a_slow_bootstra
     )  # fmt: skip
 
 
-def test_the_error_by_chance_is_that_of_a_calibrated_model() -> None:
-    # Events are drawn from the predictions: over many such samples the mean of the error is what chance gives.
+def test_the_error_by_chance_is_that_of_a_calibrated_model_whatever_the_model() -> None:
+    # Two alike observations of each person: each pair of events is drawn once. Over many such samples the mean error of
+    # the true probabilities is what chance gives; a model that is off by 0.2 has about the same chance.
     generator = np.random.default_rng(2)
-    probability = generator.uniform(0.05, 0.6, 400)
+    probability = np.repeat(generator.uniform(0.05, 0.6, 200), 2)
+    people, all_rows = ResampledPeople(np.arange(400) // 2, 200, None, num_draws=40, seed=1), np.ones(400, dtype=bool)
     errors, by_chance = [], []
-    all_rows = np.ones(400, dtype=bool)
-    for _ in range(150):
-        event = generator.random(400) < probability
-        outcome = Outcome(
-            "o", "O", "", all_rows, event[None].astype(float), probability[None], all_rows[None], has_auc=False
-        )
-        people = ResampledPeople(np.arange(400), 400, None, num_draws=1, seed=1)
-        score = outcome_numbers(outcome, ["m"], (), people, 8).scores[0]
-        errors.append(score.ece.value)
-        by_chance.append(score.ece_by_chance)
-    assert np.mean(by_chance) == pytest.approx(np.mean(errors), rel=0.06)
+    for _ in range(100):
+        event = (np.repeat(generator.random(200), 2) < probability).astype(float)
+        predictions = np.stack([probability, probability + 0.2])
+        exact = np.ones((2, 400), dtype=bool)
+        outcome = Outcome("o", "O", "", all_rows, np.tile(event, (2, 1)), predictions, exact, has_auc=False)
+        scores = outcome_numbers(outcome, ["true", "off"], (), people, 8).scores
+        errors.append(scores[0].ece.value)
+        by_chance.append([score.ece_by_chance.value for score in scores])
+    assert np.mean(by_chance, axis=0) == pytest.approx([np.mean(errors)] * 2, rel=0.06)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.15])
+def test_intervals_of_calibration_errors_and_gaps_cover_the_true_ones(off: float) -> None:
+    # The smaller group's predictions are too high by `off` everywhere, those of the larger group are right.
+    generator, covered = np.random.default_rng(3), np.zeros(4)
+    group = (np.arange(800) // 2 % 4 == 0).astype(np.int64)
+    all_rows = np.ones((1, 800), dtype=bool)
+    for repetition in range(150):
+        truth = np.repeat(generator.uniform(0.1, 0.6, 400), 2)
+        event = (np.repeat(generator.random(400), 2) < truth).astype(float)
+        outcome = Outcome("o", "O", "", all_rows[0], event[None], (truth + off * group)[None], all_rows, has_auc=False)
+        people = ResampledPeople(np.arange(800) // 2, 400, None, num_draws=100, seed=repetition)
+        numbers = outcome_numbers(outcome, ["m"], [grouped(["large", "small"], group)], people, 5)
+        small = numbers.groupings[0].groups[1]
+        for place, (interval, true_value) in enumerate(
+            [
+                (small.scores[0].ece, off), (small.gaps[0].ece, off), (small.gaps[0].squared_error, off**2),
+                (small.gaps[0].predicted_minus_observed, off),
+            ]
+        ):  # fmt: skip
+            assert interval.low is not None and interval.high is not None
+            covered[place] += interval.low <= true_value <= interval.high
+    # At least 87 % of 150: a binomial with p = .95 has fewer once in 20,000.
+    assert (covered >= 130).all(), covered
 
 
 def test_two_models_are_compared_on_the_same_resamples() -> None:

@@ -19,6 +19,7 @@ from laborllm_dist.report.title_metrics import facts_of_table
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo
 from laborllm_dist.tables.scores import read_score_table, write_score_table
+from laborllm_dist.tables.title_distributions import TITLE_SCHEMA
 
 NO_STATES = LaborStates((), (), (), ())
 
@@ -61,6 +62,27 @@ def test_titles_of_one_probability_share_the_mean_of_their_ranks() -> None:
     assert facts_of_table("m", described, [None] * 5, NO_STATES).rank_N.tolist() == [2, 2.5, 1, 3, 1.5]
 
 
+def test_equal_distributions_have_equal_probabilities_to_the_last_bit() -> None:
+    # A first-order model gives many observations one distribution: rounding must not rank them.
+    shares = np.random.default_rng(0).dirichlet(np.ones(301))
+    logs = np.log(shares).tolist()
+    codes = tuple(map(str, range(301)))
+    rows = [
+        {
+            "survey": "S", "person": str(number), "position": 0, "occupation": "0", "mass": 1.0, "bound": 0.0,
+            "normalised": logs[0], "title": logs, "terminated": logs,
+        }
+        for number in range(97)
+    ]  # fmt: skip
+    described = DistributionTable(
+        pa.Table.from_pylist(rows, schema=TITLE_SCHEMA), ScoreTableInfo("m", "test", "c", "0", {}), codes
+    )
+    states = LaborStates(codes[:3], codes[3:90], codes[90:94], codes[94:131])
+    facts = facts_of_table("m", described, ["7"] * 97, states)
+    for probability in (*facts.set_probability_SN, facts.previous_probability_N, facts.top_probability_N):
+        assert len(set(probability.tolist())) == 1
+
+
 def test_ranks_on_moves_by_hand(tmp_path: Path) -> None:
     # The observed title "1" has ranks 1, 2.5 (a tie), 3, 3, 1; its observations 1 and 4 follow another title.
     path = tmp_path / "run/scores/test.parquet"
@@ -75,6 +97,12 @@ def test_ranks_on_moves_by_hand(tmp_path: Path) -> None:
     assert numbers.moves_mrr.value == pytest.approx((1 / 2.5 + 1) / 2)
     assert (numbers.moves_top_5.value, numbers.moves_top_10.value) == (1, 1)
     assert (numbers.num_moves, numbers.num_moving_people) == (2, 2)
+
+
+def test_a_model_of_two_runs_has_its_titles_from_the_run_that_has_them(run: Path, tmp_path: Path) -> None:
+    write_scores(tmp_path / "first/scores/test.parquet", "llm", [0, 1, 1, 2, 1])
+    (numbers,) = report_on(tmp_path / "first", run).titles
+    assert numbers.model == "llm"
 
 
 def test_pairs_of_models_and_reports_without_moves(run: Path) -> None:

@@ -31,8 +31,9 @@ from laborllm_dist.forecasting.prompts import normalised
 from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.prediction.predict import AskedPrompts, best_titles, prediction_rows
 from laborllm_dist.prediction.requests import PredictionRequest
+from laborllm_dist.report.states import LaborStates
 from laborllm_dist.report.terminal import show_predictions
-from laborllm_dist.report.title_metrics import observed_ranks
+from laborllm_dist.report.title_metrics import facts_of_table
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.tables.forecasts import coherence_of, describe_coherence
 from laborllm_dist.tables.log_domain import SMALLEST, log_sum_exp, perplexity_of, upper_probability
@@ -264,9 +265,24 @@ def test_a_report_of_titles_that_all_underflow_has_their_shares(tmp_path: Path) 
 
 def test_a_rank_counts_titles_left_with_less_than_a_float_can_hold() -> None:
     # Two of three titles were not scored; their mass is too small for float64, and so is that of the observed one.
-    row = {"occupation": "1", "bound": SMALLEST, "terminated": [LOST, None, None]}
+    row = {"occupation": "1", "mass": 0.0, "bound": SMALLEST, "normalised": LOST, "terminated": [LOST, None, None]}
     table = pa.Table.from_pylist([row], schema=pa.schema([TITLE_SCHEMA.field(name) for name in row]))
-    assert observed_ranks(DistributionTable(table, titles_info(), ("1", "2", "3"))).tolist() == [3]
+    described = DistributionTable(table, titles_info(), ("1", "2", "3"))
+    assert facts_of_table("m", described, [None], LaborStates((), (), (), ())).rank_N.tolist() == [3]
+
+
+def test_probabilities_of_outcomes_keep_their_share_where_no_title_has_a_probability_that_float64_holds() -> None:
+    # Titles 1 and 3 have 3 and 1 parts of what is left, all of them far below the smallest float64.
+    row = {
+        "occupation": "1", "mass": 0.0, "bound": 0.0, "normalised": math.log(0.75),
+        "terminated": [LOST + math.log(3), -math.inf, LOST],
+    }  # fmt: skip
+    table = pa.Table.from_pylist([row], schema=pa.schema([TITLE_SCHEMA.field(name) for name in row]))
+    described = DistributionTable(table, titles_info(), ("1", "2", "3"))
+    facts = facts_of_table("m", described, ["1"], LaborStates(("3",), (), (), ()))
+    assert facts.previous_probability_N == pytest.approx([0.75])
+    assert facts.set_probability_SN[0] == pytest.approx([0.25])
+    assert facts.top_probability_N == pytest.approx([0.75])
 
 
 def test_a_composed_forecast_holds_logarithms() -> None:
