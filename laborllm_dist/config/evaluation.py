@@ -178,6 +178,27 @@ class EvaluateSettings(EvaluationOverrides):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedSettings(ForwardOverrides):
+    """Settings of launch/embed.py."""
+
+    run: str
+    """Folder of the run."""
+    layer: Annotated[int, within(-10_000, 10_000)]
+    """Layer after which the hidden state is taken: 0 is the token embedding, -1 the last layer, with the final norm."""
+    split: Literal["train", "validation", "test", "all"]
+    """Which people, each split in its own table; `all`: all three."""
+    model: OtherModelSettings
+    prompt: PromptSettings
+    truncation: Truncation
+    """A career that is longer than a row or the model's context is an error (`refuse`), or its history is
+    truncated and counted (`last_lines`)."""
+
+    def __post_init__(self) -> None:
+        if self.placement == "partitioned":
+            raise OutOfRangeError("placement", "replicated: hidden states are taken from whole models")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PredictSettings(ForwardOverrides):
     """Settings of launch/predict.py."""
 
