@@ -50,6 +50,10 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
             model.model: max((outcome.scores[place].num_inexact for outcome in with_auc), default=0)
             for place, model in enumerate(numbers.titles)
         },
+        data_columns=[(f"{numbers.split} people", numbers), *((each.data, each) for each in numbers.other_data)],
+        data_models=list(
+            dict.fromkeys(model.model for each in (numbers, *numbers.other_data) for model in each.models)
+        ),
         has_truth=any(model.true_model for model in numbers.models),
         best=next((model for model in numbers.models if not model.true_model), numbers.models[0]),
     )

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from laborllm_dist.careers.corpus import fingerprint_sources, pooled_vocabulary, read_people
-from laborllm_dist.careers.splits import SPLITS, Segment
+from laborllm_dist.careers.splits import SPLITS, Segment, Split
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.data import DataSettings, TemplateSettings, TitleSettings
 from laborllm_dist.config.reader import read_settings, settings_to_values
@@ -81,6 +81,7 @@ class OtherData:
 
     name: str
     source: DataSettings | TokenStore
+    splits: tuple[Split, ...] = SPLITS  # of a store, whose careers are taken
 
     def identity(self) -> Any:
         """Return what stands for the careers.
@@ -89,7 +90,7 @@ class OtherData:
             DataFileError: if a corpus is missing.
         """
         if isinstance(self.source, TokenStore):
-            return self.source.facts["identity"]["careers"]
+            return [self.source.facts["identity"]["careers"], self.splits]
         values = settings_to_values(self.source)["corpora"]
         surveys = [[name, corpus["survey"], _reading_of(corpus)] for name, corpus in values.items()]
         return [fingerprint_sources(self.source), surveys]
@@ -112,7 +113,7 @@ class OtherData:
             for corpus in self.source.corpora.values():
                 yield from (career for read in read_people(corpus) if (career := read().career) is not None)
             return
-        for split in SPLITS:
+        for split in self.splits:
             if not self.source.num_people(split):
                 continue
             careers = self.source.careers(split)
@@ -135,14 +136,15 @@ def _reading_of(corpus: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def prepared_data(folder: Path) -> OtherData:
-    """Open a prepared store as other data, named as its folder without the fingerprint.
+def prepared_data(folder: Path, split: Split | None) -> OtherData:
+    """Open a prepared store, or a split of it, as other data, named as its folder without the fingerprint.
 
     Raises:
         StoreError: if there is no complete store.
     """
     store = open_store(folder)
-    return OtherData(folder.resolve().name.removesuffix(f"-{store.fingerprint}"), store)
+    name = folder.resolve().name.removesuffix(f"-{store.fingerprint}")
+    return OtherData(name, store) if split is None else OtherData(f"{name}_{split}", store, (split,))
 
 
 def matched_codes(own: OccupationVocabulary, other: OccupationVocabulary, by: Matching) -> dict[str, str]:
