@@ -27,6 +27,7 @@ from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import batched, file_lock, fingerprint_of, publish_folder, sha256_of, write_json
 from laborllm_dist.io.json_files import read_json_object
+from laborllm_dist.store.build import without_places
 from laborllm_dist.store.few_shot import read_prefix
 from laborllm_dist.store.shards import PIECES
 from laborllm_dist.store.store import (
@@ -92,8 +93,8 @@ class OtherData:
         if isinstance(self.source, TokenStore):
             return [self.source.facts["identity"]["careers"], self.splits]
         values = settings_to_values(self.source)["corpora"]
-        surveys = [[name, corpus["survey"], _reading_of(corpus)] for name, corpus in values.items()]
-        return [fingerprint_sources(self.source), surveys]
+        corpora = [[name, without_places(corpus)] for name, corpus in values.items()]
+        return [fingerprint_sources(self.source), corpora]
 
     def vocabulary(self) -> OccupationVocabulary:
         """Return its occupations, with their own titles."""
@@ -124,16 +125,6 @@ class OtherData:
                     code="other-data-in-parts",
                 )
             yield from (careers.history(row) for row in range(len(careers)))
-
-
-def _reading_of(corpus: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a corpus that decide its careers: not where its files are, nor how it is trained on."""
-    apart = ("survey", "population", "download_hint", "fraction", "weight", "path")
-    return {
-        name: {**value, "path": ""} if isinstance(value, dict) and "path" in value else value
-        for name, value in corpus.items()
-        if name not in apart
-    }
 
 
 def prepared_data(folder: Path, split: Split | None) -> OtherData:
