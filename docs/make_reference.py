@@ -39,6 +39,7 @@ MARK = "\N{DAGGER}"  # of a setting that may change
 COMMANDS = (
     ("launch/prepare.py, launch/plan.py and launch/train.py", "run", "laborllm_dist.config.run", "RunSettings"),
     ("launch/evaluate.py", "evaluate", "laborllm_dist.config.evaluation", "EvaluateSettings"),
+    ("launch/embed.py", "embed", "laborllm_dist.config.evaluation", "EmbedSettings"),
     ("launch/predict.py", "predict", "laborllm_dist.config.evaluation", "PredictSettings"),
     ("launch/forecast.py", "forecast", "laborllm_dist.config.evaluation", "ForecastSettings"),
     ("launch/baselines.py", "baselines", "laborllm_dist.config.baselines", "BaselineSettings"),
@@ -62,6 +63,12 @@ TABLES = (
         "laborllm_dist.tables.forecasts",
         "FORECAST_SCHEMA",
         "runs/NAME/scores/SPLIT_forecast_hYEARS.parquet",
+    ),
+    (
+        "Embeddings",
+        "laborllm_dist.tables.embeddings",
+        "EMBEDDING_SCHEMA",
+        "runs/NAME/embeddings/SPLIT_layer_NUMBER.parquet",
     ),
     ("Predictions", "laborllm_dist.tables.predictions", "PREDICTION_SCHEMA", "output= of launch/predict.py"),
     ("Token store", "laborllm_dist.store.store", "STORE_SCHEMA", "stores/NAME/pieces/*/SPLIT.arrow"),

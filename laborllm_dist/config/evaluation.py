@@ -15,6 +15,7 @@ from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
 Truncation = Literal["refuse", "last_lines"]
+OTHER_DATA = "data_"  # in place of a split, begins the names of files about other data
 FigureFormat = Literal["png", "pdf"]
 
 
@@ -160,14 +161,15 @@ class EvaluateSettings(EvaluationOverrides):
     data: DataSettings | None = None
     """Other careers, all of which are scored in place of a split of the run's people; null: the run's people."""
     store: str | None = None
-    """Folder of a prepared token store with other careers, in place of data; `data=FOLDER` sets it."""
+    """Folder of a prepared token store with other careers, in place of data; `data=FOLDER` sets it. With `split`, only
+    those of one of its splits are scored."""
     match_by: Literal["code", "title"] = "title"
     """Occupations of other data are the run's where their `code` or their `title` is the same; person-years without a
     match are left out and counted."""
 
     def __post_init__(self) -> None:
-        if self.has_other_data and self.split is not None:
-            raise OutOfRangeError("split", f"null with other data, all of which is scored, got {self.split}")
+        if self.data is not None and self.split is not None:
+            raise OutOfRangeError("split", f"null with other data that are no prepared store, got {self.split}")
         if self.data is not None and self.store is not None:
             raise OutOfRangeError("store", "null with data; name one of the two")
 
@@ -175,6 +177,27 @@ class EvaluateSettings(EvaluationOverrides):
     def has_other_data(self) -> bool:
         """Whether other careers than the run's are scored."""
         return self.data is not None or self.store is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedSettings(ForwardOverrides):
+    """Settings of launch/embed.py."""
+
+    run: str
+    """Folder of the run."""
+    layer: Annotated[int, within(-10_000, 10_000)]
+    """Layer after which the hidden state is taken: 0 is the token embedding, -1 the last layer, with the final norm."""
+    split: Literal["train", "validation", "test", "all"]
+    """Which people, each split in its own table; `all`: all three."""
+    model: OtherModelSettings
+    prompt: PromptSettings
+    truncation: Truncation
+    """A career that is longer than a row or the model's context is an error (`refuse`), or its history is
+    truncated and counted (`last_lines`)."""
+
+    def __post_init__(self) -> None:
+        if self.placement == "partitioned":
+            raise OutOfRangeError("placement", "replicated: hidden states are taken from whole models")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,8 +298,8 @@ class ReportSettings(Strict):
 
     runs: tuple[str, ...]
     """Folders of the runs to compare."""
-    split: Literal["train", "validation", "test"]
-    """Which people's score tables to read."""
+    split: str
+    """Whose score tables to read: those of the train, validation or test people, or data_NAME, of other data."""
     output: str | None
     """Folder of the report; null: report/ in the first run."""
     measure: Literal["title", "terminated", "normalised"]
@@ -293,6 +316,9 @@ class ReportSettings(Strict):
     states: StateWords = StateWords()
 
     def __post_init__(self) -> None:
+        if self.split not in ("train", "validation", "test") and not self.split.startswith(OTHER_DATA):
+            raise OutOfRangeError("split", f"train, validation, test, or {OTHER_DATA}NAME, got {self.split!r}")
+        check_file_name(self, "split")
         if not self.runs:
             raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
 

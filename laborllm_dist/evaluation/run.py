@@ -145,7 +145,7 @@ def other_data_of(settings: EvaluateSettings) -> OtherData | None:
         StoreError: if there is no complete store.
     """
     if settings.store is not None:
-        return prepared_data(Path(settings.store))
+        return prepared_data(Path(settings.store), settings.split)
     return None if settings.data is None else OtherData(settings.data.name, settings.data)
 
 

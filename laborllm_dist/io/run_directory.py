@@ -26,7 +26,10 @@ TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record a
 STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
 RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
 # What a run writes into its folder after its record.
-WRITTEN = (RECORD, "metrics.jsonl", "commands.jsonl", "export", "adapter", "baselines", "scores", "report", "wandb")
+WRITTEN = (
+    RECORD, "metrics.jsonl", "commands.jsonl", "export", "adapter", "baselines", "scores", "embeddings", "report",
+    "wandb",
+)  # fmt: skip
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
 

@@ -93,6 +93,19 @@ class CareerLanguageModel(nn.Module):
         scores_BK = token_log_likelihood(logits_BKV, targets_BK)
         return scores_BK.sum(), scores_BK.detach()[targets_BK != IGNORED]
 
+    def hidden_states(self, batch: PackedBatch, layer: int, slots_P: Tensor) -> Tensor:
+        """Return the hidden states after a layer, counted from 0, at slots of the flattened rows, [P, D]."""
+        slots_P = slots_P.to(batch.token_ids_BT.device)
+        if not self._takes_mask:
+            padded = batch.one_a_row(slots_P)
+            inputs = {"input_ids": padded.token_ids_ST, "attention_mask": padded.mask_ST.long(), "use_cache": False}
+            states = self.hugging_face(**inputs, output_hidden_states=True).hidden_states
+            return padded.at_slots(states[layer], slots_P)
+        model = decoder_of(self.hugging_face) if self._is_known else self.hugging_face
+        states = model(**self._inputs(batch), output_hidden_states=True).hidden_states
+        hidden_PD: Tensor = states[layer].flatten(0, 1)[slots_P]
+        return hidden_PD
+
     def _loss(self, batch: PackedBatch) -> HeadFn:
         targets_N = batch.targets_BT.flatten()[batch.scored_N]
         if self._compute.loss == "liger" and torch.is_grad_enabled():

@@ -56,6 +56,9 @@ class _Forwards(nn.Module):
         careers, branching = self._kinds
         return careers.forward(work)[1] if isinstance(work, PackedBatch) else branching.forward(work)
 
+    def hidden_states(self, batch: PackedBatch, layer: int, slots_P: Tensor) -> Tensor:
+        return self._kinds[0].hidden_states(batch, layer, slots_P)
+
 
 class InferenceModel:
     """A model, whole or sharded. Its forwards are collective if it is sharded."""
@@ -71,6 +74,14 @@ class InferenceModel:
         """Return log p(target) of every slot with a target, [N]."""
         scores_N: Tensor = self._forward(batch.to(self.device))
         return scores_N
+
+    def hidden_states(self, batch: PackedBatch, layer: int, slots_P: Tensor) -> Tensor:
+        """Return the hidden states after a layer at slots of the flattened rows, [P, D]; the model is whole.
+
+        Layer 0 is the token embedding; the last one includes the final norm, as in transformers' `hidden_states`.
+        """
+        with torch.inference_mode():
+            return self._forwards.hidden_states(batch.to(self.device), layer, slots_P)  # type: ignore[no-any-return]
 
     def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, edges: TokenQueries) -> Tensor:
         """Return log p in nats of the requested tokens after slots of a pass, [E] (see BranchPass)."""

@@ -38,6 +38,7 @@ from laborllm_dist.models.lora import (
     with_adapter,
 )
 from laborllm_dist.models.pretrained_config import (
+    ModelConfig,
     attention_for,
     attention_window,
     context_tokens,
@@ -347,12 +348,25 @@ def context_of(settings: ModelSettings) -> int | None:
     Raises:
         ModelError: if there is no readable configuration.
     """
+    return readable_tokens(_config_of(settings))
+
+
+def num_layers_of(settings: ModelSettings) -> int:
+    """Return the number of layers of a pretrained model.
+
+    Raises:
+        ModelError: if there is no readable configuration.
+    """
+    return int(_config_of(settings).get_text_config().num_hidden_layers)
+
+
+def _config_of(settings: ModelSettings) -> ModelConfig:
+    """Return the configuration of a pretrained model, or of an adapter's base."""
     whole = base_of(settings) or settings
-    path = whole.path
     try:
-        return readable_tokens(open_causal_config(str(path), **_where(whole)))
+        return open_causal_config(str(whole.path), **_where(whole))
     except ModelError as error:
-        raise ModelError(f"no model configuration at {path}: {error}", code="no-model-config") from None
+        raise ModelError(f"no model configuration at {whole.path}: {error}", code="no-model-config") from None
 
 
 def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:

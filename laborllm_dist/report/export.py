@@ -16,6 +16,7 @@ threeparttable.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
 import math
@@ -31,7 +32,7 @@ from laborllm_dist.io.number_format import (
 )
 from laborllm_dist.plain_text import latex_text, sheet_cell, visible
 from laborllm_dist.report.bootstrap import Estimate
-from laborllm_dist.report.numbers import GroupingNumbers, ReportNumbers
+from laborllm_dist.report.numbers import GroupingNumbers, ModelNumbers, ReportNumbers
 from laborllm_dist.report.outcomes import TOP_TITLE, OutcomeNumbers, OutcomeScore
 
 COLUMNS = (
@@ -73,7 +74,7 @@ class _Row:
 def export_tables(numbers: ReportNumbers) -> tuple[ExportedTable, ...]:
     """Return all tables of a report as CSV and LaTeX."""
     csv_rows: dict[str, Iterable[_Row]] = {
-        "perplexity": _perplexity_rows(numbers),
+        "perplexity": _perplexity_rows(numbers.models),
         "differences": _difference_rows(numbers),
         "by_group": _group_rows(numbers.groupings),
     }
@@ -84,6 +85,12 @@ def export_tables(numbers: ReportNumbers) -> tuple[ExportedTable, ...]:
             "outcomes_by_group": _outcome_group_rows(numbers),
             "calibration_curves": _curve_rows(numbers.outcomes),
         }
+    if numbers.other_data:
+        csv_rows["other_data"] = [
+            dataclasses.replace(row, grouping="data", group=each.data)
+            for each in numbers.other_data
+            for row in _perplexity_rows(each.models)
+        ]
     tables = [ExportedTable(f"{name}.csv", _csv(rows)) for name, rows in csv_rows.items()]
     return (*tables, *(ExportedTable(f"{table.name}.tex", table.text()) for table in _latex_tables(numbers)))
 
@@ -100,8 +107,8 @@ def _cell(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else repr(float(value))
 
 
-def _perplexity_rows(numbers: ReportNumbers) -> Iterator[_Row]:
-    for model in numbers.models:
+def _perplexity_rows(models: Sequence[ModelNumbers]) -> Iterator[_Row]:
+    for model in models:
         sizes = (model.num_observations, model.num_people)
         yield _Row("perplexity", model.model, model.perplexity, *sizes)
         yield _Row("mean_log_likelihood_nats", model.model, model.mean_log_likelihood_nats, *sizes)

@@ -40,6 +40,7 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
             there are tables of titles, `auc` and `calibration_NAME` for each outcome.
     """
     with_auc = [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]
+    columns = (numbers.models, *(each.models for each in numbers.other_data))
     template = _environment().get_template("report.html.j2")
     return template.render(
         report=numbers,
@@ -50,6 +51,8 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
             model.model: max((outcome.scores[place].num_inexact for outcome in with_auc), default=0)
             for place, model in enumerate(numbers.titles)
         },
+        data_columns=[(f"{numbers.split} people", numbers), *((each.data, each) for each in numbers.other_data)],
+        data_models=list(dict.fromkeys(model.model for models in columns for model in models)),
         has_truth=any(model.true_model for model in numbers.models),
         best=next((model for model in numbers.models if not model.true_model), numbers.models[0]),
     )

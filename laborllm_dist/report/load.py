@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from laborllm_dist.config.evaluation import WeightSettings
+from laborllm_dist.config.evaluation import OTHER_DATA, WeightSettings
 from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.report.weights import read_weights
 from laborllm_dist.tables.parquet import KEY, DistributionTable, ScoreTableInfo, occupations_of
-from laborllm_dist.tables.scores import NUM_TITLES, SCORE_SCHEMA, is_true_model, read_score_table
+from laborllm_dist.tables.scores import NUM_TITLES, SCORE_SCHEMA, is_true_model, read_score_table, scored_data
 from laborllm_dist.tables.title_distributions import read_title_table, title_table_path
 
 FloatArray = npt.NDArray[np.float64]
@@ -73,7 +73,7 @@ def compare_runs(
 
     Args:
         runs: run folders; each holds `scores/SPLIT.parquet`, `scores/SPLIT.COMPARATOR.parquet` or both.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`, or what scores of other data have in its place (`data_NAME`).
         measure: `title`, `terminated`, or `normalised`, which needs the tables of titles.
         weights: survey weights of the observations; None: all count the same.
 
@@ -98,6 +98,28 @@ def compare_runs(
     return ComparedScores(
         observations, person_of_row, num_people, tuple(models), _num_titles(files, split), weight_of_row
     )
+
+
+def compare_other_data(runs: Sequence[str], *, measure: str, apart: str) -> dict[str, ComparedScores]:
+    """Compare the models of those of these runs that have scores of other data, by the name of the data.
+
+    Args:
+        runs: run folders.
+        measure: as in `compare_runs`.
+        apart: what is compared already, and is left out.
+
+    Raises:
+        ScoreTableError: as `compare_runs`, for each of the data.
+    """
+    runs_of: dict[str, list[str]] = {}
+    for run in runs:
+        for split in scored_data(Path(run) / "scores"):
+            runs_of.setdefault(split, []).append(run)
+    return {
+        split.removeprefix(OTHER_DATA): compare_runs(of_data, split=split, measure=measure)
+        for split, of_data in sorted(runs_of.items())
+        if split != apart
+    }
 
 
 def _num_titles(files: Sequence[ScoreFile], split: str) -> int | None:

@@ -115,6 +115,16 @@ class WeightNumbers:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherDataNumbers:
+    """The models that were scored on other data, best first, all on the same observations."""
+
+    data: str
+    num_people: int
+    num_observations: int
+    models: tuple[ModelNumbers, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ReportNumbers:
     """Every number of a report. `states` and `outcomes` are of the models with a table of titles."""
 
@@ -134,11 +144,20 @@ class ReportNumbers:
     states: LaborStates | None
     outcomes: tuple[OutcomeNumbers, ...]
     weights: WeightNumbers | None
+    other_data: tuple[OtherDataNumbers, ...]
     sources: tuple[SourceNumbers, ...]
 
 
-def analyze(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers:
-    """Compute the whole report; all parts use the same resamples of people."""
+def analyze(
+    compared: ComparedScores, settings: ReportSettings, other_data: Mapping[str, ComparedScores] | None = None
+) -> ReportNumbers:
+    """Compute the whole report; all parts use the same resamples of people.
+
+    Args:
+        compared: the models on the observations of the report.
+        settings: of the report.
+        other_data: the models that were scored on other data, by the name of the data.
+    """
     groupings = list_groupings(compared.observations)
     num_rows = len(compared.person_of_row)
     # Group 0 is everybody; the groups of each grouping follow, numbered through.
@@ -176,6 +195,7 @@ def analyze(compared: ComparedScores, settings: ReportSettings) -> ReportNumbers
         states=titles.states,
         outcomes=titles.outcomes,
         weights=_weights(compared, settings),
+        other_data=tuple(_on_other_data(name, each, settings) for name, each in (other_data or {}).items()),
         sources=_sources(compared.models),
     )
 
@@ -217,6 +237,16 @@ def _weights(compared: ComparedScores, settings: ReportSettings) -> WeightNumber
         return None
     effective = compared.weight_of_row.sum() ** 2 / (compared.weight_of_row**2).sum()
     return WeightNumbers(settings.weights.path, settings.weights.column, float(effective))
+
+
+def _on_other_data(data: str, compared: ComparedScores, settings: ReportSettings) -> OtherDataNumbers:
+    num_rows = len(compared.person_of_row)
+    people = ResampledPeople(
+        compared.person_of_row, compared.num_people, None, num_draws=settings.bootstrap_draws, seed=settings.seed
+    )
+    scores = np.stack([model.log_likelihood for model in compared.models])
+    means = resample_means(scores, np.zeros((1, num_rows), dtype=np.int64), people)
+    return OtherDataNumbers(data, compared.num_people, num_rows, _model_numbers(compared, means))
 
 
 def _estimates(means: ResampledMeans, model: int, group: int) -> tuple[Estimate, Estimate]:

@@ -33,6 +33,7 @@ precision, under keys that stay:
     outcomes[].scores[]      model, auc (null for the most probable title), ece, ece_by_chance, squared_error,
                              predicted_minus_observed, num_inexact
     weights                  file, column, effective_observations; null: all observations count the same
+    other_data[]             data, num_people, num_observations, models[] (as above; survey weights do not apply)
     sources[]                model, name_in_file, run, file, split, careers, code, details
 
 An estimate is {value, low, high, std_error}. The last three are null where resampling people gives no interval, as in
@@ -73,8 +74,8 @@ from laborllm_dist.report.figures import (
 )
 from laborllm_dist.report.fonts import note_on
 from laborllm_dist.report.html import render_page
-from laborllm_dist.report.load import compare_runs
-from laborllm_dist.report.numbers import ModelNumbers, ReportNumbers, SourceNumbers, analyze
+from laborllm_dist.report.load import compare_other_data, compare_runs
+from laborllm_dist.report.numbers import ModelNumbers, OtherDataNumbers, ReportNumbers, SourceNumbers, analyze
 from laborllm_dist.report.outcomes import TOP_TITLE
 from laborllm_dist.report.title_metrics import TitleNumbers
 
@@ -95,6 +96,7 @@ class ReportResult:
     measure: str
     models: tuple[ModelNumbers, ...]
     titles: tuple[TitleNumbers, ...]
+    other_data: tuple[OtherDataNumbers, ...]
     notes: tuple[str, ...]
 
 
@@ -111,7 +113,8 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
         ForeignFileError: if a file that is no report's has the name of one of the report's.
     """
     compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure, weights=settings.weights)
-    numbers = analyze(compared, settings)
+    others = compare_other_data(settings.runs, measure=settings.measure, apart=settings.split)
+    numbers = analyze(compared, settings, others)
     sources = tuple(_renamed(source, names or {}) for source in numbers.sources)
     numbers = replace(numbers, sources=sources)
     drawn, tables = draw_figures(numbers), export_tables(numbers)
@@ -138,6 +141,7 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
         numbers.measure,
         numbers.models,
         numbers.titles,
+        numbers.other_data,
         (note,) if note else (),
     )
 
@@ -192,8 +196,18 @@ def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
 
 
 def terminal_tables(result: ReportResult) -> list[FoldingTable]:
-    """Return the tables for a terminal: the main one, and that of all titles where they are known."""
-    return [_main_table(result), *([_title_table(result)] if result.titles else [])]
+    """Return the tables for a terminal: the main one, and where they are known those of all titles and other data."""
+    tables = [_main_table(result), *([_title_table(result)] if result.titles else [])]
+    return [*tables, *([_other_data_table(result)] if result.other_data else [])]
+
+
+def _other_data_table(result: ReportResult) -> FoldingTable:
+    columns = {result.split: result.models, **{each.data: each.models for each in result.other_data}}
+    table = _ruled_table(f"Perplexity ({result.measure}) by data", columns)
+    for name in dict.fromkeys(model.model for models in columns.values() for model in models):
+        found = [{model.model: model for model in models}.get(name) for models in columns.values()]
+        table.add_row(name, *("" if model is None else format_perplexity(model.perplexity.value) for model in found))
+    return table
 
 
 def _title_table(result: ReportResult) -> FoldingTable:

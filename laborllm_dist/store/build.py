@@ -81,7 +81,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
         "format": FORMAT,
         "careers": {
             "sources": fingerprint_sources(settings.data),
-            "corpora": [[name, _without_places(corpus)] for name, corpus in values["data"]["corpora"].items()],
+            "corpora": [[name, without_places(corpus)] for name, corpus in values["data"]["corpora"].items()],
             "split": deciding_split(settings.split),
             **({"split_files": sha256_of_all(files)} if (files := split_files(settings.split)) else {}),
         },
@@ -90,7 +90,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
     }
 
 
-def _without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
+def without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the paths of files, whose checksums identify them, and the settings that affect training only."""
     kept = {name: value for name, value in corpus.items() if name not in ("download_hint", "fraction", "weight")}
     return {name: _without_path(name, value) for name, value in kept.items()}

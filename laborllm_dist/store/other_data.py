@@ -20,13 +20,14 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from laborllm_dist.careers.corpus import fingerprint_sources, pooled_vocabulary, read_people
-from laborllm_dist.careers.splits import SPLITS, Segment
+from laborllm_dist.careers.splits import SPLITS, Segment, Split
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.config.data import DataSettings, TemplateSettings, TitleSettings
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import batched, file_lock, fingerprint_of, publish_folder, sha256_of, write_json
 from laborllm_dist.io.json_files import read_json_object
+from laborllm_dist.store.build import without_places
 from laborllm_dist.store.few_shot import read_prefix
 from laborllm_dist.store.shards import PIECES
 from laborllm_dist.store.store import (
@@ -81,6 +82,7 @@ class OtherData:
 
     name: str
     source: DataSettings | TokenStore
+    splits: tuple[Split, ...] = SPLITS  # of a store, whose careers are taken
 
     def identity(self) -> Any:
         """Return what stands for the careers.
@@ -89,10 +91,10 @@ class OtherData:
             DataFileError: if a corpus is missing.
         """
         if isinstance(self.source, TokenStore):
-            return self.source.facts["identity"]["careers"]
+            return [self.source.facts["identity"]["careers"], self.splits]
         values = settings_to_values(self.source)["corpora"]
-        surveys = [[name, corpus["survey"], _reading_of(corpus)] for name, corpus in values.items()]
-        return [fingerprint_sources(self.source), surveys]
+        corpora = [[name, without_places(corpus)] for name, corpus in values.items()]
+        return [fingerprint_sources(self.source), corpora]
 
     def vocabulary(self) -> OccupationVocabulary:
         """Return its occupations, with their own titles."""
@@ -112,7 +114,7 @@ class OtherData:
             for corpus in self.source.corpora.values():
                 yield from (career for read in read_people(corpus) if (career := read().career) is not None)
             return
-        for split in SPLITS:
+        for split in self.splits:
             if not self.source.num_people(split):
                 continue
             careers = self.source.careers(split)
@@ -125,24 +127,15 @@ class OtherData:
             yield from (careers.history(row) for row in range(len(careers)))
 
 
-def _reading_of(corpus: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a corpus that decide its careers: not where its files are, nor how it is trained on."""
-    apart = ("survey", "population", "download_hint", "fraction", "weight", "path")
-    return {
-        name: {**value, "path": ""} if isinstance(value, dict) and "path" in value else value
-        for name, value in corpus.items()
-        if name not in apart
-    }
-
-
-def prepared_data(folder: Path) -> OtherData:
-    """Open a prepared store as other data, named as its folder without the fingerprint.
+def prepared_data(folder: Path, split: Split | None) -> OtherData:
+    """Open a prepared store, or a split of it, as other data, named as its folder without the fingerprint.
 
     Raises:
         StoreError: if there is no complete store.
     """
     store = open_store(folder)
-    return OtherData(folder.resolve().name.removesuffix(f"-{store.fingerprint}"), store)
+    name = folder.resolve().name.removesuffix(f"-{store.fingerprint}")
+    return OtherData(name, store) if split is None else OtherData(f"{name}_{split}", store, (split,))
 
 
 def matched_codes(own: OccupationVocabulary, other: OccupationVocabulary, by: Matching) -> dict[str, str]:

@@ -56,10 +56,7 @@ STORE_SCHEMA = pa.schema(
         ("years", pa.list_(pa.int32())),  # calendar year of every job
         ("occupations", pa.list_(pa.int32())),  # index of every job's occupation in the vocabulary
         ("educations", pa.list_(pa.string())),  # level of education of every job
-        (
-            "first_position",
-            pa.int32(),
-        ),  # index of the row's first job; above 0 if history is limited, or with split_by=year
+        ("first_position", pa.int32()),  # index of the row's first job in the career; above 0 in parts of careers
         ("previous", pa.int32()),  # occupation before that job; null at the beginning of the career
         ("token_ids", pa.list_(pa.int32())),  # tokens of the text
         ("title_starts", pa.list_(pa.int32())),  # first token of every title

@@ -51,10 +51,11 @@ class DistributionTable:
     occupations: tuple[str, ...]
 
 
-def write_scored(table: pa.Table, info: ScoreTableInfo, path: Path) -> None:
+def write_scored(table: pa.Table, info: ScoreTableInfo, path: Path, *, row_group_size: int | None = None) -> None:
     """Write rows atomically, in their present order."""
+    table = with_checksum(table.replace_schema_metadata(metadata_of(info)))
     with atomic_write(path) as partial:
-        pq.write_table(with_checksum(table.replace_schema_metadata(metadata_of(info))), partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", row_group_size=row_group_size)
 
 
 def write_lists(

@@ -11,9 +11,11 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from laborllm_dist.config.evaluation import OTHER_DATA
 from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.tables.parquet import KEY, ScoreTableInfo, read_scored, sorted_rows, write_scored
+from laborllm_dist.tables.parquet import DAMAGE, KEY, ScoreTableInfo, info_of, read_scored, sorted_rows, write_scored
 
 COVARIATES = ("gender", "ethnicity", "region", "education")
 
@@ -39,13 +41,25 @@ SCORE_SCHEMA = pa.schema(
 Transition = Literal["first", "moving", "staying"]
 TRANSITIONS: tuple[Transition, ...] = get_args(Transition)
 NUM_TITLES = "num_titles"  # detail of a baseline's table: number of titles that it chooses from
-OTHER_DATA = "data_"  # in place of a split, begins the names of files about all careers of other data
 TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
 
 
 def other_split(data: str) -> str:
-    """Return what scores of all careers of other data have in place of a split, in their metadata and file names."""
+    """Return what scores of other data have in place of a split, in their metadata and file names."""
     return f"{OTHER_DATA}{data}"
+
+
+def scored_data(folder: Path) -> list[str]:
+    """Return what stands for the split in the score tables of other data in a run's folder of scores, sorted."""
+    found = set()
+    for path in folder.glob(f"{OTHER_DATA}*.parquet"):
+        try:
+            schema = pq.read_schema(path)
+            if set(SCORE_SCHEMA.names) <= set(schema.names):
+                found.add(info_of(schema.metadata or {}).split)
+        except DAMAGE as error:
+            raise ScoreTableError(f"{path} is damaged ({error}); evaluate again", code="unreadable-table") from None
+    return sorted(found)
 
 
 def transition_of(previous: str | None, occupation: str) -> Transition:

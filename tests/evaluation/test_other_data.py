@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import quiet, settings_of
 from helpers.trained_runs import panel, random_run, score_alone
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from laborllm_dist.cli import compose_settings, compose_values
-from laborllm_dist.config.evaluation import EvaluateSettings
-from laborllm_dist.errors import LaborError, SettingsError
-from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.config.evaluation import EvaluateSettings, ReportSettings
+from laborllm_dist.errors import LaborError, ScoreTableError, SettingsError
+from laborllm_dist.report.write import terminal_tables, write_report
 from laborllm_dist.store.build import prepare_store
-from laborllm_dist.store.store import open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.generations import read_generated_table
 from laborllm_dist.tables.parquet import ScoreTableInfo
@@ -90,8 +96,6 @@ def test_scores_are_those_of_the_texts_without_the_years_that_have_no_match(run:
     np.testing.assert_allclose([row["title"] for row in rows], wanted, rtol=1e-10)
     again = path.read_bytes()
     assert evaluate(run, *other(tmp_path))[0].read_bytes() == again
-    store = open_store(next((tmp_path / "none").parent.glob("none"), read_run(run)[2]))
-    assert store.num_people("test") > 0  # the run's own store is untouched
 
 
 def test_all_titles_and_generations_have_files_named_after_the_data(run: Path, tmp_path: Path) -> None:
@@ -126,6 +130,60 @@ def test_a_prepared_store_is_scored_whole_and_as_its_data(run: Path, tmp_path: P
         tuple(row[name] for name in key) for row in by_data[1]
     )
     assert len(by_data[1]) == sum("b" not in row for row in rows) == 16
+    path, of_split, _ = evaluate(run, f"data={store.folder}", "split=train", "model.name=by_store")
+    assert path.name == "data_elsewhere_train.by_store.parquet"
+    assert {row["person"] for row in of_split} <= set(store.careers("train").table["person"].to_pylist())
+    scores = {tuple(row[name] for name in key) for row in by_store[1]}
+    assert 0 < len(of_split) < 16 and {tuple(row[name] for name in key) for row in of_split} <= scores
+
+
+def test_a_report_sets_models_and_data_side_by_side(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.parent.parent, tmp_path / "copied")
+    first, second = (tmp_path / "copied/runs" / name for name in ("small", "second"))
+    shutil.rmtree(first / "scores", ignore_errors=True)
+    shutil.copytree(first, second)
+    wanted = other(tmp_path)
+    rows = [f"{person},{year},{'xy'[(person + year) % 2]}" for person in range(12) for year in (2001, 2003)]
+    (tmp_path / "other.csv").write_text("\n".join(["person,year,occupation", *rows]) + "\n")
+    perplexity = {}
+    for folder, name in ((first, "A"), (second, "B")):
+        model = AutoModelForCausalLM.from_pretrained(folder / "export")
+        with torch.no_grad():
+            model.lm_head.weight.mul_(1 if name == "A" else 2)
+        model.save_pretrained(tmp_path / name)
+        load_tokenizer(str(folder / "export")).save(tmp_path / name)
+        for more in ([], wanted):
+            of_model = [f"model.path={tmp_path / name}", f"model.name={name}", *more]
+            path, scored, _ = evaluate(folder, *of_model)
+            nats = [row["title"] for row in scored]
+            perplexity[path.name.split(".")[0], name] = math.exp(-math.fsum(nats) / len(nats))
+    runs = f"runs=['{first}','{second}']"
+    result = write_report(compose_settings(ReportSettings, "report", [runs, "bootstrap_draws=20"]))
+    summary = json.loads(result.summary.read_text())
+    (elsewhere,) = summary["other_data"]
+    assert (elsewhere["data"], elsewhere["num_people"], elsewhere["num_observations"]) == ("elsewhere", 12, 24)
+    for models, place in ((summary["models"], "test"), (elsewhere["models"], "data_elsewhere")):
+        found = {model["model"]: model["perplexity"]["value"] for model in models}
+        assert found == pytest.approx({name: perplexity[place, name] for name in "AB"})
+    page = result.page.read_text()
+    assert '<section id="other-data">' in page and "12 people, 24 observations" in page
+    console = Console(width=100, file=io.StringIO())
+    console.print(terminal_tables(result)[-1])
+    assert "elsewhere" in console.file.getvalue()  # type: ignore[attr-defined]
+    (table,) = [path for path in result.tables if path.name == "other_data.csv"]
+    tidy = {row["model"]: row for row in csv.DictReader(table.read_text().splitlines()) if row["term"] == "perplexity"}
+    assert {name: float(row["estimate"]) for name, row in tidy.items()} == pytest.approx(found)
+    assert {(row["grouping"], row["group"]) for row in tidy.values()} == {("data", "elsewhere")}
+    more = [runs, "split=data_elsewhere", f"output={tmp_path}/r", "bootstrap_draws=20"]
+    alone = write_report(compose_settings(ReportSettings, "report", more))
+    assert [model.model for model in alone.models] == [model["model"] for model in elsewhere["models"]]
+    with pytest.raises(SettingsError, match="setting split: expected train, validation, test, or data_NAME"):
+        compose_settings(ReportSettings, "report", [runs, "split=tests"])
+    damaged = first / "scores/data_elsewhere.A.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(ScoreTableError) as error:
+        write_report(compose_settings(ReportSettings, "report", [runs, "bootstrap_draws=20"]))
+    assert error.value.label == "score-table/unreadable-table"
 
 
 def label(run: Path, *overrides: str) -> str:
