@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 
 from laborllm_dist.baselines.features import STATIC, CareerFeatures, career_features, categories_of
-from laborllm_dist.errors import DataFileError
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TokenStore
 
@@ -72,5 +72,5 @@ def test_categories_are_those_of_training_people(store: TokenStore, features: Ca
 def test_careers_that_are_cut_into_parts_are_refused(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, "template=last_10_lines", num_people=60))
     careers = prepare_store(settings, lambda line: None).careers("train")
-    with pytest.raises(DataFileError, match="looks at whole careers"):
+    with raises("data-file/baseline-needs-whole-careers"):
         career_features(careers, categories_of(careers))
