@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.errors import raises
 from helpers.runs import quiet
 from helpers.trained_runs import random_run
 
@@ -14,7 +15,6 @@ from laborllm_dist.baselines.frequency import STRENGTHS, first_order_table, seco
 from laborllm_dist.baselines.run import NAMES, score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
-from laborllm_dist.errors import RunError
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.store.pooling import training_pool
 from laborllm_dist.store.store import open_store
@@ -84,7 +84,7 @@ def test_other_settings_of_a_baseline_make_its_table_anew(run: Path) -> None:
 def test_pretraining_takes_surveys_of_the_run(run: Path) -> None:
     (survey,) = [corpus.survey for corpus in read_run(run)[1].data.corpora.values()]
     for tags in ("[RESUMES]", f"[{survey}]"):
-        with pytest.raises(RunError, match=rf"career.pretrain_on: expected some of {survey}, and one left"):
+        with raises("run/no-survey-to-pretrain-on", survey):
             score_baselines(settings(run, "career", f"career.pretrain_on={tags}"), quiet)
 
 

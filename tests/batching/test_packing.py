@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.runs import settings_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from laborllm_dist.batching.batch import IGNORED, pack_batch
 from laborllm_dist.batching.packing import pack_careers, pack_step, shard_rows
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan
-from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.models.causal_lm import attention_mask
 from laborllm_dist.training.lr_schedule import learning_rate_at
 from laborllm_dist.training.step import peak_memory_gib
@@ -64,7 +64,7 @@ def test_a_step_s_rows_are_as_few_and_not_longer(lengths: list[int], max_seq_len
 
 
 def test_a_career_longer_than_a_row_is_refused() -> None:
-    with pytest.raises(SequenceTooLongError, match="career 1 has 9 tokens, a row has 8"):
+    with raises("sequence-too-long/career-exceeds-row", "1", "9", "8"):
         pack_careers([3, 9], 8)
 
 

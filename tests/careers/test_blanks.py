@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
+from helpers.errors import raises
 from helpers.panels import VOCABULARY, numbered, panel
 from helpers.resumes import coded, job, rows_of, shipped
 from helpers.resumes import read as read_resumes
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from laborllm_dist.careers.occupations.vocabulary import notes_of_vocabulary, read_occupations
 from laborllm_dist.careers.readers.cells import with_plain_blanks
 from laborllm_dist.careers.readers.long_panel import long_panel_people
-from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.prediction.request_files import read_asked
 from laborllm_dist.store.build import prepare_store
 
@@ -79,7 +78,9 @@ def test_titles_that_differ_by_a_blank_are_one_title(tmp_path: Path) -> None:
     wanted = panel(tmp_path).vocabulary
     path = Path(wanted.path)
     path.write_text("code,title\n1,web designer\n2,web\u00a0designer\n")
-    with pytest.raises(VocabularyError, match=r"line 3, column title: 'web designer' appears at line 2 already"):
+    with raises(
+        "vocabulary/unreadable-vocabulary-file", "line 3, column title: 'web designer' appears at line 2 already"
+    ):
         read_occupations(wanted)
     path.write_text("code,title\n1,Cooks\n2,Bakers\n")
     assert notes_of_vocabulary(wanted) == []
@@ -106,11 +107,11 @@ def test_panels_resumes_and_careers_to_predict_for(tmp_path: Path) -> None:
 
 def test_line_breaks_and_halves_of_characters_are_refused_or_harmless(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(rows_of(job("a", "1", "2010", "2010", "BSc\n(Hons)")))
-    with pytest.raises(DataFileError, match=r"column education: 'BSc\\n\(Hons\)' holds a line break"):
+    with raises("data-file/invalid-content", "column education: 'BSc\\n(Hons)' holds a line break"):
         read_resumes(coded(tmp_path / "r.jsonl"))
     row = {"id": "a", "title": "Lawyer\n", "start": "2010", "end": "2010", "education": None}
     (tmp_path / "t.jsonl").write_text(rows_of({**row, "title": "Law\u00a0yer \ud800"}))
-    with pytest.raises(DataFileError, match=r"column title: 'Law yer \\ud800' holds a line break or control character"):
+    with raises("data-file/invalid-content", "column title: 'Law yer \\ud800' holds a line break or control character"):
         read_resumes(shipped("resumes", tmp_path / "t.jsonl"))
     (tmp_path / "t.jsonl").write_text(rows_of(row))
     (person,) = read_resumes(shipped("resumes", tmp_path / "t.jsonl"))

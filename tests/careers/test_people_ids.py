@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.errors import raises
 from helpers.panels import VOCABULARY, numbered, panel
 from helpers.resumes import coded
 from helpers.resumes import read as read_resumes
@@ -24,7 +25,6 @@ from laborllm_dist.careers.readers.long_panel import long_panel_people, read_lon
 from laborllm_dist.careers.readers.nls.people import nls_people
 from laborllm_dist.careers.splits import split_of
 from laborllm_dist.config.corpora import MISSING_WORDS, CareerTextSettings, is_missing
-from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.prediction.request_files import read_asked
 from laborllm_dist.store.build import prepare_store
 
@@ -123,7 +123,7 @@ def test_one_person_in_two_spellings_is_one_person(tmp_path: Path) -> None:
     (career,) = read_long_panel(numbered(tmp_path, "p.csv"), survey="P")
     assert [(job.year, job.occupation) for job in career.jobs] == [(1984, "1"), (1985, "2"), (1986, "3")]
     (tmp_path / "p.csv").write_text("person,year,occupation\n12,1984,1\n12.0,1984.0,2\n")
-    with pytest.raises(DataFileError, match=r"line 3, column year: person '12' has 1984 twice, first at line 2"):
+    with raises("data-file/invalid-content", "line 3, column year: person '12' has 1984 twice, first at line 2"):
         list(read_long_panel(numbered(tmp_path, "p.csv"), survey="P"))
 
 
@@ -181,7 +181,7 @@ def test_a_list_of_occupations_that_pandas_wrote_again_has_the_same_codes(tmp_pa
     assert occupations.vocabulary.codes == ("1", "1.0", "1.1", "2")
     assert [occupations.find(cell) for cell in ("1", "1.0", "2.0")] == ["1", "1.0", "2"]
     path.write_text("code,title\n1.0,Cooks\n1.0,Bakers\n")
-    with pytest.raises(VocabularyError, match=r"line 3, column code: '1.0' appears at line 2 already"):
+    with raises("vocabulary/unreadable-vocabulary-file", "line 3, column code: '1.0' appears at line 2 already"):
         read_occupations(wanted)
 
 
@@ -219,7 +219,7 @@ def test_a_missing_word_is_missing_in_every_reader(word: str, tmp_path: Path) ->
     (resume,) = read_resumes(dataclasses.replace(resumes, columns=dataclasses.replace(resumes.columns, education=None)))
     assert resume.drops == (Exclusion("job without a code", 1984),)
     (tmp_path / "q.csv").write_text(f"person,year,occupation\n{word},1984,1\n")
-    with pytest.raises(DataFileError, match=r"line 2, column person: empty"):
+    with raises("data-file/invalid-content", "line 2, column person: empty"):
         list(read_long_panel(numbered(tmp_path, "q.csv"), survey="P"))
 
 
@@ -245,7 +245,7 @@ def test_rows_without_an_occupation_are_left_out_and_counted(tmp_path: Path) -> 
 
 def test_an_unknown_code_is_refused_and_a_word_of_the_settings_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("person,year,occupation\na,1980,1\na,1981,999\n")
-    with pytest.raises(DataFileError, match=r"line 3, column occupation: code '999' is not in .*long_panel.missing"):
+    with raises("data-file/invalid-content", "line 3, column occupation: code '999' is not in", "long_panel.missing"):
         list(read_long_panel(numbered(tmp_path, "p.csv"), survey="P"))
     wanted = dataclasses.replace(numbered(tmp_path, "p.csv"), missing=(*MISSING_WORDS, "999"))
     (person,) = long_panel_people(wanted, survey="P")

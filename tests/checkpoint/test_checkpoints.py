@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.checkpoints import change_manifest, flip_a_bit, write_checkpoint
+from helpers.errors import raises
 from helpers.runs import quiet, settings_of, small_run
 from helpers.trained_runs import ONE_RANK
 
@@ -29,7 +30,6 @@ from laborllm_dist.checkpoint.save import (
     save_total_limit,
 )
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import CheckpointError, DiskError, UnsupportedFormatError
 from laborllm_dist.io.run_directory import RunDirectory, create_or_resume
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState, state_from_values
@@ -93,7 +93,7 @@ def test_a_file_that_the_disk_cannot_read_is_damaged(tmp_path: Path, monkeypatch
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(manifest, "sha256_of", unreadable)
-    with pytest.raises(CheckpointError, match=r"rank_00000_000.safetensors: the disk cannot read it"):
+    with raises("checkpoint/unreadable-file", "rank_00000_000.safetensors"):
         check_checkpoint(checkpoint_folder(tmp_path, 1))
 
 
@@ -104,7 +104,7 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Path, mo
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(manifest, "sha256_of", forbidden)
-    with pytest.raises(DiskError, match=r"cannot use .*rank_00000_000.safetensors: Permission denied"):
+    with raises("disk/file-access-failed", "rank_00000_000.safetensors", "Permission denied"):
         newest_checkpoint(tmp_path)
     assert names(tmp_path) == ["step_00000001"]
 
@@ -120,7 +120,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     settings, run = begun(tmp_path)
     write_checkpoint(run.checkpoints, 1, run="other")
     flip_a_bit(write_checkpoint(run.checkpoints, 2, run=run.fingerprint) / "rank_00000_000.safetensors")
-    with pytest.raises(CheckpointError, match=r"step 1 in .* belongs to another run; move it away"):
+    with raises("checkpoint/checkpoint-of-another-run", "1"):
         train(settings, ONE_RANK)
 
 
@@ -145,12 +145,12 @@ def test_where_no_checkpoint_is_whole_nothing_is_started_from_nothing(tmp_path: 
     for step in (1, 2):
         flip_a_bit(write_checkpoint(tmp_path, step) / "rank_00000_000.safetensors")
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole; bring one back from a copy"):
+        with raises("checkpoint/no-valid-checkpoint"):
             newest_checkpoint(tmp_path)
         assert names(tmp_path) == ["step_00000001", "step_00000002"]
     for step in (1, 2):
         checkpoint_folder(tmp_path, step).rename(tmp_path / f"step_0000000{step}.damaged")
-    with pytest.raises(CheckpointError, match="is whole"):
+    with raises("checkpoint/no-valid-checkpoint"):
         newest_checkpoint(tmp_path)
     other = tmp_path / "other"
     (other / "step_00000001.partial").mkdir(parents=True)  # a kill in the very first save: nothing was there to lose
@@ -162,9 +162,7 @@ def test_another_format_is_refused_and_never_passed_over(tmp_path: Path) -> None
         write_checkpoint(tmp_path, step)
     change_manifest(checkpoint_folder(tmp_path, 2), lambda values: values.update(format=4, more=[]), signed=False)
     for look in (lambda: newest_checkpoint(tmp_path), lambda: run_of_checkpoints(tmp_path)):
-        with pytest.raises(
-            UnsupportedFormatError, match="has format 4, this version reads 3; resume with the version that wrote it"
-        ):
+        with raises("unsupported-format/unsupported-checkpoint-format", "4", "3"):
             look()
     assert names(tmp_path) == ["step_00000001", "step_00000002"]
 
@@ -204,21 +202,21 @@ def test_a_manifest_that_has_changed_is_damaged_and_the_checkpoint_before_is_tak
 @pytest.mark.parametrize("change", STRUCTURES.values(), ids=STRUCTURES)
 def test_a_manifest_of_other_types_is_damaged_even_where_its_checksum_holds(change, tmp_path: Path) -> None:
     change_manifest(write_checkpoint(tmp_path, 1), change, signed=True)
-    with pytest.raises(CheckpointError, match=r"manifest.json is damaged"):
+    with raises("checkpoint/damaged-manifest", "manifest.json"):
         check_checkpoint(checkpoint_folder(tmp_path, 1))
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"3", b"\xff\xfe\x00", b"null"])
 def test_a_manifest_that_is_none_is_damaged(content: bytes, tmp_path: Path) -> None:
     (write_checkpoint(tmp_path, 1) / "manifest.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"manifest.json is damaged"):
+    with raises("checkpoint/damaged-manifest", "manifest.json"):
         check_checkpoint(checkpoint_folder(tmp_path, 1))
 
 
 def test_a_checkpoint_that_lacks_elements_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, 1)
     change_manifest(folder, lambda values: values["files"].pop("rank_00001_000.safetensors"), signed=True)
-    with pytest.raises(CheckpointError, match="holds 3 of 5 elements of weight of w"):
+    with raises("checkpoint/missing-elements", "3", "5", "weight", "w"):
         dict(full_weights(folder, check_checkpoint(folder)))
 
 
@@ -254,11 +252,11 @@ def vars_of(state) -> dict[str, Any]:
 
 @pytest.mark.parametrize("change", [{"more": 1}, {"step": "1"}, {"validations": [3]}, {"left_out": None}])
 def test_a_state_of_other_types_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="not one of a run"):
+    with raises("checkpoint/invalid-trainer-state"):
         state_from_values({**vars_of(INITIAL_STATE), **change})
     fewer = vars_of(INITIAL_STATE)
     del fewer["tokens_seen"]
-    with pytest.raises(CheckpointError, match="tokens_seen is missing"):
+    with raises("checkpoint/invalid-trainer-state", "tokens_seen is missing"):
         state_from_values(fewer)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 
 from laborllm_dist.batching.training_plan import TrainingPlan, plan_training
@@ -28,7 +29,7 @@ from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.messages import MessageError, from_text, to_text
 from laborllm_dist.distributed.secret import share_secret
-from laborllm_dist.errors import ForeignMessageError, PeerFailedError, RendezvousError, RunError
+from laborllm_dist.errors import ForeignMessageError, PeerFailedError, RunError
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState
 
@@ -242,7 +243,7 @@ def test_an_answer_that_another_process_puts_in_the_store_is_refused_and_runs_no
         else:
             Channel(store, signed_by).send(key, f"done {json.dumps(poison)}")
     other = some_ranks(2, store)[1]
-    with pytest.raises(ForeignMessageError, match="was not signed by this run: another process writes to the port"):
+    with raises("foreign-message/unsigned-message"):
         other.run_on_main(lambda: "never done here")
     assert not (tmp_path / "ran").exists()
 
@@ -347,7 +348,7 @@ def test_a_rank_that_has_read_the_secret_takes_no_other_from_the_store(
     store = torch.distributed.HashStore()
     store.set(secret.KEY, json.dumps({"from": "file", "name": "0" * 32}))
     store.set(f"{secret.KEY}/all", json.dumps({"secret": "of another process"}))
-    with pytest.raises(ForeignMessageError, match="another process has put a secret of its own where rank 1 meets"):
+    with raises("foreign-message/foreign-secret", "1"):
         share_secret(store, rank=1, world_size=2)
     for handed in (None, "of rank 0's file"):  # the latter where another rank has found no file
         store.set(f"{secret.KEY}/all", json.dumps({"secret": handed}))
@@ -378,7 +379,7 @@ def test_a_file_that_others_may_have_written_is_no_secret(
 def test_a_process_that_answers_for_a_rank_is_refused(answer: str, own_folders: list[Path]) -> None:
     store = torch.distributed.HashStore()
     store.set(f"{secret.KEY}/1", answer)
-    with pytest.raises(ForeignMessageError, match="rank 1 does not know the secret of this run"):
+    with raises("foreign-message/wrong-secret", "1"):
         share_secret(store, rank=0, world_size=2)
 
 
@@ -388,9 +389,7 @@ def test_a_rank_of_the_same_host_that_does_not_find_the_file_is_no_rank(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     store = torch.distributed.HashStore()
     store.set(f"{secret.KEY}/1", "none")
-    with pytest.raises(
-        ForeignMessageError, match="all ranks are on this host, and one of them does not read rank 0's file"
-    ):
+    with raises("foreign-message/secret-file-not-read"):
         share_secret(store, rank=0, world_size=2)
     assert not store.check([f"{secret.KEY}/all"])  # it was not handed out
 
@@ -401,18 +400,18 @@ def test_a_rank_without_the_environment_s_secret_is_refused(
     monkeypatch.setenv(secret.VARIABLE, "0123456789")
     store = torch.distributed.HashStore()
     store.set(f"{secret.KEY}/1", "none")
-    with pytest.raises(RendezvousError, match=f"{secret.VARIABLE} is set for rank 0, and not for every other rank"):
+    with raises("rendezvous/secret-missing-on-ranks", secret.VARIABLE):
         share_secret(store, rank=0, world_size=2)
     monkeypatch.delenv(secret.VARIABLE)
     store.set(f"{secret.KEY}/all", json.dumps({"secret": None}))
-    with pytest.raises(RendezvousError, match=f"{secret.VARIABLE} is set for rank 0, and not for rank 1"):
+    with raises("rendezvous/secret-missing-on-ranks", secret.VARIABLE, "1"):
         share_secret(store, rank=1, world_size=2)
 
 
 def test_a_rank_that_does_not_answer_ends_the_start(own_folders: list[Path]) -> None:
-    with pytest.raises(RendezvousError, match="rank 1 has met the others, and has not answered for"):
+    with raises("rendezvous/no-answer-from-rank", "1"):
         share_secret(torch.distributed.HashStore(), rank=0, world_size=2)
-    with pytest.raises(RendezvousError, match="rank 0 has not handed out the secret of this run for 1 seconds"):
+    with raises("rendezvous/no-answer-from-rank", "rank 0 has not handed out the secret of this run", "1"):
         share_secret(torch.distributed.HashStore(), rank=1, world_size=2)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.processes import PROJECT, python_path, run_ranks, wait_until
 
 from laborllm_dist.distributed import launcher, rendezvous, watchdog
@@ -26,7 +27,7 @@ from laborllm_dist.distributed.context import DistributedContext, alone, alone_o
 from laborllm_dist.distributed.launcher import Process, num_local_ranks
 from laborllm_dist.distributed.rank_variables import RankVariables
 from laborllm_dist.distributed.rendezvous import ANY, interface_of, listen
-from laborllm_dist.errors import AlreadyRunningError, PortInUseError, RendezvousError
+from laborllm_dist.errors import AlreadyRunningError
 
 ALONE = DistributedContext(0, 1, 0, torch.device("cpu"))
 
@@ -98,7 +99,7 @@ def test_a_taken_port_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None
     with socket.create_server(("127.0.0.1", 0)) as other:
         variables = RankVariables(0, 2, 0, "127.0.0.1", other.getsockname()[1])
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-        with pytest.raises(PortInUseError, match="is taken by another run on this machine; start with another one"):
+        with raises("port-in-use/port-in-use"):
             rendezvous.open_store(variables, timedelta(seconds=1))
 
 
@@ -107,9 +108,7 @@ def test_a_port_at_which_nobody_may_listen_is_one_clear_line(monkeypatch: pytest
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(rendezvous, "listen", refuse)
-    with pytest.raises(
-        RendezvousError, match=r"rank 0 cannot listen at 127\.0\.0\.1:1 \(Permission denied\); take another"
-    ):
+    with raises("rendezvous/cannot-listen", "127.0.0.1", "1", "Permission denied"):
         rendezvous.open_store(RankVariables(0, 2, 0, "127.0.0.1", 1), timedelta(seconds=1))
 
 
@@ -291,7 +290,11 @@ def test_two_tables_of_a_folder_are_worked_on_at_once_and_one_is_not(tmp_path: P
     with (
         alone_on_table(ALONE, tmp_path / "test.parquet"),
         alone_on_table(ALONE, tmp_path / "test.other.parquet"),
-        pytest.raises(AlreadyRunningError, match=r"another start is at work on .*test\.other\.parquet; wait for it"),
+        raises(
+            "already-running/locked-by-another-process",
+            "another start is at work on",
+            "test.other.parquet; wait for it",
+        ),
         alone_on_table(ALONE, tmp_path / "test.other.parquet"),
     ):
         pass

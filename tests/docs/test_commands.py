@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers.errors import raises
 from helpers.processes import PROJECT
 
 from laborllm_dist.cli import compose_settings
@@ -111,5 +112,5 @@ def test_a_command_of_the_manual_composes_or_is_known(words: tuple[str, ...]) ->
 def test_a_misspelled_override_is_noticed() -> None:
     (started,) = [launch_arguments(words) for words in commands_of("python launch/report.py runs='[a]' mesure=title")]
     assert started is not None
-    with pytest.raises(Exception, match="mesure"):
+    with raises("settings/unknown-setting", "mesure"):
         compose(started[0], tuple(started[1]))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.models import settings_for
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import COMPUTE
@@ -28,7 +29,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import check_room, title_places
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
-from laborllm_dist.errors import ModelError, ScoreTableError, SequenceTooLongError, TitleBoundaryError
+from laborllm_dist.errors import ModelError, SequenceTooLongError
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, check_observed, score_titles
 from laborllm_dist.evaluation.title_trie import (
     ROOT,
@@ -248,7 +249,7 @@ def test_log_likelihoods_that_are_no_numbers_are_refused() -> None:
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     model = random_llama(tokenizer)
     model.get_output_embeddings().weight.data[7, 0] = torch.inf
-    with pytest.raises(ModelError, match="log-likelihoods that are not finite; its weights are broken"):
+    with raises("model/non-finite-log-likelihoods"):
         distributions(Counted(evaluated(model, COMPUTE)), rows, trie)
 
 
@@ -308,12 +309,12 @@ def test_titles_of_other_tokens_after_some_prompts_of_a_split_are_refused() -> N
     after_year = lambda text: text.endswith("1990: Type 2 cafe\u0301 aides\n")  # noqa: E731
     changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, after_year, -2))
     title_trie(PROMPT, VOCABULARY, changed)
-    with pytest.raises(TitleBoundaryError, match=r"other tokens after .* than after .*1990:', .* 'Type 2 cafe"):
+    with raises("title-boundary/titles-tokenized-differently", "1990:'", "'Type 2 cafe"):
         common_title_trie(prompts, VOCABULARY, changed)
 
 
 def test_titles_of_the_same_tokens_are_refused() -> None:
-    with pytest.raises(TitleBoundaryError, match="two titles are the same tokens"):
+    with raises("title-boundary/titles-with-equal-tokens"):
         build_trie([(1, 2), (3,), (1, 2)], terminator=9)
 
 
@@ -324,13 +325,13 @@ def test_observed_titles_of_other_tokens_are_refused() -> None:
     places, observed = title_places(rows, [[0]]), rows.occupations_of([0])
     check_observed(ids, places, trie, observed)
     ids[0, places.spans[1, 1]] += 1
-    with pytest.raises(TitleBoundaryError, match="title 1 is other tokens inside a career"):
+    with raises("title-boundary/titles-tokenized-differently", "1"):
         check_observed(ids, places, trie, observed)
 
 
 def test_a_table_of_titles_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScoreTableError, match=r"no table of titles at .*titles=all. makes it"):
+    with raises("score-table/no-table", "table of titles", "titles=all"):
         read_title_table(tmp_path / "test_titles.parquet")
     (tmp_path / "test_titles.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match="is no table of titles or is damaged"):
+    with raises("score-table/unreadable-table", "table of titles"):
         read_title_table(tmp_path / "test_titles.parquet")

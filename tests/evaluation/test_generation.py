@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.processes import run_ranks, run_well
 from helpers.runs import COMPUTE, settings_of
 from helpers.scoring_cases import careers_of_every_kind, random_llama, rows_of, trained_tokenizer
@@ -19,7 +20,7 @@ from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import title_places
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings
-from laborllm_dist.errors import ScoreTableError, SettingsError
+from laborllm_dist.errors import SettingsError
 from laborllm_dist.evaluation.generation import continuation_text, continuations, line_ends
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import InferenceModel, evaluated
@@ -191,10 +192,10 @@ def test_shares_and_their_errors_by_hand() -> None:
 
 
 def test_a_table_of_continuations_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScoreTableError, match=r"no table of continuations at .*check_generations=true. makes it"):
+    with raises("score-table/no-table", "table of continuations", "check_generations=true"):
         read_generated_table(tmp_path / "test_generated.parquet")
     (tmp_path / "test_generated.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match="is no table of continuations or is damaged"):
+    with raises("score-table/unreadable-table", "table of continuations"):
         read_generated_table(tmp_path / "test_generated.parquet")
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
+from helpers.errors import raises
 from helpers.trained_runs import ONE_RANK, PARTED_KEYS, parted
 
-from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.evaluation.resumable_parts import finish_parts, read_parts, remove_parts
 from laborllm_dist.tables.parquet import with_checksum
 
@@ -33,8 +32,8 @@ def test_parts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     finish_parts(work, ONE_RANK, lambda line: None)
     doubled = tmp_path / "parts/part-000001.parquet"
     pq.write_table(with_checksum(pa.table({"career": [0], "position": [0], "value": [0]})), doubled)
-    with pytest.raises(ScoreTableError, match=r"hold 5 observations, the split has 5, or not the same ones"):
+    with raises("score-table/parts-of-other-observations", "5"):
         read_parts(work, PARTED_KEYS)
     doubled.write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match=r"part-000001.parquet is damaged .*; delete it, and evaluate again"):
+    with raises("score-table/part-damaged", "part-000001.parquet"):
         read_parts(work, PARTED_KEYS)

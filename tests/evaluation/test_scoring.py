@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.models import settings_for
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import COMPUTE, settings_of, small_run
@@ -17,7 +18,6 @@ from laborllm_dist.batching.observations import observation_scores
 from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import ComputeSettings
-from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.evaluation.tasks import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama, pretrained_model
@@ -72,9 +72,7 @@ def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolera
 def test_a_career_longer_than_a_row_is_refused_by_name() -> None:
     rows = rows_of(careers_of_every_kind(), trained_tokenizer())
     settings = EvaluationSettings(split="test", max_seq_length=40, batch_size=1, batches_per_part=1, precision="fp32")
-    with pytest.raises(
-        SequenceTooLongError, match=r"career '3' of PSID has \d+ tokens, evaluation.max_seq_length is 40"
-    ):
+    with raises("sequence-too-long/career-too-long", "'3'", "PSID", "40"):
         plan_evaluation(rows, settings)
 
 

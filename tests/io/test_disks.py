@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 from helpers.scores import report_on, write_scores
 from safetensors.torch import save_file
@@ -23,7 +24,7 @@ from laborllm_dist import cli
 from laborllm_dist.checkpoint.save import write_fragments
 from laborllm_dist.cli import launch
 from laborllm_dist.config.evaluation import ReportSettings
-from laborllm_dist.errors import AlreadyRunningError, DiskError, DiskFullError, TitleBoundaryError
+from laborllm_dist.errors import AlreadyRunningError, DiskFullError, TitleBoundaryError
 from laborllm_dist.io import files
 from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text
 from laborllm_dist.io.recorded_folder import replacing_folder
@@ -113,7 +114,7 @@ def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     with replacing_folder(folder, {}, "") as partial:
         (partial / "config.json").write_text("{}")
-        busy = pytest.raises(AlreadyRunningError, match=r"another process is writing to .*model\.partial; wait for it")
+        busy = raises("already-running/folder-being-written", "model.partial")
         with busy, replacing_folder(folder, {}, ""):
             pass
         assert (partial / "config.json").is_file()
@@ -136,7 +137,7 @@ def test_a_full_disk_under_a_tokenizer_s_own_saving_is_one_line(tmp_path: Path) 
 def test_a_full_disk_under_a_copied_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "from/tokenizer.json").write_text("{}" * 1000)
-    full = pytest.raises(DiskFullError, match="no room left on the disk")
+    full = raises("disk-full/no-room-left")
     with full, replacing_folder(tmp_path / "to", {}, "") as partial:
         (partial / "tokenizer.json").symlink_to("/dev/full")
         shutil.copytree(tmp_path / "from", partial, dirs_exist_ok=True)
@@ -144,7 +145,7 @@ def test_a_full_disk_under_a_copied_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fails_under_safetensors_is_one_line(tmp_path: Path) -> None:
-    refused, path = pytest.raises(DiskError, match="File too large; mend that"), tmp_path / "weights"
+    refused, path = raises("disk/file-access-failed", "File too large"), tmp_path / "weights"
     with refused, largest_file(1000), translate_disk_errors(path):
         save_file({"weight": torch.zeros(10_000)}, path)
 

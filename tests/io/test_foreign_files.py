@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.checkpoints import write_checkpoint
+from helpers.errors import raises
 from helpers.runs import quiet, settings_of, small_run
 from helpers.scores import INFO, report_on, scores, write_scores
 from helpers.trained_runs import ONE_RANK, begun_run, forecast, random_run, score_alone
@@ -20,7 +21,7 @@ from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, OtherModelSettings, PredictSettings
 from laborllm_dist.config.reader import OutOfRangeError, is_file_name
-from laborllm_dist.errors import DataFileError, ForeignFileError, LaborError, RunError, SettingsError
+from laborllm_dist.errors import ForeignFileError, LaborError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, remove_parts
 from laborllm_dist.evaluation.target import EvaluatedRun
 from laborllm_dist.io.files import atomic_write, write_text
@@ -83,9 +84,7 @@ def test_a_folder_with_anything_else_in_it_is_not(name: str, tmp_path: Path) -> 
     folder = tmp_path / "model"
     made_folder(folder)
     thesis = thesis_in(folder, name)
-    with pytest.raises(
-        ForeignFileError, match=rf"{name} was not written by this software, so .*model is not replaced; ADVICE"
-    ):
+    with raises("foreign-file/foreign-file-in-folder", name, "model", "ADVICE"):
         made_folder(folder, "2")
     assert (thesis.read_text(), (folder / "config.json").read_text()) == (THESIS, "1")
 
@@ -117,7 +116,7 @@ def test_folders_of_earlier_versions_and_with_a_damaged_record_are_replaced_unle
             (folder / name).write_text("{}")
         (folder / "laborllm_dist.json").write_text(content, encoding="latin-1")
         thesis = thesis_in(folder)
-        with pytest.raises(ForeignFileError, match="thesis"):
+        with raises("foreign-file/foreign-file-in-folder", "thesis"):
             made_folder(folder)
         thesis.unlink()
         made_folder(folder)
@@ -127,25 +126,21 @@ def test_folders_of_earlier_versions_and_with_a_damaged_record_are_replaced_unle
 def test_links_files_and_foreign_partial_folders_are_refused(tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path / "home")
     (tmp_path / "link").symlink_to(tmp_path / "home")
-    with pytest.raises(
-        ForeignFileError, match=r"link is a symbolic link \(to .*home\), which is not followed; remove the link"
-    ):
+    with raises("foreign-file/symbolic-link", "link", "home"):
         made_folder(tmp_path / "link")
     (tmp_path / "model.partial").symlink_to(tmp_path / "home")
-    with pytest.raises(ForeignFileError, match=r"model.partial is a symbolic link"):
+    with raises("foreign-file/symbolic-link", "model.partial"):
         made_folder(tmp_path / "model")
     (tmp_path / "other.partial").mkdir()
     other = thesis_in(tmp_path / "other.partial")
-    with pytest.raises(
-        ForeignFileError, match=r"other.partial is there and was not begun by this software; move it away"
-    ):
+    with raises("foreign-file/foreign-partial-folder", "other.partial"):
         made_folder(tmp_path / "other")
-    with pytest.raises(ForeignFileError, match=r"thesis.tex is a file, and is not replaced; ADVICE"):
+    with raises("foreign-file/file-instead-of-folder", "thesis.tex", "ADVICE"):
         made_folder(thesis)
     made_folder(tmp_path / "third")
     (tmp_path / "third/config.json").unlink()
     (tmp_path / "third/config.json").symlink_to(thesis)
-    with pytest.raises(ForeignFileError, match=r"third/config.json was not written"):
+    with raises("foreign-file/foreign-file-in-folder", "third/config.json"):
         made_folder(tmp_path / "third")
     assert thesis.read_text() == other.read_text() == THESIS
 
@@ -154,9 +149,7 @@ def test_a_partial_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path)
     (tmp_path / "f.partial").symlink_to(thesis)
     for write in (lambda: write_text(tmp_path / "f", "new"), lambda: write_score_table(scores(), INFO, tmp_path / "f")):
-        with pytest.raises(
-            ForeignFileError, match=r"f.partial is a symbolic link \(to .*thesis.tex\), which is not followed"
-        ):
+        with raises("foreign-file/symbolic-link", "f.partial", "thesis.tex"):
             write()
     assert thesis.read_text() == THESIS
     assert (tmp_path / "f.partial").is_symlink() and not (tmp_path / "f").exists()
@@ -169,9 +162,7 @@ def test_a_partial_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 
 def test_convert_empties_no_folder(tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path / "models")
-    with pytest.raises(
-        ForeignFileError, match=r"thesis.tex was not written .*; name another folder \(output=...\), or move"
-    ):
+    with raises("foreign-file/foreign-file-in-folder", "thesis.tex", "name another folder (output=...), or move"):
         convert_gguf(tmp_path / "none.gguf", tmp_path / "models")
     assert thesis.read_text() == THESIS
 
@@ -181,9 +172,7 @@ def test_train_deletes_no_export_that_no_run_has_written(name: str, tmp_path: Pa
     settings = settings_of(small_run(tmp_path))
     begun_run(tmp_path)
     thesis = thesis_in(tmp_path / "runs/small" / name)
-    with pytest.raises(
-        ForeignFileError, match=rf"{name}/thesis.tex was not written .*; move what you want to keep out of it"
-    ):
+    with raises("foreign-file/foreign-file-in-folder", name, "/thesis.tex", "move what you want to keep out of it"):
         train(settings, ONE_RANK)
     assert thesis.read_text() == THESIS
 
@@ -193,9 +182,7 @@ def test_train_deletes_no_export_that_no_run_has_written(name: str, tmp_path: Pa
 )
 def test_a_folder_that_is_no_run_is_not_made_one(name: str, tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path / "runs/small", name)
-    with pytest.raises(
-        ForeignFileError, match=r"runs/small is there and is no run: .* was not written by one; give this run"
-    ):
+    with raises("foreign-file/folder-not-a-run", "runs/small"):
         train(settings_of(small_run(tmp_path)), ONE_RANK)
     assert thesis.read_text() == THESIS
     assert {path.name for path in (tmp_path / "runs/small").iterdir()} == {Path(name).parts[0]}
@@ -217,7 +204,7 @@ def test_what_a_killed_start_has_left_is_a_run_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", ".hidden", "x" * 121])
 @pytest.mark.parametrize("setting", ["name", "data.name"])
 def test_names_of_runs_and_stores_are_names(setting: str, name: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"setting {setting}: expected a file name of at most 120 bytes without"):
+    with raises("settings/invalid", setting, "a file name of at most 120 bytes without"):
         settings_of([*small_run(tmp_path), f"{setting}='{name}'"])
 
 
@@ -256,9 +243,7 @@ def test_a_report_takes_the_place_of_a_report_only(tmp_path: Path) -> None:
         write_scores(tmp_path / name / "scores/test.parquet", name, content)
     for foreign in ("report.html", "summary.json", "figures/perplexity.png"):
         thesis = thesis_in(tmp_path / f"out-{foreign[0]}", foreign)
-        with pytest.raises(
-            ForeignFileError, match=rf"{Path(foreign).name} was not written by report.py, and is not replaced"
-        ):
+        with raises("foreign-file/not-a-report-file", Path(foreign).name):
             report_on(tmp_path / "run", output=tmp_path / f"out-{foreign[0]}")
         assert thesis.read_text() == THESIS
     for run in ("run", "other"):
@@ -277,13 +262,11 @@ def test_checkpoints_are_removed_and_other_files_stay(tmp_path: Path) -> None:
     save_total_limit(tmp_path, saved_step=4, num_newest=1, best_step=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001", "step_00000004"]
     partial = thesis_in(tmp_path / "step_00000005.partial")
-    with pytest.raises(
-        ForeignFileError, match=r"thesis.tex is no part of a checkpoint, so .*5.partial is not removed; move"
-    ):
+    with raises("foreign-file/foreign-file-in-checkpoint", "thesis.tex", "5.partial"):
         save_total_limit(tmp_path, saved_step=4, num_newest=1, best_step=None)
     damaged = thesis_in(tmp_path / "step_00000006.damaged")
     (write_checkpoint(tmp_path, 6) / "manifest.json").unlink()
-    with pytest.raises(ForeignFileError, match=r"6.damaged is not removed"):
+    with raises("foreign-file/foreign-file-in-checkpoint", "6.damaged"):
         newest_checkpoint(tmp_path)
     assert thesis.read_text() == partial.read_text() == damaged.read_text() == THESIS
 
@@ -305,14 +288,12 @@ def test_a_table_of_another_kind_is_not_written_over(content: str, copied: Path)
     if content == "parquet":
         pq.write_table(pa.table({"thesis": [THESIS]}), table)
     before = table.read_bytes()
-    with pytest.raises(
-        ForeignFileError, match=r"test.parquet is no file of scores, or is damaged; it is not replaced: move"
-    ):
+    with raises("foreign-file/not-a-score-table", "test.parquet"):
         score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={copied}"]))
     assert table.read_bytes() == before
     marginal = copied / "scores/test.marginal.parquet"
     write_score_table(scores(), INFO, marginal)
-    with pytest.raises(RunError, match=r"marginal.parquet holds the scores of a model, m, not of a baseline; move it"):
+    with raises("run/scores-of-a-model", "marginal.parquet", "m"):
         score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={copied}"]), quiet)
     assert read_score_table(marginal)[1] == INFO
 
@@ -329,17 +310,13 @@ def test_a_model_s_folder_gives_its_table_no_baseline_s_name(copied: Path, tmp_p
     for name in ("truth", "marginal", ".hidden"):
         shutil.copytree(copied / "export", tmp_path / name)
         settings = compose_settings(EvaluateSettings, "evaluate", [f"run={copied}", f"model.path={tmp_path}/{name}"])
-        with pytest.raises(
-            SettingsError, match=rf"would be called '{name}', which .*; give them a name \(model.name=...\)"
-        ):
+        with raises("settings/invalid-score-name", "'", name):
             score_alone(settings)
 
 
 def test_a_result_beside_a_forecast_is_not_written_over(copied: Path) -> None:
     thesis = thesis_in(copied / "scores", "test_forecast_h2.json")
-    with pytest.raises(
-        ForeignFileError, match=r"test_forecast_h2.json was not written by forecast.py, and is not replaced"
-    ):
+    with raises("foreign-file/not-a-forecast-result", "test_forecast_h2.json"):
         forecast(copied, "max_people=1")
     assert thesis.read_text() == THESIS
 
@@ -355,9 +332,7 @@ def test_only_parts_are_removed_with_the_parts(tmp_path: Path) -> None:
 def test_a_store_is_not_built_over_other_files(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, num_people=20))
     thesis = thesis_in(locate_store(settings).building)
-    with pytest.raises(
-        ForeignFileError, match=r"thesis.tex is no part of a store, and .*partial is where one is built; move"
-    ):
+    with raises("foreign-file/foreign-file-in-store", "thesis.tex", "partial"):
         prepare_store(settings, quiet)
     assert thesis.read_text() == THESIS
     thesis.unlink()
@@ -367,13 +342,13 @@ def test_a_store_is_not_built_over_other_files(tmp_path: Path) -> None:
 
 def test_career_text_is_written_beside_other_files_only(tmp_path: Path) -> None:
     thesis = thesis_in(tmp_path / "text.partial")
-    with pytest.raises(ForeignFileError, match=r"text.partial is there and was not begun by this software"):
+    with raises("foreign-file/foreign-partial-folder", "text.partial"):
         write_career_text([], tmp_path / "text")
     assert thesis.read_text() == THESIS
     write_career_text([], tmp_path / "other")
     assert not (tmp_path / "other/laborllm_dist.json").exists()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(DataFileError, match="exists; name a new folder"):
+    with raises("data-file/output-folder-exists"):
         write_career_text([], tmp_path / "link")
 
 

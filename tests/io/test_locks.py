@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.trained_runs import random_run, score_alone
 
 from laborllm_dist.cli import compose_settings
@@ -36,10 +37,13 @@ def test_a_lock_holds_without_flock_and_is_given_back(no_flock: None, tmp_path: 
     for _ in range(2):
         with (
             file_lock(path, busy="another start is at work"),
-            pytest.raises(
-                AlreadyRunningError,
-                match=rf"^another start is at work; .*lock\.held says so \(process {os.getpid()} on .*\); if that "
-                "process is gone, delete the file$",
+            raises(
+                "already-running/lock-file-present",
+                "another start is at work",
+                "lock.held says so (process",
+                os.getpid(),
+                "on",
+                "if that process is gone, delete the file",
             ),
             file_lock(path, busy="another start is at work"),
         ):
@@ -121,6 +125,10 @@ def test_two_models_of_a_run_are_scored_at_once_and_one_of_them_is_not_twice(tmp
     assert table == scores / "test.parquet"
     with (
         alone_on_table(alone, table),
-        pytest.raises(AlreadyRunningError, match=r"another start is at work on .*scores/test\.parquet; wait for it"),
+        raises(
+            "already-running/locked-by-another-process",
+            "another start is at work on",
+            "scores/test.parquet; wait for it",
+        ),
     ):
         score_alone(settings)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.processes import PROJECT
 from helpers.runs import settings_of, small_run
 
 from laborllm_dist.distributed.context import DistributedContext
-from laborllm_dist.errors import RunError
 from laborllm_dist.io.files import sha256_of_json, write_json
 from laborllm_dist.io.run_directory import create_or_resume, read_run
 from laborllm_dist.store.build import prepare_store
@@ -94,7 +94,7 @@ def test_a_way_that_is_no_path_is_a_damaged_record(made: Path, tmp_path: Path, w
     del values["sha256"]
     values["store"]["from_run"] = way
     write_json(record, {**values, "sha256": sha256_of_json(values)})
-    with pytest.raises(RunError, match=r"settings.json is damaged"):
+    with raises("run/damaged-run-record", "settings.json"):
         read_run(tmp_path / "small")
 
 

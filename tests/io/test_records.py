@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from helpers.damage import resigned
+from helpers.errors import raises
 from helpers.models import settings_for
 from helpers.processes import PROJECT
 from helpers.scores import INFO, scores
 from helpers.trained_runs import random_run
 
-from laborllm_dist.errors import DataFileError, LaborError, ModelError, RunError, ScoreTableError, StoreError
+from laborllm_dist.errors import DataFileError, LaborError, RunError
 from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.io.recorded_folder import replacing_folder
 from laborllm_dist.io.run_directory import read_run
@@ -107,7 +108,7 @@ def test_settings_of_a_run_that_were_edited_are_refused(name: str, run: Path, re
     del known["sha256"]
     EDITS[name](known)
     record.write_text(json.dumps(known))
-    with pytest.raises(RunError, match=r"settings.json is damaged \(.*; the command that trained this run writes it"):
+    with raises("run/damaged-run-record", "settings.json"):
         read_run(run)
 
 
@@ -131,7 +132,7 @@ FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 def test_a_manifest_that_was_edited_and_signed_is_refused(name: str, store_folder: Path, restored: None) -> None:
     change, said = FACTS[name]
     resigned(store_folder, change)
-    with pytest.raises(StoreError, match=rf"manifest.json is damaged \(.*{said}.*; delete .* and prepare again"):
+    with raises("store/damaged-manifest", "manifest.json", said):
         open_store(store_folder)
 
 
@@ -142,7 +143,7 @@ def test_a_piece_whose_counts_have_changed_is_refused(store_folder: Path, restor
     for content in (before.replace(b'"people": ', b'"people": 1', 1), b"", b"[]", before[:-9]):
         assert content != before
         record.write_bytes(content)
-        with pytest.raises(StoreError, match=r"piece.json is missing or has changed since it was written; delete"):
+        with raises("store/damaged-piece", "piece.json"):
             read_piece(piece)
 
 
@@ -150,11 +151,11 @@ def test_a_damaged_end_of_a_corpus_and_a_damaged_prefix_are_refused(tmp_path: Pa
     (tmp_path / "ends/c").mkdir(parents=True)
     for content in ("", "[]", '{"pieces": 1}', '{"pieces": 1e999, "people": 1}', '{"pieces": {}, "people": 1}'):
         (tmp_path / "ends/c/0-of-1.json").write_text(content)
-        with pytest.raises(StoreError, match=r"ends/c says is damaged .*; delete .* and start again"):
+        with raises("store/damaged-corpus-totals", "ends/c"):
             corpus_end(tmp_path, "c")
     for content in ("", "[]", "{}", '{"text": "a", "text": "b"}'):
         (tmp_path / "prefix.json").write_text(content)
-        with pytest.raises(StoreError, match=r"prefix.json is damaged .*; delete .* and prepare again"):
+        with raises("store/damaged-prefix", "prefix.json"):
             read_prefix(tmp_path / "prefix.json")
 
 
@@ -173,7 +174,7 @@ def test_metadata_of_scores_that_are_no_texts_are_refused_though_signed(content:
     write_score_table(scores(), INFO, path)
     table = pq.read_table(path)
     pq.write_table(with_checksum(table.replace_schema_metadata({b"laborllm_dist": content.encode()})), path)
-    with pytest.raises(ScoreTableError, match=r"t.parquet is no score table or is damaged"):
+    with raises("score-table/unreadable-table", "t.parquet", "score table"):
         read_score_table(path)
 
 
@@ -184,7 +185,7 @@ def test_an_adapter_s_configuration_that_is_none_is_refused(tmp_path: Path) -> N
     for content in ("null", "[]", "{", '{"base_model_name_or_path": "a", "base_model_name_or_path": "b"}', "{" * 9999):
         (tmp_path / "adapter_config.json").write_text(content)
         for use in (lambda: base_of(settings_for(tmp_path)), lambda: check_adapter_kind(tmp_path)):
-            with pytest.raises(ModelError, match=r"adapter_config.json is damaged"):
+            with raises("model/damaged-adapter-config", "adapter_config.json"):
                 use()
 
 
@@ -192,9 +193,9 @@ def test_a_record_whose_base_is_no_group_of_names_is_refused(tmp_path: Path) -> 
     with replacing_folder(tmp_path / "adapter", {"base": ["x"]}, "") as partial:
         (partial / "adapter_config.json").write_text('{"base_model_name_or_path": "a"}')
     wanted = settings_for(tmp_path / "adapter")
-    with pytest.raises(ModelError, match=r"laborllm_dist.json is damaged \(its base is no group of names\)"):
+    with raises("model/damaged-adapter-config", "laborllm_dist.json is damaged (its base is no group of names"):
         base_of(wanted)
-    with pytest.raises(ModelError, match=r"laborllm_dist.json is damaged \(its base is no group of names\)"):
+    with raises("model/damaged-adapter-record", "laborllm_dist.json is damaged (its base is no group of names"):
         check_base(tmp_path / "adapter", wanted, "x")
 
 

@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.runs import COMPUTE, settings_of
 from torch import nn
 
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.distributed.context import without_cudnn_attention
-from laborllm_dist.errors import ModelError, SettingsError
 from laborllm_dist.models import tree_attention as branch_attention_module
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
@@ -211,13 +211,13 @@ def test_packed_attention_of_a_model_that_cannot_have_it_is_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
-    with pytest.raises(ModelError, match=r"knows models of type llama, .*this one is gpt2; set compute.attention=mask"):
+    with raises("model/packed-attention-unsupported", "llama", "gpt2"):
         CareerLanguageModel(model, dataclasses.replace(COMPUTE, attention="packed"))
     CareerLanguageModel(model, COMPUTE)
 
 
 def test_the_fused_loss_is_refused_where_it_cannot_run() -> None:
-    with pytest.raises(SettingsError, match=r"compute.loss=liger runs on CUDA only; set compute.loss=chunked"):
+    with raises("settings/liger-needs-cuda"):
         check_fused(CPU)
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.processes import PROJECT
 from helpers.runs import settings_of, small_run
 
 from laborllm_dist.checkpoint.export import export_checkpoint
 from laborllm_dist.checkpoint.manifest import CheckpointManifest
 from laborllm_dist.config.model import ModelSettings
-from laborllm_dist.errors import CustomCodeError, LaborError, ModelError
+from laborllm_dist.errors import LaborError, ModelError
 from laborllm_dist.models.dims import shape_of
 from laborllm_dist.models.loading import check_sharded, check_weights, context_of, new_llama, pretrained_model
 from laborllm_dist.store.auto_classes import open_tokenizer
@@ -67,9 +68,7 @@ def planned(settings: ModelSettings) -> object:
 def test_a_model_of_its_own_code_is_refused_and_never_run(
     opened: Callable[[ModelSettings], object], foreign: Path
 ) -> None:
-    with pytest.raises(
-        CustomCodeError, match=r"comes with code of its own \(auto_map .* such code is never run here"
-    ) as got:
+    with raises("custom-code/custom-code-required") as got:
         opened(settings_for(foreign))
     assert len(str(got.value).splitlines()) == 1
     assert not (foreign / "ran").exists()
@@ -78,7 +77,7 @@ def test_a_model_of_its_own_code_is_refused_and_never_run(
 def test_a_tokenizer_of_its_own_code_is_refused_and_never_run(foreign: Path) -> None:
     path = foreign / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "OwnTokenizer"}))
-    with pytest.raises(CustomCodeError, match="comes with code of its own"):
+    with raises("custom-code/custom-code-required"):
         load_tokenizer(str(foreign))
     assert not (foreign / "ran").exists()
 
@@ -112,7 +111,7 @@ def test_a_known_model_that_names_code_is_opened_by_transformers_class_and_expor
 def test_attention_kernels_that_a_configuration_names_are_refused(config: dict[str, object], tmp_path: Path) -> None:
     folder = model_folder(tmp_path, config)
     for opened in (check_weights, whole, context_of, planned, check_sharded):
-        with pytest.raises(CustomCodeError, match=r"names attention kernels of the hub \(somebody/kernel"):
+        with raises("custom-code/hub-attention-kernels", "somebody/kernel"):
             opened(settings_for(folder))
 
 

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from helpers.damage import flipped, unnoticed_flips
+from helpers.errors import raises
 from helpers.models import settings_for
 from helpers.runs import quiet, settings_of, small_run
 from helpers.trained_runs import ONE_RANK, forecast, random_run, score_alone
@@ -40,12 +41,7 @@ from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
-    CheckpointError,
-    DataFileError,
-    ForeignFileError,
-    MissingPackageError,
     ModelError,
-    RunError,
 )
 from laborllm_dist.io.files import sha256_of
 from laborllm_dist.io.run_directory import RunDirectory, create_or_resume, run_fingerprint
@@ -156,7 +152,7 @@ def test_an_adapter_on_the_hub_is_refused_since_its_base_is_not_known(hub: Path)
     wanted = settings_for("somebody/weights", subfolder="7b")
     assert weights_identity(wanted) == f"somebody/weights@{COMMIT}/7b"
     (hub / "snapshots" / COMMIT / "7b/adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"somebody/weights holds an adapter; download it .* and give the folder"):
+    with raises("model/hub-adapter", "somebody/weights"):
         weights_identity(wanted)
 
 
@@ -174,9 +170,7 @@ def test_an_adapter_s_identity_is_its_own_content_and_that_of_its_base(store, tm
     weights["model.norm.weight"] = weights["model.norm.weight"] + 1
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     assert weights_identity(settings_for(str(bare))) != other
-    with pytest.raises(
-        ModelError, match=r"adapter was trained on other weights than those at .*base now \(\w+ then, \w+ now\)"
-    ):
+    with raises("model/adapter-base-changed", "adapter", "base"):
         weights_identity(adapter)
 
 
@@ -191,9 +185,9 @@ def test_an_adapter_without_a_base_is_one_clear_line(content: str, tmp_path: Pat
 
 def test_an_adapter_over_an_adapter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
-    with pytest.raises(ModelError, match=r"is an adapter itself .*; merge that one first"):
+    with raises("model/adapter-on-adapter"):
         base_of(settings_for(str(tmp_path)))
-    with pytest.raises(ModelError, match=r"is an adapter itself"):
+    with raises("model/adapter-on-adapter"):
         context_of(settings_for(str(tmp_path)))
 
 
@@ -215,7 +209,7 @@ def test_a_flip_in_an_export_or_adapter_is_refused_and_makes_it_anew(store, tmp_
             (tmp_path / "aside").rename(path)
     with (
         flipped(run.export / "model.safetensors", 90_000),
-        pytest.raises(ModelError, match=r"makes it anew \(start train.py"),
+        raises("model/model-folder-changed"),
     ):
         weights_identity(settings_for(str(run.export)))
     # A change that is meant.
@@ -274,7 +268,7 @@ def test_a_finished_run_is_finished_only_while_its_export_is_whole(tmp_path: Pat
     assert "small is finished" in capsys.readouterr().out
     with (
         flipped(run.export / "model.safetensors", 800),
-        pytest.raises(ForeignFileError, match=r"README.md was not written"),
+        raises("foreign-file/foreign-file-in-folder", "README.md"),
     ):
         train(settings, ONE_RANK)
     assert (run.export / "README.md").read_text() == "a card of somebody's"
@@ -300,9 +294,7 @@ def test_no_table_is_written_over_with_other_settings_not_even_a_run_s_own(run: 
             (["precision=bf16"], "precision fp32 there, bf16 now"),
             (["max_seq_length=512"], "max_seq_length 1024 there, 512 now"),
         ]:
-            with pytest.raises(
-                RunError, match=rf"other settings \({change}\); give this one another name \(model.name"
-            ):
+            with raises("run/scored-with-other-settings", change):
                 evaluated(run, *name, *more)
         assert table.read_bytes() == before
     # The way out.
@@ -313,9 +305,7 @@ def test_no_table_is_written_over_with_other_settings_not_even_a_run_s_own(run: 
 def test_forecasts_are_not_written_over_with_other_settings(run: Path) -> None:
     table = forecast(run, "max_people=2")[0]
     before = table.read_bytes()
-    with pytest.raises(
-        RunError, match=r"made with other settings \(max_pruned_mass 0.0 there, plain now\); give this one another name"
-    ):
+    with raises("run/scored-with-other-settings", "max_pruned_mass 0.0 there, plain now"):
         forecast(run, "max_people=2", "steps=sampled", "paths=50")
     assert table.read_bytes() == before
     forecast(run, "max_people=2", "steps=sampled", "paths=50", "model.name=drawn")
@@ -351,7 +341,7 @@ def test_the_wage_panel_is_known_by_its_content_not_by_the_version_of_its_packag
     assert fingerprint_sources(data) != before
     monkeypatch.undo()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match="linearmodels is not installed; pip install --no-deps linearmodels"):
+    with raises("missing-package/not-installed", "linearmodels", "--no-deps linearmodels"):
         wage_panel.wage_panel_fingerprint()
 
     def damaged(content: bytes) -> bytes:
@@ -359,7 +349,7 @@ def test_the_wage_panel_is_known_by_its_content_not_by_the_version_of_its_packag
 
     monkeypatch.undo()
     monkeypatch.setattr("bz2.decompress", damaged)
-    with pytest.raises(DataFileError, match=r"the wage panel at .* cannot be read .*; install linearmodels again"):
+    with raises("data-file/unreadable-wage-panel"):
         wage_panel.wage_panel_fingerprint()
 
 
@@ -368,7 +358,7 @@ def test_plain_values_of_any_type_may_stand_in_a_run_s_state(store, tmp_path: Pa
     for value in (True, None, 3, 0.5, "x", [True, {"deep": False}]):
         _, manifest = checkpoint_of({"w": torch.ones(3)}, run, {"later": value})
         assert manifest.state == {"later": value}
-    with pytest.raises(CheckpointError, match="step: expected a whole number, got True"):
+    with raises("checkpoint/invalid-trainer-state", "step: expected a whole number, got True"):
         state_from_values({**dataclasses.asdict(INITIAL_STATE), "step": True})
 
 
@@ -379,7 +369,7 @@ def test_weights_that_lie_beside_those_that_are_opened_change_no_identity(tmp_pa
     (tmp_path / "consolidated.safetensors").write_bytes(b"the same again, by another tool")
     assert weights_fingerprint(tmp_path, "safetensors") == alone
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
-    with pytest.raises(ModelError, match="is not a model folder"):  # nobody opens it without an index
+    with raises("model/not-a-model-folder"):  # nobody opens it without an index
         weights_fingerprint(tmp_path, "safetensors")
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))

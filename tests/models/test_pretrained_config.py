@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from helpers.errors import raises
 from helpers.models import settings_for
 from helpers.processes import PROJECT
 from helpers.runs import COMPUTE, settings_of, small_run
@@ -22,7 +23,7 @@ from architectures import NUM_IDS, scores_by_hand, some_careers, tiny_model
 
 from laborllm_dist.batching.batch import TokenIds, pack_batch
 from laborllm_dist.distributed.context import DistributedContext
-from laborllm_dist.errors import LaborError, ModelError, SequenceTooLongError
+from laborllm_dist.errors import LaborError, ModelError
 from laborllm_dist.models import loading as model_module
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import shape_of
@@ -76,7 +77,7 @@ def test_rounding_of_large_logits_is_not_taken_for_a_leak(monkeypatch: pytest.Mo
     off_by = 0.5  # one last bit
     check_packing(model, device=CPU, longest=32)
     off_by = 4.0
-    with pytest.raises(ModelError, match="do not keep packed careers apart"):
+    with raises("model/packed-careers-interact"):
         check_packing(model, device=CPU, longest=32)
 
 
@@ -145,7 +146,7 @@ def test_the_dropout_of_attention_reaches_the_name_that_a_model_has_for_it(name,
 def test_a_model_that_knows_no_dropout_of_attention_refuses_one_and_takes_none(tmp_path: Path) -> None:
     folder = saved("mpt", tmp_path)
     opened(folder)
-    with pytest.raises(ModelError, match=r"of type mpt cannot have model.attention_dropout=0.25") as refusal:
+    with raises("model/attention-dropout-unsupported", "mpt", "0.25") as refusal:
         set_attention_dropout(open_causal_config(str(folder)), 0.25)
     one_line(refusal.value)
     set_attention_dropout(open_causal_config(str(saved("mamba", tmp_path / "mamba"))), 0.25)
@@ -156,7 +157,7 @@ def test_a_model_that_cannot_compute_layers_again_refuses_gradient_checkpointing
     transformers.CTRLLMHeadModel(transformers.CTRLConfig(**sizes)).save_pretrained(tmp_path)
     told = ["model=pretrained", f"model.path={tmp_path}", "tokenizer=pretrained", "zero=stage0", "zero.precision=fp32"]
     make_model(settings_of(told), DistributedContext(0, 1, 0, CPU), num_ids=NUM_IDS)
-    with pytest.raises(ModelError, match=r"models of type ctrl cannot compute a layer again; set compute.gradient_ch"):
+    with raises("model/gradient-checkpointing-unsupported", "ctrl"):
         make_model(settings_of([*told, "compute=large"]), DistributedContext(0, 1, 0, CPU), num_ids=NUM_IDS)
 
 
@@ -230,8 +231,11 @@ def test_careers_past_the_original_context_are_refused_by_name(tmp_path: Path) -
     check_fit(model, store)
     check_packing(model, device=CPU, longest=longest)
     model.config.rope_parameters["original_max_position_embeddings"] = longest - 1
-    with pytest.raises(
-        SequenceTooLongError, match=rf"context is {longest - 1}, beyond which its rotation changes with the longest"
+    with raises(
+        "sequence-too-long/career-too-long",
+        "context is",
+        longest - 1,
+        "beyond which its rotation changes with the longest",
     ):
         check_fit(model, store)
 
@@ -250,7 +254,7 @@ def test_packing_is_checked_at_real_lengths(monkeypatch: pytest.MonkeyPatch) -> 
     model.load_state_dict(plain.state_dict())
     check_packing(plain, device=CPU, longest=40)
     check_packing(model, device=CPU)
-    with pytest.raises(ModelError, match=r"do not keep packed careers apart|changes? with what comes after") as refusal:
+    with raises("model/packed-careers-interact") as refusal:
         check_packing(model, device=CPU, longest=40)
     one_line(refusal.value)
 
@@ -261,7 +265,7 @@ def test_a_model_that_sees_what_comes_after_is_refused() -> None:
         max_position_embeddings=96, is_decoder=False, initializer_range=0.5,
     )  # fmt: skip
     torch.manual_seed(1)
-    with pytest.raises(ModelError, match=r"models of type bert ") as refusal:
+    with raises("model/packed-careers-interact", "bert") as refusal:
         check_packing(transformers.BertLMHeadModel(config).eval(), device=CPU, longest=40)
     one_line(refusal.value)
 
@@ -366,7 +370,7 @@ def test_an_adapter_scores_as_under_peft_or_is_refused_in_one_line(kind: str, is
         return
     found = opened(adapter)
     check_ids(found, NUM_IDS)
-    with pytest.raises(ModelError, match=r"the tokenizer has 321 ids, the model embeds 320"):
+    with raises("model/vocabulary-exceeds-embeddings", "321", "320"):
         check_ids(found, NUM_IDS + 1)
     scores = packed_scores(found, some_careers(), 80)
     torch.testing.assert_close(scores.double(), scores_by_hand(model.eval(), CAREERS), rtol=0, atol=1e-5)

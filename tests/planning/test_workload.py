@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from helpers.errors import raises
 from helpers.runs import settings_of
 
 from laborllm_dist.config.run import BatchSettings, RunSettings
-from laborllm_dist.errors import DataFileError, SequenceTooLongError, SettingsError
+from laborllm_dist.errors import DataFileError, SequenceTooLongError
 from laborllm_dist.planning.workload import Workload, assumed_plan, find_workload, passes_of, workload_of
 
 
@@ -73,7 +74,7 @@ def test_fractions_and_weights_count_as_in_training() -> None:
     )
     # 8,735 people one and a half times (to even: 13,102), and half of 6,288.8 people.
     assert found.careers_per_epoch == 13_102 + 3_144
-    with pytest.raises(DataFileError, match="leave nobody to train on"):
+    with raises("data-file/no-training-people"):
         find_workload(settings_of(["+experiment=psid81_7b", "data.corpora.psid81.weight=0"]))
 
 
@@ -105,5 +106,5 @@ def test_a_step_holds_the_careers_that_training_takes() -> None:
 def test_careers_that_are_cut_are_not_planned() -> None:
     settings = settings_for()
     cut = dataclasses.replace(settings, template=dataclasses.replace(settings.template, max_tokens=100))
-    with pytest.raises(SettingsError, match=r"template.max_tokens cuts careers"):
+    with raises("settings/truncation-in-training"):
         find_workload(cut)

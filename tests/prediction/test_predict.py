@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.processes import run_well
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import COMPUTE, settings_of, small_run
@@ -35,11 +36,7 @@ from laborllm_dist.config.evaluation import PredictSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import (
     DataFileError,
-    RunError,
-    ScoreTableError,
-    SequenceTooLongError,
     SettingsError,
-    TitleBoundaryError,
 )
 from laborllm_dist.evaluation.target import EvaluatedRun
 from laborllm_dist.io.run_directory import RunDirectory, read_run
@@ -181,20 +178,20 @@ def test_a_table_that_is_wrong_is_named_with_line_and_column(tmp_path: Path, tex
 
 def test_all_problems_are_counted_and_ten_named(tmp_path: Path) -> None:
     people = [{"person": str(each), "jobs": [{"year": 1984, "occupation": "Cook"}]} for each in range(12)]
-    with pytest.raises(DataFileError, match=r"12 problems, the first 10 of them:\n  line 1, field jobs") as refusal:
+    with raises("data-file/invalid-content", "12 problems, the first 10 of them:\n  line 1, field jobs") as refusal:
         read(tmp_path, "\n".join(map(json.dumps, people)))
     assert str(refusal.value).count("\n") == 10
 
 
 def test_files_that_cannot_be_read_and_missing_surveys_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match=r"no file at nowhere.json; careers=FILE is a JSON or CSV file"):
+    with raises("data-file/no-file", "no file", "nowhere.json"):
         read_asked(Path("nowhere.json"), VOCABULARY, ("PSID",))
-    with pytest.raises(DataFileError, match="a folder at"):
+    with raises("data-file/no-file", "a folder"):
         read_asked(tmp_path, VOCABULARY, ("PSID",))
     (tmp_path / "latin.json").write_bytes(b'{"person": "\xe9"}')
-    with pytest.raises(DataFileError, match="byte 13 is not UTF-8"):
+    with raises("data-file/not-utf8", "13"):
         read_asked(tmp_path / "latin.json", VOCABULARY, ("PSID",))
-    with pytest.raises(DataFileError, match="field survey: missing; the run's surveys are PSID, NLSY79"):
+    with raises("data-file/invalid-content", "field survey: missing; the run's surveys are PSID, NLSY79"):
         read(tmp_path, '{"person": "1", "jobs": [JOB]}', surveys=("PSID", "NLSY79"))
 
 
@@ -230,14 +227,12 @@ def as_asked(career: CareerHistory) -> PredictionRequest:
 def test_prompts_whose_tokens_hang_on_the_title_are_refused() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, lambda text: text.endswith(":"), 0))
-    with pytest.raises(
-        TitleBoundaryError, match="title 'Cooks' changes the tokens of the prompt of career '1' of PSID"
-    ):
+    with raises("title-boundary/title-changes-prompt-tokens", "'Cooks'", "'1' of PSID"):
         build_prompts(careers, template(), VOCABULARY, changed)
     # Career 2 has no education: its prompt ends in a year, so its titles stand after another token.
     after_year = lambda text: text.endswith("1990: Type 2 cafe\u0301 aides\n")  # noqa: E731
     changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, after_year, -2))
-    with pytest.raises(TitleBoundaryError, match=r"titles are other tokens after .*1990:. than after"):
+    with raises("title-boundary/titles-tokenized-differently", "1990:'"):
         build_prompts(careers, template(), VOCABULARY, changed)
 
 
@@ -247,9 +242,7 @@ def test_a_career_longer_than_the_context_is_refused_by_name() -> None:
     longest = max(map(len, prompts)) + int(trie.depths_M.max())
     check_context(careers, prompts, trie, longest)
     check_context(careers, prompts, trie, None)
-    with pytest.raises(
-        SequenceTooLongError, match=rf"career '3' of PSID has {longest} tokens .* context is {longest - 1}.*1 of 4"
-    ):
+    with raises("sequence-too-long/prompt-too-long-for-model", "'3' of PSID", longest, longest - 1, "1 of 4"):
         check_context(careers, prompts, trie, longest - 1)
 
 
@@ -310,17 +303,12 @@ def test_people_without_an_individually_scored_title_raise() -> None:
         best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted, print)
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
-            with pytest.raises(
-                SettingsError,
-                match=r"max_unscored_mass: 4 of 4 people have no individually scored title.* at most 0.99 ",
-            ):
+            with raises("settings/no-title-scored", "4 of 4 people have", "0.99"):
                 check_scored(best, tolerance)
         else:
             check_scored(best, tolerance)
     some = TopTitles(np.zeros((2, 2), int), np.array([[-1.0, np.nan], [np.nan, np.nan]]), np.ones(2), np.ones(2))
-    with pytest.raises(
-        SettingsError, match=r"1 of 2 people has no individually scored title.*; take a smaller one, or 0$"
-    ):
+    with raises("settings/no-title-scored", "1 of 2 people has"):
         check_scored(some, 0.5)
 
 
@@ -344,7 +332,7 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
         "threads_per_rank": of_run.ranks.threads_per_rank,
     }
     assert {name: str(value) for name, value in wanted.items()}.items() <= found.details.items()
-    with pytest.raises(SettingsError, match="1 of 1 people has no individually scored title"):
+    with raises("settings/no-title-scored", "1 of 1 people has"):
         predicted("max_unscored_mass=0.999")
 
 
@@ -393,10 +381,10 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_prediction_table(rows(), prediction_info(), tmp_path / "p.parquet")
     table, found = read_prediction_table(tmp_path / "p.parquet")
     assert (table, found) == (rows(), prediction_info())
-    with pytest.raises(ScoreTableError, match=r"no table of predictions at .*predict.py run=... output="):
+    with raises("score-table/no-table", "table of predictions", "predict.py run=... output="):
         read_prediction_table(tmp_path / "q.parquet")
     (tmp_path / "q.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match="is no table of predictions or is damaged"):
+    with raises("score-table/unreadable-table", "table of predictions"):
         read_prediction_table(tmp_path / "q.parquet")
 
 
@@ -416,7 +404,7 @@ def test_settings_that_are_wrong_are_refused(override: str, message: str) -> Non
 
 def test_several_ranks_are_refused() -> None:
     settings = compose_settings(PredictSettings, "predict", ["run=x", "careers=x"])
-    with pytest.raises(RunError, match="predictions are made by one process, found 2 ranks; start with plain python"):
+    with raises("run/several-ranks", "2"):
         predict(
             settings,
             EvaluatedRun(RunDirectory(Path("x"), ""), settings_of([]), Path("stores")),

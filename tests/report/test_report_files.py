@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
+from helpers.errors import raises
 from helpers.scores import KEYS, report_on, write_scores
 from rich.console import Console
 
-from laborllm_dist.errors import RunError, ScoreTableError
+from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.io.number_format import (
     format_nats,
     format_perplexity,
@@ -33,26 +34,26 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_run_without_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no run folder at .*/absent"):
+    with raises("run/no-run-folder", "/absent"):
         report_on(tmp_path / "absent")
 
 
 def test_a_run_without_scores_of_the_split_is_refused(tmp_path: Path) -> None:
     write_scores(tmp_path / "run/scores/validation.parquet", "llm", [1] * 5, info=("validation", "careers-1"))
     write_scores(tmp_path / "run/scores/test_titles.parquet", "llm", [1] * 5)  # another kind of table
-    with pytest.raises(ScoreTableError, match=r"no scores of the test people .*evaluate\.py run="):
+    with raises("score-table/no-scores", "test"):
         report_on(tmp_path / "run")
 
 
 def test_a_table_of_another_split_is_refused(tmp_path: Path) -> None:
     write_scores(tmp_path / "run/scores/test.parquet", "llm", [1] * 5, info=("validation", "careers-1"))
-    with pytest.raises(ScoreTableError, match="scores of the validation people by its metadata, wanted test"):
+    with raises("score-table/scores-of-another-split", "validation", "test"):
         report_on(tmp_path / "run")
 
 
 def test_an_empty_table_is_refused(tmp_path: Path) -> None:
     write_scores(tmp_path / "run/scores/test.parquet", "llm", [], keys=[])
-    with pytest.raises(ScoreTableError, match="has no observations"):
+    with raises("score-table/no-observations"):
         report_on(tmp_path / "run")
 
 
@@ -83,7 +84,7 @@ def test_other_covariates_are_refused(run: Path) -> None:
 
 def test_other_careers_are_refused(run: Path) -> None:
     write_scores(run / "scores/test.logit.parquet", "logit", [1] * 5, info=("test", "careers-2"))
-    with pytest.raises(ScoreTableError, match=r"'llm' .*'logit' .*fingerprints careers-1 and careers-2"):
+    with raises("score-table/different-careers", "'llm'", "'logit'", "careers-1", "careers-2"):
         report_on(run)
 
 

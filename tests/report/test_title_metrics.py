@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers.errors import raises
 from helpers.scores import CODES, report_on, title_rows, write_scores, write_titles
 from rich.console import Console
 
-from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.report.states import LaborStates
 from laborllm_dist.report.title_metrics import facts_of_table
 from laborllm_dist.report.write import terminal_tables
@@ -127,18 +127,14 @@ def test_a_title_that_was_not_told_apart_counts_as_if_it_stood_above() -> None:
 def test_the_normalised_measure_without_distributions_is_refused(run: Path) -> None:
     (run / "scores/test_titles.parquet").unlink()
     assert report_on(run).titles == ()
-    with pytest.raises(
-        ScoreTableError, match=r"'llm' has no table of titles, which measure=normalised wants .*titles=all"
-    ):
+    with raises("score-table/no-title-table", "'llm'"):
         report_on(run, measure="normalised")
 
 
 @pytest.mark.parametrize(("model", "details"), [("other", {}), ("llm", {"weights": "changed"})])
 def test_distributions_of_other_scores_are_refused(run: Path, model: str, details: dict[str, str]) -> None:
     write_titles(run / "scores/test_titles.parquet", model, **details)
-    with pytest.raises(
-        ScoreTableError, match=r"test_titles.parquet is of other scores than .*titles=all. makes it anew"
-    ):
+    with raises("score-table/titles-of-other-scores", "test_titles.parquet"):
         report_on(run)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.panels import panels
 from helpers.processes import PROJECT, run_well
 from helpers.reference.slow_scorer import slow_score
@@ -26,7 +27,7 @@ from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings, OtherModelSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import DataFileError, ModelError, RunError, SequenceTooLongError, SettingsError
+from laborllm_dist.errors import SequenceTooLongError, SettingsError
 from laborllm_dist.evaluation.target import check_cut, describe_cut, longest_text, prompted, text_details, text_name
 from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.report.load import compare_runs
@@ -130,11 +131,9 @@ def test_half_made_prompts_are_refused(overrides: list[str], message: str) -> No
 
 
 def test_templates_refuse_the_same() -> None:
-    with pytest.raises(SettingsError, match=r"setting template.num_fewshot: expected 0, since the prefix has no line"):
+    with raises("settings/invalid", "template.num_fewshot", "0, since the prefix has no line"):
         settings_of(["template.num_fewshot=2"])
-    with pytest.raises(
-        SettingsError, match=r"setting template.max_tokens: expected a whole number from 1 to 10,000,000"
-    ):
+    with raises("settings/invalid", "template.max_tokens", "a whole number from 1 to 10,000,000"):
         settings_of(["+template.max_tokens=0"])
 
 
@@ -194,7 +193,7 @@ def test_fewer_examples_are_the_first_of_more_and_another_seed_draws_others(tmp_
     assert drawn(2, 1) == drawn(5, 1)[:2] == drawn(5, 1)[:2]
     assert drawn(5, 2) != drawn(5, 1)
     assert chosen(small(tmp_path)) == ()
-    with pytest.raises(DataFileError, match=r"template.num_fewshot is 80, data=synthetic has \d\d training people"):
+    with raises("data-file/too-few-examples", "80", "synthetic"):
         drawn(80, 1)
 
 
@@ -211,7 +210,7 @@ def test_a_person_of_two_corpora_is_one_example(tmp_path: Path) -> None:
 
 def test_a_training_person_is_not_scored_after_examples() -> None:
     prompt = compose_settings(EvaluateSettings, "evaluate", ["run=x", "prompt=examples"]).prompt
-    with pytest.raises(RunError, match="split=train would be shown its own answers"):
+    with raises("run/examples-from-scored-split"):
         prompted(settings_of([]).template, prompt, "train")
 
 
@@ -328,16 +327,14 @@ def test_refusals_say_how_many_people_are_longer(whole_and_cut) -> None:
         SequenceTooLongError, match=r"max_seq_length=\d+ or more, or with truncation=last_lines" + count
     ):
         plan_evaluation(rows, evaluation)
-    with pytest.raises(SequenceTooLongError, match=r"1 of \d+ people of this split is longer$"):
+    with raises("sequence-too-long/career-too-long", "1 of", "people of this split is longer"):
         check_lengths(whole, int(rows.num_tokens().max()) - 1, "ADVICE", ("test",))
 
 
 def test_who_does_not_fit_without_any_history_is_refused(whole_and_cut, tmp_path: Path) -> None:
     store = prepare_store(small(tmp_path, "+template.max_tokens=20"), quiet)
     everybody = store.num_people("test")
-    with pytest.raises(
-        SequenceTooLongError, match=rf"without a line of history, .*; {everybody} of {everybody} people of this"
-    ):
+    with raises("sequence-too-long/career-too-long", "without a line of history", everybody, "people of this"):
         check_cut(store, 20, "test")
     check_cut(whole_and_cut[1], whole_and_cut[2], "test")
 
@@ -359,13 +356,13 @@ def test_the_limit_of_a_model_is_that_of_its_context_its_window_and_a_row(tmp_pa
     train_tokenizer(["Cooks"], vocabulary_size=260).save(base)
     assert longest(base, 4096, titles="all") == 512 - len(": Cooks, private")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "none")}))
-    with pytest.raises(ModelError, match=r"no weights for model\.path=.*has no none in it"):
+    with raises("model/no-weights", "has no none in it"):
         longest(adapter, 4096)
 
 
 def test_a_training_never_cuts(whole_and_cut) -> None:
     settings = settings_of(["+template.max_tokens=100"])
-    with pytest.raises(SettingsError, match=r"template.max_tokens cuts careers, which only an evaluation may do"):
+    with raises("settings/truncation-in-training"):
         plan_training(whole_and_cut[1], settings, world_size=1)
 
 
@@ -402,7 +399,7 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
         rows, info = read_score_table(tmp_path / f"runs/small/scores/{name}.parquet")
         return rows["title"].to_numpy(), info
 
-    with pytest.raises(SequenceTooLongError, match="people of this split are longer"):
+    with raises("sequence-too-long/career-too-long", "people of this split are longer"):
         score("prompt=titles")
     run_well("evaluate.py", [run, "prompt=titles", "max_seq_length=8192"], world_size=2, log=tmp_path / "log")
     score()
@@ -420,7 +417,7 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
     assert len(plain) == len(titles) == len(cut)
     assert np.abs(plain - titles).max() > 1e-4
     assert np.abs(plain - cut).max() > 1e-6
-    with pytest.raises(RunError, match=r"small-last-lines.parquet holds the scores of another prompt or limit"):
+    with raises("run/scores-of-other-weights", "small-last-lines.parquet", "another prompt or limit"):
         score("truncation=last_lines", "max_seq_length=299")
     check_against_the_slow_scorer(
         tmp_path, read_score_table(tmp_path / "runs/small/scores/test.small-titles.parquet")[0]

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
+from helpers.errors import raises
 from helpers.runs import quiet, settings_of, small_run
 from helpers.stores import pooled
 
@@ -17,7 +17,6 @@ from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import plan_training
 from laborllm_dist.careers.splits import in_fraction
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import DataFileError, SettingsError
 from laborllm_dist.io.run_directory import run_fingerprint
 from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.store.pooling import TrainingPool, training_pool
@@ -62,7 +61,7 @@ def test_a_corpus_of_weight_0_is_evaluated_only(tmp_path: Path) -> None:
     assert {survey for survey, _ in people_of(settings)} == {"A"}
     store = prepare_store(settings, quiet)
     assert set(store.careers("test").table["survey"].to_pylist()) == {"A", "B"}
-    with pytest.raises(DataFileError, match="fractions and weights leave nobody to train on"):
+    with raises("data-file/no-training-people"):
         people_of(changed(settings, A={"weight": 0.0}, B={"weight": 0.0}))
 
 
@@ -118,7 +117,7 @@ def test_frequency_tables_learn_from_the_pool_alone() -> None:
 
 
 def test_wrong_fractions_and_weights_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"data.corpora.wage_panel.fraction: expected a number from 0 to 1"):
+    with raises("settings/invalid", "data.corpora.wage_panel.fraction", "a number from 0 to 1"):
         settings_of(["data.corpora.wage_panel.fraction=1.5"])
-    with pytest.raises(SettingsError, match=r"data.corpora.wage_panel.weight: expected a number from 0 to 1,000"):
+    with raises("settings/invalid", "data.corpora.wage_panel.weight", "a number from 0 to 1,000"):
         settings_of(["data.corpora.wage_panel.weight=-1"])

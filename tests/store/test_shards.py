@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.errors import raises
 from helpers.panels import panels
 from helpers.processes import PROJECT
 from helpers.runs import quiet, settings_of, small_run
@@ -25,12 +26,9 @@ from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.data import DataSettings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
-    AlreadyRunningError,
     DataFileError,
     DiskFullError,
     LaborError,
-    StoreError,
-    WorkerFailedError,
 )
 from laborllm_dist.io.files import file_lock
 from laborllm_dist.store import workers
@@ -91,12 +89,12 @@ def test_the_refusal_of_a_local_shard_is_the_user_s_line(tmp_path: Path) -> None
     (tmp_path / "A.csv").write_text("person,year,occupation\n1,1984,1\n1,1984,1\n")
     (tmp_path / "A_titles.csv").write_text("code,title\n1,Cooks\n")
     settings = dataclasses.replace(small(tmp_path, "prepare.num_workers=2"), data=panels(tmp_path, "A"))
-    with pytest.raises(DataFileError, match="has 1984 twice"):
+    with raises("data-file/invalid-content", "has 1984 twice"):
         prepare_store(settings, quiet)
 
 
 def test_without_slurm_the_refusal_says_so(tmp_path: Path) -> None:
-    with pytest.raises(WorkerFailedError, match="could not be started on slurm"):
+    with raises("worker-failed/workers-not-started", "slurm"):
         prepare_store(small(tmp_path, "prepare.num_workers=2", "prepare.executor=slurm"), quiet)
 
 
@@ -132,7 +130,7 @@ def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
     settings = small(tmp_path)
     piece = next(begun(settings, 2).glob("pieces/*/train.arrow"))
     piece.write_bytes(piece.read_bytes()[:-9])
-    with pytest.raises(StoreError, match=r"train.arrow is missing or has changed since it was written; delete"):
+    with raises("store/damaged-piece", "train.arrow"):
         prepare_store(settings, quiet)
 
 
@@ -141,7 +139,7 @@ def test_one_process_a_shard(tmp_path: Path) -> None:
     lock = locate_store(settings).building / "work" / "shard-1-of-2.lock"
     with (
         file_lock(lock, busy="here"),
-        pytest.raises(AlreadyRunningError, match="another process is preparing shard 1 of 2"),
+        raises("already-running/locked-by-another-process", "another process is preparing shard 1 of 2"),
     ):
         prepare_shard(settings, quiet)
 
@@ -198,7 +196,7 @@ def test_a_list_of_occupations_is_there_whole_or_not_at_all(whole, tmp_path: Pat
 def test_a_folder_without_its_manifest_is_refused_before_any_work(tmp_path: Path) -> None:
     settings = small(tmp_path)
     locate_store(settings).folder.mkdir(parents=True)
-    with pytest.raises(StoreError, match=r"is there without its manifest.json, so it is no store; delete it"):
+    with raises("store/store-without-manifest", "manifest.json"):
         prepare_store(settings, quiet)
     assert not locate_store(settings).building.exists()
 
@@ -289,7 +287,7 @@ def test_the_tokenizer_learns_from_training_people_as_the_source_splits_them(tmp
 def test_the_same_files_as_two_populations_are_refused(tmp_path: Path) -> None:
     settings = pooled(tmp_path, "A", "B")
     (tmp_path / "B.csv").write_bytes((tmp_path / "A.csv").read_bytes())
-    with pytest.raises(DataFileError, match=r"corpora A and B have the same files but not the same population"):
+    with raises("data-file/shared-files-different-population", "A", "B"):
         prepare_store(settings, quiet)
 
 

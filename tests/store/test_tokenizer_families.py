@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from helpers.errors import raises
 from helpers.processes import PROJECT
 from helpers.psid import HEAD, write_cart
 from helpers.resumes import rows_of
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from laborllm_dist.careers.corpus import pooled_vocabulary
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings
-from laborllm_dist.errors import TitleBoundaryError, TokenizerError
+from laborllm_dist.errors import TokenizerError
 from laborllm_dist.evaluation.title_trie import common_title_trie
 from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.store.few_shot import render_prefix
@@ -242,7 +243,7 @@ def test_a_tokenizer_that_joins_titles_to_their_prompt_is_refused() -> None:
     """Pieces over blanks cannot be cut apart by a rule about line ends."""
     backend = Tokenizer(models.BPE({"<unk>": 0, **{c: at for at, c in enumerate(": Cok1984\nThewasbrni63.(mlg)Fdv,5s", 1)}, ": ": 90}, [(":", " ")], unk_token="<unk>"))  # fmt: skip
     tokenizer = CareerTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend), backend, (), True)
-    with pytest.raises(TitleBoundaryError, match="does not keep the title 'Cooks' apart from its neighbors"):
+    with raises("title-boundary/title-not-on-token-boundary", "'Cooks'"):
         title_token_ids("1984:", OccupationVocabulary(("a",), ("Cooks",)), tokenizer)
 
 
@@ -277,7 +278,7 @@ def test_so_are_names_in_a_career(unknown: str | None) -> None:
     text = "<A worker from the Über dataset>\n1984 (Collège): Cooks\n"
     end = len(text) - 1
     career = CareerText(text, ((end - len(" Cooks"), end),))
-    with pytest.raises(TokenizerError, match=r"no token for 'Ü', 'è' in the line '<A worker from the Über dataset>'"):
+    with raises("tokenizer/unknown-characters", "'Ü', 'è'", "'<A worker from the Über dataset>'"):
         tokenize_careers([career], tokenizer)
     plain = text.replace("Ü", "U").replace("è", "e")
     (told,) = tokenize_careers([dataclasses.replace(career, text=plain)], tokenizer)
@@ -289,7 +290,7 @@ def test_two_titles_of_the_same_tokens_are_named() -> None:
     hugging_face.backend_tokenizer.normalizer = normalizers.NFKC()
     tokenizer = check_tokenizer(hugging_face, "a small tokenizer")
     vocabulary = OccupationVocabulary(("a", "b", "c"), ("Cooks", "Technicians²", "Technicians2"))
-    with pytest.raises(TitleBoundaryError, match="the titles 'Technicians²' and 'Technicians2' are the same tokens"):
+    with raises("title-boundary/identical-title-tokens", "'Technicians²'", "'Technicians2'"):
         title_token_ids("1984:", vocabulary, tokenizer)
 
 
@@ -346,7 +347,7 @@ def test_tokens_at_random_are_refused(tmp_path: Path) -> None:
     content = saved_content(tmp_path)
     content["model"]["dropout"] = 0.5
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(TokenizerError, match=r"draws its tokens at random \(dropout 0.5 in tokenizer.json\)"):
+    with raises("tokenizer/tokenizer-with-dropout", "0.5"):
         load_tokenizer(str(tmp_path))
 
 
@@ -367,7 +368,7 @@ def test_files_of_another_version_are_refused_with_one_line(kind: str, tmp_path:
     saved_content(tmp_path)
     content = json.loads((tmp_path / name).read_text(encoding="utf-8"))
     (tmp_path / name).write_text(json.dumps({**content, **change}), encoding="utf-8")
-    with pytest.raises(TokenizerError, match=r"could be opened at .* with transformers .* upgrade these$") as refusal:
+    with raises("tokenizer/unreadable-tokenizer") as refusal:
         load_tokenizer(str(tmp_path))
     assert why in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -378,18 +379,18 @@ def test_files_of_another_version_are_refused_with_one_line(kind: str, tmp_path:
 def test_damaged_files_are_refused_with_one_line(name: str, damage: bytes, tmp_path: Path) -> None:
     saved_content(tmp_path)
     (tmp_path / name).write_bytes(damage)
-    with pytest.raises(TokenizerError, match="no tokenizer could be opened at") as refusal:
+    with raises("tokenizer/unreadable-tokenizer") as refusal:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(refusal.value)
 
 
 def test_rank_files_alone_are_refused_with_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").write_text(json.dumps({"config": {"pattern": "x", "version": "v99"}, "vocab": []}))
-    with pytest.raises(TokenizerError, match="no tokenizer could be opened at"):
+    with raises("tokenizer/unreadable-tokenizer"):
         load_tokenizer(str(tmp_path))
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    with pytest.raises(TokenizerError, match="there is no tokenizer in"):
+    with raises("tokenizer/no-tokenizer"):
         load_tokenizer(str(tmp_path))
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.damage import flipped, lists, resigned, unnoticed_flips, what_is_read
+from helpers.errors import raises
 from helpers.runs import quiet
 from helpers.scores import INFO, scores
 from helpers.trained_runs import ONE_RANK, PARTED_KEYS, forecast, parted, predict_alone, random_run, score_alone
@@ -21,7 +22,7 @@ from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, PredictSettings
-from laborllm_dist.errors import DataFileError, LaborError, RunError, ScoreTableError, StoreError
+from laborllm_dist.errors import DataFileError, ScoreTableError
 from laborllm_dist.evaluation.resumable_parts import finish_parts, read_parts
 from laborllm_dist.io.files import ChecksumCheck, sha256_of
 from laborllm_dist.io.run_directory import read_run
@@ -84,7 +85,7 @@ def test_every_reader_looks_at_the_checksums(run: Path, store_folder: Path, tmp_
         (shard,) = store_folder.glob(f"pieces/*/{name}.arrow")
         with (
             flipped(shard, 8 * shard.stat().st_size // 2),
-            pytest.raises(StoreError, match=rf"{name}.arrow has changed since"),
+            raises("store/file-checksum-mismatch", name, ".arrow"),
         ):
             reader()
     assert not list((run / "scores").glob("*.parquet")) and not list(tmp_path.glob("*.parquet"))
@@ -101,7 +102,7 @@ def test_a_flip_in_the_settings_of_a_run_is_refused_or_harmless(run: Path) -> No
     record = run / "settings.json"
     before = record.read_bytes()
     record.write_bytes(before.replace(b'"max_seq_length": 1024', b'"max_seq_length": 1025', 1))
-    with pytest.raises(RunError, match=r"settings.json is damaged \(it has changed since it was written"):
+    with raises("run/damaged-run-record", "settings.json", "it has changed since it was written"):
         score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}"]))
     record.write_bytes(before)
 
@@ -115,7 +116,7 @@ def test_training_people_cannot_stand_in_for_test_people(copied: Path) -> None:
 
     before = (copied / "manifest.json").read_bytes()
     resigned(copied, listed)
-    with pytest.raises(StoreError, match=r"train.arrow says that it is .*train.arrow, .*for people of the test split"):
+    with raises("store/wrong-split", "train.arrow", "test"):
         open_store(copied).careers("test")
     (copied / "manifest.json").write_bytes(before)
     # The file itself, with size, checksum and counts mended by hand.
@@ -127,7 +128,7 @@ def test_training_people_cannot_stand_in_for_test_people(copied: Path) -> None:
 
     resigned(copied, mended)
     verify_store(open_store(copied))
-    with pytest.raises(StoreError, match=r"test.arrow says that it is .*train.arrow, the manifest takes it"):
+    with raises("store/wrong-split", "test.arrow", "train.arrow"):
         open_store(copied).careers("test")
 
 
@@ -135,9 +136,7 @@ def test_a_manifest_without_a_checksum_of_its_own_is_refused(copied: Path) -> No
     facts = json.loads((copied / "manifest.json").read_bytes())
     facts.pop("sha256")
     (copied / "manifest.json").write_text(json.dumps(facts))
-    with pytest.raises(
-        StoreError, match=r"or is of an earlier version \(no SHA-256 of its own\); delete .* and prepare"
-    ):
+    with raises("store/manifest-checksum-mismatch"):
         open_store(copied)
 
 
@@ -168,11 +167,11 @@ def test_a_large_store_is_checked_while_other_work_goes_on(store_folder: Path, m
         with checking_store(store, ("test",)) as check:
             other_work = 1 + 1  # done before any file has been read
             may_read.set()
-            with pytest.raises(StoreError, match=r"test.arrow has changed"):
+            with raises("store/file-checksum-mismatch", "test.arrow"):
                 check.wait()
         assert other_work == 2
         # Where the work stumbles over what it reads, the file is what is refused.
-        with pytest.raises(StoreError, match=r"test.arrow has changed"), checking_store(store, ("test",)):
+        with raises("store/file-checksum-mismatch", "test.arrow"), checking_store(store, ("test",)):
             raise KeyError("nonsense in a damaged file")
     with pytest.raises(KeyError), checking_store(store, ("test",)):
         raise KeyError("a bug")
@@ -223,7 +222,7 @@ def test_a_flip_in_a_score_table_is_refused_or_harmless(tmp_path: Path) -> None:
     refused, wrong = unnoticed_flips(path, 250, lambda: numbers_in(path))
     assert not wrong and refused > 150
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ScoreTableError, match=r"delete it, and .*evaluate.py.* makes it anew"):
+    with raises("score-table/unreadable-table", "evaluate.py"):
         read_score_table(path)
 
 
@@ -266,11 +265,11 @@ def test_numbers_changed_by_hand_are_refused_with_their_old_metadata(tmp_path: P
     facts = json.loads(table.schema.metadata[b"laborllm_dist"])
     renamed = {**table.schema.metadata, b"laborllm_dist": json.dumps({**facts, "model": "better"}).encode()}
     pq.write_table(table.replace_schema_metadata(renamed), path)
-    with pytest.raises(ScoreTableError, match="rows or metadata have changed"):
+    with raises("score-table/unreadable-table", "rows or metadata have changed"):
         read_score_table(path)
     bare = {name: value for name, value in table.schema.metadata.items() if name != b"sha256"}
     pq.write_table(table.replace_schema_metadata(bare), path)
-    with pytest.raises(ScoreTableError, match="it has no checksum, so it was written by an earlier version"):
+    with raises("score-table/unreadable-table", "it has no checksum, so it was written by an earlier version"):
         read_score_table(path)
     path.write_bytes(before)
     read_score_table(path)
@@ -308,9 +307,7 @@ def test_a_damaged_table_is_not_taken_for_finished(run: Path) -> None:
     place = content.schema.get_field_index("title")
     lower = pa.array(np.asarray(content["title"]) - 1)
     pq.write_table(content.set_column(place, content.schema.field("title"), lower), table)
-    with pytest.raises(
-        LaborError, match=r"is damaged: its rows or metadata have changed .*; delete it, and make it anew"
-    ):
+    with raises("score-table/damaged-table", "its rows or metadata have changed"):
         score_alone(settings)
     table.unlink()
     assert score_alone(settings).read_bytes() == before
@@ -321,5 +318,5 @@ def test_metadata_that_is_no_metadata_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     for metadata in (b"[]", b"3", b"{}", b'{"model": 1}', b"\xff", b"null"):
         pq.write_table(scores().replace_schema_metadata({b"laborllm_dist": metadata}), path)
-        with pytest.raises(ScoreTableError, match="is no score table or is damaged"):
+        with raises("score-table/unreadable-table", "score table"):
             read_score_table(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 from helpers.scores import INFO, scores
 from helpers.scoring_cases import rows_of_codes
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 
 from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
 from laborllm_dist.config.run import TrackingSettings
-from laborllm_dist.errors import DiskError, DiskFullError, RunError, ScoreTableError
+from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.evaluation.tasks import observation_facts
 from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text
 from laborllm_dist.io.run_directory import create_or_resume, read_run
@@ -52,19 +53,19 @@ def test_impossible_scores_are_refused(changes: dict[str, object], message: str,
 
 
 def test_missing_and_damaged_score_tables_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ScoreTableError, match="no score table at"):
+    with raises("score-table/no-table", "score table"):
         read_score_table(tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ScoreTableError, match="is no score table or is damaged"):
+    with raises("score-table/unreadable-table", "score table"):
         read_score_table(tmp_path / "t.parquet")
-    with pytest.raises(ScoreTableError, match="do not have the columns"):
+    with raises("score-table/invalid-score-columns"):
         write_score_table(scores().drop_columns(["title"]), INFO, tmp_path / "u.parquet")
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "f", "old")
     with (
-        pytest.raises(DiskFullError, match=r"no room left on the disk of .* while writing f; make room"),
+        raises("disk-full/no-room-left", "f"),
         atomic_write(tmp_path / "f"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -74,7 +75,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_old_file(tmp_path: Path) -
 
 def test_a_full_disk_is_known_from_safetensors_too(tmp_path: Path) -> None:
     text = "Error while serializing: I/O error: No space left on device (os error 28)"
-    with pytest.raises(DiskFullError, match="while writing w"), translate_disk_errors(tmp_path / "w"):
+    with raises("disk-full/no-room-left", "w"), translate_disk_errors(tmp_path / "w"):
         raise SafetensorError(text)
     with pytest.raises(SafetensorError, match="other"), translate_disk_errors(tmp_path / "w"):
         raise SafetensorError("other")
@@ -86,7 +87,7 @@ def test_a_disk_that_refuses_is_one_clear_line_and_a_bug_is_not(tmp_path: Path) 
         SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)"),
     ):
         with (
-            pytest.raises(DiskError, match=r"cannot use .*(Read-only|Input/output).*; mend that"),
+            raises("disk/file-access-failed"),
             atomic_write(tmp_path / "f"),
         ):
             raise error
@@ -97,11 +98,11 @@ def test_a_disk_that_refuses_is_one_clear_line_and_a_bug_is_not(tmp_path: Path) 
 def test_a_file_where_a_folder_should_be_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with (
-        pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"),
+        raises("disk/file-access-failed", "runs", "Not a directory"),
         file_lock(tmp_path / "runs/small/lock", busy=None),
     ):
         pass
-    with pytest.raises(DiskError, match=r"cannot use .*runs.*: Not a directory"):
+    with raises("disk/file-access-failed", "runs", "Not a directory"):
         create_or_resume(settings_of(small_run(tmp_path)), STORE, None)
 
 
@@ -110,11 +111,11 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     free = ["ranks.timeout_minutes=9", "zero=stage3", "batch.micro_batch_size=7", "training.save_total_limit=5"]
     assert begun_run(tmp_path, *free, "training.max_consecutive_skips=3") == first
     assert begun_run(tmp_path, *free) == first
-    with pytest.raises(RunError, match=r"made with other settings \(training.epochs: 3 then, 4 now\)"):
+    with raises("run/different-settings", "training.epochs: 3 then, 4 now"):
         begun_run(tmp_path, "training.epochs=4")
-    with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
+    with raises("run/different-settings", "the data or the weights behind it"):
         begun_run(tmp_path, store="other")
-    with pytest.raises(RunError, match=r"made with other settings \(the data or the weights behind it\)"):
+    with raises("run/different-settings", "the data or the weights behind it"):
         begun_run(tmp_path, weights="other")
     wanted = settings_of(small_run(tmp_path, *free))
     assert read_run(first.path)[1] == wanted
@@ -135,11 +136,9 @@ def test_a_damaged_or_missing_record_is_written_anew_from_the_settings_of_the_ch
     record.unlink()
     if damage is not None:
         record.write_text(damage)
-        with pytest.raises(RunError, match="the command that trained this run writes it anew"):
+        with raises("run/damaged-run-record"):
             read_run(record.parent)
-    with pytest.raises(
-        RunError, match=r"other settings \(its settings.json is missing or damaged, .*start it with those"
-    ):
+    with raises("run/different-settings", "its settings.json is missing or damaged"):
         begun_run(tmp_path, "training.epochs=4")
     assert record.exists() == (damage is not None), "other settings must not take its place"
     begun_run(tmp_path)
@@ -166,10 +165,10 @@ def test_versions_of_every_start_are_kept(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     begun_run(tmp_path)
-    with pytest.raises(RunError, match=r"no run at .*smal \(no settings.json\); runs there: small"):
+    with raises("run/no-run", "smal", "settings.json", "runs there: small"):
         read_run(tmp_path / "runs/smal")
     (tmp_path / "runs/small/settings.json").write_text("{")
-    with pytest.raises(RunError, match="is damaged"):
+    with raises("run/damaged-run-record"):
         read_run(tmp_path / "runs/small")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.forecast_cases import ask_chain, full_sum
 from helpers.scores import KEYS, prediction_info, report_on, write_scores
 from helpers.scoring_cases import VOCABULARY, careers_of_every_kind, rows_of, trained_tokenizer
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.config.evaluation import EvaluationSettings
-from laborllm_dist.errors import ModelError, ScoreTableError
+from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.evaluation.all_titles import AllTitles, Prompts, TitleScores, score_titles
 from laborllm_dist.evaluation.tasks import Evaluation, EvaluationPlan
 from laborllm_dist.evaluation.title_trie import build_trie, title_trie
@@ -113,7 +114,7 @@ def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
 
 def test_a_token_of_probability_zero_is_refused() -> None:
     grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
-    with pytest.raises(ModelError, match="log-likelihoods that are not finite"):
+    with raises("model/non-finite-log-likelihoods"):
         score_titles(
             Improbable(NEVER).edges, grown, Prompts(np.array([[0, 0, 4]]), np.array([-1])), TRIE,
             tolerance=0.0, max_tree_tokens=10,
@@ -244,7 +245,7 @@ def test_a_report_of_titles_without_a_share_is_refused_and_is_no_perplexity_of_z
 
 @pytest.mark.parametrize("mass", [-0.5, 1.5, math.nan, math.inf])
 def test_a_mass_that_is_no_probability_is_refused(mass: float, tmp_path: Path) -> None:
-    with pytest.raises(ScoreTableError, match=rf"mass of person 'a', observation 0 is {mass}; wanted a probability"):
+    with raises("score-table/invalid-title-probability", "mass", "'a'", "0", mass, "a probability"):
         write_title_table(title_table([-1.0] * 5, mass=mass), titles_info(), ("1", "2"), tmp_path / "t.parquet")
 
 

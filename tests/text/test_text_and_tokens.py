@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers.errors import raises
 from helpers.processes import PROJECT
 from helpers.runs import settings_of
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from laborllm_dist.careers.occupations.vocabulary import read_vocabulary
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
-from laborllm_dist.errors import TemplateError, TitleBoundaryError, TokenizerError
+from laborllm_dist.errors import TemplateError
 from laborllm_dist.store.tokenize import title_token_ids, tokenize_careers
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
 from laborllm_dist.text.template import CareerText, compile_template, render_career
@@ -75,7 +76,7 @@ def test_a_bad_entry_is_refused(entry: str) -> None:
 def test_a_fact_that_the_template_needs_but_a_person_lacks_is_named() -> None:
     template = compile_template(template_of("{year}: {title}", heading=("Born {birth_year}.",)))
     bare = CareerHistory("7", "PSID", None, None, None, None, CAREER.jobs)
-    with pytest.raises(TemplateError, match="person '7' of PSID has no birth_year"):
+    with raises("template/missing-career-field", "'7'", "PSID", "birth_year"):
         render_career(bare, template, TITLE_OF)
 
 
@@ -158,16 +159,16 @@ def test_spans_hold_for_any_title(titles: list[str]) -> None:
 def test_a_tokenizer_that_joins_a_title_to_the_next_line_is_refused() -> None:
     tokenizer = train_tokenizer(["x"], vocabulary_size=260)
     text = "1984: Cooks.1985: Cooks."  # no line end after the title
-    with pytest.raises(TitleBoundaryError, match="does not keep the title 'Cooks' apart"):
+    with raises("title-boundary/title-not-on-token-boundary", "'Cooks'"):
         tokenize_careers([CareerText(text=text, title_spans=((5, 11),))], tokenizer)
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_a_missing_tokenizer_is_refused(path: str) -> None:
-    with pytest.raises(TokenizerError, match="no tokenizer at"):
+    with raises("tokenizer/no-tokenizer"):
         load_tokenizer(path)
 
 
 def test_an_empty_folder_is_no_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="there is no tokenizer in"):
+    with raises("tokenizer/no-tokenizer"):
         load_tokenizer(str(tmp_path))

@@ -12,10 +12,10 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 
 from laborllm_dist.config.run import TrackingSettings
-from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.tracking import wandb_tracker
 from laborllm_dist.tracking.run_log import RunLog
 from laborllm_dist.tracking.wandb_tracker import tracked_settings
@@ -223,7 +223,7 @@ def test_a_key_without_a_network_goes_on_offline_with_wandb_itself(
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_pipe_or_a_folder_in_the_log_s_place_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "metrics.jsonl")
-    with pytest.raises(ForeignFileError, match=r"metrics.jsonl is not a regular file .*; move it away"):
+    with raises("foreign-file/not-a-regular-file", "metrics.jsonl"):
         RunLog(tmp_path / "metrics.jsonl", TrackingSettings("off", "p"), name="n", settings={}, step=0)
 
 

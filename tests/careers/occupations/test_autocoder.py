@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import shared_file
+from helpers.errors import raises
 from helpers.processes import PROJECT
 
 from laborllm_dist.careers.occupations import build_onet
@@ -343,7 +344,7 @@ def test_the_rules_of_the_table_by_hand(tmp_path: Path) -> None:
 def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "x.csv.gz", "wt") as file:
         file.write("a,b\n1,2\n")
-    with pytest.raises(DataFileError, match=r"x.csv.gz: wanted columns census2000, title and industry_restriction"):
+    with raises("data-file/missing-columns", "x.csv.gz"):
         table_of(tmp_path / "x.csv.gz")
 
 

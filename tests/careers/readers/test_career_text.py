@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.errors import raises
 from helpers.runs import quiet, settings_of, small_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from laborllm_dist.careers.readers.career_text import (
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import CareerTextSettings, VocabularySettings
-from laborllm_dist.errors import AlreadyRunningError, DataFileError, LaborError
+from laborllm_dist.errors import DataFileError, LaborError
 from laborllm_dist.store.build import prepare, prepare_store
 
 WRITTEN = {
@@ -69,12 +70,12 @@ def test_three_people_by_hand(tmp_path: Path) -> None:
 def test_a_kind_may_be_absent_everywhere_but_not_somewhere(tmp_path: Path) -> None:
     wanted = write(tmp_path)
     (tmp_path / "test.gender").unlink()
-    with pytest.raises(DataFileError, match=r"no test.gender in .*; gender must be there for train, test, or for none"):
+    with raises("data-file/missing-split-file", "test", "gender", "train, test"):
         career_text_files(wanted)
     (tmp_path / "train.gender").unlink()
     assert [person.career.gender for person in read(wanted)] == [None] * 3
     (tmp_path / "train.year").unlink()
-    with pytest.raises(DataFileError, match=r"no train.year in"):
+    with raises("data-file/missing-split-file", "train", "year"):
         career_text_files(wanted)
 
 
@@ -107,10 +108,10 @@ def test_broken_files_are_refused_with_file_and_line(kind: str, text: str, tmp_p
 
 def test_missing_folders_are_refused(tmp_path: Path) -> None:
     wanted = write(tmp_path / "a")
-    with pytest.raises(DataFileError, match=r"no folder at .*nowhere"):
+    with raises("data-file/no-folder", "nowhere"):
         career_text_files(dataclasses.replace(wanted, path=str(tmp_path / "nowhere")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataFileError, match=r"no train.job, valid.job or test.job in"):
+    with raises("data-file/no-split-files"):
         career_text_files(dataclasses.replace(wanted, path=str(tmp_path / "empty")))
 
 
@@ -126,10 +127,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert counts == {"train": 2, "valid": 0, "test": 1}
     assert (tmp_path / "out/train.ethnicity").read_text() == "black_or_african_american\nunknown\n"
     assert read(dataclasses.replace(wanted, path=str(tmp_path / "out"))) == read(wanted)
-    with pytest.raises(DataFileError, match=r"out exists; name a new folder"):
+    with raises("data-file/output-folder-exists", "out"):
         write_career_text([], tmp_path / "out")
     odd = dataclasses.replace(THIRD, jobs=(Job(2001, "1 1"),))
-    with pytest.raises(DataFileError, match=r"the code '1 1' has a blank"):
+    with raises("data-file/blank-in-code", "'1 1'"):
         write_career_text([("test", odd)], tmp_path / "odd")
     assert not list(tmp_path.glob("odd*"))
 
@@ -154,7 +155,9 @@ def test_a_store_keeps_the_splits_of_the_files_and_is_written_out(tmp_path: Path
 def test_a_folder_that_another_process_is_writing_is_refused(tmp_path: Path) -> None:
     def while_written() -> Iterator[tuple[Split, CareerHistory]]:
         yield "train", FIRST
-        with pytest.raises(AlreadyRunningError, match=r"another process is writing to .*/out; wait for it, or name"):
+        with raises(
+            "already-running/locked-by-another-process", "another process is writing to", "/out; wait for it, or name"
+        ):
             write_career_text([("test", SECOND)], tmp_path / "out")
         yield "train", SECOND
 
@@ -179,9 +182,7 @@ def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     data = panels(tmp_path, "A", population="PEOPLE")
     both = {**data.corpora, "T": text}
     settings = dataclasses.replace(settings_of(small_run(tmp_path)), data=dataclasses.replace(data, corpora=both))
-    with pytest.raises(
-        DataFileError, match=r"person 'train-\d+' is in the splits train and .* of A and T \(\d+ such people\)"
-    ):
+    with raises("data-file/person-in-several-splits", "'train-", "'", "train and", "A and T"):
         prepare_store(settings, quiet)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import pytest
+from helpers.errors import raises
 from helpers.runs import settings_of
 
 from laborllm_dist.careers.person_records import Exclusion, PersonRecord
 from laborllm_dist.careers.readers.long_panel import long_panel_people
 from laborllm_dist.config.corpora import LongPanelSettings
-from laborllm_dist.errors import DataFileError, SettingsError
 
 PANEL = "data.corpora.long_panel"
 ABSENT = ("birth_year", "gender", "ethnicity", "region", "education")
@@ -76,8 +75,8 @@ def test_codes_of_numbers_are_words_too(tmp_path: Path) -> None:
 
 
 def test_a_word_that_no_list_has_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataFileError, match=r"line 2, column status: 'furloughed' is none of the words of long_panel.st"
+    with raises(
+        "data-file/invalid-content", "line 2, column status: 'furloughed' is none of the words of long_panel.st"
     ):
         read(with_status(tmp_path, "a,1980,436,furloughed\n"))
 
@@ -96,11 +95,9 @@ def test_a_state_that_the_list_of_occupations_lacks_is_left_out(tmp_path: Path) 
 
 
 def test_status_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        SettingsError, match=r"enrolled: expected a word in one of the lists only, 'student' is in unem"
-    ):
+    with raises("settings/invalid", "enrolled", "a word in one of the lists only, 'student' is in unem"):
         with_status(tmp_path, "", f"{PANEL}.status.unemployed=[Student]", f"{PANEL}.status.enrolled=[student]")
-    with pytest.raises(SettingsError, match=r"status: expected the words of the status column, since columns.status"):
+    with raises("settings/invalid", "status", "the words of the status column, since columns.status"):
         with_status(tmp_path, "", f"{PANEL}.status=null")
 
 

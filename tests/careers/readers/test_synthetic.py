@@ -10,6 +10,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from helpers.errors import raises
 
 from laborllm_dist.careers.readers.synthetic import market as market_module
 from laborllm_dist.careers.readers.synthetic import titles as numbers
@@ -303,7 +304,7 @@ def test_a_career_that_the_rule_cannot_judge_is_refused(
 
 
 def test_a_prediction_for_a_year_already_seen_is_refused(market: SyntheticMarket) -> None:
-    with pytest.raises(DataFileError, match="year 1981 is not after the last job, of 1981"):
+    with raises("data-file/year-not-after-last-job", "1981"):
         market.occupation_distribution(CAREER, year=1981, education="high school")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.errors import raises
 from helpers.resumes import coded, job, read, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,6 @@ from laborllm_dist.careers.readers.resumes.dates import (
     split_range,
 )
 from laborllm_dist.config.corpora import ResumeSettings
-from laborllm_dist.errors import DataFileError
 
 DAY = {"day": date(2017, 6, 3), "month": date(2017, 3, 6)}
 
@@ -72,14 +72,14 @@ def test_other_rows_of_the_file_settle_the_order(tmp_path: Path) -> None:
     assert days_of(person) == {2017: "2", 2018: "2"}
     assert person.changes == (settled.replace("day first", "month first"),) * 2
     path.write_text(rows_of(job("a", "1", "01-01-2017", "02-06-2017")))
-    with pytest.raises(
-        DataFileError, match=r"line 1, column end: '02-06-2017' can be .*; nothing in the files settles wh"
+    with raises(
+        "data-file/invalid-content", "line 1, column end: '02-06-2017' can be", "nothing in the files settles wh"
     ):
         read(coded(path))
     (person,) = read(coded(path, date_order="day_first"))
     assert person.changes == ()
     path.write_text(rows_of(*rows, job("b", "1", "2-6-2017", "03-13-2017")))
-    with pytest.raises(DataFileError, match=r"3 problems(.|\n)*the files have dates of both orders"):
+    with raises("data-file/invalid-content", "3 problems", "the files have dates of both orders"):
         read(coded(path))
 
 
@@ -159,8 +159,8 @@ def test_a_column_of_ranges_is_a_start_and_an_end(tmp_path: Path) -> None:
     assert list(days_of(b)) == [2013, 2014, 2015]
     assert c.drops == (Exclusion("job without an end", of="job"),)
     path.write_text(rows_of(job("a", "1", "2013 - 2014", "2015")))
-    with pytest.raises(
-        DataFileError, match=r"column start: '2013 - 2014' is not .*; it is a start and an end, but the job"
+    with raises(
+        "data-file/invalid-content", "column start: '2013 - 2014' is not", "it is a start and an end, but the job"
     ):
         read(coded(path))
     path.write_text(rows_of(job("a", "1", "2013 - 2014", "2013 - 2014")))
@@ -194,7 +194,7 @@ def test_objects_are_dates_in_jsonl_in_parquet_and_as_text_in_csv(tmp_path: Path
         (person,) = read(coded(tmp_path / name))
         assert list(days_of(person)) == [2017, 2018], name
     (tmp_path / "r.jsonl").write_text(rows_of({**job("a", "1", "2010", "2010"), "education": begin}))
-    with pytest.raises(DataFileError, match=r"column education: holds \{\"day\": 3"):
+    with raises("data-file/invalid-content", 'column education: holds {"day": 3'):
         read(coded(tmp_path / "r.jsonl"))
     (tmp_path / "r.jsonl").write_text(
         rows_of({**job("a", "1", "", "2018"), "start": {"$date": "2017-06-03T00:00:00Z"}})
@@ -237,7 +237,7 @@ def left_out(path: Path, **changes) -> ResumeSettings:
 def test_dates_that_cannot_be_are_left_out_and_counted_on_request(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(rows_of(*({**row, "born": "1960" if row["id"] == "a" else "?"} for row in FAULTS)))
-    with pytest.raises(DataFileError, match=r"line 2, column start: 'soon' is not a date"):
+    with raises("data-file/invalid-content", "line 2, column start: 'soon' is not a date"):
         read(left_out(path))
     a, b = read(left_out(path, bad_dates="leave_out"))
     assert days_of(a) == {2010: "1"}
