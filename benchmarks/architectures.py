@@ -194,7 +194,7 @@ def trained_error(folder: Path, stage: int, stepped: nn.Module, ranks: Distribut
     num_targets = sum(len(ids) - 1 for row in rows for ids in row)
     for row in rows:
         total = engine.forward(pack_batch([row], 72), is_last_pass=row is rows[-1])
-        engine.backward(total, step_tokens=num_targets)
+        engine.backward(total, loss_weight=num_targets)
     engine.update(learning_rate=LEARNING_RATE)
     save_checkpoint(engine, export.parent, step=1, run="", state={})
     checkpoint = checkpoint_folder(export.parent, 1)

@@ -131,7 +131,7 @@ def timed_steps(engine: ZeroEngine, steps: Sequence[Sequence[Row]], max_seq_leng
         synchronize()
         started = time.perf_counter()
         total = engine.forward(batch, is_last_pass=True)
-        engine.backward(total, step_tokens=len(batch.scored_N))
+        engine.backward(total, loss_weight=len(batch.scored_N))
         engine.update(learning_rate=1e-5)
         synchronize()
         seconds.append(time.perf_counter() - started)

@@ -7,19 +7,25 @@ predicted, as in a language model's prompt.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from laborllm_dist.io.files import translate_disk_errors
 from laborllm_dist.store.store import CareerTable, whole_careers
 
 Integers = npt.NDArray[np.int64]
 STATIC = ("gender", "ethnicity", "region", "birth_year")  # covariates of a person
 VARYING = ("year", "education")  # covariates of an observation
+CAREERS_PER_BLOCK = 2_000  # whose features are computed at once
+NOT_OF_OBSERVATIONS = ("covariates", "num_categories", "lengths", "num_occupations")  # fields that are no such array
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,8 @@ class CareerFeatures:
 
     def of_careers(self, is_chosen: npt.NDArray[np.bool_]) -> CareerFeatures:
         """Return the features of some careers; `is_chosen` is [careers]."""
+        if is_chosen.all():
+            return self
         chosen = self._of_observations(np.repeat(is_chosen, self.lengths))
         career = np.repeat(np.arange(int(is_chosen.sum())), self.lengths[is_chosen])
         return dataclasses.replace(chosen, career=career, lengths=self.lengths[is_chosen])
@@ -111,7 +119,7 @@ class CareerFeatures:
         arrays = {
             field.name: getattr(self, field.name)[rows]
             for field in dataclasses.fields(self)
-            if field.name not in ("covariates", "num_categories", "lengths", "num_occupations")
+            if field.name not in NOT_OF_OBSERVATIONS
         }
         covariates = {name: column[rows] for name, column in self.covariates.items()}
         return dataclasses.replace(self, **arrays, covariates=covariates)
@@ -157,6 +165,50 @@ def career_features(
         is_gap=np.where(is_first, False, np.diff(years, prepend=years[:1]) != 1),
         is_new_education=np.where(is_first, False, np.diff(covariates["education"], prepend=0) != 0),
         is_scored=is_scored,
+        covariates=covariates,
+        num_categories=categories.sizes(),
+        lengths=lengths,
+        num_occupations=len(careers.vocabulary),
+    )
+
+
+def features_on_disk(
+    careers: CareerTable, categories: Categories, folder: Path, earlier: Sequence[CareerTable] = ()
+) -> CareerFeatures:
+    """Return the features that `career_features` returns as arrays in temporary files, read page by page.
+
+    They are computed for some careers at a time, so memory does not grow with the number of people. The files have no
+    names: the operating system deletes them with the process.
+
+    Args:
+        careers: of the split.
+        categories: of the covariates.
+        folder: on a disk with 200 bytes for each observation.
+        earlier: as in `career_features`.
+    """
+    careers, is_scored = whole_careers(careers, earlier)
+    num_rows = int(careers.num_observations().sum())
+    lengths, arrays, covariates, done = careers.num_observations(), dict[str, Any](), dict[str, Any](), 0
+
+    def column(columns: dict[str, Any], name: str, values: npt.NDArray[Any], done: int) -> None:
+        if name not in columns:
+            with translate_disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+                columns[name] = np.memmap(file, values.dtype, "w+", shape=(num_rows,))
+        columns[name][done : done + len(values)] = values
+
+    for first in range(0, len(careers), CAREERS_PER_BLOCK):
+        block = dataclasses.replace(careers, table=careers.table.slice(first, CAREERS_PER_BLOCK))
+        part = career_features(block, categories)
+        for field in dataclasses.fields(CareerFeatures):
+            if field.name not in (*NOT_OF_OBSERVATIONS, "is_scored"):
+                values = getattr(part, field.name)
+                column(arrays, field.name, values + first if field.name == "career" else values, done)
+        for name, values in part.covariates.items():
+            column(covariates, name, values, done)
+        done += len(part)
+    column(arrays, "is_scored", is_scored, 0)
+    return CareerFeatures(
+        **arrays,
         covariates=covariates,
         num_categories=categories.sizes(),
         lengths=lengths,

@@ -71,8 +71,9 @@ def fit(
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
-    )
+        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay,
+        fused=True,
+    )  # fmt: skip
     identity = fingerprint_of([dataclasses.asdict(settings), type(model).__name__, _content(model, train, weights)])
     state, best = _restored(state_file, identity, model, optimizer, say) or (FitState(), _copied(model))
     batches = _Batches(train, np.flatnonzero(weights), settings.tokens_per_batch, settings.seed)
@@ -123,42 +124,40 @@ def _is_over(state: FitState, patience: int, every: int) -> bool:
 
 def _loss(model: TwoStageModel, batch: CareerBatch) -> Tensor:
     """Return the weighted mean loss of a batch, in nats per observation."""
-    log_p_BT = _observed(model, batch)
     weights_BT = batch.weights_B[:, None] * batch.mask_BT
-    return -(log_p_BT * weights_BT).sum() / weights_BT.sum()
-
-
-def _observed(model: TwoStageModel, batch: CareerBatch) -> Tensor:
-    log_p = model.log_probabilities(batch).gather(-1, batch.occupation_BT[..., None])
-    return log_p.squeeze(-1)
+    return -(model.log_likelihood(batch) * weights_BT).sum() / weights_BT.sum()
 
 
 def mean_loss(model: TwoStageModel, features: CareerFeatures) -> float:
-    """Return the mean loss of careers, in nats per observation."""
-    observed = features.scored().occupation
-    total = sum(
-        -float(log_p[np.arange(len(rows)), observed[rows]].sum()) for rows, log_p in log_probabilities(model, features)
-    )
-    return total / len(observed)
+    """Return the mean loss of the observations of the split, in nats."""
+    total = 0.0
+    for rows, batch in _scored_batches(model, features):
+        with torch.no_grad():
+            log_p_N = model.log_likelihood(batch)[batch.mask_BT].double().cpu().numpy()
+        total -= float(log_p_N[features.is_scored[rows]].sum())
+    return total / int(features.is_scored.sum())
 
 
 def log_probabilities(model: TwoStageModel, features: CareerFeatures) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
     """Yield the numbers of observations of the split, and log P of every symbol, [observations, symbols]: each once."""
-    model.eval()
     number = np.cumsum(features.is_scored) - 1
-    device = next(model.parameters()).device
-    for careers in _by_length(features.lengths, np.arange(len(features.lengths)), SCORED_JOBS):
-        batch = career_batch(features, careers, np.ones(len(features.lengths)))
+    for rows, batch in _scored_batches(model, features):
         with torch.no_grad():
-            log_p_BTS = model.log_probabilities(batch.to(device)).double().cpu()
-        rows = np.concatenate(
-            [
-                np.arange(start, start + length)
-                for start, length in zip(features.starts[careers], features.lengths[careers], strict=True)
-            ]
-        )
+            log_p_BTS = model.log_probabilities(batch).double().cpu()
         is_scored = features.is_scored[rows]
-        yield number[rows[is_scored]], log_p_BTS[batch.mask_BT].numpy()[is_scored]
+        yield number[rows[is_scored]], log_p_BTS[batch.mask_BT.cpu()].numpy()[is_scored]
+
+
+def _scored_batches(
+    model: TwoStageModel, features: CareerFeatures
+) -> Iterator[tuple[npt.NDArray[np.int64], CareerBatch]]:
+    """Yield the numbers of observations, career by career, and their batch on the model's device: each career once."""
+    model.eval()
+    device, weights = next(model.parameters()).device, np.ones(len(features.lengths))
+    starts, lengths = features.starts, features.lengths
+    for careers in _by_length(lengths, np.arange(len(lengths)), SCORED_JOBS):
+        rows = [np.arange(starts[career], starts[career] + lengths[career]) for career in careers]
+        yield np.concatenate(rows), career_batch(features, careers, weights).to(device)
 
 
 def career_batch(features: CareerFeatures, careers: npt.NDArray[np.int64], weights: Floats) -> CareerBatch:

@@ -6,131 +6,237 @@ and tenure and experience in decades. The objective is
     sum_i w_i (-log P_i)  +  strength / 2 ||B||^2
 
 over all coefficients but the intercepts, as in scikit-learn's LogisticRegression with C = 1 / strength. The strength is
-the one of a grid with the highest likelihood of the validation people.
+the one of a grid with the highest likelihood of the validation people. Regressors may be any others: `embedding_logit`
+takes the hidden states of a language model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, sparse, special
+import torch
+from scipy import optimize, sparse
 
 from laborllm_dist.baselines.features import CareerFeatures, Integers
 
 STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3)  # each fit begins where the one before ended
-MOST_ITERATIONS = 500
-CHUNK = 8_192  # observations whose probabilities are in memory at once
+MOST_ITERATIONS = 1_000
+TOLERANCE = 1e-7  # relative change of the objective that ends a fit
+SEARCH_TOLERANCE = 1e-6  # while a strength is chosen
+CHUNK = 4_096  # observations whose probabilities are in memory at once
 DECADE = 10.0  # years, so that regressors are of one size
 Floats = npt.NDArray[np.float64]
 Say = Callable[[str], None]
 
 
+class Design(Protocol):
+    """Regressors, [observations, regressors]: a sparse or dense matrix, or what reads rows of one from a file."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of observations and of regressors."""
+
+    @property
+    def dtype(self) -> Any:
+        """Precision of the products."""
+
+    def __getitem__(self, rows: slice) -> Any:
+        """Return the matrix of these rows."""
+
+    def astype(self, dtype: npt.DTypeLike) -> Any:
+        """Return it in another precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Observations of a logit: regressors, [observations, regressors]; occupation and weight of each."""
+
+    design: Design
+    occupation: Integers
+    weights: Floats
+
+    def in_precision(self, precision: type[np.floating[Any]]) -> Sample:
+        """Return the sample with regressors of another precision."""
+        return Sample(self.design.astype(precision), self.occupation, self.weights)
+
+
 @dataclass(frozen=True, slots=True)
 class Logit:
-    """Coefficients, [regressors, occupations], and intercepts, [occupations]."""
+    """Coefficients, [regressors, seen], and intercepts, [seen], of the occupations that training people have.
+
+    `log_shares` is the log of the share of every occupation in training, each counted once more, [occupations]. An
+    occupation that nobody has in training has no coefficients, so it has this share; the logit divides the rest.
+    """
 
     coefficients: Floats
     intercepts: Floats
+    seen: Integers
+    log_shares: Floats
     strength: float
 
-    def distributions(self, features: CareerFeatures) -> Iterator[tuple[Integers, Floats]]:
+    def distributions(self, design: Design) -> Iterator[tuple[Integers, Floats]]:
         """Yield the numbers of observations and log P of every occupation in nats, [observations, occupations]."""
-        design, numbers = regressors(features), np.arange(len(features))
-        for rows in _chunks(len(features)):
-            yield numbers[rows], special.log_softmax(design[rows] @ self.coefficients + self.intercepts, axis=1)
+        numbers = np.arange(design.shape[0])
+        log_rest = np.log(np.exp(self.log_shares[self.seen]).sum())
+        for rows in _chunks(len(numbers)):
+            logits = torch.from_numpy(design[rows] @ self.coefficients + self.intercepts)
+            log_p = np.tile(self.log_shares, (len(logits), 1))
+            log_p[:, self.seen] = torch.log_softmax(logits, dim=1).numpy() + log_rest
+            yield numbers[rows], log_p
 
-    def log_likelihood(self, features: CareerFeatures) -> float:
-        """Return the mean log-likelihood of observations, in nats."""
-        parts = self.distributions(features)
-        total = sum(float(_observed(log_p, features.occupation[rows]).sum()) for rows, log_p in parts)
-        return total / len(features)
+    def log_likelihood(self, sample: Sample) -> float:
+        """Return the weighted mean log-likelihood of observations, in nats."""
+        total = 0.0
+        for rows, log_p in self.distributions(sample.design):
+            total += float(sample.weights[rows] @ log_p[np.arange(len(rows)), sample.occupation[rows]])
+        return total / float(sample.weights.sum())
 
 
-def fit_logit(train: CareerFeatures, weights: Floats, validation: CareerFeatures, say: Say) -> Logit:
-    """Return the logit of weighted training people whose strength validation people like best.
+def fit_logit(train: Sample, validation: Sample, num_occupations: int, say: Say, strengths: Sequence[float]) -> Logit:
+    """Return the logit of the training sample whose strength the validation sample likes best.
+
+    Strengths are tried from the strongest on, in single precision, and each search begins where the one before ended;
+    the first that is no better than the one before ends them. The best is then fitted to the end in double precision.
 
     Args:
-        train: features of the training people.
-        weights: how many times an epoch takes each observation, [observations].
-        validation: features of the validation people.
+        train: the sample to fit; its weights say how many times an epoch takes each observation.
+        validation: the sample that chooses.
+        num_occupations: size of the vocabulary.
         say: takes a line of progress for each strength.
+        strengths: of the penalty, falling.
     """
-    best, best_likelihood, start = None, -np.inf, None
-    for strength in STRENGTHS:
-        model = fit_with_strength(train, weights, strength, start)
+    best, best_likelihood = None, -np.inf
+    single = train.in_precision(np.float32)
+    for strength in strengths:
+        model = fit_with_strength(single, num_occupations, strength, best, SEARCH_TOLERANCE)
         likelihood = model.log_likelihood(validation)
-        say(f"logit: strength {strength:g}, validation perplexity {np.exp(-likelihood):.3f}")
-        if best is not None and likelihood <= best_likelihood:
+        say(f"strength {strength:g}, validation perplexity {np.exp(-likelihood):.3f}")
+        if likelihood <= best_likelihood:
             break
-        best, best_likelihood, start = model, likelihood, model
+        best, best_likelihood = model, likelihood
     assert best is not None
-    return best
+    return fit_with_strength(train, num_occupations, best.strength, best)
 
 
 def fit_with_strength(
-    train: CareerFeatures, weights: Floats, strength: float, start: Logit | None = None, tolerance: float = 1e-7
+    sample: Sample, num_occupations: int, strength: float, start: Logit | None = None, tolerance: float = TOLERANCE
 ) -> Logit:
-    """Return the coefficients that minimize the objective, by L-BFGS from zero or from another fit.
+    """Return the coefficients that minimize the objective, by L-BFGS from the shares or from another fit of the sample.
+
+    A rare category has little curvature and a frequent one much. So the search is for each coefficient times the square
+    root of its curvature where all coefficients are 0 and P is the share of the occupation, which is
+
+        h_jk = sum_i w_i x_ij^2 p_k (1 - p_k) + strength,
+
+    and takes half the steps. Products are in the precision of the design, sums over chunks in double precision.
 
     Args:
-        train: features of the training people.
-        weights: of the observations, [observations]; those of weight 0 are left out.
+        sample: the observations; those of weight 0 only take time.
+        num_occupations: size of the vocabulary.
         strength: of the penalty.
         start: another fit.
         tolerance: relative change of the objective that ends the search.
     """
-    rows = np.flatnonzero(weights)
-    design = sparse.csr_matrix(regressors(train)[rows])
-    occupation, weight = train.occupation[rows], weights[rows]
-    shape = (design.shape[1] + 1, train.num_occupations)  # the last row: intercepts
+    counts = np.bincount(sample.occupation, sample.weights, minlength=num_occupations)
+    seen = np.flatnonzero(counts)
+    place = np.cumsum(counts > 0) - 1
+    shape = (sample.design.shape[1] + 1, len(seen))  # the last row: intercepts
+    total, precision = float(counts.sum()), sample.design.dtype
+    scale = np.sqrt(_curvature(sample, counts[seen] / total, strength))
 
     def objective(flat: Floats) -> tuple[float, Floats]:
-        parameters = flat.reshape(shape)
+        parameters = flat.reshape(shape) / scale
+        coefficients, intercepts = parameters[:-1].astype(precision), parameters[-1].astype(precision)
         loss, gradient = 0.0, np.zeros(shape)
-        for chunk in _chunks(len(rows)):
-            log_p = special.log_softmax(design[chunk] @ parameters[:-1] + parameters[-1], axis=1)
-            loss -= float(weight[chunk] @ _observed(log_p, occupation[chunk]))
-            residual = np.exp(log_p)
-            residual[np.arange(len(residual)), occupation[chunk]] -= 1.0
-            residual *= weight[chunk, None]
-            gradient[:-1] += design[chunk].T @ residual
+        for chunk in _chunks(len(sample.occupation)):
+            design, occupation = sample.design[chunk], place[sample.occupation[chunk]]
+            weight = sample.weights[chunk, None].astype(precision)
+            rows, logits = np.arange(len(occupation)), design @ coefficients
+            logits += intercepts
+            log_p = torch.log_softmax(torch.from_numpy(logits), dim=1)
+            loss -= float(weight[:, 0].astype(float) @ log_p.numpy()[rows, occupation].astype(float))
+            residual = log_p.exp_().numpy()
+            residual[rows, occupation] -= 1
+            residual *= weight
+            gradient[:-1] += design.T @ residual
             gradient[-1] += residual.sum(axis=0)
         gradient[:-1] += strength * parameters[:-1]
         penalty = strength / 2 * float(np.square(parameters[:-1]).sum())
-        total = float(weight.sum())
-        return (loss + penalty) / total, gradient.ravel() / total
+        return (loss + penalty) / total, (gradient / scale).ravel() / total
 
-    first = np.zeros(shape) if start is None else np.vstack([start.coefficients, start.intercepts])
-    found, _, _ = optimize.fmin_l_bfgs_b(
+    first = np.zeros(shape)
+    if start is None:
+        first[-1] = np.log(counts[seen] / total) * scale[-1]
+    else:
+        first = np.vstack([start.coefficients, start.intercepts]) * scale
+    solution, _, _ = optimize.fmin_l_bfgs_b(
         objective, first.ravel(), factr=tolerance / np.finfo(float).eps, pgtol=tolerance / 10, maxiter=MOST_ITERATIONS
     )
-    parameters = found.reshape(shape)
-    return Logit(parameters[:-1], parameters[-1], strength)
+    parameters = solution.reshape(shape) / scale
+    log_shares = np.log((counts + 1) / (counts + 1).sum())
+    return Logit(parameters[:-1], parameters[-1], seen, log_shares, strength)
 
 
-def regressors(features: CareerFeatures) -> sparse.csr_matrix:
-    """Return the regressors, [observations, regressors]; category 0 of a covariate is its reference."""
-    columns = [_dummies(features.previous, features.num_occupations + 1)]
-    for name, column in features.covariates.items():
-        columns.append(_dummies(column - 1, features.num_categories[name] - 1))
-    decades = np.stack([features.tenure, features.experience], axis=1) / DECADE
-    return sparse.csr_matrix(sparse.hstack([*columns, sparse.csr_matrix(decades)]))
+def _curvature(sample: Sample, shares: Floats, strength: float) -> Floats:
+    """Return the second derivatives by each coefficient at P = shares, [regressors + 1, seen]."""
+    sizes = np.zeros(sample.design.shape[1] + 1)
+    sizes[-1] = sample.weights.sum()
+    for chunk in _chunks(len(sample.occupation)):
+        design = sample.design[chunk]
+        squares = design.power(2) if isinstance(design, sparse.csr_matrix) else np.square(design)
+        sizes[:-1] += squares.T @ sample.weights[chunk]
+    curvature: Floats = sizes[:, None] * (shares * (1 - shares))
+    curvature[:-1] += strength
+    return np.where(curvature > 0, curvature, 1.0)  # with one occupation in training, intercepts have none
 
 
-def _dummies(column: npt.NDArray[np.int64], size: int) -> sparse.csr_matrix:
-    """Return a dummy for each category from 0 on; a row of -1 has none."""
-    rows = np.flatnonzero(column >= 0)
-    return sparse.csr_matrix((np.ones(len(rows)), (rows, column[rows])), shape=(len(column), size))
+@dataclass(frozen=True, slots=True)
+class CareerRegressors:
+    """The regressors of careers, [observations, regressors], made from their features when rows are read.
+
+    Attributes:
+        features: of all observations.
+        rows: which observations.
+        dtype: precision.
+    """
+
+    features: CareerFeatures
+    rows: Integers
+    dtype: npt.DTypeLike = np.float64
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of observations and of regressors."""
+        num_dummies = sum(size - 1 for size in self.features.num_categories.values())
+        return len(self.rows), self.features.num_occupations + 1 + num_dummies + 2
+
+    def __getitem__(self, rows: slice) -> sparse.csr_matrix:
+        return sparse.csr_matrix(regressors(self.features, self.rows[rows]), dtype=np.dtype(self.dtype))
+
+    def astype(self, dtype: npt.DTypeLike) -> CareerRegressors:
+        """Return them in another precision."""
+        return dataclasses.replace(self, dtype=dtype)
+
+
+def regressors(features: CareerFeatures, rows: Integers) -> sparse.csr_matrix:
+    """Return the regressors of some observations, [rows, regressors]; category 0 of a covariate is its reference."""
+    sizes = [features.num_occupations + 1, *(size - 1 for size in features.num_categories.values()), 1, 1]
+    firsts = np.cumsum(sizes) - sizes
+    categories = [features.previous[rows], *(features.covariates[name][rows] - 1 for name in features.num_categories)]
+    dummies = np.stack(categories, axis=1)
+    decades = np.stack([features.tenure[rows], features.experience[rows]], axis=1) / DECADE
+    values = np.concatenate([(dummies >= 0).astype(np.float64), decades], axis=1)
+    places = np.concatenate([np.maximum(dummies, 0), np.zeros_like(decades, dtype=np.int64)], axis=1) + firsts
+    ends = np.arange(0, values.size + 1, values.shape[1])
+    matrix = sparse.csr_matrix((values.ravel(), places.ravel(), ends), shape=(len(values), int(np.sum(sizes))))
+    matrix.eliminate_zeros()
+    return matrix
 
 
 def _chunks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + CHUNK) for start in range(0, num_rows, CHUNK))
-
-
-def _observed(log_p: Floats, occupation: npt.NDArray[np.int64]) -> Floats:
-    """Return log P of the observed occupations, [observations]."""
-    observed: Floats = log_p[np.arange(len(log_p)), occupation]
-    return observed

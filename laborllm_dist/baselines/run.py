@@ -7,6 +7,8 @@ a penalty, when to stop) is chosen on the validation people.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,25 +19,48 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist import __version__
-from laborllm_dist.baselines.features import STATIC, VARYING, CareerFeatures, Categories, career_features, categories_of
+from laborllm_dist.baselines.average import average_scores, average_titles, mixture_weights, read_tables
+from laborllm_dist.baselines.embedding import (
+    StandardizedStates,
+    embedding_model,
+    embedding_store,
+    moments,
+    open_embedding_model,
+    states_in_file,
+)
+from laborllm_dist.baselines.features import (
+    STATIC,
+    VARYING,
+    CareerFeatures,
+    Categories,
+    categories_of,
+    features_on_disk,
+)
 from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table, second_order_table
-from laborllm_dist.baselines.logit import fit_logit
+from laborllm_dist.baselines.logit import STRENGTHS, CareerRegressors, Sample, fit_logit
 from laborllm_dist.careers.corpus import fingerprint_sources
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.careers.splits import SPLITS, Split
-from laborllm_dist.config.baselines import BaselineName, BaselineSettings, FitSettings
+from laborllm_dist.config.baselines import (
+    BASELINES,
+    BaselineName,
+    BaselineSettings,
+    EmbeddingLogitSettings,
+    FitSettings,
+)
 from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.config.data import DataSettings, YearSplit
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import RunError
-from laborllm_dist.evaluation.tasks import observation_facts
+from laborllm_dist.evaluation.tasks import observation_facts, with_details
 from laborllm_dist.io.files import ChecksumCheck, file_lock, fingerprint_of
 from laborllm_dist.io.run_directory import RunDirectory, read_run
+from laborllm_dist.models.loading import weights_identity
 from laborllm_dist.store.pooling import TrainingPool, observation_weights, training_pool
 from laborllm_dist.store.store import CareerTable, TokenStore, checking_store, open_store, whole_careers
 from laborllm_dist.tables.log_domain import log_sum_exp
-from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
-from laborllm_dist.tables.scores import NUM_TITLES, TRUE_MODEL, write_score_table
+from laborllm_dist.tables.parquet import ScoreTableInfo, key_order, written_info
+from laborllm_dist.tables.scores import MASS_OUTSIDE_TITLES, NUM_TITLES, TRUE_MODEL, write_score_table
 from laborllm_dist.tables.title_distributions import title_table_path, write_title_table
 
 if TYPE_CHECKING:
@@ -49,9 +74,12 @@ NAMES: dict[BaselineName, str] = {
     "logit_two_stage": "two-stage logit",
     "bag_of_jobs": "bag of jobs",
     "career": "CAREER",
+    "embedding_logit": "embedding logit",
+    "average": "average",
     "truth": "truth",
 }
-FORMAT = 4  # of the tables made here: raise it when what is in them changes
+FORMAT = 5  # of the tables made here: raise it when what is in them changes
+EMBEDDING_STRENGTHS = (3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0, 3.0)  # of the penalty on standardized states
 Codes = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 # The numbers of observations, and log P of every symbol, [observations, symbols]: first the occupations, then others.
@@ -65,7 +93,13 @@ class BaselinePeople:
 
     store: TokenStore
     settings: RunSettings
-    scored: CareerTable
+    split: Split
+    folder: Path  # of the run
+
+    @cached_property
+    def scored(self) -> CareerTable:
+        """The people that are scored."""
+        return self.store.careers(self.split)
 
     @cached_property
     def train(self) -> CareerTable:
@@ -89,7 +123,7 @@ class BaselinePeople:
 
     def features(self, split: Split) -> CareerFeatures:
         """Return the features of a split."""
-        return career_features(self.store.careers(split), self.categories, self.earlier(split))
+        return features_on_disk(self.store.careers(split), self.categories, self.folder, self.earlier(split))
 
     def earlier(self, split: Split) -> list[CareerTable]:
         """Return the careers whose jobs are a split's history: with split_by=year, those of the splits before it."""
@@ -133,36 +167,136 @@ def _score_missing(
     say: Say,
 ) -> list[Path]:
     (run_settings, store), written = of_run, list[Path]()
-    people = BaselinePeople(store, run_settings, store.careers(settings.split))
+    people = BaselinePeople(store, run_settings, settings.split, run.path)
     for name in settings.baselines:
         path = run.scores(settings.split, name)
-        details = {"baseline": _identity(name, settings, run_settings)}
+        if name == "average":
+            written += _score_members(settings, run, of_run, check, say)
+        details = {"baseline": _identity(name, settings, run_settings, run)}
         has_titles = settings.titles == "all" and name != "truth"
         tables = [path, *([title_table_path(path, settings.split)] if has_titles else [])]
         if all(table.is_file() and _is_same(table, store.careers_fingerprint, details) for table in tables):
             say(f"baselines: {NAMES[name]} is there ({path})")
             continue
         check.wait()
-        state_file = run.path / "baselines" / f"{name}.pt"
-        distributions, more = _distributions(name, people, settings, state_file, say)
         info = ScoreTableInfo(
             model=NAMES[name],
             split=settings.split,
             careers=store.careers_fingerprint,
             code=__version__,
-            details={**details, **more, NUM_TITLES: str(len(store.vocabulary))},
+            details={**details, NUM_TITLES: str(len(store.vocabulary))},
         )
-        scores = _write(people.scored, distributions, info, tables)
-        say(f"baselines: {NAMES[name]} scored on {len(scores):,} observations ({path})")
+        if name == "average":
+            num_scores = _write_average(settings, run, info, tables, store.vocabulary.codes)
+        else:
+            scored = _scored(name, people, settings, run, say)
+            num_scores = _write(scored.careers, scored.distributions, with_details(info, scored.details), tables)
+        say(f"baselines: {NAMES[name]} scored on {num_scores:,} observations ({path})")
         written.append(path)
     return written
 
 
-def _identity(name: BaselineName, settings: BaselineSettings, run: RunSettings) -> str:
+def _score_members(
+    settings: BaselineSettings,
+    run: RunDirectory,
+    of_run: tuple[RunSettings, TokenStore],
+    check: ChecksumCheck,
+    say: Say,
+) -> list[Path]:
+    """Score the baselines of an average, on the validation people too, whom its weights are chosen by."""
+    members = tuple(name for name in BASELINES if name in settings.average.of)
+    splits: tuple[Split, ...] = tuple(dict.fromkeys((settings.split, "validation")))
+    written: list[Path] = []
+    for split in splits:  # before any of the work
+        _member_tables(settings, run, split, tuple(name for name in settings.average.of if name not in members))
+    for split in splits:
+        titles = settings.titles if split == settings.split else "observed"
+        of_split = dataclasses.replace(settings, baselines=members, split=split, titles=titles)
+        written += _score_missing(of_split, run, of_run, check, say)
+    return written
+
+
+def _member_tables(
+    settings: BaselineSettings, run: RunDirectory, split: Split, names: tuple[str, ...] | None = None
+) -> list[Path]:
+    """Return the score tables of the models of an average, or of some of them.
+
+    Raises:
+        RunError: if one has not been scored on these people.
+    """
+    paths = []
+    for name in settings.average.of if names is None else names:
+        is_own = name == "language_model"
+        path = run.scores(split, None if is_own else name)
+        if not path.is_file():
+            of_other = "" if is_own else f" model.path=... model.name={name}"
+            raise RunError(
+                f"the average needs scores of {name} on the {split} people ({path}); "
+                f"`deepspeed launch/evaluate.py run={run.path} split={split}{of_other}` makes them",
+                code="no-scores-to-average",
+            )
+        paths.append(path)
+    return paths
+
+
+def _write_average(
+    settings: BaselineSettings, run: RunDirectory, info: ScoreTableInfo, tables: list[Path], codes: tuple[str, ...]
+) -> int:
+    """Write the tables of an average; return the number of observations."""
+    paths = _member_tables(settings, run, settings.split)
+    weights = mixture_weights(read_tables(_member_tables(settings, run, "validation")).matrix("terminated"))
+    parts = ", ".join(f"{name} {weight:.4f}" for name, weight in zip(settings.average.of, weights, strict=True))
+    info = with_details(info, {"weights": parts, **MASS_OUTSIDE_TITLES})
+    scores = average_scores(read_tables(paths), weights)
+    if len(tables) > 1:
+        titles = average_titles([title_table_path(path, settings.split) for path in paths], weights)
+        write_title_table(titles, info, codes, tables[1])
+    write_score_table(scores, info, tables[0])
+    return int(scores.num_rows)
+
+
+def _identity(name: BaselineName, settings: BaselineSettings, of_run: RunSettings, run: RunDirectory) -> str:
     """Return what stands for everything that decides a baseline's numbers, but the careers."""
     own = getattr(settings, name, None)
-    trained_on = {name: (corpus.fraction, corpus.weight) for name, corpus in run.data.corpora.items()}
-    return fingerprint_of([FORMAT, name, settings.split, trained_on, None if own is None else dataclasses.asdict(own)])
+    facts: list[Any] = [
+        FORMAT,
+        name,
+        settings.split,
+        _trained_on(of_run),
+        None if own is None else dataclasses.asdict(own),
+    ]
+    if name == "average":
+        paths = [path for split in (settings.split, "validation") for path in _member_tables(settings, run, split)]
+        facts.append([dataclasses.asdict(written_info(path)) for path in paths])
+    elif name == "embedding_logit":
+        facts.append(weights_identity(embedding_model(settings.embedding_logit, run)))
+    return fingerprint_of(facts)
+
+
+def _trained_on(run: RunSettings) -> dict[str, tuple[float, float]]:
+    return {name: (corpus.fraction, corpus.weight) for name, corpus in run.data.corpora.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """The careers that a baseline scores, the distributions of their observations, and what the table says of it."""
+
+    careers: CareerTable
+    distributions: Distributions
+    details: dict[str, str]
+
+
+def _scored(
+    name: BaselineName, people: BaselinePeople, settings: BaselineSettings, run: RunDirectory, say: Say
+) -> Scored:
+    """Train a baseline, and return the distributions of the scored observations.
+
+    The truth has the observed occupation alone as its symbol.
+    """
+    if name == "embedding_logit":
+        return _embedding_logit(people, settings.embedding_logit, run, say)
+    distributions, details = _distributions(name, people, settings, run.path / "baselines" / f"{name}.pt", say)
+    return Scored(people.scored, distributions, details)
 
 
 def _distributions(
@@ -188,12 +322,74 @@ def _distributions(
             second = second_order_table(train, weights, validation, _first_order(people))
             return second.distributions(people.features(settings.split).scored()), second.details
         case "logit":
-            weights = observation_weights(people.train, people.pool)
             train, validation = people.features("train"), people.features("validation").scored()
-            logit = fit_logit(train, weights, validation, lambda line: say(f"baselines: {line}"))
-            return logit.distributions(people.features(settings.split).scored()), {"strength": f"{logit.strength:g}"}
+            weights = observation_weights(people.train, people.pool)
+            rows = np.flatnonzero(weights)
+            logit = fit_logit(
+                Sample(CareerRegressors(train, rows), train.occupation[rows], weights[rows]),
+                _whole_sample(validation),
+                train.num_occupations,
+                lambda line: say(f"baselines: logit, {line}"),
+                STRENGTHS,
+            )
+            design = _whole_sample(people.features(settings.split).scored()).design
+            return logit.distributions(design), {"strength": f"{logit.strength:g}"}
         case _:
             return _two_stage(name, people, settings, state_file, say)
+
+
+def _embedding_logit(people: BaselinePeople, settings: EmbeddingLogitSettings, run: RunDirectory, say: Say) -> Scored:
+    """Fit a logit on hidden states, and return its distributions of the scored observations."""
+    model = embedding_model(settings, run)
+    store = embedding_store(settings, model, people.store, people.settings, say)
+    evaluation, pool = people.settings.evaluation, training_pool(store, people.settings)
+    train = store.careers("train")
+    if len(pool.rows) < len(train):
+        train = dataclasses.replace(train, table=train.table.take(pa.array(pool.rows)))
+    careers: dict[str, CareerTable] = {
+        "fitted": train,
+        "validation": store.careers("validation"),
+        people.split: store.careers(people.split),
+    }
+    facts = [weights_identity(model), store.fingerprint, settings.layer, evaluation.precision]
+    identity = fingerprint_of([FORMAT, __version__, _trained_on(people.settings), *facts])
+    opened = functools.cache(lambda: open_embedding_model(model, store, evaluation))
+    states: dict[str, npt.NDArray[np.float32]] = {}
+    for part, of_part in careers.items():
+        states[part] = states_in_file(
+            run.path / "baselines" / f"embedding_logit.{part}.{identity}.npy",
+            of_part,
+            opened,
+            people.settings.compute,
+            settings.layer,
+            functools.partial(_say_of_part, say, part),
+        )
+    weights = np.repeat(pool.weights, train.num_observations())
+    mean, deviation = moments(states["fitted"], weights)
+
+    def sample(part: str, weights: Floats) -> Sample:
+        design = StandardizedStates(states[part], mean, deviation)
+        return Sample(design, careers[part].transitions()[1], weights)
+
+    logit = fit_logit(
+        sample("fitted", weights),
+        sample("validation", np.ones(len(states["validation"]))),
+        len(store.vocabulary),
+        lambda line: say(f"baselines: embedding logit, {line}"),
+        EMBEDDING_STRENGTHS,
+    )
+    design = sample(people.split, np.ones(len(states[people.split]))).design
+    details = {"strength": f"{logit.strength:g}", "weights": weights_identity(model), "layer": str(settings.layer)}
+    return Scored(careers[people.split], logit.distributions(design), details)
+
+
+def _say_of_part(say: Say, part: str, line: str) -> None:
+    say(f"baselines: embedding logit, {part} people, {line}")
+
+
+def _whole_sample(features: CareerFeatures) -> Sample:
+    """Return all observations with equal weights."""
+    return Sample(CareerRegressors(features, np.arange(len(features))), features.occupation, np.ones(len(features)))
 
 
 def _first_order(people: BaselinePeople) -> FrequencyTable:
@@ -214,7 +410,7 @@ def _two_stage(
     schedule: FitSettings = getattr(settings, name).fit
     torch.manual_seed(schedule.seed)
     model = _new_model(name, train, settings).to(device)
-    details: dict[str, str] = {}
+    details = dict(MASS_OUTSIDE_TITLES)
 
     def fitted(surveys: tuple[str, ...], schedule: FitSettings, file: Path, label: str) -> dict[str, str]:
         of_people = people.validation.table["survey"].to_numpy()[people.validation.first_rows()]
@@ -291,38 +487,42 @@ def _true_scores(store: TokenStore, careers: CareerTable, earlier: Sequence[Care
     return np.asarray(scores)[is_scored]
 
 
-def _write(careers: CareerTable, distributions: Distributions, info: ScoreTableInfo, tables: list[Path]) -> Floats:
-    """Write the score table, and the table of titles where there is a path for it; return the scores."""
+def _write(careers: CareerTable, distributions: Distributions, info: ScoreTableInfo, tables: list[Path]) -> int:
+    """Write the score table, and the table of titles where there is a path for it; return the number of rows."""
+    tables[0].parent.mkdir(parents=True, exist_ok=True)
     facts = observation_facts(careers).drop_columns(["career"])
-    _, occupations = careers.transitions()
+    order, (_, occupations) = key_order(facts), careers.transitions()
     num_rows, num_titles = len(occupations), len(careers.vocabulary)
-    scores, all_titles = np.full(num_rows, np.nan), len(tables) > 1
-    logs = np.empty((num_rows if all_titles else 0, num_titles))
-    for rows, log_p in distributions:
-        observed = occupations[rows] if log_p.shape[1] > 1 else np.zeros(len(rows), dtype=np.int64)
-        scores[rows] = log_p[np.arange(len(rows)), observed]
-        if all_titles:
-            logs[rows] = log_p[:, :num_titles]
-    # Occupations are disjoint events without tokens: `title` and `terminated` are the same number.
-    columns: dict[str, Any] = {name: facts[name] for name in facts.column_names}
-    columns["num_tokens"] = pa.array(np.zeros(num_rows, dtype=np.int32))
-    columns["title"] = columns["terminated"] = pa.array(scores)
-    if all_titles:
-        log_mass = log_sum_exp(logs, axis=1)
-        lists = pa.ListArray.from_arrays(
-            np.arange(0, logs.size + 1, num_titles, dtype=np.int32), pa.array(logs.ravel())
-        )
-        titles = {
-            **{name: columns[name] for name in ("survey", "person", "position", "occupation")},
-            "mass": pa.array(np.exp(log_mass)),
-            "bound": pa.array(np.zeros(num_rows)),
-            "normalised": pa.array(np.minimum(scores - log_mass, 0.0)),
-            "title": lists,
-            "terminated": lists,
-        }
-        write_title_table(pa.table(titles), info, careers.vocabulary.codes, tables[1])
+    place = np.empty(num_rows, dtype=np.int64)
+    place[order] = np.arange(num_rows)
+    scores, log_mass = np.full(num_rows, np.nan), np.zeros(num_rows)
+    with tempfile.TemporaryFile(dir=tables[0].parent) as file:  # on disk: a row has hundreds of numbers
+        logs = np.memmap(file, np.float64, "w+", shape=(num_rows, num_titles)) if len(tables) > 1 else None
+        for rows, log_p in distributions:
+            observed = occupations[rows] if log_p.shape[1] > 1 else np.zeros(len(rows), dtype=np.int64)
+            scores[place[rows]] = log_p[np.arange(len(rows)), observed]
+            if logs is not None:
+                logs[place[rows]] = log_p[:, :num_titles]
+                log_mass[place[rows]] = log_sum_exp(log_p[:, :num_titles], axis=1)
+        # Occupations are disjoint events without tokens: `title` and `terminated` are the same number.
+        facts = facts.take(pa.array(order))
+        columns: dict[str, Any] = {name: facts[name] for name in facts.column_names}
+        columns["num_tokens"] = pa.array(np.zeros(num_rows, dtype=np.int32))
+        columns["title"] = columns["terminated"] = pa.array(scores)
+        if logs is not None:
+            firsts = np.arange(0, logs.size + 1, num_titles, dtype=np.int32)
+            lists = pa.ListArray.from_arrays(firsts, pa.array(logs.reshape(-1)))
+            titles = {
+                **{name: columns[name] for name in ("survey", "person", "position", "occupation")},
+                "mass": pa.array(np.exp(log_mass)),
+                "bound": pa.array(np.zeros(num_rows)),
+                "normalised": pa.array(np.minimum(scores - log_mass, 0.0)),
+                "title": lists,
+                "terminated": lists,
+            }
+            write_title_table(pa.table(titles), info, careers.vocabulary.codes, tables[1])
     write_score_table(pa.table(columns), info, tables[0])
-    return scores
+    return num_rows
 
 
 def _is_same(path: Path, careers: str, details: dict[str, str]) -> bool:

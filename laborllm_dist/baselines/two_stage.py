@@ -65,6 +65,22 @@ def two_stage_log_probabilities(logits: Tensor, previous: Tensor) -> Tensor:
     return torch.where(is_previous, functional.logsigmoid(stay).expand_as(moves), moves)
 
 
+def two_stage_log_likelihood(logits: Tensor, previous: Tensor, observed: Tensor) -> Tensor:
+    """Return log P of the observed symbols alone in nats, [...]: without the distribution, in a third of the time.
+
+    Args:
+        logits: [..., symbols + 1]; the last one is that of staying.
+        previous: previous symbol, [...].
+        observed: observed symbol, [...].
+    """
+    logits = logits.float().clamp(-CLAMP, CLAMP)
+    move, stay = logits[..., :-1], logits[..., -1]
+    others = move.scatter(-1, previous[..., None], -math.inf)
+    chosen = move.gather(-1, observed[..., None]).squeeze(-1)
+    moves = functional.logsigmoid(-stay) + chosen - others.logsumexp(dim=-1)
+    return torch.where(observed == previous, functional.logsigmoid(stay), moves)
+
+
 class TwoStageModel(nn.Module):
     """Base of the models: `forward` returns logits [careers, jobs, symbols + 1]."""
 
@@ -76,6 +92,10 @@ class TwoStageModel(nn.Module):
     def log_probabilities(self, batch: CareerBatch) -> Tensor:
         """Return log P of every symbol, [careers, jobs, symbols]."""
         return two_stage_log_probabilities(self(batch), batch.previous_BT)
+
+    def log_likelihood(self, batch: CareerBatch) -> Tensor:
+        """Return log P of the observed occupations, [careers, jobs]; of padding, any finite number."""
+        return two_stage_log_likelihood(self(batch), batch.previous_BT, batch.occupation_BT)
 
 
 class TwoStageLogit(TwoStageModel):
@@ -103,8 +123,27 @@ class TwoStageLogit(TwoStageModel):
         return logits
 
 
+class EmbeddedEffects(nn.Module):
+    """Effects of codes on all logits: a linear map of their embeddings, without a bias."""
+
+    def __init__(self, num_codes: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_codes, width)
+        self.output = nn.Linear(width, outputs, bias=False)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+
+    def forward(self) -> Tensor:
+        """Return the effects of every code, [codes, logits]: there are far fewer codes than observations."""
+        effects: Tensor = self.output(self.embedding.weight)
+        return effects
+
+
 class BagOfJobs(TwoStageModel):
-    """The authors' bag of jobs: the present job, and the mean of the ones before it; year and education the same."""
+    """The authors' bag of jobs: the present job, and the mean of the ones before it; year and education the same.
+
+    Before the first job there is one more code, for nothing, which the mean counts. A linear map of a mean of
+    embeddings is the mean of the effects of their codes.
+    """
 
     def __init__(
         self, num_occupations: int, num_categories: Mapping[str, int], width: int, varying: tuple[str, ...]
@@ -112,24 +151,23 @@ class BagOfJobs(TwoStageModel):
         super().__init__(num_occupations)
         outputs = self.num_symbols + 1
         sizes = {"previous": self.num_symbols, **{name: num_categories[name] for name in varying}}
-        self.varying = varying
-        self.embeddings = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in sizes.items()})
-        self.present = nn.ModuleDict({name: nn.Linear(width, outputs, bias=name == "previous") for name in sizes})
-        self.context = nn.ModuleDict({name: nn.Linear(width, outputs, bias=False) for name in sizes})
-        fixed = [name for name in num_categories if name not in varying]
-        self.fixed = nn.ModuleDict({name: nn.Embedding(num_categories[name], outputs) for name in fixed})
+        fixed = {name: size for name, size in num_categories.items() if name not in varying}
+        self.present = nn.ModuleDict({name: EmbeddedEffects(size, width, outputs) for name, size in sizes.items()})
+        self.context = nn.ModuleDict({name: EmbeddedEffects(size + 1, width, outputs) for name, size in sizes.items()})
+        self.fixed = nn.ModuleDict({name: EmbeddedEffects(size, width, outputs) for name, size in fixed.items()})
 
     def forward(self, batch: CareerBatch) -> Tensor:
         """Return the logits."""
+        codes = {"previous": batch.previous_BT, **batch.covariates}
+        steps_T1 = torch.arange(1, batch.previous_BT.shape[1] + 1, device=batch.previous_BT.device)[:, None]
         logits: Tensor | float = 0.0
-        for name, embedding in self.embeddings.items():
-            codes = batch.previous_BT if name == "previous" else batch.covariates[name]
-            embedded_BTD = embedding(codes)
-            steps_T1 = torch.arange(1, codes.shape[1] + 1, device=codes.device)[:, None]
-            before_BTD = (embedded_BTD.cumsum(dim=1) - embedded_BTD) / steps_T1
-            logits = logits + self.present[name](embedded_BTD) + self.context[name](before_BTD)
-        for name, effects in self.fixed.items():
-            logits = logits + effects(batch.covariates[name])
+        for effects in (self.present, self.fixed):
+            for name, of_name in effects.items():
+                logits = logits + functional.embedding(codes[name], of_name())
+        for name, of_name in self.context.items():
+            table = of_name()
+            rows_BTS = functional.embedding(codes[name], table)
+            logits = logits + (rows_BTS.cumsum(dim=1) - rows_BTS + table[-1]) / steps_T1
         assert isinstance(logits, Tensor)
         return logits
 
@@ -164,9 +202,9 @@ class Career(TwoStageModel):
             layer.dropout.p = 0.0  # of the activation, which CAREER does not drop
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, self.num_symbols + 1, bias=False)
-        for embedding in (self.symbols, *self.covariates.values()):
-            assert isinstance(embedding, nn.Embedding)
-            nn.init.normal_(embedding.weight, std=width**-0.5)
+        for layer in (self.symbols, *self.covariates.values(), self.output):
+            assert isinstance(layer, nn.Embedding | nn.Linear)
+            nn.init.normal_(layer.weight, std=width**-0.5)
 
     def forward(self, batch: CareerBatch) -> Tensor:
         """Return the logits."""

@@ -31,7 +31,7 @@ class PackedBatch:
 
     Tensors are int64: `token_ids_BT`, `targets_BT`, `positions_BT`; `scored_N` has the slots with a target, as indices
     into the flattened rows. `lengths` has the lengths of all sequences (careers and padding), row by row; their sum is
-    B x T.
+    B x T. `weights_BT`: float32, of the targets in the loss; None: all 1.
     """
 
     token_ids_BT: Tensor
@@ -39,6 +39,7 @@ class PackedBatch:
     positions_BT: Tensor
     scored_N: Tensor
     lengths: tuple[int, ...]
+    weights_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on a device."""
@@ -48,6 +49,7 @@ class PackedBatch:
             self.positions_BT.to(device, non_blocking=True),
             self.scored_N.to(device, non_blocking=True),
             self.lengths,
+            None if self.weights_BT is None else self.weights_BT.to(device, non_blocking=True),
         )
 
     def pinned(self) -> PackedBatch:
@@ -58,11 +60,16 @@ class PackedBatch:
             self.positions_BT.pin_memory(),
             self.scored_N.pin_memory(),
             self.lengths,
+            None if self.weights_BT is None else self.weights_BT.pin_memory(),
         )
 
     def with_targets(self, targets_BT: Tensor) -> PackedBatch:
         """Return the batch with other targets."""
         return PackedBatch(self.token_ids_BT, targets_BT, self.positions_BT, _scored(targets_BT), self.lengths)
+
+    def weighted(self, scores: Tensor, slots: Tensor) -> Tensor:
+        """Return scores times the weights of their slots of the flattened rows, in the shape of the scores."""
+        return scores if self.weights_BT is None else scores * self.weights_BT.flatten()[slots]
 
     def one_a_row(self, slots_Q: Tensor) -> PaddedBatch:
         """Return the careers that contain these slots of the flattened rows, one career per row."""

@@ -6,6 +6,7 @@ and the line's end, the token at `end`, by slot end - 1. Sums are float64.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,10 +102,26 @@ def scoring_batch(
 ) -> tuple[PackedBatch, TitleSpans]:
     """Pack careers into rows, with the tokens of titles and of the line breaks after them as the only targets."""
     packed, places = pack_observations(careers, rows, max_seq_length)
-    is_scored = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
+    return packed.with_targets(packed.targets_BT.masked_fill(~_is_of_title(packed, places), IGNORED)), places
+
+
+def training_batch(
+    careers: CareerTable, rows: Sequence[Sequence[int]], max_seq_length: int, context_weight: float
+) -> PackedBatch:
+    """Pack careers into rows, with a weight in the loss of all targets but those of titles and of their line breaks."""
+    if context_weight == 0:
+        return scoring_batch(careers, rows, max_seq_length)[0]
+    packed, places = pack_observations(careers, rows, max_seq_length)
+    weights_BT = torch.full_like(packed.targets_BT, context_weight, dtype=torch.float32)
+    return dataclasses.replace(packed, weights_BT=weights_BT.masked_fill(_is_of_title(packed, places), 1.0))
+
+
+def _is_of_title(packed: PackedBatch, places: TitleSpans) -> torch.Tensor:
+    """Return whether the target of each slot is a token of a title or the line break after one, [B, T]."""
+    is_of_title = torch.zeros_like(packed.targets_BT, dtype=torch.bool)
     for row, start, end in places.spans:
-        is_scored[row, start - 1 : end] = True
-    return packed.with_targets(packed.targets_BT.masked_fill(~is_scored, IGNORED)), places
+        is_of_title[row, start - 1 : end] = True
+    return is_of_title
 
 
 def observation_scores(token_scores_BT: npt.NDArray[np.floating[Any]], spans: Integers) -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ class StepPlan:
     packing: PackedRows
     shards: RankAssignment
     num_targets: int  # predicted tokens over all ranks and micro-batches
+    loss_weight: float  # sum of their weights in the loss; their number where all weigh 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class TrainingPlan:
 
     order: TrainingSampler
     lengths: npt.NDArray[np.int64]  # tokens of every training career
+    title_tokens: npt.NDArray[np.int64]  # of them those of titles and of the line breaks after them
     longest_career: int  # tokens, of training and validation
     batch: BatchSettings
     training: TrainingSettings
@@ -49,7 +51,9 @@ class TrainingPlan:
         lengths = self.lengths[careers].tolist()
         packing = pack_step(lengths, self.batch.max_seq_length)
         shards = shard_rows(len(packing.rows), world_size=self.world_size, micro_batch_size=self.batch.micro_batch_size)
-        return StepPlan(careers=careers, packing=packing, shards=shards, num_targets=sum(lengths) - len(lengths))
+        num_targets, num_of_titles = sum(lengths) - len(lengths), int(self.title_tokens[careers].sum())
+        loss_weight = num_of_titles + self.training.context_loss_weight * (num_targets - num_of_titles)
+        return StepPlan(careers, packing, shards, num_targets, loss_weight)
 
     def validates_after(self, num_done: int) -> bool:
         """Return whether to validate after `num_done` steps: `validations_per_epoch` times, the last one at its end."""
@@ -76,10 +80,11 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
     check_lengths(store, batch.max_seq_length, longer, ("train", "validation"))
     pool = training_pool(store, settings)
     order = TrainingSampler(pool.rows, pool.weights, global_batch_size=batch.global_batch_size, seed=training.seed)
-    lengths, others = (store.careers(split).num_tokens() for split in ("train", "validation"))
+    train = store.careers("train")
+    lengths, others = train.num_tokens(), store.careers("validation").num_tokens()
     longest = int(max(lengths.max(), others.max()))
     num_epochs = epochs_of(settings, order.steps_per_epoch)
-    return TrainingPlan(order, lengths, longest, batch, training, num_epochs, world_size)
+    return TrainingPlan(order, lengths, train.num_title_tokens(), longest, batch, training, num_epochs, world_size)
 
 
 def epochs_of(settings: RunSettings, steps_per_epoch: int) -> int:

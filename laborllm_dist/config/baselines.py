@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 from laborllm_dist.config.number_ranges import Seed, Share, Steps, Threads, Tokens, above, within
-from laborllm_dist.config.reader import OutOfRangeError, Strict
+from laborllm_dist.config.reader import OutOfRangeError, Strict, is_file_name
 
 BaselineName = Literal[
-    "marginal", "first_order", "second_order", "logit", "logit_two_stage", "bag_of_jobs", "career", "truth"
+    "marginal",
+    "first_order",
+    "second_order",
+    "logit",
+    "logit_two_stage",
+    "bag_of_jobs",
+    "career",
+    "embedding_logit",
+    "average",
+    "truth",
 ]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
@@ -87,6 +96,37 @@ class CareerSettings(Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingLogitSettings(Strict):
+    """Multinomial logit on the hidden state of a language model at the prompt."""
+
+    path: str | None
+    """Folder or hub id of the model; null: the run's own export."""
+    revision: str | None
+    """Branch, tag or commit on the hub."""
+    subfolder: str | None
+    """Folder inside the path."""
+    weights: Literal["safetensors", "pickle"]
+    """File format; `pickle` opens older files, which can execute code of whoever made them."""
+    layer: Annotated[int, within(-1_000, 1_000)]
+    """Which hidden state: 0 is the embedding, -1 the last layer, after the model's last norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class AverageSettings(Strict):
+    """Average of the probabilities of several models; the weights that fit the validation people best."""
+
+    of: tuple[str, ...]
+    """Models to average: `language_model` (the run's own), baselines, or names of other models' score tables."""
+
+    def __post_init__(self) -> None:
+        if len(self.of) < 2 or len(set(self.of)) < len(self.of) or {"average", "truth"} & set(self.of):
+            raise OutOfRangeError("of", "at least two different models, neither average nor truth")
+        for name in self.of:
+            if not is_file_name(name):
+                raise OutOfRangeError("of", f"names of score tables, got {name!r}")
+
+
+@dataclass(frozen=True, slots=True)
 class BaselineSettings(Strict):
     """Settings of launch/baselines.py."""
 
@@ -103,3 +143,5 @@ class BaselineSettings(Strict):
     logit_two_stage: TwoStageLogitSettings
     bag_of_jobs: BagOfJobsSettings
     career: CareerSettings
+    embedding_logit: EmbeddingLogitSettings
+    average: AverageSettings

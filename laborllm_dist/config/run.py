@@ -30,6 +30,7 @@ from laborllm_dist.config.number_ranges import (
     MemoryGib,
     Rows,
     Seed,
+    Share,
     Speed,
     Steps,
     Threads,
@@ -97,6 +98,9 @@ class TrainingSettings(Strict):
     """Where epochs is null: train for as many epochs as make these steps."""
     max_epochs: Annotated[int, within(FEWEST_EPOCHS, 100_000)] | None = None
     """Where epochs is null: the most epochs, however few people there are."""
+    context_loss_weight: Share = 1.0
+    """Weight in the loss of the tokens that are neither of a title nor the line break after one, which have weight 1;
+    1: the mean over all tokens, 0: titles only."""
 
     def __post_init__(self) -> None:
         if self.epochs is None and (self.min_steps is None or self.max_epochs is None):
@@ -202,6 +206,9 @@ class RunSettings(Strict):
         if self.template.max_history is not None and parts:
             expected = "a whole number with template.max_history, where a person is many texts"
             raise OutOfRangeError(f"data.corpora.{parts[0]}.weight", expected)
+        if 0 < self.training.context_loss_weight < 1 and self.compute.loss == "liger":
+            expected = "chunked with training.context_loss_weight between 0 and 1; liger weighs all tokens alike"
+            raise OutOfRangeError("compute.loss", expected)
         check_together(self.model, self.adapter, self.zero, self.optimizer)
         _check_split(self)
 

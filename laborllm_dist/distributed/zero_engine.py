@@ -37,19 +37,19 @@ class ZeroEngine:
     settings: ZeroSettings
 
     def forward(self, batch: PackedBatch, *, is_last_pass: bool) -> Tensor:
-        """Return a batch's summed log-likelihood in nats, a scalar with its graph. Collective."""
+        """Return a batch's weighted sum of log-likelihoods in nats, a scalar with its graph. Collective."""
         self.deepspeed.set_gradient_accumulation_boundary(is_last_pass)
         total: Tensor = self.deepspeed(batch.to(self.ranks.device))[0]
         return total
 
-    def backward(self, total: Tensor, *, step_tokens: int) -> None:
+    def backward(self, total: Tensor, *, loss_weight: float) -> None:
         """Add a batch's gradients to the step's. Collective.
 
         Args:
             total: from `forward`.
-            step_tokens: targets of the step, over all ranks and passes.
+            loss_weight: sum of the weights of the step's targets, over all ranks and passes; their number if all are 1.
         """
-        self.deepspeed.backward(-total * (self.ranks.world_size / step_tokens), scale_wrt_gas=False)
+        self.deepspeed.backward(-total * (self.ranks.world_size / loss_weight), scale_wrt_gas=False)
 
     def leave_out(self, total: Tensor) -> None:
         """Skip the step: make its gradient NaN in place of its last `backward`. Collective."""

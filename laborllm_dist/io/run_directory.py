@@ -18,18 +18,16 @@ from laborllm_dist import __version__
 from laborllm_dist.config.data import deciding_split
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
-from laborllm_dist.errors import ForeignFileError, RunError, SettingsError
-from laborllm_dist.io.files import fingerprint_of, sha256_of_json, translate_disk_errors, write_json
+from laborllm_dist.errors import AlreadyRunningError, ForeignFileError, RunError, SettingsError
+from laborllm_dist.io.files import file_lock, fingerprint_of, sha256_of_json, translate_disk_errors, write_json
 from laborllm_dist.io.json_files import json_object, read_json_object
 
 TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record also the relative path
 STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
 RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
 # What a run writes into its folder after its record.
-WRITTEN = (
-    RECORD, "metrics.jsonl", "commands.jsonl", "export", "adapter", "baselines", "scores", "embeddings", "report",
-    "wandb",
-)  # fmt: skip
+TRAINED = ("metrics.jsonl", "export", "adapter")  # by training alone
+WRITTEN = (RECORD, *TRAINED, "commands.jsonl", "baselines", "scores", "embeddings", "report", "wandb")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
 
@@ -154,6 +152,23 @@ def create_or_resume(
     }
     write_json(record, {**values, "sha256": sha256_of_json(values)})
     return folder
+
+
+def record_prepared(settings: RunSettings, store: TokenStoreRecord) -> Path | None:
+    """Write the record of a run whose data are ready and that nobody has trained, and return the run's folder.
+
+    Baselines need no more than this record; training writes its own over it. None, and nothing is written, if the run
+    has been trained, or another process is at work on its folder. `check_run_folder` comes before it.
+
+    Raises:
+        DiskError: if the folder or record cannot be written.
+    """
+    folder = Path(settings.output_dir) / settings.name
+    if any((folder / CHECKPOINTS).glob("step_*")) or any((folder / name).exists() for name in TRAINED):
+        return None
+    with contextlib.suppress(AlreadyRunningError), file_lock(folder / LOCK, busy="the run is training"):
+        return create_or_resume(settings, store, None).path
+    return None
 
 
 def _what_differs(known: dict[str, Any] | None, settings: RunSettings) -> str:

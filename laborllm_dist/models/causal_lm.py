@@ -70,7 +70,7 @@ class CareerLanguageModel(nn.Module):
             enable_custom_head(hugging_face)
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Return the sum of log p(target), which has gradients, and log p(target) of every slot with one, [N].
+        """Return the weighted sum of log p(target), which has gradients, and log p(target) of every slot with one, [N].
 
         The latter are in the order of `batch.scored_N`, and have no gradients; with `compute.loss=liger` they are
         computed in evaluation only, and empty in training.
@@ -83,7 +83,8 @@ class CareerLanguageModel(nn.Module):
         if not self._takes_mask:
             padded = batch.one_a_row(batch.scored_N)
             scores_ST = token_log_likelihood(career_logits(self.hugging_face, padded), padded.targets_ST)
-            return scores_ST.sum(), scores_ST.detach()[padded.targets_ST != IGNORED]
+            total = batch.weighted(scores_ST, padded.slots_ST).sum()
+            return total, scores_ST.detach()[padded.targets_ST != IGNORED]
         kept_K = (batch.targets_BT != IGNORED).any(dim=0).nonzero().flatten()
         if not self._can_skip or not len(kept_K):
             kept_K = torch.arange(batch.targets_BT.shape[1], device=batch.targets_BT.device)
@@ -91,7 +92,8 @@ class CareerLanguageModel(nn.Module):
         logits_BKV = self.hugging_face(**self._inputs(batch), **skipping).logits
         targets_BK = batch.targets_BT[:, kept_K]
         scores_BK = token_log_likelihood(logits_BKV, targets_BK)
-        return scores_BK.sum(), scores_BK.detach()[targets_BK != IGNORED]
+        slots_BT = torch.arange(batch.targets_BT.numel(), device=targets_BK.device).view_as(batch.targets_BT)
+        return batch.weighted(scores_BK, slots_BT[:, kept_K]).sum(), scores_BK.detach()[targets_BK != IGNORED]
 
     def hidden_states(self, batch: PackedBatch, layer: int, slots_P: Tensor) -> Tensor:
         """Return the hidden states after a layer, counted from 0, at slots of the flattened rows, [P, D]."""
@@ -111,7 +113,8 @@ class CareerLanguageModel(nn.Module):
         if self._compute.loss == "liger" and torch.is_grad_enabled():
             return functools.partial(fused_log_likelihood, targets_N=targets_N)
         chunk = self._compute.loss_chunk_tokens
-        return functools.partial(chunked_log_likelihood, targets_N=targets_N, chunk_tokens=chunk)
+        weights_N = None if batch.weights_BT is None else batch.weights_BT.flatten()[batch.scored_N]
+        return functools.partial(chunked_log_likelihood, targets_N=targets_N, weights_N=weights_N, chunk_tokens=chunk)
 
     def _inputs(self, batch: PackedBatch) -> dict[str, Any]:
         inputs = {"input_ids": batch.token_ids_BT, "position_ids": batch.positions_BT, "use_cache": False}

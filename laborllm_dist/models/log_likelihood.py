@@ -42,21 +42,22 @@ def token_log_likelihood(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def chunked_log_likelihood(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int, weights_N: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of log p(target), which has gradients, and log p(target) of every token, [N], which has none.
+    """Return the weighted sum of log p(target), which has gradients, and log p(target) of every token, [N], without.
 
     Args:
         hidden_ND: hidden states of the tokens before the targets.
         weight_VD: of the output layer.
         targets_N: token ids.
         chunk_tokens: number of tokens whose logits are in memory at once.
+        weights_N: of the tokens in the sum; None: all 1.
     """
     if hidden_ND.is_cuda and torch.is_autocast_enabled("cuda"):
         # The last norm returned float32, and float32 products do not use a GPU's tensor cores.
         hidden_ND = hidden_ND.to(torch.get_autocast_dtype("cuda"))
     apply: Any = _ChunkedLogLikelihood.apply
-    total, scores_N = apply(hidden_ND, weight_VD, targets_N, chunk_tokens)
+    total, scores_N = apply(hidden_ND, weight_VD, targets_N, weights_N, chunk_tokens)
     return total, scores_N
 
 
@@ -65,7 +66,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None, chunk_tokens: int
     ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         precise = _precise(hidden_ND.dtype)
@@ -87,6 +88,8 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
                     continue
                 gradient_CV = exponentials_CV.div_(-sums_C1)  # - softmax, in place of the logits
                 gradient_CV.scatter_add_(1, targets_C1, torch.ones_like(sums_C1))
+                if weights_N is not None:
+                    gradient_CV.mul_(weights_N[chunk, None])
                 narrow_CV = gradient_CV.to(hidden_ND.dtype)
                 if hidden_grad_ND is not None:
                     hidden_grad_ND[chunk] = narrow_CV @ matrix_VD
@@ -95,7 +98,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
         ctx.save_for_backward(hidden_grad_ND, weight_grad_VD)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(scores_N)
-        return scores_N.sum(), scores_N
+        return (scores_N if weights_N is None else scores_N * weights_N).sum(), scores_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,7 +106,7 @@ class _ChunkedLogLikelihood(torch.autograd.Function):
         scale = gradients[0]
         hidden = None if hidden_grad_ND is None else (hidden_grad_ND * scale).to(hidden_grad_ND.dtype)
         weight = None if weight_grad_VD is None else (weight_grad_VD * scale).to(ctx.weight_dtype)
-        return hidden, weight, None, None
+        return hidden, weight, None, None, None
 
 
 def log_prob_of(

@@ -192,7 +192,10 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     weights = np.concatenate([np.full(len(lengths), weight) for lengths, weight in parts])
     order = TrainingSampler(np.arange(len(lengths)), weights, batch.global_batch_size, settings.training.seed)
     num_epochs = epochs_of(settings, order.steps_per_epoch)
-    return TrainingPlan(order, lengths, longest, batch, settings.training, num_epochs, settings.plan.num_gpus)
+    no_titles = np.zeros_like(lengths)  # weights in the loss change neither time nor memory
+    return TrainingPlan(
+        order, lengths, no_titles, longest, batch, settings.training, num_epochs, settings.plan.num_gpus
+    )
 
 
 def whole_granules(num_tokens: float) -> int:

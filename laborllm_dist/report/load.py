@@ -20,7 +20,14 @@ from laborllm_dist.config.evaluation import OTHER_DATA, WeightSettings
 from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.report.weights import read_weights
 from laborllm_dist.tables.parquet import KEY, DistributionTable, ScoreTableInfo, occupations_of
-from laborllm_dist.tables.scores import NUM_TITLES, SCORE_SCHEMA, is_true_model, read_score_table, scored_data
+from laborllm_dist.tables.scores import (
+    NUM_TITLES,
+    SCORE_SCHEMA,
+    has_mass_outside_titles,
+    is_true_model,
+    read_score_table,
+    scored_data,
+)
 from laborllm_dist.tables.title_distributions import read_title_table, title_table_path
 
 FloatArray = npt.NDArray[np.float64]
@@ -229,13 +236,14 @@ def _number_people(observations: pa.Table) -> tuple[CodeArray, int]:
 def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
     if measure != "normalised":
         return np.asarray(file.table[measure].to_numpy(), dtype=np.float64)
-    if not np.any(file.table["num_tokens"].to_numpy()):  # it chooses among occupations: normalised as it is
+    if not np.any(file.table["num_tokens"].to_numpy()) and not has_mass_outside_titles(file.info):
+        # It chooses among occupations: normalised as it is.
         return np.asarray(file.table["terminated"].to_numpy(), dtype=np.float64)
     titles = titles_of(file, split)
     if titles is None:
         raise ScoreTableError(
             f"{file.info.model!r} has no table of titles, which measure=normalised wants "
-            f"({title_table_path(file.path, split)}); `launch/evaluate.py run={file.run} titles=all` makes it",
+            f"({title_table_path(file.path, split)}); `{_title_command(file)}` makes it",
             code="no-title-table",
         )
     return np.asarray(titles.table["normalised"].to_numpy(), dtype=np.float64)
@@ -244,6 +252,14 @@ def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
 def file_with_titles(model: ScoredModel, split: str) -> ScoreFile | None:
     """Return the first score table of a model that has a table of titles; None if none has."""
     return next((file for file in model.files if title_table_path(file.path, split).is_file()), None)
+
+
+def _title_command(file: ScoreFile) -> str:
+    """Return the command that makes the table of titles of a score table."""
+    if "baseline" not in file.info.details:
+        return f"launch/evaluate.py run={file.run} titles=all"
+    name = file.path.suffixes[-2].removeprefix(".")
+    return f"python launch/baselines.py run={file.run} split={file.info.split} baselines='[{name}]' titles=all"
 
 
 def title_codes(file: ScoreFile, split: str) -> tuple[str, ...]:

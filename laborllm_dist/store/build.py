@@ -38,6 +38,7 @@ from laborllm_dist.errors import (
     VocabularyError,
 )
 from laborllm_dist.io.files import file_lock, fingerprint_of, publish_folder, sha256_of_all, translate_disk_errors
+from laborllm_dist.io.run_directory import check_run_folder, record_prepared
 from laborllm_dist.store.few_shot import read_prefix, write_prefix
 from laborllm_dist.store.merge import all_pieces, merge_pieces
 from laborllm_dist.store.run_tokenizer import make_tokenizer, sample_prompt, tokenizer_place
@@ -140,6 +141,7 @@ def prepare(settings: RunSettings, say: Progress) -> str:
     wanted = settings.prepare
     if wanted.career_text is not None:
         check_new_folder(Path(wanted.career_text))
+    check_run_folder(Path(settings.output_dir) / settings.name)
     store = verify_store(prepare_store(settings, say)) if wanted.worker_index is None else prepare_shard(settings, say)
     if store is None:
         return f"shard {wanted.worker_index} of {wanted.num_workers} is done; the last one to be done makes the store"
@@ -147,6 +149,9 @@ def prepare(settings: RunSettings, say: Progress) -> str:
         counts = write_career_text(_careers_of(store), Path(wanted.career_text))
         people = ", ".join(f"{count:,} {name}" for name, count in counts.items())
         say(f"prepare: CAREER's text files of {people} people in {wanted.career_text}")
+    folder = record_prepared(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)})
+    if folder is not None:
+        say(f"prepare: {folder} is ready for training, and for launch/baselines.py run={folder}")
     return store.describe()
 
 

@@ -272,6 +272,13 @@ class CareerTable:
         """Return the number of tokens of every career, [people]."""
         return np.asarray(pc.list_value_length(self.table["token_ids"]), dtype=np.int64)
 
+    def num_title_tokens(self) -> npt.NDArray[np.int64]:
+        """Return the number of tokens of titles and of the line breaks after them of every career, [people]."""
+        starts, ends = self.table["title_starts"], self.table["title_ends"]
+        lengths = pc.add(pc.subtract(pc.list_flatten(ends), pc.list_flatten(starts)), 1)
+        of_career = np.repeat(np.arange(len(self)), self.num_observations())
+        return np.bincount(of_career, np.asarray(lengths), minlength=len(self)).astype(np.int64)
+
     def num_observations(self) -> npt.NDArray[np.int64]:
         """Return the number of jobs of every career, [people]."""
         return np.asarray(pc.list_value_length(self.table["years"]), dtype=np.int64)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -69,9 +70,17 @@ def write_lists(
 
 
 def sorted_rows(table: pa.Table, schema: pa.Schema, order: Sequence[str]) -> pa.Table:
-    """Return the columns of a schema, with rows sorted by the columns in `order`."""
+    """Return the columns of a schema, with rows sorted by the columns in `order`; rows in order are not copied."""
     table = table.select(schema.names).cast(schema)
-    return table.sort_by([(name, "ascending") for name in order]).combine_chunks()
+    rows = key_order(table, order)
+    if not np.array_equal(rows, np.arange(len(rows))):
+        table = table.take(pa.array(rows))
+    return table.combine_chunks()
+
+
+def key_order(table: pa.Table, order: Sequence[str] = KEY) -> npt.NDArray[np.int64]:
+    """Return the numbers of the rows in the order of these columns."""
+    return np.asarray(pc.sort_indices(table, sort_keys=[(name, "ascending") for name in order]), dtype=np.int64)
 
 
 def read_scored(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> tuple[pa.Table, ScoreTableInfo]:

@@ -41,6 +41,9 @@ SCORE_SCHEMA = pa.schema(
 Transition = Literal["first", "moving", "staying"]
 TRANSITIONS: tuple[Transition, ...] = get_args(Transition)
 NUM_TITLES = "num_titles"  # detail of a baseline's table: number of titles that it chooses from
+# Details of a model without tokens that gives probability to something else than titles: to marks of its dictionary,
+# or, as part of an average, to texts. Its `normalised` is then another number than its `title`.
+MASS_OUTSIDE_TITLES = {"mass_outside_titles": "yes"}
 TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
 
 
@@ -67,6 +70,11 @@ def transition_of(previous: str | None, occupation: str) -> Transition:
     if previous is None:
         return "first"
     return "staying" if previous == occupation else "moving"
+
+
+def has_mass_outside_titles(info: ScoreTableInfo) -> bool:
+    """Return whether the probabilities of all titles after a prompt may sum to less than 1, by a table's metadata."""
+    return MASS_OUTSIDE_TITLES.items() <= dict(info.details).items()
 
 
 def is_true_model(info: ScoreTableInfo) -> bool:

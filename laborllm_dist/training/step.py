@@ -10,6 +10,7 @@ from time import monotonic
 import torch
 
 from laborllm_dist.batching.batch import BatchPrefetcher, PackedBatch, pack_batch
+from laborllm_dist.batching.observations import training_batch
 from laborllm_dist.batching.training_plan import StepPlan, TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
@@ -43,14 +44,15 @@ class StepResult:
 
 def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
     """Return this rank's batches of a step, one a pass."""
-    planned, rank = work.plan.step(step), work.engine.ranks.rank
+    planned, rank, weight = work.plan.step(step), work.engine.ranks.rank, work.settings.training.context_loss_weight
     batches = []
     for ranks_rows in planned.shards.passes:
-        rows = [
-            [work.careers.token_ids(int(planned.careers[career])) for career in planned.packing.rows[row]]
-            for row in ranks_rows[rank]
-        ]
-        batches.append(pack_batch(rows, planned.packing.max_seq_length))
+        rows = [[int(planned.careers[career]) for career in planned.packing.rows[row]] for row in ranks_rows[rank]]
+        length = planned.packing.max_seq_length
+        if weight == 1:
+            batches.append(pack_batch([[work.careers.token_ids(career) for career in row] for row in rows], length))
+        else:
+            batches.append(training_batch(work.careers, rows, length, weight))
     return [batch.pinned() for batch in batches] if work.engine.ranks.device.type == "cuda" else batches
 
 
@@ -65,14 +67,14 @@ def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepRe
     for batch in batches[:-1]:
         total = work.engine.forward(batch, is_last_pass=False)
         log_likelihood += total.detach()
-        work.engine.backward(total, step_tokens=planned.num_targets)
+        work.engine.backward(total, loss_weight=planned.loss_weight)
     total = work.engine.forward(batches[-1], is_last_pass=True)
     log_likelihood += total.detach()
     (over_ranks,) = ranks.sum(float(log_likelihood))
-    loss = -over_ranks / planned.num_targets
+    loss = -over_ranks / planned.loss_weight
     wrong = loss_problem(loss, state, settings.training)
     if wrong is None:
-        work.engine.backward(total, step_tokens=planned.num_targets)
+        work.engine.backward(total, loss_weight=planned.loss_weight)
     else:
         work.engine.leave_out(total)
     rate = learning_rate_at(state.step, work.plan.num_steps, settings.optimizer)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.runs import settings_of, small_run
 
-from laborllm_dist.baselines.features import STATIC, CareerFeatures, career_features, categories_of
+from laborllm_dist.baselines.features import STATIC, CareerFeatures, career_features, categories_of, features_on_disk
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TokenStore
 
@@ -67,6 +67,23 @@ def test_categories_are_those_of_training_people(store: TokenStore, features: Ca
     # What training people do not have is unknown.
     fewer = dataclasses.replace(categories, values={**categories.values, "gender": categories.values["gender"][:0]})
     assert not career_features(careers, fewer).covariates["gender"].any()
+
+
+def test_features_in_files_are_the_same(
+    store: TokenStore, features: CareerFeatures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laborllm_dist.baselines.features.CAREERS_PER_BLOCK", 7)
+    careers = store.careers("train")
+    on_disk = features_on_disk(careers, categories_of(careers), tmp_path)
+    for field in dataclasses.fields(CareerFeatures):
+        ours, whole = getattr(on_disk, field.name), getattr(features, field.name)
+        if field.name == "covariates":
+            assert ours.keys() == whole.keys()
+            assert all(np.array_equal(ours[name], whole[name]) for name in whole)
+        else:
+            assert np.array_equal(ours, whole), field.name
+    assert isinstance(on_disk.previous, np.memmap)
+    assert not list(tmp_path.iterdir())  # the files have no names
 
 
 def test_features_of_careers_that_are_cut_into_parts_are_those_of_whole_ones(tmp_path: Path) -> None:

@@ -5,21 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import transformers
 from helpers.errors import raises
 from helpers.runs import quiet
-from helpers.trained_runs import random_run
+from helpers.trained_runs import random_run, score_alone
+from scipy import optimize
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
+from laborllm_dist.baselines.average import average_titles, averaged, mixture_weights, read_tables
 from laborllm_dist.baselines.features import career_features, categories_of
 from laborllm_dist.baselines.frequency import STRENGTHS, first_order_table, second_order_table
 from laborllm_dist.baselines.run import NAMES, score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
+from laborllm_dist.config.evaluation import EvaluateSettings
+from laborllm_dist.errors import RunError, ScoreTableError
+from laborllm_dist.evaluation.hidden_states import prompt_states
 from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.report.load import compare_runs
 from laborllm_dist.store.pooling import training_pool
 from laborllm_dist.store.store import open_store
 from laborllm_dist.tables.scores import read_score_table
-from laborllm_dist.tables.title_distributions import read_title_table
+from laborllm_dist.tables.title_distributions import read_title_table, write_title_table
 
 FIT = "fit.max_updates=12", "fit.tokens_per_batch=600", "fit.validate_every_epochs=1", "fit.warmup_updates=4"
 SMALL = [
@@ -42,8 +52,9 @@ def settings(run: Path, baselines: str, *more: str) -> BaselineSettings:
 def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laborllm_dist.baselines.logit.STRENGTHS", (10.0,))
-    names = [name for name in NAMES if name != "truth"]
+    monkeypatch.setattr("laborllm_dist.baselines.run.STRENGTHS", (10.0,))
+    monkeypatch.setattr("laborllm_dist.baselines.run.EMBEDDING_STRENGTHS", (30.0,))
+    names = [name for name in NAMES if name not in ("average", "truth")]
     asked = settings(run, ",".join(names), "titles=all")
     tables = score_baselines(asked, quiet)
     assert [table.name for table in tables] == [f"test.{name}.parquet" for name in names]
@@ -69,6 +80,115 @@ def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
     before = {path: path.read_bytes() for path in tables}
     assert score_baselines(asked, lines.append) == []
     assert all("is there" in line for line in lines) and before == {path: path.read_bytes() for path in tables}
+
+
+def test_a_logit_on_hidden_states_is_that_of_scikit_learn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laborllm_dist.baselines.run.EMBEDDING_STRENGTHS", (5.0,))
+    (path,) = score_baselines(settings(run, "embedding_logit", "split=train", "embedding_logit.layer=1"), quiet)
+    states = {file.name.split(".")[1]: np.load(file) for file in (run / "baselines").glob("embedding_logit.*.npy")}
+    np.testing.assert_array_equal(states["fitted"], states["train"])  # the run trains on all of them
+    _, run_settings, folder = read_run(run)
+    careers = open_store(folder).careers("train")
+    settings_of_run = run_settings.evaluation
+    model = transformers.AutoModelForCausalLM.from_pretrained(run / "export")
+    for rows, part in prompt_states(model.eval(), careers, settings_of_run, run_settings.compute, 1):
+        np.testing.assert_allclose(states["train"][rows], part, atol=1e-5)
+    occupation = careers.transitions()[1]
+    scaled = StandardScaler().fit_transform(states["train"].astype(np.float64))
+    theirs = LogisticRegression(C=1 / 5.0, tol=1e-10, max_iter=5_000).fit(scaled, occupation)
+    expected = theirs.predict_log_proba(scaled)[np.arange(len(occupation)), occupation]
+    table, info = read_score_table(path)
+    assert info.details["layer"] == "1"
+    assert float(table["title"].to_numpy().sum()) == pytest.approx(float(expected.sum()), rel=1e-4)
+
+
+def test_an_average_is_that_of_the_probabilities_with_the_best_weights_on_validation_people(run: Path) -> None:
+    asked = settings(run, "average", "average.of=[language_model,first_order,career]", "titles=all")
+    for split in ("test", "validation"):
+        with pytest.raises(
+            RunError, match=rf"needs scores of language_model on the {split} people .*split={split}` make"
+        ):
+            score_baselines(asked, quiet)
+        score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", f"split={split}", "titles=all"]))
+    path = score_baselines(asked, quiet)[-1]
+    scores, info = read_score_table(path)
+    parts = dict(part.split(" ") for part in info.details["weights"].split(", "))
+    assert list(parts) == ["language_model", "first_order", "career"]
+    weights = np.array([float(weight) for weight in parts.values()])
+    names = ["{}", "{}.first_order", "{}.career"]
+
+    def columns(split: str, column: str) -> np.ndarray:
+        tables = [read_score_table(run / "scores" / f"{name.format(split)}.parquet")[0] for name in names]
+        return np.stack([table[column].to_numpy() for table in tables], axis=1)
+
+    def loss(free: np.ndarray) -> float:
+        shares = np.exp(np.append(free, 0.0)) / np.exp(np.append(free, 0.0)).sum()
+        return -float(np.log(np.exp(columns("validation", "terminated")) @ shares).mean())
+
+    best = min(
+        (optimize.minimize(loss, start, method="Nelder-Mead") for start in ([0, 0], [-9, 0])), key=lambda x: x.fun
+    )
+    assert -float(np.log(np.exp(columns("validation", "terminated")) @ weights).mean()) <= best.fun + 1e-4
+    for column in ("title", "terminated"):
+        expected = np.log(np.exp(columns("test", column)) @ weights)
+        np.testing.assert_allclose(scores[column].to_numpy(), expected, atol=1e-3)
+    titles = read_title_table(path.with_name("test_titles.average.parquet")).table
+    logs = np.array(titles["terminated"].to_pylist())
+    np.testing.assert_allclose(np.exp(logs).sum(axis=1), titles["mass"].to_numpy())
+    np.testing.assert_allclose(
+        titles["normalised"].to_numpy(), scores["terminated"].to_numpy() - np.log(titles["mass"].to_numpy()), atol=1e-9
+    )
+    assert score_baselines(asked, quiet) == []
+    # Other scores of a model make the average anew.
+    other = settings(run, "average", "average.of=[language_model,first_order,career]", "career.birth_year=false")
+    assert score_baselines(other, quiet)[-1] == path
+
+
+def test_an_average_by_hand() -> None:
+    log_p = np.log(np.array([[0.5, 0.1], [0.2, 0.4], [0.5, 0.1], [0.5, 0.1]]))
+    weights = mixture_weights(
+        log_p
+    )  # the derivative 3 x .4 / (.1 + .4 w) = .2 / (.4 - .2 w) is 0 at w = 1.375: above 1
+    np.testing.assert_allclose(weights, [1.0, 0.0], atol=1e-4)
+    log_p = np.log(np.array([[0.5, 0.1], [0.2, 0.4]]))
+    weights = mixture_weights(log_p)  # .4 / (.1 + .4 w) = .2 / (.4 - .2 w) at w = .875
+    np.testing.assert_allclose(weights, [0.875, 0.125], atol=1e-4)
+    np.testing.assert_allclose(averaged(log_p, weights), np.log([0.45, 0.225]), atol=1e-4)
+    assert averaged(np.array([[-1e4, -2e4]]), np.array([0.5, 0.5]))[0] == pytest.approx(-1e4 + np.log(0.5))
+
+
+def test_normalised_scores_of_a_report_are_those_of_the_titles(run: Path) -> None:
+    score_baselines(settings(run, "career,marginal", "split=train"), quiet)
+    with pytest.raises(
+        ScoreTableError, match=r"launch/baselines.py run=\S+ split=train baselines='\[career\]' titles=all` makes it"
+    ):
+        compare_runs([str(run)], split="train", measure="normalised")
+    score_baselines(settings(run, "career,marginal", "split=train", "titles=all"), quiet)
+    for name in ("embedding_logit", "logit_two_stage"):
+        (run / f"scores/train.{name}.parquet").unlink(missing_ok=True)
+    models = {each.name: each for each in compare_runs([str(run)], split="train", measure="normalised").models}
+    titles = read_title_table(run / "scores/train_titles.career.parquet").table
+    np.testing.assert_array_equal(models["CAREER"].log_likelihood, titles["normalised"].to_numpy())
+    scores = read_score_table(run / "scores/train.career.parquet")[0]["title"].to_numpy()
+    assert (models["CAREER"].log_likelihood > scores).all()
+
+
+def test_a_table_that_leaves_titles_out_has_no_average(run: Path, tmp_path: Path) -> None:
+    score_baselines(settings(run, "marginal", "titles=all"), quiet)
+    path = run / "scores/test_titles.marginal.parquet"
+    titles = read_title_table(path)
+    place, bound = titles.table.schema.get_field_index("bound"), pa.array(np.full(len(titles.table), 0.1))
+    other = titles.table.set_column(place, "bound", bound)
+    write_title_table(other, titles.info, titles.occupations, tmp_path / "bounded.parquet")
+    with pytest.raises(ScoreTableError, match=r"bounded\.parquet leaves titles out, so it has no average"):
+        average_titles([path, tmp_path / "bounded.parquet"], np.array([0.5, 0.5]))
+
+
+def test_tables_of_other_observations_have_no_average(run: Path) -> None:
+    score_baselines(settings(run, "marginal", "split=validation"), quiet)
+    (test,) = score_baselines(settings(run, "marginal", "split=test"), quiet) or [run / "scores/test.marginal.parquet"]
+    with pytest.raises(ScoreTableError, match="are not of the same observations, so they have no average"):
+        read_tables([test, run / "scores/validation.marginal.parquet"])
 
 
 def test_other_settings_of_a_baseline_make_its_table_anew(run: Path) -> None:

@@ -106,11 +106,15 @@ def test_the_context_of_a_bag_is_the_mean_of_the_jobs_before_the_present_one(spl
         for step in (0, 1, 3):
             expected = torch.zeros(bag.num_symbols + 1)
             for name, effects in bag.fixed.items():
-                expected += effects(batch.covariates[name][0, step])
-            for name, embedding in bag.embeddings.items():
-                codes = batch.previous_BT[0] if name == "previous" else batch.covariates[name][0]
-                before = embedding(codes[:step]).sum(dim=0) / (step + 1)
-                expected += bag.present[name](embedding(codes[step])) + bag.context[name](before)
+                expected += effects.output(effects.embedding(batch.covariates[name][0, step]))
+            for name, present in bag.present.items():
+                codes, context = (
+                    batch.previous_BT[0] if name == "previous" else batch.covariates[name][0],
+                    bag.context[name],
+                )
+                nothing = torch.tensor([context.embedding.num_embeddings - 1])
+                before = context.embedding(torch.cat([nothing, codes[:step]])).mean(dim=0)
+                expected += present.output(present.embedding(codes[step])) + context.output(before)
             torch.testing.assert_close(logits[step], expected)
 
 

@@ -154,6 +154,21 @@ def test_a_wrong_override_is_refused_in_one_line(override: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_weights_of_tokens_do_not_go_with_a_kernel_that_has_none() -> None:
+    half = "training.context_loss_weight=0.5"
+    with pytest.raises(
+        SettingsError, match=r"compute.loss: expected chunked with training.context_loss_weight between"
+    ):
+        compose_settings(RunSettings, "run", ["compute.loss=liger", half])
+    assert compose_settings(RunSettings, "run", ["compute.loss=liger", "training.context_loss_weight=0"])
+
+
+@pytest.mark.parametrize("of", ["[career]", "[career,career]", "[career,average]", "[career,truth]", "[career,a/b]"])
+def test_an_average_is_of_different_models_with_tables(of: str) -> None:
+    with pytest.raises(SettingsError, match=r"setting average.of: expected (at least two different|names of score)"):
+        compose_settings(BaselineSettings, "baselines", ["run=x", f"average.of={of}"])
+
+
 def test_all_problems_of_settings_are_listed_at_once() -> None:
     values = compose_values("run", ["data.corpora.wage_panel.kind=synthetic"])
     training: Any = values["training"]

@@ -86,7 +86,7 @@ def trained(stage: int, precision: str, ranks: DistributedContext) -> ZeroEngine
         batch: Any = Batch()
         if precision == "bf16":
             batch = type("Narrow", (Batch,), {"to": lambda self, device: Batch.to(self, device).to(torch.bfloat16)})()
-        engine.backward(engine.forward(batch, is_last_pass=True), step_tokens=4)
+        engine.backward(engine.forward(batch, is_last_pass=True), loss_weight=4)
         engine.update(learning_rate=0.01)
     return engine
 

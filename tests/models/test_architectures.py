@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers
 from helpers.processes import ON_CPU, PROJECT
+from helpers.runs import COMPUTE
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 
@@ -31,6 +33,7 @@ from architectures import (
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.checkpoint.export import export_checkpoint, rope_of_transformers_4
 from laborllm_dist.checkpoint.manifest import CheckpointManifest
+from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.varlen_attention import MODEL_TYPES
 
 NAMED = [
@@ -199,6 +202,26 @@ def test_one_career_a_row_holds_what_the_packed_rows_hold() -> None:
         == batch.token_ids_BT.flatten()[slots].tolist()
     )
     assert pack_batch([], 8).one_a_row(torch.empty(0, dtype=torch.int64)).token_ids_ST.shape == (1, 8)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])  # own head; a block mask; one career a row
+def test_weights_of_tokens_weigh_their_gradients(name: str) -> None:
+    rows = some_careers()
+    batch = pack_batch(rows, 72)
+    weights_BT = torch.rand(batch.targets_BT.shape, generator=torch.Generator().manual_seed(2))
+    packed, plain = tiny_model(name), tiny_model(name)
+    total, _ = CareerLanguageModel(packed, COMPUTE)(dataclasses.replace(batch, weights_BT=weights_BT))
+    total.backward()
+    for row, careers in enumerate(rows):
+        start = 0
+        for ids in careers:
+            ids_T = torch.from_numpy(ids).long()
+            log_p_TV = plain(input_ids=ids_T[None]).logits[0, :-1].log_softmax(-1)
+            own = log_p_TV.gather(1, ids_T[1:, None])[:, 0] * weights_BT[row, start : start + len(ids) - 1]
+            own.sum().backward()
+            start += len(ids)
+    for (label, found), wanted in zip(packed.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-4, msg=label)
 
 
 def test_the_model_of_an_architecture_depends_on_every_tensor() -> None:

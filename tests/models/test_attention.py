@@ -39,20 +39,24 @@ def dense_log_likelihood(hidden_ND, weight_VD, targets_N):
     return torch.log_softmax(hidden_ND @ weight_VD.T, dim=1)[torch.arange(len(targets_N)), targets_N]
 
 
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.0, 0.25, 1.0]).repeat(8)[:23]])
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 23, 1000])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-def test_chunks_give_the_log_likelihood_and_gradients_of_the_whole(chunk_tokens: int, dtype, tolerance: float) -> None:
+def test_chunks_give_the_log_likelihood_and_gradients_of_the_whole(
+    weights: torch.Tensor | None, chunk_tokens: int, dtype, tolerance: float
+) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(23, 16, dtype=dtype), torch.randn(50, 16, dtype=dtype)
     targets = torch.randint(0, 50, (23,))
     own, dense = ([each.clone().requires_grad_() for each in (hidden, weight)] for _ in range(2))
-    total, scores = chunked_log_likelihood(*own, targets, chunk_tokens=chunk_tokens)
+    total, scores = chunked_log_likelihood(*own, targets, chunk_tokens=chunk_tokens, weights_N=weights)
     wanted = dense_log_likelihood(*dense, targets)
     torch.testing.assert_close(scores, wanted.detach(), rtol=0, atol=tolerance)
-    torch.testing.assert_close(total, wanted.sum(), rtol=1e-6, atol=tolerance)
+    wanted_total = wanted.sum() if weights is None else (wanted * weights).sum()
+    torch.testing.assert_close(total, wanted_total, rtol=1e-6, atol=tolerance)
     # As in training, the loss is a small number times the sum.
     (-0.01 * total).backward()
-    (-0.01 * wanted.sum()).backward()
+    (-0.01 * wanted_total).backward()
     for found, expected in zip(own, dense, strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=tolerance)
     assert not scores.requires_grad

@@ -30,9 +30,9 @@ def batch_of(seed: int) -> PackedBatch:
 def take(engine: ZeroEngine, seed: int, *, leave_out: bool = False) -> float:
     """Take a step of two passes, the last of which is left out where that is asked for."""
     total = engine.forward(batch_of(seed), is_last_pass=False)
-    engine.backward(total, step_tokens=78)
+    engine.backward(total, loss_weight=78)
     total = engine.forward(batch_of(seed + 10), is_last_pass=True)
-    engine.leave_out(total) if leave_out else engine.backward(total, step_tokens=78)
+    engine.leave_out(total) if leave_out else engine.backward(total, loss_weight=78)
     return engine.update(learning_rate=1e-2)
 
 

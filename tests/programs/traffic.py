@@ -62,7 +62,7 @@ def take_step(engine: ZeroEngine) -> None:
     ids = np.random.default_rng(1).integers(0, 60, 24).astype(np.int32)
     for number in range(1, NUM_PASSES + 1):
         total = engine.forward(pack_batch([[ids]], 24), is_last_pass=number == NUM_PASSES)
-        engine.backward(total, step_tokens=46)
+        engine.backward(total, loss_weight=46)
     engine.update(learning_rate=1e-3)
 
 

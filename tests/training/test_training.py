@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,21 +43,33 @@ def relative_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tenso
     return (difference / sum(float(wanted[name].double().square().sum()) for name in wanted)) ** 0.5
 
 
+PlainStep = tuple[Path, dict[str, torch.Tensor], float]
+
+
 @pytest.fixture(scope="module")
-def plain_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], float]:
-    """Take one step with plain torch, career by career: no packing, no ranks, no DeepSpeed."""
+def plain_step(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], PlainStep]:
+    """Return a function that takes one step with a weight of the tokens outside titles."""
     folder = tmp_path_factory.mktemp("plain")
+    return functools.cache(lambda weight: take_plain_step(folder, weight))
+
+
+def take_plain_step(folder: Path, context_weight: float) -> PlainStep:
+    """Take one step with plain torch, career by career: no packing, no ranks, no DeepSpeed."""
     settings = settings_of(small_run(folder, "training.epochs=1", "batch.global_batch_size=64"))
     store = prepare_store(settings, lambda line: None)
     careers = store.careers("train")
     model = new_llama(settings.model.llama, num_ids=store.num_ids, attention_dropout=0.0, seed=settings.training.seed)
-    total, num_targets = torch.zeros(()), 0
+    total, sum_of_weights = torch.zeros(()), 0.0
     for row in range(len(careers)):
         ids = torch.from_numpy(careers.token_ids(row).astype("int64"))[None]
         logits = model(input_ids=ids).logits
-        total = total + torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
-        num_targets += ids.shape[1] - 1
-    (total / num_targets).backward()
+        weights = torch.full((ids.shape[1],), context_weight)
+        for start, end in careers.title_spans(row).tolist():
+            weights[start : end + 1] = 1.0  # and the line break
+        losses = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+        total = total + (losses * weights[1:]).sum()
+        sum_of_weights += float(weights[1:].sum())
+    (total / sum_of_weights).backward()
     wanted = settings.optimizer
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": wanted.weight_decay},
@@ -68,18 +81,21 @@ def plain_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     torch.nn.utils.clip_grad_norm_(model.parameters(), wanted.max_grad_norm)
     optimizer.step()
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    return folder, weights, float(total.detach() / num_targets)
+    return folder, weights, float(total.detach() / sum_of_weights)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_step_on_two_ranks_equals_plain_torch(stage: int, plain_step, tmp_path: Path) -> None:
-    stores, wanted, loss = plain_step
+@pytest.mark.parametrize(("stage", "weight"), [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0), (2, 0.25), (3, 0.0)])
+def test_a_step_on_two_ranks_equals_plain_torch(
+    stage: int, weight: float, plain_step: Callable[[float], PlainStep], tmp_path: Path
+) -> None:
+    stores, wanted, loss = plain_step(weight)
     run = small_run(
         tmp_path,
         f"store.root={stores}/stores",
         "training.epochs=1",
         "batch.global_batch_size=64",
         f"zero=stage{stage}",
+        f"training.context_loss_weight={weight}",
     )
     run_well("train.py", run, world_size=2, log=tmp_path / "log")
     (line,) = (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()

@@ -1,0 +1,74 @@
+"""Hidden states of a causal model where it is about to write a title: one vector for every observation.
+
+The vector is the hidden state at the last token of the prompt, from which the model's own distribution over the first
+token of the title follows. Careers are packed as in an evaluation, so a vector does not depend on what is beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from laborllm_dist.batching.observations import pack_observations
+from laborllm_dist.config.evaluation import EvaluationSettings
+from laborllm_dist.config.model import ComputeSettings
+from laborllm_dist.errors import ModelError
+from laborllm_dist.evaluation.tasks import plan_evaluation
+from laborllm_dist.models.causal_lm import CareerLanguageModel
+from laborllm_dist.store.store import CareerTable
+
+Integers = npt.NDArray[np.int64]
+States = npt.NDArray[np.float32]
+
+
+def check_layer(hugging_face: Any, layer: int) -> None:
+    """Check that a model has a layer; 0 is the embedding, -1 the last layer, after the model's last norm.
+
+    Raises:
+        ModelError: naming the layers that there are.
+    """
+    num_layers = int(hugging_face.config.get_text_config().num_hidden_layers)
+    if not -num_layers - 1 <= layer <= num_layers:
+        raise ModelError(
+            f"the model has hidden states 0 (the embedding) to {num_layers} (the last layer, -1), not {layer}",
+            code="no-such-layer",
+        )
+
+
+def prompt_states(
+    hugging_face: nn.Module,
+    careers: CareerTable,
+    settings: EvaluationSettings,
+    compute: ComputeSettings,
+    layer: int,
+) -> Iterator[tuple[Integers, States]]:
+    """Yield numbers of observations, and their hidden states, [observations, width]: each observation once.
+
+    Args:
+        hugging_face: the model, whole and in evaluation mode.
+        careers: whose observations; numbers are in the order of careers, then of jobs.
+        settings: how many tokens a row and how many rows a forward have.
+        compute: attention of the model.
+        layer: as `check_layer` has it.
+
+    Raises:
+        ModelError: if the model has no such layer.
+        SequenceTooLongError: if a career fits no row.
+    """
+    check_layer(hugging_face, layer)
+    model, device = CareerLanguageModel(hugging_face, compute), next(hugging_face.parameters()).device
+    num_jobs = careers.num_observations()
+    firsts = np.cumsum(num_jobs) - num_jobs
+    in_store = np.asarray(careers.table["first_position"], dtype=np.int64)
+    for rows in plan_evaluation(careers, settings).batches:
+        packed, places = pack_observations(careers, rows, settings.max_seq_length)
+        slots_Q = torch.from_numpy(places.spans[:, 0] * settings.max_seq_length + places.spans[:, 1] - 1)
+        with torch.inference_mode():
+            states_QD = model.hidden_states(packed.to(device), layer, slots_Q).float().cpu().numpy()
+        career, position = places.keys.T
+        yield firsts[career] + position - in_store[career], states_QD
