@@ -1,6 +1,6 @@
 """Write a replication package: python launch/replicate.py runs='[runs/A,runs/B]' output=FOLDER."""
 
-from laborllm_dist.cli import compose_settings, launch
+from laborllm_dist.cli import CONF, SCRIPTS, compose_settings, launch
 from laborllm_dist.config.evaluation import ReplicateSettings, ReportSettings
 from laborllm_dist.io.console import results
 
@@ -14,11 +14,11 @@ editor (Markdown and PDF); ./run_all.sh in it makes the same tables anew. It con
 
 def main(settings: ReplicateSettings) -> None:
     """Write the package, and print where it is."""
-    from laborllm_dist.report.replication import write_package
+    from laborllm_dist.replication.package import write_package
 
     # The report's settings are its own; the package names the runs and the folder.
     report = compose_settings(ReportSettings, "report", ["runs=[package]"])
-    folder = write_package(settings, report)
+    folder = write_package(settings, report, (CONF, SCRIPTS))
     with results() as console:
         console.print(f"replicate: {folder / 'README.md'}", soft_wrap=True)
 

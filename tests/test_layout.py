@@ -17,7 +17,7 @@ PACKAGE = PROJECT / "laborllm_dist"
 ORDER = (
     "plain_text", "errors", "randomness", "config", "io", "tables", "careers", "text", "store", "batching",
     "distributed", "models", "checkpoint", "planning", "tracking", "training", "evaluation", "prediction", "baselines",
-    "forecasting", "report", "cli", "__main__",
+    "forecasting", "report", "replication", "cli", "__main__",
 )  # fmt: skip
 # Console output knows the errors, and the errors nothing; settings are read without files.
 APART = {"report": {"plain_text", "errors", "randomness", "config", "io", "tables", "report"}}
@@ -42,7 +42,7 @@ ONLY_IN = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "wandb": {"tracking"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "replication"},
     "submitit": {"store"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -92,7 +92,7 @@ LATE = {
 @pytest.mark.parametrize(
     ("scripts", "late"),
     [
-        (["plan", "prepare", "report"], {"torch", "transformers", "submitit", *LATE}),
+        (["plan", "prepare", "report", "replicate"], {"torch", "transformers", "submitit", *LATE}),
         (["baselines", "convert_gguf", "evaluate", "train"], LATE),
     ],
 )

@@ -12,7 +12,6 @@ from laborllm_dist.careers.splits import Split
 from laborllm_dist.checkpoint.export import ModelConfig, check_exports, export_adapter, export_checkpoint, finished_step
 from laborllm_dist.checkpoint.load import load_checkpoint
 from laborllm_dist.checkpoint.manifest import CheckpointManifest, check_checkpoint, read_manifest
-from laborllm_dist.checkpoint.model_card import model_card
 from laborllm_dist.checkpoint.save import checkpoint_folder, newest_checkpoint, run_of_checkpoints, save_state
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext, alone
@@ -42,6 +41,7 @@ from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.store.store import TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.training.messages import describe_early_stop, describe_end, describe_plan, describe_settings
+from laborllm_dist.training.model_card import model_card
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState, state_from_values
 from laborllm_dist.training.step import Work
 from laborllm_dist.training.steps import is_done, run_steps

@@ -14,14 +14,14 @@ import pytest
 from helpers.processes import ON_CPU, run_well
 from helpers.runs import quiet, settings_of, small_run
 
-from laborllm_dist.cli import compose_settings
+from laborllm_dist.cli import CONF, SCRIPTS, compose_settings
 from laborllm_dist.config.evaluation import ReplicateSettings, ReportSettings
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import ForeignFileError, RunError, ScoreTableError
 from laborllm_dist.io.command_log import read_commands
 from laborllm_dist.io.run_directory import create_or_resume
-from laborllm_dist.report.replication import DCAS, write_package
+from laborllm_dist.replication.package import DCAS, write_package
 from laborllm_dist.store.build import prepare_store
 
 REPORT = compose_settings(ReportSettings, "report", ["runs=[any]", "bootstrap_draws=20"])
@@ -55,7 +55,9 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
     run_well("baselines.py", [f"run={run}"], world_size=1, log=tmp_path / "log")
     assert [command.name for command in read_commands(run)] == ["train", "evaluate", "evaluate", "baselines"]
 
-    package = write_package(ReplicateSettings(runs=(str(run),), output=str(tmp_path / "package"), title="A"), REPORT)
+    package = write_package(
+        ReplicateSettings(runs=(str(run),), output=str(tmp_path / "package"), title="A"), REPORT, (CONF, SCRIPTS)
+    )
     texts = [
         path.read_text(errors="replace")
         for path in package.rglob("*")
@@ -92,16 +94,20 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
     assert prints[0] == prints[1]
     # A package that was run holds what nobody else wrote, and is not replaced.
     with pytest.raises(ForeignFileError):
-        write_package(ReplicateSettings(runs=(str(run),), output=str(package), title="A"), REPORT)
+        write_package(ReplicateSettings(runs=(str(run),), output=str(package), title="A"), REPORT, (CONF, SCRIPTS))
     run.joinpath("scores/test.parquet").unlink()
     run.joinpath("scores/test.marginal.parquet").unlink()
     run.joinpath("scores/test.first_order.parquet").unlink()
     with pytest.raises(ScoreTableError) as no_scores:
-        write_package(ReplicateSettings(runs=(str(run),), output=str(tmp_path / "other"), title="A"), REPORT)
+        write_package(
+            ReplicateSettings(runs=(str(run),), output=str(tmp_path / "other"), title="A"), REPORT, (CONF, SCRIPTS)
+        )
     assert no_scores.value.label == "score-table/no-scores" and not (tmp_path / "other").exists()
     shutil.rmtree(tmp_path / "stores")
     with pytest.raises(RunError) as no_store:
-        write_package(ReplicateSettings(runs=(str(run),), output=str(tmp_path / "other"), title="A"), REPORT)
+        write_package(
+            ReplicateSettings(runs=(str(run),), output=str(tmp_path / "other"), title="A"), REPORT, (CONF, SCRIPTS)
+        )
     assert no_store.value.label == "run/no-store-of-run"
 
 
@@ -112,5 +118,7 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
         create_or_resume(prepared, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     runs = tuple(str(tmp_path / name / "runs/small") for name in ("one", "two"))
     with pytest.raises(RunError) as twice:
-        write_package(ReplicateSettings(runs=runs, output=str(tmp_path / "package"), title="A"), REPORT)
+        write_package(
+            ReplicateSettings(runs=runs, output=str(tmp_path / "package"), title="A"), REPORT, (CONF, SCRIPTS)
+        )
     assert twice.value.label == "run/two-of-one-name"

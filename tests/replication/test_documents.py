@@ -6,7 +6,7 @@ import re
 import zlib
 from pathlib import Path
 
-from laborllm_dist.report.documents import Block, Bullets, Code, Heading, Paragraph, Table, to_markdown, write_pdf
+from laborllm_dist.replication.documents import Block, Bullets, Code, Heading, Paragraph, Table, to_markdown, write_pdf
 
 DOCUMENT: list[Block] = [
     Heading("A *title* | <b>", 1),

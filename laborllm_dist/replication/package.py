@@ -29,7 +29,7 @@ from laborllm_dist.io.command_log import Command, read_commands
 from laborllm_dist.io.files import sha256_of, write_text
 from laborllm_dist.io.recorded_folder import replacing_folder
 from laborllm_dist.io.run_directory import RunDirectory, read_run, weights_of_run
-from laborllm_dist.report.documents import Block, Bullets, Code, Heading, Paragraph, Table, to_markdown, write_pdf
+from laborllm_dist.replication.documents import Block, Bullets, Code, Heading, Paragraph, Table, to_markdown, write_pdf
 from laborllm_dist.report.write import write_report
 
 CARD = "data_card.md"  # of a token store (store/data_card.py)
@@ -94,12 +94,13 @@ class ReplicatedRun:
         return self.settings.name
 
 
-def write_package(settings: ReplicateSettings, report: ReportSettings) -> Path:
+def write_package(settings: ReplicateSettings, report: ReportSettings, programs: Sequence[Path]) -> Path:
     """Write a replication package of several runs, and return its folder.
 
     Args:
         settings: runs and folder.
         report: settings of the report, whose tables and figures the package must reproduce.
+        programs: folders conf/ and launch/ of this software.
 
     Raises:
         RunError: if a run or its token store is missing, or two runs have one name.
@@ -116,7 +117,7 @@ def write_package(settings: ReplicateSettings, report: ReportSettings) -> Path:
         for run in runs:
             _write_settings(run, partial)
             shutil.copyfile(run.store / CARD, _made(partial / "data_cards" / f"{run.name}.md"))
-        _copy_software(partial / "software")
+        _copy_software(partial / "software", programs)
         write_text(partial / "requirements.txt", "\n".join(_requirements()) + "\n")
         script = _script(runs, report)
         write_text(partial / "run_all.sh", script)
@@ -193,13 +194,11 @@ def _write_settings(run: ReplicatedRun, package: Path) -> None:
         write_text(_made(path), f"{header}{text}\n")
 
 
-def _copy_software(target: Path) -> None:
+def _copy_software(target: Path, programs: Sequence[Path]) -> None:
     """Copy this package's source as pip installs it, with conf/ and launch/ inside."""
-    from laborllm_dist.cli import CONF, SCRIPTS
-
     source, unwanted = Path(laborllm_dist.__file__).parent, shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(source, target / source.name, ignore=unwanted)
-    for folder in (CONF, SCRIPTS):
+    for folder in programs:
         shutil.copytree(folder, target / source.name / folder.name, ignore=unwanted, dirs_exist_ok=True)
 
 
