@@ -13,13 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from laborllm_dist.batching.observations import pack_observations
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.config.evaluation import EmbedSettings, EvaluationOverrides, EvaluationSettings, evaluation_of
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
-from laborllm_dist.errors import SettingsError
+from laborllm_dist.evaluation.hidden_states import layer_number, prompt_slots
 from laborllm_dist.evaluation.run import (
     describe_evaluation,
     is_there,
@@ -81,8 +80,7 @@ class Embeddings:
 
     def _vectors(self, work: Evaluation, model: InferenceModel, batch: int) -> pa.Table:
         packed, places = pack_observations(work.careers, work.plan.batches[batch], work.plan.max_seq_length)
-        rows, _, ends = places.stems_P3.T
-        slots_P = torch.from_numpy(rows * packed.token_ids_BT.shape[1] + ends - 1)
+        slots_P = prompt_slots(places, packed.token_ids_BT.shape[1])
         vectors_PD = model.hidden_states(packed, self.layer, slots_P).float().cpu().numpy()
         offsets = np.arange(0, vectors_PD.size + 1, vectors_PD.shape[1], dtype=np.int32)
         return pa.table(
@@ -131,7 +129,7 @@ def _embed_split(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedC
     target = ranks.run_on_main(
         lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks, say), EvaluationTarget
     )
-    task = Embeddings(evaluation, ranks.run_on_main(lambda: _layer(settings, target)))
+    task = Embeddings(evaluation, ranks.run_on_main(lambda: layer_number(settings.layer, num_layers_of(target.model))))
     path, info, careers = task.table(target), task.info(target), target.store.careers(evaluation.split)
     checked: Sequence[Split] = (evaluation.split,) if ranks.is_main else ()
     ranks.run_on_main(lambda: path.parent.mkdir(exist_ok=True))
@@ -154,22 +152,6 @@ def _is_done(path: Path, info: ScoreTableInfo, say: Say) -> bool:
         return True
     refuse_other_details(path, info)
     return False
-
-
-def _layer(settings: EmbedSettings, target: EvaluationTarget) -> int:
-    """Return the number of the layer, counted from 0.
-
-    Raises:
-        SettingsError: if the model has no such layer.
-    """
-    num_layers = num_layers_of(target.model)
-    if not -num_layers - 1 <= settings.layer <= num_layers:
-        raise SettingsError(
-            f"setting layer: expected a number from 0 (the token embedding) to {num_layers}, or from -{num_layers + 1} "
-            f"to -1 (the last one), since {target.info.model} has {num_layers} layers; got {settings.layer}",
-            code="no-such-layer",
-        )
-    return settings.layer % (num_layers + 1)
 
 
 def _no_titles() -> TitleTrie:

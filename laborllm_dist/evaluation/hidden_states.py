@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from laborllm_dist.batching.observations import pack_observations
+from laborllm_dist.batching.observations import TitleSpans, pack_observations
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import ComputeSettings
-from laborllm_dist.errors import ModelError
+from laborllm_dist.errors import SettingsError
 from laborllm_dist.evaluation.tasks import plan_evaluation
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.store.store import CareerTable
@@ -26,22 +25,29 @@ Integers = npt.NDArray[np.int64]
 States = npt.NDArray[np.float32]
 
 
-def check_layer(hugging_face: Any, layer: int) -> None:
-    """Check that a model has a layer; 0 is the embedding, -1 the last layer, after the model's last norm.
+def layer_number(layer: int, num_layers: int) -> int:
+    """Return the number of a layer counted from 0, the token embedding; -1 is the last layer, after the last norm.
 
     Raises:
-        ModelError: naming the layers that there are.
+        SettingsError: naming the layers that there are.
     """
-    num_layers = int(hugging_face.config.get_text_config().num_hidden_layers)
     if not -num_layers - 1 <= layer <= num_layers:
-        raise ModelError(
-            f"the model has hidden states 0 (the embedding) to {num_layers} (the last layer, -1), not {layer}",
+        raise SettingsError(
+            f"setting layer: expected a number from 0 (the token embedding) to {num_layers}, or from -{num_layers + 1} "
+            f"to -1 (the last layer), since the model has {num_layers} layers; got {layer}",
             code="no-such-layer",
         )
+    return layer % (num_layers + 1)
+
+
+def prompt_slots(places: TitleSpans, row_length: int) -> torch.Tensor:
+    """Return the slots of flattened rows that hold the last token of the prompt of every observation, [Q]."""
+    rows, starts = places.spans[:, 0], places.spans[:, 1]
+    return torch.from_numpy(rows * row_length + starts - 1)
 
 
 def prompt_states(
-    hugging_face: nn.Module,
+    hugging_face: Any,
     careers: CareerTable,
     settings: EvaluationSettings,
     compute: ComputeSettings,
@@ -54,20 +60,20 @@ def prompt_states(
         careers: whose observations; numbers are in the order of careers, then of jobs.
         settings: how many tokens a row and how many rows a forward have.
         compute: attention of the model.
-        layer: as `check_layer` has it.
+        layer: as `layer_number` takes it.
 
     Raises:
-        ModelError: if the model has no such layer.
+        SettingsError: if the model has no such layer.
         SequenceTooLongError: if a career fits no row.
     """
-    check_layer(hugging_face, layer)
+    layer = layer_number(layer, int(hugging_face.config.get_text_config().num_hidden_layers))
     model, device = CareerLanguageModel(hugging_face, compute), next(hugging_face.parameters()).device
     num_jobs = careers.num_observations()
     firsts = np.cumsum(num_jobs) - num_jobs
     in_store = np.asarray(careers.table["first_position"], dtype=np.int64)
     for rows in plan_evaluation(careers, settings).batches:
         packed, places = pack_observations(careers, rows, settings.max_seq_length)
-        slots_Q = torch.from_numpy(places.spans[:, 0] * settings.max_seq_length + places.spans[:, 1] - 1)
+        slots_Q = prompt_slots(places, packed.token_ids_BT.shape[1])
         with torch.inference_mode():
             states_QD = model.hidden_states(packed.to(device), layer, slots_Q).float().cpu().numpy()
         career, position = places.keys.T

@@ -141,7 +141,7 @@ def test_what_cannot_be_embedded_is_refused(run: Path, tmp_path: Path) -> None:
         with pytest.raises(LaborError) as error:
             embed(run, f"layer={layer}")
         assert error.value.label == "settings/no-such-layer"
-        assert "from 0 (the token embedding) to 2, or from -3 to -1 (the last one)" in str(error.value)
+        assert "from 0 (the token embedding) to 2, or from -3 to -1 (the last layer)" in str(error.value)
     with pytest.raises(SettingsError, match="setting placement: expected replicated"):
         embed(run, "placement=partitioned")
     (path,) = embed(run, "split=test")

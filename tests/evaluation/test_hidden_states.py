@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.errors import raises
 from helpers.runs import COMPUTE, settings_of
 from helpers.trained_runs import panel
 
 from laborllm_dist.config.evaluation import EvaluationSettings
-from laborllm_dist.errors import ModelError
 from laborllm_dist.evaluation.hidden_states import prompt_states
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import CareerTable
@@ -63,5 +63,5 @@ def test_they_are_those_at_the_last_token_of_each_prompt(
 def test_a_layer_that_the_model_does_not_have_is_refused(test_people: tuple[CareerTable, EvaluationSettings]) -> None:
     careers, settings = test_people
     for layer in (3, -4):
-        with pytest.raises(ModelError, match=rf"0 \(the embedding\) to 2 \(the last layer, -1\), not {layer}$"):
+        with raises("settings/no-such-layer", "from 0 (the token embedding) to 2", f"got {layer}"):
             list(prompt_states(tiny("gpt2"), careers, settings, COMPUTE, layer))
