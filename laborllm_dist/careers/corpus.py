@@ -10,7 +10,7 @@ from laborllm_dist.careers.occupations.occ1990dd import TABLES_VERSION
 from laborllm_dist.careers.occupations.vocabulary import notes_of_vocabulary, shipped_vocabularies, vocabulary_path
 from laborllm_dist.careers.person_records import PersonThunk
 from laborllm_dist.careers.readers.career_text import CAREER_TEXT
-from laborllm_dist.careers.readers.file_formats import refuse_pointers
+from laborllm_dist.careers.readers.file_formats import reject_pointers
 from laborllm_dist.careers.readers.long_panel import LONG_PANEL
 from laborllm_dist.careers.readers.nls.people import NLSY79, NLSY97
 from laborllm_dist.careers.readers.psid.people import PSID
@@ -45,7 +45,7 @@ def check_sources(data: DataSettings) -> None:
     for name, corpus in data.corpora.items():
         try:
             for path in source_files(corpus):
-                refuse_pointers(path)
+                reject_pointers(path)
         except DataFileError as error:
             advice = f"; {corpus.download_hint}" if corpus.download_hint else ""
             place = f"data.corpora.{name}.path"

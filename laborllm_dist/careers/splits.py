@@ -87,7 +87,7 @@ class CareerSplits:
             given: the split that the source assigns the person to, if it does.
 
         Raises:
-            DataFileError: if the split's files do not list the person, and unlisted=refuse.
+            DataFileError: if the split's files do not list the person, and unlisted=error.
         """
         if isinstance(self.settings, YearSplit):
             years = [job.year for job in career.jobs]
@@ -112,7 +112,7 @@ class CareerSplits:
         if value is not None:
             return split_of_digest(value, settings) if isinstance(settings, HouseholdSplit) else SPLITS[value]
         assert isinstance(settings, ListedPeopleSettings)
-        if settings.unlisted == "refuse":
+        if settings.unlisted == "error":
             raise DataFileError(
                 f"the file of split_by={settings.by} does not list person {career.person!r} of {career.survey}; add "
                 "the person, or leave out everybody whom it does not list (split.unlisted=leave_out)",
@@ -222,7 +222,7 @@ class _People:
             for place, line in enumerate(text_lines(file, problems), start=1):
                 if line.strip() and (person := _person(line.strip(), place, None, problems)) is not None:
                     self._add(digest_of(person), value, place)
-        problems.refuse_if_any()
+        problems.reject_if_any()
 
     def read_table(self, table: _Table, settings: PeopleTableSettings) -> None:
         """Read a table of people; a row whose cell in the column is missing lists nobody."""
@@ -235,7 +235,7 @@ class _People:
         for use, name in zip(("person", "column", "population"), names, strict=False):
             if name not in known:
                 problems.add(place, name, missing_column(use, known, is_optional=False))
-        problems.refuse_if_any()
+        problems.reject_if_any()
         columns = [known.index(name) for name in names]
         number_of = _numbers_of_words(settings)
         for place, row in rows:
@@ -258,7 +258,7 @@ class _People:
                     problems.add(place, settings.column, f"{cell!r} names no split; those are {words}")
                     continue
             self._add(person_digest(of_population, person, settings.salt), value, place)
-        problems.refuse_if_any()
+        problems.reject_if_any()
 
     def listed(self) -> ListedPeople:
         """Return the people, once each.

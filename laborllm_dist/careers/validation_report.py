@@ -34,12 +34,12 @@ class Problems:
         """
         self.num_found += 1
         if self.num_found >= MOST_PROBLEMS:
-            self.refuse_if_any("the rest of the file was not read")
+            self.reject_if_any("the rest of the file was not read")
         if len(self.shown) < NUM_SHOWN:
             where = f"{self.unit} {place}" + (f", {self.named} {_shortened(column)}" if column else "")
             self.shown.append(f"  {where}: {_shortened(what)}")
 
-    def refuse_if_any(self, advice: str = "") -> None:
+    def reject_if_any(self, advice: str = "") -> None:
         """Raise an error if any problem was added.
 
         Args:

@@ -40,7 +40,7 @@ from laborllm_dist.io.files import (
     fsync_path,
     give_usual_mode,
     publish_folder,
-    refuse_link,
+    reject_link,
     sha256_of,
     translate_disk_errors,
 )
@@ -219,7 +219,7 @@ def _remove(folder: Path) -> None:
     Raises:
         ForeignFileError: if it has other files.
     """
-    refuse_link(folder)
+    reject_link(folder)
     if not folder.exists():
         return
     if foreign := _foreign_files(folder):

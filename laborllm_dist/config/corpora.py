@@ -30,8 +30,8 @@ class VocabularySettings(Strict):
     """Column of codes."""
     title: str
     """Column of titles."""
-    same_titles: Literal["refuse", "merge"]
-    """Codes that share a title: an error (`refuse`), or merged into the first of them (`merge`)."""
+    same_titles: Literal["error", "merge"]
+    """Codes that share a title: an error (`error`), or merged into the first of them (`merge`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +238,8 @@ class ResumeSettings(Strict):
     date_order: Literal["day_first", "month_first"] | None = None
     """Order of an ambiguous date such as 03-06-2017; null: that of unambiguous dates (22-08-2015) of the file,
     else of its folder."""
-    bad_dates: Literal["refuse", "leave_out"] = "refuse"
-    """A job with a date that cannot be parsed, or cannot be true, makes the file an error (`refuse`), or is left
+    bad_dates: Literal["error", "leave_out"] = "error"
+    """A job with a date that cannot be parsed, or cannot be true, makes the file an error (`error`), or is left
     out and counted (`leave_out`)."""
 
     def __post_init__(self) -> None:

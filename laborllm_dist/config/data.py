@@ -71,8 +71,8 @@ class SharesSettings(SplitSettings):
 class ListedPeopleSettings(SplitSettings):
     """A rule that needs a file which lists people."""
 
-    unlisted: Literal["refuse", "leave_out"]
-    """A person of the corpora whom the file does not list is an error (`refuse`), or left out and counted
+    unlisted: Literal["error", "leave_out"]
+    """A person of the corpora whom the file does not list is an error (`error`), or left out and counted
     (`leave_out`)."""
 
 

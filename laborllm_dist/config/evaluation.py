@@ -14,7 +14,7 @@ from laborllm_dist.config.model import Quantization
 from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed, Threads, Tokens, within
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
-Truncation = Literal["refuse", "last_lines"]
+Truncation = Literal["error", "last_lines"]
 OTHER_DATA = "data_"  # in place of a split, begins the names of files about other data
 FigureFormat = Literal["png", "pdf"]
 
@@ -156,7 +156,7 @@ class EvaluateSettings(EvaluationOverrides):
     model: OtherModelSettings
     prompt: PromptSettings
     truncation: Truncation
-    """A career that is longer than a row or the model's context is an error (`refuse`), or its history is
+    """A career that is longer than a row or the model's context is an error (`error`), or its history is
     truncated and counted (`last_lines`)."""
     data: DataSettings | None = None
     """Other careers, all of which are scored in place of a split of the run's people; null: the run's people."""
@@ -192,7 +192,7 @@ class EmbedSettings(ForwardOverrides):
     model: OtherModelSettings
     prompt: PromptSettings
     truncation: Truncation
-    """A career that is longer than a row or the model's context is an error (`refuse`), or its history is
+    """A career that is longer than a row or the model's context is an error (`error`), or its history is
     truncated and counted (`last_lines`)."""
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from laborllm_dist.evaluation.run import (
     is_there,
     load_checked,
     parts_folder,
-    refuse_other_details,
+    reject_other_details,
     resolve_target,
 )
 from laborllm_dist.evaluation.target import EvaluatedRun, EvaluationTarget, evaluated_run, with_split
@@ -150,7 +150,7 @@ def _is_done(path: Path, info: ScoreTableInfo, say: Say) -> bool:
     if is_there(path, info):
         say(f"embed: {info.model} is there ({path})")
         return True
-    refuse_other_details(path, info)
+    reject_other_details(path, info)
     return False
 
 

@@ -217,7 +217,7 @@ def _missing_tables(
         if is_there(path, info):
             say(f"evaluate: {info.model} is there ({path})")
             continue
-        refuse_other_details(path, info)
+        reject_other_details(path, info)
         settings = dataclasses.replace(task.settings, batches_per_part=task.batches_per_part)
         missing.append(PlannedTable(place, path, info, plan_evaluation(careers, settings)))
     return missing
@@ -228,7 +228,7 @@ def parts_folder(path: Path, info: ScoreTableInfo, plan: EvaluationPlan) -> Path
     return path.with_suffix(f".{fingerprint_of([dataclasses.asdict(info), plan.batches_per_part])}.parts")
 
 
-def refuse_other_details(path: Path, info: ScoreTableInfo) -> None:
+def reject_other_details(path: Path, info: ScoreTableInfo) -> None:
     """Check that no table of the same weights with other settings would be overwritten.
 
     Raises:
@@ -293,7 +293,7 @@ def resolve_target(
             code="unscored-mass-without-titles",
         )
     template = prompted(own, prompt, evaluation.split)
-    if chosen.path is None and template == own and truncation == "refuse":
+    if chosen.path is None and template == own and truncation == "error":
         return run_target(chosen, run, ranks.device)
     other = chosen if chosen.path is not None else own_export(run.directory)
     name = chosen.name or default_name(other) + text_name(truncation, own, template) + base_suffix(evaluation)

@@ -19,7 +19,7 @@ from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSetti
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import ForeignFileError, RunError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
-from laborllm_dist.evaluation.run import is_there, load_checked, opened_trie, refuse_other_details, resolve_target
+from laborllm_dist.evaluation.run import is_there, load_checked, opened_trie, reject_other_details, resolve_target
 from laborllm_dist.evaluation.target import EvaluatedRun, EvaluationTarget, evaluated_run, prompted
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.forecasting.iterate import (
@@ -93,7 +93,7 @@ def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: Distribu
     ranks.run_on_main(lambda: _check_history(settings, run))
     split = run.settings.evaluation.split
     target = ranks.run_on_main(
-        lambda: resolve_target(settings.model, settings.prompt, "refuse", run, ranks, say), EvaluationTarget
+        lambda: resolve_target(settings.model, settings.prompt, "error", run, ranks, say), EvaluationTarget
     )
     splits: tuple[Split, ...] = tuple({split, "train"}) if ranks.is_main else ()
     with checking_store(target.store, splits) as check:
@@ -182,7 +182,7 @@ def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
                 f"{table} holds the forecasts of other weights; give these another name (model.name=...)",
                 code="forecasts-of-other-weights",
             )
-    refuse_other_details(table, info)
+    reject_other_details(table, info)
     return False
 
 

@@ -49,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         ForeignFileError: if the partial file is a symbolic link, since the content would end up elsewhere.
     """
     partial = path.with_name(path.name + ".partial")
-    refuse_link(partial)
+    reject_link(partial)
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _held(partial) as file:
@@ -101,7 +101,7 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def refuse_link(path: Path) -> None:
+def reject_link(path: Path) -> None:
     """Check that a file or folder to write is not a symbolic link.
 
     Raises:
@@ -114,7 +114,7 @@ def refuse_link(path: Path) -> None:
         )
 
 
-def refuse_irregular(path: Path) -> None:
+def reject_irregular(path: Path) -> None:
     """Check that a file to read or append to is not a folder, a device or a pipe, which would block forever.
 
     Raises:

@@ -23,7 +23,7 @@ from laborllm_dist.io.files import (
     checksums_of,
     give_usual_mode,
     publish_folder,
-    refuse_link,
+    reject_link,
     sha256_of_json,
     translate_disk_errors,
     write_json,
@@ -121,7 +121,7 @@ def check_replaceable(folder: Path, advice: str) -> None:
     Raises:
         ForeignFileError: naming the first file that this software did not write.
     """
-    refuse_link(folder)
+    reject_link(folder)
     if folder.exists() and not folder.is_dir():
         raise ForeignFileError(f"{folder} is a file, and is not replaced; {advice}", code="file-instead-of-folder")
     foreign = sorted(_foreign_files(folder))
@@ -218,7 +218,7 @@ def make_new_folder(partial: Path) -> None:
         AlreadyRunningError: if another process is writing to it.
         ForeignFileError: if a folder exists at this path that this software did not create.
     """
-    refuse_link(partial)
+    reject_link(partial)
     if partial.exists():
         with _held_folder(partial):
             pass  # no other process is writing to it

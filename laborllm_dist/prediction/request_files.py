@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from laborllm_dist.careers.readers.cells import with_plain_blanks
-from laborllm_dist.careers.readers.file_formats import export_advice, refuse_pointers
+from laborllm_dist.careers.readers.file_formats import export_advice, reject_pointers
 from laborllm_dist.careers.readers.json_cells import cell_of
 from laborllm_dist.careers.readers.tabular import column_names, note_doubled, read_rows, unit_of
 from laborllm_dist.careers.types import OccupationVocabulary
@@ -57,7 +57,7 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
     if not path.exists() or path.is_dir():
         found = "a folder" if path.is_dir() else "no file"
         raise DataFileError(f"{found} at {path}; careers=FILE is a JSON or CSV file", code="no-file")
-    refuse_pointers(path)
+    reject_pointers(path)
     if (advice := export_advice(path)) is not None:
         raise DataFileError(f"{path}: {advice}", code="unsupported-file-format")
     occupations = OccupationLookup(vocabulary)
@@ -68,7 +68,7 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
         drafts = RequestParser(occupations, surveys, Problems(path, unit_of(path)))
         _read_table(path, drafts)
     careers = drafts.careers()
-    drafts.problems.refuse_if_any()
+    drafts.problems.reject_if_any()
     if not careers:
         raise DataFileError(f"{path}: no careers in it", code="no-careers")
     return careers
@@ -86,7 +86,7 @@ def _read_table(path: Path, drafts: RequestParser) -> None:
     for name in ("person", "year", "occupation"):
         if name not in names:
             problems.add(place, name, f"missing; the columns are {', '.join(names)}")
-    problems.refuse_if_any()
+    problems.reject_if_any()
     for place, values in rows:
         if len(values) != len(header):
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")

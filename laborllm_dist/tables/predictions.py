@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laborllm_dist.errors import ForeignFileError
-from laborllm_dist.io.files import refuse_link
+from laborllm_dist.io.files import reject_link
 from laborllm_dist.tables.parquet import DAMAGE, ScoreTableInfo, info_of, read_scored, write_scored
 
 PREDICTION_SCHEMA = pa.schema(
@@ -39,7 +39,7 @@ def check_output(path: Path) -> None:
     Raises:
         ForeignFileError: if it is another file or a symbolic link.
     """
-    refuse_link(path)
+    reject_link(path)
     if not path.exists():
         return
     try:

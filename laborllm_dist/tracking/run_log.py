@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from laborllm_dist.config.run import TrackingSettings
-from laborllm_dist.io.files import refuse_irregular, translate_disk_errors, write_text
+from laborllm_dist.io.files import reject_irregular, translate_disk_errors, write_text
 from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.tracking.wandb_tracker import open_tracker
 
@@ -24,7 +24,7 @@ class RunLog:
     ) -> None:
         """Open the log at `step` steps done; lines of later steps, which a kill has undone, are dropped."""
         self._path = path
-        refuse_irregular(path)
+        reject_irregular(path)
         with translate_disk_errors(path):
             self._last = _keep_until(path, step)
             self._file = path.open("ab", buffering=0)  # a full disk raises at the write, not at `close`

@@ -30,7 +30,7 @@ COLUMNS = ColumnSettings(
 
 
 def panel_of(path: Path, vocabulary: str) -> LongPanelSettings:
-    titles = VocabularySettings(vocabulary, code="code", title="title", same_titles="refuse")
+    titles = VocabularySettings(vocabulary, code="code", title="title", same_titles="error")
     return LongPanelSettings(str(path), titles, COLUMNS, missing=("",))
 
 

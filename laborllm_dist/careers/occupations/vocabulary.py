@@ -68,7 +68,7 @@ def read_vocabulary(path: Path, *, code_column: str = "code", title_column: str 
     Raises:
         VocabularyError: if the file is missing, unreadable or empty, or with all its problems counted and ten named.
     """
-    entries = _read_entries(path, code_column, title_column, same_titles="refuse")
+    entries = _read_entries(path, code_column, title_column, same_titles="error")
     return _vocabulary_of(path, [(entry.code, entry.title) for entry in entries])
 
 
@@ -125,7 +125,7 @@ def _read_entries(path: Path, code_column: str, title_column: str, *, same_title
             problems.add(place, name, f"missing; the columns are {', '.join(names)}; {other}")
         unique = (code_column,) if same_titles == "merge" else (code_column, title_column)
         entries = [] if missing else _entries(rows, names, (code_column, title_column), unique, problems)
-        problems.refuse_if_any()
+        problems.reject_if_any()
     except DataFileError as error:
         raise VocabularyError(
             str(error) if str(path) in str(error) else f"{path}: {error}", code="unreadable-vocabulary-file"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from laborllm_dist.careers.readers.file_formats import refuse_pointers
+from laborllm_dist.careers.readers.file_formats import reject_pointers
 from laborllm_dist.errors import DataFileError
 
 MOST_TEXT_BYTES = 256 << 20  # of a codebook, a list of variables or a set-up file; exceeds a survey's whole codebook
@@ -70,7 +70,7 @@ class ArchiveMember:
                 ) from None
 
     def _open(self, stack: ExitStack) -> IO[bytes]:
-        refuse_pointers(self.path)
+        reject_pointers(self.path)
         if self.name is None:
             return stack.enter_context(self.path.open("rb"))
         member = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.name))
@@ -116,7 +116,7 @@ def members_of_zip(path: Path) -> list[ArchiveMember]:
     Raises:
         DataFileError: if it is not a readable zip.
     """
-    refuse_pointers(path)
+    reject_pointers(path)
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if not name.endswith("/"))

@@ -96,7 +96,7 @@ def _people_of_split(name: str, files: dict[str, Path], reader: _CareerReader) -
             if text is not None:
                 problems[kind].add(number, None, f"{files['job'].name} has no such line; a line is a person")
     for each in problems.values():
-        each.refuse_if_any()
+        each.reject_if_any()
 
 
 def _career(

@@ -78,13 +78,13 @@ def export_advice(path: Path) -> str | None:
     return None if program is None else _advice(program, path)
 
 
-def refuse_other_formats(path: Path) -> None:
+def reject_other_formats(path: Path) -> None:
     """Check that a file is of a supported format and that its extension is that of its content.
 
     Raises:
         DataFileError: with the format of the file, and how to export or rename it.
     """
-    refuse_pointers(path)
+    reject_pointers(path)
     if (advice := export_advice(path)) is not None:
         raise DataFileError(f"{path}: {advice}", code="unsupported-format")
     begin, suffix = _first_bytes(path), path.suffix.lower()
@@ -104,7 +104,7 @@ def refuse_other_formats(path: Path) -> None:
         raise DataFileError(f"{path}: by its content {_advice(program, path)}", code="unsupported-format")
 
 
-def refuse_pointers(path: Path) -> None:
+def reject_pointers(path: Path) -> None:
     """Check that a path is not a pointer file, a web page, a pipe or a device in place of the data.
 
     Raises:

@@ -29,7 +29,7 @@ from laborllm_dist.careers.readers.cells import (
     whole_number,
     with_plain_blanks,
 )
-from laborllm_dist.careers.readers.file_formats import refuse_other_formats
+from laborllm_dist.careers.readers.file_formats import reject_other_formats
 from laborllm_dist.careers.readers.person_years import Status, observed_occupation, why_left_out
 from laborllm_dist.careers.readers.reader import Reader
 from laborllm_dist.careers.readers.tabular import column_names, missing_column, note_doubled, read_rows, unit_of
@@ -96,7 +96,7 @@ def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[P
     rows = read_rows(path, problems, lambda names: [name for name in names if name in named])
     place, header = next(rows, (1, []))
     columns = _locate_columns(settings, header, place, problems)
-    problems.refuse_if_any()
+    problems.reject_if_any()
     panel = _Panel(settings, occupations, problems, without_capitals(settings.missing))
     for place, values in rows:
         if len(values) == len(header):
@@ -105,7 +105,7 @@ def long_panel_people(settings: LongPanelSettings, *, survey: str) -> Iterator[P
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
     if not panel.workers and not problems.num_found:
         raise DataFileError(f"{path}: a header, but no rows", code="no-rows")
-    problems.refuse_if_any()
+    problems.reject_if_any()
     return (
         functools.partial(_read_person, person, worker, survey, settings, occupations)
         for person, worker in panel.workers.items()
@@ -278,7 +278,7 @@ def _files(settings: LongPanelSettings) -> list[Path]:
     path = Path(settings.path)
     if not path.exists() or path.is_dir():
         raise DataFileError(f"{'a folder' if path.is_dir() else 'no file'} at {path}", code="no-file")
-    refuse_other_formats(path)
+    reject_other_formats(path)
     return [path]
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laborllm_dist.careers.readers.cells import DATE_PARTS, date_text, float_text, with_plain_blanks
-from laborllm_dist.careers.readers.file_formats import refuse_other_formats
+from laborllm_dist.careers.readers.file_formats import reject_other_formats
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.errors import DataFileError
 
@@ -91,7 +91,7 @@ def read_rows(path: Path, problems: Problems, selected: Selection | None = None)
         raise DataFileError(f"no file at {path}", code="no-file")
     if path.is_dir():
         raise DataFileError(f"{path} is a folder, not a file", code="folder-instead-of-file")
-    refuse_other_formats(path)
+    reject_other_formats(path)
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty", code="empty-file")
     yield from _parquet_rows(path, selected) if is_parquet(path) else _csv_rows(path, problems)

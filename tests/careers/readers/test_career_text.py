@@ -53,7 +53,7 @@ def write(folder: Path, **changes: str) -> CareerTextSettings:
     for name, text in {**WRITTEN, **{name.replace("_", "."): text for name, text in changes.items()}}.items():
         (folder / name).write_text(text)
     (folder / "codes.csv").write_text("code,title\n11,Managers\n23,Lawyers\n25,Teachers\n")
-    codes = VocabularySettings(str(folder / "codes.csv"), "code", "title", "refuse")
+    codes = VocabularySettings(str(folder / "codes.csv"), "code", "title", "error")
     return CareerTextSettings(str(folder), codes, ("unknown", "<unk>"))
 
 

@@ -373,7 +373,7 @@ def slow_json_lines(content: bytes) -> list[dict[str, Any]] | None:
     return rows if all(isinstance(row, dict) for row in rows) and "\0" not in content.decode() else None
 
 
-@given(rows_of_resumes(), st.sampled_from(("refuse", "leave_out")), st.sampled_from((".jsonl", ".jsonl.gz")))
+@given(rows_of_resumes(), st.sampled_from(("error", "leave_out")), st.sampled_from((".jsonl", ".jsonl.gz")))
 @fuzz(250)
 def test_resumes_are_read_as_they_are_meant_or_refused(
     folder: Path, rows: list[dict[str, Any]], bad_dates: str, suffix: str
@@ -388,7 +388,7 @@ def test_resumes_are_read_as_they_are_meant_or_refused(
 def test_damaged_resumes_are_read_as_they_then_stand_or_refused(folder: Path, data: st.DataObject) -> None:
     content = data.draw(damaged_bytes(as_json_lines(data.draw(rows_of_resumes(num_bad=0)))))
     (folder / "r.jsonl").write_bytes(content)
-    check_resumes(folder / "r.jsonl", slow_json_lines(content), data.draw(st.sampled_from(("refuse", "leave_out"))))
+    check_resumes(folder / "r.jsonl", slow_json_lines(content), data.draw(st.sampled_from(("error", "leave_out"))))
 
 
 @given(rows_of_resumes(), st.sampled_from((2, 6)))
@@ -465,7 +465,7 @@ TITLES = [["code", "title", "note"], ["1", "Cooks", "x"], ["2.0", "Bakers, head"
 def test_a_damaged_list_of_titles_is_the_one_that_then_stands_or_refused(folder: Path, data: st.DataObject) -> None:
     content = data.draw(damaged_bytes(as_csv(TITLES)))
     (folder / "t.csv").write_bytes(content)
-    same_titles = data.draw(st.sampled_from(("refuse", "merge")))
+    same_titles = data.draw(st.sampled_from(("error", "merge")))
     wanted = VocabularySettings(str(folder / "t.csv"), "code", "title", same_titles)
     found = outcome(lambda: read_occupations(wanted))
     try:
@@ -487,7 +487,7 @@ def slow_titles(rows: list[list[str]], same_titles: str) -> tuple[dict[str, str]
     if not pairs or not all(cell and cell.isprintable() for pair in pairs for cell in pair):
         raise Wrong("cells")
     spelled = [code for code, _ in pairs]
-    if len(set(spelled)) < len(pairs) or (same_titles == "refuse" and len({title for _, title in pairs}) < len(pairs)):
+    if len(set(spelled)) < len(pairs) or (same_titles == "error" and len({title for _, title in pairs}) < len(pairs)):
         raise Wrong("twice")
     alike = [code_in(code) for code in spelled]
     codes, first = {}, {}
@@ -638,7 +638,7 @@ def test_damaged_parallel_text_files_are_read_as_they_then_stand_or_refused(fold
     for name, content in files.items():
         (inside / name).write_bytes(content)
     (folder / "codes.csv").write_text("code,title\n1,Cooks\n2,Bakers\n03,Maids\nx%20y,Aides\n")
-    codes = VocabularySettings(str(folder / "codes.csv"), "code", "title", "refuse")
+    codes = VocabularySettings(str(folder / "codes.csv"), "code", "title", "error")
     wanted = CareerTextSettings(str(inside), codes, ("unknown", *MISSING_WORDS))
     found = outcome(lambda: [person().career for person in career_text_people(wanted, survey="C")])
     try:

@@ -127,7 +127,7 @@ def check_counts(columns: Mapping[str, Values], codebook: Mapping[str, CodebookC
             continue
         for difference in _differences(values, said):
             problems.add(place, reference, difference)
-    problems.refuse_if_any("the file has been cut or changed since it was downloaded; download the extract again")
+    problems.reject_if_any("the file has been cut or changed since it was downloaded; download the extract again")
 
 
 def _differences(values: Values, said: CodebookCounts) -> Iterator[str]:

@@ -64,7 +64,7 @@ def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract
         for reference in sorted({each for each in places if references.count(each) > 1}):
             problems.add(1, reference, "this column appears twice")
         columns = _read_columns(rows, places, len(references), problems)
-    problems.refuse_if_any(_DOWNLOAD_AGAIN)
+    problems.reject_if_any(_DOWNLOAD_AGAIN)
     if files.codebook is not None:
         check_counts(columns, read_codebook(files.codebook), files)
     num_people = len(next(iter(columns.values()))) if columns else 0
@@ -105,7 +105,7 @@ def _read_columns(
             people = []
         if len(parts) * _PEOPLE_PER_PART > _MOST_PEOPLE:
             problems.add(line, None, f"more than {_MOST_PEOPLE:,} people, which no cohort has")
-            problems.refuse_if_any(_DOWNLOAD_AGAIN)
+            problems.reject_if_any(_DOWNLOAD_AGAIN)
     if not people and not parts and not problems.num_found:
         problems.add(line or 1, None, "no people in the file")
     parts.append(np.asarray(people, dtype=np.int32).reshape(len(people), len(order)))

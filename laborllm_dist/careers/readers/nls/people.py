@@ -34,7 +34,7 @@ from laborllm_dist.careers.readers.nls.variables import (
     nls_variables,
     occupations_of,
     other_occupations,
-    refuse_missing,
+    reject_missing,
     tagset_advice,
     weekly_variables,
     years_with_status,
@@ -181,7 +181,7 @@ def _check_complete(extract: Extract, cohort: Cohort, settings: SurveySettings) 
     _check_essential(wanted, extract.columns, cohort, label)
     if settings.variables == "all":
         missing = [each for each in wanted if each.name.reference not in extract.columns]
-        refuse_missing(missing, cohort, label, may_go_on=True)
+        reject_missing(missing, cohort, label, may_go_on=True)
 
 
 def _check_essential(wanted: Sequence[NlsVariable], there: Container[str], cohort: Cohort, extract: str) -> None:
@@ -191,7 +191,7 @@ def _check_essential(wanted: Sequence[NlsVariable], there: Container[str], cohor
         DataFileError: naming the missing variables, and the tagset to upload.
     """
     numbers = [each for each in wanted if each.concept == "person_id" and each.name.reference not in there]
-    refuse_missing(numbers, cohort, extract, may_go_on=False)
+    reject_missing(numbers, cohort, extract, may_go_on=False)
     occupations = [each for each in wanted if each.concept == "occupation"]
     if not any(each.name.reference in there for each in occupations):
         shown = ", ".join(f"{each.name.reference} ({each.year})" for each in occupations[:3])
@@ -241,7 +241,7 @@ def _check_codes(extract: Extract, person_ids: Values) -> None:
     for reference, values in extract.columns.items():
         for row in np.flatnonzero(values < min(MISSING_KINDS)):
             problems.add(int(person_ids[row]), reference, f"{values[row]} is no code of this variable, nor for missing")
-    problems.refuse_if_any("download the extract again and leave its files as they are")
+    problems.reject_if_any("download the extract again and leave its files as they are")
 
 
 def _person(columns: _Cohort, row: int, settings: SurveySettings, survey: str) -> PersonThunk:

@@ -117,7 +117,7 @@ def tagset_advice(cohort: Cohort) -> str:
     return f"upload the tagset {TABLES / f'laborllm.{cohort}'} to the NLS Investigator and download again"
 
 
-def refuse_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, may_go_on: bool) -> None:
+def reject_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, may_go_on: bool) -> None:
     """Raise an error if variables are missing.
 
     Args:

@@ -122,7 +122,7 @@ def ethnicity_of(race: int, hispanic: int, year: int) -> str | None:
     return (_RACES_TO_1984 if year <= 1984 else _RACES_TO_2003 if year <= 2003 else _RACES).get(race)
 
 
-def refuse_missing(missing: Sequence[tuple[str, int, str]], place: str, *, may_go_on: bool) -> None:
+def reject_missing(missing: Sequence[tuple[str, int, str]], place: str, *, may_go_on: bool) -> None:
     """Raise an error if variables, given as (concept, year, variable), are missing.
 
     Args:

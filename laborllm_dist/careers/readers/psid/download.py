@@ -24,7 +24,7 @@ from laborllm_dist.careers.readers.psid.concepts import (
     occupation_concept,
     psid_variables,
     psid_years,
-    refuse_missing,
+    reject_missing,
 )
 from laborllm_dist.careers.readers.psid.layout import read_layout
 from laborllm_dist.careers.readers.psid.records import BLANK, Column, read_columns
@@ -82,7 +82,7 @@ def missing_variables(settings: SurveySettings) -> list[str]:
         for source in find_sources(Path(settings.path))
         for variable in read_layout(source.setup).variables
     }
-    refuse_missing([("person", 0, name) for name in PEOPLE if name not in there], settings.path, may_go_on=False)
+    reject_missing([("person", 0, name) for name in PEOPLE if name not in there], settings.path, may_go_on=False)
     _check_occupations(there, wanted, years, settings)
     return [
         f"{name} ({concept} {year})"
@@ -116,9 +116,9 @@ def _check_complete(found: set[str], wanted: Wanted, years: Sequence[int], setti
         has_families = any(concept == _FAMILY_NUMBER for name, (concept, _) in wanted.items() if name in found)
         # A cart has the family's interview number as the individual's; only files of families need their own.
         needed = [each for each in missing if has_families or each[0] != _FAMILY_NUMBER]
-        refuse_missing(needed, settings.path, may_go_on=True)
+        reject_missing(needed, settings.path, may_go_on=True)
         return
-    refuse_missing([("person", 0, name) for name in PEOPLE if name not in found], settings.path, may_go_on=False)
+    reject_missing([("person", 0, name) for name in PEOPLE if name not in found], settings.path, may_go_on=False)
     _check_occupations(found, wanted, years, settings)
 
 
@@ -137,7 +137,7 @@ def _check_occupations(found: set[str], wanted: Wanted, years: Sequence[int], se
         if name not in found and (concept in keys or "_occ_" in concept)
     ]
     place = f"{settings.path}: no year from {years[0]} to {years[-1]} has an occupation of a known person"
-    refuse_missing(needed, place, may_go_on=False)
+    reject_missing(needed, place, may_go_on=False)
 
 
 def _is_readable(year: int, found: set[str]) -> bool:

@@ -71,7 +71,7 @@ def read_layout(setup: ArchiveMember) -> Layout:
     said = {name: _number(pattern, text) for name, pattern in _HEADER.items()}
     if not problems.num_found:
         _check_header(said, variables, problems)
-    problems.refuse_if_any(_DOWNLOAD_AGAIN)
+    problems.reject_if_any(_DOWNLOAD_AGAIN)
     return Layout(
         setup=setup,
         variables=tuple(variables),

@@ -51,13 +51,13 @@ def read_columns(data: ArchiveMember, layout: Layout, wanted: Sequence[str]) -> 
             num_records += len(lines)
             if num_records > _MOST_RECORDS:
                 problems.add(num_records, None, f"more than {_MOST_RECORDS:,} records, which no file of the PSID has")
-                problems.refuse_if_any(_DOWNLOAD_AGAIN)
+                problems.reject_if_any(_DOWNLOAD_AGAIN)
     said = layout.num_observations
     if num_records and said not in (None, num_records) and not problems.num_found:
         problems.add(num_records, None, f"the file ends here; the set-up file says {said:,} records")
     if not num_records and not problems.num_found:
         problems.add(1, None, "no records in the file")
-    problems.refuse_if_any(_DOWNLOAD_AGAIN)
+    problems.reject_if_any(_DOWNLOAD_AGAIN)
     return {name: np.concatenate(columns) for name, columns in parts.items()}
 
 

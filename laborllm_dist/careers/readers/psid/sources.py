@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laborllm_dist.careers.readers.archives import ArchiveMember, members_of_zip
-from laborllm_dist.careers.readers.file_formats import export_advice, refuse_pointers
+from laborllm_dist.careers.readers.file_formats import export_advice, reject_pointers
 from laborllm_dist.careers.readers.psid.layout import SETUP_SUFFIXES
 from laborllm_dist.errors import DataFileError
 
@@ -100,7 +100,7 @@ def _members(path: Path) -> list[ArchiveMember]:
         return [ArchiveMember(each) for each in files if each.suffix.lower() != ".zip"] + zips
     if not path.exists():
         raise DataFileError(f"no file at {path}", code="no-file")
-    refuse_pointers(path)
+    reject_pointers(path)
     if (advice := export_advice(path)) is not None:
         raise DataFileError(
             f"{path}: {advice}; the PSID Data Center gives it as ASCII data with statements", code="unsupported-format"

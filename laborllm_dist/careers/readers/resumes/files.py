@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laborllm_dist.careers.readers.file_formats import export_advice, refuse_other_formats, refuse_pointers
+from laborllm_dist.careers.readers.file_formats import export_advice, reject_other_formats, reject_pointers
 from laborllm_dist.careers.readers.json_cells import cell_of, date_cell, shown_value
 from laborllm_dist.careers.readers.tabular import column_names, missing_column, note_doubled, read_rows, text_lines
 from laborllm_dist.careers.validation_report import Problems
@@ -46,7 +46,7 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
     """
     path = Path(settings.path)
     if path.exists() and not path.is_dir():
-        refuse_pointers(path)
+        reject_pointers(path)
         if (advice := export_advice(path)) is not None:
             raise DataFileError(f"{path}: {advice}", code="unsupported-format")
         if _kind_of(path) is None:
@@ -81,10 +81,10 @@ def resume_files(settings: ResumeSettings) -> list[Path]:
     return files
 
 
-def refuse_if_many(problems: Problems) -> None:
+def reject_if_many(problems: Problems) -> None:
     """Raise an error, without reading the rest, if a file has many problems."""
     if problems.num_found >= _MANY_PROBLEMS:
-        problems.refuse_if_any("the rest of the file was not read")
+        problems.reject_if_any("the rest of the file was not read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def read_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterato
     Raises:
         DataFileError: if the file is empty, truncated or of another format, or lacks a column.
     """
-    refuse_other_formats(path)
+    reject_other_formats(path)
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty", code="empty-file")
     read = _json_cells if _kind_of(path) == "JSONL" else _table_cells
@@ -141,7 +141,7 @@ def _table_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Itera
     for use, name in wanted.required.items():
         if name not in names:
             problems.add(place, name, missing_column(use, names, is_optional=use not in _NEEDED))
-    problems.refuse_if_any()
+    problems.reject_if_any()
     index_of = {name: index for index, name in enumerate(names)}
     columns = [(name, index_of[name]) for name in wanted.of(names) if name in index_of]
     dates = set(wanted.dates)
@@ -166,7 +166,7 @@ def _json_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterat
             seen_names.update(dict.fromkeys(entries))
             if num_seen == _OBJECTS_THAT_SHOW_ALL_NAMES:
                 _note_unseen(unseen, seen_names, place, problems)
-                problems.refuse_if_any("the rest of the file was not read")
+                problems.reject_if_any("the rest of the file was not read")
             num_seen += 1
         cells: dict[str, str] = {}
         for name in names if wanted.beyond is None else wanted.of(entries):
@@ -209,7 +209,7 @@ def _json_object(text: str, place: int, problems: Problems) -> dict[str, object]
             raise NotJsonError("something follows the object")
     except NotJsonError as error:
         problems.add(place, None, f"not JSON ({error})")
-        refuse_if_many(problems)
+        reject_if_many(problems)
         return None
     if not isinstance(value, dict):
         problems.add(place, None, f"not a JSON object: {text.strip()[:60]!r}")

@@ -128,7 +128,7 @@ class SpellReader:
             if "start" in known:
                 start, end = self._dates(known, problems.path, changes)
         except _FaultError as error:
-            if self.settings.bad_dates == "refuse" or error.column == "order":
+            if self.settings.bad_dates == "error" or error.column == "order":
                 problems.add(place, slot[error.column], str(error))
                 return None
             fault, changes = error.reason, []

@@ -21,7 +21,7 @@ from pathlib import Path
 from laborllm_dist.careers.readers.cells import OTHER_BLANK, InexactIdError, person_id, same_code, with_plain_blanks
 from laborllm_dist.careers.readers.resumes.date_order import date_columns
 from laborllm_dist.careers.readers.resumes.dates import NotADateError
-from laborllm_dist.careers.readers.resumes.files import Cells, IsColumn, WantedColumns, read_cells, refuse_if_many
+from laborllm_dist.careers.readers.resumes.files import Cells, IsColumn, WantedColumns, read_cells, reject_if_many
 from laborllm_dist.careers.readers.resumes.spells import Spell, SpellReader
 from laborllm_dist.careers.readers.tabular import unit_of
 from laborllm_dist.careers.validation_report import Problems
@@ -141,8 +141,8 @@ class PersonRows:
                     spells = list(self.spell_reader.spells(place, cells, problems))
                     changes += [change for spell in spells for change in spell.changes]
                     yield _Row(number, place, problems, person, facts, spells, changes)
-                refuse_if_many(problems)
-            problems.refuse_if_any()
+                reject_if_many(problems)
+            problems.reject_if_any()
 
     def _person_id(self, place: int, cells: Cells, problems: Problems) -> str | None:
         """Return the person of a row; None, with a problem, if the id is missing or invalid."""
