@@ -122,7 +122,7 @@ def test_every_prompt_file_that_is_shipped_is_tested() -> None:
         (["prompt.prefix=['{genders}']"], r"setting prompt.prefix: expected braces only where"),
         (["prompt.prefix=[\"a\nb\"]"], r"setting prompt.prefix: expected each line as its own item"),
         (["prompt=title"], r"prompt/title"),
-        (["truncation=cut"], r"setting truncation: expected one of refuse, last_lines, got 'cut'"),
+        (["truncation=cut"], r"setting truncation: expected one of error, last_lines, got 'cut'"),
     ],
 )  # fmt: skip
 def test_half_made_prompts_are_refused(overrides: list[str], message: str) -> None:
