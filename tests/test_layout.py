@@ -20,7 +20,7 @@ ORDER = (
     "forecasting", "report", "replication", "cli", "__main__",
 )  # fmt: skip
 # Console output knows the errors, and the errors nothing; settings are read without files.
-APART = {"report": {"plain_text", "errors", "randomness", "config", "io", "tables", "report"}}
+APART = {"report": {"plain_text", "errors", "randomness", "config", "io", "tables", "careers", "text", "report"}}
 ONLY_IN = {
     "deepspeed": {"distributed", "models"},
     "peft": {"models"},

@@ -4,7 +4,7 @@
 
 An average of probabilities is exact: what a table of titles says of every occupation is the average of what the tables
 of the models say. The weights maximize the likelihood of the validation people, of titles with their line breaks; a
-model that adds nothing gets the weight 0.
+weight below LEAST_WEIGHT is 0. With split=validation the scored people are those who chose the weights.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.tables.title_distributions import read_title_table
 
 MOST_ITERATIONS = 100_000
+LEAST_WEIGHT = 1e-6
 LEAST_GAIN = 1e-12  # nats per observation
 Floats = npt.NDArray[np.float64]
 
@@ -77,7 +78,8 @@ def mixture_weights(log_p_NM: Floats) -> Floats:
             break
         before, weights = likelihood, weights * (relative_NM / mixed_N[:, None]).mean(axis=0)
         weights /= weights.sum()
-    return weights
+    weights = np.where(weights < LEAST_WEIGHT, 0.0, weights)
+    return weights / float(weights.sum())
 
 
 def averaged(log_p_NM: Floats, weights_M: Floats) -> Floats:
@@ -108,8 +110,9 @@ def average_titles(paths: Sequence[Path], weights_M: Floats) -> pa.Table:
     first = parts[0]
     for path, part in zip(paths, parts, strict=True):
         is_whole = float(np.max(part.table["bound"].to_numpy(), initial=0.0)) == 0.0
-        if part.occupations != first.occupations or not is_whole:
-            what = "leaves titles out" if not is_whole else f"has other occupations than {paths[0]}"
+        same_rows = part.table.select(list(KEY)).equals(first.table.select(list(KEY)))
+        if part.occupations != first.occupations or not is_whole or not same_rows:
+            what = "leaves titles out" if not is_whole else f"has other occupations or observations than {paths[0]}"
             raise ScoreTableError(
                 f"{path} {what}, so it has no average with the others; score all titles of each model",
                 code="average-of-different-titles",

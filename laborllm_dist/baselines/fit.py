@@ -11,7 +11,7 @@ import hashlib
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from laborllm_dist import __version__
 from laborllm_dist.baselines.features import CareerFeatures
 from laborllm_dist.baselines.two_stage import DECADE, START, CareerBatch, TwoStageModel
 from laborllm_dist.config.baselines import FitSettings
@@ -52,6 +53,7 @@ def fit(
     settings: FitSettings,
     state_file: Path,
     say: Say,
+    facts: Mapping[str, Any] | None = None,
 ) -> FitState:
     """Train until the planned updates are done or validation has not improved for `patience` validations.
 
@@ -65,6 +67,7 @@ def fit(
         settings: of the optimizer and the schedule.
         state_file: where the training is saved; one that is damaged, or that another training left, is not used.
         say: takes lines of progress.
+        facts: what else decides the numbers, such as the model's settings, for a saved training to be told by.
 
     Raises:
         ModelError: if the validation loss is not finite.
@@ -74,7 +77,8 @@ def fit(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay,
         fused=True,
     )  # fmt: skip
-    identity = fingerprint_of([dataclasses.asdict(settings), type(model).__name__, _content(model, train, weights)])
+    content = _content(model, weights, train, validation)
+    identity = fingerprint_of([__version__, facts, dataclasses.asdict(settings), type(model).__name__, content])
     state, best = _restored(state_file, identity, model, optimizer, say) or (FitState(), _copied(model))
     batches = _Batches(train, np.flatnonzero(weights), settings.tokens_per_batch, settings.seed)
     every = max(1, settings.validate_every_epochs * len(batches))
@@ -223,9 +227,12 @@ def _by_length(
             begin = end
 
 
-def _content(model: TwoStageModel, features: CareerFeatures, weights: Floats) -> str:
-    """Return what stands for the initial weights of the model, the training people and the people's weights."""
-    arrays = [features.occupation, features.year, features.lengths, *features.covariates.values(), weights]
+def _content(model: TwoStageModel, weights: Floats, *people: CareerFeatures) -> str:
+    """Return what stands for the initial weights of the model, the people, and the training people's weights."""
+    arrays: list[npt.NDArray[Any]] = [weights]
+    for features in people:
+        arrays += [features.occupation, features.year, features.lengths, features.is_scored]
+        arrays += features.covariates.values()
     arrays += [each.detach().cpu().numpy() for each in model.state_dict().values()]
     digest = hashlib.sha256()
     for array in arrays:

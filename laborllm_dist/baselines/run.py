@@ -342,6 +342,12 @@ def _embedding_logit(people: BaselinePeople, settings: EmbeddingLogitSettings, r
     """Fit a logit on hidden states, and return its distributions of the scored observations."""
     model = embedding_model(settings, run)
     store = embedding_store(settings, model, people.store, people.settings, say)
+    if store.careers_fingerprint != people.store.careers_fingerprint:
+        raise RunError(
+            f"the data of {run.path} have changed since it was prepared, and embedding_logit.path={settings.path} has "
+            "another tokenizer, which needs them as they were; bring them back, or prepare the run under another name",
+            code="data-changed",
+        )
     evaluation, pool = people.settings.evaluation, training_pool(store, people.settings)
     train = store.careers("train")
     if len(pool.rows) < len(train):
@@ -416,7 +422,16 @@ def _two_stage(
         of_people = people.validation.table["survey"].to_numpy()[people.validation.first_rows()]
         chosen = validation.of_careers(np.isin(of_people, surveys))
         weights = people.weights(surveys)
-        state = fit(model, train, weights, chosen, schedule, file, lambda line: say(f"baselines: {label}, {line}"))
+        if not weights.any() or not len(chosen.scored()):
+            raise RunError(
+                f"{label} has nobody of {', '.join(surveys)} to "
+                f"{'train on (a weight of 0?)' if not weights.any() else 'validate on'}",
+                code="nobody-to-fit-on",
+            )
+        state = fit(
+            model, train, weights, chosen, schedule, file, lambda line: say(f"baselines: {label}, {line}"),
+            {"format": FORMAT, **dataclasses.asdict(getattr(settings, name))},
+        )  # fmt: skip
         return {"best_update": str(state.best_step), "validation_perplexity": f"{np.exp(state.best_loss):.4f}"}
 
     later = people.surveys

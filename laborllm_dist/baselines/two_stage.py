@@ -123,6 +123,13 @@ class TwoStageLogit(TwoStageModel):
         return logits
 
 
+def without_effect_of_unknown(embedding: nn.Module | Tensor) -> None:
+    """Set the row of category 0 to 0: a value that no training person has, such as a later year, must add nothing."""
+    assert isinstance(embedding, nn.Embedding)
+    with torch.no_grad():
+        embedding.weight[0] = 0.0
+
+
 class EmbeddedEffects(nn.Module):
     """Effects of codes on all logits: a linear map of their embeddings, without a bias."""
 
@@ -155,6 +162,10 @@ class BagOfJobs(TwoStageModel):
         self.present = nn.ModuleDict({name: EmbeddedEffects(size, width, outputs) for name, size in sizes.items()})
         self.context = nn.ModuleDict({name: EmbeddedEffects(size + 1, width, outputs) for name, size in sizes.items()})
         self.fixed = nn.ModuleDict({name: EmbeddedEffects(size, width, outputs) for name, size in fixed.items()})
+        for effects in (self.present, self.context, self.fixed):
+            for name, of_name in effects.items():
+                if name in num_categories:
+                    without_effect_of_unknown(of_name.embedding)
 
     def forward(self, batch: CareerBatch) -> Tensor:
         """Return the logits."""
@@ -205,6 +216,8 @@ class Career(TwoStageModel):
         for layer in (self.symbols, *self.covariates.values(), self.output):
             assert isinstance(layer, nn.Embedding | nn.Linear)
             nn.init.normal_(layer.weight, std=width**-0.5)
+        for embedding in self.covariates.values():
+            without_effect_of_unknown(embedding)
 
     def forward(self, batch: CareerBatch) -> Tensor:
         """Return the logits."""

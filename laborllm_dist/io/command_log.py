@@ -15,7 +15,7 @@ from typing import Any
 
 from laborllm_dist import __version__
 from laborllm_dist.config.reader import Strict, read_settings
-from laborllm_dist.errors import RunError, SettingsError
+from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.json_files import NotJsonError, json_object
 
 logger = logging.getLogger(__name__)
@@ -63,29 +63,28 @@ def record_command(folder: Path, name: str, arguments: list[str], started: float
         __version__,
     )
     try:
-        with (folder / COMMANDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(command), ensure_ascii=False) + "\n")
+        with (folder / COMMANDS).open("a+b") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                file.write(b"\n")  # ends a line that a full disk or a kill has torn
+            file.write(json.dumps(asdict(command)).encode() + b"\n")
     except OSError as error:
         logger.warning(f"warning: {folder / COMMANDS} lacks this command ({error.strerror or error})")
 
 
 def read_commands(folder: Path) -> list[Command]:
-    """Return the log of a run's folder, oldest first; empty where there is none. A torn last line is left out.
-
-    Raises:
-        RunError: if another line is damaged.
-    """
+    """Return the log of a run's folder, oldest first; empty where there is none. Damaged lines are left out, and said."""
     path = folder / COMMANDS
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    commands = []
-    for number, line in enumerate(lines, start=1):
+    commands, num_damaged = [], 0
+    for line in path.read_bytes().split(b"\n"):
         try:
-            commands.append(read_settings(Command, json_object(line.encode())))
-        except (NotJsonError, ValueError, SettingsError) as error:
-            if number < len(lines):
-                raise RunError(f"{path}: line {number} is damaged ({error})", code="damaged-command-log") from None
+            if line:
+                commands.append(read_settings(Command, json_object(line)))
+        except (NotJsonError, SettingsError):
+            num_damaged += 1
+    if num_damaged:
+        logger.warning(f"warning: {path}: {num_damaged} damaged lines are left out")
     return commands
 
 

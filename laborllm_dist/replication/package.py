@@ -8,6 +8,7 @@ texts nor score tables.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import math
 import platform
@@ -21,10 +22,11 @@ from typing import Any
 
 import laborllm_dist
 from laborllm_dist.careers.corpus import READERS
+from laborllm_dist.config.baselines import BASELINES
 from laborllm_dist.config.evaluation import ReplicateSettings, ReportSettings
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import RunError
+from laborllm_dist.errors import EXTRA_OF, RunError
 from laborllm_dist.io.command_log import Command, read_commands
 from laborllm_dist.io.files import sha256_of, write_text
 from laborllm_dist.io.recorded_folder import replacing_folder
@@ -36,6 +38,7 @@ CARD = "data_card.md"  # of a token store (store/data_card.py)
 ADVICE = "name another folder (output=...), or move it away"
 # In the order in which they depend on each other.
 PROGRAMS: Mapping[str, str] = {
+    "prepare": "turns the sources into tokens",
     "train": "fine-tunes the model and exports its best weights",
     "evaluate": "scores every observation of the test people",
     "embed": "exports a vector for every person-year",
@@ -72,9 +75,18 @@ DCAS: tuple[tuple[str, str | None], ...] = (
 class SourceFile:
     """A file or folder that a program reads: where it lies here, and where the package expects it."""
 
-    source: str
     path: Path
     place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A command of run_all.sh; of one that was stopped and resumed, the time of all its parts."""
+
+    name: str
+    arguments: tuple[str, ...]
+    num_ranks: int
+    log: Command | None  # its longest part
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +97,17 @@ class ReplicatedRun:
     settings: RunSettings
     store: Path
     files: tuple[SourceFile, ...]
-    commands: tuple[Command, ...]
-    is_logged: bool
+    programs: tuple[Program, ...]
 
     @property
     def name(self) -> str:
         """The run's name, also of its settings files in the package."""
         return self.settings.name
+
+    @property
+    def logged(self) -> list[tuple[Program, Command]]:
+        """Programs of which the run's folder has a log."""
+        return [(program, program.log) for program in self.programs if program.log is not None]
 
 
 def write_package(settings: ReplicateSettings, report: ReportSettings, programs: Sequence[Path]) -> Path:
@@ -138,11 +154,10 @@ def _open_run(path: Path) -> ReplicatedRun:
             "(launch/prepare.py with the settings of the run)",
             code="no-store-of-run",
         )
-    files = tuple(_source_files(settings))
     logged = [command for command in read_commands(path) if command.name in PROGRAMS]
-    latest = {(command.name, command.arguments): command for command in logged}
-    commands = sorted(latest.values(), key=lambda command: list(PROGRAMS).index(command.name))
-    return ReplicatedRun(run, settings, store, files, tuple(commands), is_logged=bool(logged))
+    typed = [text for command in logged for text in command.arguments]
+    files = tuple(_source_files(settings, typed))
+    return ReplicatedRun(run, settings, store, files, tuple(_programs(run, settings, logged, files)))
 
 
 def _made(path: Path) -> Path:
@@ -150,34 +165,48 @@ def _made(path: Path) -> Path:
     return path
 
 
-def _source_files(settings: RunSettings) -> Iterator[SourceFile]:
-    """Yield what the settings of a run name that exists on this disk: files of data, models and tokenizers."""
+def _source_files(settings: RunSettings, typed: Sequence[str]) -> Iterator[SourceFile]:
+    """Yield the files and folders that the settings of a run and typed arguments name, each with a place of its own."""
+    taken: set[str] = set()
     values = settings_to_values(settings)
-    for name, corpus in values["data"]["corpora"].items():
-        for path in _paths_in(corpus):
-            yield SourceFile(name, path, f"data/{name}/{path.name}")
-    for kind in ("model", "tokenizer"):
-        for path in _paths_in(values[kind]):
-            yield SourceFile(kind, path, f"models/{path.name}")
+    of_arguments = (argument.partition("=")[2] for argument in typed if not argument.startswith("run="))
+    paths = dict.fromkeys((*_paths_in(values), *filter(_is_path, of_arguments)))
+    for path in paths:
+        name = Path(path).name
+        place = next(
+            place
+            for number in itertools.count(1)
+            if (place := f"sources/{settings.name}/{name if number == 1 else f'{number}/{name}'}") not in taken
+        )
+        taken.add(place)
+        yield SourceFile(Path(path), place)
 
 
-def _paths_in(values: Any) -> Iterator[Path]:
+def _is_path(text: str) -> bool:
+    """Return whether a setting names a file or folder of this disk; an absolute path does, also where it is gone."""
+    return Path(text).is_absolute() or ("\0" not in text and text not in ("", ".") and Path(text).exists())
+
+
+def _paths_in(values: Any, name: str = "") -> Iterator[str]:
+    """Yield the paths in settings but those of the folders that the package makes."""
     if isinstance(values, Mapping):
-        for name, value in values.items():
-            if name == "path" and isinstance(value, str) and Path(value).exists():
-                yield Path(value)
-            else:
-                yield from _paths_in(value)
+        for inner, value in values.items():
+            if inner not in ("output_dir", "store", "prepare"):
+                yield from _paths_in(value, str(inner))
+    elif isinstance(values, str) and (Path(values).is_absolute() or (name in _PATHS and _is_path(values))):
+        yield values
+
+
+_PATHS = ("path", "table", "train_ids", "validation_ids", "test_ids")  # settings that may name a file
 
 
 def _moved(values: Any, places: Mapping[str, str]) -> Any:
     """Return settings with every path of this disk replaced by its place in the package."""
     if isinstance(values, Mapping):
-        return {
-            name: places.get(value, value) if name == "path" and isinstance(value, str) else _moved(value, places)
-            for name, value in values.items()
-        }
-    return [_moved(value, places) for value in values] if isinstance(values, list | tuple) else values
+        return {name: _moved(value, places) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_moved(value, places) for value in values]
+    return places.get(values, values) if isinstance(values, str) else values
 
 
 def _write_settings(run: ReplicatedRun, package: Path) -> None:
@@ -186,7 +215,8 @@ def _write_settings(run: ReplicatedRun, package: Path) -> None:
     data = values.pop("data")
     values |= {"output_dir": "runs", "store": {**values["store"], "root": "stores"}}
     values["prepare"] = {**values["prepare"], "career_text": None}
-    experiment = {"defaults": [{"override /data": run.name}], **values}
+    groups = [{"override /data": run.name}, {"override /split_by": run.settings.split.by}]
+    experiment = {"defaults": groups, **values}
     for group, content, header in (("experiment", experiment, "# @package _global_\n"), ("data", data, "")):
         path = package / "conf" / group / f"{run.name}.yaml"
         # JSON is YAML in which no text can be taken for a number; "${" would be an interpolation of Hydra's.
@@ -205,7 +235,7 @@ def _copy_software(target: Path, programs: Sequence[Path]) -> None:
 def _requirements() -> list[str]:
     """Return the versions of all installed packages that this one needs, directly or not."""
     versions: dict[str, str] = {}
-    waiting = ["laborllm_dist"]
+    waiting = ["laborllm_dist", *EXTRA_OF]  # modules named as their packages, where this one is not installed
     while waiting:
         name = waiting.pop()
         try:
@@ -220,32 +250,42 @@ def _requirements() -> list[str]:
             is_ours, extra = key == "laborllm-dist", "extra ==" in requirement
             if not extra or (is_ours and re.search(r"extra == .(report|train|slurm|wandb)", requirement)):
                 waiting.append(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0])
-    del versions["laborllm-dist"]
+    versions.pop("laborllm-dist", None)
     return [f"{name}=={version}" for name, version in sorted(versions.items())]
 
 
-def _programs(run: ReplicatedRun) -> list[tuple[str, list[str], int]]:
-    """Return name, arguments and number of ranks of the programs of a run, in order."""
-    programs = []
-    for command in run.commands:
-        arguments = [f"+experiment={run.name}"] if command.name == "train" else _arguments(command, run)
-        programs.append((command.name, arguments, command.num_ranks))
-    if run.is_logged:
-        return programs
-    scores = {path.name for path in (run.run.path / "scores").glob("*.parquet")}
-    baselines = sorted(name.split(".")[1] for name in scores if re.fullmatch(r"test\.[a-z_]+\.parquet", name))
-    programs = [("train", [f"+experiment={run.name}"], 1)]
-    if "test.parquet" in scores:
-        programs.append(("evaluate", [f"run=runs/{run.name}"], 1))
-    if baselines:
-        programs.append(("baselines", [f"run=runs/{run.name}", f"baselines=[{','.join(baselines)}]"], 1))
-    return programs
+def _programs(
+    run: RunDirectory, settings: RunSettings, logged: Sequence[Command], files: Sequence[SourceFile]
+) -> Iterator[Program]:
+    """Yield the programs of a run in order: the training or preparation, then what was logged, or what tables show."""
+    first = "train" if run.export.is_dir() else "prepare"
+    own = f"run=runs/{settings.name}"
+    yield _program(first, (f"+experiment={settings.name}",), [each for each in logged if each.name == first])
+    places = {str(file.path): file.place for file in files}
+    parts: dict[tuple[str, tuple[str, ...]], list[Command]] = {}
+    for command in logged:
+        if command.name not in ("train", "prepare"):
+            pairs = (each.partition("=") for each in command.arguments if not each.startswith("run="))
+            arguments = (own, *(name + sign + places.get(value, value) for name, sign, value in pairs))
+            parts.setdefault((command.name, arguments), []).append(command)
+    order = list(PROGRAMS)
+    for (name, arguments), of_one in sorted(parts.items(), key=lambda item: order.index(item[0][0])):
+        yield _program(name, arguments, of_one)
+    if parts:
+        return
+    scores = [path.name.split(".") for path in sorted((run.path / "scores").glob("test*.parquet"))]
+    if ["test", "parquet"] in scores:
+        yield _program("evaluate", (own,), [])
+    if names := [parts[1] for parts in scores if len(parts) == 3 and parts[0] == "test" and parts[1] in BASELINES]:
+        yield _program("baselines", (own, f"baselines=[{','.join(names)}]"), [])
 
 
-def _arguments(command: Command, run: ReplicatedRun) -> list[str]:
-    places = {str(file.path): file.place for file in run.files}
-    pairs = (argument.partition("=") for argument in command.arguments if not argument.startswith("run="))
-    return [f"run=runs/{run.name}", *(name + sign + places.get(value, value) for name, sign, value in pairs)]
+def _program(name: str, arguments: tuple[str, ...], parts: Sequence[Command]) -> Program:
+    if not parts:
+        return Program(name, arguments, 1, None)
+    longest = max(parts, key=lambda command: command.seconds)  # a start that found everything done took seconds
+    log = replace(longest, seconds=sum(command.seconds for command in parts))
+    return Program(name, arguments, longest.num_ranks, log)
 
 
 def _script(runs: Sequence[ReplicatedRun], report: ReportSettings) -> str:
@@ -257,9 +297,10 @@ def _script(runs: Sequence[ReplicatedRun], report: ReportSettings) -> str:
         'export PYTHONPATH="$PWD/software${PYTHONPATH:+:$PYTHONPATH}"',
     ]
     for run in runs:
-        for name, arguments, num_ranks in _programs(run):
-            start = "python -m" if num_ranks == 1 else f"deepspeed --num_gpus {num_ranks} --module"
-            lines.append(f"{start} laborllm_dist {name} {shlex.join(arguments)}")
+        for program in run.programs:
+            ranks = program.num_ranks
+            start = "python -m" if ranks == 1 else f"deepspeed --num_gpus {ranks} --module"
+            lines.append(f"{start} laborllm_dist {program.name} {shlex.join(program.arguments)}")
     folders = ",".join(f"runs/{run.name}" for run in runs)
     own = [f"split={report.split}", f"measure={report.measure}", f"bootstrap_draws={report.bootstrap_draws}"]
     arguments = [f"runs=[{folders}]", "output=results", *own, f"seed={report.seed}"]
@@ -276,7 +317,7 @@ def _script(runs: Sequence[ReplicatedRun], report: ReportSettings) -> str:
 
 
 def _readme(settings: ReplicateSettings, runs: Sequence[ReplicatedRun], script: str, package: Path) -> list[Block]:
-    seconds = sum(command.seconds for run in runs for command in run.commands)
+    seconds = sum(log.seconds for run in runs for _, log in run.logged)
     return [
         Heading(f"Replication package: {settings.title}", 1),
         Heading("1. Overview"),
@@ -331,14 +372,15 @@ def _readme(settings: ReplicateSettings, runs: Sequence[ReplicatedRun], script: 
 
 
 def _data_statements(runs: Sequence[ReplicatedRun]) -> Iterator[Block]:
-    corpora = {name: corpus for run in runs for name, corpus in run.settings.data.corpora.items()}
-    terms = {name: READERS[corpus.kind].terms for name, corpus in corpora.items()}
+    corpora = {(name, corpus.kind): corpus for run in runs for name, corpus in run.settings.data.corpora.items()}
+    terms = {name: READERS[kind].terms for name, kind in corpora}
     is_free = all(each.may_be_shared for each in terms.values())
     yield Bullets((
         "[ ] [Authors: we certify that the authors of the manuscript have legitimate access to and permission to use "
         "the data used in this manuscript.]",
         "Some data cannot be made publicly available." if not is_free else "All data are publicly available.",
-        "The package contains no data of people.",
+        "The package contains no sources, texts, weights or score tables. [Authors: expected/ has aggregates, some of "
+        "groups of a single person; check them against the disclosure rules of the sources.]",
     ))  # fmt: skip
     for name, each in terms.items():
         yield Heading(f"{name}: {each.title}", 3)
@@ -347,7 +389,7 @@ def _data_statements(runs: Sequence[ReplicatedRun]) -> Iterator[Block]:
 
 def _files(runs: Sequence[ReplicatedRun]) -> Iterator[tuple[str, str, str]]:
     for file in {file.place: file for run in runs for file in run.files}.values():
-        yield file.place, f"{file.source}: {_described(file.path)}", "no"
+        yield file.place, _described(file.path), "no"
     yield "software/", "source of laborllm_dist, with its programs and default settings", "yes"
     yield "conf/", "settings of the runs", "yes"
     yield "run_all.sh", "runs all programs", "yes"
@@ -358,6 +400,8 @@ def _files(runs: Sequence[ReplicatedRun]) -> Iterator[tuple[str, str, str]]:
 
 
 def _described(path: Path) -> str:
+    if not path.exists():
+        return "[Authors: this source was not on the disk when the package was made.]"
     if path.is_dir():
         files = sorted(each for each in path.rglob("*") if each.is_file())
         return f"folder of {len(files):,} files, {sum(each.stat().st_size for each in files):,} bytes"
@@ -365,7 +409,7 @@ def _described(path: Path) -> str:
 
 
 def _requirements_blocks(runs: Sequence[ReplicatedRun], seconds: float) -> Iterator[Block]:
-    commands = [(run, command) for run in runs for command in run.commands]
+    commands = [(run, command) for run in runs for _, command in run.logged]
     minutes = seconds / 60
     yield Paragraph(f"Python {_python()} on Linux; versions of all packages are in requirements.txt.")
     yield Bullets(tuple(
@@ -383,12 +427,9 @@ def _requirements_blocks(runs: Sequence[ReplicatedRun], seconds: float) -> Itera
                 for run, command in commands
             ),
         )  # fmt: skip
-    unlogged = [run.name for run in runs if not run.is_logged]
+    unlogged = [f"{run.name} ({each.name})" for run in runs for each in run.programs if each.log is None]
     if unlogged:
-        yield Paragraph(
-            f"[Authors: time and machine of {', '.join(unlogged)}, whose folder has no log of its commands; the "
-            "programs in section 5 follow from the tables that it has.]"
-        )
+        yield Paragraph(f"[Authors: time and machine of {', '.join(unlogged)}, of which there is no log.]")
 
 
 def _time_in_words(seconds: float) -> str:
@@ -402,7 +443,7 @@ def _python() -> str:
 
 
 def _outputs(runs: Sequence[ReplicatedRun], package: Path) -> Iterator[tuple[str, str, str]]:
-    needs = any(file.source not in ("model", "tokenizer") for run in runs for file in run.files)
+    needs = any(run.files for run in runs)
     for folder in ("tables", "figures"):
         for path in sorted((package / "expected" / folder).glob("*")):
             if path.suffix in (".csv", ".png"):

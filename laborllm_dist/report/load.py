@@ -107,26 +107,31 @@ def compare_runs(
     )
 
 
-def compare_other_data(runs: Sequence[str], *, measure: str, apart: str) -> dict[str, ComparedScores]:
+def compare_other_data(
+    runs: Sequence[str], *, measure: str, apart: str
+) -> tuple[dict[str, ComparedScores], tuple[str, ...]]:
     """Compare the models of those of these runs that have scores of other data, by the name of the data.
+
+    Data whose tables cannot be compared are left out, with a note, since the report is about others.
 
     Args:
         runs: run folders.
         measure: as in `compare_runs`.
         apart: what is compared already, and is left out.
-
-    Raises:
-        ScoreTableError: as `compare_runs`, for each of the data.
     """
     runs_of: dict[str, list[str]] = {}
     for run in runs:
         for split in scored_data(Path(run) / "scores"):
             runs_of.setdefault(split, []).append(run)
-    return {
-        split.removeprefix(OTHER_DATA): compare_runs(of_data, split=split, measure=measure)
-        for split, of_data in sorted(runs_of.items())
-        if split != apart
-    }
+    compared, notes = {}, []
+    for split, of_data in sorted(runs_of.items()):
+        name = split.removeprefix(OTHER_DATA)
+        try:
+            if split != apart:
+                compared[name] = compare_runs(of_data, split=split, measure=measure)
+        except ScoreTableError as error:
+            notes.append(f"note: the report leaves out the other data {name}: {error}")
+    return compared, tuple(notes)
 
 
 def _num_titles(files: Sequence[ScoreFile], split: str) -> int | None:
@@ -280,7 +285,7 @@ def titles_of(file: ScoreFile, split: str) -> DistributionTable | None:
     same_origin = titles.info.model == file.info.model and file.info.details.items() <= titles.info.details.items()
     if not same_origin or not titles.table.select(list(KEY)).equals(file.table.select(list(KEY))):
         raise ScoreTableError(
-            f"{path} is of other scores than {file.path}; `launch/evaluate.py run={file.run} titles=all` makes it anew",
+            f"{path} is of other scores than {file.path}; `{_title_command(file)}` makes it anew",
             code="titles-of-other-scores",
         )
     return titles

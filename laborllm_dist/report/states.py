@@ -15,11 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from laborllm_dist.careers.types import OccupationVocabulary
+from laborllm_dist.config.data import TitleSettings
 from laborllm_dist.config.evaluation import StateWords
+from laborllm_dist.config.reader import read_settings
+from laborllm_dist.errors import LaborError
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
-from laborllm_dist.io.run_directory import RECORD, recorded_store
+from laborllm_dist.io.run_directory import RECORD, STORE_MANIFEST, recorded_store
 from laborllm_dist.plain_text import from_sheet_cell
 from laborllm_dist.report.bootstrap import BoolArray
+from laborllm_dist.text.title_variants import canonical_vocabulary
 
 OCCUPATIONS = "occupations.csv"  # of a token store (store/store.py)
 # Names of the states in the settings of a panel (config/corpora.py, StateCodes).
@@ -84,6 +89,12 @@ def _titles_of_store(run: Path) -> dict[str, str]:
     try:
         with (store / OCCUPATIONS).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        return {from_sheet_cell(row["code"]): from_sheet_cell(row["title"]) for row in rows}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError):
+        shown = OccupationVocabulary(
+            codes=tuple(from_sheet_cell(row["code"]) for row in rows),
+            titles=tuple(from_sheet_cell(row["title"]) for row in rows),
+        )
+        template = read_json_object(store / STORE_MANIFEST)["identity"]["template"]
+        variant = read_settings(TitleSettings, template["titles"])
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, NotJsonError, LaborError):
         return {}
+    return canonical_vocabulary(shown, variant).title_of()  # a text may show shuffled titles

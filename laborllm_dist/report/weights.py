@@ -6,7 +6,6 @@ they are, so that one evaluation serves weighted and unweighted reports.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from laborllm_dist.careers.readers.cells import InexactIdError, person_id
+from laborllm_dist.config.corpora import is_missing
 from laborllm_dist.config.evaluation import WeightSettings
 from laborllm_dist.errors import DataFileError
 from laborllm_dist.tables.log_domain import Floats
 
-_WHOLE = re.compile(r"([+-]?\d+)\.0*")  # a whole number of a column with gaps, such as 12.0
 Key = tuple[str | None, str, int | None]  # survey, person, year; None: the file has no such column
 
 
@@ -46,7 +46,7 @@ def read_weights(settings: WeightSettings, observations: pa.Table) -> Floats | N
     keys: list[Key] = list(
         zip(
             surveys if settings.survey is not None else none_N,
-            map(_plain_id, observations["person"].to_pylist()),
+            map(person_id, observations["person"].to_pylist()),
             observations["year"].to_pylist() if settings.year is not None else none_N,
             strict=True,
         )
@@ -67,9 +67,12 @@ def read_weights(settings: WeightSettings, observations: pa.Table) -> Floats | N
 def _weights_by_key(path: Path, settings: WeightSettings) -> dict[Key, float]:
     weight_of: dict[Key, float] = {}
     for survey, person, year, cell in _rows(path, settings):
-        if not (cell and person):
-            continue
-        key: Key = (survey, _plain_id(person), None if year is None else _year(year, path, settings))
+        if not person or is_missing(cell) or (year is not None and is_missing(year)):
+            continue  # the observations that need a weight are checked
+        try:
+            key: Key = (survey, person_id(person), None if year is None else _year(year, path, settings))
+        except InexactIdError as error:
+            raise DataFileError(f"{path}, column {settings.person}: {error}", code="rounded-float-ids") from None
         weight = _number(cell)
         if weight is None or not 0 <= weight < np.inf:
             raise DataFileError(
@@ -117,11 +120,6 @@ def _read(path: Path, names: Sequence[str]) -> pa.Table:
 
 def _texts(column: pa.ChunkedArray) -> list[str]:
     return ["" if value is None else str(value).strip() for value in column.to_pylist()]
-
-
-def _plain_id(person: str) -> str:
-    whole = _WHOLE.fullmatch(person)
-    return person if whole is None else whole[1]
 
 
 def _year(cell: str, path: Path, settings: WeightSettings) -> int:

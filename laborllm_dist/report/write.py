@@ -34,6 +34,7 @@ precision, under keys that stay:
                              predicted_minus_observed, num_inexact
     weights                  file, column, effective_observations; null: all observations count the same
     other_data[]             data, num_people, num_observations, models[] (as above; survey weights do not apply)
+    files[]                  tables and figures beside it
     sources[]                model, name_in_file, run, file, split, careers, code, details
 
 An estimate is {value, low, high, std_error}. The last three are null where resampling people gives no interval, as in
@@ -45,7 +46,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import rich.box
 
@@ -113,7 +114,7 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
         ForeignFileError: if a file that is no report's has the name of one of the report's.
     """
     compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure, weights=settings.weights)
-    others = compare_other_data(settings.runs, measure=settings.measure, apart=settings.split)
+    others, left_out = compare_other_data(settings.runs, measure=settings.measure, apart=settings.split)
     numbers = analyze(compared, settings, others)
     sources = tuple(_renamed(source, names or {}) for source in numbers.sources)
     numbers = replace(numbers, sources=sources)
@@ -125,12 +126,16 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
             contents[folder / "figures" / f"{figure.name}.{kind}"] = figure.as_bytes(kind)
     page, summary = folder / "report.html", folder / "summary.json"
     _check_replaceable(page, summary, tuple(contents))
+    earlier = _files_of(summary)
     with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
         write_text(page, render_page(numbers, drawn))  # first: it marks the folder as a report's
         for path, content in contents.items():
             with atomic_write(path) as partial:
                 partial.write_bytes(content)
-        partial_summary.write_text(summary_text(numbers), encoding="utf-8", errors="backslashreplace")
+        files = [str(path.relative_to(folder)) for path in contents]
+        partial_summary.write_text(summary_text(numbers, files), encoding="utf-8", errors="backslashreplace")
+        for name in earlier - set(files):
+            (folder / name).unlink(missing_ok=True)  # of a report on other tables: it would stand beside these
     note = note_on("".join(sorted({character for figure in drawn for character in figure.undrawn})))
     return ReportResult(
         page,
@@ -142,7 +147,7 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
         numbers.models,
         numbers.titles,
         numbers.other_data,
-        (note,) if note else (),
+        (*left_out, *((note,) if note else ())),
     )
 
 
@@ -151,9 +156,19 @@ def _renamed(source: SourceNumbers, names: Mapping[str, str]) -> SourceNumbers:
     return replace(source, run=run, file=run + source.file.removeprefix(source.run))
 
 
-def summary_text(numbers: ReportNumbers) -> str:
-    """Return the report's numbers as JSON text, ending in a newline."""
-    values = {"format": FORMAT, **asdict(numbers)}
+def _files_of(summary: Path) -> set[str]:
+    """Return the tables and figures that an earlier report in the same folder has written."""
+    try:
+        names = read_json_object(summary).get("files", [])
+    except (OSError, NotJsonError):
+        return set()
+    parts = [PurePosixPath(name) for name in names if isinstance(name, str)]
+    return {str(part) for part in parts if len(part.parts) == 2 and part.parts[0] in ("tables", "figures")}
+
+
+def summary_text(numbers: ReportNumbers, files: Sequence[str] = ()) -> str:
+    """Return the report's numbers, and the names of its other files, as JSON text, ending in a newline."""
+    values = {"format": FORMAT, **asdict(numbers), "files": list(files)}
     return json.dumps(finite_or_null(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

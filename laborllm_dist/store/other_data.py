@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,7 @@ class MatchCounts:
     num_observations: int
     num_observations_left_out: int
     unmatched: tuple[tuple[str, str, int], ...]  # code, title, person-years
+    num_people_seen: int  # of the same survey and id as people that the model was trained on or chosen by
 
     def describe(self, by: Matching) -> str:
         """Return the counts as a line."""
@@ -72,6 +73,11 @@ class MatchCounts:
             f"{self.num_observations:,} of {whole:,} person-years have an occupation of the model's, by {by}; "
             f"{self.num_people_left_out:,} of {self.num_people + self.num_people_left_out:,} people have none"
         )
+        if self.num_people_seen:
+            line += (
+                f"; {self.num_people_seen:,} of these people are among those that the model was trained on or chosen by, "
+                "so their scores are not out of sample"
+            )
         named = "; ".join(f"{code} {title} ({count:,})" for code, title, count in self.unmatched[:NUM_NAMED])
         return f"{line}; left out: {named}" if named else line
 
@@ -176,6 +182,7 @@ def other_store(base: TokenStore, data: OtherData, by: Matching, people_per_shar
     identity = {
         "format": FORMAT,
         "careers": {"sources": data.identity(), "occupations": fingerprint_of(base.vocabulary.codes), "by": by},
+        "model": base.careers_fingerprint,  # whose people are counted
         "template": base.facts["identity"]["template"],
         "tokenizer": base.facts["tokenizer"]["fingerprint"],
         "files": {name: base.facts["files"].get(name) for name in (OCCUPATIONS, PREFIX)},
@@ -210,6 +217,7 @@ def match_counts(store: TokenStore) -> MatchCounts:
         values["num_observations"],
         values["num_observations_left_out"],
         tuple((code, title, count) for code, title, count in values["unmatched"]),
+        values["num_people_seen"],
     )
 
 
@@ -232,12 +240,14 @@ def _build(
     lost: Counter[str] = Counter()
     counts = dict.fromkeys(("people", "texts", "observations", "tokens", *CUT_COUNTS), 0)
     shards: list[str] = []
-    num_left_out = 0
+    num_left_out, num_seen = 0, 0
+    seen = _people_of(base, ("train", "validation"))
     for number, careers in enumerate(batched(data.careers(), people_per_shard)):
         lost.update(job.occupation for career in careers for job in career.jobs if job.occupation not in code_of)
         matched = [_matched(career, code_of) for career in careers]
         parts = [CareerPart(career, Segment("test", 0, len(career.jobs))) for career in matched if career.jobs]
         num_left_out += len(careers) - len(parts)
+        num_seen += sum((part.career.survey, part.career.person) in seen for part in parts)
         if not parts:
             continue
         name = f"{PIECES}/{data.name}-{number:05d}/test.arrow"
@@ -259,6 +269,7 @@ def _build(
         counts["observations"],
         lost.total(),
         tuple((code, title_of[code], count) for code, count in lost.most_common(MOST_CODES)),
+        num_seen,
     )
     write_json(building / MATCHING, dataclasses.asdict(result))
     for name in (OCCUPATIONS, *([PREFIX] if (base.folder / PREFIX).is_file() else [])):
@@ -272,6 +283,13 @@ def _build(
     splits = {"train": nobody, "validation": nobody, "test": {**counts, "shards": shards}}
     write_store_manifest(building, {**facts, "splits": splits, "files": entries})
     publish_folder(building, folder, files)
+
+
+def _people_of(store: TokenStore, splits: Sequence[Split]) -> set[tuple[str, str]]:
+    """Return survey and id of the people of splits."""
+    tables = [store.careers(split).table for split in splits if store.num_people(split)]
+    pairs = (zip(table["survey"].to_pylist(), table["person"].to_pylist(), strict=True) for table in tables)
+    return {pair for of_table in pairs for pair in of_table}
 
 
 def _matched(career: CareerHistory, code_of: Mapping[str, str]) -> CareerHistory:

@@ -14,7 +14,7 @@ from laborllm_dist.training.state import TrainerState
 
 RESTRICTED = (
     "**Restricted.** This model was trained on data that may not be passed on freely, and a language model can repeat "
-    "what it was trained on. Share these weights only if the terms of every source below allow it."
+    "what it was trained on. Share these weights only if the terms of the base model and every source below allow it."
 )
 SHAREABLE = "The terms of the sources below, as far as this software knows them, do not forbid sharing these weights."
 
@@ -33,7 +33,8 @@ def model_card(settings: RunSettings, store: TokenStore, state: TrainerState, we
     base = Path(path).resolve().name if path is not None and is_local else path
     corpora = settings.data.corpora
     terms = {name: READERS[corpus.kind].terms for name, corpus in corpora.items()}
-    is_restricted = not all(each.may_be_shared for each in terms.values())
+    # A model of this disk may have learned from anything.
+    is_restricted = is_local or not all(each.may_be_shared for each in terms.values())
     matter = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
