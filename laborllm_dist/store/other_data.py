@@ -75,8 +75,8 @@ class MatchCounts:
         )
         if self.num_people_seen:
             line += (
-                f"; {self.num_people_seen:,} of these people are among those that the model was trained on or chosen by, "
-                "so their scores are not out of sample"
+                f"; {self.num_people_seen:,} of these people are among those that the model was trained on or chosen "
+                "by: their scores are not out of sample"
             )
         named = "; ".join(f"{code} {title} ({count:,})" for code, title, count in self.unmatched[:NUM_NAMED])
         return f"{line}; left out: {named}" if named else line

@@ -84,6 +84,8 @@ def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
 
 def test_a_logit_on_hidden_states_is_that_of_scikit_learn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laborllm_dist.baselines.run.EMBEDDING_STRENGTHS", (5.0,))
+    for file in (run / "baselines").glob("embedding_logit.*.npy"):
+        file.unlink()  # of other layers
     (path,) = score_baselines(settings(run, "embedding_logit", "split=train", "embedding_logit.layer=1"), quiet)
     states = {file.name.split(".")[1]: np.load(file) for file in (run / "baselines").glob("embedding_logit.*.npy")}
     np.testing.assert_array_equal(states["fitted"], states["train"])  # the run trains on all of them

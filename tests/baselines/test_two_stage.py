@@ -197,3 +197,34 @@ def test_careers_of_weight_zero_are_not_learned_from(splits: dict[str, CareerFea
     fit(other, fewer, np.ones(40), validation, FIT, tmp_path / "other.pt", quiet)
     for name, each in one.state_dict().items():
         assert torch.equal(each, other.state_dict()[name]), name
+
+
+def test_a_value_that_no_training_person_has_adds_nothing() -> None:
+    """As a later year with split_by=year: category 0, which training never meets."""
+    torch.manual_seed(1)
+    sizes = {"year": 4, "education": 3, "gender": 3}
+    career = Career(5, sizes, num_layers=1, width=8, num_heads=2, feed_forward=16, dropout=0.0)
+    for embedding in career.covariates.values():
+        assert not embedding.weight[0].any() and embedding.weight[1:].all()
+    bag = BagOfJobs(5, sizes, 8, ("year", "education"))
+    for effects in (bag.present, bag.context, bag.fixed):
+        for name, of_name in effects.items():
+            assert bool(of_name()[0].any()) == (name == "previous")
+
+
+def test_a_finished_fit_is_not_taken_for_another_model_s(tmp_path: Path, splits) -> None:
+    """Two settings of which neither the shapes nor the initial weights know."""
+    train, validation = splits["train"], splits["validation"]
+    schedule, losses = dataclasses.replace(FIT, max_updates=4), []
+    for facts in ({"dropout": 0.0}, {"dropout": 0.5}, {"dropout": 0.5}):
+        torch.manual_seed(1)
+        model = Career(
+            train.num_occupations, train.num_categories, num_layers=1, width=8, num_heads=2, feed_forward=16,
+            dropout=facts["dropout"],
+        )  # fmt: skip
+        said: list[str] = []
+        weights = np.ones(len(train.lengths))
+        state = fit(model, train, weights, validation, schedule, tmp_path / "fit.pt", said.append, facts)
+        losses.append((state.best_loss, bool(said)))
+    assert losses[0][0] != losses[1][0] and losses[0][1] and losses[1][1]  # trained anew
+    assert losses[2] == (losses[1][0], False)  # the same again is there

@@ -92,7 +92,7 @@ def test_a_job_is_not_queued_again_for_ever(slurm: MadeSlurm, undisturbed: Path,
     run = small_run(tmp_path, *STEPS, f"store.root={undisturbed}/stores", "training.epochs=100000")
     options = ["--time=4", "--export=ALL,MOST_RESTARTS=1", *TWO_RANKS, f"--output={log}"]
     job = slurm.submit(*options, "launch/slurm.sbatch", "train", *run)
-    ended = slurm.wait_for_end(job, time_limit=240)
+    ended = slurm.wait_for_end(job, time_limit=480)
     text = log.read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "1"), text[-3000:]
     assert text.count("--time is 5 minutes or less") == 2

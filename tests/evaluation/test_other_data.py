@@ -21,8 +21,10 @@ from transformers import AutoModelForCausalLM
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.evaluation import EvaluateSettings, ReportSettings
 from laborllm_dist.errors import LaborError, ScoreTableError, SettingsError
+from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.report.write import terminal_tables, write_report
 from laborllm_dist.store.build import prepare_store
+from laborllm_dist.store.store import open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 from laborllm_dist.tables.generations import read_generated_table
 from laborllm_dist.tables.parquet import ScoreTableInfo
@@ -215,3 +217,14 @@ def test_data_are_composed_as_those_of_a_run(tmp_path: Path, monkeypatch: pytest
     assert values["data"]["corpora"]["psid81"]["path"] == "here.zip"  # type: ignore[index]
     with pytest.raises(SettingsError, match=r"did you mean data\.corpora"):
         compose_values("evaluate", ["run=x", "data=psid81", "data.corpora.psid81.paths=here.zip"])
+
+
+def test_people_that_the_model_was_trained_on_or_chosen_by_are_counted_and_said(run: Path) -> None:
+    store, said = open_store(read_run(run)[2]), list[str]()
+    evaluate(run, f"store={store.folder}", "model.name=again", say=said.append)
+    number = store.num_people("train") + store.num_people("validation")
+    assert number and any(f"; {number} of these people are among those that the model was trained on" in line
+                          for line in said)  # fmt: skip
+    said.clear()
+    evaluate(run, f"store={store.folder}", "split=test", "model.name=again", say=said.append)
+    assert said and not any("trained on" in line for line in said)

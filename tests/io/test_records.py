@@ -119,7 +119,7 @@ FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "splits": (lambda facts: facts.update(splits=True), "splits: expected named groups"),
     "one split": (lambda facts: facts["splits"].pop("test"), "its splits are"),
-    "shards": (lambda facts: facts["splits"]["test"].update(shards=[["x"]]), r"shards\[0\]: expected text"),
+    "shards": (lambda facts: facts["splits"]["test"].update(shards=[["x"]]), r"shards[0]: expected text"),
     "a shard that is no file": (lambda facts: facts["splits"]["test"].update(shards=["../x.arrow"]), "'../x.arrow'"),
     "bytes": (lambda facts: facts["files"]["occupations.csv"].update(bytes=None), "bytes: expected a whole number"),
     "tokenizer": (lambda facts: facts.update(tokenizer=[]), "tokenizer: expected a group"),

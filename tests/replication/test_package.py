@@ -46,6 +46,7 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
         "data.corpora.long_panel.columns.education=null", "data.corpora.long_panel.columns.gender=null",
         "data.corpora.long_panel.columns.ethnicity=null", "data.corpora.long_panel.columns.region=null",
         "data.corpora.long_panel.columns.birth_year=null", "training.epochs=1",
+        "split_by=year", "split.last_training_year=1992", "split.last_validation_year=1993",
     ]  # fmt: skip
     overrides = [each for each in small_run(tmp_path, *own) if "synthetic" not in each]
     run_well("train.py", overrides, world_size=1, log=tmp_path / "log")
@@ -68,7 +69,7 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
     script = (package / "run_all.sh").read_text()
     assert re.findall(r"laborllm_dist (\w+)", script) == ["train", "evaluate", "baselines", "report"]
     readme = (package / "README.md").read_text()
-    assert "data/long_panel/people.csv" in readme and f"{panel.stat().st_size:,} bytes" in readme
+    assert "sources/small/people.csv" in readme and f"{panel.stat().st_size:,} bytes" in readme
     assert all(rule in readme for rule, _ in DCAS) and "less than 10 minutes" in readme
     card = (run / "export/README.md").read_text()
     assert "**Restricted.**" in card and "Data of the authors' own" in card
@@ -76,14 +77,14 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
     monkeypatch.chdir(package)
     composed = settings_to_values(compose_settings(RunSettings, "run", ["+experiment=small"]))
     before = settings_to_values(settings_of(overrides))
-    before["data"]["corpora"]["long_panel"]["path"] = "data/long_panel/people.csv"
-    before["data"]["corpora"]["long_panel"]["vocabulary"]["path"] = "data/long_panel/titles.csv"
+    before["data"]["corpora"]["long_panel"]["path"] = "sources/small/people.csv"
+    before["data"]["corpora"]["long_panel"]["vocabulary"]["path"] = "sources/small/titles.csv"
     before["store"]["root"], before["output_dir"] = "stores", "runs"
     assert composed == before
 
     for source in (panel, titles):
-        (package / "data/long_panel").mkdir(parents=True, exist_ok=True)
-        (package / "data/long_panel" / source.name).write_bytes(source.read_bytes())
+        (package / "sources/small").mkdir(parents=True, exist_ok=True)
+        (package / "sources/small" / source.name).write_bytes(source.read_bytes())
     done = subprocess.run(
         ["./run_all.sh"], env={**os.environ, **ON_CPU, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True, text=True, timeout=300, check=False,

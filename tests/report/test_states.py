@@ -12,10 +12,12 @@ from laborllm_dist.careers.occupations.vocabulary import write_vocabulary
 from laborllm_dist.careers.readers.synthetic.titles import STATE_CODES
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.data import TitleSettings
 from laborllm_dist.config.evaluation import ReportSettings, StateWords
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.report.states import LaborStates, find_states
+from laborllm_dist.text.title_variants import display_vocabulary
 
 WORDS = compose_settings(ReportSettings, "report", ["runs=[x]"]).states
 
@@ -56,7 +58,8 @@ def run(tmp_path: Path) -> Path:
         OccupationVocabulary(("1", "901", "902", "903"), ("Cooks", "UNEMPLOYED", "Out of the labor force", "Lycée")),
         store / "occupations.csv",
     )
-    (store / "manifest.json").write_text(json.dumps({"fingerprint": "f"}))
+    template = settings_to_values(settings)["template"]
+    (store / "manifest.json").write_text(json.dumps({"fingerprint": "f", "identity": {"template": template}}))
     record = {
         "fingerprint": "r", "store": {"folder": str(store), "fingerprint": "f"}, "weights": None,
         "settings": settings_to_values(settings), "versions": [],
@@ -69,6 +72,18 @@ def run(tmp_path: Path) -> Path:
 def test_titles_and_settings_of_a_run_tell_its_own_codes(run: Path) -> None:
     states = find_states([str(run)], ("1", "901", "902", "903"), WORDS)
     assert states == LaborStates(("901",), ("902",), (), ("903",))
+
+
+def test_titles_that_a_text_shows_shuffled_tell_what_they_told_before(run: Path) -> None:
+    store, shuffled = run.parent / "store", TitleSettings("shuffled", None, 3)
+    codes, titles = ("1", "901", "902", "903"), ("Cooks", "Unemployed", "Not in labor force", "School")
+    shown = display_vocabulary(OccupationVocabulary(codes, titles), shuffled)
+    assert all(one != other for one, other in zip(shown.titles, titles, strict=True))
+    write_vocabulary(shown, store / "occupations.csv")
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["identity"]["template"]["titles"] = settings_to_values(shuffled)
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    assert find_states([str(run)], codes, WORDS) == LaborStates(("901",), ("902",), (), ("903",))
 
 
 def test_without_the_store_only_settings_and_codes_tell(run: Path) -> None:
