@@ -130,7 +130,7 @@ def test_files_under_another_name_are_known_by_their_content(tmp_path: Path) -> 
         list(read_long_panel(panel(tmp_path, "p.csv"), survey="P"))
 
 
-@pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", r"bars \(\|\)")])
+@pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars (|)")])
 def test_other_separators_are_named(sign: str, name: str, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(sign.join(("person", "year", "occupation")) + "\n")
     with raises("data-file/wrong-column-separator", "p.csv", name):
