@@ -379,10 +379,12 @@ class _GroupDraws:
     calibration_M: tuple[_Calibration, ...]
     num_inexact_M: CodeArray
 
-    def _estimate(self, values_D: FloatArray) -> Estimate:
+    def estimate_of(self, values_D: FloatArray) -> Estimate:
+        """Return the estimate of a number that is known for the sample and every resample, [1 + draws]."""
         return estimate(values_D[0], values_D[1:], num_people=self.num_people)
 
-    def _ece_apart(self, one: _Calibration, other: _Calibration) -> Estimate:
+    def ece_apart(self, one: _Calibration, other: _Calibration) -> Estimate:
+        """Return the difference of two calibration errors."""
         difference_D = one.ece_D - other.ece_D
         return estimate_of_distance(difference_D, one.noise_D, other.noise_D, num_people=self.num_people)
 
@@ -394,11 +396,11 @@ class _GroupDraws:
             scores.append(
                 OutcomeScore(
                     model=model,
-                    auc=None if self.auc_MD is None else self._estimate(self.auc_MD[place]),
+                    auc=None if self.auc_MD is None else self.estimate_of(self.auc_MD[place]),
                     ece=ece if ece.low is None else replace(ece, low=max(ece.low, 0.0)),
                     ece_by_chance=estimate(by_chance, own.noise_D[1:], num_people=self.num_people),
-                    squared_error=self._estimate(own.squared_D),
-                    predicted_minus_observed=self._estimate(own.excess_D),
+                    squared_error=self.estimate_of(own.squared_D),
+                    predicted_minus_observed=self.estimate_of(own.excess_D),
                     num_inexact=int(self.num_inexact_M[place]),
                 )
             )
@@ -412,8 +414,8 @@ class _GroupDraws:
                 OutcomePair(
                     first=models[first],
                     second=models[second],
-                    auc=None if self.auc_MD is None else self._estimate(self.auc_MD[first] - self.auc_MD[second]),
-                    ece=self._ece_apart(one, other),
+                    auc=None if self.auc_MD is None else self.estimate_of(self.auc_MD[first] - self.auc_MD[second]),
+                    ece=self.ece_apart(one, other),
                 )
             )
         return tuple(pairs)
@@ -427,10 +429,10 @@ class _GroupDraws:
             gaps.append(
                 Gap(
                     model=model,
-                    auc=both._estimate(self.auc_MD[place] - largest.auc_MD[place]) if has_auc else None,  # type: ignore[index]
-                    ece=both._ece_apart(own, other),
-                    squared_error=both._estimate(own.squared_D - other.squared_D),
-                    predicted_minus_observed=both._estimate(own.excess_D - other.excess_D),
+                    auc=both.estimate_of(self.auc_MD[place] - largest.auc_MD[place]) if has_auc else None,  # type: ignore[index]
+                    ece=both.ece_apart(own, other),
+                    squared_error=both.estimate_of(own.squared_D - other.squared_D),
+                    predicted_minus_observed=both.estimate_of(own.excess_D - other.excess_D),
                 )
             )
         return tuple(gaps)
