@@ -152,7 +152,7 @@ def test_every_package_that_is_imported_is_a_dependency_or_in_the_extra_that_its
         extra = re.search(r'extra == "(\w+)"', requirement)
         assert name is not None
         extras_of.setdefault(name[0].replace("-", "_"), set()).add(extra[1] if extra else None)
-    names = {"hydra": "hydra_core"}
+    names = {"hydra": "hydra_core", "fpdf": "fpdf2"}
     for path in (PROJECT / "laborllm_dist").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [name.name for name in node.names] if isinstance(node, ast.Import) else []
