@@ -27,6 +27,7 @@ from laborllm_dist.io.recorded_folder import (
     is_whole,
     read_record,
     replacing_folder,
+    with_mark,
 )
 from laborllm_dist.io.run_directory import RunDirectory, weights_of_run
 from laborllm_dist.models.file_record import FileRecord, recording
@@ -109,7 +110,7 @@ def export_adapter(
 
 def _write_card(folder: Path, card: str | None) -> None:
     if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")  # in place of peft's own
+        (folder / "README.md").write_text(with_mark(card), encoding="utf-8")  # in place of peft's own
 
 
 def check_exports(run: RunDirectory, *, unless_written: bool = False) -> None:

@@ -42,6 +42,7 @@ _NAMES = re.compile(
 
 # Files of ours that people edit. An edited one does no harm to the folder, and is never replaced.
 EDITABLE = frozenset({"README.md"})
+_MARK = "\n<!-- written by laborllm_dist, SHA-256 {} -->\n"
 LONGEST_NAME, LONGEST_PATH = 255, 1024  # bytes, well within what Linux takes
 
 
@@ -145,10 +146,24 @@ def _foreign_files(folder: Path) -> Iterator[Path]:
             continue
         name = path.relative_to(folder).as_posix()
         is_listed = name in files if files is not None else _NAMES.fullmatch(name) is not None
-        if files is not None and name in EDITABLE and is_listed:
-            is_listed = checksums_of([path]) == [files[name]]
+        if name in EDITABLE:
+            is_listed = _is_unedited(path)
         if path.is_symlink() or not is_marked or not (is_listed or name == RECORD):
             yield path
+
+
+def with_mark(text: str) -> str:
+    """Return the text of an editable file with a last line that tells whether somebody has edited it since."""
+    return f"{text}{_MARK.format(sha256_of_json(text))}"
+
+
+def _is_unedited(path: Path) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    own, begin, _ = text.rpartition(_MARK.partition("{")[0])
+    return bool(begin) and with_mark(own) == text
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import EXTRA_OF, RunError
 from laborllm_dist.io.command_log import Command, read_commands
 from laborllm_dist.io.files import sha256_of, write_text
-from laborllm_dist.io.recorded_folder import replacing_folder
+from laborllm_dist.io.recorded_folder import replacing_folder, with_mark
 from laborllm_dist.io.run_directory import RunDirectory, read_run, weights_of_run
 from laborllm_dist.replication.documents import Block, Bullets, Code, Heading, Paragraph, Table, to_markdown, write_pdf
 from laborllm_dist.report.write import write_report
@@ -140,7 +140,7 @@ def write_package(settings: ReplicateSettings, report: ReportSettings, programs:
         folders = {path: f"runs/{run.name}" for path, run in zip(settings.runs, runs, strict=True)}
         write_report(replace(report, runs=settings.runs, output=str(partial / "expected")), folders)
         blocks = _readme(settings, runs, script, partial)
-        write_text(partial / "README.md", to_markdown(blocks))
+        write_text(partial / "README.md", with_mark(to_markdown(blocks)))
         write_pdf(blocks, partial / "README.pdf")
     (folder / "run_all.sh").chmod(0o755)
     return folder
