@@ -195,8 +195,10 @@ def _run_folder(settings: object) -> Path | None:
     """Return the folder of the run that a command has worked on; None: none, or several."""
     if isinstance(settings, RunSettings):
         folder = Path(settings.output_dir) / settings.name
+    elif isinstance(run := getattr(settings, "run", None), str):
+        folder = Path(run)
     else:
-        folder = Path(getattr(settings, "run", None) or "")
+        return None
     return folder if (folder / RECORD).is_file() else None
 
 

@@ -52,10 +52,11 @@ def record_command(folder: Path, name: str, arguments: list[str], started: float
         arguments: as typed.
         started: when the process began, seconds since the epoch.
     """
+    world_size = os.environ.get("WORLD_SIZE", "")  # not every command reads it, so it may be anything
     command = Command(
         name,
         tuple(arguments),
-        int(os.environ.get("WORLD_SIZE", "1")),
+        int(world_size) if world_size.isascii() and world_size.isdecimal() and len(world_size) < 10 else 1,
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         round(time.time() - started, 1),
         round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, 2),

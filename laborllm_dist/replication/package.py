@@ -36,6 +36,8 @@ from laborllm_dist.report.write import write_report
 
 CARD = "data_card.md"  # of a token store (store/data_card.py)
 ADVICE = "name another folder (output=...), or move it away"
+# Settings whose relative values may be files or folders; of others, such as split=test, a folder may have the name.
+MAY_BE_PATHS = ("path", "table", "train_ids", "validation_ids", "test_ids", "store")
 # In the order in which they depend on each other.
 PROGRAMS: Mapping[str, str] = {
     "prepare": "turns the sources into tokens",
@@ -169,8 +171,9 @@ def _source_files(settings: RunSettings, typed: Sequence[str]) -> Iterator[Sourc
     """Yield the files and folders that the settings of a run and typed arguments name, each with a place of its own."""
     taken: set[str] = set()
     values = settings_to_values(settings)
-    of_arguments = (argument.partition("=")[2] for argument in typed if not argument.startswith("run="))
-    paths = dict.fromkeys((*_paths_in(values), *filter(_is_path, of_arguments)))
+    pairs = (argument.partition("=") for argument in typed if not argument.startswith("run="))
+    of_arguments = (path for name, _, value in pairs for path in _paths_in(value, name.rpartition(".")[2]))
+    paths = dict.fromkeys((*_paths_in(values), *of_arguments))
     for path in paths:
         name = Path(path).name
         place = next(
@@ -182,9 +185,9 @@ def _source_files(settings: RunSettings, typed: Sequence[str]) -> Iterator[Sourc
         yield SourceFile(Path(path), place)
 
 
-def _is_path(text: str) -> bool:
+def _is_path(text: str, setting: str) -> bool:
     """Return whether a setting names a file or folder of this disk; an absolute path does, also where it is gone."""
-    return Path(text).is_absolute() or ("\0" not in text and text not in ("", ".") and Path(text).exists())
+    return Path(text).is_absolute() or (setting in MAY_BE_PATHS and "\0" not in text and Path(text).exists())
 
 
 def _paths_in(values: Any, name: str = "") -> Iterator[str]:
@@ -193,11 +196,8 @@ def _paths_in(values: Any, name: str = "") -> Iterator[str]:
         for inner, value in values.items():
             if inner not in ("output_dir", "store", "prepare"):
                 yield from _paths_in(value, str(inner))
-    elif isinstance(values, str) and (Path(values).is_absolute() or (name in _PATHS and _is_path(values))):
+    elif isinstance(values, str) and _is_path(values, name):
         yield values
-
-
-_PATHS = ("path", "table", "train_ids", "validation_ids", "test_ids")  # settings that may name a file
 
 
 def _moved(values: Any, places: Mapping[str, str]) -> Any:
@@ -372,9 +372,9 @@ def _readme(settings: ReplicateSettings, runs: Sequence[ReplicatedRun], script: 
 
 
 def _data_statements(runs: Sequence[ReplicatedRun]) -> Iterator[Block]:
-    corpora = {(name, corpus.kind): corpus for run in runs for name, corpus in run.settings.data.corpora.items()}
-    terms = {name: READERS[kind].terms for name, kind in corpora}
-    is_free = all(each.may_be_shared for each in terms.values())
+    corpora = dict.fromkeys((name, corpus.kind) for run in runs for name, corpus in run.settings.data.corpora.items())
+    terms = [(name, READERS[kind].terms) for name, kind in corpora]
+    is_free = all(each.may_be_shared for _, each in terms)
     yield Bullets((
         "[ ] [Authors: we certify that the authors of the manuscript have legitimate access to and permission to use "
         "the data used in this manuscript.]",
@@ -382,7 +382,7 @@ def _data_statements(runs: Sequence[ReplicatedRun]) -> Iterator[Block]:
         "The package contains no sources, texts, weights or score tables. [Authors: expected/ has aggregates, some of "
         "groups of a single person; check them against the disclosure rules of the sources.]",
     ))  # fmt: skip
-    for name, each in terms.items():
+    for name, each in terms:
         yield Heading(f"{name}: {each.title}", 3)
         yield Bullets((f"Access: {each.access}", f"Rights: {each.rights}", f"Citation: {each.citation}"))
 

@@ -21,6 +21,10 @@ def test_commands_are_read_as_they_were_recorded(tmp_path: Path, monkeypatch: py
     assert (train.name, train.arguments, train.num_ranks) == ("train", ("name=a b", "x=\u00e9"), 3)
     assert 90 <= train.seconds < 100 and evaluate.seconds < 10
     assert evaluate.version == __version__ and 0 < evaluate.peak_memory_gib < 100
+    for garbage in ("", "two", "-1", "9" * 5000, "\u0663"):
+        monkeypatch.setenv("WORLD_SIZE", garbage)
+        record_command(tmp_path, "baselines", [], time.time())
+    assert [command.num_ranks for command in read_commands(tmp_path)] == [3, 3, 1, 1, 1, 1, 1]
     assert time.strptime(train.finished, "%Y-%m-%dT%H:%M:%SZ")
 
 

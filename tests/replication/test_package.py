@@ -52,10 +52,12 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
     run_well("train.py", overrides, world_size=1, log=tmp_path / "log")
     run = tmp_path / "runs/small"
     run_well("evaluate.py", [f"run={run}"], world_size=1, log=tmp_path / "log")
-    run_well("evaluate.py", [f"run={run}"], world_size=1, log=tmp_path / "log")
+    run_well("evaluate.py", [f"run={run}", "split=test"], world_size=1, log=tmp_path / "log")
     run_well("baselines.py", [f"run={run}"], world_size=1, log=tmp_path / "log")
     assert [command.name for command in read_commands(run)] == ["train", "evaluate", "evaluate", "baselines"]
 
+    (tmp_path / "test").mkdir()  # of the name of a setting's value, which is no path
+    monkeypatch.chdir(tmp_path)
     package = write_package(
         ReplicateSettings(runs=(str(run),), output=str(tmp_path / "package"), title="A"), REPORT, (CONF, SCRIPTS)
     )
@@ -67,7 +69,8 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
     assert not any(str(tmp_path) in text for text in texts)  # no path of this machine
     assert not any(re.search(r"someone\d", text) for text in texts if "%PDF" not in text)  # and nobody's id
     script = (package / "run_all.sh").read_text()
-    assert re.findall(r"laborllm_dist (\w+)", script) == ["train", "evaluate", "baselines", "report"]
+    assert re.findall(r"laborllm_dist (\w+)", script) == ["train", "evaluate", "evaluate", "baselines", "report"]
+    assert "run=runs/small split=test\n" in script
     readme = (package / "README.md").read_text()
     assert "sources/small/people.csv" in readme and f"{panel.stat().st_size:,} bytes" in readme
     assert all(rule in readme for rule, _ in DCAS) and "less than 10 minutes" in readme
