@@ -123,6 +123,16 @@ def environment_is_put_back() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def torch_is_put_back() -> Iterator[None]:
+    """Undo DeepSpeed's replacement of nn.functional.linear, which outlasts zero.Init: it keeps other activations."""
+    yield
+    partition_parameters = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    replaced = partition_parameters and partition_parameters.InsertPostInitMethodToModuleSubClasses
+    if replaced and hasattr(replaced, "linear_bk"):
+        sys.modules["torch"].nn.functional.linear = replaced.linear_bk
+
+
+@pytest.fixture(autouse=True)
 def one_rank_answers_as_several_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write and read what rank 0 answers in tests of one process too: several ranks send it to each other as text."""
     module = sys.modules.get("laborllm_dist.distributed.context")
