@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import other_split, read_score_table
 from laborllm_dist.text.title_variants import display_vocabulary
 
+logger = logging.getLogger(__name__)
+
 # Details of a score table that say what its text was; absent where it was the plain one.
 TEXT_DETAILS = ("prefix", "num_fewshot", "fewshot_seed", "max_tokens")
-Say = Callable[[str], None]
 OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
 
 
@@ -108,9 +110,7 @@ def run_target(model: OtherModelSettings, run: EvaluatedRun, device: torch.devic
     return target
 
 
-def other_target(
-    target: EvaluationTarget, data: OtherData, by: Matching, run: RunSettings, say: Say
-) -> EvaluationTarget:
+def other_target(target: EvaluationTarget, data: OtherData, by: Matching, run: RunSettings) -> EvaluationTarget:
     """Return the same model after other careers, whose scores have a file named after the data.
 
     Raises:
@@ -119,7 +119,7 @@ def other_target(
     """
     store = other_store(target.store, data, by, run.store.people_per_shard)
     counts = match_counts(store)
-    say(f"evaluate: {data.name}: {counts.describe(by)}")
+    logger.info(f"evaluate: {data.name}: {counts.describe(by)}")
     check_cut(store, read_settings(TemplateSettings, store.facts["identity"]["template"]).max_tokens, "test")
     split = other_split(data.name)
     details = {
@@ -153,9 +153,7 @@ def own_export(run: RunDirectory) -> OtherModelSettings:
     return OtherModelSettings(str(run.export), None, None, None, "safetensors")
 
 
-def external_target(
-    other: OtherModelSettings, run: EvaluatedRun, device: torch.device, say: Callable[[str], None]
-) -> EvaluationTarget:
+def external_target(other: OtherModelSettings, run: EvaluatedRun, device: torch.device) -> EvaluationTarget:
     """Return another model, after the run's people in its own tokens, written as the settings' template says.
 
     Raises:
@@ -165,7 +163,7 @@ def external_target(
     settings, evaluation = run.settings, run.settings.evaluation
     model = as_pretrained(other.name or default_name(other) + base_suffix(evaluation), other)
     check_weights(model)
-    store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
+    store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER))
     check_cut(store, settings.template.max_tokens, evaluation.split)
     target = _target(model, store, run.directory.scores(evaluation.split, model.name), settings, device)
     _check_no_other_scores(target)

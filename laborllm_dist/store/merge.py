@@ -6,8 +6,9 @@ Nothing is copied: the store is the folder in which the pieces were made, rename
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from laborllm_dist.store.data_card import SharedPeople, card_markdown, card_valu
 from laborllm_dist.store.shards import ENDS, PEOPLE, PIECES, corpus_end, piece_folder, read_piece
 from laborllm_dist.store.store import CARD, CUT_COUNTS, MANIFEST, write_store_manifest
 
+logger = logging.getLogger(__name__)
+
 
 def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None:
     """Return the folders of all pieces by corpus, in order; None if one is still missing."""
@@ -40,11 +43,7 @@ def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None
 
 
 def merge_pieces(
-    folder: Path,
-    settings: RunSettings,
-    facts: Mapping[str, Any],
-    pieces: Mapping[str, list[Path]],
-    say: Callable[[str], None],
+    folder: Path, settings: RunSettings, facts: Mapping[str, Any], pieces: Mapping[str, list[Path]]
 ) -> None:
     """Write the data card and the manifest into the folder of the pieces.
 
@@ -53,7 +52,6 @@ def merge_pieces(
         settings: of the run.
         facts: the manifest's other entries: format, fingerprints, identity, tokenizer.
         pieces: from `all_pieces`.
-        say: takes a warning line about corpora that should share people and do not.
 
     Raises:
         DataFileError: if a person occurs twice in a corpus, or in two splits, or the training split is empty.
@@ -72,7 +70,7 @@ def merge_pieces(
     shared = _shared_people(settings, pieces)
     for each in shared:
         if not each.num:
-            say(_nobody_shared(settings, each, pieces))
+            logger.info(_nobody_shared(settings, each, pieces))
     counts: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         of_split = [(piece, record["splits"][split]) for found in records.values() for piece, record in found]

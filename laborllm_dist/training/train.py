@@ -82,7 +82,7 @@ def _store_folder(settings: RunSettings) -> Path:
     recorded, location = recorded_store(Path(settings.output_dir) / settings.name), locate_store(settings)
     if recorded is not None and recorded.name == location.folder.name:
         return recorded
-    return prepare_store(settings, logger.info, location).folder
+    return prepare_store(settings, location).folder
 
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: DistributedContext) -> TrainingPlan:
