@@ -140,17 +140,17 @@ def locate_store(settings: RunSettings) -> StoreLocation:
 
 def prepare(settings: RunSettings) -> str:
     """Build the store, or only the shard `prepare.worker_index`; return a line that describes the result."""
-    wanted = settings.prepare
-    if wanted.career_text is not None:
-        check_new_folder(Path(wanted.career_text))
+    options = settings.prepare
+    if options.career_text is not None:
+        check_new_folder(Path(options.career_text))
     check_run_folder(Path(settings.output_dir) / settings.name)
-    store = verify_store(prepare_store(settings)) if wanted.worker_index is None else prepare_shard(settings)
+    store = verify_store(prepare_store(settings)) if options.worker_index is None else prepare_shard(settings)
     if store is None:
-        return f"shard {wanted.worker_index} of {wanted.num_workers} is done; the last one to be done makes the store"
-    if wanted.career_text is not None:
-        counts = write_career_text(_careers_of(store), Path(wanted.career_text))
+        return f"shard {options.worker_index} of {options.num_workers} is done; the last one to be done makes the store"
+    if options.career_text is not None:
+        counts = write_career_text(_careers_of(store), Path(options.career_text))
         people = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-        logger.info(f"prepare: CAREER's text files of {people} people in {wanted.career_text}")
+        logger.info(f"prepare: CAREER's text files of {people} people in {options.career_text}")
     folder = record_prepared(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)})
     if folder is not None:
         logger.info(f"prepare: {folder} is ready for training, and for launch/baselines.py run={folder}")
@@ -249,13 +249,13 @@ def _check_place(location: StoreLocation) -> None:
 
 
 def _build_store(settings: RunSettings, location: StoreLocation) -> None:
-    building, wanted = location.building, settings.prepare
+    building, options = location.building, settings.prepare
     try:
-        if wanted.num_workers == 1:
+        if options.num_workers == 1:
             _make_share(settings, location, 0)
         else:
             job = functools.partial(_shard_job, settings, location, os.getpid())
-            run_shards(job, wanted, building / WORK / "jobs")
+            run_shards(job, options, building / WORK / "jobs")
         _merge(settings, location)
     except _OF_THE_SOURCE:
         if not _foreign_files(building):

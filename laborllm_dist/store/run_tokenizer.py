@@ -37,19 +37,19 @@ def make_tokenizer(
     """
     from laborllm_dist.store.tokenizer import WholeTokens, load_tokenizer, train_tokenizer
 
-    wanted = settings.tokenizer
-    if wanted.kind == "pretrained":
+    chosen = settings.tokenizer
+    if chosen.kind == "pretrained":
         path, revision, subfolder = tokenizer_place(settings)
         return load_tokenizer(path, revision=revision, subfolder=subfolder)
-    assert wanted.vocabulary_size is not None  # TokenizerSettings requires it for a trained tokenizer
+    assert chosen.vocabulary_size is not None  # TokenizerSettings requires it for a trained tokenizer
     # Raises for an unreadable corpus before the message about learning from it.
     people_of = {name: _from_first_career(read_people(corpus)) for name, corpus in settings.data.corpora.items()}
     if not any(people is not None for people in people_of.values()):
         raise _no_careers(settings)
-    logger.info(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
+    logger.info(f"prepare: learning a tokenizer of {chosen.vocabulary_size} pieces from the training people")
     texts = _training_texts(settings, people_of, (vocabulary, template), splits)
-    whole = None if wanted.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
-    return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size, whole=whole)
+    whole = None if chosen.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
+    return train_tokenizer(texts, vocabulary_size=chosen.vocabulary_size, whole=whole)
 
 
 def constant_phrases(template: TemplateSettings) -> list[str]:
