@@ -182,12 +182,12 @@ def _check_no_other_scores(target: EvaluationTarget) -> None:
             )
 
 
-def base_suffix(wanted: EvaluationSettings) -> str:
+def base_suffix(evaluation: EvaluationSettings) -> str:
     """Return what a model's name gets where its weights are quantized, such as -int8."""
-    return "" if wanted.quantization == "none" else f"-{wanted.quantization}"
+    return "" if evaluation.quantization == "none" else f"-{evaluation.quantization}"
 
 
-def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: Sequence[str]) -> int:
+def longest_text(other: OtherModelSettings, evaluation: EvaluationSettings, titles: Sequence[str]) -> int:
     """Return how many tokens of a career fit both a row and what a model reads exactly.
 
     Where other titles than the observed one, or continuations, are to follow its prompts, there is room for them.
@@ -200,13 +200,13 @@ def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: 
     check_weights(model)
     context = context_of(model)
     if context is None:
-        return wanted.max_seq_length
+        return evaluation.max_seq_length
     room = 0
-    if wanted.titles == "all" or wanted.check_generations:
+    if evaluation.titles == "all" or evaluation.check_generations:
         tokenizer = load_tokenizer(str(other.path), revision=other.revision, subfolder=other.subfolder)
         encoded = tokenizer.backend.encode_batch([f": {title}" for title in titles], add_special_tokens=False)
-        room = max(max(len(each.ids) for each in encoded), wanted.max_new_tokens or 0)
-    return min(context - room, wanted.max_seq_length)
+        room = max(max(len(each.ids) for each in encoded), evaluation.max_new_tokens or 0)
+    return min(context - room, evaluation.max_seq_length)
 
 
 def titles_of(run: RunSettings) -> tuple[str, ...]:
@@ -248,24 +248,24 @@ def as_pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
 def _target(
     model: ModelSettings, store: TokenStore, table: Path, settings: RunSettings, device: torch.device
 ) -> EvaluationTarget:
-    wanted = settings.evaluation
+    evaluation = settings.evaluation
     details = {
         "weights": weights_identity(model),
         "store": store.fingerprint,
-        "max_seq_length": str(wanted.max_seq_length),
-        "batch_size": str(wanted.batch_size),
-        "precision": wanted.precision,
+        "max_seq_length": str(evaluation.max_seq_length),
+        "batch_size": str(evaluation.batch_size),
+        "precision": evaluation.precision,
         "attention": settings.compute.attention,
         "loss_chunk_tokens": str(settings.compute.loss_chunk_tokens),
         "threads_per_rank": str(settings.ranks.threads_per_rank),
         "device": device.type,
         "torch": torch.__version__,
-        **text_details(settings.template, store, wanted.split),
+        **text_details(settings.template, store, evaluation.split),
     }
-    if wanted.quantization != "none":
-        details["quantization"] = wanted.quantization
+    if evaluation.quantization != "none":
+        details["quantization"] = evaluation.quantization
     info = ScoreTableInfo(
-        model=model.name, split=wanted.split, careers=store.careers_fingerprint, code=__version__, details=details
+        model=model.name, split=evaluation.split, careers=store.careers_fingerprint, code=__version__, details=details
     )
     return EvaluationTarget(model=model, store=store, table=table, info=info)
 

@@ -64,7 +64,7 @@ class Forecasting:
     """The origins, settings, and files of a forecast. `info` holds everything that decides the numbers."""
 
     settings: ForecastSettings
-    wanted: EvaluationSettings
+    evaluation: EvaluationSettings
     texts: ForecastTexts
     starts: Origins
     info: ScoreTableInfo
@@ -147,12 +147,12 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
         )
 
 
-def _info(settings: ForecastSettings, subject: EvaluationTarget, wanted: EvaluationSettings) -> ScoreTableInfo:
+def _info(settings: ForecastSettings, subject: EvaluationTarget, evaluation: EvaluationSettings) -> ScoreTableInfo:
     details = {
         "horizon": str(settings.horizon),
         "steps": settings.steps,
-        "max_unscored_mass": str(wanted.max_unscored_mass),
-        "max_tree_tokens": str(wanted.max_tree_tokens),
+        "max_unscored_mass": str(evaluation.max_unscored_mass),
+        "max_tree_tokens": str(evaluation.max_tree_tokens),
     }
     if settings.steps == "exact":
         details["max_pruned_mass"] = str(settings.max_pruned_mass)
@@ -241,7 +241,7 @@ def _of_person(work: Forecasting, model: InferenceModel, career: int) -> pa.Tabl
     starts = work.starts.of_career(career)
 
     def ask(questions: Sequence[Query]) -> Distributions:
-        return ask_titles(work.texts, starts, questions, work.wanted, model)
+        return ask_titles(work.texts, starts, questions, work.evaluation, model)
 
     direct = ask([Query(start, (), work.settings.horizon) for start in range(len(starts))])
     composed = _composed(work, starts, ask)
@@ -314,10 +314,10 @@ def _yardstick(subject: EvaluationTarget, careers: CareerTable, starts: Origins,
 def _conclude(table: Path, yardstick: float | None) -> None:
     """Write and log the agreement of direct and iterated forecasts."""
     forecasts = read_forecast_table(table)
-    found, info = coherence_of(forecasts.table), forecasts.info
+    coherence, info = coherence_of(forecasts.table), forecasts.info
     facts = {"model": info.model, "split": info.split, "details": dict(info.details)}
-    result = {**facts, **dataclasses.asdict(found), "perplexity_last_occupation": yardstick}
+    result = {**facts, **dataclasses.asdict(coherence), "perplexity_last_occupation": yardstick}
     write_json(table.with_suffix(".json"), finite_or_null(result))
-    for line in describe_coherence(found, yardstick):
+    for line in describe_coherence(coherence, yardstick):
         logger.info(f"forecast: {line}")
     logger.info(f"forecast: {table}")
