@@ -15,7 +15,7 @@ from laborllm_dist.store.build import prepare_store
 
 def main(path: str, overrides: list[str]) -> None:
     settings = compose_settings(RunSettings, "run", overrides)
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     plan = plan_training(store, settings, world_size=1)
     careers = store.careers("train")
     steps = [

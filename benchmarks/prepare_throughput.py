@@ -84,7 +84,7 @@ def prepare_one(kind: str, num_people: int, num_workers: int, folder: Path) -> N
         overrides += ["data=synthetic", f"data.corpora.synthetic.num_people={num_people}"]
     settings = compose_settings(RunSettings, "run", overrides)
     started = time.monotonic()
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     seconds = time.monotonic() - started
     num_careers = sum(store.num_people(split) for split in ("train", "validation", "test"))
     num_bytes = sum(path.stat().st_size for path in Path(store.folder).rglob("*") if path.is_file())

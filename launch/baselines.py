@@ -1,10 +1,7 @@
 """Train and score baselines on a run's people: python launch/baselines.py run=runs/NAME."""
 
-import logging
-
 from laborllm_dist.cli import launch
 from laborllm_dist.config.baselines import BaselineSettings
-from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Train and score baselines on the people of a run: frequencies, logits, bag of jobs, CAREER; truth for synthetic careers.
@@ -19,7 +16,7 @@ def main(settings: BaselineSettings) -> None:
     """Train and score the requested baselines."""
     from laborllm_dist.baselines.run import score_baselines
 
-    score_baselines(settings, logging.getLogger(LOGGER).info)
+    score_baselines(settings)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """Write a model's hidden states, one vector a person-year: deepspeed launch/embed.py run=runs/NAME [layer=-1]."""
 
-import logging
-
 from laborllm_dist.cli import launch
 from laborllm_dist.config.evaluation import EmbedSettings
-from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Write the hidden state at the prompt of every person-year, as features for wage and other models of your own.
@@ -22,7 +19,7 @@ def main(settings: EmbedSettings) -> None:
 
     run = embedded_run(settings)
     with init_distributed(run.settings.ranks) as ranks:
-        embed_run(settings, run, ranks, logging.getLogger(LOGGER).info)
+        embed_run(settings, run, ranks)
 
 
 if __name__ == "__main__":

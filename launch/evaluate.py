@@ -1,10 +1,7 @@
 """Score a run's test people: deepspeed launch/evaluate.py run=runs/NAME [model.path=FOLDER_OR_HUB_ID]."""
 
-import logging
-
 from laborllm_dist.cli import launch
 from laborllm_dist.config.evaluation import EvaluateSettings
-from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Compute the exact log-likelihood of every observed occupation, sharded over ranks; a killed evaluation resumes.
@@ -24,7 +21,7 @@ def main(settings: EvaluateSettings) -> None:
 
     run = evaluated_run(settings.run, settings)
     with init_distributed(run.settings.ranks) as ranks:
-        score_run(settings, run, ranks, logging.getLogger(LOGGER).info)
+        score_run(settings, run, ranks)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """Forecast several years ahead: deepspeed launch/forecast.py run=runs/NAME horizon=2 [steps=sampled]."""
 
-import logging
-
 from laborllm_dist.cli import launch
 from laborllm_dist.config.evaluation import ForecastSettings
-from laborllm_dist.io.console import LOGGER
 
 HELP = """
 Forecast the occupation of a later observed year, directly and composed from yearly steps, and compare the two.
@@ -22,7 +19,7 @@ def main(settings: ForecastSettings) -> None:
 
     run = forecast_run(settings)
     with init_distributed(run.settings.ranks) as ranks:
-        run_forecasts(settings, run, ranks, logging.getLogger(LOGGER).info)
+        run_forecasts(settings, run, ranks)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Predict the next occupations of careers of your own: python launch/predict.py run=runs/NAME careers=FILE."""
 
-import logging
-
 from laborllm_dist.cli import launch
 from laborllm_dist.config.evaluation import PredictSettings
-from laborllm_dist.io.console import LOGGER, results
+from laborllm_dist.io.console import results
 
 HELP = """
 Tell the most probable next occupations of the people in a JSON or CSV file, with their probabilities. One process.
@@ -23,7 +21,7 @@ def main(settings: PredictSettings) -> None:
 
     run = evaluated_run(settings.run, predicted_titles(settings))
     with init_distributed(run.settings.ranks) as ranks:
-        table, info = predict(settings, run, ranks, logging.getLogger(LOGGER).info)
+        table, info = predict(settings, run, ranks)
     with results() as console:
         show_predictions(table, info, settings.output, console)
 

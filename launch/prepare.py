@@ -21,7 +21,7 @@ def main(settings: RunSettings) -> None:
     from laborllm_dist.store.build import prepare
 
     logger = logging.getLogger(LOGGER)
-    logger.info(f"prepare: {prepare(settings, logger.info)}")
+    logger.info(f"prepare: {prepare(settings)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ penalty suits all of them.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,10 +32,11 @@ from laborllm_dist.models.loading import check_fit, check_packing, check_weights
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import CareerTable, TokenStore
 
+logger = logging.getLogger(__name__)
+
 ROWS = 8_192  # observations whose states are in memory at once
-SAY_SECONDS = 30.0
+SECONDS_BETWEEN_LINES = 30.0
 Floats = npt.NDArray[np.float64]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,12 @@ def embedding_model(settings: EmbeddingLogitSettings, run: RunDirectory) -> Mode
 
 
 def embedding_store(
-    settings: EmbeddingLogitSettings, model: ModelSettings, own: TokenStore, run: RunSettings, say: Say
+    settings: EmbeddingLogitSettings, model: ModelSettings, own: TokenStore, run: RunSettings
 ) -> TokenStore:
     """Return the store of the run's people in the tokens of the model: the run's own, or that of another tokenizer."""
     if settings.path is None:
         return own
-    return prepare_store(dataclasses.replace(run, model=model, tokenizer=OWN_TOKENIZER), say)
+    return prepare_store(dataclasses.replace(run, model=model, tokenizer=OWN_TOKENIZER))
 
 
 def open_embedding_model(
@@ -118,7 +120,7 @@ def states_in_file(
     opened: Callable[[], tuple[Any, EvaluationSettings]],
     compute: ComputeSettings,
     layer: int,
-    say: Say,
+    label: str,
 ) -> npt.NDArray[np.float32]:
     """Return the hidden states of all observations, [observations, width], from a file that is made if it is missing.
 
@@ -128,12 +130,12 @@ def states_in_file(
         opened: opens the model.
         compute: attention of the model.
         layer: which state.
-        say: takes lines of progress.
+        label: names the baseline and the people in lines of progress.
     """
     if not path.is_file():
         hugging_face, settings = opened()
         num_rows, done, begun = int(careers.num_observations().sum()), 0, time.monotonic()
-        said = begun
+        reported = begun
         shape = (num_rows, int(hugging_face.config.get_text_config().hidden_size))
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
@@ -142,10 +144,10 @@ def states_in_file(
                 states[rows] = part
                 done += len(rows)
                 now = time.monotonic()
-                if now - said > SAY_SECONDS:
+                if now - reported > SECONDS_BETWEEN_LINES:
                     left = (now - begun) / done * (num_rows - done) / 60
-                    say(f"{done:,} of {num_rows:,} hidden states, {left:.0f} min left")
-                    said = now
+                    logger.info(f"baselines: {label}, {done:,} of {num_rows:,} hidden states, {left:.0f} min left")
+                    reported = now
             states.flush()
             del states
     written: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")

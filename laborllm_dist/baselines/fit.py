@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from laborllm_dist.errors import ModelError
 from laborllm_dist.io.files import atomic_write, fingerprint_of
 from laborllm_dist.randomness import generator
 
+logger = logging.getLogger(__name__)
+
 SAVE_SECONDS = 60.0  # between saved states
 SCORED_JOBS = 8_192  # padded observations whose probabilities are in memory at once
 Floats = npt.NDArray[np.float64]
-Say = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ def fit(
     validation: CareerFeatures,
     settings: FitSettings,
     state_file: Path,
-    say: Say,
+    label: str,
     facts: Mapping[str, Any] | None = None,
 ) -> FitState:
     """Train until the planned updates are done or validation has not improved for `patience` validations.
@@ -66,7 +68,7 @@ def fit(
         validation: features of the validation people.
         settings: of the optimizer and the schedule.
         state_file: where the training is saved; one that is damaged, or that another training left, is not used.
-        say: takes lines of progress.
+        label: names the baseline in lines of progress.
         facts: what else decides the numbers, such as the model's settings, for a saved training to be told by.
 
     Raises:
@@ -79,7 +81,7 @@ def fit(
     )  # fmt: skip
     content = _content(model, weights, train, validation)
     identity = fingerprint_of([__version__, facts, dataclasses.asdict(settings), type(model).__name__, content])
-    state, best = _restored(state_file, identity, model, optimizer, say) or (FitState(), _copied(model))
+    state, best = _restored(state_file, identity, model, optimizer, label) or (FitState(), _copied(model))
     batches = _Batches(train, np.flatnonzero(weights), settings.tokens_per_batch, settings.seed)
     every = max(1, settings.validate_every_epochs * len(batches))
     saved, begun, first = time.monotonic(), time.monotonic(), state.step
@@ -104,8 +106,9 @@ def fit(
             if loss < state.best_loss:
                 state.best_step, state.best_loss, best = state.step, loss, _copied(model)
             seconds = (time.monotonic() - begun) / (state.step - first) * (settings.max_updates - state.step)
-            say(
-                f"step {state.step:,} of at most {settings.max_updates:,}, validation perplexity {math.exp(loss):.3f} "
+            logger.info(
+                f"baselines: {label}, step {state.step:,} of at most {settings.max_updates:,}, "
+                f"validation perplexity {math.exp(loss):.3f} "
                 f"(best {math.exp(state.best_loss):.3f} at {state.best_step:,}), at most {seconds / 60:.0f} min left"
             )
         if time.monotonic() - saved > SAVE_SECONDS:
@@ -266,7 +269,7 @@ def _save(
 
 
 def _restored(
-    path: Path, identity: str, model: TwoStageModel, optimizer: torch.optim.Optimizer, say: Say
+    path: Path, identity: str, model: TwoStageModel, optimizer: torch.optim.Optimizer, label: str
 ) -> tuple[FitState, dict[str, Tensor]] | None:
     """Return the state of the same training that was saved, if there is one, and load it."""
     if not path.is_file():
@@ -282,5 +285,5 @@ def _restored(
         return FitState(**{**saved, "losses": [tuple(each) for each in saved["losses"]]}), content["best"]
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError):
         model.load_state_dict(initial)
-        say(f"{path} is damaged and is not used; the training starts over")
+        logger.info(f"baselines: {label}, {path} is damaged and is not used; the training starts over")
         return None

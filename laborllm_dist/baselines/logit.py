@@ -13,7 +13,8 @@ takes the hidden states of a language model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +25,8 @@ from scipy import optimize, sparse
 
 from laborllm_dist.baselines.features import CareerFeatures, Integers
 
+logger = logging.getLogger(__name__)
+
 STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3)  # each fit begins where the one before ended
 MOST_ITERATIONS = 1_000
 TOLERANCE = 1e-7  # relative change of the objective that ends a fit
@@ -31,7 +34,6 @@ SEARCH_TOLERANCE = 1e-6  # while a strength is chosen
 CHUNK = 4_096  # observations whose probabilities are in memory at once
 DECADE = 10.0  # years, so that regressors are of one size
 Floats = npt.NDArray[np.float64]
-Say = Callable[[str], None]
 
 
 class Design(Protocol):
@@ -97,7 +99,7 @@ class Logit:
         return total / float(sample.weights.sum())
 
 
-def fit_logit(train: Sample, validation: Sample, num_occupations: int, say: Say, strengths: Sequence[float]) -> Logit:
+def fit_logit(train: Sample, validation: Sample, num_occupations: int, label: str, strengths: Sequence[float]) -> Logit:
     """Return the logit of the training sample whose strength the validation sample likes best.
 
     Strengths are tried from the strongest on, in single precision, and each search begins where the one before ended;
@@ -107,7 +109,7 @@ def fit_logit(train: Sample, validation: Sample, num_occupations: int, say: Say,
         train: the sample to fit; its weights say how many times an epoch takes each observation.
         validation: the sample that chooses.
         num_occupations: size of the vocabulary.
-        say: takes a line of progress for each strength.
+        label: names the baseline in the line of progress of each strength.
         strengths: of the penalty, falling.
     """
     best, best_likelihood = None, -np.inf
@@ -115,7 +117,7 @@ def fit_logit(train: Sample, validation: Sample, num_occupations: int, say: Say,
     for strength in strengths:
         model = fit_with_strength(single, num_occupations, strength, best, SEARCH_TOLERANCE)
         likelihood = model.log_likelihood(validation)
-        say(f"strength {strength:g}, validation perplexity {np.exp(-likelihood):.3f}")
+        logger.info(f"baselines: {label}, strength {strength:g}, validation perplexity {np.exp(-likelihood):.3f}")
         if likelihood <= best_likelihood:
             break
         best, best_likelihood = model, likelihood

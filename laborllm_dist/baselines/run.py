@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,8 @@ from laborllm_dist.tables.title_distributions import title_table_path, write_tit
 if TYPE_CHECKING:
     from laborllm_dist.baselines.two_stage import TwoStageModel
 
+logger = logging.getLogger(__name__)
+
 NAMES: dict[BaselineName, str] = {
     "marginal": "marginal",
     "first_order": "first-order",
@@ -84,7 +87,6 @@ Codes = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 # The numbers of observations, and log P of every symbol, [observations, symbols]: first the occupations, then others.
 Distributions = Iterator[tuple[Codes, Floats]]
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +147,7 @@ class BaselinePeople:
         return tuple(corpus.survey for corpus in self.settings.data.corpora.values())
 
 
-def score_baselines(settings: BaselineSettings, say: Say) -> list[Path]:
+def score_baselines(settings: BaselineSettings) -> list[Path]:
     """Write the score table of every requested baseline that does not have one yet, and the table of titles if asked.
 
     Raises:
@@ -156,27 +158,23 @@ def score_baselines(settings: BaselineSettings, say: Say) -> list[Path]:
     store = open_store(store_folder)
     busy = f"another process is scoring baselines of {run.path}; wait for it, or end it first"
     with checking_store(store, SPLITS) as check, file_lock(run.path / "baselines.lock", busy=busy):
-        return _score_missing(settings, run, (run_settings, store), check, say)
+        return _score_missing(settings, run, (run_settings, store), check)
 
 
 def _score_missing(
-    settings: BaselineSettings,
-    run: RunDirectory,
-    of_run: tuple[RunSettings, TokenStore],
-    check: ChecksumCheck,
-    say: Say,
+    settings: BaselineSettings, run: RunDirectory, of_run: tuple[RunSettings, TokenStore], check: ChecksumCheck
 ) -> list[Path]:
     (run_settings, store), written = of_run, list[Path]()
     people = BaselinePeople(store, run_settings, settings.split, run.path)
     for name in settings.baselines:
         path = run.scores(settings.split, name)
         if name == "average":
-            written += _score_members(settings, run, of_run, check, say)
+            written += _score_members(settings, run, of_run, check)
         details = {"baseline": _identity(name, settings, run_settings, run)}
         has_titles = settings.titles == "all" and name != "truth"
         tables = [path, *([title_table_path(path, settings.split)] if has_titles else [])]
         if all(table.is_file() and _is_same(table, store.careers_fingerprint, details) for table in tables):
-            say(f"baselines: {NAMES[name]} is there ({path})")
+            logger.info(f"baselines: {NAMES[name]} is there ({path})")
             continue
         check.wait()
         info = ScoreTableInfo(
@@ -189,19 +187,15 @@ def _score_missing(
         if name == "average":
             num_scores = _write_average(settings, run, info, tables, store.vocabulary.codes)
         else:
-            scored = _scored(name, people, settings, run, say)
+            scored = _scored(name, people, settings, run)
             num_scores = _write(scored.careers, scored.distributions, with_details(info, scored.details), tables)
-        say(f"baselines: {NAMES[name]} scored on {num_scores:,} observations ({path})")
+        logger.info(f"baselines: {NAMES[name]} scored on {num_scores:,} observations ({path})")
         written.append(path)
     return written
 
 
 def _score_members(
-    settings: BaselineSettings,
-    run: RunDirectory,
-    of_run: tuple[RunSettings, TokenStore],
-    check: ChecksumCheck,
-    say: Say,
+    settings: BaselineSettings, run: RunDirectory, of_run: tuple[RunSettings, TokenStore], check: ChecksumCheck
 ) -> list[Path]:
     """Score the baselines of an average, on the validation people too, whom its weights are chosen by."""
     members = tuple(name for name in BASELINES if name in settings.average.of)
@@ -212,7 +206,7 @@ def _score_members(
     for split in splits:
         titles = settings.titles if split == settings.split else "observed"
         of_split = dataclasses.replace(settings, baselines=members, split=split, titles=titles)
-        written += _score_missing(of_split, run, of_run, check, say)
+        written += _score_missing(of_split, run, of_run, check)
     return written
 
 
@@ -286,21 +280,19 @@ class Scored:
     details: dict[str, str]
 
 
-def _scored(
-    name: BaselineName, people: BaselinePeople, settings: BaselineSettings, run: RunDirectory, say: Say
-) -> Scored:
+def _scored(name: BaselineName, people: BaselinePeople, settings: BaselineSettings, run: RunDirectory) -> Scored:
     """Train a baseline, and return the distributions of the scored observations.
 
     The truth has the observed occupation alone as its symbol.
     """
     if name == "embedding_logit":
-        return _embedding_logit(people, settings.embedding_logit, run, say)
-    distributions, details = _distributions(name, people, settings, run.path / "baselines" / f"{name}.pt", say)
+        return _embedding_logit(people, settings.embedding_logit, run)
+    distributions, details = _distributions(name, people, settings, run.path / "baselines" / f"{name}.pt")
     return Scored(people.scored, distributions, details)
 
 
 def _distributions(
-    name: BaselineName, people: BaselinePeople, settings: BaselineSettings, state_file: Path, say: Say
+    name: BaselineName, people: BaselinePeople, settings: BaselineSettings, state_file: Path
 ) -> tuple[Distributions, dict[str, str]]:
     """Return the distributions of the scored observations, and what the table says of the baseline.
 
@@ -329,19 +321,19 @@ def _distributions(
                 Sample(CareerRegressors(train, rows), train.occupation[rows], weights[rows]),
                 _whole_sample(validation),
                 train.num_occupations,
-                lambda line: say(f"baselines: logit, {line}"),
+                "logit",
                 STRENGTHS,
             )
             design = _whole_sample(people.features(settings.split).scored()).design
             return logit.distributions(design), {"strength": f"{logit.strength:g}"}
         case _:
-            return _two_stage(name, people, settings, state_file, say)
+            return _two_stage(name, people, settings, state_file)
 
 
-def _embedding_logit(people: BaselinePeople, settings: EmbeddingLogitSettings, run: RunDirectory, say: Say) -> Scored:
+def _embedding_logit(people: BaselinePeople, settings: EmbeddingLogitSettings, run: RunDirectory) -> Scored:
     """Fit a logit on hidden states, and return its distributions of the scored observations."""
     model = embedding_model(settings, run)
-    store = embedding_store(settings, model, people.store, people.settings, say)
+    store = embedding_store(settings, model, people.store, people.settings)
     if store.careers_fingerprint != people.store.careers_fingerprint:
         raise RunError(
             f"the data of {run.path} have changed since it was prepared, and embedding_logit.path={settings.path} has "
@@ -368,7 +360,7 @@ def _embedding_logit(people: BaselinePeople, settings: EmbeddingLogitSettings, r
             opened,
             people.settings.compute,
             settings.layer,
-            functools.partial(_say_of_part, say, part),
+            f"embedding logit, {part} people",
         )
     weights = np.repeat(pool.weights, train.num_observations())
     mean, deviation = moments(states["fitted"], weights)
@@ -381,16 +373,12 @@ def _embedding_logit(people: BaselinePeople, settings: EmbeddingLogitSettings, r
         sample("fitted", weights),
         sample("validation", np.ones(len(states["validation"]))),
         len(store.vocabulary),
-        lambda line: say(f"baselines: embedding logit, {line}"),
+        "embedding logit",
         EMBEDDING_STRENGTHS,
     )
     design = sample(people.split, np.ones(len(states[people.split]))).design
     details = {"strength": f"{logit.strength:g}", "weights": weights_identity(model), "layer": str(settings.layer)}
     return Scored(careers[people.split], logit.distributions(design), details)
-
-
-def _say_of_part(say: Say, part: str, line: str) -> None:
-    say(f"baselines: embedding logit, {part} people, {line}")
 
 
 def _whole_sample(features: CareerFeatures) -> Sample:
@@ -403,7 +391,7 @@ def _first_order(people: BaselinePeople) -> FrequencyTable:
 
 
 def _two_stage(
-    name: BaselineName, people: BaselinePeople, settings: BaselineSettings, state_file: Path, say: Say
+    name: BaselineName, people: BaselinePeople, settings: BaselineSettings, state_file: Path
 ) -> tuple[Distributions, dict[str, str]]:
     """Train a two-stage model and return its distributions of the scored observations."""
     import torch
@@ -429,7 +417,7 @@ def _two_stage(
                 code="nobody-to-fit-on",
             )
         state = fit(
-            model, train, weights, chosen, schedule, file, lambda line: say(f"baselines: {label}, {line}"),
+            model, train, weights, chosen, schedule, file, label,
             {"format": FORMAT, **dataclasses.asdict(getattr(settings, name))},
         )  # fmt: skip
         return {"best_update": str(state.best_step), "validation_perplexity": f"{np.exp(state.best_loss):.4f}"}

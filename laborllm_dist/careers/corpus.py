@@ -52,11 +52,11 @@ def check_sources(data: DataSettings) -> None:
             raise DataFileError(
                 f"no careers of {corpus.survey}: {error} (setting {place}){advice}", code="unreadable-corpus"
             ) from None
-        wanted = READERS[corpus.kind].own_occupations(corpus)
-        if wanted is not None and not vocabulary_path(wanted).is_file():
+        titles_file = READERS[corpus.kind].own_occupations(corpus)
+        if titles_file is not None and not vocabulary_path(titles_file).is_file():
             raise DataFileError(
-                f"no list of occupations for {corpus.survey}: {wanted.path} (setting data.corpora.{name}."
-                f"vocabulary.path); give a CSV with columns {wanted.code} and {wanted.title}, or "
+                f"no list of occupations for {corpus.survey}: {titles_file.path} (setting data.corpora.{name}."
+                f"vocabulary.path); give a CSV with columns {titles_file.code} and {titles_file.title}, or "
                 f"{shipped_vocabularies()}",
                 code="no-occupation-list",
             )
@@ -126,8 +126,8 @@ def corpus_notes(corpus: CorpusSettings) -> list[str]:
         LaborError: if the source is unusable.
     """
     reader = READERS[corpus.kind]
-    wanted = reader.own_occupations(corpus)
-    notes = [] if wanted is None else notes_of_vocabulary(wanted)
+    titles_file = reader.own_occupations(corpus)
+    notes = [] if titles_file is None else notes_of_vocabulary(titles_file)
     return [*notes, *reader.notes(corpus)]
 
 
@@ -155,10 +155,10 @@ def fingerprint_sources(data: DataSettings) -> dict[str, str]:
         DataFileError: if a corpus is missing, or two corpora of different populations read the same files.
     """
     check_sources(data)
-    found = {name: _fingerprint(corpus) for name, corpus in data.corpora.items()}
+    fingerprints = {name: _fingerprint(corpus) for name, corpus in data.corpora.items()}
     owner: dict[str, str] = {}
     for name, corpus in data.corpora.items():
-        other = owner.setdefault(found[name], name)
+        other = owner.setdefault(fingerprints[name], name)
         if source_files(corpus) and data.corpora[other].people_of != corpus.people_of:
             population = data.corpora[other].people_of
             raise DataFileError(
@@ -166,13 +166,13 @@ def fingerprint_sources(data: DataSettings) -> dict[str, str]:
                 f"one would be trained on in the other; set data.corpora.{name}.population={population}",
                 code="shared-files-different-population",
             )
-    return found
+    return fingerprints
 
 
 def _fingerprint(corpus: CorpusSettings) -> str:
     reader = READERS[corpus.kind]
     if reader.version is not None:
         return reader.version()
-    wanted = reader.own_occupations(corpus)
-    occupations = "occ1990dd" if wanted is None else sha256_of_all([vocabulary_path(wanted)])
+    titles_file = reader.own_occupations(corpus)
+    occupations = "occ1990dd" if titles_file is None else sha256_of_all([vocabulary_path(titles_file)])
     return f"{sha256_of_all(source_files(corpus))}, occupations {occupations}, tables {TABLES_VERSION}"

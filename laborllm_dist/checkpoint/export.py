@@ -188,8 +188,8 @@ def _with_both_rope_forms(path: Path) -> None:
     if older == config:
         return
     write_json(path, older)
-    found = open_config(path.parent)
-    if not _holds(getattr(found, "rope_parameters", None), config["rope_parameters"]):
+    loaded = open_config(path.parent)
+    if not _holds(getattr(loaded, "rope_parameters", None), config["rope_parameters"]):
         write_json(path, {**older, "rope_scaling": None})
 
 
@@ -226,11 +226,11 @@ def rope_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
     return older
 
 
-def _holds(found: Any, wanted: Mapping[str, Any]) -> bool:
+def _holds(actual: Any, expected: Mapping[str, Any]) -> bool:
     """Return whether RoPE parameters contain the expected entries; others may differ."""
-    if not isinstance(found, Mapping):
+    if not isinstance(actual, Mapping):
         return False
     return all(
-        _holds(found.get(key), value) if isinstance(value, Mapping) else found.get(key) == value
-        for key, value in wanted.items()
+        _holds(actual.get(key), value) if isinstance(value, Mapping) else actual.get(key) == value
+        for key, value in expected.items()
     )

@@ -87,24 +87,24 @@ class _Reader:
 
     def values(self, kind: str, name: str, start: int, numel: int) -> Tensor:
         """Return elements [start, start + numel) of a weight or moment, [numel], in fp32."""
-        found = torch.empty(numel, dtype=torch.float32)
+        elements = torch.empty(numel, dtype=torch.float32)
         num_found = 0
         for file, saved in self.index.get(name, ()):
             low, high = max(saved.start, start), min(saved.start + saved.numel, start + numel)
             if low < high:
-                found[low - start : high - start] = self._stretch(file, saved, kind, low, high)
+                elements[low - start : high - start] = self._stretch(file, saved, kind, low, high)
                 num_found += high - low
         if num_found != numel:
             raise CheckpointError(
                 f"{self.folder}: holds {num_found} of {numel} elements of {kind} of {name}", code="missing-elements"
             )
-        return found
+        return elements
 
     def same_stretch(self, fragment: OptimizerShard) -> Place | None:
         """Return the file and entry with exactly a fragment's stretch and the same blocks; None if there is none."""
-        wanted = (fragment.start, fragment.numel, fragment.block_offset)
+        stretch = (fragment.start, fragment.numel, fragment.block_offset)
         for file, saved in self.index.get(fragment.name, ()):
-            same = (saved.start, saved.numel, saved.block_offset) == wanted
+            same = (saved.start, saved.numel, saved.block_offset) == stretch
             if same and tensor_key("absmax1", fragment.name) in self.keys[file]:
                 return file, saved
         return None

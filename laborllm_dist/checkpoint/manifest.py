@@ -75,9 +75,9 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         raise CheckpointError(f"{folder} has no {MANIFEST}: it was never finished", code="no-manifest") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error})", code="damaged-manifest") from None
-    if isinstance(found := values.get("format"), int) and found != FORMAT:
+    if isinstance(number := values.get("format"), int) and number != FORMAT:
         raise UnsupportedFormatError(
-            f"{folder} has format {found}, this version reads {FORMAT}; resume with the version that wrote it, or "
+            f"{folder} has format {number}, this version reads {FORMAT}; resume with the version that wrote it, or "
             "give this run another name (name=...)",
             code="unsupported-checkpoint-format",
         )
@@ -105,9 +105,9 @@ def check_checkpoint(folder: Path) -> CheckpointManifest:
         path = folder / name
         with _reading(path):
             if not path.is_file() or path.stat().st_size != entry.bytes:
-                found = f"{path.stat().st_size:,} bytes" if path.is_file() else "nothing"
+                actual = f"{path.stat().st_size:,} bytes" if path.is_file() else "nothing"
                 raise CheckpointError(
-                    f"{path}: {found}, the manifest says {entry.bytes:,} bytes", code="missing-or-incomplete-file"
+                    f"{path}: {actual}, the manifest says {entry.bytes:,} bytes", code="missing-or-incomplete-file"
                 )
             if sha256_of(path) != entry.sha256:
                 raise CheckpointError(

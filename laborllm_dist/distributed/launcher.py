@@ -96,10 +96,10 @@ def launchers_above(number: int) -> list[Process]:
     while len(above) < MOST_ANCESTORS and (process := process_of(parent)) is not None:
         above.append(process)
         parent = process.parent
-    found = [process for process in above if process.launcher is not None]
-    if found and found[-1].launcher == DEEPSPEED_ON_HOST:
-        found += _connection(above[above.index(found[-1]) + 1 :])
-    return found
+    launchers = [process for process in above if process.launcher is not None]
+    if launchers and launchers[-1].launcher == DEEPSPEED_ON_HOST:
+        launchers += _connection(above[above.index(launchers[-1]) + 1 :])
+    return launchers
 
 
 def _connection(above: list[Process]) -> list[Process]:

@@ -182,5 +182,5 @@ def _find(name: str) -> bytes | None:
         sleep(0.1)
 
 
-def _is_ours_alone(found: os.stat_result, is_kind: Any) -> bool:
-    return bool(is_kind(found.st_mode)) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+def _is_ours_alone(status: os.stat_result, is_kind: Any) -> bool:
+    return bool(is_kind(status.st_mode)) and status.st_uid == os.geteuid() and not status.st_mode & 0o077

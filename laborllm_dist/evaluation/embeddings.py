@@ -6,6 +6,7 @@ The units of work are those of an evaluation: packed rows, parts, ranks that cla
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,6 @@ from laborllm_dist.evaluation.tasks import (
     Evaluation,
     EvaluationPlan,
     OpenTrie,
-    Say,
     ScoreBatch,
     evaluate,
     plan_evaluation,
@@ -44,6 +44,8 @@ from laborllm_dist.models.loading import num_layers_of
 from laborllm_dist.store.store import checking_store
 from laborllm_dist.tables.embeddings import embedding_table_path, write_embedding_table
 from laborllm_dist.tables.parquet import ScoreTableInfo
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def embedded_run(settings: EmbedSettings) -> EvaluatedRun:
     return dataclasses.replace(run, settings=dataclasses.replace(run.settings, evaluation=evaluation))
 
 
-def embed_run(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> list[Path]:
+def embed_run(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedContext) -> list[Path]:
     """Write the table of vectors of every requested split. Collective.
 
     Existing tables are kept.
@@ -119,36 +121,36 @@ def embed_run(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedCont
     """
     splits: tuple[Split, ...] = SPLITS if settings.split == "all" else (settings.split,)
     return [
-        _embed_split(settings, dataclasses.replace(run, settings=with_split(run.settings, split)), ranks, say)
+        _embed_split(settings, dataclasses.replace(run, settings=with_split(run.settings, split)), ranks)
         for split in splits
     ]
 
 
-def _embed_split(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> Path:
+def _embed_split(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedContext) -> Path:
     evaluation = run.settings.evaluation
     target = ranks.run_on_main(
-        lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks, say), EvaluationTarget
+        lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks), EvaluationTarget
     )
     task = Embeddings(evaluation, ranks.run_on_main(lambda: layer_number(settings.layer, num_layers_of(target.model))))
     path, info, careers = task.table(target), task.info(target), target.store.careers(evaluation.split)
     checked: Sequence[Split] = (evaluation.split,) if ranks.is_main else ()
     ranks.run_on_main(lambda: path.parent.mkdir(exist_ok=True))
     with checking_store(target.store, checked) as check, alone_on_table(ranks, path):
-        if ranks.run_on_main(lambda: _is_done(path, info, say)):
+        if ranks.run_on_main(lambda: _is_done(path, info)):
             return path
         plan = ranks.run_on_main(lambda: plan_evaluation(careers, evaluation), EvaluationPlan)
         work = Evaluation(task, careers, plan, info, parts_folder(path, info, plan), path)
         model = load_checked(target, run, ranks)
         ranks.run_on_main(check.wait)
-        say(describe_evaluation(work, ranks))
-        evaluate(work, model, _no_titles, ranks, say)
-        say(f"embed: {path}")
+        logger.info(describe_evaluation(work, ranks))
+        evaluate(work, model, _no_titles, ranks)
+        logger.info(f"embed: {path}")
     return path
 
 
-def _is_done(path: Path, info: ScoreTableInfo, say: Say) -> bool:
+def _is_done(path: Path, info: ScoreTableInfo) -> bool:
     if is_there(path, info):
-        say(f"embed: {info.model} is there ({path})")
+        logger.info(f"embed: {info.model} is there ({path})")
         return True
     reject_other_details(path, info)
     return False

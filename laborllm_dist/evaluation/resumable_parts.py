@@ -6,6 +6,7 @@ A new start computes only the parts that have no file. A part does not depend on
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.io.files import atomic_write
 from laborllm_dist.tables.parquet import DAMAGE, check_content, with_checksum
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class ResumableJob:
@@ -31,11 +34,11 @@ class ResumableJob:
     word: str = "evaluate"  # prefix of progress lines
 
 
-def finish_parts(work: ResumableJob, ranks: DistributedContext, say: Callable[[str], None]) -> None:
+def finish_parts(work: ResumableJob, ranks: DistributedContext) -> None:
     """Compute the parts that have no file yet. Collective."""
     missing = ranks.run_on_main(lambda: _missing(work))
     if done := work.num_parts - len(missing):
-        say(f"{work.word}: {done:,} of {work.num_parts:,} parts are there")
+        logger.info(f"{work.word}: {done:,} of {work.num_parts:,} parts are there")
     started, num_made = monotonic(), 0
     for place in ranks.claim_indices(len(missing)):
         table = work.make(missing[place])
@@ -43,7 +46,7 @@ def finish_parts(work: ResumableJob, ranks: DistributedContext, say: Callable[[s
             pq.write_table(with_checksum(table), partial, compression="zstd")
         num_made += table.num_rows
         speed = num_made * ranks.world_size / (monotonic() - started)
-        say(f"{work.word}: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
+        logger.info(f"{work.word}: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
     work.rest()
     ranks.barrier()
 

@@ -42,7 +42,6 @@ from laborllm_dist.evaluation.tasks import (
     ObservedTitles,
     OpenTrie,
     Room,
-    Say,
     evaluate,
     plan_evaluation,
 )
@@ -74,7 +73,7 @@ class PlannedTable:
     plan: EvaluationPlan
 
 
-def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> Path:
+def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext) -> Path:
     """Write the score table of a split, and the tables of all titles and generations if configured. Collective.
 
     Existing tables are kept.
@@ -89,13 +88,11 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
         run = dataclasses.replace(run, settings=with_split(run.settings, "test"))
     evaluation = run.settings.evaluation
     own = ranks.run_on_main(
-        lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks, say), EvaluationTarget
+        lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks), EvaluationTarget
     )
     target = own
     if (data := other_data_of(settings)) is not None:
-        target = ranks.run_on_main(
-            lambda: other_target(own, data, settings.match_by, run.settings, say), EvaluationTarget
-        )
+        target = ranks.run_on_main(lambda: other_target(own, data, settings.match_by, run.settings), EvaluationTarget)
     careers = target.store.careers(evaluation.split)  # each rank opens them: they are never sent
     splits: tuple[Split, ...] = (evaluation.split,) if ranks.is_main else ()
     trained_on: tuple[Split, ...] = ("train",) if ranks.is_main else ()
@@ -105,7 +102,7 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
         checking_store(own.store, trained_on) as check_trained_on,
         alone_on_table(ranks, target.table),
     ):
-        missing = ranks.run_on_main(lambda: _missing_tables(tasks, target, careers, say), list[PlannedTable])
+        missing = ranks.run_on_main(lambda: _missing_tables(tasks, target, careers), list[PlannedTable])
         if missing:
             trie = opened_trie(run, target, careers, ranks)
             rooms = [room for task in tasks if (room := task.room(trie)) is not None]
@@ -116,12 +113,12 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
                 parts = parts_folder(planned.path, planned.info, planned.plan)
                 task = tasks[planned.place]
                 work = Evaluation(task, careers, planned.plan, planned.info, parts, planned.path)
-                say(describe_evaluation(work, ranks))
-                evaluate(work, model, trie, ranks, say)
-                say(f"evaluate: {work.table}")
+                logger.info(describe_evaluation(work, ranks))
+                evaluate(work, model, trie, ranks)
+                logger.info(f"evaluate: {work.table}")
         if evaluation.check_generations:
             table = generated_table_path(target.table, target.info.split)
-            say(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
+            logger.info(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
         ranks.run_on_main(check.wait)
         ranks.run_on_main(check_trained_on.wait)
         ranks.run_on_main(lambda: warn_if_no_better(target, own.store, run.settings))
@@ -203,7 +200,7 @@ def load_checked(target: EvaluationTarget, run: EvaluatedRun, ranks: Distributed
 
 
 def _missing_tables(
-    tasks: Sequence[EvaluationTask], target: EvaluationTarget, careers: CareerTable, say: Say
+    tasks: Sequence[EvaluationTask], target: EvaluationTarget, careers: CareerTable
 ) -> list[PlannedTable]:
     """Return the tables that do not exist yet.
 
@@ -215,7 +212,7 @@ def _missing_tables(
     for place, task in enumerate(tasks):
         path, info = task.table(target), task.info(target)
         if is_there(path, info):
-            say(f"evaluate: {info.model} is there ({path})")
+            logger.info(f"evaluate: {info.model} is there ({path})")
             continue
         reject_other_details(path, info)
         settings = dataclasses.replace(task.settings, batches_per_part=task.batches_per_part)
@@ -271,7 +268,6 @@ def resolve_target(
     truncation: Truncation,
     run: EvaluatedRun,
     ranks: DistributedContext,
-    say: Say,
 ) -> EvaluationTarget:
     """Return the model to score with the store of the texts to score it on.
 
@@ -281,7 +277,6 @@ def resolve_target(
         truncation: how to treat careers that are too long.
         run: the run, with the settings of the evaluation.
         ranks: the ranks, of which this one reads and writes the store.
-        say: prints a line of progress.
 
     Raises:
         LaborError: if the run is unfinished, the model is missing, or its scores have another model's name.
@@ -300,9 +295,9 @@ def resolve_target(
     if truncation == "last_lines":
         template = dataclasses.replace(template, max_tokens=longest_text(other, evaluation, titles_of(run.settings)))
     rewritten = dataclasses.replace(run, settings=dataclasses.replace(run.settings, template=template))
-    target = external_target(dataclasses.replace(other, name=name), rewritten, ranks.device, say)
+    target = external_target(dataclasses.replace(other, name=name), rewritten, ranks.device)
     if template.max_tokens is not None:
-        say(describe_cut(target.store, template.max_tokens, evaluation.split))
+        logger.info(describe_cut(target.store, template.max_tokens, evaluation.split))
     return target
 
 

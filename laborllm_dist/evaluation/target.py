@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import other_split, read_score_table
 from laborllm_dist.text.title_variants import display_vocabulary
 
+logger = logging.getLogger(__name__)
+
 # Details of a score table that say what its text was; absent where it was the plain one.
 TEXT_DETAILS = ("prefix", "num_fewshot", "fewshot_seed", "max_tokens")
-Say = Callable[[str], None]
 OWN_TOKENIZER = TokenizerSettings(kind="pretrained", path=None, vocabulary_size=None, training_people=None)
 
 
@@ -108,9 +110,7 @@ def run_target(model: OtherModelSettings, run: EvaluatedRun, device: torch.devic
     return target
 
 
-def other_target(
-    target: EvaluationTarget, data: OtherData, by: Matching, run: RunSettings, say: Say
-) -> EvaluationTarget:
+def other_target(target: EvaluationTarget, data: OtherData, by: Matching, run: RunSettings) -> EvaluationTarget:
     """Return the same model after other careers, whose scores have a file named after the data.
 
     Raises:
@@ -119,7 +119,7 @@ def other_target(
     """
     store = other_store(target.store, data, by, run.store.people_per_shard)
     counts = match_counts(store)
-    say(f"evaluate: {data.name}: {counts.describe(by)}")
+    logger.info(f"evaluate: {data.name}: {counts.describe(by)}")
     check_cut(store, read_settings(TemplateSettings, store.facts["identity"]["template"]).max_tokens, "test")
     split = other_split(data.name)
     details = {
@@ -153,9 +153,7 @@ def own_export(run: RunDirectory) -> OtherModelSettings:
     return OtherModelSettings(str(run.export), None, None, None, "safetensors")
 
 
-def external_target(
-    other: OtherModelSettings, run: EvaluatedRun, device: torch.device, say: Callable[[str], None]
-) -> EvaluationTarget:
+def external_target(other: OtherModelSettings, run: EvaluatedRun, device: torch.device) -> EvaluationTarget:
     """Return another model, after the run's people in its own tokens, written as the settings' template says.
 
     Raises:
@@ -165,7 +163,7 @@ def external_target(
     settings, evaluation = run.settings, run.settings.evaluation
     model = as_pretrained(other.name or default_name(other) + base_suffix(evaluation), other)
     check_weights(model)
-    store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER), say)
+    store = prepare_store(dataclasses.replace(settings, model=model, tokenizer=OWN_TOKENIZER))
     check_cut(store, settings.template.max_tokens, evaluation.split)
     target = _target(model, store, run.directory.scores(evaluation.split, model.name), settings, device)
     _check_no_other_scores(target)
@@ -184,12 +182,12 @@ def _check_no_other_scores(target: EvaluationTarget) -> None:
             )
 
 
-def base_suffix(wanted: EvaluationSettings) -> str:
+def base_suffix(evaluation: EvaluationSettings) -> str:
     """Return what a model's name gets where its weights are quantized, such as -int8."""
-    return "" if wanted.quantization == "none" else f"-{wanted.quantization}"
+    return "" if evaluation.quantization == "none" else f"-{evaluation.quantization}"
 
 
-def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: Sequence[str]) -> int:
+def longest_text(other: OtherModelSettings, evaluation: EvaluationSettings, titles: Sequence[str]) -> int:
     """Return how many tokens of a career fit both a row and what a model reads exactly.
 
     Where other titles than the observed one, or continuations, are to follow its prompts, there is room for them.
@@ -202,13 +200,13 @@ def longest_text(other: OtherModelSettings, wanted: EvaluationSettings, titles: 
     check_weights(model)
     context = context_of(model)
     if context is None:
-        return wanted.max_seq_length
+        return evaluation.max_seq_length
     room = 0
-    if wanted.titles == "all" or wanted.check_generations:
+    if evaluation.titles == "all" or evaluation.check_generations:
         tokenizer = load_tokenizer(str(other.path), revision=other.revision, subfolder=other.subfolder)
         encoded = tokenizer.backend.encode_batch([f": {title}" for title in titles], add_special_tokens=False)
-        room = max(max(len(each.ids) for each in encoded), wanted.max_new_tokens or 0)
-    return min(context - room, wanted.max_seq_length)
+        room = max(max(len(each.ids) for each in encoded), evaluation.max_new_tokens or 0)
+    return min(context - room, evaluation.max_seq_length)
 
 
 def titles_of(run: RunSettings) -> tuple[str, ...]:
@@ -250,24 +248,24 @@ def as_pretrained(name: str, other: OtherModelSettings) -> ModelSettings:
 def _target(
     model: ModelSettings, store: TokenStore, table: Path, settings: RunSettings, device: torch.device
 ) -> EvaluationTarget:
-    wanted = settings.evaluation
+    evaluation = settings.evaluation
     details = {
         "weights": weights_identity(model),
         "store": store.fingerprint,
-        "max_seq_length": str(wanted.max_seq_length),
-        "batch_size": str(wanted.batch_size),
-        "precision": wanted.precision,
+        "max_seq_length": str(evaluation.max_seq_length),
+        "batch_size": str(evaluation.batch_size),
+        "precision": evaluation.precision,
         "attention": settings.compute.attention,
         "loss_chunk_tokens": str(settings.compute.loss_chunk_tokens),
         "threads_per_rank": str(settings.ranks.threads_per_rank),
         "device": device.type,
         "torch": torch.__version__,
-        **text_details(settings.template, store, wanted.split),
+        **text_details(settings.template, store, evaluation.split),
     }
-    if wanted.quantization != "none":
-        details["quantization"] = wanted.quantization
+    if evaluation.quantization != "none":
+        details["quantization"] = evaluation.quantization
     info = ScoreTableInfo(
-        model=model.name, split=wanted.split, careers=store.careers_fingerprint, code=__version__, details=details
+        model=model.name, split=evaluation.split, careers=store.careers_fingerprint, code=__version__, details=details
     )
     return EvaluationTarget(model=model, store=store, table=table, info=info)
 

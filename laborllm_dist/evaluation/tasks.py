@@ -35,7 +35,6 @@ from laborllm_dist.store.store import CareerTable
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import SCORE_SCHEMA, write_score_table
 
-Say = Callable[[str], None]
 ScoreBatch = Callable[[int], pa.Table]  # batch of the plan -> its rows, with `career` and `position`
 OpenTrie = Callable[[], TitleTrie]  # collective at the first call
 
@@ -124,7 +123,7 @@ class Evaluation:
     table: Path
 
 
-def evaluate(work: Evaluation, model: InferenceModel, trie: OpenTrie, ranks: DistributedContext, say: Say) -> None:
+def evaluate(work: Evaluation, model: InferenceModel, trie: OpenTrie, ranks: DistributedContext) -> None:
     """Score the parts that have no file yet, then write the table. Collective.
 
     Raises:
@@ -137,7 +136,7 @@ def evaluate(work: Evaluation, model: InferenceModel, trie: OpenTrie, ranks: Dis
         return pa.concat_tables([score_batch(batch) for batch in work.plan.batches_of_part(part)])
 
     parts = ResumableJob(work.parts, work.plan.num_parts, make, model.rest)
-    finish_parts(parts, ranks, say)
+    finish_parts(parts, ranks)
     ranks.run_on_main(lambda: _merge(work, parts))
 
 

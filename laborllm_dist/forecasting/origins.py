@@ -37,13 +37,13 @@ class Origins:
 
 def find_starts(careers: CareerTable, horizon: int) -> Origins:
     """Return every job with another one of the same person `horizon` years later."""
-    found: list[tuple[int, int, int]] = []
+    starts: list[tuple[int, int, int]] = []
     for career, years in enumerate(careers.table["years"].to_pylist()):
         place_of = {year: place for place, year in enumerate(years)}
-        found += [
+        starts += [
             (career, job, place_of[year + horizon]) for job, year in enumerate(years) if year + horizon in place_of
         ]
-    careers_S, jobs_S, targets_S = np.array(found, dtype=np.int64).reshape(-1, 3).T
+    careers_S, jobs_S, targets_S = np.array(starts, dtype=np.int64).reshape(-1, 3).T
     return Origins(careers_S, jobs_S, targets_S)
 
 
@@ -55,8 +55,8 @@ def observed_titles(careers: CareerTable, starts: Origins) -> Integers:
 def _titles_at(careers: CareerTable, careers_S: Integers, jobs_S: Integers) -> Integers:
     flat = np.asarray(pc.list_flatten(careers.table["occupations"]), dtype=np.int64)
     num_jobs = careers.num_observations()
-    found: Integers = flat[(np.cumsum(num_jobs) - num_jobs)[careers_S] + jobs_S]
-    return found
+    titles_S: Integers = flat[(np.cumsum(num_jobs) - num_jobs)[careers_S] + jobs_S]
+    return titles_S
 
 
 def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split) -> Origins:

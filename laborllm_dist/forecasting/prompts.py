@@ -58,7 +58,7 @@ def ask_titles(
     texts: ForecastTexts,
     starts: Origins,
     questions: Sequence[Query],
-    wanted: EvaluationSettings,
+    evaluation: EvaluationSettings,
     model: InferenceModel,
 ) -> Distributions:
     """Answer queries about one person: the supposed lines follow the history, which is forwarded once.
@@ -71,7 +71,7 @@ def ask_titles(
             whole.
     """
     ids, known_S = prompt_ids(texts, starts, questions), _known_ids(texts, starts)
-    asked = _Asked(texts, starts, questions, ids, wanted, model)
+    asked = _Asked(texts, starts, questions, ids, evaluation, model)
     if _all_shared(ids, [known_S[question.start] for question in questions]):
         return _after_history(asked, known_S)
     return _after_whole_texts(asked)
@@ -132,7 +132,7 @@ def ask_whole_texts(
     texts: ForecastTexts,
     starts: Origins,
     questions: Sequence[Query],
-    wanted: EvaluationSettings,
+    evaluation: EvaluationSettings,
     model: InferenceModel,
 ) -> Distributions:
     """Answer queries by forwarding the whole text of every prompt, several rows at a time.
@@ -141,7 +141,7 @@ def ask_whole_texts(
         TitleBoundaryError: if the title that was observed is other tokens after a prompt than in the tree.
         SequenceTooLongError: naming the person, if a prompt is longer than the model's context, or fits no row.
     """
-    return _after_whole_texts(_Asked(texts, starts, questions, prompt_ids(texts, starts, questions), wanted, model))
+    return _after_whole_texts(_Asked(texts, starts, questions, prompt_ids(texts, starts, questions), evaluation, model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class _Asked:
     starts: Origins
     questions: Sequence[Query]
     ids: list[TokenIds]
-    wanted: EvaluationSettings
+    evaluation: EvaluationSettings
     model: InferenceModel
 
     def person(self, question: int) -> str:
@@ -167,7 +167,7 @@ class _Asked:
 
     def score(self, batch: PackedBatch, prompts: Prompts) -> tuple[Floats, Floats]:
         """Return log-probabilities over titles after prompts, and the unscored mass."""
-        return normalised(score_prompts(self.model, batch, prompts, self.texts.trie, self.wanted))
+        return normalised(score_prompts(self.model, batch, prompts, self.texts.trie, self.evaluation))
 
 
 def prompt_ids(texts: ForecastTexts, starts: Origins, questions: Sequence[Query]) -> list[TokenIds]:
@@ -208,17 +208,17 @@ def _after_history(asked: _Asked, known_S: Sequence[TokenIds]) -> Distributions:
 
 def _after_whole_texts(asked: _Asked) -> Distributions:
     _check_context(asked)
-    ids, wanted, observed_Q = asked.ids, asked.wanted, asked.observed()
+    ids, evaluation, observed_Q = asked.ids, asked.evaluation, asked.observed()
     longest = max(range(len(ids)), key=lambda question: len(ids[question]))
-    if len(ids[longest]) > wanted.max_seq_length:
+    if len(ids[longest]) > evaluation.max_seq_length:
         raise SequenceTooLongError(
-            f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {wanted.max_seq_length}; "
+            f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {evaluation.max_seq_length}; "
             f"set max_seq_length={len(ids[longest])} or more",
             code="prompt-too-long-for-row",
         )
     log_probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
-    for unit in prompt_batches(ids, wanted.max_seq_length, wanted.batch_size):
+    for unit in prompt_batches(ids, evaluation.max_seq_length, evaluation.batch_size):
         prompts = Prompts(unit.stems_P3, observed_Q[unit.members_P])
         log_probabilities_QT[unit.members_P], left_Q[unit.members_P] = asked.score(unit.batch, prompts)
     return Distributions(log_probabilities_QT, left_Q)
@@ -236,14 +236,14 @@ def _check_context(asked: _Asked) -> None:
         )
 
 
-def normalised(found: TitleScores) -> tuple[Floats, Floats]:
+def normalised(scores: TitleScores) -> tuple[Floats, Floats]:
     """Return log-probabilities over titles, [P, T], and the unscored share of their sum of 1, [P].
 
     The unscored titles share it evenly, so that no title is impossible.
     """
-    is_unscored_PT = np.isnan(found.terminated_PT)
-    log_whole_P = found.log_whole_P()
-    log_left_P = found.log_bound_P - log_whole_P
+    is_unscored_PT = np.isnan(scores.terminated_PT)
+    log_whole_P = scores.log_whole_P()
+    log_left_P = scores.log_bound_P - log_whole_P
     even_P = log_left_P - np.log(np.maximum(is_unscored_PT.sum(axis=1), 1))
-    log_probabilities_PT = np.where(is_unscored_PT, even_P[:, None], found.terminated_PT - log_whole_P[:, None])
+    log_probabilities_PT = np.where(is_unscored_PT, even_P[:, None], scores.terminated_PT - log_whole_P[:, None])
     return log_probabilities_PT, np.exp(log_left_P)

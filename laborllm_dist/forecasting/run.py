@@ -6,6 +6,7 @@ A person is a part: its prompts depend only on that person and the settings.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ from laborllm_dist.tables.log_domain import perplexity_of
 from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
 from laborllm_dist.text.template import compile_template
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Forecasting:
     """The origins, settings, and files of a forecast. `info` holds everything that decides the numbers."""
 
     settings: ForecastSettings
-    wanted: EvaluationSettings
+    evaluation: EvaluationSettings
     texts: ForecastTexts
     starts: Origins
     info: ScoreTableInfo
@@ -80,7 +81,7 @@ def forecast_run(settings: ForecastSettings) -> EvaluatedRun:
     return evaluated_run(settings.run, _overrides(settings))
 
 
-def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> Path:
+def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: DistributedContext) -> Path:
     """Write the forecasts of a split if missing, and log how direct and iterated ones agree. Collective.
 
     Returns:
@@ -93,11 +94,11 @@ def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: Distribu
     ranks.run_on_main(lambda: _check_history(settings, run))
     split = run.settings.evaluation.split
     target = ranks.run_on_main(
-        lambda: resolve_target(settings.model, settings.prompt, "error", run, ranks, say), EvaluationTarget
+        lambda: resolve_target(settings.model, settings.prompt, "error", run, ranks), EvaluationTarget
     )
     splits: tuple[Split, ...] = tuple({split, "train"}) if ranks.is_main else ()
     with checking_store(target.store, splits) as check:
-        return _run_checked(settings, run, target, (ranks, check), say)
+        return _run_checked(settings, run, target, (ranks, check))
 
 
 def _run_checked(
@@ -105,7 +106,6 @@ def _run_checked(
     run: EvaluatedRun,
     target: EvaluationTarget,
     ranks_and_check: tuple[DistributedContext, ChecksumCheck],
-    say: Say,
 ) -> Path:
     (ranks, check), evaluation = ranks_and_check, run.settings.evaluation
     careers = target.store.careers(evaluation.split)
@@ -113,16 +113,16 @@ def _run_checked(
     table = forecast_table_path(target.table, evaluation.split, settings.horizon)
     with alone_on_table(ranks, table):
         info = _info(settings, target, evaluation)
-        if not ranks.run_on_main(lambda: _is_done(table, info, say)):
+        if not ranks.run_on_main(lambda: _is_done(table, info)):
             texts = _texts(settings, run, target, careers, opened_trie(run, target, careers, ranks)())
             work = Forecasting(settings, evaluation, texts, starts, info, table)
             ranks.run_on_main(lambda: check_longest(texts, starts, settings.horizon, evaluation.max_seq_length))
-            say(_describe(work, ranks))
+            logger.info(_describe(work, ranks))
             model = load_checked(target, run, ranks)
             ranks.run_on_main(check.wait)
-            _forecast(work, model, ranks, say)
+            _forecast(work, model, ranks)
         ranks.run_on_main(check.wait)
-        ranks.run_on_main(lambda: _conclude(table, _yardstick(target, careers, starts, settings.horizon), say))
+        ranks.run_on_main(lambda: _conclude(table, _yardstick(target, careers, starts, settings.horizon)))
     return table
 
 
@@ -147,12 +147,12 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
         )
 
 
-def _info(settings: ForecastSettings, subject: EvaluationTarget, wanted: EvaluationSettings) -> ScoreTableInfo:
+def _info(settings: ForecastSettings, subject: EvaluationTarget, evaluation: EvaluationSettings) -> ScoreTableInfo:
     details = {
         "horizon": str(settings.horizon),
         "steps": settings.steps,
-        "max_unscored_mass": str(wanted.max_unscored_mass),
-        "max_tree_tokens": str(wanted.max_tree_tokens),
+        "max_unscored_mass": str(evaluation.max_unscored_mass),
+        "max_tree_tokens": str(evaluation.max_tree_tokens),
     }
     if settings.steps == "exact":
         details["max_pruned_mass"] = str(settings.max_pruned_mass)
@@ -163,7 +163,7 @@ def _info(settings: ForecastSettings, subject: EvaluationTarget, wanted: Evaluat
     return dataclasses.replace(subject.info, details={**subject.info.details, **details})
 
 
-def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
+def _is_done(table: Path, info: ScoreTableInfo) -> bool:
     """Return whether the table exists.
 
     Raises:
@@ -173,7 +173,7 @@ def _is_done(table: Path, info: ScoreTableInfo, say: Say) -> bool:
     """
     _check_result(table.with_suffix(".json"))
     if is_there(table, info):
-        say(f"forecast: {info.model} is there ({table})")
+        logger.info(f"forecast: {info.model} is there ({table})")
         return True
     if table.is_file():
         has_name = table.name.count(".") > 1  # a run's own weights may have been trained again
@@ -225,14 +225,14 @@ def _describe(work: Forecasting, ranks: DistributedContext) -> str:
     )
 
 
-def _forecast(work: Forecasting, model: InferenceModel, ranks: DistributedContext, say: Say) -> None:
+def _forecast(work: Forecasting, model: InferenceModel, ranks: DistributedContext) -> None:
     """Compute the parts that have no file yet, then write the table. Collective."""
     people = np.unique(work.starts.careers_S).tolist()
     folder = work.table.with_suffix(f".{fingerprint_of(dataclasses.asdict(work.info))}.parts")
     parted = ResumableJob(
         folder, len(people), lambda part: _of_person(work, model, people[part]), model.rest, "forecast"
     )
-    finish_parts(parted, ranks, say)
+    finish_parts(parted, ranks)
     ranks.run_on_main(lambda: _merge(work, parted))
 
 
@@ -241,7 +241,7 @@ def _of_person(work: Forecasting, model: InferenceModel, career: int) -> pa.Tabl
     starts = work.starts.of_career(career)
 
     def ask(questions: Sequence[Query]) -> Distributions:
-        return ask_titles(work.texts, starts, questions, work.wanted, model)
+        return ask_titles(work.texts, starts, questions, work.evaluation, model)
 
     direct = ask([Query(start, (), work.settings.horizon) for start in range(len(starts))])
     composed = _composed(work, starts, ask)
@@ -311,13 +311,13 @@ def _yardstick(subject: EvaluationTarget, careers: CareerTable, starts: Origins,
     return float(perplexity_of(scores.mean()))
 
 
-def _conclude(table: Path, yardstick: float | None, say: Say) -> None:
+def _conclude(table: Path, yardstick: float | None) -> None:
     """Write and log the agreement of direct and iterated forecasts."""
     forecasts = read_forecast_table(table)
-    found, info = coherence_of(forecasts.table), forecasts.info
+    coherence, info = coherence_of(forecasts.table), forecasts.info
     facts = {"model": info.model, "split": info.split, "details": dict(info.details)}
-    result = {**facts, **dataclasses.asdict(found), "perplexity_last_occupation": yardstick}
+    result = {**facts, **dataclasses.asdict(coherence), "perplexity_last_occupation": yardstick}
     write_json(table.with_suffix(".json"), finite_or_null(result))
-    for line in describe_coherence(found, yardstick):
-        say(f"forecast: {line}")
-    say(f"forecast: {table}")
+    for line in describe_coherence(coherence, yardstick):
+        logger.info(f"forecast: {line}")
+    logger.info(f"forecast: {table}")

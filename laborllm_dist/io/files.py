@@ -74,8 +74,8 @@ def give_usual_mode(path: Path) -> None:
 def _umask() -> int:
     """Return the umask, read from /proc: os.umask() could only return it by changing it for all threads (Linux)."""
     status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
-    return int(found[1], 8) if found else 0o022
+    match = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
+    return int(match[1], 8) if match else 0o022
 
 
 @contextmanager
@@ -162,8 +162,8 @@ def _number_of(error: Exception) -> int:
         return 0
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = re.search(r"\(os error (\d+)\)|\bOs \{ code: (\d+)|\[Errno (\d+)\]", str(error))
-    return int(found[1] or found[2] or found[3]) if found else 0
+    match = re.search(r"\(os error (\d+)\)|\bOs \{ code: (\d+)|\[Errno (\d+)\]", str(error))
+    return int(match[1] or match[2] or match[3]) if match else 0
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def read_run(path: Path) -> tuple[RunDirectory, RunSettings, Path]:
     """
     record = path / RECORD
     if not record.is_file():
-        nearby = sorted(found.parent.name for found in path.parent.glob(f"*/{RECORD}")) if path.parent.is_dir() else []
+        nearby = sorted(file.parent.name for file in path.parent.glob(f"*/{RECORD}")) if path.parent.is_dir() else []
         hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
         raise RunError(f"no run at {path} (no {RECORD}){hint}", code="no-run")
     known = _read_record(record)
@@ -279,11 +279,11 @@ def _known_of(record: Path) -> dict[str, Any] | None:
     return None
 
 
-def _first_difference(known: Any, wanted: Any, where: str = "") -> str | None:
-    if isinstance(known, dict) and isinstance(wanted, dict):
-        for name in sorted({*known, *wanted}):
-            change = _first_difference(known.get(name), wanted.get(name), f"{where}.{name}" if where else name)
+def _first_difference(known: Any, current: Any, where: str = "") -> str | None:
+    if isinstance(known, dict) and isinstance(current, dict):
+        for name in sorted({*known, *current}):
+            change = _first_difference(known.get(name), current.get(name), f"{where}.{name}" if where else name)
             if change:
                 return change
         return None
-    return None if known == wanted else f"{where}: {known} then, {wanted} now"
+    return None if known == current else f"{where}: {known} then, {current} now"

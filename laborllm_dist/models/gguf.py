@@ -111,14 +111,14 @@ def _config(reader: Any) -> transformers.LlamaConfig:
 def _weights(reader: Any, config: transformers.LlamaConfig, dequantize: Any) -> Iterator[tuple[str, torch.Tensor]]:
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for tensor in reader.tensors:
-        found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)
-        if found is None or found[2] not in _NAMES:
+        match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)
+        if match is None or match[2] not in _NAMES:
             continue  # tables of RoPE, which transformers computes itself
         value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if found[2] in heads:
-            value = rows_in_halves(value, heads[found[2]])
-        prefix = "" if found[1] is None else f"model.layers.{found[1]}."
-        yield f"{prefix}{_NAMES[found[2]]}.weight", torch.from_numpy(value.copy())
+        if match[2] in heads:
+            value = rows_in_halves(value, heads[match[2]])
+        prefix = "" if match[1] is None else f"model.layers.{match[1]}."
+        yield f"{prefix}{_NAMES[match[2]]}.weight", torch.from_numpy(value.copy())
 
 
 def rows_in_halves(value: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:

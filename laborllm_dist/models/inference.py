@@ -121,19 +121,19 @@ class InferenceModel:
 
 
 def load_for_inference(
-    settings: ModelSettings, wanted: EvaluationSettings, compute: ComputeSettings, ranks: DistributedContext
+    settings: ModelSettings, evaluation: EvaluationSettings, compute: ComputeSettings, ranks: DistributedContext
 ) -> InferenceModel:
     """Open pretrained weights for evaluation, whole or sharded as the settings say. Collective if sharded.
 
     Raises:
         ModelError: if they cannot be opened, or not in shards.
     """
-    dtype = DTYPES[wanted.precision]
-    if wanted.placement == "replicated":
-        model = pretrained_model(settings, dtype=dtype, base=wanted.quantization, device=ranks.device)
+    dtype = DTYPES[evaluation.precision]
+    if evaluation.placement == "replicated":
+        model = pretrained_model(settings, dtype=dtype, base=evaluation.quantization, device=ranks.device)
         return evaluated(model, compute)
     check_sharded(settings)
-    precision = "bf16" if wanted.precision == "bf16" else "fp32"
+    precision = "bf16" if evaluation.precision == "bf16" else "fp32"
     zero = ZeroSettings(3, precision, GATHERED_ELEMENTS, False, "none", "none", None)  # type: ignore[arg-type]
     config = deepspeed_config(zero, None, ranks.world_size, on_gpu=ranks.device.type == "cuda")
     model = model_in_shards(settings, dtype=dtype, config=config, ranks=ranks)
@@ -142,9 +142,9 @@ def load_for_inference(
     engine, *_ = import_deepspeed().initialize(model=forwards, config=config, dist_init_required=False)
     engine.eval()
     check_in_place(forwards, ranks)
-    found = InferenceModel(engine, model, compute, ranks if ranks.world_size > 1 else None)
-    found.device = ranks.device
-    return found
+    inference = InferenceModel(engine, model, compute, ranks if ranks.world_size > 1 else None)
+    inference.device = ranks.device
+    return inference
 
 
 def evaluated(hugging_face: nn.Module, compute: ComputeSettings) -> InferenceModel:

@@ -182,9 +182,9 @@ def pretrained_model(
         raise ModelError(
             f"cannot open the weights at {settings.path}: {reason_of(error)}", code="unreadable-weights"
         ) from None
-    for name, stored, wanted in sorted(report["mismatched_keys"]):
+    for name, stored, needed in sorted(report["mismatched_keys"]):
         raise ModelError(
-            f"the weights at {settings.path}: {name} has shape {list(stored)}, the model of config.json {list(wanted)}",
+            f"the weights at {settings.path}: {name} has shape {list(stored)}, the model of config.json {list(needed)}",
             code="shape-mismatch",
         )
     if missing := sorted(report["missing_keys"]):
@@ -439,16 +439,16 @@ def check_packing(model: transformers.PreTrainedModel, *, device: torch.device, 
         with torch.inference_mode():
             rows = pack_batch([[long, short]], length + 24)  # with padding
             together_N = wrapped(rows.to(device))[1]
-            found = [_scores_alone(model, ids, device) for ids in (long, short, long[: length // 2])]
+            results = [_scores_alone(model, ids, device) for ids in (long, short, long[: length // 2])]
     except (*UNREADABLE, RuntimeError, AssertionError) as error:
         raise ModelError(
             f"models of type {kind} cannot score packed careers: {reason_of(error)}", code="packed-scoring-failed"
         ) from None
-    alone, tolerance = [scores for scores, _ in found], 1e-3
+    alone, tolerance = [scores for scores, _ in results], 1e-3
     if model.dtype in (torch.bfloat16, torch.float16):
         # The model rounds its logits, around -100 in GPT-2, to this dtype: in bf16 that is 0.5 nats. With a mask, a GPU
         # uses another kernel, which differs in the last bit on some tokens of a long career.
-        tolerance = max(0.2, 2 * torch.finfo(model.dtype).eps * max(largest for _, largest in found))
+        tolerance = max(0.2, 2 * torch.finfo(model.dtype).eps * max(largest for _, largest in results))
     error_nats = float((together_N - torch.cat(alone[:2])).abs().max())
     if not error_nats <= tolerance:
         raise ModelError(

@@ -181,9 +181,9 @@ def _stored_names(model: transformers.PreTrainedModel, names: FileNames, folder:
         aliases.setdefault(id(parameter), (parameter, []))[1].append(name)
     stored, missing = [], []
     for parameter, of_parameter in aliases.values():
-        found = [file_name for name in of_parameter if (file_name := names.of(name)) is not None]
-        missing += [] if found else of_parameter[:1]
-        stored += [(parameter, file_name) for file_name in found]  # several if tied weights are stored twice
+        file_names = [file_name for name in of_parameter if (file_name := names.of(name)) is not None]
+        missing += [] if file_names else of_parameter[:1]
+        stored += [(parameter, file_name) for file_name in file_names]  # several if tied weights are stored twice
     if missing:
         raise ModelError(
             f"the weights at {folder} lack {len(missing)} tensors of the model, first {missing[0]}",

@@ -151,7 +151,7 @@ def branch_attention(
     all_nodes = kept.add_nodes(layer, keys_HND, values_HND)
     histories = kept.history(layer)
     attend = _attend_as_batch if query_HND.is_cuda else _attend_as_queries
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     first = 0
     for block in blocks:
         last = first + len(block.bias_CS)
@@ -160,9 +160,9 @@ def branch_attention(
             for history, nodes in zip(histories, all_nodes, strict=True)
         )
         taken_CHGD = attend(query_HGND[:, :, first:last], key_HSD, value_HSD, block.bias_CS, scaling)
-        found.append(taken_CHGD)
+        outputs.append(taken_CHGD)
         first = last
-    return torch.cat(found).reshape(1, num_nodes, num_heads, width)
+    return torch.cat(outputs).reshape(1, num_nodes, num_heads, width)
 
 
 def _attend_as_queries(

@@ -94,9 +94,9 @@ class BranchingModel:
         if self._is_known:
             enable_custom_head(hugging_face)
 
-    def forward(self, wanted: BranchPass) -> Any:
-        """Return `wanted.work` of the slots; add the forwarded tokens to `wanted.grown`."""
-        grown, nodes, slots_Q, work = wanted.grown, wanted.nodes, wanted.slots_Q, wanted.work
+    def forward(self, branch_pass: BranchPass) -> Any:
+        """Return `branch_pass.work` of the slots; add the forwarded tokens to `branch_pass.grown`."""
+        grown, nodes, slots_Q, work = branch_pass.grown, branch_pass.nodes, branch_pass.slots_Q, branch_pass.work
         if not self._is_packed:
             if nodes is None and not self._takes_mask:
                 padded = grown.batch.one_a_row(slots_Q)
@@ -133,11 +133,11 @@ class BranchingModel:
         """Return the logits of nodes, [N, V]: one forward per block, with its history and ancestors."""
         grown.nodes = everything = nodes if grown.nodes is None else _joined(grown.nodes, nodes)
         batch, device = grown.batch, grown.batch.token_ids_BT.device
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         place = len(everything) - len(nodes)
         for block in split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device)):
             if not self._takes_mask:
-                found.append(self._path_logits(batch, everything, block, place))
+                parts.append(self._path_logits(batch, everything, block, place))
                 place += len(block)
                 continue
             history, places_U = slice(block.start, block.stop), block.places_U
@@ -152,9 +152,9 @@ class BranchingModel:
             inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask_SS[None, None]}
             logits_SV = self.hugging_face(**inputs, use_cache=False).logits[0]
             members = np.searchsorted(places_U, np.arange(place, place + len(block)))
-            found.append(logits_SV[torch.from_numpy(members + block.stop - block.start).to(device)])
+            parts.append(logits_SV[torch.from_numpy(members + block.stop - block.start).to(device)])
             place += len(block)
-        return torch.cat(found)
+        return torch.cat(parts)
 
     def _path_logits(self, batch: PackedBatch, nodes: Nodes, block: NodeBlock, place: int) -> Tensor:
         """Return the logits of a block's nodes, the first at index `place`, [C, V], from a separate row for each."""

@@ -34,13 +34,13 @@ def show_plan(settings: RunSettings, console: Console) -> ResourceEstimate:
     work, num_ids = find_workload(settings)
     shape = shape_of(settings.model, num_ids=num_ids)
     check_plan(settings, work, shape)
-    found = forecast(settings, work, shape, room_of(settings.plan.gpu))
-    for line in (*work_lines(found), ""):
+    estimate = forecast(settings, work, shape, room_of(settings.plan.gpu))
+    for line in (*work_lines(estimate), ""):
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    console.print(memory_table(found))
-    for line in ("", *cost_lines(found)):
+    console.print(memory_table(estimate))
+    for line in ("", *cost_lines(estimate)):
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    return found
+    return estimate
 
 
 def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None:
@@ -62,9 +62,9 @@ def check_plan(settings: RunSettings, work: Workload, shape: ModelShape) -> None
     check_8bit(settings.optimizer, settings.zero, largest=largest)
 
 
-def work_lines(found: ResourceEstimate) -> Iterator[str]:
+def work_lines(estimate: ResourceEstimate) -> Iterator[str]:
     """Yield lines about the training data, the model and the hardware."""
-    settings, work, passes, shape = found.settings, found.work, found.passes, found.shape
+    settings, work, passes, shape = estimate.settings, estimate.work, estimate.passes, estimate.shape
     num_trainable = shape.num_trainable(settings.adapter)
     about = "assumed: no store yet" if work.is_assumed else "token store"
     yield (
@@ -83,9 +83,9 @@ def work_lines(found: ResourceEstimate) -> Iterator[str]:
         f"on       {settings.plan.num_gpus} x {settings.plan.gpu.name}, ZeRO-{settings.zero.stage} "
         f"{settings.zero.precision}, {settings.optimizer.name}{base}"
     )
-    busy = f"passes   {passes.num_passes:.3g} a step; GPUs {found.busy:.0%} busy"
-    better = better_max_seq_length(found) if found.busy <= ENOUGH_BUSY else None
-    if found.busy > ENOUGH_BUSY:
+    busy = f"passes   {passes.num_passes:.3g} a step; GPUs {estimate.busy:.0%} busy"
+    better = better_max_seq_length(estimate) if estimate.busy <= ENOUGH_BUSY else None
+    if estimate.busy > ENOUGH_BUSY:
         yield busy
     elif better is None:
         yield f"{busy}: take more careers a step or fewer GPUs"
@@ -94,11 +94,11 @@ def work_lines(found: ResourceEstimate) -> Iterator[str]:
         yield f"         or batch.max_seq_length={better[0]} for {better[1]:.0%}"
 
 
-def memory_table(found: ResourceEstimate) -> FoldingTable:
+def memory_table(estimate: ResourceEstimate) -> FoldingTable:
     """Return a table of a GPU's memory in GiB by kind, for the chosen and the other ZeRO stages."""
-    columns = list(_other_stages(found))
+    columns = list(_other_stages(estimate))
     stages = [each.settings.zero.stage for each in columns]
-    headings = [f"ZeRO-{stage}{' (chosen)' if stage == found.settings.zero.stage else ''}" for stage in stages]
+    headings = [f"ZeRO-{stage}{' (chosen)' if stage == estimate.settings.zero.stage else ''}" for stage in stages]
     numbers = (Column(heading, "number") for heading in headings)
     table = FoldingTable((Column("", "name"), *numbers), title="Memory of a GPU, GiB", box=None, gap=2)
     for kind in KINDS:
@@ -106,7 +106,7 @@ def memory_table(found: ResourceEstimate) -> FoldingTable:
         if any(size >= 0.05 for size in sizes):
             table.add_row(kind, *(f"{size:,.1f}" for size in sizes))
     table.add_row("together", *(f"{each.memory.total / GIB:,.1f}" for each in columns), style="bold")
-    gpu = found.settings.plan.gpu
+    gpu = estimate.settings.plan.gpu
     table.add_row(f"of {gpu.memory_gib:,.1f}", *("fits" if each.fits_device else "does not fit" for each in columns))
     if any(each.memory.host_total for each in columns):
         table.add_row("on the host", *(f"{each.memory.host_total / GIB:,.1f}" for each in columns), style="bold")
@@ -116,45 +116,45 @@ def memory_table(found: ResourceEstimate) -> FoldingTable:
     return table
 
 
-def _other_stages(found: ResourceEstimate) -> Iterator[ResourceEstimate]:
+def _other_stages(estimate: ResourceEstimate) -> Iterator[ResourceEstimate]:
     for stage in range(4):
         change: dict[str, Any] = {"zero.stage": stage}
         change |= {"zero.offload_param": "none"} if stage != 3 else {}
         change |= {"zero.offload_optimizer": "none"} if stage == 0 else {}
-        settings = changed(found.settings, change)
+        settings = changed(estimate.settings, change)
         if settings is not None:  # a stage that conflicts with other settings has no column
-            yield forecast(settings, found.work, found.shape, found.room)
+            yield forecast(settings, estimate.work, estimate.shape, estimate.room)
 
 
-def cost_lines(found: ResourceEstimate) -> Iterator[str]:
+def cost_lines(estimate: ResourceEstimate) -> Iterator[str]:
     """Yield lines about traffic, time and price, and a setting that fits if this one does not."""
-    gpu, cost = found.settings.plan.gpu, found.cost
+    gpu, cost = estimate.settings.plan.gpu, estimate.cost
     if cost.traffic.total:
         yield f"traffic  {_size(cost.traffic.total)} a step and GPU"
     unit, each, digits = ("s", 1.0, 2) if cost.seconds >= 0.1 else ("ms", 1e3, 1)
     parts = {"computing": cost.computing, "links": cost.links, "offload": cost.offloading}
     told = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
     yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {told}"
-    peak = gpu.bf16_tflops if found.settings.zero.precision == "bf16" else gpu.fp32_tflops
+    peak = gpu.bf16_tflops if estimate.settings.zero.precision == "bf16" else gpu.fp32_tflops
     pace = f"computing at {gpu.utilization:.0%} of {peak:,.0f} TFLOP/s"
     if cost.launching > cost.working:
         pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
-    yield f"speed    {found.tokens_per_second:,.0f} tokens/s and GPU; {pace} (assumed)"
-    price = f"{_price(found.dollars)} at {gpu.dollars_per_hour:g} a GPU-hour (assumed)"
-    yield f"run      {_duration(found.hours)} + validation; {price}"
-    yield from memory_lines(found)
+    yield f"speed    {estimate.tokens_per_second:,.0f} tokens/s and GPU; {pace} (assumed)"
+    price = f"{_price(estimate.dollars)} at {gpu.dollars_per_hour:g} a GPU-hour (assumed)"
+    yield f"run      {_duration(estimate.hours)} + validation; {price}"
+    yield from memory_lines(estimate)
 
 
-def memory_lines(found: ResourceEstimate) -> Iterator[str]:
+def memory_lines(estimate: ResourceEstimate) -> Iterator[str]:
     """Yield a line that says whether the run fits, and the nearest setting that fits if it does not."""
-    verdict = f"{'fits' if found.fits else 'does not fit'}: {found.memory.total / GIB:,.1f} of "
-    verdict += f"{found.room.total / GIB:,.1f} GiB"
-    if found.memory.host_total and found.room.host is not None:
-        verdict += f", {found.memory.host_total / GIB:,.1f} of {found.room.host / GIB:,.1f} on the host (assumed)"
+    verdict = f"{'fits' if estimate.fits else 'does not fit'}: {estimate.memory.total / GIB:,.1f} of "
+    verdict += f"{estimate.room.total / GIB:,.1f} GiB"
+    if estimate.memory.host_total and estimate.room.host is not None:
+        verdict += f", {estimate.memory.host_total / GIB:,.1f} of {estimate.room.host / GIB:,.1f} on the host (assumed)"
     yield f"memory   {verdict}"
-    if found.fits:
+    if estimate.fits:
         return
-    nearest = suggest_fitting_config(found)
+    nearest = suggest_fitting_config(estimate)
     if nearest is None:
         yield "         no setting known here fits; take a smaller model"
         return

@@ -122,6 +122,6 @@ def _import_libraries(settings: RunSettings) -> None:
 
 
 def _kibibytes(path: str, name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path(path).read_text(encoding="utf-8"), re.MULTILINE)
-    assert found is not None  # Linux
-    return int(found[1])
+    match = re.search(rf"^{name}:\s+(\d+) kB", Path(path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert match is not None  # Linux
+    return int(match[1])

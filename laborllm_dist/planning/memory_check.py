@@ -25,31 +25,31 @@ def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, capaci
     """
     here = dataclasses.replace(settings, plan=dataclasses.replace(settings.plan, num_gpus=plan.world_size))
     work, shape = workload_of(plan, is_assumed=False), shape_of(settings.model, num_ids=num_ids)
-    found = forecast(here, work, shape, capacity)
-    sizes = found.memory.device.items()
-    parts = ", ".join(f"{kind} {size / GIB:,.2f}" for kind, size in sizes if size >= 0.005 * found.memory.total)
-    total = f"{found.memory.total / GIB:,.2f} of {capacity.total / GIB:,.2f} GiB"
+    estimate = forecast(here, work, shape, capacity)
+    sizes = estimate.memory.device.items()
+    parts = ", ".join(f"{kind} {size / GIB:,.2f}" for kind, size in sizes if size >= 0.005 * estimate.memory.total)
+    total = f"{estimate.memory.total / GIB:,.2f} of {capacity.total / GIB:,.2f} GiB"
     logger.info(f"plan: a rank needs about {total} ({parts})")
     if settings.plan.ignore_memory_check:
         return
-    if not found.fits_device:
+    if not estimate.fits_device:
         raise MemoryEstimateError(
-            f"a rank needs about {total}; {_advice(found)}; to try anyway: plan.ignore_memory_check=true",
+            f"a rank needs about {total}; {_advice(estimate)}; to try anyway: plan.ignore_memory_check=true",
             code="not-enough-device-memory",
         )
-    if not found.fits_host:
+    if not estimate.fits_host:
         left = 0.0 if capacity.host is None else capacity.host / GIB
         raise MemoryEstimateError(
-            f"a rank offloads about {found.memory.host_total / GIB:,.2f} GiB to its host, whose memory has {left:,.2f} "
-            "GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try anyway: "
-            "plan.ignore_memory_check=true",
+            f"a rank offloads about {estimate.memory.host_total / GIB:,.2f} GiB to its host, whose memory has "
+            f"{left:,.2f} GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try "
+            "anyway: plan.ignore_memory_check=true",
             code="not-enough-host-memory",
         )
 
 
-def _advice(found: ResourceEstimate) -> str:
+def _advice(estimate: ResourceEstimate) -> str:
     """Return the nearest setting that fits, for the same number of ranks: training cannot change it."""
-    nearest = suggest_fitting_config(found, more_gpus=())
+    nearest = suggest_fitting_config(estimate, more_gpus=())
     if nearest is None:
         return "no setting known here makes it fit; take more GPUs, or a smaller model"
     change, other = nearest

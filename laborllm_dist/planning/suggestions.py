@@ -38,23 +38,23 @@ BETTER = 0.05  # share of the GPUs' time; a smaller gain is not worth a line
 
 
 def suggest_fitting_config(
-    found: ResourceEstimate, more_gpus: Sequence[Change] = MORE_GPUS
+    estimate: ResourceEstimate, more_gpus: Sequence[Change] = MORE_GPUS
 ) -> tuple[Change, ResourceEstimate] | None:
     """Return the fewest changes with which a run fits, and its forecast; None if no changes suffice.
 
     Doubling the number of GPUs counts as one change.
 
     Args:
-        found: the run that does not fit.
+        estimate: the run that does not fit.
         more_gpus: possible changes of the number of GPUs.
     """
     choices = [*CHANGES, tuple(more_gpus)]
-    if found.settings.model.path is not None:  # freezing randomly initialized weights makes no sense
+    if estimate.settings.model.path is not None:  # freezing randomly initialized weights makes no sense
         choices.append(ADAPTERS)
-    for change in _nearest_first(found.settings, choices):
-        settings = changed(found.settings, change)
-        if settings is not None and _may_train(found, settings):
-            other = forecast(settings, found.work, found.shape, found.room)
+    for change in _nearest_first(estimate.settings, choices):
+        settings = changed(estimate.settings, change)
+        if settings is not None and _may_train(estimate, settings):
+            other = forecast(settings, estimate.work, estimate.shape, estimate.room)
             if other.fits:
                 return change, other
     return None
@@ -78,19 +78,19 @@ def as_typed(change: Change) -> str:
     return " ".join(f"{path}={str(value).lower()}" for path, value in change.items())
 
 
-def better_max_seq_length(found: ResourceEstimate) -> tuple[int, float] | None:
+def better_max_seq_length(estimate: ResourceEstimate) -> tuple[int, float] | None:
     """Return a row length that keeps more GPUs busy, and the busy share of their time; None if there is none.
 
     Rows are never shorter than the longest career. With several rows per pass, the packer already balances them.
     """
-    batch, num_gpus = found.settings.batch, found.settings.plan.num_gpus
+    batch, num_gpus = estimate.settings.batch, estimate.settings.plan.num_gpus
     if batch.micro_batch_size > 1:
         return None
-    best, best_busy = batch.max_seq_length, found.busy + BETTER
+    best, best_busy = batch.max_seq_length, estimate.busy + BETTER
     for room in (1.0, 1.02, 1.05, 1.1, 1.2):  # one row per GPU, with some slack for careers that do not fit evenly
-        length = whole_granules(max(found.work.longest_career, room * found.passes.num_tokens / num_gpus))
+        length = whole_granules(max(estimate.work.longest_career, room * estimate.passes.num_tokens / num_gpus))
         if length < batch.max_seq_length:
-            passes = passes_of(found.work, dataclasses.replace(batch, max_seq_length=length), num_ranks=num_gpus)
+            passes = passes_of(estimate.work, dataclasses.replace(batch, max_seq_length=length), num_ranks=num_gpus)
             if passes.busy(num_gpus) > best_busy:
                 best, best_busy = length, passes.busy(num_gpus)
     return None if best == batch.max_seq_length else (best, best_busy)
@@ -111,7 +111,7 @@ def _nearest_first(settings: RunSettings, choices: Sequence[Sequence[Change]]) -
 
 def _that_save(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
     """Return the effective changes, without steps back to a lower stage or fewer GPUs."""
-    found: list[Change] = []
+    effective: list[Change] = []
     for change in choice:
         new: dict[str, Any] = {}
         for path, value in change.items():
@@ -119,13 +119,13 @@ def _that_save(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
             now = getattr(getattr(settings, group), name)
             is_back = path in ("zero.stage", "plan.num_gpus") and value < now
             new |= {} if value == now or is_back else {path: value}
-        found += [new] if new else []
-    return found
+        effective += [new] if new else []
+    return effective
 
 
-def _may_train(found: ResourceEstimate, settings: RunSettings) -> bool:
+def _may_train(estimate: ResourceEstimate, settings: RunSettings) -> bool:
     largest = largest_stretch(
-        found.shape, settings.adapter, stage=settings.zero.stage, world_size=settings.plan.num_gpus
+        estimate.shape, settings.adapter, stage=settings.zero.stage, world_size=settings.plan.num_gpus
     )
     try:
         check_8bit(settings.optimizer, settings.zero, largest=largest)

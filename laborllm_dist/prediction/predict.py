@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -39,8 +40,9 @@ from laborllm_dist.tables.predictions import OWN_CAREERS, PREDICTION_SCHEMA, che
 from laborllm_dist.text.template import compile_template
 from laborllm_dist.text.title_variants import canonical_vocabulary
 
+logger = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_LINES = 10.0
-Say = Callable[[str], None]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -74,9 +76,7 @@ def predicted_titles(settings: PredictSettings) -> EvaluationOverrides:
     return evaluation_of(settings, titles="all", split=None, max_unscored_mass=settings.max_unscored_mass)
 
 
-def predict(
-    settings: PredictSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say
-) -> tuple[pa.Table, ScoreTableInfo]:
+def predict(settings: PredictSettings, run: EvaluatedRun, ranks: DistributedContext) -> tuple[pa.Table, ScoreTableInfo]:
     """Return the most probable next occupations of all people of a file, and where they come from; write them if asked.
 
     Raises:
@@ -91,15 +91,11 @@ def predict(
         check_output(Path(settings.output))
     store = open_store(run.store)
     with checking_store(store, ("train",)) as check:  # whose words the careers' are compared with
-        return _predict_checked(settings, run, (store, check), ranks, say)
+        return _predict_checked(settings, run, (store, check), ranks)
 
 
 def _predict_checked(
-    settings: PredictSettings,
-    run: EvaluatedRun,
-    checked: tuple[TokenStore, ChecksumCheck],
-    ranks: DistributedContext,
-    say: Say,
+    settings: PredictSettings, run: EvaluatedRun, checked: tuple[TokenStore, ChecksumCheck], ranks: DistributedContext
 ) -> tuple[pa.Table, ScoreTableInfo]:
     store, check = checked
     evaluation = dataclasses.replace(run.settings.evaluation, placement="replicated")
@@ -112,7 +108,7 @@ def _predict_checked(
     careers = read_asked(Path(settings.careers), vocabulary, surveys)
     template = compile_template(run.settings.template, read_prefix(store.folder / PREFIX))
     for line in unseen_covariates(careers, store.careers("train"), template.omit_fields):
-        say(f"predict: {line}")
+        logger.info(f"predict: {line}")
     place = str(store.folder / TOKENIZER) if is_own else str(other.path)
     tokenizer = load_tokenizer(place, revision=other.revision, subfolder=other.subfolder)
     prompts, trie = build_prompts(careers, template, store.vocabulary, tokenizer)
@@ -122,7 +118,7 @@ def _predict_checked(
     check_ids(opened.hugging_face, tokenizer.num_ids)
     check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
     asked = AskedPrompts(prompts, trie, min(settings.top, len(vocabulary)), settings.measure)
-    best = best_titles(opened, asked, evaluation, say)
+    best = best_titles(opened, asked, evaluation)
     check_scored(best, evaluation.max_unscored_mass)
     table = prediction_rows(careers, best, vocabulary)
     details = {
@@ -154,7 +150,7 @@ def _details(settings: PredictSettings, run: RunSettings, model: InferenceModel)
     }
 
 
-def best_titles(model: InferenceModel, asked: AskedPrompts, settings: EvaluationSettings, say: Say) -> TopTitles:
+def best_titles(model: InferenceModel, asked: AskedPrompts, settings: EvaluationSettings) -> TopTitles:
     """Return the most probable titles after every prompt."""
     prompts, lengths = [np.asarray(ids, dtype=np.int32) for ids in asked.prompts], [len(ids) for ids in asked.prompts]
     # A row is as long as an evaluation's; longer where a prompt is, shorter where all prompts together are.
@@ -170,7 +166,7 @@ def best_titles(model: InferenceModel, asked: AskedPrompts, settings: Evaluation
         parts.append(_best_of(scores, asked))
         num_done += len(unit.members_P)
         if monotonic() - reported > SECONDS_BETWEEN_LINES:
-            say(f"predict: {num_done:,} of {len(prompts):,} people")
+            logger.info(f"predict: {num_done:,} of {len(prompts):,} people")
             reported = monotonic()
     order_P = np.argsort(np.concatenate(members))
     return TopTitles(

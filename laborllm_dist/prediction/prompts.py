@@ -92,9 +92,9 @@ def unseen_covariates(careers: Sequence[PredictionRequest], trained: CareerTable
         seen = [str(word) for word in pc.drop_null(pc.unique(column)).to_pylist()]
         unseen = {word: count for word, count in _words(careers, name).items() if word not in seen}
         if unseen:
-            found = ", ".join(f"{word!r} ({_people(count)})" for word, count in list(unseen.items())[:NUM_NAMED])
+            shown = ", ".join(f"{word!r} ({_people(count)})" for word, count in list(unseen.items())[:NUM_NAMED])
             known = ", ".join(sorted(seen)[:NUM_NAMED]) or "none at all"
-            lines.append(f"no training career has the {name} {found}; known: {known}")
+            lines.append(f"no training career has the {name} {shown}; known: {known}")
     return lines
 
 

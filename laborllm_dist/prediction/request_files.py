@@ -55,8 +55,8 @@ def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[s
         DataFileError: with every problem of the file counted and the first ten named.
     """
     if not path.exists() or path.is_dir():
-        found = "a folder" if path.is_dir() else "no file"
-        raise DataFileError(f"{found} at {path}; careers=FILE is a JSON or CSV file", code="no-file")
+        problem = "a folder" if path.is_dir() else "no file"
+        raise DataFileError(f"{problem} at {path}; careers=FILE is a JSON or CSV file", code="no-file")
     reject_pointers(path)
     if (advice := export_advice(path)) is not None:
         raise DataFileError(f"{path}: {advice}", code="unsupported-file-format")

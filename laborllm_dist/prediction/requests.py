@@ -121,8 +121,8 @@ class RequestParser:
             self.note(cells, "person", str(error))
             return None
         if survey not in self._surveys:
-            found = "missing" if is_missing(survey) else f"{survey!r} is none of the run's"
-            self.note(cells, "survey", f"{found}; the run's surveys are {', '.join(self._surveys)}")
+            problem = "missing" if is_missing(survey) else f"{survey!r} is none of the run's"
+            self.note(cells, "survey", f"{problem}; the run's surveys are {', '.join(self._surveys)}")
             return None
         draft = self._drafts.setdefault((survey, person), Draft(person, survey, cells.place))
         for name in (*FIXED, "region"):

@@ -8,9 +8,10 @@ it stopped, and several processes may make pieces of one store (store/workers.py
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,9 @@ from laborllm_dist.store.workers import end_with_process, error_of, run_shards
 from laborllm_dist.text.template import compile_template
 from laborllm_dist.text.title_variants import display_vocabulary
 
+logger = logging.getLogger(__name__)
+
 WORK = "work"  # locks and logs of the processes that build a store
-Progress = Callable[[str], None]
 # After these errors the pieces are useless; after any other the same command resumes where it stopped.
 _OF_THE_SOURCE = (DataFileError, VocabularyError, TemplateError, TokenizerError)
 
@@ -136,22 +138,22 @@ def locate_store(settings: RunSettings) -> StoreLocation:
     return StoreLocation(identity, folder, folder.with_name(f"{folder.name}.{settings.store.people_per_shard}.partial"))
 
 
-def prepare(settings: RunSettings, say: Progress) -> str:
+def prepare(settings: RunSettings) -> str:
     """Build the store, or only the shard `prepare.worker_index`; return a line that describes the result."""
-    wanted = settings.prepare
-    if wanted.career_text is not None:
-        check_new_folder(Path(wanted.career_text))
+    options = settings.prepare
+    if options.career_text is not None:
+        check_new_folder(Path(options.career_text))
     check_run_folder(Path(settings.output_dir) / settings.name)
-    store = verify_store(prepare_store(settings, say)) if wanted.worker_index is None else prepare_shard(settings, say)
+    store = verify_store(prepare_store(settings)) if options.worker_index is None else prepare_shard(settings)
     if store is None:
-        return f"shard {wanted.worker_index} of {wanted.num_workers} is done; the last one to be done makes the store"
-    if wanted.career_text is not None:
-        counts = write_career_text(_careers_of(store), Path(wanted.career_text))
+        return f"shard {options.worker_index} of {options.num_workers} is done; the last one to be done makes the store"
+    if options.career_text is not None:
+        counts = write_career_text(_careers_of(store), Path(options.career_text))
         people = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-        say(f"prepare: CAREER's text files of {people} people in {wanted.career_text}")
+        logger.info(f"prepare: CAREER's text files of {people} people in {options.career_text}")
     folder = record_prepared(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)})
     if folder is not None:
-        say(f"prepare: {folder} is ready for training, and for launch/baselines.py run={folder}")
+        logger.info(f"prepare: {folder} is ready for training, and for launch/baselines.py run={folder}")
     return store.describe()
 
 
@@ -172,14 +174,13 @@ def _careers_of(store: TokenStore) -> Iterator[tuple[Split, CareerHistory]]:
             yield split, careers.history(row)
 
 
-def prepare_store(settings: RunSettings, say: Progress, location: StoreLocation | None = None) -> TokenStore:
+def prepare_store(settings: RunSettings, location: StoreLocation | None = None) -> TokenStore:
     """Return the store of these settings; build it first if it does not exist.
 
     Files of careers are compared with their checksums when they are read (`checking_store`).
 
     Args:
         settings: of the run.
-        say: takes lines of progress.
         location: from `locate_store`, if the caller has it already.
 
     Raises:
@@ -190,12 +191,12 @@ def prepare_store(settings: RunSettings, say: Progress, location: StoreLocation 
     if not location.is_built:
         with file_lock(location.lock, busy=None):
             if not location.is_built:  # another process may have built it while this one waited
-                _say_what_is_missing(settings, say)
-                _build_store(settings, location, say)
+                _log_missing_variables(settings)
+                _build_store(settings, location)
     return open_store(location.folder)
 
 
-def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
+def prepare_shard(settings: RunSettings) -> TokenStore | None:
     """Make the pieces of shard `prepare.worker_index`; return the store if all shards are done, else None.
 
     Raises:
@@ -206,7 +207,7 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
     _check_place(location)
     if not location.is_built:
         try:
-            _make_share(settings, location, settings.prepare.worker_index or 0, say)
+            _make_share(settings, location, settings.prepare.worker_index or 0)
         except FileNotFoundError:
             if location.building.is_dir():
                 raise
@@ -216,15 +217,15 @@ def prepare_shard(settings: RunSettings, say: Progress) -> TokenStore | None:
             if not location.is_built:
                 if all_pieces(location.building, settings.data) is None:
                     return None
-                _merge(settings, location, say)
+                _merge(settings, location)
     return verify_store(open_store(location.folder))
 
 
-def _say_what_is_missing(settings: RunSettings, say: Progress) -> None:
+def _log_missing_variables(settings: RunSettings) -> None:
     for name, lacking in missing_variables(settings.data).items():
         if lacking:
             shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-            say(f"prepare: {name} is read without {len(lacking)} variables of the method: {shown} (data card)")
+            logger.info(f"prepare: {name} is read without {len(lacking)} variables of the method: {shown} (data card)")
 
 
 def _check_place(location: StoreLocation) -> None:
@@ -247,15 +248,15 @@ def _check_place(location: StoreLocation) -> None:
         )
 
 
-def _build_store(settings: RunSettings, location: StoreLocation, say: Progress) -> None:
-    building, wanted = location.building, settings.prepare
+def _build_store(settings: RunSettings, location: StoreLocation) -> None:
+    building, options = location.building, settings.prepare
     try:
-        if wanted.num_workers == 1:
-            _make_share(settings, location, 0, say)
+        if options.num_workers == 1:
+            _make_share(settings, location, 0)
         else:
             job = functools.partial(_shard_job, settings, location, os.getpid())
-            run_shards(job, wanted, building / WORK / "jobs", say)
-        _merge(settings, location, say)
+            run_shards(job, options, building / WORK / "jobs")
+        _merge(settings, location)
     except _OF_THE_SOURCE:
         if not _foreign_files(building):
             shutil.rmtree(building, ignore_errors=True)
@@ -276,25 +277,25 @@ def _shard_job(settings: RunSettings, location: StoreLocation, starter: int, sha
     """Make one shard in a separate process; on this machine it ends when the process that started it ends."""
     if settings.prepare.executor == "local":
         end_with_process(starter)
-    return error_of(lambda: _make_share(settings, location, shard, lambda line: None))
+    return error_of(lambda: _make_share(settings, location, shard))
 
 
-def _make_share(settings: RunSettings, location: StoreLocation, shard: int, say: Progress) -> None:
+def _make_share(settings: RunSettings, location: StoreLocation, shard: int) -> None:
     """Make the missing pieces of one shard."""
     building, num_workers = location.building, settings.prepare.num_workers
     lock = building / WORK / f"shard-{shard}-of-{num_workers}.lock"
     busy = f"another process is preparing shard {shard} of {num_workers} of {building}; wait for it or end it"
     with translate_disk_errors(building), file_lock(lock, busy=busy):
-        tools = _make_tools(settings, building, say)
+        tools = _make_tools(settings, building)
         before = 0
         for name, corpus in settings.data.corpora.items():
             num_people = 0
             for num_people in make_pieces(name, corpus, tools, range(shard, num_workers)):
-                say(f"prepare: {before + num_people:,} careers")
+                logger.info(f"prepare: {before + num_people:,} careers")
             before += num_people
 
 
-def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTools:
+def _make_tools(settings: RunSettings, building: Path) -> PieceTools:
     """Return the tools for making pieces; the first process makes prefix and tokenizer, the others wait for them."""
     from laborllm_dist.store.tokenizer import load_tokenizer
 
@@ -308,7 +309,7 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
         if is_made:
             tokenizer = load_tokenizer(str(building / TOKENIZER))
         else:
-            tokenizer = make_tokenizer(settings, vocabulary, template, splits, say)
+            tokenizer = make_tokenizer(settings, vocabulary, template, splits)
             title_token_ids(sample_prompt(settings, vocabulary, template), vocabulary, tokenizer)
             shutil.rmtree(building / TOKENIZER, ignore_errors=True)
             tokenizer.save(building / TOKENIZER)
@@ -318,7 +319,7 @@ def _make_tools(settings: RunSettings, building: Path, say: Progress) -> PieceTo
     return PieceTools(building, vocabulary, template, tokenizer, splits, size, longest)
 
 
-def _merge(settings: RunSettings, location: StoreLocation, say: Progress) -> None:
+def _merge(settings: RunSettings, location: StoreLocation) -> None:
     from laborllm_dist.store.tokenizer import load_tokenizer
 
     folder, building, identity = location.folder, location.building, location.identity
@@ -333,5 +334,5 @@ def _merge(settings: RunSettings, location: StoreLocation, say: Progress) -> Non
         "tokenizer": {"fingerprint": tokenizer.fingerprint(), "num_ids": tokenizer.num_ids},
     }
     with translate_disk_errors(folder):
-        merge_pieces(building, settings, facts, pieces, say)
+        merge_pieces(building, settings, facts, pieces)
         publish_folder(building, folder, ())

@@ -33,9 +33,9 @@ def choose_examples(settings: RunSettings, splits: CareerSplits) -> tuple[Career
     Raises:
         DataFileError: if there are fewer training people.
     """
-    wanted, key = settings.template.num_fewshot, f"examples {settings.template.fewshot_seed}"
+    num_examples, key = settings.template.num_fewshot, f"examples {settings.template.fewshot_seed}"
     chosen: dict[int, CareerHistory] = {}  # by digest, so that a person of two corpora is one example
-    for corpus in settings.data.corpora.values() if wanted else ():
+    for corpus in settings.data.corpora.values() if num_examples else ():
         for person in read_people(corpus):
             read = person()
             if read.career is None:
@@ -44,11 +44,11 @@ def choose_examples(settings: RunSettings, splits: CareerSplits) -> tuple[Career
             if career is None:
                 continue
             chosen.setdefault(person_digest(corpus.people_of, career.person, key), career)
-            if len(chosen) > wanted:
+            if len(chosen) > num_examples:
                 del chosen[max(chosen)]
-    if len(chosen) < wanted:
+    if len(chosen) < num_examples:
         raise DataFileError(
-            f"template.num_fewshot is {wanted}, data={settings.data.name} has {len(chosen)} training people; "
+            f"template.num_fewshot is {num_examples}, data={settings.data.name} has {len(chosen)} training people; "
             "ask for fewer examples",
             code="too-few-examples",
         )

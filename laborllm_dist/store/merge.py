@@ -6,8 +6,9 @@ Nothing is copied: the store is the folder in which the pieces were made, rename
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from laborllm_dist.store.data_card import SharedPeople, card_markdown, card_valu
 from laborllm_dist.store.shards import ENDS, PEOPLE, PIECES, corpus_end, piece_folder, read_piece
 from laborllm_dist.store.store import CARD, CUT_COUNTS, MANIFEST, write_store_manifest
 
+logger = logging.getLogger(__name__)
+
 
 def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None:
     """Return the folders of all pieces by corpus, in order; None if one is still missing."""
@@ -36,15 +39,11 @@ def all_pieces(folder: Path, data: DataSettings) -> dict[str, list[Path]] | None
         if end is None:
             return None
         pieces[name] = [piece_folder(folder, name, index) for index in range(end[0])]
-    return pieces if all(piece.is_dir() for found in pieces.values() for piece in found) else None
+    return pieces if all(piece.is_dir() for folders in pieces.values() for piece in folders) else None
 
 
 def merge_pieces(
-    folder: Path,
-    settings: RunSettings,
-    facts: Mapping[str, Any],
-    pieces: Mapping[str, list[Path]],
-    say: Callable[[str], None],
+    folder: Path, settings: RunSettings, facts: Mapping[str, Any], pieces: Mapping[str, list[Path]]
 ) -> None:
     """Write the data card and the manifest into the folder of the pieces.
 
@@ -53,7 +52,6 @@ def merge_pieces(
         settings: of the run.
         facts: the manifest's other entries: format, fingerprints, identity, tokenizer.
         pieces: from `all_pieces`.
-        say: takes a warning line about corpora that should share people and do not.
 
     Raises:
         DataFileError: if a person occurs twice in a corpus, or in two splits, or the training split is empty.
@@ -62,8 +60,8 @@ def merge_pieces(
     data = settings.data
     records: dict[str, list[tuple[Path, dict[str, Any]]]] = {name: [] for name in pieces}
     tallies = {name: CorpusCounts() for name in pieces}
-    for name, found in pieces.items():
-        for piece in found:
+    for name, folders in pieces.items():
+        for piece in folders:
             record = read_piece(piece)
             # Summed as they are read, so that only one copy of a large corpus's counts is in memory.
             tallies[name] = tallies[name].with_titles_trimmed() + tally_from_values(record.pop("tally"))
@@ -72,10 +70,10 @@ def merge_pieces(
     shared = _shared_people(settings, pieces)
     for each in shared:
         if not each.num:
-            say(_nobody_shared(settings, each, pieces))
+            logger.info(_nobody_shared(settings, each, pieces))
     counts: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
-        of_split = [(piece, record["splits"][split]) for found in records.values() for piece, record in found]
+        of_split = [(piece, record["splits"][split]) for pairs in records.values() for piece, record in pairs]
         names = ("people", "texts", "observations", "tokens", *_cut_counts(settings))
         counts[split] = {name: sum(each[name] for _, each in of_split) for name in names}
         counts[split]["shards"] = [
@@ -88,8 +86,8 @@ def merge_pieces(
     for leftover in (folder / PIECES).glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
     cut = {
-        corpus: {name: _sum_of(name, [record for _, record in found]) for name in _cut_counts(settings)}
-        for corpus, found in records.items()
+        corpus: {name: _sum_of(name, [record for _, record in pairs]) for name in _cut_counts(settings)}
+        for corpus, pairs in records.items()
     }
     card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), cut, shared)
     if not isinstance(settings.split, PersonSplit):
@@ -119,8 +117,8 @@ def _write_manifest(
     # The pieces' files have just been compared with the checksums in their records.
     known = {
         piece / name: checksum
-        for found in records.values()
-        for piece, record in found
+        for pairs in records.values()
+        for piece, record in pairs
         for name, checksum in record["files"].items()
     }
     # A killed attempt may have left a manifest or a partial file.
@@ -164,9 +162,9 @@ def _check_training_people(data: DataSettings, tallies: Mapping[str, CorpusCount
 
 def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> None:
     """Check that no person occurs twice in a corpus, or in different splits of two corpora."""
-    tables = {name: [np.load(piece / PEOPLE) for piece in found] for name, found in pieces.items()}
-    for name, found in tables.items():
-        digests = np.concatenate([people["digest"] for people in found]) if found else np.zeros(0, np.uint64)
+    tables = {name: [np.load(piece / PEOPLE) for piece in folders] for name, folders in pieces.items()}
+    for name, arrays in tables.items():
+        digests = np.concatenate([people["digest"] for people in arrays]) if arrays else np.zeros(0, np.uint64)
         values, times = np.unique(digests, return_counts=True)
         if len(values) < len(digests):
             person = _person_of(int(values[times.argmax()]), settings, name, pieces[name])
@@ -175,12 +173,12 @@ def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> No
                 "numbers, or bring their rows together",
                 code="duplicate-person",
             )
-    everybody = np.concatenate([people for found in tables.values() for people in found])
+    everybody = np.concatenate([people for arrays in tables.values() for people in arrays])
     people = np.unique(everybody)
     doubled = people["digest"][1:][people["digest"][1:] == people["digest"][:-1]]
     if len(doubled):
         splits = " and ".join(SPLITS[code] for code in people["split"][people["digest"] == doubled[0]])
-        owners = [name for name, found in tables.items() if any(doubled[0] in each["digest"] for each in found)]
+        owners = [name for name, arrays in tables.items() if any(doubled[0] in each["digest"] for each in arrays)]
         person = _person_of(int(doubled[0]), settings, owners[0], pieces[owners[0]])
         raise DataFileError(
             f"person {person!r} is in the splits {splits} of {' and '.join(owners)} ({len(doubled):,} such people), so "
@@ -192,7 +190,7 @@ def _check_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> No
 def _shared_people(settings: RunSettings, pieces: Mapping[str, list[Path]]) -> list[SharedPeople]:
     """Return how many people each two corpora of one population share, where both have people."""
     corpora = settings.data.corpora
-    digests = {name: _digests(found) for name, found in pieces.items()}
+    digests = {name: _digests(folders) for name, folders in pieces.items()}
     return [
         SharedPeople(one, other, corpora[one].people_of, len(np.intersect1d(digests[one], digests[other])))
         for one, other in itertools.combinations(corpora, 2)
@@ -215,8 +213,8 @@ def _nobody_shared(settings: RunSettings, pair: SharedPeople, pieces: Mapping[st
 
 def _digests(pieces: list[Path]) -> npt.NDArray[np.uint64]:
     """Return the digests of a corpus's people."""
-    found = [np.load(piece / PEOPLE)["digest"] for piece in pieces]
-    return np.concatenate(found) if found else np.zeros(0, np.uint64)
+    digests = [np.load(piece / PEOPLE)["digest"] for piece in pieces]
+    return np.concatenate(digests) if digests else np.zeros(0, np.uint64)
 
 
 def _person_of(digest: int, settings: RunSettings, corpus: str, pieces: list[Path]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from laborllm_dist.careers.corpus import read_careers, read_people
@@ -21,15 +22,13 @@ from laborllm_dist.text.template import Template, render_career
 if TYPE_CHECKING:
     from laborllm_dist.store.tokenizer import CareerTokenizer
 
+logger = logging.getLogger(__name__)
+
 _NUM_REASONS = 3  # the number that an error names
 
 
 def make_tokenizer(
-    settings: RunSettings,
-    vocabulary: OccupationVocabulary,
-    template: Template,
-    splits: CareerSplits,
-    say: Callable[[str], None],
+    settings: RunSettings, vocabulary: OccupationVocabulary, template: Template, splits: CareerSplits
 ) -> CareerTokenizer:
     """Return the tokenizer of a run: a pretrained one, or one learned now from its training people.
 
@@ -38,19 +37,19 @@ def make_tokenizer(
     """
     from laborllm_dist.store.tokenizer import WholeTokens, load_tokenizer, train_tokenizer
 
-    wanted = settings.tokenizer
-    if wanted.kind == "pretrained":
+    chosen = settings.tokenizer
+    if chosen.kind == "pretrained":
         path, revision, subfolder = tokenizer_place(settings)
         return load_tokenizer(path, revision=revision, subfolder=subfolder)
-    assert wanted.vocabulary_size is not None  # TokenizerSettings requires it for a trained tokenizer
+    assert chosen.vocabulary_size is not None  # TokenizerSettings requires it for a trained tokenizer
     # Raises for an unreadable corpus before the message about learning from it.
     people_of = {name: _from_first_career(read_people(corpus)) for name, corpus in settings.data.corpora.items()}
     if not any(people is not None for people in people_of.values()):
         raise _no_careers(settings)
-    say(f"prepare: learning a tokenizer of {wanted.vocabulary_size} pieces from the training people")
+    logger.info(f"prepare: learning a tokenizer of {chosen.vocabulary_size} pieces from the training people")
     texts = _training_texts(settings, people_of, (vocabulary, template), splits)
-    whole = None if wanted.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
-    return train_tokenizer(texts, vocabulary_size=wanted.vocabulary_size, whole=whole)
+    whole = None if chosen.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
+    return train_tokenizer(texts, vocabulary_size=chosen.vocabulary_size, whole=whole)
 
 
 def constant_phrases(template: TemplateSettings) -> list[str]:

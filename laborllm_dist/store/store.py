@@ -389,9 +389,9 @@ def open_store(folder: Path) -> TokenStore:
             f"{manifest} is damaged ({error}); delete {folder} and prepare again", code="damaged-manifest"
         ) from None
     for name, size in sizes.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found:,} bytes, the manifest says {size:,}"
+        actual = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if actual != size:
+            state = "is missing" if actual is None else f"has {actual:,} bytes, the manifest says {size:,}"
             raise StoreError(
                 f"{folder / name} {state}; delete {folder} and prepare again", code="missing-or-incomplete-file"
             )

@@ -145,8 +145,8 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
         raise TokenizerError(f"no tokenizer at {path}: {why_no_hub_id(path)}", code="no-tokenizer")
     folder = Path(path) / (subfolder or "")
     if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
-        wanted = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
-        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {wanted}", code="no-tokenizer")
+        expected = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
+        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {expected}", code="no-tokenizer")
     if folder.is_dir() and (pointer := pointer_in(folder, ("*.json", *TOKENIZER_FILES))) is not None:
         raise TokenizerError(pointer, code="git-lfs-pointer")
     try:
@@ -191,8 +191,8 @@ def hub_commit(path: str, *, revision: str | None, subfolder: str | None, file: 
         OSError: if the file is neither on the hub nor in the local cache.
     """
     look_for_hub(path)
-    found = cached_file(path, file, revision=revision or "main", subfolder=subfolder or "")
-    return str(extract_commit_hash(found, None))
+    cached = cached_file(path, file, revision=revision or "main", subfolder=subfolder or "")
+    return str(extract_commit_hash(cached, None))
 
 
 def check_tokenizer(tokenizer: transformers.PreTrainedTokenizerBase, path: str) -> CareerTokenizer:

@@ -7,6 +7,7 @@ store's folder and the project on a file system that all hosts share.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import tempfile
@@ -23,19 +24,19 @@ from laborllm_dist.io.files import translate_disk_errors
 if TYPE_CHECKING:
     import submitit
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 Work = Callable[[int], LaborError | None]
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_WATCHES, _SECONDS_TO_STOP = 2.0, 0.5, 20.0
 
 
-def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> None:
+def run_shards(work: Work, settings: PrepareSettings, logs: Path) -> None:
     """Run `work(shard)` for all shards in parallel, and wait for them.
 
     Args:
         work: makes a shard; returns None, or the error that ended it. Other processes receive it by pickle.
-        wanted: the number of shards, the executor and its limits.
+        settings: the number of shards, the executor and its limits.
         logs: folder for the jobs' own output.
-        say: takes a line of progress.
 
     Raises:
         LaborError: the error of the first shard that failed; the others are stopped.
@@ -43,22 +44,22 @@ def run_shards(work: Work, wanted: PrepareSettings, logs: Path, say: Say) -> Non
     """
     import submitit
 
-    limits: dict[str, Any] = {"timeout_min": wanted.minutes, "name": "laborllm_prepare"}
-    if wanted.executor == "slurm":
-        limits |= {"mem_gb": wanted.memory_gib, "cpus_per_task": wanted.cpus, "slurm_partition": wanted.slurm_partition}
-        limits["slurm_array_parallelism"] = wanted.num_workers
+    limits: dict[str, Any] = {"timeout_min": settings.minutes, "name": "laborllm_prepare"}
+    if settings.executor == "slurm":
+        limits |= {"mem_gb": settings.memory_gib, "cpus_per_task": settings.cpus}
+        limits |= {"slurm_partition": settings.slurm_partition, "slurm_array_parallelism": settings.num_workers}
     folder = new_folder(logs)
     try:
-        executor = submitit.AutoExecutor(folder=str(folder), cluster=wanted.executor)
+        executor = submitit.AutoExecutor(folder=str(folder), cluster=settings.executor)
         executor.update_parameters(**{name: value for name, value in limits.items() if value is not None})
         with _heeding_interrupts():
-            jobs = executor.map_array(work, list(range(wanted.num_workers)))
+            jobs = executor.map_array(work, list(range(settings.num_workers)))
     except (RuntimeError, OSError) as error:
         raise WorkerFailedError(
-            f"the shards could not be started on {wanted.executor} ({error})", code="workers-not-started"
+            f"the shards could not be started on {settings.executor} ({error})", code="workers-not-started"
         ) from None
     try:
-        _wait_for_all(jobs, say)
+        _wait_for_all(jobs)
     finally:
         _stop([job for job in jobs if not job.done()])
 
@@ -100,14 +101,14 @@ def _stop(jobs: Sequence[submitit.Job[LaborError | None]]) -> None:
         time.sleep(0.1)
 
 
-def _wait_for_all(jobs: Sequence[submitit.Job[LaborError | None]], say: Say) -> None:
+def _wait_for_all(jobs: Sequence[submitit.Job[LaborError | None]]) -> None:
     done: set[int] = set()
     while len(done) < len(jobs):
         for shard, job in enumerate(jobs):
             if shard not in done and job.done():
                 _check(shard, job, len(jobs))
                 done.add(shard)
-                say(f"prepare: shard {shard} is done ({len(done)} of {len(jobs)})")
+                logger.info(f"prepare: shard {shard} is done ({len(done)} of {len(jobs)})")
         time.sleep(_SECONDS_BETWEEN_LOOKS if len(done) < len(jobs) else 0)
 
 

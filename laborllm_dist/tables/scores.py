@@ -54,15 +54,15 @@ def other_split(data: str) -> str:
 
 def scored_data(folder: Path) -> list[str]:
     """Return what stands for the split in the score tables of other data in a run's folder of scores, sorted."""
-    found = set()
+    splits = set()
     for path in folder.glob(f"{OTHER_DATA}*.parquet"):
         try:
             schema = pq.read_schema(path)
             if set(SCORE_SCHEMA.names) <= set(schema.names):
-                found.add(info_of(schema.metadata or {}).split)
+                splits.add(info_of(schema.metadata or {}).split)
         except DAMAGE as error:
             raise ScoreTableError(f"{path} is damaged ({error}); evaluate again", code="unreadable-table") from None
-    return sorted(found)
+    return sorted(splits)
 
 
 def transition_of(previous: str | None, occupation: str) -> Transition:

@@ -80,9 +80,9 @@ def check_titles(table: pa.Table, where: str) -> None:
         wrong = table.filter(pc.invert(pc.and_(pc.is_finite(table[column]), within)))
         if wrong.num_rows:
             first = wrong.slice(0, 1).to_pylist()[0]
-            wanted = "a finite number of nats <= 0" if in_nats else "a probability"
+            expected = "a finite number of nats <= 0" if in_nats else "a probability"
             raise ScoreTableError(
                 f"{where}: {column} of person {first['person']!r}, observation {first['position']} is {first[column]}; "
-                f"wanted {wanted}; delete it, and `launch/evaluate.py run=... titles=all` makes it anew",
+                f"wanted {expected}; delete it, and `launch/evaluate.py run=... titles=all` makes it anew",
                 code="invalid-title-probability",
             )

@@ -104,19 +104,19 @@ def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog |
     """Return the error that ends the run after a skipped step, or None if the run continues."""
     if result.wrong is None:
         return None
-    careers, wanted = careers_of(work, work.plan.step(before.step)), work.settings.training
+    careers, training = careers_of(work, work.plan.step(before.step)), work.settings.training
     if log is not None:
         log.write({"step": result.state.step, "left_out": result.wrong, "careers": careers})
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
     what = f"step {result.state.step} was not applied: {result.wrong}; its careers: {shown} ({work.run.metrics})"
-    if wanted.on_bad_step == "stop":
+    if training.on_bad_step == "stop":
         return NonFiniteLossError(
             f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}", code="bad-step"
         )
-    if (in_a_row := result.state.num_left_out_in_a_row) > wanted.max_consecutive_skips:
+    if (in_a_row := result.state.num_left_out_in_a_row) > training.max_consecutive_skips:
         return NonFiniteLossError(
             f"{what}. That makes {in_a_row} in a row, training.max_consecutive_skips is "
-            f"{wanted.max_consecutive_skips}; steps up to "
+            f"{training.max_consecutive_skips}; steps up to "
             f"{before.step} are saved; lower the learning rate under another name",
             code="too-many-skipped-steps",
         )

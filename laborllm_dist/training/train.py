@@ -82,7 +82,7 @@ def _store_folder(settings: RunSettings) -> Path:
     recorded, location = recorded_store(Path(settings.output_dir) / settings.name), locate_store(settings)
     if recorded is not None and recorded.name == location.folder.name:
         return recorded
-    return prepare_store(settings, logger.info, location).folder
+    return prepare_store(settings, location).folder
 
 
 def _check_and_plan(settings: RunSettings, store: TokenStore, ranks: DistributedContext) -> TrainingPlan:
@@ -155,20 +155,20 @@ def _state_of(manifest: CheckpointManifest, run: RunDirectory) -> TrainerState:
 
 def _with_whole_best(state: TrainerState, checkpoints: Path) -> TrainerState:
     """Return the state whose best step is that of a whole checkpoint, if any validated one is left, and save it."""
-    found = state
-    while found.best_step is not None:
+    checked = state
+    while checked.best_step is not None:
         try:
-            check_checkpoint(checkpoint_folder(checkpoints, found.best_step))
+            check_checkpoint(checkpoint_folder(checkpoints, checked.best_step))
             break
         except CheckpointError as error:
-            if found == state:
+            if checked == state:
                 logger.info(f"train: the best weights, of step {state.best_step}, are lost: {error}")
-            found = found.without_best()
-    if found != state:
-        save_state(checkpoints, found.step, asdict(found))
-        best = "there is none, until the next validation" if found.best_step is None else f"step {found.best_step}"
+            checked = checked.without_best()
+    if checked != state:
+        save_state(checkpoints, checked.step, asdict(checked))
+        best = "there is none, until the next validation" if checked.best_step is None else f"step {checked.best_step}"
         logger.info(f"train: best on validation of what is left: {best}")
-    return found
+    return checked
 
 
 def warn_if_no_better(state: TrainerState, store: TokenStore, settings: RunSettings) -> None:

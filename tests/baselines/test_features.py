@@ -17,7 +17,7 @@ from laborllm_dist.store.store import TokenStore
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     folder = tmp_path_factory.mktemp("features")
-    return prepare_store(settings_of(small_run(folder, num_people=150)), lambda line: None)
+    return prepare_store(settings_of(small_run(folder, num_people=150)))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_features_in_files_are_the_same(
 
 def test_features_of_careers_that_are_cut_into_parts_are_those_of_whole_ones(tmp_path: Path) -> None:
     whole, cut = (
-        prepare_store(settings_of(small_run(tmp_path, *more, num_people=60)), lambda line: None).careers("train")
+        prepare_store(settings_of(small_run(tmp_path, *more, num_people=60))).careers("train")
         for more in ([], ["template.max_history=2"])
     )
     assert len(cut) > len(whole)

@@ -19,7 +19,7 @@ from laborllm_dist.store.build import prepare_store
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CareerFeatures]:
     folder = tmp_path_factory.mktemp("logit")
-    store = prepare_store(settings_of(small_run(folder, num_people=120)), lambda line: None)
+    store = prepare_store(settings_of(small_run(folder, num_people=120)))
     categories = categories_of(store.careers("train"))
     return {split: career_features(store.careers(split), categories) for split in SPLITS}
 
@@ -55,7 +55,7 @@ def test_the_fit_is_that_of_scikit_learn(splits: dict[str, CareerFeatures]) -> N
 def test_the_strength_is_the_one_that_validation_people_like_best(splits: dict[str, CareerFeatures]) -> None:
     train, validation = sample_of(splits["train"]), sample_of(splits["validation"])
     num_occupations, strengths = splits["train"].num_occupations, (100.0, 3.0, 0.03)
-    best = fit_logit(train, validation, num_occupations, lambda line: None, strengths)
+    best = fit_logit(train, validation, num_occupations, "logit", strengths)
     fits = {each: fit_with_strength(train, num_occupations, each) for each in strengths}
     assert best.strength == max(strengths, key=lambda each: fits[each].log_likelihood(validation)) == 3.0
     assert best.log_likelihood(validation) == pytest.approx(fits[3.0].log_likelihood(validation), rel=2e-4)

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 import transformers
 from helpers.errors import raises
-from helpers.runs import quiet
 from helpers.trained_runs import random_run, score_alone
 from scipy import optimize
 from sklearn.linear_model import LogisticRegression
@@ -50,13 +49,13 @@ def settings(run: Path, baselines: str, *more: str) -> BaselineSettings:
 
 
 def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("laborllm_dist.baselines.run.STRENGTHS", (10.0,))
     monkeypatch.setattr("laborllm_dist.baselines.run.EMBEDDING_STRENGTHS", (30.0,))
     names = [name for name in NAMES if name not in ("average", "truth")]
     asked = settings(run, ",".join(names), "titles=all")
-    tables = score_baselines(asked, quiet)
+    tables = score_baselines(asked)
     assert [table.name for table in tables] == [f"test.{name}.parquet" for name in names]
     for path, name in zip(tables, names, strict=True):
         scores, info = read_score_table(path)
@@ -76,17 +75,18 @@ def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
             assert mass[first].max() < mass[~first].min()
         else:
             np.testing.assert_allclose(mass, 1)
-    lines: list[str] = []
+    caplog.clear()
     before = {path: path.read_bytes() for path in tables}
-    assert score_baselines(asked, lines.append) == []
-    assert all("is there" in line for line in lines) and before == {path: path.read_bytes() for path in tables}
+    assert score_baselines(asked) == []
+    assert caplog.messages and all("is there" in line for line in caplog.messages)
+    assert before == {path: path.read_bytes() for path in tables}
 
 
 def test_a_logit_on_hidden_states_is_that_of_scikit_learn(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laborllm_dist.baselines.run.EMBEDDING_STRENGTHS", (5.0,))
     for file in (run / "baselines").glob("embedding_logit.*.npy"):
         file.unlink()  # of other layers
-    (path,) = score_baselines(settings(run, "embedding_logit", "split=train", "embedding_logit.layer=1"), quiet)
+    (path,) = score_baselines(settings(run, "embedding_logit", "split=train", "embedding_logit.layer=1"))
     states = {file.name.split(".")[1]: np.load(file) for file in (run / "baselines").glob("embedding_logit.*.npy")}
     np.testing.assert_array_equal(states["fitted"], states["train"])  # the run trains on all of them
     _, run_settings, folder = read_run(run)
@@ -110,9 +110,9 @@ def test_an_average_is_that_of_the_probabilities_with_the_best_weights_on_valida
         with pytest.raises(
             RunError, match=rf"needs scores of language_model on the {split} people .*split={split}` make"
         ):
-            score_baselines(asked, quiet)
+            score_baselines(asked)
         score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", f"split={split}", "titles=all"]))
-    path = score_baselines(asked, quiet)[-1]
+    path = score_baselines(asked)[-1]
     scores, info = read_score_table(path)
     parts = dict(part.split(" ") for part in info.details["weights"].split(", "))
     assert list(parts) == ["language_model", "first_order", "career"]
@@ -140,10 +140,10 @@ def test_an_average_is_that_of_the_probabilities_with_the_best_weights_on_valida
     np.testing.assert_allclose(
         titles["normalised"].to_numpy(), scores["terminated"].to_numpy() - np.log(titles["mass"].to_numpy()), atol=1e-9
     )
-    assert score_baselines(asked, quiet) == []
+    assert score_baselines(asked) == []
     # Other scores of a model make the average anew.
     other = settings(run, "average", "average.of=[language_model,first_order,career]", "career.birth_year=false")
-    assert score_baselines(other, quiet)[-1] == path
+    assert score_baselines(other)[-1] == path
 
 
 def test_an_average_by_hand() -> None:
@@ -160,12 +160,12 @@ def test_an_average_by_hand() -> None:
 
 
 def test_normalised_scores_of_a_report_are_those_of_the_titles(run: Path) -> None:
-    score_baselines(settings(run, "career,marginal", "split=train"), quiet)
+    score_baselines(settings(run, "career,marginal", "split=train"))
     with pytest.raises(
         ScoreTableError, match=r"launch/baselines.py run=\S+ split=train baselines='\[career\]' titles=all` makes it"
     ):
         compare_runs([str(run)], split="train", measure="normalised")
-    score_baselines(settings(run, "career,marginal", "split=train", "titles=all"), quiet)
+    score_baselines(settings(run, "career,marginal", "split=train", "titles=all"))
     for name in ("embedding_logit", "logit_two_stage"):
         (run / f"scores/train.{name}.parquet").unlink(missing_ok=True)
     models = {each.name: each for each in compare_runs([str(run)], split="train", measure="normalised").models}
@@ -176,7 +176,7 @@ def test_normalised_scores_of_a_report_are_those_of_the_titles(run: Path) -> Non
 
 
 def test_a_table_that_leaves_titles_out_has_no_average(run: Path, tmp_path: Path) -> None:
-    score_baselines(settings(run, "marginal", "titles=all"), quiet)
+    score_baselines(settings(run, "marginal", "titles=all"))
     path = run / "scores/test_titles.marginal.parquet"
     titles = read_title_table(path)
     place, bound = titles.table.schema.get_field_index("bound"), pa.array(np.full(len(titles.table), 0.1))
@@ -187,18 +187,18 @@ def test_a_table_that_leaves_titles_out_has_no_average(run: Path, tmp_path: Path
 
 
 def test_tables_of_other_observations_have_no_average(run: Path) -> None:
-    score_baselines(settings(run, "marginal", "split=validation"), quiet)
-    (test,) = score_baselines(settings(run, "marginal", "split=test"), quiet) or [run / "scores/test.marginal.parquet"]
+    score_baselines(settings(run, "marginal", "split=validation"))
+    (test,) = score_baselines(settings(run, "marginal", "split=test")) or [run / "scores/test.marginal.parquet"]
     with pytest.raises(ScoreTableError, match="are not of the same observations, so they have no average"):
         read_tables([test, run / "scores/validation.marginal.parquet"])
 
 
 def test_other_settings_of_a_baseline_make_its_table_anew(run: Path) -> None:
-    (path,) = score_baselines(settings(run, "logit_two_stage", "split=validation"), quiet)
+    (path,) = score_baselines(settings(run, "logit_two_stage", "split=validation"))
     before = path.read_bytes()
-    assert score_baselines(settings(run, "logit_two_stage", "split=validation"), quiet) == []
+    assert score_baselines(settings(run, "logit_two_stage", "split=validation")) == []
     assert score_baselines(
-        settings(run, "logit_two_stage", "split=validation", "logit_two_stage.birth_year=false"), quiet
+        settings(run, "logit_two_stage", "split=validation", "logit_two_stage.birth_year=false")
     ) == [path]
     assert path.read_bytes() != before
 
@@ -207,7 +207,7 @@ def test_pretraining_takes_surveys_of_the_run(run: Path) -> None:
     (survey,) = [corpus.survey for corpus in read_run(run)[1].data.corpora.values()]
     for tags in ("[RESUMES]", f"[{survey}]"):
         with raises("run/no-survey-to-pretrain-on", survey):
-            score_baselines(settings(run, "career", f"career.pretrain_on={tags}"), quiet)
+            score_baselines(settings(run, "career", f"career.pretrain_on={tags}"))
 
 
 def test_second_order_frequencies_are_those_of_a_loop(run: Path) -> None:

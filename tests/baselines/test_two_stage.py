@@ -34,14 +34,10 @@ FIT = FitSettings(
 )  # fmt: skip
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CareerFeatures]:
     folder = tmp_path_factory.mktemp("two_stage")
-    store = prepare_store(settings_of(small_run(folder, num_people=120)), quiet)
+    store = prepare_store(settings_of(small_run(folder, num_people=120)))
     categories = categories_of(store.careers("train"))
     return {split: career_features(store.careers(split), categories) for split in SPLITS}
 
@@ -145,35 +141,36 @@ class KilledError(Exception):
 
 
 def test_a_training_that_was_killed_ends_with_the_same_weights(
-    splits: dict[str, CareerFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    splits: dict[str, CareerFeatures], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("laborllm_dist.baselines.fit.SAVE_SECONDS", 0.0)
     train, validation = splits["train"], splits["validation"]
     weights = np.where(np.arange(len(train.lengths)) % 5 == 0, 0.0, 1.0)
     straight = models(train)[2]
-    state = fit(straight, train, weights, validation, FIT, tmp_path / "straight.pt", quiet)
+    state = fit(straight, train, weights, validation, FIT, tmp_path / "straight.pt", "bag of jobs")
     assert state.step == 24
     assert state.best_loss < math.log(train.num_occupations)
     second = state.losses[1][0]
 
     def killed(line: str) -> None:
-        if line.startswith(f"step {second} "):
+        if line.startswith(f"baselines: bag of jobs, step {second} "):
             raise KilledError
 
-    with pytest.raises(KilledError):
-        fit(models(train)[2], train, weights, validation, FIT, tmp_path / "killed.pt", killed)
+    with pytest.raises(KilledError), monkeypatch.context() as patched:
+        patched.setattr("laborllm_dist.baselines.fit.logger.info", killed)
+        fit(models(train)[2], train, weights, validation, FIT, tmp_path / "killed.pt", "bag of jobs")
     resumed = models(train)[2]
-    assert fit(resumed, train, weights, validation, FIT, tmp_path / "killed.pt", quiet) == state
+    assert fit(resumed, train, weights, validation, FIT, tmp_path / "killed.pt", "bag of jobs") == state
     for name, each in straight.state_dict().items():
         assert torch.equal(each, resumed.state_dict()[name]), name
     # A damaged state is not used, nor is the one that another training left.
     whole = (tmp_path / "killed.pt").read_bytes()
     for content in (b"", b"x" * 100, whole[: len(whole) // 2]):
         (tmp_path / "killed.pt").write_bytes(content)
-        lines: list[str] = []
-        assert fit(models(train)[2], train, weights, validation, FIT, tmp_path / "killed.pt", lines.append) == state
-        assert "damaged" in lines[0]
-    assert fit(models(train)[2], train, weights + 1, validation, FIT, tmp_path / "killed.pt", quiet) != state
+        caplog.clear()
+        assert fit(models(train)[2], train, weights, validation, FIT, tmp_path / "killed.pt", "bag of jobs") == state
+        assert caplog.messages[0].startswith(f"baselines: bag of jobs, {tmp_path}/killed.pt is damaged")
+    assert fit(models(train)[2], train, weights + 1, validation, FIT, tmp_path / "killed.pt", "bag of jobs") != state
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(splits: dict[str, CareerFeatures], tmp_path: Path) -> None:
@@ -181,7 +178,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(splits: dict[str, CareerFea
     model = models(train)[0]
     torch.nn.init.constant_(next(model.parameters()), math.nan)
     with raises("model/baseline-loss-not-finite", "nan"):
-        fit(model, train, np.ones(len(train.lengths)), splits["validation"], FIT, tmp_path / "nan.pt", quiet)
+        fit(model, train, np.ones(len(train.lengths)), splits["validation"], FIT, tmp_path / "nan.pt", "bag of jobs")
 
 
 def test_careers_of_weight_zero_are_not_learned_from(splits: dict[str, CareerFeatures], tmp_path: Path) -> None:
@@ -193,8 +190,8 @@ def test_careers_of_weight_zero_are_not_learned_from(splits: dict[str, CareerFea
     fewer = dataclasses.replace(train, **kept, covariates=covariates, lengths=train.lengths[:40])
     weights = np.where(np.arange(len(train.lengths)) < 40, 1.0, 0.0)
     one, other = models(train)[0], models(train)[0]
-    fit(one, train, weights, validation, FIT, tmp_path / "one.pt", quiet)
-    fit(other, fewer, np.ones(40), validation, FIT, tmp_path / "other.pt", quiet)
+    fit(one, train, weights, validation, FIT, tmp_path / "one.pt", "bag of jobs")
+    fit(other, fewer, np.ones(40), validation, FIT, tmp_path / "other.pt", "bag of jobs")
     for name, each in one.state_dict().items():
         assert torch.equal(each, other.state_dict()[name]), name
 
@@ -212,7 +209,9 @@ def test_a_value_that_no_training_person_has_adds_nothing() -> None:
             assert bool(of_name()[0].any()) == (name == "previous")
 
 
-def test_a_finished_fit_is_not_taken_for_another_model_s(tmp_path: Path, splits) -> None:
+def test_a_finished_fit_is_not_taken_for_another_model_s(
+    tmp_path: Path, splits, caplog: pytest.LogCaptureFixture
+) -> None:
     """Two settings of which neither the shapes nor the initial weights know."""
     train, validation = splits["train"], splits["validation"]
     schedule, losses = dataclasses.replace(FIT, max_updates=4), []
@@ -222,9 +221,9 @@ def test_a_finished_fit_is_not_taken_for_another_model_s(tmp_path: Path, splits)
             train.num_occupations, train.num_categories, num_layers=1, width=8, num_heads=2, feed_forward=16,
             dropout=facts["dropout"],
         )  # fmt: skip
-        said: list[str] = []
+        caplog.clear()
         weights = np.ones(len(train.lengths))
-        state = fit(model, train, weights, validation, schedule, tmp_path / "fit.pt", said.append, facts)
-        losses.append((state.best_loss, bool(said)))
+        state = fit(model, train, weights, validation, schedule, tmp_path / "fit.pt", "CAREER", facts)
+        losses.append((state.best_loss, bool(caplog.messages)))
     assert losses[0][0] != losses[1][0] and losses[0][1] and losses[1][1]  # trained anew
     assert losses[2] == (losses[1][0], False)  # the same again is there

@@ -58,7 +58,7 @@ def test_the_list_of_esco_is_read_and_the_card_says_what_was_changed(tmp_path: P
     resumes = "data.corpora.jobhop"
     overrides = ["data=jobhop", f"{resumes}.path={tmp_path}/jobs.jsonl", f"store.root={tmp_path}/stores"]
     overrides += [f"{resumes}.vocabulary.path={tmp_path}/occupations_en.csv", "tokenizer.vocabulary_size=300"]
-    store = prepare_store(settings_of(overrides), lambda line: None)
+    store = prepare_store(settings_of(overrides))
     careers = store.careers("train")
     assert careers.history(0).jobs[0].education == "BSc (Hons)"
     card = json.loads((store.folder / "data_card.json").read_text())["corpora"]["jobhop"]

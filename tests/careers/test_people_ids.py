@@ -272,16 +272,17 @@ def two_panels(folder: Path, first: list[str], second: list[str]) -> list[str]:
     return overrides
 
 
-def test_two_extracts_share_people_whatever_their_numbers_look_like(tmp_path: Path) -> None:
+def test_two_extracts_share_people_whatever_their_numbers_look_like(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     overrides = two_panels(
         tmp_path, [str(number) for number in range(80)], [f"{number}.0" for number in range(40, 120)]
     )
-    lines: list[str] = []
-    store = prepare_store(settings_of(overrides), lines.append)
+    store = prepare_store(settings_of(overrides))
     card = json.loads((store.folder / "data_card.json").read_text())
     assert card["shared_people"] == [{"corpora": ["long_panel", "other"], "population": "POP", "people": 40}]
     assert "| long_panel and other | POP | 40 |" in (store.folder / "data_card.md").read_text()
-    assert not any("share nobody" in line for line in lines)
+    assert not any("share nobody" in line for line in caplog.messages)
     split = settings_of(overrides).split
     for name in ("train", "validation", "test"):
         careers = store.careers(name)
@@ -289,11 +290,10 @@ def test_two_extracts_share_people_whatever_their_numbers_look_like(tmp_path: Pa
         assert all(split_of("POP", person, split) == name for _, person in people)
 
 
-def test_populations_that_share_nobody_are_said(tmp_path: Path) -> None:
+def test_populations_that_share_nobody_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     overrides = two_panels(tmp_path, [str(number) for number in range(30)], [f"0{number}" for number in range(30)])
-    lines: list[str] = []
-    store = prepare_store(settings_of(overrides), lines.append)
-    (line,) = [line for line in lines if "share nobody" in line]
+    store = prepare_store(settings_of(overrides))
+    (line,) = [line for line in caplog.messages if "share nobody" in line]
     assert "corpora long_panel and other are of one population (POP) and share nobody" in line
     card = json.loads((store.folder / "data_card.json").read_text())
     assert card["shared_people"][0]["people"] == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.panels import panels
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from helpers.trained_runs import ONE_RANK, TITLES, begun_run, panel
 
 from laborllm_dist.baselines.features import CareerFeatures, career_features, categories_of
@@ -79,7 +79,7 @@ def test_the_split_of_people_has_kept_its_settings_and_its_names(tmp_path: Path)
 
 
 def test_a_column_of_the_panel_names_the_splits(tmp_path: Path) -> None:
-    store = prepare_store(with_panel(tmp_path, "split_by=column", "split.column=sample"), quiet)
+    store = prepare_store(with_panel(tmp_path, "split_by=column", "split.column=sample"))
     wanted = {str(person): ("train", "validation", "test", "train")[person % 4] for person in range(40)}
     assert splits_of(store) == wanted
     card = (store.folder / "data_card.md").read_text()
@@ -93,7 +93,7 @@ def test_a_table_and_files_of_ids_give_the_same_split_wherever_they_are(tmp_path
     for name in ("one.csv", "other.csv"):
         (tmp_path / name).write_text("\n".join(rows) + "\n")
         more = [f"split.table={tmp_path}/{name}", "split.person=id", "split.column=part", "split.unlisted=leave_out"]
-        stores.append(prepare_store(with_panel(tmp_path, "split_by=column", *more, *words), quiet))
+        stores.append(prepare_store(with_panel(tmp_path, "split_by=column", *more, *words)))
     assert stores[0].folder == stores[1].folder
     wanted = {str(person): SPLITS[person % 3] for person in range(39)}
     assert splits_of(stores[0]) == wanted
@@ -103,7 +103,7 @@ def test_a_table_and_files_of_ids_give_the_same_split_wherever_they_are(tmp_path
         ids = "\n".join(str(person) for person in range(39) if person % 3 == number)
         (tmp_path / f"{name}.txt").write_text(f"{ids}\n\n")
     files = [f"split.{name}_ids={tmp_path}/{name}.txt" for name in SPLITS]
-    by_files = prepare_store(with_panel(tmp_path, "split_by=file", *files, "split.unlisted=leave_out"), quiet)
+    by_files = prepare_store(with_panel(tmp_path, "split_by=file", *files, "split.unlisted=leave_out"))
     assert splits_of(by_files) == wanted
     (tmp_path / "test.txt").write_text("2\n")
     changed = locate_store(with_panel(tmp_path, "split_by=file", *files, "split.unlisted=leave_out"))
@@ -114,7 +114,7 @@ def test_people_of_one_household_stay_together(tmp_path: Path) -> None:
     settings = with_panel(
         tmp_path, "split_by=household", "split.column=house", "split.train=0.5", "split.validation=0.2"
     )
-    found = splits_of(prepare_store(settings, quiet))
+    found = splits_of(prepare_store(settings))
     for person in range(40):
         # By hand: the first 64 bits of BLAKE2b of population and household under the key.
         text = f"PANEL\0household h{person // 2}.0".encode()
@@ -142,7 +142,7 @@ def test_the_population_of_a_table_s_row_says_whose_person_it_is(tmp_path: Path)
 
 def refused(folder: Path, code: str, *more: str) -> str:
     with pytest.raises(DataFileError) as error:
-        prepare_store(with_panel(folder, *more), quiet)
+        prepare_store(with_panel(folder, *more))
     assert label_of(error) == f"data-file/{code}"
     return str(error.value)
 
@@ -184,7 +184,7 @@ def test_a_person_of_two_corpora_in_two_splits_is_refused(tmp_path: Path) -> Non
         with_panel(tmp_path, "split_by=column"), data=panels(tmp_path, "A", "B", population="P")
     )
     with pytest.raises(DataFileError, match=r"line 2 of .*A.csv and line 2 of .*B.csv are of one person"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
 
 
 REFUSED = {
@@ -224,7 +224,7 @@ def text_of(store: TokenStore, split: str, row: int) -> str:
 @pytest.fixture(scope="module")
 def by_year(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSettings, TokenStore]:
     settings = with_panel(tmp_path_factory.mktemp("by_year"), *BY_YEAR, "template.heading=['A {gender} worker:']")
-    return settings, prepare_store(settings, quiet)
+    return settings, prepare_store(settings)
 
 
 def test_a_text_holds_no_year_of_a_later_split_and_predicts_those_of_its_own(
@@ -267,10 +267,8 @@ def test_people_are_counted_once_and_in_every_split_that_has_years_of_theirs(
 
 def test_limited_history_by_year_has_the_same_observations(by_year: tuple[RunSettings, TokenStore], tmp_path) -> None:
     _, store = by_year
-    limited = prepare_store(with_panel(tmp_path, *BY_YEAR, "template.max_history=2"), quiet)
-    cut = prepare_store(
-        with_panel(tmp_path, *BY_YEAR, "+template.max_tokens=250", "tokenizer.vocabulary_size=270"), quiet
-    )
+    limited = prepare_store(with_panel(tmp_path, *BY_YEAR, "template.max_history=2"))
+    cut = prepare_store(with_panel(tmp_path, *BY_YEAR, "+template.max_tokens=250", "tokenizer.vocabulary_size=270"))
     for split in SPLITS:
         wanted = observation_facts(store.careers(split))
         for other in (limited, cut):
@@ -287,7 +285,7 @@ def test_baselines_know_the_years_before_those_that_they_are_scored_on(
 ) -> None:
     """Features of test observations equal those of whole careers of a split of people, in the same rows."""
     settings, store = by_year
-    everybody = prepare_store(with_panel(tmp_path, "split.train=0.98", "split.validation=0.01"), quiet)
+    everybody = prepare_store(with_panel(tmp_path, "split.train=0.98", "split.validation=0.01"))
     train = everybody.careers("train")
     categories = categories_of(train)
     whole = career_features(train, categories)
@@ -311,7 +309,7 @@ def test_baselines_know_the_years_before_those_that_they_are_scored_on(
     asked = compose_settings(
         BaselineSettings, "baselines", [f"run={run.path}", f"baselines={names}", "titles=all", *small, *fits]
     )
-    tables = score_baselines(asked, quiet)
+    tables = score_baselines(asked)
     assert len(tables) == 7
     for path in tables:
         table, _ = read_score_table(path)
@@ -322,10 +320,10 @@ def test_the_truth_is_known_of_years_after_a_cut(tmp_path: Path) -> None:
     scores = {}
     for name, rule in (("people", ()), ("years", BY_YEAR)):
         settings = settings_of([*small_run(tmp_path, *rule), f"name={name}"])
-        store = prepare_store(settings, quiet)
+        store = prepare_store(settings)
         run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
         overrides = [f"run={run.path}", "baselines=[truth]"]
-        (path,) = score_baselines(compose_settings(BaselineSettings, "baselines", overrides), quiet)
+        (path,) = score_baselines(compose_settings(BaselineSettings, "baselines", overrides))
         rows = read_score_table(path)[0].to_pylist()
         scores[name] = {(row["person"], row["position"]): row["title"] for row in rows}
         years = {(row["person"], row["position"]): row["year"] for row in rows}
@@ -336,7 +334,7 @@ def test_the_truth_is_known_of_years_after_a_cut(tmp_path: Path) -> None:
 
 def test_examples_and_tokenizer_see_training_years_only(tmp_path: Path) -> None:
     settings = with_panel(tmp_path, *BY_YEAR, "template=examples_first", "template.num_fewshot=2")
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     text = json.loads((store.folder / "prefix.json").read_text())["text"]
     assert "1991 (high school)" in text
     assert not any(year in text for year in ("1992", "1993", "1995"))
@@ -346,12 +344,12 @@ def test_what_needs_whole_careers_is_refused_by_year(by_year: tuple[RunSettings,
     settings, store = by_year
     asked = dataclasses.replace(settings, prepare=dataclasses.replace(settings.prepare, career_text=f"{tmp_path}/x"))
     with pytest.raises(StoreError) as truncated:
-        prepare(asked, quiet)
+        prepare(asked)
     assert label_of(truncated) == "store/truncated-careers"
     run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     forecast = compose_settings(ForecastSettings, "forecast", [f"run={run.path}", "horizon=2"])
     with pytest.raises(RunError) as error:
-        run_forecasts(forecast, forecast_run(forecast), ONE_RANK, quiet)
+        run_forecasts(forecast, forecast_run(forecast), ONE_RANK)
     assert label_of(error) == "run/forecast-with-split-by-year"
     with pytest.raises(DataFileError) as unknown:
         assumed_plan(settings_of(["data=synthetic", *BY_YEAR]))
@@ -363,8 +361,8 @@ def test_a_source_s_own_splits_give_way_to_another_rule(tmp_path: Path) -> None:
     write_career_text(careers, tmp_path / "files")  # type: ignore[arg-type]
     base = [*(each for each in small_run(tmp_path) if "synthetic" not in each), "data=career_text"]
     place = f"data.corpora.career_text.path={tmp_path}/files"
-    own = prepare_store(settings_of([*base, place]), quiet)
+    own = prepare_store(settings_of([*base, place]))
     assert splits_of(own) == {"train-0000001": "train", "valid-0000001": "validation", "test-0000001": "test"}
     years = ["split_by=year", "split.last_training_year=1984", "split.last_validation_year=1985"]
-    store = prepare_store(settings_of([*base, place, *years]), quiet)
+    store = prepare_store(settings_of([*base, place, *years]))
     assert [store.num_people(split) for split in SPLITS] == [3, 3, 3]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.checkpoints import change_manifest, flip_a_bit, write_checkpoint
 from helpers.errors import raises
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from helpers.trained_runs import ONE_RANK
 
 from laborllm_dist.checkpoint import manifest
@@ -112,7 +112,7 @@ def test_a_file_that_may_not_be_read_is_not_taken_for_damaged(tmp_path: Path, mo
 def begun(folder: Path) -> tuple[RunSettings, RunDirectory]:
     """Begin a run as training does, up to its first step."""
     settings = settings_of(small_run(folder))
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     return settings, create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
 
 

@@ -417,7 +417,7 @@ def test_a_rank_that_does_not_answer_ends_the_start(own_folders: list[Path]) -> 
 
 def test_what_a_training_sends_comes_back(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path))
-    plan = plan_training(prepare_store(settings, lambda line: None), settings, world_size=2)
+    plan = plan_training(prepare_store(settings), settings, world_size=2)
     back = from_text(to_text(plan, TrainingPlan), TrainingPlan)
     assert back.num_steps == plan.num_steps > 1
     for step in range(plan.num_steps):

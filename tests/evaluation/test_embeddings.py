@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.models import TYPES, saved_model
 from helpers.processes import PROJECT, run_well
-from helpers.runs import COMPUTE, quiet, settings_of, small_run
+from helpers.runs import COMPUTE, settings_of, small_run
 from helpers.trained_runs import ONE_RANK, TITLES, random_run
 from transformers import AutoModelForCausalLM
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embed(run: Path, *overrides: str) -> list[Path]:
     settings = compose_settings(EmbedSettings, "embed", [f"run={run}", *overrides])
     torch.set_num_threads(1)
-    return embed_run(settings, embedded_run(settings), ONE_RANK, quiet)
+    return embed_run(settings, embedded_run(settings), ONE_RANK)
 
 
 def states_of_prompts(run: Path, split: str) -> dict[tuple[str, int], tuple[int, list[np.ndarray]]]:
@@ -159,7 +159,7 @@ def test_the_example_of_the_manual_is_a_cross_fitted_regression(
 ) -> None:
     base = [each for each in small_run(tmp_path) if "synthetic" not in each and not each.startswith("name=")]
     settings = settings_of([*base, "name=quickstart", "batch.max_seq_length=512", "evaluation.max_seq_length=512"])
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     made = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
     llama = new_llama(settings.model.llama, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=1)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ def tiny(kind: str) -> transformers.PreTrainedModel:
 @pytest.fixture(scope="module")
 def test_people(tmp_path_factory: pytest.TempPathFactory) -> tuple[CareerTable, EvaluationSettings]:
     settings = settings_of(panel(tmp_path_factory.mktemp("prompt_states")))
-    careers = prepare_store(settings, lambda line: None).careers("test")
+    careers = prepare_store(settings).careers("test")
     return careers, dataclasses.replace(settings.evaluation, batch_size=2)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.reference.slow_scorer import slow_score
-from helpers.runs import quiet, settings_of
+from helpers.runs import settings_of
 from helpers.trained_runs import panel, random_run, score_alone
 from rich.console import Console
 from transformers import AutoModelForCausalLM
@@ -57,9 +57,9 @@ def other(folder: Path, titles: str = "code,title\nx,Cook\ny,AIDE\nb,Pilot\n") -
     ]  # fmt: skip
 
 
-def evaluate(run: Path, *overrides: str, say=quiet) -> tuple[Path, list[dict], ScoreTableInfo]:
+def evaluate(run: Path, *overrides: str) -> tuple[Path, list[dict], ScoreTableInfo]:
     settings = compose_settings(EvaluateSettings, "evaluate", [f"run={run}", "precision=fp64", *overrides])
-    path = score_alone(settings, say)
+    path = score_alone(settings)
     table, info = read_score_table(path)
     return path, table.to_pylist(), info
 
@@ -80,15 +80,16 @@ def slow_scores(run: Path, lines: list[str], heading: str) -> list[float]:
     return scores
 
 
-def test_scores_are_those_of_the_texts_without_the_years_that_have_no_match(run: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    path, rows, info = evaluate(run, *other(tmp_path), say=said.append)
+def test_scores_are_those_of_the_texts_without_the_years_that_have_no_match(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, rows, info = evaluate(run, *other(tmp_path))
     assert path == run / "scores/data_elsewhere.parquet"
     assert (info.split, info.details["observations_without_match"], info.details["people_without_match"]) == (
         "data_elsewhere", "2", "1",
     )  # fmt: skip
     assert any("4 of 6 person-years have an occupation of the model's, by title; 1 of 3 people have none" in line
-               and "left out: b Pilot (2)" in line for line in said)  # fmt: skip
+               and "left out: b Pilot (2)" in line for line in caplog.messages)  # fmt: skip
     keys = [(row["survey"], row["person"], row["position"], row["year"], row["occupation"]) for row in rows]
     assert keys == [
         ("ELSE", "p", 0, 2001, "a"), ("ELSE", "p", 1, 2004, "c"), ("ELSE", "r", 0, 2003, "c"), ("ELSE", "r", 1, 2004, "c"),
@@ -123,7 +124,7 @@ def test_a_prepared_store_is_scored_whole_and_as_its_data(run: Path, tmp_path: P
     rows = [f"{person},{year},{'xyb'[(person + year) % 3]}" for person in range(12) for year in (2001, 2003)]
     wanted = other(tmp_path)
     (tmp_path / "other.csv").write_text("\n".join(["person,year,occupation", *rows]) + "\n")
-    store = prepare_store(settings_of([*base, *wanted, *half]), quiet)
+    store = prepare_store(settings_of([*base, *wanted, *half]))
     by_store = evaluate(run, f"data={store.folder}", "model.name=by_store")
     by_data = evaluate(run, *wanted, "model.name=by_data")
     assert by_store[0].name == "data_elsewhere.by_store.parquet"
@@ -201,7 +202,7 @@ def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
     assert label(run, *unheld) == "data-file/nobody-has-matched-occupation"
     assert label(run, f"store={tmp_path}") == "store/no-store"
     base = [each for each in panel(tmp_path) if not each.startswith("split")]
-    parts = prepare_store(settings_of([*base, "template.max_history=1"]), quiet)
+    parts = prepare_store(settings_of([*base, "template.max_history=1"]))
     assert label(run, f"data={parts.folder}") == "store/other-data-in-parts"
     for overrides, message in (
         ([*other(tmp_path), "split=test"], "setting split: expected null with other data"),
@@ -219,12 +220,14 @@ def test_data_are_composed_as_those_of_a_run(tmp_path: Path, monkeypatch: pytest
         compose_values("evaluate", ["run=x", "data=psid81", "data.corpora.psid81.paths=here.zip"])
 
 
-def test_people_that_the_model_was_trained_on_or_chosen_by_are_counted_and_said(run: Path) -> None:
-    store, said = open_store(read_run(run)[2]), list[str]()
-    evaluate(run, f"store={store.folder}", "model.name=again", say=said.append)
+def test_people_that_the_model_was_trained_on_or_chosen_by_are_counted_and_said(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(read_run(run)[2])
+    evaluate(run, f"store={store.folder}", "model.name=again")
     number = store.num_people("train") + store.num_people("validation")
     assert number and any(f"; {number} of these people are among those that the model was trained on" in line
-                          for line in said)  # fmt: skip
-    said.clear()
-    evaluate(run, f"store={store.folder}", "split=test", "model.name=again", say=said.append)
-    assert said and not any("trained on" in line for line in said)
+                          for line in caplog.messages)  # fmt: skip
+    caplog.clear()
+    evaluate(run, f"store={store.folder}", "split=test", "model.name=again")
+    assert caplog.messages and not any("trained on" in line for line in caplog.messages)

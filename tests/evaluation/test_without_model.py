@@ -38,7 +38,7 @@ def panel(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSettings, TokenS
             "tokenizer.vocabulary_size=300",
         ]
     )
-    return settings, prepare_store(settings, lambda line: None)
+    return settings, prepare_store(settings)
 
 
 def test_what_needs_no_model_is_scored_one_observation_at_a_time(panel: tuple[RunSettings, TokenStore]) -> None:

@@ -51,7 +51,3 @@ def _composed(overrides: tuple[str, ...]) -> RunSettings:
 
 
 COMPUTE = settings_of([]).compute
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
 from helpers.checkpoints import write_checkpoint
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from laborllm_dist.checkpoint.load import full_weights
 from laborllm_dist.checkpoint.manifest import read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder, run_of_checkpoints
@@ -59,7 +58,7 @@ def panel(folder: Path) -> list[str]:
 def random_run(folder: Path, *more: str) -> Path:
     """Make a run's folder whose export has random weights: what training is for does not matter here."""
     settings = settings_of([*panel(folder), *more])
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
     new_llama(settings.model.llama, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=1).save_pretrained(
@@ -69,22 +68,21 @@ def random_run(folder: Path, *more: str) -> Path:
     return run.path
 
 
-def forecast(run: Path, *overrides: str) -> tuple[Path, list[str]]:
-    """Forecast in this process; return the table and what was said."""
+def forecast(run: Path, *overrides: str) -> Path:
+    """Forecast in this process; return the table."""
     torch.set_num_threads(1)
-    lines: list[str] = []
     settings = compose_settings(ForecastSettings, "forecast", [f"run={run}", *overrides])
-    return run_forecasts(settings, forecast_run(settings), ONE_RANK, lines.append), lines
+    return run_forecasts(settings, forecast_run(settings), ONE_RANK)
 
 
-def score_alone(settings: EvaluateSettings, say: Callable[[str], None] = quiet) -> Path:
+def score_alone(settings: EvaluateSettings) -> Path:
     """Evaluate in this process; return the score table."""
-    return score_run(settings, evaluated_run(settings.run, settings), ONE_RANK, say)
+    return score_run(settings, evaluated_run(settings.run, settings), ONE_RANK)
 
 
 def predict_alone(settings: PredictSettings) -> tuple[pa.Table, ScoreTableInfo]:
     """Predict in this process."""
-    return predict(settings, evaluated_run(settings.run, predicted_titles(settings)), ONE_RANK, quiet)
+    return predict(settings, evaluated_run(settings.run, predicted_titles(settings)), ONE_RANK)
 
 
 STORE = {"fingerprint": "store", "folder": "stores/x"}

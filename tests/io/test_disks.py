@@ -171,7 +171,7 @@ def modes(folder: Path) -> dict[bool, set[int]]:
 
 
 def test_modes_follow_the_umask_in_stores_checkpoints_exports_and_tables(umask: int, tmp_path: Path) -> None:
-    prepare_store(settings_of(small_run(tmp_path, num_people=15)), lambda line: None)
+    prepare_store(settings_of(small_run(tmp_path, num_people=15)))
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     fragment: Any = SimpleNamespace(
@@ -190,7 +190,7 @@ def test_a_refused_prepare_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(build, "title_token_ids", refuse)
     with pytest.raises(TitleBoundaryError):
-        prepare_store(settings_of(small_run(tmp_path / "new", num_people=15)), lambda line: None)
+        prepare_store(settings_of(small_run(tmp_path / "new", num_people=15)))
     assert list(tmp_path.iterdir()) == []
 
 

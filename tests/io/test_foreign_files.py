@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.checkpoints import write_checkpoint
 from helpers.errors import raises
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from helpers.scores import INFO, report_on, scores, write_scores
 from helpers.trained_runs import ONE_RANK, begun_run, forecast, random_run, score_alone
 
@@ -231,7 +231,7 @@ def test_predictions_take_the_place_of_predictions_only(tmp_path: Path) -> None:
         with pytest.raises(
             ForeignFileError, match=rf"{name}.parquet is (there and holds no predictions|a symbolic link)"
         ):
-            predict(settings, EvaluatedRun(RunDirectory(tmp_path, "f"), settings_of([]), tmp_path), ONE_RANK, quiet)
+            predict(settings, EvaluatedRun(RunDirectory(tmp_path, "f"), settings_of([]), tmp_path), ONE_RANK)
     assert {path: path.read_bytes() for path in before} == before
     info = ScoreTableInfo("m", OWN_CAREERS, "c", "0", {"measure": "normalised"})
     for _ in range(2):
@@ -294,12 +294,12 @@ def test_a_table_of_another_kind_is_not_written_over(content: str, copied: Path)
     marginal = copied / "scores/test.marginal.parquet"
     write_score_table(scores(), INFO, marginal)
     with raises("run/scores-of-a-model", "marginal.parquet", "m"):
-        score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={copied}"]), quiet)
+        score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={copied}"]))
     assert read_score_table(marginal)[1] == INFO
 
 
 def test_a_comparator_s_table_says_how_many_titles_there_are(copied: Path) -> None:
-    score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={copied}"]), quiet)
+    score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={copied}"]))
     listed = (read_run(copied)[2] / "occupations.csv").read_text(encoding="utf-8").splitlines()[1:]
     for name in ("marginal", "first_order"):
         details = read_score_table(copied / f"scores/test.{name}.parquet")[1].details
@@ -323,7 +323,7 @@ def test_a_result_beside_a_forecast_is_not_written_over(copied: Path) -> None:
 
 def test_only_parts_are_removed_with_the_parts(tmp_path: Path) -> None:
     work = ResumableJob(tmp_path / "parts", 1, lambda part: pa.table({"career": [0], "position": [0]}), lambda: None)
-    finish_parts(work, ONE_RANK, quiet)
+    finish_parts(work, ONE_RANK)
     thesis = thesis_in(work.folder)
     remove_parts(work)
     assert [path.name for path in work.folder.iterdir()] == [thesis.name]
@@ -333,10 +333,10 @@ def test_a_store_is_not_built_over_other_files(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, num_people=20))
     thesis = thesis_in(locate_store(settings).building)
     with raises("foreign-file/foreign-file-in-store", "thesis.tex", "partial"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
     assert thesis.read_text() == THESIS
     thesis.unlink()
-    prepare_store(settings, quiet)
+    prepare_store(settings)
     assert not list((tmp_path / "stores").glob("*.partial"))
 
 

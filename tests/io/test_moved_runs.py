@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = settings_of(
             [*small_run(Path(), num_people=40), "name=small", "output_dir=runs", "store.root=stores"]
         )
-        store = prepare_store(settings, lambda line: None)
+        store = prepare_store(settings)
         create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     return folder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import write_checkpoint
-from helpers.runs import quiet, settings_of
+from helpers.runs import settings_of
 from helpers.trained_runs import panel
 
 from laborllm_dist.baselines.run import score_baselines
@@ -21,15 +21,12 @@ from laborllm_dist.tables.scores import read_score_table
 STORE = {"fingerprint": "store", "folder": "stores/x"}
 
 
-def test_baselines_need_the_prepared_data_only(tmp_path: Path) -> None:
-    lines: list[str] = []
+def test_baselines_need_the_prepared_data_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = settings_of(panel(tmp_path))
-    prepare(settings, lines.append)
+    prepare(settings)
     run = tmp_path / "runs/small"
-    assert f"prepare: {run} is ready for training, and for launch/baselines.py run={run}" in lines
-    (path,) = score_baselines(
-        compose_settings(BaselineSettings, "baselines", [f"run={run}", "baselines=[marginal]"]), quiet
-    )
+    assert f"prepare: {run} is ready for training, and for launch/baselines.py run={run}" in caplog.messages
+    (path,) = score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={run}", "baselines=[marginal]"]))
     assert read_score_table(path)[1].model == "marginal"
     assert read_run(run)[1] == settings
 
@@ -51,5 +48,5 @@ def test_a_folder_that_is_no_run_is_not_written_to(tmp_path: Path) -> None:
     settings = settings_of(panel(tmp_path))
     (tmp_path / "runs/small/scores").mkdir(parents=True)
     with pytest.raises(ForeignFileError, match="is there and is no run"):
-        prepare(settings, quiet)
+        prepare(settings)
     assert not (tmp_path / "stores").exists()  # before any work

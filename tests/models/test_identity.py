@@ -13,7 +13,7 @@ import torch
 from helpers.damage import flipped, unnoticed_flips
 from helpers.errors import raises
 from helpers.models import settings_for
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from helpers.trained_runs import ONE_RANK, forecast, random_run, score_alone
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -78,7 +78,7 @@ def checkpoint_of(
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory):
-    return prepare_store(settings_of(small_run(tmp_path_factory.mktemp("store"))), quiet)
+    return prepare_store(settings_of(small_run(tmp_path_factory.mktemp("store"))))
 
 
 def llama(store, folder: Path, seed: int) -> Path:
@@ -246,7 +246,7 @@ class MadeAgain(Exception):
 
 def test_a_finished_run_is_finished_only_while_its_export_is_whole(tmp_path: Path, monkeypatch, capsys) -> None:
     settings = settings_of(small_run(tmp_path, "training.epochs=1"))
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     num_steps = plan_training(store, settings, world_size=1).num_steps
     done = dataclasses.replace(INITIAL_STATE, step=num_steps, validations=(Validation(num_steps, 1.0),))
@@ -303,7 +303,7 @@ def test_no_table_is_written_over_with_other_settings_not_even_a_run_s_own(run: 
 
 
 def test_forecasts_are_not_written_over_with_other_settings(run: Path) -> None:
-    table = forecast(run, "max_people=2")[0]
+    table = forecast(run, "max_people=2")
     before = table.read_bytes()
     with raises("run/scored-with-other-settings", "max_pruned_mass 0.0 there, plain now"):
         forecast(run, "max_people=2", "steps=sampled", "paths=50")

@@ -85,7 +85,7 @@ def test_a_model_that_cannot_take_a_block_mask_is_refused() -> None:
 
 def test_careers_must_fit_the_vocabulary_the_context_and_the_window(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path))
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     shape = settings.model.llama
     good = new_llama(shape, num_ids=store.num_ids, attention_dropout=0.0, seed=1)
     check_fit(good, store)

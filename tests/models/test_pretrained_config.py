@@ -220,7 +220,7 @@ def test_longrope_scores_do_not_hang_on_the_row_and_longer_careers_are_refused(n
 
 def test_careers_past_the_original_context_are_refused_by_name(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path))
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     longest = max(int(store.careers(split).num_tokens().max()) for split in ("train", "validation", "test"))
     config = transformers.LlamaConfig(
         vocab_size=400, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,

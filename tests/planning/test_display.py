@@ -52,7 +52,7 @@ def test_the_plan_in_the_manual_is_what_the_command_prints(tmp_path: Path, monke
 def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: Path) -> None:
     overrides = small_run(tmp_path, "plan.num_gpus=2")
     settings = settings_of(overrides)
-    plan = plan_training(prepare_store(settings, lambda line: None), settings, world_size=2)
+    plan = plan_training(prepare_store(settings), settings, world_size=2)
     text, found = shown(tmp_path, *overrides)
     assert "tokens an epoch (token store)" in text
     assert found.work.num_steps == plan.num_steps

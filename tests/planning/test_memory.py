@@ -146,7 +146,7 @@ def test_autocast_copies_what_is_learned_and_what_a_backward_waits_for(more: lis
 
 def small_plan(tmp_path: Path, *more: str):
     settings = settings_of(small_run(tmp_path, *more))
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     return settings, plan_training(store, settings, world_size=1), store.num_ids
 
 

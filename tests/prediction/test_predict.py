@@ -264,7 +264,7 @@ def test_predictions_equal_the_slow_scorer(measure: str, batch_size: int, tolera
     wanted = dataclasses.replace(
         settings_of([]).evaluation, max_seq_length=300, batch_size=batch_size, max_unscored_mass=tolerance
     )
-    best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, measure), wanted, print)
+    best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, measure), wanted)
     table = prediction_rows(careers, best, VOCABULARY)
     slow = slow_distributions(model, tokenizer, careers)
     whole = np.exp(slow).sum(axis=1) if measure == "normalised" else np.ones(len(careers))
@@ -300,7 +300,7 @@ def test_people_without_an_individually_scored_title_raise() -> None:
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
         wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=300, max_unscored_mass=tolerance)
-        best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted, print)
+        best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted)
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
             with raises("settings/no-title-scored", "4 of 4 people have", "0.99"):
@@ -409,7 +409,6 @@ def test_several_ranks_are_refused() -> None:
             settings,
             EvaluatedRun(RunDirectory(Path("x"), ""), settings_of([]), Path("stores")),
             DistributedContext(0, 2, 0, torch.device("cpu")),
-            print,
         )
 
 

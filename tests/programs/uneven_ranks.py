@@ -51,7 +51,7 @@ def main(folder: Path, ranks: DistributedContext) -> None:
     print(f"rank {ranks.rank} listens at {sorted(listening())}", flush=True)
     ranks.run_on_main(lambda: time.sleep(SECONDS))
     work = ResumableJob(folder / "parts", 3, make, lambda: None)
-    finish_parts(work, ranks, lambda line: None)
+    finish_parts(work, ranks)
     careers = ranks.run_on_main(
         lambda: read_parts(work, pa.table({"career": [0, 1, 2], "position": [0] * 3}))["career"].to_pylist()
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers.processes import ON_CPU, run_well
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 
 from laborllm_dist.cli import CONF, SCRIPTS, compose_settings
 from laborllm_dist.config.evaluation import ReplicateSettings, ReportSettings
@@ -118,7 +118,7 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
 def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         prepared = settings_of(small_run(tmp_path / name, num_people=25))
-        store = prepare_store(prepared, quiet)
+        store = prepare_store(prepared)
         create_or_resume(prepared, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     runs = tuple(str(tmp_path / name / "runs/small") for name in ("one", "two"))
     with pytest.raises(RunError) as twice:

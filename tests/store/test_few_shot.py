@@ -14,7 +14,7 @@ from helpers.errors import raises
 from helpers.panels import panels
 from helpers.processes import PROJECT, run_well
 from helpers.reference.slow_scorer import slow_score
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from helpers.scoring_cases import PROMPTS
 from helpers.trained_runs import score_alone
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
@@ -153,7 +153,7 @@ def examples_of(folder: Path) -> list[list[str]]:
 def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     settings = small(one, "template=examples_first", "template.num_fewshot=4")
-    first = prepare_store(settings, quiet)
+    first = prepare_store(settings)
     for shard in (1, 0):
         more = [
             "template=examples_first",
@@ -161,7 +161,7 @@ def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_
             "prepare.num_workers=2",
             f"prepare.worker_index={shard}",
         ]
-        second = prepare_shard(small(two, *more), quiet)
+        second = prepare_shard(small(two, *more))
     assert second is not None and second.facts["files"] == first.facts["files"]
     examples = examples_of(first.folder)
     assert len({person for _, person in examples}) == 4
@@ -262,9 +262,9 @@ def test_a_cut_career_by_hand() -> None:
 def whole_and_cut(tmp_path_factory: pytest.TempPathFactory):
     """A store of whole careers, and one whose texts have at most so many tokens as the median career has."""
     folder = tmp_path_factory.mktemp("cut")
-    whole = prepare_store(small(folder), quiet)
+    whole = prepare_store(small(folder))
     limit = int(np.median(whole.careers("test").num_tokens()))
-    return whole, prepare_store(small(folder, f"+template.max_tokens={limit}"), quiet), limit
+    return whole, prepare_store(small(folder, f"+template.max_tokens={limit}")), limit
 
 
 def test_a_cut_store_has_every_observation_once_after_the_right_occupation(whole_and_cut) -> None:
@@ -332,7 +332,7 @@ def test_refusals_say_how_many_people_are_longer(whole_and_cut) -> None:
 
 
 def test_who_does_not_fit_without_any_history_is_refused(whole_and_cut, tmp_path: Path) -> None:
-    store = prepare_store(small(tmp_path, "+template.max_tokens=20"), quiet)
+    store = prepare_store(small(tmp_path, "+template.max_tokens=20"))
     everybody = store.num_people("test")
     with raises("sequence-too-long/career-too-long", "without a line of history", everybody, "people of this"):
         check_cut(store, 20, "test")
@@ -386,14 +386,16 @@ def check_against_the_slow_scorer(folder: Path, table: pa.Table) -> None:
 
 
 @pytest.mark.ranks
-def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Path) -> None:
+def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     more = ["training.epochs=1", "model.llama.max_positions=8192", "split.train=0.8", "split.validation=0.1"]
     run_well("train.py", small_run(tmp_path, *more, num_people=40), world_size=1, log=tmp_path / "log")
-    run, lines = f"run={tmp_path}/runs/small", []
+    run = f"run={tmp_path}/runs/small"
 
     def score(*overrides: str) -> None:
         settings = compose_settings(EvaluateSettings, "evaluate", [run, *overrides])
-        score_alone(settings, lines.append)
+        score_alone(settings)
 
     def table(name: str):
         rows, info = read_score_table(tmp_path / f"runs/small/scores/{name}.parquet")
@@ -404,7 +406,7 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(tmp_path: Pa
     run_well("evaluate.py", [run, "prompt=titles", "max_seq_length=8192"], world_size=2, log=tmp_path / "log")
     score()
     score("truncation=last_lines", "max_seq_length=300")
-    assert [line for line in lines if "observations of theirs are scored after last lines only" in line]
+    assert [line for line in caplog.messages if "observations of theirs are scored after last lines only" in line]
     plain, info = table("test")
     titles, titles_info = table("test.small-titles")
     cut, cut_info = table("test.small-last-lines")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from helpers.errors import raises
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from helpers.stores import pooled
 
 from laborllm_dist.baselines.frequency import first_order_table, marginal_table
@@ -30,7 +30,7 @@ def changed(settings: RunSettings, **corpora: dict[str, float]) -> RunSettings:
 
 
 def people_of(settings: RunSettings) -> set[tuple[str, str]]:
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     careers = store.careers("train")
     return {careers.person(int(row)) for row in training_pool(store, settings).rows}
 
@@ -59,7 +59,7 @@ def test_a_corpus_s_people_do_not_depend_on_what_else_is_pooled(tmp_path: Path) 
 def test_a_corpus_of_weight_0_is_evaluated_only(tmp_path: Path) -> None:
     settings = changed(pooled(tmp_path, "A", "B"), B={"weight": 0.0})
     assert {survey for survey, _ in people_of(settings)} == {"A"}
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     assert set(store.careers("test").table["survey"].to_pylist()) == {"A", "B"}
     with raises("data-file/no-training-people"):
         people_of(changed(settings, A={"weight": 0.0}, B={"weight": 0.0}))
@@ -85,7 +85,7 @@ def test_an_epoch_takes_each_career_as_often_as_its_weight_says() -> None:
 
 def test_the_plan_trains_on_the_pool_alone_and_counts_its_steps(tmp_path: Path) -> None:
     settings = changed(pooled(tmp_path, "A", "B"), A={"fraction": 0.5, "weight": 2.0}, B={"weight": 0.0})
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     plan = plan_training(store, settings, world_size=1)
     pool = training_pool(store, settings)
     assert plan.order.careers_per_epoch == 2 * len(pool.rows)

@@ -19,7 +19,7 @@ import pytest
 from helpers.errors import raises
 from helpers.panels import panels
 from helpers.processes import PROJECT
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from helpers.stores import NUM_PEOPLE, pooled, small
 
 from laborllm_dist.careers.splits import SPLITS
@@ -49,7 +49,7 @@ def content(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return content(prepare_store(small(tmp_path_factory.mktemp("whole")), quiet).folder)
+    return content(prepare_store(small(tmp_path_factory.mktemp("whole"))).folder)
 
 
 def test_five_pieces_and_nothing_of_the_work_is_left(whole: dict[str, str]) -> None:
@@ -62,7 +62,7 @@ def test_five_pieces_and_nothing_of_the_work_is_left(whole: dict[str, str]) -> N
 @pytest.mark.parametrize("num_workers", [2, 3])
 def test_shards_one_after_the_other_make_the_same_bytes(num_workers: int, whole, tmp_path: Path) -> None:
     stores = [
-        prepare_shard(small(tmp_path, f"prepare.num_workers={num_workers}", f"prepare.worker_index={shard}"), quiet)
+        prepare_shard(small(tmp_path, f"prepare.num_workers={num_workers}", f"prepare.worker_index={shard}"))
         for shard in range(num_workers)
     ]
     assert stores[:-1] == [None] * (num_workers - 1)
@@ -71,17 +71,19 @@ def test_shards_one_after_the_other_make_the_same_bytes(num_workers: int, whole,
 
 def test_a_shard_says_whether_it_was_the_last(tmp_path: Path) -> None:
     first, last = (small(tmp_path, "prepare.num_workers=2", f"prepare.worker_index={shard}") for shard in (1, 0))
-    assert prepare(first, quiet) == "shard 1 of 2 is done; the last one to be done makes the store"
-    assert prepare(last, quiet).startswith("70 train, ")
-    assert prepare(first, quiet).startswith("70 train, ")
+    assert prepare(first) == "shard 1 of 2 is done; the last one to be done makes the store"
+    assert prepare(last).startswith("70 train, ")
+    assert prepare(first).startswith("70 train, ")
 
 
 @pytest.mark.ranks
-def test_local_processes_make_the_same_bytes(whole, tmp_path: Path) -> None:
-    lines: list[str] = []
-    store = prepare_store(small(tmp_path, "prepare.num_workers=2"), lines.append)
+def test_local_processes_make_the_same_bytes(whole, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = prepare_store(small(tmp_path, "prepare.num_workers=2"))
     assert content(store.folder) == whole
-    assert lines[-1] == "prepare: shard 1 is done (2 of 2)" or lines[-1] == "prepare: shard 0 is done (2 of 2)"
+    assert (
+        caplog.messages[-1] == "prepare: shard 1 is done (2 of 2)"
+        or caplog.messages[-1] == "prepare: shard 0 is done (2 of 2)"
+    )
 
 
 @pytest.mark.ranks
@@ -90,12 +92,12 @@ def test_the_refusal_of_a_local_shard_is_the_user_s_line(tmp_path: Path) -> None
     (tmp_path / "A_titles.csv").write_text("code,title\n1,Cooks\n")
     settings = dataclasses.replace(small(tmp_path, "prepare.num_workers=2"), data=panels(tmp_path, "A"))
     with raises("data-file/invalid-content", "has 1984 twice"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
 
 
 def test_without_slurm_the_refusal_says_so(tmp_path: Path) -> None:
     with raises("worker-failed/workers-not-started", "slurm"):
-        prepare_store(small(tmp_path, "prepare.num_workers=2", "prepare.executor=slurm"), quiet)
+        prepare_store(small(tmp_path, "prepare.num_workers=2", "prepare.executor=slurm"))
 
 
 class Killed(Exception):
@@ -106,12 +108,13 @@ def begun(settings: RunSettings, num_done: int) -> Path:
     """Make the first pieces of a store as a process does that is killed then; return the folder it leaves."""
     pieces = itertools.count(1)
 
-    def say(line: str) -> None:
+    def killed(line: str) -> None:
         if line.endswith("careers") and next(pieces) == num_done:
             raise Killed
 
-    with pytest.raises(Killed):
-        prepare_store(settings, say)
+    with pytest.raises(Killed), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("laborllm_dist.store.build.logger.info", killed)
+        prepare_store(settings)
     return locate_store(settings).building
 
 
@@ -121,7 +124,7 @@ def test_a_killed_prepare_goes_on_where_it_was(whole, tmp_path: Path) -> None:
     (building / "pieces" / ".synthetic-00003.killed").mkdir()  # what a kill leaves of a piece
     made = {path: path.stat().st_mtime_ns for path in building.rglob("*.arrow")}
     assert len(made) >= 3
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     assert content(store.folder) == whole
     assert all((store.folder / path.relative_to(building)).stat().st_mtime_ns == at for path, at in made.items())
 
@@ -131,7 +134,7 @@ def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
     piece = next(begun(settings, 2).glob("pieces/*/train.arrow"))
     piece.write_bytes(piece.read_bytes()[:-9])
     with raises("store/damaged-piece", "train.arrow"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
 
 
 def test_one_process_a_shard(tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_one_process_a_shard(tmp_path: Path) -> None:
         file_lock(lock, busy="here"),
         raises("already-running/locked-by-another-process", "another process is preparing shard 1 of 2"),
     ):
-        prepare_shard(settings, quiet)
+        prepare_shard(settings)
 
 
 @pytest.mark.ranks
@@ -167,7 +170,7 @@ def test_kill_9_at_any_moment_loses_no_finished_piece(whole, tmp_path: Path) -> 
 
 def test_pieces_of_another_size_are_not_taken_for_these(whole, tmp_path: Path) -> None:
     begun(small(tmp_path, "store.people_per_shard=7"), 3)
-    store = prepare_store(small(tmp_path), quiet)
+    store = prepare_store(small(tmp_path))
     assert content(store.folder) == whole
     assert sum(store.num_people(split) for split in SPLITS) == NUM_PEOPLE
 
@@ -176,7 +179,7 @@ def test_pieces_of_another_size_are_not_taken_for_these(whole, tmp_path: Path) -
 def test_a_kill_between_manifest_and_name_leaves_a_store_that_opens(leftover: str, whole, tmp_path: Path) -> None:
     settings = small(tmp_path)
     (begun(settings, 5) / leftover).write_text('{"half": ')
-    assert content(prepare_store(settings, quiet).folder) == whole
+    assert content(prepare_store(settings).folder) == whole
 
 
 def test_a_list_of_occupations_is_there_whole_or_not_at_all(whole, tmp_path: Path, monkeypatch) -> None:
@@ -187,17 +190,17 @@ def test_a_list_of_occupations_is_there_whole_or_not_at_all(whole, tmp_path: Pat
 
     monkeypatch.setattr("laborllm_dist.io.files.fsync_path", killed)
     with pytest.raises(KeyboardInterrupt):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
     monkeypatch.undo()
     assert not (locate_store(settings).building / "occupations.csv").exists()
-    assert content(prepare_store(settings, quiet).folder) == whole
+    assert content(prepare_store(settings).folder) == whole
 
 
 def test_a_folder_without_its_manifest_is_refused_before_any_work(tmp_path: Path) -> None:
     settings = small(tmp_path)
     locate_store(settings).folder.mkdir(parents=True)
     with raises("store/store-without-manifest", "manifest.json"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
     assert not locate_store(settings).building.exists()
 
 
@@ -243,7 +246,7 @@ def test_shards_of_a_command_in_the_background_are_stopped_at_once(tmp_path: Pat
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does it that starts a command with &
     try:
         with pytest.raises(DataFileError, match=r"^no$") as raised:
-            run_shards(fail_or_wait, wanted, tmp_path / "logs", quiet)
+            run_shards(fail_or_wait, wanted, tmp_path / "logs")
         assert raised.value.label == "data-file/no-file"
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
@@ -274,9 +277,7 @@ def test_the_tokenizer_learns_from_training_people_as_the_source_splits_them(tmp
         "data=career_text", f"data.corpora.career_text.path={folder}", f"store.root={tmp_path}/stores",
         "tokenizer.vocabulary_size=600",
     ])  # fmt: skip
-    pieces = json.loads((prepare_store(settings, quiet).folder / "tokenizer/tokenizer.json").read_text())["model"][
-        "vocab"
-    ]
+    pieces = json.loads((prepare_store(settings).folder / "tokenizer/tokenizer.json").read_text())["model"]["vocab"]
     assert any("colle" in piece for piece in pieces)
     assert not any("zz" in piece for piece in pieces)
 
@@ -288,11 +289,11 @@ def test_the_same_files_as_two_populations_are_refused(tmp_path: Path) -> None:
     settings = pooled(tmp_path, "A", "B")
     (tmp_path / "B.csv").write_bytes((tmp_path / "A.csv").read_bytes())
     with raises("data-file/shared-files-different-population", "A", "B"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
 
 
 def test_two_corpora_of_one_population_put_a_person_into_one_split(tmp_path: Path) -> None:
-    store = prepare_store(pooled(tmp_path, "A", "B", population="PEOPLE"), quiet)
+    store = prepare_store(pooled(tmp_path, "A", "B", population="PEOPLE"))
     for split in ("train", "validation", "test"):
         table = store.careers(split).table
         people = {survey: set() for survey in "AB"}
@@ -300,7 +301,7 @@ def test_two_corpora_of_one_population_put_a_person_into_one_split(tmp_path: Pat
             people[survey].add(person)
         assert people["A"] == people["B"]
         assert people["A"]
-    apart = prepare_store(pooled(tmp_path, "A", "B"), quiet)
+    apart = prepare_store(pooled(tmp_path, "A", "B"))
     table = apart.careers("test").table
     assert len(set(table["person"].to_pylist())) > apart.num_people("test") / 2
 
@@ -315,7 +316,7 @@ def test_the_data_card_by_hand(tmp_path: Path) -> None:
     )
     (tmp_path / "A_titles.csv").write_text("code,title\n1,Cooks\n2,Bakers | pastry\n")
     settings = dataclasses.replace(small(tmp_path), data=panels(tmp_path, "A"))
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     card = json.loads((store.folder / "data_card.json").read_text())["corpora"]["A"]
     assert card["people_read"] == card["people"]["all"] == 30
     assert card["people"]["train"] == store.num_people("train")
@@ -333,17 +334,16 @@ def test_the_data_card_by_hand(tmp_path: Path) -> None:
     assert text.count("Nothing.") == 1
 
 
-def test_a_corpus_of_nobody_says_why(tmp_path: Path) -> None:
+def test_a_corpus_of_nobody_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from helpers.nls import made_rows, write_extract
 
     nobody = {("person_id", 1979): 1}
     path = write_extract(tmp_path / "extract", "NLSY79", made_rows("NLSY79", [nobody], [{1980}]))
     settings = settings_of(["data=nlsy79", f"data.corpora.nlsy79.path={path}", f"store.root={tmp_path}/stores"])
-    said: list[str] = []
     why = r"the corpora of data=nlsy79 hold no careers; left out: .*person without any observation \(1\)"
     with pytest.raises(DataFileError, match=why):
-        prepare_store(settings, said.append)
-    assert not any("learning a tokenizer" in line for line in said)
+        prepare_store(settings)
+    assert not any("learning a tokenizer" in line for line in caplog.messages)
 
 
 def test_the_surveys_stand_beside_the_paper_s_figures(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_the_surveys_stand_beside_the_paper_s_figures(tmp_path: Path) -> None:
         "data=nlsy79", f"data.corpora.nlsy79.path={path}", f"store.root={tmp_path}/stores",
         "tokenizer.vocabulary_size=400",
     ])  # fmt: skip
-    store = prepare_store(settings, quiet)
+    store = prepare_store(settings)
     card = json.loads((store.folder / "data_card.json").read_text())["corpora"]["nlsy79"]
     # Nine observations a person: one first, of the other eight one stays (1982 after 1981 is a move, and so on).
     assert card["observations"] == 360

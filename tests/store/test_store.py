@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers.errors import raises
 from helpers.panels import panels
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from helpers.trained_runs import ONE_RANK
 
 from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers
@@ -38,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("store")
     # Pieces that do not divide the number of people, so that their seams are crossed.
     settings = settings_of(small_run(folder, "store.people_per_shard=20", num_people=90))
-    return settings, prepare_store(settings, quiet)
+    return settings, prepare_store(settings)
 
 
 def test_every_career_is_in_its_split_once_and_unchanged(prepared) -> None:
@@ -80,7 +80,7 @@ def test_tokens_are_those_of_the_career_s_text(prepared) -> None:
 def test_a_second_call_uses_the_store_and_changed_settings_make_another(prepared, tmp_path: Path) -> None:
     settings, store = prepared
     before = (store.folder / "manifest.json").stat().st_mtime_ns
-    assert prepare_store(settings, quiet).folder == store.folder
+    assert prepare_store(settings).folder == store.folder
     assert (store.folder / "manifest.json").stat().st_mtime_ns == before
     root = str(store.folder.parent.parent)
     changed = settings_of(small_run(Path(root), "tokenizer.vocabulary_size=300", num_people=90))
@@ -91,7 +91,7 @@ def test_a_second_call_uses_the_store_and_changed_settings_make_another(prepared
 
 def test_the_size_of_pieces_does_not_change_what_is_in_a_store(prepared, tmp_path: Path) -> None:
     _, store = prepared
-    other = prepare_store(settings_of(small_run(tmp_path, "store.people_per_shard=1000", num_people=90)), quiet)
+    other = prepare_store(settings_of(small_run(tmp_path, "store.people_per_shard=1000", num_people=90)))
     for split in SPLITS:
         assert other.careers(split).table.combine_chunks().equals(store.careers(split).table.combine_chunks())
 
@@ -128,24 +128,24 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
         *(f"data.corpora.long_panel.columns.{name}=null" for name in OPTIONAL),
     ])  # fmt: skip
     with raises("data-file/invalid-content", "has 1984 twice"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
     assert not (tmp_path / "stores").exists()
 
 
 def test_a_missing_corpus_says_how_to_get_it(tmp_path: Path) -> None:
     settings = settings_of(["+experiment=pooled_13b", f"data.corpora.psid81.path={tmp_path}/none.zip"])
     with raises("data-file/unreadable-corpus", "PSID", "none.zip", "data.corpora.psid81", "PSID Data Center"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
 
 
 def test_a_folder_and_a_missing_vocabulary_are_refused(tmp_path: Path) -> None:
     place = "data.corpora.long_panel"
     with raises("data-file/unreadable-corpus", "PANEL", "a folder at"):
-        prepare_store(settings_of(["data=long_panel", f"{place}.path={tmp_path}"]), quiet)
+        prepare_store(settings_of(["data=long_panel", f"{place}.path={tmp_path}"]))
     (tmp_path / "panel.csv").write_text("person,year,occupation\n1,1984,4\n")
     wrong = ["data=long_panel", f"{place}.path={tmp_path}/panel.csv", f"{place}.vocabulary.path=builtin:occ1990"]
     with raises("data-file/no-occupation-list", "PANEL", "builtin:occ1990", "builtin:occ1990dd"):
-        prepare_store(settings_of(wrong), quiet)
+        prepare_store(settings_of(wrong))
 
 
 def test_a_changed_store_file_is_refused(prepared, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_changed_store_file_is_refused(prepared, tmp_path: Path) -> None:
 
 def test_the_content_of_a_store_is_pinned_to_its_format(tmp_path: Path) -> None:
     """A store is found again by its settings; so code that changes what is in it must raise FORMAT."""
-    store = prepare_store(settings_of(small_run(tmp_path, num_people=30)), quiet)
+    store = prepare_store(settings_of(small_run(tmp_path, num_people=30)))
     content = hashlib.sha256()
     for split in SPLITS:
         for row in store.careers(split).table.to_pylist():
@@ -173,7 +173,7 @@ def test_the_content_of_a_store_is_pinned_to_its_format(tmp_path: Path) -> None:
 def test_a_corpus_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
     settings = settings_of(small_run(tmp_path, "split.train=0.0001", "tokenizer.kind=trained", num_people=5))
     with raises("data-file/empty-training-split", "5", "synthetic"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
 
 
 def test_two_corpora_may_not_give_one_code_two_titles(tmp_path: Path) -> None:
@@ -215,9 +215,9 @@ def test_a_command_reads_each_source_for_its_checksum_once(tmp_path: Path, monke
         read.clear()
         return names
 
-    prepare(settings, quiet)  # makes the store
+    prepare(settings)  # makes the store
     assert of_sources() == ["panel.csv", "titles.csv"]
-    prepare(settings, quiet)  # which is there
+    prepare(settings)  # which is there
     assert of_sources() == ["panel.csv", "titles.csv"]
     find_workload(settings)  # of the plan
     assert of_sources() == ["panel.csv", "titles.csv"]

@@ -150,7 +150,7 @@ def test_stores_of_psid_and_of_coded_resumes_are_made(reader: str, family: str, 
         (tmp_path / "r.jsonl").write_text(rows_of(*rows))
         place = f"data.corpora.resumes.path={tmp_path}/r.jsonl"
     overrides = [f"data={reader}", place, f"store.root={tmp_path}/stores", "tokenizer=pretrained"]
-    store = prepare_store(settings_of([*overrides, f"tokenizer.path={tmp_path}/tokenizer"]), lambda line: None)
+    store = prepare_store(settings_of([*overrides, f"tokenizer.path={tmp_path}/tokenizer"]))
     tokenizer, careers = load_tokenizer(str(store.folder / "tokenizer")), store.careers("train")
     title_of, spans = store.vocabulary.title_of(), careers.title_spans(0)
     told = [tokenizer.backend.decode(careers.token_ids(0)[start : end + 1]) for start, end in spans]

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.damage import flipped, lists, resigned, unnoticed_flips, what_is_read
 from helpers.errors import raises
-from helpers.runs import quiet
 from helpers.scores import INFO, scores
 from helpers.trained_runs import ONE_RANK, PARTED_KEYS, forecast, parted, predict_alone, random_run, score_alone
 
@@ -74,7 +73,7 @@ def test_every_reader_looks_at_the_checksums(run: Path, store_folder: Path, tmp_
         return predict_alone(compose_settings(PredictSettings, "predict", [f"run={run}", f"careers={people}", output]))
 
     def compared() -> object:
-        return score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={run}"]), quiet)
+        return score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={run}"]))
 
     for reader, name in [
         (evaluated, "test"),
@@ -293,7 +292,7 @@ def test_the_checksum_is_of_the_content_by_hand() -> None:
 
 def test_a_flip_in_a_part_is_refused_or_harmless(tmp_path: Path) -> None:
     work = parted(tmp_path, [])
-    finish_parts(work, ONE_RANK, quiet)
+    finish_parts(work, ONE_RANK)
     path = tmp_path / "parts/part-000000.parquet"
     _, wrong = unnoticed_flips(path, 100, lambda: read_parts(work, PARTED_KEYS).to_pydict())
     assert not wrong

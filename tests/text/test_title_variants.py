@@ -11,7 +11,7 @@ import torch
 from helpers.errors import raises
 from helpers.processes import PROJECT
 from helpers.reference.slow_scorer import slow_score
-from helpers.runs import COMPUTE, quiet, settings_of, small_run
+from helpers.runs import COMPUTE, settings_of, small_run
 from helpers.scoring_cases import PROMPTS, TITLES, VOCABULARY, careers_of_every_kind
 
 from laborllm_dist.baselines.run import score_baselines
@@ -177,8 +177,8 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(max_history: int) -> No
 
 
 def test_limited_history_has_the_same_observations_as_whole_careers(tmp_path: Path) -> None:
-    whole = prepare_store(settings_of(small_run(tmp_path)), quiet)
-    limited = prepare_store(settings_of(small_run(tmp_path, "template.max_history=2")), quiet)
+    whole = prepare_store(settings_of(small_run(tmp_path)))
+    limited = prepare_store(settings_of(small_run(tmp_path, "template.max_history=2")))
     assert limited.careers_fingerprint == whole.careers_fingerprint
     assert limited.num_texts("test") > limited.num_people("test") == whole.num_people("test")
     wanted, found = (observation_facts(store.careers("test")) for store in (whole, limited))
@@ -191,9 +191,9 @@ def test_the_truth_knows_the_whole_history_where_texts_do_not(tmp_path: Path) ->
     tables = []
     for name, *more in (["whole"], ["cut", "template.max_history=2"]):
         settings = settings_of([*small_run(tmp_path), f"name={name}", *more])
-        store = prepare_store(settings, quiet)
+        store = prepare_store(settings)
         run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
         overrides = [f"run={run.path}", "baselines=[truth]"]
-        (path,) = score_baselines(compose_settings(BaselineSettings, "baselines", overrides), quiet)
+        (path,) = score_baselines(compose_settings(BaselineSettings, "baselines", overrides))
         tables.append(read_score_table(path)[0])
     assert tables[0].equals(tables[1])

@@ -83,7 +83,7 @@ def test_loss_curves_lie_on_that_of_stage_2(name: str, settings: list[str], tole
 def lora_by_hand(base: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Fine-tune with peft and torch alone: one process, no packing, every career by itself."""
     settings = settings_of(tune(base, "hand", *LORA))
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     careers = store.careers("train")
     from laborllm_dist.batching.training_plan import plan_training
 

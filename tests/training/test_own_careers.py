@@ -166,7 +166,7 @@ def test_a_store_of_one_s_own_careers_has_one_token_a_title_and_the_plan_its_epo
             *(f"{place}.columns.{name}=null" for name in absent),
         ]
     )
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     for row in range(store.num_texts("train")):
         spans = store.careers("train").title_spans(row)
         assert (spans[:, 1] - spans[:, 0] == 1).all()

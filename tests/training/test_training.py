@@ -56,7 +56,7 @@ def plain_step(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Pl
 def take_plain_step(folder: Path, context_weight: float) -> PlainStep:
     """Take one step with plain torch, career by career: no packing, no ranks, no DeepSpeed."""
     settings = settings_of(small_run(folder, "training.epochs=1", "batch.global_batch_size=64"))
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     careers = store.careers("train")
     model = new_llama(settings.model.llama, num_ids=store.num_ids, attention_dropout=0.0, seed=settings.training.seed)
     total, sum_of_weights = torch.zeros(()), 0.0

@@ -85,7 +85,7 @@ def table_of(source: Path) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("title", "census2000", "others"))
-    writer.writerows((title, found[0], " ".join(map(str, found[1:]))) for title, found in sorted(codes.items()))
+    writer.writerows((title, ranked[0], " ".join(map(str, ranked[1:]))) for title, ranked in sorted(codes.items()))
     compressed = io.BytesIO()
     with gzip.GzipFile(fileobj=compressed, mode="wb", mtime=0, filename="") as packed:
         packed.write(text.getvalue().encode())
@@ -112,14 +112,14 @@ def rank_of(text: str, restriction: str) -> int:
     condition = text.partition("\\")[2].split("--")[0]
     if (condition.strip() and not _UNSPECIFIC.search(condition)) or _DUTIES.search(text):
         return ASKED
-    wanted = restriction.strip()
-    if not wanted or (wanted.startswith("(") and wanted.endswith(")")):
+    industry = restriction.strip()
+    if not industry or (industry.startswith("(") and industry.endswith(")")):
         return ANY
-    if "any not listed" in wanted.lower():
+    if "any not listed" in industry.lower():
         return NOT_LISTED
-    if wanted.lower().startswith("exc."):
+    if industry.lower().startswith("exc."):
         return EXCEPT
-    return NAMED if _INDUSTRIES.fullmatch(wanted) else ASKED
+    return NAMED if _INDUSTRIES.fullmatch(industry) else ASKED
 
 
 def _entries(row: Mapping[str, str], known: Sequence[int]) -> Iterator[Entry]:
@@ -139,9 +139,9 @@ def _codes_by_title(entries: Sequence[Entry]) -> dict[str, list[int]]:
     for entry in entries:
         by_title.setdefault(entry.title, {}).setdefault(entry.code, []).append(entry)
     codes: dict[str, list[int]] = {}
-    for title, found in by_title.items():
+    for title, by_code in by_title.items():
         order: dict[int, tuple[int, int, int]] = {}
-        for code, same in found.items():
+        for code, same in by_code.items():
             rank = min(entry.rank for entry in same)
             industries = frozenset().union(*(entry.industries for entry in same if entry.rank == rank))
             order[code] = (rank, -len(industries), code)
@@ -151,8 +151,8 @@ def _codes_by_title(entries: Sequence[Entry]) -> dict[str, list[int]]:
 
 def _references(rows: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str]]:
     for row in rows:
-        if found := _SEE.search(row["title"]):
-            meant = titles_of(found[1])
+        if match := _SEE.search(row["title"]):
+            meant = titles_of(match[1])
             for title in titles_of(row["title"]):
                 yield title, meant[0] if meant else ""
 

@@ -59,12 +59,12 @@ def crosswalk(scheme: Scheme) -> Mapping[int, str]:
 
     Codes that mean "not classified" are absent; the first of a scheme's crosswalks that has a code decides.
     """
-    found: dict[int, str | None] = {}
+    targets: dict[int, str | None] = {}
     for census, divisor in _LOOKUPS[scheme]:
         table = {**_crosswalks()[census], **(_MILITARY if census == 2005 else {})}
         for code, target in table.items():
-            found.setdefault(code * divisor, _SPECIAL.get(target, _MERGED.get(target, target)))
-    return MappingProxyType({source: target for source, target in found.items() if target is not None})
+            targets.setdefault(code * divisor, _SPECIAL.get(target, _MERGED.get(target, target)))
+    return MappingProxyType({source: target for source, target in targets.items() if target is not None})
 
 
 def without_occupation(scheme: Scheme) -> str:

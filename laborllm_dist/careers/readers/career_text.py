@@ -55,14 +55,14 @@ def career_text_files(settings: CareerTextSettings) -> list[Path]:
         raise DataFileError(f"no train.job, valid.job or test.job in {folder}", code="no-split-files")
     files: list[Path] = []
     for kind in (*_NEEDED, *_OPTIONAL):
-        found = [folder / f"{name}.{kind}" for name in splits if (folder / f"{name}.{kind}").is_file()]
-        if len(found) < len(splits) and (found or kind in _NEEDED):
+        present = [folder / f"{name}.{kind}" for name in splits if (folder / f"{name}.{kind}").is_file()]
+        if len(present) < len(splits) and (present or kind in _NEEDED):
             absent = next(name for name in splits if not (folder / f"{name}.{kind}").is_file())
             raise DataFileError(
                 f"no {absent}.{kind} in {folder}; {kind} must be there for {', '.join(splits)}, or for none",
                 code="missing-split-file",
             )
-        files += found
+        files += present
     return files
 
 
@@ -117,10 +117,10 @@ def _career(
             problems[kind].add(number, None, "the file ends before this line, which the job file has")
         values[kind] = [] if text is None else text.split()
     length = len(values["job"])
-    for kind, found in values.items():
-        wanted = 1 if kind in _FIXED else length
-        if row[kind] is not None and (len(found) != wanted or not found):
-            problems[kind].add(number, None, f"{len(found)} values, wanted {wanted or 'at least one job'}")
+    for kind, words in values.items():
+        num_expected = 1 if kind in _FIXED else length
+        if row[kind] is not None and (len(words) != num_expected or not words):
+            problems[kind].add(number, None, f"{len(words)} values, wanted {num_expected or 'at least one job'}")
     codes = [occupations.find(code) for code in values["job"]]
     for text, code in zip(values["job"], codes, strict=True):
         if code is None:
@@ -166,7 +166,7 @@ def escaped(value: str) -> str:
 
 def unescaped(word: str) -> str:
     """Invert `escaped`."""
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), word.replace("_", " "))
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), word.replace("_", " "))
 
 
 def check_new_folder(folder: Path) -> None:

@@ -55,7 +55,7 @@ def person_id(text: str) -> str:
         InexactIdError: if a float type has rounded it, so that two people may have the same id.
     """
     is_long_float = _LONG_FLOAT.fullmatch(text) is not None
-    if is_long_float or ((found := _R_NUMBER.fullmatch(text)) is not None and int(found[4]) >= _EXACT_DIGITS):
+    if is_long_float or ((match := _R_NUMBER.fullmatch(text)) is not None and int(match[4]) >= _EXACT_DIGITS):
         raise InexactIdError(f"{text!r} is a number that a float has rounded; save the ids as texts or whole numbers")
     return same_code(text)
 
@@ -96,13 +96,13 @@ def _plain(text: str) -> str | None:
     """Return the sign and digits of a whole number; None if the text is not one."""
     if not text.isascii():
         return None
-    if (found := _WHOLE_NUMBER.fullmatch(text)) is not None:
-        sign = "-" if found[1] == "-" and found[2].strip("0") else ""
-        return sign + found[2]
-    if (found := _R_NUMBER.fullmatch(text)) is not None:
-        decimals, exponent = found[3] or "", int(found[4])
+    if (match := _WHOLE_NUMBER.fullmatch(text)) is not None:
+        sign = "-" if match[1] == "-" and match[2].strip("0") else ""
+        return sign + match[2]
+    if (match := _R_NUMBER.fullmatch(text)) is not None:
+        decimals, exponent = match[3] or "", int(match[4])
         if exponent < _EXACT_DIGITS and len(decimals.rstrip("0")) <= exponent:
-            return found[1] + found[2] + decimals[:exponent].ljust(exponent, "0")
+            return match[1] + match[2] + decimals[:exponent].ljust(exponent, "0")
     return None
 
 

@@ -38,8 +38,8 @@ def date_cell(cell: str) -> str:
             value, end = read_json_value(text)
         except NotJsonError:
             continue
-        found = cell_of(value, is_date=True) if end == len(text) else None
-        return cell if found is None else found
+        date = cell_of(value, is_date=True) if end == len(text) else None
+        return cell if date is None else date
     return cell
 
 

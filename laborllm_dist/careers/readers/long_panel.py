@@ -208,8 +208,8 @@ class _Panel:
 
     def _status(self, place: int, cells: Mapping[str, str]) -> Status | None:
         """Return the status of a year; None if it is unknown, or the panel has no status column."""
-        wanted, cell = self.settings.status, cells.get("status", "")
-        if wanted is None or (status := _status_of(wanted, same_code(cell).casefold())) is None:
+        settings, cell = self.settings.status, cells.get("status", "")
+        if settings is None or (status := _status_of(settings, same_code(cell).casefold())) is None:
             if not self._is_missing(cell) and (whole_number(cell) or 0) >= 0:
                 words = f"long_panel.status ({', '.join(_STATUSES)})"
                 self._note(place, "status", f"{cell!r} is none of the words of {words}; add it to one of its lists")

@@ -83,10 +83,10 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
         settings: bounds of year and age.
     """
     first, last = settings.first_year or 0, settings.last_year or 9999
-    wanted = sorted((each for each in years if first <= each.year <= last), key=lambda each: each.year)
+    selected = sorted((each for each in years if first <= each.year <= last), key=lambda each: each.year)
     jobs: list[Job] = []
     drops: list[Exclusion] = []
-    for each in _with_education_to_date(wanted):
+    for each in _with_education_to_date(selected):
         reason = _age_reason(each.year, worker.birth_year, settings)
         is_uncertain = each.may_be_last and settings.unknown_status == "leave_out"
         occupation = None if reason else observed_occupation(each.status, each.occupation, is_uncertain=is_uncertain)
@@ -101,7 +101,7 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
                 )
             )
     if not jobs:
-        why = "person without any observation" if wanted else "person never interviewed in these years"
+        why = "person without any observation" if selected else "person never interviewed in these years"
         return PersonRecord(None, (*drops, Exclusion(why)))
     career = CareerHistory(
         person=worker.person,
@@ -109,7 +109,7 @@ def career_from_years(worker: Worker, years: Iterable[PersonYear], settings: Sur
         birth_year=worker.birth_year,
         gender=worker.gender,
         ethnicity=worker.ethnicity,
-        region=next((each.region for each in wanted if each.region is not None), None),
+        region=next((each.region for each in selected if each.region is not None), None),
         jobs=tuple(jobs),
     )
     return PersonRecord(career, tuple(drops))

@@ -104,8 +104,8 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
             schema, metadata = file.schema_arrow, file.metadata
         yield 0, schema.names
         names = column_names(schema.names)
-        wanted = set(names if selected is None else selected(names))
-        indices = [index for index, name in enumerate(names) if name in wanted]
+        names_read = set(names if selected is None else selected(names))
+        indices = [index for index, name in enumerate(names) if name in names_read]
         fields = [schema.field(index) for index in indices]
         if odd := [each for each in fields if _is_no_text(each.type)]:
             raise DataFileError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.errors import raises
-from helpers.runs import quiet, settings_of, small_run
+from helpers.runs import settings_of, small_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,7 +135,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("odd*"))
 
 
-def test_a_store_keeps_the_splits_of_the_files_and_is_written_out(tmp_path: Path) -> None:
+def test_a_store_keeps_the_splits_of_the_files_and_is_written_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     many = {"train": 30, "valid": 7, "test": 5}
     for name, number in many.items():
         for kind, text in (("job", "25 23\n"), ("year", "2001 2002\n"), ("gender", "male\n")):
@@ -146,9 +148,8 @@ def test_a_store_keeps_the_splits_of_the_files_and_is_written_out(tmp_path: Path
         *small_run(tmp_path)[2:], "data=career_text", f"{place}.path={tmp_path}",
         f"{place}.vocabulary.path={tmp_path}/codes.csv", f"prepare.career_text={tmp_path}/out",
     ])  # fmt: skip
-    lines: list[str] = []
-    assert prepare(settings, lines.append).startswith("30 train, 7 validation, 5 test people")
-    assert f"prepare: CAREER's text files of 30 train, 7 valid, 5 test people in {tmp_path}/out" in lines
+    assert prepare(settings).startswith("30 train, 7 validation, 5 test people")
+    assert f"prepare: CAREER's text files of 30 train, 7 valid, 5 test people in {tmp_path}/out" in caplog.messages
     assert (tmp_path / "out/valid.job").read_text() == (tmp_path / "valid.job").read_text()
 
 
@@ -183,7 +184,7 @@ def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
     both = {**data.corpora, "T": text}
     settings = dataclasses.replace(settings_of(small_run(tmp_path)), data=dataclasses.replace(data, corpora=both))
     with raises("data-file/person-in-several-splits", "'train-", "'", "train and", "A and T"):
-        prepare_store(settings, quiet)
+        prepare_store(settings)
 
 
 @settings(max_examples=300, deadline=None)

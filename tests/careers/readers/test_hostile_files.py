@@ -158,17 +158,18 @@ def test_missing_columns_say_which_setting_names_them(tmp_path: Path) -> None:
         read_vocabulary(tmp_path / "titles.csv")
 
 
-def test_nothing_is_said_of_a_tokenizer_before_the_input_was_looked_at(tmp_path: Path) -> None:
-    lines: list[str] = []
+def test_nothing_is_said_of_a_tokenizer_before_the_input_was_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "panel.csv").write_text("person,year,occupation\na,1984,a\n")
     panel_path = f"data.corpora.long_panel.path={tmp_path}/panel.csv"
     with raises("data-file/invalid-content", "missing"):
-        prepare_store(settings_of(["data=long_panel", panel_path, f"store.root={tmp_path}/stores"]), lines.append)
+        prepare_store(settings_of(["data=long_panel", panel_path, f"store.root={tmp_path}/stores"]))
     (tmp_path / "r.jsonl").write_text("{}\n")
     resumes = f"data.corpora.resumes.path={tmp_path}/r.jsonl"
     with pytest.raises(DataFileError):
-        prepare_store(settings_of(["data=resumes", resumes, f"store.root={tmp_path}/stores"]), lines.append)
-    assert lines == []
+        prepare_store(settings_of(["data=resumes", resumes, f"store.root={tmp_path}/stores"]))
+    assert not caplog.messages
 
 
 QUOTED = [
@@ -538,6 +539,6 @@ def test_the_data_card_shows_codes_and_titles_as_text(tmp_path: Path) -> None:
     overrides += [
         f"{panel_path}.columns.{name}=null" for name in ("birth_year", "gender", "ethnicity", "region", "education")
     ]
-    store = prepare_store(settings_of(overrides), lambda line: None)
+    store = prepare_store(settings_of(overrides))
     card = (store.folder / "data_card.md").read_text()
     assert "| 1 | Cooks &lt;script&gt;alert(1)&lt;/script&gt; \\| &amp; more | 30 |" in card

@@ -38,7 +38,7 @@ def test_a_reader_that_is_added_is_prepared_like_any_other(tmp_path: Path, monke
     settings = settings_of(
         small_run(tmp_path, "data.corpora.synthetic.kind=made", "data.corpora.synthetic.survey=MADE", num_people=3)
     )
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     people = {
         row["person"] for split in ("train", "validation", "test") for row in store.careers(split).table.to_pylist()
     }
@@ -47,4 +47,4 @@ def test_a_reader_that_is_added_is_prepared_like_any_other(tmp_path: Path, monke
     assert "made for a test" in (store.folder / "data_card.md").read_text()
     # Its file is what identifies it.
     source.write_text("something else")
-    assert prepare_store(settings, lambda line: None).folder != store.folder
+    assert prepare_store(settings).folder != store.folder

@@ -67,9 +67,9 @@ def read_variable_names(member: ArchiveMember) -> list[VariableName]:
     """
     names: list[VariableName] = []
     for line in member.lines():
-        if found := _SDF_ROW.match(line):
+        if match := _SDF_ROW.match(line):
             question = re.split(r"\s{2,}", line.strip())[-1]
-            names.append(VariableName(reference_of(found[1]), found[2], question))
+            names.append(VariableName(reference_of(match[1]), match[2], question))
     if not names:
         raise DataFileError(
             f"{member.label}: no variables in it; its lines should be like "
@@ -131,20 +131,20 @@ def check_counts(columns: Mapping[str, Values], codebook: Mapping[str, CodebookC
 
 
 def _differences(values: Values, said: CodebookCounts) -> Iterator[str]:
-    found = Counter(values.tolist())
+    observed = Counter(values.tolist())
     # A range of values may run below zero, through the codes for missing, which it does not count.
-    valid = {value: people for value, people in found.items() if value not in MISSING_KINDS}
+    valid = {value: people for value, people in observed.items() if value not in MISSING_KINDS}
     for first, last, people in said.values:
         number = sum(count for value, count in valid.items() if first <= value <= last)
         if number != people:
             span = f"the value {first}" if first == last else f"a value from {first} to {last}"
             yield f"{number:,} people have {span}, the codebook says {people:,}"
     for codes in _MISSING_TOGETHER:
-        number, people = (sum(counts.get(code, 0) for code in codes) for counts in (found, said.missing))
+        number, people = (sum(counts.get(code, 0) for code in codes) for counts in (observed, said.missing))
         if number != people:
             kinds = " or ".join(f"{MISSING_KINDS[code]} ({code})" for code in codes)
             yield f"{number:,} people have {kinds}, the codebook says {people:,}"
-    number = sum(people for value, people in found.items() if value not in _NOT_IN_TOTAL)
+    number = sum(people for value, people in observed.items() if value not in _NOT_IN_TOTAL)
     if said.total is not None and number != said.total:
         yield f"{number:,} people have been asked, the codebook says {said.total:,}"
     if said.summary is None or not valid:
@@ -157,14 +157,14 @@ def _differences(values: Values, said: CodebookCounts) -> Iterator[str]:
 
 
 def _block_counts(block: list[str]) -> dict[str, CodebookCounts]:
-    head = next((found for line in block if (found := _BLOCK_HEAD.match(line))), None)
+    head = next((match for line in block if (match := _BLOCK_HEAD.match(line))), None)
     if head is None:
         return {}
     end = next((place for place, line in enumerate(block) if _SUM_LINE.match(line)), 0)
     values: list[tuple[int, int, int]] = []
     for line in block[:end]:
-        if found := _COUNT.match(line):
-            values.append((int(found[2]), int(found[3] or found[2]), int(found[1])))
+        if match := _COUNT.match(line):
+            values.append((int(match[2]), int(match[3] or match[2]), int(match[1])))
     # The text of a question can look like a count; then there are more than the sum below the line says. There can be
     # fewer: some people have values between the ranges that are listed.
     said = block[end + 1].strip() if 0 < end < len(block) - 1 else ""
@@ -176,7 +176,7 @@ def _block_counts(block: list[str]) -> dict[str, CodebookCounts]:
     ):
         values = []
     missing = {int(code): int(people) for line in block for _, code, people in _MISSING.findall(line)}
-    total = next((int(found[1]) for line in block if (found := _TOTAL.search(line))), None)
-    numbers = next((found for line in block if (found := _SUMMARY.match(line))), None)
+    total = next((int(match[1]) for line in block if (match := _TOTAL.search(line))), None)
+    numbers = next((match for line in block if (match := _SUMMARY.match(line))), None)
     summary = None if numbers is None else (float(numbers[1]), float(numbers[2]), float(numbers[3]))
     return {reference_of(head[1]): CodebookCounts(tuple(values), missing, total, summary)}

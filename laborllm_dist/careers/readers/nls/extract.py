@@ -38,12 +38,12 @@ class Extract:
     num_variables: int
 
 
-def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract:
+def read_extract(files: ExtractFiles, variables: Sequence[VariableName]) -> Extract:
     """Read the wanted variables that the extract has, and check them against its codebook.
 
     Args:
         files: the files of the extract.
-        wanted: variables to read; the result lacks those that the extract does not have.
+        variables: what to read; the result lacks those that the extract does not have.
 
     Raises:
         DataFileError: if rows have other lengths, cells are not whole numbers, or counts differ from those of
@@ -54,12 +54,12 @@ def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract
         if files.table.suffix == ".csv":
             rows = csv_rows(file, problems)
             _, header = next(rows, (1, []))
-            references = _references(header, _known_names(files, wanted))
+            references = _references(header, _known_names(files, variables))
         else:
             assert files.variables is not None  # find_extract refuses a .dat without
             rows = _blank_separated(file, problems)
             references = [name.reference for name in read_variable_names(files.variables)]
-        asked = {name.reference for name in wanted}
+        asked = {name.reference for name in variables}
         places = {reference: place for place, reference in enumerate(references) if reference in asked}
         for reference in sorted({each for each in places if references.count(each) > 1}):
             problems.add(1, reference, "this column appears twice")
@@ -71,14 +71,14 @@ def read_extract(files: ExtractFiles, wanted: Sequence[VariableName]) -> Extract
     return Extract(files.table, columns, num_people, len(references))
 
 
-def column_names(files: ExtractFiles, wanted: Sequence[VariableName]) -> list[str]:
+def column_names(files: ExtractFiles, variables: Sequence[VariableName]) -> list[str]:
     """Return the reference numbers of an extract's columns, read from its header or list of variables."""
     if files.table.suffix != ".csv":
         assert files.variables is not None  # find_extract refuses a .dat without
         return [name.reference for name in read_variable_names(files.variables)]
     with files.table.open() as file:
         _, header = next(csv_rows(file, Problems(files.table.label, "line")), (1, []))
-    return _references(header, _known_names(files, wanted))
+    return _references(header, _known_names(files, variables))
 
 
 def _read_columns(
@@ -131,9 +131,9 @@ def _blank_separated(file: ByteLines, problems: Problems) -> Iterator[Row]:
             yield line, values
 
 
-def _known_names(files: ExtractFiles, wanted: Sequence[VariableName]) -> dict[str, str]:
+def _known_names(files: ExtractFiles, variables: Sequence[VariableName]) -> dict[str, str]:
     """Return the reference number of every normalized question name."""
-    named = [*wanted, *(read_variable_names(files.variables) if files.variables else [])]
+    named = [*variables, *(read_variable_names(files.variables) if files.variables else [])]
     return {question_key(name.question, name.year): name.reference for name in named}
 
 

@@ -38,14 +38,14 @@ def find_extract(path: Path) -> ExtractFiles:
     if path.suffix.lower() in (".csv", ".dat"):
         tables = [member for member in members if member.path == path]
     if len(tables) != 1:
-        found = "more than one" if tables else "no .csv or .dat file"
+        count = "more than one" if tables else "no .csv or .dat file"
         names = ", ".join(sorted(str(member.label) for member in tables)) or "none of an NLS Investigator extract"
         raise DataFileError(
-            f"{found} in {path} ({names}); name the one file of the extract, or its .zip", code="not-one-nls-extract"
+            f"{count} in {path} ({names}); name the one file of the extract, or its .zip", code="not-one-nls-extract"
         )
     stem = tables[0].label.stem
     siblings = {suffix: _of_kind(members, suffix, stem) for suffix in (".sdf", ".cdb")}
-    variables, codebook = (found[0] if found else None for found in siblings.values())
+    variables, codebook = (candidates[0] if candidates else None for candidates in siblings.values())
     if tables[0].suffix == ".dat" and variables is None:
         raise DataFileError(
             f"{tables[0].label}: a .dat file has no header, so {stem}.sdf must be in the same folder; "
@@ -61,8 +61,8 @@ def nls_files(path: Path) -> list[Path]:
     Raises:
         DataFileError: as in `find_extract`.
     """
-    found = find_extract(path)
-    return sorted({member.path for member in (found.table, found.variables, found.codebook) if member is not None})
+    files = find_extract(path)
+    return sorted({member.path for member in (files.table, files.variables, files.codebook) if member is not None})
 
 
 def _members(path: Path) -> list[ArchiveMember]:

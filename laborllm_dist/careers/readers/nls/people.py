@@ -114,10 +114,10 @@ def missing_variables(settings: SurveySettings, cohort: Cohort) -> list[str]:
         DataFileError: if no year of the extract has an occupation, or it has no person numbers.
     """
     label, there = _columns_there(settings, cohort)
-    wanted = _wanted(cohort, settings, there)
-    _check_essential(wanted, there, cohort, label)
+    variables = _method_variables(cohort, settings, there)
+    _check_essential(variables, there, cohort, label)
     return [
-        f"{each.name.reference} ({each.concept} {each.year})" for each in wanted if each.name.reference not in there
+        f"{each.name.reference} ({each.concept} {each.year})" for each in variables if each.name.reference not in there
     ]
 
 
@@ -144,7 +144,7 @@ def _columns_there(settings: SurveySettings, cohort: Cohort) -> tuple[str, set[s
     return str(files.table.label), set(column_names(files, names))
 
 
-def _wanted(cohort: Cohort, settings: SurveySettings, there: Container[str]) -> list[NlsVariable]:
+def _method_variables(cohort: Cohort, settings: SurveySettings, there: Container[str]) -> list[NlsVariable]:
     """Return the variables to read within the bounds of years; for an occupation, the one that the extract has.
 
     Raises:
@@ -177,22 +177,22 @@ def _check_years(files: ExtractFiles, table: Sequence[NlsVariable], years: Mappi
 
 
 def _check_complete(extract: Extract, cohort: Cohort, settings: SurveySettings) -> None:
-    label, wanted = str(extract.table.label), _wanted(cohort, settings, extract.columns)
-    _check_essential(wanted, extract.columns, cohort, label)
+    label, variables = str(extract.table.label), _method_variables(cohort, settings, extract.columns)
+    _check_essential(variables, extract.columns, cohort, label)
     if settings.variables == "all":
-        missing = [each for each in wanted if each.name.reference not in extract.columns]
+        missing = [each for each in variables if each.name.reference not in extract.columns]
         reject_missing(missing, cohort, label, may_go_on=True)
 
 
-def _check_essential(wanted: Sequence[NlsVariable], there: Container[str], cohort: Cohort, extract: str) -> None:
+def _check_essential(variables: Sequence[NlsVariable], there: Container[str], cohort: Cohort, extract: str) -> None:
     """Check that an extract has person numbers and at least one occupation within the bounds of years.
 
     Raises:
         DataFileError: naming the missing variables, and the tagset to upload.
     """
-    numbers = [each for each in wanted if each.concept == "person_id" and each.name.reference not in there]
+    numbers = [each for each in variables if each.concept == "person_id" and each.name.reference not in there]
     reject_missing(numbers, cohort, extract, may_go_on=False)
-    occupations = [each for each in wanted if each.concept == "occupation"]
+    occupations = [each for each in variables if each.concept == "occupation"]
     if not any(each.name.reference in there for each in occupations):
         shown = ", ".join(f"{each.name.reference} ({each.year})" for each in occupations[:3])
         raise DataFileError(

@@ -100,7 +100,7 @@ def weekly_variables(names: Iterable[VariableName]) -> list[NlsVariable]:
 
     They include weeks of later rounds, which the table does not have.
     """
-    found: list[NlsVariable] = []
+    weekly: list[NlsVariable] = []
     for name in names:
         if week := _WEEK_79.match(name.question):
             year = (_WEEK_ONE_79 + datetime.timedelta(weeks=int(week[1]) - 1)).year
@@ -108,8 +108,8 @@ def weekly_variables(names: Iterable[VariableName]) -> list[NlsVariable]:
             year = int(week[1])
         else:
             continue
-        found.append(NlsVariable("weekly_status", year, name, None))
-    return found
+        weekly.append(NlsVariable("weekly_status", year, name, None))
+    return weekly
 
 
 def tagset_advice(cohort: Cohort) -> str:

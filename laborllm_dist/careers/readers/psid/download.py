@@ -32,7 +32,7 @@ from laborllm_dist.careers.readers.psid.sources import Source, find_sources
 from laborllm_dist.config.corpora import SurveySettings
 from laborllm_dist.errors import DataFileError
 
-Wanted = Mapping[str, tuple[str, int]]  # variable -> concept, year
+Concepts = Mapping[str, tuple[str, int]]  # variable -> concept, year
 _FAMILY_NUMBER = "fam_interview_no"
 
 
@@ -57,16 +57,16 @@ def read_download(settings: SurveySettings) -> Download:
         DataFileError: if files are damaged or contradict each other, or lack variables that settings.variables
             requires.
     """
-    years, wanted = _wanted(settings)
+    years, concepts = _years_and_concepts(settings)
     sources = find_sources(Path(settings.path))
-    files = [read_columns(each.data, read_layout(each.setup), (*wanted, *PEOPLE, SEX)) for each in sources]
-    _check_complete(set().union(*files), wanted, years, settings)
+    files = [read_columns(each.data, read_layout(each.setup), (*concepts, *PEOPLE, SEX)) for each in sources]
+    _check_complete(set().union(*files), concepts, years, settings)
     _check_once(sources, files)
     individuals = [number for number, file in enumerate(files) if set(PEOPLE) <= file.keys()]
     people, columns = _join_people([(sources[number], files[number]) for number in individuals])
     for number, file in enumerate(files):
         if number not in individuals:
-            columns |= _by_person(sources[number], file, wanted, columns, len(people))
+            columns |= _by_person(sources[number], file, concepts, columns, len(people))
     return Download(people, columns, years)
 
 
@@ -76,22 +76,22 @@ def missing_variables(settings: SurveySettings) -> list[str]:
     Raises:
         DataFileError: if no year of the download has an occupation, or it has no person numbers.
     """
-    years, wanted = _wanted(settings)
+    years, concepts = _years_and_concepts(settings)
     there = {
         variable.name
         for source in find_sources(Path(settings.path))
         for variable in read_layout(source.setup).variables
     }
     reject_missing([("person", 0, name) for name in PEOPLE if name not in there], settings.path, may_go_on=False)
-    _check_occupations(there, wanted, years, settings)
+    _check_occupations(there, concepts, years, settings)
     return [
         f"{name} ({concept} {year})"
-        for name, (concept, year) in wanted.items()
+        for name, (concept, year) in concepts.items()
         if name not in there and concept != _FAMILY_NUMBER
     ]
 
 
-def _wanted(settings: SurveySettings) -> tuple[list[int], Wanted]:
+def _years_and_concepts(settings: SurveySettings) -> tuple[list[int], Concepts]:
     years = psid_years(settings.first_year, settings.last_year)
     if not years:
         known = psid_years(None, None)
@@ -108,43 +108,43 @@ def _wanted(settings: SurveySettings) -> tuple[list[int], Wanted]:
     }
 
 
-def _check_complete(found: set[str], wanted: Wanted, years: Sequence[int], settings: SurveySettings) -> None:
-    missing = [(concept, year, name) for name, (concept, year) in wanted.items() if name not in found]
-    missing += [("person", 0, name) for name in (*PEOPLE, SEX) if name not in found]
+def _check_complete(available: set[str], concepts: Concepts, years: Sequence[int], settings: SurveySettings) -> None:
+    missing = [(concept, year, name) for name, (concept, year) in concepts.items() if name not in available]
+    missing += [("person", 0, name) for name in (*PEOPLE, SEX) if name not in available]
     if settings.variables == "all":
-        _check_occupations(found, wanted, years, settings)
-        has_families = any(concept == _FAMILY_NUMBER for name, (concept, _) in wanted.items() if name in found)
+        _check_occupations(available, concepts, years, settings)
+        has_families = any(concept == _FAMILY_NUMBER for name, (concept, _) in concepts.items() if name in available)
         # A cart has the family's interview number as the individual's; only files of families need their own.
         needed = [each for each in missing if has_families or each[0] != _FAMILY_NUMBER]
         reject_missing(needed, settings.path, may_go_on=True)
         return
-    reject_missing([("person", 0, name) for name in PEOPLE if name not in found], settings.path, may_go_on=False)
-    _check_occupations(found, wanted, years, settings)
+    reject_missing([("person", 0, name) for name in PEOPLE if name not in available], settings.path, may_go_on=False)
+    _check_occupations(available, concepts, years, settings)
 
 
-def _check_occupations(found: set[str], wanted: Wanted, years: Sequence[int], settings: SurveySettings) -> None:
+def _check_occupations(available: set[str], concepts: Concepts, years: Sequence[int], settings: SurveySettings) -> None:
     """Check that a download has the variables of an observation for at least one year.
 
     Raises:
         DataFileError: naming the missing occupations and person variables.
     """
-    if any(_is_readable(year, found) for year in years):
+    if any(_is_readable(year, available) for year in years):
         return
     keys = ("ind_interview_no", "sequence_no", "relation_to_rp")
     needed = [
         (concept, year, name)
-        for name, (concept, year) in wanted.items()
-        if name not in found and (concept in keys or "_occ_" in concept)
+        for name, (concept, year) in concepts.items()
+        if name not in available and (concept in keys or "_occ_" in concept)
     ]
     place = f"{settings.path}: no year from {years[0]} to {years[-1]} has an occupation of a known person"
     reject_missing(needed, place, may_go_on=False)
 
 
-def _is_readable(year: int, found: set[str]) -> bool:
+def _is_readable(year: int, available: set[str]) -> bool:
     """Return whether a year has the variables of an observation."""
     keys = ["ind_interview_no", "relation_to_rp", *(["sequence_no"] if year > 1968 else [])]
     occupations = [occupation_concept(Role(prefix), year) for prefix in ("rp", "sp")]
-    there = {concept for concept in (*keys, *occupations) if psid_variables().get((concept, year)) in found}
+    there = {concept for concept in (*keys, *occupations) if psid_variables().get((concept, year)) in available}
     return there >= set(keys) and bool(there & set(occupations))
 
 
@@ -195,10 +195,10 @@ def _person_numbers(source: Source, file: Mapping[str, Column]) -> npt.NDArray[n
 
 
 def _by_person(
-    source: Source, file: Mapping[str, Column], wanted: Wanted, individuals: Mapping[str, Column], num_people: int
+    source: Source, file: Mapping[str, Column], concepts: Concepts, individuals: Mapping[str, Column], num_people: int
 ) -> dict[str, Column]:
     """Return the columns of a file of families by person, each with the values of the person's family."""
-    places = sorted({wanted[name][1] for name in file if name in wanted})
+    places = sorted({concepts[name][1] for name in file if name in concepts})
     if not places:
         return {}
     label, year = source.data.label, places[0]
@@ -225,15 +225,15 @@ def _by_person(
         )
     of_person = individuals.get(psid_variables().get(("ind_interview_no", year), ""), np.full(num_people, BLANK))
     rows = _rows_of(of_person, families)
-    return {name: _taken(column, rows) for name, column in file.items() if name in wanted}
+    return {name: _taken(column, rows) for name, column in file.items() if name in concepts}
 
 
-def _rows_of(wanted: npt.NDArray[np.integer], keys: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+def _rows_of(numbers: npt.NDArray[np.integer], keys: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     """Return the index of every wanted number in the keys, which are unique; -1 if it is missing."""
     order = np.argsort(keys)
-    at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
+    at = np.minimum(np.searchsorted(keys, numbers, sorter=order), len(keys) - 1)
     rows = order[at]
-    return np.where(keys[rows] == wanted, rows, -1)
+    return np.where(keys[rows] == numbers, rows, -1)
 
 
 def _taken(column: Column, rows: npt.NDArray[np.int64]) -> Column:

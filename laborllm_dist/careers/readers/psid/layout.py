@@ -81,8 +81,8 @@ def read_layout(setup: ArchiveMember) -> Layout:
 
 
 def _number(pattern: re.Pattern[str], text: str) -> int | None:
-    found = pattern.search(text)
-    return int(found[1]) if found else None
+    match = pattern.search(text)
+    return int(match[1]) if match else None
 
 
 def _variables(text: str, suffix: str, problems: Problems) -> list[Variable]:

@@ -132,8 +132,8 @@ def _birth_year(download: Download, row: int) -> int | None:
     stated = [str(year) for year in years if FIRST_BIRTH_YEAR <= year <= download.years[-1]]
     ages = [(year, download.value("age", year, row)) for year in download.years]
     derived = [str(year - age) for year, age in ages if 1 <= age <= OLDEST]
-    found = _most_frequent(stated or derived)
-    return None if found is None else int(found)
+    most_frequent = _most_frequent(stated or derived)
+    return None if most_frequent is None else int(most_frequent)
 
 
 def _most_frequent(values: Sequence[str]) -> str | None:

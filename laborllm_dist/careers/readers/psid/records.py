@@ -26,14 +26,14 @@ _BLANK, _ZERO, _NINE = b" 09"
 _DOWNLOAD_AGAIN = "download the data and their set-up file again, together"
 
 
-def read_columns(data: ArchiveMember, layout: Layout, wanted: Sequence[str]) -> dict[str, Column]:
+def read_columns(data: ArchiveMember, layout: Layout, names: Sequence[str]) -> dict[str, Column]:
     """Return the columns of the wanted variables that the file has, by name.
 
     Raises:
         DataFileError: with the number of problems of the file and the first ten by line and columns.
     """
     problems = Problems(data.label, "line")
-    variables = [variable for variable in layout.variables if variable.name in wanted]
+    variables = [variable for variable in layout.variables if variable.name in names]
     parts: dict[str, list[Column]] = {variable.name: [] for variable in variables}
     num_records, unnamed = 0, _unnamed_columns(layout)
     with data.open() as file:

@@ -20,7 +20,7 @@ from laborllm_dist.careers.readers.resumes.dates import (
     read_days,
     split_range,
 )
-from laborllm_dist.careers.readers.resumes.files import WantedColumns, read_cells
+from laborllm_dist.careers.readers.resumes.files import ColumnSelection, read_cells
 from laborllm_dist.careers.readers.tabular import unit_of
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import ResumeSettings
@@ -69,7 +69,7 @@ class DateReader:
         """Yield the order of every unambiguous date of a file."""
         # Problems of rows are ignored here; the reader of the rows reports them.
         problems = Problems(path, unit_of(path))
-        for _, cells in read_cells(path, problems, WantedColumns({}, self.columns, dates=self.columns)):
+        for _, cells in read_cells(path, problems, ColumnSelection({}, self.columns, dates=self.columns)):
             for cell in cells.values():
                 for text in split_range(cell, self.settings.is_ongoing) or (cell,):
                     if (order := is_settled_by_itself(text)) is not None:

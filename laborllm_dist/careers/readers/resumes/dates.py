@@ -68,10 +68,10 @@ def read_days(text: str, order: DateOrder | None = None) -> Days:
         NotADateError: if the text is not a date in this order.
         AmbiguousDateError: if it is a date in both orders.
     """
-    found = _read(text)
-    if isinstance(found, tuple):
-        return found
-    year, one, two = found.year, found.one, found.two
+    parsed = _read(text)
+    if isinstance(parsed, tuple):
+        return parsed
+    year, one, two = parsed.year, parsed.one, parsed.two
     if order is None and is_settled_by_itself(text) is None and one != two:
         raise AmbiguousDateError(
             f"{text!r} can be month/day or day/month; write {year}-{one:02}-{two:02} or {year}-{two:02}-{one:02}, or "
@@ -87,14 +87,14 @@ def read_days(text: str, order: DateOrder | None = None) -> Days:
 def is_settled_by_itself(text: str) -> DateOrder | None:
     """Return the only possible order of day and month of a date like 22-08-2015; None if both or none are possible."""
     try:
-        found = _read(text)
+        parsed = _read(text)
     except NotADateError:
         return None
-    if isinstance(found, tuple) or not (1 <= found.one <= 31 and 1 <= found.two <= 31):
+    if isinstance(parsed, tuple) or not (1 <= parsed.one <= 31 and 1 <= parsed.two <= 31):
         return None
-    if found.one > 12 >= found.two:
+    if parsed.one > 12 >= parsed.two:
         return "day_first"
-    return "month_first" if found.two > 12 >= found.one else None
+    return "month_first" if parsed.two > 12 >= parsed.one else None
 
 
 def is_ambiguous(text: str) -> bool:
@@ -169,36 +169,36 @@ def _read(text: str) -> Days | _TwoAndYear:
         raise _no_date(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
     if (year := whole_number(lower)) is not None and 1000 <= year <= 9999:
         return _months(text, year, 1, 12)
-    if found := _YEAR_MONTH.fullmatch(lower):
-        written_year, month = found[1] or found[3], found[2] or found[4]
+    if match := _YEAR_MONTH.fullmatch(lower):
+        written_year, month = match[1] or match[3], match[2] or match[4]
         return _months(text, int(written_year), int(month), int(month))
-    if found := _MONTH_YEAR.fullmatch(lower):
-        return _months(text, int(found[2]), int(found[1]), int(found[1]))
-    if (found := _NAMED_MONTH.fullmatch(lower)) and (named := _MONTHS.get(found[1])):
-        return _months(text, int(found[2]), named, named)
-    if found := _QUARTER_YEAR.fullmatch(lower):
-        return _months(text, int(found[2]), 3 * int(found[1]) - 2, 3 * int(found[1]))
-    if found := _YEAR_QUARTER.fullmatch(lower):
-        return _months(text, int(found[1]), 3 * int(found[2]) - 2, 3 * int(found[2]))
-    if found := _YEAR_MONTH_DAY.fullmatch(lower):
-        return _day(text, int(found[1]), int(found[3]), int(found[4]))
-    if found := _TWO_AND_YEAR.fullmatch(lower):
-        return _two_and_year(text, int(found[1]), int(found[3]), int(found[4]))
-    if (found := _DAY_NAMED_MONTH.fullmatch(lower)) and (named := _MONTHS.get(found[2])):
-        return _day(text, int(found[3]), named, int(found[1]))
-    if (found := _NAMED_MONTH_DAY.fullmatch(lower)) and (named := _MONTHS.get(found[1])):
-        return _day(text, int(found[3]), named, int(found[2]))
-    if found := _EIGHT_DIGITS.fullmatch(lower):
-        return _day(text, int(found[1]), int(found[2]), int(found[3]))
+    if match := _MONTH_YEAR.fullmatch(lower):
+        return _months(text, int(match[2]), int(match[1]), int(match[1]))
+    if (match := _NAMED_MONTH.fullmatch(lower)) and (named := _MONTHS.get(match[1])):
+        return _months(text, int(match[2]), named, named)
+    if match := _QUARTER_YEAR.fullmatch(lower):
+        return _months(text, int(match[2]), 3 * int(match[1]) - 2, 3 * int(match[1]))
+    if match := _YEAR_QUARTER.fullmatch(lower):
+        return _months(text, int(match[1]), 3 * int(match[2]) - 2, 3 * int(match[2]))
+    if match := _YEAR_MONTH_DAY.fullmatch(lower):
+        return _day(text, int(match[1]), int(match[3]), int(match[4]))
+    if match := _TWO_AND_YEAR.fullmatch(lower):
+        return _two_and_year(text, int(match[1]), int(match[3]), int(match[4]))
+    if (match := _DAY_NAMED_MONTH.fullmatch(lower)) and (named := _MONTHS.get(match[2])):
+        return _day(text, int(match[3]), named, int(match[1]))
+    if (match := _NAMED_MONTH_DAY.fullmatch(lower)) and (named := _MONTHS.get(match[1])):
+        return _day(text, int(match[3]), named, int(match[2]))
+    if match := _EIGHT_DIGITS.fullmatch(lower):
+        return _day(text, int(match[1]), int(match[2]), int(match[3]))
     return _day_of_milliseconds(text, lower)
 
 
 def _day_of_milliseconds(text: str, lower: str) -> Days:
     number = whole_number(lower)
     if number is not None and _FEWEST_MILLISECONDS <= abs(number) < _MOST_MILLISECONDS:
-        found = date(1970, 1, 1) + timedelta(milliseconds=number)
-        _check_year(text, found.year)
-        return found, found
+        day = date(1970, 1, 1) + timedelta(milliseconds=number)
+        _check_year(text, day.year)
+        return day, day
     if _LONG_NUMBER.fullmatch(lower):
         raise NotADateError(
             f"{text!r} is a number, not a date; write dates as 2013-05-17, 2013-05 or 2013, or as the milliseconds "
@@ -224,10 +224,10 @@ def _months(text: str, year: int, first: int, last: int) -> Days:
 def _day(text: str, year: int, month: int, day: int) -> Days:
     _check_year(text, year)
     try:
-        found = date(year, month, day)
+        calendar_day = date(year, month, day)
     except ValueError:
         raise NotADateError(f"{text!r} is not a day of the calendar") from None
-    return found, found
+    return calendar_day, calendar_day
 
 
 def _two_and_year(text: str, one: int, two: int, year: int) -> _TwoAndYear:

@@ -88,7 +88,7 @@ def reject_if_many(problems: Problems) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class WantedColumns:
+class ColumnSelection:
     """The columns to read: the required ones by content, and the optional ones.
 
     `beyond` returns whether a column must be empty, which is checked; `dates` are the date columns.
@@ -106,13 +106,13 @@ class WantedColumns:
         return list(dict.fromkeys((*self.required.values(), *self.optional, *more)))
 
 
-def read_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterator[CellRow]:
+def read_cells(path: Path, problems: Problems, selection: ColumnSelection) -> Iterator[CellRow]:
     """Yield (place, cells) of every row; a missing or null cell of a JSON object is "".
 
     Args:
         path: file to read.
         problems: gets the rows that cannot be read.
-        wanted: columns to read.
+        selection: columns to read.
 
     Raises:
         DataFileError: if the file is empty, truncated or of another format, or lacks a column.
@@ -121,7 +121,7 @@ def read_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterato
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty", code="empty-file")
     read = _json_cells if _kind_of(path) == "JSONL" else _table_cells
-    return read(path, problems, wanted)
+    return read(path, problems, selection)
 
 
 def _kind_of(path: Path) -> str | None:
@@ -133,18 +133,18 @@ def _is_note(path: Path) -> bool:
     return name.startswith((".", "readme", "licen")) or name.endswith(".md")
 
 
-def _table_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterator[CellRow]:
-    rows = read_rows(path, problems, wanted.of)
+def _table_cells(path: Path, problems: Problems, selection: ColumnSelection) -> Iterator[CellRow]:
+    rows = read_rows(path, problems, selection.of)
     place, header = next(rows, (1, []))
     names = column_names(header)
     note_doubled(names, place, problems)
-    for use, name in wanted.required.items():
+    for use, name in selection.required.items():
         if name not in names:
             problems.add(place, name, missing_column(use, names, is_optional=use not in _NEEDED))
     problems.reject_if_any()
     index_of = {name: index for index, name in enumerate(names)}
-    columns = [(name, index_of[name]) for name in wanted.of(names) if name in index_of]
-    dates = set(wanted.dates)
+    columns = [(name, index_of[name]) for name in selection.of(names) if name in index_of]
+    dates = set(selection.dates)
     for place, values in rows:
         if len(values) == len(names):
             yield place, {name: date_cell(values[at]) if name in dates else values[at] for name, at in columns}
@@ -152,10 +152,10 @@ def _table_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Itera
             problems.add(place, None, f"{len(values)} values, the header has {len(names)}")
 
 
-def _json_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterator[CellRow]:
-    unseen = set(wanted.required.values())
+def _json_cells(path: Path, problems: Problems, selection: ColumnSelection) -> Iterator[CellRow]:
+    unseen = set(selection.required.values())
     seen_names: dict[str, None] = {}
-    dates, names = set(wanted.dates), wanted.of(())
+    dates, names = set(selection.dates), selection.of(())
     place = num_seen = 0
     for place, text in _json_lines(path, problems):
         entries = _json_object(text, place, problems)
@@ -169,7 +169,7 @@ def _json_cells(path: Path, problems: Problems, wanted: WantedColumns) -> Iterat
                 problems.reject_if_any("the rest of the file was not read")
             num_seen += 1
         cells: dict[str, str] = {}
-        for name in names if wanted.beyond is None else wanted.of(entries):
+        for name in names if selection.beyond is None else selection.of(entries):
             value = entries.get(name)
             if (cell := cell_of(value, is_date=name in dates)) is None:
                 problems.add(place, name, f"holds {shown_value(value)}, not a text or number")

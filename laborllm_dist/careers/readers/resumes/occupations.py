@@ -53,19 +53,19 @@ class TitleMemory:
 
     def match(self, titles: Iterable[str]) -> dict[str, TitleMatch | None]:
         """Return the match of every title."""
-        wanted = list(dict.fromkeys(titles))
-        new = [title for title in wanted if title not in self.matches]
+        distinct = list(dict.fromkeys(titles))
+        new = [title for title in distinct if title not in self.matches]
         if new:
             from laborllm_dist.careers.occupations.autocoder import title_coder
 
             self.matches.update(zip(new, title_coder().match_titles(new), strict=True))
-        found: dict[str, TitleMatch | None] = {}
-        for title in wanted:
+        matches: dict[str, TitleMatch | None] = {}
+        for title in distinct:
             self.matches.move_to_end(title)
-            found[title] = self.matches[title]
+            matches[title] = self.matches[title]
         while len(self.matches) > _NUM_REMEMBERED:
             self.matches.popitem(last=False)
-        return found
+        return matches
 
 
 @dataclass(frozen=True, slots=True)

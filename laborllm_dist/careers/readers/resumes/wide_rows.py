@@ -21,7 +21,7 @@ from pathlib import Path
 from laborllm_dist.careers.readers.cells import OTHER_BLANK, InexactIdError, person_id, same_code, with_plain_blanks
 from laborllm_dist.careers.readers.resumes.date_order import date_columns
 from laborllm_dist.careers.readers.resumes.dates import NotADateError
-from laborllm_dist.careers.readers.resumes.files import Cells, IsColumn, WantedColumns, read_cells, reject_if_many
+from laborllm_dist.careers.readers.resumes.files import Cells, ColumnSelection, IsColumn, read_cells, reject_if_many
 from laborllm_dist.careers.readers.resumes.spells import Spell, SpellReader
 from laborllm_dist.careers.readers.tabular import unit_of
 from laborllm_dist.careers.validation_report import Problems
@@ -166,9 +166,9 @@ class PersonRows:
         required = {"person": columns.person, **facts, **slots[0]}
         rest = [name for slot in slots[1:] for name in slot.values()]
         beyond = _columns_beyond(self.settings)
-        wanted = WantedColumns(required, rest, beyond, date_columns(self.settings))
+        selection = ColumnSelection(required, rest, beyond, date_columns(self.settings))
         read = dict.fromkeys((*required.values(), *rest))
-        for place, cells in read_cells(path, problems, wanted):
+        for place, cells in read_cells(path, problems, selection):
             if beyond is None:
                 yield place, cells
                 continue
@@ -247,10 +247,10 @@ def _columns_beyond(settings: ResumeSettings) -> IsColumn | None:
 
     @functools.lru_cache(maxsize=1 << 20)  # every row has the same columns
     def is_beyond(name: str) -> bool:
-        found = pattern.fullmatch(name)
-        if found is None:
+        match = pattern.fullmatch(name)
+        if match is None:
             return False
-        number = next(filter(None, found.groups())).lstrip("0")
+        number = next(filter(None, match.groups())).lstrip("0")
         return len(number) > _MOST_DIGITS or int(number or 0) >= (settings.num_slots or 0)
 
     return is_beyond

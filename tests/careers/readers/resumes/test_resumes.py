@@ -499,7 +499,7 @@ def test_a_store_lists_what_titles_were_coded_to(tmp_path: Path) -> None:
         "data=resumes", f"data.corpora.resumes.path={tmp_path}/r.jsonl", f"store.root={tmp_path}/stores",
         "tokenizer.vocabulary_size=400",
     ])  # fmt: skip
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     lines = (store.folder / "titles_resumes.csv").read_text().splitlines()
     assert lines[:2] == ["title,jobs,matched_title,score,code", "Lawyer,40,Lawyer,0.99,178"]
     assert {line.split(",")[0]: line.split(",")[-1] for line in lines[2:]} == {"Truk driver": "804", "qqqq zzzz": ""}
