@@ -9,7 +9,11 @@ last k lines, they are not nested: the first text has the first k + 1 jobs, and 
 
     k = 2, five jobs    text 1: jobs 1 2 3, predicts 1 2 3    text 2: 2 3 4, predicts 4    text 3: 3 4 5, predicts 5
 
-Every text begins with the template's prefix, whose titles are not scored (text/few_shot.py).
+Every text begins with the template's prefix, whose titles are not scored (store/few_shot.py).
+
+Three fields are derived: the cohort of a worker ("1960s"), and of an entry the age in its year and the tenure, which is
+the years since the present spell in the occupation before it began. They know earlier lines only, but also those that
+a limited history leaves out.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.errors import TemplateError
 
-CAREER_FIELDS = ("survey", "birth_year", "gender", "ethnicity", "region")
-ENTRY_FIELDS = ("year", "education")
+CAREER_FIELDS = ("survey", "birth_year", "cohort", "gender", "ethnicity", "region")
+ENTRY_FIELDS = ("year", "education", "age", "tenure")
+# To omit a field omits what is derived from it.
+DERIVED_FROM = {"cohort": "birth_year", "age": "birth_year"}
 TITLE_MARK = " {title}"
 
 # A line has parts; a part has pieces (literal text, field name or None) and, if optional, is omitted as a whole.
@@ -73,7 +79,7 @@ def compile_template(settings: TemplateSettings, prefix: str = "") -> Template:
 
     Args:
         settings: settings of the template.
-        prefix: the rendered lines of `settings.prefix` (text/few_shot.py).
+        prefix: the rendered lines of `settings.prefix` (store/few_shot.py).
 
     Raises:
         TemplateError: if a field is unknown, a bracket has no pair, or the entry does not end in " {title}".
@@ -88,14 +94,17 @@ def compile_template(settings: TemplateSettings, prefix: str = "") -> Template:
     for name in settings.omit_fields:
         if name not in known or name == "year":
             raise TemplateError(
-                f"template.omit_fields: {name!r} cannot be omitted; {', '.join(CAREER_FIELDS)} and education can",
+                f"template.omit_fields: {name!r} cannot be omitted; "
+                f"{', '.join(field for field in known if field not in ('year', 'tenure'))} and tenure can",
                 code="field-cannot-be-omitted",
             )
     return Template(
         heading=tuple(_parse_line(line, CAREER_FIELDS, "heading") for line in settings.heading),
         prompt=_parse_line(prompt, known, "entry"),
         ending=tuple(_parse_line(line, CAREER_FIELDS, "ending") for line in settings.ending),
-        omit_fields=frozenset(settings.omit_fields),
+        omit_fields=frozenset(
+            field for field in known if {field, DERIVED_FROM.get(field, field)} & set(settings.omit_fields)
+        ),
         max_history=settings.max_history,
         prefix=prefix,
     )
@@ -124,13 +133,15 @@ def _render_jobs(
     career: CareerHistory, template: Template, title_of: Mapping[str, str], shown: range, num_predicted: int
 ) -> CareerText:
     """Render these jobs of a career; the last `num_predicted` of them get spans."""
-    facts = {name: None if name in template.omit_fields else getattr(career, name) for name in CAREER_FIELDS}
+    facts = _present(template, _facts_of_career(career))
     lines = [text for line in template.heading if (text := _fill(line, facts, career)) is not None]
     length = len(template.prefix) + sum(len(line) + 1 for line in lines)
     spans: list[tuple[int, int]] = []
-    for job in career.jobs[shown.start : shown.stop]:
-        facts["year"] = job.year
-        facts["education"] = None if "education" in template.omit_fields else job.education
+    tenures = _tenures(career)
+    for job, tenure in zip(career.jobs[shown.start : shown.stop], tenures[shown.start : shown.stop], strict=True):
+        age = None if career.birth_year is None else job.year - career.birth_year
+        entry = {"year": job.year, "education": job.education, "age": age, "tenure": tenure}
+        facts.update(_present(template, entry))
         prompt = _fill(template.prompt, facts, career) or ""
         title = " " + title_of[job.occupation]
         spans.append((length + len(prompt), length + len(prompt) + len(title)))
@@ -140,6 +151,26 @@ def _render_jobs(
         lines.extend(text for line in template.ending if (text := _fill(line, facts, career)) is not None)
     text = template.prefix + "".join(line + "\n" for line in lines)
     return CareerText(text, tuple(spans[len(spans) - num_predicted :]), shown.stop - num_predicted)
+
+
+def _facts_of_career(career: CareerHistory) -> dict[str, object]:
+    cohort = None if career.birth_year is None else f"{career.birth_year // 10 * 10}s"
+    return {name: cohort if name == "cohort" else getattr(career, name) for name in CAREER_FIELDS}
+
+
+def _tenures(career: CareerHistory) -> list[int | None]:
+    """Return, for each job, the years since the spell in the occupation before it began; None for the first job."""
+    tenures: list[int | None] = []
+    began = 0
+    for place, job in enumerate(career.jobs):
+        if place > 1 and career.jobs[place - 1].occupation != career.jobs[place - 2].occupation:
+            began = place - 1
+        tenures.append(job.year - career.jobs[began].year if place else None)
+    return tenures
+
+
+def _present(template: Template, facts: Mapping[str, object]) -> dict[str, object]:
+    return {name: None if name in template.omit_fields else fact for name, fact in facts.items()}
 
 
 def _parse_line(line: str, known: tuple[str, ...], where: str) -> tuple[Part, ...]:

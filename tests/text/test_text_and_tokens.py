@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,31 @@ def test_parts_about_absent_facts_are_left_out() -> None:
 def template_of(entry: str, *, heading: tuple[str, ...] = (), **changes) -> TemplateSettings:
     plain = {"titles": TitleSettings("english"), "omit_fields": (), "max_history": None}
     return TemplateSettings(heading, entry, ending=(), **{**plain, **changes})
+
+
+def test_tenure_counts_from_the_first_year_of_a_spell_and_knows_earlier_lines_only() -> None:
+    codes = ["cook", "cook", "server", "server", "cook", "cook"]
+    years = [1980, 1981, 1982, 1986, 1988, 1990]
+    jobs = tuple(Job(year, code, None) for year, code in zip(years, codes, strict=True))
+    career = CareerHistory("7", "PSID", None, None, None, None, jobs)
+    entry = "{year}[ tenure {tenure}][ age {age}]: {title}"
+    by_hand = ["1980:", "1981 tenure 1:", "1982 tenure 2:", "1986 tenure 4:", "1988 tenure 6:", "1990 tenure 2:"]
+    for changes in ({}, {"max_history": 1}):
+        texts = render_career(career, compile_template(template_of(entry, **changes)), TITLE_OF)
+        lines = [line for text in texts for line in text.text.splitlines()]
+        assert [line.rsplit(":", 1)[0] + ":" for line in dict.fromkeys(lines)] == by_hand
+    other_end = dataclasses.replace(career, jobs=(*jobs[:5], Job(1990, "server", None)))
+    (text,) = render_career(other_end, compile_template(template_of(entry)), TITLE_OF)
+    assert text.text.splitlines()[-1].startswith("1990 tenure 2:")
+
+
+def test_what_is_derived_from_an_omitted_field_is_omitted_too() -> None:
+    entry, heading = "{year}[ age {age}]: {title}", ("[Born in the {cohort}.]",)
+    (text,) = render_career(CAREER, compile_template(template_of(entry, heading=heading)), TITLE_OF)
+    assert text.text.splitlines()[:2] == ["Born in the 1960s.", "1984 age 21: Cooks"]
+    hidden = template_of(entry, heading=heading, omit_fields=("birth_year",))
+    (text,) = render_career(CAREER, compile_template(hidden), TITLE_OF)
+    assert text.text.splitlines()[0] == "1984: Cooks"
 
 
 BAD_TEMPLATES = {

@@ -70,6 +70,13 @@ WANTED = {
     + "1984 (some college): Sr. Cooks\n1985 (some college): Sr. Food servers, nonrestaurant\n1988: Sr. Unemployed\n"
     + END,
     "last_10_lines": TAG + WHO + BORN + RECORDS + ENTRIES + END,
+    "cohort_and_tenure": TAG + WHO + "The worker was born in 1963, in the cohort of the 1960s.\n"
+    + "The worker has the following records of work experience, one entry per line, including year, education level, "
+    + "age, years in the latest occupation, and the job title:\n"
+    + "1984 (some college), age 21: Cooks\n"
+    + "1985 (some college), age 22, tenure 1: Food servers, nonrestaurant\n"
+    + "1988, age 25, tenure 3: Unemployed\n"
+    + END,
 }  # fmt: skip
 
 
