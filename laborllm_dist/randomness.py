@@ -8,6 +8,7 @@ numpy generators, seeded by purpose and position.
     split, fraction, few-shot examples                 person_digest         hash of population \0 person under a key
     shuffled titles                                    rank_of(key=seed)     hash of the code under the seed
     people of a forecast                               rank_of               hash of seed \x1f survey \x1f person
+    training people of a refit                         uniform_of            hash of seed, population, person by \x1f
     sampled paths of a forecast                        uniform_of            hash of seed, start, path, year by \x1f
     sampled continuations                              token_uniforms        hashes of JSON [seed, key, sample, block]
     order of training                                  generator             Philox of (seed, purpose, epoch)

@@ -267,8 +267,9 @@ def _identity(name: BaselineName, settings: BaselineSettings, of_run: RunSetting
     return fingerprint_of(facts)
 
 
-def _trained_on(run: RunSettings) -> dict[str, tuple[float, float]]:
-    return {name: (corpus.fraction, corpus.weight) for name, corpus in run.data.corpora.items()}
+def _trained_on(run: RunSettings) -> list[object]:
+    weights = {name: (corpus.fraction, corpus.weight) for name, corpus in run.data.corpora.items()}
+    return [weights, run.training.bootstrap_seed]
 
 
 @dataclasses.dataclass(frozen=True)

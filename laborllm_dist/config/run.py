@@ -101,6 +101,9 @@ class TrainingSettings(Strict):
     context_loss_weight: Share = 1.0
     """Weight in the loss of the tokens that are neither of a title nor the line break after one, which have weight 1;
     1: the mean over all tokens, 0: titles only."""
+    bootstrap_seed: Seed | None = None
+    """Seed that resamples the training people: each counts as often as a Poisson variable of mean 1 says; null: once.
+    Runs that differ in it alone are refits, whose spread is the uncertainty from the training people."""
 
     def __post_init__(self) -> None:
         if self.epochs is None and (self.min_steps is None or self.max_epochs is None):

@@ -11,6 +11,7 @@ import numpy as np
 from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 from helpers.stores import pooled
+from scipy import stats
 
 from laborllm_dist.baselines.frequency import first_order_table, marginal_table
 from laborllm_dist.batching.sampler import TrainingSampler
@@ -91,6 +92,33 @@ def test_the_plan_trains_on_the_pool_alone_and_counts_its_steps(tmp_path: Path) 
     assert plan.order.careers_per_epoch == 2 * len(pool.rows)
     taken = Counter(row for step in range(plan.order.steps_per_epoch) for row in plan.step(step).careers.tolist())
     assert taken == dict.fromkeys(pool.rows.tolist(), 2)
+
+
+def with_bootstrap(settings: RunSettings, seed: int | None) -> RunSettings:
+    return dataclasses.replace(settings, training=dataclasses.replace(settings.training, bootstrap_seed=seed))
+
+
+def test_a_refit_takes_people_as_often_as_poisson_counts_and_one_more_corpus_changes_nobody(tmp_path: Path) -> None:
+    settings = with_bootstrap(settings_of(small_run(tmp_path, num_people=1000)), 1)
+    store = prepare_store(settings)
+    everybody = len(store.careers("train"))
+
+    def counts(seed: int) -> dict[int, float]:
+        pool = training_pool(store, with_bootstrap(settings, seed))
+        return dict(zip(pool.rows.tolist(), pool.weights.tolist(), strict=True))
+
+    drawn = counts(1)
+    observed = [everybody - len(drawn), *(sum(count == times for count in drawn.values()) for times in (1, 2, 3))]
+    expected = everybody * stats.poisson.pmf(np.arange(4), 1.0)
+    assert np.all(np.abs(observed - expected) < 4 * np.sqrt(expected))
+    assert drawn == counts(1) != counts(2)
+    both = stats.contingency.crosstab(
+        [row in drawn for row in range(everybody)], [row in counts(2) for row in range(everybody)]
+    )
+    assert stats.chi2_contingency(both.count).pvalue > 1e-4  # two seeds are independent
+    together, alone = (with_bootstrap(pooled(tmp_path, *names), 1) for names in (("A", "B"), ("A",)))
+    assert {each for each in people_of(together) if each[0] == "A"} == people_of(alone)
+    assert run_fingerprint(settings, "store", None) != run_fingerprint(with_bootstrap(settings, None), "store", None)
 
 
 def test_another_fraction_is_another_run(tmp_path: Path) -> None:
