@@ -184,8 +184,7 @@ def test_8_bit_moments_go_on_at_another_number_of_ranks_and_stage(base: Path) ->
     """Blocks are cut anew there, so moments are rounded once more: the losses stay near, not the same."""
     source, target = base / "runs/killed_eight_not", base / "runs/other_eight"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("export", "scores"))
-    for step in (10, 12):
-        shutil.rmtree(checkpoint_folder(target / "checkpoints", step), ignore_errors=True)
+    shutil.rmtree(checkpoint_folder(target / "checkpoints", 12))
     newest = max(int(path.name.removeprefix("step_")) for path in (target / "checkpoints").iterdir())
     settings = ["optimizer.name=adamw_8bit", "zero=stage3", *KILLED]
     text = run_well("train.py", tune(base, "other_eight", *settings), world_size=1, log=base / "log")
