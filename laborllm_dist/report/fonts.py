@@ -43,8 +43,8 @@ class Drawable:
 
 def drawable(texts: Iterable[str]) -> Drawable:
     """Find fonts for all characters of some texts."""
-    wanted = {character for text in texts for character in text if not character.isspace()}
-    families, missing = [FIRST], wanted - _characters_of(_path_of(FIRST))
+    characters = {character for text in texts for character in text if not character.isspace()}
+    families, missing = [FIRST], characters - _characters_of(_path_of(FIRST))
     for family, path in _others() if missing else ():
         if drawn := {character for character in missing if ord(character) in _codes_of(path)}:
             families.append(family)

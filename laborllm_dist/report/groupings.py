@@ -60,9 +60,9 @@ def _by_transition(observations: pa.Table) -> Grouping:
 
 def _by_value(name: str, title: str, note: str, values: Sequence[str | None], *, order: Sequence[str] = ()) -> Grouping:
     known = [NOT_RECORDED if value is None else value for value in values]
-    found = set(known)
-    labels = [label for label in order if label in found] or sorted(found - {NOT_RECORDED})
-    labels += [NOT_RECORDED] * (NOT_RECORDED in found)
+    present = set(known)
+    labels = [label for label in order if label in present] or sorted(present - {NOT_RECORDED})
+    labels += [NOT_RECORDED] * (NOT_RECORDED in present)
     codes = {label: code for code, label in enumerate(labels)}
     group_of_row = np.fromiter((codes[value] for value in known), dtype=np.int64, count=len(known))
     return Grouping(name, title, note, tuple(labels), group_of_row)

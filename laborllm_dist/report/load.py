@@ -195,7 +195,7 @@ def check_same_observations(first: ScoreFile, other: ScoreFile) -> None:
     for fact in FACTS:
         if not first.table[fact].equals(other.table[fact]):
             values, others = first.table[fact].to_pylist(), other.table[fact].to_pylist()
-            row = next(row for row, (value, found) in enumerate(zip(values, others, strict=True)) if value != found)
+            row = next(row for row, (ours, theirs) in enumerate(zip(values, others, strict=True)) if ours != theirs)
             raise ScoreTableError(
                 f"{pair} cannot be compared: {_describe_key(keys, row)} has {fact} {values[row]!r} in the first "
                 f"and {others[row]!r} in the second; score both on the same data",

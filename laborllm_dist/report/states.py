@@ -68,8 +68,8 @@ def find_states(runs: Iterable[str], occupations: Sequence[str], words: StateWor
                 texts_of[code].add(title.casefold())
     codes = {}
     for name, own in named.items():
-        wanted = {word.casefold() for word in getattr(words, name)}
-        codes[name] = tuple(code for code in occupations if code in own or wanted & texts_of[code])
+        folded = {word.casefold() for word in getattr(words, name)}
+        codes[name] = tuple(code for code in occupations if code in own or folded & texts_of[code])
     return LaborStates(**codes)
 
 

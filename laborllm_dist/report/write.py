@@ -220,8 +220,8 @@ def _other_data_table(result: ReportResult) -> FoldingTable:
     columns = {result.split: result.models, **{each.data: each.models for each in result.other_data}}
     table = _ruled_table(f"Perplexity ({result.measure}) by data", columns)
     for name in dict.fromkeys(model.model for models in columns.values() for model in models):
-        found = [{model.model: model for model in models}.get(name) for models in columns.values()]
-        table.add_row(name, *("" if model is None else format_perplexity(model.perplexity.value) for model in found))
+        cells = [{model.model: model for model in models}.get(name) for models in columns.values()]
+        table.add_row(name, *("" if model is None else format_perplexity(model.perplexity.value) for model in cells))
     return table
 
 
