@@ -40,7 +40,18 @@ GROUP_LETTERS, GROUP_LINES = 17, 3  # of a group's name beside the axis
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 TRUE_COLOR, TRUE_MARKER = "#1a1a1a", "*"
-INK, FAINT, BAND = "#1f2328", "#d0d5db", "#f3f5f7"
+INK, FAINT, BAND, GROUND = "#1f2328", "#d0d5db", "#f3f5f7", "#ffffff"
+# What stands for a color where the reader's screen is dark; GROUND becomes that of the page.
+IN_THE_DARK = {
+    **dict(
+        zip(
+            COLORS,
+            ("#5db4f0", "#ff8f3f", "#2fc79a", "#e79cc4", "#f2b632", "#a5dafc", "#c79b7d", "#b8a1e6"),
+            strict=True,
+        )
+    ),
+    TRUE_COLOR: "#ffffff", INK: "#e4e7eb", FAINT: "#3a414a", BAND: "#1e2329", GROUND: "#14171b",
+}  # fmt: skip
 STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
     "text.parse_math": False,  # a dollar sign in a name is one
     "text.usetex": False,
@@ -55,8 +66,8 @@ STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
     "svg.fonttype": "path",
     "pdf.fonttype": 42,  # TrueType, which journals ask for; matplotlib's default is Type 3
     "svg.hashsalt": "laborllm_dist",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    "figure.facecolor": GROUND,
+    "savefig.facecolor": GROUND,
 }
 
 
@@ -261,7 +272,7 @@ def _draw_estimate(axes: Axes, place: float, numbers: Estimate, mark: _Mark, *, 
 def _write_above(axes: Axes, row: int, label: str, value: str) -> None:
     # Above its dot a name may be as long as the figure is wide; beside it, it would squeeze the axis on a phone.
     place, along = row - 0.22, axes.get_yaxis_transform()
-    clear: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    clear: dict[str, Any] = {"facecolor": GROUND, "edgecolor": "none", "pad": 0.8}
     axes.text(0, place, label, transform=along, ha="left", va="bottom", bbox=clear)
     axes.text(
         1, place, value, transform=along, ha="right", va="bottom", fontweight="bold", fontfamily=FIRST, bbox=clear
@@ -395,4 +406,14 @@ def _saved(figure: Figure, kind: Literal["svg", "png", "pdf"]) -> bytes:
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
     with matplotlib.rc_context(STYLE):
         figure.savefig(content, format=kind, dpi=200 if kind == "png" else "figure", metadata=no_date[kind])
-    return content.getvalue()
+    saved = content.getvalue()
+    return saved.replace(b"</style>", _dark_style() + b"</style>", 1) if kind == "svg" else saved
+
+
+def _dark_style() -> bytes:
+    rules = (
+        f'[style*="{what}: {color}"]{{{what}:{instead} !important}}'
+        for color, instead in IN_THE_DARK.items()
+        for what in ("fill", "stroke")
+    )
+    return f"@media screen and (prefers-color-scheme:dark){{{''.join(rules)}}}".encode()

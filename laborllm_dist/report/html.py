@@ -1,12 +1,15 @@
 """Fill the report's page: numbers as text, figures inside it, nothing fetched from anywhere.
 
 The page takes all its numbers from `ReportNumbers`; the template only lays them out. Figures go in as data, so one
-file can be mailed, kept and printed.
+file can be mailed, kept and printed. Its policy forbids every request, and every script but its own, which sorts
+tables; without script the page shows the same.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -41,8 +44,9 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
     """
     with_auc = [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]
     columns = (numbers.models, *(each.models for each in numbers.other_data))
-    template = _environment().get_template("report.html.j2")
-    return template.render(
+    return _render(
+        "report.html.j2",
+        "tables.js",
         report=numbers,
         measure=numbers.measure,
         figures={figure.name: figure for figure in figures},
@@ -58,6 +62,31 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
     )
 
 
+_NUMBERS: dict[str, Callable[[float], str]] = {
+    "perplexity": format_perplexity,
+    "nats": format_nats,
+    "share": format_share,
+    "probability": format_probability,
+    "signed_perplexity": format_signed_perplexity,
+    "auc": format_auc,
+    "signed_auc": format_signed_auc,
+}
+
+
+def _render(template: str, script: str, **values: object) -> str:
+    """Return a page with one script, and the policy that lets this script run and nothing be fetched."""
+    environment = _environment()
+    text = _template_text(environment, script)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return environment.get_template(template).render(script=Markup(text), policy=policy, **values)
+
+
+def _template_text(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -69,18 +98,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    numbers: dict[str, Callable[[float], str]] = {
-        "perplexity": format_perplexity,
-        "nats": format_nats,
-        "share": format_share,
-        "probability": format_probability,
-        "signed_perplexity": format_signed_perplexity,
-        "auc": format_auc,
-        "signed_auc": format_signed_auc,
-    }
-    environment.filters |= numbers | {f"{name}_interval": _interval(number) for name, number in numbers.items()}
+    environment.filters |= _NUMBERS | {f"{name}_interval": _interval(number) for name, number in _NUMBERS.items()}
     environment.filters["count"] = format_count
     environment.filters["svg_data"] = _svg_data
+    environment.filters["sort_key"] = _sort_key
+    environment.globals |= {"cell": _cell, "count_cell": _count_cell}
     return environment
 
 
@@ -91,6 +113,25 @@ def _as_seen(value: object) -> object:
 
 def _svg_data(figure: DrawnFigure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(figure.svg).decode("ascii")
+
+
+def _cell(estimate: Estimate, kind: str, *, strong: bool = False) -> Markup:
+    """Return the cell of an estimate: the number, its interval below, and what the column is sorted by."""
+    number = Markup("<strong>{}</strong>" if strong else "{}").format(_NUMBERS[kind](estimate.value))
+    interval = format_interval(estimate.low, estimate.high, _NUMBERS[kind])
+    cell = Markup('<td data-number="{}">{}<small>{}</small></td>')
+    return cell.format(_sort_key(estimate.value), number, interval)
+
+
+def _count_cell(count: int) -> Markup:
+    return Markup('<td data-number="{}">{}</td>').format(count, format_count(count))
+
+
+def _sort_key(value: float | None) -> str:
+    """Return a number as script reads it; nothing for one that does not exist."""
+    if value is None or math.isnan(value):
+        return ""
+    return repr(float(value)) if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _interval(format_number: Callable[[float], str]) -> Callable[[Estimate], str]:
