@@ -29,6 +29,7 @@ from laborllm_dist.io.number_format import (
 )
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
+from laborllm_dist.report.export import data_of_figures
 from laborllm_dist.report.figures import DrawnFigure
 from laborllm_dist.report.numbers import ReportNumbers
 from laborllm_dist.report.outcomes import TOP_TITLE
@@ -40,7 +41,8 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
     Args:
         numbers: the whole report.
         figures: `perplexity`, `differences` where there are two models or more, `by_NAME` for each grouping, and where
-            there are tables of titles, `auc` and `calibration_NAME` for each outcome.
+            there are tables of titles, `auc` and `calibration_NAME` for each outcome; `training_NUMBER` for each run
+            that was trained.
     """
     with_auc = [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]
     columns = (numbers.models, *(each.models for each in numbers.other_data))
@@ -50,6 +52,7 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
         report=numbers,
         measure=numbers.measure,
         figures={figure.name: figure for figure in figures},
+        figure_data=data_of_figures(numbers),
         with_auc=with_auc,
         most_inexact={
             model.model: max((outcome.scores[place].num_inexact for outcome in with_auc), default=0)
@@ -101,6 +104,7 @@ def _environment() -> Environment:
     environment.filters |= _NUMBERS | {f"{name}_interval": _interval(number) for name, number in _NUMBERS.items()}
     environment.filters["count"] = format_count
     environment.filters["svg_data"] = _svg_data
+    environment.filters["csv_data"] = _csv_data
     environment.filters["sort_key"] = _sort_key
     environment.globals |= {"cell": _cell, "count_cell": _count_cell}
     return environment
@@ -113,6 +117,10 @@ def _as_seen(value: object) -> object:
 
 def _svg_data(figure: DrawnFigure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(figure.svg).decode("ascii")
+
+
+def _csv_data(text: str) -> str:
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode("ascii")
 
 
 def _cell(estimate: Estimate, kind: str, *, strong: bool = False) -> Markup:

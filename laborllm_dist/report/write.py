@@ -34,6 +34,10 @@ precision, under keys that stay:
                              predicted_minus_observed, num_inexact
     weights                  file, column, effective_observations; null: all observations count the same
     other_data[]             data, num_people, num_observations, models[] (as above; survey weights do not apply)
+    training[]               of the runs with a metrics.jsonl: run, num_steps, num_tokens, num_epochs,
+                             peak_learning_rate, steps_per_point, best_step,
+                             training[] (step, epoch, nats_per_token: mean of steps_per_point steps),
+                             validation[] (step, epoch, nats_per_token, nats_per_title)
     files[]                  tables and figures beside it
     sources[]                model, name_in_file, run, file, split, careers, code, details
 
@@ -72,6 +76,7 @@ from laborllm_dist.report.figures import (
     draw_differences,
     draw_grouping,
     draw_perplexities,
+    draw_training,
 )
 from laborllm_dist.report.fonts import note_on
 from laborllm_dist.report.html import render_page
@@ -117,7 +122,8 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
     others, left_out = compare_other_data(settings.runs, measure=settings.measure, apart=settings.split)
     numbers = analyze(compared, settings, others)
     sources = tuple(_renamed(source, names or {}) for source in numbers.sources)
-    numbers = replace(numbers, sources=sources)
+    training = tuple(replace(each, run=(names or {}).get(each.run, each.run)) for each in numbers.training)
+    numbers = replace(numbers, sources=sources, training=training)
     drawn, tables = draw_figures(numbers), export_tables(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
     contents = {folder / "tables" / table.name: table.content.encode() for table in tables}
@@ -207,6 +213,7 @@ def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
     if with_auc := [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]:
         figures.append(draw_auc(with_auc, numbers.models))
     figures += [draw_calibration(outcome, numbers.models) for outcome in numbers.outcomes]
+    figures += [draw_training(each, f"training_{place}") for place, each in enumerate(numbers.training, start=1)]
     return tuple(figures)
 
 

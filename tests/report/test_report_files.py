@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import html
 import io
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.errors import raises
-from helpers.scores import KEYS, report_on, write_scores
+from helpers.scores import KEYS, report_on, step, write_metrics, write_scores
 from rich.console import Console
 
 from laborllm_dist.errors import ScoreTableError
@@ -146,6 +147,32 @@ def test_the_page_loads_nothing_and_escapes_names(run: Path) -> None:
         in html.unescape(page)
     )
     assert "&lt;b&gt;odd&lt;/b&gt;" in page and "<b>odd" not in page
+
+
+def test_every_figure_has_a_caption_and_its_data_a_click_away(run: Path) -> None:
+    write_metrics(run, [step(1, 5.0, 10), step(2, 4.0, 10, validation_nats_per_token=4.5)])
+    result = report_on(run)
+    page = result.page.read_text()
+    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
+    shown: dict[str, list[dict[str, str]]] = {}
+    for figure in figures:
+        ((name, data),) = re.findall(
+            r'<a download="(\w+).csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', figure
+        )
+        shown[name] = list(csv.DictReader(io.StringIO(base64.b64decode(data).decode())))
+        settings = "2 steps with 20 tokens" if name == "training_1" else "5 observations of 3 people"
+        assert settings in figure and 'alt="' in figure
+    assert shown.keys() == {path.stem for path in result.figures}
+    models = json.loads(result.summary.read_text())["models"]
+    assert [float(row["estimate"]) for row in shown["perplexity"]] == [each["perplexity"]["value"] for each in models]
+    assert {row["grouping"] for row in shown["by_year"]} == {"year"}
+    rows = list(csv.DictReader((result.page.parent / "tables/training_curves.csv").open()))
+    assert rows == shown["training_1"]
+    assert [(row["term"], row["step"], row["estimate"]) for row in rows] == [
+        ("training_nats_per_token", "1", "5.0"),
+        ("training_nats_per_token", "2", "4.0"),
+        ("validation_nats_per_token", "2", "4.5"),
+    ]
 
 
 def test_figures_lie_beside_the_page_and_nothing_partial_remains(run: Path, tmp_path: Path) -> None:
