@@ -1,8 +1,8 @@
-"""Fill the report's page: numbers as text, figures inside it, nothing fetched from anywhere.
+"""Fill the report's pages: numbers as text, figures inside it, nothing fetched from anywhere.
 
-The page takes all its numbers from `ReportNumbers`; the template only lays them out. Figures go in as data, so one
+A page takes all its numbers from `ReportNumbers`; the template only lays them out. Figures go in as data, so one
 file can be mailed, kept and printed. Its policy forbids every request, and every script but its own, which sorts
-tables; without script the page shows the same.
+tables and picks a person; without script the page shows the same.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from laborllm_dist.io.number_format import (
 )
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
+from laborllm_dist.report.careers import MOST_PROBABLE, Career
 from laborllm_dist.report.export import data_of_figures
 from laborllm_dist.report.figures import DrawnFigure
 from laborllm_dist.report.numbers import ReportNumbers
@@ -65,6 +66,13 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
     )
 
 
+def render_careers(numbers: ReportNumbers, careers: Sequence[Career]) -> str:
+    """Return the page of single careers as HTML text."""
+    return _render(
+        "careers.html.j2", "tables.js", "careers.js", report=numbers, careers=careers, most_probable=MOST_PROBABLE
+    )
+
+
 _NUMBERS: dict[str, Callable[[float], str]] = {
     "perplexity": format_perplexity,
     "nats": format_nats,
@@ -76,10 +84,10 @@ _NUMBERS: dict[str, Callable[[float], str]] = {
 }
 
 
-def _render(template: str, script: str, **values: object) -> str:
-    """Return a page with one script, and the policy that lets this script run and nothing be fetched."""
+def _render(template: str, *scripts: str, **values: object) -> str:
+    """Return a page with its script, and the policy that lets this script run and nothing be fetched."""
     environment = _environment()
-    text = _template_text(environment, script)
+    text = "".join(_template_text(environment, script) for script in scripts)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return environment.get_template(template).render(script=Markup(text), policy=policy, **values)
@@ -105,7 +113,7 @@ def _environment() -> Environment:
     environment.filters["count"] = format_count
     environment.filters["svg_data"] = _svg_data
     environment.filters["csv_data"] = _csv_data
-    environment.filters["sort_key"] = _sort_key
+    environment.filters |= {"sort_key": _sort_key, "percentage": _percentage, "width": _width, "rank": _rank}
     environment.globals |= {"cell": _cell, "count_cell": _count_cell}
     return environment
 
@@ -133,6 +141,23 @@ def _cell(estimate: Estimate, kind: str, *, strong: bool = False) -> Markup:
 
 def _count_cell(count: int) -> Markup:
     return Markup('<td data-number="{}">{}</td>').format(count, format_count(count))
+
+
+def _percentage(probability: float) -> str:
+    """Return 62.1 %, or 0.0042 % with two digits where one decimal would show nothing."""
+    return (
+        format_share(probability)
+        if probability >= 0.0005
+        else f"{format_probability(100 * probability)}\N{NO-BREAK SPACE}%"
+    )
+
+
+def _width(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _rank(rank: float) -> str:
+    return format_count(int(rank)) if rank.is_integer() else f"{rank:,.1f}"
 
 
 def _sort_key(value: float | None) -> str:
