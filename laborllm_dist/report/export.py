@@ -9,8 +9,8 @@ A CSV has one estimate per row, in the columns that R's broom and modelsummary a
     estimate, std.error, conf.low, conf.high   over resamples of people, on the 95 % level
     n, people    observations and people that the number is about
 
-Empty cells are numbers that do not exist, or that float64 cannot hold. LaTeX needs the packages booktabs and
-threeparttable.
+Empty cells are numbers that do not exist, or that float64 cannot hold. LaTeX needs the packages booktabs,
+threeparttable and adjustbox; the last one makes a table smaller that is wider than the text or longer than a page.
 """
 
 from __future__ import annotations
@@ -247,6 +247,8 @@ class _LatexTable:
         lines = [
             r"\begin{table}[htbp]", r"\centering", r"\begin{threeparttable}",
             rf"\caption{{{latex_text(self.caption)}}}", rf"\label{{tab:{self.name.replace('_', '-')}}}",
+            # The outer table has the width of the notes, after the inner one was made to fit.
+            r"\begin{tabular}{@{}c@{}}", r"\begin{adjustbox}{max width=\linewidth, max totalheight=0.75\textheight}",
             rf"\begin{{tabular}}{{l{'r' * (len(self.headings) - 1)}}}", r"\toprule",
             _latex_line(map(latex_text, self.headings)), r"\midrule",
         ]  # fmt: skip
@@ -255,7 +257,13 @@ class _LatexTable:
             if any(isinstance(cell, tuple) for cell in row):
                 below = ("" if isinstance(cell, str) else latex_text(cell[1]) for cell in row)
                 lines.append(_latex_line(rf"{{\footnotesize {each}}}" if each else "" for each in below))
-        lines += [r"\bottomrule", r"\end{tabular}", r"\begin{tablenotes}[flushleft]\footnotesize"]
+        lines += [
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{adjustbox}",
+            r"\end{tabular}",
+            r"\begin{tablenotes}[flushleft]\footnotesize",
+        ]
         lines += [rf"\item {latex_text(note)}" for note in self.notes]
         return "\n".join([*lines, r"\end{tablenotes}", r"\end{threeparttable}", r"\end{table}", ""])
 
