@@ -9,6 +9,7 @@ numpy generators, seeded by purpose and position.
     shuffled titles                                    rank_of(key=seed)     hash of the code under the seed
     people of a forecast                               rank_of               hash of seed \x1f survey \x1f person
     training people of a refit                         uniform_of            hash of seed, population, person by \x1f
+    people of a page of single careers                 rank_of               hash of purpose, seed, survey, person
     sampled paths of a forecast                        uniform_of            hash of seed, start, path, year by \x1f
     sampled continuations                              token_uniforms        hashes of JSON [seed, key, sample, block]
     order of training                                  generator             Philox of (seed, purpose, epoch)

@@ -8,7 +8,7 @@ from laborllm_dist.io.console import LOGGER, results
 
 HELP = """
 Write report.html, summary.json, tables and figures from the score tables of runs: perplexities, paired differences,
-groups, and with titles=all ranks, AUC and calibration.
+groups, training curves, and with titles=all ranks, AUC and calibration. careers.html follows single people.
 
     python launch/report.py runs='[runs/quickstart]'
 """

@@ -312,6 +312,8 @@ class ReportSettings(Strict):
     """Files of the figures beside the page, which has them as SVG; a PDF embeds its fonts as TrueType."""
     calibration_bins: Annotated[int, within(2, 1_000)] = 10
     """Most bins of a calibration curve, with equal numbers of observations."""
+    num_careers: Annotated[int, within(0, 200)] = 0
+    """People of careers.html, which shows single careers year by year, drawn by the seed; 0: no such page."""
     weights: WeightSettings = WeightSettings()
     states: StateWords = StateWords()
 

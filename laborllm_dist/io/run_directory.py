@@ -24,9 +24,9 @@ from laborllm_dist.io.json_files import json_object, read_json_object
 
 TokenStoreRecord = dict[str, str]  # fingerprint and folder; in a run's record also the relative path
 STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
-RECORD, CHECKPOINTS, LOCK = "settings.json", "checkpoints", "lock"
+RECORD, CHECKPOINTS, LOCK, METRICS = "settings.json", "checkpoints", "lock", "metrics.jsonl"
 # What a run writes into its folder after its record.
-TRAINED = ("metrics.jsonl", "export", "adapter")  # by training alone
+TRAINED = (METRICS, "export", "adapter")  # by training alone
 WRITTEN = (RECORD, *TRAINED, "commands.jsonl", "baselines", "scores", "embeddings", "report", "wandb")
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
@@ -56,7 +56,7 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         """One JSON line per step."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     def scores(self, split: str, model: str | None = None) -> Path:
         """Score table of a split, of the run's own model or of another one."""

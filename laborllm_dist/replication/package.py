@@ -140,7 +140,8 @@ def write_package(settings: ReplicateSettings, report: ReportSettings, programs:
         script = _script(runs, report)
         write_text(partial / "run_all.sh", script)
         folders = {path: f"runs/{run.name}" for path, run in zip(settings.runs, runs, strict=True)}
-        write_report(replace(report, runs=settings.runs, output=str(partial / "expected")), folders)
+        expected = replace(report, runs=settings.runs, output=str(partial / "expected"), num_careers=0)
+        write_report(expected, folders)  # without a page of single people
         blocks = _readme(settings, runs, script, partial)
         write_text(partial / "README.md", with_mark(to_markdown(blocks)))
         write_pdf(blocks, partial / "README.pdf")
@@ -303,7 +304,7 @@ def _script(runs: Sequence[ReplicatedRun], report: ReportSettings) -> str:
             lines.append(f"{start} laborllm_dist {program.name} {shlex.join(program.arguments)}")
     folders = ",".join(f"runs/{run.name}" for run in runs)
     own = [f"split={report.split}", f"measure={report.measure}", f"bootstrap_draws={report.bootstrap_draws}"]
-    arguments = [f"runs=[{folders}]", "output=results", *own, f"seed={report.seed}"]
+    arguments = [f"runs=[{folders}]", "output=results", *own, f"seed={report.seed}", "num_careers=0"]
     lines += [
         f"python -m laborllm_dist report {shlex.join(arguments)}",
         "if diff -r expected/tables results/tables; then",

@@ -9,8 +9,8 @@ A CSV has one estimate per row, in the columns that R's broom and modelsummary a
     estimate, std.error, conf.low, conf.high   over resamples of people, on the 95 % level
     n, people    observations and people that the number is about
 
-Empty cells are numbers that do not exist, or that float64 cannot hold. LaTeX needs the packages booktabs and
-threeparttable.
+Empty cells are numbers that do not exist, or that float64 cannot hold. LaTeX needs the packages booktabs,
+threeparttable and adjustbox; the last one makes a table smaller that is wider than the text or longer than a page.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from laborllm_dist.plain_text import latex_text, sheet_cell, visible
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.numbers import GroupingNumbers, ModelNumbers, ReportNumbers
 from laborllm_dist.report.outcomes import TOP_TITLE, OutcomeNumbers, OutcomeScore
+from laborllm_dist.report.training import TrainingNumbers
 
 COLUMNS = (
     "term", "model", "compared_with", "outcome", "grouping", "group", "bin", "predicted", "estimate", "std.error",
@@ -92,15 +93,50 @@ def export_tables(numbers: ReportNumbers) -> tuple[ExportedTable, ...]:
             for row in _perplexity_rows(each.models)
         ]
     tables = [ExportedTable(f"{name}.csv", _csv(rows)) for name, rows in csv_rows.items()]
+    if numbers.training:
+        tables.append(ExportedTable("training_curves.csv", _training_csv(numbers.training)))
     return (*tables, *(ExportedTable(f"{table.name}.tex", table.text()) for table in _latex_tables(numbers)))
 
 
+def data_of_figures(numbers: ReportNumbers) -> dict[str, str]:
+    """Return what each figure of a report shows, as CSV, by the name of the figure."""
+    shown: dict[str, Iterable[_Row]] = {
+        "perplexity": (row for row in _perplexity_rows(numbers.models) if row.term == "perplexity"),
+        "differences": (row for row in _difference_rows(numbers) if row.term == "difference_nats"),
+        "auc": (row for row in _outcome_rows(numbers) if row.term == "auc" and not row.compared_with),
+    }
+    for grouping in numbers.groupings:
+        shown[f"by_{grouping.name}"] = (row for row in _group_rows([grouping]) if row.term == "perplexity")
+    for outcome in numbers.outcomes:
+        shown[f"calibration_{outcome.name}"] = _curve_rows([outcome])
+    data = {name: _csv(rows) for name, rows in shown.items()}
+    for place, training in enumerate(numbers.training, start=1):
+        data[f"training_{place}"] = _training_csv([training])
+    return data
+
+
 def _csv(rows: Iterable[_Row]) -> str:
+    return _csv_text([COLUMNS, *(row.cells() for row in rows)])
+
+
+def _csv_text(lines: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(row.cells() for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
+
+
+def _training_csv(runs: Iterable[TrainingNumbers]) -> str:
+    """Return losses by step: one loss a row, in nats."""
+    lines: list[Sequence[object]] = [("term", "run", "step", "epoch", "estimate")]
+    for each in runs:
+        run = sheet_cell(visible(each.run))
+        for mean in each.training:
+            lines.append(("training_nats_per_token", run, mean.step, mean.epoch, _cell(mean.nats_per_token)))
+        for point in each.validation:
+            for term in ("nats_per_token", "nats_per_title"):
+                if (value := getattr(point, term)) is not None:
+                    lines.append((f"validation_{term}", run, point.step, point.epoch, _cell(value)))
+    return _csv_text(lines)
 
 
 def _cell(value: float | None) -> str:
@@ -211,6 +247,8 @@ class _LatexTable:
         lines = [
             r"\begin{table}[htbp]", r"\centering", r"\begin{threeparttable}",
             rf"\caption{{{latex_text(self.caption)}}}", rf"\label{{tab:{self.name.replace('_', '-')}}}",
+            # The outer table has the width of the notes, after the inner one was made to fit.
+            r"\begin{tabular}{@{}c@{}}", r"\begin{adjustbox}{max width=\linewidth, max totalheight=0.75\textheight}",
             rf"\begin{{tabular}}{{l{'r' * (len(self.headings) - 1)}}}", r"\toprule",
             _latex_line(map(latex_text, self.headings)), r"\midrule",
         ]  # fmt: skip
@@ -219,7 +257,13 @@ class _LatexTable:
             if any(isinstance(cell, tuple) for cell in row):
                 below = ("" if isinstance(cell, str) else latex_text(cell[1]) for cell in row)
                 lines.append(_latex_line(rf"{{\footnotesize {each}}}" if each else "" for each in below))
-        lines += [r"\bottomrule", r"\end{tabular}", r"\begin{tablenotes}[flushleft]\footnotesize"]
+        lines += [
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{adjustbox}",
+            r"\end{tabular}",
+            r"\begin{tablenotes}[flushleft]\footnotesize",
+        ]
         lines += [rf"\item {latex_text(note)}" for note in self.notes]
         return "\n".join([*lines, r"\end{tablenotes}", r"\end{threeparttable}", r"\end{table}", ""])
 

@@ -30,6 +30,7 @@ from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.fonts import FIRST, Drawable, drawable
 from laborllm_dist.report.numbers import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
 from laborllm_dist.report.outcomes import OutcomeNumbers
+from laborllm_dist.report.training import TrainingNumbers
 
 WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle
@@ -40,7 +41,20 @@ GROUP_LETTERS, GROUP_LINES = 17, 3  # of a group's name beside the axis
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f5539", "#6a4c93")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 TRUE_COLOR, TRUE_MARKER = "#1a1a1a", "*"
-INK, FAINT, BAND = "#1f2328", "#d0d5db", "#f3f5f7"
+_TRAINING: Any = {"color": COLORS[0], "linewidth": 1.3, "label": "training"}
+_VALIDATION: Any = {"color": COLORS[1], "linewidth": 1.5, "marker": "o", "markersize": 4, "label": "validation"}
+INK, FAINT, BAND, GROUND = "#1f2328", "#d0d5db", "#f3f5f7", "#ffffff"
+# What stands for a color where the reader's screen is dark; GROUND becomes that of the page.
+IN_THE_DARK = {
+    **dict(
+        zip(
+            COLORS,
+            ("#5db4f0", "#ff8f3f", "#2fc79a", "#e79cc4", "#f2b632", "#a5dafc", "#c79b7d", "#b8a1e6"),
+            strict=True,
+        )
+    ),
+    TRUE_COLOR: "#ffffff", INK: "#e4e7eb", FAINT: "#3a414a", BAND: "#1e2329", GROUND: "#14171b",
+}  # fmt: skip
 STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
     "text.parse_math": False,  # a dollar sign in a name is one
     "text.usetex": False,
@@ -55,8 +69,8 @@ STYLE: Any = {  # Any: matplotlib types its keys as one literal of all settings
     "svg.fonttype": "path",
     "pdf.fonttype": 42,  # TrueType, which journals ask for; matplotlib's default is Type 3
     "svg.hashsalt": "laborllm_dist",
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
+    "figure.facecolor": GROUND,
+    "savefig.facecolor": GROUND,
 }
 
 
@@ -191,6 +205,55 @@ def draw_calibration(outcome: OutcomeNumbers, models: Sequence[ModelNumbers]) ->
         return _render(figure, f"calibration_{outcome.name}", alternative, fonts)
 
 
+def draw_training(training: TrainingNumbers, name: str) -> DrawnFigure:
+    """Draw the training loss and the validation losses of a run by step: per token, and where measured per title.
+
+    Args:
+        training: of one run.
+        name: of the figure.
+    """
+    loss = [(point.step, point.nats_per_token) for point in training.training]
+    per_token = [(point.step, point.nats_per_token) for point in training.validation]
+    per_title = [
+        (point.step, point.nats_per_title) for point in training.validation if point.nats_per_title is not None
+    ]
+    panels = [("nats per token", [(_TRAINING, loss), (_VALIDATION, per_token)])]
+    if per_title:
+        panels.append(("nats per title", [(_VALIDATION, per_title)]))
+    fonts = drawable([])
+    with matplotlib.rc_context(_style_of(fonts)):
+        figure = Figure(figsize=(WIDTH_INCHES, 0.8 + 1.9 * len(panels)), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, (unit, curves) in zip(
+            figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True
+        ):
+            _make_plain(axes)
+            for style, points in curves:
+                axes.plot(*zip(*points, strict=True), **style) if points else None
+            values = [value for _, points in curves for _, value in points]
+            _set_loss_axis(axes, values)
+            axes.set_ylabel(unit)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+        handles = [Line2D([], [], **style) for style, points in panels[0][1] if points]
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False)
+        return _render(figure, name, "Training loss and validation loss by step", fonts)
+
+
+def _set_loss_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Set an axis of losses above 0: logarithmic where they differ much, since most of a training is at its low end."""
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    low, high = min(values), max(values)
+    if low > 0 and high > 5 * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
 def _draw_bands(
     labels: Sequence[str],
     estimates: Sequence[Sequence[Estimate]],
@@ -230,11 +293,15 @@ def _new_figure(height_inches: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    _make_plain(axes)
+    axes.yaxis.set_major_locator(NullLocator())
+    return figure, axes
+
+
+def _make_plain(axes: Axes) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.tick_params(length=0)
-    axes.yaxis.set_major_locator(NullLocator())
-    return figure, axes
 
 
 def _marks(models: Sequence[ModelNumbers]) -> list[_Mark]:
@@ -261,7 +328,7 @@ def _draw_estimate(axes: Axes, place: float, numbers: Estimate, mark: _Mark, *, 
 def _write_above(axes: Axes, row: int, label: str, value: str) -> None:
     # Above its dot a name may be as long as the figure is wide; beside it, it would squeeze the axis on a phone.
     place, along = row - 0.22, axes.get_yaxis_transform()
-    clear: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    clear: dict[str, Any] = {"facecolor": GROUND, "edgecolor": "none", "pad": 0.8}
     axes.text(0, place, label, transform=along, ha="left", va="bottom", bbox=clear)
     axes.text(
         1, place, value, transform=along, ha="right", va="bottom", fontweight="bold", fontfamily=FIRST, bbox=clear
@@ -395,4 +462,14 @@ def _saved(figure: Figure, kind: Literal["svg", "png", "pdf"]) -> bytes:
     no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
     with matplotlib.rc_context(STYLE):
         figure.savefig(content, format=kind, dpi=200 if kind == "png" else "figure", metadata=no_date[kind])
-    return content.getvalue()
+    saved = content.getvalue()
+    return saved.replace(b"</style>", _dark_style() + b"</style>", 1) if kind == "svg" else saved
+
+
+def _dark_style() -> bytes:
+    rules = (
+        f'[style*="{what}: {color}"]{{{what}:{instead} !important}}'
+        for color, instead in IN_THE_DARK.items()
+        for what in ("fill", "stroke")
+    )
+    return f"@media screen and (prefers-color-scheme:dark){{{''.join(rules)}}}".encode()

@@ -25,6 +25,7 @@ from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, f
 from laborllm_dist.report.outcomes import OutcomeNumbers, list_outcomes, outcome_numbers
 from laborllm_dist.report.states import LaborStates, find_states
 from laborllm_dist.report.title_metrics import TitleNumbers, TitlePairNumbers, facts_of_table, title_numbers
+from laborllm_dist.report.training import TrainingNumbers, training_curves
 from laborllm_dist.tables.log_domain import perplexity_of
 
 MARGINAL = "marginal"  # the baseline's name in score tables
@@ -145,6 +146,7 @@ class ReportNumbers:
     outcomes: tuple[OutcomeNumbers, ...]
     weights: WeightNumbers | None
     other_data: tuple[OtherDataNumbers, ...]
+    training: tuple[TrainingNumbers, ...]  # of the runs that have been trained
     sources: tuple[SourceNumbers, ...]
 
 
@@ -196,6 +198,7 @@ def analyze(
         outcomes=titles.outcomes,
         weights=_weights(compared, settings),
         other_data=tuple(_on_other_data(name, each, settings) for name, each in (other_data or {}).items()),
+        training=training_curves(settings.runs),
         sources=_sources(compared.models),
     )
 

@@ -44,8 +44,7 @@ from laborllm_dist.report.states import LaborStates
 from laborllm_dist.report.title_metrics import ANY_STATE, AT_WORK, OUT_OF_LABOR_FORCE, UNEMPLOYED, TitleFacts
 
 TOP_TITLE = "top_title"
-# Groupings whose groups are compared with each other.
-GAP_GROUPINGS = ("gender", "ethnicity", "region", "education", "birth_decade", "survey")
+NOT_COMPARED = ("transition",)  # its groups are what happened, which an outcome predicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +314,7 @@ def outcome_numbers(
     Args:
         outcome: of all observations.
         models: names, in the order of the outcome.
-        groupings: of all observations; those whose groups are compared with each other are taken.
+        groupings: of all observations.
         people: of all observations.
         num_bins: most bins of a calibration curve.
     """
@@ -340,7 +339,7 @@ def outcome_numbers(
         ),
         pairs=overall.pairs(models),
         groupings=tuple(
-            judged.grouping(grouping, at_risk, chosen) for grouping in groupings if grouping.name in GAP_GROUPINGS
+            judged.grouping(grouping, at_risk, chosen) for grouping in groupings if grouping.name not in NOT_COMPARED
         ),
     )
 

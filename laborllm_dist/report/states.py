@@ -63,7 +63,7 @@ def find_states(runs: Iterable[str], occupations: Sequence[str], words: StateWor
     for run in dict.fromkeys(runs):
         for name, code in _codes_of_settings(Path(run)):
             named[name].add(code)
-        for code, title in _titles_of_store(Path(run)).items():
+        for code, title in titles_of_store(run).items():
             if code in texts_of:
                 texts_of[code].add(title.casefold())
     codes = {}
@@ -82,8 +82,9 @@ def _codes_of_settings(run: Path) -> Iterable[tuple[str, str]]:
     return [(ours, group[theirs]) for group in groups for theirs, ours in _NAME_IN_PANEL.items() if group.get(theirs)]
 
 
-def _titles_of_store(run: Path) -> dict[str, str]:
-    store = recorded_store(run)
+def titles_of_store(run: str) -> dict[str, str]:
+    """Return the titles of the codes in a run's token store; none if it is not there."""
+    store = recorded_store(Path(run))
     if store is None:
         return {}
     try:

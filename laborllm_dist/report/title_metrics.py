@@ -88,6 +88,41 @@ class TitlePairNumbers:
     moves_top_10: Estimate | None
 
 
+@dataclass(frozen=True, slots=True)
+class TitleScores:
+    """Rows of a table of titles: log-likelihoods (NaN: not scored), shares of the mass of all, observed titles."""
+
+    scores_NT: FloatArray
+    log_bound_N: FloatArray
+    shares_NT: FloatArray
+    own_N: CodeArray
+
+    @staticmethod
+    def of(batch: pa.RecordBatch, occupations: Sequence[str]) -> TitleScores:
+        """Return the scores of rows whose lists have the order of `occupations`."""
+        lists = np.asarray(batch["terminated"].flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
+        scores_NT = lists.reshape(batch.num_rows, len(occupations))  # null is NaN here
+        with np.errstate(divide="ignore"):  # log 0: nothing is left
+            log_bound_N = np.log(np.asarray(batch["bound"].to_numpy()))
+        place_of = {code: place for place, code in enumerate(occupations)}
+        own_N = np.array([place_of[code] for code in batch["occupation"].to_pylist()])
+        scored_NT = np.where(np.isnan(scores_NT), -np.inf, scores_NT)
+        log_total_N = np.logaddexp(log_sum_exp(scored_NT, axis=1), log_bound_N)
+        return TitleScores(scores_NT, log_bound_N, np.exp(scored_NT - log_total_N[:, None]), own_N)
+
+    def ranks(self, place_N: CodeArray) -> FloatArray:
+        """Return the rank of a title of every row among all titles; at worst, where some are null."""
+        own_N = self.scores_NT[np.arange(len(place_N)), place_N]
+        num_above_N = (self.scores_NT > own_N[:, None]).sum(axis=1)
+        num_tied_N = (self.scores_NT == own_N[:, None]).sum(
+            axis=1
+        ) - 1  # one that ranks nothing: the mean of all places
+        num_unscored_N = np.isnan(self.scores_NT).sum(axis=1)
+        could_N = np.floor(np.exp(np.minimum(self.log_bound_N - own_N, MOST_TITLES)))
+        ranks: FloatArray = 1 + num_above_N + num_tied_N / 2 + np.minimum(num_unscored_N, could_N)
+        return ranks
+
+
 def facts_of_table(
     model: str, table: DistributionTable, previous: Sequence[str | None], states: LaborStates
 ) -> TitleFacts:
@@ -117,18 +152,11 @@ def _facts_of_block(
     batch: pa.RecordBatch, occupations: tuple[str, ...], previous: Sequence[str | None], states: LaborStates
 ) -> tuple[FloatArray | BoolArray, ...]:
     """Return rank, top probability, ..., in the order of TitleFacts."""
-    lists = np.asarray(batch["terminated"].flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
-    scores_NT = lists.reshape(batch.num_rows, len(occupations))  # null is NaN here
-    with np.errstate(divide="ignore"):  # log 0: nothing is left
-        log_bound_N = np.log(np.asarray(batch["bound"].to_numpy()))
+    scores = TitleScores.of(batch, occupations)
+    own, shares_NT, is_scored_NT = scores.own_N, scores.shares_NT, ~np.isnan(scores.scores_NT)
     rows, place_of = np.arange(batch.num_rows), {code: place for place, code in enumerate(occupations)}
-    own = np.array([place_of[code] for code in batch["occupation"].to_pylist()])
     before = np.array([-1 if code is None else place_of.get(code, -1) for code in previous])
-    scored_NT = np.where(np.isnan(scores_NT), -np.inf, scores_NT)
-    log_total_N = np.logaddexp(log_sum_exp(scored_NT, axis=1), log_bound_N)
-    shares_NT = np.exp(scored_NT - log_total_N[:, None])
-    is_scored_NT = ~np.isnan(scores_NT)
-    top_N = np.argmax(scored_NT, axis=1)
+    top_N = np.argmax(np.where(is_scored_NT, scores.scores_NT, -np.inf), axis=1)
     is_state_T = states.are_among(sorted(states.all_codes), occupations)
     sets_ST = np.stack(
         [
@@ -139,27 +167,16 @@ def _facts_of_block(
         ]
     )
     return (
-        _ranks(scores_NT, own, log_bound_N),
+        scores.ranks(own),
         shares_NT[rows, top_N],
         (shares_NT[rows, own] == shares_NT[rows, top_N]) / (shares_NT == shares_NT[rows, top_N, None]).sum(axis=1),
-        log_bound_N <= scored_NT[rows, top_N],
+        scores.log_bound_N <= scores.scores_NT[rows, top_N],
         np.where(before >= 0, shares_NT[rows, before], 0.0),
         (before < 0) | is_scored_NT[rows, before],
         # Sums of rows, not a matrix product: equal distributions get equal sums, to the last bit, so ties stay ties.
         np.stack([shares_NT[:, each].sum(axis=1) for each in sets_ST]),
         np.stack([is_scored_NT[:, each].all(axis=1) for each in sets_ST]),
     )
-
-
-def _ranks(scores_NT: FloatArray, own: CodeArray, log_bound_N: FloatArray) -> FloatArray:
-    """Return the rank of every observed title among all; at worst, where some are null."""
-    own_N = scores_NT[np.arange(len(own)), own]
-    num_above_N = (scores_NT > own_N[:, None]).sum(axis=1)
-    num_tied_N = (scores_NT == own_N[:, None]).sum(axis=1) - 1  # a model that ranks nothing gets the mean of all places
-    num_unscored_N = np.isnan(scores_NT).sum(axis=1)
-    could_N = np.floor(np.exp(np.minimum(log_bound_N - own_N, MOST_TITLES)))
-    ranks: FloatArray = 1 + num_above_N + num_tied_N / 2 + np.minimum(num_unscored_N, could_N)
-    return ranks
 
 
 def moves_of(observations: pa.Table) -> BoolArray:

@@ -1,4 +1,6 @@
-"""Compare the models of several runs: report.html, summary.json, figures and tables, from score tables alone.
+"""Compare the models of several runs: report.html, summary.json, figures and tables, from score tables and metrics.
+
+careers.html shows single people, so it is a file of its own, and nothing of it is in the others.
 
 Nothing in the output depends on the clock or the machine, but for the fonts that draw names which matplotlib's own font
 cannot: the same score tables and settings give the same bytes.
@@ -34,7 +36,11 @@ precision, under keys that stay:
                              predicted_minus_observed, num_inexact
     weights                  file, column, effective_observations; null: all observations count the same
     other_data[]             data, num_people, num_observations, models[] (as above; survey weights do not apply)
-    files[]                  tables and figures beside it
+    training[]               of the runs with a metrics.jsonl: run, num_steps, num_tokens, num_epochs,
+                             peak_learning_rate, steps_per_point, best_step,
+                             training[] (step, epoch, nats_per_token: mean of steps_per_point steps),
+                             validation[] (step, epoch, nats_per_token, nats_per_title)
+    files[]                  tables and figures beside it, and careers.html
     sources[]                model, name_in_file, run, file, split, careers, code, details
 
 An estimate is {value, low, high, std_error}. The last three are null where resampling people gives no interval, as in
@@ -64,6 +70,7 @@ from laborllm_dist.io.number_format import (
     format_share,
 )
 from laborllm_dist.plain_text import visible
+from laborllm_dist.report.careers import single_careers
 from laborllm_dist.report.export import export_tables
 from laborllm_dist.report.figures import (
     DrawnFigure,
@@ -72,15 +79,18 @@ from laborllm_dist.report.figures import (
     draw_differences,
     draw_grouping,
     draw_perplexities,
+    draw_training,
 )
 from laborllm_dist.report.fonts import note_on
-from laborllm_dist.report.html import render_page
+from laborllm_dist.report.html import render_careers, render_page
 from laborllm_dist.report.load import compare_other_data, compare_runs
 from laborllm_dist.report.numbers import ModelNumbers, OtherDataNumbers, ReportNumbers, SourceNumbers, analyze
 from laborllm_dist.report.outcomes import TOP_TITLE
 from laborllm_dist.report.title_metrics import TitleNumbers
 
 FORMAT = 1  # of summary.json
+CAREERS = "careers.html"
+ABOUT_PEOPLE = "shows single people; pass it on only where the terms of the data allow (num_careers=0 leaves it out)"
 # Of pages of this version, and of those before.
 _PAGE_MARKS = (b'<meta name="generator" content="laborllm_dist">', b"<title>Next-occupation perplexity, ")
 
@@ -90,6 +100,7 @@ class ReportResult:
     """The folder of the report, its main table (best model first), and its notes, one line each."""
 
     page: Path
+    careers: Path | None  # the page of single careers
     summary: Path
     figures: tuple[Path, ...]
     tables: tuple[Path, ...]
@@ -117,7 +128,8 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
     others, left_out = compare_other_data(settings.runs, measure=settings.measure, apart=settings.split)
     numbers = analyze(compared, settings, others)
     sources = tuple(_renamed(source, names or {}) for source in numbers.sources)
-    numbers = replace(numbers, sources=sources)
+    training = tuple(replace(each, run=(names or {}).get(each.run, each.run)) for each in numbers.training)
+    numbers = replace(numbers, sources=sources, training=training)
     drawn, tables = draw_figures(numbers), export_tables(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
     contents = {folder / "tables" / table.name: table.content.encode() for table in tables}
@@ -125,6 +137,9 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
         for kind in settings.figure_formats:
             contents[folder / "figures" / f"{figure.name}.{kind}"] = figure.as_bytes(kind)
     page, summary = folder / "report.html", folder / "summary.json"
+    careers = folder / CAREERS if settings.num_careers else None
+    if careers is not None:
+        contents[careers] = render_careers(numbers, single_careers(compared, settings)).encode()
     _check_replaceable(page, summary, tuple(contents))
     earlier = _files_of(summary)
     with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
@@ -139,6 +154,7 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
     note = note_on("".join(sorted({character for figure in drawn for character in figure.undrawn})))
     return ReportResult(
         page,
+        careers,
         summary,
         tuple(path for path in contents if path.parent.name == "figures"),
         tuple(path for path in contents if path.parent.name == "tables"),
@@ -147,7 +163,7 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
         numbers.models,
         numbers.titles,
         numbers.other_data,
-        (*left_out, *((note,) if note else ())),
+        (*left_out, *((note,) if note else ()), *((f"{careers} {ABOUT_PEOPLE}",) if careers else ())),
     )
 
 
@@ -157,13 +173,13 @@ def _renamed(source: SourceNumbers, names: Mapping[str, str]) -> SourceNumbers:
 
 
 def _files_of(summary: Path) -> set[str]:
-    """Return the tables and figures that an earlier report in the same folder has written."""
+    """Return the other files that an earlier report in the same folder has written."""
     try:
         names = read_json_object(summary).get("files", [])
     except (OSError, NotJsonError):
         return set()
     parts = [PurePosixPath(name) for name in names if isinstance(name, str)]
-    return {str(part) for part in parts if len(part.parts) == 2 and part.parts[0] in ("tables", "figures")}
+    return {str(part) for part in parts if str(part) == CAREERS or part.parts[:-1] in (("tables",), ("figures",))}
 
 
 def summary_text(numbers: ReportNumbers, files: Sequence[str] = ()) -> str:
@@ -174,9 +190,9 @@ def summary_text(numbers: ReportNumbers, files: Sequence[str] = ()) -> str:
 
 def _check_replaceable(page: Path, summary: Path, others: Sequence[Path]) -> None:
     """Check that only files of an earlier report would be overwritten."""
-    foreign = [
-        path for path, is_ours in ((page, _is_page), (summary, _is_summary)) if path.exists() and not is_ours(path)
-    ]
+    pages = [page, *(path for path in others if path.suffix == page.suffix)]
+    checks = [*((path, _is_page) for path in pages), (summary, _is_summary)]
+    foreign = [path for path, is_ours in checks if path.exists() and not is_ours(path)]
     if not page.exists() and not summary.exists():
         foreign += [path for path in others if path.exists()]
     if foreign:
@@ -207,6 +223,7 @@ def draw_figures(numbers: ReportNumbers) -> tuple[DrawnFigure, ...]:
     if with_auc := [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]:
         figures.append(draw_auc(with_auc, numbers.models))
     figures += [draw_calibration(outcome, numbers.models) for outcome in numbers.outcomes]
+    figures += [draw_training(each, f"training_{place}") for place, each in enumerate(numbers.training, start=1)]
     return tuple(figures)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,18 @@ def write_titles(path: Path, model: str, **details: str) -> None:
         model, "test", "careers-1", "code-1", {"weights": "w-llm", "max_unscored_mass": "0", **details}
     )
     write_title_table(title_rows(DISTRIBUTIONS, [0.0] * 5), info, CODES, path)
+
+
+def write_metrics(run: Path, lines: list[dict[str, Any]], rest: bytes = b"") -> None:
+    """Write the metrics of a training, and after them what a kill has left."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode() + rest)
+
+
+def step(number: int, loss: float, num_tokens: int, **more: float) -> dict[str, Any]:
+    """Return the line of a step; two steps make an epoch."""
+    facts = {"step": number, "epoch": number / 2, "loss_nats_per_token": loss, "step_tokens": num_tokens}
+    return {**facts, "learning_rate": 0.1 / number, **more}
 
 
 def prediction_info(measure: str = "normalised") -> ScoreTableInfo:

@@ -94,6 +94,8 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.splitlines()[-1] == "replicate: the tables are those of the package, byte for byte"
+    assert not list(package.rglob("careers.html"))  # nor single people
+    assert (package / "results/tables/training_curves.csv").is_file()
     prints = [json.loads((path / "settings.json").read_text())["fingerprint"] for path in (run, package / "runs/small")]
     assert prints[0] == prints[1]
     # A package that was run holds what nobody else wrote, and is not replaced.

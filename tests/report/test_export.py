@@ -111,7 +111,14 @@ def test_latex_tables_are_well_formed(result: ReportResult) -> None:
         assert not opened
         plain = re.sub(r"\\[&%$#_{}\\]", "", text)
         assert plain.count("{") == plain.count("}") and plain.count("$") % 2 == 0 and "%" not in plain
-        for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{threeparttable}", r"\begin{tablenotes}"):
+        for rule in (
+            r"\toprule",
+            r"\midrule",
+            r"\bottomrule",
+            r"\begin{threeparttable}",
+            r"\begin{adjustbox}",
+            r"\begin{tablenotes}",
+        ):
             assert rule in text
         (columns,) = re.findall(r"\\begin\{tabular\}\{(l+r+)\}", text)
         body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]

@@ -190,6 +190,23 @@ def grouped(labels: Sequence[str], group_of_row: np.ndarray) -> Grouping:
     return Grouping("gender", "By gender", "", tuple(labels), group_of_row)
 
 
+def test_outcomes_are_reported_by_calendar_year_and_by_length_of_history() -> None:
+    outcome, people, probability, event = made(200, excess=0.1)
+    third = np.arange(200) % 3
+    groupings = [Grouping(name, "", "", ("0", "1", "2"), third) for name in ("transition", "history", "year")]
+    numbers = outcome_numbers(outcome, ["m"], groupings, people, 5)
+    assert [grouping.name for grouping in numbers.groupings] == ["history", "year"]
+    bins = quantile_bins(probability, 5)
+    for grouping in numbers.groupings:
+        for code, group in enumerate(grouping.groups):
+            inside = third == code
+            (score,) = group.scores
+            assert score.auc is not None
+            assert score.auc.value == pytest.approx(roc_auc_score(event[inside], probability[inside]))
+            ece = ece_of(probability[inside], event[inside], bins[inside], np.ones(int(inside.sum())))
+            assert score.ece.value == pytest.approx(ece)
+
+
 def test_calibration_error_gaps_and_their_intervals_are_those_of_a_slow_bootstrap() -> None:
     outcome, people, probability, event = made(200, excess=0.1)
     group = (np.arange(200) % 3 == 0).astype(np.int64)  # the first is the larger one

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
+import html
 import io
 import json
 import math
@@ -10,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.errors import raises
-from helpers.scores import KEYS, report_on, write_scores
+from helpers.scores import KEYS, report_on, step, write_metrics, write_scores
 from rich.console import Console
 
 from laborllm_dist.errors import ScoreTableError
@@ -125,17 +129,50 @@ def test_the_page_shows_the_numbers_of_the_summary(run: Path) -> None:
         2 + 1 + 2 + 2
     )  # two models; first and staying, female, two lengths of history, two years
     for score in shown_groups:
-        assert f"<td>{format_perplexity(score['perplexity']['value'])}<small>" in page
+        assert f">{format_perplexity(score['perplexity']['value'])}<small>" in page
 
 
 def test_the_page_loads_nothing_and_escapes_names(run: Path) -> None:
     write_scores(run / "scores/test.odd.parquet", "<b>odd</b> $x$", [2] * 5)
     page = report_on(run).page.read_text()
-    loads = re.findall(r"""(?:src|href|url|@import)\s*[=(]?\s*["']?([^"'\s>)]+)""", page)
+    body = page[page.index("<main>") : page.index("<script>")]
+    loads = re.findall(r"""(?:src|href|url|@import)\s*[=(]?\s*["']?([^"'\s>)]+)""", body)
     assert len([load for load in loads if load.startswith("data:image/svg+xml;base64,")]) == 6
     assert all(load.startswith(("data:", "#")) for load in loads)
-    assert "<script" not in page and "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert page.count("<script") == 1 and not re.search("https?:", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page))
+    (script,) = re.findall("<script>(.*)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        in html.unescape(page)
+    )
     assert "&lt;b&gt;odd&lt;/b&gt;" in page and "<b>odd" not in page
+
+
+def test_every_figure_has_a_caption_and_its_data_a_click_away(run: Path) -> None:
+    write_metrics(run, [step(1, 5.0, 10), step(2, 4.0, 10, validation_nats_per_token=4.5)])
+    result = report_on(run)
+    page = result.page.read_text()
+    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
+    shown: dict[str, list[dict[str, str]]] = {}
+    for figure in figures:
+        ((name, data),) = re.findall(
+            r'<a download="(\w+).csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', figure
+        )
+        shown[name] = list(csv.DictReader(io.StringIO(base64.b64decode(data).decode())))
+        settings = "2 steps with 20 tokens" if name == "training_1" else "5 observations of 3 people"
+        assert settings in figure and 'alt="' in figure
+    assert shown.keys() == {path.stem for path in result.figures}
+    models = json.loads(result.summary.read_text())["models"]
+    assert [float(row["estimate"]) for row in shown["perplexity"]] == [each["perplexity"]["value"] for each in models]
+    assert {row["grouping"] for row in shown["by_year"]} == {"year"}
+    rows = list(csv.DictReader((result.page.parent / "tables/training_curves.csv").open()))
+    assert rows == shown["training_1"]
+    assert [(row["term"], row["step"], row["estimate"]) for row in rows] == [
+        ("training_nats_per_token", "1", "5.0"),
+        ("training_nats_per_token", "2", "4.0"),
+        ("validation_nats_per_token", "2", "4.5"),
+    ]
 
 
 def test_figures_lie_beside_the_page_and_nothing_partial_remains(run: Path, tmp_path: Path) -> None:
