@@ -201,6 +201,7 @@ def draw_calibration(outcome: OutcomeNumbers, models: Sequence[ModelNumbers]) ->
         axes.set_xlabel("predicted probability (mean of a bin)")
         axes.set_ylabel("observed share")
         _add_legend(figure, shown, fonts)
+        figure.draw_without_rendering()  # a square finds its place in the second layout
         alternative = f"Calibration, {outcome.title.lower()}: observed shares over predicted probabilities"
         return _render(figure, f"calibration_{outcome.name}", alternative, fonts)
 

@@ -47,6 +47,7 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
     """
     with_auc = [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]
     columns = (numbers.models, *(each.models for each in numbers.other_data))
+    best = next((model for model in numbers.models if not model.true_model), numbers.models[0])
     return _render(
         "report.html.j2",
         "tables.js",
@@ -62,7 +63,8 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
         data_columns=[(f"{numbers.split} people", numbers), *((each.data, each) for each in numbers.other_data)],
         data_models=list(dict.fromkeys(model.model for models in columns for model in models)),
         has_truth=any(model.true_model for model in numbers.models),
-        best=next((model for model in numbers.models if not model.true_model), numbers.models[0]),
+        best=best,
+        next_best=next((pair for pair in numbers.pairs if pair.first == best.model), None),
     )
 
 

@@ -117,4 +117,4 @@ def _are_numbers(step: dict[str, Any]) -> bool:
     needed = [step.get(name) for name in ("epoch", "loss_nats_per_token", "step_tokens", "learning_rate")]
     measured = [value for name, value in step.items() if name.startswith("validation_")]
     values = [*needed, *measured]
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values) and step["step_tokens"] > 0  # type: ignore[arg-type]
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values) and step["step_tokens"] > 0

@@ -124,6 +124,8 @@ def test_the_page_shows_the_numbers_of_the_summary(run: Path) -> None:
     assert summary["sources"][0]["details"] == {"weights": "w-llm"}
     for shown in ("<strong>4.000</strong>", "<strong>8.000</strong>", "+0.6931", "w-llm", "careers-1", "code-1"):
         assert shown in page
+    low, high = (format_nats(summary["pairs"][0]["difference_nats"][end]) for end in ("low", "high"))
+    assert f"The next is marginal; the difference is +0.6931 nats per observation ({low} to {high})." in page
     shown_groups = [score for each in summary["groupings"] for group in each["groups"] for score in group["scores"]]
     assert len(shown_groups) == 2 * (
         2 + 1 + 2 + 2
