@@ -262,6 +262,7 @@ def json_text(value: Any, *, is_date: bool) -> str:
     if isinstance(value, dict) and is_date:
         if value.keys() == {"$date"}:
             return json_text(value["$date"], is_date=False)
+        value = {name.lower(): part for name, part in value.items()}  # Year and YEAR are year
         parts = [json_text(value.get(name), is_date=False) for name in ("year", "month", "day")]
         if not value.keys() <= {"year", "month", "day"} or (not parts[0] and any(parts)):
             raise Wrong("no date")
