@@ -75,8 +75,12 @@ class PersonRows:
         Raises:
             DataFileError: with the number of problems of a file and the first ten.
         """
-        rows_of = self._together() if self.settings.people == "together" else self._anywhere()
-        return (self._person(rows) for rows in rows_of)
+        problems_of: dict[int, Problems] = {}
+        for rows in self._together() if self.settings.people == "together" else self._anywhere():
+            problems_of.update((row.file, row.problems) for row in rows)
+            yield self._person(rows)
+        for problems in problems_of.values():  # those of people who were merged after the end of their file
+            problems.reject_if_any()
 
     def _together(self) -> Iterator[list[_Row]]:
         """Yield the adjacent rows of each person; a person whose rows are not adjacent is a problem."""

@@ -294,6 +294,26 @@ def test_people_whose_rows_stand_apart(tmp_path: Path) -> None:
     assert b.career.person == "b"
 
 
+@pytest.mark.parametrize("people", ["together", "anywhere"])
+@pytest.mark.parametrize("after", [(), ("b",)])
+def test_contradictions_of_whoever_comes_last_are_rejected_too(
+    after: tuple[str, ...], people: str, tmp_path: Path
+) -> None:
+    """The rows of the last person of a file are merged after its last row has been read."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    told = [job("a", "1", "2010", "2010") | {"gender": "f"}, job("a", "2", "2011", "2011") | {"gender": "m"}]
+    (folder / "1.jsonl").write_text(rows_of(*told))
+    for person in after:
+        (folder / "2.jsonl").write_text(rows_of(job(person, "1", "2010", "2010") | {"gender": "f"}))
+    settings = coded(folder, people=people)
+    settings = dataclasses.replace(settings, columns=dataclasses.replace(settings.columns, gender="gender"))
+    with raises(
+        "data-file/invalid-content", "1.jsonl: 1 problem", "line 2, column gender: 'm', but 'f' in an earlier row"
+    ):
+        read(settings)
+
+
 def test_people_of_more_files_whose_rows_stand_apart(tmp_path: Path) -> None:
     folder = tmp_path / "rows"
     folder.mkdir()
