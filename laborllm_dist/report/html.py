@@ -36,7 +36,7 @@ from laborllm_dist.report.numbers import ReportNumbers
 from laborllm_dist.report.outcomes import TOP_TITLE
 
 
-def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
+def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure], *, careers: str | None = None) -> str:
     """Return the page as HTML text.
 
     Args:
@@ -44,6 +44,7 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
         figures: `perplexity`, `differences` where there are two models or more, `by_NAME` for each grouping, and where
             there are tables of titles, `auc` and `calibration_NAME` for each outcome; `training_NUMBER` for each run
             that was trained.
+        careers: name of the file of single careers beside the page; None: there is none.
     """
     with_auc = [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]
     columns = (numbers.models, *(each.models for each in numbers.other_data))
@@ -53,6 +54,7 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure]) -> str:
         "tables.js",
         report=numbers,
         measure=numbers.measure,
+        careers=careers,
         figures={figure.name: figure for figure in figures},
         figure_data=data_of_figures(numbers),
         with_auc=with_auc,

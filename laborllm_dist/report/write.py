@@ -143,7 +143,9 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
     _check_replaceable(page, summary, tuple(contents))
     earlier = _files_of(summary)
     with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
-        write_text(page, render_page(numbers, drawn))  # first: it marks the folder as a report's
+        write_text(
+            page, render_page(numbers, drawn, careers=None if careers is None else careers.name)
+        )  # first: it marks the folder as a report's
         for path, content in contents.items():
             with atomic_write(path) as partial:
                 partial.write_bytes(content)

@@ -97,6 +97,7 @@ def test_the_page_says_on_top_that_it_shows_single_people_and_holds_no_id(run: P
     assert "secret" not in page and "x-9" not in page and "person-3" not in page
     assert "&lt;i&gt;llm" in page and "<i>llm" not in page
     assert page.count("<script") == 1 and not re.search("https?:", page)
+    assert 'href="careers.html"' in result.page.read_text() and 'href="report.html"' in page
     other = result.page.read_text() + result.summary.read_text()
     assert "secret" not in other
     assert "careers.html" in json.loads(result.summary.read_text())["files"]
@@ -105,7 +106,8 @@ def test_the_page_says_on_top_that_it_shows_single_people_and_holds_no_id(run: P
 def test_without_careers_there_is_no_page_and_one_of_before_is_removed(run: Path) -> None:
     first = report_on(run, num_careers=1)
     assert first.careers is not None and first.careers.is_file()
-    assert report_on(run, num_careers=0).careers is None
+    second = report_on(run, num_careers=0)
+    assert second.careers is None and "careers.html" not in second.page.read_text()
     assert not first.careers.exists()
 
 
