@@ -166,12 +166,19 @@ class EvaluateSettings(EvaluationOverrides):
     match_by: Literal["code", "title"] = "title"
     """Occupations of other data are the run's where their `code` or their `title` is the same; person-years without a
     match are left out and counted."""
+    title_head: bool = False
+    """Score the output layer over titles that was trained with the model (title_head.kind), in place of the titles that
+    the model writes token by token."""
 
     def __post_init__(self) -> None:
         if self.data is not None and self.split is not None:
             raise OutOfRangeError("split", f"null with other data that are no prepared store, got {self.split}")
         if self.data is not None and self.store is not None:
             raise OutOfRangeError("store", "null with data; name one of the two")
+        if self.title_head and self.placement == "partitioned":
+            raise OutOfRangeError("placement", "replicated with title_head=true, which reads hidden states")
+        if self.title_head and self.check_generations:
+            raise OutOfRangeError("check_generations", "false with title_head=true, which writes no text")
 
     @property
     def has_other_data(self) -> bool:

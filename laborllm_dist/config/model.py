@@ -95,6 +95,24 @@ class AdapterSettings(Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class TitleHeadSettings(Strict):
+    """An output layer over all titles at the last token of every prompt, trained jointly with the language model."""
+
+    kind: Literal["none", "softmax", "two_stage"] = "none"
+    """`softmax` over all titles; `two_stage`: stay in the title before or not, and if not, a softmax over the others;
+    `none`: the language model alone."""
+    loss_weight: Annotated[float, above(0, 1e6)] = 1.0
+    """Weight of the layer's loss, a mean over observations, beside the language model's, a mean over tokens."""
+
+    def num_outputs(self, num_titles: int) -> int:
+        """Return the number of logits: one per title, and with `two_stage` one of staying."""
+        return {"none": 0, "softmax": num_titles, "two_stage": num_titles + 1}[self.kind]
+
+
+NO_TITLE_HEAD = TitleHeadSettings()
+
+
+@dataclass(frozen=True, slots=True)
 class ComputeSettings(Strict):
     """How the forward and backward pass are computed; results change by rounding only."""
 

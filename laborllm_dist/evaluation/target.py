@@ -94,6 +94,12 @@ def with_split(run: RunSettings, split: Split) -> RunSettings:
     return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, split=split))
 
 
+def with_whole_model(run: EvaluatedRun) -> EvaluatedRun:
+    """Return a run whose model is whole on every rank, for hidden states."""
+    evaluation = dataclasses.replace(run.settings.evaluation, placement="replicated")
+    return dataclasses.replace(run, settings=dataclasses.replace(run.settings, evaluation=evaluation))
+
+
 def run_target(model: OtherModelSettings, run: EvaluatedRun, device: torch.device) -> EvaluationTarget:
     """Return the run's own export; held in 8 or 4 bits, or under a name of its own, it has a table of its own.
 
