@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 
 from laborllm_dist.config.baselines import BASELINES
 from laborllm_dist.config.data import DataSettings, PromptSettings
-from laborllm_dist.config.model import Quantization
+from laborllm_dist.config.model import HEAD_NAMES, Quantization
 from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed, Threads, Tokens, within
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
 Truncation = Literal["error", "last_lines"]
 OTHER_DATA = "data_"  # in place of a split, begins the names of files about other data
+NAMES_OF_OTHERS = (*BASELINES, *HEAD_NAMES.values())  # score tables that are of no language model
 FigureFormat = Literal["png", "pdf"]
 
 
@@ -81,8 +82,8 @@ class OtherModelSettings(Strict):
 
     def __post_init__(self) -> None:
         check_file_name(self, "name")
-        if self.name in BASELINES:
-            raise OutOfRangeError("name", f"a file name other than {', '.join(BASELINES)}, got {self.name!r}")
+        if self.name in NAMES_OF_OTHERS:
+            raise OutOfRangeError("name", f"a file name other than {', '.join(NAMES_OF_OTHERS)}, got {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

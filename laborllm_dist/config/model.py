@@ -13,6 +13,7 @@ from laborllm_dist.config.reader import OutOfRangeError, Strict
 
 OffloadPlace = Literal["none", "cpu", "nvme"]
 Quantization = Literal["none", "int8", "nf4"]
+HeadKind = Literal["softmax", "two_stage"]  # of an output layer over titles
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class TitleHeadSettings(Strict):
 
 
 NO_TITLE_HEAD = TitleHeadSettings()
+HEAD_NAMES: dict[HeadKind, str] = {"softmax": "title_head", "two_stage": "two_stage_head"}  # in tables
 
 
 @dataclass(frozen=True, slots=True)

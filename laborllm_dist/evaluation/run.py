@@ -20,6 +20,7 @@ from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.all_titles import AllTitles
 from laborllm_dist.evaluation.generation import Generations
+from laborllm_dist.evaluation.head_titles import HeadTitles, head_target
 from laborllm_dist.evaluation.target import (
     EvaluatedRun,
     EvaluationTarget,
@@ -46,7 +47,6 @@ from laborllm_dist.evaluation.tasks import (
     evaluate,
     plan_evaluation,
 )
-from laborllm_dist.evaluation.title_head import HeadTitles, head_target
 from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie, ending_prompts
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.models.inference import InferenceModel, load_for_inference

@@ -8,7 +8,7 @@ again.
     ObservedTitles  (here)      the observed title of every observation     scores/test.parquet
     AllTitles       (all_titles.py)  all titles after every prompt          scores/test_titles.parquet
     Generations     (generation.py)  what the model writes by itself        scores/test_generated.parquet
-    HeadTitles      (title_head.py)  all titles, by the output layer        scores/test.title_head.parquet and titles
+    HeadTitles      (head_titles.py) all titles, by the output layer        scores/test.title_head.parquet and titles
 """
 
 from __future__ import annotations

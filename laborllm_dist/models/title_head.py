@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,13 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from laborllm_dist.batching.batch import TitleTargets
+from laborllm_dist.config.model import HEAD_NAMES, HeadKind
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.files import sha256_of
 
 TITLE_HEAD_FILE = "title_head.safetensors"  # beside the weights of a language model
 TITLE_HEAD = "title_head.weight"  # name of its weights in checkpoints and files
-HeadKind = Literal["softmax", "two_stage"]
-HEAD_NAMES: dict[HeadKind, str] = {"softmax": "title_head", "two_stage": "two_stage_head"}  # in tables
 
 
 def title_log_probabilities(logits_QO: Tensor, previous_Q: Tensor, kind: HeadKind) -> Tensor:

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from laborllm_dist.batching.batch import TitleTargets, pack_batch
+from laborllm_dist.config.model import HeadKind
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.title_head import (
     TITLE_HEAD,
     TITLE_HEAD_FILE,
-    HeadKind,
     TitleHead,
     read_title_head,
     title_log_probabilities,

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 
 from laborllm_dist.batching.observations import pack_observations, with_titles
 from laborllm_dist.config.evaluation import EvaluationSettings
+from laborllm_dist.config.model import HEAD_NAMES
 from laborllm_dist.errors import ModelError
 from laborllm_dist.evaluation.target import EvaluationTarget
 from laborllm_dist.evaluation.tasks import Evaluation, OpenTrie, ScoreBatch, with_details
 from laborllm_dist.models.inference import InferenceModel
 from laborllm_dist.models.safetensors_loading import folder_of
-from laborllm_dist.models.title_head import HEAD_NAMES, TITLE_HEAD_FILE, TitleHead, read_title_head
+from laborllm_dist.models.title_head import TITLE_HEAD_FILE, TitleHead, read_title_head
 from laborllm_dist.tables.log_domain import log_sum_exp
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import NUM_TITLES, TITLE_HEAD_DETAIL, write_score_table
