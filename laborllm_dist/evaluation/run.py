@@ -128,7 +128,7 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
     return target.table
 
 
-def _own_target(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext, say: Say) -> EvaluationTarget:
+def _own_target(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext) -> EvaluationTarget:
     """Return the model to score on the run's people, or the output layer over titles that lies beside it."""
     target = resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks)
     if not settings.title_head:
