@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers.errors import raises
 from helpers.processes import run_well
-from helpers.runs import quiet
 from helpers.trained_runs import random_run, score_alone
 from transformers import AutoModelForCausalLM
 
@@ -140,7 +139,7 @@ def test_a_report_compares_the_layer_with_the_model_and_an_average_takes_both(
         BaselineSettings, "baselines",
         [f"run={run}", "baselines=[average]", f"average.of=[language_model,{name}]", "titles=all"],
     )  # fmt: skip
-    score_baselines(settings, quiet)
+    score_baselines(settings)
     for measure in ("title", "normalised"):
         compared = compare_runs([str(run)], split="test", measure=measure)
         of_model = {model.name: float(np.mean(model.log_likelihood)) for model in compared.models}

@@ -70,7 +70,7 @@ def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained
 
 def train_by_hand(folder: Path, kind: str) -> Trained:
     settings = settings_of(small_run(folder, *STEPS, num_people=30))
-    store = prepare_store(settings, lambda line: None)
+    store = prepare_store(settings)
     careers, llama = store.careers("train"), settings.model.llama
     assert llama is not None
     model: Any = new_llama(llama, num_ids=store.num_ids, attention_dropout=0.0, seed=settings.training.seed)
