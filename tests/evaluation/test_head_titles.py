@@ -132,6 +132,14 @@ def test_a_report_compares_the_layer_with_the_model_and_an_average_takes_both(
 ) -> None:
     run, kind, _ = headed
     name = NAMES[kind]
+    settings = compose_settings(
+        BaselineSettings, "baselines",
+        [f"run={run}", "baselines=[average]", f"average.of=[{name},marginal]", "split=validation"],
+    )  # fmt: skip
+    for table in (run / "scores").glob(f"validation.{name}.parquet"):
+        table.unlink()
+    with raises("run/no-scores-to-average", f"run={run} split=validation title_head=true"):
+        score_baselines(settings)
     for split in ("validation", "test"):
         scored(run, f"split={split}", "titles=all")
         score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", f"split={split}", "titles=all"]))

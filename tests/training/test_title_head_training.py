@@ -164,6 +164,18 @@ def open_store_of(run: Path) -> Any:
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("zero", ["zero=stage0 zero.precision=bf16", "zero=stage3_bf16"])
+def test_the_layer_learns_in_bf16_what_it_learns_in_fp32(
+    zero: str, by_hand: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    stores, _, losses = by_hand("two_stage")
+    more = ["compute.gradient_checkpointing=true", "optimizer.name=adamw_8bit"] if "stage3" in zero else []
+    lines = numbers_of(trained(tmp_path, stores, "two_stage", *zero.split(), *more, world_size=1))
+    found = [(line["loss_nats_per_token"], line["title_head_loss_nats_per_title"]) for line in lines]
+    np.testing.assert_allclose(found, losses, rtol=3e-3)
+
+
+@pytest.mark.ranks
 def test_the_layer_is_trained_and_saved_with_an_adapter(by_hand: Callable[[str], Trained], tmp_path: Path) -> None:
     stores, _, _ = by_hand("softmax")
     base = tmp_path / "base"
