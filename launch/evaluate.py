@@ -10,6 +10,7 @@ Compute the exact log-likelihood of every observed occupation, sharded over rank
     deepspeed launch/evaluate.py run=runs/pooled_13b model.path=meta-llama/Llama-2-7b-hf precision=bf16
     deepspeed launch/evaluate.py run=runs/pooled_13b model.path=meta-llama/Llama-2-7b-hf prompt=examples
     deepspeed launch/evaluate.py run=runs/psid81_7b data=nlsy97
+    deepspeed launch/evaluate.py run=runs/with_head title_head=true titles=all
 """
 
 

@@ -130,10 +130,10 @@ def timed_steps(engine: ZeroEngine, steps: Sequence[Sequence[Row]], max_seq_leng
     for batch in [pack_batch(step, max_seq_length) for step in steps]:
         synchronize()
         started = time.perf_counter()
-        total = engine.forward(batch, is_last_pass=True)
-        engine.backward(total, loss_weight=len(batch.scored_N))
+        sums = engine.forward(batch, is_last_pass=True)
+        engine.backward(sums, loss_weight=len(batch.scored_N))
         engine.update(learning_rate=1e-5)
         synchronize()
         seconds.append(time.perf_counter() - started)
-        losses.append(-total.detach() / len(batch.scored_N))
+        losses.append(-sums.tokens.detach() / len(batch.scored_N))
     return Timed(statistics.median(seconds[WARM_UP:]), float(losses[0]), float(losses[-1]))

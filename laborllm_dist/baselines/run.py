@@ -51,6 +51,7 @@ from laborllm_dist.config.baselines import (
 )
 from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.config.data import DataSettings, YearSplit
+from laborllm_dist.config.model import HEAD_NAMES
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import RunError
 from laborllm_dist.evaluation.tasks import observation_facts, with_details
@@ -224,6 +225,7 @@ def _member_tables(
         path = run.scores(split, None if is_own else name)
         if not path.is_file():
             of_other = "" if is_own else f" model.path=... model.name={name}"
+            of_other = " title_head=true" if name in HEAD_NAMES.values() else of_other
             raise RunError(
                 f"the average needs scores of {name} on the {split} people ({path}); "
                 f"`deepspeed launch/evaluate.py run={run.path} split={split}{of_other}` makes them",

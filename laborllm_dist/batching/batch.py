@@ -26,12 +26,37 @@ TokenIds = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
+class TitleTargets:
+    """The observed titles of packed careers, for an output layer over all titles; int64, [Q].
+
+    `slots_Q`: the last token of the prompt of every title, as indices into the flattened rows. `occupations_Q`: the
+    observed titles, and `previous_Q`: the ones before, the number of titles where there is none; by their places in the
+    vocabulary.
+    """
+
+    slots_Q: Tensor
+    occupations_Q: Tensor
+    previous_Q: Tensor
+
+    def to(self, device: torch.device) -> TitleTargets:
+        """Return the targets on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> TitleTargets:
+        """Return the targets in pinned memory."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TitleTargets:
+        return TitleTargets(change(self.slots_Q), change(self.occupations_Q), change(self.previous_Q))
+
+
+@dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Rows of packed careers.
 
     Tensors are int64: `token_ids_BT`, `targets_BT`, `positions_BT`; `scored_N` has the slots with a target, as indices
     into the flattened rows. `lengths` has the lengths of all sequences (careers and padding), row by row; their sum is
-    B x T. `weights_BT`: float32, of the targets in the loss; None: all 1.
+    B x T. `weights_BT`: float32, of the targets in the loss; None: all 1. `titles`: for an output layer over titles.
     """
 
     token_ids_BT: Tensor
@@ -40,6 +65,7 @@ class PackedBatch:
     scored_N: Tensor
     lengths: tuple[int, ...]
     weights_BT: Tensor | None = None
+    titles: TitleTargets | None = None
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on a device."""
@@ -50,6 +76,7 @@ class PackedBatch:
             self.scored_N.to(device, non_blocking=True),
             self.lengths,
             None if self.weights_BT is None else self.weights_BT.to(device, non_blocking=True),
+            None if self.titles is None else self.titles.to(device),
         )
 
     def pinned(self) -> PackedBatch:
@@ -61,6 +88,7 @@ class PackedBatch:
             self.scored_N.pin_memory(),
             self.lengths,
             None if self.weights_BT is None else self.weights_BT.pin_memory(),
+            None if self.titles is None else self.titles.pinned(),
         )
 
     def with_targets(self, targets_BT: Tensor) -> PackedBatch:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from laborllm_dist.batching.batch import IGNORED, PackedBatch, TokenIds, pack_batch
+from laborllm_dist.batching.batch import IGNORED, PackedBatch, TitleTargets, TokenIds, pack_batch
 from laborllm_dist.batching.packing import pack_batches
 from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.store.store import CareerTable
@@ -87,6 +87,20 @@ def title_places(careers: CareerTable, rows: Sequence[Sequence[int]]) -> TitleSp
         first = careers.first_position(career)
         keys.append(np.column_stack([np.full(len(titles), career), first + np.arange(len(titles))]))
     return TitleSpans(np.concatenate(spans), np.concatenate(starts), np.concatenate(keys))
+
+
+def prompt_slots(places: TitleSpans, row_length: int) -> torch.Tensor:
+    """Return the slots of flattened rows that hold the last token of the prompt of every observation, [Q]."""
+    rows, starts = places.spans[:, 0], places.spans[:, 1]
+    return torch.from_numpy(rows * row_length + starts - 1)
+
+
+def with_titles(packed: PackedBatch, careers: CareerTable, rows: Sequence[Sequence[int]]) -> PackedBatch:
+    """Return the batch of these careers with their titles as targets of an output layer over all titles."""
+    slots_Q = prompt_slots(title_places(careers, rows), packed.token_ids_BT.shape[1])
+    previous, occupations = careers.taken([career for row in rows for career in row]).transitions()
+    titles = TitleTargets(slots_Q, torch.from_numpy(occupations), torch.from_numpy(previous))
+    return dataclasses.replace(packed, titles=titles)
 
 
 def pack_observations(

@@ -24,6 +24,7 @@ class StepPlan:
     packing: PackedRows
     shards: RankAssignment
     num_targets: int  # predicted tokens over all ranks and micro-batches
+    num_observations: int  # titles, over the same
     loss_weight: float  # sum of their weights in the loss; their number where all weigh 1
 
 
@@ -34,11 +35,13 @@ class TrainingPlan:
     order: TrainingSampler
     lengths: npt.NDArray[np.int64]  # tokens of every training career
     title_tokens: npt.NDArray[np.int64]  # of them those of titles and of the line breaks after them
+    num_observations: npt.NDArray[np.int64]  # titles of every training career
     longest_career: int  # tokens, of training and validation
     batch: BatchSettings
     training: TrainingSettings
     num_epochs: int
     world_size: int
+    num_titles: int
 
     @property
     def num_steps(self) -> int:
@@ -53,7 +56,8 @@ class TrainingPlan:
         shards = shard_rows(len(packing.rows), world_size=self.world_size, micro_batch_size=self.batch.micro_batch_size)
         num_targets, num_of_titles = sum(lengths) - len(lengths), int(self.title_tokens[careers].sum())
         loss_weight = num_of_titles + self.training.context_loss_weight * (num_targets - num_of_titles)
-        return StepPlan(careers, packing, shards, num_targets, loss_weight)
+        num_observations = int(self.num_observations[careers].sum())
+        return StepPlan(careers, packing, shards, num_targets, num_observations, loss_weight)
 
     def validates_after(self, num_done: int) -> bool:
         """Return whether to validate after `num_done` steps: `validations_per_epoch` times, the last one at its end."""
@@ -84,7 +88,10 @@ def plan_training(store: TokenStore, settings: RunSettings, *, world_size: int) 
     lengths, others = train.num_tokens(), store.careers("validation").num_tokens()
     longest = int(max(lengths.max(), others.max()))
     num_epochs = epochs_of(settings, order.steps_per_epoch)
-    return TrainingPlan(order, lengths, train.num_title_tokens(), longest, batch, training, num_epochs, world_size)
+    return TrainingPlan(
+        order, lengths, train.num_title_tokens(), train.num_observations(), longest, batch, training, num_epochs,
+        world_size, len(store.vocabulary),
+    )  # fmt: skip
 
 
 def epochs_of(settings: RunSettings, steps_per_epoch: int) -> int:

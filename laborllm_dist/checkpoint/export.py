@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +32,7 @@ from laborllm_dist.io.recorded_folder import (
 from laborllm_dist.io.run_directory import RunDirectory, weights_of_run
 from laborllm_dist.models.file_record import FileRecord, recording
 from laborllm_dist.models.lora import BASE, merged, write_adapter
+from laborllm_dist.models.title_head import TITLE_HEAD, write_title_head
 from laborllm_dist.models.weight_checks import check_loaded
 from laborllm_dist.store.auto_classes import model_of, open_config, open_model
 from laborllm_dist.store.tokenizer import hub_commit
@@ -47,8 +48,11 @@ def export_checkpoint(
     tokenizer: Path,
     export: Path,
     card: str | None = None,
+    titles: Sequence[str] = (),
 ) -> None:
     """Write config, weights (in the config's dtype), tokenizer and a model card to `export`, atomically.
+
+    An output layer over titles is a file of its own; `titles` are the codes of its titles.
 
     Raises:
         DiskFullError: if there is no room; an older export is untouched.
@@ -59,6 +63,7 @@ def export_checkpoint(
         with torch.device("meta"):
             model = model_of(config)
         weights = {name: value.to(dtype) for name, value in full_weights(checkpoint, manifest)}
+        _write_head(weights.pop(TITLE_HEAD, None), titles, partial)
         model.save_pretrained(partial, state_dict=weights)
         _write_card(partial, card)
 
@@ -70,8 +75,11 @@ def export_adapter(
     tokenizer: Path,
     run: RunDirectory,
     card: str | None = None,
+    titles: Sequence[str] = (),
 ) -> None:
     """Write the LoRA weights alone, and merged into the base as it is on disk, unquantized; each with the model card.
+
+    Each has the output layer over titles too, if there is one.
 
     Args:
         saved: checkpoint and its manifest.
@@ -80,6 +88,7 @@ def export_adapter(
         tokenizer: folder.
         run: whose folders are written.
         card: the model card; None: none.
+        titles: codes of the titles of an output layer over them.
 
     Raises:
         DiskFullError: if there is no room; older exports are untouched.
@@ -90,8 +99,12 @@ def export_adapter(
     place = place_of_base(base)
     where = {"path": place.path, "revision": place.revision, "subfolder": place.subfolder}
     facts = {**_origin(manifest), BASE: {**where, "weights": weights_of_run(run)}}
+    additions = dict(full_weights(checkpoint, manifest))
+    head = additions.pop(TITLE_HEAD, None)
+    head = None if head is None else head.to(dtype)
     with _writing_folder(run.adapter, tokenizer, facts) as partial:
-        write_adapter(full_weights(checkpoint, manifest), settings.adapter, place, dtype, partial)
+        write_adapter(additions.items(), settings.adapter, place, dtype, partial)
+        _write_head(head, titles, partial)
         _write_card(partial, card)
     with _writing_folder(run.export, tokenizer, _origin(manifest)) as partial:
         record = FileRecord(dtype)
@@ -105,7 +118,13 @@ def export_adapter(
         )
         check_loaded(model, record, base.path)
         merged(model, run.adapter).save_pretrained(partial)
+        _write_head(head, titles, partial)
         _write_card(partial, card)
+
+
+def _write_head(weight: torch.Tensor | None, titles: Sequence[str], folder: Path) -> None:
+    if weight is not None:
+        write_title_head(folder, weight, titles)
 
 
 def _write_card(folder: Path, card: str | None) -> None:

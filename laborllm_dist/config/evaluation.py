@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 
 from laborllm_dist.config.baselines import BASELINES
 from laborllm_dist.config.data import DataSettings, PromptSettings
-from laborllm_dist.config.model import Quantization
+from laborllm_dist.config.model import HEAD_NAMES, Quantization
 from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed, Threads, Tokens, within
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
 Truncation = Literal["error", "last_lines"]
 OTHER_DATA = "data_"  # in place of a split, begins the names of files about other data
+NAMES_OF_OTHERS = (*BASELINES, *HEAD_NAMES.values())  # score tables that are of no language model
 FigureFormat = Literal["png", "pdf"]
 
 
@@ -81,8 +82,8 @@ class OtherModelSettings(Strict):
 
     def __post_init__(self) -> None:
         check_file_name(self, "name")
-        if self.name in BASELINES:
-            raise OutOfRangeError("name", f"a file name other than {', '.join(BASELINES)}, got {self.name!r}")
+        if self.name in NAMES_OF_OTHERS:
+            raise OutOfRangeError("name", f"a file name other than {', '.join(NAMES_OF_OTHERS)}, got {self.name!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,12 +167,19 @@ class EvaluateSettings(EvaluationOverrides):
     match_by: Literal["code", "title"] = "title"
     """Occupations of other data are the run's where their `code` or their `title` is the same; person-years without a
     match are left out and counted."""
+    title_head: bool = False
+    """Score the output layer over titles that was trained with the model (title_head.kind), in place of the titles that
+    the model writes token by token."""
 
     def __post_init__(self) -> None:
         if self.data is not None and self.split is not None:
             raise OutOfRangeError("split", f"null with other data that are no prepared store, got {self.split}")
         if self.data is not None and self.store is not None:
             raise OutOfRangeError("store", "null with data; name one of the two")
+        if self.title_head and self.placement == "partitioned":
+            raise OutOfRangeError("placement", "replicated with title_head=true, which reads hidden states")
+        if self.title_head and self.check_generations:
+            raise OutOfRangeError("check_generations", "false with title_head=true, which writes no text")
 
     @property
     def has_other_data(self) -> bool:

@@ -13,6 +13,7 @@ from laborllm_dist.config.reader import OutOfRangeError, Strict
 
 OffloadPlace = Literal["none", "cpu", "nvme"]
 Quantization = Literal["none", "int8", "nf4"]
+HeadKind = Literal["softmax", "two_stage"]  # of an output layer over titles
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,25 @@ class AdapterSettings(Strict):
             raise OutOfRangeError("target_modules", "at least one name of a linear layer, such as q_proj")
         if self.kind == "none" and self.quantization != "none":
             raise OutOfRangeError("quantization", "none for weights that are trained; set adapter.kind=lora")
+
+
+@dataclass(frozen=True, slots=True)
+class TitleHeadSettings(Strict):
+    """An output layer over all titles at the last token of every prompt, trained jointly with the language model."""
+
+    kind: Literal["none", "softmax", "two_stage"] = "none"
+    """`softmax` over all titles; `two_stage`: stay in the title before or not, and if not, a softmax over the others;
+    `none`: the language model alone."""
+    loss_weight: Annotated[float, above(0, 1e6)] = 1.0
+    """Weight of the layer's loss, a mean over observations, beside the language model's, a mean over tokens."""
+
+    def num_outputs(self, num_titles: int) -> int:
+        """Return the number of logits: one per title, and with `two_stage` one of staying."""
+        return {"none": 0, "softmax": num_titles, "two_stage": num_titles + 1}[self.kind]
+
+
+NO_TITLE_HEAD = TitleHeadSettings()
+HEAD_NAMES: dict[HeadKind, str] = {"softmax": "title_head", "two_stage": "two_stage_head"}  # in tables
 
 
 @dataclass(frozen=True, slots=True)

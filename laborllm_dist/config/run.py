@@ -19,10 +19,12 @@ from laborllm_dist.config.data import (
 )
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import (
+    NO_TITLE_HEAD,
     AdapterSettings,
     ComputeSettings,
     ModelSettings,
     OptimizerSettings,
+    TitleHeadSettings,
     ZeroSettings,
     check_together,
 )
@@ -80,9 +82,9 @@ class TrainingSettings(Strict):
     """Newest checkpoints that are kept, beside the best one."""
     log_every_steps: Steps
     """Steps between progress lines."""
-    best_by: Literal["title", "token"]
-    """Validation loss that selects the best weights and ends patience: per `title`, as an evaluation reports, or
-    per `token` of the careers."""
+    best_by: Literal["title", "token", "title_head"]
+    """Validation loss that selects the best weights and ends patience: per `title`, as an evaluation reports, per
+    `token` of the careers, or that of the `title_head` per title."""
     patience: Steps | None
     """Validations in a row without improvement that end the training; null: train all epochs."""
     on_bad_step: Literal["stop", "skip"]
@@ -198,6 +200,7 @@ class RunSettings(Strict):
     ranks: RanksSettings
     plan: PlanSettings
     tracking: TrackingSettings
+    title_head: TitleHeadSettings = NO_TITLE_HEAD
 
     def __post_init__(self) -> None:
         check_file_name(self, "name")
@@ -212,6 +215,8 @@ class RunSettings(Strict):
         if 0 < self.training.context_loss_weight < 1 and self.compute.loss == "liger":
             expected = "chunked with training.context_loss_weight between 0 and 1; liger weighs all tokens alike"
             raise OutOfRangeError("compute.loss", expected)
+        if self.training.best_by == "title_head" and self.title_head.kind == "none":
+            raise OutOfRangeError("training.best_by", "title or token with title_head.kind=none")
         check_together(self.model, self.adapter, self.zero, self.optimizer)
         _check_split(self)
 

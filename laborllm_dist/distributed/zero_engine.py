@@ -27,6 +27,19 @@ from laborllm_dist.distributed.optimizers import make_optimizer
 
 
 @dataclass(frozen=True, slots=True)
+class LogLikelihoods:
+    """Sums of log-likelihoods of a pass in nats: of tokens, weighted, and of titles by an output layer over them."""
+
+    tokens: Tensor
+    titles: Tensor | None
+
+    def detached(self) -> Tensor:
+        """Return both without their graphs, [2] float64; 0 where there is no such layer."""
+        titles = torch.zeros_like(self.tokens) if self.titles is None else self.titles
+        return torch.stack([self.tokens.detach().double(), titles.detach().double()])
+
+
+@dataclass(frozen=True, slots=True)
 class ZeroEngine:
     """A model that trains under DeepSpeed: the DeepSpeedEngine, and the optimizer inside, which is of `kind`."""
 
@@ -36,24 +49,29 @@ class ZeroEngine:
     ranks: DistributedContext
     settings: ZeroSettings
 
-    def forward(self, batch: PackedBatch, *, is_last_pass: bool) -> Tensor:
-        """Return a batch's weighted sum of log-likelihoods in nats, a scalar with its graph. Collective."""
+    def forward(self, batch: PackedBatch, *, is_last_pass: bool) -> LogLikelihoods:
+        """Return a batch's sums of log-likelihoods in nats, with their graphs. Collective."""
         self.deepspeed.set_gradient_accumulation_boundary(is_last_pass)
-        total: Tensor = self.deepspeed(batch.to(self.ranks.device))[0]
-        return total
+        tokens, _, *of_titles = self.deepspeed(batch.to(self.ranks.device))
+        return LogLikelihoods(tokens, of_titles[0].sum() if of_titles else None)
 
-    def backward(self, total: Tensor, *, loss_weight: float) -> None:
+    def backward(self, sums: LogLikelihoods, *, loss_weight: float, title_weight: float = 0.0) -> None:
         """Add a batch's gradients to the step's. Collective.
 
         Args:
-            total: from `forward`.
+            sums: from `forward`.
             loss_weight: sum of the weights of the step's targets, over all ranks and passes; their number if all are 1.
+            title_weight: weight of each title's log-likelihood by the output layer over titles.
         """
-        self.deepspeed.backward(-total * (self.ranks.world_size / loss_weight), scale_wrt_gas=False)
+        loss = -sums.tokens * (self.ranks.world_size / loss_weight)
+        if sums.titles is not None:
+            loss = loss - sums.titles * (self.ranks.world_size * title_weight)
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
 
-    def leave_out(self, total: Tensor) -> None:
+    def leave_out(self, sums: LogLikelihoods) -> None:
         """Skip the step: make its gradient NaN in place of its last `backward`. Collective."""
-        self.deepspeed.backward(total * math.nan, scale_wrt_gas=False)
+        everything = sums.tokens if sums.titles is None else sums.tokens + sums.titles
+        self.deepspeed.backward(everything * math.nan, scale_wrt_gas=False)
 
     def update(self, *, learning_rate: float) -> float:
         """Apply the step's gradients; return their norm before clipping. Collective.
@@ -70,13 +88,16 @@ class ZeroEngine:
         norm = self.deepspeed.get_global_grad_norm() if own_norm is None else own_norm
         return float(norm)
 
-    def log_likelihood(self, batch: PackedBatch) -> Tensor:
-        """Return log p(target) of every slot with a target, [N], without gradients. Collective under ZeRO-3."""
+    def log_likelihood(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
+        """Return log p(target) of every slot with a target, [N], and the sum of log P of the titles by their layer.
+
+        Both are without gradients; the latter is None without such a layer. Collective under ZeRO-3.
+        """
         self.deepspeed.eval()
         with torch.no_grad():
-            scores_N: Tensor = self.deepspeed(batch.to(self.ranks.device))[1]
+            _, scores_N, *of_titles = self.deepspeed(batch.to(self.ranks.device))
         self.deepspeed.train()
-        return scores_N
+        return scores_N, of_titles[0].double().sum() if of_titles else None
 
     def _plain_gradient_norm(self) -> float | None:
         """Return the gradient norm at stage 0, where DeepSpeed does not record it."""

@@ -49,9 +49,9 @@ class AllTitles:
         """1: such a forward costs hundreds of times one of observed titles, so each is its own part."""
         return 1
 
-    def table(self, target: EvaluationTarget) -> Path:
+    def tables(self, target: EvaluationTarget) -> tuple[Path, ...]:
         """Return the file of the table."""
-        return title_table_path(target.table, target.info.split)
+        return (title_table_path(target.table, target.info.split),)
 
     def info(self, target: EvaluationTarget) -> ScoreTableInfo:
         """Return the metadata of the table."""

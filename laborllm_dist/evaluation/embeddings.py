@@ -15,11 +15,11 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from laborllm_dist.batching.observations import pack_observations
+from laborllm_dist.batching.observations import pack_observations, prompt_slots
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.config.evaluation import EmbedSettings, EvaluationOverrides, EvaluationSettings, evaluation_of
 from laborllm_dist.distributed.context import DistributedContext, alone_on_table
-from laborllm_dist.evaluation.hidden_states import layer_number, prompt_slots
+from laborllm_dist.evaluation.hidden_states import layer_number
 from laborllm_dist.evaluation.run import (
     describe_evaluation,
     is_there,
@@ -28,7 +28,7 @@ from laborllm_dist.evaluation.run import (
     reject_other_details,
     resolve_target,
 )
-from laborllm_dist.evaluation.target import EvaluatedRun, EvaluationTarget, evaluated_run, with_split
+from laborllm_dist.evaluation.target import EvaluatedRun, EvaluationTarget, evaluated_run, with_split, with_whole_model
 from laborllm_dist.evaluation.tasks import (
     Evaluation,
     EvaluationPlan,
@@ -61,9 +61,9 @@ class Embeddings:
         """As set."""
         return self.settings.batches_per_part
 
-    def table(self, target: EvaluationTarget) -> Path:
+    def tables(self, target: EvaluationTarget) -> tuple[Path, ...]:
         """Return the file of the table."""
-        return embedding_table_path(target.table, target.info.split, self.layer)
+        return (embedding_table_path(target.table, target.info.split, self.layer),)
 
     def info(self, target: EvaluationTarget) -> ScoreTableInfo:
         """Return the metadata of the table."""
@@ -102,9 +102,7 @@ def embedded_run(settings: EmbedSettings) -> EvaluatedRun:
         SettingsError: if what is changed does not go together with the run's own settings.
     """
     overrides: EvaluationOverrides = evaluation_of(settings, titles="observed", split=None, max_unscored_mass=None)
-    run = evaluated_run(settings.run, overrides)
-    evaluation = dataclasses.replace(run.settings.evaluation, placement="replicated")
-    return dataclasses.replace(run, settings=dataclasses.replace(run.settings, evaluation=evaluation))
+    return with_whole_model(evaluated_run(settings.run, overrides))
 
 
 def embed_run(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedContext) -> list[Path]:
@@ -132,7 +130,7 @@ def _embed_split(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedC
         lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks), EvaluationTarget
     )
     task = Embeddings(evaluation, ranks.run_on_main(lambda: layer_number(settings.layer, num_layers_of(target.model))))
-    path, info, careers = task.table(target), task.info(target), target.store.careers(evaluation.split)
+    (path,), info, careers = task.tables(target), task.info(target), target.store.careers(evaluation.split)
     checked: Sequence[Split] = (evaluation.split,) if ranks.is_main else ()
     ranks.run_on_main(lambda: path.parent.mkdir(exist_ok=True))
     with checking_store(target.store, checked) as check, alone_on_table(ranks, path):

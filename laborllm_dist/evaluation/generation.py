@@ -54,9 +54,9 @@ class Generations:
         """A forward of these is hundreds of times the work of observed titles: each is a part of its own."""
         return 1
 
-    def table(self, target: EvaluationTarget) -> Path:
+    def tables(self, target: EvaluationTarget) -> tuple[Path, ...]:
         """Return the file of the table."""
-        return generated_table_path(target.table, target.info.split)
+        return (generated_table_path(target.table, target.info.split),)
 
     def info(self, target: EvaluationTarget) -> ScoreTableInfo:
         """Return the metadata of the table."""

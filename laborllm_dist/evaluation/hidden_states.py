@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from laborllm_dist.batching.observations import TitleSpans, pack_observations
+from laborllm_dist.batching.observations import pack_observations, prompt_slots
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import ComputeSettings
 from laborllm_dist.errors import SettingsError
@@ -38,12 +38,6 @@ def layer_number(layer: int, num_layers: int) -> int:
             code="no-such-layer",
         )
     return layer % (num_layers + 1)
-
-
-def prompt_slots(places: TitleSpans, row_length: int) -> torch.Tensor:
-    """Return the slots of flattened rows that hold the last token of the prompt of every observation, [Q]."""
-    rows, starts = places.spans[:, 0], places.spans[:, 1]
-    return torch.from_numpy(rows * row_length + starts - 1)
 
 
 def prompt_states(

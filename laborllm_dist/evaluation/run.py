@@ -20,6 +20,7 @@ from laborllm_dist.distributed.context import DistributedContext, alone_on_table
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.all_titles import AllTitles
 from laborllm_dist.evaluation.generation import Generations
+from laborllm_dist.evaluation.head_titles import HeadTitles, head_target
 from laborllm_dist.evaluation.target import (
     EvaluatedRun,
     EvaluationTarget,
@@ -35,6 +36,7 @@ from laborllm_dist.evaluation.target import (
     text_name,
     titles_of,
     with_split,
+    with_whole_model,
 )
 from laborllm_dist.evaluation.tasks import (
     Evaluation,
@@ -49,6 +51,7 @@ from laborllm_dist.evaluation.title_trie import TitleTrie, common_title_trie, en
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
+from laborllm_dist.models.safetensors_loading import folder_of
 from laborllm_dist.store.other_data import OtherData, prepared_data
 from laborllm_dist.store.store import TOKENIZER, CareerTable, TokenStore, checking_store
 from laborllm_dist.store.tokenizer import load_tokenizer
@@ -60,7 +63,7 @@ from laborllm_dist.text.template import compile_template
 
 logger = logging.getLogger(__name__)
 
-EvaluationTask = ObservedTitles | AllTitles | Generations
+EvaluationTask = ObservedTitles | AllTitles | Generations | HeadTitles
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +89,17 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
     """
     if settings.has_other_data:  # all of it is in the test split of its store
         run = dataclasses.replace(run, settings=with_split(run.settings, "test"))
+    if settings.title_head:
+        run = with_whole_model(run)
     evaluation = run.settings.evaluation
-    own = ranks.run_on_main(
-        lambda: resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks), EvaluationTarget
-    )
+    own = ranks.run_on_main(lambda: _own_target(settings, run, ranks), EvaluationTarget)
     target = own
     if (data := other_data_of(settings)) is not None:
         target = ranks.run_on_main(lambda: other_target(own, data, settings.match_by, run.settings), EvaluationTarget)
     careers = target.store.careers(evaluation.split)  # each rank opens them: they are never sent
     splits: tuple[Split, ...] = (evaluation.split,) if ranks.is_main else ()
     trained_on: tuple[Split, ...] = ("train",) if ranks.is_main else ()
-    tasks = tasks_of(evaluation, target)
+    tasks = _head_tasks(evaluation, target) if settings.title_head else tasks_of(evaluation, target)
     with (
         checking_store(target.store, splits) as check,
         checking_store(own.store, trained_on) as check_trained_on,
@@ -116,13 +119,26 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
                 logger.info(describe_evaluation(work, ranks))
                 evaluate(work, model, trie, ranks)
                 logger.info(f"evaluate: {work.table}")
-        if evaluation.check_generations:
+        if evaluation.check_generations and not settings.title_head:
             table = generated_table_path(target.table, target.info.split)
             logger.info(ranks.run_on_main(lambda: f"evaluate: {describe_generated(read_generated_table(table)[0])}"))
         ranks.run_on_main(check.wait)
         ranks.run_on_main(check_trained_on.wait)
         ranks.run_on_main(lambda: warn_if_no_better(target, own.store, run.settings))
     return target.table
+
+
+def _own_target(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedContext) -> EvaluationTarget:
+    """Return the model to score on the run's people, or the output layer over titles that lies beside it."""
+    target = resolve_target(settings.model, settings.prompt, settings.truncation, run, ranks)
+    if not settings.title_head:
+        return target
+    return head_target(target, run.directory.path.name, is_named=settings.model.name is not None)
+
+
+def _head_tasks(settings: EvaluationSettings, target: EvaluationTarget) -> list[EvaluationTask]:
+    """Return the task of an output layer over titles."""
+    return [HeadTitles(settings, folder_of(target.model))]
 
 
 def tasks_of(settings: EvaluationSettings, target: EvaluationTarget) -> list[EvaluationTask]:
@@ -210,13 +226,15 @@ def _missing_tables(
     """
     missing: list[PlannedTable] = []
     for place, task in enumerate(tasks):
-        path, info = task.table(target), task.info(target)
-        if is_there(path, info):
-            logger.info(f"evaluate: {info.model} is there ({path})")
+        paths, info = task.tables(target), task.info(target)
+        absent = [path for path in paths if not is_there(path, info)]
+        if not absent:
+            logger.info(f"evaluate: {info.model} is there ({', '.join(map(str, paths))})")
             continue
-        reject_other_details(path, info)
+        for path in absent:
+            reject_other_details(path, info)
         settings = dataclasses.replace(task.settings, batches_per_part=task.batches_per_part)
-        missing.append(PlannedTable(place, path, info, plan_evaluation(careers, settings)))
+        missing.append(PlannedTable(place, paths[0], info, plan_evaluation(careers, settings)))
     return missing
 
 

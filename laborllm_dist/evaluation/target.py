@@ -19,9 +19,14 @@ import torch
 from laborllm_dist import __version__
 from laborllm_dist.careers.corpus import pooled_vocabulary
 from laborllm_dist.careers.splits import Split
-from laborllm_dist.config.baselines import BASELINES
 from laborllm_dist.config.data import EXAMPLES_LINE, TITLES_LINE, PromptSettings, TemplateSettings, TokenizerSettings
-from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, OtherModelSettings, Truncation
+from laborllm_dist.config.evaluation import (
+    NAMES_OF_OTHERS,
+    EvaluationOverrides,
+    EvaluationSettings,
+    OtherModelSettings,
+    Truncation,
+)
 from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.config.reader import is_file_name, read_settings, settings_errors
 from laborllm_dist.config.run import RunSettings
@@ -92,6 +97,12 @@ def with_overrides(run: RunSettings, overrides: EvaluationOverrides) -> RunSetti
 def with_split(run: RunSettings, split: Split) -> RunSettings:
     """Return the settings of a run with another split to evaluate."""
     return dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, split=split))
+
+
+def with_whole_model(run: EvaluatedRun) -> EvaluatedRun:
+    """Return a run whose model is whole on every rank, for hidden states."""
+    evaluation = dataclasses.replace(run.settings.evaluation, placement="replicated")
+    return dataclasses.replace(run, settings=dataclasses.replace(run.settings, evaluation=evaluation))
 
 
 def run_target(model: OtherModelSettings, run: EvaluatedRun, device: torch.device) -> EvaluationTarget:
@@ -223,7 +234,7 @@ def default_name(other: OtherModelSettings) -> str:
     path = Path(other.path or "").absolute()
     last = path.parent.name if path.name == "export" else path.name
     name = "-".join(filter(None, (last, other.subfolder and Path(other.subfolder).name)))
-    if not is_file_name(name) or name in BASELINES:
+    if not is_file_name(name) or name in NAMES_OF_OTHERS:
         raise SettingsError(
             f"scores of {other.path} would be called {name!r}, which cannot be or is another table's name; give them "
             "a name (model.name=...)",

@@ -8,6 +8,7 @@ again.
     ObservedTitles  (here)      the observed title of every observation     scores/test.parquet
     AllTitles       (all_titles.py)  all titles after every prompt          scores/test_titles.parquet
     Generations     (generation.py)  what the model writes by itself        scores/test_generated.parquet
+    HeadTitles      (head_titles.py) all titles, by the output layer        scores/test.title_head.parquet and titles
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Room:
 
 
 class Task(Protocol):
-    """One table of an evaluation: its file and metadata, and how its rows are computed."""
+    """The tables that one pass over the careers makes: files and metadata, and how the rows are computed."""
 
     subject: ClassVar[str]  # prefix of the model's name in messages
 
@@ -95,8 +96,8 @@ class Task(Protocol):
     def batches_per_part(self) -> int:
         """Forward passes per part file."""
 
-    def table(self, target: EvaluationTarget) -> Path:
-        """Return the file of the table."""
+    def tables(self, target: EvaluationTarget) -> tuple[Path, ...]:
+        """Return the files of the tables; the first names the parts."""
 
     def info(self, target: EvaluationTarget) -> ScoreTableInfo:
         """Return the metadata of the table."""
@@ -158,9 +159,9 @@ class ObservedTitles:
         """As set."""
         return self.settings.batches_per_part
 
-    def table(self, target: EvaluationTarget) -> Path:
+    def tables(self, target: EvaluationTarget) -> tuple[Path, ...]:
         """Return the score table."""
-        return target.table
+        return (target.table,)
 
     def info(self, target: EvaluationTarget) -> ScoreTableInfo:
         """Return the metadata of the score table."""

@@ -36,7 +36,7 @@ FORMAT = 2  # format 1 had no list of files
 _NAMES = re.compile(
     r"(adapter_)?config\.json|generation_config\.json|(adapter_)?model[\w-]*\.safetensors(\.index\.json)?|"
     r"tokenizer(_config)?\.(json|model)|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt|"
-    r"chat_template\.jinja"
+    r"chat_template\.jinja|title_head\.safetensors"
 )
 
 

@@ -85,6 +85,8 @@ def _deciding(settings: RunSettings) -> dict[str, Any]:
     for path in MAY_CHANGE:
         *groups, name = path.split(".")
         del functools.reduce(dict.__getitem__, groups, values)[name]
+    if settings.title_head.kind == "none":
+        del values["title_head"]
     return values
 
 

@@ -21,6 +21,7 @@ from laborllm_dist.config.model import ComputeSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.models.log_likelihood import chunked_log_likelihood, fused_log_likelihood, token_log_likelihood
 from laborllm_dist.models.pretrained_config import attention_window
+from laborllm_dist.models.title_head import TitleHead
 from laborllm_dist.models.varlen_attention import MODEL_TYPES, PACKED, career_bounds, register_packed_attention
 
 HeadFn = Callable[..., Any]  # gets hidden states [N, D] and the output layer's weight [V, D]
@@ -52,7 +53,7 @@ def attention_mask(lengths: tuple[int, ...], num_slots: int, device: torch.devic
 class CareerLanguageModel(nn.Module):
     """Wraps a transformers model: one forward, which DeepSpeed's hooks see, from ids to log-likelihoods."""
 
-    def __init__(self, hugging_face: nn.Module, compute: ComputeSettings) -> None:
+    def __init__(self, hugging_face: nn.Module, compute: ComputeSettings, title_head: TitleHead | None = None) -> None:
         """Set the model up for packed careers.
 
         Raises:
@@ -60,6 +61,7 @@ class CareerLanguageModel(nn.Module):
         """
         super().__init__()
         self.hugging_face = hugging_face
+        self.title_head = title_head
         self._compute = compute
         # Models that can skip logits that are not needed do so.
         self._can_skip = "logits_to_keep" in inspect.signature(hugging_face.forward).parameters
@@ -69,41 +71,59 @@ class CareerLanguageModel(nn.Module):
         if self._is_known:
             enable_custom_head(hugging_face)
 
-    def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         """Return the weighted sum of log p(target), which has gradients, and log p(target) of every slot with one, [N].
 
         The latter are in the order of `batch.scored_N`, and have no gradients; with `compute.loss=liger` they are
-        computed in evaluation only, and empty in training.
+        computed in evaluation only, and empty in training. Of a batch with titles a third value is log P of the
+        observed ones by the output layer over titles, [Q], which has gradients.
         """
-        if self._is_known:
-            hidden_BTD = decoder_of(self.hugging_face)(**self._inputs(batch)).last_hidden_state
-            hidden_ND = hidden_BTD.flatten(0, 1)[batch.scored_N]
-            total, scores_N = apply_head(self.hugging_face, hidden_ND, self._loss(batch))
+        total, scores_N, hidden_QD = self._scored(batch)
+        if self.title_head is None or batch.titles is None:
             return total, scores_N
+        return total, scores_N, self.title_head(hidden_QD, batch.titles)
+
+    def _scored(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the two values of the language model, and the hidden states at the prompts of a batch with titles."""
+        slots_Q = None if self.title_head is None or batch.titles is None else batch.titles.slots_Q
+        if self._is_known:
+            hidden_MD = decoder_of(self.hugging_face)(**self._inputs(batch)).last_hidden_state.flatten(0, 1)
+            total, scores_N = apply_head(self.hugging_face, hidden_MD[batch.scored_N], self._loss(batch))
+            return total, scores_N, None if slots_Q is None else hidden_MD[slots_Q]
+        with_states = {} if slots_Q is None else {"output_hidden_states": True}
         if not self._takes_mask:
             padded = batch.one_a_row(batch.scored_N)
-            scores_ST = token_log_likelihood(career_logits(self.hugging_face, padded), padded.targets_ST)
+            output = self.hugging_face(**_padded_inputs(padded), **with_states)
+            scores_ST = token_log_likelihood(output.logits, padded.targets_ST)
             total = batch.weighted(scores_ST, padded.slots_ST).sum()
-            return total, scores_ST.detach()[padded.targets_ST != IGNORED]
+            hidden_QD = None if slots_Q is None else padded.at_slots(output.hidden_states[-1], slots_Q)
+            return total, scores_ST.detach()[padded.targets_ST != IGNORED], hidden_QD
         kept_K = (batch.targets_BT != IGNORED).any(dim=0).nonzero().flatten()
         if not self._can_skip or not len(kept_K):
             kept_K = torch.arange(batch.targets_BT.shape[1], device=batch.targets_BT.device)
         skipping = {"logits_to_keep": kept_K} if self._can_skip else {}
-        logits_BKV = self.hugging_face(**self._inputs(batch), **skipping).logits
+        output = self.hugging_face(**self._inputs(batch), **skipping, **with_states)
         targets_BK = batch.targets_BT[:, kept_K]
-        scores_BK = token_log_likelihood(logits_BKV, targets_BK)
+        scores_BK = token_log_likelihood(output.logits, targets_BK)
         slots_BT = torch.arange(batch.targets_BT.numel(), device=targets_BK.device).view_as(batch.targets_BT)
-        return batch.weighted(scores_BK, slots_BT[:, kept_K]).sum(), scores_BK.detach()[targets_BK != IGNORED]
+        total = batch.weighted(scores_BK, slots_BT[:, kept_K]).sum()
+        hidden_QD = None if slots_Q is None else output.hidden_states[-1].flatten(0, 1)[slots_Q]
+        return total, scores_BK.detach()[targets_BK != IGNORED], hidden_QD
 
     def hidden_states(self, batch: PackedBatch, layer: int, slots_P: Tensor) -> Tensor:
-        """Return the hidden states after a layer, counted from 0, at slots of the flattened rows, [P, D]."""
+        """Return the hidden states after a layer at slots of the flattened rows, [P, D].
+
+        Layers are counted from 0; -1 is the last one, with the last norm.
+        """
         slots_P = slots_P.to(batch.token_ids_BT.device)
         if not self._takes_mask:
             padded = batch.one_a_row(slots_P)
-            inputs = {"input_ids": padded.token_ids_ST, "attention_mask": padded.mask_ST.long(), "use_cache": False}
-            states = self.hugging_face(**inputs, output_hidden_states=True).hidden_states
+            states = self.hugging_face(**_padded_inputs(padded), output_hidden_states=True).hidden_states
             return padded.at_slots(states[layer], slots_P)
         model = decoder_of(self.hugging_face) if self._is_known else self.hugging_face
+        if self._is_known and layer == -1:  # without those of the other layers in memory
+            last_PD: Tensor = model(**self._inputs(batch)).last_hidden_state.flatten(0, 1)[slots_P]
+            return last_PD
         states = model(**self._inputs(batch), output_hidden_states=True).hidden_states
         hidden_PD: Tensor = states[layer].flatten(0, 1)[slots_P]
         return hidden_PD
@@ -125,11 +145,13 @@ class CareerLanguageModel(nn.Module):
         return {**inputs, "attention_mask": mask}
 
 
+def _padded_inputs(padded: PaddedBatch) -> dict[str, Any]:
+    return {"input_ids": padded.token_ids_ST, "attention_mask": padded.mask_ST.long(), "use_cache": False}
+
+
 def career_logits(model: nn.Module, padded: PaddedBatch) -> Tensor:
     """Return the model's logits of careers in separate rows, [S, T, V]."""
-    logits_STV: Tensor = model(
-        input_ids=padded.token_ids_ST, attention_mask=padded.mask_ST.long(), use_cache=False
-    ).logits
+    logits_STV: Tensor = model(**_padded_inputs(padded)).logits
     return logits_STV
 
 

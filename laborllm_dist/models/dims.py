@@ -61,6 +61,7 @@ class ModelShape:
     attention: AttentionKind = "packed"
     has_plain_head: bool = True
     counted: CountedWeights | None = None
+    num_head_outputs: int = 0  # logits of an output layer over titles
 
     @property
     def query_size(self) -> int:
@@ -121,7 +122,12 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All weights."""
-        return self.weights.num_parameters
+        return self.weights.num_parameters + self.title_head
+
+    @property
+    def title_head(self) -> int:
+        """Weights of an output layer over titles."""
+        return self.num_head_outputs * self.hidden_size
 
     @property
     def num_matmul_params(self) -> int:
@@ -133,7 +139,8 @@ class ModelShape:
         if adapter.kind == "none":
             return self.num_parameters
         linear = self.weights.linear
-        return adapter.rank * sum(linear[name].num_features for name in adapter.target_modules if name in linear)
+        additions = adapter.rank * sum(linear[name].num_features for name in adapter.target_modules if name in linear)
+        return additions + self.title_head
 
 
 # Llama 2 (arXiv 2307.09288) as published at these hub ids, and SmolLM2 (arXiv 2502.02737) where launch/convert_gguf.py

@@ -78,7 +78,8 @@ class InferenceModel:
     def hidden_states(self, batch: PackedBatch, layer: int, slots_P: Tensor) -> Tensor:
         """Return the hidden states after a layer at slots of the flattened rows, [P, D]; the model is whole.
 
-        Layer 0 is the token embedding; the last one includes the final norm, as in transformers' `hidden_states`.
+        Layer 0 is the token embedding; the last one, also -1, includes the final norm, as in transformers'
+        `hidden_states`.
         """
         with torch.inference_mode():
             return self._forwards.hidden_states(batch.to(self.device), layer, slots_P)  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.deepspeed_config import deepspeed_config
 from laborllm_dist.distributed.library_internals import is_partitioned, whole_shape
-from laborllm_dist.errors import ModelError
+from laborllm_dist.errors import ModelError, SettingsError
 from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.file_record import FileRecord, recording
@@ -56,6 +56,7 @@ from laborllm_dist.models.safetensors_loading import (
     is_adapter,
     model_in_shards,
 )
+from laborllm_dist.models.title_head import TitleHead
 from laborllm_dist.models.varlen_attention import MODEL_TYPES, PACKED
 from laborllm_dist.models.weight_checks import check_loaded
 from laborllm_dist.store.auto_classes import UNREADABLE, open_config, open_model, reason_of
@@ -216,13 +217,23 @@ def _check_folder(settings: ModelSettings) -> None:
         check_sizes(open_config(folder), folder)
 
 
-def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int) -> CareerLanguageModel:
-    """Return the initial model of a run, with its adapter if it has one. Collective if weights are read into shards.
+def make_model(
+    settings: RunSettings, ranks: DistributedContext, *, num_ids: int, num_titles: int = 0
+) -> CareerLanguageModel:
+    """Return the initial model of a run, with the adapter and the output layer over titles that its settings name.
+
+    Collective if weights are read into shards.
+
+    Args:
+        settings: of the run.
+        ranks: of the run.
+        num_ids: size of the tokenizer's vocabulary, for a randomly initialized model.
+        num_titles: number of titles, for an output layer over them.
 
     Raises:
         ModelError: if pretrained weights cannot be opened, the adapter does not fit the model, or the model does not
         support gradient checkpointing.
-        SettingsError: if the fused loss cannot run here.
+        SettingsError: if the fused loss cannot run here, or an output layer over titles has too few of them.
     """
     zero, adapter, compute = settings.zero, settings.adapter, settings.compute
     if compute.loss == "liger":
@@ -252,7 +263,17 @@ def make_model(settings: RunSettings, ranks: DistributedContext, *, num_ids: int
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     learned = model if adapter.kind == "none" else with_adapter(model, adapter, seed=settings.training.seed)
-    return CareerLanguageModel(learned, compute)
+    kind, head = settings.title_head.kind, None
+    if kind != "none":
+        if num_titles < 2:
+            raise SettingsError(
+                f"setting title_head.kind: a distribution over titles wants two of them, there are {num_titles}; set "
+                "title_head.kind=none",
+                code="too-few-titles",
+            )
+        hidden_size = int(model.config.get_text_config().hidden_size)
+        head = TitleHead(kind, settings.title_head.num_outputs(num_titles), hidden_size, dtype)
+    return CareerLanguageModel(learned, compute, head)
 
 
 def num_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -10,7 +10,7 @@ alone can be scored over the quantized base of training.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def lora_config(settings: AdapterSettings, base: str, revision: str | None = Non
 
 
 def write_adapter(
-    weights: Iterator[tuple[str, Tensor]],
+    weights: Iterable[tuple[str, Tensor]],
     settings: AdapterSettings,
     base: ModelSettings,
     dtype: torch.dtype,

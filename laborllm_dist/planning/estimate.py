@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import re
@@ -85,6 +86,7 @@ class ResourceEstimate:
 def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: MemoryBudget) -> ResourceEstimate:
     """Return the estimate of a run on `plan.num_gpus` ranks with this memory each."""
     num_ranks = settings.plan.num_gpus
+    shape = dataclasses.replace(shape, num_head_outputs=settings.title_head.num_outputs(work.num_titles))
     passes = passes_of(work, settings.batch, num_ranks=num_ranks)
     load = MicroBatchShape(passes.rows_of_rank, passes.max_seq_length)
     memory = plan_memory(shape, settings, load, world_size=num_ranks, process_bytes=room.process)

@@ -7,7 +7,7 @@ P weights, L of them trainable, W ranks, b bytes per value (2 in bf16, 4 in fp32
     step         what the update needs beyond the memory that the passes freed: flat gradients, Adam's temporaries
     optimizer    fp32 copy and moments, 12 bytes per trainable weight (6.03 with 8-bit moments), over W from stage 1 on
     activations  saved for the backward: of all layers, or of one and every layer's input (gradient checkpointing)
-    logits       a chunk of tokens over the vocabulary, float32, and the output layer's gradient
+    logits       a chunk of tokens over the vocabulary, float32, and the output layer's gradient; all titles' logits
     buffers      buckets of collectives
     process      interpreter and libraries on a CPU; context and NCCL on a GPU
     slack        fragmentation of the allocator
@@ -31,6 +31,7 @@ GIB = 2**30
 INT8_BYTES, NF4_BYTES = 1.0, 0.5 + 4 / 64  # a weight, with bitsandbytes' scales of blocks of 64
 EIGHT_BIT_MOMENTS, FULL_MOMENTS = 2 + 2 * 4 / 256, 8.0
 CUDA_PROCESS_GIB = 1.5  # context and NCCL's own buffers
+FEWEST_LINE_TOKENS = 8  # of a career's text: year, education, title, line break
 SLACK = 0.05  # share of the memory that changes with every pass, in expandable segments (benchmarks/gpu_memory.py)
 
 
@@ -211,6 +212,8 @@ def _logits(case: _Case) -> _Bytes:
     if not shape.has_plain_head:  # all logits in both precisions, their log-softmax, and its gradient
         of_chunk = load.num_tokens * shape.num_ids * (number + 3 * 4)
     head = 0 if case.settings.adapter.kind == "lora" else 4 * shape.embedding
+    # Of titles: logits, their log-softmax and its gradient, in float32; and the weights in it.
+    of_chunk += load.num_tokens // FEWEST_LINE_TOKENS * shape.num_head_outputs * 3 * 4 + 4 * shape.title_head
     return _Bytes(device=float(of_chunk + head + load.num_tokens * shape.hidden_size * (4 + number)))
 
 
@@ -271,7 +274,7 @@ KINDS: Mapping[str, Callable[[_Case], _Bytes]] = {
 
 def weight_bytes(shape: ModelShape, settings: RunSettings, bytes_per_param: float) -> float:
     """Return the bytes of all weights of one copy of the model, including an adapter's."""
-    added = 0 if settings.adapter.kind == "none" else shape.num_trainable(settings.adapter)
+    added = 0 if settings.adapter.kind == "none" else shape.num_trainable(settings.adapter) - shape.title_head
     quantized = {"none": bytes_per_param, "int8": INT8_BYTES, "nf4": NF4_BYTES}[settings.adapter.quantization]
     linear = shape.num_linear
     return quantized * linear + bytes_per_param * (shape.num_parameters - linear + added)

@@ -30,6 +30,7 @@ from laborllm_dist.store.store import TokenStore, open_store
 
 NUM_STEPS = 50  # to pack: gives the mean number of passes within a few hundredths
 LLAMA_2_IDS = 32_000  # vocabulary size if there is no tokenizer yet
+PAPER_TITLES = 335  # of the paper's surveys, where there is no vocabulary of titles yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Workload:
     longest_career: int
     attended: float
     is_assumed: bool
+    num_titles: int = PAPER_TITLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ def workload_of(plan: TrainingPlan, *, is_assumed: bool) -> Workload:
         longest_career=plan.longest_career,
         attended=float((lengths**2 * order.weights).sum()) / num_tokens / 2,
         is_assumed=is_assumed,
+        num_titles=plan.num_titles,
     )
 
 
@@ -194,8 +197,9 @@ def assumed_plan(settings: RunSettings) -> TrainingPlan:
     num_epochs = epochs_of(settings, order.steps_per_epoch)
     no_titles = np.zeros_like(lengths)  # weights in the loss change neither time nor memory
     return TrainingPlan(
-        order, lengths, no_titles, longest, batch, settings.training, num_epochs, settings.plan.num_gpus
-    )
+        order, lengths, no_titles, no_titles, longest, batch, settings.training, num_epochs, settings.plan.num_gpus,
+        PAPER_TITLES,
+    )  # fmt: skip
 
 
 def whole_granules(num_tokens: float) -> int:

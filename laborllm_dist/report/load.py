@@ -23,6 +23,7 @@ from laborllm_dist.tables.parquet import KEY, DistributionTable, ScoreTableInfo,
 from laborllm_dist.tables.scores import (
     NUM_TITLES,
     SCORE_SCHEMA,
+    TITLE_HEAD_DETAIL,
     has_mass_outside_titles,
     is_true_model,
     read_score_table,
@@ -262,7 +263,8 @@ def file_with_titles(model: ScoredModel, split: str) -> ScoreFile | None:
 def _title_command(file: ScoreFile) -> str:
     """Return the command that makes the table of titles of a score table."""
     if "baseline" not in file.info.details:
-        return f"launch/evaluate.py run={file.run} titles=all"
+        of_head = " title_head=true" if TITLE_HEAD_DETAIL in file.info.details else ""
+        return f"launch/evaluate.py run={file.run} titles=all{of_head}"
     name = file.path.suffixes[-2].removeprefix(".")
     return f"python launch/baselines.py run={file.run} split={file.info.split} baselines='[{name}]' titles=all"
 

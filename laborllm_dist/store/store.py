@@ -296,6 +296,11 @@ class CareerTable:
         """Return the places in the vocabulary of the titles that these rows predict, one row after the other."""
         return np.concatenate([np.asarray(self.table["occupations"][row].values, dtype=np.int64) for row in rows])
 
+    def taken(self, rows: Sequence[int]) -> CareerTable:
+        """Return the titles of these rows, without their tokens."""
+        titles = self.table.select(["years", "occupations", "previous"])
+        return CareerTable(titles.take(pa.array(rows, pa.int64())), self.vocabulary)
+
     def first_position(self, row: int) -> int:
         """Return the position in its career of the first job that a row predicts."""
         return int(self.table["first_position"][row].as_py())

@@ -44,6 +44,7 @@ NUM_TITLES = "num_titles"  # detail of a baseline's table: number of titles that
 # Details of a model without tokens that gives probability to something else than titles: to marks of its dictionary,
 # or, as part of an average, to texts. Its `normalised` is then another number than its `title`.
 MASS_OUTSIDE_TITLES = {"mass_outside_titles": "yes"}
+TITLE_HEAD_DETAIL = "title_head"  # detail of the scores of an output layer over titles: which weights
 TRUE_MODEL = {"true_model": "yes"}  # details of the true probabilities of a synthetic market
 
 

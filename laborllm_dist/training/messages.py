@@ -10,19 +10,21 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.io.number_format import format_decimals
 from laborllm_dist.training.state import TrainerState
+from laborllm_dist.training.validation import VALIDATION_HEAD_LOSS
 
 
 def describe_settings(settings: RunSettings, ranks: DistributedContext) -> str:
     """Return the settings of a run as one line; it needs no data."""
     surveys = ", ".join(corpus.survey for corpus in settings.data.corpora.values())
     weights = f"pretrained {settings.model.path}" if settings.model.path else "randomly initialized"
-    adapter = settings.adapter
+    adapter, head = settings.adapter, settings.title_head
     epochs = (
         "epochs by the number of people" if settings.training.epochs is None else f"{settings.training.epochs} epochs"
     )
     trainable = "" if adapter.kind == "none" else f", LoRA of rank {adapter.rank} over a {adapter.quantization} base"
+    layer = "" if head.kind == "none" else f", and a {head.kind} output layer over titles (weight {head.loss_weight:g})"
     return (
-        f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{trainable}; "
+        f"plan: {settings.name}: careers of {surveys}; model {settings.model.name}, {weights}{trainable}{layer}; "
         f"ZeRO-{settings.zero.stage} {settings.zero.precision} on {ranks.world_size} x {ranks.device.type}; "
         f"{settings.batch.global_batch_size} careers a step in rows of at most {settings.batch.max_seq_length} tokens, "
         f"{epochs}, peak learning rate {settings.optimizer.learning_rate:g}"
@@ -54,6 +56,8 @@ def progress_line(step: int, num_steps: int, numbers: Mapping[str, float]) -> st
             f"  |  validation {format_decimals(numbers['validation_nats_per_token'], 4)} nats/token, "
             f"{format_decimals(numbers['validation_nats_per_title'], 4)} nats/title"
         )
+    if VALIDATION_HEAD_LOSS in numbers:
+        line += f", {format_decimals(numbers[VALIDATION_HEAD_LOSS], 4)} by the title head"
     return line
 
 

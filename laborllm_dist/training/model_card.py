@@ -8,6 +8,7 @@ from pathlib import Path
 from laborllm_dist import __version__
 from laborllm_dist.careers.corpus import READERS
 from laborllm_dist.config.run import RunSettings
+from laborllm_dist.models.title_head import TITLE_HEAD_FILE
 from laborllm_dist.plain_text import markdown_code, markdown_text
 from laborllm_dist.store.store import TokenStore
 from laborllm_dist.training.state import TrainerState
@@ -46,7 +47,7 @@ def model_card(settings: RunSettings, store: TokenStore, state: TrainerState, we
     revision = "" if settings.model.revision is None else f", revision {markdown_code(settings.model.revision)}"
     checksum = "" if weights is None else f" (weights {markdown_code(weights)})"
     adapter = "" if settings.adapter.kind == "none" else f"; LoRA of rank {settings.adapter.rank}, merged into the base"
-    optimizer, training = settings.optimizer, settings.training
+    optimizer, training, head = settings.optimizer, settings.training, settings.title_head
     loss = state.best_nats_per_title
     lines = [
         f"---\n{front}---\n",
@@ -58,6 +59,7 @@ def model_card(settings: RunSettings, store: TokenStore, state: TrainerState, we
         "## Model\n",
         f"- {settings.model.name}: {trained}{revision}{checksum}{adapter}",
         *([] if base is None else ["- The license of the base model applies to this model too."]),
+        *([] if head.kind == "none" else [f"- {TITLE_HEAD_FILE}: a {head.kind} output layer over all titles"]),
         f"- {settings.optimizer.name}, peak learning rate {optimizer.learning_rate:g}, {optimizer.lr_scheduler} decay, "
         f"{settings.batch.global_batch_size} careers a step, seed {training.seed}",
         f"- weights of step {state.best_step}, the best of {len(state.validations)} validations"

@@ -10,7 +10,7 @@ from time import monotonic
 import torch
 
 from laborllm_dist.batching.batch import BatchPrefetcher, PackedBatch, pack_batch
-from laborllm_dist.batching.observations import training_batch
+from laborllm_dist.batching.observations import training_batch, with_titles
 from laborllm_dist.batching.training_plan import StepPlan, TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
@@ -19,6 +19,8 @@ from laborllm_dist.randomness import dropout_seed
 from laborllm_dist.store.store import CareerTable
 from laborllm_dist.training.lr_schedule import learning_rate_at
 from laborllm_dist.training.state import TrainerState, loss_problem
+
+HEAD_LOSS = "title_head_loss_nats_per_title"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,15 @@ class StepResult:
 def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
     """Return this rank's batches of a step, one a pass."""
     planned, rank, weight = work.plan.step(step), work.engine.ranks.rank, work.settings.training.context_loss_weight
-    batches = []
+    has_no_head, batches = work.settings.title_head.kind == "none", []
     for ranks_rows in planned.shards.passes:
         rows = [[int(planned.careers[career]) for career in planned.packing.rows[row]] for row in ranks_rows[rank]]
         length = planned.packing.max_seq_length
         if weight == 1:
-            batches.append(pack_batch([[work.careers.token_ids(career) for career in row] for row in rows], length))
+            batch = pack_batch([[work.careers.token_ids(career) for career in row] for row in rows], length)
         else:
-            batches.append(training_batch(work.careers, rows, length, weight))
+            batch = training_batch(work.careers, rows, length, weight)
+        batches.append(batch if has_no_head else with_titles(batch, work.careers, rows))
     return [batch.pinned() for batch in batches] if work.engine.ranks.device.type == "cuda" else batches
 
 
@@ -63,26 +66,28 @@ def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepRe
     batches = ahead.of_step(state.step)
     waited = monotonic() - started
     torch.manual_seed(dropout_seed(settings.training.seed, step=state.step, rank=ranks.rank))
-    log_likelihood = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    title_weight = settings.title_head.loss_weight / planned.num_observations
+    totals = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     for batch in batches[:-1]:
-        total = work.engine.forward(batch, is_last_pass=False)
-        log_likelihood += total.detach()
-        work.engine.backward(total, loss_weight=planned.loss_weight)
-    total = work.engine.forward(batches[-1], is_last_pass=True)
-    log_likelihood += total.detach()
-    (over_ranks,) = ranks.sum(float(log_likelihood))
-    loss = -over_ranks / planned.loss_weight
+        sums = work.engine.forward(batch, is_last_pass=False)
+        totals += sums.detached()
+        work.engine.backward(sums, loss_weight=planned.loss_weight, title_weight=title_weight)
+    sums = work.engine.forward(batches[-1], is_last_pass=True)
+    totals += sums.detached()
+    over_ranks = ranks.sum(*totals.tolist())
+    loss = -over_ranks[0] / planned.loss_weight
     wrong = loss_problem(loss, state, settings.training)
     if wrong is None:
-        work.engine.backward(total, loss_weight=planned.loss_weight)
+        work.engine.backward(sums, loss_weight=planned.loss_weight, title_weight=title_weight)
     else:
-        work.engine.leave_out(total)
+        work.engine.leave_out(sums)
     rate = learning_rate_at(state.step, work.plan.num_steps, settings.optimizer)
     norm = work.engine.update(learning_rate=rate)
     if wrong is None and not math.isfinite(norm):
         wrong = f"its gradient is not finite, at a loss of {loss:.4f} nats/token"
     numbers = {
         "loss_nats_per_token": loss,
+        **({} if sums.titles is None else {HEAD_LOSS: -over_ranks[1] / planned.num_observations}),
         "learning_rate": rate,
         "gradient_norm": norm,
         "step_tokens": planned.packing.num_tokens,

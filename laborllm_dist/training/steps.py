@@ -54,7 +54,8 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
                     raise refusal
                 state, numbers = result.state, result.numbers
             if is_validation_due(plan, state):
-                loss = validate(work.engine, work.validation, work.settings.batch, stop)
+                has_head = work.settings.title_head.kind != "none"
+                loss = validate(work.engine, work.validation, work.settings.batch, stop, has_head=has_head)
                 if loss is not None:
                     best_by = work.settings.training.best_by
                     state = state.after_validation(loss.by(best_by), loss.nats_per_title)

@@ -118,7 +118,7 @@ def _train_alone(
 
     capacity = budget_of(ranks, settings)  # on every rank: all import the packages of the model at once
     ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, capacity))
-    model = make_model(settings, ranks, num_ids=store.num_ids)
+    model = make_model(settings, ranks, num_ids=store.num_ids, num_titles=len(store.vocabulary))
     ranks.run_on_main(check.wait)
     ranks.run_on_main(lambda: check_fit(model.hugging_face, store))
     if settings.zero.stage < 3 and settings.adapter.quantization == "none":
@@ -188,7 +188,8 @@ def _export_best(
     folder = checkpoint_folder(run.checkpoints, state.best_step)
     manifest = read_manifest(folder)
     card = model_card(settings, store, state, weights_of_run(run))
+    tokenizer, titles = store.folder / TOKENIZER, store.vocabulary.codes
     if settings.adapter.kind == "none":
-        export_checkpoint(folder, manifest, config, store.folder / TOKENIZER, run.export, card)
+        export_checkpoint(folder, manifest, config, tokenizer, run.export, card, titles)
     else:
-        export_adapter((folder, manifest), settings, config, store.folder / TOKENIZER, run, card)
+        export_adapter((folder, manifest), settings, config, tokenizer, run, card, titles)

@@ -161,6 +161,9 @@ def test_cosine_is_half_way_down_in_the_middle() -> None:
 def test_validations_fall_at_even_places_and_at_the_end() -> None:
     run = settings_of(["training.epochs=2", "training.validations_per_epoch=2", "training.checkpoint_every_steps=3"])
     order = order_of(10, global_batch_size=2, seed=1)
-    plan = TrainingPlan(order, np.full(10, 20), np.full(10, 5), 20, run.batch, run.training, num_epochs=2, world_size=1)
+    plan = TrainingPlan(
+        order, np.full(10, 20), np.full(10, 5), np.full(10, 3), 20, run.batch, run.training, num_epochs=2,
+        world_size=1, num_titles=9,
+    )  # fmt: skip
     assert [step for step in range(1, 11) if plan.validates_after(step)] == [2, 5, 7, 10]
     assert [step for step in range(1, 11) if plan.saves_after(step)] == [2, 3, 5, 6, 7, 9, 10]
