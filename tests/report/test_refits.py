@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.errors import raises
-from helpers.runs import settings_of, small_run
+from helpers.runs import write_run
 from helpers.scores import KEYS, report_on, write_scores
 from rich.console import Console
 
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import ReportSettings, WeightSettings
-from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.report.bootstrap import Estimate, draw_weights
 from laborllm_dist.report.load import compare_runs
 from laborllm_dist.report.numbers import ReportNumbers, analyze
 from laborllm_dist.report.refits import Refit, RefitNumbers
 from laborllm_dist.report.write import terminal_tables
 
-STORE = {"fingerprint": "store-1", "folder": "stores/one"}
 RUNS = {
     "A": {"own": [1, 2, 2, 3, 2], "marginal": [3, 3, 3, 3, 3]},
     "refit_1": {"own": [1, 2.5, 2, 3, 2], "marginal": [3, 3.5, 3, 3, 3]},
@@ -34,14 +32,6 @@ RUNS = {
     "refit_3": {"own": [1, 2, 4, 3, 2.5], "marginal": [4, 3, 3, 3, 3]},
 }
 PERSON_OF_ROW = [0, 0, 1, 2, 2]  # of KEYS
-
-
-def write_run(path: Path, *, seed: int | None, weights: str | None = "w", **changes: Any) -> Path:
-    """Write the record of a run, as a training that has begun."""
-    settings = settings_of(small_run(path.parent))
-    training = dataclasses.replace(settings.training, bootstrap_seed=seed, **changes)
-    settings = dataclasses.replace(settings, name=path.name, output_dir=str(path.parent), training=training)
-    return create_or_resume(settings, STORE, weights).path
 
 
 def write_tables(run: Path, tables: Mapping[str, Sequence[float]]) -> None:
@@ -54,7 +44,7 @@ def write_tables(run: Path, tables: Mapping[str, Sequence[float]]) -> None:
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     """Give a run and three refits, each with a language model and a baseline."""
-    paths = [write_run(tmp_path / name, seed=place or None) for place, name in enumerate(RUNS)]
+    paths = [write_run(tmp_path / name, place or None) for place, name in enumerate(RUNS)]
     for path, tables in zip(paths, RUNS.values(), strict=True):
         write_tables(path, tables)
     return paths
@@ -210,16 +200,16 @@ def test_one_refit_is_refused() -> None:
 
 def test_a_refit_with_other_settings_is_refused_with_the_first_that_differs(runs: list[Path], tmp_path: Path) -> None:
     for changes, setting in (({"epochs": 7}, "training.epochs: "), ({"patience": 9}, "training.patience: ")):
-        other = write_run(tmp_path / f"other_{setting[9]}", seed=4, **changes)
+        other = write_run(tmp_path / f"other_{setting[9]}", 4, **changes)
         with raises("run/refit-with-other-settings", f"{other} is no refit of {runs[0]} ({setting}", f" in {other})"):
             refits_with([*runs, other])
-    other = write_run(tmp_path / "other_weights", seed=4, weights="others")
+    other = write_run(tmp_path / "other_weights", 4, weights="others")
     with raises("run/refit-with-other-settings", other, "the data or the weights behind it differ"):
         refits_with([*runs, other])
 
 
 def test_a_run_without_a_seed_is_no_refit(runs: list[Path], tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other", seed=None)
+    other = write_run(tmp_path / "other", None)
     with raises("run/refit-without-seed", other):
         refits_with([*runs, other])
     with raises("run/run-is-a-refit", runs[1], "bootstrap_seed=1"):
@@ -227,7 +217,7 @@ def test_a_run_without_a_seed_is_no_refit(runs: list[Path], tmp_path: Path) -> N
 
 
 def test_two_refits_of_one_seed_are_refused(runs: list[Path], tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other", seed=2)
+    other = write_run(tmp_path / "other", 2)
     with raises("run/refits-of-one-seed", runs[2], other, "bootstrap_seed=2"):
         refits_with([*runs, other])
     with raises("run/refits-of-one-seed", runs[2]):
