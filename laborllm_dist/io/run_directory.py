@@ -224,8 +224,8 @@ def refit_difference(run: Path, refit: Path) -> str | None:
     first, other = (_settings_of(known) for known in records)
     training = dataclasses.replace(other.training, bootstrap_seed=first.training.bootstrap_seed)
     other = dataclasses.replace(other, name=first.name, training=training)
-    rules = (settings_to_values(settings.training) for settings in (first, other))
-    difference = _first_difference(*rules, "training")
+    rules, other_rules = (settings_to_values(settings.training) for settings in (first, other))
+    difference = _first_difference(rules, other_rules, "training")
     if difference is None:
         weights = [known.get("weights") for known in records]
         if None in weights:  # of a run that nobody has trained, which has baselines alone

@@ -5,8 +5,8 @@ models have learned from a resample of the same training people. All refits meet
 as every number of the report; percentiles over all pairs of a refit and a resample then cover both sources. A pair of
 models is compared within each refit, so what both have from a resample of the training people cancels out.
 
-A resample holds about 63 % of the people, so refits are usually a little worse than the run that learned from all of
-them. Their spread is what counts, and the interval lies around their mean.
+A resample holds about 63 % of the people, so refits are usually worse than the run that learned from all of them, the
+more so the fewer people there are. Their spread is what counts; the interval lies around their mean.
 """
 
 from __future__ import annotations

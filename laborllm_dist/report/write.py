@@ -299,7 +299,7 @@ def _main_table(result: ReportResult) -> FoldingTable:
             cells.append("" if model.nats_to_truth is None else format_nats(model.nats_to_truth.value))
         table.add_row(name, *cells)
         if model.model in refits:
-            table.add_row(f"{name}, refits", *_perplexity_cells(refits[model.model]), *cells[2:4], *[""] * has_truth)
+            table.add_row("  refits", *_perplexity_cells(refits[model.model]), *cells[2:4], *[""] * has_truth)
     captions = [
         f"{visible(model.model)} is worse than {' and '.join(model.worse_than)}"
         for model in result.models

@@ -160,7 +160,7 @@ def test_tables_page_and_terminal_show_the_numbers_of_the_summary(runs: list[Pat
     console = Console(width=100, record=True)
     for table in terminal_tables(result):
         console.print(table)
-    line = rf"A, refits +{shown['value']} +{shown['low']}–{shown['high']} +3 +5"
+    line = rf" A +4.000 .*\n +refits +{shown['value']} +{shown['low']}–{shown['high']} +3 +5"
     text = console.export_text()
     assert re.search(line, text) and "mean of 3 on resampled training people" in text
 
