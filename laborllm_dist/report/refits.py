@@ -182,9 +182,9 @@ def _role(file: ScoreFile, split: str) -> Role:
     """Return what a table is of in its run; the same for tables of a run and of its refits."""
     if file.path.name == _own(split)[0]:
         return _own(split)
-    suffix = f"-{file.info.details.get('quantization')}"  # of the run's own model, with quantized weights
-    if file.info.model == Path(file.run).name + suffix:
-        return "", suffix
+    own_name = f"{Path(file.run).name}-"
+    if "quantization" in file.info.details and file.info.model.startswith(own_name):
+        return "", file.info.model.removeprefix(own_name)  # the run's own model with quantized weights
     return file.path.name, file.info.model
 
 

@@ -168,10 +168,11 @@ def test_tables_page_and_terminal_show_the_numbers_of_the_summary(runs: list[Pat
 def test_a_refit_of_a_moved_folder_and_quantized_weights_are_matched(runs: list[Path]) -> None:
     for run in runs:
         write_scores(run / f"scores/test.{run.name}-int8.parquet", f"{run.name}-int8", [2] * 5, quantization="int8")
+        write_scores(run / "scores/test.title_head.parquet", "title_head", [2.5] * 5)
     runs[3] = runs[3].rename(runs[3].with_name("moved"))  # its own table has the earlier name
     (runs[3] / "scores/test.refit_3-int8.parquet").unlink()
     write_scores(runs[3] / "scores/test.moved-int8.parquet", "moved-int8", [2] * 5, quantization="int8")
-    assert [model.model for model in refits_with(runs).models] == ["A", "A-int8", "marginal"]
+    assert [model.model for model in refits_with(runs).models] == ["A", "A-int8", "title_head", "marginal"]
 
 
 def test_a_perplexity_beyond_float64_leaves_differences_in_nats(runs: list[Path]) -> None:
