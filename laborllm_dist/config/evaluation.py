@@ -320,6 +320,9 @@ class ReportSettings(Strict):
     """Files of the figures beside the page, which has them as SVG; a PDF embeds its fonts as TrueType."""
     calibration_bins: Annotated[int, within(2, 1_000)] = 10
     """Most bins of a calibration curve, with equal numbers of observations."""
+    refits: tuple[str, ...] = ()
+    """Folders of refits of the first run on resampled training people (`training.bootstrap_seed`), for intervals over
+    training and test people; none, or at least 2."""
     num_careers: Annotated[int, within(0, 200)] = 0
     """People of careers.html, which shows single careers year by year, drawn by the seed; 0: no such page."""
     weights: WeightSettings = WeightSettings()
@@ -331,6 +334,8 @@ class ReportSettings(Strict):
         check_file_name(self, "split")
         if not self.runs:
             raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
+        if len(self.refits) == 1:
+            raise OutOfRangeError("refits", "none, or at least 2 refits, since one has no spread")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ settings.json  metrics.jsonl  checkpoints/  export/  scores/  report/      (docs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import os
@@ -28,6 +29,7 @@ RECORD, CHECKPOINTS, LOCK, METRICS = "settings.json", "checkpoints", "lock", "me
 # What a run writes into its folder after its record.
 TRAINED = (METRICS, "export", "adapter")  # by training alone
 WRITTEN = (RECORD, *TRAINED, "commands.jsonl", "baselines", "scores", "embeddings", "report", "wandb")
+BEHIND_SETTINGS = "the data or the weights behind it"  # what differs where no setting does
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
 
@@ -176,7 +178,8 @@ def record_prepared(settings: RunSettings, store: TokenStoreRecord) -> Path | No
 def _what_differs(known: dict[str, Any] | None, settings: RunSettings) -> str:
     if known is None:
         return f"its {RECORD} is missing or damaged, so which ones is not known"
-    return _first_difference(_deciding(_settings_of(known)), _deciding(settings)) or "the data or the weights behind it"
+    difference = _first_difference(_deciding(_settings_of(known)), _deciding(settings))
+    return BEHIND_SETTINGS if difference is None else f"{difference[0]}: {difference[1]} then, {difference[2]} now"
 
 
 def _versions() -> dict[str, str]:
@@ -190,18 +193,54 @@ def read_run(path: Path) -> tuple[RunDirectory, RunSettings, Path]:
     Raises:
         RunError: if there is no run at this path, or its record is damaged.
     """
-    record = path / RECORD
-    if not record.is_file():
-        nearby = sorted(file.parent.name for file in path.parent.glob(f"*/{RECORD}")) if path.parent.is_dir() else []
-        hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
-        raise RunError(f"no run at {path} (no {RECORD}){hint}", code="no-run")
-    known = _read_record(record)
+    known = _record_of(path)
     settings = _settings_of(known)
     return (
         RunDirectory(path=path, fingerprint=known["fingerprint"]),
         settings,
         _store_of(path, known["store"], settings),
     )
+
+
+def _record_of(path: Path) -> dict[str, Any]:
+    record = path / RECORD
+    if not record.is_file():
+        nearby = sorted(file.parent.name for file in path.parent.glob(f"*/{RECORD}")) if path.parent.is_dir() else []
+        hint = f"; runs there: {', '.join(nearby)}" if nearby else ""
+        raise RunError(f"no run at {path} (no {RECORD}){hint}", code="no-run")
+    return _read_record(record)
+
+
+def refit_difference(run: Path, refit: Path) -> str | None:
+    """Return what keeps a run from being a refit of another on resampled training people; None if nothing does.
+
+    The two may differ in name and `training.bootstrap_seed`, in the places of files, and in how they are computed.
+    They are trained by the same rules, also by those that may change when one run resumes, such as patience.
+
+    Raises:
+        RunError: if there is no run at a path, or its record is damaged.
+    """
+    records = (_record_of(run), _record_of(refit))
+    first, other = (_settings_of(known) for known in records)
+    training = dataclasses.replace(other.training, bootstrap_seed=first.training.bootstrap_seed)
+    other = dataclasses.replace(other, name=first.name, training=training)
+    rules, other_rules = (settings_to_values(settings.training) for settings in (first, other))
+    difference = _first_difference(rules, other_rules, "training")
+    if difference is None:
+        weights = [known.get("weights") for known in records]
+        if None in weights:  # of a run that nobody has trained, which has baselines alone
+            weights = [None, None]
+        fingerprints = {
+            run_fingerprint(settings, known["store"]["fingerprint"], identifier)
+            for settings, known, identifier in zip((first, other), records, weights, strict=True)
+        }
+        if len(fingerprints) == 1:
+            return None
+        difference = _first_difference(_deciding(first), _deciding(other))
+    if difference is None:
+        return f"{BEHIND_SETTINGS} differ"
+    name, value, other_value = difference
+    return f"{name}: {value} in {run}, {other_value} in {refit}"
 
 
 def recorded_store(path: Path) -> Path | None:
@@ -281,11 +320,12 @@ def _known_of(record: Path) -> dict[str, Any] | None:
     return None
 
 
-def _first_difference(known: Any, current: Any, where: str = "") -> str | None:
+def _first_difference(known: Any, current: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    """Return the name of the first setting that differs, and its two values."""
     if isinstance(known, dict) and isinstance(current, dict):
         for name in sorted({*known, *current}):
             change = _first_difference(known.get(name), current.get(name), f"{where}.{name}" if where else name)
             if change:
                 return change
         return None
-    return None if known == current else f"{where}: {known} then, {current} now"
+    return None if known == current else (where, known, current)

@@ -6,7 +6,8 @@ A CSV has one estimate per row, in the columns that R's broom and modelsummary a
     model        the model; compared_with: the model or group whose number was subtracted (empty: none)
     outcome      for AUC and calibration
     grouping, group   for numbers of a group; `bin` and `predicted` for calibration curves
-    estimate, std.error, conf.low, conf.high   over resamples of people, on the 95 % level
+    estimate, std.error, conf.low, conf.high   over resamples of people, on the 95 % level; in refits.csv over all
+                 pairs of a refit and a resample of test people
     n, people    observations and people that the number is about
 
 Empty cells are numbers that do not exist, or that float64 cannot hold. LaTeX needs the packages booktabs,
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from laborllm_dist.io.number_format import (
     format_auc,
     format_count,
+    format_decimals,
     format_nats,
     format_perplexity,
     format_share,
@@ -34,6 +36,7 @@ from laborllm_dist.plain_text import latex_text, sheet_cell, visible
 from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.numbers import GroupingNumbers, ModelNumbers, ReportNumbers
 from laborllm_dist.report.outcomes import TOP_TITLE, OutcomeNumbers, OutcomeScore
+from laborllm_dist.report.refits import RefitNumbers
 from laborllm_dist.report.training import TrainingNumbers
 
 COLUMNS = (
@@ -86,6 +89,8 @@ def export_tables(numbers: ReportNumbers) -> tuple[ExportedTable, ...]:
             "outcomes_by_group": _outcome_group_rows(numbers),
             "calibration_curves": _curve_rows(numbers.outcomes),
         }
+    if numbers.refits is not None:
+        csv_rows["refits"] = _refit_rows(numbers.refits, numbers)
     if numbers.other_data:
         csv_rows["other_data"] = [
             dataclasses.replace(row, grouping="data", group=each.data)
@@ -157,6 +162,21 @@ def _difference_rows(numbers: ReportNumbers) -> Iterator[_Row]:
         for term in ("difference_nats", "perplexity_ratio", "perplexity_difference"):
             sizes = (numbers.num_observations, numbers.num_people)
             yield _Row(term, pair.first, getattr(pair, term), *sizes, compared_with=pair.second)
+
+
+def _refit_rows(refits: RefitNumbers, numbers: ReportNumbers) -> Iterator[_Row]:
+    sizes = (numbers.num_observations, numbers.num_people)
+    for model in refits.models:
+        yield _Row("perplexity", model.model, model.perplexity, *sizes)
+        yield _Row("perplexity_std_error_training", model.model, _without_interval(model.std_error_training), *sizes)
+    for pair in refits.pairs:
+        std_error = _without_interval(pair.std_error_training)
+        yield _Row("difference_nats", pair.first, pair.difference_nats, *sizes, compared_with=pair.second)
+        yield _Row("difference_nats_std_error_training", pair.first, std_error, *sizes, compared_with=pair.second)
+
+
+def _without_interval(value: float | None) -> Estimate:
+    return Estimate(math.nan if value is None else value, None, None, None)
 
 
 def _group_rows(groupings: Sequence[GroupingNumbers]) -> Iterator[_Row]:
@@ -276,6 +296,8 @@ def _latex_tables(numbers: ReportNumbers) -> Iterator[_LatexTable]:
     yield _perplexity_table(numbers)
     if numbers.pairs:
         yield _difference_table(numbers)
+    if numbers.refits is not None:
+        yield from _refit_tables(numbers.refits, numbers)
     for grouping in numbers.groupings:
         yield _group_table(grouping, numbers)
     if numbers.titles:
@@ -283,12 +305,14 @@ def _latex_tables(numbers: ReportNumbers) -> Iterator[_LatexTable]:
         yield from _outcome_tables(numbers)
 
 
-def _notes(numbers: ReportNumbers, *more: str) -> tuple[str, ...]:
+def _notes(numbers: ReportNumbers, *more: str, intervals: str | None = None) -> tuple[str, ...]:
+    if intervals is None:
+        draws = format_count(numbers.bootstrap_draws)
+        intervals = f"95 % intervals of a bootstrap over people ({draws} draws), on the same draws for all models."
     weighted = [] if numbers.weights is None else [f"Observations have the survey weights {numbers.weights.column}."]
     return (
         f"{format_count(numbers.num_observations)} observations of {format_count(numbers.num_people)} "
-        f"{numbers.split} people. In brackets: 95 % intervals of a bootstrap over people "
-        f"({format_count(numbers.bootstrap_draws)} draws), on the same draws for all models.",
+        f"{numbers.split} people. In brackets: {intervals}",
         *weighted,
         *more,
     )
@@ -332,6 +356,46 @@ def _difference_table(numbers: ReportNumbers) -> _LatexTable:
     )
     headings = ("Models", "Difference, nats", "Ratio of perplexities")
     return _LatexTable("differences", "Paired differences between models", headings, rows, _notes(numbers, note))
+
+
+def _refit_tables(refits: RefitNumbers, numbers: ReportNumbers) -> Iterator[_LatexTable]:
+    over_both = (
+        f"95 % intervals over training people ({format_count(refits.num_refits)} refits) and {numbers.split} people "
+        f"({format_count(numbers.bootstrap_draws)} draws)."
+    )
+    about_std_error = "Standard error: standard deviation over refits, from training people alone."
+    rows = [
+        [
+            model.model,
+            _shown(model.perplexity, format_perplexity),
+            "" if model.std_error_training is None else format_perplexity(model.std_error_training),
+        ]
+        for model in refits.models
+    ]
+    notes = _notes(numbers, "Perplexity: mean over refits.", about_std_error, intervals=over_both)
+    yield _LatexTable(
+        "refits",
+        "Perplexity over refits on resampled training people",
+        ("Model", "Perplexity", "Std. error"),
+        rows,
+        notes,
+    )
+    if refits.pairs:
+        rows = [
+            [
+                f"{pair.first} \N{MINUS SIGN} {pair.second}",
+                _shown(pair.difference_nats, format_nats),
+                "" if pair.std_error_training is None else format_decimals(pair.std_error_training, 4),
+            ]
+            for pair in refits.pairs
+        ]
+        difference = (
+            f"Difference: mean over refits of the log-likelihood ({numbers.measure}) of the first model minus that of "
+            "the second, in nats; above 0 the first is better."
+        )
+        notes = _notes(numbers, difference, about_std_error, intervals=over_both)
+        caption = "Paired differences over refits on resampled training people"
+        yield _LatexTable("refit_differences", caption, ("Models", "Difference, nats", "Std. error"), rows, notes)
 
 
 def _group_table(grouping: GroupingNumbers, numbers: ReportNumbers) -> _LatexTable:

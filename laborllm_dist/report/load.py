@@ -97,7 +97,7 @@ def compare_runs(
     observations = files[0].table.drop_columns(list(SCORES))
     person_of_row, num_people = _number_people(observations)
     models = [
-        ScoredModel(name, is_true_model(same[0].info), _log_likelihoods(same[0], split, measure), tuple(same))
+        ScoredModel(name, is_true_model(same[0].info), log_likelihoods(same[0], split, measure), tuple(same))
         for name, same in _name_models(files)
     ]
     weight_of_row = None if weights is None else read_weights(weights, observations)
@@ -239,7 +239,12 @@ def _number_people(observations: pa.Table) -> tuple[CodeArray, int]:
     return person_of_row, int(person_of_row[-1]) + 1
 
 
-def _log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
+def log_likelihoods(file: ScoreFile, split: str, measure: str) -> FloatArray:
+    """Return a table's log-likelihoods in nats by a measure, [observations].
+
+    Raises:
+        ScoreTableError: if the measure needs a table of titles, and it is missing or of other scores.
+    """
     if measure != "normalised":
         return np.asarray(file.table[measure].to_numpy(), dtype=np.float64)
     if not np.any(file.table["num_tokens"].to_numpy()) and not has_mass_outside_titles(file.info):

@@ -23,6 +23,7 @@ from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, Resa
 from laborllm_dist.report.groupings import FEW_PEOPLE, NOT_RECORDED, Grouping, list_groupings
 from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, file_with_titles, title_codes, titles_of
 from laborllm_dist.report.outcomes import OutcomeNumbers, list_outcomes, outcome_numbers
+from laborllm_dist.report.refits import RefitNumbers, refit_numbers
 from laborllm_dist.report.states import LaborStates, find_states
 from laborllm_dist.report.title_metrics import TitleNumbers, TitlePairNumbers, facts_of_table, title_numbers
 from laborllm_dist.report.training import TrainingNumbers, training_curves
@@ -145,6 +146,7 @@ class ReportNumbers:
     states: LaborStates | None
     outcomes: tuple[OutcomeNumbers, ...]
     weights: WeightNumbers | None
+    refits: RefitNumbers | None
     other_data: tuple[OtherDataNumbers, ...]
     training: tuple[TrainingNumbers, ...]  # of the runs that have been trained
     sources: tuple[SourceNumbers, ...]
@@ -159,6 +161,10 @@ def analyze(
         compared: the models on the observations of the report.
         settings: of the report.
         other_data: the models that were scored on other data, by the name of the data.
+
+    Raises:
+        RunError: if a run is no refit of the first one, or two refits are of one seed.
+        ScoreTableError: if a refit has no scores of the model, or its observations are others.
     """
     groupings = list_groupings(compared.observations)
     num_rows = len(compared.person_of_row)
@@ -175,6 +181,7 @@ def analyze(
         num_draws=settings.bootstrap_draws,
         seed=settings.seed,
     )
+    refits = refit_numbers(compared, settings, people)
     means = resample_means(np.stack([model.log_likelihood for model in compared.models]), np.stack(codes), people)
     titles = _titles(compared, settings, groupings, people)
     return ReportNumbers(
@@ -197,6 +204,7 @@ def analyze(
         states=titles.states,
         outcomes=titles.outcomes,
         weights=_weights(compared, settings),
+        refits=refits,
         other_data=tuple(_on_other_data(name, each, settings) for name, each in (other_data or {}).items()),
         training=training_curves(settings.runs),
         sources=_sources(compared.models),

@@ -35,6 +35,12 @@ precision, under keys that stay:
     outcomes[].scores[]      model, auc (null for the most probable title), ece, ece_by_chance, squared_error,
                              predicted_minus_observed, num_inexact
     weights                  file, column, effective_observations; null: all observations count the same
+    refits                   of the first run on resampled training people; null: none were named. run, num_refits,
+                             refits[] (run, bootstrap_seed), models[], pairs[], left_out (models that not all refits
+                             have scored); low, high and std_error are over all pairs of a refit and a resample
+    refits.models[]          model, perplexity (mean over refits), std_error_training (standard deviation over refits),
+                             perplexity_of_refit[]
+    refits.pairs[]           first, second, difference_nats (mean over refits), std_error_training
     other_data[]             data, num_people, num_observations, models[] (as above; survey weights do not apply)
     training[]               of the runs with a metrics.jsonl: run, num_steps, num_tokens, num_epochs,
                              peak_learning_rate, steps_per_point, best_step,
@@ -70,6 +76,7 @@ from laborllm_dist.io.number_format import (
     format_share,
 )
 from laborllm_dist.plain_text import visible
+from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.careers import single_careers
 from laborllm_dist.report.export import export_tables
 from laborllm_dist.report.figures import (
@@ -86,6 +93,7 @@ from laborllm_dist.report.html import render_careers, render_page
 from laborllm_dist.report.load import compare_other_data, compare_runs
 from laborllm_dist.report.numbers import ModelNumbers, OtherDataNumbers, ReportNumbers, SourceNumbers, analyze
 from laborllm_dist.report.outcomes import TOP_TITLE
+from laborllm_dist.report.refits import RefitNumbers
 from laborllm_dist.report.title_metrics import TitleNumbers
 
 FORMAT = 1  # of summary.json
@@ -108,6 +116,7 @@ class ReportResult:
     measure: str
     models: tuple[ModelNumbers, ...]
     titles: tuple[TitleNumbers, ...]
+    refits: RefitNumbers | None
     other_data: tuple[OtherDataNumbers, ...]
     notes: tuple[str, ...]
 
@@ -120,8 +129,8 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
         names: what the report calls a run's folder, where that is not its path here.
 
     Raises:
-        RunError: if a run's folder does not exist.
-        ScoreTableError: if a run has no scores of the split, or two tables are not about the same observations.
+        RunError: if a run's folder does not exist, or one of `refits` is no refit.
+        ScoreTableError: if a run or refit lacks scores of the split, or two tables are not about the same observations.
         ForeignFileError: if a file that is no report's has the name of one of the report's.
     """
     compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure, weights=settings.weights)
@@ -164,9 +173,22 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
         numbers.measure,
         numbers.models,
         numbers.titles,
+        numbers.refits,
         numbers.other_data,
-        (*left_out, *((note,) if note else ()), *((f"{careers} {ABOUT_PEOPLE}",) if careers else ())),
+        (
+            *left_out,
+            *_note_on_refits(numbers.refits),
+            *((note,) if note else ()),
+            *((f"{careers} {ABOUT_PEOPLE}",) if careers else ()),
+        ),
     )
+
+
+def _note_on_refits(refits: RefitNumbers | None) -> tuple[str, ...]:
+    if refits is None or not refits.left_out:
+        return ()
+    names = ", ".join(map(visible, refits.left_out))
+    return (f"note: refits are without {names}, of which not all of them have scores",)
 
 
 def _renamed(source: SourceNumbers, names: Mapping[str, str]) -> SourceNumbers:
@@ -265,23 +287,36 @@ def _main_table(result: ReportResult) -> FoldingTable:
     headings = ["perplexity", "95 % interval", "people", "observations"]
     title = f"Perplexity ({result.measure}) on the {result.split} people"
     table = _ruled_table(title, headings + ["nats to\nthe truth"] * has_truth)
+    refits = {} if result.refits is None else {each.model: each.perplexity for each in result.refits.models}
     for model in result.models:
         name = f"{model.model} (true)" if model.true_model else model.model
         cells = [
-            format_perplexity(model.perplexity.value),
-            format_interval(model.perplexity.low, model.perplexity.high, format_perplexity).replace(" to ", "–"),
+            *_perplexity_cells(model.perplexity),
             format_count(model.num_people),
             format_count(model.num_observations),
         ]
         if has_truth:
             cells.append("" if model.nats_to_truth is None else format_nats(model.nats_to_truth.value))
         table.add_row(name, *cells)
-    table.caption = "\n".join(
+        if model.model in refits:
+            table.add_row("  refits", *_perplexity_cells(refits[model.model]), *cells[2:4], *[""] * has_truth)
+    captions = [
         f"{visible(model.model)} is worse than {' and '.join(model.worse_than)}"
         for model in result.models
         if model.worse_than
-    )
+    ]
+    if result.refits is not None:
+        captions.append(
+            f"refits: mean of {result.refits.num_refits} on resampled training people, interval over training and test "
+            "people"
+        )
+    table.caption = "\n".join(captions)
     return table
+
+
+def _perplexity_cells(perplexity: Estimate) -> list[str]:
+    interval = format_interval(perplexity.low, perplexity.high, format_perplexity).replace(" to ", "–")
+    return [format_perplexity(perplexity.value), interval]
 
 
 def _ruled_table(title: str, headings: Iterable[str]) -> FoldingTable:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import RunSettings
+from laborllm_dist.io.run_directory import create_or_resume
 
 
 def small_run(folder: Path, *more: str, num_people: int = 60) -> list[str]:
@@ -48,6 +50,14 @@ def settings_of(overrides: list[str]) -> RunSettings:
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> RunSettings:
     return compose_settings(RunSettings, "run", overrides)
+
+
+def write_run(path: Path, bootstrap_seed: int | None = None, *, weights: str = "w", **training: Any) -> Path:
+    """Write the record of a run, as a training that has begun; runs in one folder have the same data."""
+    settings = settings_of(small_run(path.parent))
+    changed = dataclasses.replace(settings.training, bootstrap_seed=bootstrap_seed, **training)
+    settings = dataclasses.replace(settings, name=path.name, output_dir=str(path.parent), training=changed)
+    return create_or_resume(settings, {"fingerprint": "store-1", "folder": "stores/one"}, weights).path
 
 
 COMPUTE = settings_of([]).compute

@@ -40,6 +40,7 @@ def write_scores(
     gender: str = "female",
     num_tokens: int = 1,
     info: tuple[str, str] = ("test", "careers-1"),
+    **more_details: str,
 ) -> None:
     """Write a table in which observation i has probability 2 ** -halvings[i]."""
     rows = [
@@ -51,7 +52,7 @@ def write_scores(
         for (survey, person, position), halving in zip(keys, halvings, strict=True)
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=SCORE_SCHEMA)
-    details = {"weights": "w-" + model, **(TRUE_MODEL if model == "truth" else {})}
+    details = {"weights": "w-" + model, **(TRUE_MODEL if model == "truth" else {}), **more_details}
     write_score_table(table, ScoreTableInfo(model, info[0], info[1], "code-1", details), path)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.browser import AXE, CHROMIUM, MISSING, Browser, open_browser
+from helpers.runs import write_run
 from helpers.scores import report_on, step, write_metrics, write_scores, write_titles
 
 from laborllm_dist.config.evaluation import StateWords
@@ -21,16 +22,20 @@ LONG = "A model whose name is long, with_underscores_and_no_space_to_break_it_at
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> ReportResult:
     """Give a report with every section, and the page of single careers."""
-    run = tmp_path_factory.mktemp("pages") / "run"
+    runs = tmp_path_factory.mktemp("pages")
+    run, *refits = (write_run(runs / name, seed) for name, seed in (("run", None), ("refit_1", 1), ("refit_2", 2)))
     models = {"test": "llm", "test.long": LONG, "test.marginal": "marginal", "test.truth": "truth"}
     halvings = {"llm": [1, 2, 2, 3, 2], "truth": [1, 1, 2, 1, 1], LONG: [2, 2, 2, 2, 3], "marginal": [30, 3, 3, 3, 3]}
     for file, model in models.items():
-        write_scores(run / f"scores/{file}.parquet", model, halvings[model])
+        for place, each in enumerate((run, *refits)):
+            write_scores(each / f"scores/{file}.parquet", model, [place / 4 + number for number in halvings[model]])
     for file, model in (("test_titles", "llm"), ("test_titles.long", LONG)):
         write_titles(run / f"scores/{file}.parquet", model, weights=f"w-{model}")
     measured = {"validation_nats_per_token": 3.5, "validation_nats_per_title": 7.0}
     write_metrics(run, [step(1, 5.0, 10), step(2, 4.0, 30, **measured), step(3, 3.0, 20)])
-    return report_on(run, num_careers=3, states=StateWords(unemployed=("3",)), figure_formats=())
+    return report_on(
+        run, num_careers=3, states=StateWords(unemployed=("3",)), figure_formats=(), refits=tuple(map(str, refits))
+    )
 
 
 @pytest.fixture(scope="module")
