@@ -102,8 +102,9 @@ class TitleHeadSettings(Strict):
     kind: Literal["none", "softmax", "two_stage"] = "none"
     """`softmax` over all titles; `two_stage`: stay in the title before or not, and if not, a softmax over the others;
     `none`: the language model alone."""
-    loss_weight: Annotated[float, above(0, 1e6)] = 1.0
-    """Weight of the layer's loss, a mean over observations, beside the language model's, a mean over tokens."""
+    loss_weight: Annotated[float, above(0, 1e6)] = 0.1
+    """Weight of the layer's loss, a mean over observations, beside the language model's, a mean over tokens: a career
+    has about ten tokens per observation."""
 
     def num_outputs(self, num_titles: int) -> int:
         """Return the number of logits: one per title, and with `two_stage` one of staying."""
