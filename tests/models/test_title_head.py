@@ -13,13 +13,15 @@ import pytest
 import torch
 from helpers.errors import raises
 from helpers.models import TYPES, saved_model
-from helpers.runs import COMPUTE
+from helpers.runs import COMPUTE, settings_of, small_run
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from laborllm_dist.batching.batch import TitleTargets, pack_batch
 from laborllm_dist.config.model import HeadKind
+from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.models.causal_lm import CareerLanguageModel
+from laborllm_dist.models.loading import make_model
 from laborllm_dist.models.title_head import (
     TITLE_HEAD,
     TITLE_HEAD_FILE,
@@ -148,3 +150,12 @@ def test_a_file_that_is_missing_or_damaged_is_refused(metadata: dict[str, str], 
     path.write_bytes(path.read_bytes()[:-3])
     with raises("model/damaged-title-head", path):
         read_title_head(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_title_has_no_distribution(kind: HeadKind, tmp_path: Path) -> None:
+    settings = settings_of(small_run(tmp_path, f"title_head.kind={kind}"))
+    ranks = DistributedContext(0, 1, 0, torch.device("cpu"))
+    with raises("settings/too-few-titles", "there are 1"):
+        make_model(settings, ranks, num_ids=400, num_titles=1)
+    assert make_model(settings, ranks, num_ids=400, num_titles=2).title_head is not None
