@@ -74,7 +74,7 @@ class TrainerState(Strict):
             self, step=self.step + 1, tokens_seen=self.tokens_seen + num_tokens, recent_losses=recent
         )
 
-    def without_step(self) -> TrainerState:
+    def after_skip(self) -> TrainerState:
         """Return the state after a step that was skipped."""
         return dataclasses.replace(self, step=self.step + 1, left_out=(*self.left_out, self.step))
 

@@ -59,11 +59,11 @@ def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
     return [batch.pinned() for batch in batches] if work.engine.ranks.device.type == "cuda" else batches
 
 
-def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepResult:
+def take_step(work: Work, prefetcher: BatchPrefetcher, state: TrainerState) -> StepResult:
     """Compute one step and apply its update, unless its loss or gradient is non-finite or a spike. Collective."""
     started, ranks, settings = monotonic(), work.engine.ranks, work.settings
     planned = work.plan.step(state.step)
-    batches = ahead.of_step(state.step)
+    batches = prefetcher.of_step(state.step)
     waited = monotonic() - started
     torch.manual_seed(dropout_seed(settings.training.seed, step=state.step, rank=ranks.rank))
     title_weight = settings.title_head.loss_weight / planned.num_observations
@@ -97,7 +97,7 @@ def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepRe
         "peak_memory_gib": peak_memory_gib(ranks.device),
     }
     if wrong is not None:
-        return StepResult(state.without_step(), numbers, wrong)
+        return StepResult(state.after_skip(), numbers, wrong)
     after = state.after_step(loss, planned.packing.num_tokens, settings.training.loss_spike_window)
     return StepResult(after, numbers, None)
 

@@ -1,4 +1,4 @@
-"""All steps that are left of a run: learn, validate, log, save; end after the last one, or when asked to stop."""
+"""All steps that are left of a run: learn, validate, log, save; end after the last one, or on a stop request."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
         InterruptedRunError: if any rank received a stop signal; completed steps are saved.
     """
     plan = work.plan
-    with contextlib.ExitStack() as held:
-        log = held.enter_context(contextlib.closing(_open_log(work, state))) if work.engine.ranks.is_main else None
-        stop = held.enter_context(StopRequest(work.engine.ranks))
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(_open_log(work, state))) if work.engine.ranks.is_main else None
+        stop = stack.enter_context(StopRequest(work.engine.ranks))
         make = functools.partial(batches_of_step, work)
-        ahead = held.enter_context(BatchPrefetcher(make, num_steps=plan.num_steps))
+        prefetcher = stack.enter_context(BatchPrefetcher(make, num_steps=plan.num_steps))
         saved = state
         work.engine.ranks.barrier()  # rank 0 has opened its log, and a tracker's, which may take long
         while not is_done(plan, state):
             numbers: Numbers = {}
             if not is_validation_due(plan, state):  # after a stop during validation, validate first
-                result = take_step(work, ahead, state)
-                if (refusal := _refusal(work, state, result, log)) is not None:
+                result = take_step(work, prefetcher, state)
+                if (error := _error_of_skip(work, state, result, log)) is not None:
                     _save(work, state, saved)
-                    raise refusal
+                    raise error
                 state, numbers = result.state, result.numbers
             if is_validation_due(plan, state):
                 has_head = work.settings.title_head.kind != "none"
@@ -61,11 +61,11 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
                     state = state.after_validation(loss.by(best_by), loss.nats_per_title)
                     numbers = {**numbers, **loss.numbers()}
             _report(work, state, numbers, log)
-            asked = stop.are_wanted()
-            if asked or plan.saves_after(state.step):
+            stop_requested = stop.is_set()
+            if stop_requested or plan.saves_after(state.step):
                 _save(work, state, saved)
                 saved = state
-            if asked and not is_done(plan, state):
+            if stop_requested and not is_done(plan, state):
                 raise InterruptedRunError(
                     f"on request, after step {state.step}, which is saved; the same command resumes the run",
                     code="stopped-on-request",
@@ -101,7 +101,9 @@ def _report(work: Work, state: TrainerState, numbers: Numbers, log: RunLog | Non
         logger.info(progress_line(state.step, work.plan.num_steps, numbers))
 
 
-def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog | None) -> NonFiniteLossError | None:
+def _error_of_skip(
+    work: Work, before: TrainerState, result: StepResult, log: RunLog | None
+) -> NonFiniteLossError | None:
     """Return the error that ends the run after a skipped step, or None if the run continues."""
     if result.wrong is None:
         return None

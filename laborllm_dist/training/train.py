@@ -116,8 +116,8 @@ def _train_alone(
     if state.best_step != state.step:  # the newest checkpoint is already checked
         state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints), TrainerState)
 
-    capacity = budget_of(ranks, settings)  # on every rank: all import the packages of the model at once
-    ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, capacity))
+    budget = budget_of(ranks, settings)  # on every rank: all import the packages of the model at once
+    ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, budget))
     model = make_model(settings, ranks, num_ids=store.num_ids, num_titles=len(store.vocabulary))
     ranks.run_on_main(check.wait)
     ranks.run_on_main(lambda: check_fit(model.hugging_face, store))

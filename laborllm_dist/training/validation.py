@@ -58,7 +58,7 @@ def validate(
     plan = shard_rows(len(rows), world_size=engine.ranks.world_size, micro_batch_size=batch.micro_batch_size)
     token_sum = title_sum = head_sum = 0.0
     for ranks_rows in plan.passes:
-        if stop.are_wanted():
+        if stop.is_set():
             return None
         members = [rows[row] for row in ranks_rows[engine.ranks.rank]]
         packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], batch.max_seq_length)
