@@ -43,7 +43,7 @@ BLANKS = " \t\r\n"
 MOST_JSON_BYTES = 256 << 20  # a JSON file is held in memory as a whole
 
 
-def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[str]) -> list[PredictionRequest]:
+def read_requests(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[str]) -> list[PredictionRequest]:
     """Return the careers of a file.
 
     Args:
@@ -174,7 +174,7 @@ def _past(text: str, at: int, passed_over: str) -> int:
 
 def _years(entry: _Entry, problems: Problems) -> Iterator[Cells]:
     """Yield the jobs of an object, then the year to predict."""
-    jobs, asked = entry.value.get("jobs"), entry.value.get("next")
+    jobs, target = entry.value.get("jobs"), entry.value.get("next")
     if not isinstance(jobs, list):
         if jobs is not None:
             problems.add(entry.line, f"{entry.path}jobs", f"wanted a list of jobs, found {reprlib.repr(jobs)}")
@@ -185,7 +185,7 @@ def _years(entry: _Entry, problems: Problems) -> Iterator[Cells]:
             problems.add(entry.line, cells.names["occupation"], "missing; the year to predict is given by `next`")
         elif cells is not None:
             yield cells
-    if asked is not None and (cells := _texts(entry, asked, "next.", ("year", "education"), problems)) is not None:
+    if target is not None and (cells := _texts(entry, target, "next.", ("year", "education"), problems)) is not None:
         yield cells
 
 

@@ -30,7 +30,7 @@ from laborllm_dist.evaluation.title_trie import build_trie, title_trie
 from laborllm_dist.forecasting.iterate import Distributions, IteratedForecast, Query, iterate_exact, iterate_sampled
 from laborllm_dist.forecasting.prompts import normalised
 from laborllm_dist.models.tree_inference import PrefixState
-from laborllm_dist.prediction.predict import AskedPrompts, best_titles, prediction_rows
+from laborllm_dist.prediction.predict import TopTitlesQuery, best_titles, prediction_rows
 from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.report.states import LaborStates
 from laborllm_dist.report.terminal import show_predictions
@@ -157,7 +157,7 @@ def test_an_evaluation_normalises_titles_that_all_underflow(tolerance: float, tm
 def test_predictions_of_titles_that_all_underflow(measure: str) -> None:
     prompts = [np.arange(4, dtype=np.int32), np.arange(3, dtype=np.int32)]
     wanted = EvaluationSettings("test", 512, 2, 1, "fp32", max_unscored_mass=0.0)
-    found = best_titles(Improbable(LOST), AskedPrompts(prompts, TRIE, 3, measure), wanted)
+    found = best_titles(Improbable(LOST), TopTitlesQuery(prompts, TRIE, 3, measure), wanted)
     nats = sorted(title_nats(LOST), reverse=True)
     whole = log_sum_in_decimals(nats) if measure == "normalised" else 0.0
     np.testing.assert_allclose(found.scores_PK, [[value - whole for value in nats]] * 2, atol=1e-9)
