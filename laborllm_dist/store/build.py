@@ -95,8 +95,8 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
 
 def without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the paths of files, whose checksums identify them, and the settings that affect training only."""
-    kept = {name: value for name, value in corpus.items() if name not in ("download_hint", "fraction", "weight")}
-    return {name: _without_path(name, value) for name, value in kept.items()}
+    identifying = {name: value for name, value in corpus.items() if name not in ("download_hint", "fraction", "weight")}
+    return {name: _without_path(name, value) for name, value in identifying.items()}
 
 
 def _without_path(name: str, value: Any) -> Any:

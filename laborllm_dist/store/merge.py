@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
-from laborllm_dist.careers.corpus_counts import CorpusCounts, tally_from_values, titles_csv
+from laborllm_dist.careers.corpus_counts import CorpusCounts, counts_from_values, titles_csv
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.config.data import DataSettings, PersonSplit, deciding_split
 from laborllm_dist.config.run import RunSettings
@@ -64,7 +64,7 @@ def merge_pieces(
         for piece in folders:
             record = read_piece(piece)
             # Summed as they are read, so that only one copy of a large corpus's counts is in memory.
-            tallies[name] = tallies[name].with_titles_trimmed() + tally_from_values(record.pop("tally"))
+            tallies[name] = tallies[name].with_titles_trimmed() + counts_from_values(record.pop("tally"))
             records[name].append((piece, record))
     _check_people(settings, pieces)
     shared = _shared_people(settings, pieces)

@@ -127,8 +127,8 @@ class WholeTokens:
     def symbols(self) -> list[str]:
         """Return titles and phrases in a byte-level vocabulary's spelling."""
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        whole = (*(f" {title}" for title in self.titles), *self.phrases)
-        return [byte_level.pre_tokenize_str(each)[0][0] for each in whole]
+        texts = (*(f" {title}" for title in self.titles), *self.phrases)
+        return [byte_level.pre_tokenize_str(each)[0][0] for each in texts]
 
     def _phrases(self) -> list[str]:
         return [re.escape(phrase) for phrase in sorted(self.phrases, key=len, reverse=True)]

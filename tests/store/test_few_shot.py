@@ -297,7 +297,7 @@ def test_what_was_cut_is_counted_in_manifest_card_and_table(whole_and_cut) -> No
         num_truncated += num_long
     card = json.loads((cut.folder / "data_card.json").read_text())["corpora"]["synthetic"]
     assert card["cut_people"] == num_truncated
-    assert f"| people told with their last lines only | {num_truncated} |" in (cut.folder / "data_card.md").read_text()
+    assert f"| people whose history was truncated | {num_truncated} |" in (cut.folder / "data_card.md").read_text()
     assert "last lines" not in (whole.folder / "data_card.md").read_text()
     assert whole.num_truncated("test") == {}
     template = dataclasses.replace(settings_of([]).template, max_tokens=limit)

@@ -59,8 +59,8 @@ def read_extract(files: ExtractFiles, variables: Sequence[VariableName]) -> Extr
             assert files.variables is not None  # find_extract refuses a .dat without
             rows = _blank_separated(file, problems)
             references = [name.reference for name in read_variable_names(files.variables)]
-        asked = {name.reference for name in variables}
-        places = {reference: place for place, reference in enumerate(references) if reference in asked}
+        requested = {name.reference for name in variables}
+        places = {reference: place for place, reference in enumerate(references) if reference in requested}
         for reference in sorted({each for each in places if references.count(each) > 1}):
             problems.add(1, reference, "this column appears twice")
         columns = _read_columns(rows, places, len(references), problems)

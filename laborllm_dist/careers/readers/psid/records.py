@@ -52,9 +52,9 @@ def read_columns(data: ArchiveMember, layout: Layout, names: Sequence[str]) -> d
             if num_records > _MOST_RECORDS:
                 problems.add(num_records, None, f"more than {_MOST_RECORDS:,} records, which no file of the PSID has")
                 problems.reject_if_any(_DOWNLOAD_AGAIN)
-    said = layout.num_observations
-    if num_records and said not in (None, num_records) and not problems.num_found:
-        problems.add(num_records, None, f"the file ends here; the set-up file says {said:,} records")
+    num_expected = layout.num_observations
+    if num_records and num_expected not in (None, num_records) and not problems.num_found:
+        problems.add(num_records, None, f"the file ends here; the set-up file says {num_expected:,} records")
     if not num_records and not problems.num_found:
         problems.add(1, None, "no records in the file")
     problems.reject_if_any(_DOWNLOAD_AGAIN)

@@ -118,11 +118,11 @@ def split_range(text: str, is_ongoing: Callable[[str], bool]) -> tuple[str, str]
     text = text.strip()
     if len(text) > _LONGEST or _is_date(text):
         return None
-    for whole in dict.fromkeys((text, _AFTER_RANGE.sub("", text))):
+    for candidate in dict.fromkeys((text, _AFTER_RANGE.sub("", text))):
         halves = {
             split
-            for sign in _BETWEEN.finditer(whole)
-            if (split := _halves(whole[: sign.start()], whole[sign.end() :], is_ongoing)) is not None
+            for sign in _BETWEEN.finditer(candidate)
+            if (split := _halves(candidate[: sign.start()], candidate[sign.end() :], is_ongoing)) is not None
         }
         if len(halves) == 1:
             return halves.pop()

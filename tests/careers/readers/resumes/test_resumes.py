@@ -487,17 +487,17 @@ PLACE_OR_WHOLE = re.compile(
 
 
 def test_titles_are_coded_for_the_people_who_are_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from laborllm_dist.careers.readers.resumes.occupations import TitleMemory
+    from laborllm_dist.careers.readers.resumes.occupations import MatchCache
 
     asked: list[int] = []
-    real = TitleMemory.match
+    real = MatchCache.match
 
-    def counted(self: TitleMemory, titles):
+    def counted(self: MatchCache, titles):
         wanted = list(titles)
         asked.append(len(wanted))
         return real(self, wanted)
 
-    monkeypatch.setattr(TitleMemory, "match", counted)
+    monkeypatch.setattr(MatchCache, "match", counted)
     rows = [{"id": str(at), "title": "Cook", "start": "2010", "end": "2010", "education": None} for at in range(1000)]
     (tmp_path / "r.jsonl").write_text(rows_of(*rows))
     people = list(resume_people(shipped("resumes", tmp_path / "r.jsonl"), survey="R"))
