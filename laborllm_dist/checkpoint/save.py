@@ -176,9 +176,11 @@ def write_fragments(groups: Iterable[list[OptimizerShard]], folder: Path, *, ran
         for fragment in group:
             if not fragment.is_owned or not fragment.numel:
                 continue
-            kept = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
+            parts = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
             # Clone even on the host: safetensors rejects views that share a buffer.
-            tensors |= {tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in kept.items()}
+            tensors |= {
+                tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in parts.items()
+            }
             places.append(
                 SavedOptimizerShard(
                     fragment.name, fragment.shape, fragment.start, fragment.numel, block_offset=fragment.block_offset

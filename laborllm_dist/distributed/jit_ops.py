@@ -78,5 +78,5 @@ def _load(builder: Any, name: str, setting: str, advice: str) -> None:
 def _reason(text: str) -> str:
     """Return the line of a build's output with the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line or "not found" in line]
-    return (telling or lines[-1:] or ["no reason"])[0]
+    error_lines = [line for line in lines if "error:" in line or "not found" in line]
+    return (error_lines or lines[-1:] or ["no reason"])[0]

@@ -131,6 +131,6 @@ def make_engine(
     )
     stretches = [stretch.numel() for group in adam.param_groups for stretch in group["params"]]
     check_8bit(optimizer, zero, largest=max(stretches, default=0))  # ZeRO-3 keeps its groups elsewhere
-    made = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.name, ranks=ranks, settings=zero)
+    zero_engine = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.name, ranks=ranks, settings=zero)
     engine.train()
-    return made
+    return zero_engine

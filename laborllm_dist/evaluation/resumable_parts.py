@@ -62,17 +62,17 @@ def read_parts(work: ResumableJob, keys: pa.Table) -> pa.Table:
         ScoreTableError: if a part is damaged, or a row is missing or occurs twice.
     """
     tables = [_read(_path(work, part)) for part in range(work.num_parts)]
-    made = pa.concat_tables(tables).sort_by([("career", "ascending"), ("position", "ascending")])
-    same = made.num_rows == keys.num_rows and all(
-        made[name].combine_chunks().equals(keys[name].combine_chunks()) for name in ("career", "position")
+    joined = pa.concat_tables(tables).sort_by([("career", "ascending"), ("position", "ascending")])
+    same = joined.num_rows == keys.num_rows and all(
+        joined[name].combine_chunks().equals(keys[name].combine_chunks()) for name in ("career", "position")
     )
     if not same:
         raise ScoreTableError(
-            f"the parts in {work.folder} hold {made.num_rows:,} observations, the split has {keys.num_rows:,}, or "
+            f"the parts in {work.folder} hold {joined.num_rows:,} observations, the split has {keys.num_rows:,}, or "
             "not the same ones; delete the folder and evaluate again",
             code="parts-of-other-observations",
         )
-    return made
+    return joined
 
 
 def remove_parts(work: ResumableJob) -> None:

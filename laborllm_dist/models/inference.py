@@ -88,8 +88,8 @@ class InferenceModel:
         """Return log p in nats of the requested tokens after slots of a pass, [E] (see BranchPass)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
-            asked = (edges.sources_E, edges.tokens_E)
-            return log_prob_of(hidden_QD, weight_VD, *asked, chunk_tokens=self._chunk_tokens)
+            requested = (edges.sources_E, edges.tokens_E)
+            return log_prob_of(hidden_QD, weight_VD, *requested, chunk_tokens=self._chunk_tokens)
 
         scores_E: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
         return scores_E

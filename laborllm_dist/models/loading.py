@@ -155,17 +155,17 @@ def pretrained_model(
         from the files, have another shape or precision, or differ from the files; if a tensor of the files is unused.
     """
     _refuse_pointers(settings)
-    whole = base_of(settings)
-    if whole is not None:  # transformers opens both at once, and does not report tensors that the base lacks
-        model = pretrained_model(whole, dtype=dtype, base=base, device=device)
+    base_settings = base_of(settings)
+    if base_settings is not None:  # transformers opens both at once, and does not report tensors that the base lacks
+        model = pretrained_model(base_settings, dtype=dtype, base=base, device=device)
         put_adapter(model, folder_of(settings))
         return model
     check_index(settings)
     config = open_causal_config(str(settings.path), **_where(settings))
     set_attention_dropout(config, settings.attention_dropout)
-    held = quantization(base, dtype)
-    placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
-    record = FileRecord(dtype, base, None if held is None else device)
+    quantized = quantization(base, dtype)
+    placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
+    record = FileRecord(dtype, base, None if quantized is None else device)
     _check_folder(settings)
     try:
         model, report = recording(record, open_model)(

@@ -131,7 +131,7 @@ class KVCache:
 def branch_attention(
     layer: int,
     tensors_BHTD: tuple[Tensor, Tensor, Tensor],
-    kept: KVCache,
+    cache: KVCache,
     blocks: tuple[NodeBlockTensors, ...],
     scaling: float | None,
 ) -> Tensor:
@@ -140,7 +140,7 @@ def branch_attention(
     Args:
         layer: index into the cache.
         tensors_BHTD: queries, keys and values of the nodes, in one row; keys may have fewer heads than queries.
-        kept: the cache of histories and earlier nodes; the keys and values of these nodes are appended.
+        cache: the cache of histories and earlier nodes; the keys and values of these nodes are appended.
         blocks: of the nodes, in order.
         scaling: of query-key products.
     """
@@ -148,8 +148,8 @@ def branch_attention(
     num_heads, num_nodes, width = query_HND.shape
     num_shared = keys_HND.shape[0]  # key heads, each shared by G query heads
     query_HGND = query_HND.view(num_shared, num_heads // num_shared, num_nodes, width)
-    all_nodes = kept.add_nodes(layer, keys_HND, values_HND)
-    histories = kept.history(layer)
+    all_nodes = cache.add_nodes(layer, keys_HND, values_HND)
+    histories = cache.history(layer)
     attend = _attend_as_batch if query_HND.is_cuda else _attend_as_queries
     outputs: list[Tensor] = []
     first = 0

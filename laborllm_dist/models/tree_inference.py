@@ -117,7 +117,7 @@ class BranchingModel:
             cut = split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device))
             blocks = tuple(block.on(device, dtype) for block in cut)
             inputs = {"input_ids": ids, "position_ids": positions, "blocks": blocks}
-        inputs |= {"kept": grown.states, "use_cache": False}
+        inputs |= {"tree_cache": grown.states, "use_cache": False}
         if not self._is_known:  # its logits are not just a product with the hidden states
             return work(self.hugging_face(**inputs).logits.flatten(0, 1)[slots_Q.to(device)], None)
         hidden_BTD = decoder_of(self.hugging_face)(**inputs).last_hidden_state

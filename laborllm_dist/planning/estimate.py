@@ -93,7 +93,7 @@ def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: Mem
     return ResourceEstimate(settings, shape, work, room, passes, memory, cost_of_step(shape, settings, work, passes))
 
 
-def room_of(gpu: GpuSettings) -> MemoryBudget:
+def budget_of_gpu(gpu: GpuSettings) -> MemoryBudget:
     """Return the memory of a rank on a GPU of this kind."""
     return MemoryBudget(total=gpu.memory_gib * GIB, process=None, host=gpu.host_memory_gib * GIB)
 

@@ -11,7 +11,7 @@ from laborllm_dist.errors import MemoryEstimateError
 from laborllm_dist.models.dims import shape_of
 from laborllm_dist.planning.estimate import MemoryBudget, ResourceEstimate, forecast
 from laborllm_dist.planning.memory import GIB
-from laborllm_dist.planning.suggestions import as_typed, suggest_fitting_config
+from laborllm_dist.planning.suggestions import suggest_fitting_config, to_overrides
 from laborllm_dist.planning.workload import workload_of
 
 logger = logging.getLogger(__name__)
@@ -53,4 +53,4 @@ def _advice(estimate: ResourceEstimate) -> str:
     if nearest is None:
         return "no setting known here makes it fit; take more GPUs, or a smaller model"
     change, other = nearest
-    return f"with {as_typed(change)} it takes {other.memory.total / GIB:,.2f} GiB"
+    return f"with {to_overrides(change)} it takes {other.memory.total / GIB:,.2f} GiB"

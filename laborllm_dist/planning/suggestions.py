@@ -67,13 +67,15 @@ def changed(settings: RunSettings, change: Change) -> RunSettings | None:
         group, name = path.split(".")
         groups.setdefault(group, {})[name] = value
     try:
-        whole = {group: dataclasses.replace(getattr(settings, group), **values) for group, values in groups.items()}
-        return dataclasses.replace(settings, **whole)
+        new_groups = {
+            group: dataclasses.replace(getattr(settings, group), **values) for group, values in groups.items()
+        }
+        return dataclasses.replace(settings, **new_groups)
     except OutOfRangeError:
         return None
 
 
-def as_typed(change: Change) -> str:
+def to_overrides(change: Change) -> str:
     """Return a change in the command line's syntax."""
     return " ".join(f"{path}={str(value).lower()}" for path, value in change.items())
 
@@ -99,17 +101,17 @@ def better_max_seq_length(estimate: ResourceEstimate) -> tuple[int, float] | Non
 def _nearest_first(settings: RunSettings, choices: Sequence[Sequence[Change]]) -> Iterator[Change]:
     """Yield all combinations of these choices: without an adapter first, then fewest changes, then cheapest."""
     ranked: list[tuple[bool, int, list[int], int, Change]] = []
-    for picked in itertools.product(*([{}, *_that_save(settings, choice)] for choice in choices)):
-        whole: dict[str, Any] = functools.reduce(lambda one, other: {**one, **other}, picked, {})
+    for picked in itertools.product(*([{}, *_reducing_changes(settings, choice)] for choice in choices)):
+        combined: dict[str, Any] = functools.reduce(lambda one, other: {**one, **other}, picked, {})
         taken = [number for number, change in enumerate(picked) if change]
         num_changes = len(taken)
-        if "plan.num_gpus" in whole:  # each doubling is one change
-            num_changes += math.ceil(math.log2(whole["plan.num_gpus"] / settings.plan.num_gpus)) - 1
-        ranked.append(("adapter.kind" in whole, num_changes, taken[::-1], len(ranked), whole))
-    return (whole for *_, whole in sorted(ranked, key=lambda each: each[:4]) if whole)
+        if "plan.num_gpus" in combined:  # each doubling is one change
+            num_changes += math.ceil(math.log2(combined["plan.num_gpus"] / settings.plan.num_gpus)) - 1
+        ranked.append(("adapter.kind" in combined, num_changes, taken[::-1], len(ranked), combined))
+    return (combined for *_, combined in sorted(ranked, key=lambda each: each[:4]) if combined)
 
 
-def _that_save(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
+def _reducing_changes(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
     """Return the effective changes, without steps back to a lower stage or fewer GPUs."""
     effective: list[Change] = []
     for change in choice:

@@ -61,16 +61,16 @@ def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
     """
     if not path.is_file():
         return None
-    kept: list[tuple[str, dict[str, Any]]] = []
+    earlier: list[tuple[str, dict[str, Any]]] = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         facts = _facts_of(line)
         if facts is None and number < len(lines):
             logger.info(f"train: line {number} of {path} is damaged and left out")
         if facts is not None and facts["step"] <= step:
-            kept.append((line.decode() + "\n", facts))
-    write_text(path, "".join(line for line, _ in kept))
-    return (sum(len(line.encode()) for line, _ in kept[:-1]), kept[-1][1]) if kept else None
+            earlier.append((line.decode() + "\n", facts))
+    write_text(path, "".join(line for line, _ in earlier))
+    return (sum(len(line.encode()) for line, _ in earlier[:-1]), earlier[-1][1]) if earlier else None
 
 
 def _facts_of(line: bytes) -> dict[str, Any] | None:
