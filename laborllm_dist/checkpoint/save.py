@@ -113,7 +113,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointManifest] | No
         try:
             manifest = check_checkpoint(folder)
         except CheckpointError as error:
-            logger.info(f"checkpoint passed over: {error}")
+            logger.info(f"checkpoint ignored: {error}")
             damaged.append(folder)
             continue
         for each in damaged:

@@ -116,7 +116,7 @@ def check_observed(
         if tuple(token_ids_BT[row, start : end + 1].tolist()) != trie.closed_tokens(title):
             raise TitleBoundaryError(
                 f"title {title} is other tokens inside a career than alone after a prompt; "
-                "the distribution over titles wants a tokenizer that cuts titles the same everywhere",
+                "the distribution over titles needs a tokenizer that cuts titles the same everywhere",
                 code="titles-tokenized-differently",
             )
 
@@ -269,7 +269,7 @@ def _finite(scores_E: Tensor) -> Floats:
 class _Trees:
     """The tries of P prompts: a prefix is reached once its log P is known, and expanded once it is forwarded.
 
-    `edges_PE`: log p of the edges, NaN where not asked yet. `places_PM`: of expanded nodes among those kept in memory,
+    `edges_PE`: log p of the edges, NaN until they are requested. `places_PM`: of expanded nodes among those in memory,
     -1 for the others. `line_places_PL`: the same for the tokens of the lines, which come first.
     """
 

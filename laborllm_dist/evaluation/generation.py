@@ -5,7 +5,7 @@ r"""Generations of a model after every prompt of a split: one greedy continuatio
     sample 1                                                    Cooks|\n
     sample 2                                                    Food| counter| clerks|\n
 
-All chains of a unit grow by one token a round. A chain ends with the line's end, or is cut. What is drawn hangs on
+All chains of a unit grow by one token a round. A chain ends with the line's end, or is cut. What is drawn depends on
 seed, person, position, number of the sample and place of the token, never on ranks or on what else is in a unit.
 """
 

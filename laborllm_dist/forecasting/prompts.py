@@ -1,10 +1,10 @@
-"""Texts of careers with assumed years, and the distributions over titles after them.
+"""Texts of careers with imputed years, and the distributions over titles after them.
 
     1984 (some college): Cooks             known, up to the origin of the forecast
-    1985 (some college): Waiters           assumed
+    1985 (some college): Waiters           imputed
     1986 (some college):                   the prompt ends here; which title follows?
 
-Assumed and predicted lines carry the education of the start, the last one known. A whole text is tokenized, never its
+Imputed and predicted lines carry the education of the start, the last one known. A whole text is tokenized, never its
 pieces. The prompts of one person begin with the same history, which is forwarded once; the lines that follow are more
 tokens after it, where the tokens of the longer text begin with those of the shorter one.
 """
@@ -46,7 +46,7 @@ class ForecastTexts:
     context: int | None
 
 
-def career_with_assumed_years(history: CareerHistory, job: int, codes: Sequence[str], last_year: int) -> CareerHistory:
+def career_with_imputed_years(history: CareerHistory, job: int, codes: Sequence[str], last_year: int) -> CareerHistory:
     """Return a career up to a job, then these occupations in the years after it; the last of them in `last_year`."""
     start = history.jobs[job]
     years = [*range(start.year + 1, start.year + len(codes)), last_year]
@@ -61,7 +61,7 @@ def ask_titles(
     evaluation: EvaluationSettings,
     model: InferenceModel,
 ) -> Distributions:
-    """Answer queries about one person: the assumed lines follow the history, which is forwarded once.
+    """Answer queries about one person: the imputed lines follow the history, which is forwarded once.
 
     Where the tokens of a prompt do not begin with those of the history, its whole text is forwarded.
 
@@ -102,11 +102,11 @@ def check_longest(texts: ForecastTexts, origins: Origins, horizon: int, max_seq_
         SequenceTooLongError: naming the person of the longest text, and how many people are concerned.
     """
     num_tokens_T = texts.trie.depths_M[texts.trie.ends_T]
-    assumed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
+    imputed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
     with_title, whole = dict[int, int](), dict[int, int]()
     for career in np.unique(origins.careers_S).tolist():
         own = origins.of_career(career)
-        ids = prompt_ids(texts, own, [Query(start, assumed, horizon) for start in range(len(own))])
+        ids = prompt_ids(texts, own, [Query(start, imputed, horizon) for start in range(len(own))])
         longest = max(map(len, ids))
         with_title[career] = longest + num_of_title
         whole[career] = 0 if _all_shared(ids, _known_ids(texts, own)) else longest
@@ -122,7 +122,7 @@ def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: in
     if num_longer:
         survey, person = careers.person(longest)
         raise SequenceTooLongError(
-            f"career {person!r} of {survey} with assumed years has up to {length_of[longest]} tokens, {advice}; "
+            f"career {person!r} of {survey} with imputed years has up to {length_of[longest]} tokens, {advice}; "
             f"{format_people(num_longer, len(length_of), 'is longer', 'are longer')}",
             code="career-too-long",
         )
@@ -160,7 +160,7 @@ class _PromptedQueries:
     def person(self, query: int) -> str:
         """Return the person of a query, for messages."""
         survey, person = self.texts.careers.person(int(self.origins.careers_S[self.queries[query].start]))
-        return f"career {person!r} of {survey} with assumed years"
+        return f"career {person!r} of {survey} with imputed years"
 
     def observed(self) -> Integers:
         """Return the vocabulary index of the occupation in the target year, [queries]."""
@@ -180,8 +180,8 @@ def prompt_ids(texts: ForecastTexts, origins: Origins, queries: Sequence[Query])
     for query in queries:
         history, job = histories[int(origins.careers_S[query.start])], int(origins.jobs_S[query.start])
         truth = history.jobs[int(origins.targets_S[query.start])].occupation
-        assumed = [*(codes[title] for title in query.assumed), truth]
-        career = career_with_assumed_years(history, job, assumed, history.jobs[job].year + query.years_ahead)
+        imputed = [*(codes[title] for title in query.imputed), truth]
+        career = career_with_imputed_years(history, job, imputed, history.jobs[job].year + query.years_ahead)
         rendered.append(render_career(career, texts.template, title_of)[0])
     prompts: list[TokenIds] = []
     observed_S = observed_titles(texts.careers, origins)
@@ -189,7 +189,7 @@ def prompt_ids(texts: ForecastTexts, origins: Origins, queries: Sequence[Query])
         (start, end), title = tokens.title_spans[-1], int(observed_S[query.start])
         if tokens.ids[start : end + 1] != texts.trie.closed_tokens(title):
             raise TitleBoundaryError(
-                f"title {title} is other tokens after assumed years than alone after a prompt; a forecast wants a "
+                f"title {title} is other tokens after imputed years than alone after a prompt; a forecast needs a "
                 "tokenizer that cuts titles the same everywhere",
                 code="titles-tokenized-differently",
             )
@@ -198,7 +198,7 @@ def prompt_ids(texts: ForecastTexts, origins: Origins, queries: Sequence[Query])
 
 
 def _after_history(prompted: _PromptedQueries, known_S: Sequence[TokenIds]) -> Distributions:
-    """Forward the longest history of a person, then the assumed lines of every prompt after their part of it."""
+    """Forward the longest history of a person, then the imputed lines of every prompt after their part of it."""
     _check_context(prompted)
     lengths = [len(known_S[query.start]) for query in prompted.queries]
     longest = max((known_S[query.start] for query in prompted.queries), key=len)

@@ -146,7 +146,7 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
             ) from None
         if number in PATH_ERRORS:
             raise DiskError(
-                f"cannot use {getattr(error, 'filename', None) or path}: {os.strerror(number)}; mend that, or name "
+                f"cannot use {getattr(error, 'filename', None) or path}: {os.strerror(number)}; fix that, or name "
                 "another folder, and start the same command again: what was complete before is untouched",
                 code="file-access-failed",
             ) from None
@@ -340,7 +340,7 @@ class ChecksumCheck:
         """Wait until all files have been compared.
 
         Raises:
-            LaborError: the `refusal` for the first file that is missing or has changed.
+            LaborError: that of `error_for`, for the first file that is missing or has changed.
         """
         for thread in self._threads:
             thread.join()

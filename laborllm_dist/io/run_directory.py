@@ -304,7 +304,7 @@ def _read_record(record: Path) -> dict[str, Any]:
             raise ValueError("its settings are no group of settings, or its versions no list")
         checksum = known.pop("sha256", None)  # records of earlier versions have none
         if checksum not in (None, sha256_of_json(known)):
-            raise ValueError("it has changed since it was written; a change that is meant goes with its line sha256")
+            raise ValueError("it has changed since it was written; if that is intentional, delete its line sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost",

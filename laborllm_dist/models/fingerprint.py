@@ -61,7 +61,7 @@ def recorded_checksums(folder: Path) -> Mapping[str, str]:
         raise ModelError(
             f"{changed}; the command that wrote {folder} makes it anew (start train.py or convert_gguf.py "
             f"again); if the "
-            f"change is meant, delete {folder / RECORD}",
+            f"change is intentional, delete {folder / RECORD}",
             code="model-folder-changed",
         )
     return (record.files if record is not None else None) or {}

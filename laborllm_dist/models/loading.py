@@ -267,7 +267,7 @@ def make_model(
     if kind != "none":
         if num_titles < 2:
             raise SettingsError(
-                f"setting title_head.kind: a distribution over titles wants two of them, there are {num_titles}; set "
+                f"setting title_head.kind: a distribution over titles needs two of them, there are {num_titles}; set "
                 "title_head.kind=none",
                 code="too-few-titles",
             )

@@ -129,7 +129,7 @@ def _read_json(path: Path, drafts: RequestParser) -> None:
             continue
         key = (draft.survey, draft.person)
         if key in first_line:
-            what = f"{draft.person!r} of {draft.survey} stands twice, first at line {first_line[key]}"
+            what = f"{draft.person!r} of {draft.survey} appears twice, first at line {first_line[key]}"
             drafts.note(person, "person", what)
             continue
         first_line[key], num_before = entry.line, drafts.problems.num_found

@@ -65,7 +65,7 @@ class OccupationLookup:
         self._nearest: dict[str, str] = {}
 
     def code(self, text: str) -> str | None:
-        """Return the code that is meant, None where there is none or more than one."""
+        """Return the only code that a text can name; None if there is none or more than one."""
         if text in self._codes or same_code(text) in self._codes:
             return text if text in self._codes else same_code(text)
         alike = self._titles.get(text.casefold(), [])

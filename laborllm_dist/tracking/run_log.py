@@ -56,8 +56,8 @@ class RunLog:
 def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
     """Drop lines of later steps; return the offset and the values of the last remaining line.
 
-    The last line of a killed run may be half a line. Any other that is no line of a log has been damaged since; it is
-    dropped too, and said, and those after it stay.
+    The last line of a killed run may be incomplete. Any other malformed line has been damaged since; it is dropped and
+    logged, and the lines after it stay.
     """
     if not path.is_file():
         return None

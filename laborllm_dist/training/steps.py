@@ -31,7 +31,7 @@ def run_steps(work: Work, state: TrainerState) -> TrainerState:
 
     Args:
         work: what the steps need.
-        state: of the checkpoint that was taken up, or the beginning.
+        state: of the checkpoint that the run resumes from, or the initial one.
 
     Raises:
         NonFiniteLossError: if a step cannot be applied; the steps before it are saved.
@@ -137,7 +137,7 @@ def _advice(settings: RunSettings, before: TrainerState, loss: float) -> str:
         )
     saved = f"Steps up to {before.step} are saved" if before.step else "Nothing is saved yet"
     return (
-        f"{saved}; look at these careers, lower the learning rate under another name, or go on without them by "
+        f"{saved}; look at these careers, lower the learning rate under another name, or continue without them by "
         "training.on_bad_step=skip"
     )
 

@@ -52,7 +52,7 @@ class ValidationLoss:
 def validate(
     engine: ZeroEngine, careers: CareerTable, batch: BatchSettings, stop: StopRequest, *, has_head: bool = False
 ) -> ValidationLoss | None:
-    """Return the losses on a split; None if the run was asked to stop meanwhile. Collective."""
+    """Return the losses on a split; None if a stop was requested meanwhile. Collective."""
     lengths = careers.num_tokens()
     rows = pack_careers(lengths.tolist(), batch.max_seq_length).rows
     plan = shard_rows(len(rows), world_size=engine.ranks.world_size, micro_batch_size=batch.micro_batch_size)

@@ -184,7 +184,7 @@ def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(hor
 
 
 @pytest.mark.parametrize("max_tree_tokens", [1, 50, 4096])
-def test_assumed_lines_after_a_shared_history_score_as_whole_texts(max_tree_tokens: int) -> None:
+def test_imputed_lines_after_a_shared_history_score_as_whole_texts(max_tree_tokens: int) -> None:
     starts, questions = every_start(2), [Query(0, (1,), 2), Query(2, (), 1), Query(1, (3, 0), 3)]
     few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_tree_tokens=max_tree_tokens))
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
@@ -347,7 +347,7 @@ def test_too_many_followed_paths_are_refused() -> None:
 def test_a_forecast_that_fits_no_row_or_context_is_refused() -> None:
     starts = every_start(2)
     short = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_seq_length=200))
-    with raises("sequence-too-long/prompt-too-long-for-row", "career '1' of PSID with assumed years", "200"):
+    with raises("sequence-too-long/prompt-too-long-for-row", "career '1' of PSID with imputed years", "200"):
         short.asker(starts, way=ask_whole_texts)([Query(0, (), 2)])
     narrow = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, context=200))
     with raises("sequence-too-long/prompt-too-long-for-model", "200"):
@@ -378,7 +378,7 @@ def test_the_longest_text_that_is_asked_for_is_known_before(horizon: int) -> Non
         check_longest(other, starts, horizon, max_seq_length=8)
 
 
-def test_titles_of_other_tokens_after_assumed_years_are_refused() -> None:
+def test_titles_of_other_tokens_after_imputed_years_are_refused() -> None:
     trie = build_trie([(1, 2), (3,), (4,), (5,)], terminator=9)
     other = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, trie=trie))
     with raises("title-boundary/titles-tokenized-differently", "2"):

@@ -56,7 +56,7 @@ def read_extract(files: ExtractFiles, variables: Sequence[VariableName]) -> Extr
             _, header = next(rows, (1, []))
             references = _references(header, _known_names(files, variables))
         else:
-            assert files.variables is not None  # find_extract refuses a .dat without
+            assert files.variables is not None  # find_extract rejects a .dat without
             rows = _blank_separated(file, problems)
             references = [name.reference for name in read_variable_names(files.variables)]
         requested = {name.reference for name in variables}
@@ -74,7 +74,7 @@ def read_extract(files: ExtractFiles, variables: Sequence[VariableName]) -> Extr
 def column_names(files: ExtractFiles, variables: Sequence[VariableName]) -> list[str]:
     """Return the reference numbers of an extract's columns, read from its header or list of variables."""
     if files.table.suffix != ".csv":
-        assert files.variables is not None  # find_extract refuses a .dat without
+        assert files.variables is not None  # find_extract rejects a .dat without
         return [name.reference for name in read_variable_names(files.variables)]
     with files.table.open() as file:
         _, header = next(csv_rows(file, Problems(files.table.label, "line")), (1, []))

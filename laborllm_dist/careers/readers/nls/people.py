@@ -313,7 +313,7 @@ def _status(columns: _Cohort, year: int, row: int) -> Status | None:
 
 
 def _status_of_weeks(weeks: Sequence[int]) -> Status | None:
-    """Return the most frequent status; ties go to working, unemployed, not working, not told apart, in this order.
+    """Return the most frequent status; ties go to working, unemployed, not working, not distinguished, in this order.
 
     Weeks in the armed forces are working weeks; if they are most of these, the status is armed forces.
     """

@@ -80,7 +80,7 @@ def read_days(text: str, order: DateOrder | None = None) -> Days:
     first = order or is_settled_by_itself(text) or "day_first"
     day, month = (one, two) if first == "day_first" else (two, one)
     if order is not None and not 1 <= month <= 12:
-        raise NotADateError(f"{text!r} has no month from 1 to 12 where {order} says that it stands")
+        raise NotADateError(f"{text!r} has no month from 1 to 12 where {order} has it")
     return _day(text, year, month, day)
 
 

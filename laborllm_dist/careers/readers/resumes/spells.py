@@ -123,7 +123,7 @@ class SpellReader:
         try:
             if order is not None and ((whole_number(order) is None) or (whole_number(order) or 0) < 0):
                 raise _FaultError(
-                    "order", f"{order!r} is not a whole number from 0 up", "job with an order that is no number"
+                    "order", f"{order!r} is not a whole number from 0 up", "job with an order that is not a number"
                 )
             if "start" in known:
                 start, end = self._dates(known, problems.path, changes)
