@@ -202,10 +202,10 @@ def _after_history(prompted: _PromptedQueries, known_S: Sequence[TokenIds]) -> D
     _check_context(prompted)
     lengths = [len(known_S[query.start]) for query in prompted.queries]
     longest = max((known_S[query.start] for query in prompted.queries), key=len)
-    stems = np.array([(0, 0, length) for length in lengths])
-    lines = tuple(ids[length:].astype(np.int64) for ids, length in zip(prompted.ids, lengths, strict=True))
+    prefixes_Q3 = np.array([(0, 0, length) for length in lengths])
+    suffixes = tuple(ids[length:].astype(np.int64) for ids, length in zip(prompted.ids, lengths, strict=True))
     batch = pack_batch([[longest]], -(-len(longest) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF)
-    return Distributions(*prompted.score(batch, Prompts(stems, prompted.observed(), lines)))
+    return Distributions(*prompted.score(batch, Prompts(prefixes_Q3, prompted.observed(), suffixes)))
 
 
 def _after_whole_texts(prompted: _PromptedQueries) -> Distributions:
@@ -221,7 +221,7 @@ def _after_whole_texts(prompted: _PromptedQueries) -> Distributions:
     log_probabilities_QT = np.empty((len(ids), len(prompted.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
     for unit in prompt_batches(ids, evaluation.max_seq_length, evaluation.batch_size):
-        prompts = Prompts(unit.stems_P3, observed_Q[unit.members_P])
+        prompts = Prompts(unit.prefixes_P3, observed_Q[unit.members_P])
         log_probabilities_QT[unit.members_P], left_Q[unit.members_P] = prompted.score(unit.batch, prompts)
     return Distributions(log_probabilities_QT, left_Q)
 

@@ -84,23 +84,23 @@ class InferenceModel:
         with torch.inference_mode():
             return self._forwards.hidden_states(batch.to(self.device), layer, slots_P)  # type: ignore[no-any-return]
 
-    def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, edges: TokenQueries) -> Tensor:
+    def edges(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: Tensor, edges: TokenQueries) -> Tensor:
         """Return log p in nats of the requested tokens after slots of a pass, [E] (see BranchPass)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
             requested = (edges.sources_E, edges.tokens_E)
             return log_prob_of(hidden_QD, weight_VD, *requested, chunk_tokens=self._chunk_tokens)
 
-        scores_E: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
+        scores_E: Tensor = self._forward(BranchPass(prefix, nodes, slots_Q, work))
         return scores_E
 
-    def next_tokens(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
+    def next_tokens(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
         """Return the next token after slots of a pass, [Q]: the most probable one, or a sample (`sample_tokens`)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
             return sample_tokens(hidden_QD, weight_VD, uniforms_Q, chunk_tokens=self._chunk_tokens)
 
-        tokens_Q: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
+        tokens_Q: Tensor = self._forward(BranchPass(prefix, nodes, slots_Q, work))
         return tokens_Q
 
     def rest(self) -> None:

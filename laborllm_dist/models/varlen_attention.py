@@ -30,18 +30,18 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 class CareerBounds:
     """Bounds of careers in flattened rows.
 
-    `lengths`: of every stretch, padding included, row by row. `starts_N`: [stretches + 1] int32 on the device.
+    `lengths`: of every stretch, padding included, row by row. `cu_seqlens_N`: [stretches + 1] int32 on the device.
     """
 
     lengths: tuple[int, ...]
-    starts_N: Tensor
+    cu_seqlens_N: Tensor
 
 
 def career_bounds(lengths: Sequence[int], device: torch.device) -> CareerBounds:
     """Return the bounds of stretches of these lengths."""
-    starts_N = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), dim=0, out=starts_N[1:])
-    return CareerBounds(tuple(lengths), starts_N.to(device, non_blocking=True))
+    cu_seqlens_N = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), dim=0, out=cu_seqlens_N[1:])
+    return CareerBounds(tuple(lengths), cu_seqlens_N.to(device, non_blocking=True))
 
 
 def register_packed_attention() -> None:
@@ -117,8 +117,8 @@ def by_kernel(
         query_NHD,
         key_NHD,
         value_NHD,
-        bounds.starts_N,
-        bounds.starts_N,
+        bounds.cu_seqlens_N,
+        bounds.cu_seqlens_N,
         longest,
         longest,
         scale=scaling,

@@ -161,7 +161,7 @@ def best_titles(model: InferenceModel, query: TopTitlesQuery, settings: Evaluati
     reported, num_done = monotonic(), 0
     for unit in prompt_batches(prompts, max_seq_length, settings.batch_size):
         nowhere_P = np.full(len(unit.members_P), -1)
-        scores = score_prompts(model, unit.batch, Prompts(unit.stems_P3, nowhere_P), query.trie, settings)
+        scores = score_prompts(model, unit.batch, Prompts(unit.prefixes_P3, nowhere_P), query.trie, settings)
         members.append(unit.members_P)
         parts.append(_best_of(scores, query))
         num_done += len(unit.members_P)

@@ -64,9 +64,9 @@ class Counted:
     model: InferenceModel
     num_nodes: int = 0
 
-    def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: torch.Tensor, edges) -> torch.Tensor:
+    def edges(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: torch.Tensor, edges) -> torch.Tensor:
         self.num_nodes += 0 if nodes is None else len(nodes)
-        return self.model.edges(grown, nodes, slots_Q, edges)
+        return self.model.edges(prefix, nodes, slots_Q, edges)
 
 
 def distributions(
@@ -76,9 +76,9 @@ def distributions(
     careers = [[rows.token_ids(career) for career in row] for row in unit]
     length = max(sum(map(len, row)) for row in careers)
     places = title_places(rows, unit)
-    prompts = Prompts(places.stems_P3, rows.occupations_of([career for row in unit for career in row]))
-    grown = PrefixState(pack_batch(careers, length))
-    return score_titles(model.edges, grown, prompts, trie, tolerance=tolerance, max_tree_tokens=max_tree_tokens)
+    prompts = Prompts(places.prefixes_P3, rows.occupations_of([career for row in unit for career in row]))
+    prefix = PrefixState(pack_batch(careers, length))
+    return score_titles(model.edges, prefix, prompts, trie, tolerance=tolerance, max_tree_tokens=max_tree_tokens)
 
 
 def slow_distributions(model: PreTrainedModel, tokenizer: CareerTokenizer, careers: list[CareerHistory]) -> np.ndarray:

@@ -78,7 +78,7 @@ def test_token_uniforms_are_a_function_of_their_key() -> None:
 PINNED = (0.32362049492382017, 0.4286249199629485)
 
 
-def stems_of(rows: CareerTable) -> np.ndarray:
+def prefixes_of(rows: CareerTable) -> np.ndarray:
     places = title_places(rows, UNIT)
     return np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
 
@@ -87,9 +87,9 @@ def continued(
     model: InferenceModel, rows: CareerTable, uniforms_PKL: np.ndarray, ends: list[int], *, max_tree_tokens: int = 4096
 ) -> np.ndarray:
     careers = [[rows.token_ids(career) for career in row] for row in UNIT]
-    grown = PrefixState(pack_batch(careers, max(sum(map(len, row)) for row in careers)))
+    prefix = PrefixState(pack_batch(careers, max(sum(map(len, row)) for row in careers)))
     return continuations(
-        model.next_tokens, grown, stems_of(rows), uniforms_PKL, np.array(ends), max_tree_tokens=max_tree_tokens
+        model.next_tokens, prefix, prefixes_of(rows), uniforms_PKL, np.array(ends), max_tree_tokens=max_tree_tokens
     )
 
 

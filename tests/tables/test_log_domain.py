@@ -89,7 +89,7 @@ class Improbable:
     def __init__(self, nats: float) -> None:
         self.nats = nats
 
-    def edges(self, grown, nodes, slots_Q, edges) -> torch.Tensor:
+    def edges(self, prefix, nodes, slots_Q, edges) -> torch.Tensor:
         # By their tokens, so that titles differ.
         return self.nats - 0.125 * edges.tokens_E.double() if len(edges.tokens_E) else torch.zeros(0)
 
@@ -103,9 +103,9 @@ def title_nats(nats: float) -> list[float]:
 
 @pytest.mark.parametrize("nats", [-1.0, -500.0, -1e5])
 def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
-    grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
+    prefix = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
     prompts = Prompts(np.array([[0, 0, 4]]), np.array([2]))
-    found = score_titles(Improbable(nats).edges, grown, prompts, TRIE, tolerance=0.9, max_tree_tokens=10)
+    found = score_titles(Improbable(nats).edges, prefix, prompts, TRIE, tolerance=0.9, max_tree_tokens=10)
     assert np.isnan(found.terminated_PT).tolist() == [[True, True, False]]
     assert found.log_bound_P[0] == pytest.approx(nats - 0.125)  # of the first token of both that were left
     assert found.bound_P[0] > 0
@@ -113,10 +113,10 @@ def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
 
 
 def test_a_token_of_probability_zero_is_refused() -> None:
-    grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
+    prefix = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
     with raises("model/non-finite-log-likelihoods"):
         score_titles(
-            Improbable(NEVER).edges, grown, Prompts(np.array([[0, 0, 4]]), np.array([-1])), TRIE,
+            Improbable(NEVER).edges, prefix, Prompts(np.array([[0, 0, 4]]), np.array([-1])), TRIE,
             tolerance=0.0, max_tree_tokens=10,
         )  # fmt: skip
 
