@@ -37,7 +37,7 @@ from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
 from laborllm_dist.evaluation.title_trie import TitleTrie, title_trie
 from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.models.inference import InferenceModel, evaluated
+from laborllm_dist.models.inference import InferenceModel, wrap_for_inference
 from laborllm_dist.models.loading import pretrained_model
 from laborllm_dist.models.tree_inference import Nodes, PrefixState
 from laborllm_dist.store.store import TOKENIZER, CareerTable, open_store
@@ -190,7 +190,7 @@ def main() -> None:
 
     subject = EvaluationTarget(wanted.run)
     trie, rows = subject.trie, subject.rows
-    model = evaluated(subject.open(), subject.compute)
+    model = wrap_for_inference(subject.open(), subject.compute)
     plain = subject.open().eval()
     peer = HFLM(pretrained=str(subject.path), device="cpu", dtype="float32", batch_size=BATCH, logits_cache=False)
     print(

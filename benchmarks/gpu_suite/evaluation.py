@@ -16,7 +16,7 @@ from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.evaluation.all_titles import Prompts, score_titles
 from laborllm_dist.evaluation.title_trie import TitleTrie, build_trie
 from laborllm_dist.models.dims import ModelShape
-from laborllm_dist.models.inference import InferenceModel, evaluated
+from laborllm_dist.models.inference import InferenceModel, wrap_for_inference
 from laborllm_dist.models.tree_inference import PrefixState
 
 NUM_TITLES = 335
@@ -29,7 +29,7 @@ def evaluate(shape: ModelShape) -> Iterator[Record]:
     settings = settings_for(shape, *BF16)
     with init_distributed(settings.ranks) as ranks:
         model = new_model(settings, shape, ranks.device)
-        scored = evaluated(model.hugging_face, settings.compute)
+        scored = wrap_for_inference(model.hugging_face, settings.compute)
         yield observed_titles(scored, shape)
         yield all_titles(scored, shape, settings.evaluation.max_tree_tokens)
 

@@ -178,7 +178,7 @@ SPLIT_KINDS: dict[str, type[SplitSettings]] = {
 SplitChoice = Annotated[SplitSettings, ByKind(SPLIT_KINDS, tag="by", default="person")]
 
 
-def deciding_split(split: SplitSettings) -> dict[str, Any]:
+def identity_split(split: SplitSettings) -> dict[str, Any]:
     """Return the values of a split that decide who is in it, without the places of files.
 
     The split by person has no `by`: records from before there were other rules have none.

@@ -163,7 +163,7 @@ class DistributedContext:
 
 
 @contextlib.contextmanager
-def alone(ranks: DistributedContext, folder: Path) -> Iterator[None]:
+def exclusive(ranks: DistributedContext, folder: Path) -> Iterator[None]:
     """Work on a folder while no other start does. Collective.
 
     Raises:
@@ -174,7 +174,7 @@ def alone(ranks: DistributedContext, folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_on_table(ranks: DistributedContext, table: Path) -> Iterator[None]:
+def exclusive_table(ranks: DistributedContext, table: Path) -> Iterator[None]:
     """Work on a table, which may be there or not, while no other start does; on others beside it they may. Collective.
 
     Raises:

@@ -68,7 +68,7 @@ class ZeroEngine:
             loss = loss - sums.titles * (self.ranks.world_size * title_weight)
         self.deepspeed.backward(loss, scale_wrt_gas=False)
 
-    def leave_out(self, sums: LogLikelihoods) -> None:
+    def skip_step(self, sums: LogLikelihoods) -> None:
         """Skip the step: make its gradient NaN in place of its last `backward`. Collective."""
         everything = sums.tokens if sums.titles is None else sums.tokens + sums.titles
         self.deepspeed.backward(everything * math.nan, scale_wrt_gas=False)

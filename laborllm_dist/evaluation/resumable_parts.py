@@ -30,7 +30,7 @@ class ResumableJob:
     folder: Path
     num_parts: int
     make: Callable[[int], pa.Table]
-    rest: Callable[[], None]  # called on a rank when no parts are left
+    join_remaining: Callable[[], None]  # called on a rank when no parts are left
     word: str = "evaluate"  # prefix of progress lines
 
 
@@ -47,7 +47,7 @@ def finish_parts(work: ResumableJob, ranks: DistributedContext) -> None:
         num_made += table.num_rows
         speed = num_made * ranks.world_size / (monotonic() - started)
         logger.info(f"{work.word}: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
-    work.rest()
+    work.join_remaining()
     ranks.barrier()
 
 

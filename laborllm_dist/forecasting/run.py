@@ -17,7 +17,7 @@ import pyarrow as pa
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.data import YearSplit
 from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, ForecastSettings, evaluation_of
-from laborllm_dist.distributed.context import DistributedContext, alone_on_table
+from laborllm_dist.distributed.context import DistributedContext, exclusive_table
 from laborllm_dist.errors import ForeignFileError, RunError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
 from laborllm_dist.evaluation.run import is_there, load_checked, opened_trie, reject_other_details, resolve_target
@@ -111,7 +111,7 @@ def _run_checked(
     careers = target.store.careers(evaluation.split)
     origins = ranks.run_on_main(lambda: chosen_origins(settings, careers, evaluation.split), Origins)
     table = forecast_table_path(target.table, evaluation.split, settings.horizon)
-    with alone_on_table(ranks, table):
+    with exclusive_table(ranks, table):
         info = _info(settings, target, evaluation)
         if not ranks.run_on_main(lambda: _is_done(table, info)):
             texts = _texts(settings, run, target, careers, opened_trie(run, target, careers, ranks)())
@@ -230,7 +230,7 @@ def _forecast(work: Forecasting, model: InferenceModel, ranks: DistributedContex
     people = np.unique(work.origins.careers_S).tolist()
     folder = work.table.with_suffix(f".{fingerprint_of(dataclasses.asdict(work.info))}.parts")
     parted = ResumableJob(
-        folder, len(people), lambda part: _of_person(work, model, people[part]), model.rest, "forecast"
+        folder, len(people), lambda part: _of_person(work, model, people[part]), model.join_remaining, "forecast"
     )
     finish_parts(parted, ranks)
     ranks.run_on_main(lambda: _merge(work, parted))

@@ -15,7 +15,7 @@ from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.models.dims import ModelShape, check_targets, shape_of
 from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
 from laborllm_dist.planning.memory import GIB, largest_stretch
-from laborllm_dist.planning.suggestions import better_max_seq_length, changed, suggest_fitting_config, to_overrides
+from laborllm_dist.planning.suggestions import better_max_seq_length, suggest_fitting_config, to_overrides, with_changes
 from laborllm_dist.planning.throughput import LAYER_SECONDS
 from laborllm_dist.planning.workload import Workload, find_workload
 
@@ -83,9 +83,9 @@ def work_lines(estimate: ResourceEstimate) -> Iterator[str]:
         f"on       {settings.plan.num_gpus} x {settings.plan.gpu.name}, ZeRO-{settings.zero.stage} "
         f"{settings.zero.precision}, {settings.optimizer.name}{base}"
     )
-    busy = f"passes   {passes.num_passes:.3g} a step; GPUs {estimate.busy:.0%} busy"
-    better = better_max_seq_length(estimate) if estimate.busy <= ENOUGH_BUSY else None
-    if estimate.busy > ENOUGH_BUSY:
+    busy = f"passes   {passes.num_passes:.3g} a step; GPUs {estimate.utilization:.0%} busy"
+    better = better_max_seq_length(estimate) if estimate.utilization <= ENOUGH_BUSY else None
+    if estimate.utilization > ENOUGH_BUSY:
         yield busy
     elif better is None:
         yield f"{busy}: take more careers a step or fewer GPUs"
@@ -121,7 +121,7 @@ def _other_stages(estimate: ResourceEstimate) -> Iterator[ResourceEstimate]:
         change: dict[str, Any] = {"zero.stage": stage}
         change |= {"zero.offload_param": "none"} if stage != 3 else {}
         change |= {"zero.offload_optimizer": "none"} if stage == 0 else {}
-        settings = changed(estimate.settings, change)
+        settings = with_changes(estimate.settings, change)
         if settings is not None:  # a stage that conflicts with other settings has no column
             yield forecast(settings, estimate.work, estimate.shape, estimate.room)
 

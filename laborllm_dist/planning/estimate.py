@@ -47,9 +47,9 @@ class ResourceEstimate:
     cost: Cost
 
     @property
-    def busy(self) -> float:
+    def utilization(self) -> float:
         """Share of the GPUs' time that is work."""
-        return self.passes.busy(self.settings.plan.num_gpus)
+        return self.passes.utilization(self.settings.plan.num_gpus)
 
     @property
     def hours(self) -> float:

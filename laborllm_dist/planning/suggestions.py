@@ -52,7 +52,7 @@ def suggest_fitting_config(
     if estimate.settings.model.path is not None:  # freezing randomly initialized weights makes no sense
         choices.append(ADAPTERS)
     for change in _nearest_first(estimate.settings, choices):
-        settings = changed(estimate.settings, change)
+        settings = with_changes(estimate.settings, change)
         if settings is not None and _may_train(estimate, settings):
             other = forecast(settings, estimate.work, estimate.shape, estimate.room)
             if other.fits:
@@ -60,7 +60,7 @@ def suggest_fitting_config(
     return None
 
 
-def changed(settings: RunSettings, change: Change) -> RunSettings | None:
+def with_changes(settings: RunSettings, change: Change) -> RunSettings | None:
     """Return settings with a change; None if it conflicts with other settings."""
     groups: dict[str, dict[str, Any]] = {}
     for path, value in change.items():
@@ -88,13 +88,13 @@ def better_max_seq_length(estimate: ResourceEstimate) -> tuple[int, float] | Non
     batch, num_gpus = estimate.settings.batch, estimate.settings.plan.num_gpus
     if batch.micro_batch_size > 1:
         return None
-    best, best_busy = batch.max_seq_length, estimate.busy + BETTER
+    best, best_busy = batch.max_seq_length, estimate.utilization + BETTER
     for room in (1.0, 1.02, 1.05, 1.1, 1.2):  # one row per GPU, with some slack for careers that do not fit evenly
         length = whole_granules(max(estimate.work.longest_career, room * estimate.passes.num_tokens / num_gpus))
         if length < batch.max_seq_length:
             passes = passes_of(estimate.work, dataclasses.replace(batch, max_seq_length=length), num_ranks=num_gpus)
-            if passes.busy(num_gpus) > best_busy:
-                best, best_busy = length, passes.busy(num_gpus)
+            if passes.utilization(num_gpus) > best_busy:
+                best, best_busy = length, passes.utilization(num_gpus)
     return None if best == batch.max_seq_length else (best, best_busy)
 
 

@@ -83,7 +83,7 @@ class Passes:
     max_seq_length: int  # the longest
     rows_of_rank: int  # in one pass, the maximum
 
-    def busy(self, num_ranks: int) -> float:
+    def utilization(self, num_ranks: int) -> float:
         """Return the busy share of the ranks' time; the rest they wait for the rank with most rows."""
         return self.num_tokens / (num_ranks * self.slowest_tokens)
 

@@ -26,7 +26,7 @@ from laborllm_dist.careers.occupations.vocabulary import write_vocabulary
 from laborllm_dist.careers.readers.career_text import check_new_folder, write_career_text
 from laborllm_dist.careers.splits import SPLITS, Split, career_splits, split_files
 from laborllm_dist.careers.types import CareerHistory
-from laborllm_dist.config.data import deciding_split
+from laborllm_dist.config.data import identity_split
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
@@ -85,7 +85,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
         "careers": {
             "sources": fingerprint_sources(settings.data),
             "corpora": [[name, without_places(corpus)] for name, corpus in values["data"]["corpora"].items()],
-            "split": deciding_split(settings.split),
+            "split": identity_split(settings.split),
             **({"split_files": sha256_of_all(files)} if (files := split_files(settings.split)) else {}),
         },
         "template": values["template"],

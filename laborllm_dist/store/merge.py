@@ -19,7 +19,7 @@ import pyarrow as pa
 from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
 from laborllm_dist.careers.corpus_counts import CorpusCounts, counts_from_values, titles_csv
 from laborllm_dist.careers.splits import SPLITS
-from laborllm_dist.config.data import DataSettings, PersonSplit, deciding_split
+from laborllm_dist.config.data import DataSettings, PersonSplit, identity_split
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import fsync_path, sha256_of, write_json, write_text
@@ -91,7 +91,7 @@ def merge_pieces(
     }
     card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), cut, shared)
     if not isinstance(settings.split, PersonSplit):
-        card["split"] = deciding_split(settings.split)
+        card["split"] = identity_split(settings.split)
     write_json(folder / f"{CARD}.json", card)
     write_text(folder / f"{CARD}.md", card_markdown(card))
     for name, tally in tallies.items():

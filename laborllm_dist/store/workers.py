@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Work = Callable[[int], LaborError | None]
+WorkerFn = Callable[[int], LaborError | None]
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_WATCHES, _SECONDS_TO_STOP = 2.0, 0.5, 20.0
 
 
-def run_shards(work: Work, settings: PrepareSettings, logs: Path) -> None:
+def run_shards(work: WorkerFn, settings: PrepareSettings, logs: Path) -> None:
     """Run `work(shard)` for all shards in parallel, and wait for them.
 
     Args:

@@ -39,7 +39,7 @@ from laborllm_dist.forecasting.prompts import (
     check_longest,
     prompt_ids,
 )
-from laborllm_dist.models.inference import evaluated
+from laborllm_dist.models.inference import wrap_for_inference
 from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
@@ -77,7 +77,7 @@ class World:
 
     def asker(self, starts: Origins, *, way=ask_titles, attention: str = "packed"):
         """Return what answers questions, a person at a time, as a part of the work does."""
-        model = evaluated(copy.deepcopy(self.model), dataclasses.replace(COMPUTE, attention=attention))
+        model = wrap_for_inference(copy.deepcopy(self.model), dataclasses.replace(COMPUTE, attention=attention))
 
         def ask(questions: Sequence[Query]) -> Distributions:
             found = Distributions(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))

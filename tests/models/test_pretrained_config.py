@@ -27,7 +27,7 @@ from laborllm_dist.errors import LaborError, ModelError
 from laborllm_dist.models import loading as model_module
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.models.inference import TokenQueries, evaluated
+from laborllm_dist.models.inference import TokenQueries, wrap_for_inference
 from laborllm_dist.models.loading import check_fit, check_ids, check_packing, context_of, make_model, pretrained_model
 from laborllm_dist.models.lora import with_adapter
 from laborllm_dist.models.pretrained_config import attention_window, open_causal_config, set_attention_dropout
@@ -100,7 +100,7 @@ def test_branches_are_scored_as_their_texts_alone(name: str) -> None:
     """Two levels of nodes after parts of two careers that share a row, in float64."""
     model = tiny_model(name).double()
     one, other = (np.arange(start, start + size, dtype=np.int32) for start, size in ((3, 9), (40, 6)))
-    asked = evaluated(model, COMPUTE)
+    asked = wrap_for_inference(model, COMPUTE)
     prefix = PrefixState(pack_batch([[one, other]], 20))
     texts = [one[:7], one, other]
     slots = torch.tensor([6, 8, 14])

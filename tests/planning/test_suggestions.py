@@ -7,7 +7,7 @@ from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import shape_of
 from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
-from laborllm_dist.planning.suggestions import better_max_seq_length, changed, suggest_fitting_config, to_overrides
+from laborllm_dist.planning.suggestions import better_max_seq_length, suggest_fitting_config, to_overrides, with_changes
 from laborllm_dist.planning.workload import find_workload
 
 
@@ -53,7 +53,7 @@ def test_every_change_is_needed_and_can_be_typed(overrides: list[str]) -> None:
     change, other = nearest
     assert settings_of([*overrides, *to_overrides(change).split()]) == other.settings
     for path in change:
-        fewer = changed(found.settings, {name: value for name, value in change.items() if name != path})
+        fewer = with_changes(found.settings, {name: value for name, value in change.items() if name != path})
         if fewer is not None:
             assert not forecast(fewer, found.work, found.shape, found.room).fits
 

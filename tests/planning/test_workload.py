@@ -27,7 +27,7 @@ def test_three_rows_on_two_ranks_by_hand() -> None:
     found = passes_of(work_of((600, 600, 600)), BatchSettings(3, 1024, 1), num_ranks=2)
     assert (found.num_rows, found.num_passes, found.max_seq_length, found.rows_of_rank) == (3, 2, 600, 1)
     assert (found.num_tokens, found.slowest_tokens, found.fill) == (1800, 1200, 1)
-    assert found.busy(2) == 0.75
+    assert found.utilization(2) == 0.75
 
 
 def test_rows_are_never_rounded_and_passes_are_a_mean() -> None:

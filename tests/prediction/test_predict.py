@@ -40,7 +40,7 @@ from laborllm_dist.errors import (
 )
 from laborllm_dist.evaluation.target import EvaluatedRun
 from laborllm_dist.io.run_directory import RunDirectory, read_run
-from laborllm_dist.models.inference import evaluated
+from laborllm_dist.models.inference import wrap_for_inference
 from laborllm_dist.prediction.predict import (
     TopTitles,
     TopTitlesQuery,
@@ -264,7 +264,7 @@ def test_predictions_equal_the_slow_scorer(measure: str, batch_size: int, tolera
     wanted = dataclasses.replace(
         settings_of([]).evaluation, max_seq_length=300, batch_size=batch_size, max_unscored_mass=tolerance
     )
-    best = best_titles(evaluated(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, measure), wanted)
+    best = best_titles(wrap_for_inference(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, measure), wanted)
     table = prediction_rows(careers, best, VOCABULARY)
     slow = slow_distributions(model, tokenizer, careers)
     whole = np.exp(slow).sum(axis=1) if measure == "normalised" else np.ones(len(careers))
@@ -300,7 +300,7 @@ def test_people_without_an_individually_scored_title_raise() -> None:
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
         wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=300, max_unscored_mass=tolerance)
-        best = best_titles(evaluated(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, "normalised"), wanted)
+        best = best_titles(wrap_for_inference(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, "normalised"), wanted)
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
             with raises("settings/no-title-scored", "4 of 4 people have", "0.99"):
