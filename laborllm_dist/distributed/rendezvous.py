@@ -169,8 +169,8 @@ def listen(first: str, port: int, *, is_one_host: bool, backlog: int) -> socket.
         OSError: if the port is taken.
     """
     family, address = interface_of(first, is_one_host=is_one_host)
-    both = address == ANY and family == socket.AF_INET6
-    return socket.create_server((address, port), family=family, backlog=max(BACKLOG, backlog), dualstack_ipv6=both)
+    is_dual = address == ANY and family == socket.AF_INET6
+    return socket.create_server((address, port), family=family, backlog=max(BACKLOG, backlog), dualstack_ipv6=is_dual)
 
 
 def _is_own(family: socket.AddressFamily, address: str) -> bool:

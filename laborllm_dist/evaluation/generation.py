@@ -172,8 +172,8 @@ def continuations(
     parts: list[Integers] = []
     at_once = max(1, MOST_KEPT * max_tree_tokens // num_tokens)
     for start in range(0, len(first_C), at_once):
-        some = slice(start, start + at_once)
-        parts.append(_chains(pick, state, first_C[some], prefixes_C3[some], uniforms_CL[some], end_ids))
+        chunk = slice(start, start + at_once)
+        parts.append(_chains(pick, state, first_C[chunk], prefixes_C3[chunk], uniforms_CL[chunk], end_ids))
         state.drop_nodes()
     return np.concatenate(parts).reshape(num_prompts, num_chains, num_tokens)
 
@@ -215,6 +215,6 @@ def continuation_text(before: int, tokens_L: Integers, tokenizer: CareerTokenize
     ids = tokens_L[tokens_L >= 0].tolist()
     if max(ids) >= tokenizer.num_ids:
         return UNREADABLE  # a row of the embedding that no token has
-    both, first = tokenizer.backend.decode_batch([[before, *ids], [before]], skip_special_tokens=False)
-    line, end, _ = str(both).removeprefix(str(first)).partition(LINE_END)
+    full_text, first = tokenizer.backend.decode_batch([[before, *ids], [before]], skip_special_tokens=False)
+    line, end, _ = str(full_text).removeprefix(str(first)).partition(LINE_END)
     return line + end

@@ -99,7 +99,9 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
             places = np.flatnonzero(starts_P == start)
             log_mass_N = log_mass_PT[places].ravel()
             mass_N = np.exp(log_mass_N)
-            followed_N = _most_probable(mass_N, tolerance * step / (horizon - 1) - left_S[start], all_of=not tolerance)
+            followed_N = _most_probable(
+                mass_N, tolerance * step / (horizon - 1) - left_S[start], keeps_all=not tolerance
+            )
             if len(followed_N) > max_paths:
                 raise RunError(
                     f"a forecast follows {len(followed_N):,} paths of {step} imputed years, max_paths is "
@@ -123,9 +125,9 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
     return IteratedForecast(log_probabilities_ST, np.minimum(bound_S + left_S, 1.0), None)
 
 
-def _most_probable(mass_N: Floats, allowed: float, *, all_of: bool) -> Integers:
+def _most_probable(mass_N: Floats, allowed: float, *, keeps_all: bool) -> Integers:
     """Return the indices of the paths to follow, in order, without the smallest ones of total mass `allowed`."""
-    if all_of:
+    if keeps_all:
         return np.arange(len(mass_N))
     order_N = np.argsort(mass_N, kind="stable")
     num_left = min(int((np.cumsum(mass_N[order_N]) <= allowed).sum()), len(mass_N) - 1)

@@ -103,18 +103,18 @@ def check_longest(texts: ForecastTexts, origins: Origins, horizon: int, max_seq_
     """
     num_tokens_T = texts.trie.depths_M[texts.trie.ends_T]
     imputed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
-    with_title, whole = dict[int, int](), dict[int, int]()
+    with_title, unshared = dict[int, int](), dict[int, int]()
     for career in np.unique(origins.careers_S).tolist():
         own = origins.of_career(career)
         ids = prompt_ids(texts, own, [Query(start, imputed, horizon) for start in range(len(own))])
         longest = max(map(len, ids))
         with_title[career] = longest + num_of_title
-        whole[career] = 0 if _all_shared(ids, _known_ids(texts, own)) else longest
+        unshared[career] = 0 if _all_shared(ids, _known_ids(texts, own)) else longest
     if texts.context is not None:
         advice = f"with the longest titles, the model's context is {texts.context}; take one with a longer context"
         _check_lengths(texts.careers, with_title, texts.context, advice)
-    advice = f"a row has {max_seq_length}; set max_seq_length={max(whole.values())} or more"
-    _check_lengths(texts.careers, whole, max_seq_length, advice)
+    advice = f"a row has {max_seq_length}; set max_seq_length={max(unshared.values())} or more"
+    _check_lengths(texts.careers, unshared, max_seq_length, advice)
 
 
 def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: int, advice: str) -> None:

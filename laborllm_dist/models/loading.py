@@ -383,11 +383,11 @@ def num_layers_of(settings: ModelSettings) -> int:
 
 def _config_of(settings: ModelSettings) -> ModelConfig:
     """Return the configuration of a pretrained model, or of an adapter's base."""
-    whole = base_of(settings) or settings
+    base = base_of(settings) or settings
     try:
-        return open_causal_config(str(whole.path), **_where(whole))
+        return open_causal_config(str(base.path), **_where(base))
     except ModelError as error:
-        raise ModelError(f"no model configuration at {whole.path}: {error}", code="no-model-config") from None
+        raise ModelError(f"no model configuration at {base.path}: {error}", code="no-model-config") from None
 
 
 def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:

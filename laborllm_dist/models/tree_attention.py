@@ -117,11 +117,11 @@ class KVCache:
     def add_nodes(self, layer: int, keys_HND: Tensor, values_HND: Tensor) -> tuple[Tensor, Tensor]:
         """Append the keys and values of nodes; return those of all nodes."""
         before = self._nodes.get(layer)
-        both = (keys_HND, values_HND)
+        keys_and_values = (keys_HND, values_HND)
         if before is not None:
-            both = (torch.cat([before[0], keys_HND], dim=1), torch.cat([before[1], values_HND], dim=1))
-        self._nodes[layer] = both
-        return both
+            keys_and_values = (torch.cat([before[0], keys_HND], dim=1), torch.cat([before[1], values_HND], dim=1))
+        self._nodes[layer] = keys_and_values
+        return keys_and_values
 
     def drop_nodes(self) -> None:
         """Remove the nodes; the histories stay."""

@@ -154,8 +154,8 @@ def best_titles(model: InferenceModel, query: TopTitlesQuery, settings: Evaluati
     """Return the most probable titles after every prompt."""
     prompts, lengths = [np.asarray(ids, dtype=np.int32) for ids in query.prompts], [len(ids) for ids in query.prompts]
     # A row is as long as an evaluation's; longer where a prompt is, shorter where all prompts together are.
-    whole = -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
-    max_seq_length = max(max(lengths), min(settings.max_seq_length, whole))
+    length_of_all = -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+    max_seq_length = max(max(lengths), min(settings.max_seq_length, length_of_all))
     members: list[Integers] = []
     parts: list[TopTitles] = []
     reported, num_done = monotonic(), 0

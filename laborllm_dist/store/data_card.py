@@ -50,7 +50,7 @@ def card_values(
     data: DataSettings,
     title_of: Mapping[str, str],
     missing_variables: Mapping[str, Sequence[str]],
-    cut: Mapping[str, Mapping[str, int]],
+    truncated: Mapping[str, Mapping[str, int]],
     shared: Sequence[SharedPeople],
 ) -> dict[str, Any]:
     """Return the card as JSON values.
@@ -60,14 +60,14 @@ def card_values(
         data: the corpora.
         title_of: title of every occupation.
         missing_variables: of the method, that a corpus's extract lacks.
-        cut: by corpus, the counts of truncated careers (store.CUT_COUNTS); empty if the template truncates none.
+        truncated: by corpus, the counts of truncated careers (store.CUT_COUNTS); empty if the template truncates none.
         shared: how many people each two corpora of one population share.
     """
     corpora = {
         name: {
             **_corpus_values(counts, data.corpora[name], title_of),
             "variables_missing": list(missing_variables.get(name, ())),
-            **cut[name],
+            **truncated[name],
         }
         for name, counts in counts_of.items()
     }

@@ -85,11 +85,11 @@ def merge_pieces(
     shutil.rmtree(folder / "work", ignore_errors=True)
     for leftover in (folder / PIECES).glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    cut = {
+    truncated = {
         corpus: {name: _sum_of(name, [record for _, record in pairs]) for name in _cut_counts(settings)}
         for corpus, pairs in records.items()
     }
-    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), cut, shared)
+    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), truncated, shared)
     if not isinstance(settings.split, PersonSplit):
         card["split"] = identity_split(settings.split)
     write_json(folder / f"{CARD}.json", card)

@@ -218,9 +218,11 @@ def _write_rows(
             "tokens": _total_length(chosen["token_ids"]),
         }
         if tools.max_tokens is not None:
-            cut = [each.num_truncated for each, its_split in zip(encoded, splits, strict=True) if its_split == split]
+            truncated = [
+                each.num_truncated for each, its_split in zip(encoded, splits, strict=True) if its_split == split
+            ]
             counts[split] |= dict(
-                zip(CUT_COUNTS, (sum(num_truncated > 0 for num_truncated in cut), sum(cut)), strict=True)
+                zip(CUT_COUNTS, (sum(num_truncated > 0 for num_truncated in truncated), sum(truncated)), strict=True)
             )
         if chosen.num_rows:
             schema = shard_schema(f"{place}/{split}.arrow")

@@ -68,8 +68,8 @@ def table_of(source: Path) -> bytes:
 
 def spellings(title: str) -> tuple[str, ...]:
     """Return a title as it is, or the two that it is, one spelling the other out in parentheses."""
-    both = _TWO_SPELLINGS.match(title.strip())
-    return (both[1], both[2]) if both else (title.strip(),)
+    match = _TWO_SPELLINGS.match(title.strip())
+    return (match[1], match[2]) if match else (title.strip(),)
 
 
 if __name__ == "__main__":
