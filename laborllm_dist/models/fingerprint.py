@@ -33,7 +33,7 @@ def weights_fingerprint(folder: Path, weights: str) -> str:
         others = "; model.weights=pickle opens its *.bin files, which can run code of whoever made them"
         hint = others if weights == "safetensors" and any(folder.glob(PICKLES)) else ""
         raise ModelError(
-            f"{folder} is not a model folder: wanted config.json and {pattern}{hint}", code="not-a-model-folder"
+            f"{folder} is not a model folder: expected config.json and {pattern}{hint}", code="not-a-model-folder"
         )
     return _fingerprint(files, known)
 

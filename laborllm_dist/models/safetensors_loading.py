@@ -320,7 +320,7 @@ def read_index(path: Path) -> dict[str, str]:
         dict(index["metadata"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
-            f"{path} is damaged: wanted metadata, and a weight_map of tensors; fetch it again",
+            f"{path} is damaged: expected metadata, and a weight_map of tensors; fetch it again",
             code="damaged-weight-index",
         ) from None
     if missing := sorted(file for file in set(file_of.values()) if not (path.parent / file).is_file()):

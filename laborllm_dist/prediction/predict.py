@@ -84,7 +84,7 @@ def predict(settings: PredictSettings, run: EvaluatedRun, ranks: DistributedCont
     """
     if ranks.world_size > 1:
         raise RunError(
-            f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python",
+            f"predictions are made by one process, got {ranks.world_size} ranks; start with plain python",
             code="several-ranks",
         )
     if settings.output is not None:

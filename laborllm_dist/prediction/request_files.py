@@ -177,7 +177,7 @@ def _years(entry: _Entry, problems: Problems) -> Iterator[Cells]:
     jobs, target = entry.value.get("jobs"), entry.value.get("next")
     if not isinstance(jobs, list):
         if jobs is not None:
-            problems.add(entry.line, f"{entry.path}jobs", f"wanted a list of jobs, found {reprlib.repr(jobs)}")
+            problems.add(entry.line, f"{entry.path}jobs", f"expected a list of jobs, got {reprlib.repr(jobs)}")
         jobs = []
     for number, job in enumerate(jobs):
         cells = _texts(entry, job, f"jobs[{number}].", YEAR_FIELDS, problems)
@@ -193,7 +193,7 @@ def _texts(entry: _Entry, value: Any, inside: str, known: tuple[str, ...], probl
     """Return the values of a JSON object as texts, None where it is none or one of its names is not known."""
     where = entry.path + inside
     if not isinstance(value, Mapping):
-        problems.add(entry.line, where.rstrip(".") or None, f"wanted an object {{...}}, found {reprlib.repr(value)}")
+        problems.add(entry.line, where.rstrip(".") or None, f"expected an object {{...}}, got {reprlib.repr(value)}")
         return None
     texts: dict[str, str] = {}
     num_before = problems.num_found
@@ -203,7 +203,7 @@ def _texts(entry: _Entry, value: Any, inside: str, known: tuple[str, ...], probl
         elif name in ("jobs", "next"):
             continue
         elif (cell := cell_of(each)) is None or (isinstance(each, float) and cell and not each.is_integer()):
-            problems.add(entry.line, where + name, f"wanted a text or a whole number, found {reprlib.repr(each)}")
+            problems.add(entry.line, where + name, f"expected a text or a whole number, got {reprlib.repr(each)}")
         else:
             texts[name] = with_plain_blanks(cell)
     if problems.num_found > num_before:

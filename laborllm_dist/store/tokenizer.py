@@ -146,7 +146,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     folder = Path(path) / (subfolder or "")
     if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
         expected = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
-        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {expected}", code="no-tokenizer")
+        raise TokenizerError(f"there is no tokenizer in {folder}: expected {expected}", code="no-tokenizer")
     if folder.is_dir() and (pointer := pointer_in(folder, ("*.json", *TOKENIZER_FILES))) is not None:
         raise TokenizerError(pointer, code="git-lfs-pointer")
     try:

@@ -233,7 +233,7 @@ def test_a_report_of_titles_without_a_share_is_refused_and_is_no_perplexity_of_z
 ) -> None:
     write_scores(tmp_path / "scores/test.parquet", "llm", [1, 2, 2, 3, 2])
     table, path = title_table([-1.0, nats, -1.0, -1.0, -1.0]), tmp_path / "scores/test_titles.parquet"
-    said = rf"normalised of person 'a', observation 1 is {nats}; wanted a finite number of nats <= 0; delete it"
+    said = rf"normalised of person 'a', observation 1 is {nats}; expected a finite number of nats <= 0; delete it"
     with pytest.raises(ScoreTableError, match=said):
         write_title_table(table, titles_info(), ("1", "2"), path)
     write_lists(table, TITLE_SCHEMA, titles_info(), ("1", "2"), path)  # as an earlier version wrote it

@@ -74,7 +74,7 @@ def table_of(source: Path) -> bytes:
         rows = list(csv.DictReader(file))
     if not rows or not {"census2000", "title", "industry_restriction"} <= rows[0].keys():
         raise DataFileError(
-            f"{source}: wanted columns census2000, title and industry_restriction", code="missing-columns"
+            f"{source}: expected columns census2000, title and industry_restriction", code="missing-columns"
         )
     known = _known_industries(rows)
     entries = [entry for row in rows for entry in _entries(row, known)]

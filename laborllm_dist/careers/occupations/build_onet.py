@@ -44,7 +44,7 @@ def table_of(source: Path) -> bytes:
     with gzip.open(source, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"title", "occ1990dd"} <= rows[0].keys():
-        raise DataFileError(f"{source}: wanted columns title and occ1990dd", code="missing-columns")
+        raise DataFileError(f"{source}: expected columns title and occ1990dd", code="missing-columns")
     known = set(occ1990dd_vocabulary().codes)
     codes_of: dict[str, set[str]] = {}
     for row in rows:

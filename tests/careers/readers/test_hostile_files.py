@@ -339,8 +339,8 @@ BAD_JSON = {
     "[" * 100_000: "nested too deep",
     '{"person": ' + "9" * 10_000 + ', "jobs": []}': "not JSON .Exceeds the limit",
     '{"person": "1\\ud800", "jobs": [{"year": 1984, "occupation": "1"}]}': "holds a line break, control character",
-    '{"person": 1e400, "jobs": []}': "wanted a text or a whole number, found inf",
-    '{"person": "1", "jobs": ' + "[" * 900 + "]" * 900 + "}": r"jobs\[0\]: wanted an object",
+    '{"person": 1e400, "jobs": []}': "expected a text or a whole number, got inf",
+    '{"person": "1", "jobs": ' + "[" * 900 + "]" * 900 + "}": r"jobs\[0\]: expected an object",
 }
 
 

@@ -307,7 +307,7 @@ def _stratum(career: CareerHistory, year: int, education: str | None) -> int:
 def _gender(career: CareerHistory) -> int:
     if career.gender not in GENDERS:
         raise DataFileError(
-            f"person {career.person!r}: gender {career.gender!r}; wanted one of: {', '.join(GENDERS)}",
+            f"person {career.person!r}: gender {career.gender!r}; expected one of: {', '.join(GENDERS)}",
             code="unknown-gender",
         )
     return GENDERS.index(career.gender)

@@ -482,7 +482,7 @@ def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, c
 
 # A refusal names the line or row of each problem; what concerns the whole file says what is wrong with it.
 PLACE_OR_WHOLE = re.compile(
-    r"\b(line|row) \d+|the file is empty|no rows|not a readable Parquet|holds a value|wanted texts|gzip"
+    r"\b(line|row) \d+|the file is empty|no rows|not a readable Parquet|holds a value|expected texts|gzip"
 )
 
 
