@@ -121,7 +121,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointManifest] | No
         return folder, manifest
     if damaged or any(checkpoints.glob("step_*.damaged")):
         raise CheckpointError(
-            f"no checkpoint in {checkpoints} is whole; bring one back from a copy, give this run another name "
+            f"no checkpoint in {checkpoints} is intact; bring one back from a copy, give this run another name "
             "(name=...), or delete that folder to start over",
             code="no-valid-checkpoint",
         )

@@ -1,11 +1,11 @@
 """DeepSpeed's engine, configured such that a step over any number of ranks equals one process on the whole batch.
 
-DeepSpeed averages gradients over ranks; the loss is a sum over the step's tokens divided by their number over all ranks
-and passes. So every pass back-propagates  sum of token losses x world_size / step_tokens,  and the accumulation boundary
-is set by hand, since the number of passes differs from step to step.
+DeepSpeed averages gradients over ranks; the loss is a sum over the step's tokens divided by their number over all
+ranks and passes. So every pass back-propagates  sum of token losses x world_size / step_tokens,  and the accumulation
+boundary is set by hand, since the number of passes differs from step to step.
 
-DeepSpeed skips the update if a gradient is not finite (stages 1 to 3; this module does so at stage 0). To skip a step on
-purpose, `skip_step` gives it such a gradient.
+DeepSpeed skips the update if a gradient is not finite (stages 1 to 3; this module does so at stage 0). To skip a step
+on purpose, `skip_step` gives it such a gradient.
 """
 
 from __future__ import annotations

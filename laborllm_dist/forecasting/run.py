@@ -135,7 +135,7 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
     limit = run.settings.template.max_history
     if limit is not None:
         raise RunError(
-            f"{settings.run} was made with template.max_history={limit}; a forecast supposes years after the whole "
+            f"{settings.run} was made with template.max_history={limit}; a forecast imputes years after the whole "
             "history, so take a run without that limit",
             code="forecast-with-max-history",
         )

@@ -136,7 +136,7 @@ def create_or_resume(
     if saved not in (None, fingerprint):
         raise RunError(
             f"{folder.path} was made with other settings ({_what_differs(known, settings)}); "
-            "start it with those, give this run another name (name=...), or delete the folder to start anew",
+            "start it with those, give this run another name (name=...), or delete the folder to start over",
             code="different-settings",
         )
     with translate_disk_errors(folder.checkpoints):
@@ -307,7 +307,7 @@ def _read_record(record: Path) -> dict[str, Any]:
             raise ValueError("it has changed since it was written; if that is intentional, delete its line sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost",
+            f"{record} is damaged ({error}); the command that trained this run writes it again, and nothing is lost",
             code="damaged-run-record",
         ) from None
     return known

@@ -59,7 +59,7 @@ def recorded_checksums(folder: Path) -> Mapping[str, str]:
         changed = str(error)
     if changed is not None:
         raise ModelError(
-            f"{changed}; the command that wrote {folder} makes it anew (start train.py or convert_gguf.py "
+            f"{changed}; the command that wrote {folder} writes it again (start train.py or convert_gguf.py "
             f"again); if the "
             f"change is intentional, delete {folder / RECORD}",
             code="model-folder-changed",

@@ -129,7 +129,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         if unmapped := values["unmapped_codes"]:
             lines += ["### Codes without an occupation", "", *_unmapped(unmapped), ""]
         if otherwise := values["taken_otherwise"]:
-            lines += ["### Taken otherwise than it stands", "", *_otherwise(otherwise), ""]
+            lines += ["### Read otherwise than written", "", *_otherwise(otherwise), ""]
         if lacking := values["variables_missing"]:
             named = ", ".join(map(markdown_text, lacking))
             lines += ["### Not in the extract", "", f"{len(lacking)} variables: {named}.", ""]
@@ -171,7 +171,7 @@ def _unmapped(codes: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [(each["code"], each["reason"], f"{each['count']:,}") for each in codes[:_SHOWN_CODES]]
     table = _table(("code", "reason", "person-years left out"), rows, right=(2,))
     more = len(codes) - _SHOWN_CODES
-    return table if more <= 0 else [*table, "", f"{more:,} more codes stand in data_card.json."]
+    return table if more <= 0 else [*table, "", f"{more:,} more codes are in data_card.json."]
 
 
 def _otherwise(entries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -316,7 +316,7 @@ def test_a_run_that_has_lost_its_best_weights_ends_and_one_that_has_lost_all_is_
     (last / "manifest.json").unlink()
     outcome = run_ranks("train.py", run, world_size=1, log=tmp_path / "log")
     assert outcome.codes == [2]
-    assert outcome.text.splitlines()[-1].startswith(f"error: no checkpoint in {folder}/checkpoints is whole; bring")
+    assert outcome.text.splitlines()[-1].startswith(f"error: no checkpoint in {folder}/checkpoints is intact; bring")
     assert (folder / "metrics.jsonl").read_bytes() == metrics
 
 

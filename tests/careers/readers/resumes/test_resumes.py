@@ -286,7 +286,8 @@ def test_people_whose_rows_stand_apart(tmp_path: Path) -> None:
         rows_of(job("a", "1", "2010", "2010"), job("b", "1", "2010", "2010"), job("a", "2", "2011", "2011"))
     )
     with raises(
-        "data-file/invalid-content", "line 3, column id: the rows of person 'a' stand apart, the first at line 1; sort"
+        "data-file/invalid-content",
+        "line 3, column id: the rows of person 'a' are not adjacent, the first at line 1; sort",
     ):
         read(coded(path))
     a, b = read(coded(path, people="anywhere"))
@@ -324,7 +325,7 @@ def test_people_of_more_files_whose_rows_stand_apart(tmp_path: Path) -> None:
         "2.jsonl",
         "\n",
         "line 2",
-        "person 'a' stand apart, the first at line 1 of",
+        "person 'a' are not adjacent, the first at line 1 of",
         "1.jsonl",
     ):
         read(coded(folder))
