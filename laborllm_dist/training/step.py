@@ -52,7 +52,7 @@ def batches_of_step(context: TrainContext, step: int) -> list[PackedBatch]:
         context.settings.training.context_loss_weight,
     )
     has_no_head, batches = context.settings.title_head.kind == "none", []
-    for ranks_rows in planned.shards.passes:
+    for ranks_rows in planned.assignment.passes:
         rows = [[int(planned.careers[career]) for career in planned.packing.rows[row]] for row in ranks_rows[rank]]
         length = planned.packing.max_seq_length
         if weight == 1:

@@ -13,7 +13,7 @@ import numpy as np
 
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import observation_scores, title_places, with_titles
-from laborllm_dist.batching.packing import pack_careers, shard_rows
+from laborllm_dist.batching.packing import assign_rows, pack_careers
 from laborllm_dist.config.run import BatchSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.store.store import CareerTable
@@ -55,7 +55,7 @@ def validate(
     """Return the losses on a split; None if a stop was requested meanwhile. Collective."""
     lengths = careers.num_tokens()
     rows = pack_careers(lengths.tolist(), batch.max_seq_length).rows
-    plan = shard_rows(len(rows), world_size=engine.ranks.world_size, micro_batch_size=batch.micro_batch_size)
+    plan = assign_rows(len(rows), world_size=engine.ranks.world_size, micro_batch_size=batch.micro_batch_size)
     token_sum = title_sum = head_sum = 0.0
     for ranks_rows in plan.passes:
         if stop.is_set():

@@ -100,7 +100,7 @@ def test_a_step_holds_the_careers_that_training_takes() -> None:
     found, plan = workload_of(assumed_plan(settings), is_assumed=True), assumed_plan(settings)
     assert [sum(step) for step in found.steps[:5]] == [plan.step(step).packing.num_tokens for step in range(5)]
     eight = passes_of(dataclasses.replace(found, steps=found.steps[:5]), settings.batch, num_ranks=8)
-    assert eight.num_passes == sum(len(plan.step(step).shards.passes) for step in range(5)) / 5
+    assert eight.num_passes == sum(len(plan.step(step).assignment.passes) for step in range(5)) / 5
 
 
 def test_careers_that_are_cut_are_not_planned() -> None:
