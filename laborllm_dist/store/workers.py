@@ -120,8 +120,8 @@ def _check(worker: int, job: submitit.Job[LaborError | None], num_workers: int) 
     except (FailedJobError, UncompletedJobError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise WorkerFailedError(
-            f"worker {worker} of {num_workers} ended before it was done ({reason}); its output is in {job.paths.stderr}."
-            " Start the same command again: finished pieces are kept",
+            f"worker {worker} of {num_workers} ended before it was done ({reason}); its output: {job.paths.stderr}. "
+            "Start the same command again: finished pieces are kept",
             code="worker-ended-early",
         ) from None
     if error_of_worker is not None:
