@@ -81,7 +81,7 @@ def check_weights(settings: ModelSettings) -> None:
     if settings.path is None:
         return
     if Path(settings.path).is_dir():
-        _refuse_pointers(settings)
+        _reject_pointers(settings)
         if (base := base_of(settings)) is not None:
             check_weights(base)
         elif (folder_of(settings) / "config.json").is_file():
@@ -102,7 +102,7 @@ def check_weights(settings: ModelSettings) -> None:
         ) from None
 
 
-def _refuse_pointers(settings: ModelSettings) -> None:
+def _reject_pointers(settings: ModelSettings) -> None:
     """Raise if a model's folder was cloned without its large files (Git LFS).
 
     Raises:
@@ -154,7 +154,7 @@ def pretrained_model(
         ModelError: if weights are missing, in another format or quantized already; if tensors of the model are missing
         from the files, have another shape or precision, or differ from the files; if a tensor of the files is unused.
     """
-    _refuse_pointers(settings)
+    _reject_pointers(settings)
     base_settings = base_of(settings)
     if base_settings is not None:  # transformers opens both at once, and does not report tensors that the base lacks
         model = pretrained_model(base_settings, dtype=dtype, base=base, device=device)
