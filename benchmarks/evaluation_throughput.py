@@ -37,7 +37,7 @@ from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
 from laborllm_dist.evaluation.title_trie import TitleTrie, title_trie
 from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.models.inference import InferenceModel, evaluated
+from laborllm_dist.models.inference import InferenceModel, wrap_for_inference
 from laborllm_dist.models.loading import pretrained_model
 from laborllm_dist.models.tree_inference import Nodes, PrefixState
 from laborllm_dist.store.store import TOKENIZER, CareerTable, open_store
@@ -54,9 +54,9 @@ class Counted:
     def __init__(self, model: InferenceModel) -> None:
         self.model, self.num_tokens = model, 0
 
-    def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: torch.Tensor, edges: Any) -> torch.Tensor:
-        self.num_tokens += grown.batch.token_ids_BT.numel() if nodes is None else len(nodes)
-        return self.model.edges(grown, nodes, slots_Q, edges)
+    def edges(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: torch.Tensor, edges: Any) -> torch.Tensor:
+        self.num_tokens += prefix.batch.token_ids_BT.numel() if nodes is None else len(nodes)
+        return self.model.edges(prefix, nodes, slots_Q, edges)
 
 
 class EvaluationTarget:
@@ -120,14 +120,16 @@ def ours_all(
     found = []
     for career in careers:
         places = title_places(subject.rows, [[career]])
-        stems = places.stems_P3
+        prefixes_P3 = places.prefixes_P3
         observed = subject.rows.occupations_of([career])
         which = slice(-1, None) if only_last else slice(None)
         # Of the career, what the prompts need.
-        ids = subject.rows.token_ids(career)[: int(stems[which][:, 2].max())]
-        grown = PrefixState(pack_batch([[ids]], len(ids)))
-        prompts = Prompts(stems[which], observed[which])
-        found.append(score_titles(model.edges, grown, prompts, subject.trie, tolerance=tolerance, max_tree_tokens=4096))
+        ids = subject.rows.token_ids(career)[: int(prefixes_P3[which][:, 2].max())]
+        prefix = PrefixState(pack_batch([[ids]], len(ids)))
+        prompts = Prompts(prefixes_P3[which], observed[which])
+        found.append(
+            score_titles(model.edges, prefix, prompts, subject.trie, tolerance=tolerance, max_tree_tokens=4096)
+        )
     return found
 
 
@@ -188,7 +190,7 @@ def main() -> None:
 
     subject = EvaluationTarget(wanted.run)
     trie, rows = subject.trie, subject.rows
-    model = evaluated(subject.open(), subject.compute)
+    model = wrap_for_inference(subject.open(), subject.compute)
     plain = subject.open().eval()
     peer = HFLM(pretrained=str(subject.path), device="cpu", dtype="float32", batch_size=BATCH, logits_cache=False)
     print(
@@ -236,12 +238,12 @@ def main() -> None:
 
     people = spread(rows, wanted.bounded_careers)
     number = int(rows.num_observations()[people].sum())
-    complete_runs, bounded_runs, grown = [], [], Counted(model)
+    complete_runs, bounded_runs, counting = [], [], Counted(model)
     for _ in range(wanted.repeats):
         complete_runs.append(timed(lambda: ours_all(model, subject, people, only_last=False)))
-        grown.num_tokens = 0
+        counting.num_tokens = 0
         bounded_runs.append(
-            timed(lambda: ours_all(grown, subject, people, only_last=False, tolerance=wanted.tolerance))
+            timed(lambda: ours_all(counting, subject, people, only_last=False, tolerance=wanted.tolerance))
         )
     compare(
         f"all titles, tolerance {wanted.tolerance:g}, {number} observations of {len(people)} people",
@@ -254,7 +256,7 @@ def main() -> None:
         missing = np.exp(whole.terminated_PT) - np.exp(np.nan_to_num(part.terminated_PT, nan=-np.inf))
         errors.append(np.abs(missing).max(axis=1))
         bounds.append(part.bound_P)
-    nodes = grown.num_tokens - int(rows.num_tokens()[people].sum())
+    nodes = counting.num_tokens - int(rows.num_tokens()[people].sum())
     largest, bound = np.concatenate(errors), np.concatenate(bounds)
     within = int((largest <= bound + 1e-6).sum())
     print(f"    {nodes / number:,.0f} of {trie.num_nodes:,} prefixes an observation")

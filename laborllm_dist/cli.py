@@ -163,16 +163,16 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             folder = _run_folder(settings)
             if folder is not None and not is_other_rank(os.environ):
                 record_command(folder, Path(sys.argv[0]).stem, arguments, started)
-    except (PeerFailedError, OutputClosedError) as refusal:
-        raise SystemExit(refusal.exit_code) from None
-    except LaborError as refusal:
-        # These are the same on every rank; of others, the rank that met one is the only one that knows.
+    except (PeerFailedError, OutputClosedError) as error:
+        raise SystemExit(error.exit_code) from None
+    except LaborError as error:
+        # These errors occur on every rank, so only rank 0 prints them; the rank that hits any other one prints it.
         is_everyones = isinstance(
-            refusal, (SettingsError, InterruptedRunError, RunError, NonFiniteLossError, MemoryEstimateError)
+            error, (SettingsError, InterruptedRunError, RunError, NonFiniteLossError, MemoryEstimateError)
         )
         if not (is_everyones and is_other_rank(os.environ)):
-            logger.error(f"{'stopped' if isinstance(refusal, InterruptedRunError) else 'error'}: {refusal.labeled()}")
-        raise SystemExit(refusal.exit_code) from None
+            logger.error(f"{'stopped' if isinstance(error, InterruptedRunError) else 'error'}: {error.labeled()}")
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         logger.error("stopped: by Ctrl-C; the same command resumes from what is finished")
         raise SystemExit(128 + signal.SIGINT) from None

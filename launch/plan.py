@@ -10,7 +10,7 @@ from laborllm_dist.io.console import results
 
 HELP = """
 Print tokens, steps, parameters, memory of a GPU by kind and ZeRO stage, traffic, time and price. Needs no GPU, no
-weights and no data: what is not there yet is assumed, and said to be.
+weights and no data: what is missing is assumed, and the output names the assumptions.
 
     python launch/plan.py +experiment=pooled_13b
     python launch/plan.py +experiment=pooled_13b gpu@plan.gpu=a100_80gb plan.num_gpus=16

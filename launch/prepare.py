@@ -17,7 +17,7 @@ Turn careers into a token store: read, check, write as text, tokenize. Training 
 
 
 def main(settings: RunSettings) -> None:
-    """Prepare, and say where the store lies."""
+    """Prepare, and print the path of the store."""
     from laborllm_dist.store.build import prepare
 
     logger = logging.getLogger(LOGGER)

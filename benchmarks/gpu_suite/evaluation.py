@@ -16,7 +16,7 @@ from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.evaluation.all_titles import Prompts, score_titles
 from laborllm_dist.evaluation.title_trie import TitleTrie, build_trie
 from laborllm_dist.models.dims import ModelShape
-from laborllm_dist.models.inference import InferenceModel, evaluated
+from laborllm_dist.models.inference import InferenceModel, wrap_for_inference
 from laborllm_dist.models.tree_inference import PrefixState
 
 NUM_TITLES = 335
@@ -29,7 +29,7 @@ def evaluate(shape: ModelShape) -> Iterator[Record]:
     settings = settings_for(shape, *BF16)
     with init_distributed(settings.ranks) as ranks:
         model = new_model(settings, shape, ranks.device)
-        scored = evaluated(model.hugging_face, settings.compute)
+        scored = wrap_for_inference(model.hugging_face, settings.compute)
         yield observed_titles(scored, shape)
         yield all_titles(scored, shape, settings.evaluation.max_tree_tokens)
 
@@ -58,14 +58,14 @@ def all_titles(model: InferenceModel, shape: ModelShape, max_tree_tokens: int) -
     trie = random_titles(shape.num_ids)
     (career,) = rows_of_careers(1, ROW_LENGTH, shape.num_ids, seed=1)[0][:1]
     stops = np.linspace(SHORTEST, len(career) - 1, OBSERVATIONS).astype(int)
-    stems = np.stack([np.zeros_like(stops), np.zeros_like(stops), stops], axis=1)
-    prompts = Prompts(stems, np.full(OBSERVATIONS, -1))
+    prefixes_P3 = np.stack([np.zeros_like(stops), np.zeros_like(stops), stops], axis=1)
+    prompts = Prompts(prefixes_P3, np.full(OBSERVATIONS, -1))
     seconds = []
     for _ in range(3):
         synchronize()
         started = time.perf_counter()
-        grown = PrefixState(pack_batch([[career]], len(career)).to(model.device))
-        score_titles(model.edges, grown, prompts, trie, tolerance=0.0, max_tree_tokens=max_tree_tokens)
+        prefix = PrefixState(pack_batch([[career]], len(career)).to(model.device))
+        score_titles(model.edges, prefix, prompts, trie, tolerance=0.0, max_tree_tokens=max_tree_tokens)
         synchronize()
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)

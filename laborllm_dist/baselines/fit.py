@@ -69,7 +69,7 @@ def fit(
         settings: of the optimizer and the schedule.
         state_file: where the training is saved; one that is damaged, or that another training left, is not used.
         label: names the baseline in lines of progress.
-        facts: what else decides the numbers, such as the model's settings, for a saved training to be told by.
+        facts: what else decides the numbers, such as the model's settings; they identify a saved training.
 
     Raises:
         ModelError: if the validation loss is not finite.

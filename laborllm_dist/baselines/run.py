@@ -152,7 +152,7 @@ def score_baselines(settings: BaselineSettings) -> list[Path]:
     """Write the score table of every requested baseline that does not have one yet, and the table of titles if asked.
 
     Raises:
-        RunError: if the truth is asked of careers whose true probabilities nobody knows.
+        RunError: if the truth is requested for careers whose true probabilities nobody knows.
         AlreadyRunningError: if another process is at it.
     """
     run, run_settings, store_folder = read_run(Path(settings.run))

@@ -37,7 +37,7 @@ class TitleSpans:
     keys: Integers
 
     @property
-    def stems_P3(self) -> Integers:
+    def prefixes_P3(self) -> Integers:
         """The prompts before the titles, [P, 3]: row, first slot, slot past the last one."""
         return np.stack([self.spans[:, 0], self.starts, self.spans[:, 1]], axis=1)
 
@@ -48,7 +48,7 @@ class PromptBatch:
 
     members_P: Integers
     batch: PackedBatch
-    stems_P3: Integers
+    prefixes_P3: Integers
 
 
 def texts_in_rows(rows: Sequence[Sequence[int]], length_of: Callable[[int], int]) -> Iterator[tuple[int, int, int]]:
@@ -71,8 +71,8 @@ def prompt_batches(prompts: Sequence[TokenIds], max_seq_length: int, batch_size:
         placed = list(texts_in_rows(rows, lengths.__getitem__))
         batch = pack_batch([[prompts[member] for member in row] for row in rows], max_seq_length)
         members_P = np.array([member for _, _, member in placed])
-        stems_P3 = np.array([(row, start, start + lengths[member]) for row, start, member in placed])
-        yield PromptBatch(members_P, batch, stems_P3)
+        prefixes_P3 = np.array([(row, start, start + lengths[member]) for row, start, member in placed])
+        yield PromptBatch(members_P, batch, prefixes_P3)
 
 
 def title_places(careers: CareerTable, rows: Sequence[Sequence[int]]) -> TitleSpans:

@@ -89,7 +89,7 @@ class RankAssignment:
     passes: tuple[tuple[tuple[int, ...], ...], ...]
 
 
-def shard_rows(num_rows: int, *, world_size: int, micro_batch_size: int) -> RankAssignment:
+def assign_rows(num_rows: int, *, world_size: int, micro_batch_size: int) -> RankAssignment:
     """Assign rows in order to micro-batches, and split each micro-batch as evenly as possible over the ranks."""
     passes: list[tuple[tuple[int, ...], ...]] = []
     for first in range(0, num_rows, world_size * micro_batch_size):

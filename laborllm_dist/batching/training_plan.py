@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.batching.packing import PackedRows, RankAssignment, pack_step, shard_rows
+from laborllm_dist.batching.packing import PackedRows, RankAssignment, assign_rows, pack_step
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.config.data import TemplateSettings
 from laborllm_dist.config.run import FEWEST_EPOCHS, BatchSettings, RunSettings, TrainingSettings
@@ -22,7 +22,7 @@ class StepPlan:
 
     careers: npt.NDArray[np.int64]
     packing: PackedRows
-    shards: RankAssignment
+    assignment: RankAssignment
     num_targets: int  # predicted tokens over all ranks and micro-batches
     num_observations: int  # titles, over the same
     loss_weight: float  # sum of their weights in the loss; their number where all weigh 1
@@ -53,11 +53,13 @@ class TrainingPlan:
         careers = self.order.careers_of_step(step)
         lengths = self.lengths[careers].tolist()
         packing = pack_step(lengths, self.batch.max_seq_length)
-        shards = shard_rows(len(packing.rows), world_size=self.world_size, micro_batch_size=self.batch.micro_batch_size)
+        assignment = assign_rows(
+            len(packing.rows), world_size=self.world_size, micro_batch_size=self.batch.micro_batch_size
+        )
         num_targets, num_of_titles = sum(lengths) - len(lengths), int(self.title_tokens[careers].sum())
         loss_weight = num_of_titles + self.training.context_loss_weight * (num_targets - num_of_titles)
         num_observations = int(self.num_observations[careers].sum())
-        return StepPlan(careers, packing, shards, num_targets, num_observations, loss_weight)
+        return StepPlan(careers, packing, assignment, num_targets, num_observations, loss_weight)
 
     def validates_after(self, num_done: int) -> bool:
         """Return whether to validate after `num_done` steps: `validations_per_epoch` times, the last one at its end."""

@@ -109,7 +109,7 @@ class CorpusCounts:
         }
 
 
-def tally_from_values(values: dict[str, Any]) -> CorpusCounts:
+def counts_from_values(values: dict[str, Any]) -> CorpusCounts:
     """Invert `CorpusCounts.to_values`."""
     return CorpusCounts(
         people_read=int(values["people_read"]),
@@ -142,22 +142,22 @@ def titles_csv(titles: Counter[CodedTitle]) -> str:
     return text.getvalue()
 
 
-def tally_people(people: Sequence[tuple[PersonRecord, Sequence[Split]]]) -> CorpusCounts:
+def count_people(people: Sequence[tuple[PersonRecord, Sequence[Split]]]) -> CorpusCounts:
     """Count people as they were read, given with the splits that have observations of theirs."""
     num_careers = sum(read.career is not None for read, _ in people)
-    tally = CorpusCounts(people_read=len(people), careers=num_careers)
+    counts = CorpusCounts(people_read=len(people), careers=num_careers)
     for read, splits in people:
-        tally.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)
-        tally.unmapped.update((drop.reason, drop.code) for drop in read.drops if drop.code is not None)
-        tally.changes.update(read.changes)
-        tally.titles.update(read.titles)
+        counts.drops.update((drop.unit, drop.reason, drop.year) for drop in read.drops)
+        counts.unmapped.update((drop.reason, drop.code) for drop in read.drops if drop.code is not None)
+        counts.changes.update(read.changes)
+        counts.titles.update(read.titles)
         if read.career is None:
             continue
-        tally.people.update(splits)
+        counts.people.update(splits)
         previous: str | None = None
         for job in read.career.jobs:
-            tally.kinds[transition_of(previous, job.occupation)] += 1
-            tally.occupations[job.occupation] += 1
-            tally.years.setdefault(job.year, Counter())[job.occupation] += 1
+            counts.kinds[transition_of(previous, job.occupation)] += 1
+            counts.occupations[job.occupation] += 1
+            counts.years.setdefault(job.year, Counter())[job.occupation] += 1
             previous = job.occupation
-    return tally
+    return counts

@@ -169,8 +169,8 @@ def place_of_base(base: ModelSettings) -> ModelSettings:
     path = Path(str(base.path))
     if path.is_dir():
         # A relative path such as models/llama would be taken for a hub id in another working directory.
-        whole = (path / (base.subfolder or "")).absolute()
-        return dataclasses.replace(base, path=str(whole), revision=None, subfolder=None)
+        absolute = (path / (base.subfolder or "")).absolute()
+        return dataclasses.replace(base, path=str(absolute), revision=None, subfolder=None)
     commit = hub_commit(str(base.path), revision=base.revision, subfolder=base.subfolder, file="config.json")
     return dataclasses.replace(base, revision=commit)
 

@@ -113,7 +113,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointManifest] | No
         try:
             manifest = check_checkpoint(folder)
         except CheckpointError as error:
-            logger.info(f"checkpoint passed over: {error}")
+            logger.info(f"checkpoint ignored: {error}")
             damaged.append(folder)
             continue
         for each in damaged:
@@ -121,7 +121,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path, CheckpointManifest] | No
         return folder, manifest
     if damaged or any(checkpoints.glob("step_*.damaged")):
         raise CheckpointError(
-            f"no checkpoint in {checkpoints} is whole; bring one back from a copy, give this run another name "
+            f"no checkpoint in {checkpoints} is intact; bring one back from a copy, give this run another name "
             "(name=...), or delete that folder to start over",
             code="no-valid-checkpoint",
         )
@@ -176,9 +176,11 @@ def write_fragments(groups: Iterable[list[OptimizerShard]], folder: Path, *, ran
         for fragment in group:
             if not fragment.is_owned or not fragment.numel:
                 continue
-            kept = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
+            parts = {"weight": fragment.weight, **fragment.moments, **fragment.scales}
             # Clone even on the host: safetensors rejects views that share a buffer.
-            tensors |= {tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in kept.items()}
+            tensors |= {
+                tensor_key(kind, fragment.name): view.cpu().contiguous().clone() for kind, view in parts.items()
+            }
             places.append(
                 SavedOptimizerShard(
                     fragment.name, fragment.shape, fragment.start, fragment.numel, block_offset=fragment.block_offset

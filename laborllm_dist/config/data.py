@@ -14,7 +14,7 @@ from laborllm_dist.config.number_ranges import Examples, People, Seed, Tokens, b
 from laborllm_dist.config.reader import ByKind, OutOfRangeError, Strict, check_file_name, settings_to_values
 
 TITLES_LINE, EXAMPLES_LINE = "{titles}", "{examples}"
-MOST_LOCAL_SHARDS = 256
+MOST_LOCAL_WORKERS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ SPLIT_KINDS: dict[str, type[SplitSettings]] = {
 SplitChoice = Annotated[SplitSettings, ByKind(SPLIT_KINDS, tag="by", default="person")]
 
 
-def deciding_split(split: SplitSettings) -> dict[str, Any]:
+def identity_split(split: SplitSettings) -> dict[str, Any]:
     """Return the values of a split that decide who is in it, without the places of files.
 
     The split by person has no `by`: records from before there were other rules have none.
@@ -328,9 +328,9 @@ class PrepareSettings(Strict):
     """New folder to which the store's careers are also written, as CAREER's parallel text files."""
 
     def __post_init__(self) -> None:
-        if self.executor == "local" and self.worker_index is None and self.num_workers > MOST_LOCAL_SHARDS:
+        if self.executor == "local" and self.worker_index is None and self.num_workers > MOST_LOCAL_WORKERS:
             raise OutOfRangeError(
-                "num_workers", f"at most {MOST_LOCAL_SHARDS} processes of this machine, or executor=slurm"
+                "num_workers", f"at most {MOST_LOCAL_WORKERS} processes of this machine, or executor=slurm"
             )
         if self.worker_index is not None and self.worker_index >= self.num_workers:
             raise OutOfRangeError(

@@ -218,7 +218,7 @@ def check_together(
             "adamw or cpu_adamw with an offloaded optimizer: moments of 8 bits are for a GPU's own memory",
         )
     if optimizer.name == "adamw" and zero.offload_optimizer == "nvme":
-        raise OutOfRangeError("optimizer.name", "cpu_adamw with zero.offload_optimizer=nvme, which DeepSpeed wants")
+        raise OutOfRangeError("optimizer.name", "cpu_adamw with zero.offload_optimizer=nvme, which DeepSpeed requires")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from laborllm_dist.io.files import file_lock
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-DONE, REFUSED = "done", "refused"  # what a message of rank 0 begins with
+DONE, FAILED = "done", "failed"  # what a message of rank 0 begins with
 FAREWELL_SECONDS = 10.0  # that rank 0, which keeps the store, gives the others to read its last message
 
 
@@ -114,16 +114,16 @@ class DistributedContext:
         key, channel = f"laborllm_dist/{next(self._calls)}", self._channel()
         if not self.is_main:
             outcome, _, text = channel.receive(key).partition(" ")
-            if outcome == REFUSED:
+            if outcome == FAILED:
                 channel.send(f"{key}/{self.rank}", DONE)
-                raise PeerFailedError("rank 0 has refused")
+                raise PeerFailedError("rank 0 raised an error (see its log)")
             answer: Result = from_text(text, kind)
             return answer
         try:
             result = work()
             text = to_text(result, kind)
         except BaseException:
-            channel.send(key, REFUSED)
+            channel.send(key, FAILED)
             self._wait_for_readers(key)
             raise
         self._read.append(key)
@@ -163,7 +163,7 @@ class DistributedContext:
 
 
 @contextlib.contextmanager
-def alone(ranks: DistributedContext, folder: Path) -> Iterator[None]:
+def exclusive(ranks: DistributedContext, folder: Path) -> Iterator[None]:
     """Work on a folder while no other start does. Collective.
 
     Raises:
@@ -174,7 +174,7 @@ def alone(ranks: DistributedContext, folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_on_table(ranks: DistributedContext, table: Path) -> Iterator[None]:
+def exclusive_table(ranks: DistributedContext, table: Path) -> Iterator[None]:
     """Work on a table, which may be there or not, while no other start does; on others beside it they may. Collective.
 
     Raises:
@@ -186,9 +186,9 @@ def alone_on_table(ranks: DistributedContext, table: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _holding(ranks: DistributedContext, what: Path, lock: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         busy = f"another start is at work on {what}; wait for it, or end it first"
-        ranks.run_on_main(lambda: held.enter_context(file_lock(lock, busy=busy)))
+        ranks.run_on_main(lambda: stack.enter_context(file_lock(lock, busy=busy)))
         yield
 
 

@@ -1,8 +1,8 @@
 """DeepSpeed's operators that are compiled at their first use: its CPU Adam, and files on NVMe.
 
-torch builds an operator behind a file, `lock`, that it makes and removes; others wait until it is gone. The file of a
-build that was killed never goes, and every later start waits without a word. So ranks build behind a lock that the
-system gives back however its holder ends, and who has it removes the file: whoever made it is dead.
+torch creates a file `lock` while it builds an operator; other builds wait until it is removed. A killed build leaves
+it behind, and every later start would wait in silence. Ranks therefore build under flock, which the kernel releases
+even on SIGKILL; the holder may delete torch's stale lock file.
 """
 
 from __future__ import annotations
@@ -78,5 +78,5 @@ def _load(builder: Any, name: str, setting: str, advice: str) -> None:
 def _reason(text: str) -> str:
     """Return the line of a build's output with the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line or "not found" in line]
-    return (telling or lines[-1:] or ["no reason"])[0]
+    error_lines = [line for line in lines if "error:" in line or "not found" in line]
+    return (error_lines or lines[-1:] or ["no reason"])[0]

@@ -64,7 +64,7 @@ def whole_number(environment: Mapping[str, str], name: str, least: int, most: in
     text = environment[name]
     if not (text.isascii() and text.isdecimal() and len(text) <= 20 and least <= int(text) <= most):
         raise LauncherError(
-            f"{name} is {text!r}, wanted a whole number from {least} to {most:,}; {ADVICE}",
+            f"{name} is {text!r}, expected a whole number from {least} to {most:,}; {ADVICE}",
             code="invalid-rank-variable",
         )
     return int(text)
@@ -103,6 +103,6 @@ def check_devices(environment: Mapping[str, str], local_rank: int, num_gpus: int
     accelerator = environment.get("DS_ACCELERATOR", ACCELERATORS[0])
     if accelerator not in ACCELERATORS:
         raise LauncherError(
-            f"DS_ACCELERATOR is {accelerator!r}, wanted {' or '.join(ACCELERATORS)}; or unset it",
+            f"DS_ACCELERATOR is {accelerator!r}, expected {' or '.join(ACCELERATORS)}; or unset it",
             code="unknown-accelerator",
         )

@@ -57,13 +57,13 @@ def join_process_group(settings: RanksSettings, device: torch.device, variables:
     rank, world_size, limit = variables.rank, variables.world_size, timedelta(minutes=settings.timeout_minutes)
     place = f"{variables.address}:{variables.port}"
     backend, bound = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    refusal = RendezvousError(
+    no_connection = RendezvousError(
         f"rank {rank} of {world_size} has not met the others at {place} "
         f"(ranks.timeout_minutes: {settings.timeout_minutes:g}); look whether all have started, and whether "
         f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface that joins the hosts{_advice_on_files()}",
         code="ranks-cannot-connect",
     )
-    with translate_network_errors(refusal, sign="gloo"):
+    with translate_network_errors(no_connection, sign="gloo"):
         store = STORES.HashStore() if world_size == 1 else open_store(variables, limit)
         meet_at(store, place, rank=rank, world_size=world_size, limit=limit)
         torch.distributed.init_process_group(
@@ -81,15 +81,15 @@ def join_process_group(settings: RanksSettings, device: torch.device, variables:
 
 
 @contextlib.contextmanager
-def translate_network_errors(refusal: LaborError, *, sign: str) -> Iterator[None]:
+def translate_network_errors(replacement: LaborError, *, sign: str) -> Iterator[None]:
     """Turn the network errors of NCCL and gloo into one line.
 
     Args:
-        refusal: the error to raise instead.
+        replacement: the error to raise instead.
         sign: words of gloo's message; it has no class of its own for them, as NCCL has.
 
     Raises:
-        LaborError: the refusal.
+        LaborError: `replacement`.
     """
     try:
         yield
@@ -97,7 +97,7 @@ def translate_network_errors(refusal: LaborError, *, sign: str) -> Iterator[None
         is_of_network = isinstance(error, torch.distributed.DistError) or sign in str(error).lower()
         if not is_of_network or os.strerror(errno.EMFILE) in str(error):  # which the command line explains
             raise
-        raise refusal from None
+        raise replacement from None
 
 
 def _advice_on_files() -> str:
@@ -169,8 +169,8 @@ def listen(first: str, port: int, *, is_one_host: bool, backlog: int) -> socket.
         OSError: if the port is taken.
     """
     family, address = interface_of(first, is_one_host=is_one_host)
-    both = address == ANY and family == socket.AF_INET6
-    return socket.create_server((address, port), family=family, backlog=max(BACKLOG, backlog), dualstack_ipv6=both)
+    is_dual = address == ANY and family == socket.AF_INET6
+    return socket.create_server((address, port), family=family, backlog=max(BACKLOG, backlog), dualstack_ipv6=is_dual)
 
 
 def _is_own(family: socket.AddressFamily, address: str) -> bool:
@@ -201,9 +201,9 @@ def meet_at(store: Any, place: str, *, rank: int, world_size: int, limit: timede
     store.set(_key(rank), str(world_size))
     deadline, missing = time.monotonic() + limit.total_seconds(), list(range(world_size))
     while missing := _still_missing(store, missing, rank, world_size):
-        if store.check([f"{PREFIX}/refused"]):
+        if store.check([f"{PREFIX}/rejected"]):
             raise LauncherError(
-                f"rank {rank} leaves: {store.get(f'{PREFIX}/refused').decode(errors='replace')}",
+                f"rank {rank} leaves: {store.get(f'{PREFIX}/rejected').decode(errors='replace')}",
                 code="rejected-by-another-rank",
             )
         if time.monotonic() > deadline:
@@ -252,6 +252,6 @@ def _reject_second_start(store: Any, rank: int, world_size: int) -> NoReturn:
 
 def _reject_all(store: Any, error: LauncherError) -> NoReturn:
     """Raise the error here and tell the other ranks to leave."""
-    store.set(f"{PREFIX}/refused", str(error))
+    store.set(f"{PREFIX}/rejected", str(error))
     time.sleep(SECONDS_TO_READ)
     raise error

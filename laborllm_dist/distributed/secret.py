@@ -50,8 +50,8 @@ def share_secret(store: Any, *, rank: int, world_size: int) -> bytes:
 def _hand_out(store: Any, own: bytes, world_size: int) -> bytes:
     name = secrets.token_hex(16)
     secret = _of_this_run(own, name) if own else secrets.token_hex(32).encode()
-    with contextlib.ExitStack() as held:
-        written = [] if own else held.enter_context(_files_with(secret, name))
+    with contextlib.ExitStack() as stack:
+        written = [] if own else stack.enter_context(_files_with(secret, name))
         store.set(KEY, json.dumps({"from": VARIABLE if own else "file", "name": name}))
         answers = [_answer_of(store, each) for each in range(1, world_size)]
     for each, answer in enumerate(answers, start=1):

@@ -30,7 +30,7 @@ GRACE_SECONDS = 5.0
 MEETING_SECONDS = 120.0
 # A caller must identify its rank at once or is disconnected: port scanners are silent or speak HTTP.
 INTRODUCTION_SECONDS = 10.0
-KEY = "laborllm_dist/lookout"
+KEY = "laborllm_dist/watchdog"
 GOODBYE = b"."
 
 
@@ -63,10 +63,10 @@ def watch_peers(
     except BaseException as error:
         left.set()
         if is_clean_exit(error):
-            _say_goodbye(connections)
+            _send_goodbye(connections)
         raise
     left.set()
-    _say_goodbye(connections)
+    _send_goodbye(connections)
 
 
 def _connect(channel: Channel, rank: int, world_size: int) -> list[socket.socket]:
@@ -93,7 +93,7 @@ def _connect(channel: Channel, rank: int, world_size: int) -> list[socket.socket
 
 def _introduction(channel: Channel, rank: int) -> bytes:
     """Return the introduction of a rank; all have the same length."""
-    return channel.proof(f"lookout {rank}").encode()
+    return channel.proof(f"watchdog {rank}").encode()
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class _Caller:
 
     connection: socket.socket
     deadline: float
-    said: bytes = b""
+    received: bytes = b""
 
 
 class _Reception:
@@ -143,15 +143,15 @@ class _Reception:
     def _hear(self, caller: _Caller) -> None:
         """Read from a caller; accept it once it has sent a valid introduction."""
         try:
-            said = caller.connection.recv(self._length - len(caller.said))
+            data = caller.connection.recv(self._length - len(caller.received))
         except BlockingIOError:
             return
         except OSError:
-            said = b""
-        caller.said += said
-        if said and len(caller.said) < self._length:
+            data = b""
+        caller.received += data
+        if data and len(caller.received) < self._length:
             return
-        rank = next((self._rank_of[each] for each in self._rank_of if hmac.compare_digest(each, caller.said)), None)
+        rank = next((self._rank_of[each] for each in self._rank_of if hmac.compare_digest(each, caller.received)), None)
         if rank is None or rank in self.accepted:
             self._send_away(caller)
             return
@@ -216,7 +216,7 @@ def _has_said_goodbye(connection: socket.socket) -> bool:
         return False
 
 
-def _say_goodbye(connections: list[socket.socket]) -> None:
+def _send_goodbye(connections: list[socket.socket]) -> None:
     for connection in connections:
         with contextlib.suppress(OSError):
             connection.send(GOODBYE)

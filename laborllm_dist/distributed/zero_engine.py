@@ -1,11 +1,11 @@
 """DeepSpeed's engine, configured such that a step over any number of ranks equals one process on the whole batch.
 
-DeepSpeed averages gradients over ranks; the loss wanted is a sum over the step's tokens divided by their number over
-all ranks and passes. So every pass back-propagates  sum of token losses x world_size / step_tokens,  and the
-accumulation boundary is set by hand, since the number of passes differs from step to step.
+DeepSpeed averages gradients over ranks; the loss is a sum over the step's tokens divided by their number over all
+ranks and passes. So every pass back-propagates  sum of token losses x world_size / step_tokens,  and the accumulation
+boundary is set by hand, since the number of passes differs from step to step.
 
-A step whose gradient is not finite is never applied: from stage 1 on DeepSpeed sees to that, at stage 0 this module. So
-a step that is to be left out is given such a gradient.
+DeepSpeed skips the update if a gradient is not finite (stages 1 to 3; this module does so at stage 0). To skip a step
+on purpose, `skip_step` gives it such a gradient.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ZeroEngine:
             loss = loss - sums.titles * (self.ranks.world_size * title_weight)
         self.deepspeed.backward(loss, scale_wrt_gas=False)
 
-    def leave_out(self, sums: LogLikelihoods) -> None:
+    def skip_step(self, sums: LogLikelihoods) -> None:
         """Skip the step: make its gradient NaN in place of its last `backward`. Collective."""
         everything = sums.tokens if sums.titles is None else sums.tokens + sums.titles
         self.deepspeed.backward(everything * math.nan, scale_wrt_gas=False)
@@ -131,6 +131,6 @@ def make_engine(
     )
     stretches = [stretch.numel() for group in adam.param_groups for stretch in group["params"]]
     check_8bit(optimizer, zero, largest=max(stretches, default=0))  # ZeRO-3 keeps its groups elsewhere
-    made = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.name, ranks=ranks, settings=zero)
+    zero_engine = ZeroEngine(deepspeed=engine, adam=adam, kind=optimizer.name, ranks=ranks, settings=zero)
     engine.train()
-    return made
+    return zero_engine

@@ -84,7 +84,7 @@ class AllTitles:
         packed, places = pack_observations(work.careers, rows, work.plan.max_seq_length)
         observed_P = work.careers.occupations_of([career for row in rows for career in row])
         check_observed(packed.token_ids_BT.numpy(), places, trie, observed_P)
-        scores = score_prompts(model, packed, Prompts(places.stems_P3, observed_P), trie, self.settings)
+        scores = score_prompts(model, packed, Prompts(places.prefixes_P3, observed_P), trie, self.settings)
         own_P = scores.terminated_PT[np.arange(len(observed_P)), observed_P]
         return pa.table(
             {
@@ -116,7 +116,7 @@ def check_observed(
         if tuple(token_ids_BT[row, start : end + 1].tolist()) != trie.closed_tokens(title):
             raise TitleBoundaryError(
                 f"title {title} is other tokens inside a career than alone after a prompt; "
-                "the distribution over titles wants a tokenizer that cuts titles the same everywhere",
+                "the distribution over titles needs a tokenizer that cuts titles the same everywhere",
                 code="titles-tokenized-differently",
             )
 
@@ -125,22 +125,22 @@ def check_observed(
 class Prompts:
     """P prompts inside packed rows.
 
-    `stems_P3` is [P, 3]: row, first slot of the history, slot past its last one. `observed_P`: the number of the title
-    that must be scored individually, -1 where none must. Prompts of one history are neighbors. `lines`: the tokens of
+    `prefixes_P3`: row, first slot of the history, slot past its last one. `observed_P`: the number of the title that
+    must be scored individually, -1 where none must. Prompts of one history are neighbors. `suffixes`: the tokens of
     each prompt between its history and the titles; None: the history is the prompt.
     """
 
-    stems_P3: Integers
+    prefixes_P3: Integers
     observed_P: Integers
-    lines: tuple[Integers, ...] | None = None
+    suffixes: tuple[Integers, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.stems_P3)
+        return len(self.prefixes_P3)
 
     def part(self, places: slice) -> Prompts:
         """Return the prompts of a slice."""
-        lines = None if self.lines is None else self.lines[places]
-        return Prompts(self.stems_P3[places], self.observed_P[places], lines)
+        suffixes = None if self.suffixes is None else self.suffixes[places]
+        return Prompts(self.prefixes_P3[places], self.observed_P[places], suffixes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +206,8 @@ def score_titles(
         return _finite(ask(state, nodes, slots_Q, queries))
 
     edges_PE = np.full((len(prompts), trie.num_edges), np.nan)
-    if prompts.lines is None:
-        last_slots_P = prompts.stems_P3[:, 0] * state.batch.token_ids_BT.shape[1] + prompts.stems_P3[:, 2] - 1
+    if prompts.suffixes is None:
+        last_slots_P = prompts.prefixes_P3[:, 0] * state.batch.token_ids_BT.shape[1] + prompts.prefixes_P3[:, 2] - 1
         edges_PE[:, trie.out_edges(ROOT)] = _first_edges(forward, None, last_slots_P, trie)
     else:  # forward the histories without scoring any token
         nothing = torch.zeros(0, dtype=torch.int64)
@@ -217,8 +217,8 @@ def score_titles(
     for start in range(0, len(prompts), at_once):
         places = slice(start, start + at_once)
         trees = _Trees.reached(prompts.part(places), trie, edges_PE[places])
-        for group in neighbors(trees.line_lengths_P, max_tree_tokens) if prompts.lines is not None else ():
-            trees = trees.with_lines(group, forward)
+        for group in neighbors(trees.suffix_lengths_P, max_tree_tokens) if prompts.suffixes is not None else ():
+            trees = trees.after_suffixes(group, forward)
         while (frontier_PM := trees.frontier(tolerance)).any():
             for group in neighbors(frontier_PM.sum(axis=1), max_tree_tokens):
                 trees = trees.expanded(group, frontier_PM[group], forward)
@@ -269,38 +269,38 @@ def _finite(scores_E: Tensor) -> Floats:
 class _Trees:
     """The tries of P prompts: a prefix is reached once its log P is known, and expanded once it is forwarded.
 
-    `edges_PE`: log p of the edges, NaN where not asked yet. `places_PM`: of expanded nodes among those kept in memory,
-    -1 for the others. `line_places_PL`: the same for the tokens of the lines, which come first.
+    `edges_PE`: log p of the edges, NaN until they are requested. `places_PM`: of expanded nodes among those in memory,
+    -1 for the others. `suffix_places_PL`: the same for the tokens of the suffixes, which come first.
     """
 
     prompts: Prompts
     trie: TitleTrie
-    line_lengths_P: Integers
-    line_places_PL: Integers
+    suffix_lengths_P: Integers
+    suffix_places_PL: Integers
     edges_PE: Floats
     places_PM: Integers
 
     @classmethod
     def reached(cls, prompts: Prompts, trie: TitleTrie, edges_PE: Floats) -> _Trees:
         """Return tries without any expanded node."""
-        lengths_P = np.array([len(line) for line in prompts.lines or [()] * len(prompts)])
+        lengths_P = np.array([len(suffix) for suffix in prompts.suffixes or [()] * len(prompts)])
         within_PL = np.arange(lengths_P.max())[None] < lengths_P[:, None]
-        line_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)
+        suffix_places_PL = np.where(within_PL, np.cumsum(within_PL).reshape(within_PL.shape) - 1, -1)
         places_PM = np.full((len(prompts), trie.num_nodes), -1, dtype=np.int64)
-        return cls(prompts, trie, lengths_P, line_places_PL, edges_PE, places_PM)
+        return cls(prompts, trie, lengths_P, suffix_places_PL, edges_PE, places_PM)
 
-    def with_lines(self, group: slice, forward: Forward) -> _Trees:
-        """Forward the lines between the histories of some prompts and the titles; return trees with first tokens."""
-        assert self.prompts.lines is not None
-        lengths, stems_P3 = self.line_lengths_P[group], self.prompts.stems_P3[group]
+    def after_suffixes(self, group: slice, forward: Forward) -> _Trees:
+        """Forward the suffixes of some prompts; return trees with the first tokens of titles."""
+        assert self.prompts.suffixes is not None
+        lengths, prefixes_P3 = self.suffix_lengths_P[group], self.prompts.prefixes_P3[group]
         prompts_N = np.repeat(np.arange(len(lengths)), lengths)
         within_N = np.arange(len(prompts_N)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        stems_N3, line_places_NL = stems_P3[prompts_N], self.line_places_PL[group][prompts_N]
+        prefixes_N3, suffix_places_NL = prefixes_P3[prompts_N], self.suffix_places_PL[group][prompts_N]
         nodes = Nodes(
-            token_ids_N=np.concatenate(self.prompts.lines[group]).astype(np.int64),
-            positions_N=stems_N3[:, 2] - stems_N3[:, 1] + within_N,
-            stems_N3=stems_N3,
-            ancestors_NA=np.where(np.arange(line_places_NL.shape[1]) <= within_N[:, None], line_places_NL, -1),
+            token_ids_N=np.concatenate(self.prompts.suffixes[group]).astype(np.int64),
+            positions_N=prefixes_N3[:, 2] - prefixes_N3[:, 1] + within_N,
+            prefixes_N3=prefixes_N3,
+            ancestors_NA=np.where(np.arange(suffix_places_NL.shape[1]) <= within_N[:, None], suffix_places_NL, -1),
         )
         edges_PE = self.edges_PE.copy()
         edges_PE[group, self.trie.out_edges(ROOT)] = _first_edges(forward, nodes, np.cumsum(lengths) - 1, self.trie)
@@ -330,18 +330,18 @@ class _Trees:
         if not len(nodes_N):
             return self
         trie, prompts_N = self.trie, in_group_N + group.start
-        num_before = int(self.line_lengths_P.sum() + (self.places_PM >= 0).sum())
+        num_before = int(self.suffix_lengths_P.sum() + (self.places_PM >= 0).sum())
         places_PM, edges_PE = self.places_PM.copy(), self.edges_PE.copy()
         places_PM[prompts_N, nodes_N] = num_before + np.arange(len(nodes_N))
         paths_NA = trie.paths_MA[nodes_N][:, : int(trie.depths_M[nodes_N].max())]
         ancestors_NA = np.where(paths_NA >= 0, places_PM[prompts_N[:, None], paths_NA], -1)
-        stems_N3 = self.prompts.stems_P3[prompts_N]
-        starts_N = stems_N3[:, 2] - stems_N3[:, 1] + self.line_lengths_P[prompts_N]
+        prefixes_N3 = self.prompts.prefixes_P3[prompts_N]
+        starts_N = prefixes_N3[:, 2] - prefixes_N3[:, 1] + self.suffix_lengths_P[prompts_N]
         nodes = Nodes(
             token_ids_N=trie.tokens_M[nodes_N],
             positions_N=starts_N + trie.depths_M[nodes_N] - 1,
-            stems_N3=stems_N3,
-            ancestors_NA=np.concatenate([self.line_places_PL[prompts_N], ancestors_NA], axis=1),
+            prefixes_N3=prefixes_N3,
+            ancestors_NA=np.concatenate([self.suffix_places_PL[prompts_N], ancestors_NA], axis=1),
         )
         sources_E, edges_E = trie.edges_from(nodes_N)
         queries = TokenQueries(torch.from_numpy(sources_E), torch.from_numpy(trie.edge_tokens_E[edges_E]))

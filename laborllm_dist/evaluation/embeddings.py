@@ -18,7 +18,7 @@ import pyarrow as pa
 from laborllm_dist.batching.observations import pack_observations, prompt_slots
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.config.evaluation import EmbedSettings, EvaluationOverrides, EvaluationSettings, evaluation_of
-from laborllm_dist.distributed.context import DistributedContext, alone_on_table
+from laborllm_dist.distributed.context import DistributedContext, exclusive_table
 from laborllm_dist.evaluation.hidden_states import layer_number
 from laborllm_dist.evaluation.run import (
     describe_evaluation,
@@ -133,7 +133,7 @@ def _embed_split(settings: EmbedSettings, run: EvaluatedRun, ranks: DistributedC
     (path,), info, careers = task.tables(target), task.info(target), target.store.careers(evaluation.split)
     checked: Sequence[Split] = (evaluation.split,) if ranks.is_main else ()
     ranks.run_on_main(lambda: path.parent.mkdir(exist_ok=True))
-    with checking_store(target.store, checked) as check, alone_on_table(ranks, path):
+    with checking_store(target.store, checked) as check, exclusive_table(ranks, path):
         if ranks.run_on_main(lambda: _is_done(path, info)):
             return path
         plan = ranks.run_on_main(lambda: plan_evaluation(careers, evaluation), EvaluationPlan)

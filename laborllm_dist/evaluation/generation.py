@@ -5,7 +5,7 @@ r"""Generations of a model after every prompt of a split: one greedy continuatio
     sample 1                                                    Cooks|\n
     sample 2                                                    Food| counter| clerks|\n
 
-All chains of a unit grow by one token a round. A chain ends with the line's end, or is cut. What is drawn hangs on
+All chains of a unit grow by one token a round. A chain ends with the line's end, or is cut. What is drawn depends on
 seed, person, position, number of the sample and place of the token, never on ranks or on what else is in a unit.
 """
 
@@ -105,12 +105,12 @@ class Generations:
         tokens_PKL = continuations(
             model.next_tokens,
             PrefixState(packed.to(model.device)),
-            places.stems_P3,
+            places.prefixes_P3,
             self._uniforms(work.careers, places, num_tokens),
             end_ids,
             max_tree_tokens=self.settings.max_tree_tokens,
         )
-        before_P = packed.token_ids_BT.numpy()[places.stems_P3[:, 0], places.stems_P3[:, 2] - 1].tolist()
+        before_P = packed.token_ids_BT.numpy()[places.prefixes_P3[:, 0], places.prefixes_P3[:, 2] - 1].tolist()
         texts = [
             [continuation_text(before, tokens_L, tokenizer) for tokens_L in tokens_KL]
             for before, tokens_KL in zip(before_P, tokens_PKL, strict=True)
@@ -144,36 +144,42 @@ def line_ends(tokenizer: CareerTokenizer) -> Integers:
 
 
 def continuations(
-    pick: Pick, state: PrefixState, stems_P3: Integers, uniforms_PKL: Floats, end_ids: Integers, *, max_tree_tokens: int
+    pick: Pick,
+    state: PrefixState,
+    prefixes_P3: Integers,
+    uniforms_PKL: Floats,
+    end_ids: Integers,
+    *,
+    max_tree_tokens: int,
 ) -> Integers:
     """Return the tokens of K continuations of P prompts, [P, K, L], -1 behind their ends.
 
     Args:
         pick: a forward pass of the model.
         state: the rows, on the model's device, not forwarded yet.
-        stems_P3: row, first slot of the history, slot past its last one; those of one history side by side.
+        prefixes_P3: row, first slot of the history, slot past its last one; those of one history side by side.
         uniforms_PKL: what draws each token; NaN: the most probable one is taken.
         end_ids: tokens that end a continuation.
         max_tree_tokens: MOST_KEPT times as many nodes may be kept.
     """
     num_prompts, num_chains, num_tokens = uniforms_PKL.shape
-    stems_C3 = np.repeat(stems_P3, num_chains, axis=0)
+    prefixes_C3 = np.repeat(prefixes_P3, num_chains, axis=0)
     uniforms_CL = uniforms_PKL.reshape(-1, num_tokens)
-    last_slots_C = stems_C3[:, 0] * state.batch.token_ids_BT.shape[1] + stems_C3[:, 2] - 1
+    last_slots_C = prefixes_C3[:, 0] * state.batch.token_ids_BT.shape[1] + prefixes_C3[:, 2] - 1
     first_C = (
         pick(state, None, torch.from_numpy(last_slots_C), torch.from_numpy(uniforms_CL[:, 0].copy())).cpu().numpy()
     )
     parts: list[Integers] = []
     at_once = max(1, MOST_KEPT * max_tree_tokens // num_tokens)
     for start in range(0, len(first_C), at_once):
-        some = slice(start, start + at_once)
-        parts.append(_chains(pick, state, first_C[some], stems_C3[some], uniforms_CL[some], end_ids))
+        chunk = slice(start, start + at_once)
+        parts.append(_chains(pick, state, first_C[chunk], prefixes_C3[chunk], uniforms_CL[chunk], end_ids))
         state.drop_nodes()
     return np.concatenate(parts).reshape(num_prompts, num_chains, num_tokens)
 
 
 def _chains(
-    pick: Pick, state: PrefixState, first_C: Integers, stems_C3: Integers, uniforms_CL: Floats, end_ids: Integers
+    pick: Pick, state: PrefixState, first_C: Integers, prefixes_C3: Integers, uniforms_CL: Floats, end_ids: Integers
 ) -> Integers:
     """Grow chains from their first tokens, one token a round; return their tokens, [C, L]."""
     tokens_CL, places_CL = (np.full(uniforms_CL.shape, -1, dtype=np.int64) for _ in range(2))
@@ -185,11 +191,11 @@ def _chains(
             break
         places_CL[growing, depth - 1] = num_nodes + np.arange(len(growing))
         num_nodes += len(growing)
-        stems_N3 = stems_C3[growing]
+        prefixes_N3 = prefixes_C3[growing]
         nodes = Nodes(
             token_ids_N=tokens_CL[growing, depth - 1],
-            positions_N=stems_N3[:, 2] - stems_N3[:, 1] + depth - 1,
-            stems_N3=stems_N3,
+            positions_N=prefixes_N3[:, 2] - prefixes_N3[:, 1] + depth - 1,
+            prefixes_N3=prefixes_N3,
             ancestors_NA=places_CL[growing, :depth],
         )
         uniforms_N = torch.from_numpy(uniforms_CL[growing, depth])
@@ -209,6 +215,6 @@ def continuation_text(before: int, tokens_L: Integers, tokenizer: CareerTokenize
     ids = tokens_L[tokens_L >= 0].tolist()
     if max(ids) >= tokenizer.num_ids:
         return UNREADABLE  # a row of the embedding that no token has
-    both, first = tokenizer.backend.decode_batch([[before, *ids], [before]], skip_special_tokens=False)
-    line, end, _ = str(both).removeprefix(str(first)).partition(LINE_END)
+    full_text, first = tokenizer.backend.decode_batch([[before, *ids], [before]], skip_special_tokens=False)
+    line, end, _ = str(full_text).removeprefix(str(first)).partition(LINE_END)
     return line + end

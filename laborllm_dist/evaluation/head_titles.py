@@ -72,7 +72,7 @@ class HeadTitles:
         return self.settings.batches_per_part
 
     def tables(self, target: EvaluationTarget) -> tuple[Path, ...]:
-        """Return the score table, and the table of titles if it is asked for."""
+        """Return the score table, and the table of titles if it is requested."""
         if self.settings.titles == "observed":
             return (target.table,)
         return target.table, title_table_path(target.table, target.info.split)

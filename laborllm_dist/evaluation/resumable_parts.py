@@ -30,7 +30,7 @@ class ResumableJob:
     folder: Path
     num_parts: int
     make: Callable[[int], pa.Table]
-    rest: Callable[[], None]  # called on a rank when no parts are left
+    join_remaining: Callable[[], None]  # called on a rank when no parts are left
     word: str = "evaluate"  # prefix of progress lines
 
 
@@ -47,7 +47,7 @@ def finish_parts(work: ResumableJob, ranks: DistributedContext) -> None:
         num_made += table.num_rows
         speed = num_made * ranks.world_size / (monotonic() - started)
         logger.info(f"{work.word}: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
-    work.rest()
+    work.join_remaining()
     ranks.barrier()
 
 
@@ -62,17 +62,17 @@ def read_parts(work: ResumableJob, keys: pa.Table) -> pa.Table:
         ScoreTableError: if a part is damaged, or a row is missing or occurs twice.
     """
     tables = [_read(_path(work, part)) for part in range(work.num_parts)]
-    made = pa.concat_tables(tables).sort_by([("career", "ascending"), ("position", "ascending")])
-    same = made.num_rows == keys.num_rows and all(
-        made[name].combine_chunks().equals(keys[name].combine_chunks()) for name in ("career", "position")
+    joined = pa.concat_tables(tables).sort_by([("career", "ascending"), ("position", "ascending")])
+    same = joined.num_rows == keys.num_rows and all(
+        joined[name].combine_chunks().equals(keys[name].combine_chunks()) for name in ("career", "position")
     )
     if not same:
         raise ScoreTableError(
-            f"the parts in {work.folder} hold {made.num_rows:,} observations, the split has {keys.num_rows:,}, or "
+            f"the parts in {work.folder} hold {joined.num_rows:,} observations, the split has {keys.num_rows:,}, or "
             "not the same ones; delete the folder and evaluate again",
             code="parts-of-other-observations",
         )
-    return made
+    return joined
 
 
 def remove_parts(work: ResumableJob) -> None:

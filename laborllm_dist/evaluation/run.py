@@ -16,7 +16,7 @@ from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.data import PromptSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, EvaluationSettings, OtherModelSettings, Truncation
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import DistributedContext, alone_on_table
+from laborllm_dist.distributed.context import DistributedContext, exclusive_table
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.all_titles import AllTitles
 from laborllm_dist.evaluation.generation import Generations
@@ -103,7 +103,7 @@ def score_run(settings: EvaluateSettings, run: EvaluatedRun, ranks: DistributedC
     with (
         checking_store(target.store, splits) as check,
         checking_store(own.store, trained_on) as check_trained_on,
-        alone_on_table(ranks, target.table),
+        exclusive_table(ranks, target.table),
     ):
         missing = ranks.run_on_main(lambda: _missing_tables(tasks, target, careers), list[PlannedTable])
         if missing:

@@ -136,7 +136,7 @@ def evaluate(work: Evaluation, model: InferenceModel, trie: OpenTrie, ranks: Dis
     def make(part: int) -> pa.Table:
         return pa.concat_tables([score_batch(batch) for batch in work.plan.batches_of_part(part)])
 
-    parts = ResumableJob(work.parts, work.plan.num_parts, make, model.rest)
+    parts = ResumableJob(work.parts, work.plan.num_parts, make, model.join_remaining)
     finish_parts(parts, ranks)
     ranks.run_on_main(lambda: _merge(work, parts))
 

@@ -2,8 +2,8 @@
 
     P(y3 | history) = sum over y1, y2 of  P(y1 | history) P(y2 | history y1) P(y3 | history y1 y2)
 
-A start is a history; a path is the titles supposed for the years between start and target. The sum takes all paths, or
-the most probable ones, or a mean over drawn ones stands for it. Nothing here knows texts or models: a function answers
+A start is a history; a path is the titles imputed for the years between start and target. The sum takes all paths, or
+the most probable ones, or a mean over sampled ones estimates it. Nothing here knows texts or models: a function answers
 questions. Two facts make the bound of what was left out. A distribution known but for a mass of r differs from the true
 one by at most r, of any title and in total variation; and so does one whose paths of mass r were not followed.
 """
@@ -26,10 +26,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Query:
-    """A query: the title `years_ahead` years after an origin, given the titles `supposed` in the years after it."""
+    """A query: the title `years_ahead` years after an origin, given the titles `imputed` in the years after it."""
 
     start: int
-    supposed: tuple[int, ...]
+    imputed: tuple[int, ...]
     years_ahead: int
 
 
@@ -77,10 +77,10 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
     """Sum over paths, all of them or the most probable ones.
 
     Args:
-        ask: answers questions of `years_ahead` one more than the titles supposed.
+        ask: answers queries whose `years_ahead` is one more than the number of imputed titles.
         num_starts: S.
         horizon: years from start to target.
-        tolerance: the mass of paths that may be left out of a start's sum; 0: none.
+        tolerance: the mass of paths that may be left out of an origin's sum; 0: none.
         max_paths: of one start.
 
     Raises:
@@ -89,20 +89,22 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
     paths: list[tuple[int, tuple[int, ...]]] = [(start, ()) for start in range(num_starts)]
     log_weights_P, left_S, bound_S = np.zeros(num_starts), np.zeros(num_starts), np.zeros(num_starts)
     for step in range(1, horizon):
-        answers = ask([Query(start, supposed, step) for start, supposed in paths])
+        answers = ask([Query(start, imputed, step) for start, imputed in paths])
         starts_P = np.array([start for start, _ in paths])
         np.add.at(bound_S, starts_P, np.exp(log_weights_P) * answers.left_Q)
         log_mass_PT = log_weights_P[:, None] + answers.log_probabilities_QT
         longer: list[tuple[int, tuple[int, ...]]] = []
-        kept: list[Floats] = [np.zeros(0)]
+        log_weights: list[Floats] = [np.zeros(0)]
         for start in range(num_starts):
             places = np.flatnonzero(starts_P == start)
             log_mass_N = log_mass_PT[places].ravel()
             mass_N = np.exp(log_mass_N)
-            followed_N = _most_probable(mass_N, tolerance * step / (horizon - 1) - left_S[start], all_of=not tolerance)
+            followed_N = _most_probable(
+                mass_N, tolerance * step / (horizon - 1) - left_S[start], keeps_all=not tolerance
+            )
             if len(followed_N) > max_paths:
                 raise RunError(
-                    f"a forecast follows {len(followed_N):,} paths of {step} supposed years, max_paths is "
+                    f"a forecast follows {len(followed_N):,} paths of {step} imputed years, max_paths is "
                     f"{max_paths:,}; take a larger max_pruned_mass or max_paths, or steps=sampled",
                     code="too-many-paths",
                 )
@@ -112,9 +114,9 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
                 (start, (*paths[places[path]][1], title))
                 for path, title in zip(of_path_N.tolist(), titles_N.tolist(), strict=True)
             ]
-            kept.append(log_mass_N[followed_N])
-        paths, log_weights_P = longer, np.concatenate(kept)
-    answers = ask([Query(start, supposed, horizon) for start, supposed in paths])
+            log_weights.append(log_mass_N[followed_N])
+        paths, log_weights_P = longer, np.concatenate(log_weights)
+    answers = ask([Query(start, imputed, horizon) for start, imputed in paths])
     starts_P = np.array([start for start, _ in paths])
     np.add.at(bound_S, starts_P, np.exp(log_weights_P) * answers.left_Q)
     log_mass_PT = log_weights_P[:, None] + answers.log_probabilities_QT
@@ -123,9 +125,9 @@ def iterate_exact(ask: Ask, num_starts: int, *, horizon: int, tolerance: float, 
     return IteratedForecast(log_probabilities_ST, np.minimum(bound_S + left_S, 1.0), None)
 
 
-def _most_probable(mass_N: Floats, allowed: float, *, all_of: bool) -> Integers:
+def _most_probable(mass_N: Floats, allowed: float, *, keeps_all: bool) -> Integers:
     """Return the indices of the paths to follow, in order, without the smallest ones of total mass `allowed`."""
-    if all_of:
+    if keeps_all:
         return np.arange(len(mass_N))
     order_N = np.argsort(mass_N, kind="stable")
     num_left = min(int((np.cumsum(mass_N[order_N]) <= allowed).sum()), len(mass_N) - 1)
@@ -136,22 +138,22 @@ def iterate_sampled(ask: Ask, draws_SPK: Floats) -> IteratedForecast:
     """Return the mean of the last step over sampled paths.
 
     Args:
-        ask: answers questions of `years_ahead` one more than the titles supposed.
+        ask: answers queries whose `years_ahead` is one more than the number of imputed titles.
         draws_SPK: a number from 0 to 1 for each start, path and year between start and target.
     """
     num_starts, num_paths, num_between = draws_SPK.shape
     keys = [(start, path) for start in range(num_starts) for path in range(num_paths)]
-    supposed: list[tuple[int, ...]] = [()] * len(keys)
+    imputed: list[tuple[int, ...]] = [()] * len(keys)
     bound_N = np.zeros(len(keys))
     for step in range(num_between):
-        answers, places_N = _ask_once(ask, keys, supposed)
+        answers, places_N = _ask_once(ask, keys, imputed)
         bound_N += answers.left_Q[places_N]
         steps_QT = np.cumsum(answers.probabilities_QT, axis=1)
         for number, (start, path) in enumerate(keys):
             heights_T = steps_QT[places_N[number]]
             title = int(np.searchsorted(heights_T, draws_SPK[start, path, step] * heights_T[-1], side="right"))
-            supposed[number] = (*supposed[number], min(title, len(heights_T) - 1))
-    answers, places_N = _ask_once(ask, keys, supposed)
+            imputed[number] = (*imputed[number], min(title, len(heights_T) - 1))
+    answers, places_N = _ask_once(ask, keys, imputed)
     bound_N += answers.left_Q[places_N]
     last_SPT = answers.log_probabilities_QT[places_N].reshape(num_starts, num_paths, -1)
     return IteratedForecast(
@@ -162,13 +164,13 @@ def iterate_sampled(ask: Ask, draws_SPK: Floats) -> IteratedForecast:
 
 
 def _ask_once(
-    ask: Ask, keys: Sequence[tuple[int, int]], supposed: Sequence[tuple[int, ...]]
+    ask: Ask, keys: Sequence[tuple[int, int]], imputed: Sequence[tuple[int, ...]]
 ) -> tuple[Distributions, Integers]:
     """Query the next year of every path, equal queries once; return the answers and the index of each path's answer."""
-    questions = [Query(key[0], titles, len(titles) + 1) for key, titles in zip(keys, supposed, strict=True)]
-    different = sorted(set(questions))
-    place_of = {question: place for place, question in enumerate(different)}
-    return ask(different), np.array([place_of[question] for question in questions])
+    queries = [Query(key[0], titles, len(titles) + 1) for key, titles in zip(keys, imputed, strict=True)]
+    different = sorted(set(queries))
+    place_of = {query: place for place, query in enumerate(different)}
+    return ask(different), np.array([place_of[query] for query in queries])
 
 
 def path_draws(seed: int, survey: str, person: str, position: int, *, num_paths: int, num_years: int) -> Floats:

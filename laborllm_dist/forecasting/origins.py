@@ -15,7 +15,7 @@ from laborllm_dist.forecasting.iterate import Floats, Integers, num_prompts
 from laborllm_dist.randomness import rank_of
 from laborllm_dist.store.store import CareerTable
 
-STRENGTH = 10.0  # observations of the marginal in every row of the yardstick
+STRENGTH = 10.0  # observations of the marginal in every row of the Markov table
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +35,21 @@ class Origins:
         return Origins(self.careers_S[is_own_S], self.jobs_S[is_own_S], self.targets_S[is_own_S])
 
 
-def find_starts(careers: CareerTable, horizon: int) -> Origins:
+def find_origins(careers: CareerTable, horizon: int) -> Origins:
     """Return every job with another one of the same person `horizon` years later."""
-    starts: list[tuple[int, int, int]] = []
+    origins: list[tuple[int, int, int]] = []
     for career, years in enumerate(careers.table["years"].to_pylist()):
         place_of = {year: place for place, year in enumerate(years)}
-        starts += [
+        origins += [
             (career, job, place_of[year + horizon]) for job, year in enumerate(years) if year + horizon in place_of
         ]
-    careers_S, jobs_S, targets_S = np.array(starts, dtype=np.int64).reshape(-1, 3).T
+    careers_S, jobs_S, targets_S = np.array(origins, dtype=np.int64).reshape(-1, 3).T
     return Origins(careers_S, jobs_S, targets_S)
 
 
-def observed_titles(careers: CareerTable, starts: Origins) -> Integers:
+def observed_titles(careers: CareerTable, origins: Origins) -> Integers:
     """Return the vocabulary index of the occupation in each target year, [S]."""
-    return _titles_at(careers, starts.careers_S, starts.targets_S)
+    return _titles_at(careers, origins.careers_S, origins.targets_S)
 
 
 def _titles_at(careers: CareerTable, careers_S: Integers, jobs_S: Integers) -> Integers:
@@ -59,48 +59,48 @@ def _titles_at(careers: CareerTable, careers_S: Integers, jobs_S: Integers) -> I
     return titles_S
 
 
-def chosen_starts(settings: ForecastSettings, careers: CareerTable, split: Split) -> Origins:
+def chosen_origins(settings: ForecastSettings, careers: CareerTable, split: Split) -> Origins:
     """Return the forecasts of the people that are taken.
 
     Raises:
         RunError: if there are none, or too many paths.
     """
-    starts = find_starts(careers, settings.horizon)
-    if not len(starts):
+    origins = find_origins(careers, settings.horizon)
+    if not len(origins):
         raise RunError(
             f"nobody in the {split} split has two observations {settings.horizon} years apart; "
             "take another horizon (surveys of every second year have even ones only)",
             code="no-forecast-origins",
         )
-    people = np.unique(starts.careers_S)
+    people = np.unique(origins.careers_S)
     if settings.max_people is not None:
         # Drawn by a hash, since a store's order may be that of households or regions.
         drawn = sorted(people.tolist(), key=lambda career: rank_of(settings.seed, *careers.person(career)))
         people = np.array(sorted(drawn[: settings.max_people]))
-    is_taken_S = np.isin(starts.careers_S, people)
-    starts = Origins(starts.careers_S[is_taken_S], starts.jobs_S[is_taken_S], starts.targets_S[is_taken_S])
+    is_taken_S = np.isin(origins.careers_S, people)
+    origins = Origins(origins.careers_S[is_taken_S], origins.jobs_S[is_taken_S], origins.targets_S[is_taken_S])
     num_titles, between = len(careers.vocabulary), settings.horizon - 1
     if settings.steps == "exact" and not settings.max_pruned_mass and num_titles**between > settings.max_paths:
         raise RunError(
             f"the full sum {settings.horizon} years ahead has {num_titles}^{between} = {num_titles**between:,} paths a "
-            f"forecast, max_paths is {settings.max_paths:,}; {len(starts):,} forecasts would take "
-            f"{len(starts) * num_prompts(num_titles, settings.horizon):,} prompts with all titles after each; "
+            f"forecast, max_paths is {settings.max_paths:,}; {len(origins):,} forecasts would take "
+            f"{len(origins) * num_prompts(num_titles, settings.horizon):,} prompts with all titles after each; "
             "take max_pruned_mass=0.001, steps=sampled, or a larger max_paths",
             code="too-many-paths",
         )
-    return starts
+    return origins
 
 
-def last_occupation_scores(train: CareerTable, careers: CareerTable, starts: Origins, horizon: int) -> Floats:
+def markov_scores(train: CareerTable, careers: CareerTable, origins: Origins, horizon: int) -> Floats:
     """Return log P of the target occupations, from the transition shares of training people.
 
     A first-order Markov model over the same number of years, smoothed by STRENGTH observations of the shares in target
     years, each title counted once more.
     """
-    seen, num_titles = find_starts(train, horizon), len(careers.vocabulary)
-    held_before = _titles_at(train, seen.careers_S, seen.jobs_S)
-    counts = transition_counts(held_before, observed_titles(train, seen), num_titles)
+    train_origins, num_titles = find_origins(train, horizon), len(careers.vocabulary)
+    train_before_S = _titles_at(train, train_origins.careers_S, train_origins.jobs_S)
+    counts = transition_counts(train_before_S, observed_titles(train, train_origins), num_titles)
     marginal = (counts.sum(axis=0) + 1) / (counts.sum() + num_titles)
-    before_S, after_S = _titles_at(careers, starts.careers_S, starts.jobs_S), observed_titles(careers, starts)
+    before_S, after_S = _titles_at(careers, origins.careers_S, origins.jobs_S), observed_titles(careers, origins)
     scores: Floats = markov_table(counts, marginal, STRENGTH)[before_S, after_S]
     return scores

@@ -1,10 +1,10 @@
-"""Texts of careers with supposed years, and the distributions over titles after them.
+"""Texts of careers with imputed years, and the distributions over titles after them.
 
-    1984 (some college): Cooks             known, up to the start of the forecast
-    1985 (some college): Waiters           supposed
+    1984 (some college): Cooks             known, up to the origin of the forecast
+    1985 (some college): Waiters           imputed
     1986 (some college):                   the prompt ends here; which title follows?
 
-Supposed and predicted lines carry the education of the start, the last one known. A whole text is tokenized, never its
+Imputed and predicted lines carry the education of the start, the last one known. A whole text is tokenized, never its
 pieces. The prompts of one person begin with the same history, which is forwarded once; the lines that follow are more
 tokens after it, where the tokens of the longer text begin with those of the shorter one.
 """
@@ -46,7 +46,7 @@ class ForecastTexts:
     context: int | None
 
 
-def supposed_career(history: CareerHistory, job: int, codes: Sequence[str], last_year: int) -> CareerHistory:
+def career_with_imputed_years(history: CareerHistory, job: int, codes: Sequence[str], last_year: int) -> CareerHistory:
     """Return a career up to a job, then these occupations in the years after it; the last of them in `last_year`."""
     start = history.jobs[job]
     years = [*range(start.year + 1, start.year + len(codes)), last_year]
@@ -56,12 +56,12 @@ def supposed_career(history: CareerHistory, job: int, codes: Sequence[str], last
 
 def ask_titles(
     texts: ForecastTexts,
-    starts: Origins,
-    questions: Sequence[Query],
+    origins: Origins,
+    queries: Sequence[Query],
     evaluation: EvaluationSettings,
     model: InferenceModel,
 ) -> Distributions:
-    """Answer queries about one person: the supposed lines follow the history, which is forwarded once.
+    """Answer queries about one person: the imputed lines follow the history, which is forwarded once.
 
     Where the tokens of a prompt do not begin with those of the history, its whole text is forwarded.
 
@@ -70,19 +70,19 @@ def ask_titles(
         SequenceTooLongError: naming the person, if a prompt is longer than the model's context, or fits no row as a
             whole.
     """
-    ids, known_S = prompt_ids(texts, starts, questions), _known_ids(texts, starts)
-    asked = _Asked(texts, starts, questions, ids, evaluation, model)
-    if _all_shared(ids, [known_S[question.start] for question in questions]):
-        return _after_history(asked, known_S)
-    return _after_whole_texts(asked)
+    ids, known_S = prompt_ids(texts, origins, queries), _known_ids(texts, origins)
+    prompted = _PromptedQueries(texts, origins, queries, ids, evaluation, model)
+    if _all_shared(ids, [known_S[query.start] for query in queries]):
+        return _after_history(prompted, known_S)
+    return _after_whole_texts(prompted)
 
 
-def _known_ids(texts: ForecastTexts, starts: Origins) -> list[TokenIds]:
+def _known_ids(texts: ForecastTexts, origins: Origins) -> list[TokenIds]:
     """Return the tokens of the history up to every start, with the line's end."""
     careers = texts.careers
     return [
         careers.token_ids(career)[: careers.title_spans(career)[job, 1] + 1]
-        for career, job in zip(starts.careers_S.tolist(), starts.jobs_S.tolist(), strict=True)
+        for career, job in zip(origins.careers_S.tolist(), origins.jobs_S.tolist(), strict=True)
     ]
 
 
@@ -91,7 +91,7 @@ def _all_shared(ids: Sequence[TokenIds], known_Q: Sequence[TokenIds]) -> bool:
     return all(np.array_equal(prompt[: len(known)], known) for prompt, known in zip(ids, known_Q, strict=True))
 
 
-def check_longest(texts: ForecastTexts, starts: Origins, horizon: int, max_seq_length: int) -> None:
+def check_longest(texts: ForecastTexts, origins: Origins, horizon: int, max_seq_length: int) -> None:
     """Check, before a model is opened, that no prompt of any person is too long.
 
     For every origin the longest possible text is rendered and tokenized: with the title of the most tokens in all years
@@ -102,19 +102,19 @@ def check_longest(texts: ForecastTexts, starts: Origins, horizon: int, max_seq_l
         SequenceTooLongError: naming the person of the longest text, and how many people are concerned.
     """
     num_tokens_T = texts.trie.depths_M[texts.trie.ends_T]
-    supposed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
-    with_title, whole = dict[int, int](), dict[int, int]()
-    for career in np.unique(starts.careers_S).tolist():
-        own = starts.of_career(career)
-        ids = prompt_ids(texts, own, [Query(start, supposed, horizon) for start in range(len(own))])
+    imputed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
+    with_title, unshared = dict[int, int](), dict[int, int]()
+    for career in np.unique(origins.careers_S).tolist():
+        own = origins.of_career(career)
+        ids = prompt_ids(texts, own, [Query(start, imputed, horizon) for start in range(len(own))])
         longest = max(map(len, ids))
         with_title[career] = longest + num_of_title
-        whole[career] = 0 if _all_shared(ids, _known_ids(texts, own)) else longest
+        unshared[career] = 0 if _all_shared(ids, _known_ids(texts, own)) else longest
     if texts.context is not None:
         advice = f"with the longest titles, the model's context is {texts.context}; take one with a longer context"
         _check_lengths(texts.careers, with_title, texts.context, advice)
-    advice = f"a row has {max_seq_length}; set max_seq_length={max(whole.values())} or more"
-    _check_lengths(texts.careers, whole, max_seq_length, advice)
+    advice = f"a row has {max_seq_length}; set max_seq_length={max(unshared.values())} or more"
+    _check_lengths(texts.careers, unshared, max_seq_length, advice)
 
 
 def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: int, advice: str) -> None:
@@ -122,7 +122,7 @@ def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: in
     if num_longer:
         survey, person = careers.person(longest)
         raise SequenceTooLongError(
-            f"career {person!r} of {survey} with supposed years has up to {length_of[longest]} tokens, {advice}; "
+            f"career {person!r} of {survey} with imputed years has up to {length_of[longest]} tokens, {advice}; "
             f"{format_people(num_longer, len(length_of), 'is longer', 'are longer')}",
             code="career-too-long",
         )
@@ -130,8 +130,8 @@ def _check_lengths(careers: CareerTable, length_of: Mapping[int, int], limit: in
 
 def ask_whole_texts(
     texts: ForecastTexts,
-    starts: Origins,
-    questions: Sequence[Query],
+    origins: Origins,
+    queries: Sequence[Query],
     evaluation: EvaluationSettings,
     model: InferenceModel,
 ) -> Distributions:
@@ -141,53 +141,55 @@ def ask_whole_texts(
         TitleBoundaryError: if the title that was observed is other tokens after a prompt than in the tree.
         SequenceTooLongError: naming the person, if a prompt is longer than the model's context, or fits no row.
     """
-    return _after_whole_texts(_Asked(texts, starts, questions, prompt_ids(texts, starts, questions), evaluation, model))
+    return _after_whole_texts(
+        _PromptedQueries(texts, origins, queries, prompt_ids(texts, origins, queries), evaluation, model)
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _PromptedQueries:
     """Queries with the token ids of their prompts."""
 
     texts: ForecastTexts
-    starts: Origins
-    questions: Sequence[Query]
+    origins: Origins
+    queries: Sequence[Query]
     ids: list[TokenIds]
     evaluation: EvaluationSettings
     model: InferenceModel
 
-    def person(self, question: int) -> str:
+    def person(self, query: int) -> str:
         """Return the person of a query, for messages."""
-        survey, person = self.texts.careers.person(int(self.starts.careers_S[self.questions[question].start]))
-        return f"career {person!r} of {survey} with supposed years"
+        survey, person = self.texts.careers.person(int(self.origins.careers_S[self.queries[query].start]))
+        return f"career {person!r} of {survey} with imputed years"
 
     def observed(self) -> Integers:
         """Return the vocabulary index of the occupation in the target year, [queries]."""
-        starts_Q = [question.start for question in self.questions]
-        return observed_titles(self.texts.careers, self.starts)[starts_Q]
+        starts_Q = [query.start for query in self.queries]
+        return observed_titles(self.texts.careers, self.origins)[starts_Q]
 
     def score(self, batch: PackedBatch, prompts: Prompts) -> tuple[Floats, Floats]:
         """Return log-probabilities over titles after prompts, and the unscored mass."""
         return normalised(score_prompts(self.model, batch, prompts, self.texts.trie, self.evaluation))
 
 
-def prompt_ids(texts: ForecastTexts, starts: Origins, questions: Sequence[Query]) -> list[TokenIds]:
+def prompt_ids(texts: ForecastTexts, origins: Origins, queries: Sequence[Query]) -> list[TokenIds]:
     """Return the token ids of every prompt (see `ask_titles`)."""
     codes, title_of = texts.careers.vocabulary.codes, texts.careers.vocabulary.title_of()
-    histories = {career: texts.careers.history(career) for career in np.unique(starts.careers_S).tolist()}
+    histories = {career: texts.careers.history(career) for career in np.unique(origins.careers_S).tolist()}
     rendered: list[CareerText] = []
-    for question in questions:
-        history, job = histories[int(starts.careers_S[question.start])], int(starts.jobs_S[question.start])
-        truth = history.jobs[int(starts.targets_S[question.start])].occupation
-        supposed = [*(codes[title] for title in question.supposed), truth]
-        career = supposed_career(history, job, supposed, history.jobs[job].year + question.years_ahead)
+    for query in queries:
+        history, job = histories[int(origins.careers_S[query.start])], int(origins.jobs_S[query.start])
+        truth = history.jobs[int(origins.targets_S[query.start])].occupation
+        imputed = [*(codes[title] for title in query.imputed), truth]
+        career = career_with_imputed_years(history, job, imputed, history.jobs[job].year + query.years_ahead)
         rendered.append(render_career(career, texts.template, title_of)[0])
     prompts: list[TokenIds] = []
-    observed_S = observed_titles(texts.careers, starts)
-    for question, tokens in zip(questions, tokenize_careers(rendered, texts.tokenizer), strict=True):
-        (start, end), title = tokens.title_spans[-1], int(observed_S[question.start])
+    observed_S = observed_titles(texts.careers, origins)
+    for query, tokens in zip(queries, tokenize_careers(rendered, texts.tokenizer), strict=True):
+        (start, end), title = tokens.title_spans[-1], int(observed_S[query.start])
         if tokens.ids[start : end + 1] != texts.trie.closed_tokens(title):
             raise TitleBoundaryError(
-                f"title {title} is other tokens after supposed years than alone after a prompt; a forecast wants a "
+                f"title {title} is other tokens after imputed years than alone after a prompt; a forecast needs a "
                 "tokenizer that cuts titles the same everywhere",
                 code="titles-tokenized-differently",
             )
@@ -195,42 +197,42 @@ def prompt_ids(texts: ForecastTexts, starts: Origins, questions: Sequence[Query]
     return prompts
 
 
-def _after_history(asked: _Asked, known_S: Sequence[TokenIds]) -> Distributions:
-    """Forward the longest history of a person, then the supposed lines of every prompt after their part of it."""
-    _check_context(asked)
-    lengths = [len(known_S[question.start]) for question in asked.questions]
-    longest = max((known_S[question.start] for question in asked.questions), key=len)
-    stems = np.array([(0, 0, length) for length in lengths])
-    lines = tuple(ids[length:].astype(np.int64) for ids, length in zip(asked.ids, lengths, strict=True))
+def _after_history(prompted: _PromptedQueries, known_S: Sequence[TokenIds]) -> Distributions:
+    """Forward the longest history of a person, then the imputed lines of every prompt after their part of it."""
+    _check_context(prompted)
+    lengths = [len(known_S[query.start]) for query in prompted.queries]
+    longest = max((known_S[query.start] for query in prompted.queries), key=len)
+    prefixes_Q3 = np.array([(0, 0, length) for length in lengths])
+    suffixes = tuple(ids[length:].astype(np.int64) for ids, length in zip(prompted.ids, lengths, strict=True))
     batch = pack_batch([[longest]], -(-len(longest) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF)
-    return Distributions(*asked.score(batch, Prompts(stems, asked.observed(), lines)))
+    return Distributions(*prompted.score(batch, Prompts(prefixes_Q3, prompted.observed(), suffixes)))
 
 
-def _after_whole_texts(asked: _Asked) -> Distributions:
-    _check_context(asked)
-    ids, evaluation, observed_Q = asked.ids, asked.evaluation, asked.observed()
-    longest = max(range(len(ids)), key=lambda question: len(ids[question]))
+def _after_whole_texts(prompted: _PromptedQueries) -> Distributions:
+    _check_context(prompted)
+    ids, evaluation, observed_Q = prompted.ids, prompted.evaluation, prompted.observed()
+    longest = max(range(len(ids)), key=lambda query: len(ids[query]))
     if len(ids[longest]) > evaluation.max_seq_length:
         raise SequenceTooLongError(
-            f"{asked.person(longest)} has {len(ids[longest])} tokens, a row has {evaluation.max_seq_length}; "
+            f"{prompted.person(longest)} has {len(ids[longest])} tokens, a row has {evaluation.max_seq_length}; "
             f"set max_seq_length={len(ids[longest])} or more",
             code="prompt-too-long-for-row",
         )
-    log_probabilities_QT = np.empty((len(ids), len(asked.texts.trie.ends_T)))
+    log_probabilities_QT = np.empty((len(ids), len(prompted.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
     for unit in prompt_batches(ids, evaluation.max_seq_length, evaluation.batch_size):
-        prompts = Prompts(unit.stems_P3, observed_Q[unit.members_P])
-        log_probabilities_QT[unit.members_P], left_Q[unit.members_P] = asked.score(unit.batch, prompts)
+        prompts = Prompts(unit.prefixes_P3, observed_Q[unit.members_P])
+        log_probabilities_QT[unit.members_P], left_Q[unit.members_P] = prompted.score(unit.batch, prompts)
     return Distributions(log_probabilities_QT, left_Q)
 
 
-def _check_context(asked: _Asked) -> None:
-    longest = max(range(len(asked.ids)), key=lambda question: len(asked.ids[question]))
-    num_tokens, context = len(asked.ids[longest]), asked.texts.context
-    with_title = num_tokens + int(asked.texts.trie.depths_M.max())
+def _check_context(prompted: _PromptedQueries) -> None:
+    longest = max(range(len(prompted.ids)), key=lambda query: len(prompted.ids[query]))
+    num_tokens, context = len(prompted.ids[longest]), prompted.texts.context
+    with_title = num_tokens + int(prompted.texts.trie.depths_M.max())
     if context is not None and with_title > context:
         raise SequenceTooLongError(
-            f"{asked.person(longest)} has {num_tokens} tokens, {with_title} with a title, the model's context is "
+            f"{prompted.person(longest)} has {num_tokens} tokens, {with_title} with a title, the model's context is "
             f"{context}; take one with a longer context",
             code="prompt-too-long-for-model",
         )

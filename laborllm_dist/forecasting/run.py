@@ -1,4 +1,4 @@
-"""Forecast several years ahead for a run's people, directly and composed: settings -> starts, parts -> table, result.
+"""Forecast several years ahead for a run's people, directly and composed: settings -> origins, parts -> table, result.
 
 A person is a part: its prompts depend only on that person and the settings.
 """
@@ -17,7 +17,7 @@ import pyarrow as pa
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.data import YearSplit
 from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, ForecastSettings, evaluation_of
-from laborllm_dist.distributed.context import DistributedContext, alone_on_table
+from laborllm_dist.distributed.context import DistributedContext, exclusive_table
 from laborllm_dist.errors import ForeignFileError, RunError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
 from laborllm_dist.evaluation.run import is_there, load_checked, opened_trie, reject_other_details, resolve_target
@@ -33,8 +33,8 @@ from laborllm_dist.forecasting.iterate import (
 )
 from laborllm_dist.forecasting.origins import (
     Origins,
-    chosen_starts,
-    last_occupation_scores,
+    chosen_origins,
+    markov_scores,
     observed_titles,
 )
 from laborllm_dist.forecasting.prompts import ForecastTexts, ask_titles, check_longest
@@ -66,7 +66,7 @@ class Forecasting:
     settings: ForecastSettings
     evaluation: EvaluationSettings
     texts: ForecastTexts
-    starts: Origins
+    origins: Origins
     info: ScoreTableInfo
     table: Path
 
@@ -109,20 +109,20 @@ def _run_checked(
 ) -> Path:
     (ranks, check), evaluation = ranks_and_check, run.settings.evaluation
     careers = target.store.careers(evaluation.split)
-    starts = ranks.run_on_main(lambda: chosen_starts(settings, careers, evaluation.split), Origins)
+    origins = ranks.run_on_main(lambda: chosen_origins(settings, careers, evaluation.split), Origins)
     table = forecast_table_path(target.table, evaluation.split, settings.horizon)
-    with alone_on_table(ranks, table):
+    with exclusive_table(ranks, table):
         info = _info(settings, target, evaluation)
         if not ranks.run_on_main(lambda: _is_done(table, info)):
             texts = _texts(settings, run, target, careers, opened_trie(run, target, careers, ranks)())
-            work = Forecasting(settings, evaluation, texts, starts, info, table)
-            ranks.run_on_main(lambda: check_longest(texts, starts, settings.horizon, evaluation.max_seq_length))
+            work = Forecasting(settings, evaluation, texts, origins, info, table)
+            ranks.run_on_main(lambda: check_longest(texts, origins, settings.horizon, evaluation.max_seq_length))
             logger.info(_describe(work, ranks))
             model = load_checked(target, run, ranks)
             ranks.run_on_main(check.wait)
             _forecast(work, model, ranks)
         ranks.run_on_main(check.wait)
-        ranks.run_on_main(lambda: _conclude(table, _yardstick(target, careers, starts, settings.horizon)))
+        ranks.run_on_main(lambda: _conclude(table, _markov_perplexity(target, careers, origins, settings.horizon)))
     return table
 
 
@@ -135,7 +135,7 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
     limit = run.settings.template.max_history
     if limit is not None:
         raise RunError(
-            f"{settings.run} was made with template.max_history={limit}; a forecast supposes years after the whole "
+            f"{settings.run} was made with template.max_history={limit}; a forecast imputes years after the whole "
             "history, so take a run without that limit",
             code="forecast-with-max-history",
         )
@@ -147,7 +147,7 @@ def _check_history(settings: ForecastSettings, run: EvaluatedRun) -> None:
         )
 
 
-def _info(settings: ForecastSettings, subject: EvaluationTarget, evaluation: EvaluationSettings) -> ScoreTableInfo:
+def _info(settings: ForecastSettings, target: EvaluationTarget, evaluation: EvaluationSettings) -> ScoreTableInfo:
     details = {
         "horizon": str(settings.horizon),
         "steps": settings.steps,
@@ -160,7 +160,7 @@ def _info(settings: ForecastSettings, subject: EvaluationTarget, evaluation: Eva
         details |= {"paths": str(settings.paths), "seed": str(settings.seed)}
     if settings.max_people is not None:
         details |= {"max_people": str(settings.max_people), "seed": str(settings.seed)}
-    return dataclasses.replace(subject.info, details={**subject.info.details, **details})
+    return dataclasses.replace(target.info, details={**target.info.details, **details})
 
 
 def _is_done(table: Path, info: ScoreTableInfo) -> bool:
@@ -201,25 +201,25 @@ def _check_result(path: Path) -> None:
 
 
 def _texts(
-    settings: ForecastSettings, run: EvaluatedRun, subject: EvaluationTarget, careers: CareerTable, trie: TitleTrie
+    settings: ForecastSettings, run: EvaluatedRun, target: EvaluationTarget, careers: CareerTable, trie: TitleTrie
 ) -> ForecastTexts:
     template = prompted(run.settings.template, settings.prompt, run.settings.evaluation.split)
     return ForecastTexts(
         careers=careers,
-        template=compile_template(template, read_prefix(subject.store.folder / PREFIX)),
-        tokenizer=load_tokenizer(str(subject.store.folder / TOKENIZER)),
+        template=compile_template(template, read_prefix(target.store.folder / PREFIX)),
+        tokenizer=load_tokenizer(str(target.store.folder / TOKENIZER)),
         trie=trie,
-        context=context_of(subject.model),
+        context=context_of(target.model),
     )
 
 
 def _describe(work: Forecasting, ranks: DistributedContext) -> str:
-    settings, num_people = work.settings, len(np.unique(work.starts.careers_S))
+    settings, num_people = work.settings, len(np.unique(work.origins.careers_S))
     how = f"over {settings.paths:,} drawn paths"
     if settings.steps == "exact":
         how = f"but for {settings.max_pruned_mass:g} of paths" if settings.max_pruned_mass else "over all paths"
     return (
-        f"forecast: {work.info.model}, {settings.horizon} years ahead, {len(work.starts):,} forecasts of "
+        f"forecast: {work.info.model}, {settings.horizon} years ahead, {len(work.origins):,} forecasts of "
         f"{num_people:,} {work.info.split} people; yearly steps {how}; over {ranks.world_size} "
         f"rank{'s' if ranks.world_size > 1 else ''}"
     )
@@ -227,68 +227,68 @@ def _describe(work: Forecasting, ranks: DistributedContext) -> str:
 
 def _forecast(work: Forecasting, model: InferenceModel, ranks: DistributedContext) -> None:
     """Compute the parts that have no file yet, then write the table. Collective."""
-    people = np.unique(work.starts.careers_S).tolist()
+    people = np.unique(work.origins.careers_S).tolist()
     folder = work.table.with_suffix(f".{fingerprint_of(dataclasses.asdict(work.info))}.parts")
     parted = ResumableJob(
-        folder, len(people), lambda part: _of_person(work, model, people[part]), model.rest, "forecast"
+        folder, len(people), lambda part: _of_person(work, model, people[part]), model.join_remaining, "forecast"
     )
     finish_parts(parted, ranks)
     ranks.run_on_main(lambda: _merge(work, parted))
 
 
 def _of_person(work: Forecasting, model: InferenceModel, career: int) -> pa.Table:
-    """Forecast from every start of one person."""
-    starts = work.starts.of_career(career)
+    """Forecast from every origin of one person."""
+    origins = work.origins.of_career(career)
 
-    def ask(questions: Sequence[Query]) -> Distributions:
-        return ask_titles(work.texts, starts, questions, work.evaluation, model)
+    def ask(queries: Sequence[Query]) -> Distributions:
+        return ask_titles(work.texts, origins, queries, work.evaluation, model)
 
-    direct = ask([Query(start, (), work.settings.horizon) for start in range(len(starts))])
-    composed = _composed(work, starts, ask)
-    observed_S = observed_titles(work.texts.careers, starts)
-    places = (np.arange(len(starts)), observed_S)
+    direct = ask([Query(start, (), work.settings.horizon) for start in range(len(origins))])
+    composed = _composed(work, origins, ask)
+    observed_S = observed_titles(work.texts.careers, origins)
+    places = (np.arange(len(origins)), observed_S)
     errors = None if composed.errors_ST is None else composed.errors_ST.tolist()
     return pa.table(
         {
-            "career": starts.careers_S,
-            "position": starts.jobs_S.astype(np.int32),
+            "career": origins.careers_S,
+            "position": origins.jobs_S.astype(np.int32),
             "direct": direct.log_probabilities_QT[places],
             "composed": composed.log_probabilities_ST[places],
             "bound": np.maximum(direct.left_Q, composed.bound_S),
             "direct_all": direct.probabilities_QT.tolist(),
             "composed_all": composed.probabilities_ST.tolist(),
-            "standard_error": pa.array(errors or [None] * len(starts), type=pa.list_(pa.float64())),
+            "standard_error": pa.array(errors or [None] * len(origins), type=pa.list_(pa.float64())),
         }
     )
 
 
-def _composed(work: Forecasting, starts: Origins, ask: Callable[[Sequence[Query]], Distributions]) -> IteratedForecast:
+def _composed(work: Forecasting, origins: Origins, ask: Callable[[Sequence[Query]], Distributions]) -> IteratedForecast:
     settings = work.settings
     if settings.steps == "exact":
         return iterate_exact(
             ask,
-            len(starts),
+            len(origins),
             horizon=settings.horizon,
             tolerance=settings.max_pruned_mass,
             max_paths=settings.max_paths,
         )
-    survey, person = work.texts.careers.person(int(starts.careers_S[0]))
+    survey, person = work.texts.careers.person(int(origins.careers_S[0]))
     counts = {"num_paths": settings.paths, "num_years": settings.horizon - 1}
-    draws = [path_draws(settings.seed, survey, person, job, **counts) for job in starts.jobs_S.tolist()]
+    draws = [path_draws(settings.seed, survey, person, job, **counts) for job in origins.jobs_S.tolist()]
     return iterate_sampled(ask, np.stack(draws))
 
 
 def _merge(work: Forecasting, parted: ResumableJob) -> None:
-    starts, careers = work.starts, work.texts.careers
-    people = [careers.person(career) for career in starts.careers_S.tolist()]
+    origins, careers = work.origins, work.texts.careers
+    people = [careers.person(career) for career in origins.careers_S.tolist()]
     years = careers.table["years"].to_pylist()
     places = careers.table["occupations"].to_pylist()
     codes = careers.vocabulary.codes
-    jobs = list(zip(starts.careers_S.tolist(), starts.jobs_S.tolist(), starts.targets_S.tolist(), strict=True))
+    jobs = list(zip(origins.careers_S.tolist(), origins.jobs_S.tolist(), origins.targets_S.tolist(), strict=True))
     table = pa.table(
         {
-            "career": starts.careers_S,
-            "position": starts.jobs_S.astype(np.int32),
+            "career": origins.careers_S,
+            "position": origins.jobs_S.astype(np.int32),
             "survey": [survey for survey, _ in people],
             "person": [person for _, person in people],
             "year": [years[career][job] for career, job, _ in jobs],
@@ -296,28 +296,28 @@ def _merge(work: Forecasting, parted: ResumableJob) -> None:
             "occupation": [codes[places[career][target]] for career, _, target in jobs],
         }
     )
-    made = read_parts(parted, table)
+    scores = read_parts(parted, table)
     for name in ("direct", "composed", "bound", "direct_all", "composed_all", "standard_error"):
-        table = table.append_column(name, made[name])
+        table = table.append_column(name, scores[name])
     write_forecast_table(table, work.info, codes, work.table)
     remove_parts(parted)
 
 
-def _yardstick(subject: EvaluationTarget, careers: CareerTable, starts: Origins, horizon: int) -> float | None:
+def _markov_perplexity(target: EvaluationTarget, careers: CareerTable, origins: Origins, horizon: int) -> float | None:
     """Return the perplexity of the transition shares; None for training people, from whom they are counted."""
-    if subject.info.split == "train":
+    if target.info.split == "train":
         return None
-    scores = last_occupation_scores(subject.store.careers("train"), careers, starts, horizon)
+    scores = markov_scores(target.store.careers("train"), careers, origins, horizon)
     return float(perplexity_of(scores.mean()))
 
 
-def _conclude(table: Path, yardstick: float | None) -> None:
+def _conclude(table: Path, markov_perplexity: float | None) -> None:
     """Write and log the agreement of direct and iterated forecasts."""
     forecasts = read_forecast_table(table)
     coherence, info = coherence_of(forecasts.table), forecasts.info
     facts = {"model": info.model, "split": info.split, "details": dict(info.details)}
-    result = {**facts, **dataclasses.asdict(coherence), "perplexity_last_occupation": yardstick}
+    result = {**facts, **dataclasses.asdict(coherence), "perplexity_last_occupation": markov_perplexity}
     write_json(table.with_suffix(".json"), finite_or_null(result))
-    for line in describe_coherence(coherence, yardstick):
+    for line in describe_coherence(coherence, markov_perplexity):
         logger.info(f"forecast: {line}")
     logger.info(f"forecast: {table}")

@@ -73,7 +73,7 @@ def record_command(folder: Path, name: str, arguments: list[str], started: float
 
 
 def read_commands(folder: Path) -> list[Command]:
-    """Return the log of a run's folder, oldest first; empty if there is none. Damaged lines are left out, and said."""
+    """Return the log of a run's folder, oldest first; empty if there is none. Damaged lines are left out and logged."""
     path = folder / COMMANDS
     if not path.is_file():
         return []

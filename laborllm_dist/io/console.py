@@ -132,9 +132,9 @@ def results() -> Iterator[Console]:
         def render_str(self, text: str, **style: Any) -> Text:
             return super().render_str(text.translate(CONTROLS), **style)
 
-    held = _Held(sys.stdout)
-    yield PlainConsole(markup=False, emoji=False, highlight=False, file=held)
-    show(held.getvalue())
+    buffer = _Buffer(sys.stdout)
+    yield PlainConsole(markup=False, emoji=False, highlight=False, file=buffer)
+    show(buffer.getvalue())
 
 
 def guard_output() -> None:
@@ -154,7 +154,7 @@ def guard_output() -> None:
         sys.stderr = _guarded(sys.stderr, 2)
 
 
-class _Held(io.StringIO):
+class _Buffer(io.StringIO):
     """A buffer with the encoding and terminal state of the stream that the text is printed to later."""
 
     def __init__(self, stream: TextIO | None) -> None:

@@ -32,7 +32,7 @@ SECONDS_UNTIL_SAID = 30.0  # of waiting for a lock that may have been left behin
 MOST_CHECKING_THREADS = 4
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # The folder or disk cannot be used; any other system error is a bug and keeps its traceback.
-REFUSED = (
+PATH_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP,
 )  # fmt: skip
@@ -52,7 +52,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     reject_link(partial)
     with translate_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(partial) as file:
+        with _locked(partial) as file:
             file.truncate(0)  # a killed process may have left content
             try:
                 yield partial
@@ -79,7 +79,7 @@ def _umask() -> int:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[IO[bytes]]:
+def _locked(path: Path) -> Iterator[IO[bytes]]:
     """Open or create a file and wait for its lock; on a file system without locks, do not lock it."""
     while True:
         with path.open("ab") as file:
@@ -144,9 +144,9 @@ def translate_disk_errors(path: Path) -> Iterator[None]:
                 "make room and start the same command again: what was complete before is untouched",
                 code="no-room-left",
             ) from None
-        if number in REFUSED:
+        if number in PATH_ERRORS:
             raise DiskError(
-                f"cannot use {getattr(error, 'filename', None) or path}: {os.strerror(number)}; mend that, or name "
+                f"cannot use {getattr(error, 'filename', None) or path}: {os.strerror(number)}; fix that, or name "
                 "another folder, and start the same command again: what was complete before is untouched",
                 code="file-access-failed",
             ) from None
@@ -183,12 +183,12 @@ def file_lock(path: Path, *, busy: str | None) -> Iterator[None]:
         AlreadyRunningError: with `busy` as the message.
         DiskError: if the lock file cannot be created.
     """
-    made = [folder for folder in path.parents if not folder.exists()]
-    with ExitStack() as held:
+    new_folders = [folder for folder in path.parents if not folder.exists()]
+    with ExitStack() as stack:
         while True:
             with translate_disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context(path.open("ab"))
+                file = stack.enter_context(path.open("ab"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -196,7 +196,7 @@ def file_lock(path: Path, *, busy: str | None) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-                held.enter_context(_marked(path.with_name(path.name + ".held"), busy=busy))
+                stack.enter_context(_marked(path.with_name(path.name + ".held"), busy=busy))
                 break
             if _is_at(file, path):
                 break
@@ -205,7 +205,7 @@ def file_lock(path: Path, *, busy: str | None) -> Iterator[None]:
             yield
         except BaseException:
             path.unlink(missing_ok=True)
-            for folder in made:
+            for folder in new_folders:
                 with suppress(OSError):  # it is no longer empty
                     folder.rmdir()
             raise
@@ -325,10 +325,10 @@ class ChecksumCheck:
     since it is the likely cause.
     """
 
-    def __init__(self, expected: Mapping[Path, str], refusal: Callable[[Path], LaborError]) -> None:
-        """Start reading the files; `refusal` returns the error for a file that is missing or has changed."""
+    def __init__(self, expected: Mapping[Path, str], error_for: Callable[[Path], LaborError]) -> None:
+        """Start reading the files; `error_for` returns the error for a file that is missing or has changed."""
         self._waiting = sorted(expected, key=_size_of, reverse=True)
-        self._expected, self._refusal = expected, refusal
+        self._expected, self._error_for = expected, error_for
         self._changed: list[Path] = []
         self._lock = threading.Lock()
         num_threads = min(len(expected), MOST_CHECKING_THREADS, os.cpu_count() or 1)
@@ -340,12 +340,12 @@ class ChecksumCheck:
         """Wait until all files have been compared.
 
         Raises:
-            LaborError: the `refusal` for the first file that is missing or has changed.
+            LaborError: that of `error_for`, for the first file that is missing or has changed.
         """
         for thread in self._threads:
             thread.join()
         if self._changed:
-            raise self._refusal(min(self._changed))
+            raise self._error_for(min(self._changed))
 
     def __enter__(self) -> ChecksumCheck:
         return self

@@ -181,9 +181,9 @@ def replacing_folder(folder: Path, facts: Mapping[str, Any], advice: str) -> Ite
     """
     check_replaceable(folder, advice)
     partial = folder.with_name(folder.name + ".partial")
-    with translate_disk_errors(folder), ExitStack() as held:
+    with translate_disk_errors(folder), ExitStack() as stack:
         make_new_folder(partial)
-        held.enter_context(_held_folder(partial))  # another process would take it for the remains of a killed one
+        stack.enter_context(_locked_folder(partial))  # another process would take it for the remains of a killed one
         yield partial
         names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
         names.remove(RECORD)
@@ -202,7 +202,7 @@ def _remove(folder: Path, advice: str) -> None:
 
 
 @contextlib.contextmanager
-def _held_folder(folder: Path) -> Iterator[None]:
+def _locked_folder(folder: Path) -> Iterator[None]:
     """Hold a folder's lock while the block runs; on a file system without locks, do not lock it.
 
     Raises:
@@ -235,7 +235,7 @@ def make_new_folder(partial: Path) -> None:
     """
     reject_link(partial)
     if partial.exists():
-        with _held_folder(partial):
+        with _locked_folder(partial):
             pass  # no other process is writing to it
         if any(partial.iterdir()) and not (partial / RECORD).is_file():
             raise ForeignFileError(

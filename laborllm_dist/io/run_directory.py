@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from laborllm_dist import __version__
-from laborllm_dist.config.data import deciding_split
+from laborllm_dist.config.data import identity_split
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
 from laborllm_dist.errors import AlreadyRunningError, ForeignFileError, RunError, SettingsError
@@ -73,17 +73,17 @@ def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> s
         store: fingerprint of its token store.
         weights: identifier of the pretrained weights; None for a randomly initialized model.
     """
-    deciding = _deciding(settings)
-    model = {**deciding["model"], "path": weights, "revision": None, "subfolder": None}
+    identity = _identity_settings(settings)
+    model = {**identity["model"], "path": weights, "revision": None, "subfolder": None}
     trained_on = {name: (corpus.fraction, corpus.weight) for name, corpus in settings.data.corpora.items()}
     return fingerprint_of(
-        {**deciding, "model": model, "data": trained_on, "tokenizer": None, "name": None, "store": store}
+        {**identity, "model": model, "data": trained_on, "tokenizer": None, "name": None, "store": store}
     )
 
 
-def _deciding(settings: RunSettings) -> dict[str, Any]:
+def _identity_settings(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that determine the weights."""
-    values = {**settings_to_values(settings), "split": deciding_split(settings.split)}
+    values = {**settings_to_values(settings), "split": identity_split(settings.split)}
     for path in MAY_CHANGE:
         *groups, name = path.split(".")
         del functools.reduce(dict.__getitem__, groups, values)[name]
@@ -136,7 +136,7 @@ def create_or_resume(
     if saved not in (None, fingerprint):
         raise RunError(
             f"{folder.path} was made with other settings ({_what_differs(known, settings)}); "
-            "start it with those, give this run another name (name=...), or delete the folder to start anew",
+            "start it with those, give this run another name (name=...), or delete the folder to start over",
             code="different-settings",
         )
     with translate_disk_errors(folder.checkpoints):
@@ -178,7 +178,7 @@ def record_prepared(settings: RunSettings, store: TokenStoreRecord) -> Path | No
 def _what_differs(known: dict[str, Any] | None, settings: RunSettings) -> str:
     if known is None:
         return f"its {RECORD} is missing or damaged, so which ones is not known"
-    difference = _first_difference(_deciding(_settings_of(known)), _deciding(settings))
+    difference = _first_difference(_identity_settings(_settings_of(known)), _identity_settings(settings))
     return BEHIND_SETTINGS if difference is None else f"{difference[0]}: {difference[1]} then, {difference[2]} now"
 
 
@@ -236,7 +236,7 @@ def refit_difference(run: Path, refit: Path) -> str | None:
         }
         if len(fingerprints) == 1:
             return None
-        difference = _first_difference(_deciding(first), _deciding(other))
+        difference = _first_difference(_identity_settings(first), _identity_settings(other))
     if difference is None:
         return f"{BEHIND_SETTINGS} differ"
     name, value, other_value = difference
@@ -304,10 +304,10 @@ def _read_record(record: Path) -> dict[str, Any]:
             raise ValueError("its settings are no group of settings, or its versions no list")
         checksum = known.pop("sha256", None)  # records of earlier versions have none
         if checksum not in (None, sha256_of_json(known)):
-            raise ValueError("it has changed since it was written; a change that is meant goes with its line sha256")
+            raise ValueError("it has changed since it was written; if that is intentional, delete its line sha256")
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{record} is damaged ({error}); the command that trained this run writes it anew, and nothing is lost",
+            f"{record} is damaged ({error}); the command that trained this run writes it again, and nothing is lost",
             code="damaged-run-record",
         ) from None
     return known

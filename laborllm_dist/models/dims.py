@@ -76,11 +76,11 @@ class ModelShape:
     @property
     def linear_layers(self) -> Mapping[str, tuple[int, int]]:
         """Inputs and outputs of the linear layers of one decoder layer of a Llama, by name."""
-        hidden, wide, narrow, query = self.hidden_size, self.intermediate_size, self.key_value_size, self.query_size
+        hidden, inner, kv, query = self.hidden_size, self.intermediate_size, self.key_value_size, self.query_size
         return {
-            "q_proj": (hidden, query), "k_proj": (hidden, narrow), "v_proj": (hidden, narrow),
-            "o_proj": (query, hidden), "gate_proj": (hidden, wide), "up_proj": (hidden, wide),
-            "down_proj": (wide, hidden),
+            "q_proj": (hidden, query), "k_proj": (hidden, kv), "v_proj": (hidden, kv),
+            "o_proj": (query, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
         }  # fmt: skip
 
     @property
@@ -183,8 +183,8 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
     from laborllm_dist.models.lora import base_of
 
     try:
-        whole = base_of(settings) or settings
-        return counted_shape(str(whole.path), revision=whole.revision, subfolder=whole.subfolder)
+        base = base_of(settings) or settings
+        return counted_shape(str(base.path), revision=base.revision, subfolder=base.subfolder)
     except ModelError as error:
         raise ModelError(
             f"the shape of model.path={path} is not known: {error}; give a folder with config.json",

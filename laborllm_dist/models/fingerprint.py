@@ -33,7 +33,7 @@ def weights_fingerprint(folder: Path, weights: str) -> str:
         others = "; model.weights=pickle opens its *.bin files, which can run code of whoever made them"
         hint = others if weights == "safetensors" and any(folder.glob(PICKLES)) else ""
         raise ModelError(
-            f"{folder} is not a model folder: wanted config.json and {pattern}{hint}", code="not-a-model-folder"
+            f"{folder} is not a model folder: expected config.json and {pattern}{hint}", code="not-a-model-folder"
         )
     return _fingerprint(files, known)
 
@@ -59,9 +59,9 @@ def recorded_checksums(folder: Path) -> Mapping[str, str]:
         changed = str(error)
     if changed is not None:
         raise ModelError(
-            f"{changed}; the command that wrote {folder} makes it anew (start train.py or convert_gguf.py "
+            f"{changed}; the command that wrote {folder} writes it again (start train.py or convert_gguf.py "
             f"again); if the "
-            f"change is meant, delete {folder / RECORD}",
+            f"change is intentional, delete {folder / RECORD}",
             code="model-folder-changed",
         )
     return (record.files if record is not None else None) or {}

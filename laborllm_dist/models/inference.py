@@ -2,8 +2,8 @@
 
 Under ZeRO-3 a forward is collective: all ranks run it together, or they hang. Ranks score different units, with unequal
 numbers of forwards, so before each forward they exchange whether they have work; a rank without work forwards one short
-row without targets until all are done (`rest`). They exchange messages instead of using a collective, because a rank
-may take long between two forwards.
+row without targets until all are done (`join_remaining`). They exchange messages instead of using a collective, because
+a rank may take long between two forwards.
 """
 
 from __future__ import annotations
@@ -84,26 +84,26 @@ class InferenceModel:
         with torch.inference_mode():
             return self._forwards.hidden_states(batch.to(self.device), layer, slots_P)  # type: ignore[no-any-return]
 
-    def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, edges: TokenQueries) -> Tensor:
+    def edges(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: Tensor, edges: TokenQueries) -> Tensor:
         """Return log p in nats of the requested tokens after slots of a pass, [E] (see BranchPass)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
-            asked = (edges.sources_E, edges.tokens_E)
-            return log_prob_of(hidden_QD, weight_VD, *asked, chunk_tokens=self._chunk_tokens)
+            requested = (edges.sources_E, edges.tokens_E)
+            return log_prob_of(hidden_QD, weight_VD, *requested, chunk_tokens=self._chunk_tokens)
 
-        scores_E: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
+        scores_E: Tensor = self._forward(BranchPass(prefix, nodes, slots_Q, work))
         return scores_E
 
-    def next_tokens(self, grown: PrefixState, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
+    def next_tokens(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
         """Return the next token after slots of a pass, [Q]: the most probable one, or a sample (`sample_tokens`)."""
 
         def work(hidden_QD: Tensor, weight_VD: Tensor | None) -> Tensor:
             return sample_tokens(hidden_QD, weight_VD, uniforms_Q, chunk_tokens=self._chunk_tokens)
 
-        tokens_Q: Tensor = self._forward(BranchPass(grown, nodes, slots_Q, work))
+        tokens_Q: Tensor = self._forward(BranchPass(prefix, nodes, slots_Q, work))
         return tokens_Q
 
-    def rest(self) -> None:
+    def join_remaining(self) -> None:
         """Take part in the other ranks' forwards until none has work left. Collective if sharded."""
         if self._in_step is not None:
             empty = pack_batch([], 1).to(self.device)
@@ -132,7 +132,7 @@ def load_for_inference(
     dtype = DTYPES[evaluation.precision]
     if evaluation.placement == "replicated":
         model = pretrained_model(settings, dtype=dtype, base=evaluation.quantization, device=ranks.device)
-        return evaluated(model, compute)
+        return wrap_for_inference(model, compute)
     check_sharded(settings)
     precision = "bf16" if evaluation.precision == "bf16" else "fp32"
     zero = ZeroSettings(3, precision, GATHERED_ELEMENTS, False, "none", "none", None)  # type: ignore[arg-type]
@@ -148,6 +148,6 @@ def load_for_inference(
     return inference
 
 
-def evaluated(hugging_face: nn.Module, compute: ComputeSettings) -> InferenceModel:
+def wrap_for_inference(hugging_face: nn.Module, compute: ComputeSettings) -> InferenceModel:
     """Return a model for evaluation that is whole on this rank."""
     return InferenceModel(_Forwards(hugging_face, compute).eval(), hugging_face, compute, None)

@@ -81,7 +81,7 @@ def check_weights(settings: ModelSettings) -> None:
     if settings.path is None:
         return
     if Path(settings.path).is_dir():
-        _refuse_pointers(settings)
+        _reject_pointers(settings)
         if (base := base_of(settings)) is not None:
             check_weights(base)
         elif (folder_of(settings) / "config.json").is_file():
@@ -102,7 +102,7 @@ def check_weights(settings: ModelSettings) -> None:
         ) from None
 
 
-def _refuse_pointers(settings: ModelSettings) -> None:
+def _reject_pointers(settings: ModelSettings) -> None:
     """Raise if a model's folder was cloned without its large files (Git LFS).
 
     Raises:
@@ -154,18 +154,18 @@ def pretrained_model(
         ModelError: if weights are missing, in another format or quantized already; if tensors of the model are missing
         from the files, have another shape or precision, or differ from the files; if a tensor of the files is unused.
     """
-    _refuse_pointers(settings)
-    whole = base_of(settings)
-    if whole is not None:  # transformers opens both at once, and does not report tensors that the base lacks
-        model = pretrained_model(whole, dtype=dtype, base=base, device=device)
+    _reject_pointers(settings)
+    base_settings = base_of(settings)
+    if base_settings is not None:  # transformers opens both at once, and does not report tensors that the base lacks
+        model = pretrained_model(base_settings, dtype=dtype, base=base, device=device)
         put_adapter(model, folder_of(settings))
         return model
     check_index(settings)
     config = open_causal_config(str(settings.path), **_where(settings))
     set_attention_dropout(config, settings.attention_dropout)
-    held = quantization(base, dtype)
-    placed = {} if held is None else {"quantization_config": held, "device_map": {"": device}}
-    record = FileRecord(dtype, base, None if held is None else device)
+    quantized = quantization(base, dtype)
+    placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
+    record = FileRecord(dtype, base, None if quantized is None else device)
     _check_folder(settings)
     try:
         model, report = recording(record, open_model)(
@@ -267,7 +267,7 @@ def make_model(
     if kind != "none":
         if num_titles < 2:
             raise SettingsError(
-                f"setting title_head.kind: a distribution over titles wants two of them, there are {num_titles}; set "
+                f"setting title_head.kind: a distribution over titles needs two of them, there are {num_titles}; set "
                 "title_head.kind=none",
                 code="too-few-titles",
             )
@@ -383,11 +383,11 @@ def num_layers_of(settings: ModelSettings) -> int:
 
 def _config_of(settings: ModelSettings) -> ModelConfig:
     """Return the configuration of a pretrained model, or of an adapter's base."""
-    whole = base_of(settings) or settings
+    base = base_of(settings) or settings
     try:
-        return open_causal_config(str(whole.path), **_where(whole))
+        return open_causal_config(str(base.path), **_where(base))
     except ModelError as error:
-        raise ModelError(f"no model configuration at {whole.path}: {error}", code="no-model-config") from None
+        raise ModelError(f"no model configuration at {base.path}: {error}", code="no-model-config") from None
 
 
 def check_ids(model: transformers.PreTrainedModel, num_ids: int) -> None:

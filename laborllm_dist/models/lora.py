@@ -64,7 +64,7 @@ def check_blocks(model: nn.Module, path: str | None) -> None:
             inner: Any = module
             if inner.in_features % NF4_BLOCK and inner.weight.device.type == "cpu":
                 raise ModelError(
-                    f"{path}: quantization=nf4 on a CPU wants layers of a multiple of {NF4_BLOCK} inputs, {name} has "
+                    f"{path}: quantization=nf4 on a CPU needs layers of a multiple of {NF4_BLOCK} inputs, {name} has "
                     f"{inner.in_features}; take int8 or full",
                     code="nf4-block-mismatch",
                 )

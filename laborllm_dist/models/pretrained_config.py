@@ -143,7 +143,7 @@ def _check_sizes(config: ModelConfig, path: str) -> None:
         most = MOST_LAYERS if name == "num_hidden_layers" else MOST_SIZE
         if size is not None and not (isinstance(size, int) and 0 < size <= most):
             raise ModelError(
-                f"{path}: config.json says {name} = {str(size)[:40]}; wanted 1 to {most:,}",
+                f"{path}: config.json says {name} = {str(size)[:40]}; expected 1 to {most:,}",
                 code="model-size-out-of-range",
             )
 

@@ -303,8 +303,8 @@ def check_index(settings: ModelSettings) -> None:
         ModelError: if it is damaged, or names a file that is not there.
     """
     folder = folder_of(settings)
-    one, index = (ONE_FILE, INDEX) if settings.weights == "safetensors" else (ONE_PICKLE, INDEX_OF_PICKLES)
-    if not (folder / one).is_file() and (folder / index).is_file():
+    single, index = (ONE_FILE, INDEX) if settings.weights == "safetensors" else (ONE_PICKLE, INDEX_OF_PICKLES)
+    if not (folder / single).is_file() and (folder / index).is_file():
         read_index(folder / index)
 
 
@@ -320,7 +320,7 @@ def read_index(path: Path) -> dict[str, str]:
         dict(index["metadata"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
-            f"{path} is damaged: wanted metadata, and a weight_map of tensors; fetch it again",
+            f"{path} is damaged: expected metadata, and a weight_map of tensors; fetch it again",
             code="damaged-weight-index",
         ) from None
     if missing := sorted(file for file in set(file_of.values()) if not (path.parent / file).is_file()):
@@ -343,9 +343,9 @@ def files_of_weights(folder: Path, weights: str) -> list[Path]:
     Raises:
         ModelError: if the index is damaged, or names a missing file.
     """
-    one, index = (ONE_FILE, INDEX) if weights == "safetensors" else (ONE_PICKLE, INDEX_OF_PICKLES)
-    if (folder / one).is_file():
-        return [folder / one]
+    single, index = (ONE_FILE, INDEX) if weights == "safetensors" else (ONE_PICKLE, INDEX_OF_PICKLES)
+    if (folder / single).is_file():
+        return [folder / single]
     if not (folder / index).is_file():
         return []
     return [folder / name for name in sorted(set(read_index(folder / index).values()))]

@@ -32,33 +32,33 @@ CUDA_BLOCK_NODES = 1024
 class NodeBlock:
     """C neighboring nodes after slots [start, stop) of a row, the next C of a pass; numpy, on the host.
 
-    `stops_C`: the end of each node's history. `places_U`: indices of the nodes and their ancestors among all nodes
-    since the last `drop_nodes`. `seen_2E`: pairs of a node's index in the block and the index in `places_U` of a node
-    that it attends to.
+    `stops_C`: the end of each node's history. `visible_U`: indices of the nodes and their ancestors among all nodes
+    since the last `drop_nodes`. `visible_2E`: pairs of a node's index in the block, and the index in `visible_U` of a
+    node that it attends to.
     """
 
     row: int
     start: int
     stop: int
     stops_C: Integers
-    places_U: Integers
-    seen_2E: Integers
+    visible_U: Integers
+    visible_2E: Integers
 
     def __len__(self) -> int:
         return len(self.stops_C)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> NodeBlockTensors:
         """Return the block on a device, with a bias of the queries' dtype."""
-        num_history, num_seen = self.stop - self.start, self.stop - self.start + len(self.places_U)
+        num_history, num_seen = self.stop - self.start, self.stop - self.start + len(self.visible_U)
         # Row strides of a multiple of 8: torch's memory-efficient kernel copies others at every call.
         bias_CS = torch.full((len(self), -(-num_seen // 8) * 8), -torch.inf, dtype=dtype, device=device)[:, :num_seen]
-        nodes_E, columns_E = torch.from_numpy(self.seen_2E).to(device)
+        nodes_E, columns_E = torch.from_numpy(self.visible_2E).to(device)
         bias_CS[nodes_E, columns_E + num_history] = 0.0
         slots = torch.arange(self.start, self.stop, device=device)
         is_seen_CT = slots < torch.from_numpy(self.stops_C).to(device)[:, None]
         bias_CS[:, :num_history].masked_fill_(is_seen_CT, 0.0)
         return NodeBlockTensors(
-            slice(self.start, self.stop), self.row, torch.from_numpy(self.places_U).to(device), bias_CS
+            slice(self.start, self.stop), self.row, torch.from_numpy(self.visible_U).to(device), bias_CS
         )
 
 
@@ -68,7 +68,7 @@ class NodeBlockTensors:
 
     slots: slice
     row: int
-    places_U: Tensor
+    visible_U: Tensor
     bias_CS: Tensor
 
 
@@ -77,25 +77,25 @@ def block_size(device: torch.device) -> int:
     return CUDA_BLOCK_NODES if device.type == "cuda" else BLOCK_NODES
 
 
-def split_into_blocks(stems_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) -> tuple[NodeBlock, ...]:
+def split_into_blocks(prefixes_N3: Integers, ancestors_NA: Integers, *, most_nodes: int) -> tuple[NodeBlock, ...]:
     """Split the nodes of a pass into blocks.
 
     Args:
-        stems_N3: row, first slot and end slot of each node's history; nodes of one career are adjacent.
+        prefixes_N3: row, first slot and end slot of each node's history; nodes of one career are adjacent.
         ancestors_NA: indices of each node's ancestors and itself, padded with -1.
         most_nodes: of a block.
     """
-    changes = np.flatnonzero((np.diff(stems_N3[:, :2], axis=0) != 0).any(axis=1)) + 1
+    changes = np.flatnonzero((np.diff(prefixes_N3[:, :2], axis=0) != 0).any(axis=1)) + 1
     blocks: list[NodeBlock] = []
-    for of_stem in np.split(np.arange(len(stems_N3)), changes):
+    for of_stem in np.split(np.arange(len(prefixes_N3)), changes):
         for first in range(0, len(of_stem), most_nodes):
             nodes = of_stem[first : first + most_nodes]
-            (row, start, _), stops_C = stems_N3[nodes[0]].tolist(), stems_N3[nodes, 2]
+            (row, start, _), stops_C = prefixes_N3[nodes[0]].tolist(), prefixes_N3[nodes, 2]
             seen_CA = ancestors_NA[nodes]
             is_there_CA = seen_CA >= 0
-            places_U, columns_E = np.unique(seen_CA[is_there_CA], return_inverse=True)
-            seen_2E = np.stack([np.nonzero(is_there_CA)[0], columns_E])
-            blocks.append(NodeBlock(row, start, int(stops_C.max()), stops_C, places_U, seen_2E))
+            visible_U, columns_E = np.unique(seen_CA[is_there_CA], return_inverse=True)
+            visible_2E = np.stack([np.nonzero(is_there_CA)[0], columns_E])
+            blocks.append(NodeBlock(row, start, int(stops_C.max()), stops_C, visible_U, visible_2E))
     return tuple(blocks)
 
 
@@ -117,11 +117,11 @@ class KVCache:
     def add_nodes(self, layer: int, keys_HND: Tensor, values_HND: Tensor) -> tuple[Tensor, Tensor]:
         """Append the keys and values of nodes; return those of all nodes."""
         before = self._nodes.get(layer)
-        both = (keys_HND, values_HND)
+        keys_and_values = (keys_HND, values_HND)
         if before is not None:
-            both = (torch.cat([before[0], keys_HND], dim=1), torch.cat([before[1], values_HND], dim=1))
-        self._nodes[layer] = both
-        return both
+            keys_and_values = (torch.cat([before[0], keys_HND], dim=1), torch.cat([before[1], values_HND], dim=1))
+        self._nodes[layer] = keys_and_values
+        return keys_and_values
 
     def drop_nodes(self) -> None:
         """Remove the nodes; the histories stay."""
@@ -131,7 +131,7 @@ class KVCache:
 def branch_attention(
     layer: int,
     tensors_BHTD: tuple[Tensor, Tensor, Tensor],
-    kept: KVCache,
+    cache: KVCache,
     blocks: tuple[NodeBlockTensors, ...],
     scaling: float | None,
 ) -> Tensor:
@@ -140,7 +140,7 @@ def branch_attention(
     Args:
         layer: index into the cache.
         tensors_BHTD: queries, keys and values of the nodes, in one row; keys may have fewer heads than queries.
-        kept: the cache of histories and earlier nodes; the keys and values of these nodes are appended.
+        cache: the cache of histories and earlier nodes; the keys and values of these nodes are appended.
         blocks: of the nodes, in order.
         scaling: of query-key products.
     """
@@ -148,15 +148,15 @@ def branch_attention(
     num_heads, num_nodes, width = query_HND.shape
     num_shared = keys_HND.shape[0]  # key heads, each shared by G query heads
     query_HGND = query_HND.view(num_shared, num_heads // num_shared, num_nodes, width)
-    all_nodes = kept.add_nodes(layer, keys_HND, values_HND)
-    histories = kept.history(layer)
+    all_nodes = cache.add_nodes(layer, keys_HND, values_HND)
+    histories = cache.history(layer)
     attend = _attend_as_batch if query_HND.is_cuda else _attend_as_queries
     outputs: list[Tensor] = []
     first = 0
     for block in blocks:
         last = first + len(block.bias_CS)
         key_HSD, value_HSD = (
-            torch.cat([history[block.row, :, block.slots], nodes.index_select(1, block.places_U)], dim=1)
+            torch.cat([history[block.row, :, block.slots], nodes.index_select(1, block.visible_U)], dim=1)
             for history, nodes in zip(histories, all_nodes, strict=True)
         )
         taken_CHGD = attend(query_HGND[:, :, first:last], key_HSD, value_HSD, block.bias_CS, scaling)

@@ -36,14 +36,14 @@ from laborllm_dist.models.varlen_attention import career_bounds
 class Nodes:
     """N tokens after histories, and the tokens that they attend to; numpy, on the host.
 
-    `positions_N` continue those of the history. `stems_N3`: row, first slot and end slot of each node's history; nodes
-    of one career are adjacent. `ancestors_NA`: indices of its ancestors and itself among all nodes since the last
+    `positions_N` continue those of the history. `prefixes_N3`: row, first slot and end slot of each node's history;
+    nodes of one career are adjacent. `ancestors_NA`: indices of its ancestors and itself among all nodes since the last
     `drop_nodes`, padded with -1.
     """
 
     token_ids_N: Integers
     positions_N: Integers
-    stems_N3: Integers
+    prefixes_N3: Integers
     ancestors_NA: Integers
 
     def __len__(self) -> int:
@@ -55,24 +55,24 @@ class PrefixState:
     """Histories and the nodes after them: the KV cache of known types, the tokens for the others."""
 
     batch: PackedBatch
-    states: KVCache = field(default_factory=KVCache)
+    cache: KVCache = field(default_factory=KVCache)
     nodes: Nodes | None = None
 
     def drop_nodes(self) -> None:
         """Remove the nodes; the histories stay."""
-        self.states.drop_nodes()
+        self.cache.drop_nodes()
         self.nodes = None
 
 
 @dataclass(frozen=True, slots=True)
 class BranchPass:
-    """A request for one forward, of the histories of `grown` or of nodes after them.
+    """A request for one forward, of the histories of `prefix` or of nodes after them.
 
     `slots_Q`: slots to predict from, as flat indices over all rows, or nodes; on the host. `work` takes the hidden
     states [Q, D] and the output layer's weight, or the logits [Q, V] and None.
     """
 
-    grown: PrefixState
+    prefix: PrefixState
     nodes: Nodes | None
     slots_Q: Tensor
     work: HeadFn
@@ -95,29 +95,33 @@ class BranchingModel:
             enable_custom_head(hugging_face)
 
     def forward(self, branch_pass: BranchPass) -> Any:
-        """Return `branch_pass.work` of the slots; add the forwarded tokens to `branch_pass.grown`."""
-        grown, nodes, slots_Q, work = branch_pass.grown, branch_pass.nodes, branch_pass.slots_Q, branch_pass.work
+        """Return `branch_pass.work` of the slots; add the forwarded tokens to `branch_pass.prefix`."""
+        prefix, nodes, slots_Q, work = branch_pass.prefix, branch_pass.nodes, branch_pass.slots_Q, branch_pass.work
         if not self._is_packed:
             if nodes is None and not self._takes_mask:
-                padded = grown.batch.one_a_row(slots_Q)
+                padded = prefix.batch.one_a_row(slots_Q)
                 return work(padded.at_slots(career_logits(self.hugging_face, padded), slots_Q), None)
-            logits_NV = self._history_logits(grown.batch) if nodes is None else self._node_logits(grown, nodes)
+            logits_NV = self._history_logits(prefix.batch) if nodes is None else self._node_logits(prefix, nodes)
             return work(logits_NV[slots_Q.to(logits_NV.device)], None)
-        device = grown.batch.token_ids_BT.device
+        device = prefix.batch.token_ids_BT.device
         inputs: dict[str, Any]
         if nodes is None:
-            bounds = career_bounds(grown.batch.lengths, device)
-            inputs = {"input_ids": grown.batch.token_ids_BT, "position_ids": grown.batch.positions_BT, "bounds": bounds}
+            bounds = career_bounds(prefix.batch.lengths, device)
+            inputs = {
+                "input_ids": prefix.batch.token_ids_BT,
+                "position_ids": prefix.batch.positions_BT,
+                "bounds": bounds,
+            }
         else:
             ids, positions = (
                 torch.from_numpy(each)[None].to(device) for each in (nodes.token_ids_N, nodes.positions_N)
             )
             # Queries have the dtype of the hidden states, which begin as rows of the embedding.
             dtype = self.hugging_face.get_input_embeddings().weight.dtype  # type: ignore[operator]
-            cut = split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device))
-            blocks = tuple(block.on(device, dtype) for block in cut)
+            node_blocks = split_into_blocks(nodes.prefixes_N3, nodes.ancestors_NA, most_nodes=block_size(device))
+            blocks = tuple(block.on(device, dtype) for block in node_blocks)
             inputs = {"input_ids": ids, "position_ids": positions, "blocks": blocks}
-        inputs |= {"kept": grown.states, "use_cache": False}
+        inputs |= {"tree_cache": prefix.cache, "use_cache": False}
         if not self._is_known:  # its logits are not just a product with the hidden states
             return work(self.hugging_face(**inputs).logits.flatten(0, 1)[slots_Q.to(device)], None)
         hidden_BTD = decoder_of(self.hugging_face)(**inputs).last_hidden_state
@@ -129,29 +133,29 @@ class BranchingModel:
         logits_NV: Tensor = self.hugging_face(**inputs, use_cache=False).logits.flatten(0, 1)
         return logits_NV
 
-    def _node_logits(self, grown: PrefixState, nodes: Nodes) -> Tensor:
+    def _node_logits(self, prefix: PrefixState, nodes: Nodes) -> Tensor:
         """Return the logits of nodes, [N, V]: one forward per block, with its history and ancestors."""
-        grown.nodes = everything = nodes if grown.nodes is None else _joined(grown.nodes, nodes)
-        batch, device = grown.batch, grown.batch.token_ids_BT.device
+        prefix.nodes = everything = nodes if prefix.nodes is None else _joined(prefix.nodes, nodes)
+        batch, device = prefix.batch, prefix.batch.token_ids_BT.device
         parts: list[Tensor] = []
         place = len(everything) - len(nodes)
-        for block in split_into_blocks(nodes.stems_N3, nodes.ancestors_NA, most_nodes=block_size(device)):
+        for block in split_into_blocks(nodes.prefixes_N3, nodes.ancestors_NA, most_nodes=block_size(device)):
             if not self._takes_mask:
                 parts.append(self._path_logits(batch, everything, block, place))
                 place += len(block)
                 continue
-            history, places_U = slice(block.start, block.stop), block.places_U
+            history, visible_U = slice(block.start, block.stop), block.visible_U
             ids, positions = (
-                torch.cat([of_row[block.row, history], torch.from_numpy(of_nodes[places_U]).to(device)])
+                torch.cat([of_row[block.row, history], torch.from_numpy(of_nodes[visible_U]).to(device)])
                 for of_row, of_nodes in (
                     (batch.token_ids_BT, everything.token_ids_N),
                     (batch.positions_BT, everything.positions_N),
                 )
             )
-            mask_SS = as_taken(self.hugging_face, _tree_mask(everything, places_U, block.start, block.stop).to(device))
+            mask_SS = as_taken(self.hugging_face, _tree_mask(everything, visible_U, block.start, block.stop).to(device))
             inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask_SS[None, None]}
             logits_SV = self.hugging_face(**inputs, use_cache=False).logits[0]
-            members = np.searchsorted(places_U, np.arange(place, place + len(block)))
+            members = np.searchsorted(visible_U, np.arange(place, place + len(block)))
             parts.append(logits_SV[torch.from_numpy(members + block.stop - block.start).to(device)])
             place += len(block)
         return torch.cat(parts)
@@ -186,18 +190,18 @@ def _joined(before: Nodes, nodes: Nodes) -> Nodes:
     return Nodes(
         token_ids_N=np.concatenate([before.token_ids_N, nodes.token_ids_N]),
         positions_N=np.concatenate([before.positions_N, nodes.positions_N]),
-        stems_N3=np.concatenate([before.stems_N3, nodes.stems_N3]),
+        prefixes_N3=np.concatenate([before.prefixes_N3, nodes.prefixes_N3]),
         ancestors_NA=np.concatenate(padded),
     )
 
 
-def _tree_mask(nodes: Nodes, places_U: Integers, start: int, stop: int) -> Tensor:
+def _tree_mask(nodes: Nodes, visible_U: Integers, start: int, stop: int) -> Tensor:
     """Return the attention mask, [S, S] bool, of slots [start, stop) of a history, then of nodes by index."""
-    num_history, num_nodes = stop - start, len(places_U)
+    num_history, num_nodes = stop - start, len(visible_U)
     mask_SS = np.zeros((num_history + num_nodes, num_history + num_nodes), dtype=bool)
     mask_SS[:num_history, :num_history] = np.tri(num_history, dtype=bool)
-    mask_SS[num_history:, :num_history] = np.arange(start, stop) < nodes.stems_N3[places_U, 2, None]
-    seen_UA = nodes.ancestors_NA[places_U]
+    mask_SS[num_history:, :num_history] = np.arange(start, stop) < nodes.prefixes_N3[visible_U, 2, None]
+    seen_UA = nodes.ancestors_NA[visible_U]
     rows, of_row = np.nonzero(seen_UA >= 0)
-    mask_SS[num_history + rows, num_history + np.searchsorted(places_U, seen_UA[rows, of_row])] = True
+    mask_SS[num_history + rows, num_history + np.searchsorted(visible_U, seen_UA[rows, of_row])] = True
     return torch.from_numpy(mask_SS)

@@ -30,18 +30,18 @@ MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 class CareerBounds:
     """Bounds of careers in flattened rows.
 
-    `lengths`: of every stretch, padding included, row by row. `starts_N`: [stretches + 1] int32 on the device.
+    `lengths`: of every stretch, padding included, row by row. `cu_seqlens_N`: [stretches + 1] int32 on the device.
     """
 
     lengths: tuple[int, ...]
-    starts_N: Tensor
+    cu_seqlens_N: Tensor
 
 
 def career_bounds(lengths: Sequence[int], device: torch.device) -> CareerBounds:
     """Return the bounds of stretches of these lengths."""
-    starts_N = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), dim=0, out=starts_N[1:])
-    return CareerBounds(tuple(lengths), starts_N.to(device, non_blocking=True))
+    cu_seqlens_N = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    torch.cumsum(torch.tensor(lengths, dtype=torch.int32), dim=0, out=cu_seqlens_N[1:])
+    return CareerBounds(tuple(lengths), cu_seqlens_N.to(device, non_blocking=True))
 
 
 def register_packed_attention() -> None:
@@ -59,7 +59,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     bounds: CareerBounds | None = None,
-    kept: KVCache | None = None,
+    tree_cache: KVCache | None = None,
     blocks: tuple[NodeBlockTensors, ...] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -68,19 +68,19 @@ def packed_attention(
     """Return causal attention inside careers, [B, T, H, D].
 
     The arguments are those of transformers' attention interface; keys and values may have fewer heads than queries.
-    Without bounds every row is one career. With `kept`, keys and values are cached there; with `blocks` too, the slots
-    are nodes that attend to the cache (models/tree_attention.py).
+    Without bounds every row is one career. With `tree_cache`, keys and values are cached there; with `blocks` too,
+    the slots are nodes that attend to the cache (models/tree_attention.py).
 
     Raises:
         ValueError: if a mask is given, which this attention does not support.
     """
     if attention_mask is not None:
         raise ValueError("packed attention takes bounds, not a mask")
-    if kept is not None:
+    if tree_cache is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if blocks is not None:
-            return branch_attention(layer, (query_BHTD, key_BHTD, value_BHTD), kept, blocks, scaling), None
-        kept.keep_history(layer, key_BHTD, value_BHTD)
+            return branch_attention(layer, (query_BHTD, key_BHTD, value_BHTD), tree_cache, blocks, scaling), None
+        tree_cache.keep_history(layer, key_BHTD, value_BHTD)
     if bounds is None:
         num_rows, num_slots = query_BHTD.shape[0], query_BHTD.shape[2]
         bounds = career_bounds([num_slots] * num_rows, query_BHTD.device)
@@ -117,8 +117,8 @@ def by_kernel(
         query_NHD,
         key_NHD,
         value_NHD,
-        bounds.starts_N,
-        bounds.starts_N,
+        bounds.cu_seqlens_N,
+        bounds.cu_seqlens_N,
         longest,
         longest,
         scale=scaling,

@@ -58,25 +58,25 @@ def check_loaded(model: transformers.PreTrainedModel, record: FileRecord, where:
     Raises:
         ModelError: naming the first tensor that is unused, missing or different.
     """
-    held = dict(_held_tensors(model))
+    tensor_of = dict(_saved_tensors(model))
     names = FileNames(record.shapes)
-    file_of = {name: file for name in held if (file := names.of(name)) is not None}
-    paired = {id(held[name]) for name in file_of}  # tied weights may have one of their names in the files
-    apart = {name: value for name, value in held.items() if id(value) not in paired}
+    file_of = {name: file for name in tensor_of if (file := names.of(name)) is not None}
+    paired = {id(tensor_of[name]) for name in file_of}  # tied weights may have one of their names in the files
+    apart = {name: value for name, value in tensor_of.items() if id(value) not in paired}
     files_used = set(file_of.values())
     for name, value in _as_in_files(model, apart):
         if (file := names.of(name)) is None:
             if is_no_weight(name, value.shape):
                 continue
             raise ModelError(f"the weights at {where} lack a tensor of the model, {name}", code="missing-tensors")
-        held[name] = value
+        tensor_of[name] = value
         file_of[name] = file
         files_used.add(file)
     check_left_over(model, record.shapes, files_used, where)
     quantized = {f"{name}.weight": module for name, module in model.named_modules() if _is_quantized(module)}
     compared: dict[tuple[int, str], None] = {}  # tied weights once
     for name, file in file_of.items():
-        value, tensor = held[name], record.tensors.get(file)
+        value, tensor = tensor_of[name], record.tensors.get(file)
         if tensor is None:
             raise ModelError(f"the weights at {where}: {file} was never read", code="tensor-never-read")
         if (id(value), file) in compared:
@@ -105,17 +105,17 @@ def check_adapter(model: nn.Module, record: FileRecord, where: object) -> None:
         ModelError: naming the first tensor that is unused or different.
     """
     names = FileNames(record.shapes)
-    held = {
+    tensor_of = {
         file: value
         for name, value in model.named_parameters(remove_duplicate=False)
         if {ADAPTER, "base_layer"} & set(name.split(".")) and (file := names.of(name)) is not None
     }
-    if left_over := sorted(set(record.shapes) - set(held), key=_natural_order):
+    if left_over := sorted(set(record.shapes) - set(tensor_of), key=_natural_order):
         raise ModelError(
             f"the adapter at {where} holds {len(left_over)} tensors without a place in its base, first {left_over[0]}",
             code="unexpected-adapter-tensors",
         )
-    for file, value in held.items():
+    for file, value in tensor_of.items():
         tensor = record.tensors.get(file)
         if tensor is None or tuple(value.shape) != tensor.shape or not same_content(value, tensor):
             raise ModelError(
@@ -213,7 +213,7 @@ def _plain(name: str) -> str:
     return name
 
 
-def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield parameters and persistent buffers, tied ones under each of their names."""
     yield from model.named_parameters(remove_duplicate=False)
     for prefix, module in model.named_modules():
@@ -224,13 +224,13 @@ def _held_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}".removeprefix("."), buffer
 
 
-def _as_in_files(model: transformers.PreTrainedModel, held: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _as_in_files(model: transformers.PreTrainedModel, tensor_of: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield tensors of the model with the names and shapes that they have in files, a layer at a time.
 
     transformers fuses the matrices of experts, for example, and splits them for saving.
     """
     layers: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    for name, value in held.items():
+    for name, value in tensor_of.items():
         layers.setdefault(tuple(re.findall(r"\d+", name)[:1]), {})[name] = value.detach()
     for tensors in layers.values():
         yield from transformers.core_model_loading.revert_weight_conversion(model, tensors).items()
@@ -306,10 +306,10 @@ def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
     compared: list[str] = []
     for name, parameter in model.named_parameters():
         tensor = record.tensors.get(names.of(name) or "")
-        held = _stretch_of(parameter, ranks)
-        if tensor is None or held is None or not parameter.is_floating_point():
+        stretch = _stretch_of(parameter, ranks)
+        if tensor is None or stretch is None or not parameter.is_floating_point():
             continue
-        value, start = held
+        value, start = stretch
         precision = _compared_in(value, tensor)
         part = checksum_in(value, precision, start)
         # Decided by what all ranks have in common: the sums below are collective, and one rank may hold all of a small
@@ -322,8 +322,8 @@ def check_in_place(model: nn.Module, ranks: DistributedContext) -> None:
         expected.append(tensor.checksums[precision])
         parts.append(part or (0, 0))
         compared.append(name)
-    for name, total, whole in zip(compared, _over_ranks(parts, ranks), expected, strict=True):
-        wrong = wrong or (name if total != whole else None)
+    for name, total, total_in_files in zip(compared, _over_ranks(parts, ranks), expected, strict=True):
+        wrong = wrong or (name if total != total_in_files else None)
     is_wrong_somewhere = any(ranks.share(wrong is not None))
     if wrong is not None:
         raise ModelError(

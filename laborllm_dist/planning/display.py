@@ -13,9 +13,9 @@ from laborllm_dist.distributed.deepspeed_config import check_8bit
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.models.dims import ModelShape, check_targets, shape_of
-from laborllm_dist.planning.estimate import ResourceEstimate, forecast, room_of
+from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
 from laborllm_dist.planning.memory import GIB, largest_stretch
-from laborllm_dist.planning.suggestions import as_typed, better_max_seq_length, changed, suggest_fitting_config
+from laborllm_dist.planning.suggestions import better_max_seq_length, suggest_fitting_config, to_overrides, with_changes
 from laborllm_dist.planning.throughput import LAYER_SECONDS
 from laborllm_dist.planning.workload import Workload, find_workload
 
@@ -34,7 +34,7 @@ def show_plan(settings: RunSettings, console: Console) -> ResourceEstimate:
     work, num_ids = find_workload(settings)
     shape = shape_of(settings.model, num_ids=num_ids)
     check_plan(settings, work, shape)
-    estimate = forecast(settings, work, shape, room_of(settings.plan.gpu))
+    estimate = forecast(settings, work, shape, budget_of_gpu(settings.plan.gpu))
     for line in (*work_lines(estimate), ""):
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(memory_table(estimate))
@@ -83,9 +83,9 @@ def work_lines(estimate: ResourceEstimate) -> Iterator[str]:
         f"on       {settings.plan.num_gpus} x {settings.plan.gpu.name}, ZeRO-{settings.zero.stage} "
         f"{settings.zero.precision}, {settings.optimizer.name}{base}"
     )
-    busy = f"passes   {passes.num_passes:.3g} a step; GPUs {estimate.busy:.0%} busy"
-    better = better_max_seq_length(estimate) if estimate.busy <= ENOUGH_BUSY else None
-    if estimate.busy > ENOUGH_BUSY:
+    busy = f"passes   {passes.num_passes:.3g} a step; GPUs {estimate.utilization:.0%} busy"
+    better = better_max_seq_length(estimate) if estimate.utilization <= ENOUGH_BUSY else None
+    if estimate.utilization > ENOUGH_BUSY:
         yield busy
     elif better is None:
         yield f"{busy}: take more careers a step or fewer GPUs"
@@ -121,7 +121,7 @@ def _other_stages(estimate: ResourceEstimate) -> Iterator[ResourceEstimate]:
         change: dict[str, Any] = {"zero.stage": stage}
         change |= {"zero.offload_param": "none"} if stage != 3 else {}
         change |= {"zero.offload_optimizer": "none"} if stage == 0 else {}
-        settings = changed(estimate.settings, change)
+        settings = with_changes(estimate.settings, change)
         if settings is not None:  # a stage that conflicts with other settings has no column
             yield forecast(settings, estimate.work, estimate.shape, estimate.room)
 
@@ -133,11 +133,11 @@ def cost_lines(estimate: ResourceEstimate) -> Iterator[str]:
         yield f"traffic  {_size(cost.traffic.total)} a step and GPU"
     unit, each, digits = ("s", 1.0, 2) if cost.seconds >= 0.1 else ("ms", 1e3, 1)
     parts = {"computing": cost.computing, "links": cost.links, "offload": cost.offloading}
-    told = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
-    yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {told}"
+    times = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
+    yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {times}"
     peak = gpu.bf16_tflops if estimate.settings.zero.precision == "bf16" else gpu.fp32_tflops
     pace = f"computing at {gpu.utilization:.0%} of {peak:,.0f} TFLOP/s"
-    if cost.launching > cost.working:
+    if cost.kernel_launch > cost.working:
         pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
     yield f"speed    {estimate.tokens_per_second:,.0f} tokens/s and GPU; {pace} (assumed)"
     price = f"{_price(estimate.dollars)} at {gpu.dollars_per_hour:g} a GPU-hour (assumed)"
@@ -160,7 +160,7 @@ def memory_lines(estimate: ResourceEstimate) -> Iterator[str]:
         return
     change, other = nearest
     seconds = f"{other.cost.seconds:.2f} s a step"
-    yield from _typed_lines(as_typed(change))
+    yield from _typed_lines(to_overrides(change))
     yield f"         fits: {other.memory.total / GIB:,.1f} GiB, {seconds}"
 
 

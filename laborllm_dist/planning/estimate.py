@@ -47,9 +47,9 @@ class ResourceEstimate:
     cost: Cost
 
     @property
-    def busy(self) -> float:
+    def utilization(self) -> float:
         """Share of the GPUs' time that is work."""
-        return self.passes.busy(self.settings.plan.num_gpus)
+        return self.passes.utilization(self.settings.plan.num_gpus)
 
     @property
     def hours(self) -> float:
@@ -93,7 +93,7 @@ def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: Mem
     return ResourceEstimate(settings, shape, work, room, passes, memory, cost_of_step(shape, settings, work, passes))
 
 
-def room_of(gpu: GpuSettings) -> MemoryBudget:
+def budget_of_gpu(gpu: GpuSettings) -> MemoryBudget:
     """Return the memory of a rank on a GPU of this kind."""
     return MemoryBudget(total=gpu.memory_gib * GIB, process=None, host=gpu.host_memory_gib * GIB)
 

@@ -144,10 +144,10 @@ def plan_memory(
 
 
 def _weights(case: _Case) -> _Bytes:
-    whole = weight_bytes(case.shape, case.settings, case.bytes_per_param)
+    unpartitioned = weight_bytes(case.shape, case.settings, case.bytes_per_param)
     if case.zero.stage < 3:
-        return _Bytes(device=whole + (_autocast_copies(case.shape, case.settings) if case.is_autocast else 0.0))
-    own = whole / case.world_size
+        return _Bytes(device=unpartitioned + (_autocast_copies(case.shape, case.settings) if case.is_autocast else 0.0))
+    own = unpartitioned / case.world_size
     return _Bytes(device=own) if case.zero.offload_param == "none" else _Bytes(host=own)
 
 
@@ -165,10 +165,10 @@ def _gradients(case: _Case) -> _Bytes:
         return case.beside_optimizer(4.0 * case.num_own)
     # At stage 1 gradients stay whole until the step. In bf16 DeepSpeed has a class for that stage (BF16_Optimizer) that
     # also keeps whole fp32 gradients on every rank; fp32 gradients have no second copy.
-    whole = float(case.bytes_per_param * case.num_trainable)
+    unpartitioned = float(case.bytes_per_param * case.num_trainable)
     if case.offload == "none":
-        return _Bytes(device=whole + (4.0 * case.num_trainable if case.bytes_per_param == 2 else 0.0))
-    return _Bytes(device=whole, host=case.beside_optimizer(4.0 * case.num_own).host)
+        return _Bytes(device=unpartitioned + (4.0 * case.num_trainable if case.bytes_per_param == 2 else 0.0))
+    return _Bytes(device=unpartitioned, host=case.beside_optimizer(4.0 * case.num_own).host)
 
 
 def _optimizer(case: _Case) -> _Bytes:
@@ -297,33 +297,33 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchS
     GPU's kernel writes its output in slot order, which elsewhere needs a copy, and on GPUs fp32 has no kernel for
     grouped-query attention.
     """
-    hidden, wide, narrow, query = shape.hidden_size, shape.intermediate_size, shape.key_value_size, shape.query_size
-    number = 2 if settings.zero.precision == "bf16" else 4
+    hidden, inner, kv, query = shape.hidden_size, shape.intermediate_size, shape.key_value_size, shape.query_size
+    num_bytes = 2 if settings.zero.precision == "bf16" else 4
     is_frozen = settings.adapter.kind == "lora"
-    norms = 2 * (4 * hidden + (1 if is_frozen else 2) * number * hidden)
-    given = 1 if on_gpu and number == 2 else 2
-    attention = number * ((1 + given) * query + 2 * (query if on_gpu and number == 4 else narrow))
-    feed_forward = number * (4 if shape.is_gated else 2) * wide
+    norms = 2 * (4 * hidden + (1 if is_frozen else 2) * num_bytes * hidden)
+    given = 1 if on_gpu and num_bytes == 2 else 2
+    attention = num_bytes * ((1 + given) * query + 2 * (query if on_gpu and num_bytes == 4 else kv))
+    feed_forward = num_bytes * (4 if shape.is_gated else 2) * inner
     additions = 0
-    if number == 2 and settings.zero.stage == 0 and not is_frozen:
+    if num_bytes == 2 and settings.zero.stage == 0 and not is_frozen:
         # Under autocast norms compute in float32, and each of five linear layers has its own bf16 copy of its input.
         additions = 2 * 2 * hidden + (5 - 2) * 2 * hidden
     if is_frozen:
-        inputs = {"gate_proj": hidden, "down_proj": wide, "q_proj": hidden}
+        inputs = {"gate_proj": hidden, "down_proj": inner, "q_proj": hidden}
         dropped = (
             sum(inputs.get(name, 0) for name in settings.adapter.target_modules) if settings.adapter.dropout else 0
         )
-        additions = number * (dropped + settings.adapter.rank * len(settings.adapter.target_modules))
+        additions = num_bytes * (dropped + settings.adapter.rank * len(settings.adapter.target_modules))
     of_layer = load.num_tokens * (norms + attention + feed_forward + additions)
-    last = load.num_tokens * hidden * (4 + 2 * number)  # the last norm
+    last = load.num_tokens * hidden * (4 + 2 * num_bytes)  # the last norm
     if settings.compute.attention == "mask" or shape.attention != "packed":
         of_layer += load.num_rows * load.max_seq_length**2
     if shape.attention == "eager":  # products, and weights in float32 and in the model's precision
-        of_layer += shape.num_heads * load.num_rows * load.max_seq_length**2 * (4 + 2 * number)
+        of_layer += shape.num_heads * load.num_rows * load.max_seq_length**2 * (4 + 2 * num_bytes)
     if not settings.compute.gradient_checkpointing:
         return float(shape.num_layers * of_layer + last)
-    kept = shape.num_layers * load.num_tokens * hidden * number
-    return float(kept + of_layer + last)
+    layer_inputs = shape.num_layers * load.num_tokens * hidden * num_bytes
+    return float(layer_inputs + of_layer + last)
 
 
 def largest_stretch(shape: ModelShape, adapter: AdapterSettings, *, stage: int, world_size: int) -> int:

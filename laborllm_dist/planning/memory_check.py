@@ -11,13 +11,13 @@ from laborllm_dist.errors import MemoryEstimateError
 from laborllm_dist.models.dims import shape_of
 from laborllm_dist.planning.estimate import MemoryBudget, ResourceEstimate, forecast
 from laborllm_dist.planning.memory import GIB
-from laborllm_dist.planning.suggestions import as_typed, suggest_fitting_config
+from laborllm_dist.planning.suggestions import suggest_fitting_config, to_overrides
 from laborllm_dist.planning.workload import workload_of
 
 logger = logging.getLogger(__name__)
 
 
-def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, capacity: MemoryBudget) -> None:
+def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, budget: MemoryBudget) -> None:
     """Print the memory that a rank will need.
 
     Raises:
@@ -25,10 +25,10 @@ def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, capaci
     """
     here = dataclasses.replace(settings, plan=dataclasses.replace(settings.plan, num_gpus=plan.world_size))
     work, shape = workload_of(plan, is_assumed=False), shape_of(settings.model, num_ids=num_ids)
-    estimate = forecast(here, work, shape, capacity)
+    estimate = forecast(here, work, shape, budget)
     sizes = estimate.memory.device.items()
     parts = ", ".join(f"{kind} {size / GIB:,.2f}" for kind, size in sizes if size >= 0.005 * estimate.memory.total)
-    total = f"{estimate.memory.total / GIB:,.2f} of {capacity.total / GIB:,.2f} GiB"
+    total = f"{estimate.memory.total / GIB:,.2f} of {budget.total / GIB:,.2f} GiB"
     logger.info(f"plan: a rank needs about {total} ({parts})")
     if settings.plan.ignore_memory_check:
         return
@@ -38,7 +38,7 @@ def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, capaci
             code="not-enough-device-memory",
         )
     if not estimate.fits_host:
-        left = 0.0 if capacity.host is None else capacity.host / GIB
+        left = 0.0 if budget.host is None else budget.host / GIB
         raise MemoryEstimateError(
             f"a rank offloads about {estimate.memory.host_total / GIB:,.2f} GiB to its host, whose memory has "
             f"{left:,.2f} GiB left for it; offload less, take more hosts, or zero.offload_optimizer=nvme; to try "
@@ -53,4 +53,4 @@ def _advice(estimate: ResourceEstimate) -> str:
     if nearest is None:
         return "no setting known here makes it fit; take more GPUs, or a smaller model"
     change, other = nearest
-    return f"with {as_typed(change)} it takes {other.memory.total / GIB:,.2f} GiB"
+    return f"with {to_overrides(change)} it takes {other.memory.total / GIB:,.2f} GiB"

@@ -52,7 +52,7 @@ def suggest_fitting_config(
     if estimate.settings.model.path is not None:  # freezing randomly initialized weights makes no sense
         choices.append(ADAPTERS)
     for change in _nearest_first(estimate.settings, choices):
-        settings = changed(estimate.settings, change)
+        settings = with_changes(estimate.settings, change)
         if settings is not None and _may_train(estimate, settings):
             other = forecast(settings, estimate.work, estimate.shape, estimate.room)
             if other.fits:
@@ -60,20 +60,22 @@ def suggest_fitting_config(
     return None
 
 
-def changed(settings: RunSettings, change: Change) -> RunSettings | None:
+def with_changes(settings: RunSettings, change: Change) -> RunSettings | None:
     """Return settings with a change; None if it conflicts with other settings."""
     groups: dict[str, dict[str, Any]] = {}
     for path, value in change.items():
         group, name = path.split(".")
         groups.setdefault(group, {})[name] = value
     try:
-        whole = {group: dataclasses.replace(getattr(settings, group), **values) for group, values in groups.items()}
-        return dataclasses.replace(settings, **whole)
+        new_groups = {
+            group: dataclasses.replace(getattr(settings, group), **values) for group, values in groups.items()
+        }
+        return dataclasses.replace(settings, **new_groups)
     except OutOfRangeError:
         return None
 
 
-def as_typed(change: Change) -> str:
+def to_overrides(change: Change) -> str:
     """Return a change in the command line's syntax."""
     return " ".join(f"{path}={str(value).lower()}" for path, value in change.items())
 
@@ -86,30 +88,30 @@ def better_max_seq_length(estimate: ResourceEstimate) -> tuple[int, float] | Non
     batch, num_gpus = estimate.settings.batch, estimate.settings.plan.num_gpus
     if batch.micro_batch_size > 1:
         return None
-    best, best_busy = batch.max_seq_length, estimate.busy + BETTER
+    best, best_busy = batch.max_seq_length, estimate.utilization + BETTER
     for room in (1.0, 1.02, 1.05, 1.1, 1.2):  # one row per GPU, with some slack for careers that do not fit evenly
         length = whole_granules(max(estimate.work.longest_career, room * estimate.passes.num_tokens / num_gpus))
         if length < batch.max_seq_length:
             passes = passes_of(estimate.work, dataclasses.replace(batch, max_seq_length=length), num_ranks=num_gpus)
-            if passes.busy(num_gpus) > best_busy:
-                best, best_busy = length, passes.busy(num_gpus)
+            if passes.utilization(num_gpus) > best_busy:
+                best, best_busy = length, passes.utilization(num_gpus)
     return None if best == batch.max_seq_length else (best, best_busy)
 
 
 def _nearest_first(settings: RunSettings, choices: Sequence[Sequence[Change]]) -> Iterator[Change]:
     """Yield all combinations of these choices: without an adapter first, then fewest changes, then cheapest."""
     ranked: list[tuple[bool, int, list[int], int, Change]] = []
-    for picked in itertools.product(*([{}, *_that_save(settings, choice)] for choice in choices)):
-        whole: dict[str, Any] = functools.reduce(lambda one, other: {**one, **other}, picked, {})
+    for picked in itertools.product(*([{}, *_reducing_changes(settings, choice)] for choice in choices)):
+        combined: dict[str, Any] = functools.reduce(lambda one, other: {**one, **other}, picked, {})
         taken = [number for number, change in enumerate(picked) if change]
         num_changes = len(taken)
-        if "plan.num_gpus" in whole:  # each doubling is one change
-            num_changes += math.ceil(math.log2(whole["plan.num_gpus"] / settings.plan.num_gpus)) - 1
-        ranked.append(("adapter.kind" in whole, num_changes, taken[::-1], len(ranked), whole))
-    return (whole for *_, whole in sorted(ranked, key=lambda each: each[:4]) if whole)
+        if "plan.num_gpus" in combined:  # each doubling is one change
+            num_changes += math.ceil(math.log2(combined["plan.num_gpus"] / settings.plan.num_gpus)) - 1
+        ranked.append(("adapter.kind" in combined, num_changes, taken[::-1], len(ranked), combined))
+    return (combined for *_, combined in sorted(ranked, key=lambda each: each[:4]) if combined)
 
 
-def _that_save(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
+def _reducing_changes(settings: RunSettings, choice: Sequence[Change]) -> list[Change]:
     """Return the effective changes, without steps back to a lower stage or fewer GPUs."""
     effective: list[Change] = []
     for change in choice:

@@ -38,22 +38,22 @@ NVME_BYTES = 2 * 16  # per weight, to disk and back: gradient, weight, two momen
 class Traffic:
     """Bytes that a rank sends in a step: overlapped with computing, and blocking."""
 
-    ahead: float
-    waited: float
+    overlapped: float
+    exposed: float
 
     @property
     def total(self) -> float:
         """All bytes."""
-        return self.ahead + self.waited
+        return self.overlapped + self.exposed
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Cost of a step: traffic of a rank, and seconds. `launching` is the minimum of computing on any GPU."""
+    """Cost of a step: traffic of a rank, and seconds. `kernel_launch` is the minimum of computing on any GPU."""
 
     traffic: Traffic
     working: float
-    launching: float
+    kernel_launch: float
     gathering: float  # meanwhile
     waiting: float  # waiting for links between ranks
     offloading: float  # transfers to the host's memory or disks and back, and the update there
@@ -61,7 +61,7 @@ class Cost:
     @property
     def computing(self) -> float:
         """Seconds of computing."""
-        return max(self.working, self.launching)
+        return max(self.working, self.kernel_launch)
 
     @property
     def links(self) -> float:
@@ -84,9 +84,9 @@ def cost_of_step(shape: ModelShape, settings: RunSettings, work: Workload, passe
     return Cost(
         traffic=traffic,
         working=flops / (gpu.utilization * peak * TERA),
-        launching=passes.num_passes * shape.num_layers * LAYER_SECONDS,
-        gathering=traffic.ahead / speed,
-        waiting=traffic.waited / speed,
+        kernel_launch=passes.num_passes * shape.num_layers * LAYER_SECONDS,
+        gathering=traffic.overlapped / speed,
+        waiting=traffic.exposed / speed,
         offloading=offload_seconds(shape, settings, passes.num_passes),
     )
 
@@ -119,8 +119,8 @@ def traffic_of_step(shape: ModelShape, settings: RunSettings, num_passes: float)
     # Stage 1 reduces only during the last backward pass, which may be shorter: it counts as blocking.
     is_ahead = stage >= 2 and overlaps_communication(settings.zero, on_gpu=True)
     return Traffic(
-        ahead=share * (gathered + (reduced if is_ahead else 0.0)),
-        waited=share * ((0.0 if is_ahead else reduced) + updated),
+        overlapped=share * (gathered + (reduced if is_ahead else 0.0)),
+        exposed=share * ((0.0 if is_ahead else reduced) + updated),
     )
 
 
@@ -159,14 +159,14 @@ def offload_seconds(shape: ModelShape, settings: RunSettings, num_passes: float)
     return. Offloaded weights come from the host whenever they are gathered.
     """
     zero, gpu, num_ranks = settings.zero, settings.plan.gpu, settings.plan.num_gpus
-    held, number = shape.num_trainable(settings.adapter) / num_ranks, bytes_of_number(zero)
+    num_own, bytes_per_param = shape.num_trainable(settings.adapter) / num_ranks, bytes_of_number(zero)
     over_pcie = in_memory = on_disk = 0.0
     if zero.offload_optimizer != "none":
-        over_pcie += held * (4 * (2 * num_passes - 1) + number)
-        in_memory += held * (ADAM_BYTES[settings.optimizer.name] + number)
-        on_disk += held * NVME_BYTES if zero.offload_optimizer == "nvme" else 0.0
+        over_pcie += num_own * (4 * (2 * num_passes - 1) + bytes_per_param)
+        in_memory += num_own * (ADAM_BYTES[settings.optimizer.name] + bytes_per_param)
+        on_disk += num_own * NVME_BYTES if zero.offload_optimizer == "nvme" else 0.0
     if zero.offload_param != "none":
-        fetched = num_passes * gathers_of_pass(shape, zero) * weight_bytes(shape, settings, number) / num_ranks
+        fetched = num_passes * gathers_of_pass(shape, zero) * weight_bytes(shape, settings, bytes_per_param) / num_ranks
         over_pcie += fetched
         on_disk += fetched if zero.offload_param == "nvme" else 0.0
     return (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, PackedRows, pack_step, shard_rows
+from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF, PackedRows, assign_rows, pack_step
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan, check_uncut, epochs_of, plan_training
 from laborllm_dist.config.corpora import CorpusSettings, SyntheticSettings
@@ -83,7 +83,7 @@ class Passes:
     max_seq_length: int  # the longest
     rows_of_rank: int  # in one pass, the maximum
 
-    def busy(self, num_ranks: int) -> float:
+    def utilization(self, num_ranks: int) -> float:
         """Return the busy share of the ranks' time; the rest they wait for the rank with most rows."""
         return self.num_tokens / (num_ranks * self.slowest_tokens)
 
@@ -147,8 +147,8 @@ def _pack(steps: tuple[tuple[int, ...], ...], max_seq_length: int) -> tuple[Pack
 @functools.lru_cache(maxsize=1024)
 def _most_rows(num_rows: int, num_ranks: int, micro_batch_size: int) -> tuple[int, ...]:
     """Return, for each pass, the number of rows of the rank with most."""
-    shards = shard_rows(num_rows, world_size=num_ranks, micro_batch_size=micro_batch_size)
-    return tuple(max(map(len, of_ranks)) for of_ranks in shards.passes)
+    assignment = assign_rows(num_rows, world_size=num_ranks, micro_batch_size=micro_batch_size)
+    return tuple(max(map(len, of_ranks)) for of_ranks in assignment.passes)
 
 
 def assumed_plan(settings: RunSettings) -> TrainingPlan:

@@ -30,7 +30,7 @@ from laborllm_dist.io.number_format import format_people
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_ids, check_packing, check_weights, context_of, weights_identity
 from laborllm_dist.prediction.prompts import Ids, build_prompts, check_context, unseen_covariates
-from laborllm_dist.prediction.request_files import read_asked
+from laborllm_dist.prediction.request_files import read_requests
 from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.store.few_shot import read_prefix
 from laborllm_dist.store.store import PREFIX, TOKENIZER, TokenStore, checking_store, open_store
@@ -48,7 +48,7 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class AskedPrompts:
+class TopTitlesQuery:
     """The token ids of P prompts, the trie of titles, and how many of the best titles to return by which measure."""
 
     prompts: Sequence[Ids]
@@ -77,14 +77,14 @@ def predicted_titles(settings: PredictSettings) -> EvaluationOverrides:
 
 
 def predict(settings: PredictSettings, run: EvaluatedRun, ranks: DistributedContext) -> tuple[pa.Table, ScoreTableInfo]:
-    """Return the most probable next occupations of all people of a file, and where they come from; write them if asked.
+    """Return the most probable next occupations of all people of a file, and their source; write them to `output`.
 
     Raises:
         LaborError: if the run is unfinished, the model is missing, or a career cannot be read, rendered or predicted.
     """
     if ranks.world_size > 1:
         raise RunError(
-            f"predictions are made by one process, found {ranks.world_size} ranks; start with plain python",
+            f"predictions are made by one process, got {ranks.world_size} ranks; start with plain python",
             code="several-ranks",
         )
     if settings.output is not None:
@@ -105,7 +105,7 @@ def _predict_checked(
     check_weights(model)
     surveys = [corpus.survey for corpus in run.settings.data.corpora.values()]
     vocabulary = canonical_vocabulary(store.vocabulary, run.settings.template.titles)
-    careers = read_asked(Path(settings.careers), vocabulary, surveys)
+    careers = read_requests(Path(settings.careers), vocabulary, surveys)
     template = compile_template(run.settings.template, read_prefix(store.folder / PREFIX))
     for line in unseen_covariates(careers, store.careers("train"), template.omit_fields):
         logger.info(f"predict: {line}")
@@ -117,8 +117,8 @@ def _predict_checked(
     check.wait()
     check_ids(opened.hugging_face, tokenizer.num_ids)
     check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
-    asked = AskedPrompts(prompts, trie, min(settings.top, len(vocabulary)), settings.measure)
-    best = best_titles(opened, asked, evaluation)
+    query = TopTitlesQuery(prompts, trie, min(settings.top, len(vocabulary)), settings.measure)
+    best = best_titles(opened, query, evaluation)
     check_scored(best, evaluation.max_unscored_mass)
     table = prediction_rows(careers, best, vocabulary)
     details = {
@@ -150,20 +150,20 @@ def _details(settings: PredictSettings, run: RunSettings, model: InferenceModel)
     }
 
 
-def best_titles(model: InferenceModel, asked: AskedPrompts, settings: EvaluationSettings) -> TopTitles:
+def best_titles(model: InferenceModel, query: TopTitlesQuery, settings: EvaluationSettings) -> TopTitles:
     """Return the most probable titles after every prompt."""
-    prompts, lengths = [np.asarray(ids, dtype=np.int32) for ids in asked.prompts], [len(ids) for ids in asked.prompts]
+    prompts, lengths = [np.asarray(ids, dtype=np.int32) for ids in query.prompts], [len(ids) for ids in query.prompts]
     # A row is as long as an evaluation's; longer where a prompt is, shorter where all prompts together are.
-    whole = -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
-    max_seq_length = max(max(lengths), min(settings.max_seq_length, whole))
+    length_of_all = -(-sum(lengths) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF
+    max_seq_length = max(max(lengths), min(settings.max_seq_length, length_of_all))
     members: list[Integers] = []
     parts: list[TopTitles] = []
     reported, num_done = monotonic(), 0
     for unit in prompt_batches(prompts, max_seq_length, settings.batch_size):
         nowhere_P = np.full(len(unit.members_P), -1)
-        scores = score_prompts(model, unit.batch, Prompts(unit.stems_P3, nowhere_P), asked.trie, settings)
+        scores = score_prompts(model, unit.batch, Prompts(unit.prefixes_P3, nowhere_P), query.trie, settings)
         members.append(unit.members_P)
-        parts.append(_best_of(scores, asked))
+        parts.append(_best_of(scores, query))
         num_done += len(unit.members_P)
         if monotonic() - reported > SECONDS_BETWEEN_LINES:
             logger.info(f"predict: {num_done:,} of {len(prompts):,} people")
@@ -177,11 +177,11 @@ def best_titles(model: InferenceModel, asked: AskedPrompts, settings: Evaluation
     )
 
 
-def _best_of(scores: TitleScores, asked: AskedPrompts) -> TopTitles:
+def _best_of(scores: TitleScores, query: TopTitlesQuery) -> TopTitles:
     values_PT = scores.scored_PT
-    if asked.measure == "normalised":
+    if query.measure == "normalised":
         values_PT = values_PT - scores.log_whole_P()[:, None]
-    titles_PK = np.argsort(-values_PT, axis=1, kind="stable")[:, : asked.num_titles]
+    titles_PK = np.argsort(-values_PT, axis=1, kind="stable")[:, : query.num_titles]
     scores_PK = np.take_along_axis(values_PT, titles_PK, axis=1)
     scores_PK = np.where(np.isneginf(scores_PK), np.nan, scores_PK)
     return TopTitles(titles_PK, scores_PK, np.exp(scores.log_mass_P()), scores.bound_P)

@@ -44,8 +44,8 @@ def build_prompts(
         TitleBoundaryError: if a title changes the tokens of a prompt, or has other tokens after one than after another.
         TemplateError: if the template needs a field that a career does not have.
     """
-    title_of, some = vocabulary.title_of(), vocabulary.codes[0]
-    texts = [render_career(career.with_job(some), template, title_of)[-1] for career in careers]
+    title_of, any_code = vocabulary.title_of(), vocabulary.codes[0]
+    texts = [render_career(career.with_job(any_code), template, title_of)[-1] for career in careers]
     ends = [text.title_spans[-1][0] for text in texts]
     ids = [career.ids[: career.title_spans[-1][0]] for career in tokenize_careers(texts, tokenizer)]
     prompts = [text.text[:end] for text, end in zip(texts, ends, strict=True)]
@@ -54,7 +54,7 @@ def build_prompts(
     ):
         if list(before[len(tokenizer.leading) :]) != alone.ids:
             raise TitleBoundaryError(
-                f"the title {title_of[some]!r} changes the tokens of the prompt of career {career.name}, "
+                f"the title {title_of[any_code]!r} changes the tokens of the prompt of career {career.name}, "
                 f"{prompt[-20:]!r}; the tokenizer must keep a title apart from the text before it",
                 code="title-changes-prompt-tokens",
             )

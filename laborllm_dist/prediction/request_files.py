@@ -43,7 +43,7 @@ BLANKS = " \t\r\n"
 MOST_JSON_BYTES = 256 << 20  # a JSON file is held in memory as a whole
 
 
-def read_asked(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[str]) -> list[PredictionRequest]:
+def read_requests(path: Path, vocabulary: OccupationVocabulary, surveys: Sequence[str]) -> list[PredictionRequest]:
     """Return the careers of a file.
 
     Args:
@@ -129,7 +129,7 @@ def _read_json(path: Path, drafts: RequestParser) -> None:
             continue
         key = (draft.survey, draft.person)
         if key in first_line:
-            what = f"{draft.person!r} of {draft.survey} stands twice, first at line {first_line[key]}"
+            what = f"{draft.person!r} of {draft.survey} appears twice, first at line {first_line[key]}"
             drafts.note(person, "person", what)
             continue
         first_line[key], num_before = entry.line, drafts.problems.num_found
@@ -174,10 +174,10 @@ def _past(text: str, at: int, passed_over: str) -> int:
 
 def _years(entry: _Entry, problems: Problems) -> Iterator[Cells]:
     """Yield the jobs of an object, then the year to predict."""
-    jobs, asked = entry.value.get("jobs"), entry.value.get("next")
+    jobs, target = entry.value.get("jobs"), entry.value.get("next")
     if not isinstance(jobs, list):
         if jobs is not None:
-            problems.add(entry.line, f"{entry.path}jobs", f"wanted a list of jobs, found {reprlib.repr(jobs)}")
+            problems.add(entry.line, f"{entry.path}jobs", f"expected a list of jobs, got {reprlib.repr(jobs)}")
         jobs = []
     for number, job in enumerate(jobs):
         cells = _texts(entry, job, f"jobs[{number}].", YEAR_FIELDS, problems)
@@ -185,7 +185,7 @@ def _years(entry: _Entry, problems: Problems) -> Iterator[Cells]:
             problems.add(entry.line, cells.names["occupation"], "missing; the year to predict is given by `next`")
         elif cells is not None:
             yield cells
-    if asked is not None and (cells := _texts(entry, asked, "next.", ("year", "education"), problems)) is not None:
+    if target is not None and (cells := _texts(entry, target, "next.", ("year", "education"), problems)) is not None:
         yield cells
 
 
@@ -193,7 +193,7 @@ def _texts(entry: _Entry, value: Any, inside: str, known: tuple[str, ...], probl
     """Return the values of a JSON object as texts, None where it is none or one of its names is not known."""
     where = entry.path + inside
     if not isinstance(value, Mapping):
-        problems.add(entry.line, where.rstrip(".") or None, f"wanted an object {{...}}, found {reprlib.repr(value)}")
+        problems.add(entry.line, where.rstrip(".") or None, f"expected an object {{...}}, got {reprlib.repr(value)}")
         return None
     texts: dict[str, str] = {}
     num_before = problems.num_found
@@ -203,7 +203,7 @@ def _texts(entry: _Entry, value: Any, inside: str, known: tuple[str, ...], probl
         elif name in ("jobs", "next"):
             continue
         elif (cell := cell_of(each)) is None or (isinstance(each, float) and cell and not each.is_integer()):
-            problems.add(entry.line, where + name, f"wanted a text or a whole number, found {reprlib.repr(each)}")
+            problems.add(entry.line, where + name, f"expected a text or a whole number, got {reprlib.repr(each)}")
         else:
             texts[name] = with_plain_blanks(cell)
     if problems.num_found > num_before:

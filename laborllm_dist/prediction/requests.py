@@ -36,7 +36,7 @@ class PredictionRequest:
         return f"{self.history.person!r} of {self.history.survey}"
 
     def with_job(self, occupation: str) -> CareerHistory:
-        """Return the career as it would be with this occupation in the asked year."""
+        """Return the career as it would be with this occupation in the year to predict."""
         known = self.history
         jobs = (*known.jobs, Job(self.year, occupation, self.education))
         return CareerHistory(
@@ -65,7 +65,7 @@ class OccupationLookup:
         self._nearest: dict[str, str] = {}
 
     def code(self, text: str) -> str | None:
-        """Return the code that is meant, None where there is none or more than one."""
+        """Return the only code that a text can name; None if there is none or more than one."""
         if text in self._codes or same_code(text) in self._codes:
             return text if text in self._codes else same_code(text)
         alike = self._titles.get(text.casefold(), [])
@@ -92,7 +92,7 @@ class Draft:
     facts: dict[str, str] = field(default_factory=dict)
     regions: dict[int, str] = field(default_factory=dict)  # by year; at 0 where it has none
     jobs: dict[int, tuple[str, str | None, Cells]] = field(default_factory=dict)
-    asked: tuple[int, str | None, Cells] | None = None
+    target: tuple[int, str | None, Cells] | None = None
     is_broken: bool = False  # something of it was noted as wrong already
 
 
@@ -104,7 +104,7 @@ class RequestParser:
         self._drafts: dict[tuple[str, str], Draft] = {}
 
     def person(self, cells: Cells) -> Draft | None:
-        """Take in whom cells are about; None where that cannot be known."""
+        """Return the person whose cells these are, with their facts added; None if the person is not known."""
         for name, text in cells.texts.items():
             if not text.isprintable():
                 self.note(cells, name, f"{text!r} holds a line break, control character or odd blank")
@@ -131,7 +131,7 @@ class RequestParser:
         return draft
 
     def year(self, draft: Draft, cells: Cells) -> None:
-        """Take in a year of a person: a job, or the year to predict where the occupation is missing."""
+        """Add a year of a person: a job, or the year to predict where the occupation is missing."""
         text = cells.texts.get("year", "")
         year, occupation = as_year(text), cells.texts.get("occupation", "")
         education = cells.texts.get("education", "")
@@ -139,7 +139,7 @@ class RequestParser:
         if year is None:
             self.note(cells, "year", _no_year(text))
         elif self._occupations.code(occupation) is None and is_missing(occupation):
-            self._ask(draft, year, known, cells)
+            self._add_target(draft, year, known, cells)
         elif year in draft.jobs:
             first = f"first at {self.problems.unit} {draft.jobs[year][2].place}"
             self.note(cells, "year", f"person {draft.person!r} has {year} twice, {first}")
@@ -168,33 +168,33 @@ class RequestParser:
         elif (known := draft.facts.setdefault(name, text)) != text:
             self.note(cells, name, f"{text!r}, but {known!r} before, of person {draft.person!r}")
 
-    def _ask(self, draft: Draft, year: int, education: str | None, cells: Cells) -> None:
-        if draft.asked is None:
-            draft.asked = (year, education, cells)
+    def _add_target(self, draft: Draft, year: int, education: str | None, cells: Cells) -> None:
+        if draft.target is None:
+            draft.target = (year, education, cells)
         else:
-            first = f"first at {self.problems.unit} {draft.asked[2].place}"
+            first = f"first at {self.problems.unit} {draft.target[2].place}"
             self.note(cells, "year", f"a second year without an occupation of person {draft.person!r}, {first}")
 
     def _check_birth(self, draft: Draft) -> None:
         birth = as_year(draft.facts.get("birth_year", ""))
         years = [(year, cells) for year, (_, _, cells) in draft.jobs.items()]
-        for year, cells in [*years, *([(draft.asked[0], draft.asked[2])] if draft.asked else [])]:
+        for year, cells in [*years, *([(draft.target[0], draft.target[2])] if draft.target else [])]:
             if birth is not None and year < birth:
                 self.note(cells, "year", f"{year} is before the birth of person {draft.person!r} in {birth}")
 
     def _career(self, draft: Draft) -> PredictionRequest | None:
         self._check_birth(draft)
         jobs = tuple(Job(year, code, education) for year, (code, education, _) in sorted(draft.jobs.items()))
-        if draft.asked is None and not jobs:
+        if draft.target is None and not jobs:
             if not draft.is_broken:
                 what = f"person {draft.person!r} has no job, so the year to predict must be given"
                 self.problems.add(draft.place, None, what)
             return None
         last = max(draft.jobs, default=0)
-        year, education, _ = draft.asked or (last + 1, None, None)
-        if draft.asked is not None and year <= last:
+        year, education, _ = draft.target or (last + 1, None, None)
+        if draft.target is not None and year <= last:
             what = f"{year} is to be predicted, but person {draft.person!r} has a job in {last}; ask for a later year"
-            self.note(draft.asked[2], "year", what)
+            self.note(draft.target[2], "year", what)
         if education is None:
             education = next((job.education for job in reversed(jobs) if job.education is not None), None)
         history = CareerHistory(

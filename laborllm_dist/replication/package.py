@@ -153,8 +153,8 @@ def _open_run(path: Path) -> ReplicatedRun:
     run, settings, store = read_run(path)
     if not (store / CARD).is_file():
         raise RunError(
-            f"the token store of {path} is not at {store}, and its data card belongs into the package; prepare it anew "
-            "(launch/prepare.py with the settings of the run)",
+            f"the token store of {path} is not at {store}, and its data card belongs into the package; prepare it "
+            "again (launch/prepare.py with the settings of the run)",
             code="no-store-of-run",
         )
     logged = [command for command in read_commands(path) if command.name in PROGRAMS]

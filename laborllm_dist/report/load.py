@@ -174,7 +174,7 @@ def _read_score_file(run: str, path: Path, split: str) -> ScoreFile:
     table, info = read_score_table(path)
     if info.split != split:
         raise ScoreTableError(
-            f"{path} holds scores of the {info.split} people by its metadata, wanted {split}",
+            f"{path} holds scores of the {info.split} people by its metadata, expected {split}",
             code="scores-of-another-split",
         )
     if not table.num_rows:

@@ -26,7 +26,7 @@ from laborllm_dist.careers.occupations.vocabulary import write_vocabulary
 from laborllm_dist.careers.readers.career_text import check_new_folder, write_career_text
 from laborllm_dist.careers.splits import SPLITS, Split, career_splits, split_files
 from laborllm_dist.careers.types import CareerHistory
-from laborllm_dist.config.data import deciding_split
+from laborllm_dist.config.data import identity_split
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
@@ -56,7 +56,7 @@ from laborllm_dist.store.store import (
     verify_store,
 )
 from laborllm_dist.store.tokenize import title_token_ids
-from laborllm_dist.store.workers import end_with_process, error_of, run_shards
+from laborllm_dist.store.workers import end_with_process, error_of, run_workers
 from laborllm_dist.text.template import compile_template
 from laborllm_dist.text.title_variants import display_vocabulary
 
@@ -85,7 +85,7 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
         "careers": {
             "sources": fingerprint_sources(settings.data),
             "corpora": [[name, without_places(corpus)] for name, corpus in values["data"]["corpora"].items()],
-            "split": deciding_split(settings.split),
+            "split": identity_split(settings.split),
             **({"split_files": sha256_of_all(files)} if (files := split_files(settings.split)) else {}),
         },
         "template": values["template"],
@@ -95,8 +95,8 @@ def store_identity(settings: RunSettings) -> dict[str, Any]:
 
 def without_places(corpus: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the paths of files, whose checksums identify them, and the settings that affect training only."""
-    kept = {name: value for name, value in corpus.items() if name not in ("download_hint", "fraction", "weight")}
-    return {name: _without_path(name, value) for name, value in kept.items()}
+    identifying = {name: value for name, value in corpus.items() if name not in ("download_hint", "fraction", "weight")}
+    return {name: _without_path(name, value) for name, value in identifying.items()}
 
 
 def _without_path(name: str, value: Any) -> Any:
@@ -139,14 +139,16 @@ def locate_store(settings: RunSettings) -> StoreLocation:
 
 
 def prepare(settings: RunSettings) -> str:
-    """Build the store, or only the shard `prepare.worker_index`; return a line that describes the result."""
+    """Build the store, or only the pieces of worker `prepare.worker_index`; return a line that describes the result."""
     options = settings.prepare
     if options.career_text is not None:
         check_new_folder(Path(options.career_text))
     check_run_folder(Path(settings.output_dir) / settings.name)
-    store = verify_store(prepare_store(settings)) if options.worker_index is None else prepare_shard(settings)
+    store = verify_store(prepare_store(settings)) if options.worker_index is None else prepare_worker(settings)
     if store is None:
-        return f"shard {options.worker_index} of {options.num_workers} is done; the last one to be done makes the store"
+        return (
+            f"worker {options.worker_index} of {options.num_workers} is done; the last one to be done makes the store"
+        )
     if options.career_text is not None:
         counts = write_career_text(_careers_of(store), Path(options.career_text))
         people = ", ".join(f"{count:,} {name}" for name, count in counts.items())
@@ -196,18 +198,18 @@ def prepare_store(settings: RunSettings, location: StoreLocation | None = None) 
     return open_store(location.folder)
 
 
-def prepare_shard(settings: RunSettings) -> TokenStore | None:
-    """Make the pieces of shard `prepare.worker_index`; return the store if all shards are done, else None.
+def prepare_worker(settings: RunSettings) -> TokenStore | None:
+    """Make the pieces of worker `prepare.worker_index`; return the store if all workers are done, else None.
 
     Raises:
-        AlreadyRunningError: if another process is at work on the same shard.
+        AlreadyRunningError: if another process is at work on the pieces of the same worker.
         LaborError: as `prepare_store`.
     """
     location = locate_store(settings)
     _check_place(location)
     if not location.is_built:
         try:
-            _make_share(settings, location, settings.prepare.worker_index or 0)
+            _pieces_of_worker(settings, location, settings.prepare.worker_index or 0)
         except FileNotFoundError:
             if location.building.is_dir():
                 raise
@@ -252,10 +254,10 @@ def _build_store(settings: RunSettings, location: StoreLocation) -> None:
     building, options = location.building, settings.prepare
     try:
         if options.num_workers == 1:
-            _make_share(settings, location, 0)
+            _pieces_of_worker(settings, location, 0)
         else:
-            job = functools.partial(_shard_job, settings, location, os.getpid())
-            run_shards(job, options, building / WORK / "jobs")
+            job = functools.partial(_worker_job, settings, location, os.getpid())
+            run_workers(job, options, building / WORK / "jobs")
         _merge(settings, location)
     except _OF_THE_SOURCE:
         if not _foreign_files(building):
@@ -273,24 +275,24 @@ def _foreign_files(building: Path) -> list[Path]:
     return sorted(path for path, name in names.items() if name not in parts and not name.startswith((CARD, "titles_")))
 
 
-def _shard_job(settings: RunSettings, location: StoreLocation, starter: int, shard: int) -> LaborError | None:
-    """Make one shard in a separate process; on this machine it ends when the process that started it ends."""
+def _worker_job(settings: RunSettings, location: StoreLocation, starter: int, worker: int) -> LaborError | None:
+    """Make the pieces of one worker in a separate process; on this machine it ends with the process that started it."""
     if settings.prepare.executor == "local":
         end_with_process(starter)
-    return error_of(lambda: _make_share(settings, location, shard))
+    return error_of(lambda: _pieces_of_worker(settings, location, worker))
 
 
-def _make_share(settings: RunSettings, location: StoreLocation, shard: int) -> None:
-    """Make the missing pieces of one shard."""
+def _pieces_of_worker(settings: RunSettings, location: StoreLocation, worker: int) -> None:
+    """Make the missing pieces of one worker."""
     building, num_workers = location.building, settings.prepare.num_workers
-    lock = building / WORK / f"shard-{shard}-of-{num_workers}.lock"
-    busy = f"another process is preparing shard {shard} of {num_workers} of {building}; wait for it or end it"
+    lock = building / WORK / f"worker-{worker}-of-{num_workers}.lock"
+    busy = f"another process is preparing as worker {worker} of {num_workers} of {building}; wait for it or end it"
     with translate_disk_errors(building), file_lock(lock, busy=busy):
         tools = _make_tools(settings, building)
         before = 0
         for name, corpus in settings.data.corpora.items():
             num_people = 0
-            for num_people in make_pieces(name, corpus, tools, range(shard, num_workers)):
+            for num_people in make_pieces(name, corpus, tools, range(worker, num_workers)):
                 logger.info(f"prepare: {before + num_people:,} careers")
             before += num_people
 
@@ -324,7 +326,7 @@ def _merge(settings: RunSettings, location: StoreLocation) -> None:
 
     folder, building, identity = location.folder, location.building, location.identity
     pieces = all_pieces(building, settings.data)
-    assert pieces is not None  # every shard has read its sources to the end
+    assert pieces is not None  # every worker has read its sources to the end
     tokenizer = load_tokenizer(str(building / TOKENIZER))
     facts = {
         "format": FORMAT,

@@ -29,8 +29,8 @@ PAPER: Mapping[str, tuple[int, int, tuple[float, float, float]]] = {
 MOST_CODES = 1_000  # number of a corpus's unmapped codes that the card lists
 _SHOWN_CODES = 50  # number of them in the Markdown
 _CUT_LABELS = {
-    "cut_people": "people told with their last lines only",
-    "cut_observations": "person-years after fewer lines than they have",
+    "cut_people": "people whose history was truncated",
+    "cut_observations": "person-years whose history was truncated",
 }
 _PLURAL = {"person-year": "person-years", "job": "jobs", "person": "people"}
 
@@ -46,45 +46,45 @@ class SharedPeople:
 
 
 def card_values(
-    tallies: Mapping[str, CorpusCounts],
+    counts_of: Mapping[str, CorpusCounts],
     data: DataSettings,
     title_of: Mapping[str, str],
     missing_variables: Mapping[str, Sequence[str]],
-    cut: Mapping[str, Mapping[str, int]],
+    truncated: Mapping[str, Mapping[str, int]],
     shared: Sequence[SharedPeople],
 ) -> dict[str, Any]:
     """Return the card as JSON values.
 
     Args:
-        tallies: counts by corpus.
+        counts_of: counts by corpus.
         data: the corpora.
         title_of: title of every occupation.
         missing_variables: of the method, that a corpus's extract lacks.
-        cut: by corpus, the counts of truncated careers (store.CUT_COUNTS); empty if the template truncates none.
+        truncated: by corpus, the counts of truncated careers (store.CUT_COUNTS); empty if the template truncates none.
         shared: how many people each two corpora of one population share.
     """
     corpora = {
         name: {
-            **_corpus_values(tally, data.corpora[name], title_of),
+            **_corpus_values(counts, data.corpora[name], title_of),
             "variables_missing": list(missing_variables.get(name, ())),
-            **cut[name],
+            **truncated[name],
         }
-        for name, tally in tallies.items()
+        for name, counts in counts_of.items()
     }
     pairs = [{"corpora": [each.one, each.other], "population": each.population, "people": each.num} for each in shared]
     return {"data": data.name, "corpora": corpora, "shared_people": pairs}
 
 
-def _corpus_values(tally: CorpusCounts, corpus: CorpusSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
-    num_people, num_observations = tally.careers, tally.observations
+def _corpus_values(counts: CorpusCounts, corpus: CorpusSettings, title_of: Mapping[str, str]) -> dict[str, Any]:
+    num_people, num_observations = counts.careers, counts.observations
     paper = PAPER.get(corpus.kind)
     reachable = reachable_by_year(corpus)
     return {
         "survey": corpus.survey,
-        "people_read": tally.people_read,
-        "people": {"all": num_people, **{split: tally.people[split] for split in SPLITS}},
+        "people_read": counts.people_read,
+        "people": {"all": num_people, **{split: counts.people[split] for split in SPLITS}},
         "observations": num_observations,
-        "shares": {kind: tally.kinds[kind] / num_observations if num_observations else None for kind in TRANSITIONS},
+        "shares": {kind: counts.kinds[kind] / num_observations if num_observations else None for kind in TRANSITIONS},
         "paper": paper
         and {"people": paper[0], "observations": paper[1], "shares": dict(zip(TRANSITIONS, paper[2], strict=True))},
         "years": [
@@ -94,22 +94,22 @@ def _corpus_values(tally: CorpusCounts, corpus: CorpusSettings, title_of: Mappin
                 "occupations": len(codes),
                 "reachable": len(reachable[year]) if year in reachable else None,
             }
-            for year, codes in sorted(tally.years.items())
+            for year, codes in sorted(counts.years.items())
         ],
         "occupations": [
             {"code": code, "title": title_of[code], "observations": count}
-            for code, count in sorted(tally.occupations.items(), key=lambda item: (-item[1], item[0]))
+            for code, count in sorted(counts.occupations.items(), key=lambda item: (-item[1], item[0]))
         ],
         "left_out": [
             {"unit": each.unit, "reason": each.reason, "count": each.count, "years": each.years}
-            for each in tally.left_out()
+            for each in counts.left_out()
         ],
         "unmapped_codes": [
             {"code": code, "reason": reason, "count": count}
-            for (reason, code), count in tally.unmapped_codes(MOST_CODES)
+            for (reason, code), count in counts.unmapped_codes(MOST_CODES)
         ],
         "taken_otherwise": [{"what": note, "count": None} for note in corpus_notes(corpus)]
-        + [{"what": what, "count": count} for what, count in sorted(tally.changes.items())],
+        + [{"what": what, "count": count} for what, count in sorted(counts.changes.items())],
     }
 
 
@@ -129,7 +129,7 @@ def card_markdown(card: Mapping[str, Any]) -> str:
         if unmapped := values["unmapped_codes"]:
             lines += ["### Codes without an occupation", "", *_unmapped(unmapped), ""]
         if otherwise := values["taken_otherwise"]:
-            lines += ["### Taken otherwise than it stands", "", *_otherwise(otherwise), ""]
+            lines += ["### Read otherwise than written", "", *_otherwise(otherwise), ""]
         if lacking := values["variables_missing"]:
             named = ", ".join(map(markdown_text, lacking))
             lines += ["### Not in the extract", "", f"{len(lacking)} variables: {named}.", ""]
@@ -171,7 +171,7 @@ def _unmapped(codes: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [(each["code"], each["reason"], f"{each['count']:,}") for each in codes[:_SHOWN_CODES]]
     table = _table(("code", "reason", "person-years left out"), rows, right=(2,))
     more = len(codes) - _SHOWN_CODES
-    return table if more <= 0 else [*table, "", f"{more:,} more codes stand in data_card.json."]
+    return table if more <= 0 else [*table, "", f"{more:,} more codes are in data_card.json."]
 
 
 def _otherwise(entries: Sequence[Mapping[str, Any]]) -> list[str]:

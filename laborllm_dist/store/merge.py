@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from laborllm_dist.careers.corpus import missing_variables, pooled_vocabulary
-from laborllm_dist.careers.corpus_counts import CorpusCounts, tally_from_values, titles_csv
+from laborllm_dist.careers.corpus_counts import CorpusCounts, counts_from_values, titles_csv
 from laborllm_dist.careers.splits import SPLITS
-from laborllm_dist.config.data import DataSettings, PersonSplit, deciding_split
+from laborllm_dist.config.data import DataSettings, PersonSplit, identity_split
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import DataFileError, StoreError
 from laborllm_dist.io.files import fsync_path, sha256_of, write_json, write_text
@@ -64,7 +64,7 @@ def merge_pieces(
         for piece in folders:
             record = read_piece(piece)
             # Summed as they are read, so that only one copy of a large corpus's counts is in memory.
-            tallies[name] = tallies[name].with_titles_trimmed() + tally_from_values(record.pop("tally"))
+            tallies[name] = tallies[name].with_titles_trimmed() + counts_from_values(record.pop("tally"))
             records[name].append((piece, record))
     _check_people(settings, pieces)
     shared = _shared_people(settings, pieces)
@@ -85,13 +85,13 @@ def merge_pieces(
     shutil.rmtree(folder / "work", ignore_errors=True)
     for leftover in (folder / PIECES).glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    cut = {
+    truncated = {
         corpus: {name: _sum_of(name, [record for _, record in pairs]) for name in _cut_counts(settings)}
         for corpus, pairs in records.items()
     }
-    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), cut, shared)
+    card = card_values(tallies, data, pooled_vocabulary(data).title_of(), missing_variables(data), truncated, shared)
     if not isinstance(settings.split, PersonSplit):
-        card["split"] = deciding_split(settings.split)
+        card["split"] = identity_split(settings.split)
     write_json(folder / f"{CARD}.json", card)
     write_text(folder / f"{CARD}.md", card_markdown(card))
     for name, tally in tallies.items():

@@ -68,9 +68,9 @@ class MatchCounts:
 
     def describe(self, by: Matching) -> str:
         """Return the counts as a line."""
-        whole = self.num_observations + self.num_observations_left_out
+        num_years = self.num_observations + self.num_observations_left_out
         line = (
-            f"{self.num_observations:,} of {whole:,} person-years have an occupation of the model's, by {by}; "
+            f"{self.num_observations:,} of {num_years:,} person-years have an occupation of the model's, by {by}; "
             f"{self.num_people_left_out:,} of {self.num_people + self.num_people_left_out:,} people have none"
         )
         if self.num_people_seen:
@@ -314,6 +314,8 @@ def _rows(
         "observations": sum(len(part.career.jobs) for part in parts),
         "tokens": sum(len(text.ids) for text in tokenized),
     }
-    cut = [each.num_truncated for each in encoded]
-    counts |= dict(zip(CUT_COUNTS, (sum(number > 0 for number in cut), sum(cut)), strict=True))
+    num_truncated_of = [each.num_truncated for each in encoded]
+    counts |= dict(
+        zip(CUT_COUNTS, (sum(number > 0 for number in num_truncated_of), sum(num_truncated_of)), strict=True)
+    )
     return store_rows(owners, texts, tokenized, vocabulary.index_of()), counts

@@ -48,8 +48,10 @@ def make_tokenizer(
         raise _no_careers(settings)
     logger.info(f"prepare: learning a tokenizer of {chosen.vocabulary_size} pieces from the training people")
     texts = _training_texts(settings, people_of, (vocabulary, template), splits)
-    whole = None if chosen.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
-    return train_tokenizer(texts, vocabulary_size=chosen.vocabulary_size, whole=whole)
+    whole_tokens = (
+        None if chosen.titles == "pieces" else WholeTokens(vocabulary.titles, constant_phrases(settings.template))
+    )
+    return train_tokenizer(texts, vocabulary_size=chosen.vocabulary_size, whole_tokens=whole_tokens)
 
 
 def constant_phrases(template: TemplateSettings) -> list[str]:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laborllm_dist.careers.corpus import read_people
-from laborllm_dist.careers.corpus_counts import tally_people
+from laborllm_dist.careers.corpus_counts import count_people
 from laborllm_dist.careers.person_records import Exclusion, PersonRecord, PersonThunk
 from laborllm_dist.careers.splits import SPLITS, UNLISTED, CareerSplits, Segment
 from laborllm_dist.careers.types import OccupationVocabulary
@@ -150,7 +150,7 @@ def _make_piece(folder: Path, people: Sequence[PersonThunk], corpus: CorpusSetti
     try:
         counts = _write_rows(building, f"{PIECES}/{folder.name}", parts, tools)
         np.save(building / PEOPLE, _people_of(assigned, corpus.people_of, tools.splits.settings))
-        tally = tally_people([(read, [each.split for each in segments]) for read, segments in assigned])
+        tally = count_people([(read, [each.split for each in segments]) for read, segments in assigned])
         files = {path.name: sha256_of(path) for path in sorted(building.iterdir())}
         record = {"splits": counts, "tally": tally.to_values(), "files": files}
         write_json(building / RECORD, {**record, "sha256": sha256_of_json(record)})
@@ -202,11 +202,11 @@ def _write_rows(
 ) -> dict[str, dict[str, int]]:
     """Write one file for each split that has people; return people, texts, observations and tokens of each split."""
     splits = [part.segment.split for part in parts]
-    telling = CareerEncoder(tools.template, tools.vocabulary.title_of(), tools.tokenizer, tools.max_tokens)
-    told = encode_careers(parts, telling)
-    owners = [owner for owner, each in enumerate(told) for _ in each.texts]
-    texts = [text for each in told for text in each.texts]
-    tokenized = [text for each in told for text in each.tokenized]
+    encoder = CareerEncoder(tools.template, tools.vocabulary.title_of(), tools.tokenizer, tools.max_tokens)
+    encoded = encode_careers(parts, encoder)
+    owners = [owner for owner, each in enumerate(encoded) for _ in each.texts]
+    texts = [text for each in encoded for text in each.texts]
+    tokenized = [text for each in encoded for text in each.tokenized]
     rows = store_rows([parts[owner].career for owner in owners], texts, tokenized, tools.vocabulary.index_of())
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
@@ -218,9 +218,11 @@ def _write_rows(
             "tokens": _total_length(chosen["token_ids"]),
         }
         if tools.max_tokens is not None:
-            cut = [each.num_truncated for each, its_split in zip(told, splits, strict=True) if its_split == split]
+            truncated = [
+                each.num_truncated for each, its_split in zip(encoded, splits, strict=True) if its_split == split
+            ]
             counts[split] |= dict(
-                zip(CUT_COUNTS, (sum(num_truncated > 0 for num_truncated in cut), sum(cut)), strict=True)
+                zip(CUT_COUNTS, (sum(num_truncated > 0 for num_truncated in truncated), sum(truncated)), strict=True)
             )
         if chosen.num_rows:
             schema = shard_schema(f"{place}/{split}.arrow")

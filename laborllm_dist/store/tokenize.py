@@ -48,9 +48,9 @@ def tokenize_careers(texts: Sequence[CareerText], tokenizer: CareerTokenizer) ->
         TokenizerError: if a text has characters without a token, naming them and their line.
     """
     careers: list[TokenizedCareer] = []
-    for some in batched(texts, TEXTS_AT_ONCE):
-        encodings = tokenizer.backend.encode_batch([text.text for text in some], add_special_tokens=False)
-        for text, encoding in zip(some, encodings, strict=True):
+    for chunk in batched(texts, TEXTS_AT_ONCE):
+        encodings = tokenizer.backend.encode_batch([text.text for text in chunk], add_special_tokens=False)
+        for text, encoding in zip(chunk, encodings, strict=True):
             if unknown := tokenizer.unknown_characters(text.text, encoding):
                 line = next(line for line in text.text.split("\n") if unknown[0].strip("\n").split("\n")[0] in line)
                 raise TokenizerError(
@@ -150,7 +150,7 @@ def _check_characters(vocabulary: OccupationVocabulary, tokenizer: CareerTokeniz
     }
     if unknown:
         raise TokenizerError(
-            f"the tokenizer has no token for {_named([each for some in unknown.values() for each in some])} in "
+            f"the tokenizer has no token for {_named([each for missing in unknown.values() for each in missing])} in "
             f"{len(unknown):,} of {len(vocabulary):,} titles: {_named(list(unknown))}; {ADVICE}",
             code="unknown-characters",
         )

@@ -127,8 +127,8 @@ class WholeTokens:
     def symbols(self) -> list[str]:
         """Return titles and phrases in a byte-level vocabulary's spelling."""
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        whole = (*(f" {title}" for title in self.titles), *self.phrases)
-        return [byte_level.pre_tokenize_str(each)[0][0] for each in whole]
+        texts = (*(f" {title}" for title in self.titles), *self.phrases)
+        return [byte_level.pre_tokenize_str(each)[0][0] for each in texts]
 
     def _phrases(self) -> list[str]:
         return [re.escape(phrase) for phrase in sorted(self.phrases, key=len, reverse=True)]
@@ -146,7 +146,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
     folder = Path(path) / (subfolder or "")
     if folder.is_dir() and not any(any(folder.glob(each)) for each in TOKENIZER_FILES):
         expected = "tokenizer.json, or vocab.json and merges.txt, or tokenizer.model and tokenizer_config.json"
-        raise TokenizerError(f"there is no tokenizer in {folder}: wanted {expected}", code="no-tokenizer")
+        raise TokenizerError(f"there is no tokenizer in {folder}: expected {expected}", code="no-tokenizer")
     if folder.is_dir() and (pointer := pointer_in(folder, ("*.json", *TOKENIZER_FILES))) is not None:
         raise TokenizerError(pointer, code="git-lfs-pointer")
     try:
@@ -293,19 +293,21 @@ def _without_absent(value: Any) -> Any:
     return value
 
 
-def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, whole: WholeTokens | None = None) -> CareerTokenizer:
+def train_tokenizer(
+    texts: Iterable[str], *, vocabulary_size: int, whole_tokens: WholeTokens | None = None
+) -> CareerTokenizer:
     """Learn byte-level BPE with at most `vocabulary_size` entries, including the 256 bytes and 4 special tokens.
 
     Args:
         texts: careers.
         vocabulary_size: the largest number of entries.
-        whole: texts that get one token each, in addition.
+        whole_tokens: texts that get one token each, in addition.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if whole is not None:
-        backend.pre_tokenizer = whole.pre_tokenizer()
-        texts = (whole.rest_of(text) for text in texts)  # no entry is learned for a text that has a token
+    if whole_tokens is not None:
+        backend.pre_tokenizer = whole_tokens.pre_tokenizer()
+        texts = (whole_tokens.rest_of(text) for text in texts)  # no entry is learned for a text that has a token
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
@@ -314,8 +316,8 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int, whole: WholeT
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    if whole is not None:
-        backend = _with_tokens(backend, whole.symbols())
+    if whole_tokens is not None:
+        backend = _with_tokens(backend, whole_tokens.symbols())
     backend.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, backend.token_to_id(BOS))]
     )

@@ -56,21 +56,21 @@ class CareerPart:
     segment: Segment
 
 
-def encode_careers(careers: Sequence[CareerPart], telling: CareerEncoder) -> list[EncodedCareer]:
+def encode_careers(careers: Sequence[CareerPart], encoder: CareerEncoder) -> list[EncodedCareer]:
     """Return the texts of parts of careers and their tokens, in order.
 
     Raises:
         TitleBoundaryError: as `tokenize_careers`.
     """
-    rendered = [render_part(career, telling.template, telling.title_of) for career in careers]
-    tokenized = iter(tokenize_careers([text for texts in rendered for text in texts], telling.tokenizer))
-    told = [EncodedCareer(texts, tuple(itertools.islice(tokenized, len(texts)))) for texts in rendered]
-    limit = telling.max_tokens
+    rendered = [render_part(career, encoder.template, encoder.title_of) for career in careers]
+    tokenized = iter(tokenize_careers([text for texts in rendered for text in texts], encoder.tokenizer))
+    encoded = [EncodedCareer(texts, tuple(itertools.islice(tokenized, len(texts)))) for texts in rendered]
+    limit = encoder.max_tokens
     if limit is None:
-        return told
+        return encoded
     return [
-        each if each.fits(limit) else _last_lines(career, each, telling, limit)
-        for career, each in zip(careers, told, strict=True)
+        each if each.fits(limit) else _truncated(career, each, encoder, limit)
+        for career, each in zip(careers, encoded, strict=True)
     ]
 
 
@@ -81,28 +81,28 @@ def render_part(part: CareerPart, template: Template, title_of: Mapping[str, str
         TemplateError: if the template needs a field that the career does not have.
     """
     texts = render_career(part.career, template, title_of)
-    cut = (text.of_jobs(part.segment.first, part.segment.end) for text in texts)
-    return tuple(text for text in cut if text is not None)
+    parts = (text.of_jobs(part.segment.first, part.segment.end) for text in texts)
+    return tuple(text for text in parts if text is not None)
 
 
-def _last_lines(career: CareerPart, whole: EncodedCareer, telling: CareerEncoder, max_tokens: int) -> EncodedCareer:
+def _truncated(career: CareerPart, full: EncodedCareer, encoder: CareerEncoder, max_tokens: int) -> EncodedCareer:
     """Return a career that does not fit, with as many lines before each title as fit."""
-    allowed = telling.template.max_history
+    allowed = encoder.template.max_history
     fitting, too_many = 0, career.segment.end - 1 if allowed is None else min(allowed, career.segment.end - 1)
     if too_many == 0:
-        return whole
-    best = _with_lines(career, 0, telling)
+        return full
+    best = _with_lines(career, 0, encoder)
     while too_many - fitting > 1:
         tried = (fitting + too_many) // 2
-        told = _with_lines(career, tried, telling)
-        if told.fits(max_tokens):
-            best, fitting = told, tried
+        encoded = _with_lines(career, tried, encoder)
+        if encoded.fits(max_tokens):
+            best, fitting = encoded, tried
         else:
             too_many = tried
     return best
 
 
-def _with_lines(career: CareerPart, num_lines: int, telling: CareerEncoder) -> EncodedCareer:
-    texts = render_part(career, dataclasses.replace(telling.template, max_history=num_lines), telling.title_of)
+def _with_lines(career: CareerPart, num_lines: int, encoder: CareerEncoder) -> EncodedCareer:
+    texts = render_part(career, dataclasses.replace(encoder.template, max_history=num_lines), encoder.title_of)
     num_truncated = career.segment.end - max(career.segment.first, num_lines + 1)
-    return EncodedCareer(texts, tuple(tokenize_careers(texts, telling.tokenizer)), max(0, num_truncated))
+    return EncodedCareer(texts, tuple(tokenize_careers(texts, encoder.tokenizer)), max(0, num_truncated))

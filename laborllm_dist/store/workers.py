@@ -1,7 +1,7 @@
 """Make the pieces of a store in several processes: on this machine, or as an array of Slurm jobs, through submitit.
 
-A shard is a share of the pieces. Every shard reads the whole source, but makes its own pieces only. Slurm jobs need the
-store's folder and the project on a file system that all hosts share.
+Every worker reads the whole source, but makes its own pieces only. Slurm jobs need the store's folder and the project
+on a file system that all hosts share.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Work = Callable[[int], LaborError | None]
+WorkerFn = Callable[[int], LaborError | None]
 _SECONDS_BETWEEN_LOOKS, _SECONDS_BETWEEN_WATCHES, _SECONDS_TO_STOP = 2.0, 0.5, 20.0
 
 
-def run_shards(work: Work, settings: PrepareSettings, logs: Path) -> None:
-    """Run `work(shard)` for all shards in parallel, and wait for them.
+def run_workers(work: WorkerFn, settings: PrepareSettings, logs: Path) -> None:
+    """Run `work(worker)` for all workers in parallel, and wait for them.
 
     Args:
-        work: makes a shard; returns None, or the error that ended it. Other processes receive it by pickle.
-        settings: the number of shards, the executor and its limits.
+        work: makes the pieces of a worker; returns None, or the error that ended it. Sent by pickle.
+        settings: the number of workers, the executor and its limits.
         logs: folder for the jobs' own output.
 
     Raises:
-        LaborError: the error of the first shard that failed; the others are stopped.
-        WorkerFailedError: if a shard died or exceeded its time limit.
+        LaborError: the error of the first worker that failed; the others are stopped.
+        WorkerFailedError: if a worker died or exceeded its time limit.
     """
     import submitit
 
@@ -56,7 +56,7 @@ def run_shards(work: Work, settings: PrepareSettings, logs: Path) -> None:
             jobs = executor.map_array(work, list(range(settings.num_workers)))
     except (RuntimeError, OSError) as error:
         raise WorkerFailedError(
-            f"the shards could not be started on {settings.executor} ({error})", code="workers-not-started"
+            f"the workers could not be started on {settings.executor} ({error})", code="workers-not-started"
         ) from None
     try:
         _wait_for_all(jobs)
@@ -104,28 +104,28 @@ def _stop(jobs: Sequence[submitit.Job[LaborError | None]]) -> None:
 def _wait_for_all(jobs: Sequence[submitit.Job[LaborError | None]]) -> None:
     done: set[int] = set()
     while len(done) < len(jobs):
-        for shard, job in enumerate(jobs):
-            if shard not in done and job.done():
-                _check(shard, job, len(jobs))
-                done.add(shard)
-                logger.info(f"prepare: shard {shard} is done ({len(done)} of {len(jobs)})")
+        for worker, job in enumerate(jobs):
+            if worker not in done and job.done():
+                _check(worker, job, len(jobs))
+                done.add(worker)
+                logger.info(f"prepare: worker {worker} is done ({len(done)} of {len(jobs)})")
         time.sleep(_SECONDS_BETWEEN_LOOKS if len(done) < len(jobs) else 0)
 
 
-def _check(shard: int, job: submitit.Job[LaborError | None], num_workers: int) -> None:
+def _check(worker: int, job: submitit.Job[LaborError | None], num_workers: int) -> None:
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
-        error_of_shard = job.result()
+        error_of_worker = job.result()
     except (FailedJobError, UncompletedJobError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise WorkerFailedError(
-            f"shard {shard} of {num_workers} ended before it was done ({reason}); its output is in {job.paths.stderr}. "
+            f"worker {worker} of {num_workers} ended before it was done ({reason}); its output: {job.paths.stderr}. "
             "Start the same command again: finished pieces are kept",
             code="worker-ended-early",
         ) from None
-    if error_of_shard is not None:
-        raise error_of_shard
+    if error_of_worker is not None:
+        raise error_of_worker
 
 
 def error_of(work: Callable[[], object]) -> LaborError | None:

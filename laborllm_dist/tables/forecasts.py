@@ -111,9 +111,9 @@ def coherence_of(table: pa.Table) -> Coherence:
     )
 
 
-def describe_coherence(coherence: Coherence, yardstick: float | None) -> list[str]:
-    """Describe the comparison in lines; `yardstick` is the perplexity of a forecast from the last occupation alone."""
-    alone = "" if yardstick is None else f"; {format_perplexity(yardstick)} from the last occupation alone"
+def describe_coherence(coherence: Coherence, baseline: float | None) -> list[str]:
+    """Describe the comparison in lines; `baseline` is the perplexity of a forecast from the last occupation alone."""
+    alone = "" if baseline is None else f"; {format_perplexity(baseline)} from the last occupation alone"
     standard_error = coherence.standard_error_mean
     drawn = "" if standard_error is None else f", mean standard error {standard_error:.2g}"
     return [

@@ -161,7 +161,7 @@ def written_info(path: Path) -> ScoreTableInfo:
             _compare(schema, _checksum(schema, map(_as_table, file.iter_batches(ROWS_HASHED))))
     except DAMAGE as error:
         raise ScoreTableError(
-            f"{path} is damaged: {_reason(error)}; delete it, and make it anew", code="damaged-table"
+            f"{path} is damaged: {_reason(error)}; delete it and write it again", code="damaged-table"
         ) from None
     return info
 
@@ -265,6 +265,6 @@ def _read(
         return table.select(schema.names).cast(schema), info, metadata
     except DAMAGE as error:
         raise ScoreTableError(
-            f"{path} is no {kind} or is damaged: {_reason(error)}; delete it, and `{made_by}` makes it anew",
+            f"{path} is no {kind} or is damaged: {_reason(error)}; delete it, and `{made_by}` writes it again",
             code="unreadable-table",
         ) from None

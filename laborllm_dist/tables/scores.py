@@ -139,6 +139,6 @@ def check_scores(table: pa.Table, where: str) -> None:
             first = wrong.slice(0, 1).to_pylist()[0]
             raise ScoreTableError(
                 f"{where}: {column} log-likelihood of person {first['person']!r}, observation {first['position']} "
-                f"is {first[column]}; wanted a finite number of nats <= 0",
+                f"is {first[column]}; expected a finite number of nats <= 0",
                 code="invalid-log-likelihood",
             )

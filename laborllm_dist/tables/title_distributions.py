@@ -83,6 +83,6 @@ def check_titles(table: pa.Table, where: str) -> None:
             expected = "a finite number of nats <= 0" if in_nats else "a probability"
             raise ScoreTableError(
                 f"{where}: {column} of person {first['person']!r}, observation {first['position']} is {first[column]}; "
-                f"wanted {expected}; delete it, and `launch/evaluate.py run=... titles=all` makes it anew",
+                f"expected {expected}; delete it, and `launch/evaluate.py run=... titles=all` writes it again",
                 code="invalid-title-probability",
             )

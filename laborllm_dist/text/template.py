@@ -86,7 +86,7 @@ def compile_template(settings: TemplateSettings, prefix: str = "") -> Template:
     """
     if not settings.entry.endswith(TITLE_MARK) or settings.entry.endswith(" " + TITLE_MARK):
         raise TemplateError(
-            f"template.entry must end in one blank and {{title}}, found {settings.entry!r}",
+            f"template.entry must end in one blank and {{title}}, got {settings.entry!r}",
             code="entry-without-title-end",
         )
     prompt = settings.entry.removesuffix(TITLE_MARK)

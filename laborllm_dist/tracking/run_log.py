@@ -56,21 +56,21 @@ class RunLog:
 def _keep_until(path: Path, step: int) -> tuple[int, dict[str, Any]] | None:
     """Drop lines of later steps; return the offset and the values of the last remaining line.
 
-    The last line of a killed run may be half a line. Any other that is no line of a log has been damaged since; it is
-    dropped too, and said, and those after it stay.
+    The last line of a killed run may be incomplete. Any other malformed line has been damaged since; it is dropped and
+    logged, and the lines after it stay.
     """
     if not path.is_file():
         return None
-    kept: list[tuple[str, dict[str, Any]]] = []
+    earlier: list[tuple[str, dict[str, Any]]] = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         facts = _facts_of(line)
         if facts is None and number < len(lines):
             logger.info(f"train: line {number} of {path} is damaged and left out")
         if facts is not None and facts["step"] <= step:
-            kept.append((line.decode() + "\n", facts))
-    write_text(path, "".join(line for line, _ in kept))
-    return (sum(len(line.encode()) for line, _ in kept[:-1]), kept[-1][1]) if kept else None
+            earlier.append((line.decode() + "\n", facts))
+    write_text(path, "".join(line for line, _ in earlier))
+    return (sum(len(line.encode()) for line, _ in earlier[:-1]), earlier[-1][1]) if earlier else None
 
 
 def _facts_of(line: bytes) -> dict[str, Any] | None:

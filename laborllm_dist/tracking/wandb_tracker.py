@@ -72,7 +72,7 @@ def open_tracker(tracking: TrackingSettings, folder: Path, name: str, settings: 
         tracking: of the run.
         folder: of the run, where wandb makes a folder of its own.
         name: of the run.
-        settings: shown beside the run's numbers; its `fingerprint` tells runs of one name apart.
+        settings: shown beside the run's numbers; its `fingerprint` distinguishes runs of one name.
     """
     if tracking.wandb == "off":
         return None

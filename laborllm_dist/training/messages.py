@@ -39,7 +39,7 @@ def describe_plan(settings: RunSettings, plan: TrainingPlan, num_all: int, num_t
     return (
         f"plan: {plan.order.careers_per_epoch:,} careers of {tokens:,} tokens an epoch, {plan.num_steps} steps of "
         f"{settings.batch.global_batch_size} careers ({plan.num_epochs} epochs); a step has about "
-        f"{len(first.packing.rows)} rows, {first.packing.fill:.0%} full, in {len(first.shards.passes)} passes\n"
+        f"{len(first.packing.rows)} rows, {first.packing.fill:.0%} full, in {len(first.assignment.passes)} passes\n"
         f"plan: {num_all:,} parameters{trainable}"
     )
 

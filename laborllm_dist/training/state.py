@@ -74,7 +74,7 @@ class TrainerState(Strict):
             self, step=self.step + 1, tokens_seen=self.tokens_seen + num_tokens, recent_losses=recent
         )
 
-    def without_step(self) -> TrainerState:
+    def after_skip(self) -> TrainerState:
         """Return the state after a step that was skipped."""
         return dataclasses.replace(self, step=self.step + 1, left_out=(*self.left_out, self.step))
 
@@ -97,8 +97,8 @@ class TrainerState(Strict):
 
     def without_best(self) -> TrainerState:
         """Return the state without its best validation, whose weights are lost; the next best one takes its place."""
-        kept = tuple(validation for validation in self.validations if validation.step != self.best_step)
-        return dataclasses.replace(self, validations=kept)
+        others = tuple(validation for validation in self.validations if validation.step != self.best_step)
+        return dataclasses.replace(self, validations=others)
 
 
 INITIAL_STATE = TrainerState(step=0, tokens_seen=0, validations=(), left_out=(), recent_losses=())

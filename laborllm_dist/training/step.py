@@ -24,7 +24,7 @@ HEAD_LOSS = "title_head_loss_nats_per_title"
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TrainContext:
     """The settings, plan, engine and data that every step of a run uses."""
 
     settings: RunSettings
@@ -44,45 +44,49 @@ class StepResult:
     wrong: str | None
 
 
-def batches_of_step(work: Work, step: int) -> list[PackedBatch]:
+def batches_of_step(context: TrainContext, step: int) -> list[PackedBatch]:
     """Return this rank's batches of a step, one a pass."""
-    planned, rank, weight = work.plan.step(step), work.engine.ranks.rank, work.settings.training.context_loss_weight
-    has_no_head, batches = work.settings.title_head.kind == "none", []
-    for ranks_rows in planned.shards.passes:
+    planned, rank, weight = (
+        context.plan.step(step),
+        context.engine.ranks.rank,
+        context.settings.training.context_loss_weight,
+    )
+    has_no_head, batches = context.settings.title_head.kind == "none", []
+    for ranks_rows in planned.assignment.passes:
         rows = [[int(planned.careers[career]) for career in planned.packing.rows[row]] for row in ranks_rows[rank]]
         length = planned.packing.max_seq_length
         if weight == 1:
-            batch = pack_batch([[work.careers.token_ids(career) for career in row] for row in rows], length)
+            batch = pack_batch([[context.careers.token_ids(career) for career in row] for row in rows], length)
         else:
-            batch = training_batch(work.careers, rows, length, weight)
-        batches.append(batch if has_no_head else with_titles(batch, work.careers, rows))
-    return [batch.pinned() for batch in batches] if work.engine.ranks.device.type == "cuda" else batches
+            batch = training_batch(context.careers, rows, length, weight)
+        batches.append(batch if has_no_head else with_titles(batch, context.careers, rows))
+    return [batch.pinned() for batch in batches] if context.engine.ranks.device.type == "cuda" else batches
 
 
-def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepResult:
+def take_step(context: TrainContext, prefetcher: BatchPrefetcher, state: TrainerState) -> StepResult:
     """Compute one step and apply its update, unless its loss or gradient is non-finite or a spike. Collective."""
-    started, ranks, settings = monotonic(), work.engine.ranks, work.settings
-    planned = work.plan.step(state.step)
-    batches = ahead.of_step(state.step)
+    started, ranks, settings = monotonic(), context.engine.ranks, context.settings
+    planned = context.plan.step(state.step)
+    batches = prefetcher.of_step(state.step)
     waited = monotonic() - started
     torch.manual_seed(dropout_seed(settings.training.seed, step=state.step, rank=ranks.rank))
     title_weight = settings.title_head.loss_weight / planned.num_observations
     totals = torch.zeros(2, dtype=torch.float64, device=ranks.device)
     for batch in batches[:-1]:
-        sums = work.engine.forward(batch, is_last_pass=False)
+        sums = context.engine.forward(batch, is_last_pass=False)
         totals += sums.detached()
-        work.engine.backward(sums, loss_weight=planned.loss_weight, title_weight=title_weight)
-    sums = work.engine.forward(batches[-1], is_last_pass=True)
+        context.engine.backward(sums, loss_weight=planned.loss_weight, title_weight=title_weight)
+    sums = context.engine.forward(batches[-1], is_last_pass=True)
     totals += sums.detached()
     over_ranks = ranks.sum(*totals.tolist())
     loss = -over_ranks[0] / planned.loss_weight
     wrong = loss_problem(loss, state, settings.training)
     if wrong is None:
-        work.engine.backward(sums, loss_weight=planned.loss_weight, title_weight=title_weight)
+        context.engine.backward(sums, loss_weight=planned.loss_weight, title_weight=title_weight)
     else:
-        work.engine.leave_out(sums)
-    rate = learning_rate_at(state.step, work.plan.num_steps, settings.optimizer)
-    norm = work.engine.update(learning_rate=rate)
+        context.engine.skip_step(sums)
+    rate = learning_rate_at(state.step, context.plan.num_steps, settings.optimizer)
+    norm = context.engine.update(learning_rate=rate)
     if wrong is None and not math.isfinite(norm):
         wrong = f"its gradient is not finite, at a loss of {loss:.4f} nats/token"
     numbers = {
@@ -97,14 +101,14 @@ def take_step(work: Work, ahead: BatchPrefetcher, state: TrainerState) -> StepRe
         "peak_memory_gib": peak_memory_gib(ranks.device),
     }
     if wrong is not None:
-        return StepResult(state.without_step(), numbers, wrong)
+        return StepResult(state.after_skip(), numbers, wrong)
     after = state.after_step(loss, planned.packing.num_tokens, settings.training.loss_spike_window)
     return StepResult(after, numbers, None)
 
 
-def careers_of(work: Work, planned: StepPlan) -> list[str]:
+def careers_of(context: TrainContext, planned: StepPlan) -> list[str]:
     """Return the names of a step's careers, survey and person."""
-    return [" ".join(work.careers.person(int(row))) for row in planned.careers]
+    return [" ".join(context.careers.person(int(row))) for row in planned.careers]
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""All steps that are left of a run: learn, validate, log, save; end after the last one, or when asked to stop."""
+"""All steps that are left of a run: learn, validate, log, save; end after the last one, or on a stop request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from laborllm_dist.tracking.run_log import RunLog
 from laborllm_dist.tracking.wandb_tracker import tracked_settings
 from laborllm_dist.training.messages import progress_line
 from laborllm_dist.training.state import TrainerState
-from laborllm_dist.training.step import StepResult, Work, batches_of_step, careers_of, take_step
+from laborllm_dist.training.step import StepResult, TrainContext, batches_of_step, careers_of, take_step
 from laborllm_dist.training.stop_request import StopRequest
 from laborllm_dist.training.validation import stops_early, validate
 
@@ -26,46 +26,48 @@ logger = logging.getLogger(__name__)
 Numbers = dict[str, float]
 
 
-def run_steps(work: Work, state: TrainerState) -> TrainerState:
+def run_steps(context: TrainContext, state: TrainerState) -> TrainerState:
     """Do all steps that are left; return the state after the last, which is saved. Collective.
 
     Args:
-        work: what the steps need.
-        state: of the checkpoint that was taken up, or the beginning.
+        context: what the steps need.
+        state: of the checkpoint that the run resumes from, or the initial one.
 
     Raises:
         NonFiniteLossError: if a step cannot be applied; the steps before it are saved.
         InterruptedRunError: if any rank received a stop signal; completed steps are saved.
     """
-    plan = work.plan
-    with contextlib.ExitStack() as held:
-        log = held.enter_context(contextlib.closing(_open_log(work, state))) if work.engine.ranks.is_main else None
-        stop = held.enter_context(StopRequest(work.engine.ranks))
-        make = functools.partial(batches_of_step, work)
-        ahead = held.enter_context(BatchPrefetcher(make, num_steps=plan.num_steps))
+    plan = context.plan
+    with contextlib.ExitStack() as stack:
+        log = (
+            stack.enter_context(contextlib.closing(_open_log(context, state))) if context.engine.ranks.is_main else None
+        )
+        stop = stack.enter_context(StopRequest(context.engine.ranks))
+        make = functools.partial(batches_of_step, context)
+        prefetcher = stack.enter_context(BatchPrefetcher(make, num_steps=plan.num_steps))
         saved = state
-        work.engine.ranks.barrier()  # rank 0 has opened its log, and a tracker's, which may take long
+        context.engine.ranks.barrier()  # rank 0 has opened its log, and a tracker's, which may take long
         while not is_done(plan, state):
             numbers: Numbers = {}
             if not is_validation_due(plan, state):  # after a stop during validation, validate first
-                result = take_step(work, ahead, state)
-                if (refusal := _refusal(work, state, result, log)) is not None:
-                    _save(work, state, saved)
-                    raise refusal
+                result = take_step(context, prefetcher, state)
+                if (error := _error_of_skip(context, state, result, log)) is not None:
+                    _save(context, state, saved)
+                    raise error
                 state, numbers = result.state, result.numbers
             if is_validation_due(plan, state):
-                has_head = work.settings.title_head.kind != "none"
-                loss = validate(work.engine, work.validation, work.settings.batch, stop, has_head=has_head)
+                has_head = context.settings.title_head.kind != "none"
+                loss = validate(context.engine, context.validation, context.settings.batch, stop, has_head=has_head)
                 if loss is not None:
-                    best_by = work.settings.training.best_by
+                    best_by = context.settings.training.best_by
                     state = state.after_validation(loss.by(best_by), loss.nats_per_title)
                     numbers = {**numbers, **loss.numbers()}
-            _report(work, state, numbers, log)
-            asked = stop.are_wanted()
-            if asked or plan.saves_after(state.step):
-                _save(work, state, saved)
+            _report(context, state, numbers, log)
+            stop_requested = stop.is_set()
+            if stop_requested or plan.saves_after(state.step):
+                _save(context, state, saved)
                 saved = state
-            if asked and not is_done(plan, state):
+            if stop_requested and not is_done(plan, state):
                 raise InterruptedRunError(
                     f"on request, after step {state.step}, which is saved; the same command resumes the run",
                     code="stopped-on-request",
@@ -84,35 +86,37 @@ def is_validation_due(plan: TrainingPlan, state: TrainerState) -> bool:
     return state.step > 0 and plan.validates_after(state.step) and not state.is_validated()
 
 
-def _open_log(work: Work, state: TrainerState) -> RunLog:
-    record = {"fingerprint": work.run.fingerprint, **tracked_settings(work.settings)}
-    name, tracking = work.settings.name, work.settings.tracking
-    return RunLog(work.run.metrics, tracking, name=name, settings=record, step=state.step)
+def _open_log(context: TrainContext, state: TrainerState) -> RunLog:
+    record = {"fingerprint": context.run.fingerprint, **tracked_settings(context.settings)}
+    name, tracking = context.settings.name, context.settings.tracking
+    return RunLog(context.run.metrics, tracking, name=name, settings=record, step=state.step)
 
 
-def _report(work: Work, state: TrainerState, numbers: Numbers, log: RunLog | None) -> None:
+def _report(context: TrainContext, state: TrainerState, numbers: Numbers, log: RunLog | None) -> None:
     """Write a step's line, and show it where it is validated or it is time for one."""
     if log is not None and numbers:
-        epoch = state.step / work.plan.order.steps_per_epoch
+        epoch = state.step / context.plan.order.steps_per_epoch
         log.write({"step": state.step, "epoch": epoch, **numbers, "tokens_seen": state.tokens_seen, "time": time()})
     if "loss_nats_per_token" in numbers and (
-        "validation_nats_per_token" in numbers or state.step % work.settings.training.log_every_steps == 0
+        "validation_nats_per_token" in numbers or state.step % context.settings.training.log_every_steps == 0
     ):
-        logger.info(progress_line(state.step, work.plan.num_steps, numbers))
+        logger.info(progress_line(state.step, context.plan.num_steps, numbers))
 
 
-def _refusal(work: Work, before: TrainerState, result: StepResult, log: RunLog | None) -> NonFiniteLossError | None:
+def _error_of_skip(
+    context: TrainContext, before: TrainerState, result: StepResult, log: RunLog | None
+) -> NonFiniteLossError | None:
     """Return the error that ends the run after a skipped step, or None if the run continues."""
     if result.wrong is None:
         return None
-    careers, training = careers_of(work, work.plan.step(before.step)), work.settings.training
+    careers, training = careers_of(context, context.plan.step(before.step)), context.settings.training
     if log is not None:
         log.write({"step": result.state.step, "left_out": result.wrong, "careers": careers})
     shown = ", ".join(careers[:3]) + (f" and {len(careers) - 3} more" if len(careers) > 3 else "")
-    what = f"step {result.state.step} was not applied: {result.wrong}; its careers: {shown} ({work.run.metrics})"
+    what = f"step {result.state.step} was not applied: {result.wrong}; its careers: {shown} ({context.run.metrics})"
     if training.on_bad_step == "stop":
         return NonFiniteLossError(
-            f"{what}. {_advice(work.settings, before, result.numbers['loss_nats_per_token'])}", code="bad-step"
+            f"{what}. {_advice(context.settings, before, result.numbers['loss_nats_per_token'])}", code="bad-step"
         )
     if (in_a_row := result.state.num_left_out_in_a_row) > training.max_consecutive_skips:
         return NonFiniteLossError(
@@ -135,21 +139,21 @@ def _advice(settings: RunSettings, before: TrainerState, loss: float) -> str:
         )
     saved = f"Steps up to {before.step} are saved" if before.step else "Nothing is saved yet"
     return (
-        f"{saved}; look at these careers, lower the learning rate under another name, or go on without them by "
+        f"{saved}; look at these careers, lower the learning rate under another name, or continue without them by "
         "training.on_bad_step=skip"
     )
 
 
-def _save(work: Work, state: TrainerState, saved: TrainerState) -> None:
+def _save(context: TrainContext, state: TrainerState, saved: TrainerState) -> None:
     """Save a state, if it is not that of the last checkpoint; of a step whose weights are saved, the state alone."""
-    checkpoints, ranks = work.run.checkpoints, work.engine.ranks
+    checkpoints, ranks = context.run.checkpoints, context.engine.ranks
     if state == saved:
         return
     if state.step == saved.step:
         ranks.run_on_main(lambda: save_state(checkpoints, state.step, asdict(state)))
     else:
-        save_checkpoint(work.engine, checkpoints, step=state.step, run=work.run.fingerprint, state=asdict(state))
-    newest = work.settings.training.save_total_limit
+        save_checkpoint(context.engine, checkpoints, step=state.step, run=context.run.fingerprint, state=asdict(state))
+    newest = context.settings.training.save_total_limit
     ranks.run_on_main(
         lambda: save_total_limit(checkpoints, saved_step=state.step, num_newest=newest, best_step=state.best_step)
     )

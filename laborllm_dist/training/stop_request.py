@@ -22,12 +22,12 @@ class StopRequest:
 
     def __init__(self, ranks: DistributedContext) -> None:
         self._ranks = ranks
-        self._is_wanted = False
+        self._is_set = False
 
-    def are_wanted(self) -> bool:
+    def is_set(self) -> bool:
         """Return whether any rank has received a signal. Collective, so that all ranks stop at the same step."""
-        (num_asked,) = self._ranks.sum(float(self._is_wanted))
-        return num_asked > 0
+        (num_requests,) = self._ranks.sum(float(self._is_set))
+        return num_requests > 0
 
     def __enter__(self) -> StopRequest:
         is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -41,8 +41,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # A launcher sends SIGTERM after a Ctrl-C: only a second SIGINT means that the user is impatient.
-        if self._ranks.is_main and not self._is_wanted:
+        if self._ranks.is_main and not self._is_set:
             say_at_once("train: asked to stop; finishes this step, or this pass of the validation, and saves")
         elif self._ranks.is_main and number == signal.SIGINT:
             say_at_once("train: already stopping; kill -9 ends it at once, and costs what came after the last save")
-        self._is_wanted = True
+        self._is_set = True

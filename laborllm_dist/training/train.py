@@ -14,7 +14,7 @@ from laborllm_dist.checkpoint.load import load_checkpoint
 from laborllm_dist.checkpoint.manifest import CheckpointManifest, check_checkpoint, read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder, newest_checkpoint, run_of_checkpoints, save_state
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.distributed.context import DistributedContext, alone
+from laborllm_dist.distributed.context import DistributedContext, exclusive
 from laborllm_dist.distributed.zero_engine import make_engine
 from laborllm_dist.errors import CheckpointError
 from laborllm_dist.io.files import ChecksumCheck
@@ -43,7 +43,7 @@ from laborllm_dist.store.without_model import score_without_model, warning_if_no
 from laborllm_dist.training.messages import describe_early_stop, describe_end, describe_plan, describe_settings
 from laborllm_dist.training.model_card import model_card
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState, state_from_values
-from laborllm_dist.training.step import Work
+from laborllm_dist.training.step import TrainContext
 from laborllm_dist.training.steps import is_done, run_steps
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
     splits: tuple[Split, ...] = ("train", "validation") if ranks.is_main else ()
     with checking_store(store, splits) as check:
         plan = ranks.run_on_main(lambda: _check_and_plan(settings, store, ranks), TrainingPlan)
-        with alone(ranks, Path(settings.output_dir) / settings.name):
+        with exclusive(ranks, Path(settings.output_dir) / settings.name):
             run = ranks.run_on_main(lambda: _open_run(settings, store), RunDirectory)
             _train_alone(settings, ranks, (store, check), plan, run)
     return run
@@ -116,8 +116,8 @@ def _train_alone(
     if state.best_step != state.step:  # the newest checkpoint is already checked
         state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints), TrainerState)
 
-    capacity = budget_of(ranks, settings)  # on every rank: all import the packages of the model at once
-    ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, capacity))
+    budget = budget_of(ranks, settings)  # on every rank: all import the packages of the model at once
+    ranks.run_on_main(lambda: check_memory(settings, plan, store.num_ids, budget))
     model = make_model(settings, ranks, num_ids=store.num_ids, num_titles=len(store.vocabulary))
     ranks.run_on_main(check.wait)
     ranks.run_on_main(lambda: check_fit(model.hugging_face, store))
@@ -132,9 +132,9 @@ def _train_alone(
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
         logger.info(f"train: resumes after step {state.step} of {plan.num_steps}")
-    work = Work(settings, plan, engine, run, store.careers("train"), store.careers("validation"))
-    state = run_steps(work, state)
-    del engine, work
+    context = TrainContext(settings, plan, engine, run, store.careers("train"), store.careers("validation"))
+    state = run_steps(context, state)
+    del engine, context
     if state.step < plan.num_steps:
         logger.info(describe_early_stop(state))
     state = ranks.run_on_main(lambda: _with_whole_best(state, run.checkpoints), TrainerState)

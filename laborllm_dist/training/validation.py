@@ -13,7 +13,7 @@ import numpy as np
 
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import observation_scores, title_places, with_titles
-from laborllm_dist.batching.packing import pack_careers, shard_rows
+from laborllm_dist.batching.packing import assign_rows, pack_careers
 from laborllm_dist.config.run import BatchSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.store.store import CareerTable
@@ -52,13 +52,13 @@ class ValidationLoss:
 def validate(
     engine: ZeroEngine, careers: CareerTable, batch: BatchSettings, stop: StopRequest, *, has_head: bool = False
 ) -> ValidationLoss | None:
-    """Return the losses on a split; None if the run was asked to stop meanwhile. Collective."""
+    """Return the losses on a split; None if a stop was requested meanwhile. Collective."""
     lengths = careers.num_tokens()
     rows = pack_careers(lengths.tolist(), batch.max_seq_length).rows
-    plan = shard_rows(len(rows), world_size=engine.ranks.world_size, micro_batch_size=batch.micro_batch_size)
+    plan = assign_rows(len(rows), world_size=engine.ranks.world_size, micro_batch_size=batch.micro_batch_size)
     token_sum = title_sum = head_sum = 0.0
     for ranks_rows in plan.passes:
-        if stop.are_wanted():
+        if stop.is_set():
             return None
         members = [rows[row] for row in ranks_rows[engine.ranks.rank]]
         packed = pack_batch([[careers.token_ids(career) for career in row] for row in members], batch.max_seq_length)

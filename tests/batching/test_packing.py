@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import get_linear_schedule_with_warmup
 
 from laborllm_dist.batching.batch import IGNORED, pack_batch
-from laborllm_dist.batching.packing import pack_careers, pack_step, shard_rows
+from laborllm_dist.batching.packing import assign_rows, pack_careers, pack_step
 from laborllm_dist.batching.sampler import TrainingSampler
 from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.models.causal_lm import attention_mask
@@ -70,7 +70,7 @@ def test_a_career_longer_than_a_row_is_refused() -> None:
 
 @given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4))
 def test_every_row_has_one_rank_and_all_ranks_make_equal_passes(rows: int, world: int, per_pass: int) -> None:
-    plan = shard_rows(rows, world_size=world, micro_batch_size=per_pass)
+    plan = assign_rows(rows, world_size=world, micro_batch_size=per_pass)
     assert [row for ranks in plan.passes for members in ranks for row in members] == list(range(rows))
     assert all(len(ranks) == world for ranks in plan.passes)
     assert all(len(members) <= per_pass for ranks in plan.passes for members in ranks)
@@ -83,7 +83,7 @@ def test_peak_memory_is_the_one_the_system_has_seen() -> None:
 
 
 def test_five_rows_on_two_ranks_by_hand() -> None:
-    assert shard_rows(5, world_size=2, micro_batch_size=2).passes == (((0, 1), (2, 3)), ((), (4,)))
+    assert assign_rows(5, world_size=2, micro_batch_size=2).passes == (((0, 1), (2, 3)), ((), (4,)))
 
 
 def test_an_epoch_takes_every_career_once_and_depends_on_seed_and_step_only() -> None:

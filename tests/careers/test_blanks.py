@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from laborllm_dist.careers.occupations.vocabulary import notes_of_vocabulary, read_occupations
 from laborllm_dist.careers.readers.cells import with_plain_blanks
 from laborllm_dist.careers.readers.long_panel import long_panel_people
-from laborllm_dist.prediction.request_files import read_asked
+from laborllm_dist.prediction.request_files import read_requests
 from laborllm_dist.store.build import prepare_store
 
 # Every blank that Unicode calls a space, and the signs without any width that web pages leave behind.
@@ -91,12 +91,12 @@ def test_panels_resumes_and_careers_to_predict_for(tmp_path: Path) -> None:
     (person,) = long_panel_people(numbered(tmp_path, "p.csv"), survey="P")
     assert (person().career.person, len(person().career.jobs)) == ("Ann Lee", 2)
     assert person().changes == (CHANGE.format("person"),)
-    (asked,) = read_asked(tmp_path / "p.csv", VOCABULARY, ("P",))
+    (asked,) = read_requests(tmp_path / "p.csv", VOCABULARY, ("P",))
     assert (asked.history.person, len(asked.history.jobs)) == ("Ann Lee", 2)
     (tmp_path / "p.json").write_text(
         '{"person": "Ann\\u00a0Lee", "jobs": [{"year": 1984, "occupation": "Cooks\\u2009"}]}'
     )
-    (asked,) = read_asked(tmp_path / "p.json", VOCABULARY, ("P",))
+    (asked,) = read_requests(tmp_path / "p.json", VOCABULARY, ("P",))
     assert (asked.history.person, asked.history.jobs[0].occupation) == ("Ann Lee", "1")
     rows = [job("Ann\u00a0Lee", "1", "May\u00a02010", "2010", "BSc\u00a0(Hons)"), job("Ann Lee", "2", "2011", "2011")]
     (tmp_path / "r.jsonl").write_text(rows_of(*rows))

@@ -25,7 +25,7 @@ from laborllm_dist.careers.readers.long_panel import long_panel_people, read_lon
 from laborllm_dist.careers.readers.nls.people import nls_people
 from laborllm_dist.careers.splits import split_of
 from laborllm_dist.config.corpora import MISSING_WORDS, CareerTextSettings, is_missing
-from laborllm_dist.prediction.request_files import read_asked
+from laborllm_dist.prediction.request_files import read_requests
 from laborllm_dist.store.build import prepare_store
 
 WHOLE = {
@@ -107,13 +107,13 @@ def test_people_of_resumes_are_the_same_in_every_kind_of_file(name: str, tmp_pat
 
 def test_people_to_predict_for_are_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
     for name, content in FORMS.items():
-        careers = read_asked(write_table(tmp_path / name, content), VOCABULARY, ("P",))
+        careers = read_requests(write_table(tmp_path / name, content), VOCABULARY, ("P",))
         assert [career.history.person for career in careers] == PEOPLE
         assert {(job.year, job.occupation) for career in careers for job in career.history.jobs} == {(1984, "2")}
     for people in ([12, 7, 100_000], [12.0, 7.0, 1e5], ["12.0", "7.", "1e+05"]):
         objects = [{"person": person, "jobs": [{"year": 1984.0, "occupation": 2.0}]} for person in people]
         (tmp_path / "p.json").write_text(json.dumps(objects))
-        careers = read_asked(tmp_path / "p.json", VOCABULARY, ("P",))
+        careers = read_requests(tmp_path / "p.json", VOCABULARY, ("P",))
         assert [career.history.person for career in careers] == PEOPLE
         assert careers[0].history.jobs[0].occupation == "2"
 
@@ -212,7 +212,7 @@ def test_a_missing_word_is_missing_in_every_reader(word: str, tmp_path: Path) ->
     assert person().career.gender == "male"
     assert [(job.year, job.occupation) for job in person().career.jobs] == [(1984, "1")]
     assert person().drops == (Exclusion("occupation missing", 1985),)
-    (asked,) = read_asked(tmp_path / "p.csv", VOCABULARY, ("P",))
+    (asked,) = read_requests(tmp_path / "p.csv", VOCABULARY, ("P",))
     assert (asked.year, asked.history.gender) == (1985, "male")
     (tmp_path / "r.jsonl").write_text(json.dumps({"id": "a", "code": word, "start": "1984", "end": word}))
     resumes = coded(tmp_path / "r.jsonl", last_year=1984)

@@ -152,7 +152,7 @@ def test_what_a_split_s_files_cannot_say_is_refused(tmp_path: Path) -> None:
     rule = ["split_by=column", f"split.table={table}"]
     assert "setting split.table" in refused(tmp_path, "no-split-file", *rule)
     table.write_text("person,part\n1,train\n")
-    assert "missing (wanted for column); the columns are person, part" in refused(tmp_path, "invalid-content", *rule)
+    assert "missing (needed for column); the columns are person, part" in refused(tmp_path, "invalid-content", *rule)
     table.write_text("person,split\n1,train\n2,tests\n,test\n3\n1234567890123456789.0,test\n")
     message = refused(tmp_path, "invalid-content", *rule)
     assert "4 problems" in message and "'tests' names no split; those are train, training, valid" in message

@@ -261,10 +261,10 @@ def test_a_state_of_other_types_is_refused(change: dict[str, Any]) -> None:
 
 
 def test_steps_left_out_in_a_row_by_hand() -> None:
-    state = INITIAL_STATE.without_step().after_step(1.0, 10, window=3).without_step().without_step()
+    state = INITIAL_STATE.after_skip().after_step(1.0, 10, window=3).after_skip().after_skip()
     assert (state.num_left_out_in_a_row, state.num_updates) == (2, 1)
     assert state.after_step(1.0, 10, window=3).num_left_out_in_a_row == 0
-    assert INITIAL_STATE.without_step().num_left_out_in_a_row == 1
+    assert INITIAL_STATE.after_skip().num_left_out_in_a_row == 1
 
 
 class Resumed(Exception):

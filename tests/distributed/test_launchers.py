@@ -117,7 +117,7 @@ def test_a_terminal_that_is_closed_asks_to_stop_as_slurm_does(
 ) -> None:
     with StopRequest(ALONE) as stop:
         signal.raise_signal(number)
-        assert stop.are_wanted()
+        assert stop.is_set()
     assert capfd.readouterr().err.startswith("train: asked to stop; finishes this step")
     assert signal.getsignal(number) is signal.SIG_DFL
 
@@ -126,7 +126,7 @@ def test_a_training_under_nohup_goes_on_when_its_terminal_is_closed(handlers: No
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with StopRequest(ALONE) as stop:
         signal.raise_signal(signal.SIGHUP)
-        assert not stop.are_wanted()
+        assert not stop.is_set()
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
@@ -134,10 +134,10 @@ def test_a_wish_to_stop_is_answered_once_and_a_second_ctrl_c_again(
     handlers: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with StopRequest(ALONE) as stop:
-        assert not stop.are_wanted()
+        assert not stop.is_set()
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # as the launcher sends it after a Ctrl-C
-        assert stop.are_wanted()
+        assert stop.is_set()
         assert capfd.readouterr().err.splitlines() == [
             "train: asked to stop; finishes this step, or this pass of the validation, and saves"
         ]

@@ -423,8 +423,8 @@ def test_what_a_training_sends_comes_back(tmp_path: Path) -> None:
     for step in range(plan.num_steps):
         one, other = back.step(step), plan.step(step)
         assert one.careers.tolist() == other.careers.tolist()
-        assert (one.packing, one.shards, one.num_targets) == (other.packing, other.shards, other.num_targets)
-    state = INITIAL_STATE.after_step(0.1 + 0.2, 7, 5).after_validation(1.5).without_step()
+        assert (one.packing, one.assignment, one.num_targets) == (other.packing, other.assignment, other.num_targets)
+    state = INITIAL_STATE.after_step(0.1 + 0.2, 7, 5).after_validation(1.5).after_skip()
     assert from_text(to_text(state, TrainerState), TrainerState) == state
     fragment = SavedOptimizerShard("model.w", (2, 3), 1, 4, block_offset=0)
     manifest = CheckpointManifest(3, "run", 2, 3, {"step": 3, "left_out": []}, {"a": SavedFile(9, "ff", (fragment,))})

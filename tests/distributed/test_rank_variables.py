@@ -52,8 +52,8 @@ def test_a_variable_that_is_no_number_is_named(name: str, text: str) -> None:
     ("change", "message"),
     [
         ({"RANK": "2"}, "RANK is 2 and WORLD_SIZE is 2"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', wanted a whole number from 1 to 65,536"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536', wanted a whole number from 1 to 65,535"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', expected a whole number from 1 to 65,536"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536', expected a whole number from 1 to 65,535"),
         ({"MASTER_ADDR": ""}, "MASTER_ADDR is '', which is no name or address"),
         ({"MASTER_ADDR": "a host"}, "MASTER_ADDR is 'a host', which is no name or address"),
     ],

@@ -23,7 +23,7 @@ from helpers.processes import PROJECT, python_path, run_ranks, wait_until
 
 from laborllm_dist.distributed import launcher, rendezvous, watchdog
 from laborllm_dist.distributed.channel import Channel, wait_for
-from laborllm_dist.distributed.context import DistributedContext, alone, alone_on_table
+from laborllm_dist.distributed.context import DistributedContext, exclusive, exclusive_table
 from laborllm_dist.distributed.launcher import Process, num_local_ranks
 from laborllm_dist.distributed.rank_variables import RankVariables
 from laborllm_dist.distributed.rendezvous import ANY, interface_of, listen
@@ -288,15 +288,15 @@ def test_launchers_say_how_many_ranks_a_host_has(environment: dict[str, str], ex
 
 def test_two_tables_of_a_folder_are_worked_on_at_once_and_one_is_not(tmp_path: Path) -> None:
     with (
-        alone_on_table(ALONE, tmp_path / "test.parquet"),
-        alone_on_table(ALONE, tmp_path / "test.other.parquet"),
+        exclusive_table(ALONE, tmp_path / "test.parquet"),
+        exclusive_table(ALONE, tmp_path / "test.other.parquet"),
         raises(
             "already-running/locked-by-another-process",
             "another start is at work on",
             "test.other.parquet; wait for it",
         ),
-        alone_on_table(ALONE, tmp_path / "test.other.parquet"),
+        exclusive_table(ALONE, tmp_path / "test.other.parquet"),
     ):
         pass
-    with alone(ALONE, tmp_path / "v1.5"), pytest.raises(AlreadyRunningError), alone(ALONE, tmp_path / "v1.5"):
+    with exclusive(ALONE, tmp_path / "v1.5"), pytest.raises(AlreadyRunningError), exclusive(ALONE, tmp_path / "v1.5"):
         pass

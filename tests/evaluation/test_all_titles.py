@@ -40,7 +40,7 @@ from laborllm_dist.evaluation.title_trie import (
     title_trie,
 )
 from laborllm_dist.models.gguf import convert_gguf, packaged_file
-from laborllm_dist.models.inference import InferenceModel, evaluated
+from laborllm_dist.models.inference import InferenceModel, wrap_for_inference
 from laborllm_dist.models.loading import pretrained_model
 from laborllm_dist.models.tree_inference import Nodes, PrefixState
 from laborllm_dist.store.store import CareerTable, store_rows
@@ -64,9 +64,9 @@ class Counted:
     model: InferenceModel
     num_nodes: int = 0
 
-    def edges(self, grown: PrefixState, nodes: Nodes | None, slots_Q: torch.Tensor, edges) -> torch.Tensor:
+    def edges(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: torch.Tensor, edges) -> torch.Tensor:
         self.num_nodes += 0 if nodes is None else len(nodes)
-        return self.model.edges(grown, nodes, slots_Q, edges)
+        return self.model.edges(prefix, nodes, slots_Q, edges)
 
 
 def distributions(
@@ -76,9 +76,9 @@ def distributions(
     careers = [[rows.token_ids(career) for career in row] for row in unit]
     length = max(sum(map(len, row)) for row in careers)
     places = title_places(rows, unit)
-    prompts = Prompts(places.stems_P3, rows.occupations_of([career for row in unit for career in row]))
-    grown = PrefixState(pack_batch(careers, length))
-    return score_titles(model.edges, grown, prompts, trie, tolerance=tolerance, max_tree_tokens=max_tree_tokens)
+    prompts = Prompts(places.prefixes_P3, rows.occupations_of([career for row in unit for career in row]))
+    prefix = PrefixState(pack_batch(careers, length))
+    return score_titles(model.edges, prefix, prompts, trie, tolerance=tolerance, max_tree_tokens=max_tree_tokens)
 
 
 def slow_distributions(model: PreTrainedModel, tokenizer: CareerTokenizer, careers: list[CareerHistory]) -> np.ndarray:
@@ -132,7 +132,7 @@ def test_all_titles_of_a_random_llama_equal_the_slow_scorer(
     model = random_llama(tokenizer)
     compute = dataclasses.replace(COMPUTE, attention=attention, loss_chunk_tokens=7)
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
-    counted = Counted(evaluated(model, compute))
+    counted = Counted(wrap_for_inference(model, compute))
     found = distributions(counted, rows, trie, max_tree_tokens=max_tree_tokens)
     # Every distinct (history, prefix of a title) once: no fewer, no more.
     assert counted.num_nodes == len(found.bound_P) * trie.num_nodes
@@ -143,7 +143,7 @@ def test_all_titles_with_a_sentencepiece_tokenizer_equal_the_slow_scorer(llama_t
     tokenizer, careers = load_tokenizer(str(llama_tokenizer)), careers_of_every_kind()
     model = random_llama(tokenizer)
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
-    found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie)
+    found = distributions(Counted(wrap_for_inference(model, COMPUTE)), rows, trie)
     check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=0)
 
 
@@ -156,7 +156,7 @@ def test_all_titles_of_a_pretrained_model_equal_the_slow_scorer(llama: Path) -> 
         (torch.float32, {"atol": 1e-5, "rtol": 1e-6}),
     ):
         model = opened(llama, dtype=dtype)
-        found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie, unit=((0, 1),))
+        found = distributions(Counted(wrap_for_inference(model, COMPUTE)), rows, trie, unit=((0, 1),))
         check_against_slow(found, wanted, **tolerance)
 
 
@@ -170,7 +170,7 @@ def test_all_titles_of_smollm2_equal_the_slow_scorer(tmp_path: Path) -> None:
     tokenizer, careers = load_tokenizer(str(tmp_path / "smollm2")), careers_of_every_kind()[:2]
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     model = opened(tmp_path / "smollm2")
-    found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie, unit=((0, 1),))
+    found = distributions(Counted(wrap_for_inference(model, COMPUTE)), rows, trie, unit=((0, 1),))
     check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=1e-6)
 
 
@@ -182,7 +182,7 @@ def test_all_titles_of_a_model_of_unknown_type_equal_the_slow_scorer() -> None:
     model = GPTNeoXForCausalLM(config).eval()
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
     wanted = slow_distributions(model, tokenizer, careers)
-    counted = Counted(evaluated(model.float(), COMPUTE))
+    counted = Counted(wrap_for_inference(model.float(), COMPUTE))
     check_against_slow(distributions(counted, rows, trie), wanted, atol=1e-5, rtol=0)
     bounded = distributions(counted, rows, trie, tolerance=0.2)
     assert np.isnan(bounded.terminated_PT).any()
@@ -195,7 +195,7 @@ def test_all_titles_of_a_model_of_unknown_type_equal_the_slow_scorer() -> None:
 def test_what_is_left_ungrown_is_known_and_within_the_tolerance(tolerance: float, max_tree_tokens: int) -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
-    model = evaluated(random_llama(tokenizer), COMPUTE)
+    model = wrap_for_inference(random_llama(tokenizer), COMPUTE)
     whole = distributions(Counted(model), rows, trie)
     counted = Counted(model)
     found = distributions(counted, rows, trie, tolerance=tolerance, max_tree_tokens=max_tree_tokens)
@@ -219,7 +219,7 @@ def test_the_bound_is_the_mass_of_the_prefix_that_was_left() -> None:
     career = dataclasses.replace(careers_of_every_kind()[0], jobs=careers_of_every_kind()[0].jobs[:1])
     rows, trie = rows_of([career], tokenizer), title_trie(PROMPT, two, tokenizer)
     model = random_llama(tokenizer)
-    found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie, unit=((0,),), tolerance=0.9)
+    found = distributions(Counted(wrap_for_inference(model, COMPUTE)), rows, trie, unit=((0,),), tolerance=0.9)
     assert np.isnan(found.terminated_PT).tolist() == [[False, True]]
     observed, other = (trie.paths_MA[trie.ends_T[title]] for title in (0, 1))
     num_shared = int((observed == other).argmin())
@@ -250,7 +250,7 @@ def test_log_likelihoods_that_are_no_numbers_are_refused() -> None:
     model = random_llama(tokenizer)
     model.get_output_embeddings().weight.data[7, 0] = torch.inf
     with raises("model/non-finite-log-likelihoods"):
-        distributions(Counted(evaluated(model, COMPUTE)), rows, trie)
+        distributions(Counted(wrap_for_inference(model, COMPUTE)), rows, trie)
 
 
 def test_a_head_of_another_kind_gives_all_titles_too() -> None:
@@ -261,14 +261,14 @@ def test_a_head_of_another_kind_gives_all_titles_too() -> None:
     torch.nn.init.normal_(head.bias)
     model.set_output_embeddings(head)
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
-    found = distributions(Counted(evaluated(model, COMPUTE)), rows, trie)
+    found = distributions(Counted(wrap_for_inference(model, COMPUTE)), rows, trie)
     check_against_slow(found, slow_distributions(model, tokenizer, careers), atol=1e-5, rtol=0)
 
 
 def test_no_more_nodes_are_kept_than_four_passes_have(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     trie, rows = title_trie(PROMPT, VOCABULARY, tokenizer), rows_of(careers, tokenizer)
-    model = Counted(evaluated(random_llama(tokenizer), COMPUTE))
+    model = Counted(wrap_for_inference(random_llama(tokenizer), COMPUTE))
     kept = [0]
     drop_nodes = PrefixState.drop_nodes
 

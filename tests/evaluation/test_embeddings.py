@@ -24,7 +24,7 @@ from laborllm_dist.config.evaluation import EmbedSettings
 from laborllm_dist.errors import LaborError, ScoreTableError, SettingsError
 from laborllm_dist.evaluation.embeddings import Embeddings, embed_run, embedded_run
 from laborllm_dist.io.run_directory import create_or_resume, read_run
-from laborllm_dist.models.inference import evaluated
+from laborllm_dist.models.inference import wrap_for_inference
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import TOKENIZER, open_store
@@ -93,7 +93,7 @@ def test_models_of_every_type_give_the_hidden_states_of_a_career_alone(kind: str
     places = [(0, 8), (1, 6), (2, 4), (3, 19)]
     with torch.no_grad():
         alone = [model(torch.tensor([ids.tolist()]), output_hidden_states=True).hidden_states for ids in careers]
-    inference = evaluated(model, COMPUTE)
+    inference = wrap_for_inference(model, COMPUTE)
     for layer in range(len(alone[0])):
         found = inference.hidden_states(packed, layer, slots).numpy()
         wanted = [alone[career][layer][0, place].numpy() for career, place in places]

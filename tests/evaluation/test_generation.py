@@ -23,7 +23,7 @@ from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.evaluation.generation import continuation_text, continuations, line_ends
 from laborllm_dist.io.run_directory import read_run
-from laborllm_dist.models.inference import InferenceModel, evaluated
+from laborllm_dist.models.inference import InferenceModel, wrap_for_inference
 from laborllm_dist.models.log_likelihood import sample_tokens
 from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.randomness import token_uniforms
@@ -78,7 +78,7 @@ def test_token_uniforms_are_a_function_of_their_key() -> None:
 PINNED = (0.32362049492382017, 0.4286249199629485)
 
 
-def stems_of(rows: CareerTable) -> np.ndarray:
+def prefixes_of(rows: CareerTable) -> np.ndarray:
     places = title_places(rows, UNIT)
     return np.stack([places.spans[:, 0], places.starts, places.spans[:, 1]], axis=1)
 
@@ -87,9 +87,9 @@ def continued(
     model: InferenceModel, rows: CareerTable, uniforms_PKL: np.ndarray, ends: list[int], *, max_tree_tokens: int = 4096
 ) -> np.ndarray:
     careers = [[rows.token_ids(career) for career in row] for row in UNIT]
-    grown = PrefixState(pack_batch(careers, max(sum(map(len, row)) for row in careers)))
+    prefix = PrefixState(pack_batch(careers, max(sum(map(len, row)) for row in careers)))
     return continuations(
-        model.next_tokens, grown, stems_of(rows), uniforms_PKL, np.array(ends), max_tree_tokens=max_tree_tokens
+        model.next_tokens, prefix, prefixes_of(rows), uniforms_PKL, np.array(ends), max_tree_tokens=max_tree_tokens
     )
 
 
@@ -123,7 +123,11 @@ def test_greedy_continuations_are_those_of_transformers(kind: str, max_tree_toke
         model.generate(ids[None], attention_mask=torch.ones_like(ids[None]), **asked)[0, len(ids) :] for ids in prompts
     ]
     found_PKL = continued(
-        evaluated(model, COMPUTE), rows, np.full((len(prompts), 1, 8), NAN), ends, max_tree_tokens=max_tree_tokens
+        wrap_for_inference(model, COMPUTE),
+        rows,
+        np.full((len(prompts), 1, 8), NAN),
+        ends,
+        max_tree_tokens=max_tree_tokens,
     )
     lengths = {len(tokens) for tokens in wanted}
     assert len(lengths) > 1
@@ -139,7 +143,7 @@ def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
         [[token_uniforms(1, ("PSID", place), sample, 6) for sample in (1, 2, 3)] for place in range(len(prompts))]
     )
     ends = list(range(0, tokenizer.num_ids, 9))
-    found_PKL = continued(evaluated(model, COMPUTE), rows, uniforms_PKL, ends, max_tree_tokens=5)
+    found_PKL = continued(wrap_for_inference(model, COMPUTE), rows, uniforms_PKL, ends, max_tree_tokens=5)
     model.set_attn_implementation("sdpa")
     for prompt, uniforms_KL, found_KL in zip(prompts, uniforms_PKL, found_PKL, strict=True):
         for uniforms_L, found_L in zip(uniforms_KL, found_KL, strict=True):

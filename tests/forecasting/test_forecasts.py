@@ -31,7 +31,7 @@ from laborllm_dist.forecasting.iterate import (
     num_prompts,
     path_draws,
 )
-from laborllm_dist.forecasting.origins import STRENGTH, Origins, find_starts, last_occupation_scores
+from laborllm_dist.forecasting.origins import STRENGTH, Origins, find_origins, markov_scores
 from laborllm_dist.forecasting.prompts import (
     ForecastTexts,
     ask_titles,
@@ -39,7 +39,7 @@ from laborllm_dist.forecasting.prompts import (
     check_longest,
     prompt_ids,
 )
-from laborllm_dist.models.inference import evaluated
+from laborllm_dist.models.inference import wrap_for_inference
 from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
@@ -77,7 +77,7 @@ class World:
 
     def asker(self, starts: Origins, *, way=ask_titles, attention: str = "packed"):
         """Return what answers questions, a person at a time, as a part of the work does."""
-        model = evaluated(copy.deepcopy(self.model), dataclasses.replace(COMPUTE, attention=attention))
+        model = wrap_for_inference(copy.deepcopy(self.model), dataclasses.replace(COMPUTE, attention=attention))
 
         def ask(questions: Sequence[Query]) -> Distributions:
             found = Distributions(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))
@@ -108,7 +108,7 @@ def world_of(tokenizer: CareerTokenizer) -> World:
 
 
 def every_start(horizon: int) -> Origins:
-    return find_starts(world().texts.careers, horizon)
+    return find_origins(world().texts.careers, horizon)
 
 
 @cache
@@ -184,7 +184,7 @@ def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(hor
 
 
 @pytest.mark.parametrize("max_tree_tokens", [1, 50, 4096])
-def test_supposed_lines_after_a_shared_history_score_as_whole_texts(max_tree_tokens: int) -> None:
+def test_imputed_lines_after_a_shared_history_score_as_whole_texts(max_tree_tokens: int) -> None:
     starts, questions = every_start(2), [Query(0, (1,), 2), Query(2, (), 1), Query(1, (3, 0), 3)]
     few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_tree_tokens=max_tree_tokens))
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
@@ -325,10 +325,10 @@ def test_the_coherence_of_two_forecasts_by_hand() -> None:
     assert describe_coherence(alone, 3.25)[1].endswith("composed 4.000; 3.250 from the last occupation alone")
 
 
-def test_the_yardstick_knows_the_last_occupation_only() -> None:
+def test_the_markov_baseline_knows_the_last_occupation_only() -> None:
     # Two years apart, of titles a b c d: a -> c, b -> d, c -> a, and d -> b across a gap.
     rows, starts = world().texts.careers, every_start(2)
-    found = last_occupation_scores(rows, rows, starts, 2)
+    found = markov_scores(rows, rows, starts, 2)
     # Every pair was seen once, every target once among four.
     np.testing.assert_allclose(np.exp(found), (1 + STRENGTH * (1 + 1) / (4 + 4)) / (1 + STRENGTH))
 
@@ -347,7 +347,7 @@ def test_too_many_followed_paths_are_refused() -> None:
 def test_a_forecast_that_fits_no_row_or_context_is_refused() -> None:
     starts = every_start(2)
     short = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_seq_length=200))
-    with raises("sequence-too-long/prompt-too-long-for-row", "career '1' of PSID with supposed years", "200"):
+    with raises("sequence-too-long/prompt-too-long-for-row", "career '1' of PSID with imputed years", "200"):
         short.asker(starts, way=ask_whole_texts)([Query(0, (), 2)])
     narrow = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, context=200))
     with raises("sequence-too-long/prompt-too-long-for-model", "200"):
@@ -378,7 +378,7 @@ def test_the_longest_text_that_is_asked_for_is_known_before(horizon: int) -> Non
         check_longest(other, starts, horizon, max_seq_length=8)
 
 
-def test_titles_of_other_tokens_after_supposed_years_are_refused() -> None:
+def test_titles_of_other_tokens_after_imputed_years_are_refused() -> None:
     trie = build_trie([(1, 2), (3,), (4,), (5,)], terminator=9)
     other = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, trie=trie))
     with raises("title-boundary/titles-tokenized-differently", "2"):

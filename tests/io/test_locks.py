@@ -18,7 +18,7 @@ from helpers.trained_runs import random_run, score_alone
 
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings
-from laborllm_dist.distributed.context import DistributedContext, alone_on_table
+from laborllm_dist.distributed.context import DistributedContext, exclusive_table
 from laborllm_dist.errors import AlreadyRunningError, DiskError
 from laborllm_dist.io import files
 from laborllm_dist.io.files import file_lock
@@ -118,13 +118,13 @@ def test_two_models_of_a_run_are_scored_at_once_and_one_of_them_is_not_twice(tmp
     alone = DistributedContext(0, 1, 0, torch.device("cpu"))
     scores = run / "scores"
     with (
-        alone_on_table(alone, scores / "test.other.parquet"),
-        alone_on_table(alone, scores / "test_forecast_h2.parquet"),
+        exclusive_table(alone, scores / "test.other.parquet"),
+        exclusive_table(alone, scores / "test_forecast_h2.parquet"),
     ):
         table = score_alone(settings)
     assert table == scores / "test.parquet"
     with (
-        alone_on_table(alone, table),
+        exclusive_table(alone, table),
         raises(
             "already-running/locked-by-another-process",
             "another start is at work on",

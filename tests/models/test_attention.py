@@ -288,29 +288,30 @@ def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float, m
     num_heads, num_key_heads, width = 4, 2, 16
     history_keys, history_values = (torch.randn(2, num_key_heads, 40, width, dtype=dtype) for _ in range(2))
     # Two prompts in a career of row 1 (slots 5 to 30, cut at 12 and 30), one in row 0. The parents of the nodes, by place.
-    stems = np.array([[1, 5, 12]] * 3 + [[1, 5, 30]] * 200 + [[0, 0, 7]] * 2)
+    prefixes_N3 = np.array([[1, 5, 12]] * 3 + [[1, 5, 30]] * 200 + [[0, 0, 7]] * 2)
     parents = [-1, 0, 1, -1, *range(3, 202), -1, 203]
     paths: list[list[int]] = []
     for place, parent in enumerate(parents):
         paths.append([*(paths[parent] if parent >= 0 else []), place])
     paths = [path[-9:] for path in paths]  # no deeper than titles are
     query, key, value = (
-        torch.randn(1, heads, len(stems), width, dtype=dtype) for heads in (num_heads, num_key_heads, num_key_heads)
+        torch.randn(1, heads, len(prefixes_N3), width, dtype=dtype)
+        for heads in (num_heads, num_key_heads, num_key_heads)
     )
     kept = KVCache()
     kept.keep_history(0, history_keys.to(device), history_values.to(device))
     found = []
     for part in (slice(0, 150), slice(150, None)):  # ancestors from an earlier pass, too
-        ancestors = np.full((len(stems[part]), 9), -1)
+        ancestors = np.full((len(prefixes_N3[part]), 9), -1)
         for row, path in enumerate(paths[part]):
             ancestors[row, : len(path)] = path
-        cut = split_into_blocks(stems[part], ancestors, most_nodes=most_nodes)
+        cut = split_into_blocks(prefixes_N3[part], ancestors, most_nodes=most_nodes)
         assert max(map(len, cut)) <= most_nodes
         blocks = tuple(block.on(device, dtype) for block in cut)
         tensors = tuple(each[:, :, part].to(device) for each in (query, key, value))
         found.append(branch_attention(0, tensors, kept, blocks, 0.25))
     for place, output in enumerate(torch.cat(found, dim=1)[0].double().cpu()):
-        row, start, stop = stems[place]
+        row, start, stop = prefixes_N3[place]
         for head in range(num_heads):
             shared = head // (num_heads // num_key_heads)
             keys = torch.cat([history_keys[row, shared, start:stop], key[0, shared, paths[place]]]).double()

@@ -168,7 +168,7 @@ def test_pickles_are_opened_only_where_the_settings_say_so(saved: Path, tmp_path
     torch.save(whole.state_dict(), tmp_path / "pytorch_model.bin")
     with raises("model/unreadable-weights"):
         opened_whole(tmp_path)
-    wanted = r"wanted config.json and \*.safetensors; model.weights=pickle opens its \*.bin files, which can run code"
+    wanted = r"expected config.json and \*.safetensors; model.weights=pickle opens its \*.bin files, which can run code"
     with pytest.raises(ModelError, match=wanted):
         weights_identity(settings_for(str(tmp_path)))
     allowed = settings_for(str(tmp_path), weights="pickle")

@@ -27,7 +27,7 @@ from laborllm_dist.errors import LaborError, ModelError
 from laborllm_dist.models import loading as model_module
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.models.inference import TokenQueries, evaluated
+from laborllm_dist.models.inference import TokenQueries, wrap_for_inference
 from laborllm_dist.models.loading import check_fit, check_ids, check_packing, context_of, make_model, pretrained_model
 from laborllm_dist.models.lora import with_adapter
 from laborllm_dist.models.pretrained_config import attention_window, open_causal_config, set_attention_dropout
@@ -100,18 +100,18 @@ def test_branches_are_scored_as_their_texts_alone(name: str) -> None:
     """Two levels of nodes after parts of two careers that share a row, in float64."""
     model = tiny_model(name).double()
     one, other = (np.arange(start, start + size, dtype=np.int32) for start, size in ((3, 9), (40, 6)))
-    asked = evaluated(model, COMPUTE)
-    grown = PrefixState(pack_batch([[one, other]], 20))
+    asked = wrap_for_inference(model, COMPUTE)
+    prefix = PrefixState(pack_batch([[one, other]], 20))
     texts = [one[:7], one, other]
     slots = torch.tensor([6, 8, 14])
-    told = [asked.edges(grown, None, slots, TokenQueries(torch.arange(3), torch.tensor([100, 101, 102])))]
-    stems = np.array([[0, 0, 7], [0, 0, 9], [0, 9, 15]])
-    first = Nodes(np.array([100, 101, 102]), np.array([7, 9, 6]), stems, np.array([[0], [1], [2]]))
+    told = [asked.edges(prefix, None, slots, TokenQueries(torch.arange(3), torch.tensor([100, 101, 102])))]
+    prefixes_N3 = np.array([[0, 0, 7], [0, 0, 9], [0, 9, 15]])
+    first = Nodes(np.array([100, 101, 102]), np.array([7, 9, 6]), prefixes_N3, np.array([[0], [1], [2]]))
     told.append(
-        asked.edges(grown, first, torch.arange(3), TokenQueries(torch.arange(3), torch.tensor([200, 201, 202])))
+        asked.edges(prefix, first, torch.arange(3), TokenQueries(torch.arange(3), torch.tensor([200, 201, 202])))
     )
-    second = Nodes(np.array([200, 202]), np.array([8, 7]), stems[[0, 2]], np.array([[0, 3], [2, 4]]))
-    told.append(asked.edges(grown, second, torch.arange(2), TokenQueries(torch.arange(2), torch.tensor([7, 8]))))
+    second = Nodes(np.array([200, 202]), np.array([8, 7]), prefixes_N3[[0, 2]], np.array([[0, 3], [2, 4]]))
+    told.append(asked.edges(prefix, second, torch.arange(2), TokenQueries(torch.arange(2), torch.tensor([7, 8]))))
     paths = [[100], [101], [102], [100, 200], [101, 201], [102, 202], [100, 200, 7], [102, 202, 8]]
     by_text = [texts[which] for which in (0, 1, 2, 0, 1, 2, 0, 2)]
     model.set_attn_implementation("sdpa" if name in ("gpt2", "qwen3", "cohere", "granite") else "eager")

@@ -58,7 +58,7 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
     assert found.work.num_steps == plan.num_steps
     assert found.work.tokens_per_epoch == int(plan.lengths[plan.order.rows].sum())
     steps = [plan.step(step) for step in range(plan.num_steps)]
-    assert found.passes.num_passes == sum(len(step.shards.passes) for step in steps) / len(steps)
+    assert found.passes.num_passes == sum(len(step.assignment.passes) for step in steps) / len(steps)
     assert found.passes.num_rows == sum(len(step.packing.rows) for step in steps) / len(steps)
 
 

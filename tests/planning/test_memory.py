@@ -171,6 +171,7 @@ def test_training_refuses_what_cannot_fit_unless_told_to_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings, plan, num_ids = small_plan(tmp_path)
+    caplog.clear()  # of the preparation
     check_memory(settings, plan, num_ids, MemoryBudget(4.0 * GIB, 0.5 * GIB, None))
     assert caplog.messages[0].startswith("plan: a rank needs about 0.5")
     little = MemoryBudget(0.4 * GIB, 0.5 * GIB, None)

@@ -6,15 +6,15 @@ import pytest
 from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.planning.estimate import ResourceEstimate, forecast, room_of
-from laborllm_dist.planning.suggestions import as_typed, better_max_seq_length, changed, suggest_fitting_config
+from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
+from laborllm_dist.planning.suggestions import better_max_seq_length, suggest_fitting_config, to_overrides, with_changes
 from laborllm_dist.planning.workload import find_workload
 
 
 def forecast_of(*overrides: str) -> ResourceEstimate:
     settings = settings_of(list(overrides))
     work, num_ids = find_workload(settings)
-    return forecast(settings, work, shape_of(settings.model, num_ids=num_ids), room_of(settings.plan.gpu))
+    return forecast(settings, work, shape_of(settings.model, num_ids=num_ids), budget_of_gpu(settings.plan.gpu))
 
 
 SEVEN_ON_ONE = ["+experiment=pooled_7b", "plan.num_gpus=1"]
@@ -41,7 +41,7 @@ def test_the_nearest_setting(overrides: list[str], typed: str) -> None:
     assert not found.fits
     nearest = suggest_fitting_config(found)
     assert nearest is not None
-    assert as_typed(nearest[0]) == typed
+    assert to_overrides(nearest[0]) == typed
     assert nearest[1].fits
 
 
@@ -51,9 +51,9 @@ def test_every_change_is_needed_and_can_be_typed(overrides: list[str]) -> None:
     nearest = suggest_fitting_config(found)
     assert nearest is not None
     change, other = nearest
-    assert settings_of([*overrides, *as_typed(change).split()]) == other.settings
+    assert settings_of([*overrides, *to_overrides(change).split()]) == other.settings
     for path in change:
-        fewer = changed(found.settings, {name: value for name, value in change.items() if name != path})
+        fewer = with_changes(found.settings, {name: value for name, value in change.items() if name != path})
         if fewer is not None:
             assert not forecast(fewer, found.work, found.shape, found.room).fits
 

@@ -9,7 +9,7 @@ from helpers.runs import settings_of
 
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.models.dims import KNOWN
-from laborllm_dist.planning.estimate import forecast, room_of
+from laborllm_dist.planning.estimate import budget_of_gpu, forecast
 from laborllm_dist.planning.throughput import (
     Cost,
     Traffic,
@@ -64,7 +64,7 @@ def test_overlapping_reductions_are_not_waited_for(stage: int, moved: float) -> 
     )
     assert beside.total == apart.total
     # Half of a reduction's bytes leave a rank of two; stage 2 reduces everywhere, stage 3 to the owner; two passes.
-    assert beside.ahead - apart.ahead == moved * SEVEN.num_parameters / 2
+    assert beside.overlapped - apart.overlapped == moved * SEVEN.num_parameters / 2
 
 
 def test_an_adapter_sends_its_own_gradients_and_gathers_its_base() -> None:
@@ -72,9 +72,9 @@ def test_an_adapter_sends_its_own_gradients_and_gathers_its_base() -> None:
     stage_2 = settings_for(*adapter, "zero=stage2_bf16", "plan.num_gpus=2")
     assert traffic_of_step(SEVEN, stage_2, 1).total == 4_194_304 * (2 * 4 + 2) / 2
     stage_3 = settings_for(*adapter, "plan.num_gpus=2", "zero.overlap_comm=false")
-    assert traffic_of_step(SEVEN, stage_3, 1).waited == 4_194_304 * 4 / 2
+    assert traffic_of_step(SEVEN, stage_3, 1).exposed == 4_194_304 * 4 / 2
     # 6,742,609,920 weights in bf16, to and fro but for 500 of 6,738 million, half of it.
-    assert traffic_of_step(SEVEN, stage_3, 1).ahead == pytest.approx(6_742_609_920 * (2 - 0.0742014), rel=1e-6)
+    assert traffic_of_step(SEVEN, stage_3, 1).overlapped == pytest.approx(6_742_609_920 * (2 - 0.0742014), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_small_model_takes_as_long_as_its_kernels_take_to_launch() -> None:
 
 
 def test_gathers_run_beside_computing_and_the_rest_is_waited_for() -> None:
-    cost = Cost(Traffic(0, 0), working=2.0, launching=1.0, gathering=3.0, waiting=0.5, offloading=0.25)
+    cost = Cost(Traffic(0, 0), working=2.0, kernel_launch=1.0, gathering=3.0, waiting=0.5, offloading=0.25)
     assert (cost.computing, cost.links, cost.seconds) == (2.0, 1.5, 3.75)
     assert dataclasses.replace(cost, gathering=1.0).seconds == 2.75
 
@@ -143,8 +143,8 @@ def test_seconds_of_offload_by_hand() -> None:
 
 def test_hours_dollars_and_speed_by_hand() -> None:
     settings = settings_for("plan.num_gpus=4")
-    found = forecast(settings, dataclasses.replace(WORK, num_steps=1_800), SEVEN, room_of(settings.plan.gpu))
-    cost = Cost(Traffic(0, 0), working=2.0, launching=0.0, gathering=0.0, waiting=0.0, offloading=0.0)
+    found = forecast(settings, dataclasses.replace(WORK, num_steps=1_800), SEVEN, budget_of_gpu(settings.plan.gpu))
+    cost = Cost(Traffic(0, 0), working=2.0, kernel_launch=0.0, gathering=0.0, waiting=0.0, offloading=0.0)
     found = dataclasses.replace(found, cost=cost)
     assert found.hours == 1.0  # 1,800 steps of 2 seconds
     assert found.dollars == 10.0  # four GPUs at 2.50

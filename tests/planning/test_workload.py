@@ -27,7 +27,7 @@ def test_three_rows_on_two_ranks_by_hand() -> None:
     found = passes_of(work_of((600, 600, 600)), BatchSettings(3, 1024, 1), num_ranks=2)
     assert (found.num_rows, found.num_passes, found.max_seq_length, found.rows_of_rank) == (3, 2, 600, 1)
     assert (found.num_tokens, found.slowest_tokens, found.fill) == (1800, 1200, 1)
-    assert found.busy(2) == 0.75
+    assert found.utilization(2) == 0.75
 
 
 def test_rows_are_never_rounded_and_passes_are_a_mean() -> None:
@@ -100,7 +100,7 @@ def test_a_step_holds_the_careers_that_training_takes() -> None:
     found, plan = workload_of(assumed_plan(settings), is_assumed=True), assumed_plan(settings)
     assert [sum(step) for step in found.steps[:5]] == [plan.step(step).packing.num_tokens for step in range(5)]
     eight = passes_of(dataclasses.replace(found, steps=found.steps[:5]), settings.batch, num_ranks=8)
-    assert eight.num_passes == sum(len(plan.step(step).shards.passes) for step in range(5)) / 5
+    assert eight.num_passes == sum(len(plan.step(step).assignment.passes) for step in range(5)) / 5
 
 
 def test_careers_that_are_cut_are_not_planned() -> None:

@@ -40,17 +40,17 @@ from laborllm_dist.errors import (
 )
 from laborllm_dist.evaluation.target import EvaluatedRun
 from laborllm_dist.io.run_directory import RunDirectory, read_run
-from laborllm_dist.models.inference import evaluated
+from laborllm_dist.models.inference import wrap_for_inference
 from laborllm_dist.prediction.predict import (
-    AskedPrompts,
     TopTitles,
+    TopTitlesQuery,
     best_titles,
     check_scored,
     predict,
     prediction_rows,
 )
 from laborllm_dist.prediction.prompts import build_prompts, check_context, unseen_covariates
-from laborllm_dist.prediction.request_files import read_asked
+from laborllm_dist.prediction.request_files import read_requests
 from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.report.terminal import show_predictions
 from laborllm_dist.store.store import open_store
@@ -86,7 +86,7 @@ def read(
     folder: Path, text: str, name: str = "people.json", surveys: tuple[str, ...] = ("PSID",)
 ) -> list[PredictionRequest]:
     (folder / name).write_text(text.replace("JOB", JOB))
-    return read_asked(folder / name, VOCABULARY, surveys)
+    return read_requests(folder / name, VOCABULARY, surveys)
 
 
 def test_all_kinds_of_files_give_the_same_careers(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_all_kinds_of_files_give_the_same_careers(tmp_path: Path) -> None:
     assert read(tmp_path, "\n".join(rows), "people.csv") == WANTED
     columns = {name: [row[at] for row in ALL_ROWS] for at, name in enumerate(HEADER.split(","))}
     pq.write_table(pa.table(columns), tmp_path / "people.parquet")
-    assert read_asked(tmp_path / "people.parquet", VOCABULARY, ("PSID",)) == WANTED
+    assert read_requests(tmp_path / "people.parquet", VOCABULARY, ("PSID",)) == WANTED
 
 
 ALL_ROWS = [
@@ -120,15 +120,15 @@ def test_without_a_year_to_predict_it_is_the_one_after_the_last(tmp_path: Path) 
 
 WRONG_JSON = {
     "[]": "no careers in it",
-    "[3]": r"line 1, field \[0\]: wanted an object {...}, found 3",
+    "[3]": r"line 1, field \[0\]: expected an object {...}, got 3",
     '{"person": "1", "job": []}': r"field job: no field that is known; did you mean jobs\?",
     '{"person": "1", "zzz": 1}': r"field zzz: no field that is known; known: person, survey, birth_year",
     '{"jobs": [JOB]}': "field person: missing",
     '{"person": "1"}': "1 problem:\n  line 1: person '1' has no job, so the year to predict must be given",
-    '{"person": "1", "jobs": 3}': "field jobs: wanted a list of jobs, found 3",
+    '{"person": "1", "jobs": 3}': "field jobs: expected a list of jobs, got 3",
     '{"person": "1", "jobs": []}': "line 1: person '1' has no job, so the year to predict must be given",
-    '{"person": true, "jobs": []}': "field person: wanted a text or a whole number, found True",
-    '{"person": "1", "jobs": [{"year": 1984.5, "occupation": "a"}]}': r"field jobs\[0\].year: wanted a text or a whole",
+    '{"person": true, "jobs": []}': "field person: expected a text or a whole number, got True",
+    '{"person": "1", "jobs": [{"year": 1984.5, "occupation": "a"}]}': r"field jobs\[0\].year: expected a text or a whole",
     '{"person": "1", "jobs": [{"year": 84, "occupation": "a"}]}': r"jobs\[0\].year: '84' is not a year from 1850 to",
     '{"person": "1", "jobs": [{"occupation": "a"}]}': r"1 problem:\n  line 1, field jobs\[0\].year: missing",
     '{"person": "1", "jobs": [{"year": 1984}]}': r"jobs\[0\].occupation: missing; the year to predict is given by `next`",
@@ -185,12 +185,12 @@ def test_all_problems_are_counted_and_ten_named(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read_and_missing_surveys_are_refused(tmp_path: Path) -> None:
     with raises("data-file/no-file", "no file", "nowhere.json"):
-        read_asked(Path("nowhere.json"), VOCABULARY, ("PSID",))
+        read_requests(Path("nowhere.json"), VOCABULARY, ("PSID",))
     with raises("data-file/no-file", "a folder"):
-        read_asked(tmp_path, VOCABULARY, ("PSID",))
+        read_requests(tmp_path, VOCABULARY, ("PSID",))
     (tmp_path / "latin.json").write_bytes(b'{"person": "\xe9"}')
     with raises("data-file/not-utf8", "13"):
-        read_asked(tmp_path / "latin.json", VOCABULARY, ("PSID",))
+        read_requests(tmp_path / "latin.json", VOCABULARY, ("PSID",))
     with raises("data-file/invalid-content", "field survey: missing; the run's surveys are PSID, NLSY79"):
         read(tmp_path, '{"person": "1", "jobs": [JOB]}', surveys=("PSID", "NLSY79"))
 
@@ -264,7 +264,7 @@ def test_predictions_equal_the_slow_scorer(measure: str, batch_size: int, tolera
     wanted = dataclasses.replace(
         settings_of([]).evaluation, max_seq_length=300, batch_size=batch_size, max_unscored_mass=tolerance
     )
-    best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, measure), wanted)
+    best = best_titles(wrap_for_inference(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, measure), wanted)
     table = prediction_rows(careers, best, VOCABULARY)
     slow = slow_distributions(model, tokenizer, careers)
     whole = np.exp(slow).sum(axis=1) if measure == "normalised" else np.ones(len(careers))
@@ -300,7 +300,7 @@ def test_people_without_an_individually_scored_title_raise() -> None:
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
         wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=300, max_unscored_mass=tolerance)
-        best = best_titles(evaluated(model, COMPUTE), AskedPrompts(prompts, trie, 4, "normalised"), wanted)
+        best = best_titles(wrap_for_inference(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, "normalised"), wanted)
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
             with raises("settings/no-title-scored", "4 of 4 people have", "0.99"):

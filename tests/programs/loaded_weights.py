@@ -96,7 +96,7 @@ def scored(folder: Path, ranks: DistributedContext) -> str:
     careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 50)]
     model = load_for_inference(settings_for(folder), wanted, COMPUTE, ranks)
     scores_N = model.scores(pack_batch([careers], 24))
-    model.rest()
+    model.join_remaining()
     alone = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     slow = []
     for career in careers:

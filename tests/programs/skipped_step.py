@@ -27,12 +27,12 @@ def batch_of(seed: int) -> PackedBatch:
     return pack_batch([[ids]], 40)
 
 
-def take(engine: ZeroEngine, seed: int, *, leave_out: bool = False) -> float:
+def take(engine: ZeroEngine, seed: int, *, skip_step: bool = False) -> float:
     """Take a step of two passes, the last of which is left out where that is asked for."""
     total = engine.forward(batch_of(seed), is_last_pass=False)
     engine.backward(total, loss_weight=78)
     total = engine.forward(batch_of(seed + 10), is_last_pass=True)
-    engine.leave_out(total) if leave_out else engine.backward(total, loss_weight=78)
+    engine.skip_step(total) if skip_step else engine.backward(total, loss_weight=78)
     return engine.update(learning_rate=1e-2)
 
 
@@ -58,7 +58,7 @@ def main(stage: int, precision: str, overrides: list[str]) -> None:
             engine = make_engine(model, settings.zero, settings.optimizer, ranks)
             norms.append(take(engine, 1))
             if leaves_out:
-                norms.append(take(engine, 2, leave_out=True))
+                norms.append(take(engine, 2, skip_step=True))
             norms.append(take(engine, 3))
             found.append(state_after(engine))
     same = all(torch.equal(one, other) and bool(one.isfinite().all()) for one, other in zip(*found, strict=True))

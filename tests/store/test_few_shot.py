@@ -31,7 +31,7 @@ from laborllm_dist.errors import SequenceTooLongError, SettingsError
 from laborllm_dist.evaluation.target import check_cut, describe_cut, longest_text, prompted, text_details, text_name
 from laborllm_dist.evaluation.tasks import observation_facts, plan_evaluation
 from laborllm_dist.report.load import compare_runs
-from laborllm_dist.store.build import locate_store, prepare_shard, prepare_store
+from laborllm_dist.store.build import locate_store, prepare_store, prepare_worker
 from laborllm_dist.store.few_shot import choose_examples, render_prefix
 from laborllm_dist.store.store import check_lengths
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
@@ -161,7 +161,7 @@ def test_examples_are_training_people_and_the_same_for_any_number_of_shards(tmp_
             "prepare.num_workers=2",
             f"prepare.worker_index={shard}",
         ]
-        second = prepare_shard(small(two, *more))
+        second = prepare_worker(small(two, *more))
     assert second is not None and second.facts["files"] == first.facts["files"]
     examples = examples_of(first.folder)
     assert len({person for _, person in examples}) == 4
@@ -297,7 +297,7 @@ def test_what_was_cut_is_counted_in_manifest_card_and_table(whole_and_cut) -> No
         num_truncated += num_long
     card = json.loads((cut.folder / "data_card.json").read_text())["corpora"]["synthetic"]
     assert card["cut_people"] == num_truncated
-    assert f"| people told with their last lines only | {num_truncated} |" in (cut.folder / "data_card.md").read_text()
+    assert f"| people whose history was truncated | {num_truncated} |" in (cut.folder / "data_card.md").read_text()
     assert "last lines" not in (whole.folder / "data_card.md").read_text()
     assert whole.num_truncated("test") == {}
     template = dataclasses.replace(settings_of([]).template, max_tokens=limit)

@@ -35,10 +35,10 @@ from laborllm_dist.store import workers
 from laborllm_dist.store.build import (
     locate_store,
     prepare,
-    prepare_shard,
     prepare_store,
+    prepare_worker,
 )
-from laborllm_dist.store.workers import error_of, run_shards
+from laborllm_dist.store.workers import error_of, run_workers
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -62,7 +62,7 @@ def test_five_pieces_and_nothing_of_the_work_is_left(whole: dict[str, str]) -> N
 @pytest.mark.parametrize("num_workers", [2, 3])
 def test_shards_one_after_the_other_make_the_same_bytes(num_workers: int, whole, tmp_path: Path) -> None:
     stores = [
-        prepare_shard(small(tmp_path, f"prepare.num_workers={num_workers}", f"prepare.worker_index={shard}"))
+        prepare_worker(small(tmp_path, f"prepare.num_workers={num_workers}", f"prepare.worker_index={shard}"))
         for shard in range(num_workers)
     ]
     assert stores[:-1] == [None] * (num_workers - 1)
@@ -71,7 +71,7 @@ def test_shards_one_after_the_other_make_the_same_bytes(num_workers: int, whole,
 
 def test_a_shard_says_whether_it_was_the_last(tmp_path: Path) -> None:
     first, last = (small(tmp_path, "prepare.num_workers=2", f"prepare.worker_index={shard}") for shard in (1, 0))
-    assert prepare(first) == "shard 1 of 2 is done; the last one to be done makes the store"
+    assert prepare(first) == "worker 1 of 2 is done; the last one to be done makes the store"
     assert prepare(last).startswith("70 train, ")
     assert prepare(first).startswith("70 train, ")
 
@@ -81,8 +81,8 @@ def test_local_processes_make_the_same_bytes(whole, tmp_path: Path, caplog: pyte
     store = prepare_store(small(tmp_path, "prepare.num_workers=2"))
     assert content(store.folder) == whole
     assert (
-        caplog.messages[-1] == "prepare: shard 1 is done (2 of 2)"
-        or caplog.messages[-1] == "prepare: shard 0 is done (2 of 2)"
+        caplog.messages[-1] == "prepare: worker 1 is done (2 of 2)"
+        or caplog.messages[-1] == "prepare: worker 0 is done (2 of 2)"
     )
 
 
@@ -139,12 +139,12 @@ def test_a_piece_that_has_changed_is_refused(tmp_path: Path) -> None:
 
 def test_one_process_a_shard(tmp_path: Path) -> None:
     settings = small(tmp_path, "prepare.num_workers=2", "prepare.worker_index=1")
-    lock = locate_store(settings).building / "work" / "shard-1-of-2.lock"
+    lock = locate_store(settings).building / "work" / "worker-1-of-2.lock"
     with (
         file_lock(lock, busy="here"),
-        raises("already-running/locked-by-another-process", "another process is preparing shard 1 of 2"),
+        raises("already-running/locked-by-another-process", "another process is preparing as worker 1 of 2"),
     ):
-        prepare_shard(settings)
+        prepare_worker(settings)
 
 
 @pytest.mark.ranks
@@ -246,7 +246,7 @@ def test_shards_of_a_command_in_the_background_are_stopped_at_once(tmp_path: Pat
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does it that starts a command with &
     try:
         with pytest.raises(DataFileError, match=r"^no$") as raised:
-            run_shards(fail_or_wait, wanted, tmp_path / "logs")
+            run_workers(fail_or_wait, wanted, tmp_path / "logs")
         assert raised.value.label == "data-file/no-file"
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:

@@ -30,7 +30,7 @@ from laborllm_dist.evaluation.title_trie import build_trie, title_trie
 from laborllm_dist.forecasting.iterate import Distributions, IteratedForecast, Query, iterate_exact, iterate_sampled
 from laborllm_dist.forecasting.prompts import normalised
 from laborllm_dist.models.tree_inference import PrefixState
-from laborllm_dist.prediction.predict import AskedPrompts, best_titles, prediction_rows
+from laborllm_dist.prediction.predict import TopTitlesQuery, best_titles, prediction_rows
 from laborllm_dist.prediction.requests import PredictionRequest
 from laborllm_dist.report.states import LaborStates
 from laborllm_dist.report.terminal import show_predictions
@@ -89,7 +89,7 @@ class Improbable:
     def __init__(self, nats: float) -> None:
         self.nats = nats
 
-    def edges(self, grown, nodes, slots_Q, edges) -> torch.Tensor:
+    def edges(self, prefix, nodes, slots_Q, edges) -> torch.Tensor:
         # By their tokens, so that titles differ.
         return self.nats - 0.125 * edges.tokens_E.double() if len(edges.tokens_E) else torch.zeros(0)
 
@@ -103,9 +103,9 @@ def title_nats(nats: float) -> list[float]:
 
 @pytest.mark.parametrize("nats", [-1.0, -500.0, -1e5])
 def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
-    grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
+    prefix = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
     prompts = Prompts(np.array([[0, 0, 4]]), np.array([2]))
-    found = score_titles(Improbable(nats).edges, grown, prompts, TRIE, tolerance=0.9, max_tree_tokens=10)
+    found = score_titles(Improbable(nats).edges, prefix, prompts, TRIE, tolerance=0.9, max_tree_tokens=10)
     assert np.isnan(found.terminated_PT).tolist() == [[True, True, False]]
     assert found.log_bound_P[0] == pytest.approx(nats - 0.125)  # of the first token of both that were left
     assert found.bound_P[0] > 0
@@ -113,10 +113,10 @@ def test_what_was_left_ungrown_is_known_however_improbable(nats: float) -> None:
 
 
 def test_a_token_of_probability_zero_is_refused() -> None:
-    grown = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
+    prefix = PrefixState(pack_batch([[np.arange(4, dtype=np.int32)]], 4))
     with raises("model/non-finite-log-likelihoods"):
         score_titles(
-            Improbable(NEVER).edges, grown, Prompts(np.array([[0, 0, 4]]), np.array([-1])), TRIE,
+            Improbable(NEVER).edges, prefix, Prompts(np.array([[0, 0, 4]]), np.array([-1])), TRIE,
             tolerance=0.0, max_tree_tokens=10,
         )  # fmt: skip
 
@@ -157,7 +157,7 @@ def test_an_evaluation_normalises_titles_that_all_underflow(tolerance: float, tm
 def test_predictions_of_titles_that_all_underflow(measure: str) -> None:
     prompts = [np.arange(4, dtype=np.int32), np.arange(3, dtype=np.int32)]
     wanted = EvaluationSettings("test", 512, 2, 1, "fp32", max_unscored_mass=0.0)
-    found = best_titles(Improbable(LOST), AskedPrompts(prompts, TRIE, 3, measure), wanted)
+    found = best_titles(Improbable(LOST), TopTitlesQuery(prompts, TRIE, 3, measure), wanted)
     nats = sorted(title_nats(LOST), reverse=True)
     whole = log_sum_in_decimals(nats) if measure == "normalised" else 0.0
     np.testing.assert_allclose(found.scores_PK, [[value - whole for value in nats]] * 2, atol=1e-9)
@@ -182,8 +182,8 @@ def test_forecasts_are_log_probabilities_however_improbable_the_titles() -> None
 
 
 def ask_lost(questions: Sequence[Query]) -> Distributions:
-    """Answer for two titles: the second has -800 nats, and -1600 after a year in which it was supposed."""
-    log_second = np.array([LOST * 0.8 * (1 + sum(each.supposed)) for each in questions])
+    """Answer for two titles: the second has -800 nats, and -1600 after a year in which it was imputed."""
+    log_second = np.array([LOST * 0.8 * (1 + sum(each.imputed)) for each in questions])
     return Distributions(np.stack([np.zeros_like(log_second), log_second], axis=1), np.zeros(len(questions)))
 
 
@@ -233,7 +233,7 @@ def test_a_report_of_titles_without_a_share_is_refused_and_is_no_perplexity_of_z
 ) -> None:
     write_scores(tmp_path / "scores/test.parquet", "llm", [1, 2, 2, 3, 2])
     table, path = title_table([-1.0, nats, -1.0, -1.0, -1.0]), tmp_path / "scores/test_titles.parquet"
-    said = rf"normalised of person 'a', observation 1 is {nats}; wanted a finite number of nats <= 0; delete it"
+    said = rf"normalised of person 'a', observation 1 is {nats}; expected a finite number of nats <= 0; delete it"
     with pytest.raises(ScoreTableError, match=said):
         write_title_table(table, titles_info(), ("1", "2"), path)
     write_lists(table, TITLE_SCHEMA, titles_info(), ("1", "2"), path)  # as an earlier version wrote it

@@ -102,7 +102,7 @@ def lines_of(titles: tuple[str, ...]) -> str:
 def whole() -> CareerTokenizer:
     phrases = ["The worker was born in", "The worker has records:"]
     text = HEADING + lines_of(TITLES) + "<END OF DATA>"
-    return train_tokenizer([text] * 20, vocabulary_size=400, whole=WholeTokens(TITLES, phrases))
+    return train_tokenizer([text] * 20, vocabulary_size=400, whole_tokens=WholeTokens(TITLES, phrases))
 
 
 def pieces(tokenizer: CareerTokenizer, text: str) -> list[str]:

@@ -237,7 +237,7 @@ def test_a_disk_that_is_read_only_is_one_clear_line(small_disk: Path, tmp_path: 
         outcome = run_ranks("train.py", small_run(tmp_path, where), world_size=1, log=tmp_path / "log")
         assert outcome.codes == [2]
         assert outcome.text.splitlines()[-1].startswith(f"error: cannot use {small_disk}/")
-        assert "Read-only file system; mend that, or name another folder" in outcome.text
+        assert "Read-only file system; fix that, or name another folder" in outcome.text
 
 
 def test_when_one_rank_is_killed_the_other_says_so_and_ends(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_run_that_has_lost_its_best_weights_ends_and_one_that_has_lost_all_is_
     (last / "manifest.json").unlink()
     outcome = run_ranks("train.py", run, world_size=1, log=tmp_path / "log")
     assert outcome.codes == [2]
-    assert outcome.text.splitlines()[-1].startswith(f"error: no checkpoint in {folder}/checkpoints is whole; bring")
+    assert outcome.text.splitlines()[-1].startswith(f"error: no checkpoint in {folder}/checkpoints is intact; bring")
     assert (folder / "metrics.jsonl").read_bytes() == metrics
 
 
@@ -325,7 +325,7 @@ def test_a_disk_that_fails_under_one_rank_is_said_by_all_and_the_run_goes_on(tmp
     program = str(PROJECT / "tests/programs/failing_disk.py")
     outcome = run_ranks(program, run, world_size=2, log=tmp_path / "log")
     assert outcome.codes == [2, 2], outcome.text
-    assert "checkpoints/step_00000002.partial: Input/output error; mend that" in outcome.text
+    assert "checkpoints/step_00000002.partial: Input/output error; fix that" in outcome.text
     assert "Traceback" not in outcome.text
     assert "resumes after step 1 of 3" in run_well("train.py", run, world_size=2, log=tmp_path / "log")
 

@@ -74,14 +74,14 @@ def table_of(source: Path) -> bytes:
         rows = list(csv.DictReader(file))
     if not rows or not {"census2000", "title", "industry_restriction"} <= rows[0].keys():
         raise DataFileError(
-            f"{source}: wanted columns census2000, title and industry_restriction", code="missing-columns"
+            f"{source}: expected columns census2000, title and industry_restriction", code="missing-columns"
         )
     known = _known_industries(rows)
     entries = [entry for row in rows for entry in _entries(row, known)]
     codes = _codes_by_title(entries)
-    for title, meant in _references(rows):
-        if title not in codes and meant in codes:
-            codes[title] = codes[meant]
+    for title, target in _references(rows):
+        if title not in codes and target in codes:
+            codes[title] = codes[target]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("title", "census2000", "others"))
@@ -152,9 +152,9 @@ def _codes_by_title(entries: Sequence[Entry]) -> dict[str, list[int]]:
 def _references(rows: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str]]:
     for row in rows:
         if match := _SEE.search(row["title"]):
-            meant = titles_of(match[1])
+            targets = titles_of(match[1])
             for title in titles_of(row["title"]):
-                yield title, meant[0] if meant else ""
+                yield title, targets[0] if targets else ""
 
 
 def _known_industries(rows: Sequence[Mapping[str, str]]) -> list[int]:

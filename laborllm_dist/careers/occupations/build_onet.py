@@ -44,7 +44,7 @@ def table_of(source: Path) -> bytes:
     with gzip.open(source, "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"title", "occ1990dd"} <= rows[0].keys():
-        raise DataFileError(f"{source}: wanted columns title and occ1990dd", code="missing-columns")
+        raise DataFileError(f"{source}: expected columns title and occ1990dd", code="missing-columns")
     known = set(occ1990dd_vocabulary().codes)
     codes_of: dict[str, set[str]] = {}
     for row in rows:
@@ -68,8 +68,8 @@ def table_of(source: Path) -> bytes:
 
 def spellings(title: str) -> tuple[str, ...]:
     """Return a title as it is, or the two that it is, one spelling the other out in parentheses."""
-    both = _TWO_SPELLINGS.match(title.strip())
-    return (both[1], both[2]) if both else (title.strip(),)
+    match = _TWO_SPELLINGS.match(title.strip())
+    return (match[1], match[2]) if match else (title.strip(),)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-# Said of the rank or the contract of a job, not of the work. `lead`, `chief`, `principal`, `associate` and `assistant`
+# About the rank or the contract of a job, not of the work. `lead`, `chief`, `principal`, `associate` and `assistant`
 # are not here: they belong to titles of the index that have codes of their own.
 _RANKS = frozenset(("senior", "sr", "junior", "jr", "i", "ii", "iii", "iv", "v", "vi", "level", "entry", "experienced"))
 _CONTRACTS = frozenset(("interim", "acting", "former", "ex", "temporary", "temp", "permanent", "freelance", "seasonal"))

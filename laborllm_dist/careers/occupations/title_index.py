@@ -5,7 +5,7 @@
     census_titles.csv.gz   the alphabetical index of occupations of the Census 2000 (titles/build.py makes it)
 
 A title has one or several occ1990dd codes. Those of the first two tables are all right: the same title is used in
-several occupations. Those of the Census index hang on the industry, which a title does not say, and the likeliest is
+several occupations. Those of the Census index depend on the industry, which a title does not say, and the likeliest is
 the first. Titles of one table and one normal form are one title here, with all of its codes. In the Census index the
 spelling that is nearest to the normal form in length (the least abbreviated) decides about the first code.
 """

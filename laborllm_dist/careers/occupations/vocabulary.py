@@ -131,7 +131,7 @@ def _read_entries(path: Path, code_column: str, title_column: str, *, same_title
             str(error) if str(path) in str(error) else f"{path}: {error}", code="unreadable-vocabulary-file"
         ) from None
     times = Counter(same_code(entry.code) for entry in entries)
-    # A list with 1 and 1.0 tells them apart; any other writes 1.0 because its column of numbers has gaps.
+    # A list with 1 and 1.0 distinguishes them; any other writes 1.0 because its column of numbers has gaps.
     return [
         replace(entry, code=same_code(entry.code)) if times[same_code(entry.code)] == 1 else entry for entry in entries
     ]

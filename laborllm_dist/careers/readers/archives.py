@@ -120,13 +120,13 @@ def members_of_zip(path: Path) -> list[ArchiveMember]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-            return [ArchiveMember(path, name) for name in names if not _is_of_a_mac(name)]
+            return [ArchiveMember(path, name) for name in names if not _is_macos_metadata(name)]
     except (*_BAD_ZIP, OSError) as error:
         raise DataFileError(
             f"{path}: not a readable zip file ({error}); download it again", code="damaged-zip"
         ) from None
 
 
-def _is_of_a_mac(name: str) -> bool:
+def _is_macos_metadata(name: str) -> bool:
     """Return whether a member is metadata that macOS adds to a zip for every file."""
     return name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1].startswith("._")

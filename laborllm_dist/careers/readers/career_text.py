@@ -120,7 +120,7 @@ def _career(
     for kind, words in values.items():
         num_expected = 1 if kind in _FIXED else length
         if row[kind] is not None and (len(words) != num_expected or not words):
-            problems[kind].add(number, None, f"{len(words)} values, wanted {num_expected or 'at least one job'}")
+            problems[kind].add(number, None, f"{len(words)} values, expected {num_expected or 'at least one job'}")
     codes = [occupations.find(code) for code in values["job"]]
     for text, code in zip(values["job"], codes, strict=True):
         if code is None:

@@ -73,7 +73,7 @@ def missing_column(use: str, names: Sequence[str], *, is_optional: bool) -> str:
         is_optional: whether a file may lack the column.
     """
     none = f", ...columns.{use}=null says that the file has none" if is_optional else ""
-    return f"missing (wanted for {use}); the columns are {', '.join(names)}; ...columns.{use}=NAME names another{none}"
+    return f"missing (needed for {use}); the columns are {', '.join(names)}; ...columns.{use}=NAME names another{none}"
 
 
 def read_rows(path: Path, problems: Problems, selected: Selection | None = None) -> Iterator[Row]:
@@ -109,7 +109,7 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
         fields = [schema.field(index) for index in indices]
         if odd := [each for each in fields if _is_no_text(each.type)]:
             raise DataFileError(
-                f"{path}: column {odd[0].name} holds {odd[0].type}, wanted texts, numbers or dates; save it as text, "
+                f"{path}: column {odd[0].name} holds {odd[0].type}, expected texts, numbers or dates; save it as text, "
                 "or leave the column out",
                 code="unsupported-column-type",
             )
@@ -253,7 +253,7 @@ def _refuse_other_separators(path: Path, header: Sequence[str]) -> None:
     for sign, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars (|)")):
         if len(header) == 1 and sign in header[0]:
             raise DataFileError(
-                f"{path}: the columns are separated by {name}, wanted commas; save it as CSV with commas",
+                f"{path}: the columns are separated by {name}, expected commas; save it as CSV with commas",
                 code="wrong-column-separator",
             )
 

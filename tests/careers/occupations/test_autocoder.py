@@ -267,7 +267,7 @@ def test_the_rules_of_o_net_s_table_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", "onet.csv.gz: wanted columns title and occ1990dd"),
+        ("a,b\n1,2\n", "onet.csv.gz: expected columns title and occ1990dd"),
         ("title,occ1990dd\nBaker,12345\n", "'Baker' has the code '12345', which occ1990dd has not"),
     ],
 )

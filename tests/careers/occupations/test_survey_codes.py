@@ -15,7 +15,7 @@ from helpers.psid import write_cart
 from helpers.runs import settings_of
 
 from laborllm_dist.careers.corpus import corpus_notes, reachable_by_year
-from laborllm_dist.careers.corpus_counts import CorpusCounts, tally_from_values, tally_people
+from laborllm_dist.careers.corpus_counts import CorpusCounts, count_people, counts_from_values
 from laborllm_dist.careers.occupations.occ1990dd import crosswalk, occ1990dd_vocabulary, reachable_codes
 from laborllm_dist.careers.person_records import PersonRecord
 from laborllm_dist.careers.readers.nls.people import missing_variables, nls_people
@@ -156,11 +156,11 @@ def test_the_data_card_lists_codes_without_an_occupation(tmp_path: Path) -> None
     person = PERSON | {("occupation", 1981): 810, ("occupation", 1982): 102, ("occupation", 1993): 102}
     path = write_extract(tmp_path, "NLSY79", made_rows("NLSY79", [person], [{1981, 1982, 1993, 1994}]))
     people = read(path)
-    tally = tally_people([(read, ["train"]) for read in people])
+    tally = count_people([(read, ["train"]) for read in people])
     # 810 is no 1970 code, 102 no 1980 code that leads to an occupation.
     reasons = [f"working, occupation code without occ1990dd (census{year})" for year in (1970, 1980)]
     assert tally.unmapped == Counter({(reasons[1], "102"): 2, (reasons[0], "810"): 1})
-    assert tally_from_values(json.loads(json.dumps(tally.to_values()))) == tally
+    assert counts_from_values(json.loads(json.dumps(tally.to_values()))) == tally
     assert (tally + tally).unmapped[reasons[1], "102"] == 4
     data = settings_of(["data=nlsy79", f"data.corpora.nlsy79.path={path}"]).data
     card = card_values({"nlsy79": tally}, data, occ1990dd_vocabulary().title_of(), {}, {"nlsy79": {}}, [])

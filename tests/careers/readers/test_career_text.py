@@ -81,9 +81,9 @@ def test_a_kind_may_be_absent_everywhere_but_not_somewhere(tmp_path: Path) -> No
 
 BROKEN = {
     "train_job": {
-        "25 23\n11\n": r"train.year: 1 problem:\n  line 1: 3 values, wanted 2",
+        "25 23\n11\n": r"train.year: 1 problem:\n  line 1: 3 values, expected 2",
         "25 23 99\n11\n": r"train.job: 1 problem:\n  line 1: code '99' is not in .*codes.csv",
-        "25 23 23\n\n": r"line 2: 0 values, wanted at least one job",
+        "25 23 23\n\n": r"line 2: 0 values, expected at least one job",
         "25 23 23\n11\n23\n": r"line 3: the file ends before this line, which the job file has",
         "25 23 23\n": r"line 2: train.job has no such line",
         "25 23 23\n1\0 1\n": r"line 2: holds a NUL byte",
@@ -93,7 +93,7 @@ BROKEN = {
         "2005 2006 2010\nsoon\n": r"line 2: 'soon' are not years in rising order",
     },
     "train_gender": {
-        "female male\nmale\n": r"train.gender: 1 problem:\n  line 1: 2 values, wanted 1",
+        "female male\nmale\n": r"train.gender: 1 problem:\n  line 1: 2 values, expected 1",
         "female\nmale%0A1990:_Cooks\n": r"line 2: 'male%0A1990:_Cooks' holds a line break or control character",
     },
     "train_education": {"masters %1B[31m doctorate\nunknown\n": r"line 1: '%1B\[31m' holds a line break or control"},

@@ -60,7 +60,7 @@ from laborllm_dist.config.corpora import (
     ResumeSettings,
     VocabularySettings,
 )
-from laborllm_dist.prediction.request_files import read_asked
+from laborllm_dist.prediction.request_files import read_requests
 from laborllm_dist.prediction.requests import PredictionRequest
 
 CODES = {"1": "1", "2": "2", "2.0": "2", "03": "03", "-8": "-8", "a b": "a b"}
@@ -522,7 +522,7 @@ def test_damaged_careers_to_predict_for_are_read_as_they_then_stand_or_refused(
         people, content = None, data.draw(damaged_bytes(json.dumps([ASKED, ANOTHER]).encode()))
     path.write_bytes(content)
     surveys = ("P", "Q")[: data.draw(st.sampled_from((1, 2)))]
-    found = outcome(lambda: read_asked(path, VOCABULARY, surveys))
+    found = outcome(lambda: read_requests(path, VOCABULARY, surveys))
     try:
         careers = slow_asked(slow_json(content), surveys)
     except (Wrong, ValueError) as wrong:

@@ -44,7 +44,7 @@ from laborllm_dist.config.corpora import SurveySettings
 from laborllm_dist.errors import DataFileError, VocabularyError
 from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.models.loading import check_weights
-from laborllm_dist.prediction.request_files import MOST_JSON_BYTES, read_asked
+from laborllm_dist.prediction.request_files import MOST_JSON_BYTES, read_requests
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.tokenizer import load_tokenizer
 
@@ -70,7 +70,7 @@ def refusals(path: Path) -> list[str]:
     readers = [
         lambda: list(read_long_panel(panel(path.parent, path.name), survey="P")),
         lambda: read_resumes(coded(path)),
-        lambda: read_asked(path, VOCABULARY, ("P",)),
+        lambda: read_requests(path, VOCABULARY, ("P",)),
         lambda: read_vocabulary(path),
         lambda: list(nls_people(survey, "NLSY79", survey="NLSY79")),
         lambda: list(psid_people(survey, survey="PSID")),
@@ -339,8 +339,8 @@ BAD_JSON = {
     "[" * 100_000: "nested too deep",
     '{"person": ' + "9" * 10_000 + ', "jobs": []}': "not JSON .Exceeds the limit",
     '{"person": "1\\ud800", "jobs": [{"year": 1984, "occupation": "1"}]}': "holds a line break, control character",
-    '{"person": 1e400, "jobs": []}': "wanted a text or a whole number, found inf",
-    '{"person": "1", "jobs": ' + "[" * 900 + "]" * 900 + "}": r"jobs\[0\]: wanted an object",
+    '{"person": 1e400, "jobs": []}': "expected a text or a whole number, got inf",
+    '{"person": "1", "jobs": ' + "[" * 900 + "]" * 900 + "}": r"jobs\[0\]: expected an object",
 }
 
 
@@ -348,7 +348,7 @@ BAD_JSON = {
 def test_json_that_means_two_things_or_never_ends_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(DataFileError, match=BAD_JSON[text]) as refusal:
-        read_asked(tmp_path / "p.json", VOCABULARY, ("P",))
+        read_requests(tmp_path / "p.json", VOCABULARY, ("P",))
     assert len(str(refusal.value)) < 2_000
     (tmp_path / "r.jsonl").write_text(text + "\n")
     with pytest.raises(DataFileError) as refusal:
@@ -360,7 +360,7 @@ def test_a_huge_json_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "p.json").open("wb") as file:
         file.truncate(MOST_JSON_BYTES + 1)
     with raises("data-file/json-file-too-large", "256"):
-        read_asked(tmp_path / "p.json", VOCABULARY, ("P",))
+        read_requests(tmp_path / "p.json", VOCABULARY, ("P",))
 
 
 def columns_of(values: pa.Array) -> dict[str, pa.Table]:
@@ -400,7 +400,7 @@ def test_odd_parquet_values_are_refused_in_one_line(name: str, tmp_path: Path) -
         assert "\n" not in str(refusal.value)
     pq.write_table(pa.table({"person": ["a"], "year": [1984], "occupation": ODD[name]}), tmp_path / "p.parquet")
     with pytest.raises(DataFileError, match=r"p.parquet: column occupation holds"):
-        read_asked(tmp_path / "p.parquet", VOCABULARY, ("P",))
+        read_requests(tmp_path / "p.parquet", VOCABULARY, ("P",))
 
 
 def test_a_parquet_column_whose_name_is_no_utf_8_is_refused_in_one_line(tmp_path: Path) -> None:

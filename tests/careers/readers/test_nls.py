@@ -229,7 +229,7 @@ def test_broken_extracts_are_refused_with_file_line_and_advice(made: Path) -> No
     with raises("data-file/invalid-content", "line 2, column", "empty\n  download the extract again"):
         read(made)
     changed(made, "\n,", "\n7,1,")
-    with raises("data-file/invalid-content", "line 2", len(columns) + 1, "values, wanted", len(columns)):
+    with raises("data-file/invalid-content", "line 2", len(columns) + 1, "values, expected", len(columns)):
         read(made)
     changed(made, "\n7,1,", "\n9,")
     with raises("data-file/invalid-person-number", "9", "there twice"):

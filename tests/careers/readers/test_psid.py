@@ -485,7 +485,7 @@ def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, c
         assert all(person.career is not None or person.drops for person in people)
 
 
-ADVICE = re.compile(r"download|make a cart|leave one of|add these two|add the variables|wanted|is no person")
+ADVICE = re.compile(r"download|make a cart|leave one of|add these two|add the variables|needed|is no person")
 
 
 def test_no_variable_loses_digits_by_a_column_too_few(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ CAREER = CareerHistory(
     ("career", "message"),
     [
         (dataclasses.replace(CAREER, birth_year=None), "birth year None"),
-        (dataclasses.replace(CAREER, gender=None), "gender None; wanted one of: female, male"),
+        (dataclasses.replace(CAREER, gender=None), "gender None; expected one of: female, male"),
         (dataclasses.replace(CAREER, jobs=(Job(1980, "UNE"),)), "education None"),
         (dataclasses.replace(CAREER, jobs=(Job(1980, "x", "bachelor"),)), "occupation 'x' is not one of"),
         (dataclasses.replace(CAREER, jobs=CAREER.jobs[::-1]), "year 1980 comes after 1981"),

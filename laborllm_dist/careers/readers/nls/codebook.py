@@ -121,39 +121,45 @@ def check_counts(columns: Mapping[str, Values], codebook: Mapping[str, CodebookC
     """
     problems = Problems(files.table.label, "column")
     for place, (reference, values) in enumerate(columns.items(), start=1):
-        if (said := codebook.get(reference)) is None:
+        if (expected := codebook.get(reference)) is None:
             label = files.codebook.label.name if files.codebook else "the codebook"
             problems.add(place, reference, f"{label} does not know this variable; the two are not of one download")
             continue
-        for difference in _differences(values, said):
+        for difference in _differences(values, expected):
             problems.add(place, reference, difference)
     problems.reject_if_any("the file has been cut or changed since it was downloaded; download the extract again")
 
 
-def _differences(values: Values, said: CodebookCounts) -> Iterator[str]:
+def _differences(values: Values, expected: CodebookCounts) -> Iterator[str]:
     observed = Counter(values.tolist())
     # A range of values may run below zero, through the codes for missing, which it does not count.
     valid = {value: people for value, people in observed.items() if value not in MISSING_KINDS}
-    for first, last, people in said.values:
+    for first, last, people in expected.values:
         number = sum(count for value, count in valid.items() if first <= value <= last)
         if number != people:
             span = f"the value {first}" if first == last else f"a value from {first} to {last}"
             yield f"{number:,} people have {span}, the codebook says {people:,}"
     for codes in _MISSING_TOGETHER:
-        number, people = (sum(counts.get(code, 0) for code in codes) for counts in (observed, said.missing))
+        number, people = (sum(counts.get(code, 0) for code in codes) for counts in (observed, expected.missing))
         if number != people:
             kinds = " or ".join(f"{MISSING_KINDS[code]} ({code})" for code in codes)
             yield f"{number:,} people have {kinds}, the codebook says {people:,}"
     number = sum(people for value, people in observed.items() if value not in _NOT_IN_TOTAL)
-    if said.total is not None and number != said.total:
-        yield f"{number:,} people have been asked, the codebook says {said.total:,}"
-    if said.summary is None or not valid:
+    if expected.total is not None and number != expected.total:
+        yield f"{number:,} people have been asked, the codebook says {expected.total:,}"
+    if expected.summary is None or not valid:
         return
     mean = sum(value * people for value, people in valid.items()) / sum(valid.values())
-    facts = (("smallest value", min(valid), said.summary[0], 0.0), ("largest value", max(valid), said.summary[1], 0.0))
-    for what, number_found, number_said, rounding in (*facts, ("mean", mean, said.summary[2], _MEAN_ROUNDING)):
-        if abs(number_found - number_said) > rounding:
-            yield f"the {what} is {number_found:g}, the codebook says {number_said:g}"
+    facts = (
+        ("smallest value", min(valid), expected.summary[0], 0.0),
+        ("largest value", max(valid), expected.summary[1], 0.0),
+    )
+    for what, actual, stated, rounding in (
+        *facts,
+        ("mean", mean, expected.summary[2], _MEAN_ROUNDING),
+    ):
+        if abs(actual - stated) > rounding:
+            yield f"the {what} is {actual:g}, the codebook says {stated:g}"
 
 
 def _block_counts(block: list[str]) -> dict[str, CodebookCounts]:
@@ -167,12 +173,12 @@ def _block_counts(block: list[str]) -> dict[str, CodebookCounts]:
             values.append((int(match[2]), int(match[3] or match[2]), int(match[1])))
     # The text of a question can look like a count; then there are more than the sum below the line says. There can be
     # fewer: some people have values between the ranges that are listed.
-    said = block[end + 1].strip() if 0 < end < len(block) - 1 else ""
+    total_text = block[end + 1].strip() if 0 < end < len(block) - 1 else ""
     if (
-        not said.isascii()
-        or not said.isdigit()
-        or len(said) > _MOST_DIGITS
-        or sum(people for _, _, people in values) > int(said)
+        not total_text.isascii()
+        or not total_text.isdigit()
+        or len(total_text) > _MOST_DIGITS
+        or sum(people for _, _, people in values) > int(total_text)
     ):
         values = []
     missing = {int(code): int(people) for line in block for _, code, people in _MISSING.findall(line)}

@@ -1,7 +1,7 @@
-"""Read the wanted variables of an extract as columns of whole numbers, one value per person.
+"""Read the requested variables of an extract as columns of whole numbers, one value per person.
 
 Headers may be reference numbers (R0000100) or question names with the survey year (SAMPLE_SEX_1979), both options of
-the site. Every cell of a wanted column must be a whole number, also as pandas writes it (12.0); any other cell is a
+the site. Every cell of a requested column must be a whole number, also as pandas writes it (12.0); any other cell is a
 problem that is reported with its line.
 """
 
@@ -30,7 +30,7 @@ _DOWNLOAD_AGAIN = "download the extract again and leave its files as they are"
 
 @dataclass(frozen=True, slots=True)
 class Extract:
-    """The wanted columns that an extract has, by reference number."""
+    """The requested columns that an extract has, by reference number."""
 
     table: ArchiveMember
     columns: Mapping[str, Values]
@@ -39,7 +39,7 @@ class Extract:
 
 
 def read_extract(files: ExtractFiles, variables: Sequence[VariableName]) -> Extract:
-    """Read the wanted variables that the extract has, and check them against its codebook.
+    """Read the requested variables that the extract has, and check them against its codebook.
 
     Args:
         files: the files of the extract.
@@ -56,11 +56,11 @@ def read_extract(files: ExtractFiles, variables: Sequence[VariableName]) -> Extr
             _, header = next(rows, (1, []))
             references = _references(header, _known_names(files, variables))
         else:
-            assert files.variables is not None  # find_extract refuses a .dat without
+            assert files.variables is not None  # find_extract rejects a .dat without
             rows = _blank_separated(file, problems)
             references = [name.reference for name in read_variable_names(files.variables)]
-        asked = {name.reference for name in variables}
-        places = {reference: place for place, reference in enumerate(references) if reference in asked}
+        requested = {name.reference for name in variables}
+        places = {reference: place for place, reference in enumerate(references) if reference in requested}
         for reference in sorted({each for each in places if references.count(each) > 1}):
             problems.add(1, reference, "this column appears twice")
         columns = _read_columns(rows, places, len(references), problems)
@@ -74,7 +74,7 @@ def read_extract(files: ExtractFiles, variables: Sequence[VariableName]) -> Extr
 def column_names(files: ExtractFiles, variables: Sequence[VariableName]) -> list[str]:
     """Return the reference numbers of an extract's columns, read from its header or list of variables."""
     if files.table.suffix != ".csv":
-        assert files.variables is not None  # find_extract refuses a .dat without
+        assert files.variables is not None  # find_extract rejects a .dat without
         return [name.reference for name in read_variable_names(files.variables)]
     with files.table.open() as file:
         _, header = next(csv_rows(file, Problems(files.table.label, "line")), (1, []))
@@ -92,7 +92,7 @@ def _read_columns(
         if values and not values[-1].strip() and len(values) == num_variables + 1:
             values = values[:-1]
         if len(values) != num_variables:
-            problems.add(line, None, f"{len(values)} values, wanted {num_variables}")
+            problems.add(line, None, f"{len(values)} values, expected {num_variables}")
             continue
         cells = [values[place].strip() for _, place in order]
         numbers = list(map(int, cells)) if all(map(_WHOLE_NUMBER.match, cells)) else _whole_numbers(cells)

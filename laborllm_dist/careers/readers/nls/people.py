@@ -166,11 +166,11 @@ def _method_variables(cohort: Cohort, settings: SurveySettings, there: Container
 def _check_years(files: ExtractFiles, table: Sequence[NlsVariable], years: Mapping[str, str]) -> None:
     """Check the years of the extract's own list of variables: another year means another cohort, or a damaged file."""
     for variable in table:
-        said = years.get(variable.name.reference, variable.name.year)
-        if said not in (variable.name.year, "XRND"):
+        year = years.get(variable.name.reference, variable.name.year)
+        if year not in (variable.name.year, "XRND"):
             assert files.variables is not None  # it is the source of the years
             raise DataFileError(
-                f"{files.variables.label}: {variable.name.reference} is of {said} in the extract's list of variables, "
+                f"{files.variables.label}: {variable.name.reference} is of {year} in the extract's list of variables, "
                 f"of {variable.name.year} in the survey's; is it of another cohort? If not, download it again",
                 code="variable-year-mismatch",
             )
@@ -269,8 +269,8 @@ def _interviews(columns: _Cohort, row: int) -> Iterator[PersonYear]:
     """Yield the years of the extract's occupations in which a person was interviewed."""
     for year, occupations in sorted(columns.yearly.get("occupation", {}).items()):
         code = int(occupations[row])
-        said = [int(by_year[year][row]) for by_year in columns.yearly.values() if year in by_year]
-        if all(value == NOT_INTERVIEWED for value in said):
+        values = [int(by_year[year][row]) for by_year in columns.yearly.values() if year in by_year]
+        if all(value == NOT_INTERVIEWED for value in values):
             continue
         scheme = columns.schemes[year]
         assert scheme is not None  # every occupation of the table has one
@@ -313,7 +313,7 @@ def _status(columns: _Cohort, year: int, row: int) -> Status | None:
 
 
 def _status_of_weeks(weeks: Sequence[int]) -> Status | None:
-    """Return the most frequent status; ties go to working, unemployed, not working, not told apart, in this order.
+    """Return the most frequent status; ties go to working, unemployed, not working, not distinguished, in this order.
 
     Weeks in the armed forces are working weeks; if they are most of these, the status is armed forces.
     """

@@ -134,7 +134,7 @@ def reject_missing(missing: list[NlsVariable], cohort: Cohort, extract: str, *, 
     shown = ", ".join(f"{each.name.reference} ({each.concept} {each.year})" for each in missing[:_NUM_SHOWN]) + (
         f" and {len(missing) - _NUM_SHOWN} more" if len(missing) > _NUM_SHOWN else ""
     )
-    otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
+    otherwise = ", or continue with the variables that are there by variables=available" if may_go_on else ""
     raise DataFileError(
         f"{extract}: {len(missing)} variables of the method are not in this extract of the {cohort}: {shown}; "
         f"{tagset_advice(cohort)}{otherwise}",

@@ -138,7 +138,7 @@ def reject_missing(missing: Sequence[tuple[str, int, str]], place: str, *, may_g
     named = [f"{variable} ({concept} {year})" if year else variable for concept, year, variable in missing]
     shown = ", ".join(named[:_NUM_SHOWN]) + (f" and {len(named) - _NUM_SHOWN} more" if len(named) > _NUM_SHOWN else "")
     table = TABLES / "psid_variables.csv"
-    otherwise = ", or go on with what is there by variables=available" if may_go_on else ""
+    otherwise = ", or continue with the variables that are there by variables=available" if may_go_on else ""
     raise DataFileError(
         f"{place}: {len(missing)} variables of the method are not in this download: {shown}; add the variables of "
         f"{table} to the cart at the PSID Data Center and download again{otherwise}",

@@ -229,7 +229,7 @@ def _by_person(
 
 
 def _rows_of(numbers: npt.NDArray[np.integer], keys: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """Return the index of every wanted number in the keys, which are unique; -1 if it is missing."""
+    """Return the index of every requested number in the keys, which are unique; -1 if it is missing."""
     order = np.argsort(keys)
     at = np.minimum(np.searchsorted(keys, numbers, sorter=order), len(keys) - 1)
     rows = order[at]

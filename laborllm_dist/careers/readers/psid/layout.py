@@ -68,15 +68,15 @@ def read_layout(setup: ArchiveMember) -> Layout:
     text = setup.read_text()
     problems = Problems(setup.label, "line")
     variables = _variables(text, setup.suffix, problems)
-    said = {name: _number(pattern, text) for name, pattern in _HEADER.items()}
+    header = {name: _number(pattern, text) for name, pattern in _HEADER.items()}
     if not problems.num_found:
-        _check_header(said, variables, problems)
+        _check_header(header, variables, problems)
     problems.reject_if_any(_DOWNLOAD_AGAIN)
     return Layout(
         setup=setup,
         variables=tuple(variables),
-        num_observations=said["num_observations"],
-        record_length=said["max_record_length"] or said["lrecl"],
+        num_observations=header["num_observations"],
+        record_length=header["max_record_length"] or header["lrecl"],
     )
 
 
@@ -119,23 +119,23 @@ def _check_variable(variables: list[Variable], line: int, problems: Problems) ->
         problems.add(line, new.name, f"columns {new.start} - {new.end} overlap {before.name}, up to {before.end}")
 
 
-def _check_header(said: dict[str, int | None], variables: list[Variable], problems: Problems) -> None:
+def _check_header(header: dict[str, int | None], variables: list[Variable], problems: Problems) -> None:
     names = [variable.name for variable in variables]
     for name, times in Counter(names).items():
         if times > 1:
             problems.add(1, name, "this variable appears twice")
     last = variables[-1].end
-    if said["num_variables"] not in (None, len(variables)):
-        problems.add(1, None, f"the header says {said['num_variables']} variables, {len(variables)} are listed")
-    if said["max_record_length"] not in (None, last):
-        length = said["max_record_length"]
+    if header["num_variables"] not in (None, len(variables)):
+        problems.add(1, None, f"the header says {header['num_variables']} variables, {len(variables)} are listed")
+    if header["max_record_length"] not in (None, last):
+        length = header["max_record_length"]
         problems.add(1, None, f"the header says records of {length} characters, the variables end at {last}")
-    if (said["lrecl"] or last) > _LONGEST_RECORD:
+    if (header["lrecl"] or last) > _LONGEST_RECORD:
         problems.add(
-            1, None, f"records of {said['lrecl']} characters (LRECL); no file has more than {_LONGEST_RECORD:,}"
+            1, None, f"records of {header['lrecl']} characters (LRECL); no file has more than {_LONGEST_RECORD:,}"
         )
-    if (said["lrecl"] or last) < last:
-        problems.add(1, None, f"records have {said['lrecl']} characters (LRECL), the variables end at {last}")
+    if (header["lrecl"] or last) < last:
+        problems.add(1, None, f"records have {header['lrecl']} characters (LRECL), the variables end at {last}")
 
 
 def _line(text: str, place: int) -> int:

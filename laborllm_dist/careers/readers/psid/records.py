@@ -1,6 +1,6 @@
-"""Read wanted variables of a fixed-width PSID file as columns of whole numbers, several thousand records at a time.
+"""Read requested variables of a fixed-width PSID file as columns of whole numbers, several thousand records at a time.
 
-Every record must have the length that the set-up file says, and every wanted field must be a whole number between
+Every record must have the length that the set-up file says, and every requested field must be a whole number between
 blanks, or blank; there must be as many records as the header says. Columns that no variable has must be blank: where a
 set-up file gives a variable too few columns, the rest of its digits would be lost.
 """
@@ -27,7 +27,7 @@ _DOWNLOAD_AGAIN = "download the data and their set-up file again, together"
 
 
 def read_columns(data: ArchiveMember, layout: Layout, names: Sequence[str]) -> dict[str, Column]:
-    """Return the columns of the wanted variables that the file has, by name.
+    """Return the columns of the requested variables that the file has, by name.
 
     Raises:
         DataFileError: with the number of problems of the file and the first ten by line and columns.
@@ -52,9 +52,9 @@ def read_columns(data: ArchiveMember, layout: Layout, names: Sequence[str]) -> d
             if num_records > _MOST_RECORDS:
                 problems.add(num_records, None, f"more than {_MOST_RECORDS:,} records, which no file of the PSID has")
                 problems.reject_if_any(_DOWNLOAD_AGAIN)
-    said = layout.num_observations
-    if num_records and said not in (None, num_records) and not problems.num_found:
-        problems.add(num_records, None, f"the file ends here; the set-up file says {said:,} records")
+    num_expected = layout.num_observations
+    if num_records and num_expected not in (None, num_records) and not problems.num_found:
+        problems.add(num_records, None, f"the file ends here; the set-up file says {num_expected:,} records")
     if not num_records and not problems.num_found:
         problems.add(1, None, "no records in the file")
     problems.reject_if_any(_DOWNLOAD_AGAIN)

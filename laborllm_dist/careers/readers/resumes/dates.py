@@ -80,7 +80,7 @@ def read_days(text: str, order: DateOrder | None = None) -> Days:
     first = order or is_settled_by_itself(text) or "day_first"
     day, month = (one, two) if first == "day_first" else (two, one)
     if order is not None and not 1 <= month <= 12:
-        raise NotADateError(f"{text!r} has no month from 1 to 12 where {order} says that it stands")
+        raise NotADateError(f"{text!r} has no month from 1 to 12 where {order} has it")
     return _day(text, year, month, day)
 
 
@@ -118,11 +118,11 @@ def split_range(text: str, is_ongoing: Callable[[str], bool]) -> tuple[str, str]
     text = text.strip()
     if len(text) > _LONGEST or _is_date(text):
         return None
-    for whole in dict.fromkeys((text, _AFTER_RANGE.sub("", text))):
+    for candidate in dict.fromkeys((text, _AFTER_RANGE.sub("", text))):
         halves = {
             split
-            for sign in _BETWEEN.finditer(whole)
-            if (split := _halves(whole[: sign.start()], whole[sign.end() :], is_ongoing)) is not None
+            for sign in _BETWEEN.finditer(candidate)
+            if (split := _halves(candidate[: sign.start()], candidate[sign.end() :], is_ongoing)) is not None
         }
         if len(halves) == 1:
             return halves.pop()

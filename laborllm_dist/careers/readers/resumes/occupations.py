@@ -46,7 +46,7 @@ def resume_vocabulary(settings: ResumeSettings) -> OccupationVocabulary:
 
 
 @dataclass(frozen=True, slots=True)
-class TitleMemory:
+class MatchCache:
     """A cache of the title coder's matches."""
 
     matches: OrderedDict[str, TitleMatch | None] = field(default_factory=OrderedDict)
@@ -74,7 +74,7 @@ class OccupationReader:
 
     settings: ResumeSettings
     code_of: Mapping[str, str]
-    memory: TitleMemory = field(default_factory=TitleMemory)
+    memory: MatchCache = field(default_factory=MatchCache)
 
     def match_titles(self, spells: Iterable[Spell]) -> Matches:
         """Return the matches of all titles that determine an occupation."""

@@ -74,17 +74,17 @@ def _in_blocks(people: PersonRows, occupations: OccupationReader, survey: str) -
 
 def _read_person(person: ResumePerson, block: _Block, occupations: OccupationReader, survey: str) -> PersonRecord:
     settings = occupations.settings
-    whole = [spell for spell in person.spells if spell.fault is None]
+    faultless = [spell for spell in person.spells if spell.fault is None]
     drops = [Exclusion(spell.fault, of="job") for spell in person.spells if spell.fault is not None]
-    placed = [spell for spell in whole if spell.start is not None or spell.order is not None]
-    drops += [Exclusion(f"job without {settings.when}", of="job")] * (len(whole) - len(placed))
+    placed = [spell for spell in faultless if spell.start is not None or spell.order is not None]
+    drops += [Exclusion(f"job without {settings.when}", of="job")] * (len(faultless) - len(placed))
     ended = with_ends(placed, settings.no_end, date(settings.last_year, 12, 31))
     drops += [Exclusion("job without an end", of="job")] * (len(placed) - len(ended))
     if not person.spells:
         drops.append(Exclusion("no jobs"))
     by_year = job_of_years(ended, settings.year_rule)
-    held = {id(spell): spell for spell in by_year.values()}
-    drops += [Exclusion("job that no year belongs to, by the year rule", of="job")] * (len(ended) - len(held))
+    assigned = {id(spell): spell for spell in by_year.values()}
+    drops += [Exclusion("job that no year belongs to, by the year rule", of="job")] * (len(ended) - len(assigned))
     jobs: list[Job] = []
     education: str | None = None
     for year, spell in by_year.items():
@@ -94,7 +94,7 @@ def _read_person(person: ResumePerson, block: _Block, occupations: OccupationRea
             drops.append(Exclusion(occupations.why_none(spell), year, code=occupations.unmapped_code(spell)))
         else:
             jobs.append(Job(year, code, education))
-    titles = occupations.coded_titles(held.values(), block.matches)
+    titles = occupations.coded_titles(assigned.values(), block.matches)
     career = _career(person, jobs, survey) if jobs else None
     return PersonRecord(career, tuple(drops), titles=titles, changes=tuple(person.changes))
 

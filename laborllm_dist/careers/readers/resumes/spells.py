@@ -123,7 +123,7 @@ class SpellReader:
         try:
             if order is not None and ((whole_number(order) is None) or (whole_number(order) or 0) < 0):
                 raise _FaultError(
-                    "order", f"{order!r} is not a whole number from 0 up", "job with an order that is no number"
+                    "order", f"{order!r} is not a whole number from 0 up", "job with an order that is not a number"
                 )
             if "start" in known:
                 start, end = self._dates(known, problems.path, changes)
@@ -143,8 +143,8 @@ class SpellReader:
         """
         last_day = date(self.settings.last_year, 12, 31)
         begin, finish = known["start"], known.get("end")
-        if (both := split_range(begin, self.settings.is_ongoing)) is not None and finish in (None, begin):
-            begin, finish = both
+        if (start_and_end := split_range(begin, self.settings.is_ongoing)) is not None and finish in (None, begin):
+            begin, finish = start_and_end
         start = self._day("start", begin, path, changes)[0]
         end = None
         if finish is not None:
@@ -162,9 +162,11 @@ class SpellReader:
         try:
             days, change = self.days(text, path)
         except NotADateError as error:
-            both = split_range(text, self.settings.is_ongoing) is not None
+            is_range = split_range(text, self.settings.is_ongoing) is not None
             more = "; it is a start and an end, but the job has another end (columns.end=null: there is none)"
-            raise _FaultError(column, f"{error}{more if both else ''}", "job with a date that cannot be read") from None
+            raise _FaultError(
+                column, f"{error}{more if is_range else ''}", "job with a date that cannot be read"
+            ) from None
         changes += [change] if change is not None else []
         return days
 

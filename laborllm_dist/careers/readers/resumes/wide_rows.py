@@ -209,7 +209,7 @@ class PersonRows:
         if self.settings.rows == "person":
             what = f"person {row.person!r} has a second row, the first at {where}"
         else:
-            apart = f"the rows of person {row.person!r} stand apart, the first at {where}"
+            apart = f"the rows of person {row.person!r} are not adjacent, the first at {where}"
             what = f"{apart}; sort them, or set people=anywhere"
         row.problems.add(row.place, self.settings.columns.person, what)
 

@@ -144,8 +144,8 @@ class SyntheticMarket:
         return np.asarray(distribution, dtype=np.float64)
 
     def _stay_odds(self, before: int, tenure: int, stratum: int, gap: int) -> float:
-        held = self.hold_OT[before, min(tenure, TENURE_CAP)] * self.hold_OS[before, stratum]
-        return float(held * self.hold_gap[min(gap, GAP_CAP)])
+        factors = self.hold_OT[before, min(tenure, TENURE_CAP)] * self.hold_OS[before, stratum]
+        return float(factors * self.hold_gap[min(gap, GAP_CAP)])
 
     def _index(self, career: CareerHistory, code: str) -> int:
         if code not in self.index_of:
@@ -203,11 +203,11 @@ class SyntheticMarket:
         for wave, year in enumerate(WAVES):
             seen = observed_PW[:, wave]
             strata, old = strata_PW[:, wave], np.flatnonzero(seen & (tenure > 0))
-            held = (
+            factors = (
                 self.hold_OT[current[old], np.minimum(tenure[old], TENURE_CAP)]
                 * self.hold_OS[current[old], strata[old]]
             )
-            odds = held * self.hold_gap[np.minimum(year - last_year[old], GAP_CAP)]
+            odds = factors * self.hold_gap[np.minimum(year - last_year[old], GAP_CAP)]
             stays = uniforms[old, _NUM_FACTS + len(WAVES) + wave] < odds / (1.0 + odds)
             movers, new = old[~stays], np.flatnonzero(seen & (tenure == 0))
             where_to = uniforms[:, _NUM_FACTS + 2 * len(WAVES) + wave]
@@ -307,7 +307,7 @@ def _stratum(career: CareerHistory, year: int, education: str | None) -> int:
 def _gender(career: CareerHistory) -> int:
     if career.gender not in GENDERS:
         raise DataFileError(
-            f"person {career.person!r}: gender {career.gender!r}; wanted one of: {', '.join(GENDERS)}",
+            f"person {career.person!r}: gender {career.gender!r}; expected one of: {', '.join(GENDERS)}",
             code="unknown-gender",
         )
     return GENDERS.index(career.gender)

@@ -286,7 +286,8 @@ def test_people_whose_rows_stand_apart(tmp_path: Path) -> None:
         rows_of(job("a", "1", "2010", "2010"), job("b", "1", "2010", "2010"), job("a", "2", "2011", "2011"))
     )
     with raises(
-        "data-file/invalid-content", "line 3, column id: the rows of person 'a' stand apart, the first at line 1; sort"
+        "data-file/invalid-content",
+        "line 3, column id: the rows of person 'a' are not adjacent, the first at line 1; sort",
     ):
         read(coded(path))
     a, b = read(coded(path, people="anywhere"))
@@ -324,7 +325,7 @@ def test_people_of_more_files_whose_rows_stand_apart(tmp_path: Path) -> None:
         "2.jsonl",
         "\n",
         "line 2",
-        "person 'a' stand apart, the first at line 1 of",
+        "person 'a' are not adjacent, the first at line 1 of",
         "1.jsonl",
     ):
         read(coded(folder))
@@ -482,22 +483,22 @@ def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, c
 
 # A refusal names the line or row of each problem; what concerns the whole file says what is wrong with it.
 PLACE_OR_WHOLE = re.compile(
-    r"\b(line|row) \d+|the file is empty|no rows|not a readable Parquet|holds a value|wanted texts|gzip"
+    r"\b(line|row) \d+|the file is empty|no rows|not a readable Parquet|holds a value|expected texts|gzip"
 )
 
 
 def test_titles_are_coded_for_the_people_who_are_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from laborllm_dist.careers.readers.resumes.occupations import TitleMemory
+    from laborllm_dist.careers.readers.resumes.occupations import MatchCache
 
     asked: list[int] = []
-    real = TitleMemory.match
+    real = MatchCache.match
 
-    def counted(self: TitleMemory, titles):
+    def counted(self: MatchCache, titles):
         wanted = list(titles)
         asked.append(len(wanted))
         return real(self, wanted)
 
-    monkeypatch.setattr(TitleMemory, "match", counted)
+    monkeypatch.setattr(MatchCache, "match", counted)
     rows = [{"id": str(at), "title": "Cook", "start": "2010", "end": "2010", "education": None} for at in range(1000)]
     (tmp_path / "r.jsonl").write_text(rows_of(*rows))
     people = list(resume_people(shipped("resumes", tmp_path / "r.jsonl"), survey="R"))
