@@ -347,5 +347,6 @@ def describe_cut(store: TokenStore, max_tokens: int, split: Split) -> str:
     counts = store.num_truncated(split)
     return (
         f"evaluate: {counts['cut_people']:,} of {store.num_people(split):,} {split} people have more than "
-        f"{max_tokens:,} tokens; {counts['cut_observations']:,} observations of theirs are scored after last lines only"
+        f"{max_tokens:,} tokens; {counts['cut_observations']:,} observations of theirs are scored after "
+        "a truncated history"
     )

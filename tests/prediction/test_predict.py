@@ -143,7 +143,7 @@ WRONG_JSON = {
     '{"person": "1", "jobs": [{"year": 1984, "occupation": "Cook"}]}': r"jobs\[0\].occupation: 'Cook' is no code and no "
     "title of the run; the nearest titles are 'Cooks', 'Cooks, private'",
     '{"person": "1", "jobs": [{"year": 1984, "occupation": "xyzzy"}]}': "no title is near it",
-    '{"person": "1", "jobs": [JOB]}\n{"person": "1", "jobs": [JOB]}': "line 2, field person: '1' of PSID stands "
+    '{"person": "1", "jobs": [JOB]}\n{"person": "1", "jobs": [JOB]}': "line 2, field person: '1' of PSID appears "
     "twice, first at line 1",
     '{"person": "1", "jobs": [JOB]}\n{"person" 2}\n{"person": 2}': r"2 problems:\n  line 2: not JSON .*\n  line 3: person '2'",
     '[{"person": "1", "jobs": [JOB]}': r"line 1: the list has no end \(\]\)",

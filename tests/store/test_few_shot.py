@@ -406,7 +406,7 @@ def test_a_run_is_scored_after_other_prompts_in_tables_of_their_own(
     run_well("evaluate.py", [run, "prompt=titles", "max_seq_length=8192"], world_size=2, log=tmp_path / "log")
     score()
     score("truncation=last_lines", "max_seq_length=300")
-    assert [line for line in caplog.messages if "observations of theirs are scored after last lines only" in line]
+    assert [line for line in caplog.messages if "observations of theirs are scored after a truncated history" in line]
     plain, info = table("test")
     titles, titles_info = table("test.small-titles")
     cut, cut_info = table("test.small-last-lines")
