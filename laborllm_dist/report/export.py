@@ -37,7 +37,7 @@ from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.numbers import GroupingNumbers, ModelNumbers, ReportNumbers
 from laborllm_dist.report.outcomes import TOP_TITLE, OutcomeNumbers, OutcomeScore
 from laborllm_dist.report.refits import RefitNumbers
-from laborllm_dist.report.training import TrainingNumbers
+from laborllm_dist.report.training_curves import TrainingNumbers
 
 COLUMNS = (
     "term", "model", "compared_with", "outcome", "grouping", "group", "bin", "predicted", "estimate", "std.error",

@@ -30,7 +30,7 @@ from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.fonts import FIRST, Drawable, drawable
 from laborllm_dist.report.numbers import GroupingNumbers, GroupNumbers, ModelNumbers, PairNumbers
 from laborllm_dist.report.outcomes import OutcomeNumbers
-from laborllm_dist.report.training import TrainingNumbers
+from laborllm_dist.report.training_curves import TrainingNumbers
 
 WIDTH_INCHES = 4.6
 LETTERS_ACROSS = 40  # 10-point letters beside a number; longer names lose their middle

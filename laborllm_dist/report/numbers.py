@@ -26,7 +26,7 @@ from laborllm_dist.report.outcomes import OutcomeNumbers, list_outcomes, outcome
 from laborllm_dist.report.refits import RefitNumbers, refit_numbers
 from laborllm_dist.report.states import LaborStates, find_states
 from laborllm_dist.report.title_metrics import TitleNumbers, TitlePairNumbers, facts_of_table, title_numbers
-from laborllm_dist.report.training import TrainingNumbers, training_curves
+from laborllm_dist.report.training_curves import TrainingNumbers, training_curves
 from laborllm_dist.tables.log_domain import perplexity_of
 
 MARGINAL = "marginal"  # the baseline's name in score tables

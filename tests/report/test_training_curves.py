@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.scores import step, write_metrics
 
-from laborllm_dist.report.training import MOST_POINTS, TrainingPoint, ValidationPoint, training_curves
+from laborllm_dist.report.training_curves import MOST_POINTS, TrainingPoint, ValidationPoint, training_curves
 
 
 def test_a_short_training_has_a_point_per_step_and_per_validation(tmp_path: Path) -> None:
