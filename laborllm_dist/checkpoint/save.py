@@ -48,7 +48,8 @@ from laborllm_dist.io.files import (
 logger = logging.getLogger(__name__)
 
 FILE_BYTES = 2**30
-_NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?")  # of the files of a checkpoint
+# Of the files of a checkpoint, and of what safetensors writes to before it renames it: a kill leaves it.
+_NAMES = re.compile(r"(rank_\d+_\d+\.safetensors|manifest\.json)(\.partial)?|\.tmp\w{6}")
 
 
 @dataclass(frozen=True, slots=True)

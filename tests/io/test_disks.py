@@ -78,8 +78,8 @@ def test_a_report_waits_for_another_one_into_the_same_folder(tmp_path: Path, mon
     output, render, began, may_go_on = tmp_path / "report", write.render_page, threading.Event(), threading.Event()
     pages = []
 
-    def slow_page(*arguments: Any) -> str:
-        pages.append(render(*arguments))
+    def slow_page(*arguments: Any, **named: Any) -> str:
+        pages.append(render(*arguments, **named))
         began.set()
         assert may_go_on.wait(timeout=60)
         return pages[-1]

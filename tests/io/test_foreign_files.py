@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -253,6 +255,29 @@ def test_a_report_takes_the_place_of_a_report_only(tmp_path: Path) -> None:
     assert page.count(mark) == 1
     (tmp_path / "out/report.html").write_bytes(page.replace(mark, b""))  # of an earlier version
     report_on(tmp_path / "run", output=tmp_path / "out")
+
+
+def test_what_a_kill_inside_safetensors_leaves_is_removed_with_a_partial_checkpoint(tmp_path: Path) -> None:
+    """Its save_file writes to a temporary file of its own beside the target; here a kill comes before the rename."""
+    program = (
+        "import os, pathlib, sys, threading, torch, safetensors.torch\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "def kill():\n"
+        "    while not any(folder.iterdir()):\n"
+        "        pass\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "threading.Thread(target=kill).start()\n"
+        "safetensors.torch.save_file({'x': torch.zeros(2**27)}, folder / 'rank_00000_000.safetensors')\n"
+    )
+    write_checkpoint(tmp_path, 4)
+    partial = tmp_path / "step_00000005.partial"
+    partial.mkdir()
+    killed = subprocess.run([sys.executable, "-c", program, str(partial)], timeout=120, check=False)
+    assert killed.returncode == -9
+    left = [path.name for path in partial.iterdir()]
+    assert left
+    save_total_limit(tmp_path, saved_step=4, num_newest=1, best_step=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000004"], left
 
 
 def test_checkpoints_are_removed_and_other_files_stay(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ def main(settings: RunSettings) -> None:
     real = steps.validate
     num_calls = 0
 
-    def validate(*arguments: Any) -> Any:
+    def validate(*arguments: Any, **named: Any) -> Any:
         nonlocal num_calls
         num_calls += 1
         if num_calls == settings.training.epochs:
             signal.raise_signal(signal.SIGTERM)
-        return real(*arguments)
+        return real(*arguments, **named)
 
     steps.validate = validate
     with init_distributed(settings.ranks) as ranks:
