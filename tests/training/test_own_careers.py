@@ -84,7 +84,7 @@ def test_other_data_keep_the_defaults() -> None:
         "seed": 1, "epochs": 20, "validations_per_epoch": 1, "checkpoint_every_steps": None, "save_total_limit": 2,
         "log_every_steps": 10, "best_by": "title", "patience": None, "on_bad_step": "stop", "loss_spike_ratio": 3.0,
         "loss_spike_window": 50, "max_consecutive_skips": 10, "min_steps": None, "max_epochs": None,
-        "context_loss_weight": 1.0,
+        "context_loss_weight": 1.0, "bootstrap_seed": None,
     }  # fmt: skip
     assert quickstart["optimizer"]["learning_rate"] == 6e-3
     assert settings_of([]).optimizer.learning_rate == 1e-3
