@@ -1,6 +1,6 @@
 "use strict";
-// A click or Enter on a heading sorts its table: ascending, then descending, then as it was. Cells with data-number sort
-// as numbers, others as text in which "10" follows "9"; what has no number comes last.
+// A click or Enter on a heading sorts its table: ascending, then descending, then as it was. Cells with data-number are
+// compared as numbers, other cells as text, where "10" comes after "9". Empty cells come last.
 const collator = new Intl.Collator("en", { numeric: true });
 const isAbsent = (cell) => (cell.dataset.number ?? cell.textContent.trim()) === "";
 const compare = (first, second) =>
