@@ -12,16 +12,15 @@ import torch
 from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 
+from laborllm_dist.baselines.career import Career, sinusoidal_positions
 from laborllm_dist.baselines.features import VARYING, CareerFeatures, career_features, categories_of
 from laborllm_dist.baselines.fit import career_batch, fit, learning_rate, log_probabilities, mean_loss
 from laborllm_dist.baselines.two_stage import (
     MARKS,
     START,
     BagOfJobs,
-    Career,
     TwoStageLogit,
     TwoStageModel,
-    sinusoidal_positions,
     two_stage_log_probabilities,
 )
 from laborllm_dist.careers.splits import SPLITS
