@@ -77,10 +77,10 @@ def noisy(title: str, random: np.random.Generator) -> str:
     return text.lower() if random.random() < 0.3 else text
 
 
-def table(name: str, asked: Mapping[str, Collection[str]] | Sequence[tuple[str, Collection[str]]],
+def table(name: str, cases: Mapping[str, Collection[str]] | Sequence[tuple[str, Collection[str]]],
           coder: TitleCoder, weights: Sequence[float] | None = None) -> None:  # fmt: skip
     """Print the shares of titles, each with its right codes, by threshold."""
-    rows = list(asked.items()) if isinstance(asked, Mapping) else list(asked)
+    rows = list(cases.items()) if isinstance(cases, Mapping) else list(cases)
     matches = coder.match_titles([title for title, _ in rows])
     weight = np.ones(len(rows)) if weights is None else np.array(weights)
     scores = np.array([-1.0 if match is None else match.score for match in matches])
@@ -100,20 +100,20 @@ def shares(name: str, scores: NDArray[np.float64], right: NDArray[np.bool_], wei
 
 def onet(index: Sequence[IndexTitle]) -> None:
     """Print the tables of the unseen half of O*NET's titles."""
-    asked = [each for each in index if each.source == "onet" and half_of(each.normal_form) == 1]
-    forms = {each.normal_form for each in asked}
+    titles = [each for each in index if each.source == "onet" and half_of(each.normal_form) == 1]
+    forms = {each.normal_form for each in titles}
     shown = [each for each in index if each.source == "census" or each.normal_form not in forms]
     coder = TitleCoder(shown)
-    rows = [(each.title, each.codes) for each in asked]
-    num_of_code = Counter(each.code for each in asked)
-    by_occupation = [1 / num_of_code[each.code] for each in asked]
+    rows = [(each.title, each.codes) for each in titles]
+    num_of_code = Counter(each.code for each in titles)
+    by_occupation = [1 / num_of_code[each.code] for each in titles]
     table("O*NET, unseen half", rows, coder)
     table("... by occupation", rows, coder, by_occupation)
     random = np.random.default_rng(0)
     table("... with noise", [(noisy(title, random), codes) for title, codes in rows], coder)
     census = {each.normal_form for each in index if each.source == "census"}
     bare = TitleCoder(without(index, forms))
-    unknown = [place for place, each in enumerate(asked) if each.normal_form not in census]
+    unknown = [place for place, each in enumerate(titles) if each.normal_form not in census]
     table("... in no index", [rows[place] for place in unknown], bare)
     table("... in no index, by occupation", [rows[p] for p in unknown], bare, [by_occupation[p] for p in unknown])
 
@@ -123,13 +123,13 @@ def common(index: Sequence[IndexTitle]) -> None:
     half = [each for each in index if each.source != "onet" or half_of(each.normal_form) == 0]
     scores, right = [], []
     for fold in range(5):
-        asked = [each for each in half if each.source == "common" and half_of(each.normal_form, "fold", 5) == fold]
-        forms = {each.normal_form for each in asked}
+        titles = [each for each in half if each.source == "common" and half_of(each.normal_form, "fold", 5) == fold]
+        forms = {each.normal_form for each in titles}
         matches = TitleCoder(
             [each for each in half if each.source == "census" or each.normal_form not in forms]
-        ).match_titles([each.title for each in asked])
+        ).match_titles([each.title for each in titles])
         scores += [-1.0 if match is None else match.score for match in matches]
-        right += [m is not None and m.code in each.codes for m, each in zip(matches, asked, strict=True)]
+        right += [m is not None and m.code in each.codes for m, each in zip(matches, titles, strict=True)]
     shares("common titles", np.array(scores), np.array(right), np.ones(len(scores)))
 
 
@@ -152,9 +152,9 @@ def census(index: Sequence[IndexTitle]) -> None:
     alone = [
         each for each in index if each.source == "census" and len(each.codes) == 1 and each.normal_form not in other
     ]
-    asked = [each for place, each in enumerate(alone) if place % NUM_FOLDS == 0]
-    coder = TitleCoder(without(index, {each.normal_form for each in asked}))
-    table("Census, one of ten", [(each.title, each.codes) for each in asked], coder)
+    titles = [each for place, each in enumerate(alone) if place % NUM_FOLDS == 0]
+    coder = TitleCoder(without(index, {each.normal_form for each in titles}))
+    table("Census, one of ten", [(each.title, each.codes) for each in titles], coder)
 
 
 def main() -> None:

@@ -54,16 +54,16 @@ def package_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    found: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            imported |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
+            imported.add(node.module or "")
             if node.module == "laborllm_dist":
-                found |= {f"laborllm_dist.{name.name}" for name in node.names if name.name != "__version__"}
-    return found
+                imported |= {f"laborllm_dist.{name.name}" for name in node.names if name.name != "__version__"}
+    return imported
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

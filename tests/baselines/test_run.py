@@ -54,8 +54,8 @@ def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
     monkeypatch.setattr("laborllm_dist.baselines.run.STRENGTHS", (10.0,))
     monkeypatch.setattr("laborllm_dist.baselines.run.EMBEDDING_STRENGTHS", (30.0,))
     names = [name for name in NAMES if name not in ("average", "truth")]
-    asked = settings(run, ",".join(names), "titles=all")
-    tables = score_baselines(asked)
+    baseline_settings = settings(run, ",".join(names), "titles=all")
+    tables = score_baselines(baseline_settings)
     assert [table.name for table in tables] == [f"test.{name}.parquet" for name in names]
     for path, name in zip(tables, names, strict=True):
         scores, info = read_score_table(path)
@@ -77,7 +77,7 @@ def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
             np.testing.assert_allclose(mass, 1)
     caplog.clear()
     before = {path: path.read_bytes() for path in tables}
-    assert score_baselines(asked) == []
+    assert score_baselines(baseline_settings) == []
     assert caplog.messages and all("is there" in line for line in caplog.messages)
     assert before == {path: path.read_bytes() for path in tables}
 
@@ -105,14 +105,14 @@ def test_a_logit_on_hidden_states_is_that_of_scikit_learn(run: Path, monkeypatch
 
 
 def test_an_average_is_that_of_the_probabilities_with_the_best_weights_on_validation_people(run: Path) -> None:
-    asked = settings(run, "average", "average.of=[language_model,first_order,career]", "titles=all")
+    baseline_settings = settings(run, "average", "average.of=[language_model,first_order,career]", "titles=all")
     for split in ("test", "validation"):
         with pytest.raises(
             RunError, match=rf"needs scores of language_model on the {split} people .*split={split}` make"
         ):
-            score_baselines(asked)
+            score_baselines(baseline_settings)
         score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", f"split={split}", "titles=all"]))
-    path = score_baselines(asked)[-1]
+    path = score_baselines(baseline_settings)[-1]
     scores, info = read_score_table(path)
     parts = dict(part.split(" ") for part in info.details["weights"].split(", "))
     assert list(parts) == ["language_model", "first_order", "career"]
@@ -140,7 +140,7 @@ def test_an_average_is_that_of_the_probabilities_with_the_best_weights_on_valida
     np.testing.assert_allclose(
         titles["normalised"].to_numpy(), scores["terminated"].to_numpy() - np.log(titles["mass"].to_numpy()), atol=1e-9
     )
-    assert score_baselines(asked) == []
+    assert score_baselines(baseline_settings) == []
     # Other scores of a model make the average anew.
     other = settings(run, "average", "average.of=[language_model,first_order,career]", "career.birth_year=false")
     assert score_baselines(other)[-1] == path

@@ -80,8 +80,8 @@ def test_the_split_of_people_has_kept_its_settings_and_its_names(tmp_path: Path)
 
 def test_a_column_of_the_panel_names_the_splits(tmp_path: Path) -> None:
     store = prepare_store(with_panel(tmp_path, "split_by=column", "split.column=sample"))
-    wanted = {str(person): ("train", "validation", "test", "train")[person % 4] for person in range(40)}
-    assert splits_of(store) == wanted
+    expected = {str(person): ("train", "validation", "test", "train")[person % 4] for person in range(40)}
+    assert splits_of(store) == expected
     card = (store.folder / "data_card.md").read_text()
     assert "Split: by column; " in card and "train_values train, training" in card
 
@@ -95,8 +95,8 @@ def test_a_table_and_files_of_ids_give_the_same_split_wherever_they_are(tmp_path
         more = [f"split.table={tmp_path}/{name}", "split.person=id", "split.column=part", "split.unlisted=leave_out"]
         stores.append(prepare_store(with_panel(tmp_path, "split_by=column", *more, *words)))
     assert stores[0].folder == stores[1].folder
-    wanted = {str(person): SPLITS[person % 3] for person in range(39)}
-    assert splits_of(stores[0]) == wanted
+    expected = {str(person): SPLITS[person % 3] for person in range(39)}
+    assert splits_of(stores[0]) == expected
     (left_out,) = json.loads((stores[0].folder / "data_card.json").read_text())["corpora"]["long_panel"]["left_out"]
     assert (left_out["reason"], left_out["count"]) == ("person whom the file of the split does not list", 1)
     for number, name in enumerate(SPLITS):
@@ -104,7 +104,7 @@ def test_a_table_and_files_of_ids_give_the_same_split_wherever_they_are(tmp_path
         (tmp_path / f"{name}.txt").write_text(f"{ids}\n\n")
     files = [f"split.{name}_ids={tmp_path}/{name}.txt" for name in SPLITS]
     by_files = prepare_store(with_panel(tmp_path, "split_by=file", *files, "split.unlisted=leave_out"))
-    assert splits_of(by_files) == wanted
+    assert splits_of(by_files) == expected
     (tmp_path / "test.txt").write_text("2\n")
     changed = locate_store(with_panel(tmp_path, "split_by=file", *files, "split.unlisted=leave_out"))
     assert changed.folder != by_files.folder
@@ -114,14 +114,14 @@ def test_people_of_one_household_stay_together(tmp_path: Path) -> None:
     settings = with_panel(
         tmp_path, "split_by=household", "split.column=house", "split.train=0.5", "split.validation=0.2"
     )
-    found = splits_of(prepare_store(settings))
+    actual = splits_of(prepare_store(settings))
     for person in range(40):
         # By hand: the first 64 bits of BLAKE2b of population and household under the key.
         text = f"PANEL\0household h{person // 2}.0".encode()
         digest = hashlib.blake2b(text, key=b"laborllm_dist", digest_size=8).digest()
         share = int.from_bytes(digest, "big") / 2**64
-        assert found[str(person)] == ("train" if share < 0.5 else "validation" if share < 0.7 else "test")
-    assert set(found.values()) == set(SPLITS)
+        assert actual[str(person)] == ("train" if share < 0.5 else "validation" if share < 0.7 else "test")
+    assert set(actual.values()) == set(SPLITS)
 
 
 def test_the_population_of_a_table_s_row_says_whose_person_it_is(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_population_of_a_table_s_row_says_whose_person_it_is(tmp_path: Path)
     assert label_of(error) == "data-file/person-not-in-split-file"
 
 
-def refused(folder: Path, code: str, *more: str) -> str:
+def error_text(folder: Path, code: str, *more: str) -> str:
     with pytest.raises(DataFileError) as error:
         prepare_store(with_panel(folder, *more))
     assert label_of(error) == f"data-file/{code}"
@@ -150,29 +150,29 @@ def refused(folder: Path, code: str, *more: str) -> str:
 def test_what_a_split_s_files_cannot_say_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "people.csv"
     rule = ["split_by=column", f"split.table={table}"]
-    assert "setting split.table" in refused(tmp_path, "no-split-file", *rule)
+    assert "setting split.table" in error_text(tmp_path, "no-split-file", *rule)
     table.write_text("person,part\n1,train\n")
-    assert "missing (needed for column); the columns are person, part" in refused(tmp_path, "invalid-content", *rule)
+    assert "missing (needed for column); the columns are person, part" in error_text(tmp_path, "invalid-content", *rule)
     table.write_text("person,split\n1,train\n2,tests\n,test\n3\n1234567890123456789.0,test\n")
-    message = refused(tmp_path, "invalid-content", *rule)
+    message = error_text(tmp_path, "invalid-content", *rule)
     assert "4 problems" in message and "'tests' names no split; those are train, training, valid" in message
     table.write_text("person,split\n1,train\n2,test\n1.0,test\n")
-    assert f"line 2 of {table} and line 4 of {table} are of one person" in refused(
+    assert f"line 2 of {table} and line 4 of {table} are of one person" in error_text(
         tmp_path, "person-has-two-values", *rule
     )
     table.write_text("person,split\n1,train\n")
-    assert "person '0' of PANEL" in refused(tmp_path, "person-not-in-split-file", *rule)
+    assert "person '0' of PANEL" in error_text(tmp_path, "person-not-in-split-file", *rule)
     table.write_text("person,house\n1,7\n1,8\n")
-    refused(tmp_path, "person-has-two-values", "split_by=household", f"split.table={table}", "split.column=house")
+    error_text(tmp_path, "person-has-two-values", "split_by=household", f"split.table={table}", "split.column=house")
     files = []
     for name in SPLITS:
         (tmp_path / f"{name}.txt").write_text("5\n")
         files.append(f"split.{name}_ids={tmp_path}/{name}.txt")
-    assert "differ in their split" in refused(tmp_path, "person-has-two-values", "split_by=file", *files)
+    assert "differ in their split" in error_text(tmp_path, "person-has-two-values", "split_by=file", *files)
     (tmp_path / "test.txt").write_bytes(b"\xff\n")
-    refused(tmp_path, "invalid-content", "split_by=file", *files)
+    error_text(tmp_path, "invalid-content", "split_by=file", *files)
     (tmp_path / "test.txt").unlink()
-    assert "setting split.test_ids" in refused(tmp_path, "no-split-file", "split_by=file", *files)
+    assert "setting split.test_ids" in error_text(tmp_path, "no-split-file", "split_by=file", *files)
 
 
 def test_a_person_of_two_corpora_in_two_splits_is_refused(tmp_path: Path) -> None:
@@ -270,11 +270,11 @@ def test_limited_history_by_year_has_the_same_observations(by_year: tuple[RunSet
     limited = prepare_store(with_panel(tmp_path, *BY_YEAR, "template.max_history=2"))
     cut = prepare_store(with_panel(tmp_path, *BY_YEAR, "+template.max_tokens=250", "tokenizer.vocabulary_size=270"))
     for split in SPLITS:
-        wanted = observation_facts(store.careers(split))
+        expected = observation_facts(store.careers(split))
         for other in (limited, cut):
-            found = observation_facts(other.careers(split))
+            actual = observation_facts(other.careers(split))
             for name in ("person", "position", "year", "occupation", "previous", "education"):
-                assert found[name].to_pylist() == wanted[name].to_pylist()
+                assert actual[name].to_pylist() == expected[name].to_pylist()
     whole, is_own = whole_careers(limited.careers("test"), [limited.careers("train"), limited.careers("validation")])
     assert whole.num_observations().tolist() == [5] * 40
     assert is_own.reshape(40, 5).tolist() == [[False, False, False, True, True]] * 40
@@ -290,26 +290,26 @@ def test_baselines_know_the_years_before_those_that_they_are_scored_on(
     categories = categories_of(train)
     whole = career_features(train, categories)
     earlier = [store.careers("train"), store.careers("validation")]
-    found = career_features(store.careers("test"), categories, earlier)
+    features = career_features(store.careers("test"), categories, earlier)
     people = train.table["person"].to_pylist()
     assert len(people) >= 35
     rows_of = defaultdict(list)
-    for row, career in enumerate(found.career):
+    for row, career in enumerate(features.career):
         rows_of[store.careers("test").table["person"][int(career)].as_py()].append(row)
     chosen = np.array([row for person in people for row in rows_of[person]])
     for field in dataclasses.fields(CareerFeatures):
         if field.name not in ("career", "covariates", "num_categories", "lengths", "num_occupations", "is_scored"):
-            np.testing.assert_array_equal(getattr(found, field.name)[chosen], getattr(whole, field.name), field.name)
-    assert found.is_scored[chosen].tolist() == [False, False, False, True, True] * len(people)
-    assert len(found.scored()) == 80
+            np.testing.assert_array_equal(getattr(features, field.name)[chosen], getattr(whole, field.name), field.name)
+    assert features.is_scored[chosen].tolist() == [False, False, False, True, True] * len(people)
+    assert len(features.scored()) == 80
     run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     small = ["career.num_layers=1", "career.width=8", "career.num_heads=2", "career.feed_forward=8"]
     names = "[marginal,first_order,second_order,logit,logit_two_stage,bag_of_jobs,career]"
     fits = [f"{name}.fit.max_updates=2" for name in ("logit_two_stage", "bag_of_jobs", "career")]
-    asked = compose_settings(
+    baseline_settings = compose_settings(
         BaselineSettings, "baselines", [f"run={run.path}", f"baselines={names}", "titles=all", *small, *fits]
     )
-    tables = score_baselines(asked)
+    tables = score_baselines(baseline_settings)
     assert len(tables) == 7
     for path in tables:
         table, _ = read_score_table(path)
@@ -342,9 +342,11 @@ def test_examples_and_tokenizer_see_training_years_only(tmp_path: Path) -> None:
 
 def test_what_needs_whole_careers_is_refused_by_year(by_year: tuple[RunSettings, TokenStore], tmp_path: Path) -> None:
     settings, store = by_year
-    asked = dataclasses.replace(settings, prepare=dataclasses.replace(settings.prepare, career_text=f"{tmp_path}/x"))
+    text_settings = dataclasses.replace(
+        settings, prepare=dataclasses.replace(settings.prepare, career_text=f"{tmp_path}/x")
+    )
     with pytest.raises(StoreError) as truncated:
-        prepare(asked)
+        prepare(text_settings)
     assert label_of(truncated) == "store/truncated-careers"
     run = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)
     forecast = compose_settings(ForecastSettings, "forecast", [f"run={run.path}", "horizon=2"])

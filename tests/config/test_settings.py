@@ -149,9 +149,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_a_wrong_override_is_refused_in_one_line(override: str) -> None:
-    with pytest.raises(SettingsError, match=REFUSED[override]) as refusal:
+    with pytest.raises(SettingsError, match=REFUSED[override]) as error:
         compose_settings(RunSettings, "run", [override])
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 def test_weights_of_tokens_do_not_go_with_a_kernel_that_has_none() -> None:
@@ -173,9 +173,9 @@ def test_all_problems_of_settings_are_listed_at_once() -> None:
     values = compose_values("run", ["data.corpora.wage_panel.kind=synthetic"])
     training: Any = values["training"]
     training["epoks"] = training.pop("epochs")
-    with pytest.raises(SettingsError) as refusal:
+    with pytest.raises(SettingsError) as error:
         read_settings(RunSettings, values)
-    assert str(refusal.value).splitlines() == [
+    assert str(error.value).splitlines() == [
         "4 settings are invalid:",
         "  setting data.corpora.wage_panel.num_people is missing",
         "  setting data.corpora.wage_panel.seed is missing",
@@ -212,9 +212,9 @@ def test_settings_that_are_no_group_are_refused(values: object) -> None:
 
 @pytest.mark.parametrize("override", ["data=[1,2]", "data=1", "data={a: 1}", "data=[[x]]", "tokenizer=[1]"])
 def test_a_group_whose_option_is_no_name_is_refused_in_one_line(override: str) -> None:
-    with pytest.raises(SettingsError) as refusal:
+    with pytest.raises(SettingsError) as error:
         compose_settings(RunSettings, "run", [override])
-    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "\udcff"])
@@ -235,8 +235,8 @@ def test_a_working_directory_that_cannot_be_used_is_refused_in_one_line(
         monkeypatch.chdir(place)
         if name == "gone":
             place.rmdir()
-        with pytest.raises(SystemExit) as refusal:
+        with pytest.raises(SystemExit) as ended:
             cli.launch(ReportSettings, "report", lambda settings: None, "")
-        assert refusal.value.code == 2
+        assert ended.value.code == 2
         error = capsys.readouterr().err
         assert re.search(why, error) and error.count("\n") == 1

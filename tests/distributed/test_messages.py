@@ -295,10 +295,10 @@ class Listening:
     """A store that remembers all that went through it."""
 
     def __init__(self) -> None:
-        self.store, self.heard = torch.distributed.HashStore(), b""
+        self.store, self.values = torch.distributed.HashStore(), b""
 
     def set(self, key: str, value: str) -> None:
-        self.heard += value.encode() + b"\n"
+        self.values += value.encode() + b"\n"
         self.store.set(key, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -315,7 +315,7 @@ def test_a_secret_goes_through_a_file_of_this_user_alone(own_folders: list[Path]
     store = Listening()
     secrets = shared(store, 3)
     assert len(set(secrets)) == 1 and len(secrets[0]) == 64
-    assert secrets[0] not in store.heard
+    assert secrets[0] not in store.values
     assert [folder.stat().st_mode & 0o777 for folder in own_folders] == [0o700, 0o700]
     assert [list(folder.iterdir()) for folder in own_folders] == [[], []]  # removed once it is read
 
@@ -327,7 +327,7 @@ def test_the_environment_s_secret_goes_before_and_through_nothing(
     store, later = Listening(), Listening()
     first, other = shared(store, 2)
     assert first == other
-    assert b"0123456789" not in store.heard and first not in store.heard
+    assert b"0123456789" not in store.values and first not in store.values
     assert shared(later, 2)[0] != first  # messages of one run are no good in the next
     assert not any(folder.exists() for folder in own_folders)
 

@@ -36,16 +36,22 @@ GARBAGE = ["", " ", "one", "-1", "1.0", "1e3", "0x1", "1" * 30, "9" * 5000, "\u0
 
 
 def test_variables_of_a_rank_are_read() -> None:
-    found = read_rank_variables(RANK)
-    assert (found.rank, found.world_size, found.local_rank, found.address, found.port) == (1, 2, 1, "127.0.0.1", 29500)
+    variables = read_rank_variables(RANK)
+    assert (variables.rank, variables.world_size, variables.local_rank, variables.address, variables.port) == (
+        1,
+        2,
+        1,
+        "127.0.0.1",
+        29500,
+    )
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
 @pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
 def test_a_variable_that_is_no_number_is_named(name: str, text: str) -> None:
-    with raises("launcher/invalid-rank-variable", name) as refusal:
+    with raises("launcher/invalid-rank-variable", name) as error:
         read_rank_variables({**RANK, name: text})
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +134,8 @@ def meetings(world_sizes: list[tuple[int, int]], *, seconds: float) -> list[str]
         rank, world_size = world_sizes[number]
         try:
             meet_at(store, "localhost:1", rank=rank, world_size=world_size, limit=timedelta(seconds=seconds))
-        except LaborError as refusal:
-            texts[number] = f"{type(refusal).__name__}: {refusal}"
+        except LaborError as error:
+            texts[number] = f"{type(error).__name__}: {error}"
 
     threads = [threading.Thread(target=meet, args=(number,)) for number in range(len(world_sizes))]
     for thread in threads:
@@ -202,9 +208,9 @@ def test_a_store_that_ranks_connect_to_counts_no_rank_twice(quick: None, monkeyp
     texts = []
 
     def meet(store: object, rank: int) -> None:
-        with pytest.raises(LauncherError) as refusal:
+        with pytest.raises(LauncherError) as error:
             meet_at(store, "localhost:1", rank=rank, world_size=3, limit=limit)
-        texts.append(str(refusal.value))
+        texts.append(str(error.value))
 
     threads = [threading.Thread(target=meet, args=pair) for pair in zip(stores, (0, 1, 1), strict=True)]
     for thread in threads:

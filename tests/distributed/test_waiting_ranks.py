@@ -129,9 +129,9 @@ class Callers:
         except OSError as error:
             self.outcome.append(error)
 
-    def call(self, said: bytes = b"") -> socket.socket:
+    def call(self, greeting: bytes = b"") -> socket.socket:
         connection = socket.create_connection(self.server.getsockname(), timeout=5)
-        connection.sendall(said)
+        connection.sendall(greeting)
         return connection
 
     def result(self) -> Any:

@@ -48,8 +48,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run_well("train.py", base, world_size=1, log=folder / "log")
     export = [f"model.path={folder}/runs/small/export", "model=pretrained", "tokenizer=pretrained"]
-    kept = [each for each in base if not each.startswith(("model.", "tokenizer.", "name="))]
-    run_well("train.py", [*kept, *export, "adapter=lora", "name=lora"], world_size=1, log=folder / "log")
+    data_settings = [each for each in base if not each.startswith(("model.", "tokenizer.", "name="))]
+    run_well("train.py", [*data_settings, *export, "adapter=lora", "name=lora"], world_size=1, log=folder / "log")
     return folder / "runs/lora"
 
 
@@ -108,8 +108,8 @@ def test_distributions_sum_to_the_mass_they_state(
     places = [whole.occupations.index(code) for code in whole.table["occupation"].to_pylist()]
     own = lists["whole"][np.arange(len(places)), places]
     np.testing.assert_allclose(own, scores["terminated"].to_numpy(), atol=1e-5, rtol=0)
-    wanted = own - np.log(whole.table["mass"].to_numpy())
-    np.testing.assert_allclose(whole.table["normalised"].to_numpy(), wanted, atol=1e-9, rtol=0)
+    expected = own - np.log(whole.table["mass"].to_numpy())
+    np.testing.assert_allclose(whole.table["normalised"].to_numpy(), expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize(("mode", "world_size"), [(mode, 2 if "sharded" in mode else 1) for mode in MODES])
@@ -134,7 +134,7 @@ def test_a_table_of_titles_killed_on_the_way_is_the_same(
 def test_a_table_with_other_settings_is_not_written_over(
     trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
 ) -> None:
-    for arguments, wanted in (
+    for arguments, expected in (
         (
             ["titles=all", "max_unscored_mass=0.5"],
             r"made with other settings \(max_unscored_mass 0.0 there, 0.5 now\); .*another name",
@@ -149,6 +149,6 @@ def test_a_table_with_other_settings_is_not_written_over(
             "evaluate.py", [f"run={trained}", "model.name=complete", *arguments], world_size=1, log=trained / "log"
         )
         assert outcome.codes == [2]
-        assert re.search(wanted, outcome.text)
+        assert re.search(expected, outcome.text)
         assert "Traceback" not in outcome.text
     assert (trained / "scores/test_titles.complete.parquet").read_bytes() == tables_of_one_rank["complete"][1]

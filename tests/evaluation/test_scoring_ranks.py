@@ -91,7 +91,7 @@ def test_a_table_of_an_evaluation_killed_twice_is_the_same(trained: Path, table_
             [f"run={trained}/runs/small"],
             world_size=2,
             log=trained / "log",
-            kill_when=lambda wanted=kill_after: len(parts()) >= wanted,
+            kill_when=lambda expected=kill_after: len(parts()) >= expected,
         )
         assert -signal.SIGKILL in killed.codes, "the evaluation ended before it was killed"
         assert len(parts()) > before, "the second start did not go on where the first was killed"

@@ -17,10 +17,10 @@ def full_sum(ask, num_starts: int, horizon: int) -> IteratedForecast:
 
 def ask_chain(questions: Sequence[Query]) -> Distributions:
     """Answer as a first-order chain: start s holds title s, and years without a imputed title are summed over."""
-    found = [
+    careers = [
         np.linalg.matrix_power(CHAIN, each.years_ahead - len(each.imputed))[
             each.imputed[-1] if each.imputed else each.start
         ]
         for each in questions
     ]
-    return Distributions(np.log(np.array(found)), np.zeros(len(questions)))
+    return Distributions(np.log(np.array(careers)), np.zeros(len(questions)))

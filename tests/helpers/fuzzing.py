@@ -214,11 +214,11 @@ def damaged_trees(tree: Any) -> st.SearchStrategy[Any]:
     )
 
     def changed(changes: list[tuple[tuple[Any, ...], Callable[[Any], Any]]]) -> Any:
-        found = tree
+        node = tree
         for path, each in changes:
-            value = changed_at(found, path, each)
-            found = {} if value is GONE else value
-        return found
+            value = changed_at(node, path, each)
+            node = {} if value is GONE else value
+        return node
 
     number = st.sampled_from((1, 1, 1, 2, 3))
     return number.flatmap(

@@ -41,8 +41,8 @@ class Message:
 
 def messages() -> list[Message]:
     """Return all errors that the package makes, by label."""
-    found = [message for path in sorted((PROJECT / "laborllm_dist").rglob("*.py")) for message in _of_file(path)]
-    return sorted(found, key=lambda message: (message.label, message.file, message.text))
+    all_messages = [message for path in sorted((PROJECT / "laborllm_dist").rglob("*.py")) for message in _of_file(path)]
+    return sorted(all_messages, key=lambda message: (message.label, message.file, message.text))
 
 
 def _of_file(path: Path) -> Iterator[Message]:

@@ -379,6 +379,6 @@ def test_career_text_is_written_beside_other_files_only(tmp_path: Path) -> None:
 
 def test_refusals_are_of_the_house_and_one_line(tmp_path: Path) -> None:
     thesis_in(tmp_path)
-    with pytest.raises(LaborError) as refusal:
+    with pytest.raises(LaborError) as error:
         check_replaceable(tmp_path, "ADVICE")
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)

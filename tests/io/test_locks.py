@@ -91,9 +91,9 @@ def test_a_lock_that_another_host_has_left_behind_says_whose_it_is(
     threading.Timer(1.0, marker.unlink).start()
     with file_lock(tmp_path / "lock", busy=None):
         pass
-    said = capfd.readouterr().err
-    assert said.count("waits for another process") == 1
-    assert "(process 4711 on node7)" in said
+    printed = capfd.readouterr().err
+    assert printed.count("waits for another process") == 1
+    assert "(process 4711 on node7)" in printed
 
 
 def test_what_a_disk_refuses_stays_one_clear_line(no_flock: None, tmp_path: Path) -> None:

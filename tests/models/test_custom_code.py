@@ -68,9 +68,9 @@ def planned(settings: ModelSettings) -> object:
 def test_a_model_of_its_own_code_is_refused_and_never_run(
     opened: Callable[[ModelSettings], object], foreign: Path
 ) -> None:
-    with raises("custom-code/custom-code-required") as got:
+    with raises("custom-code/custom-code-required") as raised:
         opened(settings_for(foreign))
-    assert len(str(got.value).splitlines()) == 1
+    assert len(str(raised.value).splitlines()) == 1
     assert not (foreign / "ran").exists()
 
 
@@ -142,9 +142,9 @@ def test_a_path_that_is_no_folder_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for opened in (check_weights, context_of, planned):
-        with pytest.raises(ModelError, match=r"models/no_such") as got:
+        with pytest.raises(ModelError, match=r"models/no_such") as raised:
             opened(settings_for(Path("models/no_such")))
-        assert len(str(got.value).splitlines()) == 1
+        assert len(str(raised.value).splitlines()) == 1
 
 
 def test_auto_classes_are_called_in_one_module_only_and_without_trust() -> None:

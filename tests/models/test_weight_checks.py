@@ -346,9 +346,9 @@ def refused_everywhere(folder: Path, match: str) -> None:
         lambda: opened(folder, "nf4"),
         lambda: model_in_shards(settings, dtype=torch.float32, config={}, ranks=ranks),
     ):
-        with pytest.raises(ModelError, match=match) as refusal:
+        with pytest.raises(ModelError, match=match) as error:
             work()
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)

@@ -27,8 +27,8 @@ SEVEN = KNOWN["meta-llama/Llama-2-7b-hf"]
 
 def shown(folder: Path, *overrides: str, width: int = 80) -> tuple[str, ResourceEstimate]:
     with (folder / "out").open("w") as file:
-        found = show_plan(settings_of(list(overrides)), Console(file=file, width=width))
-    return (folder / "out").read_text(), found
+        estimate = show_plan(settings_of(list(overrides)), Console(file=file, width=width))
+    return (folder / "out").read_text(), estimate
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -36,10 +36,10 @@ def test_every_experiment_plans_in_a_fresh_clone_in_80_columns(
     experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no data, stores or models below
-    text, found = shown(tmp_path, f"+experiment={experiment}")
+    text, estimate = shown(tmp_path, f"+experiment={experiment}")
     assert "(assumed: no store yet)" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert found.fits
+    assert estimate.fits
     assert shown(tmp_path, f"+experiment={experiment}", width=140)[0].split() == text.split()
 
 
@@ -53,13 +53,13 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
     overrides = small_run(tmp_path, "plan.num_gpus=2")
     settings = settings_of(overrides)
     plan = plan_training(prepare_store(settings), settings, world_size=2)
-    text, found = shown(tmp_path, *overrides)
+    text, estimate = shown(tmp_path, *overrides)
     assert "tokens an epoch (token store)" in text
-    assert found.work.num_steps == plan.num_steps
-    assert found.work.tokens_per_epoch == int(plan.lengths[plan.order.rows].sum())
+    assert estimate.work.num_steps == plan.num_steps
+    assert estimate.work.tokens_per_epoch == int(plan.lengths[plan.order.rows].sum())
     steps = [plan.step(step) for step in range(plan.num_steps)]
-    assert found.passes.num_passes == sum(len(step.assignment.passes) for step in steps) / len(steps)
-    assert found.passes.num_rows == sum(len(step.packing.rows) for step in steps) / len(steps)
+    assert estimate.passes.num_passes == sum(len(step.assignment.passes) for step in steps) / len(steps)
+    assert estimate.passes.num_rows == sum(len(step.packing.rows) for step in steps) / len(steps)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
         (["batch.max_seq_length=160"], r"the longest career is assumed to have 586 tokens"),
     ],
 )
-def test_what_training_refuses_or_cannot_be_is_refused(more: list[str], said: str, tmp_path: Path) -> None:
-    with pytest.raises(LaborError, match=said):
+def test_what_training_refuses_or_cannot_be_is_refused(more: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(LaborError, match=message):
         shown(tmp_path, "+experiment=pooled_7b", *more)
 
 

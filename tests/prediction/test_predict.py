@@ -64,7 +64,7 @@ ANN = CareerHistory(
     "Ann", "PSID", 1960, "female", None, "west", (Job(1984, "a", "high school"), Job(1985, "d", "college"))
 )
 BOB = CareerHistory("7", "PSID", None, None, None, None, ())
-WANTED = [PredictionRequest(ANN, 1987, "college"), PredictionRequest(BOB, 1990, None)]
+REQUESTS = [PredictionRequest(ANN, 1987, "college"), PredictionRequest(BOB, 1990, None)]
 PEOPLE = [
     {
         "person": "Ann", "birth_year": 1960, "gender": "female", "region": "west",
@@ -90,18 +90,18 @@ def read(
 
 
 def test_all_kinds_of_files_give_the_same_careers(tmp_path: Path) -> None:
-    assert read(tmp_path, json.dumps(PEOPLE)) == WANTED
-    assert read(tmp_path, json.dumps(PEOPLE, indent=1)) == WANTED
-    assert read(tmp_path, "\n".join(map(json.dumps, PEOPLE)), "people.jsonl") == WANTED
+    assert read(tmp_path, json.dumps(PEOPLE)) == REQUESTS
+    assert read(tmp_path, json.dumps(PEOPLE, indent=1)) == REQUESTS
+    assert read(tmp_path, "\n".join(map(json.dumps, PEOPLE)), "people.jsonl") == REQUESTS
     rows = [
         HEADER, "Ann,,1985,Food servers, nonrestaurant,college,1960,female,,south", "Ann,,1984,a,high school,,,,west",
         "7,PSID,1990,,,,,,", "Ann,,1987,,NA,,,,",
     ]  # fmt: skip
     rows[1] = rows[1].replace("Food servers, nonrestaurant", '"Food servers, nonrestaurant"')
-    assert read(tmp_path, "\n".join(rows), "people.csv") == WANTED
+    assert read(tmp_path, "\n".join(rows), "people.csv") == REQUESTS
     columns = {name: [row[at] for row in ALL_ROWS] for at, name in enumerate(HEADER.split(","))}
     pq.write_table(pa.table(columns), tmp_path / "people.parquet")
-    assert read_requests(tmp_path / "people.parquet", VOCABULARY, ("PSID",)) == WANTED
+    assert read_requests(tmp_path / "people.parquet", VOCABULARY, ("PSID",)) == REQUESTS
 
 
 ALL_ROWS = [
@@ -178,9 +178,9 @@ def test_a_table_that_is_wrong_is_named_with_line_and_column(tmp_path: Path, tex
 
 def test_all_problems_are_counted_and_ten_named(tmp_path: Path) -> None:
     people = [{"person": str(each), "jobs": [{"year": 1984, "occupation": "Cook"}]} for each in range(12)]
-    with raises("data-file/invalid-content", "12 problems, the first 10 of them:\n  line 1, field jobs") as refusal:
+    with raises("data-file/invalid-content", "12 problems, the first 10 of them:\n  line 1, field jobs") as error:
         read(tmp_path, "\n".join(map(json.dumps, people)))
-    assert str(refusal.value).count("\n") == 10
+    assert str(error.value).count("\n") == 10
 
 
 def test_files_that_cannot_be_read_and_missing_surveys_are_refused(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_files_that_cannot_be_read_and_missing_surveys_are_refused(tmp_path: Pat
 
 def test_one_person_of_two_surveys_is_two_people(tmp_path: Path) -> None:
     rows = ["person,survey,year,occupation", "1,PSID,1984,a", "1,NLSY79,1984,b"]
-    found = read(tmp_path, "\n".join(rows), "people.csv", ("PSID", "NLSY79"))
-    assert [career.name for career in found] == ["'1' of PSID", "'1' of NLSY79"]
+    requests = read(tmp_path, "\n".join(rows), "people.csv", ("PSID", "NLSY79"))
+    assert [career.name for career in requests] == ["'1' of PSID", "'1' of NLSY79"]
 
 
 @pytest.mark.parametrize(
@@ -248,11 +248,11 @@ def test_a_career_longer_than_the_context_is_refused_by_name() -> None:
 
 def test_words_that_no_training_career_has_are_named() -> None:
     rows = rows_of(careers_of_every_kind(), trained_tokenizer())
-    asked = [dataclasses.replace(WANTED[0], education="PhD"), WANTED[1]]
-    region, education = unseen_covariates(asked, rows, frozenset())
+    requests = [dataclasses.replace(REQUESTS[0], education="PhD"), REQUESTS[1]]
+    region, education = unseen_covariates(requests, rows, frozenset())
     assert region == "no training career has the region 'west' (1 person); known: south"
     assert education == "no training career has the education 'PhD' (1 person); known: college, high school"
-    assert unseen_covariates(asked, rows, frozenset({"region", "education"})) == []
+    assert unseen_covariates(requests, rows, frozenset({"region", "education"})) == []
 
 
 @pytest.mark.parametrize("measure", ["normalised", "terminated"])
@@ -261,10 +261,12 @@ def test_predictions_equal_the_slow_scorer(measure: str, batch_size: int, tolera
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model = random_llama(tokenizer)
     prompts, trie = build_prompts(careers, template(), VOCABULARY, tokenizer)
-    wanted = dataclasses.replace(
+    evaluation_settings = dataclasses.replace(
         settings_of([]).evaluation, max_seq_length=300, batch_size=batch_size, max_unscored_mass=tolerance
     )
-    best = best_titles(wrap_for_inference(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, measure), wanted)
+    best = best_titles(
+        wrap_for_inference(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, measure), evaluation_settings
+    )
     table = prediction_rows(careers, best, VOCABULARY)
     slow = slow_distributions(model, tokenizer, careers)
     whole = np.exp(slow).sum(axis=1) if measure == "normalised" else np.ones(len(careers))
@@ -287,20 +289,24 @@ def slow_distributions(model, tokenizer, careers: list[PredictionRequest]) -> np
     model = model.double()
     model.set_attn_implementation("sdpa")
     encode = lambda part: tokenizer.backend.encode(part, add_special_tokens=False).ids  # noqa: E731
-    found = []
+    actual = []
     for career in careers:
         text = render_career(career.with_job("a"), template(), VOCABULARY.title_of())[-1]
         prompt = text.text[: text.title_spans[-1][0]]
-        found.append([slow_score(model, encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES])
-    return np.asarray(found)
+        actual.append([slow_score(model, encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES])
+    return np.asarray(actual)
 
 
 def test_people_without_an_individually_scored_title_raise() -> None:
     tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
-        wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=300, max_unscored_mass=tolerance)
-        best = best_titles(wrap_for_inference(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, "normalised"), wanted)
+        evaluation_settings = dataclasses.replace(
+            settings_of([]).evaluation, max_seq_length=300, max_unscored_mass=tolerance
+        )
+        best = best_titles(
+            wrap_for_inference(model, COMPUTE), TopTitlesQuery(prompts, trie, 4, "normalised"), evaluation_settings
+        )
         assert np.isnan(best.scores_PK[:, 0]).sum() == num_left
         if num_left:
             with raises("settings/no-title-scored", "4 of 4 people have", "0.99"):
@@ -317,21 +323,21 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
     people.write_text('[{"person": "1", "jobs": [{"year": 1990, "occupation": "Cook"}]}]')
 
     def predicted(*overrides: str) -> tuple[pa.Table, ScoreTableInfo]:
-        told = [f"run={run}", f"careers={people}", "batch_size=3", "max_tree_tokens=5", *overrides]
-        settings = compose_settings(PredictSettings, "predict", told)
+        arguments = [f"run={run}", f"careers={people}", "batch_size=3", "max_tree_tokens=5", *overrides]
+        settings = compose_settings(PredictSettings, "predict", arguments)
         return predict_alone(settings)
 
-    table, found = predicted()
+    table, info = predicted()
     assert table["rank"].to_pylist() == [1, 2, 3]
     of_run = read_run(run)[1]
-    wanted = {
+    expected = {
         "max_seq_length": of_run.evaluation.max_seq_length,
         "batch_size": 3,
         "max_tree_tokens": 5,
         "attention": of_run.compute.attention,
         "threads_per_rank": of_run.ranks.threads_per_rank,
     }
-    assert {name: str(value) for name, value in wanted.items()}.items() <= found.details.items()
+    assert {name: str(value) for name, value in expected.items()}.items() <= info.details.items()
     with raises("settings/no-title-scored", "1 of 1 people has"):
         predicted("max_unscored_mass=0.999")
 
@@ -379,8 +385,8 @@ def test_the_terminal_shows_ten_people_of_a_file_and_all_without_one() -> None:
 
 def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_prediction_table(rows(), prediction_info(), tmp_path / "p.parquet")
-    table, found = read_prediction_table(tmp_path / "p.parquet")
-    assert (table, found) == (rows(), prediction_info())
+    table, info = read_prediction_table(tmp_path / "p.parquet")
+    assert (table, info) == (rows(), prediction_info())
     with raises("score-table/no-table", "table of predictions", "predict.py run=... output="):
         read_prediction_table(tmp_path / "q.parquet")
     (tmp_path / "q.parquet").write_bytes(b"PAR1")
@@ -420,11 +426,11 @@ def test_the_script_predicts_what_the_evaluation_scores(tmp_path: Path) -> None:
     run = tmp_path / "runs/small"
     run_well("evaluate.py", [f"run={run}", "titles=all"], world_size=1, log=tmp_path / "log")
     scored = read_title_table(run / "scores/test_titles.parquet")
-    told = dict(
+    probabilities = dict(
         zip(scored.table["person"].to_pylist(), scored.table["terminated"].to_pylist(), strict=True)
     )  # the last
     store = open_store(read_run(run)[2])
-    meant = canonical_vocabulary(
+    canonical = canonical_vocabulary(
         store.vocabulary, TitleSettings("shuffled", seed=read_run(run)[1].template.titles.seed)
     )
     careers = [store.careers("test").history(row) for row in range(store.num_people("test"))]
@@ -432,7 +438,7 @@ def test_the_script_predicts_what_the_evaluation_scores(tmp_path: Path) -> None:
     for career in careers:
         facts = [career.birth_year or "", career.gender or "", career.ethnicity or "", career.region or ""]
         for job in career.jobs:
-            title = "" if job is career.jobs[-1] else f'"{meant.title_of()[job.occupation]}"'
+            title = "" if job is career.jobs[-1] else f'"{canonical.title_of()[job.occupation]}"'
             rows.append(",".join(map(str, [career.person, job.year, title, job.education or "", *facts])))
     (tmp_path / "people.csv").write_text("\n".join(rows))
     arguments = [f"run={run}", f"careers={tmp_path}/people.csv", "measure=terminated", f"output={tmp_path}/p.parquet"]
@@ -442,9 +448,9 @@ def test_the_script_predicts_what_the_evaluation_scores(tmp_path: Path) -> None:
     assert (facts.model, facts.details["measure"]) == ("small", "terminated")
     assert table.num_rows == 5 * len(careers)
     for row in table.to_pylist():
-        wanted = np.array(told[row["person"]])
-        np.testing.assert_allclose(row["log_likelihood"], np.sort(wanted)[-row["rank"]], atol=1e-4)
+        expected = np.array(probabilities[row["person"]])
+        np.testing.assert_allclose(row["log_likelihood"], np.sort(expected)[-row["rank"]], atol=1e-4)
         np.testing.assert_allclose(
-            row["log_likelihood"], wanted[scored.occupations.index(row["occupation"])], atol=1e-4
+            row["log_likelihood"], expected[scored.occupations.index(row["occupation"])], atol=1e-4
         )
-        assert row["title"] == meant.title_of()[row["occupation"]]
+        assert row["title"] == canonical.title_of()[row["occupation"]]

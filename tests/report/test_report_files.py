@@ -74,15 +74,15 @@ def test_other_observations_are_refused_with_the_first_that_differs(
     run: Path, keys: list[tuple[str, str, int]], lone: str
 ) -> None:
     write_scores(run / "scores/test.logit.parquet", "logit", [1] * len(keys), keys=keys)
-    with pytest.raises(ScoreTableError, match=re.escape(lone)) as refusal:
+    with pytest.raises(ScoreTableError, match=re.escape(lone)) as error:
         report_on(run)
-    assert "'llm'" in str(refusal.value) and "'logit'" in str(refusal.value)
+    assert "'llm'" in str(error.value) and "'logit'" in str(error.value)
 
 
 def test_other_covariates_are_refused(run: Path) -> None:
     write_scores(run / "scores/test.logit.parquet", "logit", [1] * 5, gender="male")
-    wanted = "observation 0 of person 'a' of PSID has gender 'female' in the first and 'male' in the second"
-    with pytest.raises(ScoreTableError, match=wanted):
+    expected = "observation 0 of person 'a' of PSID has gender 'female' in the first and 'male' in the second"
+    with pytest.raises(ScoreTableError, match=expected):
         report_on(run)
 
 

@@ -58,9 +58,9 @@ def test_surveys_may_share_ids_if_the_file_names_them(tmp_path: Path) -> None:
     path.write_text("person,weight,survey\n7,1,NLSY79\n7,2,PSID\n")
     weights = read_weights(WeightSettings(path=str(path), survey="survey"), both)
     assert weights is not None and weights.tolist() == [1, 1, 2]
-    with pytest.raises(DataFileError, match="of NLSY79, PSID, so people of several surveys may have one id") as refusal:
+    with pytest.raises(DataFileError, match="of NLSY79, PSID, so people of several surveys may have one id") as error:
         read_weights(WeightSettings(path=str(path)), both)
-    assert refusal.value.code == "weights-without-survey"
+    assert error.value.code == "weights-without-survey"
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_surveys_may_share_ids_if_the_file_names_them(tmp_path: Path) -> None:
 def test_what_cannot_be_a_weight_is_refused(
     text: str, settings: dict[str, str], code: str, words: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataFileError) as refusal:
+    with pytest.raises(DataFileError) as error:
         read(tmp_path / "w.csv", text, **settings)
-    assert refusal.value.code == code
-    assert words in str(refusal.value) and "\n" not in str(refusal.value)
+    assert error.value.code == code
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def template_of(*overrides: str, examples: tuple[CareerHistory, ...] = ()) -> Te
     return compile_template(settings, render_prefix(settings, VOCABULARY, examples))
 
 
-def told(template: Template) -> list[tuple[str, list[str]]]:
+def rendered(template: Template) -> list[tuple[str, list[str]]]:
     """Return my texts, each with what its spans point to."""
     texts = render_career(ME, template, VOCABULARY.title_of())
     return [(text.text, [text.text[start:end] for start, end in text.title_spans]) for text in texts]
@@ -82,12 +82,12 @@ def told(template: Template) -> list[tuple[str, list[str]]]:
 )
 def test_a_prompt_word_for_word(name: str, before: str) -> None:
     template = template_of(f"template={name}", examples=(ANN, BOB))
-    assert told(template) == [(before + MINE, [" Cooks", " Unemployed"])]
+    assert rendered(template) == [(before + MINE, [" Cooks", " Unemployed"])]
 
 
 def test_every_text_of_a_limited_history_has_the_prefix() -> None:
     template = template_of("template=titles_first", "template.max_history=0")
-    assert told(template) == [
+    assert rendered(template) == [
         (LIST + HEADING + "1984 (college): Cooks\n", [" Cooks"]),
         (LIST + HEADING + "1985: Unemployed\n<END OF DATA>\n", [" Unemployed"]),
     ]
@@ -101,8 +101,8 @@ def test_examples_are_whole_where_the_history_is_limited() -> None:
 def test_a_prompt_and_its_template_put_the_same_before_a_career() -> None:
     for name, prompt in PROMPTS.items():
         evaluation = compose_settings(EvaluateSettings, "evaluate", ["run=x", f"prompt={prompt}"])
-        wanted = settings_of([f"template={name}"]).template
-        assert prompted(settings_of([]).template, evaluation.prompt, "test") == wanted
+        expected = settings_of([f"template={name}"]).template
+        assert prompted(settings_of([]).template, evaluation.prompt, "test") == expected
     plain, own = (compose_settings(EvaluateSettings, "evaluate", ["run=x", *more]) for more in (["prompt=plain"], []))
     titles = settings_of(["template=titles_first"]).template
     assert prompted(titles, own.prompt, "test") == titles
@@ -274,9 +274,9 @@ def test_a_cut_store_has_every_observation_once_after_the_right_occupation(whole
     for split in SPLITS:
         rows = cut.careers(split)
         assert rows.num_tokens().max() <= limit
-        wanted, found = (observation_facts(store.careers(split)) for store in (whole, cut))
+        expected, actual = (observation_facts(store.careers(split)) for store in (whole, cut))
         for name in ("survey", "person", "position", "year", "occupation", "previous", "education"):
-            assert found[name].to_pylist() == wanted[name].to_pylist()
+            assert actual[name].to_pylist() == expected[name].to_pylist()
 
 
 def test_what_was_cut_is_counted_in_manifest_card_and_table(whole_and_cut) -> None:
@@ -341,9 +341,9 @@ def test_who_does_not_fit_without_any_history_is_refused(whole_and_cut, tmp_path
 
 def test_the_limit_of_a_model_is_that_of_its_context_its_window_and_a_row(tmp_path: Path) -> None:
     def longest(folder: Path, max_seq_length: int, **more: object) -> int:
-        wanted = dataclasses.replace(settings_of([]).evaluation, max_seq_length=max_seq_length, **more)
+        evaluation_settings = dataclasses.replace(settings_of([]).evaluation, max_seq_length=max_seq_length, **more)
         other = OtherModelSettings(str(folder), None, None, None, "safetensors")
-        return longest_text(other, wanted, ["Cooks", "Cooks, private"])
+        return longest_text(other, evaluation_settings, ["Cooks", "Cooks, private"])
 
     base, windowed, adapter = tmp_path / "base", tmp_path / "windowed", tmp_path / "adapter"
     LlamaConfig(max_position_embeddings=512).save_pretrained(base)
@@ -381,8 +381,8 @@ def check_against_the_slow_scorer(folder: Path, table: pa.Table) -> None:
         return tokenizer.backend.encode(part, add_special_tokens=False).ids
 
     title = vocabulary.title_of()[row["occupation"]]
-    wanted = slow_score(model, encode, list(tokenizer.leading), prompt, title)[:2]
-    np.testing.assert_allclose((row["title"], row["terminated"]), wanted, rtol=1e-6, atol=1e-5)
+    expected = slow_score(model, encode, list(tokenizer.leading), prompt, title)[:2]
+    np.testing.assert_allclose((row["title"], row["terminated"]), expected, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.ranks

@@ -40,9 +40,9 @@ def test_fractions_are_nested_near_their_share_and_need_no_new_store(tmp_path: P
     settings = settings_of(small_run(tmp_path, num_people=400))
     folders, people = set(), []
     for fraction in (0.2, 0.4, 0.6, 0.8, 1.0):
-        wanted = changed(settings, synthetic={"fraction": fraction})
-        folders.add(locate_store(wanted).folder)
-        people.append(people_of(wanted))
+        changed_settings = changed(settings, synthetic={"fraction": fraction})
+        folders.add(locate_store(changed_settings).folder)
+        people.append(people_of(changed_settings))
     assert len(folders) == 1
     for smaller, larger in itertools.pairwise(people):
         assert smaller < larger
@@ -140,8 +140,8 @@ def test_frequency_tables_learn_from_the_pool_alone() -> None:
     np.testing.assert_allclose(shares, [5 / 9, 3 / 9, 1 / 9])
     table = first_order_table(train, pool, validation)
     strength = float(table.details["smoothing"].split()[0])
-    wanted = (np.array([1, 2, 0]) + strength * np.array([5, 3, 1]) / 9) / (3 + strength)
-    np.testing.assert_allclose(np.exp(table.log_probabilities[0]), wanted)
+    expected = (np.array([1, 2, 0]) + strength * np.array([5, 3, 1]) / 9) / (3 + strength)
+    np.testing.assert_allclose(np.exp(table.log_probabilities[0]), expected)
 
 
 def test_wrong_fractions_and_weights_are_refused() -> None:

@@ -43,16 +43,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory):
 
 def test_every_career_is_in_its_split_once_and_unchanged(prepared) -> None:
     settings, store = prepared
-    found = {}
+    actual = {}
     for split in SPLITS:
         careers = store.careers(split)
         for row in range(len(careers)):
             history = careers.history(row)
             assert split_of(history.survey, history.person, settings.split) == split
-            found[history.person] = history
-    wanted = {career.person: career for career in read_careers(settings.data)}
-    assert found == wanted
-    assert sum(store.num_people(split) for split in SPLITS) == len(wanted) == 90
+            actual[history.person] = history
+    expected = {career.person: career for career in read_careers(settings.data)}
+    assert actual == expected
+    assert sum(store.num_people(split) for split in SPLITS) == len(expected) == 90
     assert len(store.facts["splits"]["train"]["shards"]) > 1
 
 

@@ -117,8 +117,8 @@ def test_a_run_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
         begun_run(tmp_path, store="other")
     with raises("run/different-settings", "the data or the weights behind it"):
         begun_run(tmp_path, weights="other")
-    wanted = settings_of(small_run(tmp_path, *free))
-    assert read_run(first.path)[1] == wanted
+    settings = settings_of(small_run(tmp_path, *free))
+    assert read_run(first.path)[1] == settings
 
 
 def test_a_run_is_read_with_the_gpu_that_it_was_planned_for(tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_frequency_tables_by_hand() -> None:
     table = first_order_table(train, everybody(train), validation)
     strength = float(table.details["smoothing"].split()[0])
     # After a: once a, twice b; drawn towards the marginal.
-    wanted = (np.array([1, 2, 0]) + strength * np.array([4, 3, 1]) / 8) / (3 + strength)
-    np.testing.assert_allclose(np.exp(table.log_probabilities[0]), wanted)
+    expected = (np.array([1, 2, 0]) + strength * np.array([4, 3, 1]) / 8) / (3 + strength)
+    np.testing.assert_allclose(np.exp(table.log_probabilities[0]), expected)
     np.testing.assert_allclose(np.exp(table.log_probabilities).sum(axis=1), 1.0)
     others = [scores_of(first_at(train, other), validation).sum() for other in (0.125, 1.0, 16.0, 1024.0)]
     assert scores_of(table, validation).sum() >= max(others)

@@ -28,8 +28,8 @@ CAREER = CareerHistory(
 
 
 def test_the_paper_s_resume_word_for_word() -> None:
-    (found,) = render_career(CAREER, compile_template(settings_of([]).template), TITLE_OF)
-    assert found.text == (
+    (rendered,) = render_career(CAREER, compile_template(settings_of([]).template), TITLE_OF)
+    assert rendered.text == (
         "<A worker from the PSID dataset>\n"
         "The following information is available about the work history of a female black or african american US worker "
         "residing in the south region.\n"
@@ -41,7 +41,7 @@ def test_the_paper_s_resume_word_for_word() -> None:
         "1988: Food servers, nonrestaurant\n"
         "<END OF DATA>\n"
     )
-    assert [found.text[start:end] for start, end in found.title_spans] == [
+    assert [rendered.text[start:end] for start, end in rendered.title_spans] == [
         " Cooks", " Food servers, nonrestaurant", " Food servers, nonrestaurant",
     ]  # fmt: skip
 
@@ -94,9 +94,9 @@ BAD_TEMPLATES = {
 
 @pytest.mark.parametrize("entry", BAD_TEMPLATES)
 def test_a_bad_entry_is_refused(entry: str) -> None:
-    with pytest.raises(TemplateError) as refusal:
+    with pytest.raises(TemplateError) as error:
         compile_template(template_of(entry))
-    assert BAD_TEMPLATES[entry] in str(refusal.value)
+    assert BAD_TEMPLATES[entry] in str(error.value)
 
 
 def test_a_fact_that_the_template_needs_but_a_person_lacks_is_named() -> None:

@@ -57,16 +57,16 @@ def test_epochs_that_are_given_are_taken_and_pretrained_weights_take_few() -> No
         (["tokenizer=pretrained", "tokenizer.titles=whole"], r"tokenizer.titles: expected pieces for a pretrained"),
     ],
 )
-def test_what_decides_nothing_is_refused(overrides: list[str], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_what_decides_nothing_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         settings_of(overrides)
 
 
 def test_what_is_asked_for_goes_before_what_careers_of_one_s_own_are_given() -> None:
     own = settings_of(["data=long_panel"])
     assert (own.tokenizer.titles, own.training.epochs, own.optimizer.learning_rate) == ("whole", None, 6e-3)
-    asked = settings_of(["data=long_panel", *PRETRAINED, "optimizer=finetune"])
-    assert (asked.tokenizer.titles, asked.optimizer.learning_rate) == ("pieces", 1e-5)
+    settings = settings_of(["data=long_panel", *PRETRAINED, "optimizer=finetune"])
+    assert (settings.tokenizer.titles, settings.optimizer.learning_rate) == ("pieces", 1e-5)
     experiment = settings_of(["+experiment=pooled_7b", "data=long_panel"])
     assert (experiment.tokenizer.kind, experiment.training.epochs, experiment.optimizer.name) == (
         "pretrained",
@@ -111,10 +111,10 @@ def pieces(tokenizer: CareerTokenizer, text: str) -> list[str]:
 
 
 def test_a_line_is_its_year_its_education_its_title_and_its_end(whole: CareerTokenizer) -> None:
-    wanted = []
+    expected = []
     for place, title in enumerate(TITLES):
-        wanted += [f"{1990 + place}", " (some college):", f" {title}", "\n"]
-    assert pieces(whole, HEADING + lines_of(TITLES))[-len(wanted) :] == wanted
+        expected += [f"{1990 + place}", " (some college):", f" {title}", "\n"]
+    assert pieces(whole, HEADING + lines_of(TITLES))[-len(expected) :] == expected
     assert pieces(whole, HEADING)[0] == "The worker was born in"
     assert pieces(whole, HEADING)[-2:] == ["The worker has records:", "\n"]
 

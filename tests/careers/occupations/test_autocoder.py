@@ -148,7 +148,7 @@ SMALL = made_index(
 def test_the_word_voter_is_naive_bayes_by_hand() -> None:
     """Independent: log of (count + 0.1) / (total + 0.1 * words) summed over the words, with plain loops."""
     coder = TitleCoder(SMALL)
-    asked = ("truck", "baker")
+    query = ("truck", "baker")
     counts: dict[str, dict[str, float]] = {code: defaultdict(float) for code in coder.codes}
     for each in SMALL:
         uncertain = each.source == "census" and len(each.codes) > 1
@@ -157,10 +157,10 @@ def test_the_word_voter_is_naive_bayes_by_hand() -> None:
             for word in each.words:
                 counts[code][word] += share
     num_words = len({word for each in SMALL for word in each.words})
-    votes = coder.evidence([asked]).votes[0][0]
+    votes = coder.evidence([query]).votes[0][0]
     for code, vote in zip(coder.codes, votes, strict=True):
         total = sum(counts[code].values())
-        by_hand = sum(math.log((counts[code][word] + 0.1) / (total + 0.1 * num_words)) for word in asked)
+        by_hand = sum(math.log((counts[code][word] + 0.1) / (total + 0.1 * num_words)) for word in query)
         assert vote == pytest.approx(by_hand, abs=1e-4)
 
 
@@ -185,10 +185,10 @@ def test_the_near_voter_is_a_vote_by_cosines_by_hand() -> None:
         length = math.sqrt(sum(weight**2 for weight in weights.values()))
         return {piece: weight / length for piece, weight in weights.items()}
 
-    asked = vector(("truck", "baker"))
+    query = vector(("truck", "baker"))
     votes: dict[int, dict[str, float]] = {power: defaultdict(float) for power in (4, 10)}
     for each in SMALL:
-        cosine = sum(weight * vector(each.words).get(piece, 0.0) for piece, weight in asked.items())
+        cosine = sum(weight * vector(each.words).get(piece, 0.0) for piece, weight in query.items())
         for place, code in enumerate(each.codes):
             uncertain = each.source == "census" and len(each.codes) > 1
             share = (0.5 if place == 0 else 0.25) if uncertain else 1 / len(each.codes)
@@ -324,7 +324,7 @@ def index_of(tmp_path: Path, *rows: tuple[str, str, str]) -> dict[str, tuple[str
 
 
 def test_the_rules_of_the_table_by_hand(tmp_path: Path) -> None:
-    found = index_of(
+    actual = index_of(
         tmp_path,
         ("10.0", "Store manager", "868, 869"), ("11.0", "Store manager", "467-579"),  # a range is all its industries
         ("20.0", "Clerk", "467, 500, 579"), ("21.0", "Clerk", "\\ Any not listed"),
@@ -334,7 +334,7 @@ def test_the_rules_of_the_table_by_hand(tmp_path: Path) -> None:
         ("80.0", "Cook, exc. short order, fast food, or chef", ""), ("90.0", "Farmer", "OBNI 017, 018"), ("91.0", "Farmer", "028"),
         ("", 'Chef--See ""Cook""', ""), ("", "Aide--Code by industry", ""),
     )  # fmt: skip
-    assert found == {
+    assert actual == {
         "Store manager": ("11", "10"), "Clerk": ("21", "20"), "Baker": ("30", "31"), "Grinder": ("40", "50"),
         "Bar waiter": ("60", ""), "Bar waitress": ("60", ""), "C.N.A.": ("70", ""),
         "certified nursing assistant": ("70", ""), "Cook": ("80", ""), "Chef": ("80", ""), "Farmer": ("90", "91"),
@@ -380,11 +380,11 @@ def test_scores_are_about_the_share_that_is_right_on_unseen_titles(whole_index: 
     unseen = [each for each in whole_index if each.source == "onet" and is_unseen(each)]
     forms = {each.normal_form for each in unseen}
     coder = TitleCoder([each for each in whole_index if each.source == "census" or each.normal_form not in forms])
-    asked = unseen[::6]
-    matches = coder.match_titles([each.title for each in asked])
-    judged = [(m.score, m.code in each.codes) for m, each in zip(matches, asked, strict=True) if m is not None]
+    sample = unseen[::6]
+    matches = coder.match_titles([each.title for each in sample])
+    judged = [(m.score, m.code in each.codes) for m, each in zip(matches, sample, strict=True) if m is not None]
     coded = [right for score, right in judged if score >= MIN_SCORE]
-    assert len(coded) / len(asked) > 0.6
+    assert len(coded) / len(sample) > 0.6
     assert sum(coded) / len(coded) > 0.85
     for low, high in ((0.3, 0.5), (0.5, 0.7), (0.7, 0.9)):
         between = [(score, right) for score, right in judged if low <= score < high]

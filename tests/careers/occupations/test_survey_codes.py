@@ -42,23 +42,23 @@ def test_2010_codes_fall_back_to_the_table_of_2000() -> None:
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             table.setdefault(row["census"], {})[int(row["source_code"])] = row["occ1990dd"]
-    found = crosswalk("census2010")
+    code_of = crosswalk("census2010")
     known = set(occ1990dd_vocabulary().codes)
     only_2000 = [code for code in table["2000"] if code * 10 not in table["2010"] and code not in table["2005"]]
     assert {211, 3, 40, 583} <= set(only_2000)
     for code in only_2000:
         target = {"874": "873", "991": "unemployed", "999": None}.get(table["2000"][code], table["2000"][code])
-        assert found.get(code * 10) == target
+        assert code_of.get(code * 10) == target
         assert target is None or target in known
     # What the table of 2010 has is as it was.
     assert all(
-        found.get(code) == target for code, target in table["2010"].items() if target in known and target != "874"
+        code_of.get(code) == target for code, target in table["2010"].items() if target in known and target != "874"
     )
 
 
 def read(path: Path, **changes) -> list[PersonRecord]:
-    wanted = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
-    return [person() for person in nls_people(wanted, "NLSY79", survey="NLSY79")]
+    settings = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
+    return [person() for person in nls_people(settings, "NLSY79", survey="NLSY79")]
 
 
 def with_1970_codes(folder: Path, person: dict, years: set[int]) -> Path:
@@ -147,9 +147,9 @@ def test_a_psid_download_without_any_occupation_says_so(tmp_path: Path) -> None:
             text = text.replace(f"{name} ", f"X{name[1:]} ")
     setup.write_text(text)
     for variables in ("all", "available"):
-        wanted = SurveySettings(**{"path": str(path), "variables": variables, **BOUNDS, "first_year": 1981})
+        settings = SurveySettings(**{"path": str(path), "variables": variables, **BOUNDS, "first_year": 1981})
         with raises("data-file/missing-variables", "no year from 1981 to 2021 has an occupation of a known person"):
-            list(psid_people(wanted, survey="PSID"))
+            list(psid_people(settings, survey="PSID"))
 
 
 def test_the_data_card_lists_codes_without_an_occupation(tmp_path: Path) -> None:

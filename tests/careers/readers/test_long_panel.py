@@ -29,7 +29,7 @@ def read(settings: LongPanelSettings) -> list[CareerHistory]:
     return list(read_long_panel(settings, survey="PANEL"))
 
 
-WANTED = [
+EXPECTED = [
     CareerHistory(
         "1", "PANEL", 1960, "female", "white", "west", (Job(1982, "b", "high school"), Job(1984, "a", "college"))
     ),
@@ -39,20 +39,20 @@ WANTED = [
 
 def test_a_panel_becomes_careers_in_order_of_year(tmp_path: Path) -> None:
     (tmp_path / "panel.csv").write_text("\n".join([HEADER, *GOOD]))
-    assert read(panel(tmp_path)) == WANTED
+    assert read(panel(tmp_path)) == EXPECTED
 
 
 def test_gzip_parquet_and_a_byte_order_mark_read_the_same(tmp_path: Path) -> None:
     text = "\n".join([HEADER, *GOOD]) + "\n"
     (tmp_path / "panel.csv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
-    assert read(panel(tmp_path, "panel.csv.gz")) == WANTED
+    assert read(panel(tmp_path, "panel.csv.gz")) == EXPECTED
     cells = [line.split(",") for line in GOOD]
     columns = {name: [row[at] or None for row in cells] for at, name in enumerate(HEADER.split(","))}
     columns["year"] = [int(year) for year in columns["year"]]
     # As pandas writes numbers of a column that has gaps.
     columns["birth_year"] = [float("nan") if year is None else float(year) for year in columns["birth_year"]]
     pq.write_table(pa.table(columns), tmp_path / "panel.parquet")
-    assert read(panel(tmp_path, "panel.parquet")) == WANTED
+    assert read(panel(tmp_path, "panel.parquet")) == EXPECTED
 
 
 BROKEN = {
@@ -84,18 +84,18 @@ BROKEN = {
 def test_a_broken_panel_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
     text, message = BROKEN[name]
     (tmp_path / "panel.csv").write_text(text)
-    with pytest.raises(DataFileError, match=message) as refusal:
+    with pytest.raises(DataFileError, match=message) as error:
         read(panel(tmp_path))
-    assert str(tmp_path / "panel.csv") in str(refusal.value)
+    assert str(tmp_path / "panel.csv") in str(error.value)
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_lines(tmp_path: Path) -> None:
     rows = [HEADER.encode(), b"1,1984,a,1960,fem\xe9le,,,", b"2,1984,a,1960,,,,", b"3,1984,\xff,1960,,,,"]
     (tmp_path / "panel.csv").write_bytes(b"\n".join(rows))
-    with raises("data-file/invalid-content", "2 problems") as refusal:
+    with raises("data-file/invalid-content", "2 problems") as error:
         read(panel(tmp_path))
-    assert "line 2: byte b'\\xe9' is not UTF-8" in str(refusal.value)
-    assert "line 4: byte" in str(refusal.value)
+    assert "line 2: byte b'\\xe9' is not UTF-8" in str(error.value)
+    assert "line 4: byte" in str(error.value)
 
 
 def test_truncated_gzip_empty_and_missing_files_are_refused(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_truncated_gzip_empty_and_missing_files_are_refused(tmp_path: Path) -> N
 
 def test_all_problems_are_counted_and_ten_are_shown(tmp_path: Path) -> None:
     (tmp_path / "panel.csv").write_text("\n".join([HEADER, *(f"{person},1984,z,1960,,,," for person in range(37))]))
-    with raises("data-file/invalid-content", "37 problems, the first 10 of them") as refusal:
+    with raises("data-file/invalid-content", "37 problems, the first 10 of them") as error:
         read(panel(tmp_path))
-    assert len(str(refusal.value).splitlines()) == 11
+    assert len(str(error.value).splitlines()) == 11
 
 
 @settings(max_examples=300, deadline=None)
@@ -134,8 +134,8 @@ def test_any_damage_is_read_or_refused_never_a_traceback(tmp_path_factory, damag
     (folder / "panel.csv").write_bytes(content[: max(1, len(content) - cut)])
     try:
         careers = read(panel(folder))
-    except DataFileError as refusal:
-        assert str(folder / "panel.csv") in str(refusal)
+    except DataFileError as error:
+        assert str(folder / "panel.csv") in str(error)
     else:
         assert all(career.jobs for career in careers)
 

@@ -38,8 +38,8 @@ BOUNDS = {
 
 
 def read(path: Path, **changes) -> list[PersonRecord]:
-    wanted = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
-    return [person() for person in psid_people(wanted, survey="PSID")]
+    survey_settings = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
+    return [person() for person in psid_people(survey_settings, survey="PSID")]
 
 
 HEAD_READ = PersonRecord(
@@ -101,14 +101,14 @@ READ = [
 @pytest.mark.parametrize("form", ["do", "sas", "sps"])
 def test_five_people_by_hand_from_a_cart(form: str, tmp_path: Path) -> None:
     folder = write_cart(tmp_path / "cart", PEOPLE, form=form)
-    found = read(folder)
-    for person, wanted in zip(found, READ, strict=True):
-        assert person == wanted
-    assert read(folder / "J220485.txt") == found
+    careers = read(folder)
+    for person, expected in zip(careers, READ, strict=True):
+        assert person == expected
+    assert read(folder / "J220485.txt") == careers
     with zipfile.ZipFile(tmp_path / "J220485.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, path.name)
-    assert read(tmp_path / "J220485.zip") == found
+    assert read(tmp_path / "J220485.zip") == careers
 
 
 @pytest.mark.parametrize("form", ["do", "sas", "sps"])
@@ -221,9 +221,9 @@ def test_years_before_1981_are_read_from_the_retrospective_codes(tmp_path: Path)
         **wave(1974, 41, 1, rp_employment_status=1, rp_occ_1970code_retro=912),
         **wave(1975, 42, 1, rp_employment_status=1, rp_occ_1970code_retro=0),
     }  # fmt: skip
-    (found,) = read(write_cart(tmp_path, [person], first_year=1968), first_year=1968)
-    assert found.career.jobs == (Job(1974, "436"),)
-    assert found.drops == (Exclusion("working, occupation not coded in retrospect", 1975),)
+    (read_career,) = read(write_cart(tmp_path, [person], first_year=1968), first_year=1968)
+    assert read_career.career.jobs == (Job(1974, "436"),)
+    assert read_career.drops == (Exclusion("working, occupation not coded in retrospect", 1975),)
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -258,10 +258,10 @@ WRONG_SETUPS = {
 @pytest.mark.parametrize("change", WRONG_SETUPS)
 def test_a_set_up_file_that_contradicts_itself_is_refused(change: tuple[str, str], cart: Path) -> None:
     changed(cart / "J220485.do", *change)
-    with pytest.raises(DataFileError, match=WRONG_SETUPS[change]) as refusal:
+    with pytest.raises(DataFileError, match=WRONG_SETUPS[change]) as error:
         read(cart)
-    assert str(cart / "J220485.do") in str(refusal.value)
-    assert "download the set-up file again" in str(refusal.value)
+    assert str(cart / "J220485.do") in str(error.value)
+    assert "download the set-up file again" in str(error.value)
 
 
 def test_broken_data_are_refused_with_line_and_columns(cart: Path) -> None:
@@ -269,28 +269,28 @@ def test_broken_data_are_refused_with_line_and_columns(cart: Path) -> None:
     lines = table.read_text().splitlines()
     length = len(lines[0])
 
-    def refused(*new: str) -> str:
+    def error_text(*new: str) -> str:
         table.write_text("".join(line + "\r\n" for line in new))
-        with pytest.raises(DataFileError) as refusal:
+        with pytest.raises(DataFileError) as error:
             read(cart)
-        assert str(table) in str(refusal.value)
-        return str(refusal.value)
+        assert str(table) in str(error.value)
+        return str(error.value)
 
-    assert f"line 2: {length - 3} characters, the set-up file says {length}" in refused(
+    assert f"line 2: {length - 3} characters, the set-up file says {length}" in error_text(
         lines[0], lines[1][:-3], *lines[2:]
     )
-    assert "line 4: the file ends here; the set-up file says 5 records" in refused(*lines[:4])
-    assert "line 6: the file ends here; the set-up file says 5 records" in refused(
+    assert "line 4: the file ends here; the set-up file says 5 records" in error_text(*lines[:4])
+    assert "line 6: the file ends here; the set-up file says 5 records" in error_text(
         *lines, lines[4].replace("3", "4", 1)
     )
-    assert "line 1, column ER30001, columns 1 - 5: '    x' is not a whole number" in refused(
+    assert "line 1, column ER30001, columns 1 - 5: '    x' is not a whole number" in error_text(
         "    x" + lines[0][5:], *lines[1:]
     )
-    assert "'1   5' is not a whole number" in refused("1   5" + lines[0][5:], *lines[1:])
-    assert "line 1: no records in the file" in refused()
-    assert "person 5001 (ER30001 x 1000 + ER30002) appears twice" in refused(lines[0], *lines[:4])
-    assert "person 5 (ER30001 x 1000 + ER30002) is no person" in refused("    0    5" + lines[0][10:], *lines[1:])
-    assert "2 problems" in refused(lines[0][:-1], lines[1][:-1], *lines[2:])
+    assert "'1   5' is not a whole number" in error_text("1   5" + lines[0][5:], *lines[1:])
+    assert "line 1: no records in the file" in error_text()
+    assert "person 5001 (ER30001 x 1000 + ER30002) appears twice" in error_text(lines[0], *lines[:4])
+    assert "person 5 (ER30001 x 1000 + ER30002) is no person" in error_text("    0    5" + lines[0][10:], *lines[1:])
+    assert "2 problems" in error_text(lines[0][:-1], lines[1][:-1], *lines[2:])
 
 
 def test_missing_variables_are_named(cart: Path) -> None:
@@ -367,9 +367,9 @@ def test_a_cart_cut_by_years_is_joined_by_person(tmp_path: Path) -> None:
     lines = (folder / "J220482.txt").read_text().splitlines()
     (folder / "J220482.txt").write_text("".join(line + "\r\n" for line in lines[:0:-1]))
     changed(folder / "J220482.do", "N_OF_OBSERVATIONS: 5", "N_OF_OBSERVATIONS: 4")
-    found = read(folder)
-    assert found[1:] == READ[1:]
-    assert found[0].career == replace(HEAD_READ.career, jobs=HEAD_READ.career.jobs[:3], birth_year=1950)
+    careers = read(folder)
+    assert careers[1:] == READ[1:]
+    assert careers[0].career == replace(HEAD_READ.career, jobs=HEAD_READ.career.jobs[:3], birth_year=1950)
 
 
 def test_a_variable_in_two_files_is_refused(tmp_path: Path) -> None:
@@ -476,9 +476,9 @@ def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, c
     assume(path.read_bytes() != original)
     try:
         people = read(folder, variables="available")
-    except LaborError as refusal:
-        assert str(folder) in str(refusal)
-        assert ADVICE.search(str(refusal)), str(refusal)
+    except LaborError as error:
+        assert str(folder) in str(error)
+        assert ADVICE.search(str(error)), str(error)
     else:
         # Nobody vanishes without a word: every person of the file of individuals has a career or a reason.
         assert len(people) == 5

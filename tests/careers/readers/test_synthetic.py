@@ -189,16 +189,16 @@ def test_moves_out_of_a_state_have_the_expected_counts(
 ) -> None:
     group_of = np.array([place[0] if place else -1 for place in PLACE_OF.values()])
     group_of[-3:] = (101, 102, 103)
-    expected, found = np.zeros(335), np.zeros(335)
+    expected, actual = np.zeros(335), np.zeros(335)
     for career in careers:
         for number, (last, job) in enumerate(itertools.pairwise(career.jobs), start=1):
             if last.occupation == state:
                 assert job.education is not None
                 prefix = prefix_of(career, number)
                 expected += market.occupation_distribution(prefix, year=job.year, education=job.education)
-                found[market.index_of[job.occupation]] += 1
+                actual[market.index_of[job.occupation]] += 1
     terms = [
-        (found[group_of == group].sum() - expected[group_of == group].sum()) ** 2 / expected[group_of == group].sum()
+        (actual[group_of == group].sum() - expected[group_of == group].sum()) ** 2 / expected[group_of == group].sum()
         for group in np.unique(group_of)
         if expected[group_of == group].sum() >= 5
     ]
@@ -312,5 +312,5 @@ def test_people_and_probabilities_are_pinned_to_the_market_s_version(careers: li
     """Stores and true scores are found again by the version; so what changes either must raise it."""
     people = hashlib.sha256(repr(careers[:100]).encode()).hexdigest()[:16]
     total = sum(sum(market.log_probabilities(career)) for career in careers[:100])
-    found = (numbers.MARKET_VERSION, people, round(total, 4))
-    assert found == (1, "9f35a0c0ff212e0b", -4360.3531), "people or probabilities changed: raise MARKET_VERSION"
+    actual = (numbers.MARKET_VERSION, people, round(total, 4))
+    assert actual == (1, "9f35a0c0ff212e0b", -4360.3531), "people or probabilities changed: raise MARKET_VERSION"
