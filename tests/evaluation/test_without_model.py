@@ -58,7 +58,7 @@ def test_what_needs_no_model_is_scored_one_observation_at_a_time(panel: tuple[Ru
 
 
 @pytest.mark.parametrize(
-    ("perplexity", "said"),
+    ("perplexity", "warning_text"),
     [
         (4.0, None),
         (4.5, "worse than the marginal distribution: perplexity 4.500 (uniform over 5 titles 5.000, their shares in "),

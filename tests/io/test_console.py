@@ -72,7 +72,7 @@ def test_work_goes_on_to_its_end_whatever_becomes_of_its_output(output: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("output", "code", "said"),
+    ("output", "code", "last_line"),
     [
         ("> >(true)", 141, b""),
         (">/dev/full", 2, b"error: no room left on the disk that the output goes to"),

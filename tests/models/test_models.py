@@ -44,7 +44,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "wanted"),
+    ("stage", "precision", "expected"),
     [(0, "bf16", torch.float32), (1, "bf16", torch.bfloat16), (2, "bf16", torch.bfloat16), (0, "fp32", torch.float32)],
 )
 def test_weights_are_fp32_wherever_deepspeed_keeps_no_master_copy(stage, precision, expected, saved: Path) -> None:

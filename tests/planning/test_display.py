@@ -63,7 +63,7 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["batch.global_batch_size=40000"], r"global_batch_size is 40,000, an epoch has 36,763 careers; set"),
         (["adapter=lora", "adapter.target_modules=[q_prj]"], r"no linear layer q_prj; it has down_proj, gate_proj"),

@@ -79,7 +79,7 @@ def test_fractions_and_weights_count_as_in_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "refused", "said"),
+    ("more", "kind", "message"),
     [
         (
             ["batch.max_seq_length=580"],

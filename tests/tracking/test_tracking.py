@@ -117,7 +117,7 @@ AFTER = "metrics.jsonl has the numbers"
 
 
 @pytest.mark.parametrize(
-    ("behavior", "said", "num_logged"),
+    ("behavior", "text", "num_logged"),
     [
         (
             "init_online_raises",

@@ -42,7 +42,7 @@ def test_epochs_that_are_given_are_taken_and_pretrained_weights_take_few() -> No
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["training.epochs=null"], r"training.epochs: expected a number above 0, or null with training.min_steps and"),
         (["data=long_panel", "training.max_epochs=null"], r"training.epochs: expected a number above 0, or null with"),
