@@ -21,7 +21,6 @@ from laborllm_dist.baselines.run import NAMES, score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import EvaluateSettings
-from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.evaluation.hidden_states import prompt_states
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.report.load import compare_runs
@@ -107,9 +106,7 @@ def test_a_logit_on_hidden_states_is_that_of_scikit_learn(run: Path, monkeypatch
 def test_an_average_is_that_of_the_probabilities_with_the_best_weights_on_validation_people(run: Path) -> None:
     baseline_settings = settings(run, "average", "average.of=[language_model,first_order,career]", "titles=all")
     for split in ("test", "validation"):
-        with pytest.raises(
-            RunError, match=rf"needs scores of language_model on the {split} people .*split={split}` make"
-        ):
+        with raises("run/no-scores-to-average", "language_model", f"{split} people", f"split={split}"):
             score_baselines(baseline_settings)
         score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", f"split={split}", "titles=all"]))
     path = score_baselines(baseline_settings)[-1]
@@ -161,9 +158,7 @@ def test_an_average_by_hand() -> None:
 
 def test_normalised_scores_of_a_report_are_those_of_the_titles(run: Path) -> None:
     score_baselines(settings(run, "career,marginal", "split=train"))
-    with pytest.raises(
-        ScoreTableError, match=r"launch/baselines.py run=\S+ split=train baselines='\[career\]' titles=all` makes it"
-    ):
+    with raises("score-table/no-title-table", f"run={run} split=train baselines='[career]' titles=all"):
         compare_runs([str(run)], split="train", measure="normalised")
     score_baselines(settings(run, "career,marginal", "split=train", "titles=all"))
     for name in ("embedding_logit", "logit_two_stage"):
@@ -182,14 +177,14 @@ def test_a_table_that_leaves_titles_out_has_no_average(run: Path, tmp_path: Path
     place, bound = titles.table.schema.get_field_index("bound"), pa.array(np.full(len(titles.table), 0.1))
     other = titles.table.set_column(place, "bound", bound)
     write_title_table(other, titles.info, titles.occupations, tmp_path / "bounded.parquet")
-    with pytest.raises(ScoreTableError, match=r"bounded\.parquet leaves titles out, so it has no average"):
+    with raises("score-table/average-of-different-titles", "bounded.parquet leaves titles out"):
         average_titles([path, tmp_path / "bounded.parquet"], np.array([0.5, 0.5]))
 
 
 def test_tables_of_other_observations_have_no_average(run: Path) -> None:
     score_baselines(settings(run, "marginal", "split=validation"))
     (test,) = score_baselines(settings(run, "marginal", "split=test")) or [run / "scores/test.marginal.parquet"]
-    with pytest.raises(ScoreTableError, match="are not of the same observations, so they have no average"):
+    with raises("score-table/average-of-different-observations", "validation.marginal.parquet", test):
         read_tables([test, run / "scores/validation.marginal.parquet"])
 
 

@@ -29,7 +29,7 @@ from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.messages import MessageError, from_text, to_text
 from laborllm_dist.distributed.secret import share_secret
-from laborllm_dist.errors import ForeignMessageError, PeerFailedError, RunError
+from laborllm_dist.errors import PeerFailedError, RunError
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState
 
@@ -215,7 +215,7 @@ def test_a_long_text_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     own.send("key", text)
     assert own.receive("key") == text
     store.set("key/piece/1", "y" * 10)
-    with pytest.raises(ForeignMessageError):
+    with raises("foreign-message/unsigned-message", "key"):
         own.receive("key")
     own.forget(["key"])
     assert not store.check(["key"]) and not store.check(["key/piece/0"])
@@ -253,7 +253,7 @@ def test_a_message_under_another_key_is_refused() -> None:
     own = Channel(store, b"secret")
     own.send("a", "delete")
     store.set("b", store.get("a"))
-    with pytest.raises(ForeignMessageError):
+    with raises("foreign-message/unsigned-message", "(b)"):
         own.receive("b")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,14 +73,16 @@ def evaluate(run: Path, mode: str, *, world_size: int) -> tuple[bytes, bytes]:
 
 
 @pytest.fixture(scope="module")
-def tables_of_one_rank(trained: Path) -> dict[str, tuple[bytes, bytes]]:
-    return {mode: evaluate(trained, mode, world_size=1) for mode in MODES}
+def tables_of_one_rank(trained: Path) -> Callable[[str], tuple[bytes, bytes]]:
+    """Return a function that evaluates a mode on one rank, at its first call."""
+    return functools.cache(lambda mode: evaluate(trained, mode, world_size=1))
 
 
 @pytest.mark.parametrize(("mode", "placement"), PLACEMENTS)
 def test_tables_of_an_evaluation_killed_under_two_ranks_and_resumed_under_three_are_those_of_one(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]], mode: str, placement: str
+    trained: Path, tables_of_one_rank: Callable[[str], tuple[bytes, bytes]], mode: str, placement: str
 ) -> None:
+    expected = tables_of_one_rank(mode)
     scores, titles = tables_of(trained, mode)
     scores.unlink()
     titles.unlink()
@@ -95,20 +99,23 @@ def test_tables_of_an_evaluation_killed_under_two_ranks_and_resumed_under_three_
     text = run_well("evaluate.py", arguments, world_size=3, log=trained / "log")
     assert f"{mode} is there" in text  # the score table
     assert "parts are there" in text
-    assert (scores.read_bytes(), titles.read_bytes()) == tables_of_one_rank[mode]
+    assert (scores.read_bytes(), titles.read_bytes()) == expected
 
 
 def test_tables_of_two_ranks_are_those_of_one(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
+    trained: Path, tables_of_one_rank: Callable[[str], tuple[bytes, bytes]]
 ) -> None:
+    expected = tables_of_one_rank("complete")
     for path in tables_of(trained, "complete"):
         path.unlink()
-    assert evaluate(trained, "complete", world_size=2) == tables_of_one_rank["complete"]
+    assert evaluate(trained, "complete", world_size=2) == expected
 
 
 def test_distributions_sum_to_the_mass_they_state(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
+    trained: Path, tables_of_one_rank: Callable[[str], tuple[bytes, bytes]]
 ) -> None:
+    for mode in ("complete", "bounded"):
+        tables_of_one_rank(mode)
     whole, bounded = (
         read_title_table(trained / f"scores/test_titles.{mode}.parquet") for mode in ("complete", "bounded")
     )
@@ -135,8 +142,9 @@ def test_distributions_sum_to_the_mass_they_state(
 
 
 def test_a_table_with_other_settings_is_not_written_over(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
+    trained: Path, tables_of_one_rank: Callable[[str], tuple[bytes, bytes]]
 ) -> None:
+    expected = tables_of_one_rank("complete")
     for overrides, label, values in [
         (
             ["titles=all", "max_unscored_mass=0.5"],
@@ -154,4 +162,4 @@ def test_a_table_with_other_settings_is_not_written_over(
             score_alone(
                 compose_settings(EvaluateSettings, "evaluate", [f"run={trained}", "model.name=complete", *overrides])
             )
-    assert tables_of(trained, "complete")[1].read_bytes() == tables_of_one_rank["complete"][1]
+    assert tables_of(trained, "complete")[1].read_bytes() == expected[1]

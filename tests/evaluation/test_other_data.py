@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import settings_of
 from helpers.trained_runs import panel, random_run, score_alone
@@ -20,7 +21,6 @@ from transformers import AutoModelForCausalLM
 
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.evaluation import EvaluateSettings, ReportSettings
-from laborllm_dist.errors import LaborError, ScoreTableError, SettingsError
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.report.write import terminal_tables, write_report
 from laborllm_dist.store.build import prepare_store
@@ -180,43 +180,40 @@ def test_a_report_sets_models_and_data_side_by_side(run: Path, tmp_path: Path) -
     more = [runs, "split=data_elsewhere", f"output={tmp_path}/r", "bootstrap_draws=20"]
     alone = write_report(compose_settings(ReportSettings, "report", more))
     assert [model.model for model in alone.models] == [model["model"] for model in elsewhere["models"]]
-    with pytest.raises(SettingsError, match="setting split: expected train, validation, test, or data_NAME"):
+    with raises("settings/invalid", "setting split:", "train, validation, test, or data_NAME"):
         compose_settings(ReportSettings, "report", [runs, "split=tests"])
     damaged = first / "scores/data_elsewhere.A.parquet"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    with pytest.raises(ScoreTableError) as error:
+    with raises("score-table/unreadable-table", damaged):
         write_report(compose_settings(ReportSettings, "report", [runs, "bootstrap_draws=20"]))
-    assert error.value.label == "score-table/unreadable-table"
-
-
-def label(run: Path, *overrides: str) -> str:
-    with pytest.raises(LaborError) as error:
-        evaluate(run, *overrides)
-    return error.value.label
 
 
 def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
     strange = other(tmp_path, "code,title\nx,Pilot\ny,Smith\nb,Tailor\n")
-    assert label(run, *strange) == "data-file/no-occupation-matches"
+    with raises("data-file/no-occupation-matches", "x Pilot"):
+        evaluate(run, *strange)
     unheld = other(tmp_path, "code,title\nx,Pilot\ny,Smith\nb,Tailor\nz,Cook\n")
-    assert label(run, *unheld) == "data-file/nobody-has-matched-occupation"
-    assert label(run, f"store={tmp_path}") == "store/no-store"
+    with raises("data-file/nobody-has-matched-occupation", "elsewhere"):
+        evaluate(run, *unheld)
+    with raises("store/no-store", tmp_path):
+        evaluate(run, f"store={tmp_path}")
     base = [each for each in panel(tmp_path) if not each.startswith("split")]
     parts = prepare_store(settings_of([*base, "template.max_history=1"]))
-    assert label(run, f"data={parts.folder}") == "store/other-data-in-parts"
-    for overrides, message in (
-        ([*other(tmp_path), "split=test"], "setting split: expected null with other data"),
-        ([*other(tmp_path), f"store={tmp_path}"], "setting store: expected null with data"),
-        (["data=psid82"], "psid82"),
+    with raises("store/other-data-in-parts", parts.folder):
+        evaluate(run, f"data={parts.folder}")
+    for overrides, label, value in (
+        ([*other(tmp_path), "split=test"], "settings/invalid", "setting split: expected null"),
+        ([*other(tmp_path), f"store={tmp_path}"], "settings/invalid", "setting store: expected null"),
+        (["data=psid82"], "settings/settings-not-composed", "psid82"),
     ):
-        with pytest.raises(SettingsError, match=message):
+        with raises(label, value):
             evaluate(run, *overrides)
 
 
 def test_data_are_composed_as_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = compose_values("evaluate", ["run=x", "data=psid81", "data.corpora.psid81.path=here.zip"])
     assert values["data"]["corpora"]["psid81"]["path"] == "here.zip"  # type: ignore[index]
-    with pytest.raises(SettingsError, match=r"did you mean data\.corpora"):
+    with raises("settings/unknown-setting", "data.corpora.psid81.paths; did you mean data.corpora"):
         compose_values("evaluate", ["run=x", "data=psid81", "data.corpora.psid81.paths=here.zip"])
 
 

@@ -24,7 +24,7 @@ from laborllm_dist import cli
 from laborllm_dist.checkpoint.save import write_fragments
 from laborllm_dist.cli import launch
 from laborllm_dist.config.evaluation import ReportSettings
-from laborllm_dist.errors import AlreadyRunningError, DiskFullError, TitleBoundaryError
+from laborllm_dist.errors import TitleBoundaryError
 from laborllm_dist.io import files
 from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text
 from laborllm_dist.io.recorded_folder import replacing_folder
@@ -128,8 +128,8 @@ def test_a_full_disk_under_a_tokenizer_s_own_saving_is_one_line(tmp_path: Path) 
     tokenizer = train_tokenizer(iter(["one two three"] * 10), vocabulary_size=300)
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer/tokenizer.json").symlink_to("/dev/full")
-    message = r"no room left on the disk of .* while writing tokenizer; make room"
-    with pytest.raises(DiskFullError, match=message) as error, translate_disk_errors(tmp_path / "tokenizer"):
+    full = raises("disk-full/no-room-left", tmp_path, "writing tokenizer")
+    with full as error, translate_disk_errors(tmp_path / "tokenizer"):
         tokenizer.save(tmp_path / "tokenizer")
     assert "\n" not in str(error.value)
 
@@ -200,7 +200,7 @@ def test_a_lock_whose_file_was_removed_is_taken_anew_by_those_who_waited(tmp_pat
     def wait() -> None:
         with file_lock(path, busy=None):
             order.append("second")
-            with pytest.raises(AlreadyRunningError), file_lock(path, busy="busy"):
+            with raises("already-running/locked-by-another-process", "busy"), file_lock(path, busy="busy"):
                 pass
             order.append("alone")
 

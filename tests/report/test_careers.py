@@ -14,7 +14,6 @@ from helpers.scores import DISTRIBUTIONS, report_on, write_scores, write_titles
 
 from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.config.reader import read_settings
-from laborllm_dist.errors import SettingsError
 from laborllm_dist.report.careers import Career, single_careers
 from laborllm_dist.report.load import compare_runs
 
@@ -122,5 +121,5 @@ def test_a_page_of_another_program_is_not_replaced(run: Path) -> None:
 @pytest.mark.parametrize("number", [-1, 201])
 def test_a_number_of_people_outside_its_range_is_refused(number: int) -> None:
     values = {"runs": ["a"], "split": "test", "output": None, "measure": "title", "bootstrap_draws": 5, "seed": 1}
-    with pytest.raises(SettingsError, match="num_careers"):
+    with raises("settings/invalid", "num_careers", number):
         read_settings(ReportSettings, {**values, "num_careers": number})

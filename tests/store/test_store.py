@@ -20,7 +20,6 @@ from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers
 from laborllm_dist.careers.readers.long_panel import OPTIONAL
 from laborllm_dist.careers.splits import SPLITS, split_of
 from laborllm_dist.config.data import PersonSplit
-from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.io import files
 from laborllm_dist.io.files import sha256_of
 from laborllm_dist.planning.workload import find_workload
@@ -222,7 +221,7 @@ def test_a_command_reads_each_source_for_its_checksum_once(tmp_path: Path, monke
     find_workload(settings)  # of the plan
     assert of_sources() == ["panel.csv", "titles.csv"]
     too_short = dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, max_seq_length=8))
-    with pytest.raises(SequenceTooLongError):  # after all that training asks of the sources
+    with raises("sequence-too-long/career-too-long", "8"):  # after all that training asks of the sources
         train(too_short, ONE_RANK)
     assert of_sources() == ["panel.csv", "titles.csv"]
 

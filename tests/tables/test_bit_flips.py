@@ -21,7 +21,7 @@ from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, PredictSettings
-from laborllm_dist.errors import DataFileError, ScoreTableError
+from laborllm_dist.errors import DataFileError
 from laborllm_dist.evaluation.resumable_parts import finish_parts, read_parts
 from laborllm_dist.io.files import ChecksumCheck, sha256_of
 from laborllm_dist.io.run_directory import read_run
@@ -259,7 +259,7 @@ def test_numbers_changed_by_hand_are_refused_with_their_old_metadata(tmp_path: P
             written_info,
             lambda _: compare_runs([str(tmp_path)], split="test", measure="title"),
         ):
-            with pytest.raises(ScoreTableError, match="rows or metadata have changed since they were written"):
+            with raises("score-table/unreadable-table", path, "rows or metadata have changed"):
                 read(path)
     facts = json.loads(table.schema.metadata[b"laborllm_dist"])
     renamed = {**table.schema.metadata, b"laborllm_dist": json.dumps({**facts, "model": "better"}).encode()}

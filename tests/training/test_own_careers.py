@@ -6,11 +6,11 @@ import csv
 from pathlib import Path
 
 import pytest
+from helpers.errors import raises
 from helpers.runs import settings_of
 
 from laborllm_dist.batching.training_plan import epochs_of, plan_training
 from laborllm_dist.config.reader import settings_to_values
-from laborllm_dist.errors import SettingsError
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.run_tokenizer import constant_phrases
 from laborllm_dist.store.tokenizer import CareerTokenizer, WholeTokens, load_tokenizer, train_tokenizer
@@ -42,23 +42,17 @@ def test_epochs_that_are_given_are_taken_and_pretrained_weights_take_few() -> No
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "values"),
     [
-        (["training.epochs=null"], r"training.epochs: expected a number above 0, or null with training.min_steps and"),
-        (["data=long_panel", "training.max_epochs=null"], r"training.epochs: expected a number above 0, or null with"),
-        (
-            ["data=long_panel", "training.max_epochs=2"],
-            r"training.max_epochs: expected a whole number from 3 to 100,000, got 2",
-        ),
-        (
-            ["data=long_panel", "training.min_steps=0"],
-            r"training.min_steps: expected a whole number from 1 to .*, got 0",
-        ),
-        (["tokenizer=pretrained", "tokenizer.titles=whole"], r"tokenizer.titles: expected pieces for a pretrained"),
+        (["training.epochs=null"], ("training.epochs:", "training.min_steps")),
+        (["data=long_panel", "training.max_epochs=null"], ("training.epochs:", "null")),
+        (["data=long_panel", "training.max_epochs=2"], ("training.max_epochs:", "3 to 100,000", "got 2")),
+        (["data=long_panel", "training.min_steps=0"], ("training.min_steps:", "from 1 to", "got 0")),
+        (["tokenizer=pretrained", "tokenizer.titles=whole"], ("tokenizer.titles: expected pieces",)),
     ],
 )
-def test_what_decides_nothing_is_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
+def test_what_decides_nothing_is_refused(overrides: list[str], values: tuple[str, ...]) -> None:
+    with raises("settings/invalid", *values):
         settings_of(overrides)
 
 

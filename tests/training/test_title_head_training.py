@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.processes import run_well
 from helpers.runs import settings_of, small_run
 from helpers.trained_runs import saved_weights, score_alone
@@ -21,7 +22,6 @@ from transformers import AutoModelForCausalLM
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.run_directory import run_fingerprint
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.models.title_head import TITLE_HEAD, TITLE_HEAD_FILE, read_title_head
@@ -230,5 +230,5 @@ def test_a_run_without_the_layer_has_the_fingerprint_of_one_that_knows_of_none()
 
 
 def test_weights_are_not_selected_by_a_layer_that_is_not_there() -> None:
-    with pytest.raises(SettingsError, match=r"training.best_by: expected title or token with title_head.kind="):
+    with raises("settings/invalid", "training.best_by: expected title or token", "title_head.kind="):
         compose_settings(RunSettings, "run", ["training.best_by=title_head"])

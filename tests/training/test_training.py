@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoints import flip_a_bit
+from helpers.errors import raises
 from helpers.processes import EXTENSIONS, ON_CPU, PROJECT, kill_ranks, run_ranks, run_well, start_ranks
 from helpers.runs import settings_of, small_run
 
@@ -24,7 +25,6 @@ from laborllm_dist.checkpoint.load import full_weights
 from laborllm_dist.checkpoint.manifest import check_checkpoint, read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder
 from laborllm_dist.config.run import TrackingSettings
-from laborllm_dist.errors import DiskFullError
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.tracking.run_log import RunLog
@@ -229,7 +229,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
 def test_a_full_disk_under_the_log_is_said_and_closing_does_not_try_again(small_disk: Path) -> None:
     off = TrackingSettings(wandb="off", project="p")
     log = RunLog(small_disk / "metrics.jsonl", off, name="n", settings={}, step=0)
-    with pytest.raises(DiskFullError, match=r"while writing metrics.jsonl"), contextlib.closing(log):
+    with raises("disk-full/no-room-left", "metrics.jsonl"), contextlib.closing(log):
         for step in range(1, 3000):
             log.write({"step": step, "careers": "x" * 1000})
 

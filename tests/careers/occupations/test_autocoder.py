@@ -28,7 +28,6 @@ from laborllm_dist.careers.occupations.title_index import (
     Source,
     read_index,
 )
-from laborllm_dist.errors import DataFileError
 
 
 @pytest.fixture(scope="module")
@@ -265,14 +264,14 @@ def test_the_rules_of_o_net_s_table_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "error"),
     [
-        ("a,b\n1,2\n", "onet.csv.gz: expected columns title and occ1990dd"),
-        ("title,occ1990dd\nBaker,12345\n", "'Baker' has the code '12345', which occ1990dd has not"),
+        ("a,b\n1,2\n", ("data-file/missing-columns", "onet.csv.gz", "title", "occ1990dd")),
+        ("title,occ1990dd\nBaker,12345\n", ("data-file/unknown-occupation-code", "'Baker'", "'12345'")),
     ],
 )
-def test_files_that_are_no_o_net_titles_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(DataFileError, match=message):
+def test_files_that_are_no_o_net_titles_are_refused(tmp_path: Path, text: str, error: tuple[str, ...]) -> None:
+    with raises(*error):
         build_onet.table_of(onet_file(tmp_path, text))
 
 

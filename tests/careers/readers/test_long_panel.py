@@ -19,7 +19,7 @@ from laborllm_dist.careers.readers.long_panel import read_long_panel
 from laborllm_dist.careers.readers.wage_panel import read_wage_panel
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import LongPanelSettings
-from laborllm_dist.errors import DataFileError, VocabularyError
+from laborllm_dist.errors import DataFileError
 
 HEADER = "person,year,occupation,birth_year,gender,ethnicity,region,education"
 GOOD = ["1,1984,a,1960,female,white,south,college", "1,1982,b,1960,female,white,west,high school", "2,1990,a,,,,,"]
@@ -55,38 +55,35 @@ def test_gzip_parquet_and_a_byte_order_mark_read_the_same(tmp_path: Path) -> Non
     assert read(panel(tmp_path, "panel.parquet")) == EXPECTED
 
 
+INVALID = "data-file/invalid-content"
 BROKEN = {
-    "missing column": ("person,year,job\n1,1984,a", r"line 1, column occupation: missing"),
-    "column twice": (HEADER.replace("region", "year") + "\n", r"line 1, column year: this column appears twice"),
+    "missing column": ("person,year,job\n1,1984,a", INVALID, "line 1, column occupation: missing"),
+    "column twice": (HEADER.replace("region", "year") + "\n", INVALID, "line 1, column year", "twice"),
     "doubled person-year": (
-        "\n".join([HEADER, *GOOD, GOOD[0]]),
-        r"line 5, column year: person '1' has 1984 twice, first at line 2",
+        "\n".join([HEADER, *GOOD, GOOD[0]]), INVALID, "line 5, column year: person '1'", "1984", "line 2",
     ),
-    "year before birth": (
-        f"{HEADER}\n1,1950,a,1960,,,,",
-        r"line 2, column year: 1950 is before the person's birth in 1960",
-    ),
-    "unknown code": (f"{HEADER}\n1,1984,z,1960,,,,", r"line 2, column occupation: code 'z' is not in .*titles.csv"),
-    "empty person": (f"{HEADER}\n,1984,a,1960,,,,", r"line 2, column person: empty"),
-    "no year": (f"{HEADER}\n1,soon,a,1960,,,,", r"line 2, column year: 'soon' is not a year"),
+    "year before birth": (f"{HEADER}\n1,1950,a,1960,,,,", INVALID, "line 2, column year: 1950", "birth", "1960"),
+    "unknown code": (f"{HEADER}\n1,1984,z,1960,,,,", INVALID, "line 2, column occupation: code 'z'", "titles.csv"),
+    "empty person": (f"{HEADER}\n,1984,a,1960,,,,", INVALID, "line 2, column person: empty"),
+    "no year": (f"{HEADER}\n1,soon,a,1960,,,,", INVALID, "line 2, column year: 'soon'"),
     "changed birth year": (
-        f"{HEADER}\n1,1984,a,1960,,,,\n1,1985,a,1961,,,,",
-        r"line 3, column birth_year: '1961', but '1960'",
+        f"{HEADER}\n1,1984,a,1960,,,,\n1,1985,a,1961,,,,", INVALID, "line 3, column birth_year: '1961'", "'1960'",
     ),
-    "too few values": (f"{HEADER}\n1,1984,a", r"line 2: 3 values, the header has 8"),
-    "line break in a value": (f'{HEADER}\n1,1984,a,1960,,,"so\nuth",', r"column region: 'so\\nuth' holds a line break"),
-    "no rows": (HEADER + "\n", r"a header, but no rows"),
-    "open quote": (f'{HEADER}\n1,1984,"a,1960,,,,', r"line 2: not CSV"),
-}
+    "too few values": (f"{HEADER}\n1,1984,a", INVALID, "line 2: 3 values", "8"),
+    "line break in a value": (
+        f'{HEADER}\n1,1984,a,1960,,,"so\nuth",', INVALID, "column region: 'so\\nuth'", "line break",
+    ),
+    "no rows": (HEADER + "\n", "data-file/no-rows", "panel.csv"),
+    "open quote": (f'{HEADER}\n1,1984,"a,1960,,,,', INVALID, "line 2: not CSV"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_panel_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
-    text, message = BROKEN[name]
+    text, label, *values = BROKEN[name]
     (tmp_path / "panel.csv").write_text(text)
-    with pytest.raises(DataFileError, match=message) as error:
+    with raises(label, tmp_path / "panel.csv", *values):
         read(panel(tmp_path))
-    assert str(tmp_path / "panel.csv") in str(error.value)
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_lines(tmp_path: Path) -> None:
@@ -140,22 +137,27 @@ def test_any_damage_is_read_or_refused_never_a_traceback(tmp_path_factory, damag
         assert all(career.jobs for career in careers)
 
 
+UNREADABLE = "vocabulary/unreadable-vocabulary-file"
 VOCABULARIES = {
-    "code,title\na,Cooks\nb,\n,Bakers\n": r"2 problems:\n  line 3, column title: empty\n  line 4, column code: empty",
-    "code,title\na,Cooks\na,Bakers\n": r"line 3, column code: 'a' appears at line 2 already",
-    "code,title\na,Cooks\nb,Cooks\n": r"line 3, column title: 'Cooks' appears at line 2 already",
-    'code,title\na,"Co\noks"\nb,\n': r"line 3, column title: 'Co\\noks' holds a line break.*\n.*line 4, column title",
-    "code,name\na,Cooks\n": r"line 1, column title: missing; the columns are code, name",
-    "code,title\na\n": r"line 2: 1 values, the header has 2",
-    "code,title\n": r"the list of occupations is empty",
-    "": r"the file is empty",
-}
+    "code,title\na,Cooks\nb,\n,Bakers\n": (
+        UNREADABLE, "2 problems:\n  line 3, column title: empty\n  line 4, column code: empty",
+    ),
+    "code,title\na,Cooks\na,Bakers\n": (UNREADABLE, "line 3, column code: 'a'", "line 2"),
+    "code,title\na,Cooks\nb,Cooks\n": (UNREADABLE, "line 3, column title: 'Cooks'", "line 2"),
+    'code,title\na,"Co\noks"\nb,\n': (
+        UNREADABLE, "line 3, column title: 'Co\\noks'", "line break", "\n  line 4, column title",
+    ),
+    "code,name\na,Cooks\n": (UNREADABLE, "line 1, column title: missing", "code, name"),
+    "code,title\na\n": (UNREADABLE, "line 2: 1 values", "2"),
+    "code,title\n": ("vocabulary/invalid-vocabulary-file", "titles.csv"),
+    "": (UNREADABLE, "titles.csv", "empty"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", VOCABULARIES)
 def test_a_bad_list_of_occupations_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "titles.csv").write_text(text)
-    with pytest.raises(VocabularyError, match=VOCABULARIES[text]):
+    with raises(*VOCABULARIES[text]):
         read_vocabulary(tmp_path / "titles.csv")
 
 

@@ -18,7 +18,6 @@ from laborllm_dist.careers.readers.synthetic.market import SyntheticMarket, make
 from laborllm_dist.careers.readers.synthetic.titles import EDUCATIONS, FAMILIES, GENDERS, Slope, synthetic_vocabulary
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import SyntheticSettings
-from laborllm_dist.errors import DataFileError
 
 CODES = synthetic_vocabulary().codes
 TITLE_OF = synthetic_vocabulary().title_of()
@@ -287,19 +286,25 @@ CAREER = CareerHistory(
 
 
 @pytest.mark.parametrize(
-    ("career", "message"),
+    ("career", "error"),
     [
-        (dataclasses.replace(CAREER, birth_year=None), "birth year None"),
-        (dataclasses.replace(CAREER, gender=None), "gender None; expected one of: female, male"),
-        (dataclasses.replace(CAREER, jobs=(Job(1980, "UNE"),)), "education None"),
-        (dataclasses.replace(CAREER, jobs=(Job(1980, "x", "bachelor"),)), "occupation 'x' is not one of"),
-        (dataclasses.replace(CAREER, jobs=CAREER.jobs[::-1]), "year 1980 comes after 1981"),
+        (dataclasses.replace(CAREER, birth_year=None), ("data-file/no-birth-year-or-education", "birth year None")),
+        (dataclasses.replace(CAREER, gender=None), ("data-file/unknown-gender", "None", "female, male")),
+        (
+            dataclasses.replace(CAREER, jobs=(Job(1980, "UNE"),)),
+            ("data-file/no-birth-year-or-education", "education None"),
+        ),
+        (
+            dataclasses.replace(CAREER, jobs=(Job(1980, "x", "bachelor"),)),
+            ("data-file/unknown-synthetic-occupation", "'x'"),
+        ),
+        (dataclasses.replace(CAREER, jobs=CAREER.jobs[::-1]), ("data-file/years-out-of-order", "1980", "1981")),
     ],
 )
 def test_a_career_that_the_rule_cannot_judge_is_refused(
-    market: SyntheticMarket, career: CareerHistory, message: str
+    market: SyntheticMarket, career: CareerHistory, error: tuple[str, ...]
 ) -> None:
-    with pytest.raises(DataFileError, match=message):
+    with raises(*error):
         market.log_probabilities(career)
 
 
