@@ -230,18 +230,18 @@ def find(name: str, ranks: DistributedContext, folder: Path) -> Findings:
     for stage in STAGES:
         (folder / str(stage)).mkdir()
         export = folder / str(stage) / "export"
-        trained[str(stage)] = _or_refusal(lambda: trained_error(saved, stage, stepped, ranks, export))  # noqa: B023
+        trained[str(stage)] = _or_error(lambda: trained_error(saved, stage, stepped, ranks, export))  # noqa: B023
     return Findings(
-        scored=_or_refusal(lambda: scored_error(saved, "replicated", by_hand, ranks)),
+        scored=_or_error(lambda: scored_error(saved, "replicated", by_hand, ranks)),
         trained=trained,
-        sharded=_or_refusal(lambda: scored_error(saved, "sharded", by_hand, ranks)),
-        exported=_or_refusal(lambda: exported_error(folder / "2/export", stepped)),
-        planned=_or_refusal(lambda: shape_of(settings_for(saved).model, num_ids=NUM_IDS).num_parameters),
+        sharded=_or_error(lambda: scored_error(saved, "sharded", by_hand, ranks)),
+        exported=_or_error(lambda: exported_error(folder / "2/export", stepped)),
+        planned=_or_error(lambda: shape_of(settings_for(saved).model, num_ids=NUM_IDS).num_parameters),
         counted=sum(parameter.numel() for parameter in model.parameters()),
     )
 
 
-def _or_refusal(measure: Any) -> Any:
+def _or_error(measure: Any) -> Any:
     try:
         return measure()
     except ModelError as error:

@@ -210,7 +210,7 @@ def main() -> None:
     runs = [timed(lambda: ours_observed(model, rows, careers)) for _ in range(arguments.repeats)]
     peer_seconds, theirs = timed(lambda: peer_scores(peer, pairs))
     runs += [timed(lambda: ours_observed(model, rows, careers))]
-    compare("observed titles", [each[0] for each in runs], {"lm-evaluation-harness": [peer_seconds]}, len(pairs))
+    compare("observed titles", [run[0] for run in runs], {"lm-evaluation-harness": [peer_seconds]}, len(pairs))
     print(f"    {len(pairs)} requests, largest difference {np.abs(runs[0][1] - theirs).max():.1e} nats")
 
     sampled = spread(rows, arguments.observations)
@@ -225,8 +225,8 @@ def main() -> None:
     own_scores = ours_runs[0][1]
     compare(
         "all titles, complete",
-        [each[0] for each in ours_runs],
-        {"lm-evaluation-harness": [peer_seconds], "cached history, title by title": [each[0] for each in cached_runs]},
+        [run[0] for run in ours_runs],
+        {"lm-evaluation-harness": [peer_seconds], "cached history, title by title": [run[0] for run in cached_runs]},
         len(sampled),
     )
     print(f"    {len(pairs)} requests; {counted.num_tokens:,} tokens forwarded, {counted.num_tokens / distinct:.4f} of "
@@ -247,8 +247,8 @@ def main() -> None:
         )
     compare(
         f"all titles, tolerance {arguments.tolerance:g}, {number} observations of {len(people)} people",
-        [each[0] for each in bounded_runs],
-        {"complete": [each[0] for each in complete_runs]},
+        [run[0] for run in bounded_runs],
+        {"complete": [run[0] for run in complete_runs]},
         number,
     )
     errors, bounds = [], []

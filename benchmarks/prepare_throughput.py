@@ -35,7 +35,7 @@ ABSENT = ("code", "education")
 
 def made_titles(random: np.random.Generator) -> list[str]:
     """Return 120,000 free job titles: the index's, with ranks and employers, one in ten with a letter missing."""
-    known = [each.title for each in read_index()]
+    known = [entry.title for entry in read_index()]
     titles = []
     for _ in range(120_000):
         title = known[int(random.integers(len(known)))]

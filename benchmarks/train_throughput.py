@@ -77,7 +77,7 @@ def run_ours(arguments: list[str], folder: Path, stage: str) -> list[dict[str, f
     start([str(PROJECT / "launch/train.py"), *arguments, f"zero={stage}", f"output_dir={folder}/runs", "name=ours"], {})
     lines = read_steps(folder / "runs/ours/metrics.jsonl")[:-1]
     return [
-        {"time": each["time"], "tokens": each["step_tokens"], "loss": each["loss_nats_per_token"]} for each in lines
+        {"time": line["time"], "tokens": line["step_tokens"], "loss": line["loss_nats_per_token"]} for line in lines
     ]
 
 

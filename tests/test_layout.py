@@ -128,8 +128,8 @@ def test_that_leaves_a_file():
 """
 
 
-@pytest.mark.parametrize(("name", "code", "is_said"), [("left", 1, True), ("elsewhere", 0, False)])
-def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is_said: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code", "is_printed"), [("left", 1, True), ("elsewhere", 0, False)])
+def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is_printed: bool, tmp_path: Path) -> None:
     project, elsewhere = tmp_path / "left", tmp_path / "elsewhere"
     (project / "tests/helpers").mkdir(parents=True)
     elsewhere.mkdir()
@@ -145,7 +145,7 @@ def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is
         env={**os.environ, "PYTHONPATH": str(project / "tests")},
     )  # fmt: skip
     assert done.returncode == code, done.stdout
-    assert ("changed while the tests ran (git status): ?? -v" in done.stdout) == is_said
+    assert ("changed while the tests ran (git status): ?? -v" in done.stdout) == is_printed
 
 
 def test_tests_begin_with_the_usual_ctrl_c_however_they_are_started() -> None:

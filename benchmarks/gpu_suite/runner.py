@@ -155,8 +155,8 @@ def run_suite(file: RecordFile, now: datetime, parts: Sequence[str], shape: str,
         if case.part in parts
     ]
     run_jobs(jobs, file, seconds=seconds)
-    not_asked = [Record(each.part, each.subject, "skipped", note="not asked for") for each in cases()]
-    for record in (*peers.ratios(file.last()[1]), *(each for each in not_asked if each.part not in parts)):
+    skipped = [Record(each.part, each.subject, "skipped", note="not asked for") for each in cases()]
+    for record in (*peers.ratios(file.last()[1]), *(each for each in skipped if each.part not in parts)):
         file.add(record)
     start, records = file.last()
     print_table(start, records)

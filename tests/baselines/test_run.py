@@ -163,7 +163,7 @@ def test_normalised_scores_of_a_report_are_those_of_the_titles(run: Path) -> Non
     score_baselines(settings(run, "career,marginal", "split=train", "titles=all"))
     for name in ("embedding_logit", "logit_two_stage"):
         (run / f"scores/train.{name}.parquet").unlink(missing_ok=True)
-    models = {each.name: each for each in compare_runs([str(run)], split="train", measure="normalised").models}
+    models = {model.name: model for model in compare_runs([str(run)], split="train", measure="normalised").models}
     titles = read_title_table(run / "scores/train_titles.career.parquet").table
     np.testing.assert_array_equal(models["CAREER"].log_likelihood, titles["normalised"].to_numpy())
     scores = read_score_table(run / "scores/train.career.parquet")[0]["title"].to_numpy()

@@ -54,10 +54,10 @@ def test_every_part_leaves_a_record_whatever_becomes_of_it(tmp_path: Path) -> No
     runner.run_jobs([runner.Job("late", "x", 60, ("true",))], file, seconds=1)
     _, records = file.last()
     assert records[0] == Record("good", "x", "measured", {"seconds": 1.5})
-    assert [(each.part, each.outcome) for each in records[1:]] == [
+    assert [(record.part, record.outcome) for record in records[1:]] == [
         ("broken", "failed"), ("silent", "failed"), ("late", "skipped")
     ]  # fmt: skip
-    assert [each.note for each in records[2:]] == ["left no record", "not measured: no time left"]
+    assert [record.note for record in records[2:]] == ["left no record", "not measured: no time left"]
     assert records[1].note.endswith("code 3")
 
 
@@ -81,7 +81,7 @@ def test_a_failing_part_makes_the_exit_code_1_and_a_record(tmp_path: Path, monke
     assert runner.run_suite(file, datetime.now(), ["unknown"], "tiny", 120) == 1
     start, records = file.last()
     assert start.versions["torch"] == torch.__version__
-    assert [(each.part, each.outcome) for each in records] == [("unknown", "failed"), ("other", "skipped")]
+    assert [(record.part, record.outcome) for record in records] == [("unknown", "failed"), ("other", "skipped")]
     printed = capsys.readouterr().out
     assert "hardware" in printed and "not asked for" in printed
 
@@ -104,10 +104,10 @@ def test_the_suite_runs_from_anywhere_and_says_what_a_cpu_cannot_show(tmp_path: 
     assert done.returncode == 0, done.stdout + done.stderr
     (records_path,) = (tmp_path / "found").glob("*-gpu-suite.jsonl")
     _, records = RecordFile(records_path).last()
-    outcomes = {(each.part, each.subject): each.outcome for each in records}
+    outcomes = {(record.part, record.subject): record.outcome for record in records}
     if not torch.cuda.is_available():
         assert outcomes[("step", "fp32")] == "skipped"
-        (lora, _) = (each for each in records if each.part == "lora")
+        (lora, _) = (record for record in records if record.part == "lora")
         assert lora.outcome == "measured"
         assert "memory not measured: there is no GPU" in lora.note
         assert "planned_gib" not in lora.numbers

@@ -51,7 +51,7 @@ def splits_of(store: TokenStore) -> dict[str, str]:
 
 def with_panel(folder: Path, *more: str) -> RunSettings:
     """Return the panel of 40 people with more columns: a split, and a household of two people that is odd or even."""
-    overrides = [each for each in panel(folder) if not each.startswith("split.")]
+    overrides = [override for override in panel(folder) if not override.startswith("split.")]
     lines = (folder / "careers.csv").read_text().splitlines()
     rows = [lines[0] + ",sample,house"]
     for line in lines[1:]:
@@ -357,7 +357,7 @@ def test_what_needs_whole_careers_is_refused_by_year(by_year: tuple[RunSettings,
 def test_a_source_s_own_splits_give_way_to_another_rule(tmp_path: Path) -> None:
     careers = [("test", CAREER), ("train", CAREER), ("validation", CAREER)]
     write_career_text(careers, tmp_path / "files")  # type: ignore[arg-type]
-    base = [*(each for each in small_run(tmp_path) if "synthetic" not in each), "data=career_text"]
+    base = [*(override for override in small_run(tmp_path) if "synthetic" not in override), "data=career_text"]
     place = f"data.corpora.career_text.path={tmp_path}/files"
     own = prepare_store(settings_of([*base, place]))
     assert splits_of(own) == {"train-0000001": "train", "valid-0000001": "validation", "test-0000001": "test"}

@@ -37,7 +37,7 @@ from laborllm_dist.training.train import train
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_weights_are_put_together_from_fragments(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from helpers.fuzzing import (
     FEWEST_CASES,
     TEXTS,
-    Refusal,
+    Rejection,
     changed_value,
     check_number_of_cases,
     damaged_trees,
@@ -109,7 +109,7 @@ def test_a_damaged_tree_of_settings_is_refused_or_is_what_it_says(name: str, dat
     kind = KINDS[name][0]
     tree = data.draw(damaged_settings(name))
     result = outcome(lambda: read_settings(kind, tree))
-    if isinstance(result, Refusal):
+    if isinstance(result, Rejection):
         return
     check_types(result, kind)
     written = json.dumps(settings_to_values(result))
@@ -135,7 +135,7 @@ def test_a_setting_of_the_command_line_is_refused_or_is_what_was_typed(
 ) -> None:
     form = data.draw(st.sampled_from(("{name}={text}", '{name}="{text}"', "{text}", "{name}=[{text}]")))
     result = outcome(lambda: compose_settings(RunSettings, "run", [form.format(name=name, text=text)]))
-    if isinstance(result, Refusal):
+    if isinstance(result, Rejection):
         return
     check_types(result, RunSettings)
     values = settings_to_values(result)

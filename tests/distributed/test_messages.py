@@ -204,7 +204,7 @@ def test_messages_that_all_have_read_are_removed() -> None:
             each.share(1)
             keys.append(store.num_keys())
 
-    run_at_once(*(lambda each=each: work(each) for each in ranks))
+    run_at_once(*(lambda rank=rank: work(rank) for rank in ranks))
     assert max(keys) <= 6
 
 
@@ -267,7 +267,7 @@ def test_a_refusal_of_rank_0_and_an_answer_of_a_wrong_type_reach_the_others() ->
             lambda first=first, work=work, kind=kind: first.run_on_main(work, kind),
             lambda other=other, work=work, kind=kind: other.run_on_main(work, kind),
         )
-        assert [type(each) for each in outcomes] == [raised, PeerFailedError]
+        assert [type(outcome) for outcome in outcomes] == [raised, PeerFailedError]
 
 
 def test_waiting_for_a_key_ends_with_the_key_or_the_time() -> None:

@@ -225,7 +225,7 @@ def refuse(settings: ReportSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "is_said"),
+    ("variables", "is_printed"),
     [
         ({}, True),
         ({"RANK": "1"}, True),  # of no launcher: nobody else would say it
@@ -235,7 +235,7 @@ def refuse(settings: ReportSettings) -> None:
     ],
 )
 def test_a_wrong_setting_is_said_by_one_rank(
-    variables: Mapping[str, str], is_said: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    variables: Mapping[str, str], is_printed: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in (*RANK, *TASK):
         monkeypatch.delenv(name, raising=False)
@@ -246,4 +246,4 @@ def test_a_wrong_setting_is_said_by_one_rank(
     with pytest.raises(SystemExit) as ended:
         launch(ReportSettings, "report", refuse, "")
     assert ended.value.code == 2
-    assert ("error: setting seed: " in capfd.readouterr().err) == is_said
+    assert ("error: setting seed: " in capfd.readouterr().err) == is_printed

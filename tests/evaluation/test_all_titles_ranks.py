@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run_well("train.py", base, world_size=1, log=folder / "log")
     export = [f"model.path={folder}/runs/small/export", "model=pretrained", "tokenizer=pretrained"]
-    data_settings = [each for each in base if not each.startswith(("model.", "tokenizer.", "name="))]
+    data_settings = [override for override in base if not override.startswith(("model.", "tokenizer.", "name="))]
     run_well("train.py", [*data_settings, *export, "adapter=lora", "name=lora"], world_size=1, log=folder / "log")
     return folder / "runs/lora"
 

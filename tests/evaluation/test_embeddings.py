@@ -155,7 +155,9 @@ def test_what_cannot_be_embedded_is_refused(run: Path, tmp_path: Path) -> None:
 def test_the_example_of_the_manual_is_a_cross_fitted_regression(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = [each for each in small_run(tmp_path) if "synthetic" not in each and not each.startswith("name=")]
+    base = [
+        override for override in small_run(tmp_path) if "synthetic" not in override and not override.startswith("name=")
+    ]
     settings = settings_of([*base, "name=quickstart", "batch.max_seq_length=512", "evaluation.max_seq_length=512"])
     store = prepare_store(settings)
     made = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)

@@ -122,7 +122,7 @@ def test_greedy_continuations_are_those_of_transformers(kind: str, max_tree_toke
         model.generate(ids[None], attention_mask=torch.ones_like(ids[None]), **options)[0, len(ids) :]
         for ids in prompts
     ]
-    found_PKL = continued(
+    actual_PKL = continued(
         wrap_for_inference(model, COMPUTE),
         rows,
         np.full((len(prompts), 1, 8), NAN),
@@ -131,8 +131,8 @@ def test_greedy_continuations_are_those_of_transformers(kind: str, max_tree_toke
     )
     lengths = {len(tokens) for tokens in expected}
     assert len(lengths) > 1
-    for found_L, tokens in zip(found_PKL[:, 0], expected, strict=True):
-        assert found_L[found_L >= 0].tolist() == tokens.tolist()
+    for actual_L, tokens in zip(actual_PKL[:, 0], expected, strict=True):
+        assert actual_L[actual_L >= 0].tolist() == tokens.tolist()
 
 
 def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
@@ -143,10 +143,10 @@ def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
         [[token_uniforms(1, ("PSID", place), sample, 6) for sample in (1, 2, 3)] for place in range(len(prompts))]
     )
     ends = list(range(0, tokenizer.num_ids, 9))
-    found_PKL = continued(wrap_for_inference(model, COMPUTE), rows, uniforms_PKL, ends, max_tree_tokens=5)
+    actual_PKL = continued(wrap_for_inference(model, COMPUTE), rows, uniforms_PKL, ends, max_tree_tokens=5)
     model.set_attn_implementation("sdpa")
-    for prompt, uniforms_KL, found_KL in zip(prompts, uniforms_PKL, found_PKL, strict=True):
-        for uniforms_L, found_L in zip(uniforms_KL, found_KL, strict=True):
+    for prompt, uniforms_KL, actual_KL in zip(prompts, uniforms_PKL, actual_PKL, strict=True):
+        for uniforms_L, actual_L in zip(uniforms_KL, actual_KL, strict=True):
             ids, drawn = prompt, []
             for uniform in uniforms_L:
                 with torch.no_grad():
@@ -155,7 +155,7 @@ def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
                 if drawn[-1] in ends:
                     break
                 ids = torch.cat([ids, torch.tensor(drawn[-1:])])
-            assert found_L[found_L >= 0].tolist() == drawn
+            assert actual_L[actual_L >= 0].tolist() == drawn
 
 
 def test_texts_keep_their_blank_and_end_with_the_line(any_llama_tokenizer: Path) -> None:

@@ -119,7 +119,7 @@ def test_by_code_a_code_is_what_it_is_in_the_run(run: Path, tmp_path: Path) -> N
 
 
 def test_a_prepared_store_is_scored_whole_and_as_its_data(run: Path, tmp_path: Path) -> None:
-    base = [each for each in panel(tmp_path) if not each.startswith(("data", "split"))]
+    base = [override for override in panel(tmp_path) if not override.startswith(("data", "split"))]
     half = ["split.train=0.5", "split.validation=0.2"]
     rows = [f"{person},{year},{'xyb'[(person + year) % 3]}" for person in range(12) for year in (2001, 2003)]
     other_data = other(tmp_path)
@@ -197,7 +197,7 @@ def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
         evaluate(run, *unheld)
     with raises("store/no-store", tmp_path):
         evaluate(run, f"store={tmp_path}")
-    base = [each for each in panel(tmp_path) if not each.startswith("split")]
+    base = [override for override in panel(tmp_path) if not override.startswith("split")]
     parts = prepare_store(settings_of([*base, "template.max_history=1"]))
     with raises("store/other-data-in-parts", parts.folder):
         evaluate(run, f"data={parts.folder}")

@@ -81,7 +81,7 @@ class World:
 
         def ask(questions: Sequence[Query]) -> Distributions:
             actual = Distributions(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))
-            of_career = starts.careers_S[[each.start for each in questions]]
+            of_career = starts.careers_S[[question.start for question in questions]]
             for career in np.unique(of_career):
                 places = np.flatnonzero(of_career == career)
                 part = way(self.texts, starts, [questions[place] for place in places], self.evaluation, model)

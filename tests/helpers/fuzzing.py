@@ -103,21 +103,21 @@ def limited_memory() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """An error of this software."""
 
     kind: type[LaborError]
     text: str
 
 
-def outcome(work: Callable[[], Result]) -> Result | Refusal:
+def outcome(work: Callable[[], Result]) -> Result | Rejection:
     """Return what work gives, or its refusal, which must be one clear line (or a line a problem)."""
     try:
         result = work()
     except LaborError as error:
         check_message(str(error))
         event("refused")  # shown by --hypothesis-show-statistics
-        return Refusal(type(error), str(error))
+        return Rejection(type(error), str(error))
     event("accepted")
     return result
 

@@ -49,7 +49,7 @@ def _of_file(path: Path) -> Iterator[Message]:
     for node in ast.walk(ast.parse(path.read_text())):
         name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
         if isinstance(node, ast.Call) and name in CLASSES - WITHOUT_TEXT:
-            codes = [each.value for each in node.keywords if each.arg == "code"]
+            codes = [word.value for word in node.keywords if word.arg == "code"]
             code = codes[0].value if codes and isinstance(codes[0], ast.Constant) else None
             text = _text_of(node.args[0]) if node.args else ""
             yield Message(name, code, str(path.relative_to(PROJECT / "laborllm_dist")), node.lineno, text)

@@ -52,11 +52,11 @@ def test_chunks_give_the_log_likelihood_and_gradients_of_the_whole(
     total, scores = chunked_log_likelihood(*own, targets, chunk_tokens=chunk_tokens, weights_N=weights)
     reference = dense_log_likelihood(*dense, targets)
     torch.testing.assert_close(scores, reference.detach(), rtol=0, atol=tolerance)
-    wanted_total = reference.sum() if weights is None else (reference * weights).sum()
-    torch.testing.assert_close(total, wanted_total, rtol=1e-6, atol=tolerance)
+    expected_total = reference.sum() if weights is None else (reference * weights).sum()
+    torch.testing.assert_close(total, expected_total, rtol=1e-6, atol=tolerance)
     # As in training, the loss is a small number times the sum.
     (-0.01 * total).backward()
-    (-0.01 * wanted_total).backward()
+    (-0.01 * expected_total).backward()
     for actual, expected in zip(own, dense, strict=True):
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-4, atol=tolerance)
     assert not scores.requires_grad

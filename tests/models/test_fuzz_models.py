@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from helpers.fuzzing import (
-    Refusal,
+    Rejection,
     check_number_of_cases,
     damaged_bytes,
     damaged_trees,
@@ -73,7 +73,7 @@ def test_the_shape_of_an_edited_configuration_is_what_a_formula_makes_of_it(llam
         return shape_of(settings_for(llama), num_ids=1), context_of(settings_for(llama))
 
     result = with_content(path, content, use)
-    if isinstance(result, Refusal):
+    if isinstance(result, Rejection):
         return
     shape, context = result
     config = json.loads(content)
@@ -116,7 +116,7 @@ def test_a_model_opens_under_an_edited_configuration_as_transformers_opens_it_or
             return model(input_ids=ids).logits
 
     result = with_content(path, content, use)
-    if not isinstance(result, Refusal):
+    if not isinstance(result, Rejection):
         torch.testing.assert_close(result, with_content(path, content, as_transformers), equal_nan=True)
 
 
@@ -135,7 +135,7 @@ def test_an_edited_configuration_of_an_adapter_names_its_base_or_is_refused(llam
         return base
 
     result = with_content(folder / ADAPTER_CONFIG, content, use)
-    if not isinstance(result, Refusal):
+    if not isinstance(result, Rejection):
         config = json.loads(content.removeprefix(b"\xef\xbb\xbf"))
         assert (result.path, result.revision) == (config["base_model_name_or_path"], config.get("revision"))
         assert not config.get("use_dora") and not config.get("trainable_token_indices")
@@ -148,7 +148,7 @@ def test_an_edited_index_of_weights_names_files_that_are_there_or_is_refused(lla
     content = data.draw(edited({"metadata": {"total_size": 3}, "weight_map": names}))
     path = llama / "other.index.json"
     result = with_content(path, content, lambda: read_index(path))
-    if not isinstance(result, Refusal):
+    if not isinstance(result, Rejection):
         assert result == {str(name): str(file) for name, file in json.loads(content)["weight_map"].items()}
         assert all((llama / file).is_file() for file in result.values())
 

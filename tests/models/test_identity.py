@@ -87,7 +87,7 @@ def llama(store, folder: Path, seed: int) -> Path:
 
 def tuned(folder: Path, store, *where: str) -> tuple[RunSettings, RunDirectory, dict[str, Tensor]]:
     """Make a run with LoRA over a base, its additions drawn, and export it; return the additions."""
-    data_settings = [each for each in small_run(folder) if not each.startswith(("model.", "tokenizer."))]
+    data_settings = [override for override in small_run(folder) if not override.startswith(("model.", "tokenizer."))]
     settings = settings_of([*data_settings, "model=pretrained", "tokenizer=pretrained", *where, *LORA])
     base = pretrained_model(settings.model, dtype=torch.float32)
     torch.manual_seed(7)

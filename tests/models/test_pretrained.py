@@ -34,7 +34,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def pretrained_run(first_run: Path, *more: str) -> list[str]:
     """Return overrides for fine-tuning the export of the first run."""
     export = f"{first_run}/runs/small/export"
-    run = [each for each in small_run(first_run) if not each.startswith(("model.", "tokenizer.", "name="))]
+    run = [override for override in small_run(first_run) if not override.startswith(("model.", "tokenizer.", "name="))]
     return [*run, "model=pretrained", f"model.path={export}", "tokenizer=pretrained", *more]
 
 

@@ -140,9 +140,9 @@ def test_padding_longer_than_learned_positions_is_no_error() -> None:
 def test_the_dropout_of_attention_reaches_the_name_that_a_model_has_for_it(name, dropouts, tmp_path: Path) -> None:
     config = open_causal_config(str(saved(name, tmp_path)))
     set_attention_dropout(config, 0.25)
-    assert [getattr(config, each) for each in dropouts] == [0.25]
+    assert [getattr(config, dropout) for dropout in dropouts] == [0.25]
     model = pretrained_model(settings_for(str(tmp_path), attention_dropout=0.25), dtype=torch.float32)  # type: ignore[arg-type]
-    assert [getattr(model.config, each) for each in dropouts] == [0.25]
+    assert [getattr(model.config, dropout) for dropout in dropouts] == [0.25]
 
 
 def test_a_model_that_knows_no_dropout_of_attention_refuses_one_and_takes_none(tmp_path: Path) -> None:

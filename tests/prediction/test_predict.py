@@ -215,19 +215,19 @@ def test_titles_that_are_meant_are_found_behind_those_that_are_shown(titles: Tit
 def test_a_prompt_has_the_tokens_of_the_store() -> None:
     tokenizer, careers = trained_tokenizer(), careers_of_every_kind()
     rows = rows_of(careers, tokenizer)
-    prompts, trie = build_prompts([as_asked(career) for career in careers], template(), VOCABULARY, tokenizer)
+    prompts, trie = build_prompts([as_request(career) for career in careers], template(), VOCABULARY, tokenizer)
     for row, prompt in enumerate(prompts):
         assert list(prompt) == rows.token_ids(row)[: rows.title_spans(row)[-1, 0]].tolist()
     assert len(trie.ends_T) == len(TITLES)
 
 
-def as_asked(career: CareerHistory) -> PredictionRequest:
+def as_request(career: CareerHistory) -> PredictionRequest:
     last = career.jobs[-1]
     return PredictionRequest(dataclasses.replace(career, jobs=career.jobs[:-1]), last.year, last.education)
 
 
 def test_prompts_whose_tokens_hang_on_the_title_are_refused() -> None:
-    tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
+    tokenizer, careers = trained_tokenizer(), [as_request(career) for career in careers_of_every_kind()]
     changed = dataclasses.replace(tokenizer, backend=Changed(tokenizer.backend, lambda text: text.endswith(":"), 0))
     with raises("title-boundary/title-changes-prompt-tokens", "'Cooks'", "'1' of PSID"):
         build_prompts(careers, template(), VOCABULARY, changed)
@@ -239,7 +239,7 @@ def test_prompts_whose_tokens_hang_on_the_title_are_refused() -> None:
 
 
 def test_a_career_longer_than_the_context_is_refused_by_name() -> None:
-    careers = [as_asked(career) for career in careers_of_every_kind()]
+    careers = [as_request(career) for career in careers_of_every_kind()]
     prompts, trie = build_prompts(careers, template(), VOCABULARY, trained_tokenizer())
     longest = max(map(len, prompts)) + int(trie.depths_M.max())
     check_context(careers, prompts, trie, longest)
@@ -260,7 +260,7 @@ def test_words_that_no_training_career_has_are_named() -> None:
 @pytest.mark.parametrize("measure", ["normalised", "terminated"])
 @pytest.mark.parametrize(("batch_size", "tolerance"), [(1, 0.0), (2, 0.0), (2, 0.3)])
 def test_predictions_equal_the_slow_scorer(measure: str, batch_size: int, tolerance: float) -> None:
-    tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
+    tokenizer, careers = trained_tokenizer(), [as_request(career) for career in careers_of_every_kind()]
     model = random_llama(tokenizer)
     prompts, trie = build_prompts(careers, template(), VOCABULARY, tokenizer)
     evaluation_settings = dataclasses.replace(
@@ -300,7 +300,7 @@ def slow_distributions(model, tokenizer, careers: list[PredictionRequest]) -> np
 
 
 def test_people_without_an_individually_scored_title_raise() -> None:
-    tokenizer, careers = trained_tokenizer(), [as_asked(career) for career in careers_of_every_kind()]
+    tokenizer, careers = trained_tokenizer(), [as_request(career) for career in careers_of_every_kind()]
     model, (prompts, trie) = random_llama(tokenizer), build_prompts(careers, template(), VOCABULARY, tokenizer)
     for tolerance, num_left in ((0.99, 4), (0.0, 0)):
         evaluation_settings = dataclasses.replace(

@@ -48,7 +48,7 @@ def test_a_package_makes_the_tables_anew_in_another_folder(
         "data.corpora.long_panel.columns.birth_year=null", "training.epochs=1",
         "split_by=year", "split.last_training_year=1992", "split.last_validation_year=1993",
     ]  # fmt: skip
-    overrides = [each for each in small_run(tmp_path, *own) if "synthetic" not in each]
+    overrides = [override for override in small_run(tmp_path, *own) if "synthetic" not in override]
     run_well("train.py", overrides, world_size=1, log=tmp_path / "log")
     run = tmp_path / "runs/small"
     run_well("evaluate.py", [f"run={run}"], world_size=1, log=tmp_path / "log")

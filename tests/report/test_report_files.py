@@ -124,7 +124,9 @@ def test_the_page_shows_the_numbers_of_the_summary(run: Path) -> None:
         assert shown in page
     low, high = (format_nats(summary["pairs"][0]["difference_nats"][end]) for end in ("low", "high"))
     assert f"The next is marginal; the difference is +0.6931 nats per observation ({low} to {high})." in page
-    shown_groups = [score for each in summary["groupings"] for group in each["groups"] for score in group["scores"]]
+    shown_groups = [
+        score for grouping in summary["groupings"] for group in grouping["groups"] for score in group["scores"]
+    ]
     assert len(shown_groups) == 2 * (
         2 + 1 + 2 + 2
     )  # two models; first and staying, female, two lengths of history, two years
@@ -164,7 +166,7 @@ def test_every_figure_has_a_caption_and_its_data_a_click_away(run: Path) -> None
         assert settings in figure and 'alt="' in figure
     assert shown.keys() == {path.stem for path in result.figures}
     models = json.loads(result.summary.read_text())["models"]
-    assert [float(row["estimate"]) for row in shown["perplexity"]] == [each["perplexity"]["value"] for each in models]
+    assert [float(row["estimate"]) for row in shown["perplexity"]] == [model["perplexity"]["value"] for model in models]
     assert {row["grouping"] for row in shown["by_year"]} == {"year"}
     rows = list(csv.DictReader((result.page.parent / "tables/training_curves.csv").open()))
     assert rows == shown["training_1"]

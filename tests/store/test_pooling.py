@@ -54,7 +54,7 @@ def test_fractions_are_nested_near_their_share_and_need_no_new_store(tmp_path: P
 def test_a_corpus_s_people_do_not_depend_on_what_else_is_pooled(tmp_path: Path) -> None:
     together = changed(pooled(tmp_path, "A", "B"), A={"fraction": 0.5})
     alone = changed(pooled(tmp_path, "A"), A={"fraction": 0.5})
-    assert {each for each in people_of(together) if each[0] == "A"} == people_of(alone)
+    assert {person for person in people_of(together) if person[0] == "A"} == people_of(alone)
 
 
 def test_a_corpus_of_weight_0_is_evaluated_only(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_refit_takes_people_as_often_as_poisson_counts_and_one_more_corpus_cha
     )
     assert stats.chi2_contingency(both.count).pvalue > 1e-4  # two seeds are independent
     together, alone = (with_bootstrap(pooled(tmp_path, *names), 1) for names in (("A", "B"), ("A",)))
-    assert {each for each in people_of(together) if each[0] == "A"} == people_of(alone)
+    assert {person for person in people_of(together) if person[0] == "A"} == people_of(alone)
     assert run_fingerprint(settings, "store", None) != run_fingerprint(with_bootstrap(settings, None), "store", None)
 
 

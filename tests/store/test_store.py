@@ -205,7 +205,7 @@ def test_a_command_reads_each_source_for_its_checksum_once(tmp_path: Path, monke
         f"{place}.path={tmp_path}/panel.csv",
         f"{place}.vocabulary.path={tmp_path}/titles.csv",
     ]
-    settings = settings_of([each for each in overrides if "num_people" not in each])
+    settings = settings_of([override for override in overrides if "num_people" not in override])
     read: list[str] = []
     monkeypatch.setattr(files, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
 

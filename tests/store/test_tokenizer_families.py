@@ -153,7 +153,7 @@ def test_stores_of_psid_and_of_coded_resumes_are_made(reader: str, family: str, 
     tokenizer, careers = load_tokenizer(str(store.folder / "tokenizer")), store.careers("train")
     title_of, spans = store.vocabulary.title_of(), careers.title_spans(0)
     texts = [tokenizer.backend.decode(careers.token_ids(0)[start : end + 1]) for start, end in spans]
-    assert [each.strip(" ") for each in texts] == [f"{title_of[job.occupation]}\n" for job in careers.history(0).jobs]
+    assert [text.strip(" ") for text in texts] == [f"{title_of[job.occupation]}\n" for job in careers.history(0).jobs]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

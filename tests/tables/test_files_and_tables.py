@@ -164,7 +164,7 @@ def test_versions_of_every_start_are_kept(tmp_path: Path) -> None:
     begun_run(tmp_path)
     begun_run(tmp_path)
     versions = json.loads((run.path / "settings.json").read_text())["versions"]
-    assert [each["torch"] for each in versions] == ["1.0", importlib.metadata.version("torch")]
+    assert [version["torch"] for version in versions] == ["1.0", importlib.metadata.version("torch")]
 
 
 def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:

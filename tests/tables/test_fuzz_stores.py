@@ -15,7 +15,7 @@ import pytest
 from helpers.checkpoints import write_checkpoint
 from helpers.damage import lists, what_is_read
 from helpers.fuzzing import (
-    Refusal,
+    Rejection,
     check_number_of_cases,
     damaged_bytes,
     damaged_trees,
@@ -101,7 +101,7 @@ def test_a_damaged_file_of_a_store_is_refused_or_the_same(store_folder: Path, da
     path = data.draw(st.sampled_from(sorted(path for path in store_folder.rglob("*") if path.is_file())))
     content = data.draw(damaged_bytes(path.read_bytes()))
     result = read_damaged(path, content, lambda: what_is_read(store_folder))
-    assert isinstance(result, Refusal) or result == read_before(store_folder)
+    assert isinstance(result, Rejection) or result == read_before(store_folder)
 
 
 def used(folder: Path) -> list[Any]:
@@ -122,7 +122,7 @@ def test_a_manifest_that_was_edited_and_signed_again_gives_the_same_careers_or_a
     path = store_folder / "manifest.json"
     values = json.loads(path.read_bytes())
     result = read_damaged(path, signed(data.draw(damaged_trees(values))), lambda: used(store_folder))
-    if not isinstance(result, Refusal):
+    if not isinstance(result, Rejection):
         assert result[-1] == read_before(store_folder)[1:]
 
 
@@ -144,7 +144,7 @@ def test_settings_of_a_run_that_were_edited_are_refused_or_what_they_say(run: Pa
     elif isinstance(edited, dict):
         content = json.dumps({name: each for name, each in edited.items() if name != "sha256"}).encode()
     result = read_damaged(path, content, lambda: read_run(run))
-    if isinstance(result, Refusal):
+    if isinstance(result, Rejection):
         return
     folder, settings, store = result
     assert isinstance(folder.fingerprint, str)
@@ -174,7 +174,7 @@ def test_a_damaged_manifest_of_a_checkpoint_is_refused_or_the_same(
         content = data.draw(damaged_bytes(path.read_bytes()))
     before = check_checkpoint(inside)
     result = read_damaged(path, content, lambda: check_checkpoint(inside))
-    if isinstance(result, Refusal):
+    if isinstance(result, Rejection):
         return
     if how == "bytes":
         assert result == before
@@ -211,7 +211,7 @@ def test_a_damaged_record_of_a_folder_or_piece_is_refused_or_the_same(
             name: value for name, value in written.items() if name not in ("format", "sha256")
         }
         return
-    assert isinstance(result, Refusal) or result == before or json.loads(content) == result
+    assert isinstance(result, Rejection) or result == before or json.loads(content) == result
 
 
 def record_of(folder: Path) -> Any:
@@ -270,9 +270,9 @@ def test_a_damaged_table_of_scores_is_refused_or_the_same(
     path, read = data.draw(st.sampled_from(sorted(tables.items())))
     content, before, info = data.draw(damaged_bytes(path.read_bytes())), read(path), written_info(path)
     result = read_damaged(path, content, lambda: read(path))
-    assert isinstance(result, Refusal) or result == before
+    assert isinstance(result, Rejection) or result == before
     result = read_damaged(path, content, lambda: written_info(path))
-    assert isinstance(result, Refusal) or result == info
+    assert isinstance(result, Rejection) or result == info
 
 
 @given(st.data())
@@ -298,7 +298,7 @@ def test_a_table_of_another_kind_with_a_checksum_of_its_own_is_refused_or_has_it
     sink = pa.BufferOutputStream()
     pq.write_table(signed_table, sink)
     result = read_damaged(path, sink.getvalue().to_pybytes(), lambda: [read(path), check_output(path)])
-    if not isinstance(result, Refusal):
+    if not isinstance(result, Rejection):
         assert set(result[0][0]) <= set(table.column_names)
         info = result[0][1]
         assert all(isinstance(each, str) for each in (info.model, info.split, info.careers, *info.details.values()))

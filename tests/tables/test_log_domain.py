@@ -182,7 +182,7 @@ def test_forecasts_are_log_probabilities_however_improbable_the_titles() -> None
 
 def ask_lost(questions: Sequence[Query]) -> Distributions:
     """Answer for two titles: the second has -800 nats, and -1600 after a year in which it was imputed."""
-    log_second = np.array([LOST * 0.8 * (1 + sum(each.imputed)) for each in questions])
+    log_second = np.array([LOST * 0.8 * (1 + sum(question.imputed)) for question in questions])
     return Distributions(np.stack([np.zeros_like(log_second), log_second], axis=1), np.zeros(len(questions)))
 
 

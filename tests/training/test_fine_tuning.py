@@ -51,7 +51,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(base: Path, name: str, *more: str) -> list[str]:
-    data_settings = [each for each in small_run(base) if not each.startswith(("model.", "tokenizer.", "name="))]
+    data_settings = [
+        override for override in small_run(base) if not override.startswith(("model.", "tokenizer.", "name="))
+    ]
     pretrained = ["model=pretrained", f"model.path={base}/base", "tokenizer=pretrained"]
     return [*data_settings, f"name={name}", *pretrained, *SHORT, *more]
 
@@ -122,9 +124,9 @@ def lora_by_hand(base: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_lora_on_two_ranks_equals_peft_and_torch(stage: int, base: Path, lora_by_hand) -> None:
-    wanted_losses, expected = lora_by_hand
+    expected_losses, expected = lora_by_hand
     run_well("train.py", tune(base, f"lora{stage}", *LORA, f"zero=stage{stage}"), world_size=2, log=base / "log")
-    assert losses(base / f"runs/lora{stage}") == pytest.approx(wanted_losses, rel=2e-6)
+    assert losses(base / f"runs/lora{stage}") == pytest.approx(expected_losses, rel=2e-6)
     actual = saved_weights(base / f"runs/lora{stage}", 6)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():

@@ -192,9 +192,9 @@ def test_the_layer_is_trained_and_saved_with_an_adapter(by_hand: Callable[[str],
     ]  # fmt: skip
     own = [each for each in more if each != "tokenizer=pretrained"]
     overrides = [
-        each
-        for each in small_run(tmp_path, *STEPS, num_people=30)
-        if not each.startswith(("model.llama.", "tokenizer."))
+        override
+        for override in small_run(tmp_path, *STEPS, num_people=30)
+        if not override.startswith(("model.llama.", "tokenizer."))
     ]
     run_well(
         "train.py",

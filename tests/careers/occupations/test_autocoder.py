@@ -149,13 +149,13 @@ def test_the_word_voter_is_naive_bayes_by_hand() -> None:
     coder = TitleCoder(SMALL)
     query = ("truck", "baker")
     counts: dict[str, dict[str, float]] = {code: defaultdict(float) for code in coder.codes}
-    for each in SMALL:
-        uncertain = each.source == "census" and len(each.codes) > 1
-        for place, code in enumerate(each.codes):
-            share = (0.5 if place == 0 else 0.5 / (len(each.codes) - 1)) if uncertain else 1 / len(each.codes)
-            for word in each.words:
+    for entry in SMALL:
+        uncertain = entry.source == "census" and len(entry.codes) > 1
+        for place, code in enumerate(entry.codes):
+            share = (0.5 if place == 0 else 0.5 / (len(entry.codes) - 1)) if uncertain else 1 / len(entry.codes)
+            for word in entry.words:
                 counts[code][word] += share
-    num_words = len({word for each in SMALL for word in each.words})
+    num_words = len({word for entry in SMALL for word in entry.words})
     votes = coder.evidence([query]).votes[0][0]
     for code, vote in zip(coder.codes, votes, strict=True):
         total = sum(counts[code].values())
@@ -171,8 +171,8 @@ def test_the_near_voter_is_a_vote_by_cosines_by_hand() -> None:
         return {("word", w) for w in words} | {("start", w[:5]) for w in words} | {("head", words[-1])}
 
     num_titles: dict[tuple[str, str], int] = defaultdict(int)
-    for each in SMALL:
-        for piece in pieces(each.words):
+    for entry in SMALL:
+        for piece in pieces(entry.words):
             num_titles[piece] += 1
 
     def vector(words: tuple[str, ...]) -> dict[tuple[str, str], float]:
@@ -186,11 +186,11 @@ def test_the_near_voter_is_a_vote_by_cosines_by_hand() -> None:
 
     query = vector(("truck", "baker"))
     votes: dict[int, dict[str, float]] = {power: defaultdict(float) for power in (4, 10)}
-    for each in SMALL:
-        cosine = sum(weight * vector(each.words).get(piece, 0.0) for piece, weight in query.items())
-        for place, code in enumerate(each.codes):
-            uncertain = each.source == "census" and len(each.codes) > 1
-            share = (0.5 if place == 0 else 0.25) if uncertain else 1 / len(each.codes)
+    for entry in SMALL:
+        cosine = sum(weight * vector(entry.words).get(piece, 0.0) for piece, weight in query.items())
+        for place, code in enumerate(entry.codes):
+            uncertain = entry.source == "census" and len(entry.codes) > 1
+            share = (0.5 if place == 0 else 0.25) if uncertain else 1 / len(entry.codes)
             for power in votes:
                 votes[power][code] += share * (cosine**power if cosine >= 0.2 else 0.0)
     evidence = coder.evidence([("truck", "baker")])
@@ -231,7 +231,7 @@ SPELLED = {
 
 @pytest.mark.parametrize("word", SPELLED)
 def test_words_one_letter_away_by_hand(word: str) -> None:
-    assert PieceTable([each.words for each in SMALL]).spelled((word,)) == (SPELLED[word],)
+    assert PieceTable([entry.words for entry in SMALL]).spelled((word,)) == (SPELLED[word],)
 
 
 def test_a_head_noun_of_the_index_goes_last_by_hand() -> None:
@@ -279,10 +279,10 @@ def test_every_title_of_every_table_has_codes_of_the_vocabulary(whole_index: lis
     known = set(occ1990dd_vocabulary().codes)
     census = set(crosswalk("census2000").values())
     for source, least in (("common", 1_900), ("onet", 35_000), ("census", 23_000)):
-        titles = [each for each in whole_index if each.source == source]
+        titles = [entry for entry in whole_index if entry.source == source]
         assert len(titles) > least
-        assert {code for each in titles for code in each.codes} <= (census if source == "census" else known)
-        assert len({each.normal_form for each in titles}) == len(titles)
+        assert {code for title in titles for code in title.codes} <= (census if source == "census" else known)
+        assert len({title.normal_form for title in titles}) == len(titles)
 
 
 # Occupations that O*NET's crosswalk sends where no title of theirs belongs (roof bolters to assemblers).
@@ -362,7 +362,7 @@ def test_titles_coded_by_hand_are_mostly_right_without_their_own_entries(whole_i
     with (PROJECT / "benchmarks/common_titles.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     forms = {normal_form(row["title"]) for row in rows}
-    coder = TitleCoder([each for each in whole_index if each.source != "common" or each.normal_form not in forms])
+    coder = TitleCoder([entry for entry in whole_index if entry.source != "common" or entry.normal_form not in forms])
     matches = coder.match_titles([row["title"] for row in rows])
     coded = [(match, row) for match, row in zip(matches, rows, strict=True) if match and match.score >= MIN_SCORE]
     right = sum(match.code in row["occ1990dd"].split() for match, row in coded)
@@ -376,11 +376,11 @@ def test_scores_are_about_the_share_that_is_right_on_unseen_titles(whole_index: 
     def is_unseen(each: IndexTitle) -> bool:
         return hashlib.sha256(each.normal_form.encode()).digest()[0] % 2 == 1
 
-    unseen = [each for each in whole_index if each.source == "onet" and is_unseen(each)]
-    forms = {each.normal_form for each in unseen}
-    coder = TitleCoder([each for each in whole_index if each.source == "census" or each.normal_form not in forms])
+    unseen = [entry for entry in whole_index if entry.source == "onet" and is_unseen(entry)]
+    forms = {entry.normal_form for entry in unseen}
+    coder = TitleCoder([entry for entry in whole_index if entry.source == "census" or entry.normal_form not in forms])
     sample = unseen[::6]
-    matches = coder.match_titles([each.title for each in sample])
+    matches = coder.match_titles([entry.title for entry in sample])
     judged = [(m.score, m.code in each.codes) for m, each in zip(matches, sample, strict=True) if m is not None]
     coded = [right for score, right in judged if score >= MIN_SCORE]
     assert len(coded) / len(sample) > 0.6

@@ -63,7 +63,11 @@ def read(path: Path, **changes) -> list[PersonRecord]:
 def with_1970_codes(folder: Path, person: dict, years: set[int]) -> Path:
     """Write an extract that has CPSOCC70 in place of CPSOCC80 from 1982 to 1993."""
     path = write_extract(folder, "NLSY79", made_rows("NLSY79", [person], [years]))
-    own = {each.year: each.name.reference for each in nls_variables("NLSY79") if each.concept == "occupation"}
+    own = {
+        variable.year: variable.name.reference
+        for variable in nls_variables("NLSY79")
+        if variable.concept == "occupation"
+    }
     for each in other_occupations("NLSY79"):
         for name in ("made.csv", "made.sdf"):
             text = (path / name).read_text()

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.fuzzing import (
-    Refusal,
+    Rejection,
     check_message,
     check_number_of_cases,
     damaged_bytes,
@@ -119,9 +119,9 @@ def check_panel(folder: Path, name: str, rows: list[list[str]] | None) -> None:
         assert rows is not None
         expected = slow_panel(rows, CODES, "P")
     except (Wrong, AssertionError) as wrong:
-        assert isinstance(result, Refusal), f"{wrong}: {result}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
-    if set(HEADER[:-1]) <= {each.strip() for each in rows[0]}:
+    if set(HEADER[:-1]) <= {row.strip() for row in rows[0]}:
         assert result == expected
 
 
@@ -348,7 +348,7 @@ def check_resumes(path: Path, rows: list[dict[str, Any]] | None, bad_dates: str)
             raise Wrong("no JSON")
         careers = slow_resumes(rows, leave_out=bad_dates == "leave_out")
     except Wrong as wrong:
-        assert isinstance(result, Refusal), f"{wrong}: {result}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
     if all(any(name in row for row in rows) for name in RESUME_HEADER):
         assert result == careers
@@ -423,9 +423,9 @@ def test_numbered_columns_give_the_careers_of_one_row_a_job_or_a_refusal(
     other = outcome(lambda: [person().career for person in resume_people(narrow, survey="R")])
     seen = {name for row in wide for name in row}
     has_all = seen >= {"gender", *(f"{name}_0" for name in names)}
-    if isinstance(other, Refusal) or max(map(len, people.values())) > num_slots or not has_all:
+    if isinstance(other, Rejection) or max(map(len, people.values())) > num_slots or not has_all:
         return
-    assert isinstance(result, Refusal) or result == other
+    assert isinstance(result, Rejection) or result == other
 
 
 # ---------------------------------------------------------------------------------------------------- dates
@@ -472,9 +472,9 @@ def test_a_damaged_list_of_titles_is_the_one_that_then_stands_or_refused(folder:
     try:
         codes, titles = slow_titles(slow_csv(content), same_titles)
     except Wrong as wrong:
-        assert isinstance(result, Refusal), f"{wrong}: {result}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
-    assert not isinstance(result, Refusal), result.text
+    assert not isinstance(result, Rejection), result.text
     assert dict(zip(result.vocabulary.codes, result.vocabulary.titles, strict=True)) == titles
     assert dict(result.code_of) == codes
 
@@ -516,7 +516,7 @@ def test_damaged_careers_to_predict_for_are_read_as_they_then_stand_or_refused(
 ) -> None:
     people = data.draw(damaged_trees([REQUEST, ANOTHER]))
     path = folder / ("a.jsonl" if form == "jsonl" and isinstance(people, list) else "a.json")
-    text = "".join(json.dumps(each) + "\n" for each in people) if path.suffix == ".jsonl" else json.dumps(people)
+    text = "".join(json.dumps(person) + "\n" for person in people) if path.suffix == ".jsonl" else json.dumps(people)
     content = text.encode()
     if form == "damaged":
         people, content = None, data.draw(damaged_bytes(json.dumps([REQUEST, ANOTHER]).encode()))
@@ -524,9 +524,9 @@ def test_damaged_careers_to_predict_for_are_read_as_they_then_stand_or_refused(
     surveys = ("P", "Q")[: data.draw(st.sampled_from((1, 2)))]
     result = outcome(lambda: read_requests(path, VOCABULARY, surveys))
     try:
-        careers = slow_asked(slow_json(content), surveys)
+        careers = slow_requests(slow_json(content), surveys)
     except (Wrong, ValueError) as wrong:
-        assert isinstance(result, Refusal), f"{wrong}: {result}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
     assert result == careers
 
@@ -550,7 +550,7 @@ def slow_json(content: bytes) -> list[Any]:
     return values
 
 
-def slow_asked(people: list[Any], surveys: tuple[str, ...]) -> list[PredictionRequest]:
+def slow_requests(people: list[Any], surveys: tuple[str, ...]) -> list[PredictionRequest]:
     """Return the careers that objects ask for."""
     careers: dict[tuple[str, str], PredictionRequest] = {}
     for value in people:
@@ -564,13 +564,13 @@ def slow_asked(people: list[Any], surveys: tuple[str, ...]) -> list[PredictionRe
             raise Wrong("twice")
         facts = {name: known(cells.get(name)) for name in OPTIONAL[:4]}
         born = None if facts["birth_year"] is None else year_in(facts["birth_year"])
-        careers[key] = slow_years_asked(key, value, (born, facts["gender"], facts["ethnicity"], facts["region"]))
+        careers[key] = slow_request(key, value, (born, facts["gender"], facts["ethnicity"], facts["region"]))
     if not careers:
         raise Wrong("nobody")
     return list(careers.values())
 
 
-def slow_years_asked(key: tuple[str, str], value: dict[str, Any], facts: tuple[Any, ...]) -> PredictionRequest:
+def slow_request(key: tuple[str, str], value: dict[str, Any], facts: tuple[Any, ...]) -> PredictionRequest:
     jobs, next_job = value.get("jobs"), value.get("next")
     if not isinstance(jobs, list | None):
         raise Wrong("jobs")
@@ -645,7 +645,7 @@ def test_damaged_parallel_text_files_are_read_as_they_then_stand_or_refused(fold
     try:
         careers = [career for split in ("train", "test") for career in slow_career_text(split, files)]
     except (Wrong, UnicodeDecodeError) as wrong:
-        assert isinstance(result, Refusal), f"{wrong}: {result}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
     assert result == careers
 

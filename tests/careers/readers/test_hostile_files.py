@@ -64,7 +64,7 @@ PLACES = {
 }
 
 
-def refusals(path: Path) -> list[str]:
+def error_messages(path: Path) -> list[str]:
     """Return what every reader says of a file, each of which must refuse it."""
     survey = SurveySettings(path=str(path), variables="all", **BOUNDS)
     readers = [
@@ -86,7 +86,7 @@ def refusals(path: Path) -> list[str]:
 @pytest.mark.parametrize("name", EXPORTS)
 def test_files_of_other_programs_say_how_to_export(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"anything")
-    for message in refusals(tmp_path / name):
+    for message in error_messages(tmp_path / name):
         assert re.search(EXPORTS[name], message), message
         assert "\n" not in message
 
@@ -94,7 +94,7 @@ def test_files_of_other_programs_say_how_to_export(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("content", PLACES)
 def test_what_stands_in_place_of_a_file_says_so(content: str, tmp_path: Path) -> None:
     (tmp_path / "file.csv").write_text(content)
-    for message in refusals(tmp_path / "file.csv"):
+    for message in error_messages(tmp_path / "file.csv"):
         assert all(words in message for words in PLACES[content])
     for name, find in (("x.zip", nls_files), ("x.zip", psid_files)):
         (tmp_path / name).write_text(content)
@@ -205,7 +205,7 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(kind: str, tmp_path: P
             os.mkfifo(tmp_path / name)
         else:
             (tmp_path / name).symlink_to("/dev/zero")
-        for message in refusals(tmp_path / name):
+        for message in error_messages(tmp_path / name):
             assert "not a regular file" in message or "no file" in message or "no .csv or .dat" in message, message
     folder = tmp_path / "career"
     folder.mkdir()
@@ -421,7 +421,7 @@ def test_nanoseconds_and_categories_are_read(tmp_path: Path) -> None:
     table = {"id": ["a"], "code": pa.array(["1"]).dictionary_encode(), "start": start, "end": start, "education": ["x"]}
     pq.write_table(pa.table(table), tmp_path / "r.parquet")
     (person,) = read_resumes(coded(tmp_path / "r.parquet"))
-    assert [(each.year, each.occupation) for each in person.career.jobs] == [(2010, "1")]
+    assert [(job.year, job.occupation) for job in person.career.jobs] == [(2010, "1")]
 
 
 def panel_table(**columns: pa.Array) -> pa.Table:

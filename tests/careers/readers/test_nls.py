@@ -56,7 +56,11 @@ def test_careers_of_the_nlsy79_by_hand_in_every_form_of_the_extract(form: str, t
 
 
 def test_careers_of_the_nlsy97_by_hand(tmp_path: Path) -> None:
-    weeks = [each.name.question for each in nls_variables("NLSY97") if each.name.question.startswith("EMP_STATUS_2005")]
+    weeks = [
+        variable.name.question
+        for variable in nls_variables("NLSY97")
+        if variable.name.question.startswith("EMP_STATUS_2005")
+    ]
     assert len(weeks) == 12
     person = {
         ("person_id", 1997): 3, ("sex", 1997): 1, ("race_ethnicity", 1997): 4, ("birth_year", 1997): 1981,
@@ -98,7 +102,7 @@ def test_bounds_of_year_and_age(tmp_path: Path) -> None:
 def test_the_tagsets_hold_every_variable_of_the_table_and_nothing_else() -> None:
     for cohort in ("NLSY79", "NLSY97"):
         tagset = (TABLES / f"laborllm.{cohort}").read_text().split()
-        assert sorted(each.name.reference for each in nls_variables(cohort)) == tagset
+        assert sorted(variable.name.reference for variable in nls_variables(cohort)) == tagset
         assert len(set(tagset)) == len(tagset)
 
 
@@ -107,7 +111,7 @@ def test_the_shared_reference_numbers_are_those_of_the_table() -> None:
 
     with shared_file("data/nls/nlsy_key_reference_numbers.csv").open() as file:
         shared = {(row["cohort"], row["reference_number"]): row["year"] for row in csv.DictReader(file)}
-    names = [(cohort, each.name) for cohort in ("NLSY79", "NLSY97") for each in nls_variables(cohort)]
+    names = [(cohort, variable.name) for cohort in ("NLSY79", "NLSY97") for variable in nls_variables(cohort)]
     common = [(cohort, name) for cohort, name in names if (cohort, name.reference) in shared]
     assert len(common) > 150
     assert all(name.year == shared[cohort, name.reference] for cohort, name in common)
@@ -116,9 +120,9 @@ def test_the_shared_reference_numbers_are_those_of_the_table() -> None:
 def test_every_target_of_the_crosswalks_is_an_occupation_or_a_state() -> None:
     known = set(occ1990dd_vocabulary().codes)
     assert len(known) == 334
-    for each in nls_variables("NLSY79") + nls_variables("NLSY97"):
-        if each.scheme is not None:
-            assert set(crosswalk(each.scheme).values()) <= known
+    for variable in nls_variables("NLSY79") + nls_variables("NLSY97"):
+        if variable.scheme is not None:
+            assert set(crosswalk(variable.scheme).values()) <= known
 
 
 # ---------------------------------------------------------------------------------------------- the real extracts

@@ -353,10 +353,10 @@ def split_cart(folder: Path, *, keep: list[list[int]]) -> Path:
     folder.mkdir()
     for number, years in enumerate(keep, start=1):
         chosen = [each for each in whole if each[1] == "id" or each[2] in years]
-        lines = ["".join(cell(person, *each) for each in chosen) for person in PEOPLE]
+        lines = ["".join(cell(person, *entry) for entry in chosen) for person in PEOPLE]
         name = f"J22048{number}"
         (folder / f"{name}.txt").write_text("".join(line + "\r\n" for line in lines))
-        (folder / f"{name}.do").write_text(setup_text("do", name, [each[0] for each in chosen], len(PEOPLE)))
+        (folder / f"{name}.do").write_text(setup_text("do", name, [entry[0] for entry in chosen], len(PEOPLE)))
     return folder
 
 

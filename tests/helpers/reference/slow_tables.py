@@ -208,7 +208,7 @@ def slow_dates(text: str) -> set[tuple[date, date]]:
         elif 10**10 <= abs(number) < 10**13:
             day = (datetime(1970, 1, 1) + timedelta(milliseconds=number)).date()
             keys.add((day, day))
-    return {each for each in keys if 1850 <= each[0].year <= 2100}
+    return {key for key in keys if 1850 <= key[0].year <= 2100}
 
 
 def _span_of(day: date, span: str) -> tuple[date, date]:

@@ -184,7 +184,7 @@ def test_the_shape_of_karrierewege_which_has_an_order_and_no_dates(tmp_path: Pat
     first, second = read(shipped("karrierewege", tmp_path))
     assert [(each.year, each.occupation) for each in first.career.jobs] == [(1, "436"), (2, "435")]
     assert first.drops == (Exclusion("title not coded (score below 0.6)", 3),)
-    assert [(each.title, each.code) for each in first.titles] == [
+    assert [(title.title, title.code) for title in first.titles] == [
         ("cook", "436"),
         ("waitress", "435"),
         ("qqqq zzzz", None),
