@@ -131,7 +131,7 @@ def test_the_population_of_a_table_s_row_says_whose_person_it_is(tmp_path: Path)
     assert splits.listed is not None
     career = dataclasses.replace(CAREER, survey="x")
     assert [splits.segments(survey, career, None)[0].split for survey in "AB"] == ["train", "test"]
-    with raises("data-file/person-not-in-split-file", "C"):
+    with raises("data-file/person-not-in-split-file", "split_by=column", "person '1'"):
         splits.segments("C", career, None)
 
 

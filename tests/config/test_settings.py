@@ -208,9 +208,18 @@ def test_settings_that_are_no_group_are_refused(values: object) -> None:
         read_settings(RunSettings, {**settings_to_values(compose_settings(RunSettings, "run", [])), "training": values})
 
 
-@pytest.mark.parametrize("override", ["data=[1,2]", "data=1", "data={a: 1}", "data=[[x]]", "tokenizer=[1]"])
-def test_a_group_whose_option_is_no_name_is_refused_in_one_line(override: str) -> None:
-    with raises("settings/settings-not-composed", override) as error:
+@pytest.mark.parametrize(
+    ("override", "code"),
+    [
+        ("data=[1,2]", "settings-not-composed"),
+        ("data=1", "settings-not-composed"),
+        ("data={a: 1}", "unknown-setting"),
+        ("data=[[x]]", "settings-not-composed"),
+        ("tokenizer=[1]", "settings-not-composed"),
+    ],
+)
+def test_a_group_whose_option_is_no_name_is_refused_in_one_line(override: str, code: str) -> None:
+    with raises(f"settings/{code}") as error:
         compose_settings(RunSettings, "run", [override])
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 

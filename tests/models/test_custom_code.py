@@ -141,8 +141,11 @@ def test_a_configuration_of_nonsense_is_one_line(config: dict[str, object], tmp_
 def test_a_path_that_is_no_folder_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for opened in (check_weights, context_of, planned):
-        label = "model/unknown-model-shape" if opened is planned else "model/no-weights"
+    for label, opened in (
+        ("model/no-weights", check_weights),
+        ("model/no-model-config", context_of),
+        ("model/unknown-model-shape", planned),
+    ):
         with raises(label, "models/no_such") as raised:
             opened(settings_for(Path("models/no_such")))
         assert len(str(raised.value).splitlines()) == 1
