@@ -184,9 +184,9 @@ def test_careers_of_weight_zero_are_not_learned_from(splits: dict[str, CareerFea
     train, validation = splits["train"], splits["validation"]
     rows = train.career < 40
     columns = ("career", "position", "occupation", "previous", "second_previous", "year", "tenure", "experience")
-    kept = {name: getattr(train, name)[rows] for name in (*columns, "is_gap", "is_new_education")}
+    columns_of = {name: getattr(train, name)[rows] for name in (*columns, "is_gap", "is_new_education")}
     covariates = {name: column[rows] for name, column in train.covariates.items()}
-    fewer = dataclasses.replace(train, **kept, covariates=covariates, lengths=train.lengths[:40])
+    fewer = dataclasses.replace(train, **columns_of, covariates=covariates, lengths=train.lengths[:40])
     weights = np.where(np.arange(len(train.lengths)) < 40, 1.0, 0.0)
     one, other = models(train)[0], models(train)[0]
     fit(one, train, weights, validation, FIT, tmp_path / "one.pt", "bag of jobs")
