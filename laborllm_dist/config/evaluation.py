@@ -352,10 +352,7 @@ class ReportSettings(Strict):
         if self.split not in ("train", "validation", "test") and not self.split.startswith(OTHER_DATA):
             raise OutOfRangeError("split", f"train, validation, test, or {OTHER_DATA}NAME, got {self.split!r}")
         check_file_name(self, "split")
-        if not self.runs:
-            raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
-        if len(self.refits) == 1:
-            raise OutOfRangeError("refits", "none, or at least 2 refits, since one has no spread")
+        _check_runs(self.runs, self.refits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +365,17 @@ class ReplicateSettings(Strict):
     """Folder of the package."""
     title: str
     """Title of the paper, for the package's README."""
+    refits: tuple[str, ...] = ()
+    """Folders of refits of the first run (`training.bootstrap_seed`), which the package repeats for its report; none,
+    or at least 2."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
+        _check_runs(self.runs, self.refits)
+
+
+def _check_runs(runs: tuple[str, ...], refits: tuple[str, ...]) -> None:
+    """Check that there is a run, and that its refits have a spread."""
+    if not runs:
+        raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
+    if len(refits) == 1:
+        raise OutOfRangeError("refits", "none, or at least 2 refits, since one has no spread")

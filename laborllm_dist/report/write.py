@@ -138,7 +138,7 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
     numbers = analyze(compared, settings, others)
     sources = tuple(_renamed(source, names or {}) for source in numbers.sources)
     training = tuple(replace(each, run=(names or {}).get(each.run, each.run)) for each in numbers.training)
-    numbers = replace(numbers, sources=sources, training=training)
+    numbers = replace(numbers, sources=sources, training=training, refits=_renamed_refits(numbers.refits, names or {}))
     drawn, tables = draw_figures(numbers), export_tables(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
     contents = {folder / "tables" / table.name: table.content.encode() for table in tables}
@@ -194,6 +194,13 @@ def _note_on_refits(refits: RefitNumbers | None) -> tuple[str, ...]:
 def _renamed(source: SourceNumbers, names: Mapping[str, str]) -> SourceNumbers:
     run = names.get(source.run, source.run)
     return replace(source, run=run, file=run + source.file.removeprefix(source.run))
+
+
+def _renamed_refits(numbers: RefitNumbers | None, names: Mapping[str, str]) -> RefitNumbers | None:
+    if numbers is None:
+        return None
+    refits = tuple(replace(refit, run=names.get(refit.run, refit.run)) for refit in numbers.refits)
+    return replace(numbers, run=names.get(numbers.run, numbers.run), refits=refits)
 
 
 def _files_of(summary: Path) -> set[str]:
