@@ -58,6 +58,7 @@ _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONF, SCRIPTS = _ROOT / "conf", _ROOT / "launch"
 HELP = ("--help", "-h")
 TAKES_DATA = ("evaluate",)  # files of conf/ whose data are chosen as those of a run
+FIRST_WORD = {"sweep": "action"}  # setting that the first argument sets where it is a plain word
 SETTINGS_HEADING = """Settings with their values now (???: must be given), their meaning and what they may be.
 SETTING=VALUE changes one; --help SETTING shows one, or a group (--help optimizer)."""
 UNREADABLE = (ValueError, RecursionError)  # of Hydra's parser: a number of 5,000 digits, a list 1,000 levels deep
@@ -113,8 +114,11 @@ def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence
 def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bool = False) -> dict[str, object]:
     """Compose a file of conf/ with overrides into plain values; `incomplete` ones keep ??? for what must be given.
 
+    A plain word in front is the action of a command that has several: sweep.py status +sweep=NAME.
     The data of a command that reads a run are composed as those of a run, or are a prepared store: data=FOLDER.
     """
+    if config_name in FIRST_WORD and overrides and overrides[0].isidentifier():
+        overrides = [f"{FIRST_WORD[config_name]}={overrides[0]}", *overrides[1:]]
     of_data = [each for each in overrides if config_name in TAKES_DATA and re.match(r"data[=.]", each)]
     values = _composed(config_name, [each for each in overrides if each not in of_data], incomplete=incomplete)
     if len(of_data) == 1 and (Path(folder := of_data[0].removeprefix("data=")) / STORE_MANIFEST).is_file():

@@ -145,6 +145,10 @@ class RunError(LaborError):
     """A run's folder is missing, unfinished or was made with other settings."""
 
 
+class SweepError(LaborError):
+    """A sweep cannot start or be stopped, or some of its runs have failed."""
+
+
 class PeerFailedError(LaborError):
     """Another rank raised an error and printed it; this rank exits without a message of its own."""
 

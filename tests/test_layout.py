@@ -43,7 +43,7 @@ ONLY_IN = {
     "omegaconf": {"cli"},
     "wandb": {"tracking"},
     "matplotlib": {"report", "replication"},
-    "submitit": {"store"},
+    "submitit": {"store", "sweeps"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -92,7 +92,7 @@ LATE = {
 @pytest.mark.parametrize(
     ("scripts", "late"),
     [
-        (["plan", "prepare", "report", "replicate"], {"torch", "transformers", "submitit", *LATE}),
+        (["plan", "prepare", "report", "replicate", "sweep"], {"torch", "transformers", "submitit", *LATE}),
         (["baselines", "convert_gguf", "evaluate", "train"], LATE),
     ],
 )

@@ -11,12 +11,14 @@ import functools
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from laborllm_dist import __version__
 from laborllm_dist.config.data import identity_split
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
 from laborllm_dist.errors import AlreadyRunningError, ForeignFileError, RunError, SettingsError
@@ -251,6 +253,25 @@ def recorded_store(path: Path) -> Path | None:
     except SettingsError:  # written by another version
         return None
     return folder if folder is not None and (folder / STORE_MANIFEST).is_file() else None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """A run's folder with what its record says of it; `weights`: of a pretrained model."""
+
+    path: Path
+    fingerprint: str
+    weights: str | None
+    evaluation: EvaluationSettings
+
+
+def recorded_runs(output_dir: Path) -> Iterator[RecordedRun]:
+    """Yield the runs of a folder whose records can be read."""
+    for record in sorted(output_dir.glob(f"*/{RECORD}")):
+        if (known := _known_of(record)) is not None:
+            with contextlib.suppress(SettingsError):  # written by another version
+                evaluation = _settings_of(known).evaluation
+                yield RecordedRun(record.parent, known["fingerprint"], known.get("weights"), evaluation)
 
 
 def _way(start: Path, folder: str) -> str:
