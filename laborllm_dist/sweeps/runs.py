@@ -113,8 +113,8 @@ def list_runs(settings: SweepSettings, compose: Compose) -> tuple[SweepRun, ...]
 def _checked(settings: RunSettings, model: str) -> RunSettings:
     if settings.training.patience is not None:
         raise SweepError(
-            f"the runs of {model} may end early (training.patience={settings.training.patience}), and runs are compared "
-            "after their whole schedule; add training.patience=null to common",
+            f"the runs of {model} may end early (training.patience={settings.training.patience}), but are "
+            "compared after their whole schedule; add training.patience=null to common",
             code="incomplete-schedule",
         )
     return settings
