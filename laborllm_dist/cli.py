@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from laborllm_dist.config.help import help_text as settings_help
 from laborllm_dist.config.help import paths_of
-from laborllm_dist.config.reader import Settings, read_settings
+from laborllm_dist.config.reader import LONGEST_NAME, Settings, read_settings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
     InterruptedRunError,
@@ -49,7 +50,8 @@ from laborllm_dist.errors import (
 )
 from laborllm_dist.io.command_log import record_command
 from laborllm_dist.io.console import configure_logging, guard_output, is_other_rank, show
-from laborllm_dist.io.run_directory import RECORD, STORE_MANIFEST
+from laborllm_dist.io.run_directory import RECORD, STORE_MANIFEST, settings_fingerprint
+from laborllm_dist.tracking.tracker import SWEEP_CONFIG, in_wandb_sweep
 
 logger = logging.getLogger(__name__)
 # conf/ and launch/ are folders of the package where it is installed (setup.py), and are beside it in a checkout.
@@ -98,8 +100,16 @@ def _described(script: Path) -> str:
 
 
 def _arguments() -> list[str]:
-    """Return the arguments without --local_rank, which the launcher of DeepSpeed puts in front."""
-    return [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    """Return the arguments without what launchers add.
+
+    That of DeepSpeed puts --local_rank in front. An agent of wandb that starts a run again sends all of its config,
+    with what is there besides the sweep's settings.
+    """
+    added = ["--local_rank", *(_ADDED_BY_WANDB if in_wandb_sweep(os.environ) else ())]
+    return [argument for argument in sys.argv[1:] if not argument.startswith(tuple(added))]
+
+
+_ADDED_BY_WANDB = tuple(f"{dashes}{name}=" for dashes in ("", "--") for name in (SWEEP_CONFIG, "_wandb"))
 
 
 def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence[str]) -> Settings:
@@ -162,7 +172,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             _show_help(kind, config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
             _check_working_directory()
-            settings = compose_settings(kind, config_name, arguments)
+            settings = _named(compose_settings(kind, config_name, arguments))
             work(settings)
             folder = _run_folder(settings)
             if folder is not None and not is_other_rank(os.environ):
@@ -193,6 +203,18 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         )
         raise SystemExit(LaborError.exit_code) from None
     raise SystemExit(0)
+
+
+def _named(settings: Settings) -> Settings:
+    """Return the settings; in a sweep of wandb the name of a run ends in their fingerprint.
+
+    There many runs are started by one command, and none has an id of its own that a restart would have again.
+    """
+    if not (isinstance(settings, RunSettings) and in_wandb_sweep(os.environ)):
+        return settings
+    fingerprint = settings_fingerprint(settings)
+    name = settings.name.encode()[: LONGEST_NAME - len(fingerprint) - 1].decode(errors="ignore")
+    return replace(settings, name=f"{name}-{fingerprint}")
 
 
 def _run_folder(settings: object) -> Path | None:

@@ -30,7 +30,7 @@ STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
 RECORD, CHECKPOINTS, LOCK, METRICS = "settings.json", "checkpoints", "lock", "metrics.jsonl"
 # What a run writes into its folder after its record.
 TRAINED = (METRICS, "export", "adapter")  # by training alone
-WRITTEN = (RECORD, *TRAINED, "commands.jsonl", "baselines", "scores", "embeddings", "report", "wandb")
+WRITTEN = (RECORD, *TRAINED, "commands.jsonl", "baselines", "scores", "embeddings", "report", "wandb", "tensorboard")
 BEHIND_SETTINGS = "the data or the weights behind it"  # what differs where no setting does
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
@@ -81,6 +81,11 @@ def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> s
     return fingerprint_of(
         {**identity, "model": model, "data": trained_on, "tokenizer": None, "name": None, "store": store}
     )
+
+
+def settings_fingerprint(settings: RunSettings) -> str:
+    """Return a fingerprint of the settings that determine a run's weights, which needs neither data nor weights."""
+    return fingerprint_of({**_identity_settings(settings), "name": None})
 
 
 def _identity_settings(settings: RunSettings) -> dict[str, Any]:
@@ -243,6 +248,12 @@ def refit_difference(run: Path, refit: Path) -> str | None:
         return f"{BEHIND_SETTINGS} differ"
     name, value, other_value = difference
     return f"{name}: {value} in {run}, {other_value} in {refit}"
+
+
+def recorded_versions(path: Path) -> dict[str, str]:
+    """Return the versions of the last start of a run; empty if its record is missing or damaged."""
+    known = _known_of(path / RECORD)
+    return dict(known["versions"][-1]) if known is not None and known["versions"] else {}
 
 
 def recorded_store(path: Path) -> Path | None:
