@@ -225,7 +225,7 @@ def execute(
     log.parent.mkdir(parents=True, exist_ok=True)
     for command in commands:
         began = log.stat().st_size if log.is_file() else 0
-        code = 75 if stop.is_set else _execute(sweep, path, log, command, stop, job)
+        code = 75 if stop.is_set else _execute(path, log, command, stop, job)
         last_line = last_line_of(log, began)
         if stop.is_set or (job is not None and code in STOPPED):
             write_record(path, RunRecord("stopped", command.step, str(log), job=job, last_line=last_line))
@@ -242,12 +242,11 @@ def execute(
     return None
 
 
-def _execute(sweep: Sweep, path: Path, log: Path, command: Command, stop: StopSignals, job: str | None) -> int:
+def _execute(path: Path, log: Path, command: Command, stop: StopSignals, job: str | None) -> int:
     """Run one command to its end, that of its whole process group; return its exit code."""
-    environment = {**os.environ, "WANDB_RUN_GROUP": sweep.settings.name}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command.words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment,
+            command.words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
     try:

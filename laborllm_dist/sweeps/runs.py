@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laborllm_dist.batching.training_plan import TrainingPlan, plan_training
-from laborllm_dist.config.reader import LONGEST_NAME, settings_to_values
+from laborllm_dist.config.reader import LONGEST_NAME
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.config.sweep import SweepSettings
 from laborllm_dist.errors import LaborError, SweepError
 from laborllm_dist.io.console_tables import Column, FoldingTable
-from laborllm_dist.io.files import fingerprint_of
-from laborllm_dist.io.run_directory import run_fingerprint
+from laborllm_dist.io.run_directory import settings_fingerprint
 from laborllm_dist.models.dims import ModelShape, shape_of
 from laborllm_dist.planning.display import check_plan
 from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
@@ -132,25 +131,22 @@ def _run_of(
         data=dataclasses.replace(base.data, corpora=corpora),
         training=dataclasses.replace(base.training, seed=seed),
         plan=dataclasses.replace(base.plan, num_gpus=sweep.num_ranks * sweep.num_nodes),
+        tracking=dataclasses.replace(base.tracking, group=base.tracking.group or sweep.name),
     )
     settings = dataclasses.replace(settings, name=run_name(settings))
     fractions = (f"data.corpora.{name}.fraction={corpus.fraction!r}" for name, corpus in corpora.items())
     overrides = (
-        *given, *fractions, f"training.seed={seed}", f"plan.num_gpus={settings.plan.num_gpus}", f"name={settings.name}",
+        *given, *fractions, f"training.seed={seed}", f"plan.num_gpus={settings.plan.num_gpus}",
+        f"tracking.group='{settings.tracking.group}'", f"name={settings.name}",
     )  # fmt: skip
     return SweepRun(model, mix, share, overrides, settings)
 
 
 def run_name(settings: RunSettings) -> str:
     """Return a name that is a function of the settings that decide a run: model, data, seed and a fingerprint."""
-    path = settings.model.path
-    deciding = [
-        run_fingerprint(settings, "", path), settings.model.revision, settings.model.subfolder,
-        settings_to_values(settings.data), settings_to_values(settings.tokenizer),
-    ]  # fmt: skip
     fractions = {corpus.fraction for corpus in settings.data.corpora.values()}
     share = f"-{fractions.pop():g}" if len(fractions) == 1 else ""
-    ending = f"{share}-seed{settings.training.seed}-{fingerprint_of(deciding)}"
+    ending = f"{share}-seed{settings.training.seed}-{settings_fingerprint(settings)}"
     names = f"{settings.model.name}-{settings.data.name}".replace(" ", "_").replace("/", "_")
     return names.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
 
