@@ -28,6 +28,7 @@ from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.run_directory import RECORD, RunDirectory
 from laborllm_dist.sweeps.runs import SweepRun, first_of_mixes
 from laborllm_dist.sweeps.state import (
+    POINTS,
     STOP_SECONDS,
     ProcessRecord,
     RunRecord,
@@ -155,20 +156,28 @@ def check_done(sweep: Sweep) -> None:
     """Check that every run of a sweep is done.
 
     Raises:
-        SweepError: naming the first of those that have failed, with its last line.
+        SweepError: if not, or if baselines have failed; naming the first of them, with its last line.
     """
     folders = record_points(sweep)
-    missing = [run for run in sweep.runs if run.name not in folders]
-    if not missing:
-        logger.info(f"sweep: all {len(sweep.runs)} runs are done; {sweep.folder / 'points.csv'}")
+    missing = [run.name for run in sweep.runs if run.name not in folders]
+    unscored = [name for mix in sweep.settings.mixes if read_record(sweep.record_of(name := baselines_of(mix)))]
+    if not missing and not unscored:
+        logger.info(f"sweep: all {len(sweep.runs)} runs are done; {sweep.folder / POINTS}")
         return
-    record = read_record(sweep.record_of(missing[0].name))
+    first = [*missing, *unscored][0]
+    record = read_record(sweep.record_of(first))
     said = "" if record is None else f": {record.last_line} ({record.log})"
+    baselines = f", nor {len(unscored)} sets of baselines" if unscored else ""
     raise SweepError(
-        f"{len(missing)} of {len(sweep.runs)} runs are not done, first {missing[0].name}{said}; the same command tries "
-        "them again",
+        f"{len(missing)} of {len(sweep.runs)} runs are not done{baselines}; first {first}{said}; the same command "
+        "tries again",
         code="runs-failed",
     )
+
+
+def baselines_of(mix: str) -> str:
+    """Return the name under which the preparation and the baselines of a mix are recorded."""
+    return f"{mix}-baselines"
 
 
 def prepare_mixes(sweep: Sweep, stop: StopSignals) -> set[str]:
@@ -188,11 +197,16 @@ def prepare_mixes(sweep: Sweep, stop: StopSignals) -> set[str]:
         split = run.settings.evaluation.split
         missing = [name for name in settings.baselines if not RunDirectory(folder, "").scores(split, name).is_file()]
         if missing:
-            given = (f"run={folder}", f"baselines=[{','.join(missing)}]", f"split={split}", *settings.baseline_settings)
+            given = (
+                f'run="{folder}"',
+                f"baselines=[{','.join(missing)}]",
+                f"split={split}",
+                *settings.baseline_settings,
+            )
             commands.append(Command("baselines", (*_python(sweep, "baselines"), *given)))
         if not commands:
             continue
-        name = f"{mix}-baselines"
+        name = baselines_of(mix)
         logger.info(f"sweep: {mix}: {' and '.join(each.step for each in commands)}; log: {sweep.log_of(name)}")
         record = execute(sweep, name, commands, stop)
         if record is not None and record.step == "prepare":
@@ -209,7 +223,7 @@ def execute_run(sweep: Sweep, run: SweepRun, stop: StopSignals, job: str | None 
         InterruptedRunError: if a signal has stopped it.
     """
     train = Command("train", (*launcher(sweep, "train"), *run.overrides))
-    evaluate = Command("evaluate", (*launcher(sweep, "evaluate"), f"run={run.folder}"))
+    evaluate = Command("evaluate", (*launcher(sweep, "evaluate"), f'run="{run.folder}"'))
     return execute(sweep, run.name, [train, evaluate], stop, job)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ def _run_of(
     fractions = (f"data.corpora.{name}.fraction={corpus.fraction!r}" for name, corpus in corpora.items())
     overrides = (
         *given, *fractions, f"training.seed={seed}", f"plan.num_gpus={settings.plan.num_gpus}",
-        f"tracking.group='{settings.tracking.group}'", f"name={settings.name}",
+        f'tracking.group="{settings.tracking.group}"', f"name={settings.name}",
     )  # fmt: skip
     return SweepRun(model, mix, share, overrides, settings)
 
@@ -147,8 +148,8 @@ def run_name(settings: RunSettings) -> str:
     fractions = {corpus.fraction for corpus in settings.data.corpora.values()}
     share = f"-{fractions.pop():g}" if len(fractions) == 1 else ""
     ending = f"{share}-seed{settings.training.seed}-{settings_fingerprint(settings)}"
-    names = f"{settings.model.name}-{settings.data.name}".replace(" ", "_").replace("/", "_")
-    return names.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
+    names = re.sub(r"[^\w.+-]", "_", f"{settings.model.name}-{settings.data.name}", flags=re.ASCII)
+    return names[: LONGEST_NAME - len(ending)] + ending
 
 
 def locations_of(runs: Sequence[SweepRun]) -> dict[str, StoreLocation]:

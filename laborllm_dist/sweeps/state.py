@@ -31,7 +31,7 @@ from laborllm_dist.errors import ScoreTableError, SettingsError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
 from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
-from laborllm_dist.io.run_directory import LOCK, RunDirectory, recorded_runs, run_fingerprint
+from laborllm_dist.io.run_directory import METRICS, RunDirectory, recorded_runs, run_fingerprint
 from laborllm_dist.store.build import StoreLocation
 from laborllm_dist.store.store import TokenStore, open_store
 from laborllm_dist.sweeps.points import SweepPoint, write_points
@@ -248,7 +248,7 @@ def state_of(run: SweepRun, record: RunRecord | None, folders: Mapping[str, Path
             return f"{record.step} on {record.process.host}"
     if record is not None and record.state == "failed":
         return "failed"
-    return "interrupted" if (run.folder / LOCK).exists() or record is not None else "waiting"
+    return "interrupted" if (run.folder / METRICS).exists() or record is not None else "waiting"
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def main() -> None:
     step, arguments = Path(sys.argv[0]).stem, dict(word.partition("=")[::2] for word in sys.argv[1:])
-    run = Path(arguments["run"] if "run" in arguments else f"{arguments['output_dir']}/{arguments['name']}")
+    run = Path(arguments["run"].strip('"') if "run" in arguments else f"{arguments['output_dir']}/{arguments['name']}")
     (seed,) = re.findall(r"-seed(\d+)-", run.name)
     with Path("journal").open("a") as file:
         file.write(f"{step} {seed}\n")

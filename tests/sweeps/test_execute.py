@@ -158,6 +158,14 @@ def test_data_that_cannot_be_prepared_stop_only_their_own_runs(sweep: TwoRuns, s
     assert [run.mix for run in both.runs if run.name in finished_folders(both)] == ["market"]
 
 
+def test_baselines_that_fail_stop_no_run_and_are_named(sweep: TwoRuns) -> None:
+    two = sweep(baselines=("truth",))
+    (two.scripts / "baselines.py").write_text("print('error: no truth [run/no-truth]')\nraise SystemExit(2)\n")
+    with raises("sweep/runs-failed", "0 of 2 runs are not done, nor 1 sets of baselines", "error: no truth"):
+        run_locally(two)
+    assert len(finished_folders(two)) == 2
+
+
 def test_a_signal_stops_the_sweep_and_its_run_in_order(sweep: TwoRuns) -> None:
     two = sweep()
     with first_run_waiting(two) as process:

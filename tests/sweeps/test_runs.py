@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 from helpers.errors import raises
 from helpers.processes import PROJECT
 from helpers.sweeps import compose_run, opened_sweep, sweep_settings
@@ -200,3 +201,14 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 def test_a_run_has_as_many_gpus_as_ranks(tmp_path: Path) -> None:
     settings = dataclasses.replace(sweep_settings(tmp_path), executor="slurm", num_ranks=8, num_nodes=4)
     assert {run.settings.plan.num_gpus for run in list_runs(settings, compose_run)} == {32}
+
+
+def test_the_sweep_of_wandb_starts_deepspeed_with_settings_that_compose() -> None:
+    """An agent puts the parameters in the place of ${args_no_hyphens} and calls every item of the list as a word."""
+    sweep = yaml.safe_load((CONF / "wandb/learning_rates.yaml").read_text())
+    launcher = sweep["command"].index("deepspeed")
+    assert sweep["command"][launcher - 1 : launcher + 3] == ["${env}", "deepspeed", "--num_gpus=2", "${program}"]
+    assert sweep["command"][-1] == "${args_no_hyphens}" and (PROJECT / sweep["program"]).is_file()
+    chosen = [f"{name}={value}" for name, of in sweep["parameters"].items() for value in of["values"][:1]]
+    settings = compose_run([*sweep["command"][launcher + 3 : -1], *chosen])
+    assert (settings.optimizer.learning_rate, settings.tracking.wandb) == (1e-3, "online")

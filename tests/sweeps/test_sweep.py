@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers.processes import ON_CPU, PROJECT, python_path, wait_until
 from helpers.runs import small_run
 from helpers.slurm import MadeSlurm, made_slurm, why_no_slurm
@@ -44,6 +45,8 @@ def check_whole(folder: Path) -> None:
     """Check that both runs are trained, step by step, scored, and recorded."""
     for seed in (1, 2):
         assert [line["step"] for line in metrics(trained(folder, seed))] == list(range(1, NUM_STEPS + 1))
+        metric = yaml.safe_load((PROJECT / "conf/wandb/learning_rates.yaml").read_text())["metric"]["name"]
+        assert metric in metrics(trained(folder, seed))[-1]
     points = read_points(folder / "sweeps/two/points.csv")
     assert [(point.size, point.seed, point.run) for point in points] == [
         ("tiny", seed, str(trained(folder, seed))) for seed in (1, 2)
