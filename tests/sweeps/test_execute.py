@@ -19,13 +19,14 @@ import pytest
 from helpers.errors import raises
 from helpers.processes import wait_until
 from helpers.runs import small_run
-from helpers.sweeps import opened_sweep, small_scripts
+from helpers.sweeps import ARRAY, opened_sweep, small_scripts
+from submitit.slurm.slurm import _make_sbatch_string
 
 from laborllm_dist.errors import InterruptedRunError, LaborError
-from laborllm_dist.io.files import fingerprint_of, write_json
+from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.store.build import prepare_store
-from laborllm_dist.sweeps.array import jobs_of
+from laborllm_dist.sweeps.array import array_parameters, jobs_of, submit
 from laborllm_dist.sweeps.execute import PROCESS, cancel, launcher, run_locally
 from laborllm_dist.sweeps.points import read_points
 from laborllm_dist.sweeps.state import (
@@ -251,6 +252,38 @@ def test_the_state_of_a_job_is_the_queue_s(sweep: TwoRuns, monkeypatch: pytest.M
     for each, job in zip(two.runs, ("7_0", "8_1"), strict=True):
         write_record(two.record_of(each.name), RunRecord("queued", job=job))
     assert jobs_of(two) == {run.name: "7_0"}
+
+
+def test_a_sweep_of_another_machine_is_canceled_there(sweep: TwoRuns) -> None:
+    two = sweep()
+    own = ProcessRecord.of(os.getpid())
+    assert own is not None
+    write_json(two.folder / PROCESS, dataclasses.asdict(dataclasses.replace(own, host="login7")))
+    with file_lock(two.folder / "lock", busy="busy"), raises("sweep/elsewhere", "two_seeds", "login7"):
+        cancel(two)
+
+
+def test_what_slurm_does_not_take_is_one_line(sweep: TwoRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "nowhere")
+    with raises("sweep/not-submitted", "srun"):
+        submit(sweep(executor="slurm"))
+    lost = {"lost": ("data.corpora.synthetic.seed=5",)}
+    (sweep().scripts / "prepare.py").write_text("raise SystemExit('error: no file')\n")
+    with raises("sweep/not-prepared", "lost"):
+        submit(sweep(executor="slurm", mixes=lost))
+
+
+def test_the_array_asks_slurm_for_ranks_and_nodes(sweep: TwoRuns) -> None:
+    array = dataclasses.replace(
+        ARRAY, partition="gpu", account="labor", minutes=90, has_gpus=True, memory_gib=None, signal_seconds=300
+    )
+    settings = sweep(executor="slurm", num_ranks=8, num_nodes=2, array=array).settings
+    text = _make_sbatch_string(command="python -m job", folder="jobs", map_count=17, **array_parameters(settings))
+    assert {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")} >= {
+        "job-name=laborllm_two_seeds", "nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=1", "time=90",
+        "partition=gpu", "account=labor", "mem=0", "signal=TERM@300", "requeue", "array=0-16%2", "open-mode=append",
+    }  # fmt: skip
+    assert text.rstrip().endswith("python -m job")  # slurm.sbatch starts the ranks by srun
 
 
 def test_several_ranks_are_started_by_deepspeed(sweep: TwoRuns) -> None:

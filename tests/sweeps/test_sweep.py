@@ -18,7 +18,7 @@ from helpers.slurm import MadeSlurm, made_slurm, why_no_slurm
 
 from laborllm_dist.sweeps.points import read_points
 
-NUM_STEPS = 6  # of 42 training people, 14 a step, two epochs
+NUM_STEPS = 8  # of 48 training people, 14 a step, two epochs
 COMMON = ["batch.global_batch_size=14", "training.epochs=2", "training.checkpoint_every_steps=1"]
 
 
@@ -80,7 +80,7 @@ def test_a_sweep_that_is_killed_goes_on_to_its_end(tmp_path: Path) -> None:
     check_whole(tmp_path)
     status, _ = begun("status", *arguments_of(tmp_path)).communicate(timeout=200)
     rows = [line.split() for line in status.splitlines() if line.startswith("tiny")]
-    assert [row[:6] for row in rows] == [["tiny", "market", "1", seed, "done", "6/6"] for seed in ("1", "2")]
+    assert [row[:6] for row in rows] == [["tiny", "market", "1", seed, "done", "8/8"] for seed in ("1", "2")]
     assert all(0 < float(row[-1]) < 200 for row in rows)
     # The disk that the list names is for the newest two checkpoints, the best one, and the export.
     (listed,) = {line.split()[-2] for line in text.splitlines() if line.startswith("tiny") and "min" in line}
