@@ -1,4 +1,6 @@
 # make quickstart   environment, real data, training and evaluation on 2 ranks, baselines, report
+# make synthetic    the synthetic market of docs/replications.md: model, all baselines, report, replication package (hours)
+# make nlsy97       the same for the NLSY97 (DATA="..." for a file elsewhere)
 # make test         the tests                make test-quick   those that start no ranks
 # make test-hosts   over two hosts           make test-slurm   under a Slurm of one node
 #                   (both as root, with Debian's programs; else they say what is missing)
@@ -13,6 +15,7 @@ VENV ?= .venv
 RANKS ?= 2
 WORKERS ?= 2
 BIN := $(VENV)/bin
+comma := ,
 INSTALLED := $(VENV)/installed
 # Without a GPU, deepspeed is told so; else every process says that it found none.
 export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -21,7 +24,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 PORT = $(shell python3 -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 DEEPSPEED = deepspeed --num_gpus $(RANKS) --master_port $(PORT) --log_level error
 
-.PHONY: install quickstart synthetic goals test test-all test-quick test-ranks test-hosts test-slurm test-peers lint docs benchmarks gpu-suite peers clean
+.PHONY: install quickstart synthetic nlsy97 goals test test-all test-quick test-ranks test-hosts test-slurm test-peers lint docs benchmarks gpu-suite peers clean
 
 install: $(INSTALLED)
 
@@ -36,14 +39,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # A step is done again only where something it is made from has changed; the scripts themselves go on where they were.
 SOURCES := $(shell find conf laborllm_dist launch -name '*.py' -o -name '*.yaml' -o -name '*.csv')
-BASELINES_quickstart := [marginal,first_order]
-BASELINES_synthetic_small := [marginal,first_order,truth]
 
 quickstart: runs/quickstart/scores/baselines
 	@python launch/report.py runs='[runs/quickstart]'
-
-synthetic: runs/synthetic_small/scores/baselines
-	@python launch/report.py runs='[runs/synthetic_small]'
 
 runs/%/export/laborllm_dist.json: $(INSTALLED) $(SOURCES)
 	@$(DEEPSPEED) launch/train.py +experiment=$*
@@ -54,8 +52,28 @@ runs/%/scores/test.parquet: runs/%/export/laborllm_dist.json
 	@touch $@
 
 runs/%/scores/baselines: runs/%/scores/test.parquet
-	@python launch/baselines.py run=runs/$* baselines='$(BASELINES_$*)'
+	@python launch/baselines.py run=runs/$*
 	@touch $@
+
+# A replication: $(1) experiment, $(2) settings of its data, $(3) baselines beside the others. Every command starts where
+# an earlier one was stopped, and does nothing where it is complete.
+define replication
+	@$(DEEPSPEED) launch/train.py +experiment=$(1) $(2)
+	@$(DEEPSPEED) launch/evaluate.py run=runs/$(1)
+	@$(DEEPSPEED) launch/evaluate.py run=runs/$(1) title_head=true titles=all
+	@$(DEEPSPEED) launch/evaluate.py run=runs/$(1) title_head=true titles=all split=validation
+	@python launch/baselines.py run=runs/$(1) baselines='[marginal,first_order,second_order$(3)]'
+	@python launch/baselines.py run=runs/$(1) baselines='[logit,logit_two_stage,bag_of_jobs,career]' +schedule=cpu
+	@python launch/baselines.py run=runs/$(1) baselines='[average]' average.of='[two_stage_head,career]' +schedule=cpu
+	@python launch/report.py runs='[runs/$(1)]'
+	@python launch/replicate.py runs='[runs/$(1)]' output=packages/$(1)
+endef
+
+synthetic: install
+	$(call replication,synthetic_small,,$(comma)truth)
+
+nlsy97: install
+	$(call replication,nlsy97_small,$(DATA),)
 
 .PRECIOUS: runs/%/export/laborllm_dist.json runs/%/scores/test.parquet runs/%/scores/baselines
 

@@ -157,8 +157,8 @@ def settings_for(folder: Path, *more: str) -> RunSettings:
 def scored_error(folder: Path, placement: str, by_hand: Tensor, ranks: DistributedContext) -> float:
     """Return the largest difference of a log-likelihood in packed rows to that by hand."""
     settings = settings_for(folder)
-    wanted = dataclasses.replace(settings.evaluation, placement=placement, precision="fp32")  # type: ignore[arg-type]
-    model = load_for_inference(settings.model, wanted, settings.compute, ranks)
+    evaluation_settings = dataclasses.replace(settings.evaluation, placement=placement, precision="fp32")  # type: ignore[arg-type]
+    model = load_for_inference(settings.model, evaluation_settings, settings.compute, ranks)
     if placement == "replicated":
         check_packing(model.hugging_face, device=model.device, longest=40)
     return float((model.scores(pack_batch(some_careers(), 80)) - by_hand).abs().max())
@@ -166,7 +166,10 @@ def scored_error(folder: Path, placement: str, by_hand: Tensor, ranks: Distribut
 
 def plain_step(folder: Path) -> transformers.PreTrainedModel:
     """Return the model after a step of torch's AdamW, career by career."""
-    model, wanted = transformers.AutoModelForCausalLM.from_pretrained(folder), settings_for(folder).optimizer
+    model, optimizer_settings = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder),
+        settings_for(folder).optimizer,
+    )
     careers = [torch.from_numpy(ids).long() for row in some_careers() for ids in row]
     losses = [
         nn.functional.cross_entropy(model(input_ids=ids[None]).logits[0, :-1], ids[1:], reduction="sum")
@@ -176,11 +179,11 @@ def plain_step(folder: Path) -> transformers.PreTrainedModel:
     torch.autograd.backward(total / sum(len(ids) - 1 for ids in careers))
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     groups = [
-        {"params": [each for each in parameters if each.dim() > 1], "weight_decay": wanted.weight_decay},
+        {"params": [each for each in parameters if each.dim() > 1], "weight_decay": optimizer_settings.weight_decay},
         {"params": [each for each in parameters if each.dim() <= 1], "weight_decay": 0.0},
     ]
-    betas = (wanted.beta1, wanted.beta2)
-    torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=betas, eps=wanted.epsilon).step()
+    betas = (optimizer_settings.beta1, optimizer_settings.beta2)
+    torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=betas, eps=optimizer_settings.epsilon).step()
     return model.eval()
 
 
@@ -202,10 +205,10 @@ def trained_error(folder: Path, stage: int, stepped: nn.Module, ranks: Distribut
     tokenizer = export.parent / "tokenizer"
     tokenizer.mkdir()
     export_checkpoint(checkpoint, manifest, config, tokenizer, export)
-    found, wanted = dict(full_weights(checkpoint, manifest)), dict(stepped.named_parameters())
-    if found.keys() != wanted.keys():
-        raise ModelError(f"other weights learn: {sorted(found.keys() ^ wanted.keys())[:3]}")
-    pairs = [(found[name].double(), wanted[name].detach().double()) for name in wanted]
+    loaded, expected = dict(full_weights(checkpoint, manifest)), dict(stepped.named_parameters())
+    if loaded.keys() != expected.keys():
+        raise ModelError(f"other weights learn: {sorted(loaded.keys() ^ expected.keys())[:3]}")
+    pairs = [(loaded[name].double(), expected[name].detach().double()) for name in expected]
     difference = sum(float((one - other).square().sum()) for one, other in pairs)
     return math.sqrt(difference / sum(float(other.square().sum()) for _, other in pairs))
 
@@ -227,18 +230,18 @@ def find(name: str, ranks: DistributedContext, folder: Path) -> Findings:
     for stage in STAGES:
         (folder / str(stage)).mkdir()
         export = folder / str(stage) / "export"
-        trained[str(stage)] = _or_refusal(lambda: trained_error(saved, stage, stepped, ranks, export))  # noqa: B023
+        trained[str(stage)] = _or_error(lambda: trained_error(saved, stage, stepped, ranks, export))  # noqa: B023
     return Findings(
-        scored=_or_refusal(lambda: scored_error(saved, "replicated", by_hand, ranks)),
+        scored=_or_error(lambda: scored_error(saved, "replicated", by_hand, ranks)),
         trained=trained,
-        sharded=_or_refusal(lambda: scored_error(saved, "sharded", by_hand, ranks)),
-        exported=_or_refusal(lambda: exported_error(folder / "2/export", stepped)),
-        planned=_or_refusal(lambda: shape_of(settings_for(saved).model, num_ids=NUM_IDS).num_parameters),
+        sharded=_or_error(lambda: scored_error(saved, "sharded", by_hand, ranks)),
+        exported=_or_error(lambda: exported_error(folder / "2/export", stepped)),
+        planned=_or_error(lambda: shape_of(settings_for(saved).model, num_ids=NUM_IDS).num_parameters),
         counted=sum(parameter.numel() for parameter in model.parameters()),
     )
 
 
-def _or_refusal(measure: Any) -> Any:
+def _or_error(measure: Any) -> Any:
     try:
         return measure()
     except ModelError as error:
@@ -286,20 +289,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", default=list(ARCHITECTURES), metavar="TYPE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
-    asked = parser.parse_args()
-    if unknown := sorted(set(asked.types) - set(ARCHITECTURES)):
+    args = parser.parse_args()
+    if unknown := sorted(set(args.types) - set(ARCHITECTURES)):
         parser.error(f"unknown type {unknown[0]}; there are: {'; '.join(ARCHITECTURES)}")
     of_type: dict[str, Findings] = {}
     with (
         init_distributed(compose_settings(RunSettings, "run", []).ranks) as ranks,
         tempfile.TemporaryDirectory() as folder,
     ):
-        for number, name in enumerate(asked.types):
+        for number, name in enumerate(args.types):
             place = Path(folder) / str(number)
             place.mkdir()
             of_type[name] = find(name, ranks, place)
-            if asked.json is not None:
-                asked.json.write_text(json.dumps({each: dataclasses.asdict(of_type[each]) for each in of_type}))
+            if args.json is not None:
+                args.json.write_text(json.dumps({each: dataclasses.asdict(of_type[each]) for each in of_type}))
     print("\n".join(table(of_type)))
     sys.exit(0 if all(map(is_right, of_type.values())) else 1)
 

@@ -104,20 +104,20 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def ours_observed(model: InferenceModel, rows: CareerTable, careers: list[int]) -> np.ndarray:
     """Score observed titles as an evaluation does, in packed rows; return `title`, career by career."""
     lengths = rows.num_tokens()[careers].tolist()
-    found: dict[int, np.ndarray] = {}
+    scores_of: dict[int, np.ndarray] = {}
     for row in pack_careers(lengths, min(ROW_LENGTH, sum(lengths))).rows:
         members = [careers[place] for place in row]
         batch, places = scoring_batch(rows, [members], sum(lengths[place] for place in row))
         scores = observation_scores(batch.scatter_to_slots(model.scores(batch)), places.spans)[:, 0]
-        found |= {career: scores[places.keys[:, 0] == career] for career in members}
-    return np.concatenate([found[career] for career in careers])
+        scores_of |= {career: scores[places.keys[:, 0] == career] for career in members}
+    return np.concatenate([scores_of[career] for career in careers])
 
 
 def ours_all(
     model: Any, subject: EvaluationTarget, careers: list[int], *, only_last: bool, tolerance: float = 0.0
 ) -> list[TitleScores]:
     """Score all titles after the last prompt or every prompt of careers."""
-    found = []
+    results = []
     for career in careers:
         places = title_places(subject.rows, [[career]])
         prefixes_P3 = places.prefixes_P3
@@ -127,10 +127,10 @@ def ours_all(
         ids = subject.rows.token_ids(career)[: int(prefixes_P3[which][:, 2].max())]
         prefix = PrefixState(pack_batch([[ids]], len(ids)))
         prompts = Prompts(prefixes_P3[which], observed[which])
-        found.append(
+        results.append(
             score_titles(model.edges, prefix, prompts, subject.trie, tolerance=tolerance, max_tree_tokens=4096)
         )
-    return found
+    return results
 
 
 def cached_all(model: Any, subject: EvaluationTarget, career: int) -> np.ndarray:
@@ -146,7 +146,7 @@ def cached_all(model: Any, subject: EvaluationTarget, career: int) -> np.ndarray
     scores = np.zeros(len(titles))
     with torch.inference_mode():
         first = model(input_ids=history, use_cache=True)
-        kept = [(layer.keys, layer.values) for layer in first.past_key_values.layers]
+        prefix = [(layer.keys, layer.values) for layer in first.past_key_values.layers]
         before = torch.log_softmax(first.logits[0, -1].float(), dim=-1)
         for place in range(0, len(order), CACHED_BATCH):
             batch = order[place : place + CACHED_BATCH]
@@ -155,7 +155,7 @@ def cached_all(model: Any, subject: EvaluationTarget, career: int) -> np.ndarray
             for row, title in enumerate(batch):
                 ids[row, : len(titles[title]) - 1] = torch.tensor(titles[title][:-1])
             cache = DynamicCache()
-            for layer, (keys, values) in enumerate(kept):
+            for layer, (keys, values) in enumerate(prefix):
                 cache.update(keys.expand(len(batch), -1, -1, -1), values.expand(len(batch), -1, -1, -1), layer)
             logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits.float()
             log_p = torch.log_softmax(logits, dim=-1)
@@ -184,17 +184,17 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=1e-3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     from lm_eval.models.huggingface import HFLM
 
-    subject = EvaluationTarget(wanted.run)
+    subject = EvaluationTarget(arguments.run)
     trie, rows = subject.trie, subject.rows
     model = wrap_for_inference(subject.open(), subject.compute)
     plain = subject.open().eval()
     peer = HFLM(pretrained=str(subject.path), device="cpu", dtype="float32", batch_size=BATCH, logits_cache=False)
     print(
-        f"{sum(p.numel() for p in plain.parameters()):,} parameters, fp32, {wanted.threads} threads; "
+        f"{sum(p.numel() for p in plain.parameters()):,} parameters, fp32, {arguments.threads} threads; "
         f"{len(trie.ends_T)} titles: {int(trie.depths_M[trie.ends_T].sum()):,} tokens, {trie.num_nodes:,} prefixes"
     )
 
@@ -205,50 +205,50 @@ def main() -> None:
             print(f"    {other} {number / statistics.median(seconds):.3f}; ours is "
                   f"{statistics.median(seconds) / statistics.median(ours):.1f} times it", flush=True)  # fmt: skip
 
-    careers = spread(rows, wanted.careers)
+    careers = spread(rows, arguments.careers)
     pairs = [pair for row in careers for pair in zip(subject.prompts(row), subject.observed(row), strict=True)]
-    runs = [timed(lambda: ours_observed(model, rows, careers)) for _ in range(wanted.repeats)]
+    runs = [timed(lambda: ours_observed(model, rows, careers)) for _ in range(arguments.repeats)]
     peer_seconds, theirs = timed(lambda: peer_scores(peer, pairs))
     runs += [timed(lambda: ours_observed(model, rows, careers))]
-    compare("observed titles", [each[0] for each in runs], {"lm-evaluation-harness": [peer_seconds]}, len(pairs))
+    compare("observed titles", [run[0] for run in runs], {"lm-evaluation-harness": [peer_seconds]}, len(pairs))
     print(f"    {len(pairs)} requests, largest difference {np.abs(runs[0][1] - theirs).max():.1e} nats")
 
-    asked = spread(rows, wanted.observations)
+    sampled = spread(rows, arguments.observations)
     counted = Counted(model)
     ours_runs, cached_runs = [], []
-    for _ in range(wanted.repeats):
-        ours_runs.append(timed(lambda: ours_all(counted, subject, asked, only_last=True)))
-        cached_runs.append(timed(lambda: [cached_all(plain, subject, row) for row in asked]))
-    pairs = [(subject.prompts(row)[-1], f" {title}") for row in asked for title in subject.titles]
+    for _ in range(arguments.repeats):
+        ours_runs.append(timed(lambda: ours_all(counted, subject, sampled, only_last=True)))
+        cached_runs.append(timed(lambda: [cached_all(plain, subject, row) for row in sampled]))
+    pairs = [(subject.prompts(row)[-1], f" {title}") for row in sampled for title in subject.titles]
     peer_seconds, theirs = timed(lambda: peer_scores(peer, pairs))
-    distinct = sum(int(rows.title_spans(row)[-1, 0]) + trie.num_nodes for row in asked) * wanted.repeats
-    found = ours_runs[0][1]
+    distinct = sum(int(rows.title_spans(row)[-1, 0]) + trie.num_nodes for row in sampled) * arguments.repeats
+    own_scores = ours_runs[0][1]
     compare(
         "all titles, complete",
-        [each[0] for each in ours_runs],
-        {"lm-evaluation-harness": [peer_seconds], "cached history, title by title": [each[0] for each in cached_runs]},
-        len(asked),
+        [run[0] for run in ours_runs],
+        {"lm-evaluation-harness": [peer_seconds], "cached history, title by title": [run[0] for run in cached_runs]},
+        len(sampled),
     )
     print(f"    {len(pairs)} requests; {counted.num_tokens:,} tokens forwarded, {counted.num_tokens / distinct:.4f} of "
           f"the distinct (history, prefix) count")  # fmt: skip
-    title = np.concatenate([each.title_PT.ravel() for each in found])
-    closed = np.concatenate([each.terminated_PT.ravel() for each in found])
+    title = np.concatenate([each.title_PT.ravel() for each in own_scores])
+    closed = np.concatenate([each.terminated_PT.ravel() for each in own_scores])
     print(f"    largest difference: {np.abs(title - theirs).max():.1e} nats to lm-evaluation-harness, "
           f"{np.abs(closed - np.concatenate(cached_runs[0][1])).max():.1e} to the cached scorer")  # fmt: skip
 
-    people = spread(rows, wanted.bounded_careers)
+    people = spread(rows, arguments.bounded_careers)
     number = int(rows.num_observations()[people].sum())
     complete_runs, bounded_runs, counting = [], [], Counted(model)
-    for _ in range(wanted.repeats):
+    for _ in range(arguments.repeats):
         complete_runs.append(timed(lambda: ours_all(model, subject, people, only_last=False)))
         counting.num_tokens = 0
         bounded_runs.append(
-            timed(lambda: ours_all(counting, subject, people, only_last=False, tolerance=wanted.tolerance))
+            timed(lambda: ours_all(counting, subject, people, only_last=False, tolerance=arguments.tolerance))
         )
     compare(
-        f"all titles, tolerance {wanted.tolerance:g}, {number} observations of {len(people)} people",
-        [each[0] for each in bounded_runs],
-        {"complete": [each[0] for each in complete_runs]},
+        f"all titles, tolerance {arguments.tolerance:g}, {number} observations of {len(people)} people",
+        [run[0] for run in bounded_runs],
+        {"complete": [run[0] for run in complete_runs]},
         number,
     )
     errors, bounds = [], []

@@ -52,11 +52,11 @@ def fold_of(title: IndexTitle) -> int:
     return half_of(title.normal_form, salt="fold", parts=NUM_FOLDS)
 
 
-def weights_of(asked: Sequence[IndexTitle]) -> Array:
+def weights_of(titles: Sequence[IndexTitle]) -> Array:
     """Return how much each title counts: O*NET's by how few its code has; common ones together as much."""
-    of_code = Counter(each.code for each in asked if each.source == "onet")
-    weight = np.array([1.0 if each.source == "common" else 1 / of_code[each.code] ** 0.5 for each in asked])
-    common = np.array([each.source == "common" for each in asked])
+    of_code = Counter(title.code for title in titles if title.source == "onet")
+    weight = np.array([1.0 if title.source == "common" else 1 / of_code[title.code] ** 0.5 for title in titles])
+    common = np.array([title.source == "common" for title in titles])
     weight[common] /= weight[common].sum()
     weight[~common] /= weight[~common].sum()
     return weight / 2
@@ -65,47 +65,47 @@ def weights_of(asked: Sequence[IndexTitle]) -> Array:
 def main() -> None:
     """Fit the voters, then the score, and print both."""
     by_hand = {form for form, _ in hand_coded()}
-    shown = [each for each in read_index() if each.source != "onet" or half_of(each.normal_form) == 0]
-    shown = [each for each in shown if each.source != "common" or each.normal_form not in by_hand]
+    shown = [entry for entry in read_index() if entry.source != "onet" or half_of(entry.normal_form) == 0]
+    shown = [entry for entry in shown if entry.source != "common" or entry.normal_form not in by_hand]
     folds: list[tuple[list[IndexTitle], list[IndexTitle]]] = []
     for fold in range(NUM_FOLDS):
-        out = [each for each in shown if each.source != "census" and fold_of(each) == fold]
-        asked = [each for place, each in enumerate(out) if each.source == "common" or place % ONE_OF == 0]
+        out = [entry for entry in shown if entry.source != "census" and fold_of(entry) == fold]
+        titles = [each for place, each in enumerate(out) if each.source == "common" or place % ONE_OF == 0]
         if fold % 2:
-            folds.append((asked, without(shown, {each.normal_form for each in out})))
+            folds.append((titles, without(shown, {entry.normal_form for entry in out})))
         else:
-            forms = {(each.source, each.normal_form) for each in out}
-            folds.append((asked, [each for each in shown if (each.source, each.normal_form) not in forms]))
-    all_asked = [each for asked, _ in folds for each in asked]
-    weight = weights_of(all_asked)
+            forms = {(entry.source, entry.normal_form) for entry in out}
+            folds.append((titles, [entry for entry in shown if (entry.source, entry.normal_form) not in forms]))
+    all_titles = [title for titles, _ in folds for title in titles]
+    weight = weights_of(all_titles)
     parts, right = [], []
     codes = TitleCoder(shown).codes
-    for asked, index in folds:
+    for titles, index in folds:
         coder = TitleCoder(index)
-        evidence = coder.evidence([coder.read_words(each.words) for each in asked])
+        evidence = coder.evidence([coder.read_words(title.words) for title in titles])
         place = np.array([codes.index(code) for code in coder.codes])
-        both = np.full((len(VOTERS) + len(EXACT), len(asked), len(codes)), 0, np.float32)
+        both = np.full((len(VOTERS) + len(EXACT), len(titles), len(codes)), 0, np.float32)
         for number, part in enumerate((*evidence.votes, *evidence.exact)):
             both[number] = part.min() if number < len(VOTERS) else 0
             both[number][:, place] = part
         both[: len(VOTERS)] -= both[: len(VOTERS)].max(2, keepdims=True)
         parts.append(both)
-        right.append(np.array([[code in each.codes for code in codes] for each in asked]))
+        right.append(np.array([[code in title.codes for code in codes] for title in titles]))
     together, are_right = np.concatenate(parts, axis=1), np.concatenate(right)
     start = np.array([0.2, 0.05, 0.1, 0.6, 0.2, LEAST_BONUS, LEAST_BONUS, 2, 2, 1])
     bounds = [(0.0, None)] * len(VOTERS) + [(LEAST_BONUS, None)] * 2 + [(0.0, None)] * 3
-    found = minimize(share_loss, start, (together, are_right, weight), "L-BFGS-B", jac=True, bounds=bounds).x
-    voter_weights, bonuses = found[: len(VOTERS)], found[len(VOTERS) :]
+    solution = minimize(share_loss, start, (together, are_right, weight), "L-BFGS-B", jac=True, bounds=bounds).x
+    voter_weights, bonuses = solution[: len(VOTERS)], solution[len(VOTERS) :]
     print("VOTER_WEIGHTS =", tuple(round(float(each), 3) for each in voter_weights))
-    print("EXACT_BONUSES =", tuple(round(float(each), 3) for each in bonuses))
+    print("EXACT_BONUSES =", tuple(round(float(bonus), 3) for bonus in bonuses))
     signals, hits = [], []
-    for asked, index in folds:
+    for titles, index in folds:
         coder = TitleCoder(index, voter_weights.tolist(), bonuses.tolist())
-        answers, of_titles = coder.answers([each.words for each in asked])
+        answers, of_titles = coder.answers([title.words for title in titles])
         signals.append(of_titles)
         hits += [
             answer is not None and coder.codes[answer.place] in each.codes
-            for each, answer in zip(asked, answers, strict=True)
+            for each, answer in zip(titles, answers, strict=True)
         ]
     data = np.concatenate(signals)
     fitted = minimize(score_loss, np.zeros(len(SIGNALS)), (data, np.array(hits, float), weight), "L-BFGS-B", jac=True).x

@@ -176,16 +176,16 @@ def main() -> None:
     """Print a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", help="names, separated by semicolons; all by default")
-    wanted = parser.parse_args()
-    names = wanted.cases.split(";") if wanted.cases else list(CASES)
+    arguments = parser.parse_args()
+    names = arguments.cases.split(";") if arguments.cases else list(CASES)
     worst = 0.0
     with tempfile.TemporaryDirectory() as root:
         dry = {**build(Path(root) / "dry"), "DRY_CUDA_PROCESS_GIB": str(CUDA_PROCESS_GIB)}
         for number, name in enumerate(names):
             text, peak = train(CASES[name], Path(root) / f"{number}", {**dry, "DRY_CUDA_GIB": "640"})
-            found = PLANNED.search(text)
-            assert found is not None and peak is not None
-            planned, parts = float(found[1]), found[2]
+            planned_line = PLANNED.search(text)
+            assert planned_line is not None and peak is not None
+            planned, parts = float(planned_line[1]), planned_line[2]
             worst = max(worst, abs(planned / peak - 1))
             card = {"DRY_CUDA_GIB": str(planned + 0.01)}
             _, again = train(CASES[name], Path(root) / f"{number}-card", {**dry, **card})

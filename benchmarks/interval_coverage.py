@@ -106,24 +106,22 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 400], help="people of a test set")
     parser.add_argument("--draws", type=int, default=1_000, help="resamples of an interval")
     parser.add_argument("--seed", type=int, default=1, help="of the people")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     started = time.perf_counter()
-    observations = observe(asked.people, asked.seed)
+    observations = observe(args.people, args.seed)
     truth_MK = true_means(observations)
-    print(
-        f"{asked.people:,} people, {len(observations.kind_N):,} observations ({time.perf_counter() - started:,.0f} s)"
-    )
+    print(f"{args.people:,} people, {len(observations.kind_N):,} observations ({time.perf_counter() - started:,.0f} s)")
     for model, name in enumerate(("the truth", "first-order")):
         numbers = "  ".join(
             f"{kind} {float(perplexity_of(mean)):.3f}" for kind, mean in zip(KINDS, truth_MK[model], strict=True)
         )
         print(f"perplexity of {name}: {numbers}")
-    for size in asked.sizes:
-        starts = range(0, asked.people - size + 1, size)
-        shares = np.stack([covered(observations, first, first + size, asked.draws, truth_MK) for first in starts])
+    for size in args.sizes:
+        starts = range(0, args.people - size + 1, size)
+        shares = np.stack([covered(observations, first, first + size, args.draws, truth_MK) for first in starts])
         share_SK, num_sets = shares.mean(axis=0), len(shares)
         print(
-            f"\n{num_sets:,} test sets of {size} people, {asked.draws:,} resamples each; coverage in % (standard error)"
+            f"\n{num_sets:,} test sets of {size} people, {args.draws:,} resamples each; coverage in % (standard error)"
         )
         print(f"{'':32}" + "".join(f"{kind:>14}" for kind in KINDS))
         for statistic, name in enumerate(

@@ -95,8 +95,8 @@ def wait_for_the_others(processes: list[subprocess.Popen[bytes]], folder: Path, 
 
 
 def newest_step(folder: Path) -> int:
-    found = newest_checkpoint(folder / "runs/x/checkpoints")
-    return 0 if found is None else found[1].step
+    newest = newest_checkpoint(folder / "runs/x/checkpoints")
+    return 0 if newest is None else newest[1].step
 
 
 def is_saving_validated(folder: Path, since: float) -> bool:
@@ -141,12 +141,12 @@ def differences(folder: Path, straight: Path) -> list[str]:
     ours, theirs = weights(folder), weights(straight)
     lines = [json.loads(line) for line in (folder / "runs/x/metrics.jsonl").read_text().splitlines()]
     exports = [(each / "runs/x/export/model.safetensors").read_bytes() for each in (folder, straight)]
-    found = {
+    comparisons = {
         "final weights": all(torch.equal(ours[name], theirs[name]) for name in theirs),
         "metrics": [line["step"] for line in lines] == list(range(1, NUM_STEPS + 1)),
         "exported weights": exports[0] == exports[1],
     }
-    return [what for what, is_same in found.items() if not is_same]
+    return [what for what, is_same in comparisons.items() if not is_same]
 
 
 def main() -> None:
@@ -155,27 +155,29 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stage", type=int, default=2, choices=range(4))
-    wanted = parser.parse_args()
-    draw = random.Random(wanted.seed)
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as root:
         straight, killed = Path(root) / "straight", Path(root) / "killed"
         straight.mkdir()
         killed.mkdir()
         began = time.monotonic()
-        assert [process.wait(timeout=1800) for process in start(straight, wanted.stage)] == [0, 0]
+        assert [process.wait(timeout=1800) for process in start(straight, arguments.stage)] == [0, 0]
         whole = time.monotonic() - began
         last, longest, num_kills, num_ends = 0, 0.0, 0, 0
         while True:
-            processes = start(killed, wanted.stage)
-            goes_on = num_kills < wanted.kills
+            processes = start(killed, arguments.stage)
+            goes_on = num_kills < arguments.kills
             when = wait_for_moment(processes, killed, draw, whole) if goes_on else "the end"
             if when == "the end":
                 codes = [process.wait(timeout=1800) for process in processes]
                 assert codes == [0, 0], (killed / "log").read_text()[-3000:]
-                found = differences(killed, straight)
+                different = differences(killed, straight)
                 num_ends += 1
-                print(f"end {num_ends}: {', '.join(found) + ' DIFFER' if found else 'the same bits'}", flush=True)
-                if found:
+                print(
+                    f"end {num_ends}: {', '.join(different) + ' DIFFER' if different else 'the same bits'}", flush=True
+                )
+                if different:
                     sys.exit(1)
                 if not goes_on:
                     break
@@ -194,8 +196,8 @@ def main() -> None:
             who = "both ranks" if len(victims) == 2 else f"rank {processes.index(victims[0])}"
             print(f"kill {num_kills:2d} of {who:<10} at {when}; saved so far: step {step}", flush=True)
         print(
-            f"{num_kills} kills at ZeRO-{wanted.stage}, {num_ends} trainings to their end: final and exported weights "
-            f"the same bits, metrics have every step once; a rank left alone ended within {longest:.0f} s"
+            f"{num_kills} kills at ZeRO-{arguments.stage}, {num_ends} trainings to their end: final and exported "
+            f"weights the same bits, metrics have every step once; a rank left alone ended within {longest:.0f} s"
         )
 
 

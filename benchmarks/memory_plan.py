@@ -80,16 +80,16 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--malloc", choices=list(MALLOC), default="exact")
     parser.add_argument("overrides", nargs="*")
-    wanted = parser.parse_args()
-    cases = {" ".join(wanted.overrides): wanted.overrides} if wanted.overrides else SETTINGS
+    arguments = parser.parse_args()
+    cases = {" ".join(arguments.overrides): arguments.overrides} if arguments.overrides else SETTINGS
     worst = 0.0
     with tempfile.TemporaryDirectory() as root:
         for number, (name, settings) in enumerate(cases.items()):
-            planned, parts, peak = train(settings, wanted.ranks, Path(root) / str(number), wanted.malloc)
+            planned, parts, peak = train(settings, arguments.ranks, Path(root) / str(number), arguments.malloc)
             error = planned / peak - 1
             worst = max(worst, abs(error))
             print(f"{name:<24} planned {planned:5.2f} GiB  peak {peak:5.2f} GiB  {error:+6.1%}   ({parts})", flush=True)
-    print(f"{wanted.ranks} ranks, malloc {wanted.malloc}: largest error {worst:.1%}")
+    print(f"{arguments.ranks} ranks, malloc {arguments.malloc}: largest error {worst:.1%}")
 
 
 if __name__ == "__main__":

@@ -154,20 +154,20 @@ def run_panel(panel: Panel, folder: Path, num_ranks: int | None) -> tuple[dict[s
     write_panel(folder, panel.num_people, panel.num_titles, SEED)
     (folder / "launch").symlink_to(PROJECT / "launch")
     seconds: list[float] = []
-    said = ""
+    output = ""
     for command in documented_commands():
         begun = time.monotonic()
         done = subprocess.run(started(command, num_ranks), cwd=folder, capture_output=True, text=True, check=False)
         seconds.append(time.monotonic() - begun)
-        said += done.stdout + done.stderr
+        output += done.stdout + done.stderr
         if done.returncode:
-            raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{said[-3000:]}")
+            raise SystemExit(f"{' '.join(command)} ended with code {done.returncode}:\n{output[-3000:]}")
     scores = folder / "runs/mine/scores"
     perplexities = {
         name: float(np.exp(-read_score_table(scores / f"{table}.parquet")[0]["title"].to_numpy().mean()))
         for name, table in TABLES.items()
     }
-    plan = next(line for line in said.splitlines() if line.startswith("plan:") and " steps of " in line)
+    plan = next(line for line in output.splitlines() if line.startswith("plan:") and " steps of " in line)
     return {**perplexities, "uniform": float(panel.num_titles)}, seconds, plan
 
 

@@ -35,7 +35,7 @@ ABSENT = ("code", "education")
 
 def made_titles(random: np.random.Generator) -> list[str]:
     """Return 120,000 free job titles: the index's, with ranks and employers, one in ten with a letter missing."""
-    known = [each.title for each in read_index()]
+    known = [entry.title for entry in read_index()]
     titles = []
     for _ in range(120_000):
         title = known[int(random.integers(len(known)))]
@@ -105,13 +105,21 @@ def main() -> None:
     parser.add_argument("--synthetic", dest="kind", action="store_const", const="synthetic")
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    wanted = parser.parse_args()
-    if wanted.one is not None:
-        prepare_one(wanted.kind, wanted.people[0], wanted.shards, wanted.one)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        prepare_one(arguments.kind, arguments.people[0], arguments.shards, arguments.one)
         return
-    for num_people in wanted.people:
+    for num_people in arguments.people:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, f"--{wanted.kind}", "--shards", str(wanted.shards), "--one", folder]
+            command = [
+                sys.executable,
+                __file__,
+                f"--{arguments.kind}",
+                "--shards",
+                str(arguments.shards),
+                "--one",
+                folder,
+            ]
             subprocess.run([*command, str(num_people)], check=True)
 
 

@@ -61,7 +61,7 @@ def half_of(form: str, salt: str = "", parts: int = 2) -> int:
 
 def without(index: Sequence[IndexTitle], forms: Collection[str]) -> list[IndexTitle]:
     """Return the titles of an index whose normal form is none of these."""
-    return [each for each in index if each.normal_form not in forms]
+    return [entry for entry in index if entry.normal_form not in forms]
 
 
 def noisy(title: str, random: np.random.Generator) -> str:
@@ -77,10 +77,10 @@ def noisy(title: str, random: np.random.Generator) -> str:
     return text.lower() if random.random() < 0.3 else text
 
 
-def table(name: str, asked: Mapping[str, Collection[str]] | Sequence[tuple[str, Collection[str]]],
+def table(name: str, cases: Mapping[str, Collection[str]] | Sequence[tuple[str, Collection[str]]],
           coder: TitleCoder, weights: Sequence[float] | None = None) -> None:  # fmt: skip
     """Print the shares of titles, each with its right codes, by threshold."""
-    rows = list(asked.items()) if isinstance(asked, Mapping) else list(asked)
+    rows = list(cases.items()) if isinstance(cases, Mapping) else list(cases)
     matches = coder.match_titles([title for title, _ in rows])
     weight = np.ones(len(rows)) if weights is None else np.array(weights)
     scores = np.array([-1.0 if match is None else match.score for match in matches])
@@ -100,36 +100,36 @@ def shares(name: str, scores: NDArray[np.float64], right: NDArray[np.bool_], wei
 
 def onet(index: Sequence[IndexTitle]) -> None:
     """Print the tables of the unseen half of O*NET's titles."""
-    asked = [each for each in index if each.source == "onet" and half_of(each.normal_form) == 1]
-    forms = {each.normal_form for each in asked}
-    shown = [each for each in index if each.source == "census" or each.normal_form not in forms]
+    titles = [entry for entry in index if entry.source == "onet" and half_of(entry.normal_form) == 1]
+    forms = {each.normal_form for each in titles}
+    shown = [entry for entry in index if entry.source == "census" or entry.normal_form not in forms]
     coder = TitleCoder(shown)
-    rows = [(each.title, each.codes) for each in asked]
-    num_of_code = Counter(each.code for each in asked)
-    by_occupation = [1 / num_of_code[each.code] for each in asked]
+    rows = [(each.title, each.codes) for each in titles]
+    num_of_code = Counter(each.code for each in titles)
+    by_occupation = [1 / num_of_code[each.code] for each in titles]
     table("O*NET, unseen half", rows, coder)
     table("... by occupation", rows, coder, by_occupation)
     random = np.random.default_rng(0)
     table("... with noise", [(noisy(title, random), codes) for title, codes in rows], coder)
-    census = {each.normal_form for each in index if each.source == "census"}
+    census = {entry.normal_form for entry in index if entry.source == "census"}
     bare = TitleCoder(without(index, forms))
-    unknown = [place for place, each in enumerate(asked) if each.normal_form not in census]
+    unknown = [place for place, each in enumerate(titles) if each.normal_form not in census]
     table("... in no index", [rows[place] for place in unknown], bare)
     table("... in no index, by occupation", [rows[p] for p in unknown], bare, [by_occupation[p] for p in unknown])
 
 
 def common(index: Sequence[IndexTitle]) -> None:
     """Print the table of the common titles, a fifth at a time out of the index."""
-    half = [each for each in index if each.source != "onet" or half_of(each.normal_form) == 0]
+    half = [entry for entry in index if entry.source != "onet" or half_of(entry.normal_form) == 0]
     scores, right = [], []
     for fold in range(5):
-        asked = [each for each in half if each.source == "common" and half_of(each.normal_form, "fold", 5) == fold]
-        forms = {each.normal_form for each in asked}
+        titles = [entry for entry in half if entry.source == "common" and half_of(entry.normal_form, "fold", 5) == fold]
+        forms = {title.normal_form for title in titles}
         matches = TitleCoder(
-            [each for each in half if each.source == "census" or each.normal_form not in forms]
-        ).match_titles([each.title for each in asked])
+            [entry for entry in half if entry.source == "census" or entry.normal_form not in forms]
+        ).match_titles([title.title for title in titles])
         scores += [-1.0 if match is None else match.score for match in matches]
-        right += [m is not None and m.code in each.codes for m, each in zip(matches, asked, strict=True)]
+        right += [m is not None and m.code in each.codes for m, each in zip(matches, titles, strict=True)]
     shares("common titles", np.array(scores), np.array(right), np.ones(len(scores)))
 
 
@@ -137,24 +137,26 @@ def by_hand(index: Sequence[IndexTitle]) -> None:
     """Print the table of the titles coded by hand, and what is wrong."""
     hand = hand_coded()
     forms = {form for form, _ in hand}
-    coder = TitleCoder([each for each in index if each.source != "common" or each.normal_form not in forms])
+    coder = TitleCoder([entry for entry in index if entry.source != "common" or entry.normal_form not in forms])
     rows = [row for _, row in hand]
     table("by hand", rows, coder)
     for (title, codes), match in zip(rows, coder.match_titles([title for title, _ in rows]), strict=True):
         if match is None or match.code not in codes:
             answer = "nothing" if match is None else f"{match.code} by {match.matched_title!r} ({match.score:.2f})"
-            print(f"    wrong: {title}: {answer}, wanted {' '.join(sorted(codes))}")
+            print(f"    wrong: {title}: {answer}, expected {' '.join(sorted(codes))}")
 
 
 def census(index: Sequence[IndexTitle]) -> None:
     """Print the table of titles of the Census index."""
-    other = {each.normal_form for each in index if each.source != "census"}
+    other = {entry.normal_form for entry in index if entry.source != "census"}
     alone = [
-        each for each in index if each.source == "census" and len(each.codes) == 1 and each.normal_form not in other
+        entry
+        for entry in index
+        if entry.source == "census" and len(entry.codes) == 1 and entry.normal_form not in other
     ]
-    asked = [each for place, each in enumerate(alone) if place % NUM_FOLDS == 0]
-    coder = TitleCoder(without(index, {each.normal_form for each in asked}))
-    table("Census, one of ten", [(each.title, each.codes) for each in asked], coder)
+    titles = [each for place, each in enumerate(alone) if place % NUM_FOLDS == 0]
+    coder = TitleCoder(without(index, {title.normal_form for title in titles}))
+    table("Census, one of ten", [(title.title, title.codes) for title in titles], coder)
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def run_ours(arguments: list[str], folder: Path, stage: str) -> list[dict[str, f
     start([str(PROJECT / "launch/train.py"), *arguments, f"zero={stage}", f"output_dir={folder}/runs", "name=ours"], {})
     lines = read_steps(folder / "runs/ours/metrics.jsonl")[:-1]
     return [
-        {"time": each["time"], "tokens": each["step_tokens"], "loss": each["loss_nats_per_token"]} for each in lines
+        {"time": line["time"], "tokens": line["step_tokens"], "loss": line["loss_nats_per_token"]} for line in lines
     ]
 
 
@@ -94,37 +94,37 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--panel", type=Path, help="a long panel in place of synthetic careers")
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     data = SYNTHETIC
-    if wanted.panel is not None:
+    if options.panel is not None:
         data = [
             "data=long_panel",
             "tokenizer=trained",
             "optimizer=adamw",
-            f"data.corpora.long_panel.path={wanted.panel}",
+            f"data.corpora.long_panel.path={options.panel}",
         ]
     else:
-        data = [*SYNTHETIC, f"data.corpora.synthetic.num_people={round(wanted.steps * 32 / 0.69)}"]
+        data = [*SYNTHETIC, f"data.corpora.synthetic.num_people={round(options.steps * 32 / 0.69)}"]
     speeds: dict[str, list[float]] = {}
     losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as root:
         arguments = [*data, *SETTINGS, f"store.root={root}/stores"]
         plan = Path(root) / "plan.pt"
         subprocess.run([sys.executable, str(HERE / "peer_plan.py"), str(plan), *arguments], check=True)
-        for repeat in range(wanted.repeats):
+        for repeat in range(options.repeats):
             folder = Path(root) / str(repeat)
             folder.mkdir()
             results = {
                 "ours, ZeRO-0": run_ours(arguments, folder / "0", "stage0"),
-                "Trainer, padding": run_peer("trainer", plan, folder, wanted.steps),
-                "SFTTrainer, packing": run_peer("sft", plan, folder, wanted.steps),
+                "Trainer, padding": run_peer("trainer", plan, folder, options.steps),
+                "SFTTrainer, packing": run_peer("sft", plan, folder, options.steps),
                 "ours, ZeRO-2": run_ours(arguments, folder / "2", "stage2"),
             }
             for name, steps in results.items():
-                speeds.setdefault(name, []).append(tokens_per_second(steps[: wanted.steps]))
-                losses[name] = [step["loss"] for step in steps[: wanted.steps]]
+                speeds.setdefault(name, []).append(tokens_per_second(steps[: options.steps]))
+                losses[name] = [step["loss"] for step in steps[: options.steps]]
                 print(f"repeat {repeat + 1}  {name:<20} {speeds[name][-1]:>9,.0f} tokens/s", flush=True)
-    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
     ours, padded, packed = (losses[name] for name in ("ours, ZeRO-0", "Trainer, padding", "SFTTrainer, packing"))
     print()
     for name, median in medians.items():

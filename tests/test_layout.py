@@ -54,16 +54,16 @@ def package_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    found: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            imported |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
+            imported.add(node.module or "")
             if node.module == "laborllm_dist":
-                found |= {f"laborllm_dist.{name.name}" for name in node.names if name.name != "__version__"}
-    return found
+                imported |= {f"laborllm_dist.{name.name}" for name in node.names if name.name != "__version__"}
+    return imported
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -128,8 +128,8 @@ def test_that_leaves_a_file():
 """
 
 
-@pytest.mark.parametrize(("name", "code", "is_said"), [("left", 1, True), ("elsewhere", 0, False)])
-def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is_said: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code", "is_printed"), [("left", 1, True), ("elsewhere", 0, False)])
+def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is_printed: bool, tmp_path: Path) -> None:
     project, elsewhere = tmp_path / "left", tmp_path / "elsewhere"
     (project / "tests/helpers").mkdir(parents=True)
     elsewhere.mkdir()
@@ -145,7 +145,7 @@ def test_a_suite_that_leaves_files_in_the_project_fails(name: str, code: int, is
         env={**os.environ, "PYTHONPATH": str(project / "tests")},
     )  # fmt: skip
     assert done.returncode == code, done.stdout
-    assert ("changed while the tests ran (git status): ?? -v" in done.stdout) == is_said
+    assert ("changed while the tests ran (git status): ?? -v" in done.stdout) == is_printed
 
 
 def test_tests_begin_with_the_usual_ctrl_c_however_they_are_started() -> None:

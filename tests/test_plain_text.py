@@ -199,9 +199,9 @@ def test_a_report_shows_names_as_they_are(tmp_path: Path, caplog: pytest.LogCapt
         with caplog.at_level(logging.WARNING):
             page, table = report_with(tmp_path / str(number), name, name)
         assert not caplog.records
-        found = Texts(page)
-        assert found.tags == Texts(plain).tags
-        assert found.texts.count(visible(name)) >= 4  # the sentence, two tables, a group
+        page_texts = Texts(page)
+        assert page_texts.tags == Texts(plain).tags
+        assert page_texts.texts.count(visible(name)) >= 4  # the sentence, two tables, a group
         assert visible(name) in table
         summary = json.loads((tmp_path / str(number) / "report/summary.json").read_text(encoding="utf-8"))
         assert summary["models"][0]["model"] == name
@@ -298,8 +298,8 @@ def test_a_font_of_the_machine_draws_what_the_first_one_lacks(
 
 
 def test_joiners_that_no_font_has_are_left_out_without_a_note() -> None:
-    found = fonts.drawable(["a\ufe0f\u200db"])
-    assert found.text("a\u200db") in ("ab", "a\u200db")
+    actual = fonts.drawable(["a\ufe0f\u200db"])
+    assert actual.text("a\u200db") in ("ab", "a\u200db")
     assert fonts.note_on("\u200d\ufe0f") is None
 
 

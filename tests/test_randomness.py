@@ -47,8 +47,8 @@ def test_sampled_continuations() -> None:
 
 def test_forecast_paths_and_people() -> None:
     drawn = [randomness.uniform_of(7, "PSID", "1", 4, path, year) for path in (0, 1) for year in (0, 1)]
-    wanted = ["0x1.2a2c14d5de05ep-3", "0x1.1b2592df71ec7p-2", "0x1.51faf8ae8d506p-2", "0x1.a5a6f63400cc1p-2"]
-    assert hexes(np.array(drawn)) == wanted
+    expected = ["0x1.2a2c14d5de05ep-3", "0x1.1b2592df71ec7p-2", "0x1.51faf8ae8d506p-2", "0x1.a5a6f63400cc1p-2"]
+    assert hexes(np.array(drawn)) == expected
     assert sorted(range(8), key=lambda person: randomness.rank_of(11, "PSID", str(person))) == [5, 1, 6, 4, 0, 3, 7, 2]
 
 

@@ -39,11 +39,11 @@ def build(folder: Path) -> dict[str, str]:
     runtime = folder / "runtime.o"
     compile_c(SOURCE, runtime, "-c", f"-I{folder}", f"-I{headers}")
     there = set(symbols(runtime, "--defined-only"))
-    wanted = {name for library in LIBRARIES for name in symbols(torch_folder / "lib" / library, "--undefined-only")}
+    expected = {name for library in LIBRARIES for name in symbols(torch_folder / "lib" / library, "--undefined-only")}
     bitsandbytes = package_folder("bitsandbytes")
     for library in sorted(bitsandbytes.glob("libbitsandbytes_cuda13*.so")) if bitsandbytes else []:
-        wanted |= set(symbols(library, "--undefined-only"))
-    stubs = sorted(name for name in wanted - there if STUBBED.fullmatch(name) and not REGISTRATION.match(name))
+        expected |= set(symbols(library, "--undefined-only"))
+    stubs = sorted(name for name in expected - there if STUBBED.fullmatch(name) and not REGISTRATION.match(name))
     (folder / "stubs.c").write_text("static long next = 50000;\n" + "".join(map(stub, stubs)))
     compile_c(folder / "stubs.c", folder / "libdrycuda.so", "-shared", str(runtime), "-lpthread")
     # torch asks for the driver's library by name; what it finds there is called for kernels only.
@@ -70,8 +70,8 @@ def stub(name: str) -> str:
 
 def package_folder(name: str) -> Path | None:
     """Return where a package lies, without importing it."""
-    found = find_spec(name)
-    return Path(found.origin).parent if found is not None and found.origin is not None else None
+    spec = find_spec(name)
+    return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 
 
 def symbols(library: Path, which: str) -> list[str]:

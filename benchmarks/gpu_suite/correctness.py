@@ -84,8 +84,8 @@ def step(_: ModelShape) -> Iterator[Record]:
     """Compare a step of a small model on the GPU with the CPU's, in fp32 and bf16."""
     for precision in TOLERANCES:
         if torch.cuda.is_available():
-            found, wanted = (one_step(precision, torch.device(name)) for name in ("cuda", "cpu"))
-            yield compared(precision, found, wanted)
+            actual, expected = (one_step(precision, torch.device(name)) for name in ("cuda", "cpu"))
+            yield compared(precision, actual, expected)
         else:
             yield Record("step", precision, "skipped", note="there is no GPU")
 
@@ -104,18 +104,18 @@ def one_step(precision: str, device: torch.device) -> Step:
     return Step(float(loss.detach()), gradients)
 
 
-def compared(precision: str, found: Step, wanted: Step) -> Record:
+def compared(precision: str, actual: Step, expected: Step) -> Record:
     """Return whether two steps agree within the tolerances; no number agrees with nothing."""
     tolerance = TOLERANCES[precision]
-    loss_error = abs(found.loss - wanted.loss) / abs(wanted.loss)
+    loss_error = abs(actual.loss - expected.loss) / abs(expected.loss)
     errors = {
-        name: float((found.gradients[name] - gradient).norm() / gradient.norm())
-        for name, gradient in wanted.gradients.items()
+        name: float((actual.gradients[name] - gradient).norm() / gradient.norm())
+        for name, gradient in expected.gradients.items()
     }
     worst = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))
     agrees = loss_error <= tolerance.loss and errors[worst] <= tolerance.gradient
     numbers = {
-        "loss_nats_per_token": found.loss, "loss_error": loss_error, "loss_tolerance": tolerance.loss,
+        "loss_nats_per_token": actual.loss, "loss_error": loss_error, "loss_tolerance": tolerance.loss,
         "largest_gradient_error": errors[worst], "gradient_tolerance": tolerance.gradient,
     }  # fmt: skip
     note = f"errors relative to the CPU's; {len(errors)} gradients, the worst {worst}"

@@ -33,12 +33,12 @@ def hardware() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, CUDA and the packages that decide; what is not installed says so."""
-    found = {"Python": platform.python_version(), "CUDA": torch.version.cuda or "none"}
+    version_of = {"Python": platform.python_version(), "CUDA": torch.version.cuda or "none"}
     for name in PACKAGES:
-        found[name] = "not installed"
+        version_of[name] = "not installed"
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            version_of[name] = importlib.metadata.version(name)
+    return version_of
 
 
 def commit() -> str:
@@ -61,9 +61,9 @@ def num_cpus() -> int:
 
 def host_memory() -> float:
     """Return the bytes of the host's memory that are free, within the limit of a container."""
-    found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-    assert found is not None  # Linux
-    free = float(found[1]) * 1024
+    available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    assert available is not None  # Linux
+    free = float(available[1]) * 1024
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             free = min(free, float(Path(limit).read_text()))

@@ -46,7 +46,11 @@ def peer(name: str, shape: ModelShape) -> Iterator[Record]:
 
 def ratios(records: Sequence[Record]) -> list[Record]:
     """Return how many times the tokens of each peer this software trains a second."""
-    speeds = {each.subject: each.numbers["tokens_per_second"] for each in records if each.part == PART and each.numbers}
+    speeds = {
+        record.subject: record.numbers["tokens_per_second"]
+        for record in records
+        if record.part == PART and record.numbers
+    }
     return [
         Record(PART, f"{OURS} / {name}", "measured", {"ratio": speeds[OURS] / speed})
         for name, speed in speeds.items()

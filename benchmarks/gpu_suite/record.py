@@ -59,7 +59,7 @@ class RecordFile:
 
     def add(self, record: Record) -> None:
         """Append a finding, and print it."""
-        print(f"{record.part}, {record.subject}: {record.outcome}  {_told(record, ', ')}", flush=True)
+        print(f"{record.part}, {record.subject}: {record.outcome}  {_numbers_and_note(record, ', ')}", flush=True)
         self._append(dataclasses.asdict(record))
 
     def last(self) -> tuple[Start, list[Record]]:
@@ -87,11 +87,11 @@ def print_table(start: Start, records: Sequence[Record]) -> None:
     for record in records:
         table.add_section()
         outcome = Text(record.outcome, style=COLORS[record.outcome])
-        table.add_row(record.part, record.subject, outcome, Text(_told(record, "\n")))
+        table.add_row(record.part, record.subject, outcome, Text(_numbers_and_note(record, "\n")))
     console.print(table)
 
 
-def _told(record: Record, between: str) -> str:
+def _numbers_and_note(record: Record, between: str) -> str:
     numbers = [f"{name.replace('_', ' ')} {_written(value)}" for name, value in record.numbers.items()]
     return between.join([*numbers, *filter(None, [record.note])])
 

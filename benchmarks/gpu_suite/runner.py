@@ -128,19 +128,19 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=SUITE.parent / "results")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    wanted = parser.parse_args()
-    if wanted.case is not None:
-        (case,) = (each for each in cases() if each.name == wanted.case)
-        for record in case.measure(SHAPES[wanted.shape]):
-            RecordFile(wanted.file).add(record)
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        (case,) = (each for each in cases() if each.name == arguments.case)
+        for record in case.measure(SHAPES[arguments.shape]):
+            RecordFile(arguments.file).add(record)
         return 0
-    asked = wanted.parts.split(",")
-    if unknown := sorted(set(asked) - set(parts)):
+    chosen = arguments.parts.split(",")
+    if unknown := sorted(set(chosen) - set(parts)):
         parser.error(f"no part is called {', '.join(unknown)}; there are {', '.join(parts)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running part is ended too
     now = datetime.now().astimezone()
     return run_suite(
-        RecordFile(wanted.out / f"{now:%Y-%m-%d}-gpu-suite.jsonl"), now, asked, wanted.shape, wanted.seconds
+        RecordFile(arguments.out / f"{now:%Y-%m-%d}-gpu-suite.jsonl"), now, chosen, arguments.shape, arguments.seconds
     )
 
 
@@ -155,8 +155,8 @@ def run_suite(file: RecordFile, now: datetime, parts: Sequence[str], shape: str,
         if case.part in parts
     ]
     run_jobs(jobs, file, seconds=seconds)
-    not_asked = [Record(each.part, each.subject, "skipped", note="not asked for") for each in cases()]
-    for record in (*peers.ratios(file.last()[1]), *(each for each in not_asked if each.part not in parts)):
+    skipped = [Record(each.part, each.subject, "skipped", note="not asked for") for each in cases()]
+    for record in (*peers.ratios(file.last()[1]), *(each for each in skipped if each.part not in parts)):
         file.add(record)
     start, records = file.last()
     print_table(start, records)

@@ -445,7 +445,8 @@ def _two_stage(
 
 def _new_model(name: BaselineName, train: CareerFeatures, settings: BaselineSettings) -> TwoStageModel:
     """Return a randomly initialized model."""
-    from laborllm_dist.baselines.two_stage import BagOfJobs, Career, TwoStageLogit
+    from laborllm_dist.baselines.career import Career
+    from laborllm_dist.baselines.two_stage import BagOfJobs, TwoStageLogit
 
     used = [*STATIC, *VARYING]
     if not getattr(settings, name).birth_year:

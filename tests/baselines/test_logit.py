@@ -56,7 +56,7 @@ def test_the_strength_is_the_one_that_validation_people_like_best(splits: dict[s
     train, validation = sample_of(splits["train"]), sample_of(splits["validation"])
     num_occupations, strengths = splits["train"].num_occupations, (100.0, 3.0, 0.03)
     best = fit_logit(train, validation, num_occupations, "logit", strengths)
-    fits = {each: fit_with_strength(train, num_occupations, each) for each in strengths}
+    fits = {strength: fit_with_strength(train, num_occupations, strength) for strength in strengths}
     assert best.strength == max(strengths, key=lambda each: fits[each].log_likelihood(validation)) == 3.0
     assert best.log_likelihood(validation) == pytest.approx(fits[3.0].log_likelihood(validation), rel=2e-4)
     for _, part in best.distributions(sample_of(splits["test"]).design):

@@ -21,7 +21,6 @@ from laborllm_dist.baselines.run import NAMES, score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import EvaluateSettings
-from laborllm_dist.errors import RunError, ScoreTableError
 from laborllm_dist.evaluation.hidden_states import prompt_states
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.report.load import compare_runs
@@ -54,8 +53,8 @@ def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
     monkeypatch.setattr("laborllm_dist.baselines.run.STRENGTHS", (10.0,))
     monkeypatch.setattr("laborllm_dist.baselines.run.EMBEDDING_STRENGTHS", (30.0,))
     names = [name for name in NAMES if name not in ("average", "truth")]
-    asked = settings(run, ",".join(names), "titles=all")
-    tables = score_baselines(asked)
+    baseline_settings = settings(run, ",".join(names), "titles=all")
+    tables = score_baselines(baseline_settings)
     assert [table.name for table in tables] == [f"test.{name}.parquet" for name in names]
     for path, name in zip(tables, names, strict=True):
         scores, info = read_score_table(path)
@@ -77,7 +76,7 @@ def test_every_baseline_has_a_score_table_and_a_distribution_over_titles(
             np.testing.assert_allclose(mass, 1)
     caplog.clear()
     before = {path: path.read_bytes() for path in tables}
-    assert score_baselines(asked) == []
+    assert score_baselines(baseline_settings) == []
     assert caplog.messages and all("is there" in line for line in caplog.messages)
     assert before == {path: path.read_bytes() for path in tables}
 
@@ -105,14 +104,12 @@ def test_a_logit_on_hidden_states_is_that_of_scikit_learn(run: Path, monkeypatch
 
 
 def test_an_average_is_that_of_the_probabilities_with_the_best_weights_on_validation_people(run: Path) -> None:
-    asked = settings(run, "average", "average.of=[language_model,first_order,career]", "titles=all")
+    baseline_settings = settings(run, "average", "average.of=[language_model,first_order,career]", "titles=all")
     for split in ("test", "validation"):
-        with pytest.raises(
-            RunError, match=rf"needs scores of language_model on the {split} people .*split={split}` make"
-        ):
-            score_baselines(asked)
+        with raises("run/no-scores-to-average", "language_model", f"{split} people", f"split={split}"):
+            score_baselines(baseline_settings)
         score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={run}", f"split={split}", "titles=all"]))
-    path = score_baselines(asked)[-1]
+    path = score_baselines(baseline_settings)[-1]
     scores, info = read_score_table(path)
     parts = dict(part.split(" ") for part in info.details["weights"].split(", "))
     assert list(parts) == ["language_model", "first_order", "career"]
@@ -140,7 +137,7 @@ def test_an_average_is_that_of_the_probabilities_with_the_best_weights_on_valida
     np.testing.assert_allclose(
         titles["normalised"].to_numpy(), scores["terminated"].to_numpy() - np.log(titles["mass"].to_numpy()), atol=1e-9
     )
-    assert score_baselines(asked) == []
+    assert score_baselines(baseline_settings) == []
     # Other scores of a model make the average anew.
     other = settings(run, "average", "average.of=[language_model,first_order,career]", "career.birth_year=false")
     assert score_baselines(other)[-1] == path
@@ -161,14 +158,12 @@ def test_an_average_by_hand() -> None:
 
 def test_normalised_scores_of_a_report_are_those_of_the_titles(run: Path) -> None:
     score_baselines(settings(run, "career,marginal", "split=train"))
-    with pytest.raises(
-        ScoreTableError, match=r"launch/baselines.py run=\S+ split=train baselines='\[career\]' titles=all` makes it"
-    ):
+    with raises("score-table/no-title-table", f"run={run} split=train baselines='[career]' titles=all"):
         compare_runs([str(run)], split="train", measure="normalised")
     score_baselines(settings(run, "career,marginal", "split=train", "titles=all"))
     for name in ("embedding_logit", "logit_two_stage"):
         (run / f"scores/train.{name}.parquet").unlink(missing_ok=True)
-    models = {each.name: each for each in compare_runs([str(run)], split="train", measure="normalised").models}
+    models = {model.name: model for model in compare_runs([str(run)], split="train", measure="normalised").models}
     titles = read_title_table(run / "scores/train_titles.career.parquet").table
     np.testing.assert_array_equal(models["CAREER"].log_likelihood, titles["normalised"].to_numpy())
     scores = read_score_table(run / "scores/train.career.parquet")[0]["title"].to_numpy()
@@ -182,14 +177,14 @@ def test_a_table_that_leaves_titles_out_has_no_average(run: Path, tmp_path: Path
     place, bound = titles.table.schema.get_field_index("bound"), pa.array(np.full(len(titles.table), 0.1))
     other = titles.table.set_column(place, "bound", bound)
     write_title_table(other, titles.info, titles.occupations, tmp_path / "bounded.parquet")
-    with pytest.raises(ScoreTableError, match=r"bounded\.parquet leaves titles out, so it has no average"):
+    with raises("score-table/average-of-different-titles", "bounded.parquet leaves titles out"):
         average_titles([path, tmp_path / "bounded.parquet"], np.array([0.5, 0.5]))
 
 
 def test_tables_of_other_observations_have_no_average(run: Path) -> None:
     score_baselines(settings(run, "marginal", "split=validation"))
     (test,) = score_baselines(settings(run, "marginal", "split=test")) or [run / "scores/test.marginal.parquet"]
-    with pytest.raises(ScoreTableError, match="are not of the same observations, so they have no average"):
+    with raises("score-table/average-of-different-observations", "validation.marginal.parquet", test):
         read_tables([test, run / "scores/validation.marginal.parquet"])
 
 

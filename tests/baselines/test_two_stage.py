@@ -12,16 +12,15 @@ import torch
 from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 
+from laborllm_dist.baselines.career import Career, sinusoidal_positions
 from laborllm_dist.baselines.features import VARYING, CareerFeatures, career_features, categories_of
 from laborllm_dist.baselines.fit import career_batch, fit, learning_rate, log_probabilities, mean_loss
 from laborllm_dist.baselines.two_stage import (
     MARKS,
     START,
     BagOfJobs,
-    Career,
     TwoStageLogit,
     TwoStageModel,
-    sinusoidal_positions,
     two_stage_log_probabilities,
 )
 from laborllm_dist.careers.splits import SPLITS
@@ -185,9 +184,9 @@ def test_careers_of_weight_zero_are_not_learned_from(splits: dict[str, CareerFea
     train, validation = splits["train"], splits["validation"]
     rows = train.career < 40
     columns = ("career", "position", "occupation", "previous", "second_previous", "year", "tenure", "experience")
-    kept = {name: getattr(train, name)[rows] for name in (*columns, "is_gap", "is_new_education")}
+    columns_of = {name: getattr(train, name)[rows] for name in (*columns, "is_gap", "is_new_education")}
     covariates = {name: column[rows] for name, column in train.covariates.items()}
-    fewer = dataclasses.replace(train, **kept, covariates=covariates, lengths=train.lengths[:40])
+    fewer = dataclasses.replace(train, **columns_of, covariates=covariates, lengths=train.lengths[:40])
     weights = np.where(np.arange(len(train.lengths)) < 40, 1.0, 0.0)
     one, other = models(train)[0], models(train)[0]
     fit(one, train, weights, validation, FIT, tmp_path / "one.pt", "bag of jobs")

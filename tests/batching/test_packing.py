@@ -124,11 +124,11 @@ def test_the_mask_by_its_definition() -> None:
 
 
 def test_the_learning_rate_by_hand() -> None:
-    wanted = settings_of([
+    optimizer_settings = settings_of([
         "optimizer.learning_rate=1.0", "optimizer.warmup_ratio=0.2", "optimizer.lr_scheduler=linear",
         "optimizer.min_lr_ratio=0.1",
     ]).optimizer  # fmt: skip
-    rates = [learning_rate_at(step, 10, wanted) for step in range(10)]
+    rates = [learning_rate_at(step, 10, optimizer_settings) for step in range(10)]
     # Two steps of warm-up towards the peak at step 2, then equal steps towards a tenth of it, had there been one more.
     assert rates == pytest.approx([1 / 3, 2 / 3, *(1 - 0.9 * at / 8 for at in range(8))])
 
@@ -139,23 +139,23 @@ def test_linear_decay_is_transformers_and_the_last_step_learns(warmup_ratio: flo
     num_steps, num_warmup = 100, round(100 * warmup_ratio)
     adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=linear.learning_rate)
     schedule = get_linear_schedule_with_warmup(adam, num_warmup, num_steps)
-    wanted = []
+    expected = []
     for _ in range(num_steps):
-        wanted.append(schedule.get_last_lr()[0])
+        expected.append(schedule.get_last_lr()[0])
         adam.step()
         schedule.step()
     rates = [learning_rate_at(step, num_steps, linear) for step in range(num_steps)]
     # transformers begins its warm-up with a step that learns nothing; here the first learns too.
-    assert rates[num_warmup:] == pytest.approx(wanted[num_warmup:])
+    assert rates[num_warmup:] == pytest.approx(expected[num_warmup:])
     assert min(rates) > 0
 
 
 def test_cosine_is_half_way_down_in_the_middle() -> None:
-    wanted = settings_of(
+    optimizer_settings = settings_of(
         ["optimizer.learning_rate=2.0", "optimizer.warmup_ratio=0", "optimizer.min_lr_ratio=0"]
     ).optimizer
-    assert learning_rate_at(50, 101, wanted) == pytest.approx(1.0)
-    assert learning_rate_at(100, 101, wanted) == pytest.approx(0.0)
+    assert learning_rate_at(50, 101, optimizer_settings) == pytest.approx(1.0)
+    assert learning_rate_at(100, 101, optimizer_settings) == pytest.approx(0.0)
 
 
 def test_validations_fall_at_even_places_and_at_the_end() -> None:

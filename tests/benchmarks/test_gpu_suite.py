@@ -54,10 +54,10 @@ def test_every_part_leaves_a_record_whatever_becomes_of_it(tmp_path: Path) -> No
     runner.run_jobs([runner.Job("late", "x", 60, ("true",))], file, seconds=1)
     _, records = file.last()
     assert records[0] == Record("good", "x", "measured", {"seconds": 1.5})
-    assert [(each.part, each.outcome) for each in records[1:]] == [
+    assert [(record.part, record.outcome) for record in records[1:]] == [
         ("broken", "failed"), ("silent", "failed"), ("late", "skipped")
     ]  # fmt: skip
-    assert [each.note for each in records[2:]] == ["left no record", "not measured: no time left"]
+    assert [record.note for record in records[2:]] == ["left no record", "not measured: no time left"]
     assert records[1].note.endswith("code 3")
 
 
@@ -81,7 +81,7 @@ def test_a_failing_part_makes_the_exit_code_1_and_a_record(tmp_path: Path, monke
     assert runner.run_suite(file, datetime.now(), ["unknown"], "tiny", 120) == 1
     start, records = file.last()
     assert start.versions["torch"] == torch.__version__
-    assert [(each.part, each.outcome) for each in records] == [("unknown", "failed"), ("other", "skipped")]
+    assert [(record.part, record.outcome) for record in records] == [("unknown", "failed"), ("other", "skipped")]
     printed = capsys.readouterr().out
     assert "hardware" in printed and "not asked for" in printed
 
@@ -102,12 +102,12 @@ def test_the_suite_runs_from_anywhere_and_says_what_a_cpu_cannot_show(tmp_path: 
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = (tmp_path / "found").glob("*-gpu-suite.jsonl")
-    _, records = RecordFile(found).last()
-    outcomes = {(each.part, each.subject): each.outcome for each in records}
+    (records_path,) = (tmp_path / "found").glob("*-gpu-suite.jsonl")
+    _, records = RecordFile(records_path).last()
+    outcomes = {(record.part, record.subject): record.outcome for record in records}
     if not torch.cuda.is_available():
         assert outcomes[("step", "fp32")] == "skipped"
-        (lora, _) = (each for each in records if each.part == "lora")
+        (lora, _) = (record for record in records if record.part == "lora")
         assert lora.outcome == "measured"
         assert "memory not measured: there is no GPU" in lora.note
         assert "planned_gib" not in lora.numbers
@@ -134,21 +134,21 @@ def test_a_suite_that_is_ended_ends_its_part(tmp_path: Path) -> None:
 
 
 def test_steps_agree_within_tolerances_and_nothing_agrees_with_no_number() -> None:
-    wide, narrow = (correctness.one_step(precision, CPU) for precision in ("fp32", "bf16"))
-    assert correctness.compared("fp32", wide, wide).outcome == "passed"
+    fp32, bf16 = (correctness.one_step(precision, CPU) for precision in ("fp32", "bf16"))
+    assert correctness.compared("fp32", fp32, fp32).outcome == "passed"
     # bf16 is as far from fp32 as two devices in bf16 may be from each other: the tolerance is neither tight nor empty.
-    rounded = correctness.compared("bf16", narrow, wide)
+    rounded = correctness.compared("bf16", bf16, fp32)
     assert rounded.outcome == "passed"
     assert rounded.numbers["largest_gradient_error"] > 1e-3
-    assert correctness.compared("fp32", narrow, wide).outcome == "failed"
-    name = next(iter(wide.gradients))
-    for gradient in (1.1 * wide.gradients[name], float("nan") * wide.gradients[name]):
-        other = dataclasses.replace(wide, gradients={**wide.gradients, name: gradient})
-        record = correctness.compared("bf16", other, wide)
+    assert correctness.compared("fp32", bf16, fp32).outcome == "failed"
+    name = next(iter(fp32.gradients))
+    for gradient in (1.1 * fp32.gradients[name], float("nan") * fp32.gradients[name]):
+        other = dataclasses.replace(fp32, gradients={**fp32.gradients, name: gradient})
+        record = correctness.compared("bf16", other, fp32)
         assert record.outcome == "failed"
         assert name in record.note
-    assert correctness.compared("fp32", dataclasses.replace(wide, loss=wide.loss * 1.01), wide).outcome == "failed"
-    assert 5 < wide.loss < 8
+    assert correctness.compared("fp32", dataclasses.replace(fp32, loss=fp32.loss * 1.01), fp32).outcome == "failed"
+    assert 5 < fp32.loss < 8
 
 
 def test_ratios_are_of_the_peers_that_were_measured() -> None:

@@ -75,15 +75,15 @@ def test_the_list_of_esco_is_read_and_the_card_says_what_was_changed(tmp_path: P
 
 
 def test_titles_that_differ_by_a_blank_are_one_title(tmp_path: Path) -> None:
-    wanted = panel(tmp_path).vocabulary
-    path = Path(wanted.path)
+    vocabulary_settings = panel(tmp_path).vocabulary
+    path = Path(vocabulary_settings.path)
     path.write_text("code,title\n1,web designer\n2,web\u00a0designer\n")
     with raises(
         "vocabulary/unreadable-vocabulary-file", "line 3, column title: 'web designer' appears at line 2 already"
     ):
-        read_occupations(wanted)
+        read_occupations(vocabulary_settings)
     path.write_text("code,title\n1,Cooks\n2,Bakers\n")
-    assert notes_of_vocabulary(wanted) == []
+    assert notes_of_vocabulary(vocabulary_settings) == []
 
 
 def test_panels_resumes_and_careers_to_predict_for(tmp_path: Path) -> None:
@@ -91,13 +91,13 @@ def test_panels_resumes_and_careers_to_predict_for(tmp_path: Path) -> None:
     (person,) = long_panel_people(numbered(tmp_path, "p.csv"), survey="P")
     assert (person().career.person, len(person().career.jobs)) == ("Ann Lee", 2)
     assert person().changes == (CHANGE.format("person"),)
-    (asked,) = read_requests(tmp_path / "p.csv", VOCABULARY, ("P",))
-    assert (asked.history.person, len(asked.history.jobs)) == ("Ann Lee", 2)
+    (request,) = read_requests(tmp_path / "p.csv", VOCABULARY, ("P",))
+    assert (request.history.person, len(request.history.jobs)) == ("Ann Lee", 2)
     (tmp_path / "p.json").write_text(
         '{"person": "Ann\\u00a0Lee", "jobs": [{"year": 1984, "occupation": "Cooks\\u2009"}]}'
     )
-    (asked,) = read_requests(tmp_path / "p.json", VOCABULARY, ("P",))
-    assert (asked.history.person, asked.history.jobs[0].occupation) == ("Ann Lee", "1")
+    (request,) = read_requests(tmp_path / "p.json", VOCABULARY, ("P",))
+    assert (request.history.person, request.history.jobs[0].occupation) == ("Ann Lee", "1")
     rows = [job("Ann\u00a0Lee", "1", "May\u00a02010", "2010", "BSc\u00a0(Hons)"), job("Ann Lee", "2", "2011", "2011")]
     (tmp_path / "r.jsonl").write_text(rows_of(*rows))
     (person,) = read_resumes(coded(tmp_path / "r.jsonl"))

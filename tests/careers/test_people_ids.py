@@ -98,11 +98,11 @@ def test_people_of_resumes_are_the_same_in_every_kind_of_file(name: str, tmp_pat
     else:
         table = {"id": content["person"], "start": content["year"], "code": content["occupation"]}
         write_table(tmp_path / name, table)
-    wanted = coded(tmp_path / name, no_end="next_start", last_year=1984)
-    columns = dataclasses.replace(wanted.columns, end="end" if name in people else None, education=None)
-    found = read_resumes(dataclasses.replace(wanted, columns=columns))
-    assert [person.career.person for person in found] == PEOPLE
-    assert {(job.year, job.occupation) for person in found for job in person.career.jobs} == {(1984, "2")}
+    settings = coded(tmp_path / name, no_end="next_start", last_year=1984)
+    columns = dataclasses.replace(settings.columns, end="end" if name in people else None, education=None)
+    careers = read_resumes(dataclasses.replace(settings, columns=columns))
+    assert [person.career.person for person in careers] == PEOPLE
+    assert {(job.year, job.occupation) for person in careers for job in person.career.jobs} == {(1984, "2")}
 
 
 def test_people_to_predict_for_are_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_covariates_follow_the_rule_of_whole_numbers(tmp_path: Path) -> None:
     rows = "1,1984,1,1960.0,1.0,2,3.0,12.0\n1,1985,1,1960,1,2.0,3,12\n"
     header = "person,year,occupation,birth_year,gender,ethnicity,region,education\n"
     (tmp_path / "p.csv").write_text(header + rows)
-    wanted = panel(tmp_path, "p.csv")
+    settings = panel(tmp_path, "p.csv")
     (tmp_path / "titles.csv").write_text("code,title\n1,Cooks\n")
-    (career,) = read_long_panel(wanted, survey="P")
+    (career,) = read_long_panel(settings, survey="P")
     assert (career.birth_year, career.gender, career.ethnicity, career.region) == (1960, "1", "2", "3")
     assert [job.education for job in career.jobs] == ["12", "12"]
 
@@ -156,8 +156,8 @@ def test_career_text_follows_the_rule_of_whole_numbers(tmp_path: Path) -> None:
     (tmp_path / "train.education").write_text("NaN college\n")
     vocabulary = dataclasses.replace(panel(tmp_path).vocabulary, path=str(tmp_path / "titles.csv"))
     (tmp_path / "titles.csv").write_text("code,title\n1,Cooks\n2,Bakers\n")
-    wanted = CareerTextSettings(str(tmp_path), vocabulary, ("unknown", *MISSING_WORDS))
-    (person,) = career_text_people(wanted, survey="C")
+    settings = CareerTextSettings(str(tmp_path), vocabulary, ("unknown", *MISSING_WORDS))
+    (person,) = career_text_people(settings, survey="C")
     jobs = [(job.year, job.occupation, job.education) for job in person().career.jobs]
     assert jobs == [(1984, "1", None), (1985, "2", "college")]
     for word in ("None", "nan", ".", "n/a", "Unknown"):
@@ -169,20 +169,20 @@ def test_career_text_follows_the_rule_of_whole_numbers(tmp_path: Path) -> None:
 
 
 def test_a_list_of_occupations_that_pandas_wrote_again_has_the_same_codes(tmp_path: Path) -> None:
-    wanted = panel(tmp_path).vocabulary
-    path = Path(wanted.path)
+    vocabulary_settings = panel(tmp_path).vocabulary
+    path = Path(vocabulary_settings.path)
     path.write_text("code,title\n1.0,Cooks\n2.0,Bakers\n")
-    occupations = read_occupations(wanted)
+    occupations = read_occupations(vocabulary_settings)
     assert occupations.vocabulary.codes == ("1", "2")
     assert [occupations.find(cell) for cell in ("1", "1.0", "2.", "3", "1.5")] == ["1", "1", "2", None, None]
     # Where the list itself tells 1 and 1.0 apart, so does the reader.
     path.write_text("code,title\n1,All\n1.0,Cooks\n1.1,Bakers\n2.0,Maids\n")
-    occupations = read_occupations(wanted)
+    occupations = read_occupations(vocabulary_settings)
     assert occupations.vocabulary.codes == ("1", "1.0", "1.1", "2")
     assert [occupations.find(cell) for cell in ("1", "1.0", "2.0")] == ["1", "1.0", "2"]
     path.write_text("code,title\n1.0,Cooks\n1.0,Bakers\n")
     with raises("vocabulary/unreadable-vocabulary-file", "line 3, column code: '1.0' appears at line 2 already"):
-        read_occupations(wanted)
+        read_occupations(vocabulary_settings)
 
 
 # ------------------------------------------------------------------------------------------------ missing words
@@ -206,14 +206,14 @@ def test_a_missing_word_is_missing_in_every_reader(word: str, tmp_path: Path) ->
         [["person", "year", "occupation", "gender"], ["a", "1984", "1", word], ["a", "1985", word, "male"]]
     )
     (tmp_path / "p.csv").write_text(text.getvalue())
-    wanted = numbered(tmp_path, "p.csv")
-    wanted = dataclasses.replace(wanted, columns=dataclasses.replace(wanted.columns, gender="gender"))
-    (person,) = long_panel_people(wanted, survey="P")
+    settings = numbered(tmp_path, "p.csv")
+    settings = dataclasses.replace(settings, columns=dataclasses.replace(settings.columns, gender="gender"))
+    (person,) = long_panel_people(settings, survey="P")
     assert person().career.gender == "male"
     assert [(job.year, job.occupation) for job in person().career.jobs] == [(1984, "1")]
     assert person().drops == (Exclusion("occupation missing", 1985),)
-    (asked,) = read_requests(tmp_path / "p.csv", VOCABULARY, ("P",))
-    assert (asked.year, asked.history.gender) == (1985, "male")
+    (request,) = read_requests(tmp_path / "p.csv", VOCABULARY, ("P",))
+    assert (request.year, request.history.gender) == (1985, "male")
     (tmp_path / "r.jsonl").write_text(json.dumps({"id": "a", "code": word, "start": "1984", "end": word}))
     resumes = coded(tmp_path / "r.jsonl", last_year=1984)
     (resume,) = read_resumes(dataclasses.replace(resumes, columns=dataclasses.replace(resumes.columns, education=None)))
@@ -247,8 +247,8 @@ def test_an_unknown_code_is_refused_and_a_word_of_the_settings_is_left_out(tmp_p
     (tmp_path / "p.csv").write_text("person,year,occupation\na,1980,1\na,1981,999\n")
     with raises("data-file/invalid-content", "line 3, column occupation: code '999' is not in", "long_panel.missing"):
         list(read_long_panel(numbered(tmp_path, "p.csv"), survey="P"))
-    wanted = dataclasses.replace(numbered(tmp_path, "p.csv"), missing=(*MISSING_WORDS, "999"))
-    (person,) = long_panel_people(wanted, survey="P")
+    settings = dataclasses.replace(numbered(tmp_path, "p.csv"), missing=(*MISSING_WORDS, "999"))
+    (person,) = long_panel_people(settings, survey="P")
     assert person().drops == (Exclusion("occupation missing", 1981),)
 
 

@@ -37,7 +37,7 @@ from laborllm_dist.training.train import train
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_weights_are_put_together_from_fragments(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_a_rank_cuts_its_fragments_into_files_of_a_size(tmp_path: Path, monkeypa
         "rank_00003_001.safetensors": ["b", "c"],
     }
     made = manifest.CheckpointManifest(step=1, run="r", world_size=1, stage=1, state={}, files=files)
-    found = {name: weight.tolist() for name, weight in full_weights(tmp_path, made)}
-    assert found == {"a": [0.0, 1.0, 2.0, 3.0], "b": [4.0], "c": [5.0, 6.0, 7.0]}
+    weights = {name: weight.tolist() for name, weight in full_weights(tmp_path, made)}
+    assert weights == {"a": [0.0, 1.0, 2.0, 3.0], "b": [4.0], "c": [5.0, 6.0, 7.0]}
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named_and_set_aside(
@@ -75,13 +75,16 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named_and_set_a
     (folders[3] / "manifest.json").write_text('{"step": 4')
     flip_a_bit(folders[2] / "rank_00001_000.safetensors")
     (folders[1] / "rank_00000_000.safetensors").write_bytes(b"short")
-    found = newest_checkpoint(tmp_path)
-    said = caplog.messages
-    assert found is not None
-    assert found[1].step == 1
-    assert ["never finished" in said[0], "is damaged" in said[1], "SHA-256" in said[2], "5 bytes" in said[3]] == [
-        True
-    ] * 4
+    newest = newest_checkpoint(tmp_path)
+    warnings = caplog.messages
+    assert newest is not None
+    assert newest[1].step == 1
+    assert [
+        "never finished" in warnings[0],
+        "is damaged" in warnings[1],
+        "SHA-256" in warnings[2],
+        "5 bytes" in warnings[3],
+    ] == [True] * 4
     assert names(tmp_path) == ["step_00000001", *(f"step_0000000{step}.damaged" for step in (2, 3, 4, 5))]
     assert newest_checkpoint(tmp_path / "nowhere") is None
 

@@ -15,7 +15,7 @@ import pytest
 from helpers.fuzzing import (
     FEWEST_CASES,
     TEXTS,
-    Refusal,
+    Rejection,
     changed_value,
     check_number_of_cases,
     damaged_trees,
@@ -64,9 +64,9 @@ def damaged_settings(name: str) -> st.SearchStrategy[Any]:
     return damaged_trees(tree_of(name))
 
 
-def check_types(value: Any, wanted: Any) -> None:
+def check_types(value: Any, expected: Any) -> None:
     """Compare a value with an annotation and its range, and look for numbers that nothing can be done with."""
-    origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
+    origin, inner = typing.get_origin(expected), typing.get_args(expected)
     if origin in (types.UnionType, typing.Union):
         if value is not None:
             check_types(value, next(each for each in inner if each is not type(None)))
@@ -89,16 +89,16 @@ def check_types(value: Any, wanted: Any) -> None:
         for name, each in value.items():
             check_types(name, inner[0])
             check_types(each, inner[1])
-    elif dataclasses.is_dataclass(wanted):
-        assert type(value) is wanted
-        hints = typing.get_type_hints(wanted, include_extras=True)
-        for field in dataclasses.fields(wanted):
+    elif dataclasses.is_dataclass(expected):
+        assert type(value) is expected
+        hints = typing.get_type_hints(expected, include_extras=True)
+        for field in dataclasses.fields(expected):
             check_types(getattr(value, field.name), hints[field.name])
     else:
-        assert type(value) is wanted, "a number without a range" if wanted in (int, float) else value
-        if wanted is float:
+        assert type(value) is expected, "a number without a range" if expected in (int, float) else value
+        if expected is float:
             assert math.isfinite(value)
-        elif wanted is str:
+        elif expected is str:
             value.encode()
             assert "\0" not in value
 
@@ -108,12 +108,12 @@ def check_types(value: Any, wanted: Any) -> None:
 def test_a_damaged_tree_of_settings_is_refused_or_is_what_it_says(name: str, data: st.DataObject) -> None:
     kind = KINDS[name][0]
     tree = data.draw(damaged_settings(name))
-    found = outcome(lambda: read_settings(kind, tree))
-    if isinstance(found, Refusal):
+    result = outcome(lambda: read_settings(kind, tree))
+    if isinstance(result, Rejection):
         return
-    check_types(found, kind)
-    written = json.dumps(settings_to_values(found))
-    assert read_settings(kind, json.loads(written)) == found
+    check_types(result, kind)
+    written = json.dumps(settings_to_values(result))
+    assert read_settings(kind, json.loads(written)) == result
     assert json.dumps(settings_to_values(read_settings(kind, json.loads(written)))) == written
 
 
@@ -134,11 +134,11 @@ def test_a_setting_of_the_command_line_is_refused_or_is_what_was_typed(
     name: str, text: str, data: st.DataObject
 ) -> None:
     form = data.draw(st.sampled_from(("{name}={text}", '{name}="{text}"', "{text}", "{name}=[{text}]")))
-    found = outcome(lambda: compose_settings(RunSettings, "run", [form.format(name=name, text=text)]))
-    if isinstance(found, Refusal):
+    result = outcome(lambda: compose_settings(RunSettings, "run", [form.format(name=name, text=text)]))
+    if isinstance(result, Rejection):
         return
-    check_types(found, RunSettings)
-    values = settings_to_values(found)
+    check_types(result, RunSettings)
+    values = settings_to_values(result)
     if (
         form == '{name}="{text}"'
         and name in ("name", "data.name", "split.salt")

@@ -119,8 +119,8 @@ def test_absurd_numbers_are_refused_with_the_range_they_may_have(kind: type) -> 
             place[path[-1]] = number
             try:
                 settings: Any = read_settings(kind, values)
-            except SettingsError as refusal:
-                text = str(refusal)
+            except SettingsError as error:
+                text = str(error)
                 assert "\n" not in text
                 assert path[-1] in text or "rows" in text or "num_fewshot" in text, text
                 if isinstance(number, float) and not math.isfinite(number):
@@ -184,9 +184,9 @@ def test_a_range_knows_its_ends(permitted: NumberRange, inside: Any, outside: An
 
 
 def test_an_int_that_no_text_holds_is_refused_in_one_line() -> None:
-    with raises("settings/invalid", "seed") as refusal:
+    with raises("settings/invalid", "seed") as error:
         read_settings(SyntheticSettings, {"num_people": 1, "seed": 10**5000})
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [2.0, True, "2", [2], None])
@@ -199,6 +199,6 @@ def test_a_choice_is_one_of_its_type_too(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [f"seed={'9' * 5000}", f"runs={'[' * 2000}{']' * 2000}"], ids=["long", "deep"])
 def test_what_the_parser_of_settings_gives_up_on_is_refused_in_one_line(value: str) -> None:
-    with raises("settings/value-needs-quotes", "setting", "the value") as refusal:
+    with raises("settings/value-needs-quotes", "setting", "the value") as error:
         compose_settings(ReportSettings, "report", ["runs=[runs/x]", value])
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)

@@ -60,7 +60,7 @@ def test_torchrun_starts_the_same_script(tmp_path: Path) -> None:
     run = small_run(tmp_path, *STEPS, "training.epochs=2")
     with (tmp_path / "log").open("wb") as log:
         torchrun = subprocess.Popen(
-            ["torchrun", "--nnodes=1", "--nproc-per-node=2", f"--master-port={free_port()}",
+            ["torchrun", "--nnodes=1", "--nproc-per-node=2", f"--master-port={free_port()}", f"--log-dir={tmp_path}/logs",
              str(PROJECT / "launch/train.py"), *run],
             stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, **ON_CPU, **python_path()},

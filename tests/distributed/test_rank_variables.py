@@ -29,37 +29,43 @@ from laborllm_dist.distributed.rank_variables import (
 )
 from laborllm_dist.distributed.rendezvous import meet_at
 from laborllm_dist.distributed.slurm import launcher_variables
-from laborllm_dist.errors import LaborError, LauncherError
+from laborllm_dist.errors import LaborError
 
 RANK = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 GARBAGE = ["", " ", "one", "-1", "1.0", "1e3", "0x1", "1" * 30, "9" * 5000, "\u0661", "1\n", "nan", "\x1b[31m"]
 
 
 def test_variables_of_a_rank_are_read() -> None:
-    found = read_rank_variables(RANK)
-    assert (found.rank, found.world_size, found.local_rank, found.address, found.port) == (1, 2, 1, "127.0.0.1", 29500)
+    variables = read_rank_variables(RANK)
+    assert (variables.rank, variables.world_size, variables.local_rank, variables.address, variables.port) == (
+        1,
+        2,
+        1,
+        "127.0.0.1",
+        29500,
+    )
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
 @pytest.mark.parametrize("text", GARBAGE, ids=range(len(GARBAGE)))
 def test_a_variable_that_is_no_number_is_named(name: str, text: str) -> None:
-    with raises("launcher/invalid-rank-variable", name) as refusal:
+    with raises("launcher/invalid-rank-variable", name) as error:
         read_rank_variables({**RANK, name: text})
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error"),
     [
-        ({"RANK": "2"}, "RANK is 2 and WORLD_SIZE is 2"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', expected a whole number from 1 to 65,536"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536', expected a whole number from 1 to 65,535"),
-        ({"MASTER_ADDR": ""}, "MASTER_ADDR is '', which is no name or address"),
-        ({"MASTER_ADDR": "a host"}, "MASTER_ADDR is 'a host', which is no name or address"),
+        ({"RANK": "2"}, ("launcher/rank-out-of-range", "RANK is 2", "WORLD_SIZE is 2")),
+        ({"WORLD_SIZE": "0"}, ("launcher/invalid-rank-variable", "WORLD_SIZE", "'0'", "1 to 65,536")),
+        ({"MASTER_PORT": "65536"}, ("launcher/invalid-rank-variable", "MASTER_PORT", "'65536'", "1 to 65,535")),
+        ({"MASTER_ADDR": ""}, ("launcher/invalid-master-address", "MASTER_ADDR", "''")),
+        ({"MASTER_ADDR": "a host"}, ("launcher/invalid-master-address", "MASTER_ADDR", "'a host'")),
     ],
 )
-def test_variables_that_contradict_each_other_are_refused(change: Mapping[str, str], message: str) -> None:
-    with pytest.raises(LauncherError, match=message):
+def test_variables_that_contradict_each_other_are_refused(change: Mapping[str, str], error: tuple[str, ...]) -> None:
+    with raises(*error):
         read_rank_variables({**RANK, **change})
 
 
@@ -128,8 +134,8 @@ def meetings(world_sizes: list[tuple[int, int]], *, seconds: float) -> list[str]
         rank, world_size = world_sizes[number]
         try:
             meet_at(store, "localhost:1", rank=rank, world_size=world_size, limit=timedelta(seconds=seconds))
-        except LaborError as refusal:
-            texts[number] = f"{type(refusal).__name__}: {refusal}"
+        except LaborError as error:
+            texts[number] = f"{type(error).__name__}: {error}"
 
     threads = [threading.Thread(target=meet, args=(number,)) for number in range(len(world_sizes))]
     for thread in threads:
@@ -202,9 +208,9 @@ def test_a_store_that_ranks_connect_to_counts_no_rank_twice(quick: None, monkeyp
     texts = []
 
     def meet(store: object, rank: int) -> None:
-        with pytest.raises(LauncherError) as refusal:
+        with raises("launcher/rank-started-twice", "rank 1 of 3") as error:
             meet_at(store, "localhost:1", rank=rank, world_size=3, limit=limit)
-        texts.append(str(refusal.value))
+        texts.append(str(error.value))
 
     threads = [threading.Thread(target=meet, args=pair) for pair in zip(stores, (0, 1, 1), strict=True)]
     for thread in threads:
@@ -212,7 +218,6 @@ def test_a_store_that_ranks_connect_to_counts_no_rank_twice(quick: None, monkeyp
     for thread in threads:
         thread.join(timeout=30)
     assert len(texts) == 3
-    assert all("rank 1 of 3 was started twice" in text for text in texts)
 
 
 def refuse(settings: ReportSettings) -> None:
@@ -220,7 +225,7 @@ def refuse(settings: ReportSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "is_said"),
+    ("variables", "is_printed"),
     [
         ({}, True),
         ({"RANK": "1"}, True),  # of no launcher: nobody else would say it
@@ -230,7 +235,7 @@ def refuse(settings: ReportSettings) -> None:
     ],
 )
 def test_a_wrong_setting_is_said_by_one_rank(
-    variables: Mapping[str, str], is_said: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    variables: Mapping[str, str], is_printed: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in (*RANK, *TASK):
         monkeypatch.delenv(name, raising=False)
@@ -241,4 +246,4 @@ def test_a_wrong_setting_is_said_by_one_rank(
     with pytest.raises(SystemExit) as ended:
         launch(ReportSettings, "report", refuse, "")
     assert ended.value.code == 2
-    assert ("error: setting seed: " in capfd.readouterr().err) == is_said
+    assert ("error: setting seed: " in capfd.readouterr().err) == is_printed

@@ -79,9 +79,9 @@ def test_a_preempted_training_saves_is_queued_again_and_ends_with_the_same_weigh
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("COMPLETED", "0:0", "2"), text[-3000:]
     assert 3 <= first < stops(log)[1] < NUM_STEPS
     assert [f"train: resumes after step {step} of {NUM_STEPS}" in text for step in stops(log)] == [True, True]
-    found, wanted = final_weights(tmp_path), final_weights(undisturbed)
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    actual, expected = final_weights(tmp_path), final_weights(undisturbed)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     losses = [line["loss_nats_per_token"] for line in metrics(undisturbed)]
     assert [line["loss_nats_per_token"] for line in metrics(tmp_path)] == losses
 

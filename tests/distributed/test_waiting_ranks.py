@@ -27,7 +27,6 @@ from laborllm_dist.distributed.context import DistributedContext, exclusive, exc
 from laborllm_dist.distributed.launcher import Process, num_local_ranks
 from laborllm_dist.distributed.rank_variables import RankVariables
 from laborllm_dist.distributed.rendezvous import ANY, interface_of, listen
-from laborllm_dist.errors import AlreadyRunningError
 
 ALONE = DistributedContext(0, 1, 0, torch.device("cpu"))
 
@@ -129,9 +128,9 @@ class Callers:
         except OSError as error:
             self.outcome.append(error)
 
-    def call(self, said: bytes = b"") -> socket.socket:
+    def call(self, greeting: bytes = b"") -> socket.socket:
         connection = socket.create_connection(self.server.getsockname(), timeout=5)
-        connection.sendall(said)
+        connection.sendall(greeting)
         return connection
 
     def result(self) -> Any:
@@ -298,5 +297,9 @@ def test_two_tables_of_a_folder_are_worked_on_at_once_and_one_is_not(tmp_path: P
         exclusive_table(ALONE, tmp_path / "test.other.parquet"),
     ):
         pass
-    with exclusive(ALONE, tmp_path / "v1.5"), pytest.raises(AlreadyRunningError), exclusive(ALONE, tmp_path / "v1.5"):
+    with (
+        exclusive(ALONE, tmp_path / "v1.5"),
+        raises("already-running/locked-by-another-process", "v1.5"),
+        exclusive(ALONE, tmp_path / "v1.5"),
+    ):
         pass

@@ -1,35 +1,38 @@
-"""Tables of titles are the same bytes for 1, 2 and 3 ranks and after kills, in every mode and placement."""
+"""Tables of titles are the same bytes on one rank, on two, and killed under two and resumed under three, in all modes."""
 
 from __future__ import annotations
 
-import re
+import functools
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from helpers.errors import raises
 from helpers.processes import run_ranks, run_well
 from helpers.runs import small_run
+from helpers.trained_runs import score_alone
 
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.tables.title_distributions import read_title_table
 
 pytestmark = pytest.mark.ranks
 
 BOUNDED = "max_unscored_mass=0.02"
-# What is evaluated, and on how many ranks besides one.
 MODES = {
-    "complete": ([], (2, 3)),
-    "bounded": ([BOUNDED], (3,)),
-    "int8": ([BOUNDED, "quantization=int8"], (2,)),
-    "nf4": ([BOUNDED, "quantization=nf4"], (2,)),
-    "adapter": ([BOUNDED, "quantization=nf4", "model.path={run}/adapter"], (2,)),
-    "adapter_whole": ([BOUNDED, "model.path={run}/adapter"], (2,)),
-    "sharded": ([BOUNDED, "placement=partitioned"], (2, 3)),
-    "bf16": ([BOUNDED, "precision=bf16"], ()),
-    "sharded_bf16": ([BOUNDED, "precision=bf16", "placement=partitioned"], (2,)),
+    "complete": [],
+    "bounded": [BOUNDED],
+    "int8": [BOUNDED, "quantization=int8"],
+    "nf4": [BOUNDED, "quantization=nf4"],
+    "adapter": [BOUNDED, "quantization=nf4", "model.path={run}/adapter"],
+    "adapter_whole": [BOUNDED, "model.path={run}/adapter"],
+    "bf16": [BOUNDED, "precision=bf16"],
 }
+# A partitioned model scores what a whole one scores.
+PLACEMENTS = [*((mode, "replicated") for mode in MODES), ("bounded", "partitioned"), ("bf16", "partitioned")]
 
 
 @pytest.fixture(scope="module")
@@ -48,45 +51,71 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run_well("train.py", base, world_size=1, log=folder / "log")
     export = [f"model.path={folder}/runs/small/export", "model=pretrained", "tokenizer=pretrained"]
-    kept = [each for each in base if not each.startswith(("model.", "tokenizer.", "name="))]
-    run_well("train.py", [*kept, *export, "adapter=lora", "name=lora"], world_size=1, log=folder / "log")
+    data_settings = [override for override in base if not override.startswith(("model.", "tokenizer.", "name="))]
+    run_well("train.py", [*data_settings, *export, "adapter=lora", "name=lora"], world_size=1, log=folder / "log")
     return folder / "runs/lora"
 
 
-def evaluate(run: Path, name: str, *more: str, world_size: int) -> tuple[bytes, bytes]:
-    """Score all titles under a name; return the score table and the table of titles."""
-    arguments = [f"run={run}", f"model.name={name}", "titles=all", *(each.format(run=run) for each in more)]
-    scores = [run / f"scores/{table}.{name}.parquet" for table in ("test", "test_titles")]
-    for path in scores:
-        path.unlink(missing_ok=True)
-    run_well("evaluate.py", arguments, world_size=world_size, log=run / "log")
-    return scores[0].read_bytes(), scores[1].read_bytes()
+def arguments_of(run: Path, mode: str) -> list[str]:
+    return [f"run={run}", f"model.name={mode}", "titles=all", *(override.format(run=run) for override in MODES[mode])]
+
+
+def tables_of(run: Path, mode: str) -> tuple[Path, Path]:
+    """Return the paths of the score table and of the table of titles."""
+    return run / f"scores/test.{mode}.parquet", run / f"scores/test_titles.{mode}.parquet"
+
+
+def evaluate(run: Path, mode: str, *, world_size: int) -> tuple[bytes, bytes]:
+    """Score all titles; return the content of the score table and of the table of titles, which stay."""
+    run_well("evaluate.py", arguments_of(run, mode), world_size=world_size, log=run / "log")
+    scores, titles = tables_of(run, mode)
+    return scores.read_bytes(), titles.read_bytes()
 
 
 @pytest.fixture(scope="module")
-def tables_of_one_rank(trained: Path) -> dict[str, tuple[bytes, bytes]]:
-    return {mode: evaluate(trained, mode, *settings, world_size=1) for mode, (settings, _) in MODES.items()}
+def tables_of_one_rank(trained: Path) -> Callable[[str], tuple[bytes, bytes]]:
+    """Return a function that evaluates a mode on one rank, at its first call."""
+    return functools.cache(lambda mode: evaluate(trained, mode, world_size=1))
 
 
-@pytest.mark.parametrize(("mode", "world_size"), [(mode, each) for mode, (_, sizes) in MODES.items() for each in sizes])
-def test_tables_do_not_depend_on_the_number_of_ranks(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]], mode: str, world_size: int
+@pytest.mark.parametrize(("mode", "placement"), PLACEMENTS)
+def test_tables_of_an_evaluation_killed_under_two_ranks_and_resumed_under_three_are_those_of_one(
+    trained: Path, tables_of_one_rank: Callable[[str], tuple[bytes, bytes]], mode: str, placement: str
 ) -> None:
-    assert evaluate(trained, mode, *MODES[mode][0], world_size=world_size) == tables_of_one_rank[mode]
+    expected = tables_of_one_rank(mode)
+    scores, titles = tables_of(trained, mode)
+    scores.unlink()
+    titles.unlink()
+    arguments = [*arguments_of(trained, mode), f"placement={placement}"]
+    parts = lambda: list((trained / "scores").glob(f"test_titles.{mode}.*.parts/part-*.parquet"))  # noqa: E731
+    killed = run_ranks(
+        "evaluate.py",
+        arguments,
+        world_size=2,
+        log=trained / "log",
+        kill_when=lambda: scores.is_file() and len(parts()) >= 1,
+    )
+    assert -signal.SIGKILL in killed.codes, "the evaluation ended before it was killed"
+    text = run_well("evaluate.py", arguments, world_size=3, log=trained / "log")
+    assert f"{mode} is there" in text  # the score table
+    assert "parts are there" in text
+    assert (scores.read_bytes(), titles.read_bytes()) == expected
 
 
-def test_shards_score_what_a_whole_model_scores(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
+def test_tables_of_two_ranks_are_those_of_one(
+    trained: Path, tables_of_one_rank: Callable[[str], tuple[bytes, bytes]]
 ) -> None:
-    for table in ("test", "test_titles"):
-        for modes in (("bounded", "sharded"), ("bf16", "sharded_bf16")):
-            whole, sharded = (pq.read_table(trained / f"scores/{table}.{mode}.parquet") for mode in modes)
-            assert whole.equals(sharded)  # their metadata differ by the model's name
+    expected = tables_of_one_rank("complete")
+    for path in tables_of(trained, "complete"):
+        path.unlink()
+    assert evaluate(trained, "complete", world_size=2) == expected
 
 
 def test_distributions_sum_to_the_mass_they_state(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
+    trained: Path, tables_of_one_rank: Callable[[str], tuple[bytes, bytes]]
 ) -> None:
+    for mode in ("complete", "bounded"):
+        tables_of_one_rank(mode)
     whole, bounded = (
         read_title_table(trained / f"scores/test_titles.{mode}.parquet") for mode in ("complete", "bounded")
     )
@@ -108,47 +137,29 @@ def test_distributions_sum_to_the_mass_they_state(
     places = [whole.occupations.index(code) for code in whole.table["occupation"].to_pylist()]
     own = lists["whole"][np.arange(len(places)), places]
     np.testing.assert_allclose(own, scores["terminated"].to_numpy(), atol=1e-5, rtol=0)
-    wanted = own - np.log(whole.table["mass"].to_numpy())
-    np.testing.assert_allclose(whole.table["normalised"].to_numpy(), wanted, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize(("mode", "world_size"), [(mode, 2 if "sharded" in mode else 1) for mode in MODES])
-def test_a_table_of_titles_killed_on_the_way_is_the_same(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]], mode: str, world_size: int
-) -> None:
-    table = trained / f"scores/test_titles.{mode}.parquet"
-    table.unlink()
-    settings = [each.format(run=trained) for each in MODES[mode][0]]
-    arguments = [f"run={trained}", f"model.name={mode}", "titles=all", *settings]
-    parts = lambda: list((trained / "scores").glob(f"test_titles.{mode}.*.parts/part-*.parquet"))  # noqa: E731
-    killed = run_ranks(
-        "evaluate.py", arguments, world_size=world_size, log=trained / "log", kill_when=lambda: len(parts()) >= 1
-    )
-    assert -signal.SIGKILL in killed.codes, "the evaluation ended before it was killed"
-    text = run_well("evaluate.py", arguments, world_size=3, log=trained / "log")
-    assert f"{mode} is there" in text  # the score table
-    assert "parts are there" in text
-    assert table.read_bytes() == tables_of_one_rank[mode][1]
+    expected = own - np.log(whole.table["mass"].to_numpy())
+    np.testing.assert_allclose(whole.table["normalised"].to_numpy(), expected, atol=1e-9, rtol=0)
 
 
 def test_a_table_with_other_settings_is_not_written_over(
-    trained: Path, tables_of_one_rank: dict[str, tuple[bytes, bytes]]
+    trained: Path, tables_of_one_rank: Callable[[str], tuple[bytes, bytes]]
 ) -> None:
-    for arguments, wanted in (
+    expected = tables_of_one_rank("complete")
+    for overrides, label, values in [
         (
             ["titles=all", "max_unscored_mass=0.5"],
-            r"made with other settings \(max_unscored_mass 0.0 there, 0.5 now\); .*another name",
+            "run/scored-with-other-settings",
+            ("max_unscored_mass", "0.0", "0.5"),
         ),
-        (["max_unscored_mass=0.5"], "setting max_unscored_mass: it is the mass left of all titles; add titles=all"),
+        (["max_unscored_mass=0.5"], "settings/unscored-mass-without-titles", ("max_unscored_mass", "titles=all")),
         (
             ["quantization=int8", "placement=partitioned"],
-            "setting quantization: expected none with placement=partitioned",
+            "settings/invalid",
+            ("setting quantization", "none", "placement=partitioned"),
         ),
-    ):
-        outcome = run_ranks(
-            "evaluate.py", [f"run={trained}", "model.name=complete", *arguments], world_size=1, log=trained / "log"
-        )
-        assert outcome.codes == [2]
-        assert re.search(wanted, outcome.text)
-        assert "Traceback" not in outcome.text
-    assert (trained / "scores/test_titles.complete.parquet").read_bytes() == tables_of_one_rank["complete"][1]
+    ]:
+        with raises(label, *values):
+            score_alone(
+                compose_settings(EvaluateSettings, "evaluate", [f"run={trained}", "model.name=complete", *overrides])
+            )
+    assert tables_of(trained, "complete")[1].read_bytes() == expected[1]

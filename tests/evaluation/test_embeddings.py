@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.models import TYPES, saved_model
 from helpers.processes import PROJECT, run_well
 from helpers.runs import COMPUTE, settings_of, small_run
@@ -21,7 +22,6 @@ from laborllm_dist.careers.readers.wage_panel import wage_panel_content
 from laborllm_dist.careers.splits import SPLITS
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EmbedSettings
-from laborllm_dist.errors import LaborError, ScoreTableError, SettingsError
 from laborllm_dist.evaluation.embeddings import Embeddings, embed_run, embedded_run
 from laborllm_dist.io.run_directory import create_or_resume, read_run
 from laborllm_dist.models.inference import wrap_for_inference
@@ -50,7 +50,7 @@ def states_of_prompts(run: Path, split: str) -> dict[tuple[str, int], tuple[int,
     store, model = open_store(folder), AutoModelForCausalLM.from_pretrained(run / "export").double()
     tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
     careers, template = store.careers(split), compile_template(settings.template)  # type: ignore[arg-type]
-    found = {}
+    state_of = {}
     for row in range(len(careers)):
         career = careers.history(row)
         (text,) = render_career(career, template, store.vocabulary.title_of())
@@ -59,23 +59,23 @@ def states_of_prompts(run: Path, split: str) -> dict[tuple[str, int], tuple[int,
             ids = [*tokenizer.leading, *tokenizer.backend.encode(text.text[:start], add_special_tokens=False).ids]
             with torch.no_grad():
                 states = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-            found[career.person, position] = (
+            state_of[career.person, position] = (
                 career.jobs[position].year, [state[0, -1].numpy() for state in states],
             )  # fmt: skip
-    return found
+    return state_of
 
 
 def test_vectors_are_transformers_hidden_states_of_every_layer(run: Path) -> None:
-    wanted = states_of_prompts(run, "validation")
-    num_layers = len(next(iter(wanted.values()))[1]) - 1
+    expected = states_of_prompts(run, "validation")
+    num_layers = len(next(iter(expected.values()))[1]) - 1
     for layer in range(num_layers + 1):
         (path,) = embed(run, f"layer={layer}", "split=validation", "precision=fp64")
         assert path == run / f"embeddings/validation_layer_{layer}.parquet"
         table, info = read_embedding_table(path)
         assert (info.split, info.details["layer"]) == ("validation", str(layer))
-        assert table.num_rows == len(wanted)
+        assert table.num_rows == len(expected)
         for row in table.to_pylist():
-            year, states = wanted[row["person"], row["position"]]
+            year, states = expected[row["person"], row["position"]]
             assert (row["survey"], row["year"]) == ("PANEL", year)
             np.testing.assert_allclose(row["vector"], states[layer], rtol=1e-6, atol=1e-7)
     before = path.read_bytes()
@@ -95,9 +95,9 @@ def test_models_of_every_type_give_the_hidden_states_of_a_career_alone(kind: str
         alone = [model(torch.tensor([ids.tolist()]), output_hidden_states=True).hidden_states for ids in careers]
     inference = wrap_for_inference(model, COMPUTE)
     for layer in range(len(alone[0])):
-        found = inference.hidden_states(packed, layer, slots).numpy()
-        wanted = [alone[career][layer][0, place].numpy() for career, place in places]
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+        actual = inference.hidden_states(packed, layer, slots).numpy()
+        expected = [alone[career][layer][0, place].numpy() for career, place in places]
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_embedding_that_was_killed_computes_the_parts_that_are_missing(
@@ -140,24 +140,24 @@ def test_two_ranks_write_the_same_bytes(run: Path) -> None:
 
 def test_what_cannot_be_embedded_is_refused(run: Path, tmp_path: Path) -> None:
     for layer in (3, -4):
-        with pytest.raises(LaborError) as error:
+        with raises("settings/no-such-layer", "from 0 (the token embedding) to 2", "from -3 to -1", layer):
             embed(run, f"layer={layer}")
-        assert error.value.label == "settings/no-such-layer"
-        assert "from 0 (the token embedding) to 2, or from -3 to -1 (the last layer)" in str(error.value)
-    with pytest.raises(SettingsError, match="setting placement: expected replicated"):
+    with raises("settings/invalid", "setting placement: expected replicated"):
         embed(run, "placement=partitioned")
     (path,) = embed(run, "split=test")
     table = pq.read_table(path)
     changed = table.set_column(3, "year", table["year"].take(list(range(table.num_rows))[::-1]))
     pq.write_table(changed, path)
-    with pytest.raises(ScoreTableError, match="have changed since they were written"):
+    with raises("score-table/unreadable-table", path, "have changed"):
         read_embedding_table(path)
 
 
 def test_the_example_of_the_manual_is_a_cross_fitted_regression(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = [each for each in small_run(tmp_path) if "synthetic" not in each and not each.startswith("name=")]
+    base = [
+        override for override in small_run(tmp_path) if "synthetic" not in override and not override.startswith("name=")
+    ]
     settings = settings_of([*base, "name=quickstart", "batch.max_seq_length=512", "evaluation.max_seq_length=512"])
     store = prepare_store(settings)
     made = create_or_resume(settings, {"fingerprint": store.fingerprint, "folder": str(store.folder)}, None)

@@ -20,7 +20,6 @@ from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.observations import title_places
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings
-from laborllm_dist.errors import SettingsError
 from laborllm_dist.evaluation.generation import continuation_text, continuations, line_ends
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import InferenceModel, wrap_for_inference
@@ -48,19 +47,19 @@ def test_a_token_is_the_likeliest_or_the_one_whose_turn_it_is(chunk_tokens: int,
     # Probabilities 0, 1/8, 3/8, 3/8, 1/8, 0: the likeliest is the first of two.
     logits = torch.tensor([[-np.inf, 0, np.log(3), np.log(3), 0, -np.inf]], dtype=dtype)
     turns = {NAN: 2, 0.0: 1, 0.124: 1, 0.126: 2, 0.499: 2, 0.501: 3, 0.874: 3, 0.876: 4, 1 - 2**-53: 4}
-    found = sample_tokens(
+    tokens = sample_tokens(
         logits.repeat(len(turns), 1), None, torch.tensor(list(turns), dtype=torch.float64), chunk_tokens=chunk_tokens
     )
-    assert found.tolist() == list(turns.values())
+    assert tokens.tolist() == list(turns.values())
 
 
 def test_tokens_of_hidden_states_are_those_of_their_logits() -> None:
     torch.manual_seed(1)
     hidden_ND, weight_VD = torch.randn(50, 8), torch.randn(300, 8)
     uniforms_N = torch.rand(50, dtype=torch.float64).masked_fill(torch.arange(50) % 5 == 0, NAN)
-    found = sample_tokens(hidden_ND, weight_VD, uniforms_N, chunk_tokens=28)
-    assert found.tolist() == sample_tokens(hidden_ND @ weight_VD.T, None, uniforms_N, chunk_tokens=400).tolist()
-    assert len(set(found.tolist())) > 20
+    tokens = sample_tokens(hidden_ND, weight_VD, uniforms_N, chunk_tokens=28)
+    assert tokens.tolist() == sample_tokens(hidden_ND @ weight_VD.T, None, uniforms_N, chunk_tokens=400).tolist()
+    assert len(set(tokens.tolist())) > 20
 
 
 def test_token_uniforms_are_a_function_of_their_key() -> None:
@@ -118,21 +117,22 @@ def test_greedy_continuations_are_those_of_transformers(kind: str, max_tree_toke
     rows, model = rows_of(careers_of_every_kind(), tokenizer), some_model(kind, tokenizer.num_ids)
     ends = list(range(0, tokenizer.num_ids, 9))  # so many that chains end at different lengths
     prompts = prompts_of(rows)
-    asked = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": ends, "pad_token_id": 0}
-    wanted = [
-        model.generate(ids[None], attention_mask=torch.ones_like(ids[None]), **asked)[0, len(ids) :] for ids in prompts
+    options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": ends, "pad_token_id": 0}
+    expected = [
+        model.generate(ids[None], attention_mask=torch.ones_like(ids[None]), **options)[0, len(ids) :]
+        for ids in prompts
     ]
-    found_PKL = continued(
+    actual_PKL = continued(
         wrap_for_inference(model, COMPUTE),
         rows,
         np.full((len(prompts), 1, 8), NAN),
         ends,
         max_tree_tokens=max_tree_tokens,
     )
-    lengths = {len(tokens) for tokens in wanted}
+    lengths = {len(tokens) for tokens in expected}
     assert len(lengths) > 1
-    for found_L, tokens in zip(found_PKL[:, 0], wanted, strict=True):
-        assert found_L[found_L >= 0].tolist() == tokens.tolist()
+    for actual_L, tokens in zip(actual_PKL[:, 0], expected, strict=True):
+        assert actual_L[actual_L >= 0].tolist() == tokens.tolist()
 
 
 def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
@@ -143,10 +143,10 @@ def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
         [[token_uniforms(1, ("PSID", place), sample, 6) for sample in (1, 2, 3)] for place in range(len(prompts))]
     )
     ends = list(range(0, tokenizer.num_ids, 9))
-    found_PKL = continued(wrap_for_inference(model, COMPUTE), rows, uniforms_PKL, ends, max_tree_tokens=5)
+    actual_PKL = continued(wrap_for_inference(model, COMPUTE), rows, uniforms_PKL, ends, max_tree_tokens=5)
     model.set_attn_implementation("sdpa")
-    for prompt, uniforms_KL, found_KL in zip(prompts, uniforms_PKL, found_PKL, strict=True):
-        for uniforms_L, found_L in zip(uniforms_KL, found_KL, strict=True):
+    for prompt, uniforms_KL, actual_KL in zip(prompts, uniforms_PKL, actual_PKL, strict=True):
+        for uniforms_L, actual_L in zip(uniforms_KL, actual_KL, strict=True):
             ids, drawn = prompt, []
             for uniform in uniforms_L:
                 with torch.no_grad():
@@ -155,7 +155,7 @@ def test_drawn_continuations_are_those_of_a_slow_sampler() -> None:
                 if drawn[-1] in ends:
                     break
                 ids = torch.cat([ids, torch.tensor(drawn[-1:])])
-            assert found_L[found_L >= 0].tolist() == drawn
+            assert actual_L[actual_L >= 0].tolist() == drawn
 
 
 def test_texts_keep_their_blank_and_end_with_the_line(any_llama_tokenizer: Path) -> None:
@@ -204,23 +204,23 @@ def test_a_table_of_continuations_that_is_none_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("name", "value", "values"),
     [
-        ("check_generations=some", "setting check_generations: expected true or false, got 'some'"),
-        ("num_samples=-1", "setting num_samples: expected a whole number from 0 to 10,000, got -1"),
-        ("max_new_tokens=0", "setting max_new_tokens: expected a whole number from 1 to 10,000,000, got 0"),
+        ("check_generations", "some", ("true or false", "'some'")),
+        ("num_samples", "-1", ("0 to 10,000", "got -1")),
+        ("max_new_tokens", "0", ("1 to 10,000,000", "got 0")),
     ],
 )
-def test_settings_that_are_wrong_are_refused(override: str, message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        compose_settings(EvaluateSettings, "evaluate", ["run=x", override])
-    if "some" not in override:
-        with pytest.raises(SettingsError, match=message.replace("setting ", "setting evaluation.")):
-            settings_of([f"evaluation.{override}"])
+def test_settings_that_are_wrong_are_refused(name: str, value: str, values: tuple[str, ...]) -> None:
+    with raises("settings/invalid", f"setting {name}:", *values):
+        compose_settings(EvaluateSettings, "evaluate", ["run=x", f"{name}={value}"])
+    if value != "some":
+        with raises("settings/invalid", f"setting evaluation.{name}:", *values):
+            settings_of([f"evaluation.{name}={value}"])
 
 
 NUM_SAMPLES = 8
-ASKED = ["check_generations=true", f"num_samples={NUM_SAMPLES}", "titles=all"]
+GENERATION = ["check_generations=true", f"num_samples={NUM_SAMPLES}", "titles=all"]
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     run = [f"store.root={folder}/stores", f"output_dir={folder}/runs", "+experiment=quickstart", "training.epochs=4"]
     run_well("train.py", [*run, "name=half"], world_size=1, log=folder / "log")
-    text = run_well("evaluate.py", [f"run={folder}/runs/half", *ASKED], world_size=1, log=folder / "log")
+    text = run_well("evaluate.py", [f"run={folder}/runs/half", *GENERATION], world_size=1, log=folder / "log")
     assert any("evaluate: titles are " in line for line in text.splitlines()[-2:])  # then that it has learned little
     return folder / "runs/half"
 
@@ -257,35 +257,35 @@ def test_greedy_texts_are_those_of_transformers(trained: Path) -> None:
     for row in range(5):
         for position, start in enumerate(careers.title_spans(row)[:, 0].tolist()):
             ids = torch.from_numpy(careers.token_ids(row)[None, :start].astype(np.int64))
-            asked = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": newline, "pad_token_id": 0}
-            found = model.generate(ids, attention_mask=torch.ones_like(ids), **asked)[0, start:]
-            text = tokenizer.decode(found, clean_up_tokenization_spaces=False)
+            options = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": newline, "pad_token_id": 0}
+            generated = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, start:]
+            text = tokenizer.decode(generated, clean_up_tokenization_spaces=False)
             assert text.startswith(texts[careers.person(row)[1], position])
 
 
 @pytest.mark.ranks
 def test_continuations_of_two_ranks_and_after_a_kill_are_the_same_bytes(trained: Path) -> None:
     path = trained / "scores/test_generated.parquet"
-    wanted = path.read_bytes()
+    expected = path.read_bytes()
     path.unlink()
     parts = lambda: list((trained / "scores").glob("test_generated.*.parts/part-*.parquet"))  # noqa: E731
     killed = run_ranks(
         "evaluate.py",
-        [f"run={trained}", *ASKED],
+        [f"run={trained}", *GENERATION],
         world_size=1,
         log=trained / "log",
         kill_when=lambda: len(parts()) >= 2,
     )
     assert -signal.SIGKILL in killed.codes, "the evaluation ended before it was killed"
-    text = run_well("evaluate.py", [f"run={trained}", *ASKED], world_size=2, log=trained / "log")
+    text = run_well("evaluate.py", [f"run={trained}", *GENERATION], world_size=2, log=trained / "log")
     assert "parts are there" in text
-    assert path.read_bytes() == wanted
+    assert path.read_bytes() == expected
 
 
 @pytest.mark.ranks
 def test_shards_write_what_a_whole_model_writes(trained: Path) -> None:
-    asked = [f"run={trained}", *ASKED[:2], "placement=partitioned", "model.name=sharded"]
-    run_well("evaluate.py", asked, world_size=2, log=trained / "log")
+    arguments = [f"run={trained}", *GENERATION[:2], "placement=partitioned", "model.name=sharded"]
+    run_well("evaluate.py", arguments, world_size=2, log=trained / "log")
     tables = [
         read_generated_table(trained / f"scores/{name}.parquet")[0]
         for name in ("test_generated", "test_generated.sharded")

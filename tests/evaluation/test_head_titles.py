@@ -19,7 +19,6 @@ from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.config.model import HeadKind
-from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.title_head import TITLE_HEAD_FILE, write_title_head
 from laborllm_dist.report.load import compare_runs
@@ -58,7 +57,7 @@ def log_p_by_hand(run: Path, kind: HeadKind, weight: torch.Tensor) -> dict[tuple
     _, settings, folder = read_run(run)
     store, model = open_store(folder), AutoModelForCausalLM.from_pretrained(run / "export").double()
     tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
-    careers, template, found = store.careers("test"), compile_template(settings.template), {}
+    careers, template, actual = store.careers("test"), compile_template(settings.template), {}
     for row in range(len(careers)):
         career, previous = careers.history(row), None
         (text,) = render_career(career, template, store.vocabulary.title_of())
@@ -75,21 +74,21 @@ def log_p_by_hand(run: Path, kind: HeadKind, weight: torch.Tensor) -> dict[tuple
                 total = sum(math.exp(logits[place]) for place in range(3) if CODES[place] != previous)
                 moves = [math.log((1 - stay) * math.exp(each) / total) for each in logits[:3]]
                 log_p = [math.log(stay) if CODES[place] == previous else moves[place] for place in range(3)]
-            found[career.person, position] = job.occupation, log_p
+            actual[career.person, position] = job.occupation, log_p
             previous = job.occupation
-    return found
+    return actual
 
 
 def test_tables_are_the_layer_s_distribution_after_each_prompt_alone(headed: tuple[Path, HeadKind, Any]) -> None:
     run, kind, weight = headed
     path = scored(run, "precision=fp64", "model.name=exact", "titles=all")
-    wanted = log_p_by_hand(run, kind, weight)
+    expected = log_p_by_hand(run, kind, weight)
     table, info = read_score_table(path)
     titles = read_title_table(title_table_path(path, "test"))
     assert info == titles.info and titles.occupations == CODES and info.details["num_titles"] == "3"
-    assert table.num_rows == len(wanted) == titles.table.num_rows
+    assert table.num_rows == len(expected) == titles.table.num_rows
     for row, of_titles in zip(table.to_pylist(), titles.table.to_pylist(), strict=True):
-        occupation, log_p = wanted[row["person"], row["position"]]
+        occupation, log_p = expected[row["person"], row["position"]]
         assert (row["occupation"], row["num_tokens"]) == (occupation, 0)
         np.testing.assert_allclose(of_titles["terminated"], log_p, rtol=1e-9)
         assert of_titles["title"] == of_titles["terminated"] and of_titles["bound"] == 0
@@ -171,13 +170,11 @@ def test_what_has_no_such_layer_or_one_of_other_titles_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize("setting", ["placement=partitioned", "check_generations=true"])
 def test_what_the_layer_cannot_do_is_refused(setting: str) -> None:
-    with pytest.raises(SettingsError, match=r"with title_head=true"):
+    with raises("settings/invalid", f"setting {setting.split('=')[0]}:", "title_head=true"):
         compose_settings(EvaluateSettings, "evaluate", ["run=x", "title_head=true", setting])
 
 
 @pytest.mark.parametrize("name", NAMES.values())
 def test_no_language_model_takes_the_name_of_the_layer_s_table(name: str) -> None:
-    with pytest.raises(
-        SettingsError, match=r"model.name: expected a file name other than .*title_head, two_stage_head"
-    ):
+    with raises("settings/invalid", "model.name:", "title_head, two_stage_head"):
         compose_settings(EvaluateSettings, "evaluate", ["run=x", f"model.name={name}"])

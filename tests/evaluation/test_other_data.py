@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import settings_of
 from helpers.trained_runs import panel, random_run, score_alone
@@ -20,7 +21,6 @@ from transformers import AutoModelForCausalLM
 
 from laborllm_dist.cli import compose_settings, compose_values
 from laborllm_dist.config.evaluation import EvaluateSettings, ReportSettings
-from laborllm_dist.errors import LaborError, ScoreTableError, SettingsError
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.report.write import terminal_tables, write_report
 from laborllm_dist.store.build import prepare_store
@@ -95,8 +95,8 @@ def test_scores_are_those_of_the_texts_without_the_years_that_have_no_match(
         ("ELSE", "p", 0, 2001, "a"), ("ELSE", "p", 1, 2004, "c"), ("ELSE", "r", 0, 2003, "c"), ("ELSE", "r", 1, 2004, "c"),
     ]  # fmt: skip
     texts = [["2001: Cook", "2004: Aide"], ["2003: Aide", "2004: Aide"]]
-    wanted = [score for lines in texts for score in slow_scores(run, lines, "A ELSE worker:\n")]
-    np.testing.assert_allclose([row["title"] for row in rows], wanted, rtol=1e-10)
+    expected = [score for lines in texts for score in slow_scores(run, lines, "A ELSE worker:\n")]
+    np.testing.assert_allclose([row["title"] for row in rows], expected, rtol=1e-10)
     again = path.read_bytes()
     assert evaluate(run, *other(tmp_path))[0].read_bytes() == again
 
@@ -119,14 +119,14 @@ def test_by_code_a_code_is_what_it_is_in_the_run(run: Path, tmp_path: Path) -> N
 
 
 def test_a_prepared_store_is_scored_whole_and_as_its_data(run: Path, tmp_path: Path) -> None:
-    base = [each for each in panel(tmp_path) if not each.startswith(("data", "split"))]
+    base = [override for override in panel(tmp_path) if not override.startswith(("data", "split"))]
     half = ["split.train=0.5", "split.validation=0.2"]
     rows = [f"{person},{year},{'xyb'[(person + year) % 3]}" for person in range(12) for year in (2001, 2003)]
-    wanted = other(tmp_path)
+    other_data = other(tmp_path)
     (tmp_path / "other.csv").write_text("\n".join(["person,year,occupation", *rows]) + "\n")
-    store = prepare_store(settings_of([*base, *wanted, *half]))
+    store = prepare_store(settings_of([*base, *other_data, *half]))
     by_store = evaluate(run, f"data={store.folder}", "model.name=by_store")
-    by_data = evaluate(run, *wanted, "model.name=by_data")
+    by_data = evaluate(run, *other_data, "model.name=by_data")
     assert by_store[0].name == "data_elsewhere.by_store.parquet"
     key = ("person", "position", "occupation", "title")
     assert sorted(tuple(row[name] for name in key) for row in by_store[1]) == sorted(
@@ -145,7 +145,7 @@ def test_a_report_sets_models_and_data_side_by_side(run: Path, tmp_path: Path) -
     first, second = (tmp_path / "copied/runs" / name for name in ("small", "second"))
     shutil.rmtree(first / "scores", ignore_errors=True)
     shutil.copytree(first, second)
-    wanted = other(tmp_path)
+    other_data = other(tmp_path)
     rows = [f"{person},{year},{'xy'[(person + year) % 2]}" for person in range(12) for year in (2001, 2003)]
     (tmp_path / "other.csv").write_text("\n".join(["person,year,occupation", *rows]) + "\n")
     perplexity = {}
@@ -155,7 +155,7 @@ def test_a_report_sets_models_and_data_side_by_side(run: Path, tmp_path: Path) -
             model.lm_head.weight.mul_(1 if name == "A" else 2)
         model.save_pretrained(tmp_path / name)
         load_tokenizer(str(folder / "export")).save(tmp_path / name)
-        for more in ([], wanted):
+        for more in ([], other_data):
             of_model = [f"model.path={tmp_path / name}", f"model.name={name}", *more]
             path, scored, _ = evaluate(folder, *of_model)
             nats = [row["title"] for row in scored]
@@ -166,8 +166,8 @@ def test_a_report_sets_models_and_data_side_by_side(run: Path, tmp_path: Path) -
     (elsewhere,) = summary["other_data"]
     assert (elsewhere["data"], elsewhere["num_people"], elsewhere["num_observations"]) == ("elsewhere", 12, 24)
     for models, place in ((summary["models"], "test"), (elsewhere["models"], "data_elsewhere")):
-        found = {model["model"]: model["perplexity"]["value"] for model in models}
-        assert found == pytest.approx({name: perplexity[place, name] for name in "AB"})
+        perplexities = {model["model"]: model["perplexity"]["value"] for model in models}
+        assert perplexities == pytest.approx({name: perplexity[place, name] for name in "AB"})
     page = result.page.read_text()
     assert '<section id="other-data">' in page and "12 people, 24 observations" in page
     console = Console(width=100, file=io.StringIO())
@@ -175,48 +175,45 @@ def test_a_report_sets_models_and_data_side_by_side(run: Path, tmp_path: Path) -
     assert "elsewhere" in console.file.getvalue()  # type: ignore[attr-defined]
     (table,) = [path for path in result.tables if path.name == "other_data.csv"]
     tidy = {row["model"]: row for row in csv.DictReader(table.read_text().splitlines()) if row["term"] == "perplexity"}
-    assert {name: float(row["estimate"]) for name, row in tidy.items()} == pytest.approx(found)
+    assert {name: float(row["estimate"]) for name, row in tidy.items()} == pytest.approx(perplexities)
     assert {(row["grouping"], row["group"]) for row in tidy.values()} == {("data", "elsewhere")}
     more = [runs, "split=data_elsewhere", f"output={tmp_path}/r", "bootstrap_draws=20"]
     alone = write_report(compose_settings(ReportSettings, "report", more))
     assert [model.model for model in alone.models] == [model["model"] for model in elsewhere["models"]]
-    with pytest.raises(SettingsError, match="setting split: expected train, validation, test, or data_NAME"):
+    with raises("settings/invalid", "setting split:", "train, validation, test, or data_NAME"):
         compose_settings(ReportSettings, "report", [runs, "split=tests"])
     damaged = first / "scores/data_elsewhere.A.parquet"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    with pytest.raises(ScoreTableError) as error:
+    with raises("score-table/unreadable-table", damaged):
         write_report(compose_settings(ReportSettings, "report", [runs, "bootstrap_draws=20"]))
-    assert error.value.label == "score-table/unreadable-table"
-
-
-def label(run: Path, *overrides: str) -> str:
-    with pytest.raises(LaborError) as error:
-        evaluate(run, *overrides)
-    return error.value.label
 
 
 def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
     strange = other(tmp_path, "code,title\nx,Pilot\ny,Smith\nb,Tailor\n")
-    assert label(run, *strange) == "data-file/no-occupation-matches"
+    with raises("data-file/no-occupation-matches", "x Pilot"):
+        evaluate(run, *strange)
     unheld = other(tmp_path, "code,title\nx,Pilot\ny,Smith\nb,Tailor\nz,Cook\n")
-    assert label(run, *unheld) == "data-file/nobody-has-matched-occupation"
-    assert label(run, f"store={tmp_path}") == "store/no-store"
-    base = [each for each in panel(tmp_path) if not each.startswith("split")]
+    with raises("data-file/nobody-has-matched-occupation", "elsewhere"):
+        evaluate(run, *unheld)
+    with raises("store/no-store", tmp_path):
+        evaluate(run, f"store={tmp_path}")
+    base = [override for override in panel(tmp_path) if not override.startswith("split")]
     parts = prepare_store(settings_of([*base, "template.max_history=1"]))
-    assert label(run, f"data={parts.folder}") == "store/other-data-in-parts"
-    for overrides, message in (
-        ([*other(tmp_path), "split=test"], "setting split: expected null with other data"),
-        ([*other(tmp_path), f"store={tmp_path}"], "setting store: expected null with data"),
-        (["data=psid82"], "psid82"),
+    with raises("store/other-data-in-parts", parts.folder):
+        evaluate(run, f"data={parts.folder}")
+    for overrides, label, value in (
+        ([*other(tmp_path), "split=test"], "settings/invalid", "setting split: expected null"),
+        ([*other(tmp_path), f"store={tmp_path}"], "settings/invalid", "setting store: expected null"),
+        (["data=psid82"], "settings/settings-not-composed", "psid82"),
     ):
-        with pytest.raises(SettingsError, match=message):
+        with raises(label, value):
             evaluate(run, *overrides)
 
 
 def test_data_are_composed_as_those_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = compose_values("evaluate", ["run=x", "data=psid81", "data.corpora.psid81.path=here.zip"])
     assert values["data"]["corpora"]["psid81"]["path"] == "here.zip"  # type: ignore[index]
-    with pytest.raises(SettingsError, match=r"did you mean data\.corpora"):
+    with raises("settings/unknown-setting", "data.corpora.psid81.paths; did you mean data.corpora"):
         compose_values("evaluate", ["run=x", "data=psid81", "data.corpora.psid81.paths=here.zip"])
 
 

@@ -43,7 +43,7 @@ RequestIds = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class SampledCareers:
     """Careers as texts, which the peer gets, and as rows of a store, which we score."""
 
     texts: tuple[CareerText, ...]
@@ -68,26 +68,26 @@ def careers_of(corpus: str) -> tuple[list[CareerHistory], OccupationVocabulary]:
     return list(itertools.islice(read_careers(data), NUM_PEOPLE)), corpus_vocabulary(only)
 
 
-def tell(careers: Iterable[CareerHistory], vocabulary: OccupationVocabulary) -> list[CareerText]:
+def texts_of(careers: Iterable[CareerHistory], vocabulary: OccupationVocabulary) -> list[CareerText]:
     return [render_career(career, template(), vocabulary.title_of())[0] for career in careers]
 
 
-def told(
+def sample_careers(
     careers: list[CareerHistory], vocabulary: OccupationVocabulary, tokenizer: CareerTokenizer, *, context: int
-) -> Told:
+) -> SampledCareers:
     """Take careers, in order, until they have enough observations.
 
     Careers longer than the model's context (512 positions of stories260K) are left out: the peer would cut them on the
     left, with a warning, and give a number all the same; we refuse them.
     """
-    texts = tell(careers, vocabulary)
+    texts = texts_of(careers, vocabulary)
     tokenized = tokenize_careers(texts, tokenizer)
     fitting = [at for at in range(len(careers)) if len(tokenized[at].ids) <= context]
     observations = np.cumsum([len(careers[at].jobs) for at in fitting])
     taken = fitting[: 1 + int(np.searchsorted(observations, NUM_REQUESTS))]
     chosen = tuple(texts[at] for at in taken)
     table = store_rows([careers[at] for at in taken], chosen, [tokenized[at] for at in taken], vocabulary.index_of())
-    return Told(texts=chosen, rows=CareerTable(table=table.combine_chunks(), vocabulary=vocabulary))
+    return SampledCareers(texts=chosen, rows=CareerTable(table=table.combine_chunks(), vocabulary=vocabulary))
 
 
 def open_peer(**arguments: Any) -> Any:
@@ -96,7 +96,7 @@ def open_peer(**arguments: Any) -> Any:
     return huggingface.HFLM(**arguments, device="cpu", dtype="float32", batch_size=BATCH_SIZE)
 
 
-def assert_the_peer_agrees(peer: Any, scores: np.ndarray, careers: Told) -> None:
+def assert_the_peer_agrees(peer: Any, scores: np.ndarray, careers: SampledCareers) -> None:
     """Compare ids and scores of every observation; `scores` are ours, [observations]."""
     from lm_eval.api.instance import Instance
 
@@ -127,7 +127,7 @@ def without_padding(row: list[int]) -> tuple[int, ...]:
 def test_titles_of_real_careers_score_as_in_lm_evaluation_harness(any_llama: Path) -> None:
     # The peer opens the folder itself, weights and tokenizer.
     peer = open_peer(pretrained=str(any_llama))
-    careers = told(*careers_of("wage_panel"), load_tokenizer(str(any_llama)), context=peer.max_length)
+    careers = sample_careers(*careers_of("wage_panel"), load_tokenizer(str(any_llama)), context=peer.max_length)
     settings = settings_for(any_llama)
     model = CareerLanguageModel(pretrained_model(settings, dtype=torch.float32), COMPUTE).eval()
     assert_the_peer_agrees(peer, packed_scores(model, careers.rows, ROW_LENGTH)[:, 0], careers)
@@ -135,11 +135,11 @@ def test_titles_of_real_careers_score_as_in_lm_evaluation_harness(any_llama: Pat
 
 def test_titles_of_synthetic_careers_score_as_in_lm_evaluation_harness() -> None:
     people, vocabulary = careers_of("synthetic")
-    tokenizer = train_tokenizer((text.text for text in tell(people, vocabulary)), vocabulary_size=500)
+    tokenizer = train_tokenizer((text.text for text in texts_of(people, vocabulary)), vocabulary_size=500)
     shape = dataclasses.replace(settings_of([]).model.llama, num_key_value_heads=2, initializer_range=0.1)
     model = new_llama(shape, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=3)
     # A copy, since ours reads packed careers through an attention of its own.
     peer = open_peer(pretrained=copy.deepcopy(model), tokenizer=tokenizer.hugging_face)
-    careers = told(people, vocabulary, tokenizer, context=peer.max_length)
+    careers = sample_careers(people, vocabulary, tokenizer, context=peer.max_length)
     scores = packed_scores(CareerLanguageModel(model, COMPUTE).eval(), careers.rows, ROW_LENGTH)[:, 0]
     assert_the_peer_agrees(peer, scores, careers)

@@ -49,10 +49,10 @@ def test_packed_scores_of_a_random_llama_equal_the_slow_scorer(max_seq_length: i
         settings_of([]).model.llama, hidden_size=48, num_layers=3, num_key_value_heads=2, initializer_range=0.1
     )
     model = new_llama(shape, num_ids=tokenizer.num_ids, attention_dropout=0.0, seed=3)
-    found = packed_scores(CareerLanguageModel(model, compute).eval(), rows_of(careers, tokenizer), max_seq_length)
-    wanted = slow_scores(model, careers, tokenizer)
-    assert wanted.std() > 1  # observations differ, so agreement is no accident
-    np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
+    actual = packed_scores(CareerLanguageModel(model, compute).eval(), rows_of(careers, tokenizer), max_seq_length)
+    expected = slow_scores(model, careers, tokenizer)
+    assert expected.std() > 1  # observations differ, so agreement is no accident
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_packed_scores_of_a_pretrained_model_equal_the_slow_scorer(dtype, tolera
     title_token_ids("1984 (high school):", VOCABULARY, tokenizer)
     model = pretrained_model(settings_for(any_llama), dtype=dtype)
     rows = rows_of(careers, tokenizer)
-    found = packed_scores(CareerLanguageModel(model, COMPUTE).eval(), rows, int(rows.num_tokens().sum()))
-    np.testing.assert_allclose(found, slow_scores(model, careers, tokenizer), **tolerance)
+    actual = packed_scores(CareerLanguageModel(model, COMPUTE).eval(), rows, int(rows.num_tokens().sum()))
+    np.testing.assert_allclose(actual, slow_scores(model, careers, tokenizer), **tolerance)
 
 
 def test_a_career_longer_than_a_row_is_refused_by_name() -> None:

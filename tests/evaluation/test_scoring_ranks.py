@@ -1,4 +1,4 @@
-"""Score tables of 1, 2 and 3 ranks, and of evaluations that were killed, are the same bytes."""
+"""Score tables of one rank, and of evaluations killed under two and resumed under three, are the same bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from helpers.processes import run_ranks, run_well
 from helpers.runs import small_run
+from helpers.trained_runs import score_alone
 
+from laborllm_dist.cli import compose_settings
+from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.store.store import TokenStore, open_store
 from laborllm_dist.tables.scores import read_score_table
 
@@ -32,27 +35,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(folder: Path, world_size: int) -> bytes:
-    (folder / TABLE).unlink(missing_ok=True)
-    text = run_well("evaluate.py", [f"run={folder}/runs/small"], world_size=world_size, log=folder / "log")
-    (folder / "warnings").write_text("".join(f"{line}\n" for line in text.splitlines() if "warning:" in line))
-    return (folder / TABLE).read_bytes()
-
-
 @pytest.fixture(scope="module")
 def table_of_one_rank(trained: Path) -> bytes:
-    return evaluate(trained, 1)
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_tables_do_not_depend_on_the_number_of_ranks(trained: Path, table_of_one_rank: bytes, world_size: int) -> None:
-    assert evaluate(trained, world_size) == table_of_one_rank
-    (warning,) = (trained / "warnings").read_text().splitlines()
-    (store,) = (trained / "stores").glob("*/manifest.json")
-    of_model, *of_others = perplexities_in(warning)
-    wanted_of_model, *wanted_of_others = perplexities_of(trained / TABLE, open_store(store.parent))
-    assert of_others == pytest.approx(wanted_of_others, rel=5e-4)
-    assert of_model == pytest.approx(wanted_of_model, rel=0.05)  # 1.6e+23 has two digits
+    run_well("evaluate.py", [f"run={trained}/runs/small"], world_size=1, log=trained / "log")
+    return (trained / TABLE).read_bytes()
 
 
 def perplexities_in(warning: str) -> list[float]:
@@ -78,35 +64,31 @@ def perplexities_of(path: Path, store: TokenStore) -> list[float]:
     return [math.exp(-mean) for mean in means]
 
 
-def test_a_table_of_an_evaluation_killed_twice_is_the_same(trained: Path, table_of_one_rank: bytes) -> None:
-    (trained / TABLE).unlink(missing_ok=True)
+def test_a_table_of_an_evaluation_killed_under_two_ranks_and_resumed_under_three_is_that_of_one(
+    trained: Path, table_of_one_rank: bytes
+) -> None:
+    (trained / TABLE).unlink()
+    arguments = [f"run={trained}/runs/small"]
 
     def parts() -> list[Path]:
         return sorted((trained / "runs/small/scores").glob("*.parts/part-*.parquet"))
 
-    before = 0
-    for kill_after in (3, 12):
-        killed = run_ranks(
-            "evaluate.py",
-            [f"run={trained}/runs/small"],
-            world_size=2,
-            log=trained / "log",
-            kill_when=lambda wanted=kill_after: len(parts()) >= wanted,
-        )
-        assert -signal.SIGKILL in killed.codes, "the evaluation ended before it was killed"
-        assert len(parts()) > before, "the second start did not go on where the first was killed"
-        before = len(parts())
-    finished = {part: part.stat().st_mtime_ns for part in parts()}
-    assert evaluate_again(trained, finished) == table_of_one_rank
-
-
-def evaluate_again(folder: Path, finished: dict[Path, int]) -> bytes:
-    text = run_well("evaluate.py", [f"run={folder}/runs/small"], world_size=3, log=folder / "log")
+    killed = run_ranks("evaluate.py", arguments, world_size=2, log=trained / "log", kill_when=lambda: len(parts()) >= 3)
+    assert -signal.SIGKILL in killed.codes, "the evaluation ended before it was killed"
+    num_finished = len(parts())
+    text = run_well("evaluate.py", arguments, world_size=3, log=trained / "log")
     num_parts = int(text.split(" units of")[0].split()[-1].replace(",", ""))
-    assert f"{len(finished)} of {num_parts} parts are there" in text
+    assert f"{num_finished} of {num_parts} parts are there" in text
     claimed = [int(line.split(" part ")[1].split("/")[1].split()[0]) for line in text.splitlines() if " part " in line]
-    assert set(claimed) == {num_parts - len(finished)}, "finished parts were scored again"
-    return (folder / TABLE).read_bytes()
+    assert set(claimed) == {num_parts - num_finished}, "finished parts were scored again"
+    assert (trained / TABLE).read_bytes() == table_of_one_rank
+    # One line, although three ranks wrote the table.
+    (warning,) = (line for line in text.splitlines() if "warning:" in line)
+    (store,) = (trained / "stores").glob("*/manifest.json")
+    of_model, *of_others = perplexities_in(warning)
+    expected_of_model, *expected_of_others = perplexities_of(trained / TABLE, open_store(store.parent))
+    assert of_others == pytest.approx(expected_of_others, rel=5e-4)
+    assert of_model == pytest.approx(expected_of_model, rel=0.05)  # 1.6e+23 has two digits
 
 
 def test_the_table_holds_every_observation_of_the_split_once(trained: Path, table_of_one_rank: bytes) -> None:
@@ -118,9 +100,11 @@ def test_the_table_holds_every_observation_of_the_split_once(trained: Path, tabl
     assert (table["terminated"].to_numpy() <= table["title"].to_numpy()).all()
 
 
-def test_a_second_evaluation_finds_the_table_and_leaves_it(trained: Path, table_of_one_rank: bytes) -> None:
+def test_a_second_evaluation_finds_the_table_and_leaves_it(
+    trained: Path, table_of_one_rank: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (trained / TABLE).write_bytes(table_of_one_rank)
     before = (trained / TABLE).stat().st_mtime_ns
-    text = run_well("evaluate.py", [f"run={trained}/runs/small"], world_size=1, log=trained / "log")
-    assert "is there" in text
+    score_alone(compose_settings(EvaluateSettings, "evaluate", [f"run={trained}/runs/small"]))
+    assert "is there" in caplog.text
     assert (trained / TABLE).stat().st_mtime_ns == before

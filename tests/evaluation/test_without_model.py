@@ -58,7 +58,7 @@ def test_what_needs_no_model_is_scored_one_observation_at_a_time(panel: tuple[Ru
 
 
 @pytest.mark.parametrize(
-    ("perplexity", "said"),
+    ("perplexity", "warning_text"),
     [
         (4.0, None),
         (4.5, "worse than the marginal distribution: perplexity 4.500 (uniform over 5 titles 5.000, their shares in "),
@@ -67,9 +67,9 @@ def test_what_needs_no_model_is_scored_one_observation_at_a_time(panel: tuple[Ru
         (1e300, "perplexity 1.0e300 (uniform"),
     ],
 )
-def test_the_warning_by_hand(perplexity: float, said: str | None) -> None:
+def test_the_warning_by_hand(perplexity: float, warning_text: str | None) -> None:
     warning = warning_if_no_better("mine", "test", math.log(perplexity), FIVE)
-    assert warning is None if said is None else said in (warning or "")
+    assert warning is None if warning_text is None else warning_text in (warning or "")
     assert "\n" not in (warning or "")
 
 
@@ -92,12 +92,12 @@ def test_a_training_warns_once_of_its_best_weights(
     worse = INITIAL_STATE.after_step(1.0, 7, 5).after_validation(0.4, math.log(63)).after_step(1.0, 7, 5)
     worse = worse.after_validation(0.5, math.log(1.1))  # better titles, but not the best weights
     warn_if_no_better(worse, store, settings)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == said.err.count("warning:") == 1
-    assert "unnamed predicts the titles of the validation people worse than the uniform and the marginal" in said.err
-    assert "perplexity 63.00 (uniform over 3 titles 3.000" in said.err
-    assert "training.epochs" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == printed.err.count("warning:") == 1
+    assert "unnamed predicts the titles of the validation people worse than the uniform and the marginal" in printed.err
+    assert "perplexity 63.00 (uniform over 3 titles 3.000" in printed.err
+    assert "training.epochs" in printed.err
 
     better = INITIAL_STATE.after_step(1.0, 7, 5).after_validation(0.4, math.log(1.1))
     warn_if_no_better(better, store, settings)

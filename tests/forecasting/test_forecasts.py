@@ -48,7 +48,7 @@ from laborllm_dist.text.template import compile_template, render_career
 
 TITLES = ("Cook", "Maid", "Aide", "Cook up")  # the first begins the last
 VOCABULARY = OccupationVocabulary(codes=tuple("abcd"), titles=TITLES)
-WANTED = EvaluationSettings(split="test", max_seq_length=700, batch_size=2, batches_per_part=1, precision="fp32")
+EVALUATION = EvaluationSettings(split="test", max_seq_length=700, batch_size=2, batches_per_part=1, precision="fp32")
 
 
 def template():
@@ -73,20 +73,20 @@ class World:
 
     model: PreTrainedModel
     texts: ForecastTexts
-    wanted: EvaluationSettings = WANTED
+    evaluation: EvaluationSettings = EVALUATION
 
     def asker(self, starts: Origins, *, way=ask_titles, attention: str = "packed"):
         """Return what answers questions, a person at a time, as a part of the work does."""
         model = wrap_for_inference(copy.deepcopy(self.model), dataclasses.replace(COMPUTE, attention=attention))
 
         def ask(questions: Sequence[Query]) -> Distributions:
-            found = Distributions(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))
-            of_career = starts.careers_S[[each.start for each in questions]]
+            actual = Distributions(np.empty((len(questions), len(TITLES))), np.empty(len(questions)))
+            of_career = starts.careers_S[[question.start for question in questions]]
             for career in np.unique(of_career):
                 places = np.flatnonzero(of_career == career)
-                part = way(self.texts, starts, [questions[place] for place in places], self.wanted, model)
-                found.log_probabilities_QT[places], found.left_Q[places] = part.log_probabilities_QT, part.left_Q
-            return found
+                part = way(self.texts, starts, [questions[place] for place in places], self.evaluation, model)
+                actual.log_probabilities_QT[places], actual.left_Q[places] = part.log_probabilities_QT, part.left_Q
+            return actual
 
         return ask
 
@@ -123,8 +123,8 @@ def slow_distribution(prompt: str) -> np.ndarray:
     """Return P(title) over the titles after a text, one forward a title."""
     tokenizer: CareerTokenizer = world().texts.tokenizer
     encode = lambda part: tokenizer.backend.encode(part, add_special_tokens=False).ids  # noqa: E731
-    found = [slow_score(slow_model(), encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES]
-    return np.exp(found) / np.exp(found).sum()
+    scores = [slow_score(slow_model(), encode, list(tokenizer.leading), prompt, title)[1] for title in TITLES]
+    return np.exp(scores) / np.exp(scores).sum()
 
 
 def slow_forecasts(career: CareerHistory, job: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -174,11 +174,11 @@ def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(hor
     assert direct.std(axis=0).max() > 0.02
     assert direct.std(axis=1).min() > 0.05
     assert np.abs(direct - composed).max() > 0.005
-    found = ask([Query(start, (), horizon) for start in range(len(starts))])
-    np.testing.assert_allclose(found.probabilities_QT, direct, atol=1e-5, rtol=0)
+    actual = ask([Query(start, (), horizon) for start in range(len(starts))])
+    np.testing.assert_allclose(actual.probabilities_QT, direct, atol=1e-5, rtol=0)
     whole = full_sum(ask, len(starts), horizon)
     np.testing.assert_allclose(whole.probabilities_ST, composed, atol=1e-5, rtol=0)
-    assert not found.left_Q.any()
+    assert not actual.left_Q.any()
     assert not whole.bound_S.any()
     assert whole.errors_ST is None
 
@@ -186,10 +186,10 @@ def test_direct_and_composed_forecasts_equal_those_of_every_path_spelled_out(hor
 @pytest.mark.parametrize("max_tree_tokens", [1, 50, 4096])
 def test_imputed_lines_after_a_shared_history_score_as_whole_texts(max_tree_tokens: int) -> None:
     starts, questions = every_start(2), [Query(0, (1,), 2), Query(2, (), 1), Query(1, (3, 0), 3)]
-    few = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_tree_tokens=max_tree_tokens))
+    few = dataclasses.replace(world(), evaluation=dataclasses.replace(EVALUATION, max_tree_tokens=max_tree_tokens))
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
-    few = dataclasses.replace(few, wanted=dataclasses.replace(few.wanted, max_unscored_mass=1e-12))
+    few = dataclasses.replace(few, evaluation=dataclasses.replace(few.evaluation, max_unscored_mass=1e-12))
     shared, whole = (few.asker(starts, way=way)(questions) for way in (ask_titles, ask_whole_texts))
     assert whole.left_Q.any()
     np.testing.assert_allclose(shared.left_Q, whole.left_Q, atol=1e-5, rtol=0)
@@ -199,7 +199,7 @@ def test_imputed_lines_after_a_shared_history_score_as_whole_texts(max_tree_toke
 def test_a_sentencepiece_tokenizer_shares_histories(llama_tokenizer: Path) -> None:
     those, questions = world_of(load_tokenizer(str(llama_tokenizer))), [Query(0, (1,), 2), Query(2, (), 1)]
     # A row too short for whole texts: what answers all the same has shared the history.
-    short = dataclasses.replace(those, wanted=dataclasses.replace(WANTED, max_seq_length=8))
+    short = dataclasses.replace(those, evaluation=dataclasses.replace(EVALUATION, max_seq_length=8))
     shared, whole = short.asker(every_start(2))(questions), those.asker(every_start(2), way=ask_whole_texts)(questions)
     np.testing.assert_allclose(shared.probabilities_QT, whole.probabilities_QT, atol=1e-5, rtol=0)
 
@@ -214,8 +214,8 @@ def test_a_history_of_other_tokens_than_the_prompts_is_not_shared() -> None:
     texts = dataclasses.replace(world().texts, careers=of_other_tokens(world().texts.careers))
     other = dataclasses.replace(world(), texts=texts)
     starts, questions = every_start(2), [Query(0, (1,), 2), Query(2, (), 1)]
-    found, wanted = other.asker(starts)(questions), world().asker(starts, way=ask_whole_texts)(questions)
-    assert np.array_equal(found.probabilities_QT, wanted.probabilities_QT)
+    actual, expected = other.asker(starts)(questions), world().asker(starts, way=ask_whole_texts)(questions)
+    assert np.array_equal(actual.probabilities_QT, expected.probabilities_QT)
 
 
 @pytest.mark.parametrize("horizon", [2, 3])
@@ -225,23 +225,25 @@ def test_what_is_left_out_is_off_by_no_more_than_the_bound(
 ) -> None:
     starts = every_start(horizon)
     whole = full_sum(world().asker(starts), len(starts), horizon)
-    bounded = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_unscored_mass=max_unscored_mass))
-    asked: list[Query] = []
+    bounded = dataclasses.replace(
+        world(), evaluation=dataclasses.replace(EVALUATION, max_unscored_mass=max_unscored_mass)
+    )
+    all_queries: list[Query] = []
 
     def ask(questions: Sequence[Query]) -> Distributions:
-        asked.extend(questions)
+        all_queries.extend(questions)
         return bounded.asker(starts)(questions)
 
-    found = iterate_exact(ask, len(starts), horizon=horizon, tolerance=tolerance, max_paths=10**6)
-    np.testing.assert_allclose(found.probabilities_ST.sum(axis=1), 1, atol=1e-12)
-    off = found.probabilities_ST - whole.probabilities_ST
-    assert (np.abs(off).max(axis=1) <= found.bound_S + 1e-6).all()
-    assert (0.5 * np.abs(off).sum(axis=1) <= found.bound_S + 1e-6).all()
-    assert found.bound_S.any()
+    actual = iterate_exact(ask, len(starts), horizon=horizon, tolerance=tolerance, max_paths=10**6)
+    np.testing.assert_allclose(actual.probabilities_ST.sum(axis=1), 1, atol=1e-12)
+    off = actual.probabilities_ST - whole.probabilities_ST
+    assert (np.abs(off).max(axis=1) <= actual.bound_S + 1e-6).all()
+    assert (0.5 * np.abs(off).sum(axis=1) <= actual.bound_S + 1e-6).all()
+    assert actual.bound_S.any()
     if not max_unscored_mass:
-        assert (found.bound_S <= tolerance).all()
+        assert (actual.bound_S <= tolerance).all()
     if tolerance >= 0.3:
-        assert len(asked) < len(starts) * (num_prompts(len(TITLES), horizon) - 1)
+        assert len(all_queries) < len(starts) * (num_prompts(len(TITLES), horizon) - 1)
 
 
 def test_drawn_paths_come_near_the_full_sum() -> None:
@@ -249,11 +251,11 @@ def test_drawn_paths_come_near_the_full_sum() -> None:
     ask = world().asker(starts)
     whole = full_sum(ask, len(starts), 3)
     draws = [path_draws(7, "PSID", "1", job, num_paths=3000, num_years=2) for job in range(len(starts))]
-    found = iterate_sampled(ask, np.stack(draws))
-    assert (found.errors_ST > 0).all()
-    assert found.errors_ST.max() < 0.01
-    assert (np.abs(found.probabilities_ST - whole.probabilities_ST) <= 4 * found.errors_ST).all()
-    np.testing.assert_allclose(found.probabilities_ST.sum(axis=1), 1, atol=1e-12)
+    actual = iterate_sampled(ask, np.stack(draws))
+    assert (actual.errors_ST > 0).all()
+    assert actual.errors_ST.max() < 0.01
+    assert (np.abs(actual.probabilities_ST - whole.probabilities_ST) <= 4 * actual.errors_ST).all()
+    np.testing.assert_allclose(actual.probabilities_ST.sum(axis=1), 1, atol=1e-12)
 
 
 def test_draws_are_a_function_of_seed_person_start_path_and_year() -> None:
@@ -290,35 +292,35 @@ def test_a_first_order_chain_is_coherent(horizon: int) -> None:
     np.testing.assert_allclose(direct, np.linalg.matrix_power(CHAIN, horizon))
     whole = full_sum(ask_chain, 3, horizon)
     np.testing.assert_allclose(whole.probabilities_ST, direct, atol=1e-14)
-    found = coherence_of(forecast_table(direct, whole, np.array([0, 1, 2])))
-    assert (found.num_forecasts, found.num_people) == (3, 2)
+    actual = coherence_of(forecast_table(direct, whole, np.array([0, 1, 2])))
+    assert (actual.num_forecasts, actual.num_people) == (3, 2)
     np.testing.assert_allclose(
-        (found.divergence_mean, found.divergence_median, found.total_variation_mean), 0, atol=1e-14
+        (actual.divergence_mean, actual.divergence_median, actual.total_variation_mean), 0, atol=1e-14
     )
-    np.testing.assert_allclose((found.correlation_observed, found.correlation_all), 1, atol=1e-12)
-    np.testing.assert_allclose(found.perplexity_direct, found.perplexity_composed, rtol=1e-12)
-    assert (found.bound_largest, found.standard_error_mean) == (0.0, None)
+    np.testing.assert_allclose((actual.correlation_observed, actual.correlation_all), 1, atol=1e-12)
+    np.testing.assert_allclose(actual.perplexity_direct, actual.perplexity_composed, rtol=1e-12)
+    assert (actual.bound_largest, actual.standard_error_mean) == (0.0, None)
 
 
 def test_drawn_paths_of_a_chain_come_near_its_power() -> None:
     draws = np.stack([path_draws(3, "PSID", str(start), 0, num_paths=4000, num_years=3) for start in range(3)])
-    found = iterate_sampled(ask_chain, draws)
-    assert (np.abs(found.probabilities_ST - np.linalg.matrix_power(CHAIN, 4)) <= 4 * found.errors_ST).all()
+    actual = iterate_sampled(ask_chain, draws)
+    assert (np.abs(actual.probabilities_ST - np.linalg.matrix_power(CHAIN, 4)) <= 4 * actual.errors_ST).all()
 
 
 def test_the_coherence_of_two_forecasts_by_hand() -> None:
     direct, composed = np.array([[0.5, 0.5], [0.8, 0.2]]), np.array([[0.25, 0.75], [0.8, 0.2]])
     errors = np.full((2, 2), 0.01)
     table = forecast_table(direct, IteratedForecast(np.log(composed), np.array([0.1, 0.2]), errors), np.array([0, 1]))
-    found = coherence_of(table)
+    actual = coherence_of(table)
     first = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
-    np.testing.assert_allclose((found.divergence_mean, found.divergence_median), first / 2)
-    np.testing.assert_allclose((found.total_variation_mean, found.total_variation_median), 0.125)
-    np.testing.assert_allclose(found.perplexity_direct, 1 / np.sqrt(0.5 * 0.2))
-    np.testing.assert_allclose(found.perplexity_composed, 1 / np.sqrt(0.25 * 0.2))
-    assert (found.bound_largest, found.num_people) == (0.2, 1)
-    np.testing.assert_allclose(found.correlation_observed, 1.0)  # two points
-    assert "mean standard error 0.01" in describe_coherence(found, None)[-1]
+    np.testing.assert_allclose((actual.divergence_mean, actual.divergence_median), first / 2)
+    np.testing.assert_allclose((actual.total_variation_mean, actual.total_variation_median), 0.125)
+    np.testing.assert_allclose(actual.perplexity_direct, 1 / np.sqrt(0.5 * 0.2))
+    np.testing.assert_allclose(actual.perplexity_composed, 1 / np.sqrt(0.25 * 0.2))
+    assert (actual.bound_largest, actual.num_people) == (0.2, 1)
+    np.testing.assert_allclose(actual.correlation_observed, 1.0)  # two points
+    assert "mean standard error 0.01" in describe_coherence(actual, None)[-1]
     alone = coherence_of(table.slice(0, 1))
     assert alone.correlation_observed is None
     assert "not defined (observed titles)" in describe_coherence(alone, None)[2]
@@ -328,9 +330,9 @@ def test_the_coherence_of_two_forecasts_by_hand() -> None:
 def test_the_markov_baseline_knows_the_last_occupation_only() -> None:
     # Two years apart, of titles a b c d: a -> c, b -> d, c -> a, and d -> b across a gap.
     rows, starts = world().texts.careers, every_start(2)
-    found = markov_scores(rows, rows, starts, 2)
+    actual = markov_scores(rows, rows, starts, 2)
     # Every pair was seen once, every target once among four.
-    np.testing.assert_allclose(np.exp(found), (1 + STRENGTH * (1 + 1) / (4 + 4)) / (1 + STRENGTH))
+    np.testing.assert_allclose(np.exp(actual), (1 + STRENGTH * (1 + 1) / (4 + 4)) / (1 + STRENGTH))
 
 
 def test_the_number_of_prompts_of_a_full_sum() -> None:
@@ -346,7 +348,7 @@ def test_too_many_followed_paths_are_refused() -> None:
 
 def test_a_forecast_that_fits_no_row_or_context_is_refused() -> None:
     starts = every_start(2)
-    short = dataclasses.replace(world(), wanted=dataclasses.replace(WANTED, max_seq_length=200))
+    short = dataclasses.replace(world(), evaluation=dataclasses.replace(EVALUATION, max_seq_length=200))
     with raises("sequence-too-long/prompt-too-long-for-row", "career '1' of PSID with imputed years", "200"):
         short.asker(starts, way=ask_whole_texts)([Query(0, (), 2)])
     narrow = dataclasses.replace(world(), texts=dataclasses.replace(world().texts, context=200))

@@ -42,18 +42,18 @@ def bits_of(path: Path, number: int) -> list[int]:
 
 def unnoticed_flips(path: Path, number: int, read: Callable[[], object]) -> tuple[int, list[int]]:
     """Flip bits one at a time; return how many were refused, and those after which something else was read."""
-    before, refused, wrong = read(), 0, []
+    before, num_raised, wrong = read(), 0, []
     for bit in bits_of(path, number):
         with flipped(path, bit):
             try:
                 after = read()
             except LaborError as error:
                 assert "\n" not in str(error)
-                refused += 1
+                num_raised += 1
                 continue
         if after != before:
             wrong.append(bit)
-    return refused, wrong
+    return num_raised, wrong
 
 
 def what_is_read(folder: Path) -> object:

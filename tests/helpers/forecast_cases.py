@@ -17,10 +17,10 @@ def full_sum(ask, num_starts: int, horizon: int) -> IteratedForecast:
 
 def ask_chain(questions: Sequence[Query]) -> Distributions:
     """Answer as a first-order chain: start s holds title s, and years without a imputed title are summed over."""
-    found = [
-        np.linalg.matrix_power(CHAIN, each.years_ahead - len(each.imputed))[
-            each.imputed[-1] if each.imputed else each.start
+    careers = [
+        np.linalg.matrix_power(CHAIN, question.years_ahead - len(question.imputed))[
+            question.imputed[-1] if question.imputed else question.start
         ]
-        for each in questions
+        for question in questions
     ]
-    return Distributions(np.log(np.array(found)), np.zeros(len(questions)))
+    return Distributions(np.log(np.array(careers)), np.zeros(len(questions)))

@@ -103,21 +103,21 @@ def limited_memory() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """An error of this software."""
 
     kind: type[LaborError]
     text: str
 
 
-def outcome(work: Callable[[], Result]) -> Result | Refusal:
+def outcome(work: Callable[[], Result]) -> Result | Rejection:
     """Return what work gives, or its refusal, which must be one clear line (or a line a problem)."""
     try:
         result = work()
     except LaborError as error:
         check_message(str(error))
         event("refused")  # shown by --hypothesis-show-statistics
-        return Refusal(type(error), str(error))
+        return Rejection(type(error), str(error))
     event("accepted")
     return result
 
@@ -214,11 +214,11 @@ def damaged_trees(tree: Any) -> st.SearchStrategy[Any]:
     )
 
     def changed(changes: list[tuple[tuple[Any, ...], Callable[[Any], Any]]]) -> Any:
-        found = tree
+        node = tree
         for path, each in changes:
-            value = changed_at(found, path, each)
-            found = {} if value is GONE else value
-        return found
+            value = changed_at(node, path, each)
+            node = {} if value is GONE else value
+        return node
 
     number = st.sampled_from((1, 1, 1, 2, 3))
     return number.flatmap(

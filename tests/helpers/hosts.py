@@ -84,14 +84,14 @@ class MadeHosts:
 
     def ranks(self, script: str) -> list[int]:
         """Return the ids of the processes on both hosts that run a script as a rank."""
-        found = []
+        processes = []
         for process in _processes(self.namespaces):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
                 is_rank = any(word.startswith(b"--local_rank") for word in words)
                 if is_rank and any(word.endswith(script.encode()) for word in words[:4]):
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     def end_all(self, process: subprocess.Popen[bytes]) -> None:
         """Kill what a command has started on both hosts, and left."""

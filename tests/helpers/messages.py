@@ -41,15 +41,15 @@ class Message:
 
 def messages() -> list[Message]:
     """Return all errors that the package makes, by label."""
-    found = [message for path in sorted((PROJECT / "laborllm_dist").rglob("*.py")) for message in _of_file(path)]
-    return sorted(found, key=lambda message: (message.label, message.file, message.text))
+    all_messages = [message for path in sorted((PROJECT / "laborllm_dist").rglob("*.py")) for message in _of_file(path)]
+    return sorted(all_messages, key=lambda message: (message.label, message.file, message.text))
 
 
 def _of_file(path: Path) -> Iterator[Message]:
     for node in ast.walk(ast.parse(path.read_text())):
         name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
         if isinstance(node, ast.Call) and name in CLASSES - WITHOUT_TEXT:
-            codes = [each.value for each in node.keywords if each.arg == "code"]
+            codes = [word.value for word in node.keywords if word.arg == "code"]
             code = codes[0].value if codes and isinstance(codes[0], ast.Constant) else None
             text = _text_of(node.args[0]) if node.args else ""
             yield Message(name, code, str(path.relative_to(PROJECT / "laborllm_dist")), node.lineno, text)

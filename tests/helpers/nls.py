@@ -58,7 +58,7 @@ def write_extract(folder: Path, cohort: Cohort, rows: list[list[int]], *, form: 
     """Write an extract in one of the forms in which the site gives it; return what a user would point at."""
     folder.mkdir(parents=True, exist_ok=True)
     variables = nls_variables(cohort)
-    references = [each.name.reference for each in variables]
+    references = [variable.name.reference for variable in variables]
     questions = [
         each.name.question
         if each.name.question.endswith(f"_{each.name.year}")

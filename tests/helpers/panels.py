@@ -58,12 +58,12 @@ def panels(folder: Path, *surveys: str, **changes) -> DataSettings:
 
 def numbered(folder: Path, name: str, **changes) -> LongPanelSettings:
     """Settings of a panel with the columns person, year and occupation alone; codes 1 to 3 and -8."""
-    wanted = panel(folder, name)
+    settings = panel(folder, name)
     (folder / "titles.csv").write_text("code,title\n1,Cooks\n2.0,Bakers\n3,Maids\n-8,On the move\n")
     columns = dataclasses.replace(
-        wanted.columns, **dict.fromkeys(("birth_year", "gender", "ethnicity", "region", "education"))
+        settings.columns, **dict.fromkeys(("birth_year", "gender", "ethnicity", "region", "education"))
     )
-    return dataclasses.replace(wanted, columns=columns, missing=MISSING_WORDS, **changes)
+    return dataclasses.replace(settings, columns=columns, missing=MISSING_WORDS, **changes)
 
 
 VOCABULARY = OccupationVocabulary(("1", "2"), ("Cooks", "Bakers"))

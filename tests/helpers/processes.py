@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,14 @@ from typing import BinaryIO, TypeAlias
 
 PROJECT = Path(__file__).resolve().parents[2]
 EXTENSIONS = tempfile.mkdtemp(prefix="torch_extensions_")  # must stay empty: nothing here is compiled at run time
+
+
+@atexit.register
+def _remove_extensions(owner: int = os.getpid()) -> None:
+    if os.getpid() == owner:  # not a forked child's end
+        shutil.rmtree(EXTENSIONS, ignore_errors=True)
+
+
 ON_CPU = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",

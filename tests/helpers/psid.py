@@ -16,11 +16,11 @@ IDS = ("ER30001", "ER30002", "ER32000")
 @functools.cache
 def made_variables(first_year: int = 1981) -> tuple[tuple[str, str, int], ...]:
     """Return (variable, concept, year) of all the method needs, as a cart would hold them."""
-    wanted = [(name, "id", 0) for name in IDS]
+    expected = [(name, "id", 0) for name in IDS]
     for year in psid_years(first_year, None):
-        found = [(psid_variables().get((concept, year)), concept, year) for concept in concepts_of(year)]
-        wanted += [(name, concept, year) for name, concept, year in found if name not in (None, *IDS)]
-    return tuple(wanted)
+        variables = [(psid_variables().get((concept, year)), concept, year) for concept in concepts_of(year)]
+        expected += [(name, concept, year) for name, concept, year in variables if name not in (None, *IDS)]
+    return tuple(expected)
 
 
 def cell(person: Person, name: str, concept: str, year: int) -> str:

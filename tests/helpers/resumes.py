@@ -28,17 +28,17 @@ def coded(path: Path, **changes) -> ResumeSettings:
     """Settings of a file of codes: 1 Cooks, 2 Bakers, 3 Cooks (merged into 1)."""
     titles = path.parent / ".codes.csv"
     titles.write_text("code,title\n1,Cooks\n2,Bakers\n3,Cooks\n")
-    wanted = shipped("resumes", path)
-    columns = dataclasses.replace(wanted.columns, title=None, code="code")
-    vocabulary = dataclasses.replace(wanted.vocabulary, path=str(titles), same_titles="merge")
+    settings = shipped("resumes", path)
+    columns = dataclasses.replace(settings.columns, title=None, code="code")
+    vocabulary = dataclasses.replace(settings.vocabulary, path=str(titles), same_titles="merge")
     return dataclasses.replace(
-        wanted,
+        settings,
         **{"columns": columns, "vocabulary": vocabulary, "occupation_from": "code", "last_year": 2020, **changes},
     )
 
 
-def read(wanted: ResumeSettings) -> list[PersonRecord]:
-    return [person() for person in resume_people(wanted, survey="R")]
+def read(settings: ResumeSettings) -> list[PersonRecord]:
+    return [person() for person in resume_people(settings, survey="R")]
 
 
 def rows_of(*rows: dict) -> str:

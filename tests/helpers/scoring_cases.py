@@ -67,14 +67,14 @@ def packed_scores(model: CareerLanguageModel, rows: CareerTable, max_seq_length:
     settings = EvaluationSettings(
         split="test", max_seq_length=max_seq_length, batch_size=2, batches_per_part=1, precision="fp32"
     )
-    found = np.full((int(rows.num_observations().sum()), 2), np.nan)
+    log_likelihoods = np.full((int(rows.num_observations().sum()), 2), np.nan)
     first = np.cumsum(rows.num_observations()) - rows.num_observations()
     for unit in plan_evaluation(rows, settings).batches:
         batch, places = scoring_batch(rows, unit, max_seq_length)
         with torch.inference_mode():
             scores = observation_scores(batch.scatter_to_slots(model(batch)[1]), places.spans)
-        found[first[places.keys[:, 0]] + places.keys[:, 1]] = scores
-    return found
+        log_likelihoods[first[places.keys[:, 0]] + places.keys[:, 1]] = scores
+    return log_likelihoods
 
 
 @functools.cache
@@ -102,9 +102,10 @@ class Changed:
         return self.encode_batch([text], **more)[0]
 
     def encode_batch(self, texts: list[str], **more):
-        found = self.backend.encode_batch(texts, **more)
+        encoded = self.backend.encode_batch(texts, **more)
         return [
-            Encoded(each, self.place) if self.is_meant(text) else each for text, each in zip(texts, found, strict=True)
+            Encoded(each, self.place) if self.is_meant(text) else each
+            for text, each in zip(texts, encoded, strict=True)
         ]
 
 

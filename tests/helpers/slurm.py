@@ -152,8 +152,8 @@ def _is_idle(slurm: MadeSlurm) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    return {**kept, **ON_CPU, **python_path()}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return {**outside, **ON_CPU, **python_path()}
 
 
 # As Slurm 22.05 sets them in task 9 of `srun --ntasks-per-node=8` over two hosts.

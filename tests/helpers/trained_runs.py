@@ -41,7 +41,7 @@ def panel(folder: Path) -> list[str]:
             rows.append(f"{person},{year},{code},1960,male,white,south,{'college' if at > 1 else 'high school'}")
     (folder / "careers.csv").write_text("\n".join(rows) + "\n")
     (folder / "titles.csv").write_text("\n".join(["code,title", *map(",".join, TITLES.items())]) + "\n")
-    base = [each for each in small_run(folder) if "synthetic" not in each]
+    base = [override for override in small_run(folder) if "synthetic" not in override]
     panel = "data.corpora.long_panel"
     return [
         *base,

@@ -72,7 +72,7 @@ def test_work_goes_on_to_its_end_whatever_becomes_of_its_output(output: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("output", "code", "said"),
+    ("output", "code", "last_line"),
     [
         ("> >(true)", 141, b""),
         (">/dev/full", 2, b"error: no room left on the disk that the output goes to"),
@@ -80,13 +80,13 @@ def test_work_goes_on_to_its_end_whatever_becomes_of_its_output(output: str, tmp
     ],
 )
 def test_a_result_that_cannot_be_shown_ends_as_other_programs_do(
-    output: str, code: int, said: bytes, tmp_path: Path
+    output: str, code: int, last_line: bytes, tmp_path: Path
 ) -> None:
     done = run_program(tmp_path, output=output, result=True)
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(said) if said else last == b"stopping"
+    assert last.startswith(last_line) if last_line else last == b"stopping"
 
 
 @pytest.mark.parametrize(

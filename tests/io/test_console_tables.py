@@ -36,9 +36,9 @@ def assert_whole(text: str, width: int, *, numbers: Iterable[str], letters: dict
     """Every number stands unbroken between blanks, every letter as often as in the names, no line is too long."""
     lines = text.splitlines()
     assert max(map(cell_len, lines)) <= width
-    found = [part for line in lines for part in re.split(r"[ \t]+", line)]  # a no-break space is part of a number
+    parts = [part for line in lines for part in re.split(r"[ \t]+", line)]  # a no-break space is part of a number
     for number in numbers:
-        assert number in found, (width, number, text)
+        assert number in parts, (width, number, text)
     assert {letter: text.count(letter) for letter in letters} == letters, text
 
 

@@ -23,7 +23,6 @@ from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, OtherModelSettings, PredictSettings
 from laborllm_dist.config.reader import OutOfRangeError, is_file_name
-from laborllm_dist.errors import ForeignFileError, LaborError
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, remove_parts
 from laborllm_dist.evaluation.target import EvaluatedRun
 from laborllm_dist.io.files import atomic_write, write_text
@@ -94,7 +93,8 @@ def test_a_folder_with_anything_else_in_it_is_not(name: str, tmp_path: Path) -> 
 def test_what_is_put_there_while_it_is_made_is_not_ours_either(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     made_folder(folder)
-    with pytest.raises(ForeignFileError), replacing_folder(folder, {}, "ADVICE") as partial:
+    foreign = raises("foreign-file/foreign-file-in-folder", folder, "ADVICE")
+    with foreign, replacing_folder(folder, {}, "ADVICE") as partial:
         (partial / "config.json").write_text("2")
         thesis = thesis_in(folder)
     assert thesis.read_text() == THESIS
@@ -230,9 +230,8 @@ def test_predictions_take_the_place_of_predictions_only(tmp_path: Path) -> None:
     for name in ("people", "test", "text", "folder", "link"):
         output = tmp_path / f"{name}.parquet"
         settings = compose_settings(PredictSettings, "predict", ["run=none", f"careers={people}", f"output={output}"])
-        with pytest.raises(
-            ForeignFileError, match=rf"{name}.parquet is (there and holds no predictions|a symbolic link)"
-        ):
+        label = "foreign-file/symbolic-link" if name == "link" else "foreign-file/not-a-predictions-file"
+        with raises(label, output):
             predict(settings, EvaluatedRun(RunDirectory(tmp_path, "f"), settings_of([]), tmp_path), ONE_RANK)
     assert {path: path.read_bytes() for path in before} == before
     info = ScoreTableInfo("m", OWN_CAREERS, "c", "0", {"measure": "normalised"})
@@ -379,6 +378,6 @@ def test_career_text_is_written_beside_other_files_only(tmp_path: Path) -> None:
 
 def test_refusals_are_of_the_house_and_one_line(tmp_path: Path) -> None:
     thesis_in(tmp_path)
-    with pytest.raises(LaborError) as refusal:
+    with raises("foreign-file/foreign-file-in-folder", tmp_path, "ADVICE") as error:
         check_replaceable(tmp_path, "ADVICE")
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)

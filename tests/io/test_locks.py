@@ -84,16 +84,16 @@ def test_a_lock_that_another_host_has_left_behind_says_whose_it_is(
 ) -> None:
     marker = tmp_path / "lock.held"
     marker.write_text("4711\nnode7\n")
-    advice = rf"{marker} says so \(process 4711 on node7\); if that process is gone, delete the file"
-    with pytest.raises(AlreadyRunningError, match=advice), file_lock(tmp_path / "lock", busy="busy"):
+    present = raises("already-running/lock-file-present", "busy", marker, "(process 4711 on node7)")
+    with present, file_lock(tmp_path / "lock", busy="busy"):
         pass
     monkeypatch.setattr(files, "SECONDS_UNTIL_SAID", 0.1)
     threading.Timer(1.0, marker.unlink).start()
     with file_lock(tmp_path / "lock", busy=None):
         pass
-    said = capfd.readouterr().err
-    assert said.count("waits for another process") == 1
-    assert "(process 4711 on node7)" in said
+    printed = capfd.readouterr().err
+    assert printed.count("waits for another process") == 1
+    assert "(process 4711 on node7)" in printed
 
 
 def test_what_a_disk_refuses_stays_one_clear_line(no_flock: None, tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ def test_a_run_finds_its_store_from_any_folder(made: Path, tmp_path: Path, monke
 
 def test_a_run_and_its_store_may_be_moved_together(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, tmp_path / "moved")
-    found = read_run(tmp_path / "moved/runs/small")[2]
-    assert found.is_relative_to(tmp_path / "moved")
-    assert open_store(found).num_people("train") > 0
+    info = read_run(tmp_path / "moved/runs/small")[2]
+    assert info.is_relative_to(tmp_path / "moved")
+    assert open_store(info).num_people("train") > 0
 
 
 def test_a_run_that_was_moved_alone_finds_its_store_where_it_was(made: Path, tmp_path: Path) -> None:

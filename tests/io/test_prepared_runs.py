@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from helpers.checkpoints import write_checkpoint
+from helpers.errors import raises
 from helpers.runs import settings_of
 from helpers.trained_runs import panel
 
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
-from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.io.files import file_lock
 from laborllm_dist.io.run_directory import read_run, record_prepared
 from laborllm_dist.store.build import prepare
@@ -47,6 +47,6 @@ def test_a_run_that_is_trained_keeps_its_record(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_not_written_to(tmp_path: Path) -> None:
     settings = settings_of(panel(tmp_path))
     (tmp_path / "runs/small/scores").mkdir(parents=True)
-    with pytest.raises(ForeignFileError, match="is there and is no run"):
+    with raises("foreign-file/folder-not-a-run", tmp_path / "runs/small"):
         prepare(settings)
     assert not (tmp_path / "stores").exists()  # before any work

@@ -45,9 +45,9 @@ NO_OBJECTS = {
 
 @pytest.mark.parametrize("content", NO_OBJECTS, ids=range(len(NO_OBJECTS)))
 def test_what_is_no_object_of_json_says_why(content: bytes) -> None:
-    with pytest.raises(NotJsonError, match=NO_OBJECTS[content]) as refusal:
+    with pytest.raises(NotJsonError, match=NO_OBJECTS[content]) as error:
         json_object(content)
-    assert len(str(refusal.value)) < 200
+    assert len(str(error.value)) < 200
 
 
 def test_an_object_is_read_with_a_mark_and_blanks_around_it() -> None:
@@ -130,9 +130,9 @@ FACTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("name", FACTS)
 def test_a_manifest_that_was_edited_and_signed_is_refused(name: str, store_folder: Path, restored: None) -> None:
-    change, said = FACTS[name]
+    change, text = FACTS[name]
     resigned(store_folder, change)
-    with raises("store/damaged-manifest", "manifest.json", said):
+    with raises("store/damaged-manifest", "manifest.json", text):
         open_store(store_folder)
 
 
@@ -192,11 +192,11 @@ def test_an_adapter_s_configuration_that_is_none_is_refused(tmp_path: Path) -> N
 def test_a_record_whose_base_is_no_group_of_names_is_refused(tmp_path: Path) -> None:
     with replacing_folder(tmp_path / "adapter", {"base": ["x"]}, "") as partial:
         (partial / "adapter_config.json").write_text('{"base_model_name_or_path": "a"}')
-    wanted = settings_for(tmp_path / "adapter")
+    settings = settings_for(tmp_path / "adapter")
     with raises("model/damaged-adapter-config", "laborllm_dist.json is damaged (its base is no group of names"):
-        base_of(wanted)
+        base_of(settings)
     with raises("model/damaged-adapter-record", "laborllm_dist.json is damaged (its base is no group of names"):
-        check_base(tmp_path / "adapter", wanted, "x")
+        check_base(tmp_path / "adapter", settings, "x")
 
 
 # ---------------------------------------------------------------------------------------------------- commands

@@ -25,7 +25,7 @@ def test_pooled_13b_composes_plans_and_names_the_first_missing_thing(tmp_path: P
 
 
 def test_missing_weights_are_named_with_how_to_get_them(tmp_path: Path) -> None:
-    run = [each for each in small_run(tmp_path) if not each.startswith(("model.", "tokenizer."))]
+    run = [override for override in small_run(tmp_path) if not override.startswith(("model.", "tokenizer."))]
     more = ["model=pretrained", "model.path=./no_such_folder", "tokenizer=pretrained"]
     outcome = run_ranks("train.py", [*run, *more], world_size=1, log=tmp_path / "log")
     assert outcome.codes == [2]

@@ -220,8 +220,8 @@ def test_weights_of_tokens_weigh_their_gradients(name: str) -> None:
             own = log_p_TV.gather(1, ids_T[1:, None])[:, 0] * weights_BT[row, start : start + len(ids) - 1]
             own.sum().backward()
             start += len(ids)
-    for (label, found), wanted in zip(packed.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-4, msg=label)
+    for (label, actual), expected in zip(packed.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-4, msg=label)
 
 
 def test_the_model_of_an_architecture_depends_on_every_tensor() -> None:
@@ -234,7 +234,7 @@ def test_the_model_of_an_architecture_depends_on_every_tensor() -> None:
             for tensor, parameter in model.named_parameters():
                 if "k_proj.bias" in tensor:
                     continue  # a constant that all keys share leaves the softmax as it is
-                kept = parameter.clone()
+                saved = parameter.clone()
                 parameter.add_(torch.randn_like(parameter))
                 assert (model(input_ids=ids_1T).logits.log_softmax(-1) - before).abs().max() > 1e-4, (name, tensor)
-                parameter.copy_(kept)
+                parameter.copy_(saved)

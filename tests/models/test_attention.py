@@ -50,15 +50,15 @@ def test_chunks_give_the_log_likelihood_and_gradients_of_the_whole(
     targets = torch.randint(0, 50, (23,))
     own, dense = ([each.clone().requires_grad_() for each in (hidden, weight)] for _ in range(2))
     total, scores = chunked_log_likelihood(*own, targets, chunk_tokens=chunk_tokens, weights_N=weights)
-    wanted = dense_log_likelihood(*dense, targets)
-    torch.testing.assert_close(scores, wanted.detach(), rtol=0, atol=tolerance)
-    wanted_total = wanted.sum() if weights is None else (wanted * weights).sum()
-    torch.testing.assert_close(total, wanted_total, rtol=1e-6, atol=tolerance)
+    reference = dense_log_likelihood(*dense, targets)
+    torch.testing.assert_close(scores, reference.detach(), rtol=0, atol=tolerance)
+    expected_total = reference.sum() if weights is None else (reference * weights).sum()
+    torch.testing.assert_close(total, expected_total, rtol=1e-6, atol=tolerance)
     # As in training, the loss is a small number times the sum.
     (-0.01 * total).backward()
-    (-0.01 * wanted_total).backward()
-    for found, expected in zip(own, dense, strict=True):
-        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=tolerance)
+    (-0.01 * expected_total).backward()
+    for actual, expected in zip(own, dense, strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-4, atol=tolerance)
     assert not scores.requires_grad
 
 
@@ -89,7 +89,7 @@ def test_narrow_weights_have_wide_scores() -> None:
 def dense_attention(query, key, value, lengths, scaling):
     """Attention of every career alone, head by head, from its definition."""
     repeats = query.shape[1] // key.shape[1]
-    found = torch.zeros(query.shape[0], query.shape[2], query.shape[1], query.shape[3], dtype=query.dtype)
+    outputs = torch.zeros(query.shape[0], query.shape[2], query.shape[1], query.shape[3], dtype=query.dtype)
     row, start = 0, 0
     for length in lengths:
         for head in range(query.shape[1]):
@@ -99,11 +99,13 @@ def dense_attention(query, key, value, lengths, scaling):
             )
             logits = (q @ k.T) * scaling
             mask = torch.ones(length, length).tril().bool()
-            found[row, start : start + length, head] = torch.softmax(logits.masked_fill(~mask, -torch.inf), dim=-1) @ v
+            outputs[row, start : start + length, head] = (
+                torch.softmax(logits.masked_fill(~mask, -torch.inf), dim=-1) @ v
+            )
         start += length
         if start == query.shape[2]:
             row, start = row + 1, 0
-    return found
+    return outputs
 
 
 @pytest.mark.parametrize("num_key_heads", [4, 2, 1])
@@ -112,8 +114,8 @@ def test_attention_stays_inside_careers(num_key_heads: int) -> None:
     lengths = [5, 1, 6, 12, 3, 9]  # three rows of twelve
     query = torch.randn(3, 4, 12, 8, dtype=torch.float64)
     key, value = (torch.randn(3, num_key_heads, 12, 8, dtype=torch.float64) for _ in range(2))
-    found, _ = packed_attention(nn.Module(), query, key, value, None, bounds=career_bounds(lengths, CPU), scaling=0.3)
-    torch.testing.assert_close(found, dense_attention(query, key, value, lengths, 0.3), rtol=0, atol=1e-12)
+    actual, _ = packed_attention(nn.Module(), query, key, value, None, bounds=career_bounds(lengths, CPU), scaling=0.3)
+    torch.testing.assert_close(actual, dense_attention(query, key, value, lengths, 0.3), rtol=0, atol=1e-12)
     alone, _ = packed_attention(nn.Module(), query, key, value, None, scaling=0.3)
     torch.testing.assert_close(alone, dense_attention(query, key, value, [12, 12, 12], 0.3), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="takes bounds, not a mask"):
@@ -147,8 +149,8 @@ def test_the_kernel_is_called_as_each_version_of_torch_wants_it(kernel, num_key_
     lengths = [5, 1, 6, 12, 3, 9]
     query = torch.randn(3, 4, 12, 8, dtype=torch.float64)
     key, value = (torch.randn(3, num_key_heads, 12, 8, dtype=torch.float64) for _ in range(2))
-    found = by_kernel(query, key, value, career_bounds(lengths, CPU), 0.3)
-    torch.testing.assert_close(found, dense_attention(query, key, value, lengths, 0.3), rtol=0, atol=1e-12)
+    actual = by_kernel(query, key, value, career_bounds(lengths, CPU), 0.3)
+    torch.testing.assert_close(actual, dense_attention(query, key, value, lengths, 0.3), rtol=0, atol=1e-12)
 
 
 def test_ranks_do_without_attention_that_is_planned_anew_for_every_length() -> None:
@@ -194,7 +196,7 @@ def some_batch():
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("changes", [{"attention": "mask"}, {"loss_chunk_tokens": 5}, {"gradient_checkpointing": True}])
 def test_every_way_to_compute_gives_one_loss_and_one_gradient(changes: dict, tied: bool) -> None:
-    found = []
+    outputs = []
     for compute in (COMPUTE, dataclasses.replace(COMPUTE, **changes)):
         llama = small_llama(tied_embeddings=tied)
         if compute.gradient_checkpointing:
@@ -203,8 +205,8 @@ def test_every_way_to_compute_gives_one_loss_and_one_gradient(changes: dict, tie
         total, scores = model(some_batch())
         total.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        found.append((float(total), scores, gradients))
-    (total, scores, gradients), (other_total, other_scores, other_gradients) = found
+        outputs.append((float(total), scores, gradients))
+    (total, scores, gradients), (other_total, other_scores, other_gradients) = outputs
     assert total == pytest.approx(other_total, rel=1e-6)
     torch.testing.assert_close(scores, other_scores, rtol=0, atol=2e-5)
     for name, gradient in gradients.items():
@@ -233,16 +235,16 @@ def test_the_variable_length_kernel_is_block_diagonal_attention(num_key_heads: i
     device, lengths = torch.device("cuda"), [300, 1, 211, 512, 8, 504]
     query = torch.randn(3, 8, 512, 64, device=device).bfloat16().requires_grad_()
     key, value = (torch.randn(3, num_key_heads, 512, 64, device=device).bfloat16().requires_grad_() for _ in range(2))
-    found, _ = packed_attention(
+    actual, _ = packed_attention(
         nn.Module(), query, key, value, None, bounds=career_bounds(lengths, device), scaling=0.125
     )
     exact = [each.detach().double().cpu().requires_grad_() for each in (query, key, value)]
-    wanted = dense_attention(*exact, lengths, 0.125)
-    error = (found.double().cpu() - wanted).norm() / wanted.norm()
+    expected = dense_attention(*exact, lengths, 0.125)
+    error = (actual.double().cpu() - expected).norm() / expected.norm()
     assert float(error) < 1e-2
-    weights = torch.randn_like(found)
-    (found * weights).sum().backward()
-    (wanted * weights.double().cpu()).sum().backward()
+    weights = torch.randn_like(actual)
+    (actual * weights).sum().backward()
+    (expected * weights.double().cpu()).sum().backward()
     for own, other in zip((query, key, value), exact, strict=True):
         assert float((own.grad.double().cpu() - other.grad).norm() / other.grad.norm()) < 2e-2
 
@@ -258,8 +260,8 @@ def check_fused_loss(device: torch.device, num_ids: int) -> None:
     assert float(other) == pytest.approx(float(total), rel=1e-5)
     total.backward()
     other.backward()
-    for found, expected in zip(fused, own, strict=True):
-        assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 1e-3
+    for actual, expected in zip(fused, own, strict=True):
+        assert float((actual.grad - expected.grad).norm() / expected.grad.norm()) < 1e-3
 
 
 @gpu
@@ -298,9 +300,9 @@ def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float, m
         torch.randn(1, heads, len(prefixes_N3), width, dtype=dtype)
         for heads in (num_heads, num_key_heads, num_key_heads)
     )
-    kept = KVCache()
-    kept.keep_history(0, history_keys.to(device), history_values.to(device))
-    found = []
+    cache = KVCache()
+    cache.keep_history(0, history_keys.to(device), history_values.to(device))
+    outputs = []
     for part in (slice(0, 150), slice(150, None)):  # ancestors from an earlier pass, too
         ancestors = np.full((len(prefixes_N3[part]), 9), -1)
         for row, path in enumerate(paths[part]):
@@ -309,8 +311,8 @@ def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float, m
         assert max(map(len, cut)) <= most_nodes
         blocks = tuple(block.on(device, dtype) for block in cut)
         tensors = tuple(each[:, :, part].to(device) for each in (query, key, value))
-        found.append(branch_attention(0, tensors, kept, blocks, 0.25))
-    for place, output in enumerate(torch.cat(found, dim=1)[0].double().cpu()):
+        outputs.append(branch_attention(0, tensors, cache, blocks, 0.25))
+    for place, output in enumerate(torch.cat(outputs, dim=1)[0].double().cpu()):
         row, start, stop = prefixes_N3[place]
         for head in range(num_heads):
             shared = head // (num_heads // num_key_heads)

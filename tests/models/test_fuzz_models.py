@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from helpers.fuzzing import (
-    Refusal,
+    Rejection,
     check_number_of_cases,
     damaged_bytes,
     damaged_trees,
@@ -72,10 +72,10 @@ def test_the_shape_of_an_edited_configuration_is_what_a_formula_makes_of_it(llam
     def use() -> tuple[ModelShape, int | None]:
         return shape_of(settings_for(llama), num_ids=1), context_of(settings_for(llama))
 
-    found = with_content(path, content, use)
-    if isinstance(found, Refusal):
+    result = with_content(path, content, use)
+    if isinstance(result, Rejection):
         return
-    shape, context = found
+    shape, context = result
     config = json.loads(content)
     if config.get("model_type") == "llama":
         assert shape.num_parameters == parameters_of_a_llama(config)
@@ -84,15 +84,15 @@ def test_the_shape_of_an_edited_configuration_is_what_a_formula_makes_of_it(llam
 
 def parameters_of_a_llama(config: dict[str, Any]) -> int:
     """Count the weights by hand."""
-    hidden, wide = config.get("hidden_size", 4096), config.get("intermediate_size", 11008)
+    hidden, intermediate = config.get("hidden_size", 4096), config.get("intermediate_size", 11008)
     heads = config.get("num_attention_heads", 32)
-    narrow = config.get("num_key_value_heads")
-    narrow = heads if narrow is None else narrow
+    num_kv_heads = config.get("num_key_value_heads")
+    num_kv_heads = heads if num_kv_heads is None else num_kv_heads
     size = config.get("head_dim") or hidden // heads
-    attention = 2 * hidden * heads * size + 2 * hidden * narrow * size
+    attention = 2 * hidden * heads * size + 2 * hidden * num_kv_heads * size
     if config.get("attention_bias"):
-        attention += 2 * narrow * size + heads * size + hidden
-    forward = 3 * hidden * wide + (2 * wide + hidden if config.get("mlp_bias") else 0)
+        attention += 2 * num_kv_heads * size + heads * size + hidden
+    forward = 3 * hidden * intermediate + (2 * intermediate + hidden if config.get("mlp_bias") else 0)
     tables = config.get("vocab_size", 32000) * hidden * (1 if config.get("tie_word_embeddings", False) else 2)
     return int(tables + config.get("num_hidden_layers", 32) * (attention + forward + 2 * hidden) + hidden)
 
@@ -115,9 +115,9 @@ def test_a_model_opens_under_an_edited_configuration_as_transformers_opens_it_or
             model = transformers.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
             return model(input_ids=ids).logits
 
-    found = with_content(path, content, use)
-    if not isinstance(found, Refusal):
-        torch.testing.assert_close(found, with_content(path, content, as_transformers), equal_nan=True)
+    result = with_content(path, content, use)
+    if not isinstance(result, Rejection):
+        torch.testing.assert_close(result, with_content(path, content, as_transformers), equal_nan=True)
 
 
 @given(st.data())
@@ -134,10 +134,10 @@ def test_an_edited_configuration_of_an_adapter_names_its_base_or_is_refused(llam
         check_adapter_kind(folder)
         return base
 
-    found = with_content(folder / ADAPTER_CONFIG, content, use)
-    if not isinstance(found, Refusal):
+    result = with_content(folder / ADAPTER_CONFIG, content, use)
+    if not isinstance(result, Rejection):
         config = json.loads(content.removeprefix(b"\xef\xbb\xbf"))
-        assert (found.path, found.revision) == (config["base_model_name_or_path"], config.get("revision"))
+        assert (result.path, result.revision) == (config["base_model_name_or_path"], config.get("revision"))
         assert not config.get("use_dora") and not config.get("trainable_token_indices")
 
 
@@ -147,10 +147,10 @@ def test_an_edited_index_of_weights_names_files_that_are_there_or_is_refused(lla
     names = {"model.a.weight": "model.safetensors", "model.b.weight": "model.safetensors"}
     content = data.draw(edited({"metadata": {"total_size": 3}, "weight_map": names}))
     path = llama / "other.index.json"
-    found = with_content(path, content, lambda: read_index(path))
-    if not isinstance(found, Refusal):
-        assert found == {str(name): str(file) for name, file in json.loads(content)["weight_map"].items()}
-        assert all((llama / file).is_file() for file in found.values())
+    result = with_content(path, content, lambda: read_index(path))
+    if not isinstance(result, Rejection):
+        assert result == {str(name): str(file) for name, file in json.loads(content)["weight_map"].items()}
+        assert all((llama / file).is_file() for file in result.values())
 
 
 def test_enough_models_were_tried(request: pytest.FixtureRequest) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.errors import raises
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from laborllm_dist.errors import MissingPackageError, ModelError
+from laborllm_dist.errors import MissingPackageError
 from laborllm_dist.models.gguf import convert_gguf, packaged_file, rows_in_halves
 
 
@@ -21,10 +22,10 @@ def test_rows_of_pairs_become_halves_by_hand() -> None:
 
 def test_files_that_are_no_llama_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    with pytest.raises(ModelError, match=r"no file at .*none.gguf"):
+    with raises("model/no-gguf-file", tmp_path / "none.gguf"):
         convert_gguf(tmp_path / "none.gguf", tmp_path / "out")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\x00\x00\x00 and no more")
-    with pytest.raises(ModelError, match=r"bad.gguf is no Llama in GGUF, or damaged"):
+    with raises("model/unreadable-gguf", tmp_path / "bad.gguf"):
         convert_gguf(tmp_path / "bad.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -40,9 +40,6 @@ from laborllm_dist.checkpoint.save import checkpoint_folder
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import (
-    ModelError,
-)
 from laborllm_dist.io.files import sha256_of
 from laborllm_dist.io.run_directory import RunDirectory, create_or_resume, run_fingerprint
 from laborllm_dist.models.fingerprint import weights_fingerprint
@@ -90,8 +87,8 @@ def llama(store, folder: Path, seed: int) -> Path:
 
 def tuned(folder: Path, store, *where: str) -> tuple[RunSettings, RunDirectory, dict[str, Tensor]]:
     """Make a run with LoRA over a base, its additions drawn, and export it; return the additions."""
-    kept = [each for each in small_run(folder) if not each.startswith(("model.", "tokenizer."))]
-    settings = settings_of([*kept, "model=pretrained", "tokenizer=pretrained", *where, *LORA])
+    data_settings = [override for override in small_run(folder) if not override.startswith(("model.", "tokenizer."))]
+    settings = settings_of([*data_settings, "model=pretrained", "tokenizer=pretrained", *where, *LORA])
     base = pretrained_model(settings.model, dtype=torch.float32)
     torch.manual_seed(7)
     added = {
@@ -136,10 +133,10 @@ def test_an_adapter_over_a_subfolder_and_revision_of_the_hub_is_opened_over_them
     assert (base.path, base.revision, base.subfolder) == ("somebody/weights", COMMIT[::-1], "13b")
     # Independent: peft's own road over the folder itself.
     plain = AutoModelForCausalLM.from_pretrained(hub / "snapshots" / COMMIT[::-1] / "13b", dtype=torch.float32)
-    wanted = logits_of(peft.PeftModel.from_pretrained(plain, str(run.adapter)))
-    torch.testing.assert_close(logits_of(pretrained_model(adapter, dtype=torch.float32)), wanted, rtol=0, atol=1e-5)
+    expected = logits_of(peft.PeftModel.from_pretrained(plain, str(run.adapter)))
+    torch.testing.assert_close(logits_of(pretrained_model(adapter, dtype=torch.float32)), expected, rtol=0, atol=1e-5)
     merged = AutoModelForCausalLM.from_pretrained(run.export, dtype=torch.float32)
-    torch.testing.assert_close(logits_of(merged), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits_of(merged), expected, rtol=0, atol=1e-5)
     assert json.loads((run.adapter / "adapter_config.json").read_bytes())["revision"] == COMMIT[::-1]
     assert context_of(adapter) == context_of(settings_for("somebody/weights", subfolder="13b"))
     # The branch moves on; the adapter stays over the commit it was learned over.
@@ -149,11 +146,11 @@ def test_an_adapter_over_a_subfolder_and_revision_of_the_hub_is_opened_over_them
 
 
 def test_an_adapter_on_the_hub_is_refused_since_its_base_is_not_known(hub: Path) -> None:
-    wanted = settings_for("somebody/weights", subfolder="7b")
-    assert weights_identity(wanted) == f"somebody/weights@{COMMIT}/7b"
+    settings = settings_for("somebody/weights", subfolder="7b")
+    assert weights_identity(settings) == f"somebody/weights@{COMMIT}/7b"
     (hub / "snapshots" / COMMIT / "7b/adapter_config.json").write_text("{}")
     with raises("model/hub-adapter", "somebody/weights"):
-        weights_identity(wanted)
+        weights_identity(settings)
 
 
 def test_an_adapter_s_identity_is_its_own_content_and_that_of_its_base(store, tmp_path: Path) -> None:
@@ -175,11 +172,18 @@ def test_an_adapter_s_identity_is_its_own_content_and_that_of_its_base(store, tm
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"base_model_name_or_path": null}', '{"base_model_name_or_path": 3}']
+    ("content", "label"),
+    [
+        ("{", "model/damaged-adapter-config"),
+        ("[]", "model/damaged-adapter-config"),
+        ("{}", "model/damaged-adapter-config"),
+        ('{"base_model_name_or_path": null}', "model/adapter-without-base"),
+        ('{"base_model_name_or_path": 3}', "model/adapter-without-base"),
+    ],
 )
-def test_an_adapter_without_a_base_is_one_clear_line(content: str, tmp_path: Path) -> None:
+def test_an_adapter_without_a_base_is_one_clear_line(content: str, label: str, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(content)
-    with pytest.raises(ModelError, match=r"adapter_config.json (is damaged, or names no base|names no base)"):
+    with raises(label, tmp_path / "adapter_config.json"):
         base_of(settings_for(str(tmp_path)))
 
 
@@ -199,9 +203,11 @@ def test_a_flip_in_an_export_or_adapter_is_refused_and_makes_it_anew(store, tmp_
         files = sorted(path for path in folder.iterdir())
         assert {"laborllm_dist.json", "tokenizer.json"} < {path.name for path in files}
         for path in files:
-            refused, wrong = unnoticed_flips(path, 4, lambda folder=folder: weights_identity(settings_for(str(folder))))
+            num_raised, wrong = unnoticed_flips(
+                path, 4, lambda folder=folder: weights_identity(settings_for(str(folder)))
+            )
             assert not wrong, f"{path}: {wrong}"
-            assert refused == 6 or path.name == "laborllm_dist.json", path
+            assert num_raised == 6 or path.name == "laborllm_dist.json", path
             with flipped(path, 8 * (path.stat().st_size // 2)):
                 assert finished_step(run, settings) is None
             path.rename(tmp_path / "aside")
@@ -236,8 +242,8 @@ def test_the_place_of_a_base_is_the_same_from_every_folder(tmp_path: Path, monke
     (tmp_path / "models/llama").mkdir(parents=True)  # alone it would be a hub id, OWNER/NAME
     monkeypatch.chdir(tmp_path)
     assert place_of_base(settings_for("models/llama")).path == str(tmp_path / "models/llama")
-    found = place_of_base(settings_for("models", subfolder="llama"))
-    assert (found.path, found.subfolder) == (str(tmp_path / "models/llama"), None)
+    place = place_of_base(settings_for("models", subfolder="llama"))
+    assert (place.path, place.subfolder) == (str(tmp_path / "models/llama"), None)
 
 
 class MadeAgain(Exception):

@@ -34,7 +34,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def pretrained_run(first_run: Path, *more: str) -> list[str]:
     """Return overrides for fine-tuning the export of the first run."""
     export = f"{first_run}/runs/small/export"
-    run = [each for each in small_run(first_run) if not each.startswith(("model.", "tokenizer.", "name="))]
+    run = [override for override in small_run(first_run) if not override.startswith(("model.", "tokenizer.", "name="))]
     return [*run, "model=pretrained", f"model.path={export}", "tokenizer=pretrained", *more]
 
 
@@ -114,5 +114,5 @@ def test_weights_have_the_dtype_asked_for_whatever_the_cpu(first_run: Path, zero
 
 def test_an_answer_of_any_size_reaches_every_rank(tmp_path: Path) -> None:
     text = run_well(str(PROJECT / "tests/programs/large_answer.py"), [], world_size=3, log=tmp_path / "log")
-    wanted = hashlib.sha256(np.random.default_rng(1).bytes(20_000_000)).hexdigest()
-    assert sorted(line for line in text.splitlines() if line) == [f"rank {rank}: {wanted}" for rank in range(3)]
+    expected = hashlib.sha256(np.random.default_rng(1).bytes(20_000_000)).hexdigest()
+    assert sorted(line for line in text.splitlines() if line) == [f"rank {rank}: {expected}" for rank in range(3)]

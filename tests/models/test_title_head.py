@@ -57,13 +57,13 @@ def test_probabilities_are_those_of_the_definition_and_sum_to_one(kind: HeadKind
     previous = [None, 0, 3, 4, 2, None]
     logits = drawn_logits(kind, len(previous))
     places = torch.tensor([NUM_TITLES if title is None else title for title in previous])
-    found = title_log_probabilities(logits, places, kind)
-    wanted = [
+    actual = title_log_probabilities(logits, places, kind)
+    expected = [
         [math.log(probability(row, before, title, kind)) for title in range(NUM_TITLES)]
         for row, before in zip(logits.tolist(), previous, strict=True)
     ]
-    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
-    np.testing.assert_allclose(found.exp().sum(dim=1).numpy(), 1.0, rtol=1e-14)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(actual.exp().sum(dim=1).numpy(), 1.0, rtol=1e-14)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,12 +87,12 @@ def test_gradients_are_differences_of_the_loss(kind: HeadKind) -> None:
 
     for values, gradient in ((hidden.data, hidden.grad), (head.weight.data, head.weight.grad)):
         for place in np.ndindex(*values.shape):
-            kept, step = float(values[place]), 1e-6
-            values[place] = kept + step
+            value, step = float(values[place]), 1e-6
+            values[place] = value + step
             above = total()
-            values[place] = kept - step
+            values[place] = value - step
             assert float(gradient[place]) == pytest.approx((above - total()) / (2 * step), rel=1e-6, abs=1e-8)
-            values[place] = kept
+            values[place] = value
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -108,12 +108,12 @@ def test_the_layer_reads_the_last_hidden_state_of_a_career_alone_in_models_of_ev
         states = [
             model(torch.tensor([ids.tolist()]), output_hidden_states=True).hidden_states[-1][0] for ids in careers
         ]
-    wanted = torch.stack([states[0][3], states[1][12], states[2][0]]) @ head.weight.T
+    expected = torch.stack([states[0][3], states[1][12], states[2][0]]) @ head.weight.T
     titles = TitleTargets(torch.tensor([3, 9 + 12, 26]), torch.tensor([6, 0, 2]), torch.tensor([7, 1, 2]))
     packed = pack_batch([careers[:2], careers[2:]], 26)
     wrapped = CareerLanguageModel(model, COMPUTE, head).eval()
     total, scores, of_titles = wrapped(dataclasses.replace(packed, titles=titles))
-    log_p = wanted.log_softmax(dim=1)
+    log_p = expected.log_softmax(dim=1)
     torch.testing.assert_close(of_titles, log_p[range(3), [6, 0, 2]], rtol=1e-4, atol=1e-5)
     plain_total, plain_scores = wrapped(packed)
     assert torch.equal(plain_scores, scores) and torch.equal(plain_total, total)

@@ -337,7 +337,7 @@ QUANTIZED = {
 }
 
 
-def refused_everywhere(folder: Path, match: str) -> None:
+def refused_everywhere(folder: Path, *values: str) -> None:
     """Expect one line before training begins, and by every road of an evaluation."""
     ranks, settings = DistributedContext(0, 1, 0, CPU), settings_for(folder)
     for work in (
@@ -346,15 +346,15 @@ def refused_everywhere(folder: Path, match: str) -> None:
         lambda: opened(folder, "nf4"),
         lambda: model_in_shards(settings, dtype=torch.float32, config={}, ranks=ranks),
     ):
-        with pytest.raises(ModelError, match=match) as refusal:
+        with raises("model/already-quantized", *values) as error:
             work()
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_folders_that_say_they_are_quantized_are_refused_before_training(kind: str, llama: Path) -> None:
     change_config(llama, quantization_config=QUANTIZED[kind])
-    refused_everywhere(llama, "holds weights that are quantized already .* take the original weights")
+    refused_everywhere(llama, str(llama), "original weights")
     adapter = llama.with_name("adapter")  # and so is an adapter over such a base
     write_adapter(iter(()), LORA, settings_for(llama), torch.float32, adapter)
     for work in (check_weights, lambda settings: pretrained_model(settings, dtype=torch.float32)):
@@ -365,12 +365,12 @@ def test_folders_that_say_they_are_quantized_are_refused_before_training(kind: s
 @pytest.mark.parametrize(("base", "bits"), [("int8", 8), ("nf4", 4)])
 def test_folders_that_bitsandbytes_wrote_are_refused_before_training(base: str, bits: int, llama: Path) -> None:
     opened(llama, base).save_pretrained(llama.with_name("small"))
-    refused_everywhere(llama.with_name("small"), rf"quantized already \(bitsandbytes in {bits} bits\)")
+    refused_everywhere(llama.with_name("small"), f"bitsandbytes in {bits} bits")
 
 
 def test_quantized_tensors_are_seen_where_no_setting_says_so(llama: Path) -> None:
     (llama / "quantize_config.json").write_text('{"bits": 4}')
-    refused_everywhere(llama, r"quantized already \(quantize_config.json\)")
+    refused_everywhere(llama, "quantize_config.json")
     (llama / "quantize_config.json").unlink()
     change_weights(llama, **{UP.replace(".", "__"): torch.ones(128, 64).to(torch.float8_e4m3fn)})
     with raises("model/already-quantized", UP, "float8_e4m3fn"):

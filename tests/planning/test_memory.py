@@ -45,11 +45,11 @@ def test_parameters_are_those_of_the_model_that_is_made(tmp_path: Path) -> None:
     for tied in ("true", "false"):
         settings = settings_of(small_run(tmp_path, f"model.llama.tied_embeddings={tied}"))
         llama = new_llama(settings.model.llama, num_ids=400, attention_dropout=0.0, seed=1)
-        wanted = sum(parameter.numel() for parameter in llama.parameters())
-        assert shape_of(settings.model, num_ids=400).num_parameters == wanted
+        expected = sum(parameter.numel() for parameter in llama.parameters())
+        assert shape_of(settings.model, num_ids=400).num_parameters == expected
         llama.save_pretrained(tmp_path / tied)
         read = settings_of(["model=pretrained", f"model.path={tmp_path / tied}", "tokenizer=pretrained"]).model
-        assert shape_of(read, num_ids=1).num_parameters == wanted
+        assert shape_of(read, num_ids=1).num_parameters == expected
 
 
 @pytest.mark.parametrize("more", [[], ["adapter=lora"]])
@@ -87,8 +87,8 @@ def test_memory_of_llama_2_7b_by_hand(stage: int, gib: dict[str, float]) -> None
     memory = plan_memory(
         SEVEN, settings_for(f"zero.stage={stage}"), MicroBatchShape(1, 2048), world_size=8, process_bytes=None
     )
-    for kind, wanted in gib.items():
-        assert memory.device[kind] / GIB == pytest.approx(wanted, abs=0.01)
+    for kind, expected in gib.items():
+        assert memory.device[kind] / GIB == pytest.approx(expected, abs=0.01)
     # With every layer computed again: 32 inputs of 2,048 x 4,096 in bf16 are 536,870,912 bytes. On top comes one layer.
     # Bytes of a token there: 65,536 of two norms (input in float32; what is normalized and the output in bf16), 32,768
     # of queries, keys, values and what attention gives, 88,064 of gate, its activation, up, and their product; times
@@ -260,7 +260,7 @@ def bytes_for_backward(settings: RunSettings, *, is_autocast: bool) -> int:
 def test_activations_of_a_layer_are_what_torch_keeps_for_its_backward(
     zero: str, precision: str, is_autocast: bool, tmp_path: Path
 ) -> None:
-    planned, kept = [], []
+    planned, saved = [], []
     for num_layers in (2, 4):
         settings = settings_of(
             small_run(
@@ -272,5 +272,5 @@ def test_activations_of_a_layer_are_what_torch_keeps_for_its_backward(
         shape = shape_of(settings.model, num_ids=400)
         memory = plan_memory(shape, settings, MicroBatchShape(2, 256), world_size=1, process_bytes=0.0)
         planned.append(memory.device["activations"])
-        kept.append(bytes_for_backward(settings, is_autocast=is_autocast))
-    assert planned[1] - planned[0] == pytest.approx(kept[1] - kept[0], rel=0.015)
+        saved.append(bytes_for_backward(settings, is_autocast=is_autocast))
+    assert planned[1] - planned[0] == pytest.approx(saved[1] - saved[0], rel=0.015)

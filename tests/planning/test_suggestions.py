@@ -37,9 +37,9 @@ THIRTEEN_ON_TWO = [
     ],
 )  # fmt: skip
 def test_the_nearest_setting(overrides: list[str], typed: str) -> None:
-    found = forecast_of(*overrides)
-    assert not found.fits
-    nearest = suggest_fitting_config(found)
+    estimate = forecast_of(*overrides)
+    assert not estimate.fits
+    nearest = suggest_fitting_config(estimate)
     assert nearest is not None
     assert to_overrides(nearest[0]) == typed
     assert nearest[1].fits
@@ -47,15 +47,15 @@ def test_the_nearest_setting(overrides: list[str], typed: str) -> None:
 
 @pytest.mark.parametrize("overrides", [SEVEN_ON_ONE, THIRTEEN_ON_TWO])
 def test_every_change_is_needed_and_can_be_typed(overrides: list[str]) -> None:
-    found = forecast_of(*overrides)
-    nearest = suggest_fitting_config(found)
+    estimate = forecast_of(*overrides)
+    nearest = suggest_fitting_config(estimate)
     assert nearest is not None
     change, other = nearest
     assert settings_of([*overrides, *to_overrides(change).split()]) == other.settings
     for path in change:
-        fewer = with_changes(found.settings, {name: value for name, value in change.items() if name != path})
+        fewer = with_changes(estimate.settings, {name: value for name, value in change.items() if name != path})
         if fewer is not None:
-            assert not forecast(fewer, found.work, found.shape, found.room).fits
+            assert not forecast(fewer, estimate.work, estimate.shape, estimate.room).fits
 
 
 def test_where_nothing_helps_nothing_is_named() -> None:
@@ -64,8 +64,8 @@ def test_where_nothing_helps_nothing_is_named() -> None:
 
 def test_8_bit_moments_that_training_refuses_are_not_advised() -> None:
     # On two H200, 7B with 8-bit moments would fit at stage 2: 3.4 billion weights a rank, more than it can count.
-    found = forecast_of("+experiment=pooled_7b", "zero=stage2_bf16", "plan.num_gpus=1", "plan.gpu.memory_gib=100")
-    nearest = suggest_fitting_config(found)
+    estimate = forecast_of("+experiment=pooled_7b", "zero=stage2_bf16", "plan.num_gpus=1", "plan.gpu.memory_gib=100")
+    nearest = suggest_fitting_config(estimate)
     assert nearest is not None
     assert nearest[0].get("optimizer.name") != "adamw_8bit" or nearest[1].settings.zero.stage == 3
 

@@ -125,17 +125,17 @@ def test_seconds_of_offload_by_hand() -> None:
     offload = ["zero=stage3_bf16_offload", "optimizer.name=cpu_adamw"]
     # Over PCIe, 64 GB/s: gradients there, back, there (12 bytes a weight), new weights back (2): 14 P = 94.338 GB.
     # Adam in the host's memory, 60 GB/s: 28 bytes and 2: 30 P = 202.152 GB.
-    wanted = 94.337818624 / 64 + 202.15246848 / 60
-    assert offload_seconds(SEVEN, settings_for(*offload, "plan.num_gpus=1"), 2) == pytest.approx(wanted)
-    assert offload_seconds(SEVEN, settings_for(*offload, "plan.num_gpus=2"), 2) == pytest.approx(wanted / 2)
+    expected = 94.337818624 / 64 + 202.15246848 / 60
+    assert offload_seconds(SEVEN, settings_for(*offload, "plan.num_gpus=1"), 2) == pytest.approx(expected)
+    assert offload_seconds(SEVEN, settings_for(*offload, "plan.num_gpus=2"), 2) == pytest.approx(expected / 2)
     # torch's Adam: 80 bytes and 2.
-    torchs = wanted + 52 * 6.738415616 / 60
+    torchs = expected + 52 * 6.738415616 / 60
     assert offload_seconds(SEVEN, settings_for("zero=stage3_bf16_offload", "plan.num_gpus=1"), 2) == pytest.approx(
         torchs
     )
     # Disks, 3 GB/s: gradient, weight and two moments of 4 bytes there and back: 32 P = 215.629 GB.
     nvme = ["zero.offload_optimizer=nvme", "zero.nvme_path=/nvme", "plan.num_gpus=1"]
-    assert offload_seconds(SEVEN, settings_for(*offload, *nvme), 2) == pytest.approx(wanted + 215.629299712 / 3)
+    assert offload_seconds(SEVEN, settings_for(*offload, *nvme), 2) == pytest.approx(expected + 215.629299712 / 3)
     # Weights in the host's memory: 2 bytes, gathered twice but for 500 million.
     weights = ["zero.offload_param=cpu", "plan.num_gpus=1"]
     assert offload_seconds(SEVEN, settings_for(*weights), 1) == pytest.approx(2 * (2 * 6.738415616 - 0.5) / 64)
@@ -143,9 +143,9 @@ def test_seconds_of_offload_by_hand() -> None:
 
 def test_hours_dollars_and_speed_by_hand() -> None:
     settings = settings_for("plan.num_gpus=4")
-    found = forecast(settings, dataclasses.replace(WORK, num_steps=1_800), SEVEN, budget_of_gpu(settings.plan.gpu))
+    estimate = forecast(settings, dataclasses.replace(WORK, num_steps=1_800), SEVEN, budget_of_gpu(settings.plan.gpu))
     cost = Cost(Traffic(0, 0), working=2.0, kernel_launch=0.0, gathering=0.0, waiting=0.0, offloading=0.0)
-    found = dataclasses.replace(found, cost=cost)
-    assert found.hours == 1.0  # 1,800 steps of 2 seconds
-    assert found.dollars == 10.0  # four GPUs at 2.50
-    assert found.tokens_per_second == 37.5  # 300 tokens in 2 seconds on four GPUs
+    estimate = dataclasses.replace(estimate, cost=cost)
+    assert estimate.hours == 1.0  # 1,800 steps of 2 seconds
+    assert estimate.dollars == 10.0  # four GPUs at 2.50
+    assert estimate.tokens_per_second == 37.5  # 300 tokens in 2 seconds on four GPUs

@@ -73,19 +73,19 @@ def serve(requests: socket.socket) -> list[str] | None:
             os.close(files[0])
 
 
-def become_rank(asked: dict, output: int, requests: socket.socket) -> list[str]:
+def become_rank(request: dict, output: int, requests: socket.socket) -> list[str]:
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for standard in (1, 2):
         os.dup2(output, standard)
     os.close(output)
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    os.chdir(asked["folder"])
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     sys.modules["numpy"].random.seed()  # as a new process has it; the module `random` sees to itself
     requests.send(json.dumps({"rank": os.getpid(), "code": None}).encode())
     requests.close()
-    return asked["command"]
+    return request["command"]
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def is_equal(model: torch.nn.Module, folder: Path, dtype: torch.dtype) -> str:
     return "equal" if same and len(held) == len(stored) else "different"
 
 
-def refusal(work: Callable[[], object]) -> str:
+def error_of(work: Callable[[], object]) -> str:
     try:
         work()
     except PeerFailedError:
@@ -92,9 +92,11 @@ def partitioned(folder: Path, ranks: DistributedContext) -> None:
 
 def scored(folder: Path, ranks: DistributedContext) -> str:
     """Return whether shards score two careers as transformers scores each alone."""
-    wanted = dataclasses.replace(SETTINGS.evaluation, placement="partitioned", precision="fp32", quantization="none")
+    evaluation_settings = dataclasses.replace(
+        SETTINGS.evaluation, placement="partitioned", precision="fp32", quantization="none"
+    )
     careers = [np.arange(start, start + 12, dtype=np.int32) for start in (3, 50)]
-    model = load_for_inference(settings_for(folder), wanted, COMPUTE, ranks)
+    model = load_for_inference(settings_for(folder), evaluation_settings, COMPUTE, ranks)
     scores_N = model.scores(pack_batch([careers], 24))
     model.join_remaining()
     alone = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
@@ -107,7 +109,7 @@ def scored(folder: Path, ranks: DistributedContext) -> str:
 
 
 def main(root: Path) -> None:
-    def say(case: str, what: str) -> None:
+    def report(case: str, what: str) -> None:
         print(f"{case}: {what}\n", end="", flush=True)
 
     with init_distributed(SETTINGS.ranks) as ranks:
@@ -118,30 +120,32 @@ def main(root: Path) -> None:
         for kind in SHARDED_TYPES:
             folder = made(kind, kind, **({"head_dim": 16} if kind == "Qwen3" else {}))
             model = in_shards(folder, ranks)
-            say(kind, is_equal(model, folder, torch.float32))
+            report(kind, is_equal(model, folder, torch.float32))
         model = in_shards(root / "Llama", ranks, torch.bfloat16)
-        say("narrowed", is_equal(model, root / "Llama", torch.bfloat16))
+        report("narrowed", is_equal(model, root / "Llama", torch.bfloat16))
         for kind in SHARDED_TYPES:
-            say(f"{kind} scored", scored(root / kind, ranks))
-        say("trained", trained_in_place(root / "Qwen2", ranks))
+            report(f"{kind} scored", scored(root / kind, ranks))
+        report("trained", trained_in_place(root / "Qwen2", ranks))
 
         own_head = made("own_head", tie_word_embeddings=False)
         ranks.run_on_main(lambda: change_config(own_head, tie_word_embeddings=True))
         model = in_shards(own_head, ranks)
-        say("own head", is_equal(model, own_head, torch.float32) + f" {model.config.tie_word_embeddings}")
+        report("own head", is_equal(model, own_head, torch.float32) + f" {model.config.tie_word_embeddings}")
 
         stored_twice = made("stored_twice", tie_word_embeddings=True)
         twice = load_file(stored_twice / "model.safetensors")["model.embed_tokens.weight"].clone()
         ranks.barrier()  # the file is written anew
         ranks.run_on_main(lambda: change_weights(stored_twice, lm_head__weight=twice))
         held = gathered(in_shards(stored_twice, ranks))
-        say("stored twice", str(torch.equal(held["model.embed_tokens.weight"], twice) and "lm_head.weight" not in held))
+        report(
+            "stored twice", str(torch.equal(held["model.embed_tokens.weight"], twice) and "lm_head.weight" not in held)
+        )
 
         few = made("few")
         ranks.run_on_main(lambda: change_config(few, num_hidden_layers=1))
-        say("few layers", refusal(lambda: in_shards(few, ranks)))
-        say("spoiled", refusal(lambda: spoiled(root / "Llama", ranks)))
-        say("cut wrongly", refusal(lambda: partitioned(root / "Llama", ranks)))
+        report("few layers", error_of(lambda: in_shards(few, ranks)))
+        report("spoiled", error_of(lambda: spoiled(root / "Llama", ranks)))
+        report("cut wrongly", error_of(lambda: partitioned(root / "Llama", ranks)))
 
 
 if __name__ == "__main__":

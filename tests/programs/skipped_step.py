@@ -52,7 +52,7 @@ def main(stage: int, precision: str, overrides: list[str]) -> None:
     shape = dataclasses.replace(settings.model.llama, hidden_size=32, intermediate_size=64)
     llama = new_llama(shape, num_ids=60, attention_dropout=0.0, seed=1).to(dtype)
     with init_distributed(settings.ranks) as ranks:
-        found, norms = [], []
+        losses, norms = [], []
         for leaves_out in (False, True):
             model = CareerLanguageModel(copy.deepcopy(llama), COMPUTE)
             engine = make_engine(model, settings.zero, settings.optimizer, ranks)
@@ -60,8 +60,8 @@ def main(stage: int, precision: str, overrides: list[str]) -> None:
             if leaves_out:
                 norms.append(take(engine, 2, skip_step=True))
             norms.append(take(engine, 3))
-            found.append(state_after(engine))
-    same = all(torch.equal(one, other) and bool(one.isfinite().all()) for one, other in zip(*found, strict=True))
+            losses.append(state_after(engine))
+    same = all(torch.equal(one, other) and bool(one.isfinite().all()) for one, other in zip(*losses, strict=True))
     good, bad = [*norms[:3], norms[4]], norms[3]
     print("same" if same else "different")
     print("finite" if all(map(math.isfinite, good)) else good)

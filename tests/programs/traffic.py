@@ -82,9 +82,9 @@ def bytes_of_step(overrides: list[str], ranks: DistributedContext, counter: Coun
 def main(cases: dict[str, list[str]]) -> None:
     counter = Counter()  # before DeepSpeed takes the collectives
     with init_distributed(settings_of([]).ranks) as ranks:
-        found = {name: bytes_of_step(overrides, ranks, counter) for name, overrides in cases.items()}
+        traffic = {name: bytes_of_step(overrides, ranks, counter) for name, overrides in cases.items()}
         if ranks.is_main:
-            print("BYTES", json.dumps(found), flush=True)
+            print("BYTES", json.dumps(traffic), flush=True)
 
 
 if __name__ == "__main__":

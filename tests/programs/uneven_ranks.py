@@ -32,14 +32,14 @@ def meet(folder: Path, rank: int) -> None:
 def listening() -> set[tuple[str, int]]:
     """Return the addresses (as the kernel writes them, in hexadecimal) and ports at which this process listens."""
     own = {link.readlink().name for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
-    found = set()
+    indices = set()
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             fields = line.split()
             address, port = fields[1].split(":")
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in own:
-                found.add((address, int(port, 16)))
-    return found
+                indices.add((address, int(port, 16)))
+    return indices
 
 
 def main(folder: Path, ranks: DistributedContext) -> None:

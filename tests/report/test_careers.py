@@ -14,7 +14,6 @@ from helpers.scores import DISTRIBUTIONS, report_on, write_scores, write_titles
 
 from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.config.reader import read_settings
-from laborllm_dist.errors import SettingsError
 from laborllm_dist.report.careers import Career, single_careers
 from laborllm_dist.report.load import compare_runs
 
@@ -42,19 +41,19 @@ def test_ranks_and_probabilities_are_shares_of_the_mass_of_all_titles(run: Path)
     assert (first.year, first.before, second.before, first.title) == (1990, None, "1", "1")
     llm, marginal = first.predictions
     mass = sum(DISTRIBUTIONS[0])
-    assert [(each.title, each.rank, each.observed) for each in llm.titles] == [
+    assert [(title.title, title.rank, title.observed) for title in llm.titles] == [
         ("1", 1.0, True), ("2", 2.0, False), ("3", 3.0, False),
     ]  # fmt: skip
-    assert [each.probability for each in llm.titles] == pytest.approx([p / mass for p in DISTRIBUTIONS[0]])
+    assert [title.probability for title in llm.titles] == pytest.approx([p / mass for p in DISTRIBUTIONS[0]])
     assert llm.probability == pytest.approx(0.5 / mass) and llm.rank == 1
     assert (marginal.probability, marginal.rank, marginal.titles) == (pytest.approx(1 / 8), None, ())
     # .25, .5, .25: two titles share the ranks 2 and 3.
-    assert [(each.title, each.rank) for each in second.predictions[0].titles] == [("2", 1.0), ("1", 2.5), ("3", 2.5)]
+    assert [(title.title, title.rank) for title in second.predictions[0].titles] == [("2", 1.0), ("1", 2.5), ("3", 2.5)]
     assert second.predictions[0].rank == 2.5
 
 
 def test_perplexities_and_hits_are_those_of_the_person(run: Path) -> None:
-    by_length = {(len(each.years), round(each.perplexities[0], 6)): each for each in careers_of(run)}
+    by_length = {(len(career.years), round(career.perplexities[0], 6)): career for career in careers_of(run)}
     assert by_length.keys() == {(2, round(2**1.5, 6)), (1, 4.0), (2, round(2**2.5, 6))}
     person_c = by_length[2, round(2**2.5, 6)]
     assert person_c.perplexities[1] == pytest.approx(2**3.5)
@@ -68,7 +67,7 @@ def test_an_observed_title_below_the_most_probable_ones_is_shown_last(
 ) -> None:
     monkeypatch.setattr("laborllm_dist.report.careers.MOST_PROBABLE", 1)
     titles = [year.predictions[0].titles for career in careers_of(run) for year in career.years]
-    assert sorted(tuple((each.title, each.observed) for each in shown) for shown in titles) == [
+    assert sorted(tuple((entry.title, entry.observed) for entry in shown) for shown in titles) == [
         (("1", True),), (("1", True),), (("2", False), ("1", True)), (("2", False), ("1", True)),
         (("3", False), ("1", True)),
     ]  # fmt: skip
@@ -122,5 +121,5 @@ def test_a_page_of_another_program_is_not_replaced(run: Path) -> None:
 @pytest.mark.parametrize("number", [-1, 201])
 def test_a_number_of_people_outside_its_range_is_refused(number: int) -> None:
     values = {"runs": ["a"], "split": "test", "output": None, "measure": "title", "bootstrap_draws": 5, "seed": 1}
-    with pytest.raises(SettingsError, match="num_careers"):
+    with raises("settings/invalid", "num_careers", number):
         read_settings(ReportSettings, {**values, "num_careers": number})

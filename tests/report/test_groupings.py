@@ -23,7 +23,9 @@ def test_observations_are_grouped_by_the_number_of_earlier_ones() -> None:
         }
         for at in positions
     ]
-    (history,) = (each for each in list_groupings(pa.Table.from_pylist(rows, schema=FACTS)) if each.name == "history")
+    (history,) = (
+        grouping for grouping in list_groupings(pa.Table.from_pylist(rows, schema=FACTS)) if grouping.name == "history"
+    )
     labels = [history.labels[group] for group in history.group_of_row]
     expected = [
         "0",

@@ -115,7 +115,7 @@ def test_resamples_depend_on_the_seed_and_not_on_how_many_are_made_at_a_time() -
 
 def test_groups_are_those_of_a_hand_calculation() -> None:
     report = report_of({"m": HALVES})
-    found = {
+    actual = {
         (each.name, group.group): (group.scores[0].perplexity.value, group.num_people, group.num_observations)
         for each in report.groupings
         for group in each.groups
@@ -135,10 +135,10 @@ def test_groups_are_those_of_a_hand_calculation() -> None:
         ("year", "1991"): (2**2.5, 2, 2),
         ("year", "1992"): (2.0, 1, 1),
     }
-    assert found.keys() == expected.keys()  # no region, ethnicity, education (nowhere known), one survey only
+    assert actual.keys() == expected.keys()  # no region, ethnicity, education (nowhere known), one survey only
     for key, (perplexity, num_people, num_observations) in expected.items():
-        assert found[key][0] == pytest.approx(perplexity)
-        assert found[key][1:] == (num_people, num_observations)
+        assert actual[key][0] == pytest.approx(perplexity)
+        assert actual[key][1:] == (num_people, num_observations)
 
 
 def test_groups_of_few_people_are_flagged_and_one_person_has_no_interval() -> None:

@@ -43,9 +43,9 @@ def facts(rows: Sequence[tuple[str | None, str, tuple[float | None, ...]]] = ROW
         [
             {
                 "survey": "S", "person": "1", "position": place, "occupation": observed,
-                "mass": sum(each or 0 for each in shares), "bound": bound, "normalised": -1.0,
-                "title": [None if each is None else math.log(each) for each in shares],
-                "terminated": [None if each is None else math.log(each) for each in shares],
+                "mass": sum(share or 0 for share in shares), "bound": bound, "normalised": -1.0,
+                "title": [None if share is None else math.log(share) for share in shares],
+                "terminated": [None if share is None else math.log(share) for share in shares],
             }
             for place, (_, observed, shares) in enumerate(rows)
         ],
@@ -119,8 +119,8 @@ def test_titles_that_were_not_scored_are_counted() -> None:
     rows = [(before, now, (*shares[:3], None)) for before, now, shares in ROWS if now != "N"]
     bounded = facts(rows, bound=0.1)
     listed = {
-        each.name: each
-        for each in list_outcomes((bounded,), [row[0] for row in rows], [row[1] for row in rows], STATES)
+        outcome.name: outcome
+        for outcome in list_outcomes((bounded,), [row[0] for row in rows], [row[1] for row in rows], STATES)
     }
     assert listed["becoming_unemployed"].is_exact_MN.all()
     assert not listed["leaving_labor_force"].is_exact_MN.any()
@@ -150,9 +150,9 @@ def test_the_calibration_curve_is_that_of_scikit_learn(num_bins: int) -> None:
     outcome, people, probability, event = made(311)
     (curve,) = outcome_numbers(outcome, ["m"], (), people, num_bins).curves
     observed, predicted = calibration_curve(event, probability, n_bins=num_bins, strategy="quantile")
-    assert [each.predicted for each in curve] == pytest.approx(predicted)
-    assert [each.observed.value for each in curve] == pytest.approx(observed)
-    assert sum(each.num_observations for each in curve) == 311
+    assert [point.predicted for point in curve] == pytest.approx(predicted)
+    assert [point.observed.value for point in curve] == pytest.approx(observed)
+    assert sum(point.num_observations for point in curve) == 311
 
 
 def test_equal_predictions_share_a_bin_and_no_bin_is_empty() -> None:

@@ -40,9 +40,9 @@ def test_fractions_are_nested_near_their_share_and_need_no_new_store(tmp_path: P
     settings = settings_of(small_run(tmp_path, num_people=400))
     folders, people = set(), []
     for fraction in (0.2, 0.4, 0.6, 0.8, 1.0):
-        wanted = changed(settings, synthetic={"fraction": fraction})
-        folders.add(locate_store(wanted).folder)
-        people.append(people_of(wanted))
+        changed_settings = changed(settings, synthetic={"fraction": fraction})
+        folders.add(locate_store(changed_settings).folder)
+        people.append(people_of(changed_settings))
     assert len(folders) == 1
     for smaller, larger in itertools.pairwise(people):
         assert smaller < larger
@@ -54,7 +54,7 @@ def test_fractions_are_nested_near_their_share_and_need_no_new_store(tmp_path: P
 def test_a_corpus_s_people_do_not_depend_on_what_else_is_pooled(tmp_path: Path) -> None:
     together = changed(pooled(tmp_path, "A", "B"), A={"fraction": 0.5})
     alone = changed(pooled(tmp_path, "A"), A={"fraction": 0.5})
-    assert {each for each in people_of(together) if each[0] == "A"} == people_of(alone)
+    assert {person for person in people_of(together) if person[0] == "A"} == people_of(alone)
 
 
 def test_a_corpus_of_weight_0_is_evaluated_only(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_refit_takes_people_as_often_as_poisson_counts_and_one_more_corpus_cha
     )
     assert stats.chi2_contingency(both.count).pvalue > 1e-4  # two seeds are independent
     together, alone = (with_bootstrap(pooled(tmp_path, *names), 1) for names in (("A", "B"), ("A",)))
-    assert {each for each in people_of(together) if each[0] == "A"} == people_of(alone)
+    assert {person for person in people_of(together) if person[0] == "A"} == people_of(alone)
     assert run_fingerprint(settings, "store", None) != run_fingerprint(with_bootstrap(settings, None), "store", None)
 
 
@@ -140,8 +140,8 @@ def test_frequency_tables_learn_from_the_pool_alone() -> None:
     np.testing.assert_allclose(shares, [5 / 9, 3 / 9, 1 / 9])
     table = first_order_table(train, pool, validation)
     strength = float(table.details["smoothing"].split()[0])
-    wanted = (np.array([1, 2, 0]) + strength * np.array([5, 3, 1]) / 9) / (3 + strength)
-    np.testing.assert_allclose(np.exp(table.log_probabilities[0]), wanted)
+    expected = (np.array([1, 2, 0]) + strength * np.array([5, 3, 1]) / 9) / (3 + strength)
+    np.testing.assert_allclose(np.exp(table.log_probabilities[0]), expected)
 
 
 def test_wrong_fractions_and_weights_are_refused() -> None:

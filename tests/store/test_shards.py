@@ -162,10 +162,10 @@ def test_kill_9_at_any_moment_loses_no_finished_piece(whole, tmp_path: Path) -> 
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    found = {path.name for path in pieces.glob("synthetic-*")} if pieces.is_dir() else set()
+    names = {path.name for path in pieces.glob("synthetic-*")} if pieces.is_dir() else set()
     subprocess.run(command, cwd=PROJECT, check=True, timeout=300, stdout=subprocess.DEVNULL)
     assert content(folder) == whole
-    assert found or folder.is_dir()
+    assert names or folder.is_dir()
 
 
 def test_pieces_of_another_size_are_not_taken_for_these(whole, tmp_path: Path) -> None:
@@ -211,28 +211,28 @@ def test_local_shards_end_with_the_process_that_started_them_and_lose_nothing(tm
     settings = settings_of(overrides)
     pieces = locate_store(settings).building / "pieces"
 
-    def found() -> set[str]:
+    def actual() -> set[str]:
         return {path.name for path in pieces.glob("synthetic-*")} if pieces.is_dir() else set()
 
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         waited_until = time.monotonic() + 120
-        while len(found()) < 3 and process.poll() is None and time.monotonic() < waited_until:
+        while len(actual()) < 3 and process.poll() is None and time.monotonic() < waited_until:
             time.sleep(0.01)
         process.kill()  # the parent alone
         process.wait()
         time.sleep(3)
-        made = found()
+        made = actual()
         assert made
         time.sleep(2)
-        assert found() == made, "shards work on although nobody waits for them"
+        assert actual() == made, "shards work on although nobody waits for them"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     times = {name: (pieces / name).stat().st_mtime_ns for name in made}
     subprocess.run(command, cwd=PROJECT, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    kept = locate_store(settings).folder / "pieces"
-    assert all((kept / name).stat().st_mtime_ns == at for name, at in times.items())
+    pieces_folder = locate_store(settings).folder / "pieces"
+    assert all((pieces_folder / name).stat().st_mtime_ns == at for name, at in times.items())
 
 
 def test_shards_of_a_command_in_the_background_are_stopped_at_once(tmp_path: Path) -> None:
@@ -242,12 +242,12 @@ def test_shards_of_a_command_in_the_background_are_stopped_at_once(tmp_path: Pat
         time.sleep(300)
         return None
 
-    wanted = dataclasses.replace(settings_of(small_run(tmp_path)).prepare, num_workers=2, executor="local")
+    prepare_settings = dataclasses.replace(settings_of(small_run(tmp_path)).prepare, num_workers=2, executor="local")
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does it that starts a command with &
     try:
-        with pytest.raises(DataFileError, match=r"^no$") as raised:
-            run_workers(fail_or_wait, wanted, tmp_path / "logs")
-        assert raised.value.label == "data-file/no-file"
+        with raises("data-file/no-file") as error:
+            run_workers(fail_or_wait, prepare_settings, tmp_path / "logs")
+        assert str(error.value) == "no"
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -340,8 +340,7 @@ def test_a_corpus_of_nobody_says_why(tmp_path: Path, caplog: pytest.LogCaptureFi
     nobody = {("person_id", 1979): 1}
     path = write_extract(tmp_path / "extract", "NLSY79", made_rows("NLSY79", [nobody], [{1980}]))
     settings = settings_of(["data=nlsy79", f"data.corpora.nlsy79.path={path}", f"store.root={tmp_path}/stores"])
-    why = r"the corpora of data=nlsy79 hold no careers; left out: .*person without any observation \(1\)"
-    with pytest.raises(DataFileError, match=why):
+    with raises("data-file/empty-corpora", "data=nlsy79", "person without any observation (1)"):
         prepare_store(settings)
     assert not any("learning a tokenizer" in line for line in caplog.messages)
 

@@ -20,7 +20,6 @@ from laborllm_dist.careers.corpus import pooled_vocabulary, read_careers
 from laborllm_dist.careers.readers.long_panel import OPTIONAL
 from laborllm_dist.careers.splits import SPLITS, split_of
 from laborllm_dist.config.data import PersonSplit
-from laborllm_dist.errors import SequenceTooLongError
 from laborllm_dist.io import files
 from laborllm_dist.io.files import sha256_of
 from laborllm_dist.planning.workload import find_workload
@@ -43,16 +42,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory):
 
 def test_every_career_is_in_its_split_once_and_unchanged(prepared) -> None:
     settings, store = prepared
-    found = {}
+    actual = {}
     for split in SPLITS:
         careers = store.careers(split)
         for row in range(len(careers)):
             history = careers.history(row)
             assert split_of(history.survey, history.person, settings.split) == split
-            found[history.person] = history
-    wanted = {career.person: career for career in read_careers(settings.data)}
-    assert found == wanted
-    assert sum(store.num_people(split) for split in SPLITS) == len(wanted) == 90
+            actual[history.person] = history
+    expected = {career.person: career for career in read_careers(settings.data)}
+    assert actual == expected
+    assert sum(store.num_people(split) for split in SPLITS) == len(expected) == 90
     assert len(store.facts["splits"]["train"]["shards"]) > 1
 
 
@@ -206,7 +205,7 @@ def test_a_command_reads_each_source_for_its_checksum_once(tmp_path: Path, monke
         f"{place}.path={tmp_path}/panel.csv",
         f"{place}.vocabulary.path={tmp_path}/titles.csv",
     ]
-    settings = settings_of([each for each in overrides if "num_people" not in each])
+    settings = settings_of([override for override in overrides if "num_people" not in override])
     read: list[str] = []
     monkeypatch.setattr(files, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
 
@@ -222,7 +221,7 @@ def test_a_command_reads_each_source_for_its_checksum_once(tmp_path: Path, monke
     find_workload(settings)  # of the plan
     assert of_sources() == ["panel.csv", "titles.csv"]
     too_short = dataclasses.replace(settings, batch=dataclasses.replace(settings.batch, max_seq_length=8))
-    with pytest.raises(SequenceTooLongError):  # after all that training asks of the sources
+    with raises("sequence-too-long/career-too-long", "8"):  # after all that training asks of the sources
         train(too_short, ONE_RANK)
     assert of_sources() == ["panel.csv", "titles.csv"]
 

@@ -21,7 +21,7 @@ from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, PredictSettings
-from laborllm_dist.errors import DataFileError, ScoreTableError
+from laborllm_dist.errors import DataFileError
 from laborllm_dist.evaluation.resumable_parts import finish_parts, read_parts
 from laborllm_dist.io.files import ChecksumCheck, sha256_of
 from laborllm_dist.io.run_directory import read_run
@@ -49,10 +49,10 @@ def test_a_flip_in_any_file_of_a_store_is_refused_or_harmless(store_folder: Path
         path.name for path in files
     }
     for path in files:
-        refused, wrong = unnoticed_flips(path, 6, lambda: what_is_read(store_folder))
+        num_raised, wrong = unnoticed_flips(path, 6, lambda: what_is_read(store_folder))
         assert not wrong, f"{path}: flips of bits {wrong} went unnoticed"
         if path.suffix == ".arrow" or path.parent.name == TOKENIZER or path.name == "occupations.csv":
-            assert refused == 8, f"{path}: only {refused} of 8 flips were seen"
+            assert num_raised == 8, f"{path}: only {num_raised} of 8 flips were seen"
 
 
 def test_every_flip_of_a_manifest_is_seen_but_those_of_nothing(store_folder: Path) -> None:
@@ -218,8 +218,8 @@ def numbers_in(path: Path) -> object:
 def test_a_flip_in_a_score_table_is_refused_or_harmless(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     write_score_table(scores(), INFO, path)
-    refused, wrong = unnoticed_flips(path, 250, lambda: numbers_in(path))
-    assert not wrong and refused > 150
+    num_raised, wrong = unnoticed_flips(path, 250, lambda: numbers_in(path))
+    assert not wrong and num_raised > 150
     path.write_bytes(path.read_bytes()[:-9])
     with raises("score-table/unreadable-table", "evaluate.py"):
         read_score_table(path)
@@ -230,8 +230,8 @@ def test_a_flip_in_a_table_of_titles_is_refused_or_harmless(tmp_path: Path) -> N
     write_title_table(lists(), INFO, "abcde", path)
 
     def read() -> object:
-        found = read_title_table(path)
-        return found.table.to_pydict(), found.info, found.occupations
+        read_back = read_title_table(path)
+        return read_back.table.to_pydict(), read_back.info, read_back.occupations
 
     _, wrong = unnoticed_flips(path, 100, read)
     assert not wrong
@@ -259,7 +259,7 @@ def test_numbers_changed_by_hand_are_refused_with_their_old_metadata(tmp_path: P
             written_info,
             lambda _: compare_runs([str(tmp_path)], split="test", measure="title"),
         ):
-            with pytest.raises(ScoreTableError, match="rows or metadata have changed since they were written"):
+            with raises("score-table/unreadable-table", path, "rows or metadata have changed"):
                 read(path)
     facts = json.loads(table.schema.metadata[b"laborllm_dist"])
     renamed = {**table.schema.metadata, b"laborllm_dist": json.dumps({**facts, "model": "better"}).encode()}
@@ -282,12 +282,12 @@ def test_the_checksum_is_of_the_content_by_hand() -> None:
     digest.update(b"rows 3")
     digest.update(bytes([0b10100000]) + np.array([1, 3], np.int32).tobytes())
     digest.update(bytes([0b11000000]) + np.array([1, 2], np.int64).tobytes() + "aé".encode())
-    found = with_checksum(table)
-    assert found.schema.metadata[b"sha256"].decode() == digest.hexdigest()
-    check_content(found)
-    check_content(pa.concat_tables([found.slice(0, 1), found.slice(1)]))  # however it lies in memory
+    actual = with_checksum(table)
+    assert actual.schema.metadata[b"sha256"].decode() == digest.hexdigest()
+    check_content(actual)
+    check_content(pa.concat_tables([actual.slice(0, 1), actual.slice(1)]))  # however it lies in memory
     with pytest.raises(ValueError, match="have changed"):
-        check_content(found.take([1, 0, 2]))
+        check_content(actual.take([1, 0, 2]))
 
 
 def test_a_flip_in_a_part_is_refused_or_harmless(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from helpers.checkpoints import write_checkpoint
 from helpers.damage import lists, what_is_read
 from helpers.fuzzing import (
-    Refusal,
+    Rejection,
     check_number_of_cases,
     damaged_bytes,
     damaged_trees,
@@ -100,8 +100,8 @@ def test_a_damaged_file_of_a_store_is_refused_or_the_same(store_folder: Path, da
     read_before(store_folder)
     path = data.draw(st.sampled_from(sorted(path for path in store_folder.rglob("*") if path.is_file())))
     content = data.draw(damaged_bytes(path.read_bytes()))
-    found = read_damaged(path, content, lambda: what_is_read(store_folder))
-    assert isinstance(found, Refusal) or found == read_before(store_folder)
+    result = read_damaged(path, content, lambda: what_is_read(store_folder))
+    assert isinstance(result, Rejection) or result == read_before(store_folder)
 
 
 def used(folder: Path) -> list[Any]:
@@ -121,9 +121,9 @@ def test_a_manifest_that_was_edited_and_signed_again_gives_the_same_careers_or_a
     read_before(store_folder)
     path = store_folder / "manifest.json"
     values = json.loads(path.read_bytes())
-    found = read_damaged(path, signed(data.draw(damaged_trees(values))), lambda: used(store_folder))
-    if not isinstance(found, Refusal):
-        assert found[-1] == read_before(store_folder)[1:]
+    result = read_damaged(path, signed(data.draw(damaged_trees(values))), lambda: used(store_folder))
+    if not isinstance(result, Rejection):
+        assert result[-1] == read_before(store_folder)[1:]
 
 
 # ---------------------------------------------------------------------------------------------------- other records
@@ -143,13 +143,13 @@ def test_settings_of_a_run_that_were_edited_are_refused_or_what_they_say(run: Pa
         content = signed(edited)
     elif isinstance(edited, dict):
         content = json.dumps({name: each for name, each in edited.items() if name != "sha256"}).encode()
-    found = read_damaged(path, content, lambda: read_run(run))
-    if isinstance(found, Refusal):
+    result = read_damaged(path, content, lambda: read_run(run))
+    if isinstance(result, Rejection):
         return
-    folder, settings, store = found
+    folder, settings, store = result
     assert isinstance(folder.fingerprint, str)
     if how == "bytes":
-        assert found == read_run(run)
+        assert result == read_run(run)
         return
     # A folder that is gone is looked for by its name, which ends in the fingerprint.
     written = edited["store"]
@@ -173,14 +173,14 @@ def test_a_damaged_manifest_of_a_checkpoint_is_refused_or_the_same(
     else:
         content = data.draw(damaged_bytes(path.read_bytes()))
     before = check_checkpoint(inside)
-    found = read_damaged(path, content, lambda: check_checkpoint(inside))
-    if isinstance(found, Refusal):
+    result = read_damaged(path, content, lambda: check_checkpoint(inside))
+    if isinstance(result, Rejection):
         return
     if how == "bytes":
-        assert found == before
+        assert result == before
     else:
         values = json.loads(content)
-        assert json.loads(json.dumps(dataclasses.asdict(found))) == {
+        assert json.loads(json.dumps(dataclasses.asdict(result))) == {
             name: each for name, each in values.items() if name not in ("sha256", "format")
         }
 
@@ -204,14 +204,14 @@ def test_a_damaged_record_of_a_folder_or_piece_is_refused_or_the_same(
     content = data.draw(damaged_bytes(path.read_bytes()))
     if path.parent == folder and data.draw(st.booleans()):
         content = signed(data.draw(damaged_trees(json.loads(path.read_bytes()))))
-    found = read_damaged(path, content, read)
-    if isinstance(found, FolderRecord):  # its writer's facts are whatever was signed
+    result = read_damaged(path, content, read)
+    if isinstance(result, FolderRecord):  # its writer's facts are whatever was signed
         written = json.loads(content)
-        assert {**found.facts, "files": found.files} == {
+        assert {**result.facts, "files": result.files} == {
             name: value for name, value in written.items() if name not in ("format", "sha256")
         }
         return
-    assert isinstance(found, Refusal) or found == before or json.loads(content) == found
+    assert isinstance(result, Rejection) or result == before or json.loads(content) == result
 
 
 def record_of(folder: Path) -> Any:
@@ -269,10 +269,10 @@ def test_a_damaged_table_of_scores_is_refused_or_the_same(
 ) -> None:
     path, read = data.draw(st.sampled_from(sorted(tables.items())))
     content, before, info = data.draw(damaged_bytes(path.read_bytes())), read(path), written_info(path)
-    found = read_damaged(path, content, lambda: read(path))
-    assert isinstance(found, Refusal) or found == before
-    found = read_damaged(path, content, lambda: written_info(path))
-    assert isinstance(found, Refusal) or found == info
+    result = read_damaged(path, content, lambda: read(path))
+    assert isinstance(result, Rejection) or result == before
+    result = read_damaged(path, content, lambda: written_info(path))
+    assert isinstance(result, Rejection) or result == info
 
 
 @given(st.data())
@@ -297,10 +297,10 @@ def test_a_table_of_another_kind_with_a_checksum_of_its_own_is_refused_or_has_it
         signed_table = table.replace_schema_metadata({**metadata, b"sha256": b"0" * 64})
     sink = pa.BufferOutputStream()
     pq.write_table(signed_table, sink)
-    found = read_damaged(path, sink.getvalue().to_pybytes(), lambda: [read(path), check_output(path)])
-    if not isinstance(found, Refusal):
-        assert set(found[0][0]) <= set(table.column_names)
-        info = found[0][1]
+    result = read_damaged(path, sink.getvalue().to_pybytes(), lambda: [read(path), check_output(path)])
+    if not isinstance(result, Rejection):
+        assert set(result[0][0]) <= set(table.column_names)
+        info = result[0][1]
         assert all(isinstance(each, str) for each in (info.model, info.split, info.careers, *info.details.values()))
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from laborllm_dist.careers.occupations.vocabulary import read_vocabulary
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.data import TemplateSettings, TitleSettings
-from laborllm_dist.errors import TemplateError
 from laborllm_dist.store.tokenize import title_token_ids, tokenize_careers
 from laborllm_dist.store.tokenizer import load_tokenizer, train_tokenizer
 from laborllm_dist.text.template import CareerText, compile_template, render_career
@@ -28,8 +27,8 @@ CAREER = CareerHistory(
 
 
 def test_the_paper_s_resume_word_for_word() -> None:
-    (found,) = render_career(CAREER, compile_template(settings_of([]).template), TITLE_OF)
-    assert found.text == (
+    (rendered,) = render_career(CAREER, compile_template(settings_of([]).template), TITLE_OF)
+    assert rendered.text == (
         "<A worker from the PSID dataset>\n"
         "The following information is available about the work history of a female black or african american US worker "
         "residing in the south region.\n"
@@ -41,7 +40,7 @@ def test_the_paper_s_resume_word_for_word() -> None:
         "1988: Food servers, nonrestaurant\n"
         "<END OF DATA>\n"
     )
-    assert [found.text[start:end] for start, end in found.title_spans] == [
+    assert [rendered.text[start:end] for start, end in rendered.title_spans] == [
         " Cooks", " Food servers, nonrestaurant", " Food servers, nonrestaurant",
     ]  # fmt: skip
 
@@ -83,20 +82,19 @@ def test_what_is_derived_from_an_omitted_field_is_omitted_too() -> None:
 
 
 BAD_TEMPLATES = {
-    "{year}:{title}": "must end in one blank and {title}",
-    "{year}  {title}": "must end in one blank and {title}",
-    "{yaer}: {title}": "unknown field {yaer}",
-    "{year}[ ({education}: {title}": "a bracket without its pair",
-    "{year}[ (x)]: {title}": "has no field",
-    "{year: {title}": "in '{year:'",
+    "{year}:{title}": ("template/entry-without-title-end", "'{year}:{title}'"),
+    "{year}  {title}": ("template/entry-without-title-end", "'{year}  {title}'"),
+    "{yaer}: {title}": ("template/unknown-field", "{yaer}", "year"),
+    "{year}[ ({education}: {title}": ("template/unbalanced-bracket",),
+    "{year}[ (x)]: {title}": ("template/bracket-without-field", "[ (x)]"),
+    "{year: {title}": ("template/invalid-format-string", "'{year:'"),
 }
 
 
 @pytest.mark.parametrize("entry", BAD_TEMPLATES)
 def test_a_bad_entry_is_refused(entry: str) -> None:
-    with pytest.raises(TemplateError) as refusal:
+    with raises(*BAD_TEMPLATES[entry]):
         compile_template(template_of(entry))
-    assert BAD_TEMPLATES[entry] in str(refusal.value)
 
 
 def test_a_fact_that_the_template_needs_but_a_person_lacks_is_named() -> None:

@@ -54,7 +54,7 @@ PLAIN_RECORDS = (
 ENTRIES = "1984 (some college): Cooks\n1985 (some college): Food servers, nonrestaurant\n1988: Unemployed\n"
 BARE_ENTRIES = "1984: Cooks\n1985: Food servers, nonrestaurant\n1988: Unemployed\n"
 END = "<END OF DATA>\n"
-WANTED = {
+RENDERED = {
     "labor_llm": TAG + WHO + BORN + RECORDS + ENTRIES + END,
     "no_birth_year": TAG + WHO + RECORDS + ENTRIES + END,
     "no_dataset_tag": WHO + BORN + RECORDS + ENTRIES + END,
@@ -87,12 +87,12 @@ def written(template: TemplateSettings, career: CareerHistory = CAREER) -> list[
 
 def test_every_variant_that_is_shipped_is_tested() -> None:
     shipped = {path.stem for path in (PROJECT / "conf/template").glob("*.yaml")}
-    assert shipped == {*WANTED, "shuffled_titles", *PROMPTS}
+    assert shipped == {*RENDERED, "shuffled_titles", *PROMPTS}
 
 
-@pytest.mark.parametrize("name", WANTED)
+@pytest.mark.parametrize("name", RENDERED)
 def test_a_variant_word_for_word(name: str) -> None:
-    assert written(settings_of([f"template={name}"]).template) == [WANTED[name]]
+    assert written(settings_of([f"template={name}"]).template) == [RENDERED[name]]
 
 
 def test_shuffled_titles_are_all_elsewhere_and_always_the_same() -> None:
@@ -156,7 +156,7 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(max_history: int) -> No
         [career for career, _ in rendered], texts, tokenize_careers(texts, tokenizer), VOCABULARY.index_of()
     )
     rows = CareerTable(table.combine_chunks(), VOCABULARY)
-    found = {}
+    actual = {}
     plan = plan_evaluation(rows, EvaluationSettings("test", 512, 2, 1, "fp32"))
     for unit in plan.batches:
         batch, places = scoring_batch(rows, unit, 512)
@@ -164,7 +164,7 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(max_history: int) -> No
             scores_N = CareerLanguageModel(llama, COMPUTE)(batch)[1]
             scores = observation_scores(batch.scatter_to_slots(scores_N), places.spans)
         for (row, position), score in zip(places.keys, scores, strict=True):
-            found[rows.person(row)[1], int(position)] = score
+            actual[rows.person(row)[1], int(position)] = score
 
     def encode(text: str) -> list[int]:
         return tokenizer.backend.encode(text, add_special_tokens=False).ids
@@ -178,9 +178,9 @@ def test_limited_history_is_scored_as_by_the_slow_scorer(max_history: int) -> No
             title = " " + dict(zip(VOCABULARY.codes, TITLES, strict=True))[job.occupation]
             before = "".join(lines[:entries] + lines[entries + first : entries + position])
             prompt = before + lines[entries + position].rstrip("\n").removesuffix(title)
-            wanted = slow_score(double, encode, list(tokenizer.leading), prompt, title.strip())[:2]
-            np.testing.assert_allclose(found[career.person, position], wanted, rtol=1e-6, atol=1e-5)
-    assert len(found) == sum(len(career.jobs) for career in careers)
+            expected = slow_score(double, encode, list(tokenizer.leading), prompt, title.strip())[:2]
+            np.testing.assert_allclose(actual[career.person, position], expected, rtol=1e-6, atol=1e-5)
+    assert len(actual) == sum(len(career.jobs) for career in careers)
 
 
 def test_limited_history_has_the_same_observations_as_whole_careers(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_limited_history_has_the_same_observations_as_whole_careers(tmp_path: Pa
     limited = prepare_store(settings_of(small_run(tmp_path, "template.max_history=2")))
     assert limited.careers_fingerprint == whole.careers_fingerprint
     assert limited.num_texts("test") > limited.num_people("test") == whole.num_people("test")
-    wanted, found = (observation_facts(store.careers("test")) for store in (whole, limited))
+    expected, actual = (observation_facts(store.careers("test")) for store in (whole, limited))
     for name in ("survey", "person", "position", "year", "occupation", "previous", "education"):
-        assert found[name].to_pylist() == wanted[name].to_pylist()
+        assert actual[name].to_pylist() == expected[name].to_pylist()
     assert limited.careers("test").num_people() == whole.num_people("test")
 
 

@@ -104,8 +104,8 @@ def test_numbers_arrive_and_nothing_else(fake: Path, monkeypatch: pytest.MonkeyP
     track(fake)
     (start,) = recorded(fake, "init")
     assert (start["mode"], start["project"], start["name"], start["id"]) == ("online", "p", "a b", "a-b-01234567")
-    wanted = {"console": "off", "disable_git": True, "disable_code": True, "x_disable_machine_info": True, "host": ""}
-    assert wanted.items() <= start["settings"].items()
+    expected = {"console": "off", "disable_git": True, "disable_code": True, "x_disable_machine_info": True, "host": ""}
+    assert expected.items() <= start["settings"].items()
     assert {"init_timeout", "finish_timeout"} <= start["settings"].keys()
     assert "login_timeout" not in start["settings"]  # which this version does not know
     logged = [{"kind": "log", "numbers": {"step": step, "loss": 1 / step}, "step": step} for step in (1, 2, 3)]
@@ -117,7 +117,7 @@ AFTER = "metrics.jsonl has the numbers"
 
 
 @pytest.mark.parametrize(
-    ("behavior", "said", "num_logged"),
+    ("behavior", "text", "num_logged"),
     [
         (
             "init_online_raises",
@@ -141,7 +141,7 @@ AFTER = "metrics.jsonl has the numbers"
     ],
 )
 def test_a_training_goes_on_and_says_so_in_a_line(
-    behavior: str, said: str, num_logged: int, fake: Path, monkeypatch: pytest.MonkeyPatch,
+    behavior: str, text: str, num_logged: int, fake: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("BEHAVIOR", behavior)
@@ -150,9 +150,9 @@ def test_a_training_goes_on_and_says_so_in_a_line(
     assert track(fake) < 6
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert said in printed.out
+    assert text in printed.out
     assert len(recorded(fake, "log")) == num_logged
-    if "offline" in said:
+    if "offline" in text:
         assert [line["mode"] for line in recorded(fake, "init")] == ["online", "offline"]
         assert recorded(fake, "teardown")
     else:
@@ -251,9 +251,9 @@ def test_wandb_s_own_folder_holds_no_person_path_host_or_user(tmp_path: Path, mo
     log.write({"step": 1, "loss": 0.123456789, "careers": ["PSID 4711"], "left_out": "its careers: PSID 4711"})
     log.close()
     files = [path for path in (home / "run/wandb").rglob("*") if path.is_file() or path.is_symlink()]
-    (kept,) = [path for path in files if path.suffix == ".wandb"]
-    assert b"0.123456789" in kept.read_bytes()  # what was given is there in plain
-    assert b"learning_rate" in kept.read_bytes()
+    (wandb_file,) = [path for path in files if path.suffix == ".wandb"]
+    assert b"0.123456789" in wandb_file.read_bytes()  # what was given is there in plain
+    assert b"learning_rate" in wandb_file.read_bytes()
     private = ["4711", "ann_s_home", str(tmp_path), socket.gethostname(), os.uname().release, str(Path.home())]
     private += [name for name in (getpass.getuser(),) if len(name) > 3 and name != "root"]
     for path in files:

@@ -51,9 +51,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(base: Path, name: str, *more: str) -> list[str]:
-    kept = [each for each in small_run(base) if not each.startswith(("model.", "tokenizer.", "name="))]
+    data_settings = [
+        override for override in small_run(base) if not override.startswith(("model.", "tokenizer.", "name="))
+    ]
     pretrained = ["model=pretrained", f"model.path={base}/base", "tokenizer=pretrained"]
-    return [*kept, f"name={name}", *pretrained, *SHORT, *more]
+    return [*data_settings, f"name={name}", *pretrained, *SHORT, *more]
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +75,9 @@ def plain(base: Path) -> list[float]:
 )
 def test_loss_curves_lie_on_that_of_stage_2(name: str, settings: list[str], tolerance: float, base, plain) -> None:
     run_well("train.py", tune(base, name, *settings), world_size=2, log=base / "log")
-    found = losses(base / "runs" / name)
-    assert len(found) == len(plain) == 6
-    assert found == pytest.approx(plain, rel=tolerance)
+    actual = losses(base / "runs" / name)
+    assert len(actual) == len(plain) == 6
+    assert actual == pytest.approx(plain, rel=tolerance)
     assert plain[-1] < plain[0] - 1e-3  # something is learned, so agreement is no accident
 
 
@@ -95,9 +97,14 @@ def lora_by_hand(base: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     set_seed(settings.training.seed)
     model = peft.get_peft_model(model, lora_config(settings.adapter, "x")).train()
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    wanted = settings.optimizer
-    adam = torch.optim.AdamW(learned, betas=(wanted.beta1, wanted.beta2), eps=wanted.epsilon, weight_decay=0.0)
-    found = []
+    optimizer_settings = settings.optimizer
+    adam = torch.optim.AdamW(
+        learned,
+        betas=(optimizer_settings.beta1, optimizer_settings.beta2),
+        eps=optimizer_settings.epsilon,
+        weight_decay=0.0,
+    )
+    actual = []
     for step in range(plan.num_steps):
         total, num_targets = torch.zeros(()), 0
         for row in plan.order.careers_of_step(step):
@@ -106,24 +113,24 @@ def lora_by_hand(base: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
             total = total + torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
             num_targets += ids.shape[1] - 1
         (total / num_targets).backward()
-        torch.nn.utils.clip_grad_norm_(learned, wanted.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(learned, optimizer_settings.max_grad_norm)
         for group in adam.param_groups:
-            group["lr"] = learning_rate_at(step, plan.num_steps, wanted)
+            group["lr"] = learning_rate_at(step, plan.num_steps, optimizer_settings)
         adam.step()
         adam.zero_grad()
-        found.append(float(total.detach()) / num_targets)
-    return found, {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+        actual.append(float(total.detach()) / num_targets)
+    return actual, {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_lora_on_two_ranks_equals_peft_and_torch(stage: int, base: Path, lora_by_hand) -> None:
-    wanted_losses, wanted = lora_by_hand
+    expected_losses, expected = lora_by_hand
     run_well("train.py", tune(base, f"lora{stage}", *LORA, f"zero=stage{stage}"), world_size=2, log=base / "log")
-    assert losses(base / f"runs/lora{stage}") == pytest.approx(wanted_losses, rel=2e-6)
-    found = saved_weights(base / f"runs/lora{stage}", 6)
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    assert losses(base / f"runs/lora{stage}") == pytest.approx(expected_losses, rel=2e-6)
+    actual = saved_weights(base / f"runs/lora{stage}", 6)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_lora_in_bf16_is_one_curve_at_every_stage(base: Path, lora_by_hand) -> None:
@@ -175,8 +182,8 @@ def test_kill_and_resume_is_bitwise_with_adapters_and_8_bit_moments(name: str, s
     killed = run_ranks("train.py", run, world_size=2, log=base / "log", kill_when=is_far)
     assert killed.codes != [0, 0]
     assert "resumes after step" in run_well("train.py", run, world_size=2, log=base / "log")
-    wanted, found = (saved_weights(base / "runs" / each, 12) for each in (f"{name}_not", name))
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    expected, actual = (saved_weights(base / "runs" / each, 12) for each in (f"{name}_not", name))
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
     assert losses(base / "runs" / name) == losses(base / "runs" / f"{name}_not")
 
 
@@ -198,10 +205,10 @@ def test_a_quantized_base_learns_nearly_as_a_whole_one(kind: str, base: Path, lo
     settings = [*LORA, f"adapter={kind}", "zero=stage2"]
     text = run_well("train.py", tune(base, kind, *settings), world_size=2, log=base / "log")
     assert re.search(r"plan: [\d,]+ parameters, [\d,]+ of them trainable", text)
-    found, (wanted, _) = losses(base / "runs" / kind), lora_by_hand
-    assert found == pytest.approx(wanted, rel=3e-2)
-    assert found != pytest.approx(wanted, rel=3e-7)  # it is quantized
-    assert found[-1] < found[0]
+    actual, (expected, _) = losses(base / "runs" / kind), lora_by_hand
+    assert actual == pytest.approx(expected, rel=3e-2)
+    assert actual != pytest.approx(expected, rel=3e-7)  # it is quantized
+    assert actual[-1] < actual[0]
     AutoModelForCausalLM.from_pretrained(base / "runs" / kind / "export")
 
 
@@ -233,8 +240,8 @@ def test_a_spike_stops_with_its_careers_named_and_nothing_of_it_learned(base: Pa
     assert re.search(rf"; {left_out} of 12 steps were not applied$", text, re.MULTILINE)
     manifest = read_manifest(checkpoint_folder(base / "runs/wary/checkpoints", 12))
     assert spike in manifest.state["left_out"]
-    found = losses(base / "runs/wary")
-    assert found[: spike + 1] == bumpy[: spike + 1]
+    actual = losses(base / "runs/wary")
+    assert actual[: spike + 1] == bumpy[: spike + 1]
 
 
 OFFLOAD = ["zero.offload_optimizer=cpu", "optimizer.name=adamw"]

@@ -38,7 +38,7 @@ def this_machine() -> str:
 def test_losses_are_those_that_were_recorded(
     curve: str, llama: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    settings = [each for each in small_run(tmp_path) if not each.startswith(("model.", "tokenizer."))]
+    settings = [override for override in small_run(tmp_path) if not override.startswith(("model.", "tokenizer."))]
     pretrained = ["model=pretrained", f"model.path={llama}", "tokenizer=pretrained", "optimizer.learning_rate=1e-3"]
     steps = ["training.epochs=8", "batch.global_batch_size=16", "training.log_every_steps=1"]
     run_well("train.py", [*settings, *pretrained, *steps, *CURVES[curve]], world_size=1, log=tmp_path / "log")

@@ -6,11 +6,11 @@ import csv
 from pathlib import Path
 
 import pytest
+from helpers.errors import raises
 from helpers.runs import settings_of
 
 from laborllm_dist.batching.training_plan import epochs_of, plan_training
 from laborllm_dist.config.reader import settings_to_values
-from laborllm_dist.errors import SettingsError
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.run_tokenizer import constant_phrases
 from laborllm_dist.store.tokenizer import CareerTokenizer, WholeTokens, load_tokenizer, train_tokenizer
@@ -42,31 +42,25 @@ def test_epochs_that_are_given_are_taken_and_pretrained_weights_take_few() -> No
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "values"),
     [
-        (["training.epochs=null"], r"training.epochs: expected a number above 0, or null with training.min_steps and"),
-        (["data=long_panel", "training.max_epochs=null"], r"training.epochs: expected a number above 0, or null with"),
-        (
-            ["data=long_panel", "training.max_epochs=2"],
-            r"training.max_epochs: expected a whole number from 3 to 100,000, got 2",
-        ),
-        (
-            ["data=long_panel", "training.min_steps=0"],
-            r"training.min_steps: expected a whole number from 1 to .*, got 0",
-        ),
-        (["tokenizer=pretrained", "tokenizer.titles=whole"], r"tokenizer.titles: expected pieces for a pretrained"),
+        (["training.epochs=null"], ("training.epochs:", "training.min_steps")),
+        (["data=long_panel", "training.max_epochs=null"], ("training.epochs:", "null")),
+        (["data=long_panel", "training.max_epochs=2"], ("training.max_epochs:", "3 to 100,000", "got 2")),
+        (["data=long_panel", "training.min_steps=0"], ("training.min_steps:", "from 1 to", "got 0")),
+        (["tokenizer=pretrained", "tokenizer.titles=whole"], ("tokenizer.titles: expected pieces",)),
     ],
 )
-def test_what_decides_nothing_is_refused(overrides: list[str], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_what_decides_nothing_is_refused(overrides: list[str], values: tuple[str, ...]) -> None:
+    with raises("settings/invalid", *values):
         settings_of(overrides)
 
 
 def test_what_is_asked_for_goes_before_what_careers_of_one_s_own_are_given() -> None:
     own = settings_of(["data=long_panel"])
     assert (own.tokenizer.titles, own.training.epochs, own.optimizer.learning_rate) == ("whole", None, 6e-3)
-    asked = settings_of(["data=long_panel", *PRETRAINED, "optimizer=finetune"])
-    assert (asked.tokenizer.titles, asked.optimizer.learning_rate) == ("pieces", 1e-5)
+    settings = settings_of(["data=long_panel", *PRETRAINED, "optimizer=finetune"])
+    assert (settings.tokenizer.titles, settings.optimizer.learning_rate) == ("pieces", 1e-5)
     experiment = settings_of(["+experiment=pooled_7b", "data=long_panel"])
     assert (experiment.tokenizer.kind, experiment.training.epochs, experiment.optimizer.name) == (
         "pretrained",
@@ -111,10 +105,10 @@ def pieces(tokenizer: CareerTokenizer, text: str) -> list[str]:
 
 
 def test_a_line_is_its_year_its_education_its_title_and_its_end(whole: CareerTokenizer) -> None:
-    wanted = []
+    expected = []
     for place, title in enumerate(TITLES):
-        wanted += [f"{1990 + place}", " (some college):", f" {title}", "\n"]
-    assert pieces(whole, HEADING + lines_of(TITLES))[-len(wanted) :] == wanted
+        expected += [f"{1990 + place}", " (some college):", f" {title}", "\n"]
+    assert pieces(whole, HEADING + lines_of(TITLES))[-len(expected) :] == expected
     assert pieces(whole, HEADING)[0] == "The worker was born in"
     assert pieces(whole, HEADING)[-2:] == ["The worker has records:", "\n"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.errors import raises
 from helpers.processes import run_well
 from helpers.runs import settings_of, small_run
 from helpers.trained_runs import saved_weights, score_alone
@@ -21,7 +22,6 @@ from transformers import AutoModelForCausalLM
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.run_directory import run_fingerprint
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.models.title_head import TITLE_HEAD, TITLE_HEAD_FILE, read_title_head
@@ -43,19 +43,19 @@ WEIGHT = 0.7
 
 def log_p_by_hand(weight: torch.Tensor, states: torch.Tensor, careers: CareerTable, row: int) -> list[torch.Tensor]:
     """Return log P of every title of a career from the hidden states of its tokens, by the definition."""
-    codes, previous, found = careers.vocabulary.codes, None, []
+    codes, previous, actual = careers.vocabulary.codes, None, []
     is_two_stage = len(weight) > len(codes)
     for (start, _), job in zip(careers.title_spans(row).tolist(), careers.history(row).jobs, strict=True):
         logits, title = weight @ states[start - 1], codes.index(job.occupation)
         if not is_two_stage or previous is None:
-            found.append(logits[title] - logits[: len(codes)].logsumexp(dim=0))
+            actual.append(logits[title] - logits[: len(codes)].logsumexp(dim=0))
         elif title == previous:
-            found.append(torch.log(torch.sigmoid(logits[-1])))
+            actual.append(torch.log(torch.sigmoid(logits[-1])))
         else:
             others = [place for place in range(len(codes)) if place != previous]
-            found.append(torch.log(1 - torch.sigmoid(logits[-1])) + logits[title] - logits[others].logsumexp(dim=0))
+            actual.append(torch.log(1 - torch.sigmoid(logits[-1])) + logits[title] - logits[others].logsumexp(dim=0))
         previous = title
-    return found
+    return actual
 
 
 Trained = tuple[Path, dict[str, torch.Tensor], list[tuple[float, float]]]
@@ -76,12 +76,14 @@ def train_by_hand(folder: Path, kind: str) -> Trained:
     model: Any = new_llama(llama, num_ids=store.num_ids, attention_dropout=0.0, seed=settings.training.seed)
     num_outputs = len(store.vocabulary) + (kind == "two_stage")
     weight = torch.nn.Parameter(torch.zeros(num_outputs, llama.hidden_size))
-    learned, wanted, losses = [weight, *model.parameters()], settings.optimizer, []
+    learned, optimizer_settings, losses = [weight, *model.parameters()], settings.optimizer, []
     groups = [
-        {"params": [each for each in learned if each.dim() > 1], "weight_decay": wanted.weight_decay},
+        {"params": [each for each in learned if each.dim() > 1], "weight_decay": optimizer_settings.weight_decay},
         {"params": [each for each in learned if each.dim() == 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=2e-3, betas=(wanted.beta1, wanted.beta2), eps=wanted.epsilon)
+    adam = torch.optim.AdamW(
+        groups, lr=2e-3, betas=(optimizer_settings.beta1, optimizer_settings.beta2), eps=optimizer_settings.epsilon
+    )
     for _ in range(3):
         of_tokens, of_titles = torch.zeros(()), []
         for row in range(len(careers)):
@@ -94,7 +96,7 @@ def train_by_hand(folder: Path, kind: str) -> Trained:
         num_targets = int(careers.num_tokens().sum()) - len(careers)
         losses.append((of_tokens.item() / num_targets, -torch.stack(of_titles).mean().item()))
         (of_tokens / num_targets - WEIGHT * torch.stack(of_titles).mean()).backward()
-        torch.nn.utils.clip_grad_norm_(learned, wanted.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(learned, optimizer_settings.max_grad_norm)
         adam.step()
         adam.zero_grad()
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -113,10 +115,10 @@ def numbers_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def relative_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == wanted.keys()
-    difference = sum(float((found[name].double() - wanted[name].double()).square().sum()) for name in wanted)
-    return (difference / sum(float(wanted[name].double().square().sum()) for name in wanted)) ** 0.5
+def relative_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert actual.keys() == expected.keys()
+    difference = sum(float((actual[name].double() - expected[name].double()).square().sum()) for name in expected)
+    return (difference / sum(float(expected[name].double().square().sum()) for name in expected)) ** 0.5
 
 
 @pytest.mark.ranks
@@ -124,13 +126,13 @@ def relative_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tenso
 def test_steps_with_the_layer_equal_plain_torch_on_any_ranks_and_resume_bit_for_bit(
     stage: int, kind: str, world_size: int, by_hand: Callable[[str], Trained], tmp_path: Path
 ) -> None:
-    stores, wanted, losses = by_hand(kind)
+    stores, expected, losses = by_hand(kind)
     run = trained(tmp_path, stores, kind, f"zero=stage{stage}", world_size=world_size)
     lines = numbers_of(run)
-    found = [(line["loss_nats_per_token"], line["title_head_loss_nats_per_title"]) for line in lines]
-    np.testing.assert_allclose(found, losses, rtol=2e-5)
+    logged = [(line["loss_nats_per_token"], line["title_head_loss_nats_per_title"]) for line in lines]
+    np.testing.assert_allclose(logged, losses, rtol=2e-5)
     weights = saved_weights(run, 3)
-    assert relative_error(weights, wanted) <= 1e-4
+    assert relative_error(weights, expected) <= 1e-4
 
     export = load_file(run / "export" / TITLE_HEAD_FILE)[TITLE_HEAD]
     if world_size > 1:  # killed after the first step, and started again
@@ -171,8 +173,8 @@ def test_the_layer_learns_in_bf16_what_it_learns_in_fp32(
     stores, _, losses = by_hand("two_stage")
     more = ["compute.gradient_checkpointing=true", "optimizer.name=adamw_8bit"] if "stage3" in zero else []
     lines = numbers_of(trained(tmp_path, stores, "two_stage", *zero.split(), *more, world_size=1))
-    found = [(line["loss_nats_per_token"], line["title_head_loss_nats_per_title"]) for line in lines]
-    np.testing.assert_allclose(found, losses, rtol=3e-3)
+    logged = [(line["loss_nats_per_token"], line["title_head_loss_nats_per_title"]) for line in lines]
+    np.testing.assert_allclose(logged, losses, rtol=3e-3)
 
 
 @pytest.mark.ranks
@@ -190,9 +192,9 @@ def test_the_layer_is_trained_and_saved_with_an_adapter(by_hand: Callable[[str],
     ]  # fmt: skip
     own = [each for each in more if each != "tokenizer=pretrained"]
     overrides = [
-        each
-        for each in small_run(tmp_path, *STEPS, num_people=30)
-        if not each.startswith(("model.llama.", "tokenizer."))
+        override
+        for override in small_run(tmp_path, *STEPS, num_people=30)
+        if not override.startswith(("model.llama.", "tokenizer."))
     ]
     run_well(
         "train.py",
@@ -228,5 +230,5 @@ def test_a_run_without_the_layer_has_the_fingerprint_of_one_that_knows_of_none()
 
 
 def test_weights_are_not_selected_by_a_layer_that_is_not_there() -> None:
-    with pytest.raises(SettingsError, match=r"training.best_by: expected title or token with title_head.kind="):
+    with raises("settings/invalid", "training.best_by: expected title or token", "title_head.kind="):
         compose_settings(RunSettings, "run", ["training.best_by=title_head"])

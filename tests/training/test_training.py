@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.checkpoints import flip_a_bit
+from helpers.errors import raises
 from helpers.processes import EXTENSIONS, ON_CPU, PROJECT, kill_ranks, run_ranks, run_well, start_ranks
 from helpers.runs import settings_of, small_run
 
@@ -24,7 +25,6 @@ from laborllm_dist.checkpoint.load import full_weights
 from laborllm_dist.checkpoint.manifest import check_checkpoint, read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder
 from laborllm_dist.config.run import TrackingSettings
-from laborllm_dist.errors import DiskFullError
 from laborllm_dist.models.loading import new_llama
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.tracking.run_log import RunLog
@@ -37,10 +37,10 @@ def final_weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return dict(full_weights(checkpoint, read_manifest(checkpoint)))
 
 
-def relative_error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    assert found.keys() == wanted.keys()
-    difference = sum(float((found[name].double() - wanted[name].double()).square().sum()) for name in wanted)
-    return (difference / sum(float(wanted[name].double().square().sum()) for name in wanted)) ** 0.5
+def relative_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    assert actual.keys() == expected.keys()
+    difference = sum(float((actual[name].double() - expected[name].double()).square().sum()) for name in expected)
+    return (difference / sum(float(expected[name].double().square().sum()) for name in expected)) ** 0.5
 
 
 PlainStep = tuple[Path, dict[str, torch.Tensor], float]
@@ -70,15 +70,18 @@ def take_plain_step(folder: Path, context_weight: float) -> PlainStep:
         total = total + (losses * weights[1:]).sum()
         sum_of_weights += float(weights[1:].sum())
     (total / sum_of_weights).backward()
-    wanted = settings.optimizer
+    optimizer_settings = settings.optimizer
     groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": wanted.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": optimizer_settings.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(
-        groups, lr=wanted.learning_rate, betas=(wanted.beta1, wanted.beta2), eps=wanted.epsilon
+        groups,
+        lr=optimizer_settings.learning_rate,
+        betas=(optimizer_settings.beta1, optimizer_settings.beta2),
+        eps=optimizer_settings.epsilon,
     )
-    torch.nn.utils.clip_grad_norm_(model.parameters(), wanted.max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer_settings.max_grad_norm)
     optimizer.step()
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     return folder, weights, float(total.detach() / sum_of_weights)
@@ -88,7 +91,7 @@ def take_plain_step(folder: Path, context_weight: float) -> PlainStep:
 def test_a_step_on_two_ranks_equals_plain_torch(
     stage: int, weight: float, plain_step: Callable[[float], PlainStep], tmp_path: Path
 ) -> None:
-    stores, wanted, loss = plain_step(weight)
+    stores, expected, loss = plain_step(weight)
     run = small_run(
         tmp_path,
         f"store.root={stores}/stores",
@@ -100,7 +103,7 @@ def test_a_step_on_two_ranks_equals_plain_torch(
     run_well("train.py", run, world_size=2, log=tmp_path / "log")
     (line,) = (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["loss_nats_per_token"] == pytest.approx(loss, rel=1e-6)
-    assert relative_error(final_weights(tmp_path, 1), wanted) <= 1e-6
+    assert relative_error(final_weights(tmp_path, 1), expected) <= 1e-6
     assert not list(Path(EXTENSIONS).iterdir()), "something was compiled at run time"
 
 
@@ -136,7 +139,7 @@ def thirty_steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def test_kill_and_resume_gives_bitwise_equal_weights(thirty_steps, tmp_path: Path) -> None:
-    stage, straight, wanted = thirty_steps
+    stage, straight, expected = thirty_steps
     run = small_run(tmp_path, *THIRTY_STEPS, f"zero=stage{stage}", f"store.root={straight}/stores")
     killed = run_ranks(
         "train.py", run, world_size=2, log=tmp_path / "log", kill_when=lambda: steps_logged(tmp_path) >= 15
@@ -144,8 +147,8 @@ def test_kill_and_resume_gives_bitwise_equal_weights(thirty_steps, tmp_path: Pat
     assert -signal.SIGKILL in killed.codes, "the run ended before it was killed"
     text = run_well("train.py", run, world_size=2, log=tmp_path / "log")
     assert "train: resumes after step" in text
-    found = final_weights(tmp_path, 30)
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    actual = final_weights(tmp_path, 30)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     numbers = [json.loads(line) for line in (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()]
     before = [json.loads(line) for line in (straight / "runs/small/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in numbers] == list(range(1, 31))
@@ -153,14 +156,14 @@ def test_kill_and_resume_gives_bitwise_equal_weights(thirty_steps, tmp_path: Pat
 
 
 def test_one_rank_at_another_stage_goes_on_where_two_were_killed(thirty_steps, tmp_path: Path) -> None:
-    stage, straight, wanted = thirty_steps
+    stage, straight, expected = thirty_steps
     run = small_run(tmp_path, *THIRTY_STEPS, f"zero=stage{stage}", f"store.root={straight}/stores")
     run_ranks("train.py", run, world_size=2, log=tmp_path / "log", kill_when=lambda: steps_logged(tmp_path) >= 15)
     other = [*run, f"zero=stage{5 - stage}", "batch.micro_batch_size=3"]
     text = run_well("train.py", other, world_size=1, log=tmp_path / "log")
     assert "train: resumes after step" in text
     # Thirty Adam steps amplify the last bits of sums that are added in another order.
-    assert relative_error(final_weights(tmp_path, 30), wanted) <= 2e-5
+    assert relative_error(final_weights(tmp_path, 30), expected) <= 2e-5
 
 
 def test_a_request_to_stop_saves_the_step_and_exits_with_its_own_code(tmp_path: Path) -> None:
@@ -226,7 +229,7 @@ def test_a_full_disk_stops_with_one_line_and_the_run_goes_on_when_there_is_room(
 def test_a_full_disk_under_the_log_is_said_and_closing_does_not_try_again(small_disk: Path) -> None:
     off = TrackingSettings(wandb="off", project="p")
     log = RunLog(small_disk / "metrics.jsonl", off, name="n", settings={}, step=0)
-    with pytest.raises(DiskFullError, match=r"while writing metrics.jsonl"), contextlib.closing(log):
+    with raises("disk-full/no-room-left", "metrics.jsonl"), contextlib.closing(log):
         for step in range(1, 3000):
             log.write({"step": step, "careers": "x" * 1000})
 
@@ -267,12 +270,12 @@ def test_bf16_trains_at_every_stage_close_to_fp32(tmp_path: Path) -> None:
     folder = tmp_path / "fp32"
     run = small_run(folder, f"store.root={tmp_path}/stores", "training.epochs=2", "zero=stage1")
     run_well("train.py", run, world_size=1, log=tmp_path / "log")
-    wanted = [
+    expected = [
         json.loads(line)["loss_nats_per_token"]
         for line in (folder / "runs/small/metrics.jsonl").read_text().splitlines()
     ]
-    for stage, found in losses.items():
-        assert found == pytest.approx(wanted, rel=5e-3), f"stage {stage}"
+    for stage, actual in losses.items():
+        assert actual == pytest.approx(expected, rel=5e-3), f"stage {stage}"
 
 
 def test_a_stop_in_the_last_validation_leaves_it_to_the_next_start(tmp_path: Path) -> None:
@@ -343,11 +346,11 @@ def test_the_curves_of_every_stage_and_of_a_run_resumed_at_others_are_one(tmp_pa
 
     for stage in (0, 1, 2, 3):
         run_well("train.py", run_in(str(stage), stage), world_size=2, log=tmp_path / "log")
-    wanted = losses(tmp_path / "0")
-    assert len(wanted) == 12
-    assert wanted[-1] < wanted[0] - 1e-2  # something is learned, so agreement is no accident
+    expected = losses(tmp_path / "0")
+    assert len(expected) == 12
+    assert expected[-1] < expected[0] - 1e-2  # something is learned, so agreement is no accident
     for stage in (1, 2, 3):
-        assert losses(tmp_path / str(stage)) == pytest.approx(wanted, rel=1e-6), f"stage {stage}"
+        assert losses(tmp_path / str(stage)) == pytest.approx(expected, rel=1e-6), f"stage {stage}"
     mixed = tmp_path / "mixed"
     for num_steps, stage, world_size in ((4, 3, 2), (8, 0, 1)):
         killed = run_ranks(
@@ -355,9 +358,9 @@ def test_the_curves_of_every_stage_and_of_a_run_resumed_at_others_are_one(tmp_pa
             run_in("mixed", stage),
             world_size=world_size,
             log=tmp_path / "log",
-            kill_when=lambda wanted=num_steps: steps_logged(mixed) >= wanted,
+            kill_when=lambda expected=num_steps: steps_logged(mixed) >= expected,
         )
         assert -signal.SIGKILL in killed.codes
     text = run_well("train.py", run_in("mixed", 1), world_size=3, log=tmp_path / "log")
     assert "train: resumes after step" in text
-    assert losses(mixed) == pytest.approx(wanted, rel=1e-6)
+    assert losses(mixed) == pytest.approx(expected, rel=1e-6)

@@ -23,7 +23,7 @@ from laborllm_dist.careers.readers.career_text import (
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import CareerTextSettings, VocabularySettings
-from laborllm_dist.errors import DataFileError, LaborError
+from laborllm_dist.errors import LaborError
 from laborllm_dist.store.build import prepare, prepare_store
 
 WRITTEN = {
@@ -57,8 +57,8 @@ def write(folder: Path, **changes: str) -> CareerTextSettings:
     return CareerTextSettings(str(folder), codes, ("unknown", "<unk>"))
 
 
-def read(wanted: CareerTextSettings) -> list[PersonRecord]:
-    return [person() for person in career_text_people(wanted, survey="CAREER")]
+def read(text_settings: CareerTextSettings) -> list[PersonRecord]:
+    return [person() for person in career_text_people(text_settings, survey="CAREER")]
 
 
 def test_three_people_by_hand(tmp_path: Path) -> None:
@@ -68,51 +68,51 @@ def test_three_people_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_kind_may_be_absent_everywhere_but_not_somewhere(tmp_path: Path) -> None:
-    wanted = write(tmp_path)
+    text_settings = write(tmp_path)
     (tmp_path / "test.gender").unlink()
     with raises("data-file/missing-split-file", "test", "gender", "train, test"):
-        career_text_files(wanted)
+        career_text_files(text_settings)
     (tmp_path / "train.gender").unlink()
-    assert [person.career.gender for person in read(wanted)] == [None] * 3
+    assert [person.career.gender for person in read(text_settings)] == [None] * 3
     (tmp_path / "train.year").unlink()
     with raises("data-file/missing-split-file", "train", "year"):
-        career_text_files(wanted)
+        career_text_files(text_settings)
 
 
 BROKEN = {
     "train_job": {
-        "25 23\n11\n": r"train.year: 1 problem:\n  line 1: 3 values, expected 2",
-        "25 23 99\n11\n": r"train.job: 1 problem:\n  line 1: code '99' is not in .*codes.csv",
-        "25 23 23\n\n": r"line 2: 0 values, expected at least one job",
-        "25 23 23\n11\n23\n": r"line 3: the file ends before this line, which the job file has",
-        "25 23 23\n": r"line 2: train.job has no such line",
-        "25 23 23\n1\0 1\n": r"line 2: holds a NUL byte",
+        "25 23\n11\n": ("train.year: 1 problem:\n  line 1: 3 values, expected 2",),
+        "25 23 99\n11\n": ("train.job: 1 problem:\n  line 1: code '99'", "codes.csv"),
+        "25 23 23\n\n": ("line 2: 0 values",),
+        "25 23 23\n11\n23\n": ("line 3: the file ends",),
+        "25 23 23\n": ("line 2: train.job",),
+        "25 23 23\n1\0 1\n": ("line 2", "NUL byte"),
     },
     "train_year": {
-        "2005 2005 2010\n1999\n": r"line 1: '2005 2005 2010' are not years in rising order",
-        "2005 2006 2010\nsoon\n": r"line 2: 'soon' are not years in rising order",
+        "2005 2005 2010\n1999\n": ("line 1: '2005 2005 2010'",),
+        "2005 2006 2010\nsoon\n": ("line 2: 'soon'",),
     },
     "train_gender": {
-        "female male\nmale\n": r"train.gender: 1 problem:\n  line 1: 2 values, expected 1",
-        "female\nmale%0A1990:_Cooks\n": r"line 2: 'male%0A1990:_Cooks' holds a line break or control character",
+        "female male\nmale\n": ("train.gender: 1 problem:\n  line 1: 2 values, expected 1",),
+        "female\nmale%0A1990:_Cooks\n": ("line 2: 'male%0A1990:_Cooks'", "line break"),
     },
-    "train_education": {"masters %1B[31m doctorate\nunknown\n": r"line 1: '%1B\[31m' holds a line break or control"},
+    "train_education": {"masters %1B[31m doctorate\nunknown\n": ("line 1: '%1B[31m'", "control")},
 }
 
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in BROKEN.items() for text in texts])
 def test_broken_files_are_refused_with_file_and_line(kind: str, text: str, tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match=BROKEN[kind][text]):
+    with raises("data-file/invalid-content", *BROKEN[kind][text]):
         read(write(tmp_path, **{kind: text}))
 
 
 def test_missing_folders_are_refused(tmp_path: Path) -> None:
-    wanted = write(tmp_path / "a")
+    text_settings = write(tmp_path / "a")
     with raises("data-file/no-folder", "nowhere"):
-        career_text_files(dataclasses.replace(wanted, path=str(tmp_path / "nowhere")))
+        career_text_files(dataclasses.replace(text_settings, path=str(tmp_path / "nowhere")))
     (tmp_path / "empty").mkdir()
     with raises("data-file/no-split-files"):
-        career_text_files(dataclasses.replace(wanted, path=str(tmp_path / "empty")))
+        career_text_files(dataclasses.replace(text_settings, path=str(tmp_path / "empty")))
 
 
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp", "Zs")) | st.sampled_from(" _%"), min_size=1))
@@ -122,11 +122,11 @@ def test_any_value_is_one_word_and_comes_back(value: str) -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    wanted = write(tmp_path / "in")
+    text_settings = write(tmp_path / "in")
     counts = write_career_text([("train", FIRST), ("train", SECOND), ("test", THIRD)], tmp_path / "out")
     assert counts == {"train": 2, "valid": 0, "test": 1}
     assert (tmp_path / "out/train.ethnicity").read_text() == "black_or_african_american\nunknown\n"
-    assert read(dataclasses.replace(wanted, path=str(tmp_path / "out"))) == read(wanted)
+    assert read(dataclasses.replace(text_settings, path=str(tmp_path / "out"))) == read(text_settings)
     with raises("data-file/output-folder-exists", "out"):
         write_career_text([], tmp_path / "out")
     odd = dataclasses.replace(THIRD, jobs=(Job(2001, "1 1"),))
@@ -195,15 +195,15 @@ def test_a_person_in_two_splits_is_refused(tmp_path: Path) -> None:
 )
 def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, cut: int, name: str) -> None:
     folder = tmp_path_factory.mktemp("damage")
-    wanted = write(folder)
+    text_settings = write(folder)
     content = bytearray((folder / name).read_bytes())
     for place, replacement in damage:
         at = place % len(content)
         content[at : at + len(replacement)] = replacement
     (folder / name).write_bytes(content[: max(1, len(content) - cut)])
     try:
-        people = read(wanted)
-    except LaborError as refusal:
-        assert str(folder) in str(refusal)
+        people = read(text_settings)
+    except LaborError as error:
+        assert str(folder) in str(error)
     else:
         assert len(people) == 3

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.fuzzing import Refusal, check_number_of_cases, damaged_bytes, fuzz, limited_memory, outcome
+from helpers.fuzzing import Rejection, check_number_of_cases, damaged_bytes, fuzz, limited_memory, outcome
 from helpers.nls import BOUNDS, NOBODY, SILENT, WOMAN, WOMAN_YEARS, made_rows, write_extract
 from helpers.psid import PARTNER, wave, write_cart, write_packaged
 from helpers.reference.slow_tables import Wrong, number_in, slow_csv
@@ -66,8 +66,8 @@ def read_nls(path: Path) -> list[PersonRecord]:
 
 
 def read_psid(path: Path) -> list[PersonRecord]:
-    wanted = SurveySettings(path=str(path), variables="all", **{**BOUNDS, "first_year": FIRST_YEAR})
-    return [person() for person in psid_people(wanted, survey="PSID")]
+    settings = SurveySettings(path=str(path), variables="all", **{**BOUNDS, "first_year": FIRST_YEAR})
+    return [person() for person in psid_people(settings, survey="PSID")]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def read_before(read: Read, where: Path) -> list[PersonRecord]:
     return read(where)
 
 
-def read_damaged(path: Path, content: bytes, where: Path, read: Read) -> list[PersonRecord] | Refusal:
+def read_damaged(path: Path, content: bytes, where: Path, read: Read) -> list[PersonRecord] | Rejection:
     """Read an extract with other content in one of its files."""
     before = path.read_bytes()
     read_before(read, where)
@@ -120,8 +120,8 @@ def test_an_extract_with_a_codebook_or_checksums_is_refused_or_read_as_before(
     where = extracts[name]
     path = data.draw(st.sampled_from(tables_of(where, ".sdf" if name == "nls dat" else ".csv", ".cdb", ".sdf", ".zip")))
     content = data.draw(damaged_bytes(path.read_bytes(), tokens=NUMBERS))
-    found = read_damaged(path, content, where, read_nls)
-    assert isinstance(found, Refusal) or found == read_before(read_nls, where)
+    result = read_damaged(path, content, where, read_nls)
+    assert isinstance(result, Rejection) or result == read_before(read_nls, where)
 
 
 @given(st.data())
@@ -132,20 +132,20 @@ def test_people_of_an_extract_whose_rows_stand_as_before_are_read_as_before(
     where = extracts["nls references"]
     path = where / "made.csv"
     content = data.draw(damaged_bytes(path.read_bytes()))
-    found = read_damaged(path, content, where, read_nls)
+    result = read_damaged(path, content, where, read_nls)
     try:
         before, rows = slow_csv(path.read_bytes()), slow_csv(content)
         numbers = [list(map(number_in, row)) for row in rows[1:]]
     except Wrong as wrong:
-        assert isinstance(found, Refusal), str(wrong)
+        assert isinstance(result, Rejection), str(wrong)
         return
-    if not rows or rows[0] != before[0] or isinstance(found, Refusal):
-        assert isinstance(found, Refusal) or found == read_before(read_nls, where)
+    if not rows or rows[0] != before[0] or isinstance(result, Rejection):
+        assert isinstance(result, Rejection) or result == read_before(read_nls, where)
         return
     assert None not in [number for row in numbers for number in row]
-    wanted = dict(zip(map(tuple, (map(int, row) for row in before[1:])), read_before(read_nls, where), strict=True))
-    for row, person in zip(numbers, found, strict=True):
-        assert wanted.get(tuple(row), person) == person
+    expected = dict(zip(map(tuple, (map(int, row) for row in before[1:])), read_before(read_nls, where), strict=True))
+    for row, person in zip(numbers, result, strict=True):
+        assert expected.get(tuple(row), person) == person
 
 
 @given(st.data(), st.sampled_from(("psid do", "psid sas", "psid sps", "psid zip", "psid packaged")))
@@ -156,8 +156,8 @@ def test_a_download_with_a_damaged_layout_is_refused_or_read_as_before(
     where = extracts[name]
     path = data.draw(st.sampled_from(tables_of(where, ".do", ".sas", ".sps", ".zip")))
     content = data.draw(damaged_bytes(path.read_bytes(), tokens=NUMBERS, part=SECTIONS.get(path.suffix)))
-    found = read_damaged(path, content, where, read_psid)
-    assert isinstance(found, Refusal) or found == read_before(read_psid, where)
+    result = read_damaged(path, content, where, read_psid)
+    assert isinstance(result, Rejection) or result == read_before(read_psid, where)
 
 
 @given(st.data())
@@ -168,13 +168,13 @@ def test_people_of_a_download_whose_records_stand_as_before_are_read_as_before(
     where = extracts["psid do"]
     path = where / "J220485.txt"
     content = data.draw(damaged_bytes(path.read_bytes(), tokens=NUMBERS))
-    found = read_damaged(path, content, where, read_psid)
-    if isinstance(found, Refusal):
+    result = read_damaged(path, content, where, read_psid)
+    if isinstance(result, Rejection):
         return
-    wanted = dict(zip(path.read_bytes().split(b"\r\n"), read_before(read_psid, where), strict=False))
+    expected = dict(zip(path.read_bytes().split(b"\r\n"), read_before(read_psid, where), strict=False))
     records = [line.rstrip(b"\r") for line in content.rstrip(b"\r\n").split(b"\n")]
-    for record, person in zip(records, found, strict=True):
-        assert wanted.get(record, person) == person
+    for record, person in zip(records, result, strict=True):
+        assert expected.get(record, person) == person
 
 
 def test_enough_surveys_were_tried(request: pytest.FixtureRequest) -> None:

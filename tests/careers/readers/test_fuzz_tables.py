@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.fuzzing import (
-    Refusal,
+    Rejection,
     check_message,
     check_number_of_cases,
     damaged_bytes,
@@ -107,22 +107,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def panel_settings(folder: Path, name: str) -> LongPanelSettings:
-    wanted = dataclasses.replace(panel(folder, name), missing=MISSING_WORDS)
+    expected = dataclasses.replace(panel(folder, name), missing=MISSING_WORDS)
     (folder / "titles.csv").write_text("code,title\n1,Cooks\n2.0,Bakers\n03,Maids\n-8,On the move\na b,Aides\n")
-    return wanted
+    return expected
 
 
 def check_panel(folder: Path, name: str, rows: list[list[str]] | None) -> None:
     """Read a panel; `rows` are what a slow reader finds in it, None where it finds no table."""
-    found = outcome(lambda: list(read_long_panel(panel_settings(folder, name), survey="P")))
+    result = outcome(lambda: list(read_long_panel(panel_settings(folder, name), survey="P")))
     try:
         assert rows is not None
-        wanted = slow_panel(rows, CODES, "P")
+        expected = slow_panel(rows, CODES, "P")
     except (Wrong, AssertionError) as wrong:
-        assert isinstance(found, Refusal), f"{wrong}: {found}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
-    if set(HEADER[:-1]) <= {each.strip() for each in rows[0]}:
-        assert found == wanted
+    if set(HEADER[:-1]) <= {row.strip() for row in rows[0]}:
+        assert result == expected
 
 
 @given(rows_of_panels(), st.sampled_from(("csv", "quoted", "gz", "parquet")))
@@ -158,10 +158,10 @@ def test_a_damaged_panel_is_read_as_it_then_stands_or_refused(folder: Path, data
     content = data.draw(damaged_bytes(as_csv(data.draw(sound_panels()), quoting=quoting)))
     (folder / "p.csv").write_bytes(content)
     try:
-        found = slow_csv(content)
+        rows = slow_csv(content)
     except Wrong:
-        found = None
-    check_panel(folder, "p.csv", found)
+        rows = None
+    check_panel(folder, "p.csv", rows)
 
 
 @given(st.data())
@@ -185,12 +185,12 @@ def test_a_damaged_parquet_or_gzip_file_is_refused_or_holds_what_its_library_say
             texts = [
                 [str(value) if value is not None else "" for value in column.to_pylist()] for column in table.columns
             ]
-            found = [table.column_names, *(list(row) for row in zip(*texts, strict=True))]
+            actual = [table.column_names, *(list(row) for row in zip(*texts, strict=True))]
         else:
-            found = slow_csv(gzip.decompress(path.read_bytes()))
+            actual = slow_csv(gzip.decompress(path.read_bytes()))
     except (Wrong, OSError, EOFError, ValueError, pa.ArrowException, zlib.error):
-        found = None
-    check_panel(folder, path.name, found)
+        actual = None
+    check_panel(folder, path.name, actual)
 
 
 # ---------------------------------------------------------------------------------------------------- resumes
@@ -341,17 +341,17 @@ def slow_span(start: str, end: str) -> tuple[date, date | None]:
 
 def check_resumes(path: Path, rows: list[dict[str, Any]] | None, bad_dates: str) -> None:
     """Read resumes; `rows` are what a slow reader finds in the file, None where it finds no JSON."""
-    wanted = resume_settings(path, bad_dates=bad_dates)
-    found = outcome(lambda: [person().career for person in resume_people(wanted, survey="R")])
+    settings = resume_settings(path, bad_dates=bad_dates)
+    result = outcome(lambda: [person().career for person in resume_people(settings, survey="R")])
     try:
         if rows is None:
             raise Wrong("no JSON")
         careers = slow_resumes(rows, leave_out=bad_dates == "leave_out")
     except Wrong as wrong:
-        assert isinstance(found, Refusal), f"{wrong}: {found}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
     if all(any(name in row for row in rows) for name in RESUME_HEADER):
-        assert found == careers
+        assert result == careers
 
 
 def as_json_lines(rows: list[dict[str, Any]]) -> bytes:
@@ -414,18 +414,18 @@ def test_numbered_columns_give_the_careers_of_one_row_a_job_or_a_refusal(
     (folder / "w.jsonl").write_bytes(as_json_lines(wide))
     (folder / "r.jsonl").write_bytes(as_json_lines(rows))
     columns = {name: f"{name}_{{}}" for name in names}
-    wanted = resume_settings(folder / "w.jsonl", rows="job", num_slots=None)
-    wanted = dataclasses.replace(
-        wanted, rows="person", num_slots=num_slots, columns=dataclasses.replace(wanted.columns, **columns)
+    settings = resume_settings(folder / "w.jsonl", rows="job", num_slots=None)
+    settings = dataclasses.replace(
+        settings, rows="person", num_slots=num_slots, columns=dataclasses.replace(settings.columns, **columns)
     )
-    found = outcome(lambda: [person().career for person in resume_people(wanted, survey="R")])
+    result = outcome(lambda: [person().career for person in resume_people(settings, survey="R")])
     narrow = resume_settings(folder / "r.jsonl")
     other = outcome(lambda: [person().career for person in resume_people(narrow, survey="R")])
     seen = {name for row in wide for name in row}
     has_all = seen >= {"gender", *(f"{name}_0" for name in names)}
-    if isinstance(other, Refusal) or max(map(len, people.values())) > num_slots or not has_all:
+    if isinstance(other, Rejection) or max(map(len, people.values())) > num_slots or not has_all:
         return
-    assert isinstance(found, Refusal) or found == other
+    assert isinstance(result, Rejection) or result == other
 
 
 # ---------------------------------------------------------------------------------------------------- dates
@@ -443,16 +443,16 @@ def test_a_damaged_date_means_what_strptime_makes_of_it_or_nothing(day: date, fo
     if data.draw(st.booleans()):
         text = data.draw(damaged_bytes(text.encode())).decode("utf-8", "surrogateescape")
     order = data.draw(st.sampled_from((None, "day_first", "month_first")))
-    meant = slow_dates(text)
+    possible = slow_dates(text)
     try:
-        found = read_days(text, order)
-    except NotADateError as refusal:
-        check_message(str(refusal))
+        result = read_days(text, order)
+    except NotADateError as error:
+        check_message(str(error))
         if text == day.strftime(form) and 1850 <= day.year <= 2100:
-            assert len(meant) != 1 or order is not None, text
+            assert len(possible) != 1 or order is not None, text
         return
-    assert found in meant, f"{text!r} is {found}, not {meant}"
-    assert order is not None or len(meant) == 1
+    assert result in possible, f"{text!r} is {result}, not {possible}"
+    assert order is not None or len(possible) == 1
     assert split_range(text, lambda word: word == "now") is None
 
 
@@ -467,16 +467,16 @@ def test_a_damaged_list_of_titles_is_the_one_that_then_stands_or_refused(folder:
     content = data.draw(damaged_bytes(as_csv(TITLES)))
     (folder / "t.csv").write_bytes(content)
     same_titles = data.draw(st.sampled_from(("error", "merge")))
-    wanted = VocabularySettings(str(folder / "t.csv"), "code", "title", same_titles)
-    found = outcome(lambda: read_occupations(wanted))
+    settings = VocabularySettings(str(folder / "t.csv"), "code", "title", same_titles)
+    result = outcome(lambda: read_occupations(settings))
     try:
         codes, titles = slow_titles(slow_csv(content), same_titles)
     except Wrong as wrong:
-        assert isinstance(found, Refusal), f"{wrong}: {found}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
-    assert not isinstance(found, Refusal), found.text
-    assert dict(zip(found.vocabulary.codes, found.vocabulary.titles, strict=True)) == titles
-    assert dict(found.code_of) == codes
+    assert not isinstance(result, Rejection), result.text
+    assert dict(zip(result.vocabulary.codes, result.vocabulary.titles, strict=True)) == titles
+    assert dict(result.code_of) == codes
 
 
 def slow_titles(rows: list[list[str]], same_titles: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -501,7 +501,7 @@ def slow_titles(rows: list[list[str]], same_titles: str) -> tuple[dict[str, str]
 # ---------------------------------------------------------------------------------------------------- careers to predict
 
 VOCABULARY = OccupationVocabulary(("1", "2", "c d"), ("Cooks", "Bakers", "Maids"))
-ASKED = {
+REQUEST = {
     "person": "Ann", "survey": "P", "birth_year": 1960, "gender": "female", "region": "south",
     "jobs": [{"year": 1984, "occupation": "Cooks", "education": "college"}, {"year": "1986.0", "occupation": 2}],
     "next": {"year": 1990, "education": "phd"},
@@ -514,21 +514,21 @@ ANOTHER = {"person": 12.0, "jobs": [{"year": 1990, "occupation": "maids"}]}
 def test_damaged_careers_to_predict_for_are_read_as_they_then_stand_or_refused(
     folder: Path, data: st.DataObject, form: str
 ) -> None:
-    people = data.draw(damaged_trees([ASKED, ANOTHER]))
+    people = data.draw(damaged_trees([REQUEST, ANOTHER]))
     path = folder / ("a.jsonl" if form == "jsonl" and isinstance(people, list) else "a.json")
-    text = "".join(json.dumps(each) + "\n" for each in people) if path.suffix == ".jsonl" else json.dumps(people)
+    text = "".join(json.dumps(person) + "\n" for person in people) if path.suffix == ".jsonl" else json.dumps(people)
     content = text.encode()
     if form == "damaged":
-        people, content = None, data.draw(damaged_bytes(json.dumps([ASKED, ANOTHER]).encode()))
+        people, content = None, data.draw(damaged_bytes(json.dumps([REQUEST, ANOTHER]).encode()))
     path.write_bytes(content)
     surveys = ("P", "Q")[: data.draw(st.sampled_from((1, 2)))]
-    found = outcome(lambda: read_requests(path, VOCABULARY, surveys))
+    result = outcome(lambda: read_requests(path, VOCABULARY, surveys))
     try:
-        careers = slow_asked(slow_json(content), surveys)
+        careers = slow_requests(slow_json(content), surveys)
     except (Wrong, ValueError) as wrong:
-        assert isinstance(found, Refusal), f"{wrong}: {found}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
-    assert found == careers
+    assert result == careers
 
 
 def slow_json(content: bytes) -> list[Any]:
@@ -550,7 +550,7 @@ def slow_json(content: bytes) -> list[Any]:
     return values
 
 
-def slow_asked(people: list[Any], surveys: tuple[str, ...]) -> list[PredictionRequest]:
+def slow_requests(people: list[Any], surveys: tuple[str, ...]) -> list[PredictionRequest]:
     """Return the careers that objects ask for."""
     careers: dict[tuple[str, str], PredictionRequest] = {}
     for value in people:
@@ -564,20 +564,20 @@ def slow_asked(people: list[Any], surveys: tuple[str, ...]) -> list[PredictionRe
             raise Wrong("twice")
         facts = {name: known(cells.get(name)) for name in OPTIONAL[:4]}
         born = None if facts["birth_year"] is None else year_in(facts["birth_year"])
-        careers[key] = slow_years_asked(key, value, (born, facts["gender"], facts["ethnicity"], facts["region"]))
+        careers[key] = slow_request(key, value, (born, facts["gender"], facts["ethnicity"], facts["region"]))
     if not careers:
         raise Wrong("nobody")
     return list(careers.values())
 
 
-def slow_years_asked(key: tuple[str, str], value: dict[str, Any], facts: tuple[Any, ...]) -> PredictionRequest:
-    jobs, asked = value.get("jobs"), value.get("next")
+def slow_request(key: tuple[str, str], value: dict[str, Any], facts: tuple[Any, ...]) -> PredictionRequest:
+    jobs, next_job = value.get("jobs"), value.get("next")
     if not isinstance(jobs, list | None):
         raise Wrong("jobs")
     years: dict[int, Job] = {}
-    wanted: list[tuple[int, str | None]] = []
-    for job in [*(jobs or []), *([] if asked is None else [asked])]:
-        is_next = job is asked
+    expected: list[tuple[int, str | None]] = []
+    for job in [*(jobs or []), *([] if next_job is None else [next_job])]:
+        is_next = job is next_job
         cells = slow_texts(job, {"year", "education", *(() if is_next else ("occupation",))})
         year, education = year_in(cells.get("year", "")), known(cells.get("education"))
         occupation = cells.get("occupation", "")
@@ -586,16 +586,16 @@ def slow_years_asked(key: tuple[str, str], value: dict[str, Any], facts: tuple[A
         alike = [code for code, title in VOCABULARY.title_of().items() if title.casefold() == occupation.casefold()]
         codes = [code for code in (occupation, code_in(occupation), *alike) if code in VOCABULARY.codes]
         if is_next or (not codes and occupation.casefold() in MISSING):
-            wanted.append((year, education))
+            expected.append((year, education))
         elif not codes or year in years:
             raise Wrong("occupation or year")
         else:
             years[year] = Job(year, codes[0], education)
     last = max(years, default=0)
-    if len(wanted) > 1 or (not wanted and not years) or (wanted and wanted[0][0] <= last):
+    if len(expected) > 1 or (not expected and not years) or (expected and expected[0][0] <= last):
         raise Wrong("year to predict")
-    year, education = wanted[0] if wanted else (last + 1, None)
-    if facts[0] is not None and min([*years, *([year] if wanted else [])]) < facts[0]:
+    year, education = expected[0] if expected else (last + 1, None)
+    if facts[0] is not None and min([*years, *([year] if expected else [])]) < facts[0]:
         raise Wrong("birth")
     in_order = tuple(job for _, job in sorted(years.items()))
     before = [job.education for job in in_order if job.education is not None]
@@ -640,14 +640,14 @@ def test_damaged_parallel_text_files_are_read_as_they_then_stand_or_refused(fold
         (inside / name).write_bytes(content)
     (folder / "codes.csv").write_text("code,title\n1,Cooks\n2,Bakers\n03,Maids\nx%20y,Aides\n")
     codes = VocabularySettings(str(folder / "codes.csv"), "code", "title", "error")
-    wanted = CareerTextSettings(str(inside), codes, ("unknown", *MISSING_WORDS))
-    found = outcome(lambda: [person().career for person in career_text_people(wanted, survey="C")])
+    settings = CareerTextSettings(str(inside), codes, ("unknown", *MISSING_WORDS))
+    result = outcome(lambda: [person().career for person in career_text_people(settings, survey="C")])
     try:
         careers = [career for split in ("train", "test") for career in slow_career_text(split, files)]
     except (Wrong, UnicodeDecodeError) as wrong:
-        assert isinstance(found, Refusal), f"{wrong}: {found}"
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
         return
-    assert found == careers
+    assert result == careers
 
 
 def slow_career_text(split: str, files: dict[str, bytes]) -> list[CareerHistory]:
@@ -670,10 +670,12 @@ def slow_career_text(split: str, files: dict[str, bytes]) -> list[CareerHistory]
             code not in CAREER_CODES and code_in(code) not in CAREER_CODES for code in jobs
         ):
             raise Wrong("order or code")
-        found = [CAREER_CODES.get(code) or CAREER_CODES[code_in(code)] for code in jobs]
+        occupations = [CAREER_CODES.get(code) or CAREER_CODES[code_in(code)] for code in jobs]
         levels = map(slow_word, educations)
-        told = tuple(map(Job, numbers, found, levels))
-        careers.append(CareerHistory(f"{split}-{number:07d}", "C", None, slow_word(genders[0]), None, None, told))
+        career_jobs = tuple(map(Job, numbers, occupations, levels))
+        careers.append(
+            CareerHistory(f"{split}-{number:07d}", "C", None, slow_word(genders[0]), None, None, career_jobs)
+        )
     return careers
 
 
@@ -681,7 +683,7 @@ def slow_word(word: str) -> str | None:
     """Return what a word of these files stands for: _ is a blank, %5F is _."""
     if word.casefold() in {"unknown", *MISSING}:
         return None
-    letters = re.sub("%[0-9A-F][0-9A-F]", lambda found: chr(int(found[0][1:], 16)), word.replace("_", " "))
+    letters = re.sub("%[0-9A-F][0-9A-F]", lambda match: chr(int(match[0][1:], 16)), word.replace("_", " "))
     if not plain(letters).isprintable():
         raise Wrong("signs")
     return plain(letters)

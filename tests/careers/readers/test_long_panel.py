@@ -19,7 +19,7 @@ from laborllm_dist.careers.readers.long_panel import read_long_panel
 from laborllm_dist.careers.readers.wage_panel import read_wage_panel
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import LongPanelSettings
-from laborllm_dist.errors import DataFileError, VocabularyError
+from laborllm_dist.errors import DataFileError
 
 HEADER = "person,year,occupation,birth_year,gender,ethnicity,region,education"
 GOOD = ["1,1984,a,1960,female,white,south,college", "1,1982,b,1960,female,white,west,high school", "2,1990,a,,,,,"]
@@ -29,7 +29,7 @@ def read(settings: LongPanelSettings) -> list[CareerHistory]:
     return list(read_long_panel(settings, survey="PANEL"))
 
 
-WANTED = [
+EXPECTED = [
     CareerHistory(
         "1", "PANEL", 1960, "female", "white", "west", (Job(1982, "b", "high school"), Job(1984, "a", "college"))
     ),
@@ -39,63 +39,60 @@ WANTED = [
 
 def test_a_panel_becomes_careers_in_order_of_year(tmp_path: Path) -> None:
     (tmp_path / "panel.csv").write_text("\n".join([HEADER, *GOOD]))
-    assert read(panel(tmp_path)) == WANTED
+    assert read(panel(tmp_path)) == EXPECTED
 
 
 def test_gzip_parquet_and_a_byte_order_mark_read_the_same(tmp_path: Path) -> None:
     text = "\n".join([HEADER, *GOOD]) + "\n"
     (tmp_path / "panel.csv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
-    assert read(panel(tmp_path, "panel.csv.gz")) == WANTED
+    assert read(panel(tmp_path, "panel.csv.gz")) == EXPECTED
     cells = [line.split(",") for line in GOOD]
     columns = {name: [row[at] or None for row in cells] for at, name in enumerate(HEADER.split(","))}
     columns["year"] = [int(year) for year in columns["year"]]
     # As pandas writes numbers of a column that has gaps.
     columns["birth_year"] = [float("nan") if year is None else float(year) for year in columns["birth_year"]]
     pq.write_table(pa.table(columns), tmp_path / "panel.parquet")
-    assert read(panel(tmp_path, "panel.parquet")) == WANTED
+    assert read(panel(tmp_path, "panel.parquet")) == EXPECTED
 
 
+INVALID = "data-file/invalid-content"
 BROKEN = {
-    "missing column": ("person,year,job\n1,1984,a", r"line 1, column occupation: missing"),
-    "column twice": (HEADER.replace("region", "year") + "\n", r"line 1, column year: this column appears twice"),
+    "missing column": ("person,year,job\n1,1984,a", INVALID, "line 1, column occupation: missing"),
+    "column twice": (HEADER.replace("region", "year") + "\n", INVALID, "line 1, column year", "twice"),
     "doubled person-year": (
-        "\n".join([HEADER, *GOOD, GOOD[0]]),
-        r"line 5, column year: person '1' has 1984 twice, first at line 2",
+        "\n".join([HEADER, *GOOD, GOOD[0]]), INVALID, "line 5, column year: person '1'", "1984", "line 2",
     ),
-    "year before birth": (
-        f"{HEADER}\n1,1950,a,1960,,,,",
-        r"line 2, column year: 1950 is before the person's birth in 1960",
-    ),
-    "unknown code": (f"{HEADER}\n1,1984,z,1960,,,,", r"line 2, column occupation: code 'z' is not in .*titles.csv"),
-    "empty person": (f"{HEADER}\n,1984,a,1960,,,,", r"line 2, column person: empty"),
-    "no year": (f"{HEADER}\n1,soon,a,1960,,,,", r"line 2, column year: 'soon' is not a year"),
+    "year before birth": (f"{HEADER}\n1,1950,a,1960,,,,", INVALID, "line 2, column year: 1950", "birth", "1960"),
+    "unknown code": (f"{HEADER}\n1,1984,z,1960,,,,", INVALID, "line 2, column occupation: code 'z'", "titles.csv"),
+    "empty person": (f"{HEADER}\n,1984,a,1960,,,,", INVALID, "line 2, column person: empty"),
+    "no year": (f"{HEADER}\n1,soon,a,1960,,,,", INVALID, "line 2, column year: 'soon'"),
     "changed birth year": (
-        f"{HEADER}\n1,1984,a,1960,,,,\n1,1985,a,1961,,,,",
-        r"line 3, column birth_year: '1961', but '1960'",
+        f"{HEADER}\n1,1984,a,1960,,,,\n1,1985,a,1961,,,,", INVALID, "line 3, column birth_year: '1961'", "'1960'",
     ),
-    "too few values": (f"{HEADER}\n1,1984,a", r"line 2: 3 values, the header has 8"),
-    "line break in a value": (f'{HEADER}\n1,1984,a,1960,,,"so\nuth",', r"column region: 'so\\nuth' holds a line break"),
-    "no rows": (HEADER + "\n", r"a header, but no rows"),
-    "open quote": (f'{HEADER}\n1,1984,"a,1960,,,,', r"line 2: not CSV"),
-}
+    "too few values": (f"{HEADER}\n1,1984,a", INVALID, "line 2: 3 values", "8"),
+    "line break in a value": (
+        f'{HEADER}\n1,1984,a,1960,,,"so\nuth",', INVALID, "column region: 'so\\nuth'", "line break",
+    ),
+    "no rows": (HEADER + "\n", "data-file/no-rows", "panel.csv"),
+    "open quote": (f'{HEADER}\n1,1984,"a,1960,,,,', INVALID, "line 2: not CSV"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_panel_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
-    text, message = BROKEN[name]
+    text, label, *values = BROKEN[name]
     (tmp_path / "panel.csv").write_text(text)
-    with pytest.raises(DataFileError, match=message) as refusal:
+    with raises(label, tmp_path / "panel.csv", *values):
         read(panel(tmp_path))
-    assert str(tmp_path / "panel.csv") in str(refusal.value)
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_lines(tmp_path: Path) -> None:
     rows = [HEADER.encode(), b"1,1984,a,1960,fem\xe9le,,,", b"2,1984,a,1960,,,,", b"3,1984,\xff,1960,,,,"]
     (tmp_path / "panel.csv").write_bytes(b"\n".join(rows))
-    with raises("data-file/invalid-content", "2 problems") as refusal:
+    with raises("data-file/invalid-content", "2 problems") as error:
         read(panel(tmp_path))
-    assert "line 2: byte b'\\xe9' is not UTF-8" in str(refusal.value)
-    assert "line 4: byte" in str(refusal.value)
+    assert "line 2: byte b'\\xe9' is not UTF-8" in str(error.value)
+    assert "line 4: byte" in str(error.value)
 
 
 def test_truncated_gzip_empty_and_missing_files_are_refused(tmp_path: Path) -> None:
@@ -115,9 +112,9 @@ def test_truncated_gzip_empty_and_missing_files_are_refused(tmp_path: Path) -> N
 
 def test_all_problems_are_counted_and_ten_are_shown(tmp_path: Path) -> None:
     (tmp_path / "panel.csv").write_text("\n".join([HEADER, *(f"{person},1984,z,1960,,,," for person in range(37))]))
-    with raises("data-file/invalid-content", "37 problems, the first 10 of them") as refusal:
+    with raises("data-file/invalid-content", "37 problems, the first 10 of them") as error:
         read(panel(tmp_path))
-    assert len(str(refusal.value).splitlines()) == 11
+    assert len(str(error.value).splitlines()) == 11
 
 
 @settings(max_examples=300, deadline=None)
@@ -134,28 +131,33 @@ def test_any_damage_is_read_or_refused_never_a_traceback(tmp_path_factory, damag
     (folder / "panel.csv").write_bytes(content[: max(1, len(content) - cut)])
     try:
         careers = read(panel(folder))
-    except DataFileError as refusal:
-        assert str(folder / "panel.csv") in str(refusal)
+    except DataFileError as error:
+        assert str(folder / "panel.csv") in str(error)
     else:
         assert all(career.jobs for career in careers)
 
 
+UNREADABLE = "vocabulary/unreadable-vocabulary-file"
 VOCABULARIES = {
-    "code,title\na,Cooks\nb,\n,Bakers\n": r"2 problems:\n  line 3, column title: empty\n  line 4, column code: empty",
-    "code,title\na,Cooks\na,Bakers\n": r"line 3, column code: 'a' appears at line 2 already",
-    "code,title\na,Cooks\nb,Cooks\n": r"line 3, column title: 'Cooks' appears at line 2 already",
-    'code,title\na,"Co\noks"\nb,\n': r"line 3, column title: 'Co\\noks' holds a line break.*\n.*line 4, column title",
-    "code,name\na,Cooks\n": r"line 1, column title: missing; the columns are code, name",
-    "code,title\na\n": r"line 2: 1 values, the header has 2",
-    "code,title\n": r"the list of occupations is empty",
-    "": r"the file is empty",
-}
+    "code,title\na,Cooks\nb,\n,Bakers\n": (
+        UNREADABLE, "2 problems:\n  line 3, column title: empty\n  line 4, column code: empty",
+    ),
+    "code,title\na,Cooks\na,Bakers\n": (UNREADABLE, "line 3, column code: 'a'", "line 2"),
+    "code,title\na,Cooks\nb,Cooks\n": (UNREADABLE, "line 3, column title: 'Cooks'", "line 2"),
+    'code,title\na,"Co\noks"\nb,\n': (
+        UNREADABLE, "line 3, column title: 'Co\\noks'", "line break", "\n  line 4, column title",
+    ),
+    "code,name\na,Cooks\n": (UNREADABLE, "line 1, column title: missing", "code, name"),
+    "code,title\na\n": (UNREADABLE, "line 2: 1 values", "2"),
+    "code,title\n": ("vocabulary/invalid-vocabulary-file", "titles.csv"),
+    "": (UNREADABLE, "titles.csv", "empty"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", VOCABULARIES)
 def test_a_bad_list_of_occupations_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "titles.csv").write_text(text)
-    with pytest.raises(VocabularyError, match=VOCABULARIES[text]):
+    with raises(*VOCABULARIES[text]):
         read_vocabulary(tmp_path / "titles.csv")
 
 

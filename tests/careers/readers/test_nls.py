@@ -32,8 +32,8 @@ from laborllm_dist.errors import LaborError
 
 
 def read(path: Path, cohort: Cohort = "NLSY79", **changes) -> list[PersonRecord]:
-    wanted = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
-    return [person() for person in nls_people(wanted, cohort, survey=cohort)]
+    survey_settings = SurveySettings(**{"path": str(path), "variables": "all", **BOUNDS, **changes})
+    return [person() for person in nls_people(survey_settings, cohort, survey=cohort)]
 
 
 WOMAN_DROPS = (
@@ -56,7 +56,11 @@ def test_careers_of_the_nlsy79_by_hand_in_every_form_of_the_extract(form: str, t
 
 
 def test_careers_of_the_nlsy97_by_hand(tmp_path: Path) -> None:
-    weeks = [each.name.question for each in nls_variables("NLSY97") if each.name.question.startswith("EMP_STATUS_2005")]
+    weeks = [
+        variable.name.question
+        for variable in nls_variables("NLSY97")
+        if variable.name.question.startswith("EMP_STATUS_2005")
+    ]
     assert len(weeks) == 12
     person = {
         ("person_id", 1997): 3, ("sex", 1997): 1, ("race_ethnicity", 1997): 4, ("birth_year", 1997): 1981,
@@ -71,9 +75,9 @@ def test_careers_of_the_nlsy97_by_hand(tmp_path: Path) -> None:
     for week, status in zip(weeks, [9701, 200501, 200501, 3, 6, 200501, 4, 4, 4, 4, 0, 0], strict=True):
         person["week " + week, 0] = status
     rows = made_rows("NLSY97", [person], [{1997, 2000, 2005, 2011}])
-    (found,) = read(write_extract(tmp_path, "NLSY97", rows), "NLSY97")
-    assert found.drops == ()
-    assert found.career == CareerHistory(
+    (read_career,) = read(write_extract(tmp_path, "NLSY97", rows), "NLSY97")
+    assert read_career.drops == ()
+    assert read_career.career == CareerHistory(
         "3", "NLSY97", 1981, "male", "non-black non-hispanic", "north central",
         (
             Job(1997, "education", "less than high school"),
@@ -86,19 +90,19 @@ def test_careers_of_the_nlsy97_by_hand(tmp_path: Path) -> None:
 
 def test_bounds_of_year_and_age(tmp_path: Path) -> None:
     folder = write_extract(tmp_path, "NLSY79", made_rows("NLSY79", [WOMAN], [WOMAN_YEARS]))
-    (found,) = read(folder, first_year=1980, last_year=1990, youngest_age=20, oldest_age=22)
-    assert [job.year for job in found.career.jobs] == [1982, 1983]
-    assert Counter(drop.reason for drop in found.drops) == {
+    (read_career,) = read(folder, first_year=1980, last_year=1990, youngest_age=20, oldest_age=22)
+    assert [job.year for job in read_career.career.jobs] == [1982, 1983]
+    assert Counter(drop.reason for drop in read_career.drops) == {
         "younger than 20": 2, "working, occupation not codeable": 1, "older than 22": 1,
     }  # fmt: skip
-    (found,) = read(folder, first_year=1980, last_year=1990)
-    assert found.career.region == "west"  # of the first year taken
+    (read_career,) = read(folder, first_year=1980, last_year=1990)
+    assert read_career.career.region == "west"  # of the first year taken
 
 
 def test_the_tagsets_hold_every_variable_of_the_table_and_nothing_else() -> None:
     for cohort in ("NLSY79", "NLSY97"):
         tagset = (TABLES / f"laborllm.{cohort}").read_text().split()
-        assert sorted(each.name.reference for each in nls_variables(cohort)) == tagset
+        assert sorted(variable.name.reference for variable in nls_variables(cohort)) == tagset
         assert len(set(tagset)) == len(tagset)
 
 
@@ -107,8 +111,8 @@ def test_the_shared_reference_numbers_are_those_of_the_table() -> None:
 
     with shared_file("data/nls/nlsy_key_reference_numbers.csv").open() as file:
         shared = {(row["cohort"], row["reference_number"]): row["year"] for row in csv.DictReader(file)}
-    found = [(cohort, each.name) for cohort in ("NLSY79", "NLSY97") for each in nls_variables(cohort)]
-    common = [(cohort, name) for cohort, name in found if (cohort, name.reference) in shared]
+    names = [(cohort, variable.name) for cohort in ("NLSY79", "NLSY97") for variable in nls_variables(cohort)]
+    common = [(cohort, name) for cohort, name in names if (cohort, name.reference) in shared]
     assert len(common) > 150
     assert all(name.year == shared[cohort, name.reference] for cohort, name in common)
 
@@ -116,9 +120,9 @@ def test_the_shared_reference_numbers_are_those_of_the_table() -> None:
 def test_every_target_of_the_crosswalks_is_an_occupation_or_a_state() -> None:
     known = set(occ1990dd_vocabulary().codes)
     assert len(known) == 334
-    for each in nls_variables("NLSY79") + nls_variables("NLSY97"):
-        if each.scheme is not None:
-            assert set(crosswalk(each.scheme).values()) <= known
+    for variable in nls_variables("NLSY79") + nls_variables("NLSY97"):
+        if variable.scheme is not None:
+            assert set(crosswalk(variable.scheme).values()) <= known
 
 
 # ---------------------------------------------------------------------------------------------- the real extracts
@@ -177,8 +181,8 @@ def test_a_real_extract_lacks_variables_and_says_which() -> None:
     assert sum(person.career is not None for person in people) == 0
     reasons = Counter(drop.reason for person in people for drop in person.drops)
     assert reasons["employment status not known, occupation is of the present or last job"] == 5_313
-    wanted = SurveySettings(path=str(folder), variables="available", **BOUNDS)
-    assert len(missing_variables(wanted, "NLSY79")) == 352
+    survey_settings = SurveySettings(path=str(folder), variables="available", **BOUNDS)
+    assert len(missing_variables(survey_settings, "NLSY79")) == 352
 
 
 def test_an_extract_of_few_variables_says_which_are_missing(tmp_path: Path) -> None:
@@ -201,8 +205,8 @@ def test_an_extract_of_few_variables_says_which_are_missing(tmp_path: Path) -> N
     assert "employment status not known, occupation is of the present or last job" in {
         drop.reason for drop in left_out.drops
     }
-    wanted = SurveySettings(path=str(tmp_path), variables="available", **BOUNDS)
-    assert len(missing_variables(wanted, "NLSY79")) == missing
+    survey_settings = SurveySettings(path=str(tmp_path), variables="available", **BOUNDS)
+    assert len(missing_variables(survey_settings, "NLSY79")) == missing
 
 
 # ---------------------------------------------------------------------------------------------- refusals
@@ -327,9 +331,9 @@ def test_any_damage_is_read_or_refused_with_the_file_never_a_traceback(
     assume((folder / name).read_bytes() != original)
     try:
         people = read(path, last_year=1983)
-    except LaborError as refusal:
-        assert str(folder) in str(refusal)
-        assert ADVICE.search(str(refusal)), str(refusal)
+    except LaborError as error:
+        assert str(folder) in str(error)
+        assert ADVICE.search(str(error)), str(error)
     else:
         # Nobody vanishes: a row that is still there is a person, with a career or with reasons.
         assert all(person.career is not None or person.drops for person in people)
@@ -373,8 +377,8 @@ def test_a_codebook_of_nothing_or_of_another_download_is_refused(tmp_path: Path)
 
 def test_2010_codes_in_a_late_round_are_what_they_say() -> None:
     """Codes of the "2002" scheme that do not end in 0 are 2010 codes; occ1990dd by Dorn's crosswalk of 2010."""
-    found = {code: crosswalk("census2002").get(code) for code in (3255, 3645, 3945, 4465, 4020, 4025)}
-    assert found == {
+    codes = {code: crosswalk("census2002").get(code) for code in (3255, 3645, 3945, 4465, 4020, 4025)}
+    assert codes == {
         3255: "95",
         3645: "447",
         3945: crosswalk("census2010").get(3945),

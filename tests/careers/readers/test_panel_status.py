@@ -25,8 +25,8 @@ def with_status(folder: Path, rows: str, *more: str) -> LongPanelSettings:
     return corpus
 
 
-def read(wanted: LongPanelSettings) -> list[PersonRecord]:
-    return [person() for person in long_panel_people(wanted, survey="P")]
+def read(settings: LongPanelSettings) -> list[PersonRecord]:
+    return [person() for person in long_panel_people(settings, survey="P")]
 
 
 # Codes of occ1990dd: 436 Cooks, 905 the military.
@@ -83,10 +83,10 @@ def test_a_word_that_no_list_has_is_refused(tmp_path: Path) -> None:
 
 def test_a_state_that_the_list_of_occupations_lacks_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "titles.csv").write_text("code,title\n436,Cooks\nidle,Not working\n")
-    wanted = with_status(
+    settings = with_status(
         tmp_path, ROWS, f"{PANEL}.vocabulary.path={tmp_path}/titles.csv", f"{PANEL}.status.codes.enrolled=idle"
     )
-    (person,) = read(wanted)
+    (person,) = read(settings)
     jobs = {job.year: job.occupation for job in person.career.jobs}
     assert jobs == {1980: "436", 1982: "idle", 1984: "436", 1987: "436", 1990: "436"}
     assert Exclusion("unemployed, for which the list of occupations has no code", 1981) in person.drops
@@ -102,8 +102,8 @@ def test_status_settings_that_contradict_each_other_are_refused(tmp_path: Path) 
 
 
 def test_without_a_status_column_nothing_changes(tmp_path: Path) -> None:
-    wanted = with_status(tmp_path, "a,1980,436,student\na,1981,,working\n")
-    wanted = dataclasses.replace(wanted, columns=dataclasses.replace(wanted.columns, status=None))
-    (person,) = read(wanted)
+    settings = with_status(tmp_path, "a,1980,436,student\na,1981,,working\n")
+    settings = dataclasses.replace(settings, columns=dataclasses.replace(settings.columns, status=None))
+    (person,) = read(settings)
     assert [(job.year, job.occupation) for job in person.career.jobs] == [(1980, "436")]
     assert person.drops == (Exclusion("occupation missing", 1981),)

@@ -191,24 +191,24 @@ def slow_dates(text: str) -> set[tuple[date, date]]:
     lower = re.sub(r"(?<=[a-z])\.?,?(?=\s|\d)", "", lower) if re.match(r"[a-z]", lower) else lower
     lower = re.sub(r"^(\d{1,2})\.(?=\s)", r"\1", re.sub(r"(?<=[a-z])\.?,?(?=\s\d{4}$)", "", lower))
     lower = re.sub(r"[t ]\d{1,2}:\d\d(:\d\d(\.\d+)?)?\s?(z|utc|[+-]\d\d:?\d\d)?$", "", lower)
-    found = set()
+    keys = set()
     for span, formats in _SPANS:
         for form in formats:
             try:
                 day = datetime.strptime(lower, form).date()
             except ValueError:
                 continue
-            found.add(_span_of(day, span))
+            keys.add(_span_of(day, span))
     if quarter := re.fullmatch(r"q([1-4])[\s,/-]*(\d{4})|(\d{4})[\s/-]?q([1-4])", lower):
         year, number = int(quarter[2] or quarter[3]), int(quarter[1] or quarter[4])
-        found.add((date(year, 3 * number - 2, 1), _last_of_month(date(year, 3 * number, 1))))
+        keys.add((date(year, 3 * number - 2, 1), _last_of_month(date(year, 3 * number, 1))))
     if (number := number_in(lower)) is not None:
         if 1 <= number <= 9999:
-            found.add((date(number, 1, 1), date(number, 12, 31)))
+            keys.add((date(number, 1, 1), date(number, 12, 31)))
         elif 10**10 <= abs(number) < 10**13:
             day = (datetime(1970, 1, 1) + timedelta(milliseconds=number)).date()
-            found.add((day, day))
-    return {each for each in found if 1850 <= each[0].year <= 2100}
+            keys.add((day, day))
+    return {key for key in keys if 1850 <= key[0].year <= 2100}
 
 
 def _span_of(day: date, span: str) -> tuple[date, date]:

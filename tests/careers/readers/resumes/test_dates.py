@@ -152,9 +152,9 @@ def test_a_column_of_ranges_is_a_start_and_an_end(tmp_path: Path) -> None:
         {"id": "c", "code": "2", "start": "2013"},
     ]
     path.write_text(rows_of(*rows))
-    wanted = coded(path, last_year=2020, no_end="leave_out")
-    columns = dataclasses.replace(wanted.columns, end=None, education=None)
-    a, b, c = read(dataclasses.replace(wanted, columns=columns))
+    settings = coded(path, last_year=2020, no_end="leave_out")
+    columns = dataclasses.replace(settings.columns, end=None, education=None)
+    a, b, c = read(dataclasses.replace(settings, columns=columns))
     assert list(days_of(a)) == [2018, 2019, 2020]
     assert list(days_of(b)) == [2013, 2014, 2015]
     assert c.drops == (Exclusion("job without an end", of="job"),)
@@ -230,8 +230,8 @@ FAULTS = [
 
 
 def left_out(path: Path, **changes) -> ResumeSettings:
-    wanted = coded(path, **changes)
-    return dataclasses.replace(wanted, columns=dataclasses.replace(wanted.columns, birth_year="born"))
+    settings = coded(path, **changes)
+    return dataclasses.replace(settings, columns=dataclasses.replace(settings.columns, birth_year="born"))
 
 
 def test_dates_that_cannot_be_are_left_out_and_counted_on_request(tmp_path: Path) -> None:

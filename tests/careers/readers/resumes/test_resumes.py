@@ -28,7 +28,7 @@ from laborllm_dist.careers.readers.resumes.wide_rows import PersonRows
 from laborllm_dist.careers.readers.resumes.year_assignment import job_of_years
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.corpora import ResumeSettings
-from laborllm_dist.errors import DataFileError, LaborError, SettingsError
+from laborllm_dist.errors import LaborError
 from laborllm_dist.store.build import prepare_store
 
 DATES = {
@@ -106,7 +106,7 @@ def test_one_job_a_year_by_hand(tmp_path: Path) -> None:
 
 def slow_years(spells: list[Spell]) -> dict[int, Spell]:
     """The rule by counting days one by one."""
-    found = {}
+    careers = {}
     for year in range(2000, 2007):
         days = [date(year, 1, 1) + timedelta(days=number) for number in range(366)]
         held = [sum(each.start <= day <= each.end for day in days if day.year == year) for each in spells]
@@ -114,8 +114,8 @@ def slow_years(spells: list[Spell]) -> dict[int, Spell]:
             most = [spell for spell, number in zip(spells, held, strict=True) if number == max(held)]
             latest = [spell for spell in most if spell.start == max(each.start for each in most)]
             longest = [spell for spell in latest if spell.end == max(each.end for each in latest)]
-            found[year] = longest[-1]
-    return found
+            careers[year] = longest[-1]
+    return careers
 
 
 DAYS = st.dates(date(2000, 1, 1), date(2006, 12, 31))
@@ -130,7 +130,7 @@ def test_the_year_s_job_is_that_of_counting_days(pairs) -> None:
 
 def test_csv_gz_parquet_and_folders_are_the_same_careers(tmp_path: Path) -> None:
     rows = [job("a", "1", "2010", "2011"), job("a", "2", "2012", None), job("b", "3", "2001-05", "2002")]
-    wanted = None
+    expected = None
     (tmp_path / "x").mkdir()
     for name in ("r.jsonl", "r.jsonl.gz", "r.csv", "r.csv.gz", "r.parquet"):
         path = tmp_path / "x" / name
@@ -145,14 +145,14 @@ def test_csv_gz_parquet_and_folders_are_the_same_careers(tmp_path: Path) -> None
             path.write_bytes(gzip.compress(text.encode()))
         else:
             path.write_text(text)
-        found = read(coded(path))
-        wanted = wanted or found
-        assert found == wanted
+        careers = read(coded(path))
+        expected = expected or careers
+        assert careers == expected
         path.unlink()
-    assert [each.career.person for each in wanted] == ["a", "b"]
+    assert [each.career.person for each in expected] == ["a", "b"]
     for at, row in enumerate(rows[:2], start=1):
         (tmp_path / "x" / f"{at}.jsonl").write_text(rows_of(row))
-    assert read(coded(tmp_path / "x"))[0] == wanted[0]
+    assert read(coded(tmp_path / "x"))[0] == expected[0]
 
 
 def test_the_shape_of_jobhop(tmp_path: Path) -> None:
@@ -165,9 +165,9 @@ def test_the_shape_of_jobhop(tmp_path: Path) -> None:
     (tmp_path / "esco.csv").write_text(
         "code,preferredLabel\n2353.1,language teacher\n0310.3,soldier\n3118.3.12,draughtsperson\n"
     )
-    wanted = shipped("jobhop", tmp_path / "j.parquet", last_year=2001)
-    vocabulary = dataclasses.replace(wanted.vocabulary, path=str(tmp_path / "esco.csv"))
-    zero, one, two = read(dataclasses.replace(wanted, vocabulary=vocabulary))
+    resume_settings = shipped("jobhop", tmp_path / "j.parquet", last_year=2001)
+    vocabulary = dataclasses.replace(resume_settings.vocabulary, path=str(tmp_path / "esco.csv"))
+    zero, one, two = read(dataclasses.replace(resume_settings, vocabulary=vocabulary))
     # 2000: the teacher has 91 days of it, the draughtsperson all.
     codes = [(each.year, each.occupation) for each in zero.career.jobs]
     assert codes == [(year, "2353.1") for year in range(1996, 2000)] + [(2000, "3118.3.12"), (2001, "3118.3.12")]
@@ -184,7 +184,7 @@ def test_the_shape_of_karrierewege_which_has_an_order_and_no_dates(tmp_path: Pat
     first, second = read(shipped("karrierewege", tmp_path))
     assert [(each.year, each.occupation) for each in first.career.jobs] == [(1, "436"), (2, "435")]
     assert first.drops == (Exclusion("title not coded (score below 0.6)", 3),)
-    assert [(each.title, each.code) for each in first.titles] == [
+    assert [(title.title, title.code) for title in first.titles] == [
         ("cook", "436"),
         ("waitress", "435"),
         ("qqqq zzzz", None),
@@ -224,10 +224,10 @@ def test_jobs_beyond_the_slots_are_seen_wherever_they_stand(tmp_path: Path) -> N
 
 
 def test_numbered_columns_with_an_order_and_no_dates(tmp_path: Path) -> None:
-    wanted = shipped("decorte", tmp_path / "d.csv", num_slots=2)
-    columns = dataclasses.replace(wanted.columns, start=None, end=None, order="order_{}")
+    resume_settings = shipped("decorte", tmp_path / "d.csv", num_slots=2)
+    columns = dataclasses.replace(resume_settings.columns, start=None, end=None, order="order_{}")
     (tmp_path / "d.csv").write_text("identifier,title_0,order_0,title_1,order_1\n7,Cook,2,Lawyer,1\n")
-    (person,) = read(dataclasses.replace(wanted, columns=columns))
+    (person,) = read(dataclasses.replace(resume_settings, columns=columns))
     assert [(each.year, each.occupation) for each in person.career.jobs] == [(1, "178"), (2, "436")]
 
 
@@ -303,8 +303,8 @@ def test_contradictions_of_whoever_comes_last_are_rejected_too(
     """The rows of the last person of a file are merged after its last row has been read."""
     folder = tmp_path / "rows"
     folder.mkdir()
-    told = [job("a", "1", "2010", "2010") | {"gender": "f"}, job("a", "2", "2011", "2011") | {"gender": "m"}]
-    (folder / "1.jsonl").write_text(rows_of(*told))
+    jobs = [job("a", "1", "2010", "2010") | {"gender": "f"}, job("a", "2", "2011", "2011") | {"gender": "m"}]
+    (folder / "1.jsonl").write_text(rows_of(*jobs))
     for person in after:
         (folder / "2.jsonl").write_text(rows_of(job(person, "1", "2010", "2010") | {"gender": "f"}))
     settings = coded(folder, people=people)
@@ -347,28 +347,27 @@ def test_no_room_for_the_list_of_people_is_one_clear_line(tmp_path: Path, monkey
         read(coded(path))
 
 
+INVALID = "data-file/invalid-content"
 BROKEN = {
-    "not JSON": ('{"id": "a", \n', r"r.jsonl: 1 problem:\n  line 1: not JSON"),
-    "a list": ("[1]\n", r"line 1: not a JSON object: '\[1\]'"),
-    "twice": ('{"id": "a", "id": "b"}\n', r"line 1: not JSON \(the name 'id' appears twice\)"),
-    "a nested value": ('{"id": "a", "start": {"y": 1}}\n', r"line 1, column start: holds \{\"y\": 1\}, not a text or number"),
-    "no date": (rows_of(job("a", "1", "soon", "2011")), r"line 1, column start: 'soon' is not a date"),
-    "an end before its start": (
-        rows_of(job("a", "1", "2011", "2010")), r"the job ends \('2010'\) before it starts \('2011'\)",
-    ),
-    "after the collection": (rows_of(job("a", "1", "2021", None)), r"'2021' is after the resumes were collected \(last_year=2020\)"),
-    "no person": (rows_of(job("", "1", "2010", None)), r"line 1, column id: empty"),
-    "a missing name": ('{"id": "a", "code": "1"}\n', r"column start: in none of the lines; the names in them are id, code"),
-    "nothing": ("\n", r"r.jsonl: no rows"),
-    "an empty file": ("", r"r.jsonl: the file is empty"),
+    "not JSON": ('{"id": "a", \n', INVALID, "r.jsonl: 1 problem:\n  line 1: not JSON"),
+    "a list": ("[1]\n", INVALID, "line 1: not a JSON object", "'[1]'"),
+    "twice": ('{"id": "a", "id": "b"}\n', INVALID, "line 1: not JSON", "'id'"),
+    "a nested value": ('{"id": "a", "start": {"y": 1}}\n', INVALID, "line 1, column start", '{"y": 1}'),
+    "no date": (rows_of(job("a", "1", "soon", "2011")), INVALID, "line 1, column start: 'soon'"),
+    "an end before its start": (rows_of(job("a", "1", "2011", "2010")), INVALID, "'2010'", "before", "'2011'"),
+    "after the collection": (rows_of(job("a", "1", "2021", None)), INVALID, "'2021'", "last_year=2020"),
+    "no person": (rows_of(job("", "1", "2010", None)), INVALID, "line 1, column id: empty"),
+    "a missing name": ('{"id": "a", "code": "1"}\n', INVALID, "column start", "id, code"),
+    "nothing": ("\n", "data-file/no-rows", "r.jsonl"),
+    "an empty file": ("", "data-file/empty-file", "r.jsonl"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_rows_are_refused_with_their_place(name: str, tmp_path: Path) -> None:
-    text, message = BROKEN[name]
+    text, label, *values = BROKEN[name]
     (tmp_path / "r.jsonl").write_text(text)
-    with pytest.raises(DataFileError, match=message):
+    with raises(label, *values):
         read(coded(tmp_path / "r.jsonl"))
 
 
@@ -391,19 +390,19 @@ def test_missing_files_and_mixed_folders_are_refused(tmp_path: Path) -> None:
 
 
 WRONG_SETTINGS = {
-    "vocabulary.path=titles.csv": r"vocabulary.path: expected builtin:occ1990dd, which titles are coded to",
-    "columns.start=null": r"columns.start: expected either a column of dates, or columns.order",
-    "columns.title=null": r"columns.title: expected a column, since occupation_from is title",
-    "columns.start='start_{}'": r"columns.start: expected a name without \{\} where rows=job",
-    "rows=person": r"rows: expected num_slots, and columns with \{\}",
-    "last_year=20": r"last_year: expected a year from 1850 to 2100",
-    "min_score=2": r"min_score: expected a number from 0 to 1",
+    "vocabulary.path=titles.csv": ("vocabulary.path: expected builtin:occ1990dd",),
+    "columns.start=null": ("columns.start: expected", "columns.order"),
+    "columns.title=null": ("columns.title: expected", "occupation_from"),
+    "columns.start='start_{}'": ("columns.start: expected", "{}", "rows=job"),
+    "rows=person": ("rows: expected num_slots", "{}"),
+    "last_year=20": ("last_year: expected", "1850", "2100"),
+    "min_score=2": ("min_score: expected", "0 to 1"),
 }
 
 
 @pytest.mark.parametrize("override", WRONG_SETTINGS)
 def test_settings_that_contradict_each_other_are_refused(override: str) -> None:
-    with pytest.raises(SettingsError, match=WRONG_SETTINGS[override]):
+    with raises("settings/invalid", *WRONG_SETTINGS[override]):
         settings_of(["data=resumes", f"data.corpora.resumes.{override}"])
 
 
@@ -463,20 +462,24 @@ def test_any_damage_is_read_or_refused_with_the_file(tmp_path_factory, damage, c
         content[at : at + len(replacement)] = replacement
     path.write_bytes(content[: max(1, len(content) - cut)])
     assume(path.read_bytes() != original)
-    wanted = settings_for(form, path, people)
+    resume_settings = settings_for(form, path, people)
     try:
-        found = read(wanted)
-    except LaborError as refusal:
-        assert str(path) in str(refusal)
-        assert PLACE_OR_WHOLE.search(str(refusal)), str(refusal)
+        careers = read(resume_settings)
+    except LaborError as error:
+        assert str(path) in str(error)
+        assert PLACE_OR_WHOLE.search(str(error)), str(error)
     else:
         # Nobody and no job vanishes: whoever is read has a career or reasons, and each job a year or a reason.
-        assert all(person.career is not None or person.drops for person in found)
-        assert found
+        assert all(person.career is not None or person.drops for person in careers)
+        assert careers
         for person, rows in zip(
-            found, PersonRows(wanted, [path], SpellReader(wanted, tuple(slots_of(wanted)))), strict=True
+            careers,
+            PersonRows(resume_settings, [path], SpellReader(resume_settings, tuple(slots_of(resume_settings)))),
+            strict=True,
         ):
-            years = job_of_years(with_ends(rows.spells, wanted.no_end, date(wanted.last_year, 12, 31)), "days")
+            years = job_of_years(
+                with_ends(rows.spells, resume_settings.no_end, date(resume_settings.last_year, 12, 31)), "days"
+            )
             num_dropped = sum(drop.unit == "job" for drop in person.drops)
             assert len({id(spell) for spell in years.values()}) + num_dropped == len(rows.spells)
 
@@ -490,22 +493,22 @@ PLACE_OR_WHOLE = re.compile(
 def test_titles_are_coded_for_the_people_who_are_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from laborllm_dist.careers.readers.resumes.occupations import MatchCache
 
-    asked: list[int] = []
+    num_matched: list[int] = []
     real = MatchCache.match
 
     def counted(self: MatchCache, titles):
-        wanted = list(titles)
-        asked.append(len(wanted))
-        return real(self, wanted)
+        expected = list(titles)
+        num_matched.append(len(expected))
+        return real(self, expected)
 
     monkeypatch.setattr(MatchCache, "match", counted)
     rows = [{"id": str(at), "title": "Cook", "start": "2010", "end": "2010", "education": None} for at in range(1000)]
     (tmp_path / "r.jsonl").write_text(rows_of(*rows))
     people = list(resume_people(shipped("resumes", tmp_path / "r.jsonl"), survey="R"))
-    assert asked == []
+    assert num_matched == []
     assert people[999]().career.jobs[0].occupation == "436"
-    assert len(asked) == 1
-    assert asked[0] < 1000
+    assert len(num_matched) == 1
+    assert num_matched[0] < 1000
     assert len(list(itertools.islice(people, 3))) == 3
 
 
