@@ -166,10 +166,10 @@ def check_done(sweep: Sweep) -> None:
         return
     first = [*missing, *unscored][0]
     record = read_record(sweep.record_of(first))
-    said = "" if record is None else f": {record.last_line} ({record.log})"
+    reason = "" if record is None else f": {record.last_line} ({record.log})"
     baselines = f", nor {len(unscored)} sets of baselines" if unscored else ""
     raise SweepError(
-        f"{len(missing)} of {len(sweep.runs)} runs are not done{baselines}; first {first}{said}; the same command "
+        f"{len(missing)} of {len(sweep.runs)} runs are not done{baselines}; first {first}{reason}; the same command "
         "tries again",
         code="runs-failed",
     )
@@ -283,8 +283,8 @@ def last_line_of(log: Path, start: int) -> str:
     with log.open("rb") as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("error:", "stopped:"))]
-    return (told or lines or [""])[-1]
+    outcomes = [line for line in lines if line.startswith(("error:", "stopped:"))]
+    return (outcomes or lines or [""])[-1]
 
 
 def launcher(sweep: Sweep, script: str) -> tuple[str, ...]:
