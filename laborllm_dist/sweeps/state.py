@@ -239,7 +239,7 @@ def state_of(run: SweepRun, record: RunRecord | None, folders: Mapping[str, Path
     """
     if run.name in folders:
         return "done"
-    if record is not None and record.job in jobs:
+    if record is not None and record.job is not None and record.job in jobs:
         return record.step if record.state == "running" and jobs[record.job] == "RUNNING" else "queued"
     if record is not None and record.state == "running" and record.process is not None and record.job is None:
         if record.process.is_running():

@@ -56,6 +56,7 @@ def check_whole(folder: Path) -> None:
 
 
 @pytest.mark.ranks
+@pytest.mark.timeout(1200)
 def test_a_sweep_that_is_killed_goes_on_to_its_end(tmp_path: Path) -> None:
     environment = {**os.environ, **ON_CPU, **python_path(), "COLUMNS": "80"}
     command = [sys.executable, str(PROJECT / "launch/sweep.py")]
@@ -70,10 +71,12 @@ def test_a_sweep_that_is_killed_goes_on_to_its_end(tmp_path: Path) -> None:
         return any(metrics(run) for run in (tmp_path / "runs").glob("*-seed2-*"))
 
     first = begun(*arguments_of(tmp_path))
-    wait_until(is_in_second_run, time_limit=400, what="the second run is at work")
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    text, _ = begun(*arguments_of(tmp_path)).communicate(timeout=400)
+    try:
+        wait_until(is_in_second_run, time_limit=580, what="the second run is at work")
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    text, _ = begun(*arguments_of(tmp_path)).communicate(timeout=580)
     assert "Runs of sweep two: 2" in text
     assert "run 1 of 2" in text and ", is done\n" in text
     assert text.rstrip().endswith(f"all 2 runs are done; {tmp_path}/sweeps/two/points.csv")
