@@ -45,6 +45,8 @@ COMMANDS = (
     ("launch/baselines.py", "baselines", "laborllm_dist.config.baselines", "BaselineSettings"),
     ("launch/pool_weights.py", "pool_weights", "laborllm_dist.config.baselines", "PoolWeightSettings"),
     ("launch/report.py", "report", "laborllm_dist.config.evaluation", "ReportSettings"),
+    ("launch/track.py", "track", "laborllm_dist.config.run", "TrackSettings"),
+    ("launch/sweep.py", "sweep", "laborllm_dist.config.sweep", "SweepSettings"),
     ("launch/convert_gguf.py", "convert_gguf", "laborllm_dist.config.model", "ConvertSettings"),
 )
 # Kinds of sources whose settings file has another name than the kind.
@@ -153,7 +155,10 @@ def _group_lines(
         inner = inner_type(field_kind)
         if name in left_out:
             continue
-        if typing.get_origin(inner) is dict:
+        member = inner_type(typing.get_args(inner)[1]) if typing.get_origin(inner) is dict else None
+        if member is not None and dataclasses.is_dataclass(member) and not issubclass(member, CorpusSettings):
+            groups.append(_group_lines(member, {}, f"{full}.NAME"))
+        elif member is not None and isinstance(member, type) and issubclass(member, CorpusSettings):
             groups.append(_group_lines(CorpusSettings, _corpus_values("wage_panel"), f"{full}.NAME"))
             groups += [_corpus_lines(corpus, kinds, f"{full}.NAME") for corpus, kinds in _kinds_of_corpora().items()]
         elif inner is SplitSettings:

@@ -23,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from laborllm_dist.config.help import help_text as settings_help
 from laborllm_dist.config.help import paths_of
-from laborllm_dist.config.reader import Settings, read_settings
+from laborllm_dist.config.reader import LONGEST_NAME, Settings, read_settings
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import (
     InterruptedRunError,
@@ -49,7 +50,8 @@ from laborllm_dist.errors import (
 )
 from laborllm_dist.io.command_log import record_command
 from laborllm_dist.io.console import configure_logging, guard_output, is_other_rank, show
-from laborllm_dist.io.run_directory import RECORD, STORE_MANIFEST
+from laborllm_dist.io.run_directory import RECORD, STORE_MANIFEST, settings_fingerprint
+from laborllm_dist.tracking.tracker import SWEEP_CONFIG, in_wandb_sweep
 
 logger = logging.getLogger(__name__)
 # conf/ and launch/ are folders of the package where it is installed (setup.py), and are beside it in a checkout.
@@ -58,6 +60,7 @@ _ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONF, SCRIPTS = _ROOT / "conf", _ROOT / "launch"
 HELP = ("--help", "-h")
 TAKES_DATA = ("evaluate",)  # files of conf/ whose data are chosen as those of a run
+FIRST_WORD = {"sweep": "action"}  # setting that the first argument sets where it is a plain word
 SETTINGS_HEADING = """Settings with their values now (???: must be given), their meaning and what they may be.
 SETTING=VALUE changes one; --help SETTING shows one, or a group (--help optimizer)."""
 UNREADABLE = (ValueError, RecursionError)  # of Hydra's parser: a number of 5,000 digits, a list 1,000 levels deep
@@ -97,8 +100,16 @@ def _described(script: Path) -> str:
 
 
 def _arguments() -> list[str]:
-    """Return the arguments without --local_rank, which the launcher of DeepSpeed puts in front."""
-    return [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank")]
+    """Return the arguments without what launchers add.
+
+    That of DeepSpeed puts --local_rank in front. An agent of wandb that starts a run again sends all of its config,
+    with what is there besides the sweep's settings.
+    """
+    added = ["--local_rank", *(_ADDED_BY_WANDB if in_wandb_sweep(os.environ) else ())]
+    return [argument for argument in sys.argv[1:] if not argument.startswith(tuple(added))]
+
+
+_ADDED_BY_WANDB = tuple(f"{dashes}{name}=" for dashes in ("", "--") for name in (SWEEP_CONFIG, "_wandb"))
 
 
 def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence[str]) -> Settings:
@@ -113,8 +124,11 @@ def compose_settings(kind: type[Settings], config_name: str, overrides: Sequence
 def compose_values(config_name: str, overrides: Sequence[str], *, incomplete: bool = False) -> dict[str, object]:
     """Compose a file of conf/ with overrides into plain values; `incomplete` ones keep ??? for what must be given.
 
+    A plain word in front is the action of a command that has several: sweep.py status +sweep=NAME.
     The data of a command that reads a run are composed as those of a run, or are a prepared store: data=FOLDER.
     """
+    if config_name in FIRST_WORD and overrides and overrides[0].isidentifier():
+        overrides = [f"{FIRST_WORD[config_name]}={overrides[0]}", *overrides[1:]]
     of_data = [each for each in overrides if config_name in TAKES_DATA and re.match(r"data[=.]", each)]
     values = _composed(config_name, [each for each in overrides if each not in of_data], incomplete=incomplete)
     if len(of_data) == 1 and (Path(folder := of_data[0].removeprefix("data=")) / STORE_MANIFEST).is_file():
@@ -158,7 +172,7 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             _show_help(kind, config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
             _check_working_directory()
-            settings = compose_settings(kind, config_name, arguments)
+            settings = _named(compose_settings(kind, config_name, arguments))
             work(settings)
             folder = _run_folder(settings)
             if folder is not None and not is_other_rank(os.environ):
@@ -189,6 +203,18 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
         )
         raise SystemExit(LaborError.exit_code) from None
     raise SystemExit(0)
+
+
+def _named(settings: Settings) -> Settings:
+    """Return the settings; in a sweep of wandb the name of a run ends in their fingerprint.
+
+    There many runs are started by one command, and none has an id of its own that a restart would have again.
+    """
+    if not (isinstance(settings, RunSettings) and in_wandb_sweep(os.environ)):
+        return settings
+    fingerprint = settings_fingerprint(settings)
+    name = settings.name.encode()[: LONGEST_NAME - len(fingerprint) - 1].decode(errors="ignore")
+    return replace(settings, name=f"{name}-{fingerprint}")
 
 
 def _run_folder(settings: object) -> Path | None:

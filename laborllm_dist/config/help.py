@@ -54,8 +54,8 @@ def _lines(
     for name, field_kind in types_of_fields(kind).items():
         full, value = f"{path}.{name}" if path else name, values.get(name, default_of(kind, name))
         inner = inner_type(field_kind, value)
-        if typing.get_origin(inner) is dict and isinstance(value, Mapping):
-            member = typing.get_args(inner)[1]
+        member = typing.get_args(inner)[1] if typing.get_origin(inner) is dict else None
+        if member is not None and isinstance(value, Mapping) and dataclasses.is_dataclass(inner_type(member)):
             groups += [(f"{full}.{key}", inner_type(member, each), each) for key, each in value.items()]
         elif dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
             groups.append((full, inner, value))
@@ -117,6 +117,9 @@ def value_text(value: Any) -> str:
     """Format a plain value as in a settings file; long lists and texts are shortened."""
     if isinstance(value, (list, tuple)):
         return f"[{textwrap.shorten(', '.join(map(value_text, value)), 60, placeholder=' ...')}]"
+    if isinstance(value, Mapping):
+        pairs = (f"{name}: {value_text(each)}" for name, each in value.items())
+        return f"{{{textwrap.shorten(', '.join(pairs), 60, placeholder=' ...')}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):

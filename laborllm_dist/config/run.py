@@ -165,14 +165,43 @@ class PlanSettings(Strict):
     """Train even if the plan does not fit the memory."""
 
 
+WandbMode = Literal["off", "auto", "offline", "online"]
+
+
 @dataclass(frozen=True, slots=True)
 class TrackingSettings(Strict):
-    """Weights & Biases."""
+    """Weights & Biases and TensorBoard, which show what metrics.jsonl has."""
 
-    wandb: Literal["off", "auto", "offline", "online"]
-    """`auto`: online with a key in the environment, offline without one."""
+    wandb: WandbMode
+    """`auto`: what WANDB_MODE says, else online with a key in the environment, and offline without one."""
     project: str
     """Name of the project there."""
+    group: str | None = None
+    """Name of the group of runs there, such as the sweep; null: none."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run's folder."""
+
+    def __post_init__(self) -> None:
+        check_file_name(self, "group")
+
+
+@dataclass(frozen=True, slots=True)
+class TrackSettings(Strict):
+    """Settings of launch/track.py."""
+
+    run: str
+    """Folder of the run."""
+    wandb: WandbMode
+    """`auto`: what WANDB_MODE says, else online with a key in the environment, and offline without one."""
+    project: str | None
+    """Name of the project there; null: that of the run's settings."""
+    group: str | None
+    """Name of the group of runs there, such as the sweep; null: that of the run's settings."""
+    tensorboard: bool
+    """Write event files for TensorBoard into the run's folder."""
+
+    def __post_init__(self) -> None:
+        check_file_name(self, "group")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,14 @@ import functools
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from laborllm_dist import __version__
 from laborllm_dist.config.data import identity_split
+from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
 from laborllm_dist.errors import AlreadyRunningError, ForeignFileError, RunError, SettingsError
@@ -28,7 +30,7 @@ STORE_MANIFEST = "manifest.json"  # of a token store (store/store.py)
 RECORD, CHECKPOINTS, LOCK, METRICS = "settings.json", "checkpoints", "lock", "metrics.jsonl"
 # What a run writes into its folder after its record.
 TRAINED = (METRICS, "export", "adapter")  # by training alone
-WRITTEN = (RECORD, *TRAINED, "commands.jsonl", "baselines", "scores", "embeddings", "report", "wandb")
+WRITTEN = (RECORD, *TRAINED, "commands.jsonl", "baselines", "scores", "embeddings", "report", "wandb", "tensorboard")
 BEHIND_SETTINGS = "the data or the weights behind it"  # what differs where no setting does
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "pyarrow", "numpy", "hydra-core")
 
@@ -79,6 +81,11 @@ def run_fingerprint(settings: RunSettings, store: str, weights: str | None) -> s
     return fingerprint_of(
         {**identity, "model": model, "data": trained_on, "tokenizer": None, "name": None, "store": store}
     )
+
+
+def settings_fingerprint(settings: RunSettings) -> str:
+    """Return a fingerprint of the settings that determine a run's weights, which needs neither data nor weights."""
+    return fingerprint_of({**_identity_settings(settings), "name": None})
 
 
 def _identity_settings(settings: RunSettings) -> dict[str, Any]:
@@ -243,6 +250,12 @@ def refit_difference(run: Path, refit: Path) -> str | None:
     return f"{name}: {value} in {run}, {other_value} in {refit}"
 
 
+def recorded_versions(path: Path) -> dict[str, str]:
+    """Return the versions of the last start of a run; empty if its record is missing or damaged."""
+    known = _known_of(path / RECORD)
+    return dict(known["versions"][-1]) if known is not None and known["versions"] else {}
+
+
 def recorded_store(path: Path) -> Path | None:
     """Return the folder of the token store that a run was made with; None if there is no run, or no such store."""
     known = _known_of(path / RECORD)
@@ -251,6 +264,25 @@ def recorded_store(path: Path) -> Path | None:
     except SettingsError:  # written by another version
         return None
     return folder if folder is not None and (folder / STORE_MANIFEST).is_file() else None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """A run's folder with what its record says of it; `weights`: of a pretrained model."""
+
+    path: Path
+    fingerprint: str
+    weights: str | None
+    evaluation: EvaluationSettings
+
+
+def recorded_runs(output_dir: Path) -> Iterator[RecordedRun]:
+    """Yield the runs of a folder whose records can be read."""
+    for record in sorted(output_dir.glob(f"*/{RECORD}")):
+        if (known := _known_of(record)) is not None:
+            with contextlib.suppress(SettingsError):  # written by another version
+                evaluation = _settings_of(known).evaluation
+                yield RecordedRun(record.parent, known["fingerprint"], known.get("weights"), evaluation)
 
 
 def _way(start: Path, folder: str) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from laborllm_dist.config.run import GpuSettings, RunSettings
 from laborllm_dist.distributed.launcher import num_local_ranks
 from laborllm_dist.models.dims import ModelShape
-from laborllm_dist.planning.memory import GIB, Memory, MicroBatchShape, plan_memory
-from laborllm_dist.planning.throughput import Cost, cost_of_step
+from laborllm_dist.planning.memory import EIGHT_BIT_MOMENTS, FULL_MOMENTS, GIB, Memory, MicroBatchShape, plan_memory
+from laborllm_dist.planning.throughput import Cost, bytes_of_number, cost_of_step
 from laborllm_dist.planning.workload import Passes, Workload, passes_of
 
 if TYPE_CHECKING:  # planning does not import torch
@@ -60,6 +60,15 @@ class ResourceEstimate:
     def dollars(self) -> float:
         """Price of the run."""
         return self.hours * self.settings.plan.num_gpus * self.settings.plan.gpu.dollars_per_hour
+
+    @property
+    def disk_bytes(self) -> float:
+        """Bytes of its checkpoints (the newest ones and the best) and of its export, without the token store."""
+        settings = self.settings
+        moments = EIGHT_BIT_MOMENTS if settings.optimizer.name == "adamw_8bit" else FULL_MOMENTS
+        checkpoint = (4 + moments) * self.shape.num_trainable(settings.adapter)
+        export = bytes_of_number(settings.zero) * self.shape.num_parameters
+        return (settings.training.save_total_limit + 1) * checkpoint + export
 
     @property
     def tokens_per_second(self) -> float:

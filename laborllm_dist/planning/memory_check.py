@@ -12,6 +12,7 @@ from laborllm_dist.models.dims import shape_of
 from laborllm_dist.planning.estimate import MemoryBudget, ResourceEstimate, forecast
 from laborllm_dist.planning.memory import GIB
 from laborllm_dist.planning.suggestions import suggest_fitting_config, to_overrides
+from laborllm_dist.planning.throughput import flops_per_token
 from laborllm_dist.planning.workload import workload_of
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,12 @@ def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, budget
             "anyway: plan.ignore_memory_check=true",
             code="not-enough-host-memory",
         )
+
+
+def flops_of_token(settings: RunSettings, plan: TrainingPlan, num_ids: int) -> float:
+    """Return the floating-point operations of a training token: forward and backward, mean over the careers."""
+    work, shape = workload_of(plan, is_assumed=False), shape_of(settings.model, num_ids=num_ids)
+    return flops_per_token(shape, settings.adapter, attended=work.attended)
 
 
 def _advice(estimate: ResourceEstimate) -> str:

@@ -33,6 +33,7 @@ class TrainContext:
     run: RunDirectory
     careers: CareerTable
     validation: CareerTable
+    flops_per_token: float  # of a training token, as the plan counts them
 
 
 @dataclass(frozen=True, slots=True)

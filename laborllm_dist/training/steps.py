@@ -14,8 +14,9 @@ from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.checkpoint.save import save_checkpoint, save_state, save_total_limit
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import InterruptedRunError, NonFiniteLossError
+from laborllm_dist.io.command_log import describe_machine
+from laborllm_dist.tracking.artifacts import tracked_config, training_artifacts
 from laborllm_dist.tracking.run_log import RunLog
-from laborllm_dist.tracking.wandb_tracker import tracked_settings
 from laborllm_dist.training.messages import progress_line
 from laborllm_dist.training.state import TrainerState
 from laborllm_dist.training.step import StepResult, TrainContext, batches_of_step, careers_of, take_step
@@ -39,9 +40,7 @@ def run_steps(context: TrainContext, state: TrainerState) -> TrainerState:
     """
     plan = context.plan
     with contextlib.ExitStack() as stack:
-        log = (
-            stack.enter_context(contextlib.closing(_open_log(context, state))) if context.engine.ranks.is_main else None
-        )
+        log = stack.enter_context(_open_log(context, state)) if context.engine.ranks.is_main else None
         stop = stack.enter_context(StopRequest(context.engine.ranks))
         make = functools.partial(batches_of_step, context)
         prefetcher = stack.enter_context(BatchPrefetcher(make, num_steps=plan.num_steps))
@@ -72,6 +71,8 @@ def run_steps(context: TrainContext, state: TrainerState) -> TrainerState:
                     f"on request, after step {state.step}, which is saved; the same command resumes the run",
                     code="stopped-on-request",
                 )
+        if log is not None:
+            log.summarize(state.best_step, training_artifacts(context.run, state.best_step))
     return state
 
 
@@ -87,16 +88,17 @@ def is_validation_due(plan: TrainingPlan, state: TrainerState) -> bool:
 
 
 def _open_log(context: TrainContext, state: TrainerState) -> RunLog:
-    record = {"fingerprint": context.run.fingerprint, **tracked_settings(context.settings)}
-    name, tracking = context.settings.name, context.settings.tracking
-    return RunLog(context.run.metrics, tracking, name=name, settings=record, step=state.step)
+    settings, num_ranks = context.settings, context.engine.ranks.world_size
+    config = tracked_config(context.run, settings, machine=describe_machine(), num_ranks=num_ranks)
+    return RunLog(context.run.metrics, settings.tracking, name=settings.name, settings=config, step=state.step)
 
 
 def _report(context: TrainContext, state: TrainerState, numbers: Numbers, log: RunLog | None) -> None:
     """Write a step's line, and show it where it is validated or it is time for one."""
     if log is not None and numbers:
         epoch = state.step / context.plan.order.steps_per_epoch
-        log.write({"step": state.step, "epoch": epoch, **numbers, "tokens_seen": state.tokens_seen, "time": time()})
+        seen = {"tokens_seen": state.tokens_seen, "flops_seen": state.tokens_seen * context.flops_per_token}
+        log.write({"step": state.step, "epoch": epoch, **numbers, **seen, "time": time()})
     if "loss_nats_per_token" in numbers and (
         "validation_nats_per_token" in numbers or state.step % context.settings.training.log_every_steps == 0
     ):

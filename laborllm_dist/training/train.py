@@ -36,7 +36,7 @@ from laborllm_dist.models.loading import (
 )
 from laborllm_dist.models.weight_checks import check_in_place
 from laborllm_dist.planning.estimate import budget_of
-from laborllm_dist.planning.memory_check import check_memory
+from laborllm_dist.planning.memory_check import check_memory, flops_of_token
 from laborllm_dist.store.build import locate_store, prepare_store
 from laborllm_dist.store.store import TOKENIZER, TokenStore, checking_store, open_store
 from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
@@ -132,7 +132,10 @@ def _train_alone(
     if newest is not None:
         load_checkpoint(engine, newest[0], newest[1], updates=state.num_updates)
         logger.info(f"train: resumes after step {state.step} of {plan.num_steps}")
-    context = TrainContext(settings, plan, engine, run, store.careers("train"), store.careers("validation"))
+    context = TrainContext(
+        settings, plan, engine, run, store.careers("train"), store.careers("validation"),
+        flops_of_token(settings, plan, store.num_ids),
+    )  # fmt: skip
     state = run_steps(context, state)
     del engine, context
     if state.step < plan.num_steps:

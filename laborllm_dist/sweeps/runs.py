@@ -1,0 +1,292 @@
+"""The runs of a sweep as a value: model size x share of the training people x source mix x seed, and what each needs.
+
+A run's folder is named by its settings, so two sweeps that share a run share its folder. All shares of a mix train from
+one token store: a share selects people when training starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from laborllm_dist.batching.training_plan import TrainingPlan, plan_training
+from laborllm_dist.config.reader import LONGEST_NAME
+from laborllm_dist.config.run import RunSettings
+from laborllm_dist.config.sweep import SweepSettings
+from laborllm_dist.errors import LaborError, SweepError
+from laborllm_dist.io.console_tables import Column, FoldingTable
+from laborllm_dist.io.run_directory import settings_fingerprint
+from laborllm_dist.models.dims import ModelShape, shape_of
+from laborllm_dist.planning.display import check_plan
+from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
+from laborllm_dist.planning.throughput import flops_per_token
+from laborllm_dist.planning.workload import LLAMA_2_IDS, Workload, assumed_plan, workload_of
+from laborllm_dist.store.build import StoreLocation, locate_store
+from laborllm_dist.store.store import TokenStore, open_store
+from laborllm_dist.sweeps.points import SweepPoint
+
+Compose = Callable[[Sequence[str]], RunSettings]
+GIGA = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRun:
+    """One run; `overrides` are the arguments of launch/train.py that make its `settings`."""
+
+    model: str
+    mix: str
+    share: float
+    overrides: tuple[str, ...]
+    settings: RunSettings
+
+    @property
+    def name(self) -> str:
+        """Name of its folder, a function of its settings."""
+        return self.settings.name
+
+    @property
+    def seed(self) -> int:
+        """Seed of its training."""
+        return self.settings.training.seed
+
+    @property
+    def folder(self) -> Path:
+        """Its folder, if no other folder holds the same run."""
+        return Path(self.settings.output_dir) / self.name
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A run with the careers that it trains on and what it needs, from its token store or assumed without one."""
+
+    run: SweepRun
+    plan: TrainingPlan
+    work: Workload
+    shape: ModelShape
+
+    def estimate(self) -> ResourceEstimate:
+        """Return memory, time and price."""
+        settings = self.run.settings
+        return forecast(settings, self.work, self.shape, budget_of_gpu(settings.plan.gpu))
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the training."""
+        per_token = flops_per_token(self.shape, self.run.settings.adapter, attended=self.work.attended)
+        return per_token * self.work.tokens_per_epoch * self.plan.num_epochs
+
+    @property
+    def num_people(self) -> int:
+        """Different training people; in a plan without a store, all of them."""
+        return len(self.plan.order.rows)
+
+
+def list_runs(settings: SweepSettings, compose: Compose) -> tuple[SweepRun, ...]:
+    """Return the runs of a sweep, those of a mix together, each once.
+
+    Args:
+        settings: of the sweep.
+        compose: returns the settings of launch/train.py for its arguments.
+
+    Raises:
+        SettingsError: if settings of a run are invalid.
+        SweepError: if a run would not follow its whole schedule.
+    """
+    grid = itertools.product(settings.mixes, settings.models, settings.shares, settings.seeds)
+    more = ((each.mix, each.model, each.share, seed) for each in settings.more_runs.values() for seed in each.seeds)
+    chosen = sorted(dict.fromkeys([*grid, *more]), key=lambda run: list(settings.mixes).index(run[0]))
+    composed: dict[tuple[str, str], tuple[tuple[str, ...], RunSettings]] = {}
+    runs = []
+    for mix, model, share, seed in chosen:
+        if (mix, model) not in composed:
+            given = (*settings.common, f"model={model}", *settings.models[model], *settings.mixes[mix])
+            composed[mix, model] = (given, _checked(compose(given), model))
+        given, base = composed[mix, model]
+        runs.append(_run_of(settings, given, base, model=model, mix=mix, share=share, seed=seed))
+    return tuple(runs)
+
+
+def _checked(settings: RunSettings, model: str) -> RunSettings:
+    if settings.training.patience is not None:
+        raise SweepError(
+            f"the runs of {model} may end early (training.patience={settings.training.patience}), but are "
+            "compared after their whole schedule; add training.patience=null to common",
+            code="incomplete-schedule",
+        )
+    return settings
+
+
+def _run_of(
+    sweep: SweepSettings, given: Sequence[str], base: RunSettings, *, model: str, mix: str, share: float, seed: int
+) -> SweepRun:
+    corpora = {
+        name: dataclasses.replace(corpus, fraction=corpus.fraction * share)
+        for name, corpus in base.data.corpora.items()
+    }
+    settings = dataclasses.replace(
+        base,
+        data=dataclasses.replace(base.data, corpora=corpora),
+        training=dataclasses.replace(base.training, seed=seed),
+        plan=dataclasses.replace(base.plan, num_gpus=sweep.num_ranks * sweep.num_nodes),
+        tracking=dataclasses.replace(base.tracking, group=base.tracking.group or sweep.name),
+    )
+    settings = dataclasses.replace(settings, name=run_name(settings))
+    fractions = (f"data.corpora.{name}.fraction={corpus.fraction!r}" for name, corpus in corpora.items())
+    overrides = (
+        *given, *fractions, f"training.seed={seed}", f"plan.num_gpus={settings.plan.num_gpus}",
+        f'tracking.group="{settings.tracking.group}"', f"name={settings.name}",
+    )  # fmt: skip
+    return SweepRun(model, mix, share, overrides, settings)
+
+
+def run_name(settings: RunSettings) -> str:
+    """Return a name that is a function of the settings that decide a run: model, data, seed and a fingerprint."""
+    fractions = {corpus.fraction for corpus in settings.data.corpora.values()}
+    share = f"-{fractions.pop():g}" if len(fractions) == 1 else ""
+    ending = f"{share}-seed{settings.training.seed}-{settings_fingerprint(settings)}"
+    names = re.sub(r"[^\w.+-]", "_", f"{settings.model.name}-{settings.data.name}", flags=re.ASCII)
+    return names[: LONGEST_NAME - len(ending)] + ending
+
+
+def locations_of(runs: Sequence[SweepRun]) -> dict[str, StoreLocation]:
+    """Return the location of the token store of each mix whose data are at hand."""
+    locations = {}
+    for run in first_of_mixes(runs).values():
+        try:
+            locations[run.mix] = locate_store(run.settings)
+        except LaborError:  # a plan allows missing data; preparation reports them
+            continue
+    return locations
+
+
+def first_of_mixes(runs: Sequence[SweepRun]) -> dict[str, SweepRun]:
+    """Return the run of each mix with most people, in whose folder the mix's baselines are."""
+    first: dict[str, SweepRun] = {}
+    for run in runs:
+        if run.mix not in first or run.share > first[run.mix].share:
+            first[run.mix] = run
+    return first
+
+
+def plan_runs(runs: Sequence[SweepRun], locations: Mapping[str, StoreLocation]) -> tuple[PlannedRun, ...]:
+    """Plan every run, from the token store of its mix, or from assumed sizes where there is none yet.
+
+    Raises:
+        LaborError: if training would raise, as far as a plan can know.
+    """
+    stores = {mix: open_store(location.folder) for mix, location in locations.items() if location.is_built}
+    return tuple(plan_run(run, stores.get(run.mix)) for run in runs)
+
+
+def plan_run(run: SweepRun, store: TokenStore | None) -> PlannedRun:
+    """Plan one run.
+
+    Raises:
+        LaborError: if training would raise, as far as a plan can know.
+    """
+    settings = run.settings
+    if store is None:
+        plan, num_ids = assumed_plan(settings), settings.tokenizer.vocabulary_size or LLAMA_2_IDS
+    else:
+        plan, num_ids = plan_training(store, settings, world_size=settings.plan.num_gpus), store.num_ids
+    work = workload_of(plan, is_assumed=store is None)
+    shape = shape_of(settings.model, num_ids=num_ids)
+    check_plan(settings, work, shape)
+    return PlannedRun(run, plan, work, shape)
+
+
+def point_of(run: SweepRun, store: TokenStore, folder: Path) -> SweepPoint:
+    """Return the point of a finished run in `folder`."""
+    planned, settings = plan_run(run, store), run.settings
+    rows, shape = planned.plan.order.rows, planned.shape
+    people = store.careers("train").table.select(["survey", "person"]).take(rows)
+    return SweepPoint(
+        size=settings.model.name,
+        num_params=shape.num_parameters,
+        num_non_embedding_params=num_non_embedding(shape),
+        num_observations=int(planned.plan.num_observations[rows].sum()),
+        run=str(folder),
+        num_people=people.group_by(["survey", "person"]).aggregate([]).num_rows,
+        num_tokens=round(planned.work.tokens_per_epoch),
+        epochs=float(planned.plan.num_epochs),
+        flops=planned.flops,
+        seed=run.seed,
+        sources="+".join(settings.data.corpora),
+        pretrained="" if settings.model.path is None else settings.model.name,
+    )
+
+
+def num_non_embedding(shape: ModelShape) -> int:
+    """Return the number of weights that are in no matrix over the vocabulary."""
+    return shape.num_linear + shape.num_norms
+
+
+def models_table(name: str, planned: Sequence[PlannedRun]) -> FoldingTable:
+    """Return a table of the model sizes of a sweep."""
+    columns = (Column("model", "name"), Column("parameters", "number"), Column("without embeddings", "number"))
+    table = FoldingTable(columns, title=f"Models of sweep {name}", box=None, gap=2)
+    shapes = {(each.run.model, each.shape.num_parameters): each.shape for each in planned}
+    for (model, num_parameters), shape in shapes.items():
+        table.add_row(model, f"{num_parameters:,}", f"{num_non_embedding(shape):,}")
+    return table
+
+
+def plan_table(name: str, planned: Sequence[PlannedRun]) -> FoldingTable:
+    """Return a table of the runs of a sweep with what they need, and the sums."""
+    columns = (
+        Column("model", "name"),
+        Column("sources", "name"),
+        Column("share", "number"),
+        Column("seed", "number"),
+        Column("careers", "number"),
+        Column("tokens", "number"),
+        Column("FLOPs", "number"),
+        Column("time", "number"),
+        Column("disk", "number"),
+        Column("dollars", "number"),
+    )
+    table = FoldingTable(columns, title=f"Runs of sweep {name}: {len(planned)}", box=None)
+    estimates = [each.estimate() for each in planned]
+    for each, estimate in zip(planned, estimates, strict=True):
+        table.add_row(
+            *run_cells(each.run), f"{each.num_people:,}", short(each.work.tokens_per_epoch * each.plan.num_epochs),
+            f"{each.flops:.1e}", *_needs([estimate]),
+        )  # fmt: skip
+    table.add_row("together", *[""] * 5, f"{sum(each.flops for each in planned):.1e}", *_needs(estimates), style="bold")
+    table.caption = "; ".join(_remarks(planned, estimates))
+    return table
+
+
+def run_cells(run: SweepRun) -> tuple[str, str, str, str]:
+    """Return model, sources, share and seed of a run as cells of a table."""
+    return run.model, run.mix, f"{run.share:g}", str(run.seed)
+
+
+def _needs(estimates: Sequence[ResourceEstimate]) -> tuple[str, str, str]:
+    """Return time, disk and dollars of runs together."""
+    hours, dollars, disk = (
+        sum(getattr(each, name) for each in estimates) for name in ("hours", "dollars", "disk_bytes")
+    )
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min", f"{short(disk)}B", f"{dollars:,.2f}"
+
+
+def _remarks(planned: Sequence[PlannedRun], estimates: Sequence[ResourceEstimate]) -> Iterator[str]:
+    plan = planned[0].run.settings.plan
+    yield f"time of training on {plan.num_gpus} x {plan.gpu.name} and dollars are assumed"
+    yield f"tokens of {'/'.join(map(str, sorted({each.plan.num_epochs for each in planned})))} epochs"
+    if any(each.work.is_assumed for each in planned):
+        yield "careers and tokens are assumed where no token store is prepared yet"
+    if large := [each.settings.model.name for each in estimates if not each.fits]:
+        yield f"{len(large)} runs, such as {large[0]}, do not fit the memory of this GPU (launch/plan.py)"
+
+
+def short(number: float) -> str:
+    """Return a number in thousands, millions or billions, such as 1.2M."""
+    for size, letter in ((1e12, "T"), (GIGA, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.0f}"

@@ -1,0 +1,284 @@
+"""Where the runs of a sweep are: on disk, in a process of this machine, or in Slurm's queue.
+
+    sweeps/NAME/
+        points.csv          a row for every run that is trained and scored (sweeps/points.py)
+        runs/RUN.json       what the sweep has last done with a run: its process or job, and how it has ended
+        logs/RUN.log        what its commands have printed
+        lock, process.json  of the process that executes the sweep
+
+Whether a run is done is read from the run's own folder, by the fingerprint of its settings, whoever has trained it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from laborllm_dist.config.reader import Strict, read_settings, settings_to_values
+from laborllm_dist.config.sweep import SweepSettings
+from laborllm_dist.distributed.launcher import process_of
+from laborllm_dist.errors import ScoreTableError, SettingsError
+from laborllm_dist.io.console_tables import Column, FoldingTable
+from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
+from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
+from laborllm_dist.io.run_directory import METRICS, RunDirectory, recorded_runs, run_fingerprint
+from laborllm_dist.store.build import StoreLocation
+from laborllm_dist.store.store import TokenStore, open_store
+from laborllm_dist.sweeps.points import SweepPoint, write_points
+from laborllm_dist.sweeps.runs import SweepRun, plan_run, point_of, run_cells
+from laborllm_dist.tables.scores import read_score_table
+
+POINTS = "points.csv"
+STOP_SECONDS = 600.0  # for a run that is asked to stop: it finishes its step and saves
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A sweep: its runs in order, the token store of each mix whose data are at hand, and the folder launch/."""
+
+    settings: SweepSettings
+    runs: tuple[SweepRun, ...]
+    locations: Mapping[str, StoreLocation]
+    scripts: Path
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the sweep."""
+        return Path(self.settings.sweeps_dir) / self.settings.name
+
+    def record_of(self, name: str) -> Path:
+        """File of what was last done with a run."""
+        return self.folder / "runs" / f"{name}.json"
+
+    def log_of(self, name: str) -> Path:
+        """File of what the commands of a run print."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def store_of(self, run: SweepRun) -> TokenStore | None:
+        """Return the token store of a run; None: not prepared yet."""
+        location = self.locations.get(run.mix)
+        return open_store(location.folder) if location is not None and location.is_built else None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord(Strict):
+    """A process and its group, recognized also when its number has been given to another one."""
+
+    number: int
+    born: str  # in ticks since the boot
+    boot: str
+    host: str
+
+    @classmethod
+    def of(cls, number: int) -> ProcessRecord | None:
+        """Return the record of a process of this machine; None if it has ended."""
+        process = process_of(number)
+        if process is None:
+            return None
+        return cls(number, process.born, BOOT.read_text(encoding="ascii").strip(), socket.gethostname())
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is or was a process of this machine."""
+        return self.host == socket.gethostname()
+
+    def is_running(self) -> bool:
+        """Return whether this very process is running on this machine."""
+        return self.is_here and ProcessRecord.of(self.number) == self
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord(Strict):
+    """What a sweep has last done with a run."""
+
+    state: Literal["queued", "running", "stopped", "failed"]
+    step: str = ""  # prepare, baselines, train or evaluate
+    log: str = ""
+    process: ProcessRecord | None = None  # the first of its group
+    job: str | None = None  # of Slurm
+    last_line: str = ""
+
+
+def read_record(path: Path) -> RunRecord | None:
+    """Return a record; None if there is none that can be read."""
+    with contextlib.suppress(OSError, NotJsonError, SettingsError):
+        return read_settings(RunRecord, read_json_object(path))
+    return None
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Write a record, atomically."""
+    write_json(path, settings_to_values(record))
+
+
+def finished_folders(sweep: Sweep) -> dict[str, Path]:
+    """Return the folders of the runs that are trained and scored, by the runs' names.
+
+    A folder counts whatever its name is and whoever has trained it, if its fingerprint is that of the run's settings,
+    data and weights, and it was scored with the same settings of the evaluation.
+    """
+    folders: dict[str, Path] = {}
+    for output_dir in dict.fromkeys(run.settings.output_dir for run in sweep.runs):
+        known = list(recorded_runs(Path(output_dir)))
+        weights = {each.weights for each in known}
+        for run in sweep.runs:
+            location = sweep.locations.get(run.mix)
+            if run.settings.output_dir != output_dir or location is None:
+                continue
+            store = fingerprint_of(location.identity)
+            own = {weight: run_fingerprint(run.settings, store, weight) for weight in weights}
+            for each in known:
+                scores = RunDirectory(each.path, each.fingerprint).scores(run.settings.evaluation.split)
+                is_same = own[each.weights] == each.fingerprint and each.evaluation == run.settings.evaluation
+                if is_same and scores.is_file() and (run.name not in folders or each.path == run.folder):
+                    folders[run.name] = each.path
+    return folders
+
+
+def record_points(sweep: Sweep) -> dict[str, Path]:
+    """Write a row of points.csv for every run that is done; return the folders of these runs by name."""
+    with file_lock(sweep.folder / "points.lock", busy=None):
+        folders = finished_folders(sweep)
+        points = list(_points(sweep, folders))
+        if points:
+            write_points(points, sweep.folder / POINTS)
+    return folders
+
+
+def _points(sweep: Sweep, folders: Mapping[str, Path]) -> Iterator[SweepPoint]:
+    for run in sweep.runs:
+        store = sweep.store_of(run)
+        if run.name in folders and store is not None:
+            yield point_of(run, store, folders[run.name])
+
+
+def queued_jobs() -> dict[str, str]:
+    """Return Slurm's state of every job of this user that has not ended, by its number; empty without Slurm."""
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i %T"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return {}
+    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line.strip())
+
+
+def members_of(group: int) -> list[int]:
+    """Return the processes of a group that have not ended (Linux)."""
+    members = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] not in "ZX":
+                members.append(int(folder.name))
+    return members
+
+
+def end_group(process: ProcessRecord, *, seconds: float = STOP_SECONDS) -> None:
+    """Ask a process group to stop, and wait until all of it has; after `seconds` it is killed."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.number, signal.SIGTERM)
+    while members_of(process.number):
+        if time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.number, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def status_table(sweep: Sweep) -> FoldingTable:
+    """Return a table of the runs: state, step, losses, and the score on test people."""
+    columns = (
+        Column("model", "name"),
+        Column("sources", "name"),
+        Column("share", "number"),
+        Column("seed", "number"),
+        Column("state", "name"),
+        Column("step", "number"),
+        Column("train", "number"),
+        Column("validation", "number"),
+        Column("test", "number"),
+    )
+    folders, jobs = record_points(sweep), queued_jobs()
+    table = FoldingTable(columns, title=f"Sweep {sweep.settings.name}", box=None)
+    failures = []
+    for run in sweep.runs:
+        record = read_record(sweep.record_of(run.name))
+        state = state_of(run, record, folders, jobs)
+        metrics = last_metrics(folders.get(run.name, run.folder))
+        table.add_row(
+            *run_cells(run), state, _step(sweep, run, metrics),
+            *(_number(metrics.get(name)) for name in ("loss_nats_per_token", "validation_nats_per_title")),
+            _score(run, folders.get(run.name)),
+        )  # fmt: skip
+        if record is not None and state == "failed":
+            failures.append(f"{run.name}: {record.last_line} ({record.log})")
+    done = f"{len(folders)} of {len(sweep.runs)} runs are done; losses in nats, train by token, the others by title"
+    table.caption = "\n".join([done, *failures])
+    return table
+
+
+def state_of(run: SweepRun, record: RunRecord | None, folders: Mapping[str, Path], jobs: Mapping[str, str]) -> str:
+    """Return the state of a run in words.
+
+    Args:
+        run: the run.
+        record: what the sweep has last done with it.
+        folders: of the runs that are done.
+        jobs: Slurm's state of the jobs that have not ended.
+    """
+    if run.name in folders:
+        return "done"
+    if record is not None and record.job is not None and record.job in jobs:
+        return record.step if record.state == "running" and jobs[record.job] == "RUNNING" else "queued"
+    if record is not None and record.state == "running" and record.process is not None and record.job is None:
+        if record.process.is_running():
+            return record.step
+        if not record.process.is_here:
+            return f"{record.step} on {record.process.host}"
+    if record is not None and record.state == "failed":
+        return "failed"
+    return "interrupted" if (run.folder / METRICS).exists() or record is not None else "waiting"
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """Return the newest value of each metric in a run's metrics.jsonl; empty if there is none."""
+    values: dict[str, Any] = {}
+    try:
+        lines = RunDirectory(folder, "").metrics.read_bytes().split(b"\n")
+    except OSError:
+        return values
+    for line in lines:
+        with contextlib.suppress(NotJsonError):
+            values |= json_object(line)
+    return values
+
+
+def _step(sweep: Sweep, run: SweepRun, metrics: Mapping[str, Any]) -> str:
+    store = sweep.store_of(run)
+    num_steps = "" if store is None else f"/{plan_run(run, store).plan.num_steps:,}"
+    return f"{metrics.get('step', 0):,}{num_steps}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else ""
+
+
+def _score(run: SweepRun, folder: Path | None) -> str:
+    if folder is None:
+        return ""
+    try:
+        table, _ = read_score_table(RunDirectory(folder, "").scores(run.settings.evaluation.split))
+    except ScoreTableError:
+        return "damaged"
+    return _number(-float(np.mean(table["title"].to_numpy())))
