@@ -17,7 +17,7 @@ PACKAGE = PROJECT / "laborllm_dist"
 ORDER = (
     "plain_text", "errors", "randomness", "config", "io", "tables", "careers", "text", "store", "batching",
     "distributed", "models", "checkpoint", "planning", "tracking", "training", "evaluation", "prediction", "baselines",
-    "forecasting", "report", "replication", "cli", "__main__",
+    "forecasting", "report", "sweeps", "replication", "cli", "__main__",
 )  # fmt: skip
 # Console output knows the errors, and the errors nothing; settings are read without files.
 APART = {"report": {"plain_text", "errors", "randomness", "config", "io", "tables", "careers", "text", "report"}}

@@ -1,0 +1,149 @@
+"""The points of a sweep, one trained model each: a CSV that a sweep writes and the scaling law is fitted to.
+
+Runs of one size and one share of data differ in their seed only, and have the same N and D. A file of a user's own may
+have the loss itself (nats_per_observation) in place of a run's folder with a score table, and leave out every column
+with a default.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from laborllm_dist.errors import DataFileError
+from laborllm_dist.io.files import write_text
+from laborllm_dist.plain_text import visible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    """One trained model of a sweep. None: a file of a user's own does not have it."""
+
+    size: str  # name of the model size
+    num_params: int  # with embeddings
+    num_non_embedding_params: int
+    num_observations: int  # D: different titles in the training people's careers, however many epochs read them
+    run: str | None = None  # folder of the run, whose scores give the loss; relative to the working directory
+    num_people: int | None = None  # different training people
+    num_tokens: int | None = None  # of one epoch
+    epochs: float = 1.0
+    flops: float | None = None  # of the whole training
+    seed: int = 1
+    sources: str = ""  # names of the data's sources, joined by +
+    pretrained: str = ""  # the base model's name; empty: trained from scratch
+    nats_per_observation: float | None = None  # loss on test people, in place of the run's scores
+
+
+def write_points(points: Sequence[SweepPoint], path: Path) -> None:
+    """Write points as a CSV, atomically, in the order they have."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(SweepPoint)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)  # None is an empty cell
+    write_text(path, text.getvalue())
+
+
+def read_points(path: Path) -> tuple[SweepPoint, ...]:
+    """Read the points of a sweep, or of a user's own file; columns that no point has are ignored.
+
+    Raises:
+        DataFileError: if the file is missing or no CSV, lacks a column, has no rows, or has a cell that is no value of
+            its column; or if a point has neither a run nor a loss, or some points have a loss and others do not.
+    """
+    if not path.is_file():
+        raise DataFileError(
+            f"no table of points at {path}; launch/sweep.py writes points.csv into the sweep's folder",
+            code="no-points-file",
+        )
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise DataFileError(
+            f"{path} cannot be read as a CSV in UTF-8: {error}", code="unreadable-points-file"
+        ) from None
+    if not rows:
+        raise DataFileError(f"{path} has no points; expected a header and one row per run", code="no-points")
+    if absent := [name for name in _REQUIRED if name not in rows[0]]:
+        raise DataFileError(
+            f"{path} has no column {', '.join(absent)}; a table of points has {', '.join(_REQUIRED)} and run or "
+            "nats_per_observation",
+            code="points-without-column",
+        )
+    points = tuple(_point(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1))
+    with_loss = sum(point.nats_per_observation is not None for point in points)
+    if 0 < with_loss < len(points):
+        raise DataFileError(
+            f"{path} has nats_per_observation for {with_loss} of {len(points)} points; losses from a file and from "
+            "score tables are not mixed: fill the column, or leave it empty",
+            code="points-with-and-without-loss",
+        )
+    return points
+
+
+def _point(row: Mapping[str | None, Any], where: str) -> SweepPoint:
+    if None in row:  # csv's key for what is beyond the header
+        raise DataFileError(f"{where}, has more cells than the header", code="points-row-too-long")
+    values: dict[str, Any] = {}
+    for name, (parse, expected) in _CELLS.items():
+        cell = (row.get(name) or "").strip()
+        if not cell and name not in _REQUIRED:
+            continue
+        try:
+            values[name] = parse(cell)
+        except (ValueError, OverflowError):
+            raise DataFileError(
+                f"{where}, column {name}: {visible(cell)!r} is not {expected}", code="invalid-points-cell"
+            ) from None
+    point = SweepPoint(**values)
+    if point.run is None and point.nats_per_observation is None:
+        raise DataFileError(
+            f"{where}: a point needs a run's folder (run) or its loss (nats_per_observation)", code="point-without-loss"
+        )
+    return point
+
+
+def _text(cell: str) -> str:
+    if not cell:
+        raise ValueError
+    return cell
+
+
+def _count(cell: str) -> int:
+    number = _positive(cell)  # 1e6 is a count too
+    if not number.is_integer():
+        raise ValueError
+    return int(cell) if cell.isdecimal() else int(number)
+
+
+def _positive(cell: str) -> float:
+    number = float(cell)
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number
+
+
+_COUNT = (_count, "a whole number above 0")
+_POSITIVE = (_positive, "a number above 0")
+_NAME = (_text, "a name")
+_CELLS: Mapping[str, tuple[Callable[[str], object], str]] = {
+    "size": _NAME,
+    "num_params": _COUNT,
+    "num_non_embedding_params": _COUNT,
+    "num_observations": _COUNT,
+    "run": _NAME,
+    "num_people": _COUNT,
+    "num_tokens": _COUNT,
+    "epochs": _POSITIVE,
+    "flops": _POSITIVE,
+    "seed": (int, "a whole number"),
+    "sources": _NAME,
+    "pretrained": _NAME,
+    "nats_per_observation": _POSITIVE,
+}
+_REQUIRED = ("size", "num_params", "num_non_embedding_params", "num_observations")
