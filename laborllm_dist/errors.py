@@ -145,6 +145,10 @@ class RunError(LaborError):
     """A run's folder is missing, unfinished or was made with other settings."""
 
 
+class LawError(LaborError):
+    """The runs of a sweep do not identify a scaling law."""
+
+
 class PeerFailedError(LaborError):
     """Another rank raised an error and printed it; this rank exits without a message of its own."""
 
