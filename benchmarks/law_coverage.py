@@ -8,8 +8,8 @@ a known additive law plus noise of its own. Test people differ in how hard they 
 how hard they are for single runs. The losses and their resamples of people go through the same analysis as those of
 score tables. Prints, for each number, the share of sweeps whose interval contains the truth, with its standard error.
 
-`--starts` minimizes the chinchilla objective from all 4,500 starting points of Hoffmann et al. (2022) with L-BFGS-B, one
-after another, and prints the best optimum beside that of `fit_law`.
+`--starts` minimizes the chinchilla objective from all 4,500 starting points of Hoffmann et al. (2022) with L-BFGS-B,
+one after another, and prints the best optimum beside that of `fit_law`.
 """
 
 from __future__ import annotations
@@ -74,17 +74,15 @@ def simulated(
     loss_MN = expected[:, None] + level + random.normal(0, PERSON_RUN, (len(points), num_people))
     people = ResampledPeople(np.arange(num_people), num_people, None, draws, seed)
     means = resample_means(loss_MN, np.zeros((1, num_people), dtype=np.int64), people)
-    return SweepLosses(
-        means.sample_MG[:, 0], means.draws_MGD[:, 0].T, is_excess, num_people, num_people, (), None
-    )
+    return SweepLosses(means.sample_MG[:, 0], means.draws_MGD[:, 0].T, is_excess, num_people, num_people, (), None)
 
 
-def settings_of(draws: int, seed: int, form: str = "additive") -> FitLawSettings:
+def settings_of(draws: int, seed: int) -> FitLawSettings:
     """Return the settings of a fit."""
     return FitLawSettings(
-        points="simulated", output=None, form=form, method="variable_projection", num_params="non_embedding",
+        points="simulated", output=None, form="additive", method="variable_projection", num_params="non_embedding",
         sources=None, pretrained=None, split="test", measure="title", loss="auto", bootstrap_draws=draws, seed=seed,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def is_covered(estimate: Estimate, truth: float) -> bool:

@@ -42,7 +42,7 @@ ONLY_IN = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "wandb": {"tracking"},
-    "matplotlib": {"report", "replication"},
+    "matplotlib": {"report", "replication", "sweeps"},
     "submitit": {"store"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -274,7 +274,7 @@ def _grid_objectives(
     scaled_PF = (loss_FP * root_P).T
     total_F = np.einsum("pf,pf->f", scaled_PF, scaled_PF)
     design_GPC = _design(form, theta_GQ, axes, root_P)
-    best_GF = np.broadcast_to(total_F, (len(theta_GQ), len(loss_FP))).copy()
+    best_GF: FloatArray = np.tile(total_F, (len(theta_GQ), 1))
     for support in _supports(design_GPC.shape[2]):
         basis_GPS, triangle_GSS = np.linalg.qr(design_GPC[:, :, support])
         along_GSF = np.swapaxes(basis_GPS, 1, 2) @ scaled_PF
@@ -322,7 +322,8 @@ def _basis(design_FPC: FloatArray, in_use_FC: BoolArray) -> FloatArray:
     """Return orthonormal columns that span those of a design that are in use, [F, P, C]; the rest are 0."""
     order_FC = np.argsort(~in_use_FC, axis=1, kind="stable")  # those in use first
     basis: FloatArray = np.linalg.qr(np.take_along_axis(design_FPC, order_FC[:, None, :], axis=2))[0]
-    return basis * (np.arange(in_use_FC.shape[1]) < in_use_FC.sum(axis=1, keepdims=True))[:, None, :]
+    basis *= (np.arange(in_use_FC.shape[1]) < in_use_FC.sum(axis=1, keepdims=True))[:, None, :]
+    return basis
 
 
 def _best_support(triangle_FCC: FloatArray, along_FC: FloatArray) -> FloatArray:

@@ -158,7 +158,7 @@ class LawNumbers:
     frontier: FrontierNumbers | None
     break_even: tuple[BreakEvenNumbers, ...]
     points: tuple[PointNumbers, ...]
-    sources_of_numbers: tuple[dict[str, str], ...]
+    scores: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
     fits: Fits
 
@@ -246,7 +246,7 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
         frontier=frontier,
         break_even=_break_even(drawn, sweep),
         points=_point_numbers(sweep, losses, drawn),
-        sources_of_numbers=_sources(losses),
+        scores=_sources(losses),
         notes=(*notes, *([why_none] if why_none else [])),
         fits=drawn,
     )
