@@ -44,6 +44,7 @@ COMMANDS = (
     ("launch/forecast.py", "forecast", "laborllm_dist.config.evaluation", "ForecastSettings"),
     ("launch/baselines.py", "baselines", "laborllm_dist.config.baselines", "BaselineSettings"),
     ("launch/report.py", "report", "laborllm_dist.config.evaluation", "ReportSettings"),
+    ("launch/fit_law.py", "fit_law", "laborllm_dist.config.evaluation", "FitLawSettings"),
     ("launch/convert_gguf.py", "convert_gguf", "laborllm_dist.config.model", "ConvertSettings"),
 )
 # Kinds of sources whose settings file has another name than the kind.

@@ -92,7 +92,7 @@ LATE = {
 @pytest.mark.parametrize(
     ("scripts", "late"),
     [
-        (["plan", "prepare", "report", "replicate"], {"torch", "transformers", "submitit", *LATE}),
+        (["plan", "prepare", "report", "replicate", "fit_law"], {"torch", "transformers", "submitit", *LATE}),
         (["baselines", "convert_gguf", "evaluate", "train"], LATE),
     ],
 )

@@ -429,14 +429,14 @@ def tick_text(value: float) -> str:
     return f"{float(digits):.3g}e{int(exponent)}"
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Give ticks of the form 1, 2, 5 times a power of ten in [low, high], thinned to at most seven."""
+def log_ticks(low: float, high: float, *, most: int = 7) -> list[float]:
+    """Give ticks of the form 1, 2, 5 times a power of ten in [low, high], thinned to at most some number."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for leads in ((1, 2, 5), (1, 3), (1,)):
         ticks = [lead * 10.0**power for power in powers for lead in leads if low <= lead * 10.0**power <= high]
-        if len(ticks) <= 7:
+        if len(ticks) <= most:
             break
-    return ticks[:: math.ceil(len(ticks) / 7)] if ticks else []
+    return ticks[:: math.ceil(len(ticks) / most)] if ticks else []
 
 
 def _set_difference_axis(axes: Axes, estimates: Sequence[Estimate]) -> None:

@@ -36,6 +36,8 @@ HUBER_DELTA = 1e-3  # on log L, as Hoffmann et al. (2022) have it
 _NUMBERS_IN_MEMORY = 20_000_000  # 153 MiB of float64
 _MOST_STEPS = 100
 _EDGE = 1.02  # an exponent within 2 % of the end of its range is at the edge
+_EXACT = 1e-18  # sum of Huber's function that is rounding alone
+_LARGEST_LOG = 100.0  # of a coefficient, in nats
 _LEAST_COEFFICIENT = 1e-6  # of the mean loss, where a logarithm is taken
 
 
@@ -62,7 +64,7 @@ class Form:
         """Return the values of each exponent on the grid; the first and the last are the ends of its range."""
         if self.name != "rectified":
             return (_exponents(32), _exponents(32))
-        return (_exponents(20), _exponents(20), np.linspace(d_P.min() - np.log(100), d_P.max() + np.log(10), 14))
+        return (_exponents(14), _exponents(14), np.linspace(d_P.min() - np.log(100), d_P.max() + np.log(10), 10))
 
 
 def _exponents(number: int) -> FloatArray:
@@ -421,9 +423,11 @@ def _minimized(
     ends: Sequence[tuple[float, float]],
 ) -> FloatArray:
     """Return the minimum near a start: BFGS, repeated from where it ends until nothing is gained."""
-    num_free = len(start) - len(ends)
-    bounds = [(None, None)] * num_free + [(low, high) for low, high in ends]
-    scale = 1 / max(value_and_gradient(start)[0], 1e-300)  # tolerances of an optimizer are about values near 1
+    lowest = value_and_gradient(start)[0]
+    if lowest < _EXACT:
+        return start
+    bounds = [(-_LARGEST_LOG, _LARGEST_LOG)] * (len(start) - len(ends)) + list(ends)
+    scale = 1 / lowest  # tolerances of an optimizer are about values near 1
 
     def scaled(values: FloatArray) -> tuple[float, FloatArray]:
         value, gradient = value_and_gradient(values)

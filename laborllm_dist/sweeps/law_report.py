@@ -218,6 +218,7 @@ def _form_table(numbers: LawNumbers) -> FoldingTable:
         error = ABSENT if form.held_out_error is None else format_decimals(form.held_out_error, 4)
         what = "chosen" if form.form == numbers.form else "" if form.problem is None else "not identified"
         table.add_row(form.form, format_decimals(form.rms_residual, 4), error, what)
+    table.caption = "\n".join(form.problem for form in numbers.forms if form.problem is not None)
     return table
 
 
@@ -553,12 +554,12 @@ def _draw_frontier(numbers: LawNumbers) -> DrawnFigure:
                 [point.flops for point in numbers.points], values, MARKERS[1], color=COLORS[1], markersize=4.5,
                 markeredgewidth=0, zorder=3,
             )  # fmt: skip
-        _set_loss(losses, numbers.loss_name.replace(" above", "\nabove"))
+        _set_loss(losses, numbers.loss_name)
         sizes.set_yscale("log")
         sizes.grid(axis="y", color=FAINT, linewidth=0.6)
         _set_ticks(sizes.yaxis, *sizes.get_ylim())
         sizes.set_ylabel("N")
-        _set_log_axis(sizes, flops[0], flops[-1])
+        _set_log_axis(sizes, flops[0] / _BEYOND, flops[-1])
         sizes.set_xlabel("FLOPs of the training")
         handles = [
             Line2D([], [], color=COLORS[0], linewidth=1.6, label="best for the FLOPs"),
@@ -576,13 +577,13 @@ def _set_log_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def _set_ticks(axis: Any, low: float, high: float) -> None:
-    axis.set_major_locator(FixedLocator(log_ticks(low, high)[::1]))
+    axis.set_major_locator(FixedLocator(log_ticks(low, high, most=5)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
 
 
 def _set_loss(axes: Axes, label: str) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.ticklabel_format(axis="y", style="plain", useOffset=False)
-    axes.set_ylabel(label)
+    axes.set_ylabel(label.replace(" above", "\nabove"))
