@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.browser import AXE, CHROMIUM, MISSING, open_browser
 from helpers.errors import raises
 from rich.console import Console
 
@@ -155,3 +156,24 @@ def test_numbers_are_shown_with_significant_digits() -> None:
     assert [format_multiple(value) for value in (1.807, 12.34, math.inf)] == ["1.81", "12.3", "no amount"]
     assert format_interval(1.5, math.inf, format_multiple) == "1.50 to no amount"
     assert format_interval(math.inf, math.inf, format_multiple) == "no amount"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING.format("Chromium"))
+def test_the_page_fits_a_phone_and_a_desk_and_its_figures_are_whole(law: LawResult, tmp_path: Path) -> None:
+    with open_browser(tmp_path) as browser:
+        for width in (375, 1280):
+            browser.load(law.page, width=width)
+            browser.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+            assert browser.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
+            assert (browser.requests(), browser.errors()) == ([law.page.as_uri()], [])
+            assert (
+                browser.evaluate("[...document.images].map((each) => each.complete && each.naturalWidth > 100)")
+                == [True] * 4
+            )
+            if AXE.is_file():
+                browser.evaluate(AXE.read_text(encoding="utf-8"))
+                run = (
+                    "axe.run(document, {resultTypes: ['violations'], runOnly: ['wcag2a', 'wcag2aa', 'best-practice']})"
+                )
+                shown = ".then(({violations}) => violations.map(({id, nodes}) => [id, nodes[0].html]))"
+                assert browser.evaluate(run + shown) == []
