@@ -47,6 +47,7 @@ COMMANDS = (
     ("launch/report.py", "report", "laborllm_dist.config.evaluation", "ReportSettings"),
     ("launch/track.py", "track", "laborllm_dist.config.run", "TrackSettings"),
     ("launch/sweep.py", "sweep", "laborllm_dist.config.sweep", "SweepSettings"),
+    ("launch/fit_law.py", "fit_law", "laborllm_dist.config.evaluation", "FitLawSettings"),
     ("launch/convert_gguf.py", "convert_gguf", "laborllm_dist.config.model", "ConvertSettings"),
 )
 # Kinds of sources whose settings file has another name than the kind.

@@ -150,6 +150,10 @@ class SweepError(LaborError):
     """A sweep cannot start or be stopped, or some of its runs have failed."""
 
 
+class LawError(LaborError):
+    """The runs of a sweep do not identify a scaling law."""
+
+
 class PeerFailedError(LaborError):
     """Another rank raised an error and printed it; this rank exits without a message of its own."""
 

@@ -42,7 +42,7 @@ ONLY_IN = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "wandb": {"tracking"},
-    "matplotlib": {"report", "replication"},
+    "matplotlib": {"report", "replication", "sweeps"},
     "submitit": {"store", "sweeps"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -92,7 +92,7 @@ LATE = {
 @pytest.mark.parametrize(
     ("scripts", "late"),
     [
-        (["plan", "prepare", "report", "replicate", "sweep"], {"torch", "transformers", "submitit", *LATE}),
+        (["plan", "prepare", "report", "replicate", "sweep", "fit_law"], {"torch", "transformers", "submitit", *LATE}),
         (["baselines", "convert_gguf", "evaluate", "train"], LATE),
     ],
 )

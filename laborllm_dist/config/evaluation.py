@@ -356,6 +356,41 @@ class ReportSettings(Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class FitLawSettings(Strict):
+    """Settings of launch/fit_law.py."""
+
+    points: str
+    """Table of the sweep's points: points.csv of launch/sweep.py, or a CSV of your own with a column
+    nats_per_observation."""
+    output: str | None
+    """Folder of the law; null: law/ beside the points."""
+    form: Literal["auto", "additive", "multiplicative", "rectified"]
+    """Formula of the law; `auto`: the one that predicts the runs of the largest size best from the others."""
+    method: Literal["variable_projection", "chinchilla"]
+    """Least squares, or the sum of Huber's function of log L, as Hoffmann et al. (2022) fit theirs."""
+    num_params: Literal["non_embedding", "total"]
+    """What N counts."""
+    sources: str | None
+    """Only the runs on these sources, such as PSID81+NLSY79; null: all runs have the same."""
+    pretrained: str | None
+    """Only the runs from this base model; `scratch`: only those trained from scratch; null: all runs are of one
+    kind."""
+    split: Literal["train", "validation", "test"]
+    """Whose score tables to read."""
+    measure: Literal["title", "terminated", "normalised"]
+    """Which log-likelihood the loss is."""
+    loss: Literal["auto", "nats", "excess"]
+    """`nats`: minus the log-likelihood; `excess`: that of the model above that of the truth, on synthetic careers;
+    `auto`: the excess where a run has scores of the truth."""
+    bootstrap_draws: Annotated[int, within(1, 100_000)]
+    """Refits of the law on resamples of test people, with the noise between runs added."""
+    seed: Seed
+    """Seed of the resamples and of the noise."""
+    figure_formats: tuple[FigureFormat, ...] = ("png", "pdf")
+    """Files of the figures beside the page, which has them as SVG; a PDF embeds its fonts as TrueType."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicateSettings(Strict):
     """Settings of launch/replicate.py."""
 

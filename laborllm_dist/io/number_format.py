@@ -71,9 +71,25 @@ def format_probability(value: float) -> str:
     return word_for(value) or (f"{value:.2g}".replace("-", MINUS) if value else "0")  # its digits never round to 0
 
 
+def format_significant(value: float, digits: int = 4) -> str:
+    """Format with significant digits: 477.8, 0.3473, 2,143; a power of ten from a million on and below 0.0001."""
+    if value and abs(value) < 1e-4:
+        number, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{number.replace('-', MINUS)}e{MINUS if exponent[0] == '-' else ''}{int(exponent[1:])}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value and math.isfinite(value) else digits - 1
+    return format_decimals(value, max(decimals, 0))
+
+
+def format_multiple(value: float) -> str:
+    """Format how many times as much of something is needed: 1.81; infinity: no amount is enough."""
+    return "no amount" if value == math.inf else format_significant(value, 3)
+
+
 def format_interval(low: float | None, high: float | None, format_number: Callable[[float], str]) -> str:
-    """Return '8.01 to 8.36', or a dash if there is no interval."""
-    return ABSENT if low is None or high is None else f"{format_number(low)} to {format_number(high)}"
+    """Return '8.01 to 8.36', or a dash if there is no interval; the word for infinity once if both ends are."""
+    if low is None or high is None:
+        return ABSENT
+    return format_number(low) if low == math.inf else f"{format_number(low)} to {format_number(high)}"
 
 
 def format_count(count: int) -> str:

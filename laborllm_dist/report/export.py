@@ -71,8 +71,8 @@ class _Row:
         """Return the cells of a CSV, in the order of COLUMNS."""
         names = (self.term, self.model, self.compared_with, self.outcome, self.grouping, self.group)
         values = (self.estimate.value, self.estimate.std_error, self.estimate.low, self.estimate.high)
-        curve = ("" if self.bin is None else str(self.bin), _cell(self.predicted))
-        return (*map(sheet_cell, map(visible, names)), *curve, *map(_cell, values), str(self.n), str(self.people))
+        curve = ("" if self.bin is None else str(self.bin), number_cell(self.predicted))
+        return (*map(sheet_cell, map(visible, names)), *curve, *map(number_cell, values), str(self.n), str(self.people))
 
 
 def export_tables(numbers: ReportNumbers) -> tuple[ExportedTable, ...]:
@@ -121,10 +121,11 @@ def data_of_figures(numbers: ReportNumbers) -> dict[str, str]:
 
 
 def _csv(rows: Iterable[_Row]) -> str:
-    return _csv_text([COLUMNS, *(row.cells() for row in rows)])
+    return csv_text([COLUMNS, *(row.cells() for row in rows)])
 
 
-def _csv_text(lines: Iterable[Sequence[object]]) -> str:
+def csv_text(lines: Iterable[Sequence[object]]) -> str:
+    """Return lines of cells as a CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
@@ -136,15 +137,16 @@ def _training_csv(runs: Iterable[TrainingNumbers]) -> str:
     for each in runs:
         run = sheet_cell(visible(each.run))
         for mean in each.training:
-            lines.append(("training_nats_per_token", run, mean.step, mean.epoch, _cell(mean.nats_per_token)))
+            lines.append(("training_nats_per_token", run, mean.step, mean.epoch, number_cell(mean.nats_per_token)))
         for point in each.validation:
             for term in ("nats_per_token", "nats_per_title"):
                 if (value := getattr(point, term)) is not None:
-                    lines.append((f"validation_{term}", run, point.step, point.epoch, _cell(value)))
-    return _csv_text(lines)
+                    lines.append((f"validation_{term}", run, point.step, point.epoch, number_cell(value)))
+    return csv_text(lines)
 
 
-def _cell(value: float | None) -> str:
+def number_cell(value: float | None) -> str:
+    """Return a number in full precision; nothing for one that does not exist."""
     return "" if value is None or not math.isfinite(value) else repr(float(value) + 0.0)  # -0.0 becomes 0.0
 
 
@@ -253,7 +255,7 @@ def _curve_rows(outcomes: Sequence[OutcomeNumbers]) -> Iterator[_Row]:
 
 
 @dataclass(frozen=True, slots=True)
-class _LatexTable:
+class LatexTable:
     """Cells as plain text; a cell of an estimate is its number and its interval, which stands in a line below."""
 
     name: str
@@ -292,7 +294,7 @@ def _latex_line(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _latex_tables(numbers: ReportNumbers) -> Iterator[_LatexTable]:
+def _latex_tables(numbers: ReportNumbers) -> Iterator[LatexTable]:
     yield _perplexity_table(numbers)
     if numbers.pairs:
         yield _difference_table(numbers)
@@ -318,7 +320,8 @@ def _notes(numbers: ReportNumbers, *more: str, intervals: str | None = None) -> 
     )
 
 
-def _shown(value: Estimate | None, format_number: Callable[[float], str]) -> str | tuple[str, str]:
+def with_interval(value: Estimate | None, format_number: Callable[[float], str]) -> str | tuple[str, str]:
+    """Return a number and its interval as a cell of LaTeX."""
     if value is None:
         return ""
     if value.low is None or value.high is None:
@@ -326,28 +329,28 @@ def _shown(value: Estimate | None, format_number: Callable[[float], str]) -> str
     return format_number(value.value), f"[{format_number(value.low)}, {format_number(value.high)}]"
 
 
-def _perplexity_table(numbers: ReportNumbers) -> _LatexTable:
+def _perplexity_table(numbers: ReportNumbers) -> LatexTable:
     has_truth = any(model.true_model for model in numbers.models)
     rows = [
         [
             model.model,
-            _shown(model.perplexity, format_perplexity),
-            _shown(model.mean_log_likelihood_nats, format_nats),
-            *([_shown(model.nats_to_truth, format_nats)] if has_truth else []),
+            with_interval(model.perplexity, format_perplexity),
+            with_interval(model.mean_log_likelihood_nats, format_nats),
+            *([with_interval(model.nats_to_truth, format_nats)] if has_truth else []),
         ]
         for model in numbers.models
     ]
     headings = ("Model", "Perplexity", "Log-likelihood", *(["Nats to the truth"] if has_truth else []))
     notes = _notes(numbers, f"Log-likelihood ({numbers.measure}) in nats per observation.")
-    return _LatexTable("perplexity", "Perplexity of the next occupation", headings, rows, notes)
+    return LatexTable("perplexity", "Perplexity of the next occupation", headings, rows, notes)
 
 
-def _difference_table(numbers: ReportNumbers) -> _LatexTable:
+def _difference_table(numbers: ReportNumbers) -> LatexTable:
     rows = [
         [
             f"{pair.first} \N{MINUS SIGN} {pair.second}",
-            _shown(pair.difference_nats, format_nats),
-            _shown(pair.perplexity_ratio, format_perplexity),
+            with_interval(pair.difference_nats, format_nats),
+            with_interval(pair.perplexity_ratio, format_perplexity),
         ]
         for pair in numbers.pairs
     ]
@@ -355,10 +358,10 @@ def _difference_table(numbers: ReportNumbers) -> _LatexTable:
         f"Log-likelihood ({numbers.measure}) of the first model minus that of the second; above 0 the first is better."
     )
     headings = ("Models", "Difference, nats", "Ratio of perplexities")
-    return _LatexTable("differences", "Paired differences between models", headings, rows, _notes(numbers, note))
+    return LatexTable("differences", "Paired differences between models", headings, rows, _notes(numbers, note))
 
 
-def _refit_tables(refits: RefitNumbers, numbers: ReportNumbers) -> Iterator[_LatexTable]:
+def _refit_tables(refits: RefitNumbers, numbers: ReportNumbers) -> Iterator[LatexTable]:
     over_both = (
         f"95 % intervals over training people ({format_count(refits.num_refits)} refits) and {numbers.split} people "
         f"({format_count(numbers.bootstrap_draws)} draws)."
@@ -367,13 +370,13 @@ def _refit_tables(refits: RefitNumbers, numbers: ReportNumbers) -> Iterator[_Lat
     rows = [
         [
             model.model,
-            _shown(model.perplexity, format_perplexity),
+            with_interval(model.perplexity, format_perplexity),
             "" if model.std_error_training is None else format_perplexity(model.std_error_training),
         ]
         for model in refits.models
     ]
     notes = _notes(numbers, "Perplexity: mean over refits.", about_std_error, intervals=over_both)
-    yield _LatexTable(
+    yield LatexTable(
         "refits",
         "Perplexity over refits on resampled training people",
         ("Model", "Perplexity", "Std. error"),
@@ -384,7 +387,7 @@ def _refit_tables(refits: RefitNumbers, numbers: ReportNumbers) -> Iterator[_Lat
         rows = [
             [
                 f"{pair.first} \N{MINUS SIGN} {pair.second}",
-                _shown(pair.difference_nats, format_nats),
+                with_interval(pair.difference_nats, format_nats),
                 "" if pair.std_error_training is None else format_decimals(pair.std_error_training, 4),
             ]
             for pair in refits.pairs
@@ -395,14 +398,14 @@ def _refit_tables(refits: RefitNumbers, numbers: ReportNumbers) -> Iterator[_Lat
         )
         notes = _notes(numbers, difference, about_std_error, intervals=over_both)
         caption = "Paired differences over refits on resampled training people"
-        yield _LatexTable("refit_differences", caption, ("Models", "Difference, nats", "Std. error"), rows, notes)
+        yield LatexTable("refit_differences", caption, ("Models", "Difference, nats", "Std. error"), rows, notes)
 
 
-def _group_table(grouping: GroupingNumbers, numbers: ReportNumbers) -> _LatexTable:
+def _group_table(grouping: GroupingNumbers, numbers: ReportNumbers) -> LatexTable:
     rows = [
         [
             group.group,
-            *(_shown(score.perplexity, format_perplexity) for score in group.scores),
+            *(with_interval(score.perplexity, format_perplexity) for score in group.scores),
             format_count(group.num_people),
             format_count(group.num_observations),
         ]
@@ -410,17 +413,17 @@ def _group_table(grouping: GroupingNumbers, numbers: ReportNumbers) -> _LatexTab
     ]
     headings = ("Group", *(model.model for model in numbers.models), "People", "Observations")
     notes = _notes(numbers, *([grouping.note] if grouping.note else []))
-    return _LatexTable(f"by_{grouping.name}", f"Perplexity {grouping.title.lower()}", headings, rows, notes)
+    return LatexTable(f"by_{grouping.name}", f"Perplexity {grouping.title.lower()}", headings, rows, notes)
 
 
-def _title_table(numbers: ReportNumbers) -> _LatexTable:
+def _title_table(numbers: ReportNumbers) -> LatexTable:
     rows = [
         [
             model.model,
-            _shown(model.valid_titles, format_share),
-            *(_shown(value, format_auc) for value in (model.mrr, model.moves_mrr)),
-            *(_shown(value, format_share) for value in (model.top_5, model.moves_top_5)),
-            *(_shown(value, format_share) for value in (model.top_10, model.moves_top_10)),
+            with_interval(model.valid_titles, format_share),
+            *(with_interval(value, format_auc) for value in (model.mrr, model.moves_mrr)),
+            *(with_interval(value, format_share) for value in (model.top_5, model.moves_top_5)),
+            *(with_interval(value, format_share) for value in (model.top_10, model.moves_top_10)),
         ]
         for model in numbers.titles
     ]
@@ -429,10 +432,10 @@ def _title_table(numbers: ReportNumbers) -> _LatexTable:
         "MRR: mean reciprocal rank of the observed title among all. Recall@k: it is among the k most probable. "
         f"Moves: {format_count(numbers.titles[0].num_moves)} observations whose title differs from the previous one."
     )
-    return _LatexTable("titles", "Ranks of the observed title", headings, rows, _notes(numbers, note))
+    return LatexTable("titles", "Ranks of the observed title", headings, rows, _notes(numbers, note))
 
 
-def _outcome_tables(numbers: ReportNumbers) -> Iterator[_LatexTable]:
+def _outcome_tables(numbers: ReportNumbers) -> Iterator[LatexTable]:
     with_auc = [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]
     rules = [
         f"{outcome.title} ({format_count(outcome.num_events)} events in {format_count(outcome.num_observations)} "
@@ -441,10 +444,13 @@ def _outcome_tables(numbers: ReportNumbers) -> Iterator[_LatexTable]:
     ]
     models = [model.model for model in numbers.titles]
     if with_auc:
-        rows = [[outcome.title, *(_shown(score.auc, format_auc) for score in outcome.scores)] for outcome in with_auc]
+        rows = [
+            [outcome.title, *(with_interval(score.auc, format_auc) for score in outcome.scores)] for outcome in with_auc
+        ]
         notes = _notes(numbers, *rules[: len(with_auc)])
-        yield _LatexTable("auc", "Area under the ROC curve", ("Outcome", *models), rows, notes)
+        yield LatexTable("auc", "Area under the ROC curve", ("Outcome", *models), rows, notes)
     rows = [
-        [outcome.title, *(_shown(score.ece, format_auc) for score in outcome.scores)] for outcome in numbers.outcomes
+        [outcome.title, *(with_interval(score.ece, format_auc) for score in outcome.scores)]
+        for outcome in numbers.outcomes
     ]
-    yield _LatexTable("calibration", "Expected calibration error", ("Outcome", *models), rows, _notes(numbers, *rules))
+    yield LatexTable("calibration", "Expected calibration error", ("Outcome", *models), rows, _notes(numbers, *rules))

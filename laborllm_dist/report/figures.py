@@ -105,25 +105,25 @@ class _Mark:
 def draw_perplexities(models: Sequence[ModelNumbers], *, measure: str) -> DrawnFigure:
     """Draw every model's perplexity with its interval, best on top."""
     fonts = drawable([visible(model.model) for model in models])
-    with matplotlib.rc_context(_style_of(fonts)):
-        figure, axes = _new_figure(0.55 * len(models) + 0.75)
+    with matplotlib.rc_context(style_of(fonts)):
+        figure, axes = new_figure(0.55 * len(models) + 0.75)
         marks = _marks(models)
         for row, model in enumerate(models):
             _write_above(axes, row, _model_label(model, fonts), format_perplexity(model.perplexity.value))
             _draw_estimate(axes, row, model.perplexity, marks[row], size=7)
         _set_perplexity_axis(axes, (model.perplexity for model in models), measure)
         axes.set_ylim(len(models) - 0.65, -0.75)
-        return _render(figure, "perplexity", "Perplexity of every model with its 95 % interval", fonts)
+        return render_figure(figure, "perplexity", "Perplexity of every model with its 95 % interval", fonts)
 
 
 def draw_differences(pairs: Sequence[PairNumbers], *, measure: str) -> DrawnFigure:
     """Draw the paired difference of every two models in nats, with its interval."""
     fonts = drawable([visible(name) for pair in pairs for name in (pair.first, pair.second)])
-    with matplotlib.rc_context(_style_of(fonts)):
+    with matplotlib.rc_context(style_of(fonts)):
         labels = [_pair_label(pair, fonts) for pair in pairs]
         lines = max(label.count("\n") for label in labels) + 1
         row_inches = 0.32 + 0.17 * lines
-        figure, axes = _new_figure(row_inches * len(pairs) + 0.85)
+        figure, axes = new_figure(row_inches * len(pairs) + 0.85)
         axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
         for row, pair in enumerate(pairs):
             _write_above(axes, row, labels[row], format_nats(pair.difference_nats.value))
@@ -131,20 +131,20 @@ def draw_differences(pairs: Sequence[PairNumbers], *, measure: str) -> DrawnFigu
         _set_difference_axis(axes, [pair.difference_nats for pair in pairs])
         axes.set_xlabel(f"difference in log-likelihood ({measure}),\nnats per observation; above 0 the first is better")
         axes.set_ylim(len(pairs) - 0.65, -0.85)
-        return _render(figure, "differences", "Paired differences between models in nats per observation", fonts)
+        return render_figure(figure, "differences", "Paired differences between models in nats per observation", fonts)
 
 
 def draw_grouping(grouping: GroupingNumbers, models: Sequence[ModelNumbers], *, measure: str) -> DrawnFigure:
     """Draw the perplexities of all models in each group: a band per group, a dot and interval per model."""
     groups, many = grouping.groups, len(grouping.groups) > MANY_BANDS
     fonts = drawable(map(visible, [*(model.model for model in models), *(group.group for group in groups)]))
-    with matplotlib.rc_context(_style_of(fonts)):
+    with matplotlib.rc_context(style_of(fonts)):
         estimates = [[score.perplexity for score in group.scores] for group in groups]
         labels = [_group_label(group, fonts, short=many) for group in groups]
         figure, axes = _draw_bands(labels, estimates, models, fonts)
         _set_perplexity_axis(axes, (each for row in estimates for each in row), measure)
         alternative = f"Perplexity {grouping.title.lower()}, with 95 % intervals"
-        return _render(figure, f"by_{grouping.name}", alternative, fonts)
+        return render_figure(figure, f"by_{grouping.name}", alternative, fonts)
 
 
 def draw_auc(outcomes: Sequence[OutcomeNumbers], models: Sequence[ModelNumbers]) -> DrawnFigure:
@@ -156,7 +156,7 @@ def draw_auc(outcomes: Sequence[OutcomeNumbers], models: Sequence[ModelNumbers])
     """
     names = [score.model for score in outcomes[0].scores]
     fonts = drawable(map(visible, names))
-    with matplotlib.rc_context(_style_of(fonts)):
+    with matplotlib.rc_context(style_of(fonts)):
         estimates = [[score.auc for score in outcome.scores if score.auc is not None] for outcome in outcomes]
         labels = [
             "\n".join([*textwrap.wrap(outcome.title, GROUP_LETTERS), f"{format_count(outcome.num_events)} events"])
@@ -166,7 +166,7 @@ def draw_auc(outcomes: Sequence[OutcomeNumbers], models: Sequence[ModelNumbers])
         axes.axvline(0.5, color=INK, linewidth=0.9, zorder=1)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlabel("area under the ROC curve; higher is better,\n0.5 is chance")
-        return _render(figure, "auc", "Area under the ROC curve of every outcome, with 95 % intervals", fonts)
+        return render_figure(figure, "auc", "Area under the ROC curve of every outcome, with 95 % intervals", fonts)
 
 
 def draw_calibration(outcome: OutcomeNumbers, models: Sequence[ModelNumbers]) -> DrawnFigure:
@@ -178,8 +178,8 @@ def draw_calibration(outcome: OutcomeNumbers, models: Sequence[ModelNumbers]) ->
     """
     names = [score.model for score in outcome.scores]
     fonts, shown = drawable(map(visible, names)), _shown(models, names)
-    with matplotlib.rc_context(_style_of(fonts)):
-        figure, axes = _new_figure(WIDTH_INCHES + 0.22 * _legend_shape([model for model, _ in shown])[0])
+    with matplotlib.rc_context(style_of(fonts)):
+        figure, axes = new_figure(WIDTH_INCHES + 0.22 * _legend_shape([model for model, _ in shown])[0])
         largest = 0.0
         for (_, mark), curve in zip(shown, outcome.curves, strict=True):
             points = [each for each in curve if _has_place(each.observed.value)]
@@ -203,7 +203,7 @@ def draw_calibration(outcome: OutcomeNumbers, models: Sequence[ModelNumbers]) ->
         _add_legend(figure, shown, fonts)
         figure.draw_without_rendering()  # a square finds its place in the second layout
         alternative = f"Calibration, {outcome.title.lower()}: observed shares over predicted probabilities"
-        return _render(figure, f"calibration_{outcome.name}", alternative, fonts)
+        return render_figure(figure, f"calibration_{outcome.name}", alternative, fonts)
 
 
 def draw_training(training: TrainingNumbers, name: str) -> DrawnFigure:
@@ -222,13 +222,13 @@ def draw_training(training: TrainingNumbers, name: str) -> DrawnFigure:
     if per_title:
         panels.append(("nats per title", [(_VALIDATION, per_title)]))
     fonts = drawable([])
-    with matplotlib.rc_context(_style_of(fonts)):
+    with matplotlib.rc_context(style_of(fonts)):
         figure = Figure(figsize=(WIDTH_INCHES, 0.8 + 1.9 * len(panels)), layout="constrained")
         FigureCanvasAgg(figure)
         for axes, (unit, curves) in zip(
             figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True
         ):
-            _make_plain(axes)
+            make_plain(axes)
             for style, points in curves:
                 axes.plot(*zip(*points, strict=True), **style) if points else None
             values = [value for _, points in curves for _, value in points]
@@ -239,7 +239,7 @@ def draw_training(training: TrainingNumbers, name: str) -> DrawnFigure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
         handles = [Line2D([], [], **style) for style, points in panels[0][1] if points]
         figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False)
-        return _render(figure, name, "Training loss and validation loss by step", fonts)
+        return render_figure(figure, name, "Training loss and validation loss by step", fonts)
 
 
 def _set_loss_axis(axes: Axes, values: Sequence[float]) -> None:
@@ -248,7 +248,7 @@ def _set_loss_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if low > 0 and high > 5 * low:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
+        axes.yaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
     else:
@@ -272,7 +272,7 @@ def _draw_bands(
     line_inches = 0.12 if many else 0.16
     band_inches = max(0.3 if many else 0.5, line_inches * (len(marked) + 1))
     legend_rows, _ = _legend_shape([model for model, _ in marked])
-    figure, axes = _new_figure(band_inches * len(labels) + 0.75 + 0.22 * legend_rows)
+    figure, axes = new_figure(band_inches * len(labels) + 0.75 + 0.22 * legend_rows)
     step = line_inches / band_inches
     for row, of_models in enumerate(estimates):
         if row % 2 == 0:
@@ -286,20 +286,23 @@ def _draw_bands(
     return figure, axes
 
 
-def _style_of(fonts: Drawable) -> Any:
+def style_of(fonts: Drawable) -> Any:
+    """Return matplotlib's settings for a figure with these fonts."""
     return {**STYLE, "font.family": list(fonts.families)}
 
 
-def _new_figure(height_inches: float) -> tuple[Figure, Axes]:
+def new_figure(height_inches: float) -> tuple[Figure, Axes]:
+    """Return a figure of the usual width and its axes, without ticks on the vertical one."""
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _make_plain(axes)
+    make_plain(axes)
     axes.yaxis.set_major_locator(NullLocator())
     return figure, axes
 
 
-def _make_plain(axes: Axes) -> None:
+def make_plain(axes: Axes) -> None:
+    """Take the frame and the ticks away, and draw a faint grid."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.tick_params(length=0)
@@ -405,7 +408,7 @@ def _set_perplexity_axis(axes: Axes, estimates: Iterable[Estimate], measure: str
     ends = _finite_ends(estimates)
     if ends and max(ends) > 5 * min(ends):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(_log_ticks(min(ends), max(ends))))
+        axes.xaxis.set_major_locator(FixedLocator(log_ticks(min(ends), max(ends))))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
         axes.set_xlabel(f"perplexity ({measure}), logarithmic axis;\nlower is better")
@@ -426,14 +429,14 @@ def tick_text(value: float) -> str:
     return f"{float(digits):.3g}e{int(exponent)}"
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Give ticks of the form 1, 2, 5 times a power of ten in [low, high], thinned to at most seven."""
+def log_ticks(low: float, high: float, *, most: int = 7) -> list[float]:
+    """Give ticks of the form 1, 2, 5 times a power of ten in [low, high], thinned to at most some number."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for leads in ((1, 2, 5), (1, 3), (1,)):
         ticks = [lead * 10.0**power for power in powers for lead in leads if low <= lead * 10.0**power <= high]
-        if len(ticks) <= 7:
+        if len(ticks) <= most:
             break
-    return ticks[:: math.ceil(len(ticks) / 7)] if ticks else []
+    return ticks[:: math.ceil(len(ticks) / most)] if ticks else []
 
 
 def _set_difference_axis(axes: Axes, estimates: Sequence[Estimate]) -> None:
@@ -454,7 +457,8 @@ def _set_difference_axis(axes: Axes, estimates: Sequence[Estimate]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _render(figure: Figure, name: str, alternative: str, fonts: Drawable) -> DrawnFigure:
+def render_figure(figure: Figure, name: str, alternative: str, fonts: Drawable) -> DrawnFigure:
+    """Return a finished figure."""
     return DrawnFigure(name, alternative, _saved(figure, "svg"), fonts.undrawn, figure)
 
 

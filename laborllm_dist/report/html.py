@@ -21,12 +21,14 @@ from laborllm_dist.io.number_format import (
     format_count,
     format_decimals,
     format_interval,
+    format_multiple,
     format_nats,
     format_perplexity,
     format_probability,
     format_share,
     format_signed_auc,
     format_signed_perplexity,
+    format_significant,
 )
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
@@ -50,7 +52,7 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure], *, caree
     with_auc = [outcome for outcome in numbers.outcomes if outcome.name != TOP_TITLE]
     columns = (numbers.models, *(each.models for each in numbers.other_data))
     best = next((model for model in numbers.models if not model.true_model), numbers.models[0])
-    return _render(
+    return render_template(
         "report.html.j2",
         "tables.js",
         report=numbers,
@@ -73,7 +75,7 @@ def render_page(numbers: ReportNumbers, figures: Sequence[DrawnFigure], *, caree
 
 def render_careers(numbers: ReportNumbers, careers: Sequence[Career]) -> str:
     """Return the page of single careers as HTML text."""
-    return _render(
+    return render_template(
         "careers.html.j2", "tables.js", "careers.js", report=numbers, careers=careers, most_probable=MOST_PROBABLE
     )
 
@@ -86,10 +88,12 @@ _NUMBERS: dict[str, Callable[[float], str]] = {
     "signed_perplexity": format_signed_perplexity,
     "auc": format_auc,
     "signed_auc": format_signed_auc,
+    "significant": format_significant,
+    "multiple": format_multiple,
 }
 
 
-def _render(template: str, *scripts: str, **values: object) -> str:
+def render_template(template: str, *scripts: str, **values: object) -> str:
     """Return a page with its script, and the policy that lets this script run and nothing be fetched."""
     environment = _environment()
     text = "".join(_template_text(environment, script) for script in scripts)

@@ -34,6 +34,7 @@ from laborllm_dist.tables.title_distributions import read_title_table, title_tab
 FloatArray = npt.NDArray[np.float64]
 CodeArray = npt.NDArray[np.int64]
 
+TRUTH = "truth"  # the baseline's name, in its file's name
 SCORES = ("num_tokens", "title", "terminated")  # what may differ from model to model
 FACTS = tuple(name for name in SCORE_SCHEMA.names if name not in KEY and name not in SCORES)
 
@@ -95,7 +96,7 @@ def compare_runs(
     for file in files[1:]:
         check_same_observations(files[0], file)
     observations = files[0].table.drop_columns(list(SCORES))
-    person_of_row, num_people = _number_people(observations)
+    person_of_row, num_people = number_people(observations)
     models = [
         ScoredModel(name, is_true_model(same[0].info), log_likelihoods(same[0], split, measure), tuple(same))
         for name, same in _name_models(files)
@@ -153,21 +154,49 @@ def find_score_files(run: str, *, split: str) -> list[ScoreFile]:
         RunError: if the folder does not exist.
         ScoreTableError: if there is no table of the split, one is empty, or one was made from another split.
     """
+    paths = [_model_path(run, split), *sorted((Path(run) / "scores").glob(f"{split}.*.parquet"))]
+    return [_read_score_file(run, path, split) for path in _existing(paths, run, split)]
+
+
+def read_model_scores(run: str, *, split: str) -> ScoreFile:
+    """Read the trained model's score table of `split` in one run.
+
+    Raises:
+        RunError: if the folder does not exist.
+        ScoreTableError: if there is no such table, it is empty, or it was made from another split.
+    """
+    return _read_score_file(run, _existing([_model_path(run, split)], run, split)[0], split)
+
+
+def find_true_scores(run: str, *, split: str) -> ScoreFile | None:
+    """Read the true probabilities of a synthetic market that launch/baselines.py scored in one run; None: it has none.
+
+    Raises:
+        ScoreTableError: if the table is damaged, empty or was made from another split.
+    """
+    path = Path(run) / "scores" / f"{split}.{TRUTH}.parquet"
+    return _read_score_file(run, path, split) if path.is_file() else None
+
+
+def _model_path(run: str, split: str) -> Path:
+    return Path(run) / "scores" / f"{split}.parquet"
+
+
+def _existing(paths: Sequence[Path], run: str, split: str) -> list[Path]:
     if not Path(run).is_dir():
         raise RunError(
             f"no run folder at {run}; runs lists folders that launch/train.py or launch/evaluate.py has made",
             code="no-run-folder",
         )
-    folder = Path(run) / "scores"
-    paths = [folder / f"{split}.parquet", *sorted(folder.glob(f"{split}.*.parquet"))]
     paths = [path for path in paths if path.is_file()]
     if not paths:
+        folder = Path(run) / "scores" / split
         raise ScoreTableError(
-            f"run {run} has no scores of the {split} people (looked for {folder / split}.parquet and "
-            f"{folder / split}.*.parquet); `deepspeed launch/evaluate.py run={run}` makes them",
+            f"run {run} has no scores of the {split} people (looked for {folder}.parquet and "
+            f"{folder}.*.parquet); `deepspeed launch/evaluate.py run={run}` makes them",
             code="no-scores",
         )
-    return [_read_score_file(run, path, split) for path in paths]
+    return list(paths)
 
 
 def _read_score_file(run: str, path: Path, split: str) -> ScoreFile:
@@ -229,7 +258,8 @@ def _describe_key(keys: pa.Table, row: int) -> str:
     return f"observation {position} of person {person!r} of {survey}"
 
 
-def _number_people(observations: pa.Table) -> tuple[CodeArray, int]:
+def number_people(observations: pa.Table) -> tuple[CodeArray, int]:
+    """Return the person of each observation, counted from 0, and the number of people; rows are sorted by key."""
     # Rows are sorted by (survey, person), so a person's rows are neighbors and a change of either begins the next.
     starts = np.zeros(observations.num_rows, dtype=bool)
     for name in ("survey", "person"):

@@ -156,19 +156,14 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
     careers = folder / CAREERS if settings.num_careers else None
     if careers is not None:
         contents[careers] = render_careers(numbers, single_careers(compared, people, titles)).encode()
-    _check_replaceable(page, summary, tuple(contents))
-    earlier = _files_of(summary)
-    with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
-        write_text(
-            page, render_page(numbers, drawn, careers=None if careers is None else careers.name)
-        )  # first: it marks the folder as a report's
-        for path, content in contents.items():
-            with atomic_write(path) as partial:
-                partial.write_bytes(content)
-        files = [str(path.relative_to(folder)) for path in contents]
-        partial_summary.write_text(summary_text(numbers, files), encoding="utf-8", errors="backslashreplace")
-        for name in earlier - set(files):
-            (folder / name).unlink(missing_ok=True)  # of a report on other tables: it would stand beside these
+    files = [str(path.relative_to(folder)) for path in contents]
+    publish(
+        page,
+        render_page(numbers, drawn, careers=None if careers is None else careers.name),
+        summary,
+        summary_text(numbers, files),
+        contents,
+    )
     note = note_on("".join(sorted({character for figure in drawn for character in figure.undrawn})))
     return ReportResult(
         page,
@@ -210,6 +205,32 @@ def _renamed_refits(numbers: RefitNumbers | None, names: Mapping[str, str]) -> R
     return replace(numbers, run=names.get(numbers.run, numbers.run), refits=refits)
 
 
+def summary_text(numbers: ReportNumbers, files: Sequence[str] = ()) -> str:
+    """Return the report's numbers, and the names of its other files, as JSON text, ending in a newline."""
+    values = {"format": FORMAT, **asdict(numbers), "files": list(files)}
+    return json.dumps(finite_or_null(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def publish(page: Path, page_text: str, summary: Path, numbers_text: str, contents: Mapping[Path, bytes]) -> None:
+    """Write a page, the files beside it, and last the JSON with all numbers, which names the files.
+
+    Files of an earlier page in the same folder that are not written again are removed.
+
+    Raises:
+        ForeignFileError: if a file that is none of such a page's has the name of one of them.
+    """
+    _check_replaceable(page, summary, tuple(contents))
+    earlier = _files_of(summary)
+    with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
+        write_text(page, page_text)  # first: it marks the folder as a report's
+        for path, content in contents.items():
+            with atomic_write(path) as partial:
+                partial.write_bytes(content)
+        partial_summary.write_text(numbers_text, encoding="utf-8", errors="backslashreplace")
+        for name in earlier - {str(path.relative_to(summary.parent)) for path in contents}:
+            (summary.parent / name).unlink(missing_ok=True)  # of a report on other tables: it would stand beside these
+
+
 def _files_of(summary: Path) -> set[str]:
     """Return the other files that an earlier report in the same folder has written."""
     try:
@@ -218,12 +239,6 @@ def _files_of(summary: Path) -> set[str]:
         return set()
     parts = [PurePosixPath(name) for name in names if isinstance(name, str)]
     return {str(part) for part in parts if str(part) == CAREERS or part.parts[:-1] in (("tables",), ("figures",))}
-
-
-def summary_text(numbers: ReportNumbers, files: Sequence[str] = ()) -> str:
-    """Return the report's numbers, and the names of its other files, as JSON text, ending in a newline."""
-    values = {"format": FORMAT, **asdict(numbers), "files": list(files)}
-    return json.dumps(finite_or_null(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _check_replaceable(page: Path, summary: Path, others: Sequence[Path]) -> None:
@@ -235,7 +250,7 @@ def _check_replaceable(page: Path, summary: Path, others: Sequence[Path]) -> Non
         foreign += [path for path in others if path.exists()]
     if foreign:
         raise ForeignFileError(
-            f"{foreign[0]} was not written by report.py, and is not replaced; name another folder (output=), or "
+            f"{foreign[0]} was not written by this software, and is not replaced; name another folder (output=), or "
             "move it away",
             code="not-a-report-file",
         )
@@ -247,7 +262,7 @@ def _is_page(path: Path) -> bool:
 
 def _is_summary(path: Path) -> bool:
     try:
-        return bool({"format", "models", "sources", "bootstrap_draws"} <= read_json_object(path).keys())
+        return bool({"format", "bootstrap_draws", "files"} <= read_json_object(path).keys())
     except (OSError, NotJsonError):
         return False
 

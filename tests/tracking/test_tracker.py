@@ -14,11 +14,11 @@ from time import monotonic
 import pytest
 from helpers.errors import raises
 from helpers.runs import settings_of, small_run
+from laborllm_dist.tracking.wandb_tracker import tracked_settings
 
 from laborllm_dist.config.run import TrackingSettings
 from laborllm_dist.tracking import wandb_tracker
 from laborllm_dist.tracking.run_log import RunLog
-from laborllm_dist.tracking.wandb_tracker import tracked_settings
 
 # A package of wandb's name; BEHAVIOR says what goes wrong. It leaves what it was given in RECORD.
 FAKE = """

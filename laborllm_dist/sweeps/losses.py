@@ -1,0 +1,114 @@
+"""The losses that a law is fitted to: of one family of runs, on the same test people, with resamples of these people.
+
+Models that were trained from scratch and pretrained ones, or models on other sources of data, have no N and D in
+common, so a law is of one family.
+
+Shapes: P points (runs), N observations, D draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from laborllm_dist.config.evaluation import FitLawSettings
+from laborllm_dist.errors import LawError
+from laborllm_dist.plain_text import visible
+from laborllm_dist.report.bootstrap import ResampledPeople, resample_means
+from laborllm_dist.report.load import (
+    FloatArray,
+    ScoreFile,
+    check_same_observations,
+    find_true_scores,
+    log_likelihoods,
+    number_people,
+    read_model_scores,
+)
+from laborllm_dist.sweeps.points import SweepPoint
+
+FROM_SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepLosses:
+    """The loss of each point: in the sample, and on each resample of people."""
+
+    loss_P: FloatArray
+    draws_DP: FloatArray | None  # None: a file gave the losses, and people are unknown
+    is_excess: bool
+    num_people: int | None
+    num_observations: int | None
+    files: tuple[ScoreFile, ...]  # score tables of the points
+    truth: ScoreFile | None
+
+
+def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tuple[SweepPoint, ...]:
+    """Return the points of one family: one base model or none, and the same sources of data.
+
+    Raises:
+        LawError: if the settings choose no points, or points of several families.
+    """
+    chosen = [
+        point
+        for point in points
+        if settings.sources in (None, point.sources) and settings.pretrained in (None, point.pretrained or FROM_SCRATCH)
+    ]
+    families = sorted({(point.pretrained or FROM_SCRATCH, point.sources) for point in chosen or points})
+    names = "; ".join(f"pretrained={visible(base)} sources={visible(data) or 'null'}" for base, data in families)
+    if not chosen:
+        raise LawError(f"no run is of that family; {settings.points} has {names}", code="no-such-runs")
+    if len(families) > 1:
+        raise LawError(
+            f"{settings.points} has runs of {len(families)} families, which have no law in common: {names}; "
+            "choose one by pretrained= and sources=",
+            code="families-mixed",
+        )
+    return tuple(chosen)
+
+
+def read_losses(points: Sequence[SweepPoint], settings: FitLawSettings) -> SweepLosses:
+    """Return the losses of points: from their file, or from score tables of the same people, with resamples.
+
+    Raises:
+        RunError: if a run's folder does not exist.
+        ScoreTableError: if a run has no scores, or two tables are not about the same observations.
+        LawError: if the excess is requested and no run has scores of the truth.
+    """
+    given = [point.nats_per_observation for point in points if point.nats_per_observation is not None]
+    if given:
+        if settings.loss == "excess":
+            raise _without_truth(settings)
+        return SweepLosses(np.array(given), None, False, None, None, (), None)
+    runs = [point.run for point in points if point.run is not None]
+    files = tuple(read_model_scores(run, split=settings.split) for run in runs)
+    truth = None
+    if settings.loss != "nats":
+        truth = next((file for run in runs if (file := find_true_scores(run, split=settings.split)) is not None), None)
+        if truth is None and settings.loss == "excess":
+            raise _without_truth(settings)
+    for file in [*files[1:], *([truth] if truth is not None else [])]:
+        check_same_observations(files[0], file)
+    scored = [log_likelihoods(file, settings.split, settings.measure) for file in files]
+    if truth is not None:
+        scored.append(log_likelihoods(truth, settings.split, settings.measure))
+    person_of_row, num_people = number_people(files[0].table)
+    people = ResampledPeople(person_of_row, num_people, None, settings.bootstrap_draws, settings.seed)
+    means = resample_means(np.stack(scored), np.zeros((1, len(person_of_row)), dtype=np.int64), people)
+    sample_M, draws_DM = means.sample_MG[:, 0], means.draws_MGD[:, 0].T
+    if truth is None:
+        loss_P, draws_DP = -sample_M, -draws_DM
+    else:
+        loss_P, draws_DP = sample_M[-1] - sample_M[:-1], draws_DM[:, -1:] - draws_DM[:, :-1]
+    return SweepLosses(
+        loss_P, draws_DP if num_people > 1 else None, truth is not None, num_people, len(person_of_row), files, truth
+    )
+
+
+def _without_truth(settings: FitLawSettings) -> LawError:
+    return LawError(
+        f"loss=excess, and no run has scores of the truth; `python launch/baselines.py run=... split={settings.split} "
+        "baselines='[truth]'` makes them for synthetic careers",
+        code="no-truth",
+    )
