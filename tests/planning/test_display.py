@@ -68,8 +68,14 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
         (["batch.global_batch_size=40000"], r"global_batch_size is 40,000, an epoch has 36,763 careers; set"),
         (["adapter=lora", "adapter.target_modules=[q_prj]"], r"no linear layer q_prj; it has down_proj, gate_proj"),
         (["zero=stage2_bf16", "optimizer.name=adamw_8bit", "plan.num_gpus=2"], r"counts the 3,369,074,688 weights"),
-        (["plan.gpu.matmul_utilization=5"], r"plan.gpu.matmul_utilization: expected a number above 0 and at most 1, got 5"),
-        (["plan.gpu.matmul_utilization=0"], r"plan.gpu.matmul_utilization: expected a number above 0 and at most 1, got 0"),
+        (
+            ["plan.gpu.matmul_utilization=5"],
+            r"plan.gpu.matmul_utilization: expected a number above 0 and at most 1, got 5",
+        ),
+        (
+            ["plan.gpu.matmul_utilization=0"],
+            r"plan.gpu.matmul_utilization: expected a number above 0 and at most 1, got 0",
+        ),
         (
             ["plan.gpu.dollars_per_hour=-5"],
             r"plan.gpu.dollars_per_hour: expected a number from 0 to 1,000,000,000, got -5",
