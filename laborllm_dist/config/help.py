@@ -18,7 +18,10 @@ from laborllm_dist.config.reader import describe_settings, inner_type, types_of_
 MEANING_COLUMN, NARROWEST_MEANING = 34, 40
 _WORDS = {type(None): "null", str: "text", bool: "true or false", int: "whole number", float: "number"}
 # Groups whose files are chosen by another name than their own.
-_CHOSEN_AS = {"plan.gpu": ("gpu", "gpu@plan.gpu"), "split": ("split_by", "split_by")}
+_CHOSEN_AS = {
+    "plan.gpu": ("gpu", "gpu@plan.gpu"), "plan.cluster": ("cluster", "cluster@plan.cluster"),
+    "split": ("split_by", "split_by"),
+}  # fmt: skip
 
 
 def help_text(kind: type, values: Mapping[str, Any], conf: Path, width: int, only: Sequence[str] = ()) -> str:

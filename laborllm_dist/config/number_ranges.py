@@ -102,3 +102,5 @@ Samples = Annotated[int, within(0, 10_000)]
 Examples = Annotated[int, within(0, 10_000)]
 Speed = Annotated[float, above(0, 1e9)]  # TFLOP/s, or gigabytes per second
 MemoryGib = Annotated[float, above(0, 1e7)]
+Minutes = Annotated[float, within(0, 1e7)]
+Microseconds = Annotated[float, within(0, 1e9)]

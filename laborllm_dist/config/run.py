@@ -30,6 +30,8 @@ from laborllm_dist.config.model import (
 )
 from laborllm_dist.config.number_ranges import (
     MemoryGib,
+    Microseconds,
+    Minutes,
     Rows,
     Seed,
     Share,
@@ -142,16 +144,52 @@ class GpuSettings(Strict):
     """To other hosts."""
     pcie_gigabytes_per_second: Speed
     """To the memory of its host."""
+    memory_gigabytes_per_second: Speed
+    """Of its own memory."""
     host_memory_gib: MemoryGib
     """Its share of the host's memory, in GiB; assumed."""
     host_gigabytes_per_second: Speed
     """Between the host's memory and its processors; assumed."""
     nvme_gigabytes_per_second: Speed
     """Its share of the host's disks; assumed."""
-    utilization: Annotated[float, above(0, 1)]
-    """Fraction of the TFLOP/s that compute reaches, without recomputation; assumed."""
+    matmul_utilization: Annotated[float, above(0, 1)]
+    """Fraction of the TFLOP/s that matrix products reach; fitted to published throughput, or assumed."""
+    attention_utilization: Annotated[float, above(0, 1)]
+    """Fraction of the TFLOP/s that attention reaches, which counts only the tokens before a token; fitted or assumed."""
     dollars_per_hour: Annotated[float, within(0, 1e9)]
     """Price per GPU; assumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings(Strict):
+    """What lies between and around the GPUs, for launch/plan.py: network, storage, scheduler, failures; assumed."""
+
+    name: str
+    """Name in the plan."""
+    network_gigabytes_per_second: Speed | None
+    """Of a GPU to other hosts; null: that of its kind (plan.gpu.network_gigabytes_per_second)."""
+    link_microseconds: Microseconds
+    """Latency of a message to a GPU of the same host."""
+    network_microseconds: Microseconds
+    """Latency of a message to another host."""
+    storage_gigabytes_per_second: Speed
+    """Of the file system with the checkpoints, for all hosts together."""
+    host_storage_gigabytes_per_second: Speed
+    """Most that one host reads or writes there."""
+    start_minutes: Minutes
+    """From the scheduler's start of the processes to the first weight: containers, imports, rendezvous."""
+    gpu_hours_between_failures: Annotated[float, above(0, 1e12)] | None
+    """Mean time between failures of one GPU, its host and its links; null: nothing fails."""
+    repair_minutes: Minutes
+    """From a failure to the start of the processes on sound hosts: detection, replacement, scheduling."""
+    hours_between_preemptions: Annotated[float, above(0, 1e9)] | None
+    """Mean time until the scheduler takes the GPUs away; null: never."""
+    requeue_minutes: Minutes
+    """Mean wait in the queue after a preemption."""
+    slow_gpu_share: Share
+    """Fraction of GPUs that are slower than the others."""
+    slow_gpu_factor: Annotated[float, within(1, 1_000)]
+    """How many times as long a slow GPU computes; one is enough to slow all ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +199,9 @@ class PlanSettings(Strict):
     num_gpus: Annotated[int, within(1, 1_000_000)]
     """GPUs to plan for."""
     gpu: GpuSettings
+    cluster: ClusterSettings
+    compare_num_gpus: tuple[Annotated[int, within(1, 1_000_000)], ...]
+    """Numbers of GPUs to compare in a table, such as [8,16,32,64,128,256,512]."""
     ignore_memory_check: bool
     """Train even if the plan does not fit the memory."""
 

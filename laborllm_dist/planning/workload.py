@@ -73,7 +73,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """Passes of ranks, means over the packed steps; `slowest_tokens`: tokens per step of the rank with most."""
+    """Passes of ranks, means over the packed steps; `slowest_tokens`: tokens per step of the rank with most.
+
+    `slots`: for each step and each of its passes, the tokens of the rank with most, including padding.
+    """
 
     num_rows: float
     num_tokens: float
@@ -82,6 +85,7 @@ class Passes:
     fill: float
     max_seq_length: int  # the longest
     rows_of_rank: int  # in one pass, the maximum
+    slots: tuple[tuple[int, ...], ...]
 
     def utilization(self, num_ranks: int) -> float:
         """Return the busy share of the ranks' time; the rest they wait for the rank with most rows."""
@@ -121,12 +125,13 @@ def workload_of(plan: TrainingPlan, *, is_assumed: bool) -> Workload:
 def passes_of(work: Workload, batch: BatchSettings, *, num_ranks: int) -> Passes:
     """Pack a workload's steps, and return the passes of the ranks."""
     packings = _pack(work.steps, batch.max_seq_length)
-    num_passes, slowest, most = [], [], 0
+    num_passes, slowest, most, slots = [], [], 0, []
     for packing in packings:
         rows = _most_rows(len(packing.rows), num_ranks, batch.micro_batch_size)
         num_passes.append(len(rows))
         slowest.append(sum(rows) * packing.num_tokens / len(packing.rows))
         most = max(most, *rows)
+        slots.append(tuple(num_rows * packing.max_seq_length for num_rows in rows))
     num_tokens = sum(packing.num_tokens for packing in packings)
     return Passes(
         num_rows=float(np.mean([len(packing.rows) for packing in packings])),
@@ -136,6 +141,7 @@ def passes_of(work: Workload, batch: BatchSettings, *, num_ranks: int) -> Passes
         fill=num_tokens / sum(len(packing.rows) * packing.max_seq_length for packing in packings),
         max_seq_length=max(packing.max_seq_length for packing in packings),
         rows_of_rank=most,
+        slots=tuple(slots),
     )
 
 
