@@ -30,8 +30,7 @@ class TrainingSampler:
     @property
     def careers_per_epoch(self) -> int:
         """Number of careers of an epoch; a career that is taken twice counts twice."""
-        values, counts = np.unique(self.weights, return_counts=True)
-        return int(np.rint(values * counts).sum())
+        return _careers_per_epoch(self)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,6 +42,12 @@ class TrainingSampler:
         epoch, place = divmod(step, self.steps_per_epoch)
         order = _epoch_order(self, epoch)
         return order[place * self.global_batch_size : (place + 1) * self.global_batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _careers_per_epoch(order: TrainingSampler) -> int:
+    values, counts = np.unique(order.weights, return_counts=True)  # sorts all careers: not at every step
+    return int(np.rint(values * counts).sum())
 
 
 @functools.lru_cache(maxsize=2)

@@ -22,9 +22,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 from laborllm_dist.config.model import AdapterSettings, ZeroSettings
-from laborllm_dist.config.run import RunSettings
+from laborllm_dist.config.run import GpuSettings, RunSettings
 from laborllm_dist.distributed.deepspeed_config import LIVE_BUCKETS, overlaps_communication
 from laborllm_dist.models.dims import ModelShape
 from laborllm_dist.planning.collectives import GIGA, Collective, fabric_of
@@ -32,6 +33,7 @@ from laborllm_dist.planning.memory import weight_bytes
 from laborllm_dist.planning.workload import Passes, Workload
 
 TERA = 1e12
+Precision = Literal["bf16", "fp32"]
 LAYER_SECONDS = 1e-3  # assumed minimum per layer and pass, forward and backward: a hundred kernels, 10 us each
 # Bytes per weight that AdamW reads and writes on a host. DeepSpeed's reads gradient, weight and two moments once, and
 # writes all but the gradient: 16 + 12. torch's makes one pass per operation: decay 8, first moment 12, second 8 + 12,
@@ -138,18 +140,43 @@ def seconds_of_token(shape: ModelShape, settings: RunSettings, attended: float, 
 
     A forward is a third of forward and backward; gradient checkpointing repeats it in all but the output layer.
     """
-    gpu, is_bf16 = settings.plan.gpu, settings.zero.precision == "bf16"
-    peak = TERA * (gpu.bf16_tflops if is_bf16 else gpu.fp32_tflops)
     again = calibration.recomputation if settings.compute.gradient_checkpointing else 0.0
     layers = shape.num_matmul_params - shape.embedding
-    products = linear_flops(shape, settings.adapter) + 2 * again * layers
-    attention = attention_flops(shape, attended) * (1 + again / 3)
-    of_layers = calibration.layer_bytes * calibration.unfused * shape.num_layers * shape.hidden_size * (1 + again / 3)
-    moved = (of_layers + calibration.vocabulary_bytes * shape.num_ids) * (1 if is_bf16 else 2)
+    return _kernel_seconds(
+        settings.plan.gpu,
+        settings.zero.precision,
+        products=linear_flops(shape, settings.adapter) + 2 * again * layers,
+        attention=attention_flops(shape, attended) * (1 + again / 3),
+        moved=_layer_bytes(shape, calibration) * (1 + again / 3) + calibration.vocabulary_bytes * shape.num_ids,
+    )
+
+
+def forward_seconds_of_token(
+    shape: ModelShape, settings: RunSettings, attended: float, precision: Precision, calibration: Calibration
+) -> float:
+    """Return the seconds of a token's forward alone on one GPU, in any precision."""
+    return _kernel_seconds(
+        settings.plan.gpu,
+        precision,
+        products=2 * shape.num_matmul_params,
+        attention=attention_flops(shape, attended) / 3,
+        moved=(_layer_bytes(shape, calibration) + calibration.vocabulary_bytes * shape.num_ids) / 3,
+    )
+
+
+def _layer_bytes(shape: ModelShape, calibration: Calibration) -> float:
+    return calibration.layer_bytes * calibration.unfused * shape.num_layers * shape.hidden_size
+
+
+def _kernel_seconds(
+    gpu: GpuSettings, precision: Precision, *, products: float, attention: float, moved: float
+) -> float:
+    """Return the seconds of these operations, and of these bytes in bf16."""
+    peak = TERA * (gpu.bf16_tflops if precision == "bf16" else gpu.fp32_tflops)
     return (
         products / (gpu.matmul_utilization * peak)
         + attention / (gpu.attention_utilization * peak)
-        + moved / (gpu.memory_gigabytes_per_second * GIGA)
+        + moved * (1 if precision == "bf16" else 2) / (gpu.memory_gigabytes_per_second * GIGA)
     )
 
 

@@ -46,9 +46,12 @@ class CorpusSize:
 # data.
 TOKENS: Mapping[str, tuple[float, float]] = {"pretrained": (83.0, 15.9), "trained": (72.0, 9.25)}
 SURVEY_SPREAD = 0.24  # measured on the NLSY97
+# CAREER's corpus (arXiv 2202.08370): people, and person-years; its spread is assumed.
+RESUMES = CorpusSize(23_670_000, 231e6, 0.4)
 SIZES: Mapping[str, CorpusSize] = {
     **{kind: CorpusSize(people, lines, SURVEY_SPREAD) for kind, (people, lines, _) in PAPER.items()},
     "wage_panel": CorpusSize(545, 4_360, 0.07),
+    "resumes": RESUMES,
 }
 MARKET_LINES, MARKET_SPREAD = 19.6, 0.33  # lines per person of the synthetic data, and the spread of lengths, measured
 
@@ -69,6 +72,15 @@ class Workload:
     attended: float
     is_assumed: bool
     num_titles: int = PAPER_TITLES
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What a run forwards but does not train on: tokens of validation, tokens and titles of the test people."""
+
+    validation_tokens: float
+    test_tokens: float
+    test_observations: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +114,26 @@ def find_workload(settings: RunSettings) -> tuple[Workload, int]:
     if store is not None:
         return workload_of(plan_training(store, settings, world_size=num_ranks), is_assumed=False), store.num_ids
     return workload_of(assumed_plan(settings), is_assumed=True), settings.tokenizer.vocabulary_size or LLAMA_2_IDS
+
+
+def find_held_out(settings: RunSettings) -> HeldOut:
+    """Return what validation and scoring forward, from the token store or assumed."""
+    store = _store_if_there(settings)
+    if store is not None:
+        validation, test = store.careers("validation"), store.careers("test")
+        return HeldOut(
+            float(validation.num_tokens().sum()), float(test.num_tokens().sum()), float(test.num_observations().sum())
+        )
+    validation_tokens = test_tokens = test_observations = 0.0
+    heading, line = TOKENS[settings.tokenizer.kind]
+    for corpus in settings.data.corpora.values():
+        size, split = _size_of(corpus), settings.split
+        if size is not None and isinstance(split, SharesSettings):
+            tokens, tested = heading * size.num_people + line * size.num_lines, 1 - split.train - split.validation
+            validation_tokens += split.validation * tokens
+            test_tokens += tested * tokens
+            test_observations += tested * size.num_lines
+    return HeldOut(validation_tokens, test_tokens, test_observations)
 
 
 def workload_of(plan: TrainingPlan, *, is_assumed: bool) -> Workload:
