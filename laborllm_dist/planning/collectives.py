@@ -2,7 +2,7 @@
 
 A message costs latency and bytes over bandwidth. To all-gather n bytes over N ranks on H hosts of g, two ways:
 
-    ring          N - 1 hops, H - 1 of them between hosts; n (N - 1) / N bytes at the slower of link and g adapters
+    ring          N - 1 hops, H of them between hosts; n (N - 1) / N bytes at the slower of link and g adapters
     hierarchical  ranks of one place on all hosts first, each over its own adapter: H - 1 hops, n (H - 1) / N bytes;
                   then the ranks of a host: g - 1 hops, n (g - 1) / g bytes over the links
 
@@ -81,7 +81,8 @@ def all_gather_seconds(num_bytes: float, num_ranks: int, fabric: Fabric, *, num_
         return 0.0
     num_hosts = math.ceil(num_ranks / fabric.gpus_per_host)
     of_host = num_ranks / num_hosts
-    hops = (num_ranks - num_hosts) * fabric.link_latency + (num_hosts - 1) * fabric.network_latency
+    crossings = min(num_hosts, num_ranks - 1) if num_hosts > 1 else 0
+    hops = (num_ranks - 1 - crossings) * fabric.link_latency + crossings * fabric.network_latency
     ring = num_messages * hops + num_bytes * (1 - 1 / num_ranks) / fabric.ring_speed(num_ranks)
     if num_hosts == 1:
         return ring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +15,16 @@ from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.models.dims import ModelShape, check_targets, shape_of
 from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
 from laborllm_dist.planning.memory import GIB, largest_stretch
-from laborllm_dist.planning.suggestions import better_max_seq_length, suggest_fitting_config, to_overrides, with_changes
+from laborllm_dist.planning.simulator import ClusterRun, compare_num_gpus, simulate_run
+from laborllm_dist.planning.suggestions import (
+    better_max_seq_length,
+    suggest_faster_config,
+    suggest_fitting_config,
+    to_overrides,
+    with_changes,
+)
 from laborllm_dist.planning.throughput import LAYER_SECONDS
-from laborllm_dist.planning.workload import Workload, find_workload
+from laborllm_dist.planning.workload import Workload, find_held_out, find_workload
 
 ENOUGH_BUSY = 0.75
 KINDS = (
@@ -38,8 +45,13 @@ def show_plan(settings: RunSettings, console: Console) -> ResourceEstimate:
     for line in (*work_lines(estimate), ""):
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(memory_table(estimate))
-    for line in ("", *cost_lines(estimate)):
+    held_out = find_held_out(settings)
+    run = simulate_run(estimate, held_out)
+    for line in ("", *cost_lines(estimate), *run_lines(run), *memory_lines(estimate)):
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if numbers := settings.plan.compare_num_gpus:
+        console.print()
+        console.print(comparison_table(compare_num_gpus(estimate, held_out, numbers)))
     return estimate
 
 
@@ -127,22 +139,62 @@ def _other_stages(estimate: ResourceEstimate) -> Iterator[ResourceEstimate]:
 
 
 def cost_lines(estimate: ResourceEstimate) -> Iterator[str]:
-    """Yield lines about traffic, time and price, and a setting that fits if this one does not."""
+    """Yield lines about traffic, the time of a step, and the speed, and settings that are much faster."""
     gpu, cost = estimate.settings.plan.gpu, estimate.cost
     if cost.traffic.total:
         yield f"traffic  {_size(cost.traffic.total)} a step and GPU"
     unit, each, digits = ("s", 1.0, 2) if cost.seconds >= 0.1 else ("ms", 1e3, 1)
-    parts = {"computing": cost.computing, "links": cost.links, "offload": cost.offloading}
+    parts = {"computing": cost.computing, "links": cost.links, "update": cost.updating, "offload": cost.offloading}
     times = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
     yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {times}"
     peak = gpu.bf16_tflops if estimate.settings.zero.precision == "bf16" else gpu.fp32_tflops
-    pace = f"computing at {gpu.matmul_utilization:.0%} of {peak:,.0f} TFLOP/s"
+    pace = f"matrix products at {gpu.matmul_utilization:.0%} of {peak:,.0f} TFLOP/s"
     if cost.is_launch_bound:
         pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
-    yield f"speed    {estimate.tokens_per_second:,.0f} tokens/s and GPU; {pace} (assumed)"
-    price = f"{_price(estimate.dollars)} at {gpu.dollars_per_hour:g} a GPU-hour (assumed)"
-    yield f"run      {_duration(estimate.hours)} + validation; {price}"
-    yield from memory_lines(estimate)
+    yield f"speed    {estimate.tokens_per_second:,.0f} tokens/s and GPU; {pace} (planned)"
+    faster = suggest_faster_config(estimate) if estimate.fits else None
+    if faster is not None:
+        change, other = faster
+        yield from _typed_lines(to_overrides(change), "faster")
+        yield f"         {other.tokens_per_second:,.0f} tokens/s and GPU, {other.memory.total / GIB:,.1f} GiB"
+
+
+def run_lines(run: ClusterRun) -> Iterator[str]:
+    """Yield lines about the time and price of the whole run on its cluster."""
+    plan = run.estimate.settings.plan
+    low, half, high = run.hours
+    spread = "" if high < 1.01 * low else f" (80% of runs: {_duration(low)} to {_duration(high)})"
+    yield f"run      {_duration(half)}{spread}; {_price(run.dollars[1])} at {plan.gpu.dollars_per_hour:g} a GPU-hour (assumed)"
+    parts = {
+        "steps": run.steps, "validation": run.validation, "start": run.start, "checkpoints": run.saving,
+        "interruptions": run.lost + run.waiting, "scoring": run.scoring,
+    }  # fmt: skip
+    unit, each = ("hours", 1.0) if half >= 1 else ("minutes", 60.0)
+    shown = ", ".join(f"{name} {hours * each:.1f}" for name, hours in parts.items() if hours * each >= 0.05)
+    yield f"         {unit}: {shown}"
+    best = run.best_checkpoint_steps
+    if best is not None and best < run.estimate.work.num_steps:
+        between = plan.cluster.gpu_hours_between_failures
+        assert between is not None  # something fails where there is a best interval
+        yield f"saves    a failure in {_duration(between / plan.num_gpus)} (assumed); least is lost with"
+        yield f"         training.checkpoint_every_steps={best}"
+
+
+def comparison_table(runs: Sequence[ClusterRun]) -> FoldingTable:
+    """Return a table of the run on several numbers of GPUs."""
+    headings = ("GPUs", "tokens/s", "busy", "links", "hours", "80% of runs", "failures", "dollars", "memory")
+    columns = [Column(heading, "number") for heading in headings]
+    cluster = runs[0].estimate.settings.plan.cluster.name
+    table = FoldingTable(columns, title=f"On other numbers of GPUs, {cluster} between hosts; tokens/s of a GPU", box=None)
+    for run in runs:
+        estimate, (low, half, high) = run.estimate, run.hours
+        table.add_row(
+            f"{estimate.settings.plan.num_gpus:,}", f"{estimate.tokens_per_second:,.0f}",
+            f"{estimate.utilization:.0%}", f"{estimate.cost.links / estimate.cost.seconds:.0%}", f"{half:,.1f}",
+            f"{low:,.1f}-{high:,.1f}", f"{run.num_failures:,.2f}", f"{run.dollars[1]:,.0f}",
+            "fits" if estimate.fits else "too small",
+        )  # fmt: skip
+    return table
 
 
 def memory_lines(estimate: ResourceEstimate) -> Iterator[str]:
@@ -160,14 +212,14 @@ def memory_lines(estimate: ResourceEstimate) -> Iterator[str]:
         return
     change, other = nearest
     seconds = f"{other.cost.seconds:.2f} s a step"
-    yield from _typed_lines(to_overrides(change))
+    yield from _typed_lines(to_overrides(change), "nearest")
     yield f"         fits: {other.memory.total / GIB:,.1f} GiB, {seconds}"
 
 
-def _typed_lines(settings: str) -> list[str]:
+def _typed_lines(settings: str, heading: str) -> list[str]:
     """Wrap settings at 80 columns, without breaking one, so that they can be copied."""
     return textwrap.wrap(
-        settings, 80, initial_indent="nearest  ", subsequent_indent=" " * 9,
+        settings, 80, initial_indent=f"{heading:<9}", subsequent_indent=" " * 9,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 

@@ -73,8 +73,8 @@ def test_the_plan_of_the_store_counts_what_the_plan_of_training_does(tmp_path: P
             ["zero=stage2_bf16", "optimizer.name=adamw_8bit", "plan.num_gpus=2"],
             ("settings/too-many-weights-for-8bit", "3,369,074,688"),
         ),
-        (["plan.gpu.utilization=5"], ("settings/invalid", "plan.gpu.utilization:", "at most 1", "got 5")),
-        (["plan.gpu.utilization=0"], ("settings/invalid", "plan.gpu.utilization:", "above 0", "got 0")),
+        (["plan.gpu.matmul_utilization=5"], ("settings/invalid", "plan.gpu.matmul_utilization:", "at most 1", "got 5")),
+        (["plan.gpu.matmul_utilization=0"], ("settings/invalid", "plan.gpu.matmul_utilization:", "above 0", "got 0")),
         (
             ["plan.gpu.dollars_per_hour=-5"],
             ("settings/invalid", "plan.gpu.dollars_per_hour:", "0 to 1,000,000,000", "got -5"),
