@@ -1,12 +1,13 @@
 """How near does the planned time of a step come to published throughput? And what does it say of 8 to 512 GPUs?
 
-    python benchmarks/cluster_simulator.py           # errors on figures that were used to fit, and on those left out
+    python benchmarks/cluster_simulator.py           # errors on figures that were used to fit, and on those left out;
+                                                     # then settings of 13B, and 24 million resumes
     python benchmarks/cluster_simulator.py --fit     # fits the numbers of planning/throughput.py and conf/gpu again
 
 published_throughput.csv has figures that others measured with FSDP, which gathers weights and reduces gradients as
 ZeRO-3 does: llm-foundry's table (scripts/train/benchmarking), torchtitan's of December 2024 (96 GB H100s limited to 500
 W), NeMo AutoModel's of one GPU. The fit sees llm-foundry's models of up to 7B on up to 64 GPUs, and of torchtitan one
-ratio: eager over compiled. Everything else is a test: 13B, 30B, 70B, all rows of 128 GPUs, other models, LoRA.
+ratio: eager over compiled. All else is a test: 13B, 30B, 70B, all rows of 128 GPUs, other models, LoRA.
 """
 
 from __future__ import annotations
@@ -20,20 +21,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from scipy.optimize import least_squares
 
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.models.dims import ModelShape
+from laborllm_dist.models.dims import ModelShape, shape_of
 from laborllm_dist.planning.collectives import Collective, fabric_of
+from laborllm_dist.planning.display import show_plan
+from laborllm_dist.planning.estimate import budget_of_gpu, forecast
+from laborllm_dist.planning.memory import GIB
 from laborllm_dist.planning.throughput import (
     FITTED,
     Calibration,
     added_by_links,
+    cost_of_step,
     excess_of_slowest,
     seconds_of_token,
     update_seconds,
 )
+from laborllm_dist.planning.workload import find_workload
 
 PUBLISHED = Path(__file__).resolve().with_name("published_throughput.csv")
 MPT = {  # hidden size, layers, heads
@@ -56,6 +63,24 @@ SHARED = {  # fitted, with first guess and upper bound
     "exposed": (0.5, 1.0), "spread": (0.01, 0.1),
 }  # fmt: skip
 GOOD, ACCEPTABLE = 0.05, 0.10
+# Settings of +experiment=pooled_13b.
+THIRTEEN_B = {
+    "gradient checkpointing": ["compute=large"],
+    "none (as the experiment is)": [],
+    "none, two H200": ["gpu@plan.gpu=h200", "plan.num_gpus=2", "batch.micro_batch_size=2", "batch.max_seq_length=1344"],
+    "checkpointing, four H100": ["compute=large", "plan.num_gpus=4", "batch.micro_batch_size=2"],
+    "96 careers a step": ["batch.global_batch_size=96", "batch.micro_batch_size=4", "batch.max_seq_length=1344"],
+    "192 careers a step": ["batch.global_batch_size=192", "batch.micro_batch_size=3"],
+    "512 careers a step": ["batch.global_batch_size=512", "batch.micro_batch_size=3", "batch.max_seq_length=1344"],
+    "128 careers, eight H200": [
+        "gpu@plan.gpu=h200", "batch.global_batch_size=128", "batch.micro_batch_size=4", "batch.max_seq_length=1344",
+    ],
+}  # fmt: skip
+RESUMES = [
+    "+experiment=pooled_7b", "data=resumes", "compute=default", "batch.global_batch_size=2048",
+    "batch.max_seq_length=2048", "batch.micro_batch_size=4", "plan.num_gpus=64",
+    "plan.compare_num_gpus=[8,16,32,64,128,256,512]",
+]  # fmt: skip
 TITAN_MEMORY = 2_400.0  # GB/s of torchtitan's GPUs, HBM2e
 
 
@@ -80,6 +105,11 @@ class Published:
         return (
             self.source == "llm-foundry" and self.model.split("-")[1] in ("760m", "1b", "3b", "7b")
         ) and self.num_gpus <= 64
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the fit uses neither it nor a ratio with it."""
+        return not self.is_fitted and (self.source, self.num_gpus) != ("torchtitan eager", 8)
 
 
 def published() -> list[Published]:
@@ -183,19 +213,37 @@ def table(rows: Sequence[Published]) -> Iterator[str]:
         recomputes = "recomputes" if row.gradient_checkpointing else ""
         yield (
             f"{row.source:<20} {row.model:<13} {row.num_gpus:>4} x {row.gpu:<10} {row.micro_batch_size:>2} x "
-            f"{row.row_length:>5,} x {row.num_passes:>2}  {recomputes:<10} {row.tokens_per_second:>8,.0f} {plan:>8,.0f} "
-            f"{errors[-1]:>+7.1%}  {verdict}"
+            f"{row.row_length:>5,} x {row.num_passes:>2}  {recomputes:<10} {row.tokens_per_second:>8,.0f} "
+            f"{plan:>8,.0f} {errors[-1]:>+7.1%}  {verdict}"
         )
+    yield ""
     sizes = [abs(error) for error in errors]
     good, acceptable = (sum(size <= bar for size in sizes) for bar in (GOOD, ACCEPTABLE))
     yield (
-        f"{len(sizes)} figures: mean error {statistics.mean(sizes):.1%}, median {statistics.median(sizes):.1%}, largest "
-        f"{max(sizes):.1%}; {good} within 5 %, {acceptable} within 10 %"
+        f"{len(sizes)} figures: mean error {statistics.mean(sizes):.1%}, median {statistics.median(sizes):.1%}, "
+        f"largest {max(sizes):.1%}; {good} within 5 %, {acceptable} within 10 %"
     )
 
 
+def ladder() -> Iterator[str]:
+    """Yield the planned speed of 13B with several settings, with transformers' kernels and with fused ones."""
+    for name, overrides in THIRTEEN_B.items():
+        settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b", *overrides])
+        work, num_ids = find_workload(settings)
+        shape = shape_of(settings.model, num_ids=num_ids)
+        estimate = forecast(settings, work, shape, budget_of_gpu(settings.plan.gpu))
+        fused = dataclasses.replace(FITTED, unfused=1.0)
+        seconds = cost_of_step(shape, settings, work, estimate.passes, fused).seconds
+        speed = estimate.passes.num_tokens / seconds / settings.plan.num_gpus
+        yield (
+            f"{name:<28} {estimate.tokens_per_second:>6,.0f} {speed:>6,.0f} with fused kernels   "
+            f"{'fits' if estimate.fits else 'does not fit'}: {estimate.memory.total / GIB:.0f} GiB"
+        )
+        yield f"    {' '.join(overrides)}".rstrip()
+
+
 def main() -> None:
-    """Print the errors, or fit."""
+    """Print the errors and examples, or fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true")
     wanted = parser.parse_args()
@@ -206,9 +254,13 @@ def main() -> None:
             print(f"conf/gpu/{gpu}.yaml: matmul_utilization {matmul:.3f}, attention_utilization {attention:.3f}")
         print(dataclasses.replace(calibration, unfused=fit_unfused(rows, calibration, pairs)))
         return
-    for title, is_fitted in (("Used for the fit", True), ("Left out of the fit", False)):
+    for title, is_left_out in (("Used for the fit", False), ("Left out of the fit", True)):
         print(f"{title}: tokens per second and GPU, published and planned\n")
-        print("\n".join(table([row for row in rows if row.is_fitted is is_fitted])), end="\n\n")
+        print("\n".join(table([row for row in rows if row.is_left_out is is_left_out])), end="\n\n")
+    print("13B, planned tokens per second and GPU; published for MPT-13B on eight H100s: 4,717 to 5,502\n")
+    print("\n".join(ladder()), end="\n\n")
+    print(f"python launch/plan.py {' '.join(RESUMES)}\n", flush=True)
+    show_plan(compose_settings(RunSettings, "run", RESUMES), Console(width=80))
 
 
 if __name__ == "__main__":

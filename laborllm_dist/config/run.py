@@ -155,7 +155,7 @@ class GpuSettings(Strict):
     matmul_utilization: Annotated[float, above(0, 1)]
     """Fraction of the TFLOP/s that matrix products reach; fitted to published throughput, or assumed."""
     attention_utilization: Annotated[float, above(0, 1)]
-    """Fraction of the TFLOP/s that attention reaches, which counts only the tokens before a token; fitted or assumed."""
+    """Fraction of the TFLOP/s that attention reaches, counting only pairs that attend; fitted, or assumed."""
     dollars_per_hour: Annotated[float, within(0, 1e9)]
     """Price per GPU; assumed."""
 

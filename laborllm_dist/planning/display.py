@@ -148,14 +148,14 @@ def cost_lines(estimate: ResourceEstimate) -> Iterator[str]:
     times = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
     yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {times}"
     peak = gpu.bf16_tflops if estimate.settings.zero.precision == "bf16" else gpu.fp32_tflops
-    pace = f"matrix products at {gpu.matmul_utilization:.0%} of {peak:,.0f} TFLOP/s"
+    pace = f"matmul at {gpu.matmul_utilization:.0%} of {peak:,.0f} TFLOP/s"
     if cost.is_launch_bound:
         pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
     yield f"speed    {estimate.tokens_per_second:,.0f} tokens/s and GPU; {pace} (planned)"
     faster = suggest_faster_config(estimate) if estimate.fits else None
     if faster is not None:
         change, other = faster
-        yield from _typed_lines(to_overrides(change), "faster")
+        yield from _indented(to_overrides(change), "faster")
         yield f"         {other.tokens_per_second:,.0f} tokens/s and GPU, {other.memory.total / GIB:,.1f} GiB"
 
 
@@ -163,15 +163,18 @@ def run_lines(run: ClusterRun) -> Iterator[str]:
     """Yield lines about the time and price of the whole run on its cluster."""
     plan = run.estimate.settings.plan
     low, half, high = run.hours
-    spread = "" if high < 1.01 * low else f" (80% of runs: {_duration(low)} to {_duration(high)})"
-    yield f"run      {_duration(half)}{spread}; {_price(run.dollars[1])} at {plan.gpu.dollars_per_hour:g} a GPU-hour (assumed)"
+    spread = "" if high < 1.01 * low else f"80% of runs take {_duration(low)} to {_duration(high)}"
+    price = f"{_price(run.dollars[1])} at {plan.gpu.dollars_per_hour:g} a GPU-hour (assumed)"
+    yield f"run      {_duration(half)}; {price}"
+    if spread:
+        yield f"         {spread}"
     parts = {
         "steps": run.steps, "validation": run.validation, "start": run.start, "checkpoints": run.saving,
         "interruptions": run.lost + run.waiting, "scoring": run.scoring,
     }  # fmt: skip
     unit, each = ("hours", 1.0) if half >= 1 else ("minutes", 60.0)
     shown = ", ".join(f"{name} {hours * each:.1f}" for name, hours in parts.items() if hours * each >= 0.05)
-    yield f"         {unit}: {shown}"
+    yield from _indented(f"{unit}: {shown}", "")
     best = run.best_checkpoint_steps
     if best is not None and best < run.estimate.work.num_steps:
         between = plan.cluster.gpu_hours_between_failures
@@ -185,7 +188,7 @@ def comparison_table(runs: Sequence[ClusterRun]) -> FoldingTable:
     headings = ("GPUs", "tokens/s", "busy", "links", "hours", "80% of runs", "failures", "dollars", "memory")
     columns = [Column(heading, "number") for heading in headings]
     cluster = runs[0].estimate.settings.plan.cluster.name
-    table = FoldingTable(columns, title=f"On other numbers of GPUs, {cluster} between hosts; tokens/s of a GPU", box=None)
+    table = FoldingTable(columns, title=f"Other numbers of GPUs, {cluster}; tokens/s of one", box=None)
     for run in runs:
         estimate, (low, half, high) = run.estimate, run.hours
         table.add_row(
@@ -212,14 +215,14 @@ def memory_lines(estimate: ResourceEstimate) -> Iterator[str]:
         return
     change, other = nearest
     seconds = f"{other.cost.seconds:.2f} s a step"
-    yield from _typed_lines(to_overrides(change), "nearest")
+    yield from _indented(to_overrides(change), "nearest")
     yield f"         fits: {other.memory.total / GIB:,.1f} GiB, {seconds}"
 
 
-def _typed_lines(settings: str, heading: str) -> list[str]:
-    """Wrap settings at 80 columns, without breaking one, so that they can be copied."""
+def _indented(text: str, heading: str) -> list[str]:
+    """Wrap a text at 80 columns, without breaking a setting, so that it can be copied."""
     return textwrap.wrap(
-        settings, 80, initial_indent=f"{heading:<9}", subsequent_indent=" " * 9,
+        text, 80, initial_indent=f"{heading:<9}", subsequent_indent=" " * 9,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 

@@ -42,10 +42,9 @@ ADAM_BYTES = {"cpu_adamw": 28, "adamw": 80}
 NVME_BYTES = 2 * 16  # per weight, to disk and back: gradient, weight, two moments
 
 
-
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Numbers of the model of a pass's time that are the same for all GPUs; `FITTED` by benchmarks/cluster_simulator.py.
+    """Numbers of a pass's time that are the same for all GPUs; `FITTED` by benchmarks/cluster_simulator.py.
 
     recomputation: cost of gradient checkpointing, as a fraction of a layer's forward.
     layer_bytes: memory traffic of a layer beside matrix products and attention, with fused kernels in bf16, for a token
@@ -180,9 +179,7 @@ def _kernel_seconds(
     )
 
 
-def added_by_links(
-    computing: tuple[float, ...], overlapped: float, blocking: float, calibration: Calibration
-) -> float:
+def added_by_links(computing: tuple[float, ...], overlapped: float, blocking: float, calibration: Calibration) -> float:
     """Return the seconds that traffic adds to a step with these seconds of computing for each of its passes."""
     of_pass = overlapped / len(computing)
     beside = sum(max(0.0, of_pass - each) + calibration.exposed * min(of_pass, each) for each in computing)

@@ -26,7 +26,9 @@ FABRIC = Fabric(8, 400e9, 50e9, 1e-6, 5e-6)
 def test_links_by_hand(overrides: list[str], num_gpus: int, gigabytes: float) -> None:
     fabric = fabric_of(settings_of(overrides).plan, efficiency=1.0)
     assert fabric.ring_speed(num_gpus) == pytest.approx(gigabytes * 1e9)
-    assert fabric_of(settings_of(overrides).plan, efficiency=0.5).ring_speed(num_gpus) == pytest.approx(gigabytes / 2e-9)
+    assert fabric_of(settings_of(overrides).plan, efficiency=0.5).ring_speed(num_gpus) == pytest.approx(
+        gigabytes / 2e-9
+    )
 
 
 def test_one_host_by_hand() -> None:

@@ -50,14 +50,14 @@ def waits(num_gpus: int, seconds: np.ndarray, rate: float) -> float:
 def test_the_mean_wait_of_one_server_is_that_of_pollaczek_and_khinchine() -> None:
     # Jobs of 1 s and 5 s, half each: mean 3, mean square 13. A fifth of a job a second: busy .6.
     # Mean wait: .2 x 13 / (2 x .4) = 3.25 s.
-    seconds = np.random.default_rng(6).choice([1.0, 5.0], 60_000)
-    assert waits(1, seconds, 0.2) == pytest.approx(3.25, rel=0.05)
+    seconds = np.random.default_rng(6).choice([1.0, 5.0], 20_000)
+    assert waits(1, seconds, 0.2) == pytest.approx(3.25, rel=0.1)
 
 
 def test_the_mean_wait_of_two_servers_is_erlangs() -> None:
     # Exponential jobs of 1 s, one a second, two servers: a third of the jobs waits, 1 s on average.
-    seconds = np.random.default_rng(7).exponential(1.0, 60_000)
-    assert waits(2, seconds, 1.0) == pytest.approx(1 / 3, rel=0.06)
+    seconds = np.random.default_rng(7).exponential(1.0, 20_000)
+    assert waits(2, seconds, 1.0) == pytest.approx(1 / 3, rel=0.1)
 
 
 def test_a_sweep_by_hand() -> None:
