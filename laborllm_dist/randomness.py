@@ -14,6 +14,7 @@ numpy generators, seeded by purpose and position.
     sampled continuations                              token_uniforms        hashes of JSON [seed, key, sample, block]
     order of training                                  generator             Philox of (seed, purpose, epoch)
     batches and dropout of a baseline                  generator             Philox of (seed, purpose, epoch or update)
+    runs and queues that a plan simulates              generator             Philox of (seed, purpose, run)
     synthetic careers                                  stream                Philox keyed by purpose and seed
     bootstrap resamples                                resampling_generator  PCG64 of (seed, 1)
     dropout                                            dropout_seed          torch's generator, by seed, step and rank
