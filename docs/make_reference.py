@@ -43,6 +43,7 @@ COMMANDS = (
     ("launch/predict.py", "predict", "laborllm_dist.config.evaluation", "PredictSettings"),
     ("launch/forecast.py", "forecast", "laborllm_dist.config.evaluation", "ForecastSettings"),
     ("launch/baselines.py", "baselines", "laborllm_dist.config.baselines", "BaselineSettings"),
+    ("launch/pool_weights.py", "pool_weights", "laborllm_dist.config.baselines", "PoolWeightSettings"),
     ("launch/report.py", "report", "laborllm_dist.config.evaluation", "ReportSettings"),
     ("launch/track.py", "track", "laborllm_dist.config.run", "TrackSettings"),
     ("launch/sweep.py", "sweep", "laborllm_dist.config.sweep", "SweepSettings"),

@@ -9,6 +9,7 @@ Forecast the occupation of a later observed year, directly and composed from yea
     deepspeed launch/forecast.py run=runs/pooled_13b horizon=2
     deepspeed launch/forecast.py run=runs/pooled_13b horizon=2 max_pruned_mass=0.001 max_people=100 model.name=bounded
     deepspeed launch/forecast.py run=runs/pooled_13b horizon=5 steps=sampled paths=200
+    deepspeed launch/forecast.py run=runs/with_head horizon=2 title_head=true
 """
 
 

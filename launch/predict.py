@@ -9,6 +9,7 @@ Tell the most probable next occupations of the people in a JSON or CSV file, wit
 
     python launch/predict.py run=runs/quickstart careers=people.json
     python launch/predict.py run=runs/pooled_13b careers=panel.csv top=10 output=predicted.parquet
+    python launch/predict.py run=runs/with_head careers=panel.csv title_head=true
 """
 
 

@@ -9,6 +9,7 @@ Write a folder with the software, the settings and programs of runs, their table
 editor (Markdown and PDF); ./run_all.sh in it makes the same tables anew. It contains no data of people.
 
     python launch/replicate.py runs='[runs/quickstart]' output=package
+    python launch/replicate.py runs='[runs/mine]' refits='[runs/refit_1,runs/refit_2]' output=package
 """
 
 

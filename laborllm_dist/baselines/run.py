@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,7 @@ from laborllm_dist.config.baselines import (
     BaselineSettings,
     EmbeddingLogitSettings,
     FitSettings,
+    WeighingBaseline,
 )
 from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.config.data import DataSettings, YearSplit
@@ -98,11 +99,12 @@ class BaselinePeople:
     settings: RunSettings
     split: Split
     folder: Path  # of the run
+    survey: str | None = None  # of the validation people; None: all surveys
 
     @cached_property
     def scored(self) -> CareerTable:
         """The people that are scored."""
-        return self.store.careers(self.split)
+        return self.validation if self.split == "validation" else self.store.careers(self.split)
 
     @cached_property
     def train(self) -> CareerTable:
@@ -112,7 +114,11 @@ class BaselinePeople:
     @cached_property
     def validation(self) -> CareerTable:
         """The validation people."""
-        return self.store.careers("validation")
+        careers = self.store.careers("validation")
+        if self.survey is None:
+            return careers
+        rows = np.flatnonzero(careers.table["survey"].to_numpy() == self.survey)
+        return dataclasses.replace(careers, table=careers.table.take(pa.array(rows)))
 
     @cached_property
     def pool(self) -> TrainingPool:
@@ -126,7 +132,8 @@ class BaselinePeople:
 
     def features(self, split: Split) -> CareerFeatures:
         """Return the features of a split."""
-        return features_on_disk(self.store.careers(split), self.categories, self.folder, self.earlier(split))
+        careers = self.validation if split == "validation" else self.store.careers(split)
+        return features_on_disk(careers, self.categories, self.folder, self.earlier(split))
 
     def earlier(self, split: Split) -> list[CareerTable]:
         """Return the careers whose jobs are a split's history: with split_by=year, those of the splits before it."""
@@ -258,7 +265,7 @@ def _identity(name: BaselineName, settings: BaselineSettings, of_run: RunSetting
         FORMAT,
         name,
         settings.split,
-        _trained_on(of_run),
+        trained_on(of_run),
         None if own is None else dataclasses.asdict(own),
     ]
     if name == "average":
@@ -269,7 +276,8 @@ def _identity(name: BaselineName, settings: BaselineSettings, of_run: RunSetting
     return fingerprint_of(facts)
 
 
-def _trained_on(run: RunSettings) -> list[object]:
+def trained_on(run: RunSettings) -> list[object]:
+    """Return what decides which training people count, and how much."""
     weights = {name: (corpus.fraction, corpus.weight) for name, corpus in run.data.corpora.items()}
     return [weights, run.training.bootstrap_seed]
 
@@ -305,6 +313,25 @@ def _distributions(
         case "truth":
             truth = _true_scores(people.store, people.scored, people.earlier(settings.split), people.settings.data)
             return iter([(np.arange(len(truth)), truth[:, None])]), TRUE_MODEL
+        case "marginal" | "first_order" | "second_order" | "logit":
+            return _without_fit_settings(name, people)
+        case _:
+            return _two_stage(name, people, settings, state_file)
+
+
+def mean_log_likelihood(name: WeighingBaseline, people: BaselinePeople) -> float:
+    """Fit a baseline, and return the mean log P of the observed occupations of the scored people, in nats."""
+    distributions, _ = _without_fit_settings(name, people)
+    _, occupation = people.scored.transitions()
+    parts = [log_p[np.arange(len(rows)), occupation[rows]] for rows, log_p in distributions]
+    return float(np.concatenate(parts).mean())
+
+
+def _without_fit_settings(
+    name: Literal["marginal", "first_order", "second_order", "logit"], people: BaselinePeople
+) -> tuple[Distributions, dict[str, str]]:
+    """Return the distributions of a baseline that has no settings of its own, and what the table says of it."""
+    match name:
         case "marginal":
             marginal = marginal_table(people.train, people.pool)
             return marginal.distributions(people.scored), marginal.details
@@ -315,7 +342,7 @@ def _distributions(
             weights = observation_weights(people.train, people.pool)
             train, validation = people.features("train"), people.features("validation").scored()
             second = second_order_table(train, weights, validation, _first_order(people))
-            return second.distributions(people.features(settings.split).scored()), second.details
+            return second.distributions(people.features(people.split).scored()), second.details
         case "logit":
             train, validation = people.features("train"), people.features("validation").scored()
             weights = observation_weights(people.train, people.pool)
@@ -327,10 +354,8 @@ def _distributions(
                 "logit",
                 STRENGTHS,
             )
-            design = _whole_sample(people.features(settings.split).scored()).design
+            design = _whole_sample(people.features(people.split).scored()).design
             return logit.distributions(design), {"strength": f"{logit.strength:g}"}
-        case _:
-            return _two_stage(name, people, settings, state_file)
 
 
 def _embedding_logit(people: BaselinePeople, settings: EmbeddingLogitSettings, run: RunDirectory) -> Scored:
@@ -353,7 +378,7 @@ def _embedding_logit(people: BaselinePeople, settings: EmbeddingLogitSettings, r
         people.split: store.careers(people.split),
     }
     facts = [weights_identity(model), store.fingerprint, settings.layer, evaluation.precision]
-    identity = fingerprint_of([FORMAT, __version__, _trained_on(people.settings), *facts])
+    identity = fingerprint_of([FORMAT, __version__, trained_on(people.settings), *facts])
     opened = functools.cache(lambda: open_embedding_model(model, store, evaluation))
     states: dict[str, npt.NDArray[np.float32]] = {}
     for part, of_part in careers.items():

@@ -1,4 +1,4 @@
-"""Settings of launch/baselines.py: which baselines, and how those with weights are trained.
+"""Settings of launch/baselines.py: which baselines, and how those with weights are trained; of launch/pool_weights.py.
 
 Values live in conf/baselines.yaml; their meaning, units and checks are here.
 """
@@ -24,6 +24,7 @@ BaselineName = Literal[
     "truth",
 ]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
+WeighingBaseline = Literal["first_order", "second_order", "logit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +146,15 @@ class BaselineSettings(Strict):
     career: CareerSettings
     embedding_logit: EmbeddingLogitSettings
     average: AverageSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWeightSettings(Strict):
+    """Settings of launch/pool_weights.py."""
+
+    run: str
+    """Folder of a run of pooled corpora, trained or only prepared."""
+    target: str
+    """Corpus, by its name in data.corpora, whose validation people choose the weights of the others."""
+    baseline: WeighingBaseline
+    """Model that is fitted with every combination of weights."""

@@ -148,6 +148,14 @@ def evaluation_of(
     )
 
 
+def _check_title_head(placement: str | None, max_unscored_mass: float | None) -> None:
+    """Check what an output layer over titles cannot do."""
+    if placement == "partitioned":
+        raise OutOfRangeError("placement", "replicated with title_head=true, which reads hidden states")
+    if max_unscored_mass:
+        raise OutOfRangeError("max_unscored_mass", "0 with title_head=true, which scores all titles at once")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings(EvaluationOverrides):
     """Settings of launch/evaluate.py."""
@@ -176,10 +184,10 @@ class EvaluateSettings(EvaluationOverrides):
             raise OutOfRangeError("split", f"null with other data that are no prepared store, got {self.split}")
         if self.data is not None and self.store is not None:
             raise OutOfRangeError("store", "null with data; name one of the two")
-        if self.title_head and self.placement == "partitioned":
-            raise OutOfRangeError("placement", "replicated with title_head=true, which reads hidden states")
-        if self.title_head and self.check_generations:
-            raise OutOfRangeError("check_generations", "false with title_head=true, which writes no text")
+        if self.title_head:
+            _check_title_head(self.placement, self.max_unscored_mass)
+            if self.check_generations:
+                raise OutOfRangeError("check_generations", "false with title_head=true, which writes no text")
 
     @property
     def has_other_data(self) -> bool:
@@ -225,8 +233,15 @@ class PredictSettings(ForwardOverrides):
     model: OtherModelSettings
     max_unscored_mass: Mass
     """Probability of a person's titles that need not be scored individually."""
+    title_head: bool = False
+    """Predict by the output layer over titles that was trained with the model (title_head.kind), in place of the titles
+    that the model writes token by token."""
 
     def __post_init__(self) -> None:
+        if self.title_head:
+            _check_title_head(self.placement, self.max_unscored_mass)
+            if self.measure != "normalised":
+                raise OutOfRangeError("measure", "normalised with title_head=true, which knows no line break")
         if self.output is not None and not self.output.endswith(".parquet"):
             raise OutOfRangeError("output", f"a file name that ends in .parquet, got {self.output!r}")
         if self.placement == "partitioned":
@@ -259,8 +274,13 @@ class ForecastSettings(ForwardOverrides):
     """Probability after one prompt that need not be scored individually, as in an evaluation; null: as in the run."""
     model: OtherModelSettings
     prompt: PromptSettings
+    title_head: bool = False
+    """Forecast by the output layer over titles that was trained with the model (title_head.kind), in place of the
+    titles that the model writes token by token."""
 
     def __post_init__(self) -> None:
+        if self.title_head:
+            _check_title_head(self.placement, self.max_unscored_mass)
         if self.max_pruned_mass and self.steps == "sampled":
             raise OutOfRangeError(
                 "max_pruned_mass", f"0 with steps=sampled, which leaves no path out, got {self.max_pruned_mass}"
@@ -332,10 +352,7 @@ class ReportSettings(Strict):
         if self.split not in ("train", "validation", "test") and not self.split.startswith(OTHER_DATA):
             raise OutOfRangeError("split", f"train, validation, test, or {OTHER_DATA}NAME, got {self.split!r}")
         check_file_name(self, "split")
-        if not self.runs:
-            raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
-        if len(self.refits) == 1:
-            raise OutOfRangeError("refits", "none, or at least 2 refits, since one has no spread")
+        _check_runs(self.runs, self.refits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +365,17 @@ class ReplicateSettings(Strict):
     """Folder of the package."""
     title: str
     """Title of the paper, for the package's README."""
+    refits: tuple[str, ...] = ()
+    """Folders of refits of the first run (`training.bootstrap_seed`), which the package repeats for its report; none,
+    or at least 2."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
+        _check_runs(self.runs, self.refits)
+
+
+def _check_runs(runs: tuple[str, ...], refits: tuple[str, ...]) -> None:
+    """Check that there is a run, and that its refits have a spread."""
+    if not runs:
+        raise OutOfRangeError("runs", "at least one run folder, such as runs='[runs/quickstart]'")
+    if len(refits) == 1:
+        raise OutOfRangeError("refits", "none, or at least 2 refits, since one has no spread")

@@ -127,12 +127,14 @@ class Prompts:
 
     `prefixes_P3`: row, first slot of the history, slot past its last one. `observed_P`: the number of the title that
     must be scored individually, -1 where none must. Prompts of one history are neighbors. `suffixes`: the tokens of
-    each prompt between its history and the titles; None: the history is the prompt.
+    each prompt between its history and the titles; None: the history is the prompt. `previous_P`: the title before, the
+    number of titles where there is none; only an output layer over titles needs it.
     """
 
     prefixes_P3: Integers
     observed_P: Integers
     suffixes: tuple[Integers, ...] | None = None
+    previous_P: Integers | None = None
 
     def __len__(self) -> int:
         return len(self.prefixes_P3)
@@ -140,7 +142,29 @@ class Prompts:
     def part(self, places: slice) -> Prompts:
         """Return the prompts of a slice."""
         suffixes = None if self.suffixes is None else self.suffixes[places]
-        return Prompts(self.prefixes_P3[places], self.observed_P[places], suffixes)
+        previous_P = None if self.previous_P is None else self.previous_P[places]
+        return Prompts(self.prefixes_P3[places], self.observed_P[places], suffixes, previous_P)
+
+    def last_slots_P(self, row_length: int) -> Integers:
+        """Return the last slots of the histories, as indices into the flattened rows."""
+        return self.prefixes_P3[:, 0] * row_length + self.prefixes_P3[:, 2] - 1
+
+    def suffix_nodes(self, *, num_before: int) -> Nodes:
+        """Return the tokens of the suffixes as nodes, prompt by prompt, after `num_before` nodes of other prompts."""
+        assert self.suffixes is not None
+        lengths_P = np.array([len(suffix) for suffix in self.suffixes])
+        firsts_P = np.cumsum(lengths_P) - lengths_P
+        prompts_N = np.repeat(np.arange(len(self)), lengths_P)
+        within_N = np.arange(len(prompts_N)) - firsts_P[prompts_N]
+        earlier_A = np.arange(lengths_P.max())
+        places_NA = num_before + firsts_P[prompts_N][:, None] + earlier_A
+        prefixes_N3 = self.prefixes_P3[prompts_N]
+        return Nodes(
+            token_ids_N=np.concatenate(self.suffixes).astype(np.int64),
+            positions_N=prefixes_N3[:, 2] - prefixes_N3[:, 1] + within_N,
+            prefixes_N3=prefixes_N3,
+            ancestors_NA=np.where(earlier_A <= within_N[:, None], places_NA, -1),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +231,7 @@ def score_titles(
 
     edges_PE = np.full((len(prompts), trie.num_edges), np.nan)
     if prompts.suffixes is None:
-        last_slots_P = prompts.prefixes_P3[:, 0] * state.batch.token_ids_BT.shape[1] + prompts.prefixes_P3[:, 2] - 1
+        last_slots_P = prompts.last_slots_P(state.batch.token_ids_BT.shape[1])
         edges_PE[:, trie.out_edges(ROOT)] = _first_edges(forward, None, last_slots_P, trie)
     else:  # forward the histories without scoring any token
         nothing = torch.zeros(0, dtype=torch.int64)
@@ -291,19 +315,9 @@ class _Trees:
 
     def after_suffixes(self, group: slice, forward: Forward) -> _Trees:
         """Forward the suffixes of some prompts; return trees with the first tokens of titles."""
-        assert self.prompts.suffixes is not None
-        lengths, prefixes_P3 = self.suffix_lengths_P[group], self.prompts.prefixes_P3[group]
-        prompts_N = np.repeat(np.arange(len(lengths)), lengths)
-        within_N = np.arange(len(prompts_N)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        prefixes_N3, suffix_places_NL = prefixes_P3[prompts_N], self.suffix_places_PL[group][prompts_N]
-        nodes = Nodes(
-            token_ids_N=np.concatenate(self.prompts.suffixes[group]).astype(np.int64),
-            positions_N=prefixes_N3[:, 2] - prefixes_N3[:, 1] + within_N,
-            prefixes_N3=prefixes_N3,
-            ancestors_NA=np.where(np.arange(suffix_places_NL.shape[1]) <= within_N[:, None], suffix_places_NL, -1),
-        )
-        edges_PE = self.edges_PE.copy()
-        edges_PE[group, self.trie.out_edges(ROOT)] = _first_edges(forward, nodes, np.cumsum(lengths) - 1, self.trie)
+        nodes = self.prompts.part(group).suffix_nodes(num_before=int(self.suffix_lengths_P[: group.start].sum()))
+        last_P, edges_PE = np.cumsum(self.suffix_lengths_P[group]) - 1, self.edges_PE.copy()
+        edges_PE[group, self.trie.out_edges(ROOT)] = _first_edges(forward, nodes, last_P, self.trie)
         return replace(self, edges_PE=edges_PE)
 
     def frontier(self, tolerance: float) -> Booleans:

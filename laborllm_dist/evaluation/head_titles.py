@@ -7,7 +7,7 @@ are disjoint events without tokens whose probabilities sum to 1: `title`, `termi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,16 +15,22 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from torch import Tensor
 
+from laborllm_dist.batching.batch import PackedBatch
 from laborllm_dist.batching.observations import pack_observations, with_titles
 from laborllm_dist.config.evaluation import EvaluationSettings
-from laborllm_dist.config.model import HEAD_NAMES
+from laborllm_dist.config.model import HEAD_NAMES, ModelSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, neighbors
 from laborllm_dist.evaluation.target import EvaluationTarget
 from laborllm_dist.evaluation.tasks import Evaluation, OpenTrie, ScoreBatch, with_details
+from laborllm_dist.evaluation.title_trie import Floats
 from laborllm_dist.models.inference import InferenceModel
 from laborllm_dist.models.safetensors_loading import folder_of
-from laborllm_dist.models.title_head import TITLE_HEAD_FILE, TitleHead, read_title_head
+from laborllm_dist.models.title_head import TITLE_HEAD_FILE, SavedTitleHead, TitleHead, read_title_head
+from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.tables.log_domain import log_sum_exp
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.scores import NUM_TITLES, TITLE_HEAD_DETAIL, write_score_table
@@ -42,20 +48,84 @@ def head_target(target: EvaluationTarget, run: str, *, is_named: bool) -> Evalua
     Raises:
         ModelError: if the model has no such layer, or one over other titles than those of the run.
     """
-    saved = read_title_head(folder_of(target.model))
-    if saved.occupations != target.store.vocabulary.codes:
+    saved = open_title_head(target.model, target.store.vocabulary.codes, run)
+    name = target.info.model if is_named else name_of_head(saved.head, target.info.model, run)
+    info = dataclasses.replace(with_details(target.info, head_details(saved)), model=name)
+    return dataclasses.replace(target, info=info, table=target.table.with_name(f"{info.split}.{name}.parquet"))
+
+
+def open_title_head(model: ModelSettings, occupations: Sequence[str], run: str) -> SavedTitleHead:
+    """Return the output layer beside a model.
+
+    Args:
+        model: whose weights lie in a folder or on the hub.
+        occupations: codes of the run's titles.
+        run: its name.
+
+    Raises:
+        ModelError: if the model has no such layer, or one over other titles.
+    """
+    saved = read_title_head(folder_of(model))
+    if saved.occupations != tuple(occupations):
         raise ModelError(
-            f"{folder_of(target.model) / TITLE_HEAD_FILE} is an output layer over other titles than those of {run} "
-            f"({len(saved.occupations)} there, {len(target.store.vocabulary)} here, or in another order); score it by "
+            f"{folder_of(model) / TITLE_HEAD_FILE} is an output layer over other titles than those of {run} "
+            f"({len(saved.occupations)} there, {len(occupations)} here, or in another order); score it by "
             "its own run (run=...), with data=... on these people",
             code="title-head-of-other-titles",
         )
-    name, kind = target.info.model, HEAD_NAMES[saved.head.kind]
-    if not is_named:
-        name = kind if name == run else f"{name}-{kind}"
-    details = {TITLE_HEAD_DETAIL: saved.sha256[:16], NUM_TITLES: str(len(saved.occupations))}
-    info = dataclasses.replace(with_details(target.info, details), model=name)
-    return dataclasses.replace(target, info=info, table=target.table.with_name(f"{info.split}.{name}.parquet"))
+    return saved
+
+
+def name_of_head(head: TitleHead, model: str, run: str) -> str:
+    """Return an output layer's name in tables: a run's own is called by its kind alone."""
+    kind = HEAD_NAMES[head.kind]
+    return kind if model == run else f"{model}-{kind}"
+
+
+def head_details(saved: SavedTitleHead) -> dict[str, str]:
+    """Return what a table says of the output layer that its numbers are from."""
+    return {TITLE_HEAD_DETAIL: saved.sha256[:16], NUM_TITLES: str(len(saved.occupations))}
+
+
+def score_by_head(
+    model: InferenceModel, batch: PackedBatch, prompts: Prompts, head: TitleHead, settings: EvaluationSettings
+) -> TitleScores:
+    """Score all titles after the prompts of a batch, which know the titles before them.
+
+    Histories are forwarded once, then the tokens between a history and its titles, about `max_tree_tokens` at a time.
+    """
+    assert prompts.previous_P is not None
+    if prompts.suffixes is None:
+        slots_P = torch.from_numpy(prompts.last_slots_P(batch.token_ids_BT.shape[1]))
+        hidden_PD = model.hidden_states(batch, -1, slots_P)
+    else:
+        state, lengths_P = PrefixState(batch.to(model.device)), np.array([len(each) for each in prompts.suffixes])
+        model.hidden_states_after(state, None, torch.zeros(0, dtype=torch.int64))
+        parts: list[Tensor] = []
+        for group in neighbors(lengths_P, settings.max_tree_tokens):
+            nodes = prompts.part(group).suffix_nodes(num_before=0)
+            last_P = torch.from_numpy(np.cumsum(lengths_P[group]) - 1)
+            parts.append(model.hidden_states_after(state, nodes, last_P))
+            state.drop_nodes()
+        hidden_PD = torch.cat(parts)
+    log_p_PT = _distributions(head, hidden_PD, torch.from_numpy(prompts.previous_P))
+    return TitleScores(log_p_PT, log_p_PT, np.full(len(prompts), -np.inf))
+
+
+def _distributions(head: TitleHead, hidden_QD: Tensor, previous_Q: Tensor) -> Floats:
+    """Return log P of all titles in nats, [Q, titles].
+
+    Raises:
+        ModelError: if one is not finite.
+    """
+    log_p_QT: Floats = head.distributions(hidden_QD, previous_Q).cpu().numpy()
+    if not np.isfinite(log_p_QT).all():
+        raise ModelError(
+            "the output layer over titles gives log-likelihoods that are not finite; its weights are broken, or "
+            "overflow",
+            code="non-finite-log-likelihoods",
+        )
+    return log_p_QT
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +184,7 @@ class HeadTitles:
         packed, places = pack_observations(work.careers, rows, work.plan.max_seq_length)
         titles = with_titles(packed, work.careers, rows).titles
         assert titles is not None
-        hidden_QD = model.hidden_states(packed, -1, titles.slots_Q)
-        log_p_QT = head.distributions(hidden_QD, titles.previous_Q).cpu().numpy()
-        if not np.isfinite(log_p_QT).all():
-            raise ModelError(
-                "the output layer over titles gives log-likelihoods that are not finite; its weights are broken, or "
-                "overflow",
-                code="non-finite-log-likelihoods",
-            )
+        log_p_QT = _distributions(head, model.hidden_states(packed, -1, titles.slots_Q), titles.previous_Q)
         columns: dict[str, Any] = {
             "career": pa.array(places.keys[:, 0]),
             "position": pa.array(places.keys[:, 1].astype(np.int32)),

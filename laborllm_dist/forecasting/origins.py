@@ -49,10 +49,11 @@ def find_origins(careers: CareerTable, horizon: int) -> Origins:
 
 def observed_titles(careers: CareerTable, origins: Origins) -> Integers:
     """Return the vocabulary index of the occupation in each target year, [S]."""
-    return _titles_at(careers, origins.careers_S, origins.targets_S)
+    return titles_at(careers, origins.careers_S, origins.targets_S)
 
 
-def _titles_at(careers: CareerTable, careers_S: Integers, jobs_S: Integers) -> Integers:
+def titles_at(careers: CareerTable, careers_S: Integers, jobs_S: Integers) -> Integers:
+    """Return the vocabulary index of the occupation of jobs, [S]."""
     flat = np.asarray(pc.list_flatten(careers.table["occupations"]), dtype=np.int64)
     num_jobs = careers.num_observations()
     titles_S: Integers = flat[(np.cumsum(num_jobs) - num_jobs)[careers_S] + jobs_S]
@@ -98,9 +99,9 @@ def markov_scores(train: CareerTable, careers: CareerTable, origins: Origins, ho
     years, each title counted once more.
     """
     train_origins, num_titles = find_origins(train, horizon), len(careers.vocabulary)
-    train_before_S = _titles_at(train, train_origins.careers_S, train_origins.jobs_S)
+    train_before_S = titles_at(train, train_origins.careers_S, train_origins.jobs_S)
     counts = transition_counts(train_before_S, observed_titles(train, train_origins), num_titles)
     marginal = (counts.sum(axis=0) + 1) / (counts.sum() + num_titles)
-    before_S, after_S = _titles_at(careers, origins.careers_S, origins.jobs_S), observed_titles(careers, origins)
+    before_S, after_S = titles_at(careers, origins.careers_S, origins.jobs_S), observed_titles(careers, origins)
     scores: Floats = markov_table(counts, marginal, STRENGTH)[before_S, after_S]
     return scores

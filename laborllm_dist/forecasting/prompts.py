@@ -24,11 +24,13 @@ from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.errors import SequenceTooLongError, TitleBoundaryError
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_prompts
+from laborllm_dist.evaluation.head_titles import score_by_head
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.forecasting.iterate import Distributions, Floats, Integers, Query
-from laborllm_dist.forecasting.origins import Origins, observed_titles
+from laborllm_dist.forecasting.origins import Origins, observed_titles, titles_at
 from laborllm_dist.io.number_format import format_people
 from laborllm_dist.models.inference import InferenceModel
+from laborllm_dist.models.title_head import TitleHead
 from laborllm_dist.store.store import CareerTable
 from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer
@@ -37,13 +39,22 @@ from laborllm_dist.text.template import CareerText, Template, render_career
 
 @dataclass(frozen=True, slots=True)
 class ForecastTexts:
-    """The data that turns queries into prompts: careers, template, tokenizer, titles, and the longest exact input."""
+    """The data that turns queries into prompts: careers, template, tokenizer, titles, and the longest exact input.
+
+    `head`: an output layer over titles, on the model's device, whose distributions are taken; None: those of the titles
+    that the model writes.
+    """
 
     careers: CareerTable
     template: Template
     tokenizer: CareerTokenizer
     trie: TitleTrie
     context: int | None
+    head: TitleHead | None = None
+
+    def num_after(self, depths: Integers) -> int:
+        """Return the most tokens that are forwarded after a prompt, of title nodes of these depths."""
+        return int(depths.max()) if self.head is None else 0
 
 
 def career_with_imputed_years(history: CareerHistory, job: int, codes: Sequence[str], last_year: int) -> CareerHistory:
@@ -102,7 +113,7 @@ def check_longest(texts: ForecastTexts, origins: Origins, horizon: int, max_seq_
         SequenceTooLongError: naming the person of the longest text, and how many people are concerned.
     """
     num_tokens_T = texts.trie.depths_M[texts.trie.ends_T]
-    imputed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), int(num_tokens_T.max())
+    imputed, num_of_title = (int(num_tokens_T.argmax()),) * (horizon - 1), texts.num_after(num_tokens_T)
     with_title, unshared = dict[int, int](), dict[int, int]()
     for career in np.unique(origins.careers_S).tolist():
         own = origins.of_career(career)
@@ -167,9 +178,16 @@ class _PromptedQueries:
         starts_Q = [query.start for query in self.queries]
         return observed_titles(self.texts.careers, self.origins)[starts_Q]
 
+    def previous(self) -> Integers:
+        """Return the vocabulary index of the last title before the target year, imputed or that of the start."""
+        at_starts_S = titles_at(self.texts.careers, self.origins.careers_S, self.origins.jobs_S)
+        return np.array([query.imputed[-1] if query.imputed else at_starts_S[query.start] for query in self.queries])
+
     def score(self, batch: PackedBatch, prompts: Prompts) -> tuple[Floats, Floats]:
         """Return log-probabilities over titles after prompts, and the unscored mass."""
-        return normalised(score_prompts(self.model, batch, prompts, self.texts.trie, self.evaluation))
+        if self.texts.head is None:
+            return normalised(score_prompts(self.model, batch, prompts, self.texts.trie, self.evaluation))
+        return normalised(score_by_head(self.model, batch, prompts, self.texts.head, self.evaluation))
 
 
 def prompt_ids(texts: ForecastTexts, origins: Origins, queries: Sequence[Query]) -> list[TokenIds]:
@@ -205,12 +223,13 @@ def _after_history(prompted: _PromptedQueries, known_S: Sequence[TokenIds]) -> D
     prefixes_Q3 = np.array([(0, 0, length) for length in lengths])
     suffixes = tuple(ids[length:].astype(np.int64) for ids, length in zip(prompted.ids, lengths, strict=True))
     batch = pack_batch([[longest]], -(-len(longest) // PAD_TO_MULTIPLE_OF) * PAD_TO_MULTIPLE_OF)
-    return Distributions(*prompted.score(batch, Prompts(prefixes_Q3, prompted.observed(), suffixes)))
+    prompts = Prompts(prefixes_Q3, prompted.observed(), suffixes, prompted.previous())
+    return Distributions(*prompted.score(batch, prompts))
 
 
 def _after_whole_texts(prompted: _PromptedQueries) -> Distributions:
     _check_context(prompted)
-    ids, evaluation, observed_Q = prompted.ids, prompted.evaluation, prompted.observed()
+    ids, evaluation, everything = prompted.ids, prompted.evaluation, (prompted.observed(), prompted.previous())
     longest = max(range(len(ids)), key=lambda query: len(ids[query]))
     if len(ids[longest]) > evaluation.max_seq_length:
         raise SequenceTooLongError(
@@ -221,7 +240,8 @@ def _after_whole_texts(prompted: _PromptedQueries) -> Distributions:
     log_probabilities_QT = np.empty((len(ids), len(prompted.texts.trie.ends_T)))
     left_Q = np.empty(len(ids))
     for unit in prompt_batches(ids, evaluation.max_seq_length, evaluation.batch_size):
-        prompts = Prompts(unit.prefixes_P3, observed_Q[unit.members_P])
+        observed_P, previous_P = (of_queries[unit.members_P] for of_queries in everything)
+        prompts = Prompts(unit.prefixes_P3, observed_P, previous_P=previous_P)
         log_probabilities_QT[unit.members_P], left_Q[unit.members_P] = prompted.score(unit.batch, prompts)
     return Distributions(log_probabilities_QT, left_Q)
 
@@ -229,11 +249,11 @@ def _after_whole_texts(prompted: _PromptedQueries) -> Distributions:
 def _check_context(prompted: _PromptedQueries) -> None:
     longest = max(range(len(prompted.ids)), key=lambda query: len(prompted.ids[query]))
     num_tokens, context = len(prompted.ids[longest]), prompted.texts.context
-    with_title = num_tokens + int(prompted.texts.trie.depths_M.max())
+    with_title = num_tokens + prompted.texts.num_after(prompted.texts.trie.depths_M)
     if context is not None and with_title > context:
         raise SequenceTooLongError(
-            f"{prompted.person(longest)} has {num_tokens} tokens, {with_title} with a title, the model's context is "
-            f"{context}; take one with a longer context",
+            f"{prompted.person(longest)} has {num_tokens} tokens, {with_title} with what is scored, the model's "
+            f"context is {context}; take one with a longer context",
             code="prompt-too-long-for-model",
         )
 

@@ -17,11 +17,19 @@ import pyarrow as pa
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.data import YearSplit
 from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, ForecastSettings, evaluation_of
+from laborllm_dist.config.model import HEAD_NAMES
 from laborllm_dist.distributed.context import DistributedContext, exclusive_table
 from laborllm_dist.errors import ForeignFileError, RunError
+from laborllm_dist.evaluation.head_titles import head_target
 from laborllm_dist.evaluation.resumable_parts import ResumableJob, finish_parts, read_parts, remove_parts
 from laborllm_dist.evaluation.run import is_there, load_checked, opened_trie, reject_other_details, resolve_target
-from laborllm_dist.evaluation.target import EvaluatedRun, EvaluationTarget, evaluated_run, prompted
+from laborllm_dist.evaluation.target import (
+    EvaluatedRun,
+    EvaluationTarget,
+    evaluated_run,
+    prompted,
+    with_whole_model,
+)
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.forecasting.iterate import (
     Distributions,
@@ -42,6 +50,8 @@ from laborllm_dist.io.files import ChecksumCheck, fingerprint_of, finite_or_null
 from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.models.inference import InferenceModel
 from laborllm_dist.models.loading import context_of
+from laborllm_dist.models.safetensors_loading import folder_of
+from laborllm_dist.models.title_head import read_title_head
 from laborllm_dist.store.few_shot import read_prefix
 from laborllm_dist.store.store import PREFIX, TOKENIZER, CareerTable, checking_store
 from laborllm_dist.store.tokenizer import load_tokenizer
@@ -78,7 +88,8 @@ def forecast_run(settings: ForecastSettings) -> EvaluatedRun:
         RunError: if there is no such run.
         SettingsError: if what is changed does not go together with the run's own settings.
     """
-    return evaluated_run(settings.run, _overrides(settings))
+    run = evaluated_run(settings.run, _overrides(settings))
+    return with_whole_model(run) if settings.title_head else run
 
 
 def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: DistributedContext) -> Path:
@@ -93,12 +104,17 @@ def run_forecasts(settings: ForecastSettings, run: EvaluatedRun, ranks: Distribu
     """
     ranks.run_on_main(lambda: _check_history(settings, run))
     split = run.settings.evaluation.split
-    target = ranks.run_on_main(
-        lambda: resolve_target(settings.model, settings.prompt, "error", run, ranks), EvaluationTarget
-    )
+    target = ranks.run_on_main(lambda: _target(settings, run, ranks), EvaluationTarget)
     splits: tuple[Split, ...] = tuple({split, "train"}) if ranks.is_main else ()
     with checking_store(target.store, splits) as check:
         return _run_checked(settings, run, target, (ranks, check))
+
+
+def _target(settings: ForecastSettings, run: EvaluatedRun, ranks: DistributedContext) -> EvaluationTarget:
+    target = resolve_target(settings.model, settings.prompt, "error", run, ranks)
+    if not settings.title_head:
+        return target
+    return head_target(target, run.directory.path.name, is_named=settings.model.name is not None)
 
 
 def _run_checked(
@@ -115,6 +131,9 @@ def _run_checked(
         info = _info(settings, target, evaluation)
         if not ranks.run_on_main(lambda: _is_done(table, info)):
             texts = _texts(settings, run, target, careers, opened_trie(run, target, careers, ranks)())
+            if settings.title_head:
+                head = read_title_head(folder_of(target.model)).head.to(ranks.device)
+                texts = dataclasses.replace(texts, head=head)
             work = Forecasting(settings, evaluation, texts, origins, info, table)
             ranks.run_on_main(lambda: check_longest(texts, origins, settings.horizon, evaluation.max_seq_length))
             logger.info(_describe(work, ranks))
@@ -151,9 +170,10 @@ def _info(settings: ForecastSettings, target: EvaluationTarget, evaluation: Eval
     details = {
         "horizon": str(settings.horizon),
         "steps": settings.steps,
-        "max_unscored_mass": str(evaluation.max_unscored_mass),
         "max_tree_tokens": str(evaluation.max_tree_tokens),
     }
+    if not settings.title_head:
+        details["max_unscored_mass"] = str(evaluation.max_unscored_mass)
     if settings.steps == "exact":
         details["max_pruned_mass"] = str(settings.max_pruned_mass)
     else:
@@ -176,8 +196,8 @@ def _is_done(table: Path, info: ScoreTableInfo) -> bool:
         logger.info(f"forecast: {info.model} is there ({table})")
         return True
     if table.is_file():
-        has_name = table.name.count(".") > 1  # a run's own weights may have been trained again
-        if has_name and written_info(table).details.get("weights") != info.details["weights"]:
+        is_own = table.name.count(".") == 1 or info.model in HEAD_NAMES.values()  # may have been trained again
+        if not is_own and written_info(table).details.get("weights") != info.details["weights"]:
             raise RunError(
                 f"{table} holds the forecasts of other weights; give these another name (model.name=...)",
                 code="forecasts-of-other-weights",

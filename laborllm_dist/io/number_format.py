@@ -22,9 +22,14 @@ def format_decimals(value: float, decimals: int) -> str:
     if (word := word_for(value)) is not None:
         return word
     if abs(value) < LARGE:
-        return f"{value:,.{decimals}f}".replace("-", MINUS)
+        return _with_minus(f"{value:,.{decimals}f}")
     digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits.replace('-', MINUS)}e{int(exponent)}"
+    return f"{_with_minus(digits)}e{int(exponent)}"
+
+
+def _with_minus(text: str) -> str:
+    """Return a printed number with a minus sign in place of the hyphen, and none before a number that rounds to 0."""
+    return text.replace("-", MINUS if any(digit in text for digit in "123456789") else "")
 
 
 def format_perplexity(value: float) -> str:
@@ -43,7 +48,7 @@ def format_nats(value: float) -> str:
 
 
 def _signed(value: float, text: str) -> str:
-    return f"+{text}" if value > 0 and word_for(value) is None else text
+    return f"+{text}" if value > 0 and any(digit in text for digit in "123456789") else text
 
 
 def format_auc(value: float) -> str:
@@ -58,12 +63,12 @@ def format_signed_auc(value: float) -> str:
 
 def format_share(share: float) -> str:
     """Format a share as a percentage with one decimal and a no-break space: 97.5 %."""
-    return word_for(share) or f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+    return word_for(share) or f"{format_decimals(100 * share, 1)}\N{NO-BREAK SPACE}%"
 
 
 def format_probability(value: float) -> str:
     """Format a small probability with two digits: 0.00098; tiny ones as a power of ten: 3.1e-07."""
-    return word_for(value) or (f"{value:.2g}".replace("-", MINUS) if value else "0")
+    return word_for(value) or (f"{value:.2g}".replace("-", MINUS) if value else "0")  # its digits never round to 0
 
 
 def format_interval(low: float | None, high: float | None, format_number: Callable[[float], str]) -> str:

@@ -93,7 +93,7 @@ class CareerLanguageModel(nn.Module):
         with_states = {} if slots_Q is None else {"output_hidden_states": True}
         if not self._takes_mask:
             padded = batch.one_a_row(batch.scored_N)
-            output = self.hugging_face(**_padded_inputs(padded), **with_states)
+            output = self.hugging_face(**padded_inputs(padded), **with_states)
             scores_ST = token_log_likelihood(output.logits, padded.targets_ST)
             total = batch.weighted(scores_ST, padded.slots_ST).sum()
             hidden_QD = None if slots_Q is None else padded.at_slots(output.hidden_states[-1], slots_Q)
@@ -118,7 +118,7 @@ class CareerLanguageModel(nn.Module):
         slots_P = slots_P.to(batch.token_ids_BT.device)
         if not self._takes_mask:
             padded = batch.one_a_row(slots_P)
-            states = self.hugging_face(**_padded_inputs(padded), output_hidden_states=True).hidden_states
+            states = self.hugging_face(**padded_inputs(padded), output_hidden_states=True).hidden_states
             return padded.at_slots(states[layer], slots_P)
         model = decoder_of(self.hugging_face) if self._is_known else self.hugging_face
         if self._is_known and layer == -1:  # without those of the other layers in memory
@@ -145,14 +145,9 @@ class CareerLanguageModel(nn.Module):
         return {**inputs, "attention_mask": mask}
 
 
-def _padded_inputs(padded: PaddedBatch) -> dict[str, Any]:
+def padded_inputs(padded: PaddedBatch) -> dict[str, Any]:
+    """Return the model's inputs for careers in separate rows."""
     return {"input_ids": padded.token_ids_ST, "attention_mask": padded.mask_ST.long(), "use_cache": False}
-
-
-def career_logits(model: nn.Module, padded: PaddedBatch) -> Tensor:
-    """Return the model's logits of careers in separate rows, [S, T, V]."""
-    logits_STV: Tensor = model(**_padded_inputs(padded)).logits
-    return logits_STV
 
 
 def takes_block_mask(model: Any) -> bool:

@@ -94,6 +94,11 @@ class InferenceModel:
         scores_E: Tensor = self._forward(BranchPass(prefix, nodes, slots_Q, work))
         return scores_E
 
+    def hidden_states_after(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: Tensor) -> Tensor:
+        """Return the hidden states after the last norm at slots of a pass, [Q, D] (see BranchPass)."""
+        hidden_QD: Tensor = self._forward(BranchPass(prefix, nodes, slots_Q, None))
+        return hidden_QD
+
     def next_tokens(self, prefix: PrefixState, nodes: Nodes | None, slots_Q: Tensor, uniforms_Q: Tensor) -> Tensor:
         """Return the next token after slots of a pass, [Q]: the most probable one, or a sample (`sample_tokens`)."""
 

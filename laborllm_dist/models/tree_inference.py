@@ -2,11 +2,13 @@
 
 One forward of packed careers caches every layer's keys and values. Later forwards process the nodes, the tokens of
 possible continuations, each after its ancestors; they compute only the requested logits and the normalizer, a chunk of
-nodes at a time. Models of unknown type forward history and nodes together under a mask.
+nodes at a time. Models of unknown type forward history and nodes together under a mask. The same forwards return hidden
+states in place of logits where those are requested.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +23,17 @@ from laborllm_dist.models.causal_lm import (
     apply_head,
     as_taken,
     block_mask,
-    career_logits,
     decoder_of,
     enable_custom_head,
     is_known_type,
+    padded_inputs,
     supports_varlen_attention,
     takes_block_mask,
 )
 from laborllm_dist.models.tree_attention import Integers, KVCache, NodeBlock, block_size, split_into_blocks
 from laborllm_dist.models.varlen_attention import career_bounds
+
+_Read = Callable[[nn.Module, Mapping[str, Any]], Tensor]  # logits, or hidden states after the last norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,14 @@ class BranchPass:
     """A request for one forward, of the histories of `prefix` or of nodes after them.
 
     `slots_Q`: slots to predict from, as flat indices over all rows, or nodes; on the host. `work` takes the hidden
-    states [Q, D] and the output layer's weight, or the logits [Q, V] and None.
+    states [Q, D] and the output layer's weight, or the logits [Q, V] and None; where it is None, the pass returns the
+    hidden states.
     """
 
     prefix: PrefixState
     nodes: Nodes | None
     slots_Q: Tensor
-    work: HeadFn
+    work: HeadFn | None
 
 
 class BranchingModel:
@@ -96,13 +101,17 @@ class BranchingModel:
 
     def forward(self, branch_pass: BranchPass) -> Any:
         """Return `branch_pass.work` of the slots; add the forwarded tokens to `branch_pass.prefix`."""
-        prefix, nodes, slots_Q, work = branch_pass.prefix, branch_pass.nodes, branch_pass.slots_Q, branch_pass.work
+        prefix, nodes, slots_Q = branch_pass.prefix, branch_pass.nodes, branch_pass.slots_Q
+        read: _Read = _logits if branch_pass.work is not None else _last_states
+        work = branch_pass.work if branch_pass.work is not None else _same
         if not self._is_packed:
             if nodes is None and not self._takes_mask:
                 padded = prefix.batch.one_a_row(slots_Q)
-                return work(padded.at_slots(career_logits(self.hugging_face, padded), slots_Q), None)
-            logits_NV = self._history_logits(prefix.batch) if nodes is None else self._node_logits(prefix, nodes)
-            return work(logits_NV[slots_Q.to(logits_NV.device)], None)
+                return work(padded.at_slots(read(self.hugging_face, padded_inputs(padded)), slots_Q), None)
+            of_nodes_NV = (
+                self._of_histories(prefix.batch, read) if nodes is None else self._of_nodes(prefix, nodes, read)
+            )
+            return work(of_nodes_NV[slots_Q.to(of_nodes_NV.device)], None)
         device = prefix.batch.token_ids_BT.device
         inputs: dict[str, Any]
         if nodes is None:
@@ -123,25 +132,24 @@ class BranchingModel:
             inputs = {"input_ids": ids, "position_ids": positions, "blocks": blocks}
         inputs |= {"tree_cache": prefix.cache, "use_cache": False}
         if not self._is_known:  # its logits are not just a product with the hidden states
-            return work(self.hugging_face(**inputs).logits.flatten(0, 1)[slots_Q.to(device)], None)
+            return work(read(self.hugging_face, inputs).flatten(0, 1)[slots_Q.to(device)], None)
         hidden_BTD = decoder_of(self.hugging_face)(**inputs).last_hidden_state
         return apply_head(self.hugging_face, hidden_BTD.flatten(0, 1)[slots_Q.to(device)], work)
 
-    def _history_logits(self, batch: PackedBatch) -> Tensor:
+    def _of_histories(self, batch: PackedBatch, read: _Read) -> Tensor:
         mask = block_mask(self.hugging_face, batch.lengths, batch.token_ids_BT.shape[1], batch.token_ids_BT.device)
         inputs = {"input_ids": batch.token_ids_BT, "position_ids": batch.positions_BT, "attention_mask": mask}
-        logits_NV: Tensor = self.hugging_face(**inputs, use_cache=False).logits.flatten(0, 1)
-        return logits_NV
+        return read(self.hugging_face, {**inputs, "use_cache": False}).flatten(0, 1)
 
-    def _node_logits(self, prefix: PrefixState, nodes: Nodes) -> Tensor:
-        """Return the logits of nodes, [N, V]: one forward per block, with its history and ancestors."""
+    def _of_nodes(self, prefix: PrefixState, nodes: Nodes, read: _Read) -> Tensor:
+        """Return what is read at nodes, [N, V]: one forward per block, with its history and ancestors."""
         prefix.nodes = everything = nodes if prefix.nodes is None else _joined(prefix.nodes, nodes)
         batch, device = prefix.batch, prefix.batch.token_ids_BT.device
         parts: list[Tensor] = []
         place = len(everything) - len(nodes)
         for block in split_into_blocks(nodes.prefixes_N3, nodes.ancestors_NA, most_nodes=block_size(device)):
             if not self._takes_mask:
-                parts.append(self._path_logits(batch, everything, block, place))
+                parts.append(self._of_paths(batch, everything, block, place, read))
                 place += len(block)
                 continue
             history, visible_U = slice(block.start, block.stop), block.visible_U
@@ -154,14 +162,14 @@ class BranchingModel:
             )
             mask_SS = as_taken(self.hugging_face, _tree_mask(everything, visible_U, block.start, block.stop).to(device))
             inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": mask_SS[None, None]}
-            logits_SV = self.hugging_face(**inputs, use_cache=False).logits[0]
+            of_slots_SV = read(self.hugging_face, {**inputs, "use_cache": False})[0]
             members = np.searchsorted(visible_U, np.arange(place, place + len(block)))
-            parts.append(logits_SV[torch.from_numpy(members + block.stop - block.start).to(device)])
+            parts.append(of_slots_SV[torch.from_numpy(members + block.stop - block.start).to(device)])
             place += len(block)
         return torch.cat(parts)
 
-    def _path_logits(self, batch: PackedBatch, nodes: Nodes, block: NodeBlock, place: int) -> Tensor:
-        """Return the logits of a block's nodes, the first at index `place`, [C, V], from a separate row for each."""
+    def _of_paths(self, batch: PackedBatch, nodes: Nodes, block: NodeBlock, place: int, read: _Read) -> Tensor:
+        """Return what is read at a block's nodes, the first at index `place`, [C, V], from a separate row for each."""
         device, ids_T = batch.token_ids_BT.device, batch.token_ids_BT[block.row]
         paths = []
         for node, stop in zip(range(place, place + len(block)), block.stops_C.tolist(), strict=True):
@@ -169,16 +177,30 @@ class BranchingModel:
             of_nodes = torch.from_numpy(nodes.token_ids_N[np.sort(ancestors[ancestors >= 0])]).to(device)
             paths.append(torch.cat([ids_T[block.start : stop], of_nodes]))
         at_once = max(1, self._chunk_tokens // max(len(path) for path in paths))
-        return torch.cat([self._last_logits(paths[low : low + at_once]) for low in range(0, len(paths), at_once)])
+        return torch.cat([self._of_last(paths[low : low + at_once], read) for low in range(0, len(paths), at_once)])
 
-    def _last_logits(self, paths: list[Tensor]) -> Tensor:
-        """Return the logits after the last token of each path, [C, V]."""
+    def _of_last(self, paths: list[Tensor], read: _Read) -> Tensor:
+        """Return what is read at the last token of each path, [C, V]."""
         lengths_C = torch.tensor([len(path) for path in paths], device=paths[0].device)
         ids_CS = nn.utils.rnn.pad_sequence(paths, batch_first=True)
         is_token_CS = torch.arange(ids_CS.shape[1], device=ids_CS.device) < lengths_C[:, None]
-        logits_CSV = self.hugging_face(input_ids=ids_CS, attention_mask=is_token_CS.long(), use_cache=False).logits
-        last_CV: Tensor = logits_CSV[torch.arange(len(paths), device=ids_CS.device), lengths_C - 1]
-        return last_CV
+        inputs = {"input_ids": ids_CS, "attention_mask": is_token_CS.long(), "use_cache": False}
+        of_paths_CSV = read(self.hugging_face, inputs)
+        return of_paths_CSV[torch.arange(len(paths), device=ids_CS.device), lengths_C - 1]
+
+
+def _logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    logits_BTV: Tensor = model(**inputs).logits
+    return logits_BTV
+
+
+def _last_states(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    hidden_BTD: Tensor = model(**inputs, output_hidden_states=True).hidden_states[-1]
+    return hidden_BTD
+
+
+def _same(values_QV: Tensor, _weight_VD: Tensor | None) -> Tensor:
+    return values_QV
 
 
 def _joined(before: Nodes, nodes: Nodes) -> Nodes:

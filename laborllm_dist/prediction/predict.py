@@ -23,12 +23,14 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import RunError, SettingsError
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_prompts
+from laborllm_dist.evaluation.head_titles import head_details, name_of_head, open_title_head, score_by_head
 from laborllm_dist.evaluation.target import EvaluatedRun, as_pretrained, base_suffix, default_name, own_export
 from laborllm_dist.evaluation.title_trie import TitleTrie
 from laborllm_dist.io.files import ChecksumCheck, sha256_of_all
 from laborllm_dist.io.number_format import format_people
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_ids, check_packing, check_weights, context_of, weights_identity
+from laborllm_dist.models.title_head import TitleHead
 from laborllm_dist.prediction.prompts import Ids, build_prompts, check_context, unseen_covariates
 from laborllm_dist.prediction.request_files import read_requests
 from laborllm_dist.prediction.requests import PredictionRequest
@@ -49,12 +51,18 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TopTitlesQuery:
-    """The token ids of P prompts, the trie of titles, and how many of the best titles to return by which measure."""
+    """The token ids of P prompts, the trie of titles, and how many of the best titles to return by which measure.
+
+    `head`: an output layer over titles, which needs the title before each prompt, `previous_P`; None: titles are scored
+    as the model writes them.
+    """
 
     prompts: Sequence[Ids]
     trie: TitleTrie
     num_titles: int
     measure: str
+    head: TitleHead | None = None
+    previous_P: Integers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,8 @@ def _predict_checked(
     other = own_export(run.directory) if is_own else settings.model
     model = as_pretrained(settings.model.name or default_name(other) + base_suffix(evaluation), other)
     check_weights(model)
+    run_name = run.directory.path.name
+    saved = open_title_head(model, store.vocabulary.codes, run_name) if settings.title_head else None
     surveys = [corpus.survey for corpus in run.settings.data.corpora.values()]
     vocabulary = canonical_vocabulary(store.vocabulary, run.settings.template.titles)
     careers = read_requests(Path(settings.careers), vocabulary, surveys)
@@ -112,12 +122,15 @@ def _predict_checked(
     place = str(store.folder / TOKENIZER) if is_own else str(other.path)
     tokenizer = load_tokenizer(place, revision=other.revision, subfolder=other.subfolder)
     prompts, trie = build_prompts(careers, template, store.vocabulary, tokenizer)
-    check_context(careers, prompts, trie, context_of(model))
+    check_context(careers, prompts, 0 if settings.title_head else int(trie.depths_M.max()), context_of(model))
     opened = load_for_inference(model, evaluation, run.settings.compute, ranks)
     check.wait()
     check_ids(opened.hugging_face, tokenizer.num_ids)
     check_packing(opened.hugging_face, device=opened.device, longest=max(map(len, prompts)))
     query = TopTitlesQuery(prompts, trie, min(settings.top, len(vocabulary)), settings.measure)
+    if saved is not None:
+        head, previous_P = saved.head.to(opened.device), previous_titles(careers, vocabulary)
+        query = dataclasses.replace(query, head=head, previous_P=previous_P)
     best = best_titles(opened, query, evaluation)
     check_scored(best, evaluation.max_unscored_mass)
     table = prediction_rows(careers, best, vocabulary)
@@ -127,7 +140,11 @@ def _predict_checked(
         "store": store.fingerprint,
         "tokenizer": tokenizer.fingerprint(),
     }
-    info = ScoreTableInfo(model.name, OWN_CAREERS, sha256_of_all([Path(settings.careers)]), __version__, details)
+    name = model.name
+    if saved is not None:
+        details |= head_details(saved)
+        name = settings.model.name or name_of_head(saved.head, name, run_name)
+    info = ScoreTableInfo(name, OWN_CAREERS, sha256_of_all([Path(settings.careers)]), __version__, details)
     if settings.output is not None:
         write_prediction_table(table, info, Path(settings.output))
     return table, info
@@ -135,12 +152,12 @@ def _predict_checked(
 
 def _details(settings: PredictSettings, run: RunSettings, model: InferenceModel) -> dict[str, str]:
     evaluation = run.evaluation
+    bounds = {name: str(getattr(evaluation, name)) for name in ("max_unscored_mass", "max_tree_tokens")}
     return {
         "measure": settings.measure,
-        "max_unscored_mass": str(evaluation.max_unscored_mass),
+        **({} if settings.title_head else bounds),
         "max_seq_length": str(evaluation.max_seq_length),
         "batch_size": str(evaluation.batch_size),
-        "max_tree_tokens": str(evaluation.max_tree_tokens),
         "precision": evaluation.precision,
         "attention": run.compute.attention,
         "threads_per_rank": str(run.ranks.threads_per_rank),
@@ -148,6 +165,14 @@ def _details(settings: PredictSettings, run: RunSettings, model: InferenceModel)
         "device": model.device.type,
         "torch": torch.__version__,
     }
+
+
+def previous_titles(careers: Sequence[PredictionRequest], vocabulary: OccupationVocabulary) -> Integers:
+    """Return the place of everybody's last title in the vocabulary; the number of titles for who has no job yet."""
+    place_of, none = vocabulary.index_of(), len(vocabulary)
+    return np.array(
+        [place_of[career.history.jobs[-1].occupation] if career.history.jobs else none for career in careers]
+    )
 
 
 def best_titles(model: InferenceModel, query: TopTitlesQuery, settings: EvaluationSettings) -> TopTitles:
@@ -160,8 +185,13 @@ def best_titles(model: InferenceModel, query: TopTitlesQuery, settings: Evaluati
     parts: list[TopTitles] = []
     reported, num_done = monotonic(), 0
     for unit in prompt_batches(prompts, max_seq_length, settings.batch_size):
-        nowhere_P = np.full(len(unit.members_P), -1)
-        scores = score_prompts(model, unit.batch, Prompts(unit.prefixes_P3, nowhere_P), query.trie, settings)
+        unit_prompts = Prompts(unit.prefixes_P3, np.full(len(unit.members_P), -1))
+        if query.head is None:
+            scores = score_prompts(model, unit.batch, unit_prompts, query.trie, settings)
+        else:
+            assert query.previous_P is not None
+            unit_prompts = dataclasses.replace(unit_prompts, previous_P=query.previous_P[unit.members_P])
+            scores = score_by_head(model, unit.batch, unit_prompts, query.head, settings)
         members.append(unit.members_P)
         parts.append(_best_of(scores, query))
         num_done += len(unit.members_P)

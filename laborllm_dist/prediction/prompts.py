@@ -63,20 +63,27 @@ def build_prompts(
 
 
 def check_context(
-    careers: Sequence[PredictionRequest], prompts: Sequence[Ids], trie: TitleTrie, context: int | None
+    careers: Sequence[PredictionRequest], prompts: Sequence[Ids], num_after: int, context: int | None
 ) -> None:
-    """Check that every career with the longest title fits the model's context (None: no limit).
+    """Check that every prompt with the tokens of the longest title fits the model's context (None: no limit).
+
+    Args:
+        careers: of the prompts.
+        prompts: token ids.
+        num_after: number of tokens that are forwarded after a prompt.
+        context: of the model.
 
     Raises:
         SequenceTooLongError: naming the longest, and how many there are.
     """
-    lengths = [len(prompt) + int(trie.depths_M.max()) for prompt in prompts]
+    lengths = [len(prompt) + num_after for prompt in prompts]
     if context is None or max(lengths) <= context:
         return
     longest, num_longer = lengths.index(max(lengths)), sum(length > context for length in lengths)
+    with_title = " with the longest title" if num_after else ""
     raise SequenceTooLongError(
-        f"career {careers[longest].name} has {lengths[longest]} tokens with the longest title, the model's context is "
-        f"{context}; leave out its first jobs, or take a model with a longer context; "
+        f"career {careers[longest].name} has {lengths[longest]} tokens{with_title}, "
+        f"the model's context is {context}; leave out its first jobs, or take a model with a longer context; "
         f"{format_people(num_longer, len(careers), 'is longer', 'are longer')}",
         code="prompt-too-long-for-model",
     )

@@ -121,12 +121,13 @@ def write_package(settings: ReplicateSettings, report: ReportSettings, programs:
         programs: folders conf/ and launch/ of this software.
 
     Raises:
-        RunError: if a run or its token store is missing, or two runs have one name.
+        RunError: if a run or its token store is missing, two runs have one name, or one of `refits` is no refit.
         ScoreTableError: if a run has no scores.
         ForeignFileError: if the folder holds anything that no package wrote.
         DiskError: if it cannot be written.
     """
-    runs = [_open_run(Path(run)) for run in settings.runs]
+    places: dict[str, str] = {}
+    runs = [_open_run(Path(run), places) for run in (*settings.runs, *settings.refits)]
     names = [run.name for run in runs]
     if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise RunError(f"two runs have the name {twice}; a package repeats each under its name", code="two-of-one-name")
@@ -137,10 +138,16 @@ def write_package(settings: ReplicateSettings, report: ReportSettings, programs:
             shutil.copyfile(run.store / CARD, _made(partial / "data_cards" / f"{run.name}.md"))
         _copy_software(partial / "software", programs)
         write_text(partial / "requirements.txt", "\n".join(_requirements()) + "\n")
-        script = _script(runs, report)
+        script = _script(runs, report, num_refits=len(settings.refits))
         write_text(partial / "run_all.sh", script)
-        folders = {path: f"runs/{run.name}" for path, run in zip(settings.runs, runs, strict=True)}
-        expected = replace(report, runs=settings.runs, output=str(partial / "expected"), num_careers=0)
+        folders = {path: f"runs/{run.name}" for path, run in zip((*settings.runs, *settings.refits), runs, strict=True)}
+        expected = replace(
+            report,
+            runs=settings.runs,
+            refits=settings.refits,
+            output=str(partial / "expected"),
+            num_careers=0,
+        )
         write_report(expected, folders)  # without a page of single people
         blocks = _readme(settings, runs, script, partial)
         write_text(partial / "README.md", with_mark(to_markdown(blocks)))
@@ -149,7 +156,8 @@ def write_package(settings: ReplicateSettings, report: ReportSettings, programs:
     return folder
 
 
-def _open_run(path: Path) -> ReplicatedRun:
+def _open_run(path: Path, places: dict[str, str]) -> ReplicatedRun:
+    """Read a run; `places` of the files of earlier runs are shared, and those of this one are added."""
     run, settings, store = read_run(path)
     if not (store / CARD).is_file():
         raise RunError(
@@ -159,7 +167,7 @@ def _open_run(path: Path) -> ReplicatedRun:
         )
     logged = [command for command in read_commands(path) if command.name in PROGRAMS]
     typed = [text for command in logged for text in command.arguments]
-    files = tuple(_source_files(settings, typed))
+    files = tuple(_source_files(settings, typed, places))
     return ReplicatedRun(run, settings, store, files, tuple(_programs(run, settings, logged, files)))
 
 
@@ -168,22 +176,22 @@ def _made(path: Path) -> Path:
     return path
 
 
-def _source_files(settings: RunSettings, typed: Sequence[str]) -> Iterator[SourceFile]:
+def _source_files(settings: RunSettings, typed: Sequence[str], places: dict[str, str]) -> Iterator[SourceFile]:
     """Yield the files and folders that the settings of a run and typed arguments name, each with a place of its own."""
-    taken: set[str] = set()
     values = settings_to_values(settings)
     pairs = (argument.partition("=") for argument in typed if not argument.startswith("run="))
     of_arguments = (path for name, _, value in pairs for path in _paths_in(value, name.rpartition(".")[2]))
     paths = dict.fromkeys((*_paths_in(values), *of_arguments))
     for path in paths:
         name = Path(path).name
-        place = next(
-            place
-            for number in itertools.count(1)
-            if (place := f"sources/{settings.name}/{name if number == 1 else f'{number}/{name}'}") not in taken
-        )
-        taken.add(place)
-        yield SourceFile(Path(path), place)
+        if path not in places:
+            places[path] = next(
+                place
+                for number in itertools.count(1)
+                if (place := f"sources/{settings.name}/{name if number == 1 else f'{number}/{name}'}")
+                not in places.values()
+            )
+        yield SourceFile(Path(path), places[path])
 
 
 def _is_path(text: str, setting: str) -> bool:
@@ -289,7 +297,8 @@ def _program(name: str, arguments: tuple[str, ...], parts: Sequence[Command]) ->
     return Program(name, arguments, longest.num_ranks, log)
 
 
-def _script(runs: Sequence[ReplicatedRun], report: ReportSettings) -> str:
+def _script(runs: Sequence[ReplicatedRun], report: ReportSettings, *, num_refits: int) -> str:
+    """Return run_all.sh; the last runs are the refits."""
     lines = [
         "#!/usr/bin/env bash",
         "# Runs every program of this package in order; see README.md. A second start resumes.",
@@ -302,9 +311,12 @@ def _script(runs: Sequence[ReplicatedRun], report: ReportSettings) -> str:
             ranks = program.num_ranks
             start = "python -m" if ranks == 1 else f"deepspeed --num_gpus {ranks} --module"
             lines.append(f"{start} laborllm_dist {program.name} {shlex.join(program.arguments)}")
-    folders = ",".join(f"runs/{run.name}" for run in runs)
+    folders = [f"runs/{run.name}" for run in runs]
+    reported, refits = folders[: len(folders) - num_refits], folders[len(folders) - num_refits :]
     own = [f"split={report.split}", f"measure={report.measure}", f"bootstrap_draws={report.bootstrap_draws}"]
-    arguments = [f"runs=[{folders}]", "output=results", *own, f"seed={report.seed}", "num_careers=0"]
+    arguments = [f"runs=[{','.join(reported)}]", "output=results", *own, f"seed={report.seed}", "num_careers=0"]
+    if refits:
+        arguments.append(f"refits=[{','.join(refits)}]")
     lines += [
         f"python -m laborllm_dist report {shlex.join(arguments)}",
         "if diff -r expected/tables results/tables; then",
@@ -353,8 +365,8 @@ def _readme(settings: ReplicateSettings, runs: Sequence[ReplicatedRun], script: 
         Table(("run", "base", "revision", "identifier of its weights", "license"), tuple(map(_model_row, runs))),
         Heading("9. Random numbers"),
         Bullets(tuple(
-            f"{run.name}: training.seed={run.settings.training.seed} and split.salt={run.settings.split.salt}, in "
-            f"conf/experiment/{run.name}.yaml"
+            f"{run.name}: training.seed={run.settings.training.seed}{_bootstrap_seed(run)} and "
+            f"split.salt={run.settings.split.salt}, in conf/experiment/{run.name}.yaml"
             for run in runs
         )),
         Heading("10. Data and Code Availability Standard (DCAS 1.0)"),
@@ -431,6 +443,11 @@ def _requirements_blocks(runs: Sequence[ReplicatedRun], seconds: float) -> Itera
     unlogged = [f"{run.name} ({each.name})" for run in runs for each in run.programs if each.log is None]
     if unlogged:
         yield Paragraph(f"[Authors: time and machine of {', '.join(unlogged)}, of which there is no log.]")
+
+
+def _bootstrap_seed(run: ReplicatedRun) -> str:
+    seed = run.settings.training.bootstrap_seed
+    return "" if seed is None else f", training.bootstrap_seed={seed}"
 
 
 def _time_in_words(seconds: float) -> str:

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.randomness import rank_of
-from laborllm_dist.report.load import CodeArray, ComparedScores, ScoredModel, file_with_titles, title_codes
+from laborllm_dist.report.load import CodeArray, ComparedScores, ScoredModel
 from laborllm_dist.report.states import titles_of_store
-from laborllm_dist.report.title_metrics import TitleScores
+from laborllm_dist.report.title_metrics import TitleRows
 from laborllm_dist.tables.log_domain import perplexity_of
-from laborllm_dist.tables.title_distributions import title_table_path
 
 MOST_PROBABLE = 5  # titles of every year
 
@@ -73,24 +71,33 @@ class Career:
         return None if None in ranks else ranks.count(1.0)
 
 
-def single_careers(compared: ComparedScores, settings: ReportSettings) -> tuple[Career, ...]:
-    """Return `settings.num_careers` people of a report, or all if there are fewer, with the models in its order.
-
-    Tables of titles are read without their checksums, which `analyze` verifies.
-    """
+def draw_people(compared: ComparedScores, settings: ReportSettings) -> tuple[CodeArray, ...]:
+    """Return the observations of `settings.num_careers` people of a report, or of all if there are fewer."""
     starts = np.flatnonzero(np.diff(compared.person_of_row, prepend=-1))
     rows_of = np.split(np.arange(len(compared.person_of_row)), starts[1:])
     surveys, people = (compared.observations[name].take(pa.array(starts)).to_pylist() for name in ("survey", "person"))
     keys = [rank_of("single careers", settings.seed, *key) for key in zip(surveys, people, strict=True)]
     drawn = sorted(range(len(keys)), key=keys.__getitem__)[: settings.num_careers]
+    return tuple(rows_of[person] for person in drawn)
+
+
+def single_careers(
+    compared: ComparedScores, drawn: Sequence[CodeArray], titles: Mapping[str, TitleRows]
+) -> tuple[Career, ...]:
+    """Return people of a report, with the models in its order.
+
+    Args:
+        compared: the models on the observations of the report.
+        drawn: observations of the people, of `draw_people`.
+        titles: of the models that have a table of titles, its rows of these observations, person by person.
+    """
     if not drawn:
         return ()
-    rows = np.concatenate([rows_of[person] for person in drawn])
-    title_of = _titles(compared.models)
-    predictions = [_predictions(model, rows, settings.split, title_of) for model in compared.models]
+    rows, title_of = np.concatenate(drawn), _titles(compared.models)
+    predictions = [_predictions(model, rows, titles.get(model.name), title_of) for model in compared.models]
     careers, first = [], 0
-    for number, person in enumerate(drawn, start=1):
-        facts = compared.observations.take(pa.array(rows_of[person])).to_pylist()
+    for number, rows_of_person in enumerate(drawn, start=1):
+        facts = compared.observations.take(pa.array(rows_of_person)).to_pylist()
         years = tuple(
             CareerYear(
                 year=fact["year"],
@@ -102,7 +109,7 @@ def single_careers(compared: ComparedScores, settings: ReportSettings) -> tuple[
             for place, fact in enumerate(facts, start=first)
         )
         first += len(facts)
-        perplexities = (perplexity_of(model.log_likelihood[rows_of[person]].mean()) for model in compared.models)
+        perplexities = (perplexity_of(model.log_likelihood[rows_of_person].mean()) for model in compared.models)
         careers.append(Career(number, _facts(facts[0]), years, tuple(map(float, perplexities))))
     return tuple(careers)
 
@@ -121,23 +128,19 @@ def _titles(models: Sequence[ScoredModel]) -> dict[str, str]:
 
 
 def _predictions(
-    model: ScoredModel, rows: CodeArray, split: str, title_of: Mapping[str, str]
+    model: ScoredModel, rows: CodeArray, titles: TitleRows | None, title_of: Mapping[str, str]
 ) -> tuple[Prediction, ...]:
     """Return a model's predictions of some observations."""
-    file = file_with_titles(model, split)
-    if file is None:
+    if titles is None:
         return tuple(Prediction(float(np.exp(nats)), None, ()) for nats in model.log_likelihood[rows])
-    codes, path = title_codes(file, split), title_table_path(file.path, split)
-    table = pq.read_table(path, columns=["occupation", "bound", "terminated"])  # the report's numbers have checked it
-    (batch,) = table.take(pa.array(rows)).combine_chunks().to_batches()
-    scores = TitleScores.of(batch, codes)
+    codes, scores = titles.occupations, titles.scores
     # Stable: titles of one probability keep the order of the table. The observed title comes last.
     order_NK = np.argsort(-scores.shares_NT, axis=1, kind="stable")[:, :MOST_PROBABLE]
     places_NK = np.column_stack([order_NK, scores.own_N])
     ranks_NK = np.column_stack([scores.ranks(place_N) for place_N in places_NK.T])
     predictions = []
     for row, (*order, own) in enumerate(places_NK.tolist()):
-        titles = [
+        predicted = [
             PredictedTitle(
                 rank=float(ranks_NK[row, column]),
                 title=title_of.get(codes[place], codes[place]),
@@ -146,6 +149,6 @@ def _predictions(
             )
             for column, place in enumerate([*order, own])
         ]
-        last = titles.pop() if own in order else titles[-1]
-        predictions.append(Prediction(last.probability, last.rank, tuple(titles)))
+        last = predicted.pop() if own in order else predicted[-1]
+        predictions.append(Prediction(last.probability, last.rank, tuple(predicted)))
     return tuple(predictions)

@@ -145,7 +145,7 @@ def _training_csv(runs: Iterable[TrainingNumbers]) -> str:
 
 
 def _cell(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else repr(float(value))
+    return "" if value is None or not math.isfinite(value) else repr(float(value) + 0.0)  # -0.0 becomes 0.0
 
 
 def _perplexity_rows(models: Sequence[ModelNumbers]) -> Iterator[_Row]:

@@ -421,7 +421,7 @@ def _set_perplexity_axis(axes: Axes, estimates: Iterable[Estimate], measure: str
 def tick_text(value: float) -> str:
     """Return the label of a tick: 1,000; from a million on a power of ten, 1.5e12."""
     if value < LARGE:
-        return f"{value:,.10g}"
+        return f"{value + 0.0:,.10g}"  # -0.0 becomes 0
     digits, exponent = f"{value:e}".split("e")
     return f"{float(digits):.3g}e{int(exponent)}"
 

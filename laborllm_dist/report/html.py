@@ -19,6 +19,7 @@ from markupsafe import Markup
 from laborllm_dist.io.number_format import (
     format_auc,
     format_count,
+    format_decimals,
     format_interval,
     format_nats,
     format_perplexity,
@@ -114,7 +115,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= _NUMBERS | {f"{name}_interval": _interval(number) for name, number in _NUMBERS.items()}
-    environment.filters["count"] = format_count
+    environment.filters |= {"count": format_count, "decimals": format_decimals}
     environment.filters["svg_data"] = _svg_data
     environment.filters["csv_data"] = _csv_data
     environment.filters |= {"sort_key": _sort_key, "percentage": _percentage, "width": _width, "rank": _rank}
@@ -168,7 +169,7 @@ def _sort_key(value: float | None) -> str:
     """Return a number as script reads it; nothing for one that does not exist."""
     if value is None or math.isnan(value):
         return ""
-    return repr(float(value)) if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
+    return repr(float(value) + 0.0) if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _interval(format_number: Callable[[float], str]) -> Callable[[Estimate], str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -21,11 +21,27 @@ import numpy as np
 from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.report.bootstrap import LEVEL, Estimate, ResampledMeans, ResampledPeople, estimate, resample_means
 from laborllm_dist.report.groupings import FEW_PEOPLE, NOT_RECORDED, Grouping, list_groupings
-from laborllm_dist.report.load import ComparedScores, FloatArray, ScoredModel, file_with_titles, title_codes, titles_of
+from laborllm_dist.report.load import (
+    CodeArray,
+    ComparedScores,
+    FloatArray,
+    ScoredModel,
+    file_with_titles,
+    title_codes,
+    titles_of,
+)
 from laborllm_dist.report.outcomes import OutcomeNumbers, list_outcomes, outcome_numbers
 from laborllm_dist.report.refits import RefitNumbers, refit_numbers
 from laborllm_dist.report.states import LaborStates, find_states
-from laborllm_dist.report.title_metrics import TitleNumbers, TitlePairNumbers, facts_of_table, title_numbers
+from laborllm_dist.report.title_metrics import (
+    TitleFacts,
+    TitleNumbers,
+    TitlePairNumbers,
+    TitleRows,
+    facts_of_table,
+    rows_of_table,
+    title_numbers,
+)
 from laborllm_dist.report.training_curves import TrainingNumbers, training_curves
 from laborllm_dist.tables.log_domain import perplexity_of
 
@@ -155,12 +171,26 @@ class ReportNumbers:
 def analyze(
     compared: ComparedScores, settings: ReportSettings, other_data: Mapping[str, ComparedScores] | None = None
 ) -> ReportNumbers:
-    """Compute the whole report; all parts use the same resamples of people.
+    """Compute the whole report, as `analyze_with_titles` does."""
+    return analyze_with_titles(compared, settings, other_data, ())[0]
+
+
+def analyze_with_titles(
+    compared: ComparedScores,
+    settings: ReportSettings,
+    other_data: Mapping[str, ComparedScores] | None,
+    drawn: Sequence[CodeArray],
+) -> tuple[ReportNumbers, Mapping[str, TitleRows]]:
+    """Compute the whole report; all parts use the same resamples of people, and every table of titles is read once.
 
     Args:
         compared: the models on the observations of the report.
         settings: of the report.
         other_data: the models that were scored on other data, by the name of the data.
+        drawn: observations of single people (`draw_people`).
+
+    Returns:
+        The report, and for every model with a table of titles its distributions of these people, one after the other.
 
     Raises:
         RunError: if a run is no refit of the first one, or two refits are of one seed.
@@ -183,8 +213,8 @@ def analyze(
     )
     refits = refit_numbers(compared, settings, people)
     means = resample_means(np.stack([model.log_likelihood for model in compared.models]), np.stack(codes), people)
-    titles = _titles(compared, settings, groupings, people)
-    return ReportNumbers(
+    titles = _titles(compared, settings, groupings, people, drawn)
+    numbers = ReportNumbers(
         split=settings.split,
         measure=settings.measure,
         num_people=compared.num_people,
@@ -209,6 +239,7 @@ def analyze(
         training=training_curves(settings.runs),
         sources=_sources(compared.models),
     )
+    return numbers, titles.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +248,15 @@ class _Titles:
     pairs: tuple[TitlePairNumbers, ...] = ()
     states: LaborStates | None = None
     outcomes: tuple[OutcomeNumbers, ...] = ()
+    rows: Mapping[str, TitleRows] = field(default_factory=dict)
 
 
 def _titles(
-    compared: ComparedScores, settings: ReportSettings, groupings: Sequence[Grouping], people: ResampledPeople
+    compared: ComparedScores,
+    settings: ReportSettings,
+    groupings: Sequence[Grouping],
+    people: ResampledPeople,
+    drawn: Sequence[CodeArray],
 ) -> _Titles:
     """Compute what the tables of titles give, for the models that have one."""
     files = {model.name: file for model in compared.models if (file := file_with_titles(model, settings.split))}
@@ -229,18 +265,19 @@ def _titles(
     codes = dict.fromkeys(code for file in files.values() for code in title_codes(file, settings.split))
     states = find_states((file.run for file in files.values()), tuple(codes), settings.states)
     previous, occupations = (compared.observations[name].to_pylist() for name in ("previous", "occupation"))
-    facts = [
-        facts_of_table(name, table, previous, states)
-        for name, file in files.items()
-        if (table := titles_of(file, settings.split)) is not None
-    ]
+    facts, taken = list[TitleFacts](), dict[str, TitleRows]()
+    for name, file in files.items():
+        if (table := titles_of(file, settings.split)) is not None:
+            facts.append(facts_of_table(name, table, previous, states))
+            if drawn:
+                taken[name] = rows_of_table(table, np.concatenate(drawn))
     numbers, pairs = title_numbers(facts, compared, people)
     names = [each.model for each in facts]
     outcomes = (
         outcome_numbers(outcome, names, groupings, people, settings.calibration_bins)
         for outcome in list_outcomes(facts, previous, occupations, states)
     )
-    return _Titles(numbers, pairs, states, tuple(outcomes))
+    return _Titles(numbers, pairs, states, tuple(outcomes), taken)
 
 
 def _weights(compared: ComparedScores, settings: ReportSettings) -> WeightNumbers | None:

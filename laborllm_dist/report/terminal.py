@@ -15,6 +15,7 @@ from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.number_format import format_share
 from laborllm_dist.plain_text import visible
 from laborllm_dist.tables.parquet import ScoreTableInfo
+from laborllm_dist.tables.scores import TITLE_HEAD_DETAIL
 
 SHOWN_PEOPLE = 10  # where a file has all of them
 BAR_WIDTH = 12
@@ -28,9 +29,11 @@ def show_predictions(table: pa.Table, info: ScoreTableInfo, output: str | None, 
     people = _people(table)
     shown = people if output is None else people[:SHOWN_PEOPLE]
     console.print(predictions_table(shown, info))
-    mass = format_share(pc.mean(table.filter(pc.equal(table["rank"], 1))["mass"]).as_py())
-    at_least = "at least " if pc.any(pc.greater(table["bound"], 0)).as_py() else ""
-    lines = [f"titles have {at_least}{mass} of the probability, on average; the rest is of texts that are no title"]
+    lines: list[str] = []
+    if TITLE_HEAD_DETAIL not in info.details:
+        mass = format_share(pc.mean(table.filter(pc.equal(table["rank"], 1))["mass"]).as_py())
+        at_least = "at least " if pc.any(pc.greater(table["bound"], 0)).as_py() else ""
+        lines = [f"titles have {at_least}{mass} of the probability, on average; the rest is of texts that are no title"]
     if num_open := sum(_is_open(rows, info) for rows in people):
         lines.append(
             f"{num_open:,} of {len(people):,} people have a title here that an unscored one may outrank; "

@@ -123,6 +123,21 @@ class TitleScores:
         return ranks
 
 
+@dataclass(frozen=True, slots=True)
+class TitleRows:
+    """Some rows of a table of titles; `occupations` are the codes of its lists."""
+
+    occupations: tuple[str, ...]
+    scores: TitleScores
+
+
+def rows_of_table(table: DistributionTable, rows: CodeArray) -> TitleRows:
+    """Return some rows of a table of titles, at least one."""
+    taken = table.table.select(["occupation", "bound", "terminated"]).take(pa.array(rows))
+    (batch,) = taken.combine_chunks().to_batches()
+    return TitleRows(table.occupations, TitleScores.of(batch, table.occupations))
+
+
 def facts_of_table(
     model: str, table: DistributionTable, previous: Sequence[str | None], states: LaborStates
 ) -> TitleFacts:

@@ -77,7 +77,7 @@ from laborllm_dist.io.number_format import (
 )
 from laborllm_dist.plain_text import visible
 from laborllm_dist.report.bootstrap import Estimate
-from laborllm_dist.report.careers import single_careers
+from laborllm_dist.report.careers import draw_people, single_careers
 from laborllm_dist.report.export import export_tables
 from laborllm_dist.report.figures import (
     DrawnFigure,
@@ -91,7 +91,13 @@ from laborllm_dist.report.figures import (
 from laborllm_dist.report.fonts import note_on
 from laborllm_dist.report.html import render_careers, render_page
 from laborllm_dist.report.load import compare_other_data, compare_runs
-from laborllm_dist.report.numbers import ModelNumbers, OtherDataNumbers, ReportNumbers, SourceNumbers, analyze
+from laborllm_dist.report.numbers import (
+    ModelNumbers,
+    OtherDataNumbers,
+    ReportNumbers,
+    SourceNumbers,
+    analyze_with_titles,
+)
 from laborllm_dist.report.outcomes import TOP_TITLE
 from laborllm_dist.report.refits import RefitNumbers
 from laborllm_dist.report.title_metrics import TitleNumbers
@@ -135,10 +141,11 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
     """
     compared = compare_runs(settings.runs, split=settings.split, measure=settings.measure, weights=settings.weights)
     others, left_out = compare_other_data(settings.runs, measure=settings.measure, apart=settings.split)
-    numbers = analyze(compared, settings, others)
+    people = draw_people(compared, settings)
+    numbers, titles = analyze_with_titles(compared, settings, others, people)
     sources = tuple(_renamed(source, names or {}) for source in numbers.sources)
     training = tuple(replace(each, run=(names or {}).get(each.run, each.run)) for each in numbers.training)
-    numbers = replace(numbers, sources=sources, training=training)
+    numbers = replace(numbers, sources=sources, training=training, refits=_renamed_refits(numbers.refits, names or {}))
     drawn, tables = draw_figures(numbers), export_tables(numbers)
     folder = Path(settings.output) if settings.output is not None else Path(settings.runs[0]) / "report"
     contents = {folder / "tables" / table.name: table.content.encode() for table in tables}
@@ -148,7 +155,7 @@ def write_report(settings: ReportSettings, names: Mapping[str, str] | None = Non
     page, summary = folder / "report.html", folder / "summary.json"
     careers = folder / CAREERS if settings.num_careers else None
     if careers is not None:
-        contents[careers] = render_careers(numbers, single_careers(compared, settings)).encode()
+        contents[careers] = render_careers(numbers, single_careers(compared, people, titles)).encode()
     _check_replaceable(page, summary, tuple(contents))
     earlier = _files_of(summary)
     with atomic_write(summary) as partial_summary:  # another report into the same folder waits until this one is whole
@@ -194,6 +201,13 @@ def _note_on_refits(refits: RefitNumbers | None) -> tuple[str, ...]:
 def _renamed(source: SourceNumbers, names: Mapping[str, str]) -> SourceNumbers:
     run = names.get(source.run, source.run)
     return replace(source, run=run, file=run + source.file.removeprefix(source.run))
+
+
+def _renamed_refits(numbers: RefitNumbers | None, names: Mapping[str, str]) -> RefitNumbers | None:
+    if numbers is None:
+        return None
+    refits = tuple(replace(refit, run=names.get(refit.run, refit.run)) for refit in numbers.refits)
+    return replace(numbers, run=names.get(numbers.run, numbers.run), refits=refits)
 
 
 def _files_of(summary: Path) -> set[str]:

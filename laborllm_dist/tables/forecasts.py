@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from laborllm_dist.io.number_format import format_perplexity
+from laborllm_dist.io.number_format import format_decimals, format_perplexity
 from laborllm_dist.tables.log_domain import perplexity_of
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo, read_lists, write_lists
 
@@ -122,8 +122,10 @@ def describe_coherence(coherence: Coherence, baseline: float | None) -> list[str
         f"composed {format_perplexity(coherence.perplexity_composed)}{alone}",
         f"correlation of probabilities {_number(coherence.correlation_observed)} (observed titles), "
         f"{_number(coherence.correlation_all)} (all titles)",
-        f"KL(direct || composed) mean {coherence.divergence_mean:.4f}, median {coherence.divergence_median:.4f} nats; "
-        f"total variation mean {coherence.total_variation_mean:.4f}, median {coherence.total_variation_median:.4f}",
+        f"KL(direct || composed) mean {_number(coherence.divergence_mean)}, "
+        f"median {_number(coherence.divergence_median)} nats; "
+        f"total variation mean {_number(coherence.total_variation_mean)}, "
+        f"median {_number(coherence.total_variation_median)}",
         f"largest bound {coherence.bound_largest:.2g}{drawn}",
     ]
 
@@ -140,4 +142,4 @@ def _correlation(left_N: Floats, right_N: Floats) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.4f}"
+    return "not defined" if value is None else format_decimals(value, 4)

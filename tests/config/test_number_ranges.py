@@ -18,7 +18,7 @@ from helpers.processes import PROJECT
 
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.cli import compose_settings, compose_values
-from laborllm_dist.config.baselines import BaselineSettings
+from laborllm_dist.config.baselines import BaselineSettings, PoolWeightSettings
 from laborllm_dist.config.corpora import CORPUS_KINDS, CorpusSettings, SyntheticCorpus, SyntheticSettings
 from laborllm_dist.config.data import SPLIT_KINDS, SplitSettings, TemplateSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, ForecastSettings, PredictSettings, ReportSettings
@@ -36,6 +36,7 @@ SCRIPTS: dict[type, tuple[str, list[str]]] = {
     ForecastSettings: ("forecast", ["run=runs/x"]),
     PredictSettings: ("predict", ["run=runs/x", "careers=people.csv"]),
     BaselineSettings: ("baselines", ["run=runs/x"]),
+    PoolWeightSettings: ("pool_weights", ["run=runs/x", "target=psid81"]),
     ConvertSettings: ("convert_gguf", []),
     ReportSettings: ("report", ["runs=[runs/x]"]),
 }

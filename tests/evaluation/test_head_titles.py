@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 import torch
 from helpers.errors import raises
 from helpers.processes import run_well
+from helpers.title_heads import CODES, NAMES, give_head, titles_by_hand
 from helpers.trained_runs import random_run, score_alone
-from transformers import AutoModelForCausalLM
 
 from laborllm_dist.baselines.run import score_baselines
 from laborllm_dist.cli import compose_settings
@@ -22,22 +21,10 @@ from laborllm_dist.config.model import HeadKind
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.title_head import TITLE_HEAD_FILE, write_title_head
 from laborllm_dist.report.load import compare_runs
-from laborllm_dist.store.store import TOKENIZER, open_store
-from laborllm_dist.store.tokenizer import load_tokenizer
+from laborllm_dist.store.store import open_store
 from laborllm_dist.tables.scores import read_score_table
 from laborllm_dist.tables.title_distributions import read_title_table, title_table_path
 from laborllm_dist.text.template import compile_template, render_career
-
-CODES = ("a", "b", "c")
-NAMES: dict[HeadKind, str] = {"softmax": "title_head", "two_stage": "two_stage_head"}
-
-
-def give_head(run: Path, kind: HeadKind) -> torch.Tensor:
-    """Write a layer with random weights beside a run's export."""
-    torch.manual_seed(7)
-    weight = torch.randn(len(CODES) + (kind == "two_stage"), 32)
-    write_title_head(run / "export", weight, CODES)
-    return weight.double()
 
 
 @pytest.fixture(scope="module", params=list(NAMES))
@@ -55,25 +42,13 @@ def scored(run: Path, *overrides: str) -> Path:
 def log_p_by_hand(run: Path, kind: HeadKind, weight: torch.Tensor) -> dict[tuple[str, int], tuple[str, list[float]]]:
     """Return code and log P of all titles of every test observation, each prompt forwarded alone by transformers."""
     _, settings, folder = read_run(run)
-    store, model = open_store(folder), AutoModelForCausalLM.from_pretrained(run / "export").double()
-    tokenizer = load_tokenizer(str(store.folder / TOKENIZER))
+    store = open_store(folder)
     careers, template, actual = store.careers("test"), compile_template(settings.template), {}
     for row in range(len(careers)):
         career, previous = careers.history(row), None
         (text,) = render_career(career, template, store.vocabulary.title_of())
         for position, ((start, _), job) in enumerate(zip(text.title_spans, career.jobs, strict=True)):
-            ids = [*tokenizer.leading, *tokenizer.backend.encode(text.text[:start], add_special_tokens=False).ids]
-            with torch.no_grad():
-                states = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-            logits = (weight @ states[-1][0, -1]).tolist()
-            if kind == "softmax" or previous is None:
-                total = sum(map(math.exp, logits[:3]))
-                log_p = [math.log(math.exp(each) / total) for each in logits[:3]]
-            else:
-                stay = 1 / (1 + math.exp(-logits[3]))
-                total = sum(math.exp(logits[place]) for place in range(3) if CODES[place] != previous)
-                moves = [math.log((1 - stay) * math.exp(each) / total) for each in logits[:3]]
-                log_p = [math.log(stay) if CODES[place] == previous else moves[place] for place in range(3)]
+            log_p = titles_by_hand(run, text.text[:start], previous, kind, weight)
             actual[career.person, position] = job.occupation, log_p
             previous = job.occupation
     return actual
@@ -168,7 +143,7 @@ def test_what_has_no_such_layer_or_one_of_other_titles_is_refused(tmp_path: Path
         scored(run)
 
 
-@pytest.mark.parametrize("setting", ["placement=partitioned", "check_generations=true"])
+@pytest.mark.parametrize("setting", ["placement=partitioned", "check_generations=true", "max_unscored_mass=0.1"])
 def test_what_the_layer_cannot_do_is_refused(setting: str) -> None:
     with raises("settings/invalid", f"setting {setting.split('=')[0]}:", "title_head=true"):
         compose_settings(EvaluateSettings, "evaluate", ["run=x", "title_head=true", setting])

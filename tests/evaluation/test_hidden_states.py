@@ -13,8 +13,12 @@ from helpers.errors import raises
 from helpers.runs import COMPUTE, settings_of
 from helpers.trained_runs import panel
 
+from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.config.evaluation import EvaluationSettings
+from laborllm_dist.evaluation.all_titles import Prompts
 from laborllm_dist.evaluation.hidden_states import prompt_states
+from laborllm_dist.models.inference import wrap_for_inference
+from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.store import CareerTable
 
@@ -65,3 +69,31 @@ def test_a_layer_that_the_model_does_not_have_is_refused(test_people: tuple[Care
     for layer in (3, -4):
         with raises("settings/no-such-layer", "from 0 (the token embedding) to 2", f"got {layer}"):
             list(prompt_states(tiny("gpt2"), careers, settings, COMPUTE, layer))
+
+
+@pytest.mark.parametrize("attention", ["auto", "mask"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_those_after_a_shared_history_are_those_of_the_whole_text(kind: str, attention: str) -> None:
+    generator = np.random.default_rng(1)
+    histories = [generator.integers(3, 300, size) for size in (17, 30)]
+    model = wrap_for_inference(tiny(kind), dataclasses.replace(COMPUTE, attention=attention))
+    state = PrefixState(pack_batch([histories], 64))
+    last = model.hidden_states_after(state, None, torch.tensor([16, 46]))
+    # Two texts after the first history, one of them after a part of it, and one after the second.
+    prefixes_P3 = np.array([(0, 0, 17), (0, 0, 9), (0, 17, 47)])
+    suffixes = tuple(generator.integers(3, 300, size) for size in (4, 1, 6))
+    prompts = Prompts(prefixes_P3, np.full(3, -1), suffixes)
+    after = model.hidden_states_after(state, prompts.suffix_nodes(num_before=0), torch.tensor([3, 4, 10]))
+    plain = tiny(kind)
+
+    def whole(*parts: np.ndarray) -> torch.Tensor:
+        with torch.no_grad():
+            ids = torch.from_numpy(np.concatenate(parts))[None]
+            return plain(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]
+
+    wanted = [whole(histories[0]), whole(histories[1])]
+    np.testing.assert_allclose(last, torch.stack(wanted), atol=2e-5)
+    wanted = [
+        whole(histories[0], suffixes[0]), whole(histories[0][:9], suffixes[1]), whole(histories[1], suffixes[2]),
+    ]  # fmt: skip
+    np.testing.assert_allclose(after, torch.stack(wanted), atol=2e-5)

@@ -26,13 +26,16 @@ from helpers.scoring_cases import (
     template,
     trained_tokenizer,
 )
+from helpers.title_heads import CODES, NAMES, give_head, titles_by_hand
+from helpers.trained_runs import TITLES as TITLES_OF_RUN
 from helpers.trained_runs import predict_alone, random_run
 from rich.console import Console
 
-from laborllm_dist.careers.types import CareerHistory, Job
+from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.data import TitleSettings
 from laborllm_dist.config.evaluation import PredictSettings
+from laborllm_dist.config.model import HeadKind
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.evaluation.target import EvaluatedRun
 from laborllm_dist.io.run_directory import RunDirectory, read_run
@@ -53,7 +56,7 @@ from laborllm_dist.store.store import open_store
 from laborllm_dist.tables.parquet import ScoreTableInfo
 from laborllm_dist.tables.predictions import read_prediction_table, write_prediction_table
 from laborllm_dist.tables.title_distributions import read_title_table
-from laborllm_dist.text.template import render_career
+from laborllm_dist.text.template import compile_template, render_career
 from laborllm_dist.text.title_variants import canonical_vocabulary, display_vocabulary
 
 ANN = CareerHistory(
@@ -241,11 +244,12 @@ def test_prompts_whose_tokens_hang_on_the_title_are_refused() -> None:
 def test_a_career_longer_than_the_context_is_refused_by_name() -> None:
     careers = [as_request(career) for career in careers_of_every_kind()]
     prompts, trie = build_prompts(careers, template(), VOCABULARY, trained_tokenizer())
-    longest = max(map(len, prompts)) + int(trie.depths_M.max())
-    check_context(careers, prompts, trie, longest)
-    check_context(careers, prompts, trie, None)
+    room = int(trie.depths_M.max())
+    longest = max(map(len, prompts)) + room
+    check_context(careers, prompts, room, longest)
+    check_context(careers, prompts, room, None)
     with raises("sequence-too-long/prompt-too-long-for-model", "'3' of PSID", longest, longest - 1, "1 of 4"):
-        check_context(careers, prompts, trie, longest - 1)
+        check_context(careers, prompts, room, longest - 1)
 
 
 def test_words_that_no_training_career_has_are_named() -> None:
@@ -344,6 +348,51 @@ def test_a_run_predicts_and_says_what_decides_its_numbers(tmp_path: Path) -> Non
         predicted("max_unscored_mass=0.999")
 
 
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_output_layer_predicts_what_it_says_after_each_prompt_alone(kind: HeadKind, tmp_path: Path) -> None:
+    run, people = random_run(tmp_path, "model.llama.initializer_range=0.12"), tmp_path / "people.json"
+    asked = [
+        {"person": "1", "birth_year": 1960, "gender": "male", "ethnicity": "white", "region": "south",
+         "jobs": [{"year": 1988, "occupation": "b", "education": "college"}, {"year": 1990, "occupation": "Cook"}]},
+        {"person": "2", "jobs": [], "next": {"year": 1990}},
+        {"person": "3", "jobs": [{"year": 1990, "occupation": "Aide"}]},
+    ]  # fmt: skip
+    people.write_text(json.dumps(asked))
+
+    def predicted(*overrides: str) -> tuple[pa.Table, ScoreTableInfo]:
+        return predict_alone(
+            compose_settings(PredictSettings, "predict", [f"run={run}", f"careers={people}", *overrides])
+        )
+
+    with raises("model/no-title-head", run / "export", "title_head.kind"):
+        predicted("title_head=true")
+    weight = give_head(run, kind)
+    table, info = predicted("title_head=true", "precision=fp64", f"output={tmp_path}/p.parquet")
+    assert info.model == NAMES[kind] and info.details["num_titles"] == "3"
+    assert "max_unscored_mass" not in info.details
+    assert read_prediction_table(tmp_path / "p.parquet") == (table, info)
+    _, settings, _ = read_run(run)
+    careers = read_requests(people, OccupationVocabulary(CODES, tuple(TITLES_OF_RUN.values())), ("PANEL",))
+    rows = table.to_pylist()
+    assert len(rows) == 9
+    for career, previous in zip(careers, ("a", None, "c"), strict=True):
+        text = render_career(career.with_job("a"), compile_template(settings.template), TITLES_OF_RUN)[-1]
+        log_p = titles_by_hand(run, text.text[: text.title_spans[-1][0]], previous, kind, weight)
+        own = [row for row in rows if row["person"] == career.history.person]
+        assert [row["occupation"] for row in own] == [CODES[place] for place in np.argsort(-np.array(log_p))]
+        np.testing.assert_allclose([row["log_likelihood"] for row in own], sorted(log_p, reverse=True), rtol=1e-9)
+        np.testing.assert_allclose([row["mass"] for row in own], 1.0, rtol=1e-12)
+    text = shown_of(table, info)
+    assert f"Next occupations by {NAMES[kind]}, probability among" in text
+    assert "texts that are no title" not in text
+
+
+@pytest.mark.parametrize("setting", ["measure=terminated", "max_unscored_mass=0.1"])
+def test_what_the_output_layer_cannot_predict_is_refused(setting: str) -> None:
+    with raises("settings/invalid", f"setting {setting.split('=')[0]}:", "title_head=true"):
+        compose_settings(PredictSettings, "predict", ["run=x", "careers=x", "title_head=true", setting])
+
+
 def rows(num_people: int = 2, bound: float = 0.0) -> pa.Table:
     from laborllm_dist.tables.predictions import PREDICTION_SCHEMA
 
@@ -357,8 +406,12 @@ def rows(num_people: int = 2, bound: float = 0.0) -> pa.Table:
 
 
 def shown(table: pa.Table, measure: str = "normalised", output: str | None = None) -> str:
+    return shown_of(table, prediction_info(measure), output)
+
+
+def shown_of(table: pa.Table, info: ScoreTableInfo, output: str | None = None) -> str:
     console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    show_predictions(table, prediction_info(measure), output, console)
+    show_predictions(table, info, output, console)
     return console.export_text()
 
 

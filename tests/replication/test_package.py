@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,14 +16,18 @@ from helpers.errors import raises
 from helpers.processes import ON_CPU, run_well
 from helpers.runs import settings_of, small_run
 
+from laborllm_dist.baselines.run import score_baselines
+from laborllm_dist.careers.readers.long_panel import OPTIONAL
 from laborllm_dist.cli import CONF, SCRIPTS, compose_settings
+from laborllm_dist.config.baselines import BaselineSettings
 from laborllm_dist.config.evaluation import ReplicateSettings, ReportSettings
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.io.command_log import read_commands
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.replication.package import DCAS, write_package
-from laborllm_dist.store.build import prepare_store
+from laborllm_dist.report.write import write_report
+from laborllm_dist.store.build import prepare, prepare_store
 
 REPORT = compose_settings(ReportSettings, "report", ["runs=[any]", "bootstrap_draws=20"])
 
@@ -126,3 +131,61 @@ def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
         write_package(
             ReplicateSettings(runs=runs, output=str(tmp_path / "package"), title="A"), REPORT, (CONF, SCRIPTS)
         )
+
+
+def test_refits_are_repeated_and_give_the_tables_of_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles, panel = tmp_path / "private/titles.csv", tmp_path / "private/people.csv"
+    panel.parent.mkdir()
+    rows = [f"{person},{year},{'abc'[(person * year) % 3]}" for person in range(60) for year in range(1990, 1994)]
+    panel.write_text("person,year,occupation\n" + "\n".join(rows) + "\n")
+    titles.write_text("code,title\na,Cooks\nb,Nurses\nc,Clerks\n")
+    own = [
+        "data=long_panel", f"data.corpora.long_panel.path={panel}", f"data.corpora.long_panel.vocabulary.path={titles}",
+        *(f"data.corpora.long_panel.columns.{name}=null" for name in OPTIONAL),
+    ]  # fmt: skip
+    overrides = [each for each in small_run(tmp_path, *own) if "synthetic" not in each]
+
+    def scored(*more: str) -> None:
+        settings = compose_settings(RunSettings, "run", more)
+        prepare(settings)
+        run = f"{settings.output_dir}/{settings.name}"
+        score_baselines(compose_settings(BaselineSettings, "baselines", [f"run={run}"]))
+
+    for number in range(4):
+        refit = [f"training.bootstrap_seed={number}", f"name=refit_{number}"] if number else []
+        scored(*overrides, *refit)
+    first, *refits = (f"{tmp_path}/runs/{name}" for name in ("small", "refit_1", "refit_2", "refit_3"))
+    package = write_package(
+        ReplicateSettings(runs=(first,), output=str(tmp_path / "package"), title="A", refits=tuple(refits)),
+        REPORT, (CONF, SCRIPTS),
+    )  # fmt: skip
+    files = [path for path in package.rglob("*") if path.is_file() and "software" not in path.parts]
+    assert not any(str(tmp_path) in path.read_text(errors="replace") for path in files)
+    commands = [
+        shlex.split(line) for line in (package / "run_all.sh").read_text().splitlines() if "-m laborllm" in line
+    ]
+    assert [command[3] for command in commands] == [*["prepare", "baselines"] * 4, "report"]
+    assert "refits=[runs/refit_1,runs/refit_2,runs/refit_3]" in commands[-1]
+    readme = (package / "README.md").read_text()
+    assert "training.bootstrap\\_seed=2" in readme or "training.bootstrap_seed=2" in readme
+    assert readme.count("people.csv") == 1  # one source, which all runs share
+
+    monkeypatch.chdir(package)
+    (package / "sources/small").mkdir(parents=True)
+    for source in (panel, titles):
+        shutil.copy(source, package / "sources/small")
+    for _, _, _, program, *arguments in commands[:-1]:
+        if program == "prepare":
+            scored(*arguments)
+    write_report(compose_settings(ReportSettings, "report", commands[-1][4:]))
+    expected = {path.name: path.read_bytes() for path in (package / "expected/tables").iterdir()}
+    assert expected == {path.name: path.read_bytes() for path in (package / "results/tables").iterdir()}
+    assert "refits.csv" in expected and b"std_error_training" in expected["refits.csv"]
+    with raises("run/two-of-one-name", "small"):
+        write_package(
+            ReplicateSettings((first,), str(tmp_path / "other"), "A", refits=(first, refits[0])),
+            REPORT,
+            (CONF, SCRIPTS),
+        )
+    with raises("settings/invalid", "refits", "at least 2"):
+        compose_settings(ReplicateSettings, "replicate", ["runs=[x]", "output=y", "refits=[z]"])

@@ -7,15 +7,20 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.errors import raises
 from helpers.scores import DISTRIBUTIONS, report_on, write_scores, write_titles
 
 from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.config.reader import read_settings
-from laborllm_dist.report.careers import Career, single_careers
+from laborllm_dist.report.careers import Career, draw_people, single_careers
 from laborllm_dist.report.load import compare_runs
+from laborllm_dist.report.numbers import analyze_with_titles
+from laborllm_dist.report.write import write_report
 
 SETTINGS = ReportSettings(("run",), "test", None, "title", 50, 1, num_careers=3)
 
@@ -31,7 +36,23 @@ def run(tmp_path: Path) -> Path:
 
 def careers_of(run: Path, number: int = 3, seed: int = 1) -> tuple[Career, ...]:
     compared = compare_runs([str(run)], split="test", measure="title")
-    return single_careers(compared, replace(SETTINGS, num_careers=number, seed=seed))
+    people = draw_people(compared, chosen := replace(SETTINGS, num_careers=number, seed=seed))
+    _, titles = analyze_with_titles(compared, chosen, None, people)
+    return single_careers(compared, people, titles)
+
+
+def test_a_report_with_single_careers_reads_every_table_of_titles_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, read_table = [], pq.read_table
+
+    def counted(path: Path, **more: Any) -> pa.Table:
+        opened.append(path.name)
+        return read_table(path, **more)
+
+    monkeypatch.setattr(pq, "read_table", counted)
+    write_report(replace(SETTINGS, runs=(str(run),), figure_formats=()))
+    assert sorted(opened) == ["test.marginal.parquet", "test.parquet", "test_titles.parquet"]
 
 
 def test_ranks_and_probabilities_are_shares_of_the_mass_of_all_titles(run: Path) -> None:

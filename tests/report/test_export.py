@@ -6,13 +6,19 @@ import csv
 import json
 import re
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from helpers.scores import report_on, write_scores, write_titles
 
 from laborllm_dist.config.evaluation import StateWords
+from laborllm_dist.io.number_format import format_nats
 from laborllm_dist.plain_text import latex_text
+from laborllm_dist.report.bootstrap import Estimate
+from laborllm_dist.report.export import _cell as cell_of_csv
+from laborllm_dist.report.export import _shown
+from laborllm_dist.report.html import _cell
 from laborllm_dist.report.write import ReportResult
 
 NAME = "llm_7b & 50% {new}"
@@ -169,3 +175,12 @@ def test_the_page_has_a_section_of_each_and_no_number_that_is_none(result: Repor
     shown = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     assert "None" not in shown and not re.search(r">(nan|inf)<", shown)
     assert "unemployed 3;" in shown
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign_and_stays_as_it_is_in_the_files() -> None:
+    small = Estimate(-4e-5, -6e-5, -1e-9, 1e-5)
+    page_cell = str(_cell(small, "nats"))
+    assert page_cell == ('<td data-number="-4e-05">0.0000<small>\N{MINUS SIGN}0.0001 to 0.0000</small></td>')
+    assert _shown(small, format_nats) == ("0.0000", "[\N{MINUS SIGN}0.0001, 0.0000]")
+    assert [cell_of_csv(value) for value in (-4e-5, -0.0, None)] == ["-4e-05", "0.0", ""]
+    assert 'data-number="0.0"' in _cell(replace(small, value=-0.0), "nats")
