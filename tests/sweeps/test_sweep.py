@@ -90,7 +90,7 @@ def test_a_sweep_that_is_killed_goes_on_to_its_end(tmp_path: Path) -> None:
     run = trained(tmp_path, 1)
     newest, export = max((run / "checkpoints").glob("step_????????")), run / "export"
     sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in (newest, export)]
-    assert float(listed.removesuffix("kB")) * 1e3 == pytest.approx(3 * sizes[0] + sizes[1], rel=0.05)
+    assert float(listed.removesuffix("MB")) * 1e6 == pytest.approx(3 * sizes[0] + sizes[1], rel=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,7 @@ def slurm() -> Iterator[MadeSlurm]:
 
 
 @pytest.mark.slurm
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(bool(why_no_slurm()), reason=f"no Slurm: {why_no_slurm()}")
 def test_an_array_of_jobs_executes_a_sweep(slurm: MadeSlurm, tmp_path: Path) -> None:
     array = "{minutes: 30, cpus_per_rank: 1, memory_gib: 1, has_gpus: false, max_parallel: 1}"
@@ -109,6 +110,6 @@ def test_an_array_of_jobs_executes_a_sweep(slurm: MadeSlurm, tmp_path: Path) -> 
     assert text.rstrip().endswith("0 of 2 runs are done, 0 in the queue, 2 submitted; sweep.py status shows them")
     again = slurm.run(*sweep, *arguments, time_limit=120)
     assert "in the queue, 0 submitted" in again
-    wait_until(lambda: not slurm.run("squeue", "--noheader"), time_limit=400, what="the jobs have ended")
+    wait_until(lambda: not slurm.run("squeue", "--noheader"), time_limit=900, what="the jobs have ended")
     check_whole(tmp_path)
     assert "2 of 2 runs are done" in slurm.run(*sweep, "status", *arguments, time_limit=120)
