@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ import pytest
 from helpers.errors import raises
 from helpers.runs import settings_of, small_run
 
-from laborllm_dist.config.run import TrackingSettings
+from laborllm_dist.cli import launch
+from laborllm_dist.config.run import RunSettings, TrackingSettings
 from laborllm_dist.errors import InterruptedRunError, NonFiniteLossError
 from laborllm_dist.tracking import tracker
 from laborllm_dist.tracking.artifacts import Artifact, tracked_settings
@@ -295,6 +297,7 @@ def test_signals_for_the_training_do_not_reach_the_process(fake: Path, monkeypat
     settings = {"fingerprint": "0123456789abcdef"}
     log = RunLog(fake / "metrics.jsonl", TrackingSettings("offline", "p"), name="n", settings=settings, step=0)
     log.write({"step": 1, "loss": 1.0})
+    log.write({"step": 2, "loss": 0.5})  # the first one is complete now
     started = monotonic()
     while not recorded(fake, "log"):
         assert monotonic() - started < 30
@@ -302,9 +305,9 @@ def test_signals_for_the_training_do_not_reach_the_process(fake: Path, monkeypat
     assert os.getpgid(start["pid"]) != os.getpgid(0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(start["pid"], number)
-    log.write({"step": 2, "loss": 0.5})
+    log.write({"step": 3, "loss": 0.4})
     log.close()
-    assert [line["step"] for line in recorded(fake, "log")] == [1, 2]
+    assert [line["step"] for line in recorded(fake, "log")] == [1, 2, 3]
 
 
 def test_no_process_can_be_started(
@@ -387,3 +390,27 @@ def test_wandb_s_own_folder_holds_no_person_path_host_or_user(tmp_path: Path, mo
         assert not path.is_symlink()
         for text in private:
             assert text.encode() not in path.read_bytes(), f"{text} in {path}"
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> RunSettings:
+    """Return the settings with which launch/train.py starts."""
+    seen: list[RunSettings] = []
+    monkeypatch.setattr("sys.argv", ["launch/train.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        launch(RunSettings, "run", seen.append, "Train.")
+    assert ended.value.code == 0
+    return seen[0]
+
+
+def test_in_a_sweep_a_run_is_named_by_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched(monkeypatch, "name=small").name == "small"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    first = launched(monkeypatch, "name=small", "optimizer.learning_rate=1e-3").name
+    assert re.fullmatch(r"small-[0-9a-f]{16}", first)
+    # An agent that starts a run again sends all of wandb's config; how a run is computed is not what it is.
+    added = ["_wandb={'cli_version': '0.31.0'}", "laborllm_dist={'optimizer': {'learning_rate': 0.001}}"]
+    again = launched(monkeypatch, "name=small", *added, "optimizer.learning_rate=0.001", "tracking.wandb=offline")
+    assert again.name == first
+    assert launched(monkeypatch, "name=small", "optimizer.learning_rate=2e-3").name != first
+    long = launched(monkeypatch, f"name={'n' * 120}", "optimizer.learning_rate=1e-3").name
+    assert (len(long), long[-16:]) == (120, first[-16:])
