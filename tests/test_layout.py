@@ -38,6 +38,7 @@ ONLY_IN = {
         "forecasting",
         "planning",
         "baselines",
+        "tracking",
     },
     "hydra": {"cli"},
     "omegaconf": {"cli"},
@@ -92,7 +93,10 @@ LATE = {
 @pytest.mark.parametrize(
     ("scripts", "late"),
     [
-        (["plan", "prepare", "report", "replicate", "sweep", "fit_law"], {"torch", "transformers", "submitit", *LATE}),
+        (
+            ["plan", "prepare", "report", "replicate", "sweep", "fit_law", "track"],
+            {"torch", "transformers", "submitit", *LATE},
+        ),
         (["baselines", "convert_gguf", "evaluate", "train"], LATE),
     ],
 )

@@ -1,1 +1,1 @@
-"""Metrics of a training: metrics.jsonl and wandb."""
+"""Metrics of a training: metrics.jsonl, and the trackers that show a copy."""

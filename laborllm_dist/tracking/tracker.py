@@ -79,7 +79,6 @@ def open_trackers(
             "id": re.sub(r"[^\w.-]", "-", f"{name[:100]}-{config['fingerprint'][:8]}{suffix}"),
             "resume": "allow",
             "config": {SWEEP_CONFIG: dict(config)} if in_wandb_sweep(os.environ) else dict(config),
-            "training_pid": os.getpid(),
             "limits": {
                 "init_timeout": INIT_SECONDS,
                 "login_timeout": INIT_SECONDS,
@@ -91,7 +90,7 @@ def open_trackers(
     trackers = []
     for kind, start in starts.items():
         try:
-            start |= {"tracker": kind, "finish_seconds": finish_seconds or FINISH_SECONDS}
+            start |= {"tracker": kind, "training_pid": os.getpid(), "finish_seconds": finish_seconds or FINISH_SECONDS}
             trackers.append(Tracker(kind, start, folder, history))
         except OSError as error:
             logger.info(

@@ -108,19 +108,25 @@ def _serve(run: TrackedRun, lines: TextIO, answer: Callable[[str], None]) -> int
 
 
 def _open_run(start: dict[str, Any], answer: Callable[[str], None]) -> TrackedRun | None:
-    """Start a tracker; None if it cannot."""
+    """Start a tracker; None if it cannot, or if the training has ended meanwhile.
+
+    A training that starts again has a tracker of its own, which this one must not follow with fewer steps.
+    """
+    training = start.pop("training_pid")
     try:
         if start.pop("tracker") == "tensorboard":
-            return TensorBoardRun(start["config"])
-        return _open_wandb(start, answer)
+            from torch.utils.tensorboard import SummaryWriter
+
+            return TensorBoardRun(SummaryWriter, start["config"]) if os.getppid() == training else None
+        return _open_wandb(start, answer, training)
     except Exception as error:  # wandb's own, pydantic's, the system's: none matters to the training
         answer(f"does not start ({_reason(error)}); continues without it, metrics.jsonl has the numbers")
         return None
 
 
-def _open_wandb(start: dict[str, Any], answer: Callable[[str], None]) -> WandbRun:
+def _open_wandb(start: dict[str, Any], answer: Callable[[str], None], training: int) -> WandbRun | None:
     """Start a run of wandb: online if configured and possible, else offline."""
-    mode, limits, pid = start.pop("mode"), start.pop("limits"), start.pop("training_pid")
+    mode, limits = start.pop("mode"), start.pop("limits")
     in_sweep = "WANDB_SWEEP_ID" in os.environ
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         if name not in ENVIRONMENT and not (in_sweep and name in OF_A_SWEEP):
@@ -129,45 +135,55 @@ def _open_wandb(start: dict[str, Any], answer: Callable[[str], None]) -> WandbRu
 
     # Older versions have not all of these; then this process's own limit alone holds.
     known = getattr(wandb.Settings, "model_fields", {})
-    wanted = {**limits, "x_stats_pid": pid}
-    settings = wandb.Settings(**PRIVATE, **{name: wanted[name] for name in wanted if name in known})
-    name = str(start["id"])
+    more = {**limits, "x_stats_pid": training}
+    settings = wandb.Settings(**PRIVATE, **{name: more[name] for name in more if name in known})
+    identifier = str(start["id"])
     if in_sweep:  # wandb ignores them there, and resumes nothing
         start = {key: start[key] for key in start if key not in ("id", "project", "resume")}
+    if os.getppid() != training:
+        return None
     if mode == "online":
         try:
-            return WandbRun(wandb, wandb.init(**start, mode=mode, settings=settings), name)
+            return WandbRun(wandb, wandb.init(**start, mode=mode, settings=settings), identifier)
         except Exception as error:
             reason = _reason(error)
             answer(f"does not start online ({reason}); continues offline, `wandb sync` uploads it later")
         wandb.teardown(exit_code=1)  # its service would hold on to the run that did not start
     os.environ.pop("WANDB_ENTITY", None)  # often a user's name; `wandb sync` takes it where it uploads
     os.environ["WANDB_CONFIG_DIR"] = os.devnull  # the user's own settings name it, too
-    return WandbRun(wandb, wandb.init(**start, mode="offline", settings=settings), name)
+    return WandbRun(wandb, wandb.init(**start, mode="offline", settings=settings), identifier)
 
 
 class WandbRun:
     """A run of Weights & Biases in the folder wandb/ of the run's folder."""
 
-    def __init__(self, wandb: Any, run: Any, name: str) -> None:
+    def __init__(self, wandb: Any, run: Any, identifier: str) -> None:
         self._wandb, self._run = wandb, run
+        self._row: tuple[dict[str, float], int] | None = None  # the last step, which may still get more numbers
         self._first_step = int(getattr(run, "starting_step", 0))  # above 0 where the server resumes a run
         for link in Path("wandb").glob("*/logs/*"):
             if link.is_symlink():  # to a log in the user's folder, whose path names the user
                 link.unlink()
-        _supersede_offline_runs(name, by=str(getattr(run, "dir", "")))
+        _supersede_offline_runs(identifier, by=str(getattr(run, "dir", "")))
         for axis in AXES:
             run.define_metric(axis)
         run.define_metric("*", step_metric=AXES[0])
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         """Log a step that the server does not have."""
-        if step >= self._first_step:
-            clock = {"_timestamp": numbers["time"]} if "time" in numbers else {}
-            self._run.log({**numbers, **clock}, step=step)
+        if step < self._first_step:
+            return
+        earlier: dict[str, float] = {}
+        if self._row is not None and self._row[1] == step:
+            earlier = self._row[0]
+        else:
+            self._commit()
+        clock = {"_timestamp": numbers["time"]} if "time" in numbers else {}
+        self._row = ({**earlier, **numbers, **clock}, step)
 
     def summarize(self, values: dict[str, Any]) -> None:
-        """Set the summary, where a sweep looks for its metric."""
+        """Set the summary, where a sweep looks for its metric; a row that is committed later would change it."""
+        self._commit()
         self._run.summary.update(values)
 
     def add_artifact(self, artifact: dict[str, Any]) -> None:
@@ -189,17 +205,23 @@ class WandbRun:
 
     def finish(self, exit_code: int) -> None:
         """Upload what is left, or write it to the folder."""
+        self._commit()
         self._run.finish(exit_code=exit_code)
 
+    def _commit(self) -> None:
+        if self._row is not None:
+            self._run.log(self._row[0], step=self._row[1], commit=True)
+        self._row = None
 
-def _supersede_offline_runs(name: str, by: str) -> None:
+
+def _supersede_offline_runs(identifier: str, by: str) -> None:
     """Mark the offline folders of earlier starts of a run, whose steps the new one has as well.
 
     wandb cannot resume an offline run; of two folders of one run, the one that is uploaded later replaces the other.
     `wandb sync` skips a folder with the mark that it leaves itself in those that it has uploaded.
     """
     new = Path(by).parent.name
-    for file in Path("wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"):
+    for file in Path("wandb").glob(f"offline-run-*-{identifier}/run-{identifier}.wandb"):
         if file.parent.name != new:
             file.with_suffix(".wandb.synced").touch()
             (file.parent / SUPERSEDED).write_text(f"{new} has all steps of this run; this folder can be deleted.\n")
@@ -208,12 +230,10 @@ def _supersede_offline_runs(name: str, by: str) -> None:
 class TensorBoardRun:
     """Event files in the folder tensorboard/ of the run's folder, by torch's writer."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, writer_class: Any, config: Mapping[str, Any]) -> None:
         socket.gethostname = lambda: "host"  # it becomes part of the files' names
-        from torch.utils.tensorboard import SummaryWriter
-
         # A reader forgets the steps from `purge_step` on that earlier files have: all of them come again.
-        self._writer: Any = SummaryWriter(TENSORBOARD, purge_step=0)
+        self._writer = writer_class(TENSORBOARD, purge_step=0)
         self._add_text("settings", config)
 
     def log(self, numbers: dict[str, float], step: int) -> None:

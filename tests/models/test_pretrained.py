@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ from helpers.processes import PROJECT, run_ranks, run_well
 from helpers.runs import small_run
 from transformers import AutoModelForCausalLM
 
+from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.store.store import open_store
 from laborllm_dist.tables.scores import read_score_table
 
 pytestmark = pytest.mark.ranks
@@ -38,9 +43,27 @@ def pretrained_run(first_run: Path, *more: str) -> list[str]:
     return [*run, "model=pretrained", f"model.path={export}", "tokenizer=pretrained", *more]
 
 
-def test_wandb_offline_writes_beside_the_run(first_run: Path) -> None:
-    (folder,) = (first_run / "runs/small/wandb").glob("offline-run-*")
-    assert list(folder.glob("run-*.wandb"))
+def test_wandb_offline_has_all_steps_and_what_they_were_made_from(first_run: Path) -> None:
+    run = first_run / "runs/small"
+    (folder,) = (run / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    lines = map(json.loads, subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.splitlines())
+    records = [(line["type"], line[line["type"]]) for line in lines]
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["item"]["loss_nats_per_token"] for kind, record in records if kind == "history"] == [
+        step["loss_nats_per_token"] for step in steps
+    ]
+    assert [record["type"] for kind, record in records if kind == "artifact"] == ["store", "checkpoint"]
+
+
+def test_flops_are_those_of_matrices_and_attention(first_run: Path) -> None:
+    run, _, store = read_run(first_run / "runs/small")
+    last = json.loads(run.metrics.read_text().splitlines()[-1])
+    lengths = open_store(store).careers("train").num_tokens()
+    # Two layers: queries 32 x 32, keys and values 32 x 16 each, output 32 x 32, three matrices 32 x 64; logits 32 x 400.
+    weights = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64) + 32 * 400
+    attention = 12 * 2 * 32 * (lengths**2).sum() / lengths.sum() / 2  # a token attends to half of its career
+    assert last["flops_seen"] == pytest.approx(last["tokens_seen"] * (6 * weights + attention))
 
 
 @pytest.mark.parametrize("stage", [2, 3])
