@@ -16,6 +16,7 @@ from helpers.scores import KEYS, write_scores
 from scipy import optimize
 
 from laborllm_dist.config.evaluation import FitLawSettings
+from laborllm_dist.sweeps.law import FloatArray
 from laborllm_dist.sweeps.law_numbers import LawNumbers, analyze_law
 from laborllm_dist.sweeps.losses import SweepLosses, choose_family, read_losses
 from laborllm_dist.sweeps.points import SweepPoint
@@ -26,7 +27,7 @@ E, A, B, a, b = 1.9, 35.0, 90.0, 0.5, 0.6
 
 
 def law(n: float, d: float) -> float:
-    return E + A * n**-a + B * d**-b
+    return float(E + A * n**-a + B * d**-b)
 
 
 def settings(**changes: Any) -> FitLawSettings:
@@ -108,13 +109,13 @@ def test_total_parameters_are_an_option() -> None:
 @pytest.mark.parametrize("form", ["multiplicative", "rectified"])
 def test_the_form_that_made_the_losses_is_chosen(form: str) -> None:
     def loss(n: float, d: float) -> float:
-        return E + 900 * n**-0.3 * (d**-0.3 if form == "multiplicative" else 1 / (2e4**0.5 + d**0.5))
+        return float(E + 900 * n**-0.3 * (d**-0.3 if form == "multiplicative" else 1 / (2e4**0.5 + d**0.5)))
 
     points = [point(size, share, loss(SIZES[size], share)) for size, share in itertools.product(SIZES, SHARES)]
     numbers = analyzed(noisy(points, 1e-6))
     assert numbers.form == form
     errors = {each.form: each.held_out_error for each in numbers.forms}
-    assert min(errors.values(), key=lambda error: error or math.inf) == errors[numbers.form]  # type: ignore[arg-type]
+    assert min(errors.values(), key=lambda error: error or math.inf) == errors[numbers.form]
     assert numbers.frontier is None
     assert any("no compute-optimal frontier" in note for note in numbers.notes)
 
@@ -135,11 +136,12 @@ def test_noise_is_divided_into_people_runs_and_seeds() -> None:
     # What residuals have, without the part of the people on their own: the sums of squares by an ordinary fit.
     names = ("E", "A", "B", "a", "b")
 
-    def residual(logs: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def residual(logs: FloatArray) -> FloatArray:
         e, big_a, big_b, small_a, small_b = np.exp(logs)
         n = np.array([each.num_non_embedding_params for each in points], float)
         d = np.array([each.num_observations for each in points], float)
-        return e + big_a * n**-small_a + big_b * d**-small_b - loss
+        missed: FloatArray = e + big_a * n**-small_a + big_b * d**-small_b - loss
+        return missed
 
     found = optimize.least_squares(residual, np.log([E, A, B, a, b]), x_scale=0.1)
     people_part = (len(points) - len(names)) * 0.001**2
@@ -242,7 +244,7 @@ def test_the_same_seed_gives_the_same_intervals_and_no_noise_gives_none() -> Non
     points = noisy(grid(), 0.003)
     first, second, other = (analyzed(points, form="additive", seed=seed).parameters["b"] for seed in (1, 1, 2))
     assert first == second
-    assert (first.value, other.value) == (pytest.approx(second.value), first.value)
+    assert other.value == first.value
     assert first.low != other.low
     five = [point("60k", 10_000), point("250k", 20_000), point("1m", 40_000), point("4m", 80_000), point("4m", 10_000)]
     numbers = analyzed(five, form="additive")

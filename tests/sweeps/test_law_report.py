@@ -19,6 +19,7 @@ from rich.console import Console
 from laborllm_dist.config.evaluation import FitLawSettings
 from laborllm_dist.io.number_format import format_interval, format_multiple, format_significant
 from laborllm_dist.report.write import publish
+from laborllm_dist.sweeps import law_report
 from laborllm_dist.sweeps.law_report import COLUMNS, LawResult, summary_text, terminal_tables, write_law
 from laborllm_dist.sweeps.points import SweepPoint, write_points
 
@@ -67,7 +68,7 @@ def test_the_json_has_every_number_and_names_every_file(law: LawResult) -> None:
     never = next(each for each in content["break_even"] if each["small"] == "60k")
     assert (never["multiple"]["value"], never["share_never"]) == (None, 1.0)
     # Every key is described at the head of the module that writes it.
-    described = __import__("laborllm_dist.sweeps.law_report", fromlist=["__doc__"]).__doc__
+    described = law_report.__doc__ or ""
     assert [key for key in content if not re.search(rf"\b{key}\b", described)] == []
 
 
