@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from scipy.optimize import least_squares
 
@@ -170,8 +171,8 @@ def fit(rows: Sequence[Published]) -> tuple[Calibration, dict[str, tuple[float, 
         pairs = {gpu: (values[2 * index], values[2 * index + 1]) for index, gpu in enumerate(GPUS)}
         return dataclasses.replace(FITTED, **shared), pairs
 
-    def errors(values: Sequence[float]) -> list[float]:
-        calibration, pairs = unpack(values)
+    def errors(values: NDArray[np.float64], /) -> list[float]:
+        calibration, pairs = unpack(values.tolist())
         return [
             float(np.log(predicted(row, with_gpu(settings, *pairs[row.gpu]), calibration) / row.tokens_per_second))
             for row, settings in zip(rows, of_rows, strict=True)
@@ -179,11 +180,11 @@ def fit(rows: Sequence[Published]) -> tuple[Calibration, dict[str, tuple[float, 
 
     first = [0.6, 0.3] * len(GPUS) + [guess for guess, _ in SHARED.values()]
     most = [1.0, 1.0] * len(GPUS) + [bound for _, bound in SHARED.values()]
-    found = least_squares(
+    fitted = least_squares(
         errors, first, bounds=([0.02, 0.02] * len(GPUS) + [1e-6] * len(SHARED), most), loss="soft_l1", f_scale=0.03,
         x_scale=first,
     )  # fmt: skip
-    return unpack(found.x)
+    return unpack(fitted.x.tolist())
 
 
 def fit_unfused(rows: Sequence[Published], calibration: Calibration, pairs: dict[str, tuple[float, float]]) -> float:

@@ -28,6 +28,7 @@ from laborllm_dist.planning.suggestions import with_changes
 from laborllm_dist.planning.throughput import (
     FITTED,
     Calibration,
+    Precision,
     added_by_links,
     bytes_of_number,
     forward_seconds_of_token,
@@ -247,7 +248,7 @@ def scoring_seconds(estimate: ResourceEstimate, held_out: HeldOut, calibration: 
     num_tokens = held_out.test_tokens
     if evaluation.titles == "all":
         num_tokens += held_out.test_observations * TRIE_NODES * estimate.work.num_titles / 335
-    precision = "bf16" if evaluation.precision == "bf16" else "fp32"
+    precision: Precision = "bf16" if evaluation.precision == "bf16" else "fp32"
     of_token = forward_seconds_of_token(estimate.shape, settings, estimate.work.attended, precision, calibration)
     load = _model_bytes(estimate) * _num_hosts(estimate) / _storage_speed(estimate)
     return MINUTE * plan.cluster.start_minutes + load + num_tokens * of_token / plan.num_gpus

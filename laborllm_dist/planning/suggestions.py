@@ -73,8 +73,8 @@ def suggest_faster_config(estimate: ResourceEstimate) -> tuple[Change, ResourceE
     """
     best: tuple[Change, ResourceEstimate] | None = None
     for picked in itertools.product(*FASTER):
-        combined = functools.reduce(lambda one, other: {**one, **other}, picked, {})
-        change = {path: value for path, value in combined.items() if _value_of(estimate.settings, path) != value}
+        combined = itertools.chain.from_iterable(choice.items() for choice in picked)
+        change = {path: value for path, value in dict(combined).items() if _value_of(estimate.settings, path) != value}
         settings = with_changes(estimate.settings, change)
         if settings is None or not _may_train(estimate, settings):
             continue
