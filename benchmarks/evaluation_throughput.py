@@ -31,8 +31,8 @@ import torch
 from transformers import DynamicCache
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.observations import observation_scores, scoring_batch, title_places
 from laborllm_dist.batching.packing import pack_careers
+from laborllm_dist.batching.title_positions import observation_scores, scoring_batch, title_places
 from laborllm_dist.config.model import ModelSettings
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titles
 from laborllm_dist.evaluation.title_trie import TitleTrie, title_trie

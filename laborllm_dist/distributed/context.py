@@ -24,7 +24,6 @@ import torch.distributed
 from laborllm_dist.config.run import RanksSettings
 from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.launcher import following_launcher
-from laborllm_dist.distributed.messages import PLAIN, from_text, to_text
 from laborllm_dist.distributed.rank_variables import (
     RankVariables,
     check_devices,
@@ -32,6 +31,7 @@ from laborllm_dist.distributed.rank_variables import (
     read_rank_variables,
 )
 from laborllm_dist.distributed.rendezvous import join_process_group, translate_network_errors
+from laborllm_dist.distributed.serialization import PLAIN, from_text, to_text
 from laborllm_dist.distributed.slurm import launcher_variables
 from laborllm_dist.distributed.watchdog import watch_peers
 from laborllm_dist.errors import InterruptedRunError, PeerFailedError, PeerLostError
@@ -82,7 +82,7 @@ class DistributedContext:
 
         Args:
             value: this rank's.
-            kind: its type, one of those that distributed/messages.py lists.
+            kind: its type, one of those that distributed/serialization.py lists.
         """
         if self.world_size == 1:
             return [value]
@@ -103,7 +103,7 @@ class DistributedContext:
 
         Args:
             work: what rank 0 does.
-            kind: the type of its result, one of those that distributed/messages.py lists; plain JSON values need none.
+            kind: the type of its result, one of those in distributed/serialization.py; plain JSON values need none.
 
         Raises:
             Exception: on rank 0, whatever `work` raised.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from laborllm_dist.batching.batch import PackedBatch
-from laborllm_dist.batching.observations import TitleSpans, pack_observations
+from laborllm_dist.batching.title_positions import TitleSpans, pack_observations
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.errors import ModelError, TitleBoundaryError
 from laborllm_dist.evaluation.target import EvaluationTarget

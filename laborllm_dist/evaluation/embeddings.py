@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from laborllm_dist.batching.observations import pack_observations, prompt_slots
+from laborllm_dist.batching.title_positions import pack_observations, prompt_slots
 from laborllm_dist.careers.splits import SPLITS, Split
 from laborllm_dist.config.evaluation import EmbedSettings, EvaluationOverrides, EvaluationSettings, evaluation_of
 from laborllm_dist.distributed.context import DistributedContext, exclusive_table

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from laborllm_dist.batching.observations import TitleSpans, pack_observations
+from laborllm_dist.batching.title_positions import TitleSpans, pack_observations
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.evaluation.all_titles import MOST_KEPT
 from laborllm_dist.evaluation.target import EvaluationTarget

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from laborllm_dist.batching.batch import PackedBatch
-from laborllm_dist.batching.observations import pack_observations, with_titles
+from laborllm_dist.batching.title_positions import pack_observations, with_titles
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import HEAD_NAMES, ModelSettings
 from laborllm_dist.errors import ModelError

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from laborllm_dist.batching.observations import pack_observations, prompt_slots
+from laborllm_dist.batching.title_positions import pack_observations, prompt_slots
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import ComputeSettings
 from laborllm_dist.errors import SettingsError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from laborllm_dist.batching.observations import check_room
+from laborllm_dist.batching.title_positions import check_room
 from laborllm_dist.careers.splits import Split
 from laborllm_dist.config.data import PromptSettings
 from laborllm_dist.config.evaluation import EvaluateSettings, EvaluationSettings, OtherModelSettings, Truncation
@@ -52,10 +52,10 @@ from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.models.inference import InferenceModel, load_for_inference
 from laborllm_dist.models.loading import check_fit, check_packing, context_of, longest_career
 from laborllm_dist.models.safetensors_loading import folder_of
+from laborllm_dist.store.naive_perplexity import score_without_model, warning_if_no_better
 from laborllm_dist.store.other_data import OtherData, prepared_data
 from laborllm_dist.store.store import TOKENIZER, CareerTable, TokenStore, checking_store
 from laborllm_dist.store.tokenizer import load_tokenizer
-from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
 from laborllm_dist.tables.generations import describe_generated, generated_table_path, read_generated_table
 from laborllm_dist.tables.parquet import ScoreTableInfo, written_info
 from laborllm_dist.tables.scores import read_score_table

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laborllm_dist.batching.observations import observation_scores, scoring_batch
 from laborllm_dist.batching.packing import pack_batches
+from laborllm_dist.batching.title_positions import observation_scores, scoring_batch
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import SequenceTooLongError

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from laborllm_dist.batching.batch import PackedBatch, TokenIds, pack_batch
-from laborllm_dist.batching.observations import prompt_batches
 from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF
+from laborllm_dist.batching.title_positions import prompt_batches
 from laborllm_dist.careers.types import CareerHistory, Job
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.errors import SequenceTooLongError, TitleBoundaryError

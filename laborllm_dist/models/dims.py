@@ -1,4 +1,4 @@
-"""The shape of a model, without its weights: from settings, the table below, or counted (models/counted_dims.py)."""
+"""The shape of a model, without its weights: from settings, the table below, or a config.json (dims_from_config.py)."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def shape_of(settings: ModelSettings, *, num_ids: int) -> ModelShape:
             code="unknown-model-shape",
         )
     # Imports torch, which takes seconds: only for models that are known by their config.json alone.
-    from laborllm_dist.models.counted_dims import counted_shape
+    from laborllm_dist.models.dims_from_config import counted_shape
     from laborllm_dist.models.lora import base_of
 
     try:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 
 from laborllm_dist import __version__
-from laborllm_dist.batching.observations import prompt_batches
 from laborllm_dist.batching.packing import PAD_TO_MULTIPLE_OF
+from laborllm_dist.batching.title_positions import prompt_batches
 from laborllm_dist.careers.types import OccupationVocabulary
 from laborllm_dist.config.evaluation import EvaluationOverrides, EvaluationSettings, PredictSettings, evaluation_of
 from laborllm_dist.config.run import RunSettings

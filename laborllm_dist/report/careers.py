@@ -16,7 +16,7 @@ import pyarrow as pa
 from laborllm_dist.config.evaluation import ReportSettings
 from laborllm_dist.randomness import rank_of
 from laborllm_dist.report.load import CodeArray, ComparedScores, ScoredModel
-from laborllm_dist.report.states import titles_of_store
+from laborllm_dist.report.nonemployment import titles_of_store
 from laborllm_dist.report.title_metrics import TitleRows
 from laborllm_dist.tables.log_domain import perplexity_of
 

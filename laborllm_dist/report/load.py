@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from laborllm_dist.config.evaluation import OTHER_DATA, WeightSettings
 from laborllm_dist.errors import RunError, ScoreTableError
-from laborllm_dist.report.weights import read_weights
+from laborllm_dist.report.survey_weights import read_weights
 from laborllm_dist.tables.parquet import KEY, DistributionTable, ScoreTableInfo, occupations_of
 from laborllm_dist.tables.scores import (
     NUM_TITLES,

@@ -30,9 +30,9 @@ from laborllm_dist.report.load import (
     title_codes,
     titles_of,
 )
+from laborllm_dist.report.nonemployment import LaborStates, find_states
 from laborllm_dist.report.outcomes import OutcomeNumbers, list_outcomes, outcome_numbers
 from laborllm_dist.report.refits import RefitNumbers, refit_numbers
-from laborllm_dist.report.states import LaborStates, find_states
 from laborllm_dist.report.title_metrics import (
     TitleFacts,
     TitleNumbers,

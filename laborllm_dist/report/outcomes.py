@@ -9,9 +9,9 @@ a rule for who is at risk, and is judged on those observations alone:
     changing_occupation    at work before and now       another occupation, given that it is one
     moving                 any earlier observation      another title, be it an occupation or a state
 
-At work: the title is none of the states (report/states.py). An outcome whose state a run does not have, or that is the
-same as another, is left out. The most probable title is calibrated in the same way: its probability against how often
-it is the observed one.
+At work: the title is none of the states (report/nonemployment.py). An outcome whose state a run does not have, or that
+is the same as another, is left out. The most probable title is calibrated in the same way: its probability against how
+often it is the observed one.
 
 Calibration: predicted probabilities are cut into bins of equal numbers of observations; the expected calibration error
 (ECE) is the mean distance over bins, weighted by their sizes, between mean prediction and observed share. It is above 0
@@ -40,7 +40,7 @@ from laborllm_dist.report.bootstrap import (
 )
 from laborllm_dist.report.groupings import FEW_PEOPLE, Grouping
 from laborllm_dist.report.load import CodeArray, FloatArray
-from laborllm_dist.report.states import LaborStates
+from laborllm_dist.report.nonemployment import LaborStates
 from laborllm_dist.report.title_metrics import ANY_STATE, AT_WORK, OUT_OF_LABOR_FORCE, UNEMPLOYED, TitleFacts
 
 TOP_TITLE = "top_title"

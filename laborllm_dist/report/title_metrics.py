@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from laborllm_dist.report.bootstrap import BoolArray, Estimate, ResampledPeople, estimate, resample_means
 from laborllm_dist.report.load import CodeArray, ComparedScores, FloatArray
-from laborllm_dist.report.states import LaborStates
+from laborllm_dist.report.nonemployment import LaborStates
 from laborllm_dist.tables.log_domain import log_sum_exp, perplexity_of
 from laborllm_dist.tables.parquet import DistributionTable
 from laborllm_dist.tables.scores import transition_of

@@ -10,7 +10,7 @@ from time import monotonic
 import torch
 
 from laborllm_dist.batching.batch import BatchPrefetcher, PackedBatch, pack_batch
-from laborllm_dist.batching.observations import training_batch, with_titles
+from laborllm_dist.batching.title_positions import training_batch, with_titles
 from laborllm_dist.batching.training_plan import StepPlan, TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine

@@ -38,13 +38,13 @@ from laborllm_dist.models.weight_checks import check_in_place
 from laborllm_dist.planning.estimate import budget_of
 from laborllm_dist.planning.memory_check import check_memory, flops_of_token
 from laborllm_dist.store.build import locate_store, prepare_store
+from laborllm_dist.store.naive_perplexity import score_without_model, warning_if_no_better
 from laborllm_dist.store.store import TOKENIZER, TokenStore, checking_store, open_store
-from laborllm_dist.store.without_model import score_without_model, warning_if_no_better
-from laborllm_dist.training.messages import describe_early_stop, describe_end, describe_plan, describe_settings
+from laborllm_dist.training.loop import is_done, run_steps
 from laborllm_dist.training.model_card import model_card
+from laborllm_dist.training.progress import describe_early_stop, describe_end, describe_plan, describe_settings
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState, state_from_values
 from laborllm_dist.training.step import TrainContext
-from laborllm_dist.training.steps import is_done, run_steps
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.observations import observation_scores, title_places, with_titles
 from laborllm_dist.batching.packing import assign_rows, pack_careers
+from laborllm_dist.batching.title_positions import observation_scores, title_places, with_titles
 from laborllm_dist.config.run import BatchSettings
 from laborllm_dist.distributed.zero_engine import ZeroEngine
 from laborllm_dist.store.store import CareerTable

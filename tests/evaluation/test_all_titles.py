@@ -27,7 +27,7 @@ from helpers.scoring_cases import (
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.observations import check_room, title_places
+from laborllm_dist.batching.title_positions import check_room, title_places
 from laborllm_dist.careers.types import CareerHistory, OccupationVocabulary
 from laborllm_dist.errors import ModelError
 from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, check_observed, score_titles

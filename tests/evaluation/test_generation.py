@@ -17,7 +17,7 @@ from helpers.scoring_cases import careers_of_every_kind, random_llama, rows_of, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from laborllm_dist.batching.batch import pack_batch
-from laborllm_dist.batching.observations import title_places
+from laborllm_dist.batching.title_positions import title_places
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.evaluation import EvaluateSettings
 from laborllm_dist.evaluation.generation import continuation_text, continuations, line_ends

@@ -14,7 +14,7 @@ from helpers.reference.slow_scorer import slow_score
 from helpers.runs import COMPUTE, settings_of, small_run
 from helpers.scoring_cases import VOCABULARY, careers_of_every_kind, packed_scores, rows_of, template, trained_tokenizer
 
-from laborllm_dist.batching.observations import observation_scores
+from laborllm_dist.batching.title_positions import observation_scores
 from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.config.model import ComputeSettings

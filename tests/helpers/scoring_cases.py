@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from helpers.runs import settings_of
-from laborllm_dist.batching.observations import observation_scores, scoring_batch
+from laborllm_dist.batching.title_positions import observation_scores, scoring_batch
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.evaluation import EvaluationSettings
 from laborllm_dist.evaluation.tasks import plan_evaluation

@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from laborllm_dist.report.bootstrap import ResampledPeople, draw_weights
 from laborllm_dist.report.groupings import Grouping
+from laborllm_dist.report.nonemployment import LaborStates
 from laborllm_dist.report.outcomes import Outcome, OutcomeNumbers, list_outcomes, outcome_numbers, quantile_bins
-from laborllm_dist.report.states import LaborStates
 from laborllm_dist.report.title_metrics import TitleFacts, facts_of_table
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo
 from laborllm_dist.tables.title_distributions import TITLE_SCHEMA

@@ -14,7 +14,7 @@ from helpers.errors import raises
 from helpers.scores import CODES, report_on, title_rows, write_scores, write_titles
 from rich.console import Console
 
-from laborllm_dist.report.states import LaborStates
+from laborllm_dist.report.nonemployment import LaborStates
 from laborllm_dist.report.title_metrics import facts_of_table
 from laborllm_dist.report.write import terminal_tables
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo

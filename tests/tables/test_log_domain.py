@@ -31,7 +31,7 @@ from laborllm_dist.forecasting.prompts import normalised
 from laborllm_dist.models.tree_inference import PrefixState
 from laborllm_dist.prediction.predict import TopTitlesQuery, best_titles, prediction_rows
 from laborllm_dist.prediction.requests import PredictionRequest
-from laborllm_dist.report.states import LaborStates
+from laborllm_dist.report.nonemployment import LaborStates
 from laborllm_dist.report.terminal import show_predictions
 from laborllm_dist.report.title_metrics import facts_of_table
 from laborllm_dist.report.write import terminal_tables
@@ -39,7 +39,7 @@ from laborllm_dist.tables.forecasts import coherence_of, describe_coherence
 from laborllm_dist.tables.log_domain import SMALLEST, log_sum_exp, perplexity_of, upper_probability
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo, write_lists
 from laborllm_dist.tables.title_distributions import TITLE_SCHEMA, read_title_table, write_title_table
-from laborllm_dist.training.messages import progress_line
+from laborllm_dist.training.progress import progress_line
 
 LOST = -1000.0  # nats: exp is 0 in float64
 NEVER = -math.inf

@@ -15,7 +15,7 @@ from helpers.runs import COMPUTE, settings_of, small_run
 from helpers.scoring_cases import PROMPTS, TITLES, VOCABULARY, careers_of_every_kind
 
 from laborllm_dist.baselines.run import score_baselines
-from laborllm_dist.batching.observations import observation_scores, scoring_batch
+from laborllm_dist.batching.title_positions import observation_scores, scoring_batch
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.baselines import BaselineSettings

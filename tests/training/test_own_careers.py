@@ -14,7 +14,7 @@ from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.store.run_tokenizer import constant_phrases
 from laborllm_dist.store.tokenizer import CareerTokenizer, WholeTokens, load_tokenizer, train_tokenizer
-from laborllm_dist.training.messages import describe_plan
+from laborllm_dist.training.progress import describe_plan
 
 PRETRAINED = ("model=pretrained", "model.path=folder", "tokenizer=pretrained")
 

@@ -240,4 +240,4 @@ def _mismatch(value: Any, kind: Any, place: str) -> MessageError:
 
 
 def _unknown(kind: Any) -> MessageError:
-    return MessageError(f"{kind} is no type that ranks send each other (distributed/messages.py lists them)")
+    return MessageError(f"{kind} is no type that ranks send each other (distributed/serialization.py lists them)")

@@ -17,7 +17,7 @@ from laborllm_dist.errors import InterruptedRunError, NonFiniteLossError
 from laborllm_dist.io.command_log import describe_machine
 from laborllm_dist.tracking.artifacts import tracked_config, training_artifacts
 from laborllm_dist.tracking.run_log import RunLog
-from laborllm_dist.training.messages import progress_line
+from laborllm_dist.training.progress import progress_line
 from laborllm_dist.training.state import TrainerState
 from laborllm_dist.training.step import StepResult, TrainContext, batches_of_step, careers_of, take_step
 from laborllm_dist.training.stop_request import StopRequest

@@ -15,7 +15,7 @@ from helpers.errors import raises
 from helpers.scores import report_on, write_scores
 
 from laborllm_dist.config.evaluation import WeightSettings
-from laborllm_dist.report.weights import read_weights
+from laborllm_dist.report.survey_weights import read_weights
 
 OBSERVATIONS = pa.table(
     {"survey": ["PSID", "PSID", "PSID"], "person": ["12", "12", "7"], "year": pa.array([1990, 1991, 1990], pa.int32())}

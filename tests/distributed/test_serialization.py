@@ -27,8 +27,8 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed import channel, secret
 from laborllm_dist.distributed.channel import Channel, wait_for
 from laborllm_dist.distributed.context import DistributedContext
-from laborllm_dist.distributed.messages import MessageError, from_text, to_text
 from laborllm_dist.distributed.secret import share_secret
+from laborllm_dist.distributed.serialization import MessageError, from_text, to_text
 from laborllm_dist.errors import PeerFailedError, RunError
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.training.state import INITIAL_STATE, TrainerState

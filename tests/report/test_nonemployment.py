@@ -16,7 +16,7 @@ from laborllm_dist.config.data import TitleSettings
 from laborllm_dist.config.evaluation import ReportSettings, StateWords
 from laborllm_dist.config.reader import settings_to_values
 from laborllm_dist.config.run import RunSettings
-from laborllm_dist.report.states import LaborStates, find_states
+from laborllm_dist.report.nonemployment import LaborStates, find_states
 from laborllm_dist.text.title_variants import display_vocabulary
 
 WORDS = compose_settings(ReportSettings, "report", ["runs=[x]"]).states

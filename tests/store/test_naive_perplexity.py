@@ -11,8 +11,8 @@ from helpers.runs import settings_of
 
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.store.build import prepare_store
+from laborllm_dist.store.naive_perplexity import WithoutModel, score_without_model, warning_if_no_better
 from laborllm_dist.store.store import TokenStore
-from laborllm_dist.store.without_model import WithoutModel, score_without_model, warning_if_no_better
 from laborllm_dist.training.state import INITIAL_STATE, state_from_values
 from laborllm_dist.training.train import warn_if_no_better
 
