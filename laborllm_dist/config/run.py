@@ -178,7 +178,7 @@ class ClusterSettings(Strict):
     """Most that one host reads or writes there."""
     start_minutes: Minutes
     """From the scheduler's start of the processes to the first weight: containers, imports, rendezvous."""
-    gpu_hours_between_failures: Annotated[float, above(0, 1e12)] | None
+    gpu_hours_between_failures: Annotated[float, above(0, 1e9)] | None
     """Mean time between failures of one GPU, its host and its links; null: nothing fails."""
     repair_minutes: Minutes
     """From a failure to the start of the processes on sound hosts: detection, replacement, scheduling."""

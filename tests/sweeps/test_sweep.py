@@ -45,7 +45,7 @@ def check_whole(folder: Path) -> None:
     """Check that both runs are trained, step by step, scored, and recorded."""
     for seed in (1, 2):
         assert [line["step"] for line in metrics(trained(folder, seed))] == list(range(1, NUM_STEPS + 1))
-        metric = yaml.safe_load((PROJECT / "conf/wandb/learning_rates.yaml").read_text())["metric"]["name"]
+        metric = yaml.safe_load((PROJECT / "conf/wandb_sweep/learning_rates.yaml").read_text())["metric"]["name"]
         assert metric in metrics(trained(folder, seed))[-1]
     points = read_points(folder / "sweeps/two/points.csv")
     assert [(point.size, point.seed, point.run) for point in points] == [
