@@ -148,7 +148,7 @@ def cost_lines(estimate: ResourceEstimate) -> Iterator[str]:
     times = ", ".join(f"{name} {seconds * each:.{digits}f}" for name, seconds in parts.items() if seconds)
     yield f"time     {cost.seconds * each:.{digits}f} {unit} a step: {times}"
     peak = gpu.bf16_tflops if estimate.settings.zero.precision == "bf16" else gpu.fp32_tflops
-    pace = f"matmul at {gpu.matmul_utilization:.0%} of {peak:,.0f} TFLOP/s"
+    pace = f"matmul at {gpu.matmul_utilization:.0%} of {peak:,.4g} TFLOP/s"
     if cost.is_launch_bound:
         pace = f"kernels take {LAYER_SECONDS * 1e3:.0f} ms a layer to launch"
     yield f"speed    {estimate.tokens_per_second:,.0f} tokens/s and GPU; {pace} (planned)"

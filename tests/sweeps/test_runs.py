@@ -205,7 +205,7 @@ def test_a_run_has_as_many_gpus_as_ranks(tmp_path: Path) -> None:
 
 def test_the_sweep_of_wandb_starts_deepspeed_with_settings_that_compose() -> None:
     """An agent puts the parameters in the place of ${args_no_hyphens} and calls every item of the list as a word."""
-    sweep = yaml.safe_load((CONF / "wandb/learning_rates.yaml").read_text())
+    sweep = yaml.safe_load((CONF / "wandb_sweep/learning_rates.yaml").read_text())
     launcher = sweep["command"].index("deepspeed")
     assert sweep["command"][launcher - 1 : launcher + 3] == ["${env}", "deepspeed", "--num_gpus=2", "${program}"]
     assert sweep["command"][-1] == "${args_no_hyphens}" and (PROJECT / sweep["program"]).is_file()
