@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from laborllm_dist.errors import SettingsError
 from laborllm_dist.planning.collectives import GIGA, all_gather_seconds, fabric_of
 from laborllm_dist.planning.estimate import ResourceEstimate, forecast
 from laborllm_dist.planning.memory import EIGHT_BIT_MOMENTS, FULL_MOMENTS, weight_bytes
@@ -40,6 +41,8 @@ NUM_RUNS = 200  # that are drawn
 LOW, HIGH = 0.1, 0.9  # quantiles that are shown beside the median
 TRIE_NODES = 1_667  # to forward for a prompt of the paper's 335 titles (titles=all)
 HOUR, MINUTE = 3600.0, 60.0
+# A run is not drawn if it is interrupted more often than this, altogether or, in the mean, between two saves.
+MOST_INTERRUPTIONS, MOST_BETWEEN_SAVES = 10_000.0, 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,9 @@ def simulate_run(estimate: ResourceEstimate, held_out: HeldOut, calibration: Cal
     """Simulate the run of an estimate on its cluster.
 
     Saves come at every validation, and every `checkpoint_every_steps` steps.
+
+    Raises:
+        SettingsError: if the run is interrupted so often that it would hardly ever end.
     """
     settings, work = estimate.settings, estimate.work
     plan, training = settings.plan, settings.training
@@ -190,6 +196,7 @@ def simulate_run(estimate: ResourceEstimate, held_out: HeldOut, calibration: Cal
         preemption_rate=1 / cluster.hours_between_preemptions / HOUR if cluster.hours_between_preemptions else 0.0,
         requeue=MINUTE * cluster.requeue_minutes,
     )
+    _check_ends(Segments(total, interval, save, restart), interruptions, num_gpus)
     chance_of_slow = 1 - (1 - cluster.slow_gpu_share) ** num_gpus
     computing = estimate.cost.computing / estimate.cost.seconds
     scoring = scoring_seconds(estimate, held_out, calibration)
@@ -210,6 +217,21 @@ def simulate_run(estimate: ResourceEstimate, held_out: HeldOut, calibration: Cal
         best_interval=daly_interval(save, 1 / rate) / HOUR if rate else None, interval=interval / HOUR,
         has_slow_gpu=chance_of_slow,
     )  # fmt: skip
+
+
+def _check_ends(segments: Segments, interruptions: Interruptions, num_gpus: int) -> None:
+    rates = interruptions.failure_rate + interruptions.preemption_rate
+    from_save_to_save = (
+        rates * segments.restart
+        + interruptions.failure_rate * (min(segments.interval, segments.work) + segments.save)
+    )  # fmt: skip
+    if from_save_to_save > MOST_BETWEEN_SAVES or rates * segments.work > MOST_INTERRUPTIONS:
+        raise SettingsError(
+            f"on {num_gpus:,} GPUs the run is interrupted every {1 / rates / HOUR:.3g} hours and saves every "
+            f"{segments.interval / HOUR:.3g}, so it would hardly ever end; set a smaller "
+            "training.checkpoint_every_steps, or more realistic plan.cluster settings",
+            code="run-never-ends",
+        )
 
 
 def compare_num_gpus(estimate: ResourceEstimate, held_out: HeldOut, numbers: Sequence[int]) -> tuple[ClusterRun, ...]:

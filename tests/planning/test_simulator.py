@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from helpers.errors import raises
 from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import KNOWN
@@ -147,6 +148,28 @@ def test_failures_of_a_long_run_are_as_many_as_expected() -> None:
     assert found.lost == pytest.approx(found.num_failures * 5, rel=0.1)  # half of ten hours each
     assert found.hours[0] < found.hours[1] < found.hours[2]
     assert simulate_run(estimate, NOTHING) == found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [
+            "plan.cluster.gpu_hours_between_failures=64",
+            "training.checkpoint_every_steps=36000",
+        ],  # 1 hour; saves every 10
+        ["plan.cluster.hours_between_preemptions=0.001", "plan.cluster.start_minutes=1"],
+        [
+            "plan.cluster.gpu_hours_between_failures=1",
+            "training.checkpoint_every_steps=1",
+            "plan.cluster.start_minutes=0",
+        ],
+    ],
+)
+def test_a_run_that_would_never_end_is_an_error(settings: list[str]) -> None:
+    long = dataclasses.replace(WORK, num_steps=3_600_000, careers_per_epoch=38_400_000)
+    estimate = dataclasses.replace(estimate_of("plan.num_gpus=64", *settings), work=long)
+    with raises("settings/run-never-ends", "64"):
+        simulate_run(estimate, NOTHING)
 
 
 def test_a_slow_gpu_slows_the_computing_of_all() -> None:
