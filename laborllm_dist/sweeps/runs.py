@@ -23,8 +23,10 @@ from laborllm_dist.io.run_directory import settings_fingerprint
 from laborllm_dist.models.dims import ModelShape, shape_of
 from laborllm_dist.planning.display import check_plan
 from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
+from laborllm_dist.planning.job_queue import simulate_sweep
+from laborllm_dist.planning.simulator import simulate_run
 from laborllm_dist.planning.throughput import flops_per_token
-from laborllm_dist.planning.workload import LLAMA_2_IDS, Workload, assumed_plan, workload_of
+from laborllm_dist.planning.workload import LLAMA_2_IDS, Workload, assumed_plan, find_held_out, workload_of
 from laborllm_dist.store.build import StoreLocation, locate_store
 from laborllm_dist.store.store import TokenStore, open_store
 from laborllm_dist.sweeps.points import SweepPoint
@@ -259,6 +261,25 @@ def plan_table(name: str, planned: Sequence[PlannedRun]) -> FoldingTable:
     table.add_row("together", *[""] * 5, f"{sum(each.flops for each in planned):.1e}", *_needs(estimates), style="bold")
     table.caption = "; ".join(_remarks(planned, estimates))
     return table
+
+
+def queue_line(settings: SweepSettings, planned: Sequence[PlannedRun]) -> str:
+    """Return when an array of Slurm jobs is done that executes the runs: simulated, with all that plan.cluster holds.
+
+    Raises:
+        SettingsError: if a run would be interrupted too often to end.
+    """
+    held_out = {each.run.mix: find_held_out(each.run.settings) for each in planned}
+    runs = [simulate_run(each.estimate(), held_out[each.run.mix]) for each in planned]
+    num_jobs = min(settings.array.max_parallel, len(runs))
+    num_gpus = num_jobs * planned[0].run.settings.plan.num_gpus
+    queue = simulate_sweep(runs, num_gpus, seed=0)
+    low, half, high = queue.hours
+    return (
+        f"queue: {num_jobs:,} jobs at once on {num_gpus:,} GPUs are done in {half:,.1f} hours ({low:,.1f} to "
+        f"{high:,.1f}), GPUs {queue.utilization:.0%} busy, {queue.dollars:,.0f} dollars; simulated with starts, "
+        "validation, scoring, checkpoints and failures (plan.cluster)"
+    )
 
 
 def run_cells(run: SweepRun) -> tuple[str, str, str, str]:

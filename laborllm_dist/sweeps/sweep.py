@@ -8,7 +8,7 @@ from laborllm_dist.config.sweep import SweepSettings
 from laborllm_dist.io.console import results
 from laborllm_dist.sweeps.array import cancel_jobs, submit
 from laborllm_dist.sweeps.execute import cancel, run_locally
-from laborllm_dist.sweeps.runs import Compose, list_runs, locations_of, models_table, plan_runs, plan_table
+from laborllm_dist.sweeps.runs import Compose, list_runs, locations_of, models_table, plan_runs, plan_table, queue_line
 from laborllm_dist.sweeps.state import Sweep, status_table
 
 
@@ -40,6 +40,8 @@ def act(sweep: Sweep) -> None:
             console.print(models_table(sweep.settings.name, planned))
             console.print()
             console.print(plan_table(sweep.settings.name, planned))
+            if sweep.settings.executor == "slurm":
+                console.print(queue_line(sweep.settings, planned), highlight=False)
     if action == "run":
         (submit if sweep.settings.executor == "slurm" else run_locally)(sweep)
     elif action == "status":

@@ -21,6 +21,8 @@ from laborllm_dist.cli import compose_settings
 from laborllm_dist.config.reader import read_settings, settings_to_values
 from laborllm_dist.config.sweep import RunsSettings, SweepSettings
 from laborllm_dist.models.dims import shape_of
+from laborllm_dist.planning.simulator import simulate_run
+from laborllm_dist.planning.workload import find_held_out
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.sweeps.runs import (
     first_of_mixes,
@@ -30,6 +32,7 @@ from laborllm_dist.sweeps.runs import (
     plan_runs,
     plan_table,
     point_of,
+    queue_line,
 )
 
 CONF = PROJECT / "conf"
@@ -159,6 +162,23 @@ def test_a_point_counts_what_is_trained_on(tmp_path: Path) -> None:
     attended = sum(len(row["token_ids"]) ** 2 for row in careers) / 2  # pairs of tokens, of every career
     weights = 6 * (2 * layer + 400 * 32) * point.num_tokens
     assert point.flops == pytest.approx(3 * (weights + 12 * 2 * 32 * 2 * attended), rel=1e-9)
+
+
+def test_a_queue_of_three_jobs_at_once_takes_the_next_run_as_soon_as_one_ends() -> None:
+    fixed = ["plan.cluster.gpu_hours_between_failures=null", "plan.cluster.slow_gpu_share=0"]
+    settings = settings_of_sweep("list", "+sweep=scaling_law", "array.max_parallel=3")
+    settings = dataclasses.replace(settings, common=(*settings.common, *fixed), more_runs={})
+    planned = plan_runs(list_runs(settings, compose_run), {})
+    ends = [0.0, 0.0, 0.0]
+    for each in planned:  # nothing is drawn, so a run takes what the plan of it alone says
+        (hours, *others) = set(simulate_run(each.estimate(), find_held_out(each.run.settings)).hours)
+        assert not others
+        ends[ends.index(min(ends))] += hours
+    num_gpus = 3 * planned[0].run.settings.plan.num_gpus
+    line = queue_line(settings, planned)
+    hours = f"{max(ends):,.1f}"
+    assert line.startswith(f"queue: 3 jobs at once on {num_gpus} GPUs are done in {hours} hours ({hours} to {hours}), ")
+    assert f"GPUs {sum(ends) / (3 * max(ends)):.0%} busy" in line
 
 
 def test_tables_have_every_run_and_fit_a_terminal() -> None:
