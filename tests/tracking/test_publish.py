@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -98,7 +99,9 @@ def run(home: Path) -> Path:
         killed = subprocess.run([sys.executable, "-c", TRAINING, arguments], timeout=120)
         assert killed.returncode == -9
         (first,) = offline_runs(folder)
-        wait_until(lambda: bool(records(first, "exit")), time_limit=60, what="the killed run's tracker has ended")
+        wait_until(
+            lambda: '"exit"' in inspect.__wrapped__(first), time_limit=60, what="the killed run's tracker has ended"
+        )
 
         with RunLog(folder / "metrics.jsonl", TRACKING, name="small", settings=config, step=4) as log:
             for step in (5, 6, 7, 8):
@@ -124,6 +127,7 @@ def write_store(folder: Path) -> None:
     (folder / "data_card.json").write_text(json.dumps({"corpora": {"psid": corpus, "planted name": corpus}}))
 
 
+@functools.cache  # a process of a second; a run that has ended does not change
 def inspect(folder: Path, *options: str) -> str:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
