@@ -283,7 +283,24 @@ def _composition_error(text: str, config_name: str, overrides: Sequence[str]) ->
     if (unknown := re.match(r"Could not override '([^']+)'", text)) is not None:
         name = unknown[1]
         others = [override for override in overrides if not override.startswith(name)]
-        known = list(_names(compose_values(config_name, others, incomplete=True)))
+        known = dict(_names(compose_values(config_name, others, incomplete=True)))
+        if isinstance(known.get(name), Mapping):
+            return SettingsError(
+                f"setting {name} is a group and takes no such value; choose an option of it by its name, or set the "
+                f"settings in it one by one ({name}.KEY=...); --help {name} shows them",
+                code="value-for-group",
+            )
+        if name in known:
+            return SettingsError(
+                f"setting {name} has the name of a folder in {CONF.name}/, which hides it; rename the folder",
+                code="hidden-by-folder",
+            )
+        empty = next((group for group, value in known.items() if value == {} and name.startswith(f"{group}.")), None)
+        if empty is not None:
+            return SettingsError(
+                f"setting {empty} has no {name.removeprefix(f'{empty}.')} yet; a + in front adds it: +{name}=...",
+                code="key-not-added",
+            )
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         advice = f"did you mean {nearest[0]}?" if nearest else "--help shows all settings"
         return SettingsError(f"unknown setting {name}; {advice}", code="unknown-setting")
@@ -326,8 +343,9 @@ def _quoted(text: str) -> str:
     return '"' + escaped.replace("${", "\\${") + '"'
 
 
-def _names(values: Mapping[str, object], where: str = "") -> Iterator[str]:
+def _names(values: Mapping[str, object], where: str = "") -> Iterator[tuple[str, object]]:
+    """Return all settings by their full names, groups among them."""
     for name, value in values.items():
-        yield where + name
+        yield where + name, value
         if isinstance(value, Mapping):
             yield from _names(value, f"{where}{name}.")

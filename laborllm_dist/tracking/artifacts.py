@@ -32,7 +32,7 @@ from laborllm_dist.io.json_files import read_json_object
 from laborllm_dist.io.recorded_folder import DamagedRecordError, read_record
 from laborllm_dist.io.run_directory import RunDirectory, recorded_store, recorded_versions
 from laborllm_dist.tables.parquet import KEY, ScoreTableInfo
-from laborllm_dist.tables.scores import SCORE_SCHEMA, TRANSITIONS, read_score_table, transition_of
+from laborllm_dist.tables.scores import SCORE_SCHEMA, read_score_table, transition_of
 
 # Numbers and fixed words of these groups are given to a tracker; of free texts the names below alone, since a text may
 # be a path or a person's.
@@ -40,7 +40,7 @@ GROUPS = (
     "split", "template", "tokenizer", "model", "adapter", "batch", "compute", "zero", "optimizer", "training",
     "evaluation", "title_head",
 )  # fmt: skip
-FEWEST_PEOPLE = 10  # that a group of a summary describes
+FEWEST_PEOPLE = 10  # that a number of a summary describes
 PUBLISHED = Path("wandb") / "published"  # in a run's folder: copies without paths
 _WORD = re.compile(r"[\w.+-]{1,100}")
 _REPORT_FOLDERS = ("tables", "figures")
@@ -224,18 +224,38 @@ def _score_facts(table: pa.Table, info: ScoreTableInfo) -> dict[str, Any]:
     )
     summary: dict[str, Any] = {}
     for name, values in groups.items():
-        levels = TRANSITIONS if name == "transition" else sorted(set(values.tolist()))
-        parts = {level: _means(table, people, values == level) for level in levels if _WORD.fullmatch(level)}
-        summary[f"by_{name}"] = {
-            level: part for level, part in parts.items() if part is not None and part["num_people"] >= FEWEST_PEOPLE
-        }
-    whole = _means(table, people, np.ones(table.num_rows, dtype=bool)) or {}
+        levels = _published_levels(people, values)
+        summary[f"by_{name}"] = {level: _means(table, people, values == level) for level in levels}
+    num_people = int(people.max(initial=-1)) + 1
+    whole = _means(table, people, np.ones(table.num_rows, dtype=bool)) if num_people >= FEWEST_PEOPLE else {}
     return {**_words({"model": info.model, "split": info.split}), "details": details, **whole, **summary}
 
 
-def _means(table: pa.Table, people: Any, chosen: Any) -> dict[str, float] | None:
-    if not chosen.any():
-        return None
+def _published_levels(people: Any, values: Any) -> list[str]:
+    """Return the levels of a grouping that a summary may describe.
+
+    The whole less the published levels is what the others have together. Where one of them is too small, these are
+    therefore at least two levels with FEWEST_PEOPLE people between them.
+
+    Args:
+        people: number of the person of each observation.
+        values: level of each observation.
+    """
+    sizes = {str(level): len(np.unique(people[values == level])) for level in np.unique(values)}
+    levels = sorted(sizes, key=lambda level: (sizes[level], level))
+    num_suppressed = sum(size < FEWEST_PEOPLE for size in sizes.values())
+    if num_suppressed:
+        while num_suppressed < len(levels) and (
+            num_suppressed < 2 or len(np.unique(people[np.isin(values, levels[:num_suppressed])])) < FEWEST_PEOPLE
+        ):
+            num_suppressed += 1
+    published = levels[num_suppressed:]
+    if num_suppressed and len(published) == 1:
+        return []
+    return [level for level in sorted(published) if _WORD.fullmatch(level)]
+
+
+def _means(table: pa.Table, people: Any, chosen: Any) -> dict[str, float]:
     title, terminated = (-float(table[name].to_numpy()[chosen].mean()) for name in ("title", "terminated"))
     return {
         "num_people": len(np.unique(people[chosen])),

@@ -21,8 +21,7 @@ from laborllm_dist.tracking.artifacts import (
     training_artifacts,
 )
 from laborllm_dist.tracking.run_log import numbers_of, read_log, validation_of
-from laborllm_dist.tracking.tracker import JobType, Tracker, open_trackers
-from laborllm_dist.tracking.tracker_process import TENSORBOARD
+from laborllm_dist.tracking.tracker import JobType, Tracker, close_trackers, open_trackers
 
 PUBLISH_SECONDS = 1800.0  # for each of its two parts: the training, and what was made from its weights
 
@@ -36,12 +35,8 @@ def publish_run(settings: TrackSettings) -> list[Path]:
     Raises:
         RunError: if there is no trained run in the folder, or a tracker has failed.
         AlreadyRunningError: if the run is training.
-        SettingsError: if no tracker is chosen.
+        SettingsError: if no tracker is chosen, or none can start.
     """
-    if settings.wandb == "off" and not settings.tensorboard:
-        raise SettingsError(
-            "nothing to publish with wandb=off; set tensorboard=true, or wandb=online", code="no-tracker"
-        )
     run, of_run, _ = read_run(Path(settings.run))
     if not run.metrics.is_file():
         raise RunError(f"{run.path} has no {run.metrics.name}: nobody has trained this run", code="not-trained")
@@ -52,12 +47,12 @@ def publish_run(settings: TrackSettings) -> list[Path]:
         tensorboard=settings.tensorboard,
     )
     with file_lock(run.path / LOCK, busy=f"{run.path} is training, and is tracked as its settings say"):
-        _publish(run, of_run, tracking)
-    kinds = [*(["wandb"] if settings.wandb != "off" else []), *([TENSORBOARD] if settings.tensorboard else [])]
+        kinds = _publish(run, of_run, tracking)
     return [run.path / kind for kind in kinds]
 
 
-def _publish(run: RunDirectory, settings: RunSettings, tracking: TrackingSettings) -> None:
+def _publish(run: RunDirectory, settings: RunSettings, tracking: TrackingSettings) -> list[str]:
+    """Publish a run; return the kinds of trackers that have started."""
     facts = [facts for _, facts in read_log(run.metrics)]
     best_step = _exported_step(run)
     trained = training_artifacts(run, best_step)
@@ -65,19 +60,26 @@ def _publish(run: RunDirectory, settings: RunSettings, tracking: TrackingSetting
     report = report_artifact(run, scores)
     results = [*scores, *([] if report is None else [report])]
     measured = next((validation_of(each) for each in facts if each["step"] == best_step), {})
-    tested = {f"{part['split']}_{name}": part[name] for part in _own(scores) for name in _RESULTS}
+    tested = {f"{part['split']}_{name}": part[name] for part in _own(scores) for name in _RESULTS if name in part}
     summary = {"best_step": best_step, **measured, **tested}
 
     history = [(numbers_of(each), int(each["step"])) for each in facts]
-    for tracker in _open(run, settings, tracking, history, "train"):
+    trackers = _open(run, settings, tracking, history, "train")
+    for tracker in trackers:
         tracker.summarize(summary)
-        of_kind = trained if tracker.kind == "wandb" else [*trained, *results]
-        _finish(tracker, of_kind, run)
-    if results:
+        for artifact in trained if tracker.kind == "wandb" else [*trained, *results]:
+            tracker.add_artifact(artifact)
+    _finish(trackers, run)
+    kinds = [tracker.kind for tracker in trackers]
+    if results and "wandb" in kinds:
         inputs = [dataclasses.replace(artifact, is_input=True) for artifact in trained]
-        for tracker in _open(run, settings, tracking, (), "evaluate"):
+        evaluated = _open(run, settings, tracking, (), "evaluate")
+        for tracker in evaluated:
             tracker.summarize(tested)
-            _finish(tracker, [*inputs, *results], run)
+            for artifact in [*inputs, *results]:
+                tracker.add_artifact(artifact)
+        _finish(evaluated, run)
+    return kinds
 
 
 _RESULTS = ("nats_per_observation", "perplexity", "num_observations", "num_people")
@@ -94,17 +96,26 @@ def _open(
     commands = [each for each in read_commands(run.path) if each.name == "train"]
     machine, num_ranks = (commands[-1].machine, commands[-1].num_ranks) if commands else (None, None)
     config = tracked_config(run, settings, machine=machine, num_ranks=num_ranks)
-    return open_trackers(tracking, run.path, settings.name, config, history, job_type, finish_seconds=PUBLISH_SECONDS)
+    trackers = open_trackers(
+        tracking, run.path, settings.name, config, history, job_type, finish_seconds=PUBLISH_SECONDS
+    )
+    if not trackers:
+        raise SettingsError(
+            f"{run.path} is not published: no tracker is chosen or can start with wandb={tracking.wandb} and "
+            f"tensorboard={str(tracking.tensorboard).lower()}; set wandb=online or tensorboard=true (with wandb=auto, "
+            "WANDB_MODE=disabled turns wandb off)",
+            code="no-tracker",
+        )
+    return trackers
 
 
-def _finish(tracker: Tracker, artifacts: Sequence[Artifact], run: RunDirectory) -> None:
-    """Give a tracker artifacts, and wait until everything is published."""
-    for artifact in artifacts:
-        tracker.add_artifact(artifact)
-    tracker.close(seconds=PUBLISH_SECONDS)
-    failed = [problem for problem in tracker.problems if "continues offline" not in problem]
-    if failed:
-        raise RunError(f"{run.path} is not published in {tracker.kind}: it {failed[0]}", code="not-published")
+def _finish(trackers: Sequence[Tracker], run: RunDirectory) -> None:
+    """Wait until everything is published."""
+    close_trackers(trackers, seconds=PUBLISH_SECONDS)
+    for tracker in trackers:
+        failed = [problem for problem in tracker.problems if "continues offline" not in problem]
+        if failed:
+            raise RunError(f"{run.path} is not published in {tracker.kind}: it {failed[0]}", code="not-published")
 
 
 def _exported_step(run: RunDirectory) -> int | None:

@@ -18,7 +18,7 @@ from laborllm_dist.errors import InterruptedRunError, LaborError
 from laborllm_dist.io.files import reject_irregular, translate_disk_errors, write_text
 from laborllm_dist.io.json_files import NotJsonError, json_object
 from laborllm_dist.tracking.artifacts import Artifact
-from laborllm_dist.tracking.tracker import open_trackers
+from laborllm_dist.tracking.tracker import close_trackers, open_trackers
 
 logger = logging.getLogger(__name__)
 VALIDATION = "validation_"  # begins the names of what a validation measures
@@ -82,8 +82,7 @@ class RunLog:
     def close(self, exit_code: int = 0) -> None:
         """Finish the log."""
         self._file.close()
-        for tracker in self._trackers:
-            tracker.close(exit_code)
+        close_trackers(self._trackers, exit_code)
 
     def _note_validation(self, facts: Mapping[str, Any]) -> None:
         if measured := validation_of(facts):

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 INIT_SECONDS = 15.0  # for a first answer of the server
 UPLOAD_SECONDS = 10.0  # for what is still to be uploaded at the end
 FINISH_SECONDS = 20.0  # for the whole end
-CLOSE_SECONDS = 25.0  # schedulers kill 30 seconds after their signal
+CLOSE_SECONDS = 25.0  # for the end of all trackers together: schedulers kill 30 seconds after their signal
 MOST_WAITING = 100_000  # lines that the process has not taken yet
 SWEEP_CONFIG = "laborllm_dist"  # the one name in wandb's config in a sweep, where an agent may send it back (cli.py)
 PROGRAM = (
@@ -100,6 +100,21 @@ def open_trackers(
     return trackers
 
 
+def close_trackers(trackers: Sequence[Tracker], exit_code: int = 0, *, seconds: float | None = None) -> None:
+    """End the run in all trackers at once, and let their processes finish within one limit.
+
+    Args:
+        trackers: of one run.
+        exit_code: of the run.
+        seconds: the limit for all of them together; None: CLOSE_SECONDS.
+    """
+    deadline = monotonic() + (CLOSE_SECONDS if seconds is None else seconds)
+    for tracker in trackers:
+        tracker.end(exit_code)
+    for tracker in trackers:
+        tracker.wait(deadline)
+
+
 def _wandb_mode(tracking: TrackingSettings, environment: Mapping[str, str]) -> str | None:
     """Return online or offline; None: no wandb."""
     if tracking.wandb != "auto":
@@ -148,14 +163,8 @@ class Tracker:
         """Say that the run is about to be stopped and will resume."""
         self._put({"preempting": True})
 
-    def close(self, exit_code: int = 0, *, seconds: float | None = None) -> None:
-        """Let the process finish, for a limited time.
-
-        Args:
-            exit_code: of the run.
-            seconds: the limit; None: CLOSE_SECONDS.
-        """
-        deadline = monotonic() + (CLOSE_SECONDS if seconds is None else seconds)
+    def end(self, exit_code: int = 0) -> None:
+        """Queue the end of the run behind what still waits."""
         self._exit_code = exit_code
         while True:
             with contextlib.suppress(queue.Full):
@@ -163,6 +172,9 @@ class Tracker:
                 break
             with contextlib.suppress(queue.Empty):
                 self._lines.get_nowait()  # the process takes none any more
+
+    def wait(self, deadline: float) -> None:
+        """Let the process finish until `deadline` (of `time.monotonic`), then end it."""
         try:
             code = self._process.wait(max(deadline - monotonic(), 0.0))
         except subprocess.TimeoutExpired:
@@ -191,7 +203,7 @@ class Tracker:
 
     def _write_all(self) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError), self._process.stdin as file:  # it has ended; `close` logs that
+        with contextlib.suppress(OSError), self._process.stdin as file:  # it has ended; `wait` logs that
             file.write(json.dumps(self._start) + "\n")
             for numbers, step in self._history:
                 file.write(json.dumps({"log": numbers, "step": step}) + "\n")

@@ -78,6 +78,24 @@ def test_a_typo_beside_a_missing_setting_is_named() -> None:
         compose_settings(EvaluateSettings, "evaluate", ["rum=runs/x"])
 
 
+def test_no_advice_is_the_name_that_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for override in ("data={a: 1}", "optimizer={a: 1}", "data.corpora={a: 1}"):
+        name = override.partition("=")[0]
+        with raises("settings/value-for-group", f"setting {name} ", f"{name}.KEY=..."):
+            compose_values("run", [override])
+    for key in ("a", "a.b"):
+        with raises("settings/key-not-added", "setting more_runs ", f"+more_runs.{key}=..."):
+            compose_values("sweep", [f"more_runs.{key}=1"], incomplete=True)
+        assert "more_runs" in compose_values("sweep", [f"+more_runs.{key}=1"], incomplete=True)
+    with raises("settings/unknown-setting", "name.x; did you mean name?"):
+        compose_values("run", ["name.x=1"])
+    (tmp_path / "conf/name").mkdir(parents=True)  # a user's own folder
+    (tmp_path / "conf/name/a.yaml").write_text("b: 1\n")
+    monkeypatch.chdir(tmp_path)
+    with raises("settings/hidden-by-folder", "setting name "):
+        compose_values("run", ["name=a"])
+
+
 def test_every_corpus_is_reached_by_a_data_setting() -> None:
     used = "".join(path.read_text() for path in (CONF / "data").glob("*.yaml"))
     assert [corpus for corpus in options("corpus") if f": {corpus}\n" not in used] == []

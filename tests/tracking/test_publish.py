@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -9,9 +10,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.checkpoints import write_checkpoint
 from helpers.errors import raises
@@ -24,8 +27,8 @@ from laborllm_dist.errors import AlreadyRunningError
 from laborllm_dist.io.command_log import describe_machine
 from laborllm_dist.io.files import file_lock, sha256_of
 from laborllm_dist.io.recorded_folder import replacing_folder
-from laborllm_dist.io.run_directory import LOCK, read_run
-from laborllm_dist.tracking.artifacts import score_artifacts, tracked_config, training_artifacts
+from laborllm_dist.io.run_directory import LOCK, RunDirectory, read_run
+from laborllm_dist.tracking.artifacts import _published_levels, score_artifacts, tracked_config, training_artifacts
 from laborllm_dist.tracking.publish import publish_run
 from laborllm_dist.tracking.run_log import RunLog
 
@@ -96,7 +99,9 @@ def run(home: Path) -> Path:
         killed = subprocess.run([sys.executable, "-c", TRAINING, arguments], timeout=120)
         assert killed.returncode == -9
         (first,) = offline_runs(folder)
-        wait_until(lambda: bool(records(first, "exit")), time_limit=60, what="the killed run's tracker has ended")
+        wait_until(
+            lambda: '"exit"' in inspect.__wrapped__(first), time_limit=60, what="the killed run's tracker has ended"
+        )
 
         with RunLog(folder / "metrics.jsonl", TRACKING, name="small", settings=config, step=4) as log:
             for step in (5, 6, 7, 8):
@@ -122,6 +127,7 @@ def write_store(folder: Path) -> None:
     (folder / "data_card.json").write_text(json.dumps({"corpora": {"psid": corpus, "planted name": corpus}}))
 
 
+@functools.cache  # a process of a second; a run that has ended does not change
 def inspect(folder: Path, *options: str) -> str:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
@@ -281,14 +287,67 @@ def test_scores_and_report_lead_back_to_the_checkpoint(published: Path) -> None:
     assert table.name in (published / "wandb/published/report.html").read_text()  # in place of its path
 
 
-def test_groups_of_few_people_are_in_no_summary(run: Path, tmp_path: Path) -> None:
-    directory, _, _ = read_run(run)
-    copy = type(directory)(tmp_path, directory.fingerprint)
-    keys = [("PSID", str(person), 0) for person in range(12)] + [("NLSY79", str(person), 0) for person in range(9)]
-    write_scores(copy.scores("test"), "m", [1] * 21, keys=keys)
-    (artifact,) = score_artifacts(copy, [])
-    assert artifact.facts["num_people"] == 21
-    assert list(artifact.facts["by_survey"]) == ["PSID"]
+def summary_of(folder: Path, num_people: Mapping[str, int]) -> Mapping[str, Any]:
+    """Return the summary of a table with so many people of each survey, each with one observation."""
+    keys = [(survey, str(person), 0) for survey, number in num_people.items() for person in range(number)]
+    halvings = [1 + index % 7 for index in range(len(keys))]
+    run = RunDirectory(folder, "0123456789abcdef")
+    write_scores(run.scores("test"), "m", halvings, keys=keys)
+    (artifact,) = score_artifacts(run, [])
+    return artifact.facts
+
+
+@pytest.mark.parametrize(
+    ("num_people", "published"),
+    [
+        ({"A": 10, "B": 11, "C": 12}, ["A", "B", "C"]),
+        ({"A": 10}, ["A"]),
+        ({"A": 12, "B": 9}, []),  # one alone would leave the other
+        ({"A": 30, "B": 3, "C": 20, "D": 25}, ["A", "D"]),  # C goes with B
+        ({"A": 30, "B": 3, "C": 4, "D": 25, "E": 26}, ["A", "E"]),  # B and C are 7 people, so D goes, too
+        ({"A": 30, "B": 6, "C": 4, "D": 25}, ["A", "D"]),  # B and C are 10 people
+        ({"A": 30, "B": 3, "C": 25}, []),
+        ({"A": 3, "B": 3, "C": 3}, []),
+    ],
+)
+def test_no_group_of_few_people_can_be_computed(
+    num_people: dict[str, int], published: list[str], tmp_path: Path
+) -> None:
+    facts = summary_of(tmp_path, num_people)
+    assert list(facts["by_survey"]) == published
+    total = sum(num_people.values())
+    if total < 10:
+        assert facts.keys().isdisjoint(("num_people", "num_observations", "perplexity", "nats_per_observation"))
+        assert facts["by_transition"] == {}
+        return
+    assert facts["num_people"] == total
+    # What subtraction gives is nothing, or a sum over at least two groups and ten people.
+    rest = total - sum(part["num_people"] for part in facts["by_survey"].values())
+    hidden = num_people.keys() - set(published)
+    assert rest == sum(num_people[survey] for survey in hidden)
+    assert not hidden or (len(hidden) >= 2 and rest >= 10)
+
+
+def test_people_of_two_groups_count_once(tmp_path: Path) -> None:
+    """Five people move and stay: both groups together are five people, so the next group goes with them."""
+    levels = ["first"] * 30 + ["staying"] * 5 + ["moving"] * 5 + ["other"] * 20 + ["more"] * 40
+    people = [*range(30), *range(5), *range(5), *range(20), *range(40)]
+    assert _published_levels(np.array(people), np.array(levels)) == ["first", "more"]
+
+
+def test_without_a_tracker_nothing_is_published(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(home / "runs/untracked")
+    (folder / "metrics.jsonl").write_text(json.dumps(line_of(1)) + "\n")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with raises("settings/no-tracker", "wandb=auto", "tensorboard=false"):
+        publish_run(TrackSettings(str(folder), "auto", None, None, tensorboard=False))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("laborllm_dist.tracking.tracker.subprocess.Popen", refuse)
+    with raises("settings/no-tracker", "wandb=offline", "tensorboard=true"):
+        publish_run(TrackSettings(str(folder), "offline", None, None, tensorboard=True))
 
 
 def test_what_cannot_be_published_is_one_line(run: Path, home: Path, tmp_path: Path) -> None:

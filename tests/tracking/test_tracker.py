@@ -285,6 +285,16 @@ def test_a_training_goes_on_and_says_so_in_a_line(
         assert len(printed.out.splitlines()) <= 2
 
 
+def test_one_limit_holds_for_the_end_of_all_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 2.0)
+    log = open_log(tmp_path, TrackingSettings("offline", "p", tensorboard=True), step=0)
+    assert len(log._trackers) == 2
+    started = monotonic()
+    log.close()
+    assert 2 <= monotonic() - started < 3.5
+
+
 def test_lines_that_nobody_takes_fill_no_memory(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEHAVIOR", "init_hangs")
     monkeypatch.setattr(tracker, "CLOSE_SECONDS", 0.5)
