@@ -371,7 +371,7 @@ class FitLawSettings(Strict):
     num_params: Literal["non_embedding", "total"]
     """What N counts."""
     sources: str | None
-    """Only the runs on these sources, such as PSID81+NLSY79; null: all runs have the same."""
+    """Only the runs on these sources, such as psid81+nlsy79; null: all runs have the same."""
     pretrained: str | None
     """Only the runs from this base model; `scratch`: only those trained from scratch; null: all runs are of one
     kind."""

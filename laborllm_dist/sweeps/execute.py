@@ -237,8 +237,9 @@ def execute(
     """
     path, log = sweep.record_of(name), sweep.log_of(name)
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()  # a stop may come before the first command
     for command in commands:
-        began = log.stat().st_size if log.is_file() else 0
+        began = log.stat().st_size
         code = 75 if stop.is_set else _execute(path, log, command, stop, job)
         last_line = last_line_of(log, began)
         if stop.is_set or (job is not None and code in STOPPED):

@@ -211,16 +211,12 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
     """
     sweep, other = _sweep(points, losses, settings), _sweep(points, losses, settings, other_count=True)
     _check_values(sweep, settings)
+    _check_logarithms(losses.loss_P, settings)  # before the fits
     forms, fits = _compare_forms(sweep)
     form = FORMS[_chosen(forms, fits, sweep, settings)]
     noise = _noise(fits[form.name], sweep, losses)
     loss_FP = _drawn_losses(losses, noise, settings)
-    if settings.method == "chinchilla" and (loss_FP <= 0).any():
-        raise LawError(
-            "method=chinchilla is about log L, and a loss or a resample of it is not above 0; "
-            "method=variable_projection is not",
-            code="loss-not-positive",
-        )
+    _check_logarithms(loss_FP, settings)
     drawn = sweep.fit(form, loss_FP)
     has_interval = len(loss_FP) > 1
     notes = _notes(points, has_interval=has_interval)
@@ -291,6 +287,15 @@ def _check_values(sweep: _Sweep, settings: FitLawSettings) -> None:
             f"{settings.points} has {len(cells)} different points (size and amount of data), and a law "
             f"{LEAST_POINTS} parameters: add {sweep.run_name(*absent)}",
             code="too-few-points",
+        )
+
+
+def _check_logarithms(losses: FloatArray, settings: FitLawSettings) -> None:
+    if settings.method == "chinchilla" and (losses <= 0).any():
+        raise LawError(
+            "method=chinchilla is about log L, and a loss or a resample of it is not above 0; "
+            "method=variable_projection is not",
+            code="loss-not-positive",
         )
 
 

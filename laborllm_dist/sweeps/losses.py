@@ -56,7 +56,10 @@ def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tup
         if settings.sources in (None, point.sources) and settings.pretrained in (None, point.pretrained or FROM_SCRATCH)
     ]
     families = sorted({(point.pretrained or FROM_SCRATCH, point.sources) for point in chosen or points})
-    names = "; ".join(f"pretrained={visible(base)} sources={visible(data) or 'null'}" for base, data in families)
+    names = "; ".join(
+        f"pretrained={visible(base)} sources={visible(data) or '(empty: fill the column sources)'}"
+        for base, data in families
+    )
     if not chosen:
         raise LawError(f"no run is of that family; {settings.points} has {names}", code="no-such-runs")
     if len(families) > 1:

@@ -27,7 +27,7 @@ import numpy as np
 from laborllm_dist.config.reader import Strict, read_settings, settings_to_values
 from laborllm_dist.config.sweep import SweepSettings
 from laborllm_dist.distributed.launcher import process_of
-from laborllm_dist.errors import ScoreTableError, SettingsError
+from laborllm_dist.errors import ScoreTableError, SettingsError, SweepError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
 from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
@@ -164,12 +164,21 @@ def _points(sweep: Sweep, folders: Mapping[str, Path]) -> Iterator[SweepPoint]:
 
 
 def queued_jobs() -> dict[str, str]:
-    """Return Slurm's state of every job of this user that has not ended, by its number; empty without Slurm."""
+    """Return Slurm's state of every job of this user that has not ended, by its number; empty without Slurm.
+
+    Raises:
+        SweepError: if squeue fails or does not answer.
+    """
     command = ["squeue", "--noheader", "--array", "--me", "--format=%i %T"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except FileNotFoundError:
         return {}
+    except subprocess.TimeoutExpired:
+        raise SweepError("squeue did not answer within 60 seconds; try again", code="queue-unknown") from None
+    if done.returncode:
+        reason = done.stderr.strip() or f"code {done.returncode}"
+        raise SweepError(f"squeue failed ({reason}); try again", code="queue-unknown")
     return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line.strip())
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,13 +28,14 @@ from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
 from laborllm_dist.io.run_directory import create_or_resume
 from laborllm_dist.store.build import prepare_store
 from laborllm_dist.sweeps.array import array_parameters, jobs_of, submit
-from laborllm_dist.sweeps.execute import PROCESS, cancel, launcher, run_locally
+from laborllm_dist.sweeps.execute import PROCESS, StopSignals, cancel, execute_run, launcher, run_locally
 from laborllm_dist.sweeps.points import read_points
 from laborllm_dist.sweeps.state import (
     ProcessRecord,
     RunRecord,
     Sweep,
     finished_folders,
+    queued_jobs,
     read_record,
     state_of,
     write_record,
@@ -252,6 +254,32 @@ def test_the_state_of_a_job_is_the_queue_s(sweep: TwoRuns, monkeypatch: pytest.M
     for each, job in zip(two.runs, ("7_0", "8_1"), strict=True):
         write_record(two.record_of(each.name), RunRecord("queued", job=job))
     assert jobs_of(two) == {run.name: "7_0"}
+
+
+def test_a_queue_that_is_unknown_is_not_taken_for_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert queued_jobs() == {}  # no Slurm here
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'unable to contact slurm controller' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    with raises("sweep/queue-unknown", "squeue failed", "unable to contact slurm controller"):
+        queued_jobs()
+
+    def late(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("squeue", 60)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    with raises("sweep/queue-unknown", "within 60 seconds"):
+        queued_jobs()
+
+
+def test_a_stop_before_the_first_command_is_an_interruption(sweep: TwoRuns) -> None:
+    two = sweep()
+    with StopSignals() as stop:
+        stop.is_set = True
+        with raises("interrupted-run/sweep-stopped", two.runs[0].name):
+            execute_run(two, two.runs[0], stop)
+    assert journal() == []
 
 
 def test_a_sweep_of_another_machine_is_canceled_there(sweep: TwoRuns) -> None:

@@ -200,6 +200,8 @@ def test_one_family_is_chosen_by_the_settings() -> None:
         analyzed(points, pretrained="Llama-2")
     with raises("law/families-mixed", "sources=NLSY79"):
         analyzed([*grid(sources="PSID81"), point("1m", 80_000, sources="NLSY79")])
+    with raises("law/families-mixed", "sources=(empty: fill the column sources)"):
+        analyzed([*grid(sources="PSID81"), point("1m", 80_000)])
 
 
 def test_runs_that_do_not_identify_a_law_are_refused_with_the_one_that_is_missing() -> None:
@@ -238,6 +240,8 @@ def test_the_logarithm_of_a_loss_needs_a_loss_above_0() -> None:
     losses = SweepLosses(loss, draws, True, 10, 20, (), None)
     with raises("law/loss-not-positive", "method=chinchilla"):
         analyze_law(points, losses, settings(method="chinchilla", form="additive"))
+    with raises("law/loss-not-positive", "method=chinchilla"):
+        analyzed([*grid(), point("4m", 80_000, -0.1, seed=2)], method="chinchilla")
 
 
 def test_the_same_seed_gives_the_same_intervals_and_no_noise_gives_none() -> None:
