@@ -220,14 +220,14 @@ def test_a_name_that_is_not_utf_8_is_written_as_an_escape(tmp_path: Path) -> Non
 def label_in_figure(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return all texts of the figures of a report on a model and a group of this name."""
     drawn: list[str] = []
-    real = figures._render
+    real = figures.render_figure
 
     def render(figure, *rest):
         drawn.extend(text.get_text() for text in figure.findobj(matplotlib.text.Text))
         assert not any(text.get_parse_math() or text.get_usetex() for text in figure.findobj(matplotlib.text.Text))
         return real(figure, *rest)
 
-    monkeypatch.setattr(figures, "_render", render)
+    monkeypatch.setattr(figures, "render_figure", render)
     write_scores(folder / "scores/test.parquet", name, [1, 2, 2, 3, 2], gender=name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -105,10 +105,8 @@ class RequestParser:
 
     def person(self, cells: Cells) -> Draft | None:
         """Return the person whose cells these are, with their facts added; None if the person is not known."""
-        for name, text in cells.texts.items():
-            if not text.isprintable():
-                self.note(cells, name, f"{text!r} holds a line break, control character or odd blank")
-                return None
+        if not self._are_printable(cells):
+            return None
         person, survey = cells.texts.get("person", ""), cells.texts.get("survey", "")
         if is_missing(survey) and len(self._surveys) == 1:
             survey = self._surveys[0]
@@ -132,6 +130,8 @@ class RequestParser:
 
     def year(self, draft: Draft, cells: Cells) -> None:
         """Add a year of a person: a job, or the year to predict where the occupation is missing."""
+        if not self._are_printable(cells):
+            return
         text = cells.texts.get("year", "")
         year, occupation = as_year(text), cells.texts.get("occupation", "")
         education = cells.texts.get("education", "")
@@ -151,6 +151,13 @@ class RequestParser:
                 advice = "a survey's code for no answer; leave the row out, or the cell empty to predict this year"
                 nearest = advice if is_no_answer else self._occupations.nearest(occupation)
                 self.note(cells, "occupation", f"{occupation!r} is no code and no title of the run; {nearest}")
+
+    def _are_printable(self, cells: Cells) -> bool:
+        for name, text in cells.texts.items():
+            if not text.isprintable():
+                self.note(cells, name, f"{text!r} holds a line break, control character or odd blank")
+                return False
+        return True
 
     def note(self, cells: Cells, name: str, what: str) -> None:
         """Note a problem with a field."""

@@ -218,11 +218,14 @@ def status_table(sweep: Sweep) -> FoldingTable:
         Column("validation", "number"),
         Column("test", "number"),
     )
-    folders, jobs = record_points(sweep), queued_jobs()
+    folders = record_points(sweep)
+    records = {run.name: read_record(sweep.record_of(run.name)) for run in sweep.runs}
+    has_jobs = any(record is not None and record.job is not None for record in records.values())
+    jobs = queued_jobs() if has_jobs else {}
     table = FoldingTable(columns, title=f"Sweep {sweep.settings.name}", box=None)
     failures = []
     for run in sweep.runs:
-        record = read_record(sweep.record_of(run.name))
+        record = records[run.name]
         state = state_of(run, record, folders, jobs)
         metrics = last_metrics(folders.get(run.name, run.folder))
         table.add_row(

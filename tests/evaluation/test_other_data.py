@@ -190,7 +190,7 @@ def test_a_report_sets_models_and_data_side_by_side(run: Path, tmp_path: Path) -
 
 def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
     strange = other(tmp_path, "code,title\nx,Pilot\ny,Smith\nb,Tailor\n")
-    with raises("data-file/no-occupation-matches", "x Pilot"):
+    with raises("data-file/no-occupation-matches", "x 'Pilot'"):
         evaluate(run, *strange)
     unheld = other(tmp_path, "code,title\nx,Pilot\ny,Smith\nb,Tailor\nz,Cook\n")
     with raises("data-file/nobody-has-matched-occupation", "elsewhere"):

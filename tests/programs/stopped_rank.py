@@ -12,11 +12,11 @@ from typing import Any
 from laborllm_dist.cli import launch
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import init_distributed
-from laborllm_dist.training import steps, train
+from laborllm_dist.training import loop, train
 
 
 def main(settings: RunSettings) -> None:
-    real = steps.validate
+    real = loop.validate
     num_calls = 0
 
     def validate(*arguments: Any, **named: Any) -> Any:
@@ -26,7 +26,7 @@ def main(settings: RunSettings) -> None:
             signal.raise_signal(signal.SIGTERM)
         return real(*arguments, **named)
 
-    steps.validate = validate
+    loop.validate = validate
     with init_distributed(settings.ranks) as ranks:
         train.train(settings, ranks)
 

@@ -16,8 +16,7 @@ from laborllm_dist.config.evaluation import StateWords
 from laborllm_dist.io.number_format import format_nats
 from laborllm_dist.plain_text import latex_text
 from laborllm_dist.report.bootstrap import Estimate
-from laborllm_dist.report.export import _cell as cell_of_csv
-from laborllm_dist.report.export import _shown
+from laborllm_dist.report.export import number_cell, with_interval
 from laborllm_dist.report.html import _cell
 from laborllm_dist.report.write import ReportResult
 
@@ -181,6 +180,6 @@ def test_a_number_that_rounds_to_zero_has_no_sign_and_stays_as_it_is_in_the_file
     small = Estimate(-4e-5, -6e-5, -1e-9, 1e-5)
     page_cell = str(_cell(small, "nats"))
     assert page_cell == ('<td data-number="-4e-05">0.0000<small>\N{MINUS SIGN}0.0001 to 0.0000</small></td>')
-    assert _shown(small, format_nats) == ("0.0000", "[\N{MINUS SIGN}0.0001, 0.0000]")
-    assert [cell_of_csv(value) for value in (-4e-5, -0.0, None)] == ["-4e-05", "0.0", ""]
+    assert with_interval(small, format_nats) == ("0.0000", "[\N{MINUS SIGN}0.0001, 0.0000]")
+    assert [number_cell(value) for value in (-4e-5, -0.0, None)] == ["-4e-05", "0.0", ""]
     assert 'data-number="0.0"' in _cell(replace(small, value=-0.0), "nats")

@@ -254,12 +254,12 @@ def test_numbers_changed_by_hand_are_refused_with_their_old_metadata(tmp_path: P
         place = table.schema.get_field_index(name)
         changed = table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
         pq.write_table(changed, path)
-        for read in (
-            read_score_table,
-            written_info,
-            lambda _: compare_runs([str(tmp_path)], split="test", measure="title"),
+        for code, read in (
+            ("unreadable-table", read_score_table),
+            ("damaged-table", written_info),
+            ("unreadable-table", lambda _: compare_runs([str(tmp_path)], split="test", measure="title")),
         ):
-            with raises("score-table/unreadable-table", path, "rows or metadata have changed"):
+            with raises(f"score-table/{code}", path, "rows or metadata have changed"):
                 read(path)
     facts = json.loads(table.schema.metadata[b"laborllm_dist"])
     renamed = {**table.schema.metadata, b"laborllm_dist": json.dumps({**facts, "model": "better"}).encode()}
