@@ -231,7 +231,7 @@ def test_settings_that_are_no_group_are_refused(values: object) -> None:
     [
         ("data=[1,2]", "settings-not-composed"),
         ("data=1", "settings-not-composed"),
-        ("data={a: 1}", "unknown-setting"),
+        ("data={a: 1}", "value-for-group"),
         ("data=[[x]]", "settings-not-composed"),
         ("tokenizer=[1]", "settings-not-composed"),
     ],

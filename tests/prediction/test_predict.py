@@ -139,6 +139,9 @@ WRONG_JSON = {
     '{"person": "1", "birth_year": "x", "jobs": [JOB]}': (INVALID, "field birth_year: 'x'"),
     '{"person": "1", "survey": "X", "jobs": [JOB]}': (INVALID, "field survey: 'X'"),
     '{"person": "1\\u0007", "jobs": [JOB]}': (INVALID, "field person:", "control character"),
+    '{"person": "1", "jobs": [{"year": 1984, "occupation": "a", "education": "\\u001b"}]}': (
+        INVALID, "line 1", "field jobs[0].education:", "control character",
+    ),
     '{"person": "1", "jobs": [{"year": 1984, "occupation": "Cook"}]}': (
         INVALID, "jobs[0].occupation: 'Cook'", "'Cooks', 'Cooks, private'",
     ),
