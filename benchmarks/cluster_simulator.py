@@ -30,7 +30,7 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.models.dims import ModelShape, shape_of
 from laborllm_dist.planning.collectives import Collective, fabric_of
 from laborllm_dist.planning.display import show_plan
-from laborllm_dist.planning.estimate import budget_of_gpu, forecast
+from laborllm_dist.planning.estimate import budget_of_gpu, estimate_resources
 from laborllm_dist.planning.memory import GIB
 from laborllm_dist.planning.throughput import (
     FITTED,
@@ -193,14 +193,14 @@ def fit_unfused(rows: Sequence[Published], calibration: Calibration, pairs: dict
         next(row for row in rows if row.source == f"torchtitan {kind}" and row.num_gpus == 8)
         for kind in ("eager", "compiled")
     )
-    wanted = eager.tokens_per_second / compiled.tokens_per_second
+    published = eager.tokens_per_second / compiled.tokens_per_second
     settings = with_gpu(settings_of(eager), *pairs["h100"])
     fused = predicted(compiled, settings, calibration)
     low, high = 1.0, 10.0
     for _ in range(60):
         middle = (low + high) / 2
         ratio = predicted(eager, settings, dataclasses.replace(calibration, unfused=middle)) / fused
-        low, high = (middle, high) if ratio > wanted else (low, middle)
+        low, high = (middle, high) if ratio > published else (low, middle)
     return low
 
 
@@ -232,7 +232,7 @@ def ladder() -> Iterator[str]:
         settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b", *overrides])
         work, num_ids = find_workload(settings)
         shape = shape_of(settings.model, num_ids=num_ids)
-        estimate = forecast(settings, work, shape, budget_of_gpu(settings.plan.gpu))
+        estimate = estimate_resources(settings, work, shape, budget_of_gpu(settings.plan.gpu))
         fused = dataclasses.replace(FITTED, unfused=1.0)
         seconds = cost_of_step(shape, settings, work, estimate.passes, fused).seconds
         speed = estimate.passes.num_tokens / seconds / settings.plan.num_gpus
@@ -247,9 +247,9 @@ def main() -> None:
     """Print the errors and examples, or fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true")
-    wanted = parser.parse_args()
+    arguments = parser.parse_args()
     rows = published()
-    if wanted.fit:
+    if arguments.fit:
         calibration, pairs = fit([row for row in rows if row.is_fitted])
         for gpu, (matmul, attention) in pairs.items():
             print(f"conf/gpu/{gpu}.yaml: matmul_utilization {matmul:.3f}, attention_utilization {attention:.3f}")

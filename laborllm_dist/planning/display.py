@@ -13,7 +13,7 @@ from laborllm_dist.distributed.deepspeed_config import check_8bit
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.models.dims import ModelShape, check_targets, shape_of
-from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
+from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, estimate_resources
 from laborllm_dist.planning.memory import GIB, largest_stretch
 from laborllm_dist.planning.simulator import ClusterRun, compare_num_gpus, simulate_run
 from laborllm_dist.planning.suggestions import (
@@ -41,7 +41,7 @@ def show_plan(settings: RunSettings, console: Console) -> ResourceEstimate:
     work, num_ids = find_workload(settings)
     shape = shape_of(settings.model, num_ids=num_ids)
     check_plan(settings, work, shape)
-    estimate = forecast(settings, work, shape, budget_of_gpu(settings.plan.gpu))
+    estimate = estimate_resources(settings, work, shape, budget_of_gpu(settings.plan.gpu))
     for line in (*work_lines(estimate), ""):
         console.print(line, soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(memory_table(estimate))
@@ -135,7 +135,7 @@ def _other_stages(estimate: ResourceEstimate) -> Iterator[ResourceEstimate]:
         change |= {"zero.offload_optimizer": "none"} if stage == 0 else {}
         settings = with_changes(estimate.settings, change)
         if settings is not None:  # a stage that conflicts with other settings has no column
-            yield forecast(settings, estimate.work, estimate.shape, estimate.room)
+            yield estimate_resources(settings, estimate.work, estimate.shape, estimate.room)
 
 
 def cost_lines(estimate: ResourceEstimate) -> Iterator[str]:

@@ -92,7 +92,9 @@ class ResourceEstimate:
         return self.fits_device and self.fits_host
 
 
-def forecast(settings: RunSettings, work: Workload, shape: ModelShape, room: MemoryBudget) -> ResourceEstimate:
+def estimate_resources(
+    settings: RunSettings, work: Workload, shape: ModelShape, room: MemoryBudget
+) -> ResourceEstimate:
     """Return the estimate of a run on `plan.num_gpus` ranks with this memory each."""
     num_ranks = settings.plan.num_gpus
     shape = dataclasses.replace(shape, num_head_outputs=settings.title_head.num_outputs(work.num_titles))

@@ -9,7 +9,7 @@ from laborllm_dist.batching.training_plan import TrainingPlan
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import MemoryEstimateError
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.planning.estimate import MemoryBudget, ResourceEstimate, forecast
+from laborllm_dist.planning.estimate import MemoryBudget, ResourceEstimate, estimate_resources
 from laborllm_dist.planning.memory import GIB
 from laborllm_dist.planning.suggestions import suggest_fitting_config, to_overrides
 from laborllm_dist.planning.throughput import flops_per_token
@@ -26,7 +26,7 @@ def check_memory(settings: RunSettings, plan: TrainingPlan, num_ids: int, budget
     """
     here = dataclasses.replace(settings, plan=dataclasses.replace(settings.plan, num_gpus=plan.world_size))
     work, shape = workload_of(plan, is_assumed=False), shape_of(settings.model, num_ids=num_ids)
-    estimate = forecast(here, work, shape, budget)
+    estimate = estimate_resources(here, work, shape, budget)
     sizes = estimate.memory.device.items()
     parts = ", ".join(f"{kind} {size / GIB:,.2f}" for kind, size in sizes if size >= 0.005 * estimate.memory.total)
     total = f"{estimate.memory.total / GIB:,.2f} of {budget.total / GIB:,.2f} GiB"

@@ -23,7 +23,7 @@ import numpy as np
 
 from laborllm_dist.errors import SettingsError
 from laborllm_dist.planning.collectives import GIGA, all_gather_seconds, fabric_of
-from laborllm_dist.planning.estimate import ResourceEstimate, forecast
+from laborllm_dist.planning.estimate import ResourceEstimate, estimate_resources
 from laborllm_dist.planning.memory import EIGHT_BIT_MOMENTS, FULL_MOMENTS, weight_bytes
 from laborllm_dist.planning.suggestions import with_changes
 from laborllm_dist.planning.throughput import (
@@ -240,7 +240,7 @@ def compare_num_gpus(estimate: ResourceEstimate, held_out: HeldOut, numbers: Seq
     for num_gpus in numbers:
         settings = with_changes(estimate.settings, {"plan.num_gpus": num_gpus})
         assert settings is not None  # no setting conflicts with the number of GPUs
-        runs.append(simulate_run(forecast(settings, estimate.work, estimate.shape, estimate.room), held_out))
+        runs.append(simulate_run(estimate_resources(settings, estimate.work, estimate.shape, estimate.room), held_out))
     return tuple(runs)
 
 

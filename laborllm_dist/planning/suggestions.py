@@ -13,7 +13,7 @@ from laborllm_dist.config.reader import OutOfRangeError
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.deepspeed_config import check_8bit
 from laborllm_dist.errors import SettingsError
-from laborllm_dist.planning.estimate import ResourceEstimate, forecast
+from laborllm_dist.planning.estimate import ResourceEstimate, estimate_resources
 from laborllm_dist.planning.memory import largest_stretch
 from laborllm_dist.planning.workload import passes_of, whole_granules
 
@@ -46,7 +46,7 @@ FASTER: tuple[tuple[Change, ...], ...] = (
 def suggest_fitting_config(
     estimate: ResourceEstimate, more_gpus: Sequence[Change] = MORE_GPUS
 ) -> tuple[Change, ResourceEstimate] | None:
-    """Return the fewest changes with which a run fits, and its forecast; None if no changes suffice.
+    """Return the fewest changes with which a run fits, and its estimate; None if no changes suffice.
 
     Doubling the number of GPUs counts as one change.
 
@@ -60,14 +60,14 @@ def suggest_fitting_config(
     for change in _nearest_first(estimate.settings, choices):
         settings = with_changes(estimate.settings, change)
         if settings is not None and _may_train(estimate, settings):
-            other = forecast(settings, estimate.work, estimate.shape, estimate.room)
+            other = estimate_resources(settings, estimate.work, estimate.shape, estimate.room)
             if other.fits:
                 return change, other
     return None
 
 
 def suggest_faster_config(estimate: ResourceEstimate) -> tuple[Change, ResourceEstimate] | None:
-    """Return the changes with which a run that fits is fastest, and its forecast; None if nothing is much faster.
+    """Return the changes with which a run that fits is fastest, and its estimate; None if nothing is much faster.
 
     Of settings that are equally fast, the one with fewest changes.
     """
@@ -78,7 +78,7 @@ def suggest_faster_config(estimate: ResourceEstimate) -> tuple[Change, ResourceE
         settings = with_changes(estimate.settings, change)
         if settings is None or not _may_train(estimate, settings):
             continue
-        other = forecast(settings, estimate.work, estimate.shape, estimate.room)
+        other = estimate_resources(settings, estimate.work, estimate.shape, estimate.room)
         if not other.fits:
             continue
         gain = 1.0 if best is None else best[1].cost.seconds / other.cost.seconds - 1

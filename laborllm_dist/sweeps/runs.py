@@ -22,7 +22,7 @@ from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.run_directory import settings_fingerprint
 from laborllm_dist.models.dims import ModelShape, shape_of
 from laborllm_dist.planning.display import check_plan
-from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
+from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, estimate_resources
 from laborllm_dist.planning.job_queue import simulate_sweep
 from laborllm_dist.planning.simulator import simulate_run
 from laborllm_dist.planning.throughput import flops_per_token
@@ -73,7 +73,7 @@ class PlannedRun:
     def estimate(self) -> ResourceEstimate:
         """Return memory, time and price."""
         settings = self.run.settings
-        return forecast(settings, self.work, self.shape, budget_of_gpu(settings.plan.gpu))
+        return estimate_resources(settings, self.work, self.shape, budget_of_gpu(settings.plan.gpu))
 
     @property
     def flops(self) -> float:

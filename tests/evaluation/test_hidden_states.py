@@ -91,9 +91,9 @@ def test_those_after_a_shared_history_are_those_of_the_whole_text(kind: str, att
             ids = torch.from_numpy(np.concatenate(parts))[None]
             return plain(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]
 
-    wanted = [whole(histories[0]), whole(histories[1])]
-    np.testing.assert_allclose(last, torch.stack(wanted), atol=2e-5)
-    wanted = [
+    references = [whole(histories[0]), whole(histories[1])]
+    np.testing.assert_allclose(last, torch.stack(references), atol=2e-5)
+    references = [
         whole(histories[0], suffixes[0]), whole(histories[0][:9], suffixes[1]), whole(histories[1], suffixes[2]),
     ]  # fmt: skip
-    np.testing.assert_allclose(after, torch.stack(wanted), atol=2e-5)
+    np.testing.assert_allclose(after, torch.stack(references), atol=2e-5)

@@ -92,11 +92,11 @@ def test_sampled_paths_come_near_the_sum_and_the_language_model_s_forecasts_stay
 @pytest.mark.parametrize("headed", ["two_stage"], indirect=True)
 def test_two_ranks_write_the_same_bytes(headed: tuple[Path, HeadKind, Any]) -> None:
     run, _, _ = headed
-    wanted = ["title_head=true", "max_people=5", "model.name=ranks"]
-    table = forecast(run, *wanted)
+    settings = ["title_head=true", "max_people=5", "model.name=ranks"]
+    table = forecast(run, *settings)
     alone = table.read_bytes()
     table.unlink()
-    run_well("forecast.py", [f"run={run}", *wanted], world_size=2, log=run / "log")
+    run_well("forecast.py", [f"run={run}", *settings], world_size=2, log=run / "log")
     assert table.read_bytes() == alone
 
 

@@ -10,7 +10,7 @@ from helpers.errors import raises
 from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import KNOWN
-from laborllm_dist.planning.estimate import budget_of_gpu, forecast
+from laborllm_dist.planning.estimate import budget_of_gpu, estimate_resources
 from laborllm_dist.planning.job_queue import Job, schedule, simulate_sweep
 from laborllm_dist.planning.simulator import simulate_run
 from laborllm_dist.planning.workload import HeldOut, Workload
@@ -65,11 +65,11 @@ def test_a_sweep_by_hand() -> None:
         ["+experiment=pooled_7b", "plan.cluster.gpu_hours_between_failures=null", "plan.cluster.slow_gpu_share=0"]
     )
     work = Workload(3_200, 300.0 * 3_200, 300, ((300,) * 32,), 300, 150.0, is_assumed=False)
-    estimate = forecast(settings, work, KNOWN["meta-llama/Llama-2-7b-hf"], budget_of_gpu(settings.plan.gpu))
+    estimate = estimate_resources(settings, work, KNOWN["meta-llama/Llama-2-7b-hf"], budget_of_gpu(settings.plan.gpu))
     run = simulate_run(estimate, HeldOut(0.0, 0.0, 0.0))
     run = dataclasses.replace(run, hours=(2.0, 2.0, 2.0))
     # Five runs of two hours and eight GPUs on sixteen: three rounds, five of six places busy; 8 x 2.50 an hour.
-    found = simulate_sweep([run] * 5, 16, seed=1)
-    assert found.hours == pytest.approx((6.0, 6.0, 6.0))
-    assert found.utilization == pytest.approx(5 / 6)
-    assert found.dollars == pytest.approx(5 * 2 * 20)
+    queue = simulate_sweep([run] * 5, 16, seed=1)
+    assert queue.hours == pytest.approx((6.0, 6.0, 6.0))
+    assert queue.utilization == pytest.approx(5 / 6)
+    assert queue.dollars == pytest.approx(5 * 2 * 20)

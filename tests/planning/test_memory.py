@@ -19,7 +19,7 @@ from laborllm_dist.distributed.jit_ops import check_nvme
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import KNOWN, shape_of
 from laborllm_dist.models.loading import new_llama
-from laborllm_dist.planning.estimate import MemoryBudget, forecast
+from laborllm_dist.planning.estimate import MemoryBudget, estimate_resources
 from laborllm_dist.planning.memory import GIB, MicroBatchShape, plan_memory
 from laborllm_dist.planning.memory_check import check_memory
 from laborllm_dist.planning.workload import Workload
@@ -57,7 +57,7 @@ def test_a_title_head_adds_its_weights_gradients_and_optimizer_state(more: list[
     plain, head = (settings_for("zero=stage1", *more, f"title_head.kind={kind}") for kind in ("none", "two_stage"))
     work = Workload(8, 2400.0, 1, ((300,) * 8,), 300, 150.0, is_assumed=False, num_titles=335)
     room = MemoryBudget(total=80 * GIB, process=None, host=None)
-    without, with_head = (forecast(each, work, SEVEN, room) for each in (plain, head))
+    without, with_head = (estimate_resources(each, work, SEVEN, room) for each in (plain, head))
     num_weights = 336 * 4096
     assert with_head.shape.num_parameters == SEVEN.num_parameters + num_weights
     assert with_head.shape.num_trainable(head.adapter) == SEVEN.num_trainable(plain.adapter) + num_weights
@@ -65,7 +65,7 @@ def test_a_title_head_adds_its_weights_gradients_and_optimizer_state(more: list[
     added = {kind: after[kind] - before[kind] for kind in ("weights", "gradients", "optimizer")}
     ranks = plain.plan.num_gpus
     assert added == {"weights": 4 * num_weights, "gradients": 4 * num_weights, "optimizer": 12 * num_weights / ranks}
-    assert forecast(head, work, with_head.shape, room).memory == with_head.memory  # counted once
+    assert estimate_resources(head, work, with_head.shape, room).memory == with_head.memory  # counted once
 
 
 def test_a_model_nobody_knows_is_refused(tmp_path: Path) -> None:

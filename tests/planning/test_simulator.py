@@ -12,7 +12,7 @@ from helpers.errors import raises
 from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import KNOWN
-from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
+from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, estimate_resources
 from laborllm_dist.planning.simulator import (
     Interruptions,
     Segments,
@@ -44,8 +44,8 @@ class Drawn:
 
 def estimate_of(*more: str) -> ResourceEstimate:
     settings = settings_of(["+experiment=pooled_7b", *more])
-    found = forecast(settings, WORK, SEVEN, budget_of_gpu(settings.plan.gpu))
-    return dataclasses.replace(found, cost=SECOND)
+    estimate = estimate_resources(settings, WORK, SEVEN, budget_of_gpu(settings.plan.gpu))
+    return dataclasses.replace(estimate, cost=SECOND)
 
 
 def mean_seconds(segments: Segments, interruptions: Interruptions, num_runs: int) -> tuple[float, float]:
@@ -71,32 +71,32 @@ def test_a_run_with_a_failure_by_hand() -> None:
     # Segments of 100 s and saves of 10. A failure after 250 s: two segments are saved, 30 s are lost; repair takes 60 s,
     # a restart 20. Then 100 s of work and a save are left.
     segments, interruptions = Segments(300, 100, 10, 20), Interruptions(failure_rate=1.0, repair=60)
-    found = draw_run(segments, interruptions, Drawn(250, 1_000))  # type: ignore[arg-type]
-    assert (found.work, found.saving, found.lost, found.restarting, found.waiting) == (300, 30, 30, 20, 60)
-    assert (found.seconds, found.num_failures) == (440, 1)
+    elapsed = draw_run(segments, interruptions, Drawn(250, 1_000))  # type: ignore[arg-type]
+    assert (elapsed.work, elapsed.saving, elapsed.lost, elapsed.restarting, elapsed.waiting) == (300, 30, 30, 20, 60)
+    assert (elapsed.seconds, elapsed.num_failures) == (440, 1)
     # A second failure 15 s into the restart: 15 s more are lost, and 60 s to repair.
-    found = draw_run(segments, interruptions, Drawn(250, 15, 1_000))  # type: ignore[arg-type]
-    assert (found.seconds, found.num_failures) == (440 + 15 + 60, 2)
+    elapsed = draw_run(segments, interruptions, Drawn(250, 15, 1_000))  # type: ignore[arg-type]
+    assert (elapsed.seconds, elapsed.num_failures) == (440 + 15 + 60, 2)
 
 
 def test_a_preempted_run_saves_and_waits_in_the_queue_by_hand() -> None:
     # After 250 s, 30 s into the third segment: 10 s to save, 500 s in the queue, 20 s to restart; 70 s and a save left.
     interruptions = Interruptions(preemption_rate=1.0, requeue=400)
-    found = draw_run(Segments(300, 100, 10, 20), interruptions, Drawn(250, 500, 1_000))  # type: ignore[arg-type]
-    assert (found.work, found.saving, found.lost, found.restarting, found.waiting) == (300, 40, 0, 20, 500)
-    assert (found.num_failures, found.num_preemptions) == (0, 1)
+    elapsed = draw_run(Segments(300, 100, 10, 20), interruptions, Drawn(250, 500, 1_000))  # type: ignore[arg-type]
+    assert (elapsed.work, elapsed.saving, elapsed.lost, elapsed.restarting, elapsed.waiting) == (300, 40, 0, 20, 500)
+    assert (elapsed.num_failures, elapsed.num_preemptions) == (0, 1)
 
 
 def test_drawn_runs_agree_with_a_slow_simulation_and_with_the_closed_form() -> None:
     # Failures every 500 s on average. Renewal: M e^(R / M) (e^((t + s) / M) - 1) for each segment, the first start free.
     segments, mean = Segments(10_000, 100, 10, 40), 500.0
-    found, error = mean_seconds(segments, Interruptions(failure_rate=1 / mean), 1_000)
+    mean_drawn, error = mean_seconds(segments, Interruptions(failure_rate=1 / mean), 1_000)
     exact = 100 * mean * math.exp(40 / mean) * (math.exp(110 / mean) - 1)
     # Daly restarts before every segment that follows a failure; segments without one have no restart.
     rng = np.random.default_rng(4)
     slow = [seconds_step_by_step(segments, mean, rng) for _ in range(1_000)]
-    assert found == pytest.approx(float(np.mean(slow)), abs=3 * math.sqrt(2) * error)
-    assert found == pytest.approx(exact, abs=4 * error)
+    assert mean_drawn == pytest.approx(float(np.mean(slow)), abs=3 * math.sqrt(2) * error)
+    assert mean_drawn == pytest.approx(exact, abs=4 * error)
 
 
 @pytest.mark.parametrize(("save", "mean"), [(60.0, 86_400.0), (300.0, 7_200.0), (30.0, 300.0)])
@@ -125,17 +125,17 @@ def test_other_intervals_lose_more_in_drawn_runs() -> None:
 def test_a_run_without_interruptions_is_the_sum_of_its_parts() -> None:
     more = ["plan.cluster.gpu_hours_between_failures=null", "plan.cluster.slow_gpu_share=0"]
     storage = ["plan.cluster.start_minutes=6", "plan.cluster.host_storage_gigabytes_per_second=1"]
-    found = simulate_run(estimate_of(*more, *storage), NOTHING)
+    run = simulate_run(estimate_of(*more, *storage), NOTHING)
     # 300 steps of a second. Start: 6 minutes, and 13.4768 GB at 1 GB/s; scoring starts the same way.
-    assert found.steps == pytest.approx(300 / 3600)
+    assert run.steps == pytest.approx(300 / 3600)
     start = (360 + 13.476831232) / 3600
-    assert (found.start, found.scoring) == (pytest.approx(start), pytest.approx(start))
+    assert (run.start, run.scoring) == (pytest.approx(start), pytest.approx(start))
     # Three validations, one an epoch, each with a checkpoint of 12 bytes a weight: 80.861 s.
-    assert found.saving == pytest.approx(3 * 80.860987392 / 3600)
-    whole = 300 / 3600 + 2 * start + found.saving
-    assert found.hours == pytest.approx((whole, whole, whole))
-    assert (found.best_interval, found.best_checkpoint_steps, found.num_failures) == (None, None, 0)
-    assert found.dollars[1] == pytest.approx(8 * 2.5 * whole)
+    assert run.saving == pytest.approx(3 * 80.860987392 / 3600)
+    whole = 300 / 3600 + 2 * start + run.saving
+    assert run.hours == pytest.approx((whole, whole, whole))
+    assert (run.best_interval, run.best_checkpoint_steps, run.num_failures) == (None, None, 0)
+    assert run.dollars[1] == pytest.approx(8 * 2.5 * whole)
 
 
 def test_failures_of_a_long_run_are_as_many_as_expected() -> None:
@@ -143,11 +143,11 @@ def test_failures_of_a_long_run_are_as_many_as_expected() -> None:
     long = dataclasses.replace(WORK, num_steps=3_600_000, careers_per_epoch=38_400_000)
     more = ["plan.num_gpus=64", "plan.cluster.gpu_hours_between_failures=6400", "plan.cluster.slow_gpu_share=0"]
     estimate = dataclasses.replace(estimate_of(*more, "training.checkpoint_every_steps=36000"), work=long)
-    found = simulate_run(estimate, NOTHING)
-    assert found.num_failures == pytest.approx(found.hours[1] / 100, rel=0.05)
-    assert found.lost == pytest.approx(found.num_failures * 5, rel=0.1)  # half of ten hours each
-    assert found.hours[0] < found.hours[1] < found.hours[2]
-    assert simulate_run(estimate, NOTHING) == found
+    run = simulate_run(estimate, NOTHING)
+    assert run.num_failures == pytest.approx(run.hours[1] / 100, rel=0.05)
+    assert run.lost == pytest.approx(run.num_failures * 5, rel=0.1)  # half of ten hours each
+    assert run.hours[0] < run.hours[1] < run.hours[2]
+    assert simulate_run(estimate, NOTHING) == run
 
 
 @pytest.mark.parametrize(
@@ -203,8 +203,8 @@ def test_validation_and_scoring_by_hand() -> None:
     assert scoring_seconds(estimate, HeldOut(0, 80_000, 0), calibration) == pytest.approx(10_000 * of_token, rel=1e-4)
     # All titles: 1,667 nodes of the tree for each of 800 observations.
     estimate, calibration = only_products([*gpu, "evaluation.titles=all"])
-    found = scoring_seconds(estimate, HeldOut(0, 0, 800), calibration)
-    assert found == pytest.approx(100 * 1_667 * of_token, rel=1e-4)
+    seconds = scoring_seconds(estimate, HeldOut(0, 0, 800), calibration)
+    assert seconds == pytest.approx(100 * 1_667 * of_token, rel=1e-4)
 
 
 def test_numbers_of_gpus_are_compared() -> None:

@@ -6,7 +6,7 @@ import pytest
 from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import shape_of
-from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, forecast
+from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, estimate_resources
 from laborllm_dist.planning.suggestions import better_max_seq_length, suggest_fitting_config, to_overrides, with_changes
 from laborllm_dist.planning.workload import find_workload
 
@@ -14,7 +14,9 @@ from laborllm_dist.planning.workload import find_workload
 def forecast_of(*overrides: str) -> ResourceEstimate:
     settings = settings_of(list(overrides))
     work, num_ids = find_workload(settings)
-    return forecast(settings, work, shape_of(settings.model, num_ids=num_ids), budget_of_gpu(settings.plan.gpu))
+    return estimate_resources(
+        settings, work, shape_of(settings.model, num_ids=num_ids), budget_of_gpu(settings.plan.gpu)
+    )
 
 
 SEVEN_ON_ONE = ["+experiment=pooled_7b", "plan.num_gpus=1"]
@@ -55,7 +57,7 @@ def test_every_change_is_needed_and_can_be_typed(overrides: list[str]) -> None:
     for path in change:
         fewer = with_changes(estimate.settings, {name: value for name, value in change.items() if name != path})
         if fewer is not None:
-            assert not forecast(fewer, estimate.work, estimate.shape, estimate.room).fits
+            assert not estimate_resources(fewer, estimate.work, estimate.shape, estimate.room).fits
 
 
 def test_where_nothing_helps_nothing_is_named() -> None:

@@ -10,7 +10,7 @@ from helpers.runs import settings_of
 
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.models.dims import KNOWN
-from laborllm_dist.planning.estimate import budget_of_gpu, forecast
+from laborllm_dist.planning.estimate import budget_of_gpu, estimate_resources
 from laborllm_dist.planning.throughput import (
     Calibration,
     Cost,
@@ -128,8 +128,8 @@ def test_kernels_beside_matrix_products_take_the_memorys_time() -> None:
 def test_the_seconds_of_a_forward_by_hand() -> None:
     # 2 x 6,607,077,376 operations at half of 989 TFLOP/s; 78,643,200 of attention at a quarter.
     settings = settings_for("plan.gpu.matmul_utilization=0.5", "plan.gpu.attention_utilization=0.25")
-    found = forward_seconds_of_token(SEVEN, settings, 150.0, "bf16", PLAIN)
-    assert found == pytest.approx(13_214_154_752 / 494.5e12 + 78_643_200 / 247.25e12)
+    seconds = forward_seconds_of_token(SEVEN, settings, 150.0, "bf16", PLAIN)
+    assert seconds == pytest.approx(13_214_154_752 / 494.5e12 + 78_643_200 / 247.25e12)
 
 
 def test_the_update_reads_and_writes_the_ranks_share() -> None:
@@ -173,8 +173,8 @@ def test_links_of_a_step_by_hand() -> None:
     # Two ranks at ZeRO-2, one pass, not overlapped: an all-reduce of 4 bytes a weight and bf16 weights gathered, half
     # of each leaves a rank: 4 P + 1 P bytes at 450 GB/s, 135 + 135 + 135 hops of a microsecond.
     settings = settings_for("zero=stage2_bf16", "plan.num_gpus=2", "zero.overlap_comm=false")
-    found = cost_of_step(SEVEN, settings, WORK, passes(1, 1_000), PLAIN).links
-    assert found == pytest.approx(5 * 6_738_415_616 / 450e9 + 405e-6)
+    seconds = cost_of_step(SEVEN, settings, WORK, passes(1, 1_000), PLAIN).links
+    assert seconds == pytest.approx(5 * 6_738_415_616 / 450e9 + 405e-6)
 
 
 def test_seconds_of_offload_by_hand() -> None:
@@ -199,7 +199,9 @@ def test_seconds_of_offload_by_hand() -> None:
 
 def test_hours_dollars_and_speed_by_hand() -> None:
     settings = settings_for("plan.num_gpus=4")
-    estimate = forecast(settings, dataclasses.replace(WORK, num_steps=1_800), SEVEN, budget_of_gpu(settings.plan.gpu))
+    estimate = estimate_resources(
+        settings, dataclasses.replace(WORK, num_steps=1_800), SEVEN, budget_of_gpu(settings.plan.gpu)
+    )
     cost = Cost(Traffic(0, 0), computing=1.0, is_launch_bound=False, links=0.5, updating=0.25, offloading=0.25)
     estimate = dataclasses.replace(estimate, cost=cost)
     assert estimate.hours == 1.0  # 1,800 steps of 2 seconds

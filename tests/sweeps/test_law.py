@@ -67,13 +67,13 @@ def test_no_start_of_plain_least_squares_finds_a_smaller_sum_of_squares(form: Fo
     def residual(logs: FloatArray) -> FloatArray:
         return plain_loss(form, dict(zip(names, np.exp(logs), strict=True)), N, D) - loss
 
-    found = math.inf
+    least = math.inf
     for _ in range(6):
         start = np.log(list(TRUE[form].values())) + random.normal(0, 0.4, len(names))
         result = optimize.least_squares(residual, start, x_scale=0.1, max_nfev=2_000, xtol=1e-12, ftol=1e-12)
-        found = min(found, 2 * float(result.cost))
-    assert fits.objective_F[0] <= found * (1 + 1e-9)
-    assert fits.objective_F[0] == pytest.approx(found, rel=1e-3)
+        least = min(least, 2 * float(result.cost))
+    assert fits.objective_F[0] <= least * (1 + 1e-9)
+    assert fits.objective_F[0] == pytest.approx(least, rel=1e-3)
 
 
 def test_coefficients_are_those_of_non_negative_least_squares() -> None:

@@ -143,9 +143,9 @@ def test_noise_is_divided_into_people_runs_and_seeds() -> None:
         missed: FloatArray = e + big_a * n**-small_a + big_b * d**-small_b - loss
         return missed
 
-    found = optimize.least_squares(residual, np.log([E, A, B, a, b]), x_scale=0.1)
+    fitted = optimize.least_squares(residual, np.log([E, A, B, a, b]), x_scale=0.1)
     people_part = (len(points) - len(names)) * 0.001**2
-    expected = math.sqrt((2 * found.cost - people_part) / (len(points) - len(names)))
+    expected = math.sqrt((2 * fitted.cost - people_part) / (len(points) - len(names)))
     assert noise.runs == pytest.approx(expected, rel=0.03)
     # The level moves E and the loss of the largest run alike: the interval of E has it, that of the prediction not.
     low, high = numbers.parameters["E"].low, numbers.parameters["E"].high
