@@ -7,11 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.readers.nls.files import ExtractFiles
-from laborllm_dist.careers.readers.nls.missing import MISSING_KINDS, Values
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.errors import DataFileError
+
+Values = npt.NDArray[np.int32]  # [people]; below zero: missing, by kind
+MISSING_KINDS = {-1: "refused", -2: "not known", -3: "invalid skip", -4: "valid skip", -5: "not interviewed"}
+NOT_INTERVIEWED = -5
 
 _MOST_DIGITS = 12  # of a count
 _MOST_LINES = 100_000  # of a variable's block

@@ -15,9 +15,14 @@ import numpy as np
 
 from laborllm_dist.careers.readers.archives import ArchiveMember
 from laborllm_dist.careers.readers.cells import whole_number
-from laborllm_dist.careers.readers.nls.codebook import VariableName, check_counts, read_codebook, read_variable_names
+from laborllm_dist.careers.readers.nls.codebook import (
+    Values,
+    VariableName,
+    check_counts,
+    read_codebook,
+    read_variable_names,
+)
 from laborllm_dist.careers.readers.nls.files import ExtractFiles
-from laborllm_dist.careers.readers.nls.missing import Values
 from laborllm_dist.careers.readers.tabular import ByteLines, Row, csv_rows, text_lines
 from laborllm_dist.careers.validation_report import Problems
 

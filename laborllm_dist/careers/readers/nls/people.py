@@ -22,10 +22,9 @@ from laborllm_dist.careers.occupations.occ1990dd import (
     without_occupation,
 )
 from laborllm_dist.careers.person_records import PersonRecord, PersonThunk
-from laborllm_dist.careers.readers.nls.codebook import read_variable_names
+from laborllm_dist.careers.readers.nls.codebook import MISSING_KINDS, NOT_INTERVIEWED, Values, read_variable_names
 from laborllm_dist.careers.readers.nls.extract import Extract, column_names, read_extract
 from laborllm_dist.careers.readers.nls.files import ExtractFiles, find_extract, nls_files
-from laborllm_dist.careers.readers.nls.missing import MISSING_KINDS, NOT_INTERVIEWED, Values
 from laborllm_dist.careers.readers.nls.variables import (
     FIXED_CONCEPTS,
     Cohort,
