@@ -345,7 +345,7 @@ def test_any_damage_is_read_or_refused_with_the_file_never_a_traceback(
             assert len(people) == 2
 
 
-ADVICE = re.compile(r"download|name the one file|remove this file|is no code of")
+ADVICE = re.compile(r"download|name the one file|remove this file|save it with|is no code of")
 
 
 def test_a_codebook_finds_any_cell_that_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
