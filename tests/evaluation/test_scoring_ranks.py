@@ -73,9 +73,15 @@ def test_a_table_of_an_evaluation_killed_under_two_ranks_and_resumed_under_three
     def parts() -> list[Path]:
         return sorted((trained / "runs/small/scores").glob("*.parts/part-*.parquet"))
 
-    killed = run_ranks("evaluate.py", arguments, world_size=2, log=trained / "log", kill_when=lambda: len(parts()) >= 3)
-    assert -signal.SIGKILL in killed.codes, "the evaluation ended before it was killed"
-    num_finished = len(parts())
+    num_finished = 0
+    for kill_after in (3, 12):
+        killed = run_ranks(
+            "evaluate.py", arguments, world_size=2, log=trained / "log",
+            kill_when=lambda least=kill_after: len(parts()) >= least,
+        )  # fmt: skip
+        assert -signal.SIGKILL in killed.codes, "the evaluation ended before it was killed"
+        assert len(parts()) > num_finished, "the second start did not go on where the first was killed"
+        num_finished = len(parts())
     text = run_well("evaluate.py", arguments, world_size=3, log=trained / "log")
     num_parts = int(text.split(" units of")[0].split()[-1].replace(",", ""))
     assert f"{num_finished} of {num_parts} parts are there" in text
