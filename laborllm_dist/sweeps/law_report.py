@@ -77,7 +77,8 @@ from laborllm_dist.report.fonts import drawable
 from laborllm_dist.report.html import render_template
 from laborllm_dist.report.write import publish
 from laborllm_dist.sweeps.law import FormName
-from laborllm_dist.sweeps.law_numbers import BudgetNumbers, LawNumbers, PointNumbers, analyze_law
+from laborllm_dist.sweeps.law_numbers import analyze_law
+from laborllm_dist.sweeps.law_results import BudgetNumbers, LawNumbers, PointNumbers
 from laborllm_dist.sweeps.losses import choose_family, read_losses
 from laborllm_dist.sweeps.points import read_points
 

@@ -17,7 +17,8 @@ from scipy import optimize
 
 from laborllm_dist.config.evaluation import FitLawSettings
 from laborllm_dist.sweeps.law import FloatArray
-from laborllm_dist.sweeps.law_numbers import LawNumbers, analyze_law
+from laborllm_dist.sweeps.law_numbers import analyze_law
+from laborllm_dist.sweeps.law_results import LawNumbers
 from laborllm_dist.sweeps.losses import SweepLosses, choose_family, read_losses
 from laborllm_dist.sweeps.points import SweepPoint
 

@@ -1,0 +1,182 @@
+"""Whether the runs of a sweep identify a scaling law; where they do not, the run that would help most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from laborllm_dist.config.evaluation import FitLawSettings
+from laborllm_dist.errors import LawError
+from laborllm_dist.io.number_format import format_count
+from laborllm_dist.plain_text import visible
+from laborllm_dist.sweeps.law import Axes, FitMethod, Fits, FloatArray, Form, fit_law, profile, tangents
+from laborllm_dist.sweeps.losses import SweepLosses
+from laborllm_dist.sweeps.points import SweepPoint
+
+LEAST_POINTS, LEAST_VALUES = 5, 3
+
+
+@dataclass(frozen=True, slots=True)
+class LawData:
+    """The points of one family with the N that is chosen."""
+
+    points: tuple[SweepPoint, ...]
+    n_P: FloatArray
+    d_P: FloatArray
+    loss_P: FloatArray
+    method: FitMethod
+
+    @classmethod
+    def of(
+        cls, points: Sequence[SweepPoint], losses: SweepLosses, settings: FitLawSettings, *, other_count: bool = False
+    ) -> LawData:
+        """Choose the settings' count of parameters as N, or the other one."""
+        counts_total = (settings.num_params == "total") != other_count
+        n = [point.num_params if counts_total else point.num_non_embedding_params for point in points]
+        d = [point.num_observations for point in points]
+        return cls(tuple(points), np.array(n, float), np.array(d, float), losses.loss_P, settings.method)
+
+    @property
+    def cells(self) -> set[tuple[float, float]]:
+        """The different pairs of N and D."""
+        return set(zip(self.n_P.tolist(), self.d_P.tolist(), strict=True))
+
+    def fit(self, form: Form, loss_FP: FloatArray | None = None) -> Fits:
+        """Fit a form to losses [F, P] of these points; None: to their own."""
+        losses = self.loss_P[None] if loss_FP is None else loss_FP
+        return fit_law(form, self.n_P, self.d_P, losses, method=self.method)
+
+    def size_name(self, num_params: float) -> str:
+        """Return the name of a size; of about so many parameters if no point has it."""
+        return next(
+            (point.size for point, n in zip(self.points, self.n_P, strict=True) if n == num_params),
+            f"of about {format_count(_rounded(num_params))} parameters",
+        )
+
+    def run_name(self, num_params: float, num_observations: float) -> str:
+        """Return words for a run, there or missing."""
+        known = num_observations in self.d_P
+        data = format_count(int(num_observations) if known else _rounded(num_observations))
+        return f"a run of size {visible(self.size_name(num_params))} on {'' if known else 'about '}{data} observations"
+
+
+def check_values(data: LawData, settings: FitLawSettings) -> None:
+    """Check that there are enough points, sizes and shares of data for any law.
+
+    Raises:
+        LawError: naming a run that is missing.
+    """
+    sizes, shares, cells = np.unique(data.n_P), np.unique(data.d_P), data.cells
+    if len(sizes) < LEAST_VALUES:
+        missing = data.run_name(sizes[-1] * _ratio(sizes, 4.0), shares[-1])
+        raise LawError(
+            f"{settings.points} has {_many(len(sizes), 'model size')}; the exponent of N needs {LEAST_VALUES}, better "
+            f"4 or 5: add {missing}",
+            code="too-few-sizes",
+        )
+    if len(shares) < LEAST_VALUES:
+        missing = data.run_name(sizes[-1], shares[0] / _ratio(shares, 2.0))
+        raise LawError(
+            f"{settings.points} has {_many(len(shares), 'amount')} of data; the exponent of D needs {LEAST_VALUES}, "
+            f"better 4 or 5: add {missing}",
+            code="too-few-shares",
+        )
+    if len(cells) < LEAST_POINTS:
+        absent = next((n, d) for n in sizes for d in shares if (n, d) not in cells)
+        raise LawError(
+            f"{settings.points} has {len(cells)} different points (size and amount of data), and a law "
+            f"{LEAST_POINTS} parameters: add {data.run_name(*absent)}",
+            code="too-few-points",
+        )
+
+
+def identification_problem(fits: Fits, data: LawData) -> LawError | None:
+    """Return why the runs do not identify a form's parameters, with the run that would help most; None: they do."""
+    form, axes = fits.form, Axes.of(data.n_P, data.d_P)
+    if len(data.cells) < len(form.names):
+        return LawError(
+            f"the {form.name} form has {len(form.names)} parameters, and there are {len(data.cells)} different "
+            f"points: add {_most_useful_run(fits, data)}",
+            code="too-few-points",
+        )
+    mean_loss = float(np.mean(np.abs(data.loss_P)))
+    zero = [
+        name
+        for name, value in zip(form.coefficients[1:], fits.coefficient_FC[0, 1:], strict=True)
+        if value < 1e-5 * mean_loss
+    ]
+    if zero:
+        return LawError(
+            f"the {form.name} form fits best with {zero[0]} = 0, where its exponent means nothing: the losses do not "
+            f"fall with {'D' if zero[0] == 'B' else 'N'}; add {_most_useful_run(fits, data)}",
+            code="optimum-at-edge",
+        )
+    if edges := fits.at_edge(axes.d_P):
+        name, side = edges[0]
+        return LawError(
+            f"the {form.name} form fits best with {name} at the {side} end of its range "
+            f"({fits.parameters()[name][0]:.3g}); add {_most_useful_run(fits, data)}",
+            code="optimum-at-edge",
+        )
+    degrees = len(data.loss_P) - len(form.names)
+    if degrees < 1:
+        return None
+    squares = float(np.sum((fits.loss(data.n_P, data.d_P)[0] - data.loss_P) ** 2))
+    limit = squares * (1 + stats.f.ppf(0.95, 1, degrees) / degrees)
+    for place, name in enumerate(form.exponents):
+        axis = form.axes(axes.d_P)[place]
+        low, high = profile(form, axes, data.loss_P, place, (axis[0], axis[-1])) < limit
+        if low or high:
+            return LawError(
+                f"the runs do not bound {name} of the {form.name} form {'below' if low else 'above'}: with {name} at "
+                f"the {'low' if low else 'high'} end of its range the law fits as well; add "
+                f"{_most_useful_run(fits, data)}",
+                code="open-profile",
+            )
+    return None
+
+
+def _most_useful_run(fits: Fits, data: LawData) -> str:
+    """Return the name of the run that would lower the largest relative variance of a parameter most.
+
+    Candidates are the sizes and shares without a run, one more size at either end, and one smaller share.
+    """
+    sizes, shares = np.unique(data.n_P), np.unique(data.d_P)
+    by_size, by_share = _ratio(sizes, 4.0), _ratio(shares, 2.0)
+    candidates = [
+        (n, d)
+        for n in (sizes[0] / by_size, *sizes, sizes[-1] * by_size)
+        for d in (shares[0] / by_share, *shares)
+        if (n, d) not in data.cells
+    ]
+    slopes = tangents(fits, data.n_P, data.d_P)
+    # By the logarithm of each parameter; the constant may be 0, so it is in units of the mean loss.
+    scale = np.ones(slopes.shape[1])
+    scale[0] = float(np.mean(np.abs(data.loss_P)))
+    num_exponents = min(2, len(fits.form.exponents))
+    first = len(fits.form.coefficients)
+    scale[first : first + num_exponents] = fits.theta_FQ[0, :num_exponents]
+    information = (slopes * scale).T @ (slopes * scale)
+    information += 1e-9 * np.trace(information) * np.eye(len(information))
+
+    def largest_variance(candidate: tuple[float, float]) -> float:
+        row = tangents(fits, *candidate)[0] * scale
+        return float(np.diag(np.linalg.inv(information + np.outer(row, row))).max())
+
+    return data.run_name(*min(candidates, key=largest_variance))
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _ratio(values: FloatArray, otherwise: float) -> float:
+    """Return the mean ratio of neighbors among sorted values."""
+    return float((values[-1] / values[0]) ** (1 / (len(values) - 1))) if len(values) > 1 else otherwise
+
+
+def _rounded(value: float) -> int:
+    return int(float(f"{value:.2g}"))
