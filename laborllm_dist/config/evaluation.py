@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from laborllm_dist.config.baselines import BASELINES
+from laborllm_dist.config.baselines import BASELINES, BaselineName
 from laborllm_dist.config.data import DataSettings, PromptSettings
 from laborllm_dist.config.model import HEAD_NAMES, Quantization
 from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed, Threads, Tokens, within
@@ -382,6 +382,9 @@ class FitLawSettings(Strict):
     loss: Literal["auto", "nats", "excess"]
     """`nats`: minus the log-likelihood; `excess`: that of the model above that of the truth, on synthetic careers;
     `auto`: the excess where a run has scores of the truth."""
+    baselines: tuple[BaselineName, ...]
+    """Baselines to compare with, such as career, of the run on most data that has their scores: how much data or which
+    size makes the law's loss equal theirs."""
     bootstrap_draws: Annotated[int, within(1, 100_000)]
     """Refits of the law on resamples of test people, with the noise between runs added."""
     seed: Seed

@@ -169,12 +169,17 @@ def read_model_scores(run: str, *, split: str) -> ScoreFile:
 
 
 def find_true_scores(run: str, *, split: str) -> ScoreFile | None:
-    """Read the true probabilities of a synthetic market that launch/baselines.py scored in one run; None: it has none.
+    """Read the true probabilities of a synthetic market, as `find_baseline_scores`."""
+    return find_baseline_scores(run, TRUTH, split=split)
+
+
+def find_baseline_scores(run: str, name: str, *, split: str) -> ScoreFile | None:
+    """Read the scores of a baseline that launch/baselines.py wrote in one run; None: it has none.
 
     Raises:
         ScoreTableError: if the table is damaged, empty or was made from another split.
     """
-    path = Path(run) / "scores" / f"{split}.{TRUTH}.parquet"
+    path = Path(run) / "scores" / f"{split}.{name}.parquet"
     return _read_score_file(run, path, split) if path.is_file() else None
 
 

@@ -162,6 +162,16 @@ class Fits:
             data = self.scale_d * np.exp(-np.log(power) / b)
         return np.where(power > 0, data, np.inf)
 
+    def params_for_loss(self, num_observations: float, loss_F: FloatArray) -> FloatArray:
+        """Return the N at which models on an amount of data reach a loss, [F]; infinity where no size does."""
+        d_P = np.log(np.array([num_observations]) / self.scale_d)
+        terms_FK = self.form.terms(self.theta_FQ, np.zeros(1), d_P)[:, 0] * self.coefficient_FC[:, 1:]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            # The first term is that of N, here at N = scale_n; further ones do not depend on N.
+            power = (loss_F - self.coefficient_FC[:, 0] - terms_FK[:, 1:].sum(axis=1)) / terms_FK[:, 0]
+            params = self.scale_n * np.exp(-np.log(power) / self.theta_FQ[:, 0])
+        return np.where(power > 0, params, np.inf)
+
     def at_edge(self, d_P: FloatArray) -> list[tuple[str, Literal["low", "high"]]]:
         """Return the exponents of the first fit that lie at an end of their range, with the end."""
         edges: list[tuple[str, Literal["low", "high"]]] = []

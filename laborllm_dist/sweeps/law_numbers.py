@@ -24,6 +24,7 @@ from laborllm_dist.report.bootstrap import BoolArray, Estimate, estimate
 from laborllm_dist.sweeps.law import FORMS, Fits, FloatArray, Form, FormName, fit_law, tangents
 from laborllm_dist.sweeps.law_identification import LawData, check_values, identification_problem
 from laborllm_dist.sweeps.law_results import (
+    BaselineNumbers,
     BreakEvenNumbers,
     BudgetNumbers,
     FormNumbers,
@@ -85,6 +86,7 @@ def analyze_law(points: Sequence[SweepPoint], losses: SweepLosses, settings: Fit
         held_out=_held_out(form, data, loss_FP),
         frontier=frontier,
         break_even=_break_even(drawn, data),
+        baselines=_baselines(drawn, data, losses),
         points=_point_numbers(data, losses, drawn),
         scores=_sources(losses),
         notes=(*notes, *([why_none] if why_none else [])),
@@ -266,12 +268,38 @@ def _break_even(fits: Fits, data: LawData) -> tuple[BreakEvenNumbers, ...]:
     *smaller, large = np.unique(data.n_P)
     d = float(data.d_P[data.n_P == large].max())
     target_F = fits.loss(large, d)[:, 0]
+    return _data_multiples(fits, data, smaller, target_F, int(d), data.size_name(float(large)))
+
+
+def _baselines(fits: Fits, data: LawData, losses: SweepLosses) -> tuple[BaselineNumbers, ...]:
+    """Compare every size with each baseline, resample by resample of the same people."""
+    sizes = list(np.unique(data.n_P))
+    numbers = []
+    for baseline in losses.baselines:
+        target_F = baseline.loss_F if len(fits.theta_FQ) > 1 else baseline.loss_F[:1]
+        model, d = baseline.file.info.model, baseline.num_observations
+        numbers.append(
+            BaselineNumbers(
+                model,
+                d,
+                _estimate(baseline.loss_F),
+                _estimate(fits.params_for_loss(d, target_F)),
+                _data_multiples(fits, data, sizes, target_F, d, model),
+            )
+        )
+    return tuple(numbers)
+
+
+def _data_multiples(
+    fits: Fits, data: LawData, sizes: Sequence[float], target_F: FloatArray, num_observations: int, target: str
+) -> tuple[BreakEvenNumbers, ...]:
+    """Return how many times some observations make each size reach a loss, [F], the largest size first."""
     result = []
-    for small in reversed(smaller):
-        multiple_F = fits.data_for_loss(float(small), target_F) / d
+    for size in reversed(sizes):
+        multiple_F = fits.data_for_loss(float(size), target_F) / num_observations
         never = float(np.mean(np.isinf(multiple_F[1:]))) if len(multiple_F) > 1 else float(np.isinf(multiple_F[0]))
-        names = (data.size_name(float(small)), data.size_name(float(large)))
-        result.append(BreakEvenNumbers(*names, int(d), _estimate(multiple_F), never))
+        name = data.size_name(float(size))
+        result.append(BreakEvenNumbers(name, target, num_observations, _estimate(multiple_F), never))
     return tuple(result)
 
 
@@ -314,7 +342,8 @@ def _notes(points: Sequence[SweepPoint], *, has_interval: bool) -> tuple[str, ..
 
 
 def _sources(losses: SweepLosses) -> tuple[dict[str, str], ...]:
-    files = [*losses.files, *([losses.truth] if losses.truth is not None else [])]
+    baselines = (baseline.file for baseline in losses.baselines)
+    files = [*losses.files, *baselines, *([losses.truth] if losses.truth is not None else [])]
     return tuple(
         {"run": file.run, "file": str(file.path), "model": file.info.model, "careers": file.info.careers,
          "code": file.info.code}

@@ -17,6 +17,8 @@ law.json is written last. It holds every number in full precision, under keys th
     frontier                 factor, power_n, power_d, exponent_n, exponent_d, budgets[], curve[] (flops, num_params,
                              num_observations, loss); null where the form or the points give none
     break_even[]             small, large, num_observations, multiple, share_never; null in multiple: no amount of data
+    baselines[]              model, num_observations (that it was trained on), loss; num_params: N that equals it on
+                             them; by_size[], as break_even[]
     points[]                 the runs: size, run, seed, num_params, num_non_embedding_params, num_observations,
                              num_tokens, epochs, flops, loss, fitted
     scores[]                 run, file, model, careers, code
@@ -78,7 +80,7 @@ from laborllm_dist.report.html import render_template
 from laborllm_dist.report.write import publish
 from laborllm_dist.sweeps.law import FormName
 from laborllm_dist.sweeps.law_numbers import analyze_law
-from laborllm_dist.sweeps.law_results import BudgetNumbers, LawNumbers, PointNumbers
+from laborllm_dist.sweeps.law_results import BreakEvenNumbers, BudgetNumbers, LawNumbers, PointNumbers
 from laborllm_dist.sweeps.losses import choose_family, read_losses
 from laborllm_dist.sweeps.points import read_points
 
@@ -169,6 +171,7 @@ def law_page(numbers: LawNumbers, figures: Sequence[DrawnFigure]) -> str:
         counted=COUNTED,
         figures={figure.name: figure for figure in figures},
         figure_data=data_of_figures(numbers),
+        size_words=_size_words,
     )
 
 
@@ -179,7 +182,8 @@ def terminal_tables(numbers: LawNumbers) -> list[FoldingTable]:
         tables.append(_held_out_table(numbers))
     if numbers.frontier is not None:
         tables.append(_frontier_table(numbers.frontier.budgets))
-    return [*tables, _break_even_table(numbers)]
+    tables.append(_break_even_table(numbers))
+    return [*tables, *([_baseline_table(numbers)] if numbers.baselines else [])]
 
 
 def _table(title: str, columns: Sequence[Column]) -> FoldingTable:
@@ -294,6 +298,32 @@ def _break_even_table(numbers: LawNumbers) -> FoldingTable:
     return table
 
 
+def _baseline_table(numbers: LawNumbers) -> FoldingTable:
+    columns = [Column("baseline", "name"), Column("its loss", "number"), Column("size", "name")]
+    columns += [Column("times the data", "number"), Column("95 % interval", "number")]
+    table = _table("How much more data makes a model equal a baseline", columns)
+    for baseline in numbers.baselines:
+        for each in baseline.by_size:
+            multiple = (format_multiple(each.multiple.value), _interval(each.multiple, format_multiple))
+            table.add_row(baseline.model, _four_decimals(baseline.loss.value), each.small, *multiple)
+    table.caption = "\n".join(
+        f"{baseline.model}, trained on {format_count(baseline.num_observations)} observations: equaled on them by "
+        f"{_size_words(baseline.num_params)}"
+        for baseline in numbers.baselines
+    )
+    return table
+
+
+def _size_words(num_params: Estimate) -> str:
+    if math.isinf(num_params.value):
+        return "no number of parameters"
+    return f"{_parameters(num_params.value)} parameters ({_interval(num_params, _parameters)})"
+
+
+def _parameters(value: float) -> str:
+    return "endless" if math.isinf(value) else format_count(round(value))
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     term: str
@@ -333,8 +363,10 @@ def export_tables(numbers: LawNumbers) -> tuple[ExportedTable, ...]:
         "law_parameters": _parameter_rows(numbers),
         "law_forms": _form_rows(numbers),
         "law_points": _point_rows(numbers),
-        "law_break_even": _break_even_rows(numbers),
+        "law_break_even": _break_even_rows(numbers.break_even, numbers),
     }
+    if numbers.baselines:
+        rows["law_baselines"] = _baseline_rows(numbers)
     if numbers.held_out is not None:
         rows["law_held_out"] = _held_out_rows(numbers)
     if numbers.frontier is not None:
@@ -399,8 +431,16 @@ def _budget_rows(numbers: LawNumbers, budgets: Sequence[BudgetNumbers]) -> Itera
             yield _Row(f"best_{term}" if term != "loss" else term, getattr(each, term), numbers.form, flops=each.flops)
 
 
-def _break_even_rows(numbers: LawNumbers) -> Iterator[_Row]:
-    for each in numbers.break_even:
+def _baseline_rows(numbers: LawNumbers) -> Iterator[_Row]:
+    for baseline in numbers.baselines:
+        place: dict[str, Any] = {"compared_with": baseline.model, "num_observations": baseline.num_observations}
+        yield _Row("loss", baseline.loss, **place)
+        yield _Row("num_params", baseline.num_params, numbers.form, **place)
+        yield from _break_even_rows(baseline.by_size, numbers)
+
+
+def _break_even_rows(multiples: Iterable[BreakEvenNumbers], numbers: LawNumbers) -> Iterator[_Row]:
+    for each in multiples:
         yield _Row(
             "data_multiple", each.multiple, numbers.form, each.small, each.large, num_observations=each.num_observations
         )
@@ -446,6 +486,19 @@ def _latex_tables(numbers: LawNumbers) -> Iterator[LatexTable]:
     rows = [[each.small, each.large, with_interval(each.multiple, format_multiple)] for each in numbers.break_even]
     caption = "How many times the data make the small model equal the large one"
     yield LatexTable("law_break_even", caption, ("Small", "Large", "Times the data"), rows, notes)
+    if numbers.baselines:
+        rows = [
+            [
+                baseline.model,
+                _four_decimals(baseline.loss.value),
+                each.small,
+                with_interval(each.multiple, format_multiple),
+            ]
+            for baseline in numbers.baselines
+            for each in baseline.by_size
+        ]
+        caption = "How many times the data of a baseline make a model equal it"
+        yield LatexTable("law_baselines", caption, ("Baseline", "Loss", "Size", "Times the data"), rows, notes)
     rows = [
         [point.size, *map(format_count, _counts(point)), _four_decimals(point.loss.value), _four_decimals(point.fitted)]
         for point in numbers.points

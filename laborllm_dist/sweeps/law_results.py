@@ -96,6 +96,17 @@ class BreakEvenNumbers:
 
 
 @dataclass(frozen=True, slots=True)
+class BaselineNumbers:
+    """A baseline on the same test people, and where the law reaches its loss; infinite: nowhere."""
+
+    model: str
+    num_observations: int  # that it was trained on
+    loss: Estimate
+    num_params: Estimate  # of a model that equals it on these observations
+    by_size: tuple[BreakEvenNumbers, ...]  # how many times these observations make each size equal it
+
+
+@dataclass(frozen=True, slots=True)
 class LawNumbers:
     """Everything about a law that is printed, written or drawn."""
 
@@ -118,6 +129,7 @@ class LawNumbers:
     held_out: HeldOutNumbers | None
     frontier: FrontierNumbers | None
     break_even: tuple[BreakEvenNumbers, ...]
+    baselines: tuple[BaselineNumbers, ...]
     points: tuple[PointNumbers, ...]
     scores: tuple[dict[str, str], ...]
     notes: tuple[str, ...]

@@ -21,6 +21,7 @@ from laborllm_dist.report.load import (
     FloatArray,
     ScoreFile,
     check_same_observations,
+    find_baseline_scores,
     find_true_scores,
     log_likelihoods,
     number_people,
@@ -29,6 +30,15 @@ from laborllm_dist.report.load import (
 from laborllm_dist.sweeps.points import SweepPoint
 
 FROM_SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineLoss:
+    """The loss of a baseline: in the sample, then on each resample of people, [1 + D]."""
+
+    file: ScoreFile
+    num_observations: int  # that it was trained on
+    loss_F: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class SweepLosses:
     num_observations: int | None
     files: tuple[ScoreFile, ...]  # score tables of the points
     truth: ScoreFile | None
+    baselines: tuple[BaselineLoss, ...] = ()
 
 
 def choose_family(points: Sequence[SweepPoint], settings: FitLawSettings) -> tuple[SweepPoint, ...]:
@@ -83,6 +94,12 @@ def read_losses(points: Sequence[SweepPoint], settings: FitLawSettings) -> Sweep
     if given:
         if settings.loss == "excess":
             raise _without_truth(settings)
+        if settings.baselines:
+            raise LawError(
+                f"baselines={','.join(settings.baselines)}: {settings.points} gives losses, and baselines need the "
+                "score tables of runs",
+                code="baselines-without-runs",
+            )
         return SweepLosses(np.array(given), None, False, None, None, (), None)
     runs = [point.run for point in points if point.run is not None]
     files = tuple(read_model_scores(run, split=settings.split) for run in runs)
@@ -91,21 +108,43 @@ def read_losses(points: Sequence[SweepPoint], settings: FitLawSettings) -> Sweep
         truth = next((file for run in runs if (file := find_true_scores(run, split=settings.split)) is not None), None)
         if truth is None and settings.loss == "excess":
             raise _without_truth(settings)
-    for file in [*files[1:], *([truth] if truth is not None else [])]:
+    baselines = [_find_baseline(name, points, settings) for name in settings.baselines]
+    others = [*(file for file, _ in baselines), *([truth] if truth is not None else [])]
+    for file in [*files[1:], *others]:
         check_same_observations(files[0], file)
-    scored = [log_likelihoods(file, settings.split, settings.measure) for file in files]
-    if truth is not None:
-        scored.append(log_likelihoods(truth, settings.split, settings.measure))
+    scored = [log_likelihoods(file, settings.split, settings.measure) for file in (*files, *others)]
     person_of_row, num_people = number_people(files[0].table)
     people = ResampledPeople(person_of_row, num_people, None, settings.bootstrap_draws, settings.seed)
     means = resample_means(np.stack(scored), np.zeros((1, len(person_of_row)), dtype=np.int64), people)
-    sample_M, draws_DM = means.sample_MG[:, 0], means.draws_MGD[:, 0].T
-    if truth is None:
-        loss_P, draws_DP = -sample_M, -draws_DM
-    else:
-        loss_P, draws_DP = sample_M[-1] - sample_M[:-1], draws_DM[:, -1:] - draws_DM[:, :-1]
+    loss_FM = -np.concatenate([means.sample_MG.T, means.draws_MGD[:, 0].T])
+    if truth is not None:
+        loss_FM = loss_FM[:, :-1] - loss_FM[:, -1:]
+    num_points = len(files)
     return SweepLosses(
-        loss_P, draws_DP if num_people > 1 else None, truth is not None, num_people, len(person_of_row), files, truth
+        loss_P=loss_FM[0, :num_points],
+        draws_DP=loss_FM[1:, :num_points] if num_people > 1 else None,
+        is_excess=truth is not None,
+        num_people=num_people,
+        num_observations=len(person_of_row),
+        files=files,
+        truth=truth,
+        baselines=tuple(
+            BaselineLoss(file, trained_on, loss_FM[:, num_points + place])
+            for place, (file, trained_on) in enumerate(baselines)
+        ),
+    )
+
+
+def _find_baseline(name: str, points: Sequence[SweepPoint], settings: FitLawSettings) -> tuple[ScoreFile, int]:
+    """Return the scores of a baseline in the run on most data that has them, and the observations of that run."""
+    for point in sorted(points, key=lambda point: -point.num_observations):
+        if point.run is not None and (file := find_baseline_scores(point.run, name, split=settings.split)) is not None:
+            return file, point.num_observations
+    largest = max(points, key=lambda point: point.num_observations)
+    raise LawError(
+        f"no run has scores of {name}; `python launch/baselines.py run={largest.run} split={settings.split} "
+        f"baselines='[{name}]'` makes them",
+        code="no-baseline",
     )
 
 

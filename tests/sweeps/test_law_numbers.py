@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers.errors import raises
 from helpers.scores import KEYS, write_scores
 from scipy import optimize
 
 from laborllm_dist.config.evaluation import FitLawSettings
+from laborllm_dist.report.load import ScoreFile
 from laborllm_dist.sweeps.law import FloatArray
 from laborllm_dist.sweeps.law_numbers import analyze_law
 from laborllm_dist.sweeps.law_results import LawNumbers
-from laborllm_dist.sweeps.losses import SweepLosses, choose_family, read_losses
+from laborllm_dist.sweeps.losses import BaselineLoss, SweepLosses, choose_family, read_losses
 from laborllm_dist.sweeps.points import SweepPoint
+from laborllm_dist.tables.parquet import ScoreTableInfo
 
 SIZES = {"60k": 60_000, "250k": 250_000, "1m": 1_000_000, "4m": 4_000_000}
 SHARES = (10_000, 20_000, 40_000, 80_000)
@@ -35,7 +38,7 @@ def settings(**changes: Any) -> FitLawSettings:
     values: dict[str, Any] = {
         "points": "points.csv", "output": None, "form": "auto", "method": "variable_projection",
         "num_params": "non_embedding", "sources": None, "pretrained": None, "split": "test", "measure": "title",
-        "loss": "auto", "bootstrap_draws": 60, "seed": 1, "figure_formats": ("png",),
+        "loss": "auto", "baselines": (), "bootstrap_draws": 60, "seed": 1, "figure_formats": ("png",),
     }  # fmt: skip
     return FitLawSettings(**{**values, **changes})
 
@@ -98,6 +101,42 @@ def test_a_sweep_without_noise_gives_the_law_and_what_follows_from_it() -> None:
     data = optimize.brentq(lambda d: law(1e6, d) - law(4e6, 8e4), 1e4, 1e9)
     assert by_size["1m"].multiple.value == pytest.approx(data / 8e4, rel=1e-5)
     assert by_size["60k"].multiple.value == math.inf  # E + A N^-a of 60k is above the loss of 4m
+
+
+@pytest.mark.parametrize(
+    ("form", "true_loss"),
+    [
+        ("additive", law),
+        ("multiplicative", lambda n, d: E + 900.0 * n**-0.3 * d**-0.2),
+        ("rectified", lambda n, d: E + 900.0 * n**-0.3 / (20_000**0.2 + d**0.2)),
+    ],
+)
+def test_baselines_are_equaled_where_the_law_has_their_loss(
+    form: str, true_loss: Callable[[float, float], float]
+) -> None:
+    points = [
+        dataclasses.replace(each, nats_per_observation=true_loss(each.num_non_embedding_params, each.num_observations))
+        for each in grid()
+    ]
+    chosen = settings(form=form)
+    losses = read_losses(points, chosen)
+    table = pa.table({"title": [0.0]})
+    info = ScoreTableInfo(model="some baseline", careers="", split="test", code="", details={})
+    # The second is better than any model on these data, and the third than any model on any data.
+    for target, is_reached in ((true_loss(5e5, 4e4), True), (E + 1e-9, False), (E - 0.1, False)):
+        baseline = BaselineLoss(ScoreFile("run", Path("scores"), table, info), 80_000, np.array([target]))
+        numbers = analyze_law(points, dataclasses.replace(losses, baselines=(baseline,)), chosen).baselines[0]
+        assert (numbers.model, numbers.num_observations, numbers.loss.value) == ("some baseline", 80_000, target)
+        multiples = {each.small: each.multiple.value for each in numbers.by_size}
+        if not is_reached:
+            assert numbers.num_params.value == math.inf or numbers.num_params.value > 1e12
+            assert min(multiples.values()) > 1e6
+            continue
+        needed = optimize.brentq(lambda n, loss=target: true_loss(n, 8e4) - loss, 1e3, 1e9)
+        assert numbers.num_params.value == pytest.approx(needed, rel=1e-4)
+        for size in ("1m", "4m"):
+            data = optimize.brentq(lambda d, n=SIZES[size], loss=target: true_loss(n, d) - loss, 1.0, 1e12)
+            assert multiples[size] == pytest.approx(data / 8e4, rel=1e-3)
 
 
 def test_total_parameters_are_an_option() -> None:
@@ -181,6 +220,21 @@ def test_losses_and_excess_are_those_of_the_score_tables(tmp_path: Path) -> None
     assert excess.draws_DP is not None
     # One draw of people for all runs: the difference of two runs is that of their excesses in every draw.
     assert plain.draws_DP[:, 0] - plain.draws_DP[:, 2] == pytest.approx(excess.draws_DP[:, 0] - excess.draws_DP[:, 2])
+    # A baseline of the run on most data that has it, on the same observations, by the same draws of people.
+    points[2] = dataclasses.replace(points[2], num_observations=20_000)
+    for run, halves in (("1m", (1, 1, 1, 1, 1)), ("60k", (2, 2, 2, 2, 2))):
+        write_scores(tmp_path / run / "scores" / "test.career.parquet", "CAREER", halves)
+    [career] = read_losses(points, settings(baselines=("career",))).baselines
+    assert (career.file.info.model, career.num_observations) == ("CAREER", 20_000)
+    assert career.loss_F[0] == pytest.approx(-1 / 5 * math.log(2))  # 5 halvings less the truth's 6
+    [plain_career] = read_losses(points, settings(baselines=("career",), loss="nats")).baselines
+    assert plain_career.loss_F == pytest.approx(np.full(61, math.log(2)))  # the same for every observation and draw
+    (tmp_path / "1m" / "scores" / "test.career.parquet").unlink()
+    assert read_losses(points, settings(baselines=("career",))).baselines[0].num_observations == 10_000
+    with raises("law/no-baseline", "bag_of_jobs", "launch/baselines.py"):
+        read_losses(points, settings(baselines=("bag_of_jobs",)))
+    with raises("law/baselines-without-runs", "career"):
+        read_losses([point("60k", 10_000)], settings(baselines=("career",)))
     with raises("score-table/no-scores", "validation"):
         read_losses(points, settings(split="validation"))
     with raises("run/no-run-folder", "gone"):

@@ -18,9 +18,20 @@ from rich.console import Console
 
 from laborllm_dist.config.evaluation import FitLawSettings
 from laborllm_dist.io.number_format import format_interval, format_multiple, format_significant
+from laborllm_dist.report.bootstrap import Estimate
 from laborllm_dist.report.write import publish
 from laborllm_dist.sweeps import law_report
-from laborllm_dist.sweeps.law_report import COLUMNS, LawResult, summary_text, terminal_tables, write_law
+from laborllm_dist.sweeps.law_report import (
+    COLUMNS,
+    LawResult,
+    draw_figures,
+    export_tables,
+    law_page,
+    summary_text,
+    terminal_tables,
+    write_law,
+)
+from laborllm_dist.sweeps.law_results import BaselineNumbers, BreakEvenNumbers
 from laborllm_dist.sweeps.points import SweepPoint, write_points
 
 SIZES = {"60k": 60_000, "<b>250k": 250_000, "1m": 1_000_000, "4m": 4_000_000}
@@ -29,7 +40,7 @@ SIZES = {"60k": 60_000, "<b>250k": 250_000, "1m": 1_000_000, "4m": 4_000_000}
 def settings(table: Path, **changes: object) -> FitLawSettings:
     plain = FitLawSettings(
         points=str(table), output=None, form="additive", method="variable_projection", num_params="non_embedding",
-        sources=None, pretrained=None, split="test", measure="title", loss="auto", bootstrap_draws=40, seed=1,
+        sources=None, pretrained=None, split="test", measure="title", loss="auto", baselines=(), bootstrap_draws=40, seed=1,
         figure_formats=("png",),
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
@@ -128,6 +139,37 @@ def test_terminal_tables_show_every_number_at_any_width(law: LawResult, width: i
         assert format_significant(estimate.value) in text, name
     assert text.count("no amount") >= 2  # the number, and its interval
     assert "no amount to no amount" not in text
+
+
+def test_baselines_stand_on_the_page_and_in_every_table(law: LawResult) -> None:
+    by_size = (
+        BreakEvenNumbers("4m", "CAR<i>", 80_000, Estimate(1.5, 1.25, 2.0, 0.2), 0.0),
+        BreakEvenNumbers("60k", "CAR<i>", 80_000, Estimate(math.inf, 7.5, math.inf, None), 0.75),
+    )
+    size = Estimate(2.5e6, 1.5e6, math.inf, None)
+    baseline = BaselineNumbers("CAR<i>", 80_000, Estimate(1.9876, 1.9, 2.1, 0.05), size, by_size)
+    never = dataclasses.replace(baseline, model="truth", num_params=Estimate(math.inf, None, None, None))
+    numbers = dataclasses.replace(law.numbers, baselines=(baseline, never))
+    page = law_page(numbers, draw_figures(numbers))
+    section = page[page.index('<section id="baselines">') : page.index('<section id="runs">')]
+    assert '<a href="#baselines">' in page
+    assert "CAR&lt;i&gt;" in section
+    assert "CAR<i>" not in section
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(terminal_tables(numbers)[-1])
+    for text in (section, console.export_text()):
+        plain = " ".join(re.sub(r"<[^>]+>", " ", text).split())
+        assert all(each in plain for each in ("1.9876", "1.5", "1.25", "7.5", "no amount")), plain
+        assert "2,500,000 parameters (1,500,000 to endless)" in plain
+        assert "no number of parameters" in plain
+    tables = {each.name: each.content for each in export_tables(numbers)}
+    rows = list(csv.DictReader(io.StringIO(tables["law_baselines.csv"])))[: 2 + len(by_size)]
+    assert [(row["term"], row["size"], row["compared_with"], float(row["estimate"])) for row in rows] == [
+        ("loss", "", "CAR<i>", 1.9876), ("num_params", "", "CAR<i>", 2.5e6),
+        ("data_multiple", "4m", "CAR<i>", 1.5), ("data_multiple", "60k", "CAR<i>", math.inf),
+    ]  # fmt: skip
+    assert "1.9876" in tables["law_baselines.tex"]
+    assert json.loads(summary_text(numbers))["baselines"][0]["by_size"][0]["multiple"]["low"] == 1.25
 
 
 def test_a_law_replaces_only_an_earlier_law(law: LawResult, tmp_path: Path) -> None:

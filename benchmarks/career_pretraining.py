@@ -1,0 +1,138 @@
+"""Does CAREER gain from pretraining on resumes, as its authors report?
+
+    python benchmarks/career_pretraining.py [--people 1000] [--resumes 8000] [--folder FOLDER]
+
+A small survey, and the resumes of other people of the same synthetic labor market, as CAREER's are: one job a year,
+nobody out of work or in school, no covariates. CAREER is trained on the survey alone, and on the resumes first; the
+survey's validation people end both trainings. Prints perplexities (title) on the survey's test people, and the gain
+from pretraining with its paired 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from laborllm_dist.careers.occupations.occ1990dd import EDUCATION, NOT_IN_LABOR_FORCE, UNEMPLOYED
+from laborllm_dist.careers.readers.synthetic.market import make_market
+from laborllm_dist.careers.types import CareerHistory
+from laborllm_dist.config.corpora import SyntheticSettings
+from laborllm_dist.report.bootstrap import ResampledPeople, resample_means
+from laborllm_dist.tables.scores import TRANSITIONS, read_score_table, transition_of
+
+PROJECT = Path(__file__).resolve().parent.parent
+HEADER = ("person", "year", "occupation", "birth_year", "gender", "ethnicity", "region", "education")
+NOT_A_JOB = {UNEMPLOYED, NOT_IN_LABOR_FORCE, EDUCATION}
+MARKET_SEED, DRAWS, DRAWS_SEED = 1, 2000, 1
+DATA = (
+    "data=long_panel",
+    "data.corpora.long_panel.path=survey.csv",
+    "data.corpora.long_panel.survey=SURVEY",
+    "+corpus@data.corpora.resumes=long_panel",
+    "data.corpora.resumes.path=resumes.csv",
+    "data.corpora.resumes.survey=RESUMES",
+    "data.corpora.long_panel.vocabulary.path=titles.csv",
+    "data.corpora.resumes.vocabulary.path=titles.csv",
+    "split.train=0.3",
+    "split.validation=0.1",
+)
+FITS = {  # as their authors have it: a lower rate after pretraining
+    "survey_alone": ("career.pretrain_on=[]", "5.0e-4"),
+    "pretrained": ("career.pretrain_on=[RESUMES]", "1.0e-4"),
+}
+
+
+def write_market(folder: Path, num_people: int, num_resumes: int) -> None:
+    """Write survey.csv, resumes.csv and titles.csv."""
+    market = make_market(SyntheticSettings(num_people=num_people + num_resumes, seed=MARKET_SEED))
+    careers = market.careers()
+    write_rows(folder / "survey.csv", HEADER, (row for career in islice(careers, num_people) for row in _rows(career)))
+    jobs = (row for career in careers for row in _rows(career) if row[2] not in NOT_A_JOB)
+    write_rows(folder / "resumes.csv", HEADER, ([*row[:3], *[""] * (len(HEADER) - 3)] for row in jobs))
+    titles = zip(market.vocabulary.codes, market.vocabulary.titles, strict=True)
+    write_rows(folder / "titles.csv", ("code", "title"), titles)
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def _rows(career: CareerHistory) -> list[list[str]]:
+    about = [str(value or "") for value in (career.birth_year, career.gender, career.ethnicity, career.region)]
+    return [[career.person, str(job.year), job.occupation, *about, job.education or ""] for job in career.jobs]
+
+
+def run(folder: Path, script: str, *settings: str) -> None:
+    """Run a script of launch/ in a folder."""
+    subprocess.run([sys.executable, str(PROJECT / "launch" / script), *settings], cwd=folder, check=True)
+
+
+def compare(folder: Path) -> None:
+    """Print perplexities of both, and the paired gain."""
+    tables = {name: read_score_table(folder / f"runs/{name}/scores/test.career.parquet")[0] for name in FITS}
+    table = tables["survey_alone"]
+    keep = np.flatnonzero(table["survey"].to_numpy() == "SURVEY")
+    scores_MN = np.stack([each["title"].to_numpy()[keep] for each in tables.values()])
+    table = table.take(keep)
+    keys = ["person", "position"]
+    if any(each.take(keep).select(keys) != table.select(keys) for each in tables.values()):
+        raise SystemExit("the two runs scored different observations")
+    pairs = zip(table["previous"].to_pylist(), table["occupation"].to_pylist(), strict=True)
+    group_N = np.array([1 + TRANSITIONS.index(transition_of(*pair)) for pair in pairs])
+    group_KN = np.stack([np.zeros_like(group_N), group_N])
+    _, person_N = np.unique(table["person"].to_numpy(zero_copy_only=False), return_inverse=True)
+    num_people = int(person_N.max()) + 1
+    means = resample_means(scores_MN, group_KN, ResampledPeople(person_N, num_people, None, DRAWS, DRAWS_SEED))
+    print(f"\n{num_people:,} test people of the survey, {len(table):,} observations")
+    print_row("perplexity", ("all", *TRANSITIONS))
+    for name, sample_G, draws_GD in zip(FITS, means.sample_MG, means.draws_MGD, strict=True):
+        print_row(name, (interval(np.exp(-s), np.exp(-d), ".3f") for s, d in zip(sample_G, draws_GD, strict=True)))
+    gain_G, gain_GD = means.sample_MG[1] - means.sample_MG[0], means.draws_MGD[1] - means.draws_MGD[0]
+    print_row("gain, nats (paired)", (interval(s, d, "+.4f") for s, d in zip(gain_G, gain_GD, strict=True)))
+
+
+def interval(value: float, draws_D: npt.NDArray[np.float64], digits: str) -> str:
+    """Return a number with its 95 % interval."""
+    low, high = np.nanpercentile(draws_D, [2.5, 97.5])
+    return f"{value:{digits}} ({low:{digits}} to {high:{digits}})"
+
+
+def print_row(name: str, cells: Iterable[str]) -> None:
+    """Print a row of the table."""
+    print(f"{name:20}" + "".join(f"{cell:>28}" for cell in cells))
+
+
+def main() -> None:
+    """Make the data, train both, and compare them."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--people", type=int, default=1000, help="people of the survey (30 %% of them to train on)")
+    arguments.add_argument("--resumes", type=int, default=8000, help="resumes (30 %% of them to train on)")
+    arguments.add_argument("--folder", type=Path, help="where to leave data and runs (default: a temporary folder)")
+    chosen = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = chosen.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_market(folder, chosen.people, chosen.resumes)
+        for name, (pretrain_on, rate) in FITS.items():
+            run(folder, "prepare.py", *DATA, f"name={name}")
+            run(
+                folder, "baselines.py", f"run=runs/{name}", "baselines=[career]", "threads=1", "+schedule=cpu",
+                pretrain_on, f"career.fit.learning_rate={rate}", "career.fit.max_updates=300",
+                "career.pretraining.max_updates=400",
+            )  # fmt: skip
+        compare(folder)
+
+
+if __name__ == "__main__":
+    main()
