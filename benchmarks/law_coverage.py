@@ -81,7 +81,8 @@ def settings_of(draws: int, seed: int) -> FitLawSettings:
     """Return the settings of a fit."""
     return FitLawSettings(
         points="simulated", output=None, form="additive", method="variable_projection", num_params="non_embedding",
-        sources=None, pretrained=None, split="test", measure="title", baselines=(), loss="auto", bootstrap_draws=draws, seed=seed,
+        sources=None, pretrained=None, split="test", measure="title", loss="auto", baselines=(),
+        bootstrap_draws=draws, seed=seed,
     )  # fmt: skip
 
 
