@@ -326,9 +326,18 @@ def _needs_quotes(override: str) -> bool:
     return parsed.is_sweep_override() or "${" in value
 
 
+_LONGEST_LIST = 1000  # characters
+
+
 def _quoting_advice(override: str) -> str:
     """Return advice to quote such a value, once for Hydra and once for the shell."""
     name, _, value = override.partition("=")
+    if value[:1] + value[-1:] == "[]" and len(value) < _LONGEST_LIST:
+        elements = ",".join(_quoted(element.strip()) for element in value[1:-1].split(","))
+        return (
+            f"setting {name}: an element of the list {value} has a sign that means something in settings; quote the "
+            f"elements for the settings, and the list for the shell: {shlex.quote(f'{name}=[{elements}]')}"
+        )
     path = str(Path(value).expanduser()) if value.startswith("~/") else value  # no shell opens ~ within quotes
     shell = shlex.quote(f"{name}={_quoted(path)}")
     return (

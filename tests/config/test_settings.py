@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from laborllm_dist.config.reader import (
     types_of_fields,
 )
 from laborllm_dist.config.run import MAY_CHANGE, RunSettings
+from laborllm_dist.config.sweep import SweepSettings
 
 CONF = PROJECT / "conf"
 GROUPS = ("batch", "data", "evaluation", "model", "optimizer", "template", "tokenizer", "training", "zero")
@@ -265,3 +267,11 @@ def test_a_working_directory_that_cannot_be_used_is_refused_in_one_line(
         assert ended.value.code == 2
         error = capsys.readouterr().err
         assert re.search(why, error) and error.count("\n") == 1
+
+
+def test_a_list_with_signs_of_the_settings_says_how_to_quote_its_elements() -> None:
+    with raises("settings/value-needs-quotes", "setting common", "quote the elements") as error:
+        compose_settings(SweepSettings, "sweep", ["+sweep=synthetic_law", "common=[data=synthetic, training.epochs=2]"])
+    (advised,) = shlex.split(str(error.value).split("for the shell: ")[1])
+    settings = compose_settings(SweepSettings, "sweep", ["+sweep=synthetic_law", advised])
+    assert settings.common == ("data=synthetic", "training.epochs=2")
