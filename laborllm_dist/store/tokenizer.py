@@ -154,7 +154,9 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
         return check_tokenizer(tokenizer, path)
     except (TokenizerError, CustomCodeError):
         raise
-    except Exception as error:  # files that are damaged or of a newer version: the Rust library raises plain Exception
+    except BaseException as error:  # of damaged or newer files: the Rust library raises plain Exception, or panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         why = " ".join(str(error).split()) or "no reason is given"
         raise TokenizerError(
             f"no tokenizer could be opened at {path} with transformers {transformers.__version__} and tokenizers "

@@ -25,6 +25,7 @@ from laborllm_dist.careers.readers.cells import DATE_PARTS, date_text, float_tex
 from laborllm_dist.careers.readers.file_formats import reject_other_formats
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.errors import DataFileError
+from laborllm_dist.tables.parquet import open_parquet
 
 Row = tuple[int, list[str]]
 Selection = Callable[[Sequence[str]], Iterable[str]]  # selects columns to read from the names of all columns
@@ -100,7 +101,7 @@ def read_rows(path: Path, problems: Problems, selected: Selection | None = None)
 def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
     place = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
         yield 0, schema.names
         names = column_names(schema.names)
@@ -115,7 +116,7 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
             )
         texts = [each.name for each in fields if _is_string(each.type)]
         _refuse_large_row_groups(path, metadata, set(texts))
-        with pq.ParquetFile(path, read_dictionary=texts, metadata=metadata) as file:
+        with open_parquet(path, read_dictionary=texts, metadata=metadata) as file:
             for batch in file.iter_batches(batch_size=10_000, columns=[each.name for each in fields]):
                 columns = [_texts(batch.column(each.name), path, each.name) for each in fields]
                 for row in range(batch.num_rows):
