@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from laborllm_dist.careers.readers.cells import InexactIdError, person_id, whole_number
+from laborllm_dist.careers.readers.cells import InexactIdError, person_id, whole_number, with_plain_blanks
 from laborllm_dist.careers.readers.tabular import column_names, note_doubled, read_rows, unit_of
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import is_missing
@@ -108,7 +108,7 @@ def _rows(path: Path, settings: WeightSettings) -> Iterator[tuple[str | None, st
         if len(values) != len(header):
             problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
             continue
-        survey, person, year, weight = (None if at is None else values[at].strip() for at in columns)
+        survey, person, year, weight = (None if at is None else with_plain_blanks(values[at]) for at in columns)
         yield survey, person or "", year, weight or ""
     problems.reject_if_any()
 
