@@ -95,7 +95,8 @@ def _rows(path: Path, settings: WeightSettings) -> Iterator[tuple[str | None, st
         raise DataFileError(f"no file of weights at {path} (weights.path)", code="no-weight-file")
     names = (settings.survey, settings.person, settings.year, settings.column)
     problems = Problems(path, unit_of(path))
-    rows = read_rows(path, problems, lambda header: [name for name in names if name is not None])
+    columns_read = [name for name in names if name is not None]
+    rows = read_rows(path, problems, lambda header: columns_read, measured=(settings.column,))
     place, header = next(rows, (1, []))
     known = column_names(header)
     note_doubled([name for name in known if name in names], place, problems)

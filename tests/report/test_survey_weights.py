@@ -50,6 +50,14 @@ def test_compressed_and_parquet_files_are_read_too(tmp_path: Path) -> None:
     assert zipped.tolist() == columns.tolist() == [2, 2, 1]
 
 
+def test_weights_of_short_floats_have_the_value_that_they_hold(tmp_path: Path) -> None:
+    weights = pa.array([0.1, 123_456_789.0], pa.float32())
+    pq.write_table(pa.table({"person": [7, 12], "weight": weights}), tmp_path / "w.parquet")
+    actual = read_weights(WeightSettings(path=str(tmp_path / "w.parquet")), OBSERVATIONS)
+    assert actual is not None
+    assert actual.tolist() == [123_456_792.0, 123_456_792.0, float(np.float32(0.1))]  # the nearest floats of 32 bits
+
+
 def test_surveys_may_share_ids_if_the_file_names_them(tmp_path: Path) -> None:
     both = OBSERVATIONS.set_column(0, "survey", pa.array(["NLSY79", "NLSY79", "PSID"])).set_column(
         1, "person", pa.array(["7", "7", "7"])

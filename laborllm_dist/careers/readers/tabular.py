@@ -77,13 +77,17 @@ def missing_column(use: str, names: Sequence[str], *, is_optional: bool) -> str:
     return f"missing (needed for {use}); the columns are {', '.join(names)}; ...columns.{use}=NAME names another{none}"
 
 
-def read_rows(path: Path, problems: Problems, selected: Selection | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path, problems: Problems, selected: Selection | None = None, *, measured: Sequence[str] = ()
+) -> Iterator[Row]:
     """Yield (place, values) with the header first, at place 1 of a CSV and 0 of a Parquet file.
 
     Args:
         path: file to read.
         problems: gets the rows that cannot be read.
         selected: selects the columns to read; the others of a Parquet file are "" in every row. None: all columns.
+        measured: columns of measurements, whose 32-bit floats have the value that they hold: they are not ids, which
+            rounding would merge.
 
     Raises:
         DataFileError: if the file is missing, empty, damaged, of another format, or too large for memory.
@@ -95,10 +99,10 @@ def read_rows(path: Path, problems: Problems, selected: Selection | None = None)
     reject_other_formats(path)
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty", code="empty-file")
-    yield from _parquet_rows(path, selected) if is_parquet(path) else _csv_rows(path, problems)
+    yield from _parquet_rows(path, selected, measured) if is_parquet(path) else _csv_rows(path, problems)
 
 
-def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
+def _parquet_rows(path: Path, selected: Selection | None, measured: Sequence[str]) -> Iterator[Row]:
     place = 0
     try:
         with open_parquet(path) as file:
@@ -118,7 +122,12 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
         _refuse_large_row_groups(path, metadata, set(texts))
         with open_parquet(path, read_dictionary=texts, metadata=metadata) as file:
             for batch in file.iter_batches(batch_size=10_000, columns=[each.name for each in fields]):
-                columns = [_texts(batch.column(each.name), path, each.name) for each in fields]
+                columns = [
+                    list(map(_as_text, batch.column(each.name).to_pylist()))
+                    if pa.types.is_floating(each.type) and names[index] in measured
+                    else _texts(batch.column(each.name), path, each.name)
+                    for index, each in zip(indices, fields, strict=True)
+                ]
                 for row in range(batch.num_rows):
                     values = [""] * len(names)
                     for index, column in zip(indices, columns, strict=True):
