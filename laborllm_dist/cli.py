@@ -50,6 +50,7 @@ from laborllm_dist.errors import (
 )
 from laborllm_dist.io.command_log import record_command
 from laborllm_dist.io.console import configure_logging, guard_output, is_other_rank, show
+from laborllm_dist.io.files import translate_disk_errors
 from laborllm_dist.io.run_directory import RECORD, STORE_MANIFEST, settings_fingerprint
 from laborllm_dist.tracking.tracker import SWEEP_CONFIG, in_wandb_sweep
 
@@ -151,6 +152,10 @@ def _composed(config_name: str, overrides: Sequence[str], *, incomplete: bool) -
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=not incomplete)
     except (HydraException, OmegaConfBaseException, *UNREADABLE) as error:
         raise _composition_error(str(error), config_name, overrides) from None
+    except OSError as error:  # Hydra looks for a file by the name of each setting
+        raise SettingsError(
+            f"no settings can be composed of {shlex.join(overrides)} ({error.strerror})", code="settings-not-composed"
+        ) from None
     except (TypeError, AttributeError) as error:  # where the option of a group is a list of numbers, say
         raise SettingsError(
             f"no settings can be composed of {shlex.join(overrides)} ({error}); a group, such as data, needs the name "
@@ -172,8 +177,9 @@ def launch(kind: type[Settings], config_name: str, work: Callable[[Settings], No
             _show_help(kind, config_name, [argument for argument in arguments if argument not in HELP], help_text)
         else:
             _check_working_directory()
-            settings = _named(compose_settings(kind, config_name, arguments))
-            work(settings)
+            with translate_disk_errors(Path.cwd()):  # a name that is too long, a folder that may not be entered
+                settings = _named(compose_settings(kind, config_name, arguments))
+                work(settings)
             folder = _run_folder(settings)
             if folder is not None and not is_other_rank(os.environ):
                 record_command(folder, Path(sys.argv[0]).stem, arguments, started)

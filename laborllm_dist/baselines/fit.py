@@ -28,7 +28,9 @@ from laborllm_dist.baselines.two_stage import DECADE, START, CareerBatch, TwoSta
 from laborllm_dist.config.baselines import FitSettings
 from laborllm_dist.errors import ModelError
 from laborllm_dist.io.files import atomic_write, fingerprint_of
+from laborllm_dist.io.number_format import format_perplexity
 from laborllm_dist.randomness import generator
+from laborllm_dist.tables.log_domain import perplexity_of
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +110,8 @@ def fit(
             seconds = (time.monotonic() - begun) / (state.step - first) * (settings.max_updates - state.step)
             logger.info(
                 f"baselines: {label}, step {state.step:,} of at most {settings.max_updates:,}, "
-                f"validation perplexity {math.exp(loss):.3f} "
-                f"(best {math.exp(state.best_loss):.3f} at {state.best_step:,}), at most {seconds / 60:.0f} min left"
+                f"validation perplexity {_perplexity(loss)} "
+                f"(best {_perplexity(state.best_loss)} at {state.best_step:,}), at most {seconds / 60:.0f} min left"
             )
         if time.monotonic() - saved > SAVE_SECONDS:
             _save(state_file, identity, model, optimizer, state, best)
@@ -117,6 +119,10 @@ def fit(
     _save(state_file, identity, model, optimizer, state, best)
     model.load_state_dict(best)
     return state
+
+
+def _perplexity(loss: float) -> str:
+    return format_perplexity(float(perplexity_of(-loss)))
 
 
 def learning_rate(step: int, settings: FitSettings) -> float:

@@ -24,6 +24,8 @@ import torch
 from scipy import optimize, sparse
 
 from laborllm_dist.baselines.features import CareerFeatures, Integers
+from laborllm_dist.io.number_format import format_perplexity
+from laborllm_dist.tables.log_domain import perplexity_of
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,8 @@ def fit_logit(train: Sample, validation: Sample, num_occupations: int, label: st
     for strength in strengths:
         model = fit_with_strength(single, num_occupations, strength, best, SEARCH_TOLERANCE)
         likelihood = model.log_likelihood(validation)
-        logger.info(f"baselines: {label}, strength {strength:g}, validation perplexity {np.exp(-likelihood):.3f}")
+        perplexity = format_perplexity(float(perplexity_of(likelihood)))
+        logger.info(f"baselines: {label}, strength {strength:g}, validation perplexity {perplexity}")
         if likelihood <= best_likelihood:
             break
         best, best_likelihood = model, likelihood

@@ -13,6 +13,7 @@ same command resumes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import ForeignFileError, RunError, SettingsError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
-from laborllm_dist.io.json_files import NotJsonError, read_json_object
+from laborllm_dist.io.json_files import NotJsonError, is_finite_number, read_json_object
 from laborllm_dist.io.number_format import format_count, format_decimals, format_perplexity
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.store.pooling import training_pool
@@ -195,7 +196,10 @@ def _read_losses(file: Path, identity: str) -> dict[Weights, float]:
             raise NotJsonError("not a file of fits")
         if content["identity"] != identity:
             return {}
-        return {tuple(fit["weights"]): float(fit["nats_per_title"]) for fit in content["tried"]}
+        losses = {tuple(fit["weights"]): fit["nats_per_title"] for fit in content["tried"]}
+        if not all(map(is_finite_number, [*losses.values(), *itertools.chain(*losses)])):
+            raise NotJsonError("a weight or loss is not a number")
+        return losses
     except FileNotFoundError:
         return {}
     except (OSError, NotJsonError, KeyError, TypeError, ValueError):

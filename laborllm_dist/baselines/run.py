@@ -61,7 +61,7 @@ from laborllm_dist.io.run_directory import RunDirectory, read_run
 from laborllm_dist.models.loading import weights_identity
 from laborllm_dist.store.pooling import TrainingPool, observation_weights, training_pool
 from laborllm_dist.store.store import CareerTable, TokenStore, checking_store, open_store, whole_careers
-from laborllm_dist.tables.log_domain import log_sum_exp
+from laborllm_dist.tables.log_domain import log_sum_exp, perplexity_of
 from laborllm_dist.tables.parquet import ScoreTableInfo, key_order, written_info
 from laborllm_dist.tables.scores import MASS_OUTSIDE_TITLES, NUM_TITLES, TRUE_MODEL, write_score_table
 from laborllm_dist.tables.title_distributions import title_table_path, write_title_table
@@ -448,7 +448,7 @@ def _two_stage(
             model, train, weights, chosen, schedule, file, label,
             {"format": FORMAT, **dataclasses.asdict(getattr(settings, name))},
         )  # fmt: skip
-        return {"best_update": str(state.best_step), "validation_perplexity": f"{np.exp(state.best_loss):.4f}"}
+        return {"best_update": str(state.best_step), "validation_perplexity": f"{perplexity_of(-state.best_loss):.4f}"}
 
     later = people.surveys
     if name == "career" and settings.career.pretrain_on:

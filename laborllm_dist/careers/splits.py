@@ -24,8 +24,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from laborllm_dist.careers.readers.cells import InexactIdError, person_id, same_code
-from laborllm_dist.careers.readers.tabular import column_names, missing_column, read_rows, text_lines, unit_of
+from laborllm_dist.careers.readers.cells import InexactIdError, person_id, same_code, with_plain_blanks
+from laborllm_dist.careers.readers.file_formats import reject_other_formats
+from laborllm_dist.careers.readers.tabular import (
+    column_names,
+    missing_column,
+    note_doubled,
+    read_rows,
+    text_lines,
+    unit_of,
+)
 from laborllm_dist.careers.types import CareerHistory
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import LongPanelCorpus, is_missing
@@ -217,10 +225,12 @@ class _People:
     def read_ids(self, path: Path, digest_of: Callable[[str], int], value: int) -> None:
         """Read a file of ids, one a line."""
         self.paths.append(path)
+        reject_other_formats(path)
         problems = Problems(path, "line")
         with path.open("rb") as file:
             for place, line in enumerate(text_lines(file, problems), start=1):
-                if line.strip() and (person := _person(line.strip(), place, None, problems)) is not None:
+                cell = with_plain_blanks(line)
+                if cell and (person := _person(cell, place, None, problems)) is not None:
                     self._add(digest_of(person), value, place)
         problems.reject_if_any()
 
@@ -232,6 +242,7 @@ class _People:
         rows = read_rows(table.path, problems, lambda header: names)
         place, header = next(rows, (1, []))
         known = column_names(header)
+        note_doubled([name for name in known if name in names], place, problems)
         for use, name in zip(("person", "column", "population"), names, strict=False):
             if name not in known:
                 problems.add(place, name, missing_column(use, known, is_optional=False))
@@ -242,7 +253,7 @@ class _People:
             if len(row) != len(header):
                 problems.add(place, None, f"{len(row)} values, the header has {len(header)}")
                 continue
-            name, cell, *population = (row[column].strip() for column in columns)
+            name, cell, *population = (with_plain_blanks(row[column]) for column in columns)
             if is_missing(cell) or (population and population[0] not in table.populations):
                 continue
             if (person := _person(name, place, table.person, problems)) is None:

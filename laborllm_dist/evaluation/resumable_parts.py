@@ -13,12 +13,11 @@ from pathlib import Path
 from time import monotonic
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.io.files import atomic_write
-from laborllm_dist.tables.parquet import DAMAGE, check_content, with_checksum
+from laborllm_dist.tables.parquet import DAMAGE, check_content, read_parquet, with_checksum, write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def finish_parts(work: ResumableJob, ranks: DistributedContext) -> None:
     for place in ranks.claim_indices(len(missing)):
         table = work.make(missing[place])
         with atomic_write(_path(work, missing[place])) as partial:
-            pq.write_table(with_checksum(table), partial, compression="zstd")
+            write_parquet(with_checksum(table), partial)
         num_made += table.num_rows
         speed = num_made * ranks.world_size / (monotonic() - started)
         logger.info(f"{work.word}: part {place + 1:,}/{len(missing):,}  {speed:,.1f} observations/s")
@@ -85,7 +84,7 @@ def remove_parts(work: ResumableJob) -> None:
 
 def _read(path: Path) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         check_content(table)
         return table
     except FileNotFoundError:

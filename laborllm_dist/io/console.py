@@ -52,7 +52,10 @@ def configure_logging() -> None:
 
     Only commands call this; a program that imports the package gets the records without handlers. With several ranks,
     rank 0 prints progress, except for records with `extra=EVERY_RANK`; every rank prints its own warnings and errors.
+    torch's warnings from C++, such as 20 lines about the socket of a rank that has ended, are not printed, unless the
+    user sets TORCH_CPP_LOG_LEVEL; an error of this package follows them. torch reads the variable when it is imported.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logger = logging.getLogger(LOGGER)
     if not any(isinstance(handler, _StreamHandler) for handler in logger.handlers):
         progress, rest = _StreamHandler("stdout"), _StreamHandler("stderr")

@@ -258,7 +258,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def finite_or_null(value: Any) -> Any:
     """Return a JSON value with NaN and infinities, which JSON lacks, replaced by null."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: finite_or_null(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite_or_null(inner) for inner in value]

@@ -7,6 +7,7 @@ errors like invalid syntax.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if len(content) > MOST_BYTES:
         raise NotJsonError(f"more than {MOST_BYTES >> 20:,} MiB")
     return json_object(content)
+
+
+def is_finite_number(value: object) -> bool:
+    """Return whether a JSON value is a number that a float64 can hold; true, false, NaN and infinities are not."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return False
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -6,16 +6,15 @@ they are, so that one evaluation serves weighted and unweighted reports.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from laborllm_dist.careers.readers.cells import InexactIdError, person_id
+from laborllm_dist.careers.readers.cells import InexactIdError, person_id, whole_number, with_plain_blanks
+from laborllm_dist.careers.readers.tabular import column_names, note_doubled, read_rows, unit_of
+from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.config.corpora import is_missing
 from laborllm_dist.config.evaluation import WeightSettings
 from laborllm_dist.errors import DataFileError
@@ -91,47 +90,40 @@ def _weights_by_key(path: Path, settings: WeightSettings) -> dict[Key, float]:
 
 
 def _rows(path: Path, settings: WeightSettings) -> Iterator[tuple[str | None, str, str | None, str]]:
-    """Give survey, person, year and weight of each row as texts."""
-    names = (settings.survey, settings.person, settings.year, settings.column)
-    chosen = [name for name in names if name is not None]
-    table = _read(path, chosen)
-    columns = dict(zip(chosen, (_texts(table[name]) for name in chosen), strict=True))
-    absent: Sequence[Any] = [None] * table.num_rows
-    yield from zip(*(absent if name is None else columns[name] for name in names), strict=True)
-
-
-def _read(path: Path, names: Sequence[str]) -> pa.Table:
-    if not path.is_file():
+    """Yield survey, person, year and weight of each row as texts; None: the file has no such column."""
+    if not path.exists():
         raise DataFileError(f"no file of weights at {path} (weights.path)", code="no-weight-file")
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path, columns=list(names)).select(list(names))
-        options = pyarrow.csv.ConvertOptions(
-            include_columns=list(names), column_types=dict.fromkeys(names, pa.string())
-        )
-        return pyarrow.csv.read_csv(path, convert_options=options)
-    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataFileError(
-            f"{path} cannot be read as a CSV or Parquet file with the columns {', '.join(names)}: {reason}",
-            code="unreadable-weight-file",
-        ) from None
-
-
-def _texts(column: pa.ChunkedArray) -> list[str]:
-    return ["" if value is None else str(value).strip() for value in column.to_pylist()]
+    names = (settings.survey, settings.person, settings.year, settings.column)
+    problems = Problems(path, unit_of(path))
+    columns_read = [name for name in names if name is not None]
+    rows = read_rows(path, problems, lambda header: columns_read, measured=(settings.column,))
+    place, header = next(rows, (1, []))
+    known = column_names(header)
+    note_doubled([name for name in known if name in names], place, problems)
+    for use, name in zip(("survey", "person", "year", "column"), names, strict=True):
+        if name is not None and name not in known:
+            problems.add(place, name, f"missing; the columns are {', '.join(known)}; weights.{use}= names another")
+    problems.reject_if_any()
+    columns = [None if name is None else known.index(name) for name in names]
+    for place, values in rows:
+        if len(values) != len(header):
+            problems.add(place, None, f"{len(values)} values, the header has {len(header)}")
+            continue
+        survey, person, year, weight = (None if at is None else with_plain_blanks(values[at]) for at in columns)
+        yield survey, person or "", year, weight or ""
+    problems.reject_if_any()
 
 
 def _year(cell: str, path: Path, settings: WeightSettings) -> int:
-    number = _number(cell)
-    if number is None or not number.is_integer():
+    year = whole_number(cell)
+    if year is None:
         raise DataFileError(f"{path}, column {settings.year}: {cell!r} is no calendar year", code="invalid-weight-year")
-    return int(number)
+    return year
 
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return float(cell) if cell.isascii() and "_" not in cell else None
     except ValueError:
         return None
 

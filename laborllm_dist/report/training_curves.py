@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laborllm_dist.io.json_files import NotJsonError, json_object
+from laborllm_dist.io.json_files import NotJsonError, is_finite_number, json_object
 from laborllm_dist.io.run_directory import METRICS
 
 MOST_POINTS = 300  # of a curve: more than the pixels of a phone
@@ -117,4 +117,4 @@ def _are_numbers(step: dict[str, Any]) -> bool:
     needed = [step.get(name) for name in ("epoch", "loss_nats_per_token", "step_tokens", "learning_rate")]
     measured = [value for name, value in step.items() if name.startswith("validation_")]
     values = [*needed, *measured]
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values) and step["step_tokens"] > 0
+    return all(map(is_finite_number, values)) and step["step_tokens"] > 0

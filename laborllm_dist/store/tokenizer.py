@@ -29,7 +29,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from laborllm_dist.careers.readers.file_formats import pointer_in
 from laborllm_dist.errors import CustomCodeError, TokenizerError
-from laborllm_dist.store.auto_classes import open_tokenizer
+from laborllm_dist.store.auto_classes import open_tokenizer, reason_of
 from laborllm_dist.store.hub import is_hub_id, look_for_hub, why_no_hub_id
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
@@ -154,8 +154,15 @@ def load_tokenizer(path: str, *, revision: str | None = None, subfolder: str | N
         return check_tokenizer(tokenizer, path)
     except (TokenizerError, CustomCodeError):
         raise
-    except Exception as error:  # files that are damaged or of a newer version: the Rust library raises plain Exception
+    except BaseException as error:  # of damaged or newer files: the Rust library raises plain Exception, or panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         why = " ".join(str(error).split()) or "no reason is given"
+        if isinstance(error, OSError) and not Path(path).exists():
+            raise TokenizerError(
+                f"no tokenizer at {path}: there is no such folder, and the hub has not given it ({reason_of(error)})",
+                code="no-tokenizer",
+            ) from None
         raise TokenizerError(
             f"no tokenizer could be opened at {path} with transformers {transformers.__version__} and tokenizers "
             f"{tokenizers.__version__} ({type(error).__name__}: {why}); if its files are of a newer version, "

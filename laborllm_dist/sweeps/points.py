@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from laborllm_dist.careers.readers.cells import whole_number
+from laborllm_dist.careers.readers.tabular import column_names, note_doubled, read_rows
+from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.errors import DataFileError
 from laborllm_dist.io.files import write_text
-from laborllm_dist.plain_text import visible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,30 +54,31 @@ def read_points(path: Path) -> tuple[SweepPoint, ...]:
     """Read the points of a sweep, or of a user's own file; columns that no point has are ignored.
 
     Raises:
-        DataFileError: if the file is missing or no CSV, lacks a column, has no rows, or has a cell that is no value of
-            its column; or if a point has neither a run nor a loss, or some points have a loss and others do not.
+        DataFileError: if the file is missing or no CSV, lacks a column, has one twice, has no rows, or has a cell that
+            is no value of its column; or if a point has neither a run nor a loss, or some points have a loss and others
+            do not.
     """
     if not path.is_file():
         raise DataFileError(
             f"no table of points at {path}; launch/sweep.py writes points.csv into the sweep's folder",
             code="no-points-file",
         )
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise DataFileError(
-            f"{path} cannot be read as a CSV in UTF-8: {error}", code="unreadable-points-file"
-        ) from None
-    if not rows:
-        raise DataFileError(f"{path} has no points; expected a header and one row per run", code="no-points")
-    if absent := [name for name in _REQUIRED if name not in rows[0]]:
+    problems = Problems(path, "line")
+    table = read_rows(path, problems)
+    place, header = next(table, (1, []))
+    names = column_names(header)
+    note_doubled(names, place, problems)
+    rows = [values for _, values in table]
+    problems.reject_if_any()
+    if absent := [name for name in _REQUIRED if name not in names]:
         raise DataFileError(
             f"{path} has no column {', '.join(absent)}; a table of points has {', '.join(_REQUIRED)} and run or "
             "nats_per_observation",
             code="points-without-column",
         )
-    points = tuple(_point(row, f"{path}, row {number}") for number, row in enumerate(rows, start=1))
+    if not rows:
+        raise DataFileError(f"{path} has no points; expected a header and one row per run", code="no-points")
+    points = tuple(_point(names, values, f"{path}, row {number}") for number, values in enumerate(rows, start=1))
     with_loss = sum(point.nats_per_observation is not None for point in points)
     if 0 < with_loss < len(points):
         raise DataFileError(
@@ -86,19 +89,21 @@ def read_points(path: Path) -> tuple[SweepPoint, ...]:
     return points
 
 
-def _point(row: Mapping[str | None, Any], where: str) -> SweepPoint:
-    if None in row:  # csv's key for what is beyond the header
-        raise DataFileError(f"{where}, has more cells than the header", code="points-row-too-long")
-    values: dict[str, Any] = {}
+def _point(names: Sequence[str], cells: Sequence[str], where: str) -> SweepPoint:
+    if len(cells) != len(names):
+        raise DataFileError(
+            f"{where}, has {len(cells)} cells, the header has {len(names)}", code="points-row-of-another-length"
+        )
+    row, values = dict(zip(names, cells, strict=True)), dict[str, Any]()
     for name, (parse, expected) in _CELLS.items():
-        cell = (row.get(name) or "").strip()
+        cell = row.get(name, "").strip()
         if not cell and name not in _REQUIRED:
             continue
         try:
             values[name] = parse(cell)
         except (ValueError, OverflowError):
             raise DataFileError(
-                f"{where}, column {name}: {visible(cell)!r} is not {expected}", code="invalid-points-cell"
+                f"{where}, column {name}: {cell!r} is not {expected}", code="invalid-points-cell"
             ) from None
     point = SweepPoint(**values)
     if point.run is None and point.nats_per_observation is None:
@@ -109,9 +114,16 @@ def _point(row: Mapping[str | None, Any], where: str) -> SweepPoint:
 
 
 def _text(cell: str) -> str:
-    if not cell:
+    if not cell or not cell.isprintable():
         raise ValueError
     return cell
+
+
+def _integer(cell: str) -> int:
+    number = whole_number(cell)
+    if number is None:
+        raise ValueError
+    return number
 
 
 def _count(cell: str) -> int:
@@ -123,14 +135,14 @@ def _count(cell: str) -> int:
 
 def _positive(cell: str) -> float:
     number = float(cell)
-    if not 0 < number < math.inf:
+    if not 0 < number < math.inf or "_" in cell or not cell.isascii():
         raise ValueError
     return number
 
 
 _COUNT = (_count, "a whole number above 0")
 _POSITIVE = (_positive, "a number above 0")
-_NAME = (_text, "a name")
+_NAME = (_text, "a name without control characters")
 _CELLS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "size": _NAME,
     "num_params": _COUNT,
@@ -141,7 +153,7 @@ _CELLS: Mapping[str, tuple[Callable[[str], object], str]] = {
     "num_tokens": _COUNT,
     "epochs": _POSITIVE,
     "flops": _POSITIVE,
-    "seed": (int, "a whole number"),
+    "seed": (_integer, "a whole number"),
     "sources": _NAME,
     "pretrained": _NAME,
     "nats_per_observation": _POSITIVE,

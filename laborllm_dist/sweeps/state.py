@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -30,13 +30,14 @@ from laborllm_dist.distributed.launcher import process_of
 from laborllm_dist.errors import ScoreTableError, SettingsError, SweepError
 from laborllm_dist.io.console_tables import Column, FoldingTable
 from laborllm_dist.io.files import file_lock, fingerprint_of, write_json
-from laborllm_dist.io.json_files import NotJsonError, json_object, read_json_object
+from laborllm_dist.io.json_files import NotJsonError, read_json_object
 from laborllm_dist.io.run_directory import METRICS, RunDirectory, recorded_runs, run_fingerprint
 from laborllm_dist.store.build import StoreLocation
 from laborllm_dist.store.store import TokenStore, open_store
 from laborllm_dist.sweeps.points import SweepPoint, write_points
 from laborllm_dist.sweeps.runs import SweepRun, plan_run, point_of, run_cells
 from laborllm_dist.tables.scores import read_score_table
+from laborllm_dist.tracking.run_log import numbers_of, read_log
 
 POINTS = "points.csv"
 STOP_SECONDS = 600.0  # for a run that is asked to stop: it finishes its step and saves
@@ -263,20 +264,17 @@ def state_of(run: SweepRun, record: RunRecord | None, folders: Mapping[str, Path
     return "interrupted" if (run.folder / METRICS).exists() or record is not None else "waiting"
 
 
-def last_metrics(folder: Path) -> dict[str, Any]:
-    """Return the newest value of each metric in a run's metrics.jsonl; empty if there is none."""
-    values: dict[str, Any] = {}
-    try:
-        lines = RunDirectory(folder, "").metrics.read_bytes().split(b"\n")
-    except OSError:
-        return values
-    for line in lines:
-        with contextlib.suppress(NotJsonError):
-            values |= json_object(line)
-    return values
+def last_metrics(folder: Path) -> dict[str, float]:
+    """Return the newest number of each metric in a run's metrics.jsonl; empty if there is none."""
+    numbers: dict[str, float] = {}
+    path = RunDirectory(folder, "").metrics
+    if path.is_file():
+        for _, facts in read_log(path):
+            numbers |= numbers_of(facts)
+    return numbers
 
 
-def _step(sweep: Sweep, run: SweepRun, metrics: Mapping[str, Any]) -> str:
+def _step(sweep: Sweep, run: SweepRun, metrics: Mapping[str, float]) -> str:
     store = sweep.store_of(run)
     num_steps = "" if store is None else f"/{plan_run(run, store).plan.num_steps:,}"
     return f"{metrics.get('step', 0):,}{num_steps}"

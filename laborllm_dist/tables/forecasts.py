@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.io.number_format import format_decimals, format_perplexity
 from laborllm_dist.tables.log_domain import perplexity_of
 from laborllm_dist.tables.parquet import DistributionTable, ScoreTableInfo, read_lists, write_lists
 
 Floats = npt.NDArray[np.float64]
+ROUNDING = 1e-6  # of a probability, and of the sum of all
 SMALLEST = float(np.finfo(np.float64).tiny)  # lower bound of a probability before its logarithm is taken
 FORECAST_SCHEMA = pa.schema(
     [
@@ -81,10 +83,34 @@ def read_forecast_table(path: Path) -> DistributionTable:
     """Return forecasts with their metadata.
 
     Raises:
-        ScoreTableError: if the file is missing, damaged or not a table of forecasts.
+        ScoreTableError: if the file is missing, damaged or not a table of forecasts, or a number is no probability.
     """
     made_by = "deepspeed launch/forecast.py run=..."
-    return read_lists(path, FORECAST_SCHEMA, kind="table of forecasts", made_by=made_by)
+    forecasts = read_lists(path, FORECAST_SCHEMA, kind="table of forecasts", made_by=made_by)
+    if (problem := _problem_of(forecasts.table)) is not None:
+        raise ScoreTableError(
+            f"{path} is damaged: {problem}; delete it, and `{made_by}` writes it again", code="invalid-forecasts"
+        )
+    return forecasts
+
+
+def _problem_of(table: pa.Table) -> str | None:
+    """Return what is wrong with forecasts, such as a number that is no probability; None: nothing."""
+    if not table.num_rows:
+        return "it has no forecasts"
+    within = {"direct": (-np.inf, 0.0), "composed": (-np.inf, 0.0), "bound": (0.0, 1.0)}
+    within |= dict.fromkeys(("direct_all", "composed_all", "standard_error"), (0.0, 1.0))
+    for name, (least, most) in within.items():
+        column = table[name].combine_chunks()
+        values = (column.flatten() if pa.types.is_list(column.type) else column).to_numpy(zero_copy_only=False)
+        if not ((values >= least) & (values <= most + ROUNDING)).all():  # NaN is not
+            return f"column {name} has a number that no forecast has"
+    for name in ("direct_all", "composed_all"):
+        if np.abs(_matrix(table[name]).sum(axis=1) - 1).max() > ROUNDING:
+            return f"the probabilities in a list {name} do not add up to 1"
+    if table["standard_error"].null_count not in (0, table.num_rows):
+        return "some forecasts are of sampled paths, and some are not"
+    return None
 
 
 def coherence_of(table: pa.Table) -> Coherence:

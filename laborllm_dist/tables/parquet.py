@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,36 @@ class DistributionTable:
     occupations: tuple[str, ...]
 
 
+@contextmanager
+def open_parquet(path: Path, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file. pyarrow is given the open file, since it takes only paths that are UTF-8."""
+    with path.open("rb") as file, pq.ParquetFile(file, **options) as parquet:
+        yield parquet
+
+
+def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:
+    """Write a Parquet file at any path."""
+    with path.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", **options)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Return all rows of a Parquet file."""
+    with open_parquet(path) as file:
+        return file.read()
+
+
+def schema_of(path: Path) -> pa.Schema:
+    """Return the schema of a Parquet file, with its metadata, from its end alone."""
+    with open_parquet(path) as file:
+        return file.schema_arrow
+
+
 def write_scored(table: pa.Table, info: ScoreTableInfo, path: Path, *, row_group_size: int | None = None) -> None:
     """Write rows atomically, in their present order."""
     table = with_checksum(table.replace_schema_metadata(metadata_of(info)))
     with atomic_write(path) as partial:
-        pq.write_table(table, partial, compression="zstd", row_group_size=row_group_size)
+        write_parquet(table, partial, row_group_size=row_group_size)
 
 
 def write_lists(
@@ -66,7 +92,7 @@ def write_lists(
     metadata = {**metadata_of(info), _OCCUPATIONS: json.dumps(list(occupations)).encode()}
     table = with_checksum(sorted_rows(table, schema, KEY).replace_schema_metadata(metadata))
     with atomic_write(path) as partial:
-        pq.write_table(table, partial, compression="zstd", row_group_size=ROWS_WITH_LISTS)
+        write_parquet(table, partial, row_group_size=ROWS_WITH_LISTS)
 
 
 def sorted_rows(table: pa.Table, schema: pa.Schema, order: Sequence[str]) -> pa.Table:
@@ -107,11 +133,28 @@ def read_lists(path: Path, schema: pa.Schema, *, kind: str, made_by: str) -> Dis
     """
     table, info, metadata = _read(path, schema, kind, made_by)
     try:
-        return DistributionTable(table, info, _texts_of(metadata[_OCCUPATIONS]))
+        occupations = _texts_of(metadata[_OCCUPATIONS])
+        _check_lists(table, len(occupations))
+        return DistributionTable(table, info, occupations)
     except (KeyError, ValueError) as error:
         raise ScoreTableError(
             f"{path} is no {kind} or is damaged: {error}", code="invalid-distribution-table"
         ) from None
+
+
+def _check_lists(table: pa.Table, num_occupations: int) -> None:
+    """Check that every observation is there once, and every list has a value of each occupation.
+
+    Raises:
+        ValueError: if it is not so.
+    """
+    if table.group_by(list(KEY)).aggregate([]).num_rows != table.num_rows:
+        raise ValueError("it has an observation twice")
+    for field in table.schema:
+        if pa.types.is_list(field.type):
+            lengths = pc.unique(pc.list_value_length(table[field.name]).drop_null()).to_pylist()
+            if any(length != num_occupations for length in lengths):
+                raise ValueError(f"its lists {field.name} are not as long as its {num_occupations:,} occupations")
 
 
 def occupations_of(path: Path) -> tuple[str, ...] | None:
@@ -120,7 +163,7 @@ def occupations_of(path: Path) -> tuple[str, ...] | None:
     None if the file is missing or damaged; reading it raises the error.
     """
     try:
-        return _texts_of((pq.read_schema(path).metadata or {})[_OCCUPATIONS])
+        return _texts_of((schema_of(path).metadata or {})[_OCCUPATIONS])
     except DAMAGE:
         return None
 
@@ -148,7 +191,7 @@ def written_info(path: Path) -> ScoreTableInfo:
         ScoreTableError: if it has changed since it was written.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             schema = file.schema_arrow
             info = info_of(schema.metadata or {})
     except DAMAGE:
@@ -157,7 +200,7 @@ def written_info(path: Path) -> ScoreTableInfo:
             code="not-a-score-table",
         ) from None
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             _compare(schema, _checksum(schema, map(_as_table, file.iter_batches(ROWS_HASHED))))
     except DAMAGE as error:
         raise ScoreTableError(
@@ -258,7 +301,7 @@ def _read(
     if not path.is_file():
         raise ScoreTableError(f"no {kind} at {path}; `{made_by}` makes it", code="no-table")
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         metadata = table.schema.metadata or {}
         info = info_of(metadata)
         check_content(table)

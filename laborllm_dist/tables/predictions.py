@@ -10,11 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laborllm_dist.errors import ForeignFileError
 from laborllm_dist.io.files import reject_link
-from laborllm_dist.tables.parquet import DAMAGE, ScoreTableInfo, info_of, read_scored, write_scored
+from laborllm_dist.tables.parquet import DAMAGE, ScoreTableInfo, info_of, read_scored, schema_of, write_scored
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -43,7 +42,7 @@ def check_output(path: Path) -> None:
     if not path.exists():
         return
     try:
-        info = info_of(pq.read_schema(path).metadata or {})
+        info = info_of(schema_of(path).metadata or {})
         is_ours = info.split == OWN_CAREERS and "measure" in info.details
     except DAMAGE:
         is_ours = False

@@ -11,11 +11,19 @@ from typing import Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laborllm_dist.config.evaluation import OTHER_DATA
 from laborllm_dist.errors import ScoreTableError
-from laborllm_dist.tables.parquet import DAMAGE, KEY, ScoreTableInfo, info_of, read_scored, sorted_rows, write_scored
+from laborllm_dist.tables.parquet import (
+    DAMAGE,
+    KEY,
+    ScoreTableInfo,
+    info_of,
+    read_scored,
+    schema_of,
+    sorted_rows,
+    write_scored,
+)
 
 COVARIATES = ("gender", "ethnicity", "region", "education")
 
@@ -57,13 +65,25 @@ def scored_data(folder: Path) -> list[str]:
     """Return what stands for the split in the score tables of other data in a run's folder of scores, sorted."""
     splits = set()
     for path in folder.glob(f"{OTHER_DATA}*.parquet"):
-        try:
-            schema = pq.read_schema(path)
-            if set(SCORE_SCHEMA.names) <= set(schema.names):
-                splits.add(info_of(schema.metadata or {}).split)
-        except DAMAGE as error:
-            raise ScoreTableError(f"{path} is damaged ({error}); evaluate again", code="unreadable-table") from None
+        if (schema := score_schema_of(path)) is not None:
+            splits.add(info_of(schema.metadata or {}).split)
     return sorted(splits)
+
+
+def score_schema_of(path: Path) -> pa.Schema | None:
+    """Return the schema of a score table, with its metadata; None if it is a table of another kind.
+
+    Raises:
+        ScoreTableError: if the file is damaged.
+    """
+    try:
+        schema = schema_of(path)
+        if not set(SCORE_SCHEMA.names) <= set(schema.names):
+            return None
+        info_of(schema.metadata or {})
+        return schema
+    except DAMAGE as error:
+        raise ScoreTableError(f"{path} is damaged ({error}); evaluate again", code="unreadable-table") from None
 
 
 def transition_of(previous: str | None, occupation: str) -> Transition:

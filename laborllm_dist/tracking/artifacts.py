@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import html
-import math
 import re
 import types
 import typing
@@ -22,17 +21,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laborllm_dist.checkpoint.manifest import read_manifest
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.errors import LaborError
-from laborllm_dist.io.files import write_text
+from laborllm_dist.io.files import finite_or_null, write_text
 from laborllm_dist.io.json_files import read_json_object
 from laborllm_dist.io.recorded_folder import DamagedRecordError, read_record
 from laborllm_dist.io.run_directory import RunDirectory, recorded_store, recorded_versions
+from laborllm_dist.tables.log_domain import perplexity_of
 from laborllm_dist.tables.parquet import KEY, ScoreTableInfo
-from laborllm_dist.tables.scores import SCORE_SCHEMA, read_score_table, transition_of
+from laborllm_dist.tables.scores import read_score_table, score_schema_of, transition_of
 
 # Numbers and fixed words of these groups are given to a tracker; of free texts the names below alone, since a text may
 # be a path or a person's.
@@ -69,7 +68,7 @@ class Artifact:
             "name": self.name,
             "kind": self.kind,
             "fingerprint": self.fingerprint,
-            "facts": _finite(facts),
+            "facts": finite_or_null(facts),
             "files": dict(self.files),
             "is_input": self.is_input,
         }
@@ -134,15 +133,6 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}
 
 
-def _finite(value: Any) -> Any:
-    """Return JSON values with null in place of numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def training_artifacts(run: RunDirectory, best_step: int | None) -> list[Artifact]:
     """Return the store that a run was trained on and the checkpoint of its best step, as far as they are there."""
     artifacts: list[Artifact] = []
@@ -202,13 +192,12 @@ def score_artifacts(run: RunDirectory, training: Iterable[Artifact]) -> list[Art
     names = {artifact.kind: artifact.name for artifact in training}
     artifacts = []
     for path in sorted((run.path / "scores").glob("*.parquet")):
-        if not set(SCORE_SCHEMA.names) <= set(pq.read_schema(path).names):
+        if (schema := score_schema_of(path)) is None:
             continue
         table, info = read_score_table(path)
         is_own = path.stem == info.split
         made_from = names.get("checkpoint" if is_own else "store")
-        metadata = pq.read_schema(path).metadata or {}
-        fingerprint = metadata.get(b"sha256", b"").decode()[:16]
+        fingerprint = (schema.metadata or {}).get(b"sha256", b"").decode()[:16]
         facts = {**_score_facts(table, info), "is_own_model": is_own}
         artifacts.append(Artifact("scores", fingerprint, facts, () if made_from is None else (made_from,)))
     return artifacts
@@ -261,7 +250,7 @@ def _means(table: pa.Table, people: Any, chosen: Any) -> dict[str, float]:
         "num_people": len(np.unique(people[chosen])),
         "num_observations": int(chosen.sum()),
         "nats_per_observation": title,
-        "perplexity": math.exp(title),
+        "perplexity": float(perplexity_of(-title)),
         "terminated_nats_per_observation": terminated,
     }
 

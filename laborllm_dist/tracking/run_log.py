@@ -15,8 +15,8 @@ from typing import Any
 
 from laborllm_dist.config.run import TrackingSettings
 from laborllm_dist.errors import InterruptedRunError, LaborError
-from laborllm_dist.io.files import reject_irregular, translate_disk_errors, write_text
-from laborllm_dist.io.json_files import NotJsonError, json_object
+from laborllm_dist.io.files import finite_or_null, reject_irregular, translate_disk_errors, write_text
+from laborllm_dist.io.json_files import NotJsonError, is_finite_number, json_object
 from laborllm_dist.tracking.artifacts import Artifact
 from laborllm_dist.tracking.tracker import close_trackers, open_trackers
 
@@ -58,7 +58,7 @@ class RunLog:
         if self._last is not None and self._last[1]["step"] == line["step"]:
             start, before = self._last
             line = {**before, **line}
-        rest = json.dumps(line).encode() + b"\n"
+        rest = json.dumps(finite_or_null(line), allow_nan=False).encode() + b"\n"
         with translate_disk_errors(self._path):
             self._file.truncate(start)
             while rest:
@@ -101,8 +101,8 @@ class RunLog:
 
 
 def numbers_of(facts: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line, which trackers receive; texts name careers."""
-    return {name: value for name, value in facts.items() if isinstance(value, (int, float))}
+    """Return the finite numbers of a line, which trackers receive; texts name careers, null is a non-finite number."""
+    return {name: value for name, value in facts.items() if is_finite_number(value)}
 
 
 def validation_of(facts: Mapping[str, Any]) -> dict[str, float]:

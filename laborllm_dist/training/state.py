@@ -86,9 +86,9 @@ class TrainerState(Strict):
             nats_per_title: the loss per title of the same validation.
 
         Raises:
-            ModelError: if the loss is not finite.
+            ModelError: if a loss is not finite.
         """
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and math.isfinite(nats_per_title or 0.0)):
             raise ModelError(
                 f"the validation loss after step {self.step} is {loss}; lower the learning rate",
                 code="non-finite-validation-loss",

@@ -154,6 +154,8 @@ def test_what_a_split_s_files_cannot_say_is_refused(tmp_path: Path) -> None:
     assert f"line 2 of {table} and line 4 of {table} are of one person" in error_text(
         tmp_path, "person-has-two-values", *rule
     )
+    table.write_text("person,split,split\n1,train,test\n")
+    assert "column split: this column appears twice" in error_text(tmp_path, "invalid-content", *rule)
     table.write_text("person,split\n1,train\n")
     assert "person '0' of PANEL" in error_text(tmp_path, "person-not-in-split-file", *rule)
     table.write_text("person,house\n1,7\n1,8\n")
@@ -165,6 +167,8 @@ def test_what_a_split_s_files_cannot_say_is_refused(tmp_path: Path) -> None:
     assert "differ in their split" in error_text(tmp_path, "person-has-two-values", "split_by=file", *files)
     (tmp_path / "test.txt").write_bytes(b"\xff\n")
     error_text(tmp_path, "invalid-content", "split_by=file", *files)
+    (tmp_path / "test.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    assert "git lfs pull" in error_text(tmp_path, "placeholder-file", "split_by=file", *files)
     (tmp_path / "test.txt").unlink()
     assert "setting split.test_ids" in error_text(tmp_path, "no-split-file", "split_by=file", *files)
 
@@ -181,6 +185,15 @@ def test_a_person_of_two_corpora_in_two_splits_is_refused(tmp_path: Path) -> Non
         "data-file/person-has-two-values", f"line 2 of {tmp_path}/A.csv", f"line 2 of {tmp_path}/B.csv", "split"
     ):
         prepare_store(settings)
+
+
+def test_ids_with_blanks_of_another_kind_are_those_of_the_panel(tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("person,split\nAnn\u00a0Lee,train\nBo\u2009Lee,test\n", encoding="utf-8")
+    settings = with_panel(tmp_path, "split_by=column", f"split.table={tmp_path}/people.csv")
+    splits = career_splits(settings.split, settings.data)
+    for person, split in (("Ann Lee", "train"), ("Bo Lee", "test")):
+        career = CareerHistory(person, "PANEL", None, None, None, None, (Job(1990, "1"),))
+        assert [each.split for each in splits.segments("PANEL", career, None)] == [split]
 
 
 INVALID = "settings/invalid"

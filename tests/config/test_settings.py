@@ -149,6 +149,7 @@ REFUSED = {
     "model.llama.hidden_size=33": (INVALID, "setting model.llama.hidden_size:", "2 x num_heads"),
     "data.corpora.wage_panel.kind=nlsy": (INVALID, "setting data.corpora.wage_panel.kind:", "wage_panel, long_panel"),
     "split.validation=0": (INVALID, "setting split.validation:", "got 0"),
+    f"{300 * 'k'}=1": ("settings/settings-not-composed", "kkk", "name too long"),
     f"split.salt={65 * 'k'}": (INVALID, "setting split.salt:", "64 bytes"),
     f'split.salt="{33 * chr(252)}"': (INVALID, "setting split.salt:", "64 bytes"),
     "optimizer.beta1=1": (INVALID, "setting optimizer.beta1:", "got 1"),

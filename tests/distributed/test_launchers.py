@@ -189,6 +189,30 @@ def test_a_rank_that_waits_is_ended_when_another_has_gone_without_goodbye(ending
 
 
 @pytest.mark.ranks
+def test_ranks_that_may_open_few_files_end_with_a_line_each(tmp_path: Path) -> None:
+    command = ["bash", "-c", 'ulimit -n 20; exec "$@"', "-", sys.executable, str(PROJECT / "launch/train.py")]
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    environment |= {**ON_CPU, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [*command, *small_run(tmp_path)], env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        for rank in ranks:
+            _, text = rank.communicate(timeout=180)
+            assert rank.returncode == 2
+            assert text.startswith("error: ") and text.count("\n") == 1, text
+            assert "20" in text and "ulimit -n 4096" in text
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+@pytest.mark.ranks
 def test_ranks_that_do_not_meet_end_with_one_line(tmp_path: Path) -> None:
     launcher = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     outcome = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,13 @@ from helpers.errors import raises
 from helpers.forecast_cases import CHAIN, ask_chain, full_sum
 from helpers.reference.slow_scorer import slow_score
 from helpers.runs import COMPUTE, settings_of
+from helpers.scores import INFO
 from helpers.scoring_cases import random_llama
 from transformers import PreTrainedModel
 
 from laborllm_dist.careers.types import CareerHistory, Job, OccupationVocabulary
 from laborllm_dist.config.evaluation import EvaluationSettings
+from laborllm_dist.errors import ScoreTableError
 from laborllm_dist.evaluation.title_trie import build_trie, title_trie
 from laborllm_dist.forecasting.iterate import (
     Distributions,
@@ -43,7 +46,13 @@ from laborllm_dist.models.inference import wrap_for_inference
 from laborllm_dist.store.store import CareerTable, store_rows
 from laborllm_dist.store.tokenize import tokenize_careers
 from laborllm_dist.store.tokenizer import CareerTokenizer, load_tokenizer, train_tokenizer
-from laborllm_dist.tables.forecasts import coherence_of, describe_coherence
+from laborllm_dist.tables.forecasts import (
+    FORECAST_SCHEMA,
+    coherence_of,
+    describe_coherence,
+    read_forecast_table,
+    write_forecast_table,
+)
 from laborllm_dist.text.template import compile_template, render_career
 
 TITLES = ("Cook", "Maid", "Aide", "Cook up")  # the first begins the last
@@ -325,6 +334,38 @@ def test_the_coherence_of_two_forecasts_by_hand() -> None:
     assert alone.correlation_observed is None
     assert "not defined (observed titles)" in describe_coherence(alone, None)[2]
     assert describe_coherence(alone, 3.25)[1].endswith("composed 4.000; 3.250 from the last occupation alone")
+
+
+NO_FORECAST = {
+    "nan": ({"direct": [math.nan, -1.0]}, "column direct has a number that no forecast has"),
+    "positive": ({"composed": [0.5, -1.0]}, "column composed has"),
+    "share": ({"direct_all": [[1.5, -0.5], [0.5, 0.5]]}, "column direct_all has"),
+    "sum": ({"composed_all": [[0.5, 0.25], [0.5, 0.5]]}, "in a list composed_all do not add up to 1"),
+    "absent": ({"direct_all": [[None, 1.0], [0.5, 0.5]]}, "column direct_all has"),
+    "length": ({"direct_all": [[1.0], [0.5, 0.5]]}, "lists direct_all are not as long as its 2 occupations"),
+    "some": ({"standard_error": [None, [0.1, 0.1]]}, "some forecasts are of sampled paths"),
+    "twice": ({"position": [3, 3]}, "an observation twice"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FORECAST)
+def test_a_table_of_what_are_no_forecasts_is_refused(name: str, tmp_path: Path) -> None:
+    changes, words = NO_FORECAST[name]
+    sound: dict[str, list[object]] = {
+        "survey": ["P", "P"], "person": ["1", "1"], "position": [0, 1], "year": [1990, 1991],
+        "target_year": [1992, 1993], "occupation": ["a", "b"], "direct": [-0.7, -math.inf], "composed": [-0.7, -0.7],
+        "bound": [0.0, 0.1], "direct_all": [[0.5, 0.5], [1.0, 0.0]], "composed_all": [[0.5, 0.5], [0.5, 0.5]],
+        "standard_error": [[0.1, 0.1], [0.1, 0.1]],
+    }  # fmt: skip
+    path = tmp_path / "test_forecast_h2.parquet"
+    write_forecast_table(pa.table(sound, FORECAST_SCHEMA), INFO, "ab", path)
+    assert read_forecast_table(path).table.num_rows == 2
+    write_forecast_table(pa.table({**sound, **changes}, FORECAST_SCHEMA), INFO, "ab", path)
+    with pytest.raises(ScoreTableError, match=words):
+        read_forecast_table(path)
+    write_forecast_table(pa.table({each: [] for each in sound}, FORECAST_SCHEMA), INFO, "ab", path)
+    with raises("score-table/invalid-forecasts", "no forecasts"):
+        read_forecast_table(path)
 
 
 def test_the_markov_baseline_knows_the_last_occupation_only() -> None:

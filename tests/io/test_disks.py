@@ -234,6 +234,19 @@ def test_too_many_open_files_are_one_line(
     assert line.startswith("error: too many open files: this system lets a process have ")
 
 
+def test_a_path_that_no_file_can_have_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = "a" * 300
+    monkeypatch.setattr(cli, "guard_output", lambda: None)
+    monkeypatch.setattr("sys.argv", ["report.py", f"runs=[{path}]"])
+    with pytest.raises(SystemExit) as ended:
+        launch(ReportSettings, "report", lambda settings: Path(settings.runs[0]).exists(), "")
+    assert ended.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot use {path}: File name too long; fix that, or name another folder")
+
+
 def test_a_folder_is_on_the_disk_before_an_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     fsync = files.fsync_path

@@ -22,11 +22,13 @@ from helpers.fuzzing import (
 from helpers.models import saved_model, settings_for
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from laborllm_dist.models.dims import ModelShape, shape_of
 from laborllm_dist.models.loading import context_of, pretrained_model
 from laborllm_dist.models.lora import ADAPTER_CONFIG, base_of, check_adapter_kind, check_base
 from laborllm_dist.models.safetensors_loading import read_index
+from laborllm_dist.store.tokenizer import PROBE, load_tokenizer, train_tokenizer
 
 ADAPTER = {
     "base_model_name_or_path": "models/llama", "revision": None, "peft_type": "LORA", "task_type": "CAUSAL_LM",
@@ -151,6 +153,56 @@ def test_an_edited_index_of_weights_names_files_that_are_there_or_is_refused(lla
     if not isinstance(result, Rejection):
         assert result == {str(name): str(file) for name, file in json.loads(content)["weight_map"].items()}
         assert all((llama / file).is_file() for file in result.values())
+
+
+TEXTS = [PROBE, "Caf\u00e9, n.e.c.\n1990: 厨师 \U0001f600\n"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([PROBE] * 5, vocabulary_size=300).save(folder)
+    return folder
+
+
+@given(st.data(), st.sampled_from(("tokenizer.json", "tokenizer.json", "tokenizer_config.json")))
+@fuzz(170)
+def test_an_edited_tokenizer_gives_the_ids_of_its_library_or_is_refused(
+    tokenizer: Path, data: st.DataObject, name: str
+) -> None:
+    path = tokenizer / name
+    values = json.loads(path.read_bytes())
+    if data.draw(st.sampled_from((False, False, False, True))):
+        content = data.draw(damaged_bytes(path.read_bytes()))
+    else:  # rules, special tokens and templates; damage of the long vocabulary is what damaged bytes are
+        model = values.get("model", {})
+        long = {each: model.pop(each) for each in ("vocab", "merges") if each in model}
+        tree = data.draw(damaged_trees(values))
+        if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
+            tree["model"] = {**tree["model"], **long}
+        content = json.dumps(tree).encode()
+
+    def use() -> tuple[list[list[int]], list[list[int]], str, str]:
+        opened = load_tokenizer(str(tokenizer))
+        library = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+        library.no_truncation()
+        library.no_padding()
+        expected = [library.encode(text, add_special_tokens=False).ids for text in TEXTS]
+        opened.save(tokenizer.parent / "saved")
+        again = load_tokenizer(str(tokenizer.parent / "saved"))
+        return (
+            [opened.backend.encode(text, add_special_tokens=False).ids for text in TEXTS],
+            expected,
+            opened.fingerprint(),
+            again.fingerprint(),
+        )
+
+    (tokenizer.parent / "saved").mkdir(exist_ok=True)
+    result = with_content(path, content, use)
+    if not isinstance(result, Rejection):
+        ids, expected, fingerprint, of_saved = result
+        assert ids == expected
+        assert fingerprint == of_saved
 
 
 def test_enough_models_were_tried(request: pytest.FixtureRequest) -> None:

@@ -50,6 +50,14 @@ def test_compressed_and_parquet_files_are_read_too(tmp_path: Path) -> None:
     assert zipped.tolist() == columns.tolist() == [2, 2, 1]
 
 
+def test_weights_of_short_floats_have_the_value_that_they_hold(tmp_path: Path) -> None:
+    weights = pa.array([0.1, 123_456_789.0], pa.float32())
+    pq.write_table(pa.table({"person": [7, 12], "weight": weights}), tmp_path / "w.parquet")
+    actual = read_weights(WeightSettings(path=str(tmp_path / "w.parquet")), OBSERVATIONS)
+    assert actual is not None
+    assert actual.tolist() == [123_456_792.0, 123_456_792.0, float(np.float32(0.1))]  # the nearest floats of 32 bits
+
+
 def test_surveys_may_share_ids_if_the_file_names_them(tmp_path: Path) -> None:
     both = OBSERVATIONS.set_column(0, "survey", pa.array(["NLSY79", "NLSY79", "PSID"])).set_column(
         1, "person", pa.array(["7", "7", "7"])
@@ -78,8 +86,17 @@ def test_surveys_may_share_ids_if_the_file_names_them(tmp_path: Path) -> None:
         ("person,weight\n1234567890123456.0,1\n", {}, "rounded-float-ids", "column person: '1234567890123456.0' is a"),
         ("person,weight\n12,heavy\n7,1\n", {}, "invalid-weight", "'12' is 'heavy'"),
         ("person,weight\n12,0\n7,0\n", {}, "all-weights-zero", "the weights of all observations are 0"),
-        ("person,weight\n12,1\n7,1\n", {"column": "wt"}, "unreadable-weight-file", "with the columns person, wt"),
-        ("", {}, "unreadable-weight-file", "cannot be read as a CSV or Parquet file"),
+        ("person,weight\n12,1_0\n7,1\n", {}, "invalid-weight", "'12' is '1_0'"),
+        (
+            "person,weight\n12,1\n7,1\n",
+            {"column": "wt"},
+            "invalid-content",
+            "columns are person, weight; weights.column=",
+        ),
+        ("person,weight,weight\n12,1,2\n7,1,1\n", {}, "invalid-content", "weight: this column appears twice"),
+        ("person,weight\n12\n7,1\n", {}, "invalid-content", "line 2: 1 values, the header has 2"),
+        ("person;weight\n12;1\n7;1\n", {}, "wrong-column-separator", "separated by semicolons"),
+        ("", {}, "empty-file", "the file is empty"),
         ("person,weight,year\n12,1,x\n", {"year": "year"}, "invalid-weight-year", "'x' is no calendar year"),
     ],
 )
@@ -88,7 +105,7 @@ def test_what_cannot_be_a_weight_is_refused(
 ) -> None:
     with raises(f"data-file/{code}", words) as error:
         read(tmp_path / "w.csv", text, **settings)
-    assert "\n" not in str(error.value)
+    assert str(error.value).count("\n") == (code == "invalid-content")  # a line a problem
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

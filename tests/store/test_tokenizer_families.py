@@ -347,10 +347,15 @@ def test_tokens_at_random_are_refused(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
+MARKS = {
+    "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+}  # fmt: skip
 OF_ANOTHER_VERSION = {
     "version": ("tokenizer.json", {"version": "2.0"}, "Unknown tokenizer version '2.0'"),
     "model": ("tokenizer.json", {"model": {"type": "NewBPE"}}, "did not match any variant"),
     "rule": ("tokenizer.json", {"pre_tokenizer": {"type": "Later"}}, "did not match any variant"),
+    "a token": ("tokenizer.json", {"post_processor": {**MARKS, "special_tokens": {}}}, "no entry found for key"),
     "marks": ("tokenizer.json", {"post_processor": {"type": "Later"}}, "did not match any variant"),
     "special tokens": ("tokenizer_config.json", {"extra_special_tokens": 7}, "extra_special_tokens must be"),
     "a package": ("tokenizer_config.json", {"tokenizer_class": "MistralCommonBackend"}, "requires the mistral-common"),

@@ -55,7 +55,14 @@ def test_a_file_of_a_users_own_needs_five_columns(tmp_path: Path) -> None:
         ("data-file/invalid-points-cell", ["nats_per_observation", "nan"], HEADER, ["a,1,1,1,nan,"]),
         ("data-file/invalid-points-cell", ["size", "''"], HEADER, [",1,1,1,2,"]),
         ("data-file/point-without-loss", ["row 1"], HEADER, ["a,1,1,1,,"]),
-        ("data-file/points-row-too-long", ["row 1"], HEADER, ["a,1,1,1,2,x,y"]),
+        ("data-file/points-row-of-another-length", ["row 1", "7", "6"], HEADER, ["a,1,1,1,2,x,y"]),
+        ("data-file/points-row-of-another-length", ["row 1", "2", "6"], HEADER, ["a,1"]),
+        ("data-file/invalid-points-cell", ["num_params", "'1_0'"], HEADER, ["a,1_0,1,1,2,"]),
+        ("data-file/invalid-points-cell", ["num_params", "'\u0663'"], HEADER, ["a,\u0663,1,1,2,"]),
+        ("data-file/invalid-points-cell", ["size", r"'a\x1b[31m'"], HEADER, ["a\x1b[31m,1,1,1,2,"]),
+        ("data-file/invalid-content", ["num_params: this column appears twice"], f"{HEADER},num_params", ["a,1,1,1,2,,3"]),
+        ("data-file/wrong-column-separator", ["semicolons"], HEADER.replace(",", ";"), ["a;1;1;1;2;"]),
+        ("data-file/invalid-content", ["line 2: holds a NUL byte"], HEADER, ["a\0,1,1,1,2,"]),
         ("data-file/points-with-and-without-loss", ["1 of 2"], f"{HEADER},run", ["a,1,1,1,2,,r", "a,1,1,1,,,r"]),
     ],
 )  # fmt: skip
@@ -70,5 +77,5 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
     with raises("data-file/no-points-file", "none.csv", "launch/sweep.py"):
         read_points(tmp_path / "none.csv")
     (tmp_path / "binary.csv").write_bytes(b"size\xff\xfe\n")
-    with raises("data-file/unreadable-points-file", "binary.csv"):
+    with raises("data-file/invalid-content", "binary.csv", "is not UTF-8"):
         read_points(tmp_path / "binary.csv")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import json
+import math
+import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.errors import raises
 from helpers.runs import settings_of, small_run
@@ -17,14 +21,16 @@ from helpers.trained_runs import STORE, begun_run
 from safetensors import SafetensorError
 
 from laborllm_dist.baselines.frequency import FrequencyTable, first_order_table, marginal_table
+from laborllm_dist.careers.occupations.vocabulary import read_vocabulary
 from laborllm_dist.config.run import TrackingSettings
 from laborllm_dist.evaluation.tasks import observation_facts
 from laborllm_dist.io.files import atomic_write, file_lock, translate_disk_errors, write_text
 from laborllm_dist.io.run_directory import create_or_resume, read_run
 from laborllm_dist.store.pooling import TrainingPool
 from laborllm_dist.store.store import CareerTable
-from laborllm_dist.tables.scores import read_score_table, write_score_table
-from laborllm_dist.tracking.run_log import RunLog
+from laborllm_dist.tables.parquet import occupations_of, written_info
+from laborllm_dist.tables.scores import read_score_table, score_schema_of, write_score_table
+from laborllm_dist.tracking.run_log import RunLog, numbers_of, read_log
 
 
 def test_a_score_table_comes_back_sorted_with_its_origin(tmp_path: Path) -> None:
@@ -223,6 +229,41 @@ def test_what_is_said_of_a_step_later_goes_into_its_line(tmp_path: Path) -> None
         {"step": 3, "left_out": "why", "loss": 0.125},
         {"step": 4, "loss": 0.0},
     ]
+
+
+def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": NaN, "norm": 2.0}\n')  # as an earlier version wrote it
+    log = RunLog(path, TrackingSettings(wandb="off", project="p"), name="n", settings={}, step=1)
+    log.write({"step": 1, "validation": 3.0})
+    log.write({"step": 2, "loss": math.inf, "norms": [1.0, math.nan]})
+    log.close()
+    expected = [
+        {"step": 1, "loss": None, "norm": 2.0, "validation": 3.0},
+        {"step": 2, "loss": None, "norms": [1.0, None]},
+    ]
+    assert [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()] == expected
+    path.write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": null, "norm": 1e999, "big": 1' + 400 * "0" + "}\n")
+    assert [numbers_of(facts) for _, facts in read_log(path)] == [{"step": 1}, {"step": 2}]
+
+
+def test_a_table_is_read_and_written_at_a_path_that_is_not_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")  # as a Latin-1 disk names it
+    folder.mkdir()
+    path = folder / os.fsdecode(b"\xff.parquet")
+    write_score_table(scores(), INFO, path)
+    write_score_table(scores(), INFO, tmp_path / "t.parquet")
+    assert path.read_bytes() == (tmp_path / "t.parquet").read_bytes()
+    assert read_score_table(path)[0].equals(read_score_table(tmp_path / "t.parquet")[0])
+    assert written_info(path) == INFO and score_schema_of(path) is not None and occupations_of(path) is None
+    pq.write_table(pa.table({"code": ["1", "2"], "title": ["Cooks", "Bakers"]}), tmp_path / "codes.parquet")
+    (tmp_path / "codes.parquet").rename(path)
+    assert read_vocabulary(path).titles == ("Cooks", "Bakers")
+    path.write_bytes(b"PAR1")
+    with raises("score-table/unreadable-table", r"caf\udce9", r"\udcff.parquet"):
+        read_score_table(path)
+    with raises("vocabulary/unreadable-vocabulary-file", r"\udcff.parquet"):
+        read_vocabulary(path)
 
 
 def everybody(careers: CareerTable) -> TrainingPool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,22 @@ from hypothesis import strategies as st
 from laborllm_dist.checkpoint.export import exported_step
 from laborllm_dist.checkpoint.manifest import check_checkpoint
 from laborllm_dist.config.reader import read_settings
-from laborllm_dist.config.run import RunSettings
+from laborllm_dist.config.run import RunSettings, TrackingSettings
 from laborllm_dist.errors import LaborError
 from laborllm_dist.io.files import sha256_of_json
 from laborllm_dist.io.recorded_folder import RECORD, DamagedRecordError, FolderRecord, read_record, replacing_folder
 from laborllm_dist.io.run_directory import read_run
+from laborllm_dist.report.training_curves import training_curves
 from laborllm_dist.store.shards import read_piece
 from laborllm_dist.store.store import open_store
+from laborllm_dist.sweeps.state import last_metrics
+from laborllm_dist.tables.forecasts import (
+    FORECAST_SCHEMA,
+    coherence_of,
+    describe_coherence,
+    read_forecast_table,
+    write_forecast_table,
+)
 from laborllm_dist.tables.generations import GENERATED_SCHEMA, read_generated_table, write_generated_table
 from laborllm_dist.tables.parquet import with_checksum, written_info
 from laborllm_dist.tables.predictions import (
@@ -49,6 +60,7 @@ from laborllm_dist.tables.predictions import (
 )
 from laborllm_dist.tables.scores import read_score_table, write_score_table
 from laborllm_dist.tables.title_distributions import read_title_table, write_title_table
+from laborllm_dist.tracking.run_log import RunLog
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +238,75 @@ def record_of(folder: Path) -> Any:
     return record if record.files is not None and step == 3 else dict(json.loads((folder / RECORD).read_bytes()))
 
 
+STEPS = [
+    {
+        "step": at,
+        "epoch": at / 4,
+        "loss_nats_per_token": 4.0 - at,
+        "step_tokens": 10 * at,
+        "learning_rate": 1e-3,
+        "time": 1e9,
+    }
+    for at in (1, 2)
+]
+STEPS[1] |= {"validation_nats_per_token": 2.5, "validation_nats_per_title": 3.5}
+
+
+@given(st.data())
+@fuzz(150)
+def test_a_damaged_log_of_steps_has_the_numbers_of_its_sound_lines(run: Path, data: st.DataObject) -> None:
+    folder = run.parent / "log"
+    folder.mkdir(exist_ok=True)
+    content = "".join(json.dumps(step) + "\n" for step in STEPS).encode()
+    if data.draw(st.booleans()):
+        lines = data.draw(damaged_trees(STEPS))
+        content = "".join(json.dumps(step) + "\n" for step in (lines if isinstance(lines, list) else [lines])).encode()
+    else:
+        content = data.draw(damaged_bytes(content))
+    path = folder / "metrics.jsonl"
+    path.write_bytes(content)
+    sound = [facts for line in content.split(b"\n") if (facts := slow_step(line)) is not None]
+    last = outcome(lambda: last_metrics(folder))
+    assert last == {name: value for facts in sound for name, value in facts.items() if is_number(value)}
+    needed = ("step", "epoch", "loss_nats_per_token", "step_tokens", "learning_rate")
+    drawn = [
+        facts
+        for facts in sound
+        if all(is_number(facts.get(name)) for name in needed)
+        and all(is_number(value) for name, value in facts.items() if name.startswith("validation_"))
+        and facts["step_tokens"] > 0
+    ]
+    curves = outcome(lambda: training_curves([str(folder)]))
+    assert [(point.step, point.nats_per_token) for curve in curves for point in curve.training] == [
+        (facts["step"], pytest.approx(facts["loss_nats_per_token"])) for facts in drawn
+    ]
+    resume = RunLog(path, TrackingSettings(wandb="off", project="p"), name="n", settings={}, step=1)
+    resume.write({"step": 2, "loss": math.nan})
+    resume.close()
+    again = [facts for line in path.read_bytes().split(b"\n") if (facts := slow_step(line)) is not None]
+    assert again[-1] == {"step": 2, "loss": None}
+    assert len(again) == 1 + sum(facts["step"] <= 1 for facts in sound)
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max
+
+
+def slow_step(line: bytes) -> dict[str, Any] | None:
+    """Return the values of a line; None if it is not the JSON of a step."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("twice")
+        return dict(pairs)
+
+    try:
+        facts = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode().strip(" \t\r\n"), object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) and type(facts.get("step")) is int else None
+
+
 # ---------------------------------------------------------------------------------------------------- score tables
 
 GENERATED = [
@@ -238,6 +319,12 @@ PREDICTED = [
      "log_likelihood": -2.3, "mass": 0.9, "bound": 0.0}
     for rank in range(1, 9)
 ]  # fmt: skip
+FORECASTS = [
+    {"survey": "P", "person": "1", "position": row, "year": 1990 + row, "target_year": 1992 + row, "occupation": "a",
+     "direct": -0.7, "composed": -1.1, "bound": 0.01, "direct_all": [0.5, 0.25, 0.25], "composed_all": [0.25, 0.5, 0.25],
+     "standard_error": [0.125, 0.0625, 0.25]}
+    for row in range(9)
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +336,12 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Callable[[Pat
         folder / "titles.parquet": lambda path: plain(*dataclasses.astuple(read_title_table(path))),
         folder / "generated.parquet": lambda path: plain(*read_generated_table(path)),
         folder / "predicted.parquet": lambda path: plain(*read_prediction_table(path)),
+        folder / "forecasts.parquet": read_forecasts,
     }
     write_score_table(scores(), INFO, folder / "scores.parquet")
     write_title_table(lists().slice(0, 40), INFO, "abcde", folder / "titles.parquet")
     write_generated_table(pa.Table.from_pylist(GENERATED, GENERATED_SCHEMA), INFO, folder / "generated.parquet")
+    write_forecast_table(pa.Table.from_pylist(FORECASTS, FORECAST_SCHEMA), INFO, "abc", folder / "forecasts.parquet")
     info = dataclasses.replace(INFO, split=OWN_CAREERS, details={"measure": "normalised"})
     write_prediction_table(pa.Table.from_pylist(PREDICTED, PREDICTION_SCHEMA), info, folder / "predicted.parquet")
     return readers
@@ -260,6 +349,21 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Callable[[Pat
 
 def plain(table: pa.Table, *more: Any) -> list[Any]:
     return [table.to_pydict(), *more]
+
+
+def read_forecasts(path: Path) -> list[Any]:
+    """Return what launch/forecast.py reads of its table, and compare what it says of it with sums by hand."""
+    forecasts = read_forecast_table(path)
+    rows, lines = forecasts.table.to_pylist(), describe_coherence(coherence_of(forecasts.table), None)
+    people = {(row["survey"], row["person"]) for row in rows}
+    assert lines[0] == f"{len(rows):,} forecasts of {len(people):,} people"
+    apart = [sum(map(abs, map(float.__sub__, row["direct_all"], row["composed_all"]))) / 2 for row in rows]
+    assert f"total variation mean {sum(apart) / len(apart):.4f}" in lines[3]
+    nats = -sum(row["direct"] for row in rows) / len(rows)
+    shown = "too large" if nats > 709 else f"{math.exp(nats):,.3f}" if nats < 6.9 else ""
+    assert lines[1].startswith(f"perplexity direct {shown}")
+    assert not {"nan", "inf"} & set(" ".join(lines).replace(",", " ").split())
+    return plain(*dataclasses.astuple(forecasts))
 
 
 @given(st.data())

@@ -328,6 +328,17 @@ def test_no_group_of_few_people_can_be_computed(
     assert not hidden or (len(hidden) >= 2 and rest >= 10)
 
 
+def test_summaries_of_tables_with_impossible_or_damaged_scores(tmp_path: Path) -> None:
+    run, keys = RunDirectory(tmp_path, "0123456789abcdef"), [("A", str(person), 0) for person in range(12)]
+    write_scores(run.scores("test"), "m", [2000.0] * 12, keys=keys)  # a perplexity of 2 to the power of 2,000
+    (artifact,) = score_artifacts(run, [])
+    assert artifact.facts["perplexity"] == math.inf
+    assert artifact.facts["nats_per_observation"] == pytest.approx(2000 * math.log(2))
+    (tmp_path / "scores/test_titles.parquet").write_bytes(b"PAR1")
+    with raises("score-table/unreadable-table", "test_titles.parquet"):
+        score_artifacts(run, [])
+
+
 def test_people_of_two_groups_count_once(tmp_path: Path) -> None:
     """Five people move and stay: both groups together are five people, so the next group goes with them."""
     levels = ["first"] * 30 + ["staying"] * 5 + ["moving"] * 5 + ["other"] * 20 + ["more"] * 40

@@ -33,7 +33,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from laborllm_dist.careers.occupations.features import Kind, PieceTable, Words
-from laborllm_dist.careers.occupations.normalize import title_words
+from laborllm_dist.careers.occupations.normalize import LONGEST_TITLE, title_words
 from laborllm_dist.careers.occupations.title_index import IndexTitle, Source, read_index
 
 Floats = NDArray[np.floating[Any]]
@@ -128,9 +128,10 @@ class TitleCoder:
     def match_titles(self, titles: Sequence[str]) -> list[TitleMatch | None]:
         """Return code, score and most similar title of the index for every title.
 
-        None if the normal form of a title is empty, or no title of the index is similar to it.
+        None if the normal form of a title is empty, no title of the index is similar to it, or it is longer than
+        LONGEST_TITLE.
         """
-        forms = [title_words(title) for title in titles]
+        forms = [title_words(title) if len(title) <= LONGEST_TITLE else () for title in titles]
         distinct = sorted(set(forms) - {()})
         matches: dict[Words, TitleMatch | None] = {(): None}
         for start in range(0, len(distinct), _TITLES_PER_BLOCK):

@@ -35,6 +35,7 @@ class PieceTable:
     def __init__(self, titles: Sequence[Words]) -> None:
         self._num_titles_of = Counter(word for words in titles for word in set(words))
         self._num_titles_of_head = Counter(words[-1] for words in titles if words)
+        self._longest = max(map(len, self._num_titles_of), default=0)
         self._nearly: dict[str, list[str]] = {}
         for word in sorted(self._num_titles_of):
             if len(word) >= _SHORTEST_MISSPELLED:
@@ -94,8 +95,8 @@ class PieceTable:
         return rows
 
     def _spelled_word(self, word: str) -> str:
-        if word in self._num_titles_of or len(word) < _SHORTEST_MISSPELLED:
-            return word
+        if word in self._num_titles_of or not _SHORTEST_MISSPELLED <= len(word) <= self._longest + 1:
+            return word  # it is right, or no word of the index is one letter away
         known = self._known_of_word.get(word)
         if known is None:
             known = self._nearest_word(word)

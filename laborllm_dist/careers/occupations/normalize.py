@@ -107,6 +107,7 @@ _ABBREVIATIONS: Mapping[str, str] = {
     "whse": "warehouse",
     "wrkr": "worker",
 }
+LONGEST_TITLE = 1_000  # letters; a longer text is not the title of a job, and gets no occupation
 _HOURS = re.compile(r"\b(?:full|part)[ -]?time\b")
 _IN_PARENTHESES = re.compile(r"\([^()]*\)")
 _EMPLOYER = re.compile(r"(?:\s+at\s+(?!law\b|large\b|sea\b)|\s*@\s*).*", re.DOTALL)

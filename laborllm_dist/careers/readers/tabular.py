@@ -25,6 +25,7 @@ from laborllm_dist.careers.readers.cells import DATE_PARTS, date_text, float_tex
 from laborllm_dist.careers.readers.file_formats import reject_other_formats
 from laborllm_dist.careers.validation_report import Problems
 from laborllm_dist.errors import DataFileError
+from laborllm_dist.tables.parquet import open_parquet
 
 Row = tuple[int, list[str]]
 Selection = Callable[[Sequence[str]], Iterable[str]]  # selects columns to read from the names of all columns
@@ -76,13 +77,17 @@ def missing_column(use: str, names: Sequence[str], *, is_optional: bool) -> str:
     return f"missing (needed for {use}); the columns are {', '.join(names)}; ...columns.{use}=NAME names another{none}"
 
 
-def read_rows(path: Path, problems: Problems, selected: Selection | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path, problems: Problems, selected: Selection | None = None, *, measured: Sequence[str] = ()
+) -> Iterator[Row]:
     """Yield (place, values) with the header first, at place 1 of a CSV and 0 of a Parquet file.
 
     Args:
         path: file to read.
         problems: gets the rows that cannot be read.
         selected: selects the columns to read; the others of a Parquet file are "" in every row. None: all columns.
+        measured: columns of measurements, whose 32-bit floats have the value that they hold: they are not ids, which
+            rounding would merge.
 
     Raises:
         DataFileError: if the file is missing, empty, damaged, of another format, or too large for memory.
@@ -94,13 +99,13 @@ def read_rows(path: Path, problems: Problems, selected: Selection | None = None)
     reject_other_formats(path)
     if path.stat().st_size == 0:
         raise DataFileError(f"{path}: the file is empty", code="empty-file")
-    yield from _parquet_rows(path, selected) if is_parquet(path) else _csv_rows(path, problems)
+    yield from _parquet_rows(path, selected, measured) if is_parquet(path) else _csv_rows(path, problems)
 
 
-def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
+def _parquet_rows(path: Path, selected: Selection | None, measured: Sequence[str]) -> Iterator[Row]:
     place = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
         yield 0, schema.names
         names = column_names(schema.names)
@@ -115,9 +120,14 @@ def _parquet_rows(path: Path, selected: Selection | None) -> Iterator[Row]:
             )
         texts = [each.name for each in fields if _is_string(each.type)]
         _refuse_large_row_groups(path, metadata, set(texts))
-        with pq.ParquetFile(path, read_dictionary=texts, metadata=metadata) as file:
+        with open_parquet(path, read_dictionary=texts, metadata=metadata) as file:
             for batch in file.iter_batches(batch_size=10_000, columns=[each.name for each in fields]):
-                columns = [_texts(batch.column(each.name), path, each.name) for each in fields]
+                columns = [
+                    list(map(_as_text, batch.column(each.name).to_pylist()))
+                    if pa.types.is_floating(each.type) and names[index] in measured
+                    else _texts(batch.column(each.name), path, each.name)
+                    for index, each in zip(indices, fields, strict=True)
+                ]
                 for row in range(batch.num_rows):
                     values = [""] * len(names)
                     for index, column in zip(indices, columns, strict=True):

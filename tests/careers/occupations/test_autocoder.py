@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import shared_file
 from helpers.errors import raises
+from helpers.fuzzing import limited_memory
 from helpers.processes import PROJECT
 
 from laborllm_dist.careers.occupations import build_onet
@@ -123,6 +124,16 @@ def test_an_exact_title_scores_high_and_nonsense_little_or_nothing() -> None:
     assert exact.score > 0.9
     assert nothing is None
     assert nonsense is None or nonsense.score < 0.5
+
+
+def test_a_text_too_long_for_a_title_gets_no_code_in_little_time_and_memory() -> None:
+    # A word of 131,072 letters (the longest cell) without each of its letters would be 17 GB.
+    word = "".join(chr(ord("a") + at % 26) for at in range(131_072))
+    with limited_memory():
+        assert title_coder().match_titles([word, f"Registered nurse {word}", "nurse " * 200]) == [None, None, None]
+        assert title_coder().match_titles([word[:1000]]) == [None]
+        match = title_coder().match_titles(["Registered nurse".ljust(1000)])[0]
+    assert match is not None and match.code == "95"
 
 
 def test_a_title_s_match_does_not_depend_on_the_others(whole_index: list[IndexTitle]) -> None:

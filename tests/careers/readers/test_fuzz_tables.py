@@ -10,7 +10,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -274,7 +274,9 @@ def json_text(value: Any, *, is_date: bool) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def slow_resumes(rows: list[dict[str, Any]], *, leave_out: bool) -> list[CareerHistory | None]:
+def slow_resumes(
+    rows: list[dict[str, Any]], *, leave_out: bool, codes: Mapping[str, str] = RESUME_CODES
+) -> list[CareerHistory | None]:
     """Return everybody's career, None where nothing is left of it; raise Wrong where the file must be refused."""
     people: dict[str, list[dict[str, str]]] = {}
     if not rows:
@@ -284,10 +286,12 @@ def slow_resumes(rows: list[dict[str, Any]], *, leave_out: bool) -> list[CareerH
         if not all(cells[name].isprintable() for name in ("id", "education", "gender")):
             raise Wrong("signs")
         people.setdefault(person_in(cells["id"]), []).append(cells)
-    return [slow_career(person, jobs, leave_out=leave_out) for person, jobs in people.items()]
+    return [slow_career(person, jobs, codes, leave_out=leave_out) for person, jobs in people.items()]
 
 
-def slow_career(person: str, rows: list[dict[str, str]], *, leave_out: bool) -> CareerHistory | None:
+def slow_career(
+    person: str, rows: list[dict[str, str]], codes: Mapping[str, str], *, leave_out: bool
+) -> CareerHistory | None:
     genders = {known(row["gender"]) for row in rows} - {None}
     if len(genders) > 1:
         raise Wrong("gender changes")
@@ -309,7 +313,7 @@ def slow_career(person: str, rows: list[dict[str, str]], *, leave_out: bool) -> 
     education = None
     for year, row in slow_years([(start, end, row) for start, end, row in ended]).items():
         education = known(row["education"]) or education
-        code = RESUME_CODES.get(row["code"]) or RESUME_CODES.get(code_in(row["code"]))
+        code = codes.get(row["code"]) or codes.get(code_in(row["code"]))
         if code is not None:
             jobs.append(Job(year, code, education))
     if not jobs:
@@ -479,12 +483,14 @@ def test_a_damaged_list_of_titles_is_the_one_that_then_stands_or_refused(folder:
     assert dict(result.code_of) == codes
 
 
-def slow_titles(rows: list[list[str]], same_titles: str) -> tuple[dict[str, str], dict[str, str]]:
+def slow_titles(
+    rows: list[list[str]], same_titles: str, columns: tuple[str, str] = ("code", "title")
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return what each code stands for, and the title of each of these."""
     names = list(map(plain, rows[0])) if rows else []
-    if not {"code", "title"} <= set(names) or any(len(row) != len(names) for row in rows):
+    if not set(columns) <= set(names) or any(len(row) != len(names) for row in rows):
         raise Wrong("columns")
-    pairs = [tuple(plain(row[names.index(name)]) for name in ("code", "title")) for row in rows[1:]]
+    pairs = [tuple(plain(row[names.index(name)]) for name in columns) for row in rows[1:]]
     if not pairs or not all(cell and cell.isprintable() for pair in pairs for cell in pair):
         raise Wrong("cells")
     spelled = [code for code, _ in pairs]
@@ -496,6 +502,76 @@ def slow_titles(rows: list[list[str]], same_titles: str) -> tuple[dict[str, str]
         code = code_in(code) if alike.count(code_in(code)) == 1 else code
         codes[code] = first.setdefault(title, code)
     return codes, {code: title for title, code in first.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- JobHop and ESCO
+
+# Rows of ESCO's own list: several lines in a cell, no-break spaces, two codes with one label.
+ESCO = [
+    ["conceptType", "iscoGroup", "code", "preferredLabel", "altLabels"],
+    ["Occupation", "1120", "1120.1", "president\u00a0of the board", "chair\nchairman"],
+    ["Occupation", "5120", "5120.1", "cook", ""], ["Occupation", "2166", "2166.10", "web designer", '"web" artist'],
+    ["Occupation", "2166", "2166.1.2", "web\u00a0designer", ""],
+]  # fmt: skip
+JOBHOP_NAMES = {
+    "resume_id": "id", "matched_code": "code", "start_date": "start", "end_date": "end", "university_level": "education",
+}  # fmt: skip
+JOBHOP_CELLS = {
+    "resume_id": ["1", "1", "2", "2.0"],
+    "matched_code": ["1120.1", "5120.1", "2166.10", "2166.1.2", "1120.10", "", "0000.1"],
+    "start_date": ["Q1 2010", "Q3 2011", "Q4 2012", "2012-Q2", "Q1 2019"],
+    "end_date": ["Q2 2013", "Q4 2019", "Present", "", "Q1 2030"],
+    "university_level": ["", "bachelor", "BSc\u00a0(Hons)"],
+}
+
+
+@functools.lru_cache
+def composed_jobhop() -> ResumeSettings:
+    corpus = settings_of(["data=jobhop"]).data.corpora["jobhop"]
+    assert isinstance(corpus, ResumeSettings)
+    return dataclasses.replace(corpus, last_year=2020)
+
+
+@given(st.data(), st.sampled_from((".csv", ".parquet")))
+@fuzz(200)
+def test_damaged_files_of_jobhop_and_esco_are_read_as_they_then_stand_or_refused(
+    folder: Path, data: st.DataObject, suffix: str
+) -> None:
+    rows = data.draw(
+        st.lists(st.tuples(*map(st.sampled_from, JOBHOP_CELLS.values())).map(list), min_size=1, max_size=5)
+    )
+    jobs, esco = as_csv([list(JOBHOP_NAMES), *rows]), as_csv(ESCO)
+    if suffix == ".parquet" or data.draw(st.booleans()):
+        esco = data.draw(damaged_bytes(esco))
+    else:
+        jobs = data.draw(damaged_bytes(jobs))
+    path = folder / f"jobhop{suffix}"
+    if suffix == ".csv":
+        path.write_bytes(jobs)
+    else:
+        table = {name: [row[at] or None for row in rows] for at, name in enumerate(JOBHOP_NAMES)}
+        pq.write_table(pa.table(table, schema=pa.schema(dict.fromkeys(JOBHOP_NAMES, pa.string()))), path)
+    (folder / "esco.csv").write_bytes(esco)
+    vocabulary = dataclasses.replace(composed_jobhop().vocabulary, path=str(folder / "esco.csv"))
+    settings = dataclasses.replace(composed_jobhop(), path=str(path), vocabulary=vocabulary)
+    result = outcome(lambda: [person().career for person in resume_people(settings, survey="R")])
+    try:
+        codes, _ = slow_titles(slow_csv(esco), "merge", ("code", "preferredLabel"))
+        careers = slow_resumes(slow_jobhop(slow_csv(jobs)), leave_out=False, codes=codes)
+    except Wrong as wrong:
+        assert isinstance(result, Rejection), f"{wrong}: {result}"
+        return
+    assert result == careers
+
+
+def slow_jobhop(rows: list[list[str]]) -> list[dict[str, Any]]:
+    """Return the jobs of a table with the columns of JobHop."""
+    names = list(map(plain, rows[0])) if rows else []
+    if not set(JOBHOP_NAMES) <= set(names) or len(set(names)) < len(names):
+        raise Wrong("columns")
+    if any(len(row) != len(names) for row in rows):
+        raise Wrong("length")
+    return [{JOBHOP_NAMES.get(name, name): cell for name, cell in zip(names, row, strict=True)} for row in rows[1:]]
 
 
 # ---------------------------------------------------------------------------------------------------- careers to predict

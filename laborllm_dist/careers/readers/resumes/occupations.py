@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from laborllm_dist.careers.occupations.normalize import LONGEST_TITLE
 from laborllm_dist.careers.occupations.occ1990dd import occ1990dd_vocabulary
 from laborllm_dist.careers.occupations.vocabulary import Occupations, read_occupations
 from laborllm_dist.careers.person_records import CodedTitle
@@ -82,7 +83,7 @@ class OccupationReader:
             return {}
         by_title = self.settings.occupation_from == "title"
         titles = (spell.title for spell in spells if by_title or spell.code is None)
-        return self.memory.match(title for title in titles if title is not None)
+        return self.memory.match(title for title in titles if title is not None and len(title) <= LONGEST_TITLE)
 
     def occupation(self, spell: Spell, matches: Matches) -> str | None:
         """Return the occupation of a job; None if it has none, with the reason in `why_none`."""
@@ -101,7 +102,7 @@ class OccupationReader:
             match = matches.get(spell.title)
             coded.append(
                 CodedTitle(
-                    spell.title,
+                    spell.title[:LONGEST_TITLE],
                     None if match is None else match.matched_title,
                     0.0 if match is None else round(match.score, 2),
                     self.occupation(spell, matches),
