@@ -213,7 +213,7 @@ def check_inference_kernels(compute: ComputeSettings, precision: str, device: to
 
 def _check_compiler(device: torch.device) -> None:
     try:
-        compiled_kernels().gate(torch.ones(2, 2, device=device), torch.ones(2, 2, device=device))
+        KERNELS["compiled"]().gate(torch.ones(2, 2, device=device), torch.ones(2, 2, device=device))
     except RuntimeError as error:  # the base of the compiler's errors
         raise SettingsError(
             f"compute.kernels=compiled: torch.compile does not work here ({_reason(error)}); it needs a C++ compiler, "

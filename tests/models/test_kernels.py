@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import transformers
 from helpers.errors import raises
 from helpers.models import GPT_LIKE, LLAMA_LIKE, SHARDED_TYPES
+from helpers.processes import PROJECT, run_well
 from helpers.runs import COMPUTE
 
 from laborllm_dist.batching.batch import pack_batch
@@ -111,6 +113,15 @@ def check_liger_kernels(device: torch.device, dtype: torch.dtype, tolerance: flo
             assert float((one.grad.double().cpu() - other.grad).norm() / other.grad.norm()) < tolerance
 
 
+@pytest.mark.ranks
+def test_compiled_kernels_train_at_every_zero_stage_as_plain_ones_do(tmp_path: Path) -> None:
+    """Weights after two steps at a rate of 0.01, with gradient checkpointing, on one rank."""
+    text = run_well(str(PROJECT / "tests/programs/fused_steps.py"), [], world_size=1, log=tmp_path / "log")
+    errors = {int(stage): float(error) for stage, error in map(str.split, text.splitlines()[-4:])}
+    assert errors.keys() == {0, 1, 2, 3}
+    assert all(error < 2e-5 for error in errors.values())
+
+
 @pytest.fixture
 def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace and differentiate as torch.compile does, without making machine code, which takes a minute."""
@@ -194,7 +205,7 @@ def test_a_compiler_that_does_not_work_is_one_line(monkeypatch: pytest.MonkeyPat
     def no_compiler(*_: object) -> None:
         raise RuntimeError("No working C++ compiler found")
 
-    monkeypatch.setattr(kernels, "compiled_kernels", lambda: compiled_kernels(no_compiler))
+    monkeypatch.setitem(kernels.KERNELS, "compiled", lambda: compiled_kernels(no_compiler))
     with raises("settings/not-compiled", "No working C++ compiler found", "compute.kernels=plain"):
         check_training_kernels(COMPILED, CPU)
 
@@ -217,8 +228,8 @@ def check_fused_loss(device: torch.device, num_ids: int) -> None:
 def interpreted(call: str) -> None:
     """Call a function of this file in Triton's interpreter, which runs a GPU's kernels on a CPU.
 
-    It must be asked for before triton is imported. It passes floats to a kernel as they are, where compiled kernels get
-    scalars of triton's, which have a dtype.
+    It must be asked for before triton is imported. Two things are added that a GPU has: floats that are passed to a
+    kernel are scalars with a dtype there, and CUDA's library has a reciprocal square root.
     """
     program = f"""
 import torch, triton.language as tl, triton.runtime.interpreter as interpreter, numpy as np
@@ -228,6 +239,8 @@ def with_floats(value):
         return tl.core.tensor(interpreter.TensorHandle(np.array([value], dtype=np.float32), tl.float32), tl.float32)
     return convert(value)
 interpreter._implicit_cvt = with_floats
+import liger_kernel.ops.rms_norm
+liger_kernel.ops.rms_norm.rsqrt = lambda values: tl.rsqrt(values)
 import test_kernels
 test_kernels.{call}
 """
