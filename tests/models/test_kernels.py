@@ -41,7 +41,7 @@ def random_model(kind: str, **more: object) -> transformers.PreTrainedModel:
 def check_fused_model(kind: str, source: kernels.KernelSource, *more: str) -> None:
     """Compare the scores and gradients of a model with fused kernels with those of transformers' own layers.
 
-    In float32 the largest error of 31 log-likelihoods is 1e-6 nats, and gradients agree to 2e-6 of their norms; in bf16
+    In float32 the largest error of 24 log-likelihoods is 1e-6 nats, and gradients agree to 2e-6 of their norms; in bf16
     both round to 8 bits after other operations.
     """
     device = torch.device("cuda" if "cuda" in more else "cpu")
@@ -59,8 +59,8 @@ def check_fused_model(kind: str, source: kernels.KernelSource, *more: str) -> No
         CareerLanguageModel(plain, COMPUTE),
         CareerLanguageModel(fused, dataclasses.replace(COMPUTE, kernels=source)),
     ]
-    for lengths in ([[9, 5], [13]], [[20]]):  # another number of rows and slots
-        batch = pack_batch([[rng.integers(0, 96, length).astype(np.int32) for length in row] for row in lengths], 24)
+    for lengths in ([[6, 3], [8]], [[11]]):  # another number of rows and slots
+        batch = pack_batch([[rng.integers(0, 96, length).astype(np.int32) for length in row] for row in lengths], 12)
         (total, scores), (other_total, other) = (model.train()(batch.to(device)) for model in wrapped)
         torch.testing.assert_close(other, scores, rtol=0, atol=2e-6 if wide else 0.05)
         with torch.no_grad():
