@@ -85,6 +85,9 @@ THIRTEEN_B = {
     "96 careers a step": [
         "batch.global_batch_size=96", "batch.micro_batch_size=4", "batch.max_seq_length=1344", SMALL_BUCKETS,
     ],
+    "96 careers a step, buckets of 500 million": [
+        "batch.global_batch_size=96", "batch.micro_batch_size=4", "batch.max_seq_length=1344",
+    ],
     "192 careers a step": ["batch.global_batch_size=192", "batch.micro_batch_size=3", SMALL_BUCKETS],
     "512 careers a step": [
         "batch.global_batch_size=512", "batch.micro_batch_size=3", "batch.max_seq_length=1344", SMALL_BUCKETS,
