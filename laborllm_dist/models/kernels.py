@@ -69,7 +69,9 @@ def compiled_kernels(backend: str = "inductor") -> FusedKernels:
 
     They see tokens in one dimension, so that other numbers of rows or slots do not compile them again.
     """
-    norm, rotation, gate = (torch.compile(each, backend=backend) for each in (_norm, _rotation, _gate))
+    norm: Any = torch.compile(_norm, backend=backend)
+    rotation: Any = torch.compile(_rotation, backend=backend)
+    gate: Any = torch.compile(_gate, backend=backend)
 
     def norm_of_tokens(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         normalized_ND: Tensor = norm(_tokens(hidden, -2), weight, epsilon)
