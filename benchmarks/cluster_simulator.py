@@ -2,6 +2,7 @@
 
     python benchmarks/cluster_simulator.py           # errors on figures that were used to fit, and on those left out;
                                                      # then settings of 13B, and 24 million resumes
+    python benchmarks/cluster_simulator.py --13b     # settings of 13B alone
     python benchmarks/cluster_simulator.py --fit     # fits the numbers of planning/throughput.py and conf/gpu again
 
 published_throughput.csv has figures that others measured with FSDP, which gathers weights and reduces gradients as
@@ -64,15 +65,33 @@ SHARED = {  # fitted, with first guess and upper bound
     "exposed": (0.5, 1.0), "spread": (0.01, 0.1),
 }  # fmt: skip
 GOOD, ACCEPTABLE = 0.05, 0.10
+SMALL_BUCKETS = "zero.bucket_size=50000000"
 # Settings of +experiment=pooled_13b.
 THIRTEEN_B = {
+    "buckets of 50 million": [SMALL_BUCKETS],
+    "buckets of 500 million (as the experiment is)": [],
+    "buckets of 1,300 million": ["zero.bucket_size=1300000000"],
     "gradient checkpointing": ["compute=large"],
-    "none (as the experiment is)": [],
-    "none, two H200": ["gpu@plan.gpu=h200", "plan.num_gpus=2", "batch.micro_batch_size=2", "batch.max_seq_length=1344"],
-    "checkpointing, four H100": ["compute=large", "plan.num_gpus=4", "batch.micro_batch_size=2"],
-    "96 careers a step": ["batch.global_batch_size=96", "batch.micro_batch_size=4", "batch.max_seq_length=1344"],
-    "192 careers a step": ["batch.global_batch_size=192", "batch.micro_batch_size=3"],
-    "512 careers a step": ["batch.global_batch_size=512", "batch.micro_batch_size=3", "batch.max_seq_length=1344"],
+    "ZeRO-2": ["zero.stage=2"],
+    "checkpointing, four H100": [
+        "compute=large", "plan.num_gpus=4", "batch.micro_batch_size=2", SMALL_BUCKETS,
+    ],
+    "four H100": ["plan.num_gpus=4", "batch.micro_batch_size=2", "batch.max_seq_length=1344", SMALL_BUCKETS],
+    "two H200": [
+        "gpu@plan.gpu=h200", "plan.num_gpus=2", "batch.micro_batch_size=2", "batch.max_seq_length=1344",
+        SMALL_BUCKETS,
+    ],
+    "four H200": ["gpu@plan.gpu=h200", "plan.num_gpus=4", "batch.micro_batch_size=4", "batch.max_seq_length=1344"],
+    "96 careers a step": [
+        "batch.global_batch_size=96", "batch.micro_batch_size=4", "batch.max_seq_length=1344", SMALL_BUCKETS,
+    ],
+    "96 careers a step, buckets of 500 million": [
+        "batch.global_batch_size=96", "batch.micro_batch_size=4", "batch.max_seq_length=1344",
+    ],
+    "192 careers a step": ["batch.global_batch_size=192", "batch.micro_batch_size=3", SMALL_BUCKETS],
+    "512 careers a step": [
+        "batch.global_batch_size=512", "batch.micro_batch_size=3", "batch.max_seq_length=1344", SMALL_BUCKETS,
+    ],
     "128 careers, eight H200": [
         "gpu@plan.gpu=h200", "batch.global_batch_size=128", "batch.micro_batch_size=4", "batch.max_seq_length=1344",
     ],
@@ -227,27 +246,41 @@ def table(rows: Sequence[Published]) -> Iterator[str]:
 
 
 def ladder() -> Iterator[str]:
-    """Yield the planned speed of 13B with several settings, with transformers' kernels and with fused ones."""
+    """Yield the planned speed and memory of 13B with several settings, with plain kernels and with fused ones.
+
+    `exposed` of the calibration is fitted to passes that compute for longer than their traffic takes. Here both take
+    about as long, so the speed is also given for traffic that is hidden wherever it can be, and for none that is.
+    """
     for name, overrides in THIRTEEN_B.items():
-        settings = compose_settings(RunSettings, "run", ["+experiment=pooled_13b", *overrides])
-        work, num_ids = find_workload(settings)
-        shape = shape_of(settings.model, num_ids=num_ids)
-        estimate = estimate_resources(settings, work, shape, budget_of_gpu(settings.plan.gpu))
-        fused = dataclasses.replace(FITTED, unfused=1.0)
-        seconds = cost_of_step(shape, settings, work, estimate.passes, fused).seconds
-        speed = estimate.passes.num_tokens / seconds / settings.plan.num_gpus
-        yield (
-            f"{name:<28} {estimate.tokens_per_second:>6,.0f} {speed:>6,.0f} with fused kernels   "
-            f"{'fits' if estimate.fits else 'does not fit'}: {estimate.memory.total / GIB:.0f} GiB"
-        )
-        yield f"    {' '.join(overrides)}".rstrip()
+        columns = []
+        for source in ("plain", "liger"):
+            command = ["+experiment=pooled_13b", *overrides, f"compute.kernels={source}"]
+            settings = compose_settings(RunSettings, "run", command)
+            work, num_ids = find_workload(settings)
+            shape = shape_of(settings.model, num_ids=num_ids)
+            estimate = estimate_resources(settings, work, shape, budget_of_gpu(settings.plan.gpu))
+            speeds = []
+            for exposed in (FITTED.exposed, 1.0, 0.0):
+                calibration = dataclasses.replace(FITTED, exposed=exposed)
+                seconds = cost_of_step(shape, settings, work, estimate.passes, calibration).seconds
+                speeds.append(f"{estimate.passes.num_tokens / seconds / settings.plan.num_gpus:,.0f}")
+            fits = "" if estimate.fits else ", does not fit"
+            columns.append(
+                f"{source} {speeds[0]:>5} ({speeds[1]} to {speeds[2]}), {estimate.memory.total / GIB:5.1f} GiB{fits}"
+            )
+        yield f"{name}: {' '.join(overrides)}".rstrip(": ")
+        yield f"    {'; '.join(columns)}"
 
 
 def main() -> None:
     """Print the errors and examples, or fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--13b", action="store_true", dest="only_13b")
     arguments = parser.parse_args()
+    if arguments.only_13b:
+        print("\n".join(ladder()))
+        return
     rows = published()
     if arguments.fit:
         calibration, pairs = fit([row for row in rows if row.is_fitted])

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from laborllm_dist.config.baselines import BASELINES, BaselineName
 from laborllm_dist.config.data import DataSettings, PromptSettings
-from laborllm_dist.config.model import HEAD_NAMES, Quantization
+from laborllm_dist.config.model import HEAD_NAMES, KernelSource, Quantization
 from laborllm_dist.config.number_ranges import Mass, People, Rows, Samples, Seed, Threads, Tokens, within
 from laborllm_dist.config.reader import OutOfRangeError, Strict, check_file_name
 
@@ -102,6 +102,8 @@ class ForwardOverrides(Strict):
     """Of the weights: `none`, or 8 or 4 bits by bitsandbytes."""
     placement: Literal["replicated", "partitioned"] | None
     """The whole model on every rank, or ZeRO-3 partitions of one that does not fit."""
+    kernels: KernelSource | None
+    """Kernels of the model's layers, such as `plain` where there is no GPU (compute.kernels)."""
     threads_per_rank: Threads | None
     """CPU threads of a rank."""
 

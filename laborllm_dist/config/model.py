@@ -13,6 +13,7 @@ from laborllm_dist.config.reader import OutOfRangeError, Strict
 
 OffloadPlace = Literal["none", "cpu", "nvme"]
 Quantization = Literal["none", "int8", "nf4"]
+KernelSource = Literal["plain", "liger", "compiled"]
 HeadKind = Literal["softmax", "two_stage"]  # of an output layer over titles
 
 
@@ -127,6 +128,9 @@ class ComputeSettings(Strict):
     """Tokens whose logits are in memory at once."""
     gradient_checkpointing: bool
     """Store only the input of each layer; the backward pass recomputes the rest."""
+    kernels: KernelSource = "plain"
+    """Of norms, rotary embeddings and SwiGLU: transformers' (`plain`); one kernel for each, of liger-kernel (`liger`,
+    CUDA only) or of torch.compile (`compiled`). Fused ones are faster, and save less for the backward pass."""
 
 
 @dataclass(frozen=True, slots=True)

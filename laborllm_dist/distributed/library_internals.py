@@ -77,6 +77,13 @@ def import_muon() -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
+def keep_first_size_open(tensor: Tensor) -> None:
+    """Let torch.compile make code for any first size of a tensor, where it would build in the size that it sees."""
+    import torch._dynamo
+
+    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
 def build_folder(builder: Any) -> Path:
     """Return where torch compiles an operator of DeepSpeed's."""
     from torch.utils.cpp_extension import _get_build_directory

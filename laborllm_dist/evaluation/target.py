@@ -86,11 +86,15 @@ def with_overrides(run: RunSettings, overrides: EvaluationOverrides) -> RunSetti
     """
     values = {field.name: getattr(overrides, field.name) for field in dataclasses.fields(EvaluationOverrides)}
     threads = values.pop("threads_per_rank") or run.ranks.threads_per_rank
+    kernels = values.pop("kernels") or run.compute.kernels
     changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     with settings_errors():
         evaluation = dataclasses.replace(run.evaluation, **changes)
     return dataclasses.replace(
-        run, evaluation=evaluation, ranks=dataclasses.replace(run.ranks, threads_per_rank=threads)
+        run,
+        evaluation=evaluation,
+        compute=dataclasses.replace(run.compute, kernels=kernels),
+        ranks=dataclasses.replace(run.ranks, threads_per_rank=threads),
     )
 
 
@@ -275,6 +279,8 @@ def _target(
     }
     if evaluation.quantization != "none":
         details["quantization"] = evaluation.quantization
+    if settings.compute.kernels != "plain":
+        details["kernels"] = settings.compute.kernels
     info = ScoreTableInfo(
         model=model.name, split=evaluation.split, careers=store.careers_fingerprint, code=__version__, details=details
     )

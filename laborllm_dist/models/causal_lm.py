@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from laborllm_dist.batching.batch import IGNORED, PackedBatch, PaddedBatch
 from laborllm_dist.config.model import ComputeSettings
 from laborllm_dist.errors import ModelError
+from laborllm_dist.models.kernels import use_kernels
 from laborllm_dist.models.log_likelihood import chunked_log_likelihood, fused_log_likelihood, token_log_likelihood
 from laborllm_dist.models.pretrained_config import attention_window
 from laborllm_dist.models.title_head import TitleHead
@@ -57,7 +58,7 @@ class CareerLanguageModel(nn.Module):
         """Set the model up for packed careers.
 
         Raises:
-            ModelError: if compute.attention=packed, and the model does not support it.
+            ModelError: if compute.attention=packed or compute.kernels, and the model does not support it.
         """
         super().__init__()
         self.hugging_face = hugging_face
@@ -68,6 +69,7 @@ class CareerLanguageModel(nn.Module):
         self._is_known = is_known_type(hugging_face)
         self._is_packed = supports_varlen_attention(hugging_face, compute)
         self._takes_mask = takes_block_mask(hugging_face)
+        use_kernels(hugging_face, compute.kernels)
         if self._is_known:
             enable_custom_head(hugging_face)
 

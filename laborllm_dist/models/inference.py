@@ -21,6 +21,7 @@ from laborllm_dist.distributed.context import DistributedContext
 from laborllm_dist.distributed.deepspeed_config import deepspeed_config
 from laborllm_dist.distributed.library_internals import import_deepspeed
 from laborllm_dist.models.causal_lm import CareerLanguageModel
+from laborllm_dist.models.kernels import check_inference_kernels
 from laborllm_dist.models.loading import check_sharded, pretrained_model
 from laborllm_dist.models.log_likelihood import log_prob_of, sample_tokens
 from laborllm_dist.models.safetensors_loading import model_in_shards
@@ -133,7 +134,10 @@ def load_for_inference(
 
     Raises:
         ModelError: if they cannot be opened, or not in shards.
+        SettingsError: if the kernels of the settings cannot be used here, or not in this precision.
+        MissingPackageError: without the package of the kernels.
     """
+    ranks.run_on_main(lambda: check_inference_kernels(compute, evaluation.precision, ranks.device))
     dtype = DTYPES[evaluation.precision]
     if evaluation.placement == "replicated":
         model = pretrained_model(settings, dtype=dtype, base=evaluation.quantization, device=ranks.device)

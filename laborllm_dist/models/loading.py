@@ -27,7 +27,7 @@ from laborllm_dist.io.files import fingerprint_of
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.file_record import FileRecord, recording
 from laborllm_dist.models.fingerprint import weights_fingerprint
-from laborllm_dist.models.log_likelihood import check_fused, token_log_likelihood
+from laborllm_dist.models.log_likelihood import token_log_likelihood
 from laborllm_dist.models.lora import (
     ADAPTER_CONFIG,
     base_of,
@@ -233,11 +233,9 @@ def make_model(
     Raises:
         ModelError: if pretrained weights cannot be opened, the adapter does not fit the model, or the model does not
         support gradient checkpointing.
-        SettingsError: if the fused loss cannot run here, or an output layer over titles has too few of them.
+        SettingsError: if an output layer over titles has too few of them.
     """
     zero, adapter, compute = settings.zero, settings.adapter, settings.compute
-    if compute.loss == "liger":
-        check_fused(ranks.device)
     # At stage 0, bf16 is autocast over fp32 weights (distributed/zero_engine.py); above, DeepSpeed keeps fp32 masters.
     dtype = torch.bfloat16 if zero.precision == "bf16" and zero.stage > 0 else torch.float32
     shape = settings.model.llama

@@ -8,7 +8,6 @@ gradients of hidden states and weight before the next one, and nothing is recomp
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from laborllm_dist.batching.batch import IGNORED
-from laborllm_dist.errors import SettingsError, missing_package
 
 # The C library reuses blocks below 32 MiB; the system allocates larger ones as new pages each time.
 HOST_CHUNK_BYTES = 2**24
@@ -208,19 +206,3 @@ def fused_log_likelihood(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 
     loss: Tensor = LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight_VD, hidden_ND, targets_N)
     return -loss, hidden_ND.new_empty(0)
-
-
-def check_fused(device: torch.device) -> None:
-    """Check that the fused loss can run.
-
-    Raises:
-        SettingsError: without CUDA.
-        MissingPackageError: without liger-kernel.
-    """
-    if device.type != "cuda":
-        raise SettingsError(
-            "compute.loss=liger runs on CUDA only; set compute.loss=chunked, which gives the same loss",
-            code="liger-needs-cuda",
-        )
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise missing_package("liger_kernel")

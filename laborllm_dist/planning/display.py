@@ -91,9 +91,10 @@ def work_lines(estimate: ResourceEstimate) -> Iterator[str]:
     share = "" if num_trainable == shape.num_parameters else f", {num_trainable:,} learned"
     yield f"model    {settings.model.name}: {shape.num_parameters:,} parameters{share}"
     base = "" if settings.adapter.quantization == "none" else f", base {settings.adapter.quantization}"
+    kernels = "" if settings.compute.kernels == "plain" else f", {settings.compute.kernels} kernels"
     yield (
         f"on       {settings.plan.num_gpus} x {settings.plan.gpu.name}, ZeRO-{settings.zero.stage} "
-        f"{settings.zero.precision}, {settings.optimizer.name}{base}"
+        f"{settings.zero.precision}, {settings.optimizer.name}{base}{kernels}"
     )
     busy = f"passes   {passes.num_passes:.3g} a step; GPUs {estimate.utilization:.0%} busy"
     better = better_max_seq_length(estimate) if estimate.utilization <= ENOUGH_BUSY else None

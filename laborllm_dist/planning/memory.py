@@ -293,17 +293,19 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchS
     """Return the bytes that a pass saves for the backward.
 
     Per layer and token: the inputs of both norms in float32, the normalized values (if the norms are trainable) and the
-    outputs; queries and keys after RoPE, values, the attention's output; gate, its activation, up, and their product. A
-    GPU's kernel writes its output in slot order, which elsewhere needs a copy, and on GPUs fp32 has no kernel for
-    grouped-query attention.
+    outputs; queries and keys after RoPE, values, the attention's output; gate, its activation, up, and their product.
+    Fused kernels save the norms' inputs as they are, no normalized values and no activation of the gate. A GPU's kernel
+    writes its output in slot order, which elsewhere needs a copy, and on GPUs fp32 has no kernel for grouped-query
+    attention.
     """
     hidden, inner, kv, query = shape.hidden_size, shape.intermediate_size, shape.key_value_size, shape.query_size
     num_bytes = 2 if settings.zero.precision == "bf16" else 4
-    is_frozen = settings.adapter.kind == "lora"
-    norms = 2 * (4 * hidden + (1 if is_frozen else 2) * num_bytes * hidden)
+    is_frozen, is_fused = settings.adapter.kind == "lora", settings.compute.kernels != "plain"
+    of_input = num_bytes if is_fused else 4
+    norms = 2 * (of_input + (1 if is_frozen or is_fused else 2) * num_bytes) * hidden
     given = 1 if on_gpu and num_bytes == 2 else 2
     attention = num_bytes * ((1 + given) * query + 2 * (query if on_gpu and num_bytes == 4 else kv))
-    feed_forward = num_bytes * (4 if shape.is_gated else 2) * inner
+    feed_forward = num_bytes * ((3 if is_fused else 4) if shape.is_gated else 2) * inner
     additions = 0
     if num_bytes == 2 and settings.zero.stage == 0 and not is_frozen:
         # Under autocast norms compute in float32, and each of five linear layers has its own bf16 copy of its input.
@@ -315,7 +317,7 @@ def activation_bytes(shape: ModelShape, settings: RunSettings, load: MicroBatchS
         )
         additions = num_bytes * (dropped + settings.adapter.rank * len(settings.adapter.target_modules))
     of_layer = load.num_tokens * (norms + attention + feed_forward + additions)
-    last = load.num_tokens * hidden * (4 + 2 * num_bytes)  # the last norm
+    last = load.num_tokens * hidden * (of_input + (1 if is_fused else 2) * num_bytes)  # the last norm
     if settings.compute.attention == "mask" or shape.attention != "packed":
         of_layer += load.num_rows * load.max_seq_length**2
     if shape.attention == "eager":  # products, and weights in float32 and in the model's precision

@@ -40,6 +40,7 @@ FASTER: tuple[tuple[Change, ...], ...] = (
     tuple({"compute.gradient_checkpointing": value} for value in (False, True)),
     tuple({"zero.stage": stage} for stage in (1, 2, 3)),
     tuple({"batch.micro_batch_size": number} for number in (1, 2, 4, 8, 16)),
+    tuple({"compute.kernels": source} for source in ("plain", "liger")),
 )
 
 
@@ -78,6 +79,8 @@ def suggest_faster_config(estimate: ResourceEstimate) -> tuple[Change, ResourceE
         settings = with_changes(estimate.settings, change)
         if settings is None or not _may_train(estimate, settings):
             continue
+        if "compute.kernels" in change and estimate.shape.attention != "packed":
+            continue  # models/kernels.py knows the types that packed attention does
         other = estimate_resources(settings, estimate.work, estimate.shape, estimate.room)
         if not other.fits:
             continue

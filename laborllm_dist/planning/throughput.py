@@ -49,7 +49,7 @@ class Calibration:
     recomputation: cost of gradient checkpointing, as a fraction of a layer's forward.
     layer_bytes: memory traffic of a layer beside matrix products and attention, with fused kernels in bf16, for a token
         and each of its hidden_size numbers.
-    unfused: times as much in transformers' own Llama, whose norms, rotary embeddings and activations are not fused.
+    unfused: times as much with compute.kernels=plain: transformers' norms, rotary embeddings and SwiGLU are not fused.
     vocabulary_bytes: memory traffic of the loss, for a token and each id of the vocabulary.
     exposed: fraction of the shorter one of computing and overlapped traffic that adds to the longer one.
     link_efficiency: fraction of the links' datasheet speed that collectives reach.
@@ -146,7 +146,8 @@ def seconds_of_token(shape: ModelShape, settings: RunSettings, attended: float, 
         settings.zero.precision,
         products=linear_flops(shape, settings.adapter) + 2 * again * layers,
         attention=attention_flops(shape, attended) * (1 + again / 3),
-        moved=_layer_bytes(shape, calibration) * (1 + again / 3) + calibration.vocabulary_bytes * shape.num_ids,
+        moved=_layer_bytes(shape, settings, calibration) * (1 + again / 3)
+        + calibration.vocabulary_bytes * shape.num_ids,
     )
 
 
@@ -159,12 +160,13 @@ def forward_seconds_of_token(
         precision,
         products=2 * shape.num_matmul_params,
         attention=attention_flops(shape, attended) / 3,
-        moved=(_layer_bytes(shape, calibration) + calibration.vocabulary_bytes * shape.num_ids) / 3,
+        moved=(_layer_bytes(shape, settings, calibration) + calibration.vocabulary_bytes * shape.num_ids) / 3,
     )
 
 
-def _layer_bytes(shape: ModelShape, calibration: Calibration) -> float:
-    return calibration.layer_bytes * calibration.unfused * shape.num_layers * shape.hidden_size
+def _layer_bytes(shape: ModelShape, settings: RunSettings, calibration: Calibration) -> float:
+    times = calibration.unfused if settings.compute.kernels == "plain" else 1.0
+    return calibration.layer_bytes * times * shape.num_layers * shape.hidden_size
 
 
 def _kernel_seconds(

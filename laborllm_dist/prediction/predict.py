@@ -151,7 +151,7 @@ def _predict_checked(
 
 
 def _details(settings: PredictSettings, run: RunSettings, model: InferenceModel) -> dict[str, str]:
-    evaluation = run.evaluation
+    evaluation, kernels = run.evaluation, run.compute.kernels
     bounds = {name: str(getattr(evaluation, name)) for name in ("max_unscored_mass", "max_tree_tokens")}
     return {
         "measure": settings.measure,
@@ -160,6 +160,7 @@ def _details(settings: PredictSettings, run: RunSettings, model: InferenceModel)
         "batch_size": str(evaluation.batch_size),
         "precision": evaluation.precision,
         "attention": run.compute.attention,
+        **({} if kernels == "plain" else {"kernels": kernels}),
         "threads_per_rank": str(run.ranks.threads_per_rank),
         "quantization": evaluation.quantization,
         "device": model.device.type,

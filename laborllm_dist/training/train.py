@@ -25,6 +25,7 @@ from laborllm_dist.io.run_directory import (
     recorded_store,
     weights_of_run,
 )
+from laborllm_dist.models.kernels import check_training_kernels
 from laborllm_dist.models.loading import (
     check_fit,
     check_packing,
@@ -58,6 +59,7 @@ def train(settings: RunSettings, ranks: DistributedContext) -> RunDirectory:
     """
     logger.info(describe_settings(settings, ranks))
     ranks.run_on_main(lambda: _check_places(settings))
+    ranks.run_on_main(lambda: check_training_kernels(settings.compute, ranks.device))
     ranks.run_on_main(lambda: check_weights(settings.model))
     store = open_store(ranks.run_on_main(lambda: _store_folder(settings), Path))
     splits: tuple[Split, ...] = ("train", "validation") if ranks.is_main else ()

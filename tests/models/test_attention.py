@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +16,7 @@ from laborllm_dist.distributed.context import without_cudnn_attention
 from laborllm_dist.models import tree_attention as branch_attention_module
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.loading import new_llama
-from laborllm_dist.models.log_likelihood import check_fused, chunked_log_likelihood, fused_log_likelihood
+from laborllm_dist.models.log_likelihood import chunked_log_likelihood
 from laborllm_dist.models.tree_attention import (
     BLOCK_NODES,
     CUDA_BLOCK_NODES,
@@ -222,11 +219,6 @@ def test_packed_attention_of_a_model_that_cannot_have_it_is_refused() -> None:
     CareerLanguageModel(model, COMPUTE)
 
 
-def test_the_fused_loss_is_refused_where_it_cannot_run() -> None:
-    with raises("settings/liger-needs-cuda"):
-        check_fused(CPU)
-
-
 @gpu
 @needs_gpu
 @pytest.mark.parametrize("num_key_heads", [8, 2])
@@ -247,41 +239,6 @@ def test_the_variable_length_kernel_is_block_diagonal_attention(num_key_heads: i
     (expected * weights.double().cpu()).sum().backward()
     for own, other in zip((query, key, value), exact, strict=True):
         assert float((own.grad.double().cpu() - other.grad).norm() / other.grad.norm()) < 2e-2
-
-
-def check_fused_loss(device: torch.device, num_ids: int) -> None:
-    """Compare liger-kernel's loss and gradients with the chunked ones, in float32."""
-    torch.manual_seed(5)
-    hidden, weight = torch.randn(1000, 256, device=device), torch.randn(num_ids, 256, device=device) / 16
-    targets = torch.randint(0, num_ids, (1000,), device=device)
-    own, fused = ([each.clone().requires_grad_() for each in (hidden, weight)] for _ in range(2))
-    total, _ = chunked_log_likelihood(*own, targets, chunk_tokens=256)
-    other, _ = fused_log_likelihood(*fused, targets)
-    assert float(other) == pytest.approx(float(total), rel=1e-5)
-    total.backward()
-    other.backward()
-    for actual, expected in zip(fused, own, strict=True):
-        assert float((actual.grad - expected.grad).norm() / expected.grad.norm()) < 1e-3
-
-
-@gpu
-@needs_gpu
-def test_the_fused_loss_is_the_chunked_one() -> None:
-    pytest.importorskip("liger_kernel")
-    check_fused(torch.device("cuda"))
-    check_fused_loss(torch.device("cuda"), 32_000)
-
-
-@pytest.mark.peers
-def test_the_fused_loss_is_the_chunked_one_in_triton_s_interpreter() -> None:
-    """Triton's interpreter runs a GPU's kernels on a CPU; it must be asked for before triton is imported."""
-    pytest.importorskip("liger_kernel", reason="wants liger-kernel: make peers")
-    program = "import torch, test_kernels; test_kernels.check_fused_loss(torch.device('cpu'), 3000)"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def check_branches(device: torch.device, dtype: torch.dtype, tolerance: float, most_nodes: int) -> None:

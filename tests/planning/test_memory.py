@@ -16,6 +16,7 @@ from laborllm_dist.batching.training_plan import plan_training
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed import deepspeed_config
 from laborllm_dist.distributed.jit_ops import check_nvme
+from laborllm_dist.models import kernels
 from laborllm_dist.models.causal_lm import CareerLanguageModel
 from laborllm_dist.models.dims import KNOWN, shape_of
 from laborllm_dist.models.loading import new_llama
@@ -94,6 +95,15 @@ def test_memory_of_llama_2_7b_by_hand(stage: int, gib: dict[str, float]) -> None
     # of queries, keys, values and what attention gives, 88,064 of gate, its activation, up, and their product; times
     # 2,048 tokens 381,681,664. The last norm's are 67,108,864.
     assert memory.device["activations"] == 985_661_440
+
+
+def test_fused_kernels_save_no_wide_norms_and_no_activation_by_hand() -> None:
+    settings = settings_for("compute.kernels=liger")
+    memory = plan_memory(SEVEN, settings, MicroBatchShape(1, 2048), world_size=8, process_bytes=None)
+    # Of a token: 32,768 bytes of two norms (input and output in bf16), 32,768 of queries, keys, values and what attention
+    # gives, 66,048 of gate, up and their product; times 2,048 tokens 269,484,032. The last norm's are 33,554,432, the
+    # inputs of the 32 layers 536,870,912.
+    assert memory.device["activations"] == 839_909_376
 
 
 def test_offload_moves_memory_to_the_host_and_8_bits_save() -> None:
@@ -254,17 +264,22 @@ def bytes_for_backward(settings: RunSettings, *, is_autocast: bool) -> int:
 
 
 @pytest.mark.parametrize(
-    ("zero", "precision", "is_autocast"),
-    [("stage1", "fp32", False), ("stage1", "bf16", False), ("stage0", "bf16", True)],
-)
+    ("zero", "precision", "is_autocast", "source"),
+    [
+        ("stage1", "fp32", False, "plain"), ("stage1", "bf16", False, "plain"), ("stage0", "bf16", True, "plain"),
+        ("stage1", "fp32", False, "compiled"), ("stage1", "bf16", False, "compiled"),
+    ],
+)  # fmt: skip
 def test_activations_of_a_layer_are_what_torch_keeps_for_its_backward(
-    zero: str, precision: str, is_autocast: bool, tmp_path: Path
+    zero: str, precision: str, is_autocast: bool, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(kernels.KERNELS, "compiled", lambda: kernels.compiled_kernels("aot_eager"))
     planned, saved = [], []
     for num_layers in (2, 4):
         settings = settings_of(
             small_run(
                 tmp_path, f"zero={zero}", f"zero.precision={precision}", "compute.gradient_checkpointing=false",
+                f"compute.kernels={source}",
                 f"model.llama.num_layers={num_layers}", "model.llama.hidden_size=64", "model.llama.num_heads=4",
                 "model.llama.intermediate_size=176", "model.llama.num_key_value_heads=2",
             )

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from helpers.runs import settings_of
 
 from laborllm_dist.models.dims import shape_of
 from laborllm_dist.planning.estimate import ResourceEstimate, budget_of_gpu, estimate_resources
-from laborllm_dist.planning.suggestions import better_max_seq_length, suggest_fitting_config, to_overrides, with_changes
+from laborllm_dist.planning.suggestions import (
+    better_max_seq_length,
+    suggest_faster_config,
+    suggest_fitting_config,
+    to_overrides,
+    with_changes,
+)
 from laborllm_dist.planning.workload import find_workload
 
 
@@ -87,3 +95,14 @@ def test_rows_that_give_more_gpus_work() -> None:
     # Seven rows for eight GPUs, or several rows a pass: nothing to say.
     assert better_max_seq_length(forecast_of("+experiment=pooled_13b")) is None
     assert better_max_seq_length(forecast_of("+experiment=quickstart", "plan.num_gpus=2")) is None
+
+
+def test_fused_kernels_are_named_where_they_save_time_and_the_model_has_them() -> None:
+    estimate = forecast_of("+experiment=pooled_13b")
+    faster = suggest_faster_config(estimate)
+    assert faster is not None
+    assert to_overrides(faster[0]) == "compute.kernels=liger"
+    assert faster[1].memory.total < estimate.memory.total
+    masked = dataclasses.replace(estimate, shape=dataclasses.replace(estimate.shape, attention="mask"))
+    assert suggest_faster_config(masked) is None
+    assert suggest_faster_config(forecast_of("+experiment=pooled_13b", "compute.kernels=compiled")) is None
