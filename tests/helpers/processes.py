@@ -95,14 +95,17 @@ class ForkingProgram:
                     start_new_session=True,
                 )
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for _ in range(50):
-            with contextlib.suppress(
-                ConnectionRefusedError
-            ):  # the worker that has bound the address does not listen yet
+        for _ in range(50):  # another worker has bound the address, and may not listen yet
+            with contextlib.suppress(ConnectionRefusedError):
                 self._socket.connect(address_of(name))
                 break
             time.sleep(0.1)
         atexit.register(self._socket.close)
+
+    def wait_until_ready(self) -> None:
+        self._socket.settimeout(300)
+        if not self._socket.recv(1024):
+            raise ConnectionError("tests/programs/fork_server.py has ended")
 
     def serves(self, environment: dict[str, str]) -> bool:
         """Return whether what was imported would be the same under this environment; a test may set another one."""
@@ -166,14 +169,27 @@ _num_starts: dict[str, int] = {}
 _first_starts: dict[str, socket.socket | None] = {}
 
 
+def start_forking(numbers: Sequence[int | None]) -> None:
+    """Start the programs that ranks of these numbers come from, all at once: none waits for another one's imports."""
+    missing = {number % NUM_FORKING for number in numbers if number is not None} - _forking.keys()
+    if os.environ.get("FORKED_RANKS") == "0":
+        return
+    try:
+        programs = {which: ForkingProgram(which) for which in sorted(missing)}
+        for which, program in programs.items():
+            program.wait_until_ready()
+            _forking[which] = program
+    except OSError as error:
+        warnings.warn(f"ranks by new interpreters, since none can be forked: {error}", stacklevel=2)
+
+
 def start_rank(
     command: Sequence[str], environment: dict[str, str], output: BinaryIO, *, number: int | None
 ) -> RankProcess:
     """Start a command of Python in a session of its own: by a fork from the program of that number, if there is one."""
-    if number is not None and os.environ.get("FORKED_RANKS") != "0":
-        which = number % NUM_FORKING
+    program = None if number is None else _forking.get(number % NUM_FORKING)
+    if program is not None:
         try:
-            program = _forking.get(which) or _forking.setdefault(which, ForkingProgram(which))
             if program.serves(environment):
                 return program.fork(command, environment, output)
         except OSError as error:
@@ -205,9 +221,11 @@ def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: 
     _num_starts[script] = num_before + 1
     is_of_launch = not Path(script).is_absolute()
     is_first = is_of_launch and script not in _first_starts and bool(_first_starts.setdefault(script, claimed(script)))
+    numbers = [None if is_first else num_before + rank for rank in range(world_size or 1)]
+    start_forking(numbers)
     processes = []
     with log.open("ab") as output:
-        for rank in range(world_size or 1):
+        for rank, number in enumerate(numbers):
             environment = {**{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}, **ON_CPU}
             if world_size:
                 environment |= {
@@ -218,7 +236,6 @@ def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: 
                     "MASTER_PORT": str(port),
                 }
             command = [str(PROJECT / "launch" / script), *arguments]
-            number = None if is_first else num_before + rank
             processes.append(start_rank(command, environment, output, number=number))
     return processes
 

@@ -57,7 +57,7 @@ def serve(listener: socket.socket) -> list[str] | None:
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # a rank has ended: leave `select`
-    asking, ranks = [listener.accept()[0]], dict[int, socket.socket]()
+    asking, ranks = [accepted(listener)], dict[int, socket.socket]()
     while asking:
         ready, _, _ = select.select([listener, *asking, woken], [], [])
         if woken in ready:
@@ -68,7 +68,7 @@ def serve(listener: socket.socket) -> list[str] | None:
                 with contextlib.suppress(OSError):  # who asked has ended
                     ranks.pop(rank).send(json.dumps({"rank": rank, "code": os.waitstatus_to_exitcode(status)}).encode())
         if listener in ready:
-            asking.append(listener.accept()[0])
+            asking.append(accepted(listener))
         for requests in [each for each in asking if each in ready]:
             message, files = b"", []
             with contextlib.suppress(ConnectionResetError):  # killed before it has read its answers
@@ -88,6 +88,14 @@ def serve(listener: socket.socket) -> list[str] | None:
             ranks[rank] = requests
             os.close(files[0])
     return None
+
+
+def accepted(listener: socket.socket) -> socket.socket:
+    """Return the connection of a worker, which is told that all has been imported."""
+    connection, _ = listener.accept()
+    with contextlib.suppress(OSError):
+        connection.send(b"ready")
+    return connection
 
 
 def become_rank(request: dict, output: int, requests: socket.socket) -> list[str]:
