@@ -6,12 +6,16 @@ before any file is read or written. The records of runs, stores and checkpoints 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
+import itertools
 import json
 import re
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +48,7 @@ class Strict:
     """Base of the frozen dataclasses that `read_settings` reads; the docstring below a field is its description."""
 
     __slots__ = ()
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
 
 class OutOfRangeError(ValueError):
@@ -155,10 +159,17 @@ def settings_errors(path: str = "") -> Iterator[None]:
 
 
 def describe_settings(kind: type) -> dict[str, str]:
-    """Return the description of each field of a settings class, in one line."""
-    properties = _adapter(kind).json_schema()["properties"]
-    own = {name: " ".join(each["description"].split()) for name, each in properties.items() if "description" in each}
+    """Return the description of each field of a settings class, in one line.
+
+    Only help needs them, so they are read here and not by pydantic, which would read every source at every start.
+    """
     bases = [describe_settings(base) for base in kind.__bases__ if dataclasses.is_dataclass(base)]
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    own = {}
+    for statement, below in itertools.pairwise(typing.cast(ast.ClassDef, definition).body):
+        match statement, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                own[name] = " ".join(text.split())
     return {name: text for each in (*bases, own) for name, text in each.items()}
 
 

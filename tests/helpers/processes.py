@@ -1,8 +1,8 @@
 """Start the project's own scripts as ranks: real processes, real collectives, always with a time limit.
 
 Importing what a rank needs takes longer than most of these runs, so ranks are forked from processes that have imported
-it (fork_program.py). The first start of every script is by a new interpreter, as a user's is, and all are where the
-variable FORKED_RANKS is 0.
+it (programs/fork_server.py), which all workers of pytest share. The first start of every script of launch/ is by a new
+interpreter, as a user's is, and all are where the variable FORKED_RANKS is 0.
 """
 
 from __future__ import annotations
@@ -58,22 +58,54 @@ OF_LIBRARIES = ("TORCHINDUCTOR_CACHE_DIR", "PYTORCH_NVML_BASED_CUDA_CHECK")
 ENVIRONMENT = {**{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}, **ON_CPU}
 
 
-class ForkingProgram:
-    """A process that has imported what ranks need (fork_program.py), and forks them."""
+SESSION = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 
-    def __init__(self) -> None:
+
+def address_of(name: str) -> str:
+    """Return a Unix socket's address that all workers of a session know, and no other session; no file lies behind it."""
+    return f"\0laborllm_dist-tests-{SESSION}-{name}"
+
+
+def claimed(name: str) -> socket.socket | None:
+    """Bind an address of the session, to be held as long as it is in use; None: another worker holds it."""
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        held.bind(address_of(name))
+    except OSError:
+        held.close()
+        return None
+    return held
+
+
+class ForkingProgram:
+    """A process that has imported what ranks need (programs/fork_server.py), and forks them."""
+
+    def __init__(self, number: int) -> None:
         self._codes: dict[int, int | None] = {}
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = subprocess.Popen(
-            [sys.executable, str(PROJECT / "tests/programs/fork_server.py"), str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={**ENVIRONMENT, "JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pyarrow's: no thread
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
-        theirs.close()
-        atexit.register(self._end)
+        name = f"fork_server-{number}"
+        if (listener := claimed(name)) is not None:
+            with listener:
+                listener.listen()
+                subprocess.Popen(
+                    [sys.executable, str(PROJECT / "tests/programs/fork_server.py"), str(listener.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    env={**ENVIRONMENT, "JE_ARROW_MALLOC_CONF": "background_thread:false"},  # pyarrow's: no thread
+                    pass_fds=[listener.fileno()],
+                    start_new_session=True,
+                )
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for _ in range(50):  # another worker has bound the address, and may not listen yet
+            with contextlib.suppress(ConnectionRefusedError):
+                self._socket.connect(address_of(name))
+                break
+            time.sleep(0.1)
+        atexit.register(self._socket.close)
+
+    def wait_until_ready(self) -> None:
+        self._socket.settimeout(300)
+        if not self._socket.recv(1024):
+            raise ConnectionError("tests/programs/fork_server.py has ended")
 
     def serves(self, environment: dict[str, str]) -> bool:
         """Return whether what was imported would be the same under this environment; a test may set another one."""
@@ -99,10 +131,6 @@ class ForkingProgram:
             while True:
                 self._read_answer()
         return self._codes[rank]
-
-    def _end(self) -> None:
-        self._socket.close()
-        self._process.wait()
 
     def _read_answer(self) -> int:
         message = self._socket.recv(1024)
@@ -138,13 +166,29 @@ class ForkedRank:
 RankProcess: TypeAlias = "subprocess.Popen[bytes] | ForkedRank"
 _forking: dict[int, ForkingProgram] = {}
 _num_starts: dict[str, int] = {}
+_first_starts: dict[str, socket.socket | None] = {}
 
 
-def start_rank(command: Sequence[str], environment: dict[str, str], output: BinaryIO, *, number: int) -> RankProcess:
-    """Start a command of Python in a session of its own; where a number is above 0, by a fork."""
-    if number and os.environ.get("FORKED_RANKS") != "0":
-        which = number % NUM_FORKING
-        program = _forking.get(which) or _forking.setdefault(which, ForkingProgram())
+def start_forking(numbers: Sequence[int | None]) -> None:
+    """Start the programs that ranks of these numbers come from, all at once: none waits for another one's imports."""
+    missing = {number % NUM_FORKING for number in numbers if number is not None} - _forking.keys()
+    if os.environ.get("FORKED_RANKS") == "0":
+        return
+    try:
+        programs = {which: ForkingProgram(which) for which in sorted(missing)}
+        for which, program in programs.items():
+            program.wait_until_ready()
+            _forking[which] = program
+    except OSError as error:
+        warnings.warn(f"ranks by new interpreters, since none can be forked: {error}", stacklevel=2)
+
+
+def start_rank(
+    command: Sequence[str], environment: dict[str, str], output: BinaryIO, *, number: int | None
+) -> RankProcess:
+    """Start a command of Python in a session of its own: by a fork from the program of that number, if there is one."""
+    program = None if number is None else _forking.get(number % NUM_FORKING)
+    if program is not None:
         try:
             if program.serves(environment):
                 return program.fork(command, environment, output)
@@ -175,9 +219,13 @@ def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: 
     """
     port, num_before = free_port(), _num_starts.get(script, 0)
     _num_starts[script] = num_before + 1
+    is_of_launch = not Path(script).is_absolute()
+    is_first = is_of_launch and script not in _first_starts and bool(_first_starts.setdefault(script, claimed(script)))
+    numbers = [None if is_first else num_before + rank for rank in range(world_size or 1)]
+    start_forking(numbers)
     processes = []
     with log.open("ab") as output:
-        for rank in range(world_size or 1):
+        for rank, number in enumerate(numbers):
             environment = {**{name: value for name, value in os.environ.items() if name not in OF_LIBRARIES}, **ON_CPU}
             if world_size:
                 environment |= {
@@ -188,7 +236,6 @@ def start_ranks(script: str, arguments: Sequence[str], *, world_size: int, log: 
                     "MASTER_PORT": str(port),
                 }
             command = [str(PROJECT / "launch" / script), *arguments]
-            number = num_before + rank if num_before else 0
             processes.append(start_rank(command, environment, output, number=number))
     return processes
 
