@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from records import Record
 from torch.nn.functional import pad
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gpu_suite.record import Record
 from gpu_suite.training import WARM_UP, timed_steps
 from gpu_suite.workload import BF16, SHAPES, Row, new_model, rows_of_careers, settings_for, workload_of
 from laborllm_dist.batching.batch import TokenIds
@@ -64,7 +64,8 @@ def _ours(shape: ModelShape, rows: list[Row]) -> float:
     with init_distributed(settings.ranks) as ranks:
         engine = make_engine(new_model(settings, shape, ranks.device), settings.zero, settings.optimizer, ranks)
         seconds = timed_steps(engine, steps, ROW_LENGTH).seconds
-    return workload_of(steps[WARM_UP:]).tokens_per_step / seconds
+    work = workload_of(steps[WARM_UP:], ROW_LENGTH)
+    return work.tokens / work.num_steps / seconds
 
 
 def _trainer(shape: ModelShape, rows: list[Row]) -> float:
