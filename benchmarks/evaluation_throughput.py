@@ -264,7 +264,7 @@ def measure_all(these: Evaluators, num_observations: int) -> None:
     def ours() -> list[TitleScores]:
         return ours_all(counted, subject, sampled, only_last=True)
 
-    cached = []
+    cached: list[np.ndarray] = []
     for _ in range(these.repeats):
         counted.num_tokens = 0
         seconds, _ = timed(ours)

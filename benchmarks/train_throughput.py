@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ranks import run_ranks
@@ -68,7 +69,7 @@ def run_peer(name: str, plan: Path, folder: Path, num_steps: int) -> list[dict[s
 
 def run_all(file: RecordFile, arguments: list[str], plan: Path, folder: Path, num_steps: int) -> dict[str, float]:
     """Run every system once, add their records, and return the tokens a second of each."""
-    systems = {
+    systems: dict[str, Callable[[], list[dict[str, float]]]] = {
         OURS: lambda: run_ours(arguments, folder / "0", "stage0"),
         TRAINER: lambda: run_peer("trainer", plan, folder, num_steps),
         SFT: lambda: run_peer("sft", plan, folder, num_steps),
