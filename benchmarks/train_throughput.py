@@ -4,7 +4,7 @@
 
 Two CPU ranks of one thread each, fp32, the same small Llama from the same weights, the same careers in the same order,
 32 a step, plain data parallel (ZeRO-0 here), AdamW at a constant rate. Every system runs in processes of its own, in
-turn, `--repeats` times; a ratio is of one turn. Seconds are those between the ends of steps, the first five left out;
+turn, `--repeats` times; a ratio is of one turn. Seconds are those between the ends of steps, the first ones left out;
 tokens are those of the careers, padding not counted, of both ranks. Trainer sees the very careers of every step, so its
 losses must be ours. SFTTrainer also computes the entropy and the accuracy of tokens in each step, as it does for its
 users. A system that is not installed is skipped.
@@ -26,7 +26,7 @@ from ranks import run_ranks
 from records import PROJECT, Record, RecordFile, goal
 
 HERE = Path(__file__).resolve().parent
-RANKS, WARM_UP = 2, 5
+RANKS = 2
 SETTINGS = [
     "tokenizer.vocabulary_size=1024", "model.llama.hidden_size=128", "model.llama.intermediate_size=384",
     "model.llama.num_layers=3", "batch.global_batch_size=32", "batch.max_seq_length=1024", "batch.micro_batch_size=16",
@@ -45,14 +45,14 @@ def read_steps(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def tokens_per_second(steps: list[dict[str, float]]) -> float:
-    counted = steps[WARM_UP:]
-    return sum(step["tokens"] for step in counted) / (counted[-1]["time"] - steps[WARM_UP - 1]["time"])
+def tokens_per_second(steps: list[dict[str, float]], num_warm_up: int) -> float:
+    counted = steps[num_warm_up:]
+    return sum(step["tokens"] for step in counted) / (counted[-1]["time"] - steps[num_warm_up - 1]["time"])
 
 
-def run_ours(arguments: list[str], folder: Path, stage: str) -> list[dict[str, float]]:
+def run_ours(arguments: list[str], folder: Path) -> list[dict[str, float]]:
     """Train here; return its steps, the last left out, since it validates."""
-    own = [f"zero={stage}", f"output_dir={folder}/runs", "name=ours"]
+    own = [f"output_dir={folder}/runs", "name=ours"]
     run_ranks([str(PROJECT / "launch/train.py"), *arguments, *own], RANKS, {})
     lines = read_steps(folder / "runs/ours/metrics.jsonl")[:-1]
     return [
@@ -67,13 +67,14 @@ def run_peer(name: str, plan: Path, folder: Path, num_steps: int) -> list[dict[s
     return read_steps(folder / f"{name}.jsonl")
 
 
-def run_all(file: RecordFile, arguments: list[str], plan: Path, folder: Path, num_steps: int) -> dict[str, float]:
+def run_all(
+    file: RecordFile, arguments: list[str], plan: Path, folder: Path, *, num_steps: int, num_warm_up: int
+) -> dict[str, float]:
     """Run every system once, add their records, and return the tokens a second of each."""
     systems: dict[str, Callable[[], list[dict[str, float]]]] = {
-        OURS: lambda: run_ours(arguments, folder / "0", "stage0"),
+        OURS: lambda: run_ours(arguments, folder),
         TRAINER: lambda: run_peer("trainer", plan, folder, num_steps),
         SFT: lambda: run_peer("sft", plan, folder, num_steps),
-        "laborllm_dist, ZeRO-2": lambda: run_ours(arguments, folder / "2", "stage2"),
     }
     speeds: dict[str, float] = {}
     losses: list[float] = []
@@ -83,7 +84,7 @@ def run_all(file: RecordFile, arguments: list[str], plan: Path, folder: Path, nu
             continue
         started = time.time()
         steps = run()[:num_steps]
-        speeds[name] = tokens_per_second(steps)
+        speeds[name] = tokens_per_second(steps, num_warm_up)
         numbers = {
             "non_padding_tokens_per_second": speeds[name], "last_loss_nats_per_token": steps[-1]["loss"],
             "seconds_to_first_step": steps[0]["time"] - started,
@@ -101,6 +102,7 @@ def main() -> None:
     """Run all systems in turn, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warm-up", type=int, default=5, help="steps that are not counted")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--panel", type=Path, help="a long panel in place of synthetic careers")
     options = parser.parse_args()
@@ -119,7 +121,7 @@ def main() -> None:
         for repeat in range(options.repeats):
             folder = Path(root) / str(repeat)
             folder.mkdir()
-            speeds = run_all(file, arguments, plan, folder, options.steps)
+            speeds = run_all(file, arguments, plan, folder, num_steps=options.steps, num_warm_up=options.warm_up)
             for name in GOALS.keys() & speeds.keys():
                 ratios.setdefault(name, []).append(speeds[OURS] / speeds[name])
     for name, values in sorted(ratios.items()):
