@@ -214,21 +214,15 @@ def _cells(texts: Sequence[str]) -> str:
     return f"| {' | '.join(text.replace('|', '/') for text in texts)} |"
 
 
-def newest(name: str, folder: Path = RESULTS) -> RecordFile:
-    """Return the file of the last start of a benchmark.
-
-    Raises:
-        FileNotFoundError: if it never started.
-    """
+def newest(name: str, folder: Path = RESULTS) -> RecordFile | None:
+    """Return the file of the last start of a benchmark; None if it never started."""
     of_name = re.compile(rf"(\d{{4}}-\d\d-\d\d)-{re.escape(name)}(?:\.(\d+))?\.json")
     started = {
         (matched[1], int(matched[2] or 1)): path
         for path in folder.glob("*.json")
         if (matched := of_name.fullmatch(path.name))
     }
-    if not started:
-        raise FileNotFoundError(f"no result of the benchmark {name} in {folder}")
-    return RecordFile(started[max(started)])
+    return RecordFile(started[max(started)]) if started else None
 
 
 def filled(page: str, folder: Path = RESULTS) -> str:
@@ -236,13 +230,15 @@ def filled(page: str, folder: Path = RESULTS) -> str:
 
     def block(matched: re.Match[str]) -> str:
         name, part = matched[1].split("/", 1)
-        file = newest(name, folder)
+        begin, file = BEGIN.format(name=matched[1]), newest(name, folder)
+        if file is None:
+            return f"{begin}\n\n{part[:1].upper()}{part[1:]}: not measured.\n\n{END}"
         _, environment, records = file.read()
         source = (
             f"`{environment.command}`: {environment.started}, commit {environment.commit}, {environment.hardware} "
             f"(`benchmarks/results/{file.path.name}`)."
         )
-        return f"{BEGIN.format(name=matched[1])}\n\n{markdown_table(records, part)}\n\n{source}\n\n{END}"
+        return f"{begin}\n\n{markdown_table(records, part)}\n\n{source}\n\n{END}"
 
     return _BLOCK.sub(block, page)
 

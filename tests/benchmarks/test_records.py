@@ -54,14 +54,13 @@ def test_a_second_start_on_a_day_leaves_the_file_of_the_first(file: RecordFile, 
     assert second.path != file.path
     assert len(file.read()[2]) == 1
     assert newest("speed", tmp_path) == second
-    with pytest.raises(FileNotFoundError, match="no result of the benchmark memory"):
-        newest("memory", tmp_path)
+    assert newest("memory", tmp_path) is None
 
 
 def test_the_newest_result_is_of_the_last_day_then_of_the_last_start(tmp_path: Path) -> None:
     for name in ("2026-11-29-a", "2026-11-29-a.2", "2026-11-29-a.10", "2026-11-28-a.11", "2026-12-30-a-b"):
         (tmp_path / f"{name}.json").write_text("{}")
-    assert newest("a", tmp_path).path.stem == "2026-11-29-a.10"
+    assert newest("a", tmp_path) == RecordFile(tmp_path / "2026-11-29-a.10.json")
 
 
 def test_a_table_has_a_column_for_each_number_and_one_for_outcomes_that_differ() -> None:
@@ -97,6 +96,13 @@ def test_a_page_is_filled_with_the_tables_of_the_newest_results(file: RecordFile
     assert "old" not in made
     assert made.endswith(f"{records.END}\n\nafter")
     assert filled(made, tmp_path) == made
+    assert "Goals: not measured." in filled(page.replace("speed/ZeRO stage", "memory/goals"), tmp_path)
+
+
+def test_the_page_of_the_manual_is_that_of_the_results() -> None:
+    page = records.PAGE.read_text(encoding="utf-8")
+    assert page.count(records.END) >= 8
+    assert filled(page) == page
 
 
 @pytest.mark.parametrize("path", sorted(records.RESULTS.glob("*.json")), ids=lambda path: path.stem)
