@@ -276,9 +276,6 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--13b", action="store_true", dest="only_13b")
     arguments = parser.parse_args()
-    if arguments.only_13b:
-        print("\n".join(ladder()))
-        return
     rows = published()
     if arguments.fit:
         calibration, pairs = fit([row for row in rows if row.is_fitted])
@@ -287,11 +284,14 @@ def main() -> None:
         print(dataclasses.replace(calibration, unfused=fit_unfused(rows, calibration, pairs)))
         return
     file = RecordFile.begin("cluster-simulator", "Tokens per second and GPU: published and planned")
-    for part, is_left_out in (("used for the fit", False), ("left out of the fit", True)):
-        compare(file, part, [row for row in rows if row.is_left_out is is_left_out])
+    if not arguments.only_13b:
+        for part, is_left_out in (("used for the fit", False), ("left out of the fit", True)):
+            compare(file, part, [row for row in rows if row.is_left_out is is_left_out])
     for record in ladder():
         file.add(record)
     file.end()
+    if arguments.only_13b:
+        return
     print(f"python launch/plan.py {' '.join(RESUMES)}\n", flush=True)
     show_plan(compose_settings(RunSettings, "run", RESUMES), Console(width=80))
 
