@@ -120,15 +120,20 @@ benchmarks: install
 	@python benchmarks/architectures.py
 	@python benchmarks/prepare_throughput.py
 	@python benchmarks/prepare_throughput.py --resumes --shards 2
+	@python benchmarks/training_speed.py
+	@python benchmarks/train_throughput.py
+	@python benchmarks/evaluation_throughput.py
 	@python benchmarks/title_coder.py
 	@python benchmarks/memory_plan.py
 	@python benchmarks/kills.py
 	@python benchmarks/own_panels.py --ranks 2
+	@python benchmarks/cluster_simulator.py
+	@python benchmarks/records.py
 
 gpu-suite: install
 	@python benchmarks/gpu_suite
 
-# What tests and benchmarks compare with: make test-peers, python benchmarks/train_throughput.py
+# What tests and benchmarks compare with: make test-peers; make benchmarks skips those that are not installed
 peers: install
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \

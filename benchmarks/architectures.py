@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from records import RESULTS, Record, RecordFile
 from torch import Tensor, nn
 
 from laborllm_dist.batching.batch import TokenIds, pack_batch
@@ -248,6 +249,13 @@ def _or_error(measure: Any) -> Any:
         return str(error)
 
 
+def errors(findings: Findings) -> dict[str, float]:
+    """Return the errors that were measured, where nothing was refused."""
+    trained = {f"relative_error_of_a_step_at_ZeRO-{stage}": error for stage, error in findings.trained.items()}
+    errors = {"scores_nats": findings.scored, "sharded_nats": findings.sharded, "exported_logits": findings.exported}
+    return {name: error for name, error in {**errors, **trained}.items() if not isinstance(error, str)}
+
+
 def is_right(findings: Findings) -> bool:
     """Return whether all that was not refused is right."""
     errors = [(findings.scored, MOST_NATS), (findings.sharded, MOST_NATS), (findings.exported, MOST_LOGIT)]
@@ -289,10 +297,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", default=list(ARCHITECTURES), metavar="TYPE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="of the records")
     args = parser.parse_args()
     if unknown := sorted(set(args.types) - set(ARCHITECTURES)):
         parser.error(f"unknown type {unknown[0]}; there are: {'; '.join(ARCHITECTURES)}")
     of_type: dict[str, Findings] = {}
+    file = RecordFile.begin("architectures", "Architectures against plain transformers and torch", args.out)
     with (
         init_distributed(compose_settings(RunSettings, "run", []).ranks) as ranks,
         tempfile.TemporaryDirectory() as folder,
@@ -301,8 +311,12 @@ def main() -> None:
             place = Path(folder) / str(number)
             place.mkdir()
             of_type[name] = find(name, ranks, place)
+            file.add(
+                Record("architectures", name, "passed" if is_right(of_type[name]) else "failed", errors(of_type[name]))
+            )
             if args.json is not None:
                 args.json.write_text(json.dumps({each: dataclasses.asdict(of_type[each]) for each in of_type}))
+    file.end()
     print("\n".join(table(of_type)))
     sys.exit(0 if all(map(is_right, of_type.values())) else 1)
 

@@ -4,8 +4,8 @@
 
 A small survey, and the resumes of other people of the same synthetic labor market, as CAREER's are: one job a year,
 nobody out of work or in school, no covariates. CAREER is trained on the survey alone, and on the resumes first; the
-survey's validation people end both trainings. Prints perplexities (title) on the survey's test people, and the gain
-from pretraining with its paired 95 % interval.
+survey's validation people end both trainings. Perplexities (title) are those of the survey's test people; the gain from
+pretraining has a paired 95 % interval.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from records import PROJECT, Record, RecordFile
 
 from laborllm_dist.careers.occupations.occ1990dd import EDUCATION, NOT_IN_LABOR_FORCE, UNEMPLOYED
 from laborllm_dist.careers.readers.synthetic.market import make_market
@@ -29,7 +30,6 @@ from laborllm_dist.config.corpora import SyntheticSettings
 from laborllm_dist.report.bootstrap import ResampledPeople, resample_means
 from laborllm_dist.tables.scores import TRANSITIONS, read_score_table, transition_of
 
-PROJECT = Path(__file__).resolve().parent.parent
 HEADER = ("person", "year", "occupation", "birth_year", "gender", "ethnicity", "region", "education")
 NOT_A_JOB = {UNEMPLOYED, NOT_IN_LABOR_FORCE, EDUCATION}
 MARKET_SEED, DRAWS, DRAWS_SEED = 1, 2000, 1
@@ -79,7 +79,7 @@ def run(folder: Path, script: str, *settings: str) -> None:
 
 
 def compare(folder: Path) -> None:
-    """Print perplexities of both, and the paired gain."""
+    """Record perplexities of both, and the paired gain."""
     tables = {name: read_score_table(folder / f"runs/{name}/scores/test.career.parquet")[0] for name in FITS}
     table = tables["survey_alone"]
     keep = np.flatnonzero(table["survey"].to_numpy() == "SURVEY")
@@ -94,23 +94,22 @@ def compare(folder: Path) -> None:
     _, person_N = np.unique(table["person"].to_numpy(zero_copy_only=False), return_inverse=True)
     num_people = int(person_N.max()) + 1
     means = resample_means(scores_MN, group_KN, ResampledPeople(person_N, num_people, None, DRAWS, DRAWS_SEED))
-    print(f"\n{num_people:,} test people of the survey, {len(table):,} observations")
-    print_row("perplexity", ("all", *TRANSITIONS))
+    file = RecordFile.begin("career-pretraining", "CAREER pretrained on resumes")
+    file.add(Record("test", "survey", numbers={"people": num_people, "observations": len(table)}))
     for name, sample_G, draws_GD in zip(FITS, means.sample_MG, means.draws_MGD, strict=True):
-        print_row(name, (interval(np.exp(-s), np.exp(-d), ".3f") for s, d in zip(sample_G, draws_GD, strict=True)))
+        file.add(Record("perplexity", name, numbers=intervals(np.exp(-sample_G), np.exp(-draws_GD))))
     gain_G, gain_GD = means.sample_MG[1] - means.sample_MG[0], means.draws_MGD[1] - means.draws_MGD[0]
-    print_row("gain, nats (paired)", (interval(s, d, "+.4f") for s, d in zip(gain_G, gain_GD, strict=True)))
+    file.add(Record("gain, nats", "paired", numbers=intervals(gain_G, gain_GD)))
+    file.end()
 
 
-def interval(value: float, draws_D: npt.NDArray[np.float64], digits: str) -> str:
-    """Return a number with its 95 % interval."""
-    low, high = np.nanpercentile(draws_D, [2.5, 97.5])
-    return f"{value:{digits}} ({low:{digits}} to {high:{digits}})"
-
-
-def print_row(name: str, cells: Iterable[str]) -> None:
-    """Print a row of the table."""
-    print(f"{name:20}" + "".join(f"{cell:>28}" for cell in cells))
+def intervals(value_G: npt.NDArray[np.float64], draws_GD: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return the number of each group of transitions with its 95 % interval."""
+    numbers: dict[str, float] = {}
+    for name, value, draws_D in zip(("all", *TRANSITIONS), value_G, draws_GD, strict=True):
+        low, high = np.nanpercentile(draws_D, [2.5, 97.5])
+        numbers |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return numbers
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from records import Record, RecordFile
 from rich.console import Console
 from scipy.optimize import least_squares
 
@@ -223,53 +224,50 @@ def fit_unfused(rows: Sequence[Published], calibration: Calibration, pairs: dict
     return low
 
 
-def table(rows: Sequence[Published]) -> Iterator[str]:
-    """Yield a line for each figure, and a summary."""
-    errors = []
+def compare(file: RecordFile, part: str, rows: Sequence[Published]) -> None:
+    """Record each figure beside its plan, and a summary."""
+    sizes = []
     for row in rows:
         plan = predicted(row, settings_of(row), FITTED)
-        errors.append(plan / row.tokens_per_second - 1)
-        verdict = "good" if abs(errors[-1]) <= GOOD else "acceptable" if abs(errors[-1]) <= ACCEPTABLE else "missed"
-        recomputes = "recomputes" if row.gradient_checkpointing else ""
-        yield (
-            f"{row.source:<20} {row.model:<13} {row.num_gpus:>4} x {row.gpu:<10} {row.micro_batch_size:>2} x "
-            f"{row.row_length:>5,} x {row.num_passes:>2}  {recomputes:<10} {row.tokens_per_second:>8,.0f} "
-            f"{plan:>8,.0f} {errors[-1]:>+7.1%}  {verdict}"
+        error = plan / row.tokens_per_second - 1
+        sizes.append(abs(error))
+        verdict = "good" if abs(error) <= GOOD else "acceptable" if abs(error) <= ACCEPTABLE else "missed"
+        recomputes = ", recomputes" if row.gradient_checkpointing else ""
+        subject = (
+            f"{row.source}, {row.model}, {row.num_gpus} x {row.gpu}, {row.micro_batch_size} x {row.row_length:,} x "
+            f"{row.num_passes}{recomputes}"
         )
-    yield ""
-    sizes = [abs(error) for error in errors]
+        numbers = {"published": row.tokens_per_second, "planned": plan, "error_%": 100 * error}
+        file.add(Record(part, subject, "missed" if verdict == "missed" else "passed", numbers, verdict))
     good, acceptable = (sum(size <= bar for size in sizes) for bar in (GOOD, ACCEPTABLE))
-    yield (
-        f"{len(sizes)} figures: mean error {statistics.mean(sizes):.1%}, median {statistics.median(sizes):.1%}, "
-        f"largest {max(sizes):.1%}; {good} within 5 %, {acceptable} within 10 %"
-    )
+    errors = {"mean": statistics.mean(sizes), "median": statistics.median(sizes), "largest": max(sizes)}
+    numbers = {f"{name}_error_%": 100 * error for name, error in errors.items()}
+    numbers |= {"figures": len(sizes), "within_5_%": good, "within_10_%": acceptable}
+    file.add(Record("summary", part, numbers=numbers))
 
 
-def ladder() -> Iterator[str]:
+def ladder() -> Iterator[Record]:
     """Yield the planned speed and memory of 13B with several settings, with plain kernels and with fused ones.
 
     `exposed` of the calibration is fitted to passes that compute for longer than their traffic takes. Here both take
     about as long, so the speed is also given for traffic that is hidden wherever it can be, and for none that is.
     """
     for name, overrides in THIRTEEN_B.items():
-        columns = []
         for source in ("plain", "liger"):
             command = ["+experiment=pooled_13b", *overrides, f"compute.kernels={source}"]
             settings = compose_settings(RunSettings, "run", command)
             work, num_ids = find_workload(settings)
             shape = shape_of(settings.model, num_ids=num_ids)
             estimate = estimate_resources(settings, work, shape, budget_of_gpu(settings.plan.gpu))
-            speeds = []
-            for exposed in (FITTED.exposed, 1.0, 0.0):
+            numbers: dict[str, float] = {}
+            for traffic, exposed in (("planned", FITTED.exposed), ("none_hidden", 1.0), ("all_hidden", 0.0)):
                 calibration = dataclasses.replace(FITTED, exposed=exposed)
                 seconds = cost_of_step(shape, settings, work, estimate.passes, calibration).seconds
-                speeds.append(f"{estimate.passes.num_tokens / seconds / settings.plan.num_gpus:,.0f}")
-            fits = "" if estimate.fits else ", does not fit"
-            columns.append(
-                f"{source} {speeds[0]:>5} ({speeds[1]} to {speeds[2]}), {estimate.memory.total / GIB:5.1f} GiB{fits}"
-            )
-        yield f"{name}: {' '.join(overrides)}".rstrip(": ")
-        yield f"    {'; '.join(columns)}"
+                numbers[traffic] = estimate.passes.num_tokens / seconds / settings.plan.num_gpus
+            numbers["GiB"] = estimate.memory.total / GIB
+            note = "; ".join(filter(None, ["fits" if estimate.fits else "does not fit", " ".join(overrides)]))
+            part = "13B, planned; published for MPT-13B on eight H100s: 4,717 to 5,502"
+            yield Record(part, f"{name}, {source} kernels", numbers=numbers, note=note)
 
 
 def main() -> None:
@@ -278,9 +276,6 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--13b", action="store_true", dest="only_13b")
     arguments = parser.parse_args()
-    if arguments.only_13b:
-        print("\n".join(ladder()))
-        return
     rows = published()
     if arguments.fit:
         calibration, pairs = fit([row for row in rows if row.is_fitted])
@@ -288,11 +283,15 @@ def main() -> None:
             print(f"conf/gpu/{gpu}.yaml: matmul_utilization {matmul:.3f}, attention_utilization {attention:.3f}")
         print(dataclasses.replace(calibration, unfused=fit_unfused(rows, calibration, pairs)))
         return
-    for title, is_left_out in (("Used for the fit", False), ("Left out of the fit", True)):
-        print(f"{title}: tokens per second and GPU, published and planned\n")
-        print("\n".join(table([row for row in rows if row.is_left_out is is_left_out])), end="\n\n")
-    print("13B, planned tokens per second and GPU; published for MPT-13B on eight H100s: 4,717 to 5,502\n")
-    print("\n".join(ladder()), end="\n\n")
+    file = RecordFile.begin("cluster-simulator", "Tokens per second and GPU: published and planned")
+    if not arguments.only_13b:
+        for part, is_left_out in (("used for the fit", False), ("left out of the fit", True)):
+            compare(file, part, [row for row in rows if row.is_left_out is is_left_out])
+    for record in ladder():
+        file.add(record)
+    file.end()
+    if arguments.only_13b:
+        return
     print(f"python launch/plan.py {' '.join(RESUMES)}\n", flush=True)
     show_plan(compose_settings(RunSettings, "run", RESUMES), Console(width=80))
 

@@ -1,8 +1,9 @@
 """Observations a second: titles scored here, by lm-evaluation-harness, and by a scorer that keeps the history's cache.
 
-    make peers && python benchmarks/evaluation_throughput.py --run runs/NAME [--careers N] [--observations N]
+    make peers && python benchmarks/evaluation_throughput.py [--run runs/NAME] [--careers N] [--observations N]
 
-One process of `--threads` threads, fp32, the run's own export and test people. Every system gets the same requests:
+One process of `--threads` threads, fp32, the run's own export and test people; without a run, a model of 45 million
+weights that has seen a few synthetic careers. Every system gets the same requests:
 
     observed   every observed title of some people, shortest to longest
     all        all titles after the last prompt of some of them, complete
@@ -10,17 +11,21 @@ One process of `--threads` threads, fp32, the run's own export and test people. 
 
 lm-evaluation-harness scores ("context", " title") pairs through its own model class, 8 in a batch. The cached scorer
 forwards a history once, then every title by itself after the kept cache, titles of about one length in batches of 32:
-what cappr and the like do. Its numbers and ours are compared, too. Systems take turns; the median of `--repeats` counts
-(lm-evaluation-harness, which takes minutes, runs once).
+what cappr and the like do. Its numbers and ours are compared, too. Systems take turns, `--repeats` times; the harness,
+which takes minutes, runs once, and the ratio to it is that of its seconds to the mean of ours right before and after.
+Its time is that of its requests, which are independent: with `--every 5` it gets a fifth of all titles, and counts as
+having scored a fifth of the observations.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
-import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from ranks import run_ranks
+from records import PROJECT, Record, RecordFile, goal
 from transformers import DynamicCache
+from utilization import Machine, dollars_per_hour, dollars_per_million, probe_cpu
 
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.batching.packing import pack_careers
@@ -38,7 +46,7 @@ from laborllm_dist.evaluation.all_titles import Prompts, TitleScores, score_titl
 from laborllm_dist.evaluation.title_trie import TitleTrie, title_trie
 from laborllm_dist.io.run_directory import read_run
 from laborllm_dist.models.inference import InferenceModel, wrap_for_inference
-from laborllm_dist.models.loading import pretrained_model
+from laborllm_dist.models.loading import num_parameters, pretrained_model
 from laborllm_dist.models.tree_inference import Nodes, PrefixState
 from laborllm_dist.store.store import TOKENIZER, CareerTable, open_store
 from laborllm_dist.store.tokenizer import load_tokenizer
@@ -46,6 +54,13 @@ from laborllm_dist.text.template import compile_template, render_career
 
 BATCH, CACHED_BATCH = 8, 32
 ROW_LENGTH = 2048
+OURS, HARNESS = "laborllm_dist", "lm-evaluation-harness"
+GOALS = {"observed titles": 16, "all titles": 50}  # times the observations of the harness
+RUN = [
+    "data=synthetic", "data.corpora.synthetic.num_people=40", "tokenizer.vocabulary_size=4096", "model=scratch_45m",
+    "batch.global_batch_size=8", "batch.micro_batch_size=1", "batch.max_seq_length=1024", "training.epochs=1",
+    "evaluation.max_seq_length=1024",
+]  # fmt: skip
 
 
 class Counted:
@@ -174,93 +189,166 @@ def peer_scores(peer: Any, pairs: list[tuple[str, str]]) -> np.ndarray:
     return np.array([nats for nats, _ in peer.loglikelihood(requests, disable_tqdm=True)])
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluators:
+    """What is compared: this software, a plain model, and lm-evaluation-harness where it is installed."""
+
+    file: RecordFile
+    subject: EvaluationTarget
+    model: InferenceModel
+    plain: Any
+    peer: Any | None
+    machine: Machine
+    repeats: int
+
+    @classmethod
+    def of(cls, file: RecordFile, run: Path, repeats: int, num_threads: int) -> Evaluators:
+        """Open a run in all of them."""
+        subject = EvaluationTarget(run)
+        model, peer = wrap_for_inference(subject.open(), subject.compute), None
+        if importlib.util.find_spec("lm_eval") is not None:
+            from lm_eval.models.huggingface import HFLM
+
+            peer = HFLM(
+                pretrained=str(subject.path), device="cpu", dtype="float32", batch_size=BATCH, logits_cache=False
+            )
+        flops, bandwidth = probe_cpu()
+        machine = Machine(flops, bandwidth, num_threads * dollars_per_hour("cpu_core"))
+        return cls(file, subject, model, subject.open().eval(), peer, machine, repeats)
+
+    def record(self, part: str, name: str, num_observations: float, seconds: float, **more: float) -> None:
+        """Add the speed of one repeat."""
+        speed = num_observations / seconds
+        dollars = dollars_per_million(speed, self.machine)
+        numbers = {"observations_per_second": speed, "dollars_per_million_observations": dollars, **more}
+        self.file.add(Record(part, name, numbers=numbers))
+
+    def beside_peer(
+        self, part: str, ours: Callable[[], Any], pairs: list[tuple[str, str]], number: int, share: float = 1.0
+    ) -> tuple[Any, np.ndarray | None]:
+        """Measure this software before and after the harness, and their ratio; return both results.
+
+        The harness gets a `share` of the requests: a number of observations times it.
+        """
+        if self.peer is None:
+            self.file.add(Record(part, HARNESS, "skipped", note="lm_eval is not installed: make peers"))
+            return ours(), None
+        before, result = timed(ours)
+        seconds, theirs = timed(lambda: peer_scores(self.peer, pairs))
+        after, _ = timed(ours)
+        for each in (before, after):
+            self.record(part, OURS, number, each)
+        self.record(part, HARNESS, number * share, seconds)
+        goal(self.file, f"{part} / {HARNESS}", [seconds / share / ((before + after) / 2)], least=GOALS[part])
+        return result, theirs
+
+
+def measure_observed(these: Evaluators, num_careers: int) -> None:
+    """Measure the scores of observed titles."""
+    part, subject = "observed titles", these.subject
+    careers = spread(subject.rows, num_careers)
+    pairs = [pair for row in careers for pair in zip(subject.prompts(row), subject.observed(row), strict=True)]
+
+    def ours() -> np.ndarray:
+        return ours_observed(these.model, subject.rows, careers)
+
+    ours()  # warms up
+    for _ in range(these.repeats):
+        these.record(part, OURS, len(pairs), timed(ours)[0])
+    scores, theirs = these.beside_peer(part, ours, pairs, len(pairs))
+    if theirs is not None:
+        difference = float(np.abs(scores - theirs).max())
+        these.file.add(Record("agreement", f"{part}, {HARNESS}", numbers={"largest_difference_nats": difference}))
+
+
+def measure_all(these: Evaluators, num_observations: int, every: int) -> None:
+    """Measure the scores of all titles, complete."""
+    part, subject = "all titles", these.subject
+    trie, sampled, counted = subject.trie, spread(subject.rows, num_observations), Counted(these.model)
+
+    def ours() -> list[TitleScores]:
+        return ours_all(counted, subject, sampled, only_last=True)
+
+    cached: list[np.ndarray] = []
+    for _ in range(these.repeats):
+        counted.num_tokens = 0
+        seconds, _ = timed(ours)
+        distinct = sum(int(subject.rows.title_spans(row)[-1, 0]) + trie.num_nodes for row in sampled)
+        forwarded = {"forwarded_tokens_over_distinct": counted.num_tokens / distinct}
+        these.record(part, OURS, len(sampled), seconds, **forwarded)
+        seconds, cached = timed(lambda: [cached_all(these.plain, subject, row) for row in sampled])
+        these.record(part, "KV cache of the history, title by title", len(sampled), seconds)
+    asked = subject.titles[::every]
+    pairs = [(subject.prompts(row)[-1], f" {title}") for row in sampled for title in asked]
+    scores, theirs = these.beside_peer(part, ours, pairs, len(sampled), len(asked) / len(subject.titles))
+    closed = np.concatenate([each.terminated_PT.ravel() for each in scores])
+    differences = {"KV cache": float(np.abs(closed - np.concatenate(cached)).max())}
+    if theirs is not None:
+        title = np.concatenate([each.title_PT[:, ::every].ravel() for each in scores])
+        differences[HARNESS] = float(np.abs(title - theirs).max())
+    for name, difference in differences.items():
+        these.file.add(Record("agreement", f"{part}, {name}", numbers={"largest_difference_nats": difference}))
+
+
+def measure_bounded(these: Evaluators, num_careers: int, tolerance: float) -> None:
+    """Measure all titles with a tolerance beside all titles complete."""
+    subject, part = these.subject, f"all titles, tolerance {tolerance:g}"
+    people, counting = spread(subject.rows, num_careers), Counted(these.model)
+    number = int(subject.rows.num_observations()[people].sum())
+    for _ in range(these.repeats):
+        seconds, complete = timed(lambda: ours_all(these.model, subject, people, only_last=False))
+        these.record(part, "complete", number, seconds)
+        counting.num_tokens = 0
+        seconds, bounded = timed(lambda: ours_all(counting, subject, people, only_last=False, tolerance=tolerance))
+        nodes = counting.num_tokens - int(subject.rows.num_tokens()[people].sum())
+        errors, bounds = [], []
+        for whole, part_of in zip(complete, bounded, strict=True):
+            missing = np.exp(whole.terminated_PT) - np.exp(np.nan_to_num(part_of.terminated_PT, nan=-np.inf))
+            errors.append(np.abs(missing).max(axis=1))
+            bounds.append(part_of.bound_P)
+        largest, bound = np.concatenate(errors), np.concatenate(bounds)
+        quality = {
+            "prefixes_per_observation": nodes / number, "largest_error": float(largest.max()),
+            "largest_bound": float(bound.max()), "within_bound_%": 100 * float((largest <= bound + 1e-6).mean()),
+        }  # fmt: skip
+        these.record(part, "bounded", number, seconds, **quality)
+
+
+def make_run(folder: Path) -> Path:
+    """Train a model from scratch on a few synthetic careers; return the run's folder."""
+    program = [str(PROJECT / "launch/train.py"), *RUN, f"store.root={folder}/stores", f"output_dir={folder}/runs"]
+    run_ranks([*program, "name=subject"], 1, {})
+    return folder / "runs/subject"
+
+
 def main() -> None:
-    """Run all systems and print their speeds, ratios and differences."""
+    """Compare all systems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--careers", type=int, default=6, help="people whose observed titles are scored")
-    parser.add_argument("--observations", type=int, default=2, help="prompts after which all titles are scored")
-    parser.add_argument("--bounded-careers", type=int, default=2, help="people scored complete and bounded")
+    parser.add_argument("--run", type=Path, help="default: a model of 45 million weights after a few synthetic careers")
+    parser.add_argument("--careers", type=int, default=4, help="people whose observed titles are scored")
+    parser.add_argument("--observations", type=int, default=1, help="prompts after which all titles are scored")
+    parser.add_argument("--every", type=int, default=1, help="the harness scores every Nth of all titles only")
+    parser.add_argument("--bounded-careers", type=int, default=1, help="people scored complete and bounded; 0: none")
     parser.add_argument("--tolerance", type=float, default=1e-3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    from lm_eval.models.huggingface import HFLM
-
-    subject = EvaluationTarget(arguments.run)
-    trie, rows = subject.trie, subject.rows
-    model = wrap_for_inference(subject.open(), subject.compute)
-    plain = subject.open().eval()
-    peer = HFLM(pretrained=str(subject.path), device="cpu", dtype="float32", batch_size=BATCH, logits_cache=False)
-    print(
-        f"{sum(p.numel() for p in plain.parameters()):,} parameters, fp32, {arguments.threads} threads; "
-        f"{len(trie.ends_T)} titles: {int(trie.depths_M[trie.ends_T].sum()):,} tokens, {trie.num_nodes:,} prefixes"
-    )
-
-    def compare(name: str, ours: list[float], peers: dict[str, list[float]], number: int) -> None:
-        speed = number / statistics.median(ours)
-        print(f"{name}: ours {speed:.2f} observations/s ({number / max(ours):.2f} to {number / min(ours):.2f})")
-        for other, seconds in peers.items():
-            print(f"    {other} {number / statistics.median(seconds):.3f}; ours is "
-                  f"{statistics.median(seconds) / statistics.median(ours):.1f} times it", flush=True)  # fmt: skip
-
-    careers = spread(rows, arguments.careers)
-    pairs = [pair for row in careers for pair in zip(subject.prompts(row), subject.observed(row), strict=True)]
-    runs = [timed(lambda: ours_observed(model, rows, careers)) for _ in range(arguments.repeats)]
-    peer_seconds, theirs = timed(lambda: peer_scores(peer, pairs))
-    runs += [timed(lambda: ours_observed(model, rows, careers))]
-    compare("observed titles", [run[0] for run in runs], {"lm-evaluation-harness": [peer_seconds]}, len(pairs))
-    print(f"    {len(pairs)} requests, largest difference {np.abs(runs[0][1] - theirs).max():.1e} nats")
-
-    sampled = spread(rows, arguments.observations)
-    counted = Counted(model)
-    ours_runs, cached_runs = [], []
-    for _ in range(arguments.repeats):
-        ours_runs.append(timed(lambda: ours_all(counted, subject, sampled, only_last=True)))
-        cached_runs.append(timed(lambda: [cached_all(plain, subject, row) for row in sampled]))
-    pairs = [(subject.prompts(row)[-1], f" {title}") for row in sampled for title in subject.titles]
-    peer_seconds, theirs = timed(lambda: peer_scores(peer, pairs))
-    distinct = sum(int(rows.title_spans(row)[-1, 0]) + trie.num_nodes for row in sampled) * arguments.repeats
-    own_scores = ours_runs[0][1]
-    compare(
-        "all titles, complete",
-        [run[0] for run in ours_runs],
-        {"lm-evaluation-harness": [peer_seconds], "cached history, title by title": [run[0] for run in cached_runs]},
-        len(sampled),
-    )
-    print(f"    {len(pairs)} requests; {counted.num_tokens:,} tokens forwarded, {counted.num_tokens / distinct:.4f} of "
-          f"the distinct (history, prefix) count")  # fmt: skip
-    title = np.concatenate([each.title_PT.ravel() for each in own_scores])
-    closed = np.concatenate([each.terminated_PT.ravel() for each in own_scores])
-    print(f"    largest difference: {np.abs(title - theirs).max():.1e} nats to lm-evaluation-harness, "
-          f"{np.abs(closed - np.concatenate(cached_runs[0][1])).max():.1e} to the cached scorer")  # fmt: skip
-
-    people = spread(rows, arguments.bounded_careers)
-    number = int(rows.num_observations()[people].sum())
-    complete_runs, bounded_runs, counting = [], [], Counted(model)
-    for _ in range(arguments.repeats):
-        complete_runs.append(timed(lambda: ours_all(model, subject, people, only_last=False)))
-        counting.num_tokens = 0
-        bounded_runs.append(
-            timed(lambda: ours_all(counting, subject, people, only_last=False, tolerance=arguments.tolerance))
-        )
-    compare(
-        f"all titles, tolerance {arguments.tolerance:g}, {number} observations of {len(people)} people",
-        [run[0] for run in bounded_runs],
-        {"complete": [run[0] for run in complete_runs]},
-        number,
-    )
-    errors, bounds = [], []
-    for whole, part in zip(complete_runs[0][1], bounded_runs[0][1], strict=True):
-        missing = np.exp(whole.terminated_PT) - np.exp(np.nan_to_num(part.terminated_PT, nan=-np.inf))
-        errors.append(np.abs(missing).max(axis=1))
-        bounds.append(part.bound_P)
-    nodes = counting.num_tokens - int(rows.num_tokens()[people].sum())
-    largest, bound = np.concatenate(errors), np.concatenate(bounds)
-    within = int((largest <= bound + 1e-6).sum())
-    print(f"    {nodes / number:,.0f} of {trie.num_nodes:,} prefixes an observation")
-    print(f"    largest error {largest.max():.1e}, bound {bound.max():.1e}; {within} of {number} within their bound")
+    file = RecordFile.begin("evaluation-throughput", "Scores beside lm-evaluation-harness and a cached history")
+    with tempfile.TemporaryDirectory() as folder:
+        run = arguments.run or make_run(Path(folder))
+        these = Evaluators.of(file, run, arguments.repeats, arguments.threads)
+        trie = these.subject.trie
+        numbers = {
+            "parameters": num_parameters(these.plain)[0], "threads": arguments.threads, "titles": len(trie.ends_T),
+            "tokens_of_titles": int(trie.depths_M[trie.ends_T].sum()), "prefixes": trie.num_nodes,
+        }  # fmt: skip
+        file.add(Record("subject", run.name, numbers=numbers))
+        measure_observed(these, arguments.careers)
+        measure_all(these, arguments.observations, arguments.every)
+        if arguments.bounded_careers:
+            measure_bounded(these, arguments.bounded_careers, arguments.tolerance)
+    file.end()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ import argparse
 import json
 import math
 import os
-import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -27,12 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dry_cuda.build import build
+from memory_plan import PLANNED, within
+from ranks import start_ranks
+from records import PROJECT, Record, RecordFile
 
 from laborllm_dist.models.dims import KNOWN, ModelShape
 from laborllm_dist.planning.memory import CUDA_PROCESS_GIB
 from laborllm_dist.store.tokenizer import PROBE, train_tokenizer
 
-PROJECT = Path(__file__).resolve().parent.parent
 DRY_RUN = Path(__file__).resolve().with_name("dry_cuda") / "dry_run.py"
 CAREERS = [
     "data=synthetic", "data.corpora.synthetic.num_people=600", "tokenizer=pretrained", "training.epochs=2",
@@ -71,7 +71,6 @@ CASES = {
     "7B, ZeRO-3, 4 ranks, no checkpointing": Case("7b", 4, ("zero=stage3_bf16",)),
     "13B, ZeRO-3, 4 ranks": Case("13b", 4, ("zero=stage3_bf16", "compute=large")),
 }
-PLANNED = re.compile(r"plan: a rank needs about ([\d.]+) of [\d.]+ GiB \((.*)\)")
 
 
 def write_model(folder: Path, shape: ModelShape) -> None:
@@ -131,22 +130,16 @@ def train(case: Case, folder: Path, dry: Mapping[str, str]) -> tuple[str, float 
     model = folder.parent / f"model-{case.shape}"
     if not model.exists():
         write_model(model, SHAPES[case.shape])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [
-        sys.executable, str(DRY_RUN), str(PROJECT / "launch/train.py"), *CAREERS, "model=pretrained",
+    program = [
+        str(DRY_RUN), str(PROJECT / "launch/train.py"), *CAREERS, "model=pretrained",
         f"model.path={model}", f"output_dir={folder}/runs", "name=x", f"store.root={folder.parent}/stores",
         *case.settings,
     ]  # fmt: skip
     folder.mkdir()
-    processes = []
+    # Each rank has a machine of its own: the one GPU that is not there is number 0 everywhere.
+    environment = {**dry, "LOCAL_RANK": "0"}
     with (folder / "log").open("w") as log:
-        for rank in range(case.num_ranks):
-            # Each rank has a machine of its own: the one GPU that is not there is number 0 everywhere.
-            of_rank = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(case.num_ranks), "MASTER_PORT": port}
-            environment = {**os.environ, **dry, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", **of_rank}
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        processes = start_ranks(program, case.num_ranks, environment, output=log, in_own_groups=True)
         lines = wait_for_steps(processes, folder / "runs/x/metrics.jsonl")
     text = (folder / "log").read_text()
     if len(lines) < STEPS and "out of memory" not in text:
@@ -155,7 +148,7 @@ def train(case: Case, folder: Path, dry: Mapping[str, str]) -> tuple[str, float 
     return text, max(peaks) + CUDA_PROCESS_GIB if len(lines) >= STEPS else None
 
 
-def wait_for_steps(processes: list[subprocess.Popen[bytes]], metrics: Path) -> list[str]:
+def wait_for_steps(processes: list[subprocess.Popen[str]], metrics: Path) -> list[str]:
     """Return the lines of metrics.jsonl once there are enough, or a rank has ended; end all ranks."""
     deadline = time.monotonic() + LIMIT_SECONDS
     try:
@@ -173,12 +166,12 @@ def wait_for_steps(processes: list[subprocess.Popen[bytes]], metrics: Path) -> l
 
 
 def main() -> None:
-    """Print a line for each case."""
+    """Measure each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", help="names, separated by semicolons; all by default")
     arguments = parser.parse_args()
     names = arguments.cases.split(";") if arguments.cases else list(CASES)
-    worst = 0.0
+    file = RecordFile.begin("gpu-memory", "Planned memory of a GPU beside what torch's allocator takes, without a GPU")
     with tempfile.TemporaryDirectory() as root:
         dry = {**build(Path(root) / "dry"), "DRY_CUDA_PROCESS_GIB": str(CUDA_PROCESS_GIB)}
         for number, name in enumerate(names):
@@ -186,16 +179,12 @@ def main() -> None:
             planned_line = PLANNED.search(text)
             assert planned_line is not None and peak is not None
             planned, parts = float(planned_line[1]), planned_line[2]
-            worst = max(worst, abs(planned / peak - 1))
             card = {"DRY_CUDA_GIB": str(planned + 0.01)}
             _, again = train(CASES[name], Path(root) / f"{number}-card", {**dry, **card})
-            suffices = "suffices" if again is not None else "runs out"
-            print(
-                f"{name:<38} planned {planned:6.2f}  peak {peak:6.2f} GiB  {planned / peak - 1:+6.1%}  "
-                f"a card of the planned size {suffices}  ({parts})",
-                flush=True,
-            )
-    print(f"largest error {worst:.1%}; a process is taken as {CUDA_PROCESS_GIB} GiB in all")
+            note = f"a card of the planned size {'suffices' if again is not None else 'runs out'}; {parts}"
+            numbers = {"planned_GiB": planned, "peak_GiB": peak, "error_%": 100 * (planned / peak - 1)}
+            file.add(Record("memory", name, "passed" if within(planned, peak) else "missed", numbers, note))
+    file.end()
 
 
 if __name__ == "__main__":

@@ -4,19 +4,20 @@
 
 Two models are evaluated: the truth and a smoothed first-order model, estimated on other people. The perplexities over
 all people of the market, and the models' difference in nats, are the true numbers. The people are then divided into
-test sets, and each set gets the intervals that report.py would print for it. Prints, by size of the test set, statistic
-and kind of observation, the share of test sets whose interval contains the true number, with its standard error.
+test sets, and each set gets the intervals that report.py would print for it. Counted is, by size of the test set,
+statistic and kind of observation, the share of test sets whose interval contains the true number.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from records import Record, RecordFile
 
 from laborllm_dist.careers.readers.synthetic.market import make_market
 from laborllm_dist.careers.types import CareerHistory
@@ -100,6 +101,12 @@ def covered(
     return result
 
 
+def coverage(shares: Mapping[str, float], number: int) -> dict[str, float]:
+    """Return shares in percent, each with its standard error."""
+    errors = {f"{name}_standard_error": 100 * (share * (1 - share) / number) ** 0.5 for name, share in shares.items()}
+    return {**{name: 100 * share for name, share in shares.items()}, **errors}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, default=200_000, help="people that are divided into test sets")
@@ -110,26 +117,26 @@ def main() -> None:
     started = time.perf_counter()
     observations = observe(args.people, args.seed)
     truth_MK = true_means(observations)
-    print(f"{args.people:,} people, {len(observations.kind_N):,} observations ({time.perf_counter() - started:,.0f} s)")
+    file = RecordFile.begin("interval-coverage", "How often the report's 95 % intervals contain the true number")
+    facts = {"people": args.people, "observations": len(observations.kind_N), "seconds": time.perf_counter() - started}
+    file.add(Record("simulated", "the synthetic market", numbers=facts))
     for model, name in enumerate(("the truth", "first-order")):
-        numbers = "  ".join(
-            f"{kind} {float(perplexity_of(mean)):.3f}" for kind, mean in zip(KINDS, truth_MK[model], strict=True)
-        )
-        print(f"perplexity of {name}: {numbers}")
+        perplexities = {kind: float(perplexity_of(mean)) for kind, mean in zip(KINDS, truth_MK[model], strict=True)}
+        file.add(Record("perplexity", name, numbers=perplexities))
     for size in args.sizes:
         starts = range(0, args.people - size + 1, size)
         shares = np.stack([covered(observations, first, first + size, args.draws, truth_MK) for first in starts])
         share_SK, num_sets = shares.mean(axis=0), len(shares)
-        print(
-            f"\n{num_sets:,} test sets of {size} people, {args.draws:,} resamples each; coverage in % (standard error)"
-        )
-        print(f"{'':32}" + "".join(f"{kind:>14}" for kind in KINDS))
+        part = f"coverage in %, {num_sets:,} test sets of {size} people, {args.draws:,} resamples each"
         for statistic, name in enumerate(
             ("perplexity of the truth", "perplexity of first-order", "difference in nats, paired")
         ):
-            cells = (f"{100 * s:.1f} ({100 * (s * (1 - s) / num_sets) ** 0.5:.1f})" for s in share_SK[statistic])
-            print(f"{name:32}" + "".join(f"{cell:>14}" for cell in cells))
-    print(f"\n{time.perf_counter() - started:,.0f} s")
+            file.add(
+                Record(
+                    part, name, numbers=coverage(dict(zip(KINDS, share_SK[statistic].tolist(), strict=True)), num_sets)
+                )
+            )
+    file.end()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,12 +23,13 @@ import time
 from pathlib import Path
 
 import torch
+from ranks import start_ranks
+from records import PROJECT, Record, RecordFile
 
 from laborllm_dist.checkpoint.load import full_weights
 from laborllm_dist.checkpoint.manifest import read_manifest
 from laborllm_dist.checkpoint.save import checkpoint_folder, newest_checkpoint
 
-PROJECT = Path(__file__).resolve().parent.parent
 NUM_STEPS, EVERY, STEPS_PER_EPOCH = 60, 5, 3
 MARK = "--- start ---\n"
 SETTINGS = [
@@ -42,43 +42,22 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def start(folder: Path, stage: int) -> list[subprocess.Popen[bytes]]:
+def start(folder: Path, stage: int) -> list[subprocess.Popen[str]]:
     """Start the training as two ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    overrides = [f"zero=stage{stage}", f"output_dir={folder}/runs", f"store.root={folder}/stores"]
     with (folder / "log").open("a") as log:
         log.write(MARK)
-    processes = []
-    for rank in range(2):
-        of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
-        fixed = {
-            "MASTER_ADDR": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        command = [
-            sys.executable,
-            str(PROJECT / "launch/train.py"),
-            *SETTINGS,
-            f"zero=stage{stage}",
-            f"output_dir={folder}/runs",
-        ]
-        with (folder / "log").open("ab") as log:
-            processes.append(
-                subprocess.Popen(
-                    [*command, f"output_dir={folder}/runs", f"store.root={folder}/stores"],
-                    env={**os.environ, **fixed, **of_rank},
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
-    return processes
+        log.flush()
+        return start_ranks(
+            [str(PROJECT / "launch/train.py"), *SETTINGS, *overrides],
+            2,
+            {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+            output=log,
+            in_own_groups=True,
+        )
 
 
-def wait_for_the_others(processes: list[subprocess.Popen[bytes]], folder: Path, began: float) -> float:
+def wait_for_the_others(processes: list[subprocess.Popen[str]], folder: Path, began: float) -> float:
     """Wait until all have ended; return the seconds since `began` that a rank which had met the others took.
 
     One that has not met them yet waits for them to come, as long as ranks.timeout_minutes; a launcher ends it, here we.
@@ -113,7 +92,7 @@ def is_new(path: Path, since: float) -> bool:
         return False
 
 
-def wait_for_moment(processes: list[subprocess.Popen[bytes]], folder: Path, draw: random.Random, whole: float) -> str:
+def wait_for_moment(processes: list[subprocess.Popen[str]], folder: Path, draw: random.Random, whole: float) -> str:
     """Wait for a moment to kill at, of a training that takes `whole` seconds, or for its end; say which it is."""
     what = draw.choices(["a moment", "a save", "the export"], weights=[5, 2, 3])[0]
     began, moment, more = time.time(), draw.uniform(0.5, whole), draw.uniform(0, 0.05)
@@ -150,13 +129,14 @@ def differences(folder: Path, straight: Path) -> list[str]:
 
 
 def main() -> None:
-    """Print a line for each kill, and the comparison."""
+    """Kill, start again, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stage", type=int, default=2, choices=range(4))
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
+    file = RecordFile.begin("kills", f"Kills of a training at ZeRO-{arguments.stage}")
     with tempfile.TemporaryDirectory() as root:
         straight, killed = Path(root) / "straight", Path(root) / "killed"
         straight.mkdir()
@@ -164,7 +144,7 @@ def main() -> None:
         began = time.monotonic()
         assert [process.wait(timeout=1800) for process in start(straight, arguments.stage)] == [0, 0]
         whole = time.monotonic() - began
-        last, longest, num_kills, num_ends = 0, 0.0, 0, 0
+        last, num_kills, num_ends = 0, 0, 0
         while True:
             processes = start(killed, arguments.stage)
             goes_on = num_kills < arguments.kills
@@ -174,9 +154,8 @@ def main() -> None:
                 assert codes == [0, 0], (killed / "log").read_text()[-3000:]
                 different = differences(killed, straight)
                 num_ends += 1
-                print(
-                    f"end {num_ends}: {', '.join(different) + ' DIFFER' if different else 'the same bits'}", flush=True
-                )
+                note = f"{', '.join(different)} DIFFER" if different else "the same bits"
+                file.add(Record("trainings", f"end {num_ends}", "failed" if different else "passed", note=note))
                 if different:
                     sys.exit(1)
                 if not goes_on:
@@ -188,17 +167,17 @@ def main() -> None:
             for process in victims:
                 with contextlib.suppress(ProcessLookupError):  # it has ended in this very moment
                     os.killpg(process.pid, signal.SIGKILL)
-            longest = max(longest, wait_for_the_others(processes, killed, time.monotonic()))
+            alone = wait_for_the_others(processes, killed, time.monotonic())
             num_kills += 1
             step = newest_step(killed)
             assert step >= last, f"checkpoint of step {last} is gone, the newest is {step}"
             last = step
             who = "both ranks" if len(victims) == 2 else f"rank {processes.index(victims[0])}"
-            print(f"kill {num_kills:2d} of {who:<10} at {when}; saved so far: step {step}", flush=True)
-        print(
-            f"{num_kills} kills at ZeRO-{arguments.stage}, {num_ends} trainings to their end: final and exported "
-            f"weights the same bits, metrics have every step once; a rank left alone ended within {longest:.0f} s"
-        )
+            note = f"of {who} at {when}"
+            file.add(
+                Record("kills", f"kill {num_kills}", "passed", {"saved_steps": step, "seconds_alone": alone}, note)
+            )
+        file.end()
 
 
 if __name__ == "__main__":

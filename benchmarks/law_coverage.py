@@ -6,7 +6,7 @@
 A sweep has 5 sizes x 4 shares of data and a second and third seed at the cheapest corner. The expected loss of a run is
 a known additive law plus noise of its own. Test people differ in how hard they are, which moves all runs alike, and in
 how hard they are for single runs. The losses and their resamples of people go through the same analysis as those of
-score tables. Prints, for each number, the share of sweeps whose interval contains the truth, with its standard error.
+score tables. Counted is, for each number, the share of sweeps whose interval contains the truth.
 
 `--starts` minimizes the chinchilla objective from all 4,500 starting points of Hoffmann et al. (2022) with L-BFGS-B,
 one after another, and prints the best optimum beside that of `fit_law`.
@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from interval_coverage import coverage
+from records import Record, RecordFile
 from scipy import optimize
 
 from laborllm_dist.config.evaluation import FitLawSettings
@@ -161,7 +163,7 @@ def compare_starts(path: Path) -> None:
 
 
 def main() -> None:
-    """Simulate, and print coverage."""
+    """Simulate, and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweeps", type=int, default=200)
     parser.add_argument("--people", type=int, default=300)
@@ -171,8 +173,9 @@ def main() -> None:
     if arguments.starts is not None:
         compare_starts(arguments.starts)
         return
+    file = RecordFile.begin("law-coverage", "How often 95 % intervals of the scaling law contain the true number")
     for is_excess in (False, True):
-        begin, results, refused = time.time(), [], 0
+        results, refused = [], 0
         for seed in range(arguments.sweeps):
             try:
                 results.append(covered(arguments.people, arguments.draws, seed, is_excess=is_excess))
@@ -180,12 +183,14 @@ def main() -> None:
                 refused += 1
                 print(error.labeled())
         name = "excess over the truth" if is_excess else "nats per observation"
-        print(f"\n{name}: {len(results)} sweeps of {len(sweep_points())} runs, {arguments.people:,} people, "
-              f"{arguments.draws:,} draws; {refused} refused; coverage in % (standard error)")  # fmt: skip
+        part = (
+            f"{name}, {len(results)} sweeps of {len(sweep_points())} runs, {arguments.people:,} people, "
+            f"{arguments.draws:,} draws, {refused} refused"
+        )
         for number in results[0]:
             share = float(np.mean([result[number] for result in results]))
-            print(f"{number:32} {100 * share:5.1f} ({100 * (share * (1 - share) / len(results)) ** 0.5:.1f})")
-        print(f"{time.time() - begin:.0f} s")
+            file.add(Record(part, number, numbers=coverage({"covered_%": share}, len(results))))
+    file.end()
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+from ranks import run_ranks
+from records import PROJECT, Record, RecordFile
+
 MODEL = [
     "data=synthetic", "data.corpora.synthetic.num_people=130", "tokenizer.vocabulary_size=8000",
     "model.llama.hidden_size=640", "model.llama.intermediate_size=1728", "model.llama.num_layers=10",
@@ -45,29 +43,9 @@ PLANNED = re.compile(r"plan: a rank needs about ([\d.]+) of [\d.]+ GiB \((.*)\)"
 
 def train(settings: list[str], num_ranks: int, folder: Path, malloc: str) -> tuple[float, str, float]:
     """Return planned GiB, its parts, and the peak of the rank that had most."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [
-        sys.executable,
-        str(PROJECT / "launch/train.py"),
-        *MODEL,
-        *settings,
-        f"output_dir={folder}/runs",
-        "name=x",
-    ]
-    command.append(f"store.root={folder.parent}/stores")
-    processes = []
-    for rank in range(num_ranks):
-        of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "MASTER_PORT": port}
-        environment = {**os.environ, **MALLOC[malloc], "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", **of_rank}
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    texts = [process.communicate(timeout=900)[0] for process in processes]
-    if any(process.returncode for process in processes):
-        sys.exit(f"{settings} failed:\n{texts[0][-3000:]}")
-    planned = PLANNED.search(texts[0])
+    overrides = [f"output_dir={folder}/runs", "name=x", f"store.root={folder.parent}/stores"]
+    text = run_ranks([str(PROJECT / "launch/train.py"), *MODEL, *settings, *overrides], num_ranks, MALLOC[malloc])
+    planned = PLANNED.search(text)
     assert planned is not None
     lines = (folder / "runs/x/metrics.jsonl").read_text().splitlines()
     # Peaks of the steps before validation, which the plan is for.
@@ -75,21 +53,26 @@ def train(settings: list[str], num_ranks: int, folder: Path, malloc: str) -> tup
 
 
 def main() -> None:
-    """Print a line for each setting."""
+    """Measure each setting."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--malloc", choices=list(MALLOC), default="exact")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     cases = {" ".join(arguments.overrides): arguments.overrides} if arguments.overrides else SETTINGS
-    worst = 0.0
+    file = RecordFile.begin("memory-plan", "Planned and peak memory of a rank on a CPU")
+    part = f"{arguments.ranks} ranks, malloc {arguments.malloc}"
     with tempfile.TemporaryDirectory() as root:
         for number, (name, settings) in enumerate(cases.items()):
             planned, parts, peak = train(settings, arguments.ranks, Path(root) / str(number), arguments.malloc)
-            error = planned / peak - 1
-            worst = max(worst, abs(error))
-            print(f"{name:<24} planned {planned:5.2f} GiB  peak {peak:5.2f} GiB  {error:+6.1%}   ({parts})", flush=True)
-    print(f"{arguments.ranks} ranks, malloc {arguments.malloc}: largest error {worst:.1%}")
+            numbers = {"planned_GiB": planned, "peak_GiB": peak, "error_%": 100 * (planned / peak - 1)}
+            file.add(Record(part, name, "passed" if within(planned, peak) else "missed", numbers, parts))
+    file.end()
+
+
+def within(planned: float, peak: float) -> bool:
+    """Return whether a plan is as near as it should be."""
+    return abs(planned / peak - 1) <= 0.1
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/own_panels.py [--only PEOPLE ...] [--folder FOLDER] [--ranks NUMBER]
 
 Makes five panels of 300 to 10,000 people and 5 to 300 titles, and for each runs the commands of docs/own_panel.md
-as they stand there: training, evaluation, baselines. Prints perplexities on the test people and seconds.
+as they stand there: training, evaluation, baselines. Perplexities are those of the test people.
 
 In these panels a person's next occupation depends on more than the last one: staying is likelier the longer somebody
 has been in an occupation, a third of the moves lead back to the occupation held before, and where other moves lead
@@ -26,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from records import PROJECT, Record, RecordFile
 
 from laborllm_dist.careers.occupations.occ1990dd import occ1990dd_vocabulary
 from laborllm_dist.tables.scores import read_score_table
 
-PROJECT = Path(__file__).resolve().parent.parent
 Floats = npt.NDArray[np.float64]
 
 EDUCATIONS = ("less than high school", "high school", "some college", "college", "graduate degree")
@@ -172,29 +172,25 @@ def run_panel(panel: Panel, folder: Path, num_ranks: int | None) -> tuple[dict[s
 
 
 def main() -> None:
-    """Print a row for each panel as it is finished."""
+    """Measure each panel."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--only", type=int, nargs="+", metavar="PEOPLE", help="panels of so many people only")
     arguments.add_argument("--folder", type=Path, help="where to leave panels and runs (default: a temporary folder)")
     arguments.add_argument("--ranks", type=int, help="processes of training and evaluation (default: deepspeed's)")
     chosen = arguments.parse_args()
     panels = [panel for panel in PANELS if not chosen.only or panel.num_people in chosen.only]
-    names = (*TABLES, "uniform")
-    print(
-        f"{'people':>6}  {'titles':>6}  "
-        + "  ".join(f"{name:>14}" for name in names)
-        + "  seconds: train, evaluate, compare"
-    )
-    worse = []
+    file, worse = RecordFile.begin("own-panels", "Default settings on panels of one's own: perplexities"), []
     with tempfile.TemporaryDirectory() as temporary:
         for panel in panels:
             folder = (chosen.folder or Path(temporary)) / f"panel_{panel.num_people}"
             perplexities, seconds, plan = run_panel(panel, folder, chosen.ranks)
-            numbers = "  ".join(f"{perplexities[name]:14.3f}" for name in names)
-            times = ", ".join(f"{each:.0f}" for each in seconds)
-            print(f"{panel.num_people:6}  {panel.num_titles:6}  {numbers}  {times}\n        {plan}", flush=True)
-            if perplexities["language model"] >= perplexities["first-order"]:
-                worse.append(panel.num_people)
+            names = ("train_seconds", "evaluate_seconds", "compare_seconds")
+            numbers = {**perplexities, **dict(zip(names, seconds, strict=True))}
+            is_worse = perplexities["language model"] >= perplexities["first-order"]
+            subject = f"{panel.num_people:,} people, {panel.num_titles} titles"
+            file.add(Record("panels", subject, "failed" if is_worse else "passed", numbers, plan))
+            worse += [panel.num_people] * is_worse
+    file.end()
     if worse:
         raise SystemExit(f"not better than first-order: the panels of {worse} people")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+import transformers
 from torch.utils.data import SequentialSampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -57,6 +57,7 @@ def arguments(kind: Any, plan: dict[str, Any], folder: str, num_steps: int, **mo
 
 
 def pad(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Return a batch in which every career is as long as the longest."""
     longest = max(len(each["input_ids"]) for each in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.int64)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -67,6 +68,27 @@ def pad(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def word_tokenizer(num_ids: int) -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer for SFTTrainer, which wants one although the careers are tokenized."""
+    from tokenizers import Tokenizer, models
+
+    words = Tokenizer(models.WordLevel({str(each): each for each in range(num_ids)}, unk_token="0"))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="1", pad_token="2")
+
+
+def count_tokens(trainer: Any) -> list[int]:
+    """Return a list to which a trainer adds the tokens of each of its batches as it makes them."""
+    num_tokens: list[int] = []
+    collate = trainer.data_collator
+
+    def counted(batch: Any) -> Any:
+        num_tokens.append(sum(len(each["input_ids"]) for each in batch))
+        return collate(batch)
+
+    trainer.data_collator = counted
+    return num_tokens
+
+
 class InOrder(Trainer):  # type: ignore[misc]
     """Takes the careers in the order they are given in."""
 
@@ -75,6 +97,8 @@ class InOrder(Trainer):  # type: ignore[misc]
 
 
 def main(name: str, plan_path: str, folder: str, num_steps: int) -> None:
+    from datasets import Dataset
+
     torch.set_num_threads(1)
     plan = torch.load(plan_path, weights_only=True)
     model = LlamaForCausalLM(LlamaConfig(**{**plan["config"], "attn_implementation": "sdpa"}))
@@ -91,14 +115,8 @@ def main(name: str, plan_path: str, folder: str, num_steps: int) -> None:
                                    callbacks=[StepRecord(record_path, tokens)])  # fmt: skip
         trainer.train()
         return
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
-    # SFTTrainer wants a tokenizer, although the careers are tokenized.
-    vocabulary = {str(each): each for each in range(plan["config"]["vocab_size"])}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="0")),
-                                        eos_token="1", pad_token="2")  # fmt: skip
     mean_step = sum(map(len, careers)) / len(plan["steps"])
     rows_per_rank = max(1, round(mean_step / (0.97 * plan["max_seq_length"] * RANKS)))
     settings = arguments(
@@ -113,15 +131,8 @@ def main(name: str, plan_path: str, folder: str, num_steps: int) -> None:
     )
     record = StepRecord(record_path, None)
     sft = SFTTrainer(model=model, args=settings, train_dataset=Dataset.from_dict({"input_ids": careers}),
-                     processing_class=tokenizer, callbacks=[record])  # fmt: skip
-    tokens_seen: list[int] = []
-    collate = sft.data_collator
-
-    def counted(batch: Any) -> Any:
-        tokens_seen.append(sum(len(each["input_ids"]) for each in batch))
-        return collate(batch)
-
-    sft.data_collator = counted
+                     processing_class=word_tokenizer(plan["config"]["vocab_size"]), callbacks=[record])  # fmt: skip
+    tokens_seen = count_tokens(sft)
     record._tokens = lambda step: float(tokens_seen[step] * RANKS)  # type: ignore[method-assign]
     sft.train()
 

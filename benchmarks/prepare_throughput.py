@@ -1,8 +1,8 @@
 """Does prepare's memory stay flat, and how fast is it?
 
-    python benchmarks/prepare_throughput.py [--synthetic | --resumes] [--shards N] [people ...]
+    python benchmarks/prepare_throughput.py [--synthetic | --resumes] [--shards N] [--repeats N] [people ...]
 
-Prepares token stores, each in a process of its own, and prints people per minute, peak resident memory and bytes per
+Prepares token stores, each in a process of its own, and measures people per minute, peak resident memory and bytes per
 career. `--synthetic`: careers of the made labor market. `--resumes`: a JSONL file of made resumes, one row a job, with
 free job titles (titles of the Census index with ranks, employers and typing errors), which are coded to occ1990dd.
 Default: synthetic, one process; 10,000, 100,000 and 1,000,000 people.
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from records import Record, RecordFile
 
 from laborllm_dist.careers.occupations.title_index import read_index
 from laborllm_dist.cli import compose_settings
@@ -66,8 +67,8 @@ def made_rows(num_people: int) -> Iterator[str]:
             year = end + 1
 
 
-def prepare_one(kind: str, num_people: int, num_workers: int, folder: Path) -> None:
-    """Prepare one store and print its line."""
+def prepare_one(kind: str, num_people: int, num_workers: int, folder: Path) -> Record:
+    """Prepare one store in a folder and measure it."""
     overrides = [f"store.root={folder}/stores", f"prepare.num_workers={num_workers}"]
     if kind == "resumes":
         source = folder / "resumes.jsonl"
@@ -89,12 +90,12 @@ def prepare_one(kind: str, num_people: int, num_workers: int, folder: Path) -> N
     num_careers = sum(store.num_people(split) for split in ("train", "validation", "test"))
     num_bytes = sum(path.stat().st_size for path in Path(store.folder).rglob("*") if path.is_file())
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-    print(
-        f"{kind:<9}  {num_workers} shards  {num_people:>9,} people  {num_people / seconds * 60:>9,.0f} people/minute  "
-        f"peak of a process {peak:>6,.0f} MiB  {num_bytes / num_careers:>6,.0f} bytes a career  "
-        f"({num_careers:,} careers, {seconds:,.0f} s)",
-        flush=True,
-    )
+    shards = f"{num_workers} shard{'s' if num_workers > 1 else ''}"
+    numbers = {
+        "seconds": seconds, "careers": num_careers, "people_per_minute": num_people / seconds * 60,
+        "peak_MiB_of_a_process": peak, "bytes_per_career": num_bytes / num_careers,
+    }  # fmt: skip
+    return Record(f"{kind}, {shards}", f"{num_people:,} people", numbers=numbers)
 
 
 def main() -> None:
@@ -104,23 +105,20 @@ def main() -> None:
     parser.add_argument("--resumes", dest="kind", action="store_const", const="resumes", default="synthetic")
     parser.add_argument("--synthetic", dest="kind", action="store_const", const="synthetic")
     parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)  # of a process that prepares one store
     arguments = parser.parse_args()
-    if arguments.one is not None:
-        prepare_one(arguments.kind, arguments.people[0], arguments.shards, arguments.one)
-        return
-    for num_people in arguments.people:
+    if arguments.file is not None:
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                sys.executable,
-                __file__,
-                f"--{arguments.kind}",
-                "--shards",
-                str(arguments.shards),
-                "--one",
-                folder,
-            ]
-            subprocess.run([*command, str(num_people)], check=True)
+            record = prepare_one(arguments.kind, arguments.people[0], arguments.shards, Path(folder))
+        RecordFile(arguments.file).add(record)
+        return
+    file = RecordFile.begin(f"prepare-{arguments.kind}", f"Preparation: {arguments.kind}")
+    own = [sys.executable, __file__, f"--{arguments.kind}", "--shards", str(arguments.shards), "--file", str(file.path)]
+    for _ in range(arguments.repeats):
+        for num_people in arguments.people:
+            subprocess.run([*own, str(num_people)], check=True)
+    file.end()
 
 
 if __name__ == "__main__":

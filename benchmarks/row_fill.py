@@ -2,8 +2,8 @@
 
     python benchmarks/row_fill.py [panel.csv.gz [tokenizer]]
 
-Packs one epoch of training steps and one evaluation, and prints the share of slots that hold a token. Without
-arguments it takes the wage panel; the results file is of the NLSY97 careers with the Llama-2 tokenizer.
+Packs one epoch of training steps and one evaluation: which share of their slots holds a token? Without arguments it
+takes the wage panel.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 
 import numpy as np
 import numpy.typing as npt
+from records import Record, RecordFile
 
 from laborllm_dist.batching.packing import pack_careers, pack_step
 from laborllm_dist.batching.sampler import TrainingSampler
@@ -47,7 +48,7 @@ def padded_fill(lengths: npt.NDArray[np.int64], global_batch_size: int) -> float
 
 
 def main() -> None:
-    """Print the fill of training steps and of an evaluation."""
+    """Compute the fill of training steps and of an evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"store.root={folder}", f"batch.max_seq_length={ROW_LENGTH}"]
         if len(sys.argv) > 1:
@@ -58,17 +59,20 @@ def main() -> None:
             overrides.append("tokenizer=trained")
         store = prepare_store(compose_settings(RunSettings, "run", overrides))
         lengths = store.careers("train").num_tokens()
-    num_tokens, longest = lengths.sum(), lengths.max()
-    print(f"{len(lengths):,} training careers, {num_tokens:,} tokens, mean {lengths.mean():.0f}, longest {longest}")
-    print(f"rows of at most {ROW_LENGTH} tokens; share of slots that hold a token, over one epoch")
+    file = RecordFile.begin("row-fill", f"How full rows of at most {ROW_LENGTH:,} tokens are")
+    facts = {"careers": len(lengths), "tokens": lengths.sum(), "mean": lengths.mean(), "longest": lengths.max()}
+    file.add(Record("careers", "for training", numbers={name: float(value) for name, value in facts.items()}))
     for global_batch_size in (16, 32, 64):
-        balanced, full = (epoch_fill(lengths, global_batch_size, balanced=each) for each in (True, False))
-        padded = padded_fill(lengths, global_batch_size)
-        print(
-            f"  {global_batch_size} careers a step: {balanced:.1%}"
-            f"   (rows always {ROW_LENGTH} long: {full:.1%}; one career a row, padded: {padded:.1%})"
-        )
-    print(f"  all careers packed at once, as in evaluation: {pack_careers(lengths.tolist(), ROW_LENGTH).fill:.1%}")
+        fills = {
+            "rows as short as possible_%": epoch_fill(lengths, global_batch_size, balanced=True),
+            f"rows of {ROW_LENGTH:,}_%": epoch_fill(lengths, global_batch_size, balanced=False),
+            "a career a row, padded_%": padded_fill(lengths, global_batch_size),
+        }
+        percent = {name: 100 * fill for name, fill in fills.items()}
+        file.add(Record("slots with a token", f"{global_batch_size} careers a step", numbers=percent))
+    percent = {f"rows of {ROW_LENGTH:,}_%": 100 * pack_careers(lengths.tolist(), ROW_LENGTH).fill}
+    file.add(Record("slots with a token", "evaluation, all careers at once", numbers=percent))
+    file.end()
 
 
 if __name__ == "__main__":

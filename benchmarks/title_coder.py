@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from records import Record, RecordFile
 
 from laborllm_dist.careers.occupations.autocoder import TitleCoder
 from laborllm_dist.careers.occupations.normalize import normal_form
@@ -77,29 +78,31 @@ def noisy(title: str, random: np.random.Generator) -> str:
     return text.lower() if random.random() < 0.3 else text
 
 
-def table(name: str, cases: Mapping[str, Collection[str]] | Sequence[tuple[str, Collection[str]]],
+def table(file: RecordFile, name: str, cases: Mapping[str, Collection[str]] | Sequence[tuple[str, Collection[str]]],
           coder: TitleCoder, weights: Sequence[float] | None = None) -> None:  # fmt: skip
-    """Print the shares of titles, each with its right codes, by threshold."""
+    """Record the shares of titles, each with its right codes, by threshold."""
     rows = list(cases.items()) if isinstance(cases, Mapping) else list(cases)
     matches = coder.match_titles([title for title, _ in rows])
     weight = np.ones(len(rows)) if weights is None else np.array(weights)
     scores = np.array([-1.0 if match is None else match.score for match in matches])
     right = np.array([m is not None and m.code in codes for m, (_, codes) in zip(matches, rows, strict=True)])
-    shares(name, scores, right, weight)
+    shares(file, name, scores, right, weight)
 
 
-def shares(name: str, scores: NDArray[np.float64], right: NDArray[np.bool_], weight: NDArray[np.float64]) -> None:
-    """Print the shares by threshold."""
-    print(f"\n{name}: {len(scores):,} titles")
-    print("  min_score   coded    right of the coded    right of all")
+def shares(
+    file: RecordFile, name: str, scores: NDArray[np.float64], right: NDArray[np.bool_], weight: NDArray[np.float64]
+) -> None:
+    """Record the shares by threshold."""
     for threshold in THRESHOLDS:
         coded = scores >= threshold
         share, of_all = weight[coded].sum() / weight.sum(), weight[coded & right].sum() / weight.sum()
-        print(f"  {threshold:9.1f}  {share:6.1%}    {of_all / max(share, 1e-9):18.1%}    {of_all:12.1%}", flush=True)
+        percent = {"coded_%": share, "right_of_the_coded_%": of_all / max(share, 1e-9), "right_of_all_%": of_all}
+        numbers = {number: 100 * float(value) for number, value in percent.items()}
+        file.add(Record(f"{name}: {len(scores):,} titles", f"min_score {threshold:.1f}", numbers=numbers))
 
 
-def onet(index: Sequence[IndexTitle]) -> None:
-    """Print the tables of the unseen half of O*NET's titles."""
+def onet(file: RecordFile, index: Sequence[IndexTitle]) -> None:
+    """Record the shares of the unseen half of O*NET's titles."""
     titles = [entry for entry in index if entry.source == "onet" and half_of(entry.normal_form) == 1]
     forms = {each.normal_form for each in titles}
     shown = [entry for entry in index if entry.source == "census" or entry.normal_form not in forms]
@@ -107,19 +110,19 @@ def onet(index: Sequence[IndexTitle]) -> None:
     rows = [(each.title, each.codes) for each in titles]
     num_of_code = Counter(each.code for each in titles)
     by_occupation = [1 / num_of_code[each.code] for each in titles]
-    table("O*NET, unseen half", rows, coder)
-    table("... by occupation", rows, coder, by_occupation)
+    table(file, "O*NET, unseen half", rows, coder)
+    table(file, "... by occupation", rows, coder, by_occupation)
     random = np.random.default_rng(0)
-    table("... with noise", [(noisy(title, random), codes) for title, codes in rows], coder)
+    table(file, "... with noise", [(noisy(title, random), codes) for title, codes in rows], coder)
     census = {entry.normal_form for entry in index if entry.source == "census"}
     bare = TitleCoder(without(index, forms))
     unknown = [place for place, each in enumerate(titles) if each.normal_form not in census]
-    table("... in no index", [rows[place] for place in unknown], bare)
-    table("... in no index, by occupation", [rows[p] for p in unknown], bare, [by_occupation[p] for p in unknown])
+    table(file, "... in no index", [rows[place] for place in unknown], bare)
+    table(file, "... in no index, by occupation", [rows[p] for p in unknown], bare, [by_occupation[p] for p in unknown])
 
 
-def common(index: Sequence[IndexTitle]) -> None:
-    """Print the table of the common titles, a fifth at a time out of the index."""
+def common(file: RecordFile, index: Sequence[IndexTitle]) -> None:
+    """Record the shares of the common titles, a fifth at a time out of the index."""
     half = [entry for entry in index if entry.source != "onet" or half_of(entry.normal_form) == 0]
     scores, right = [], []
     for fold in range(5):
@@ -130,24 +133,24 @@ def common(index: Sequence[IndexTitle]) -> None:
         ).match_titles([title.title for title in titles])
         scores += [-1.0 if match is None else match.score for match in matches]
         right += [m is not None and m.code in each.codes for m, each in zip(matches, titles, strict=True)]
-    shares("common titles", np.array(scores), np.array(right), np.ones(len(scores)))
+    shares(file, "common titles", np.array(scores), np.array(right), np.ones(len(scores)))
 
 
-def by_hand(index: Sequence[IndexTitle]) -> None:
-    """Print the table of the titles coded by hand, and what is wrong."""
+def by_hand(file: RecordFile, index: Sequence[IndexTitle]) -> None:
+    """Record the shares of the titles coded by hand, and what is wrong."""
     hand = hand_coded()
     forms = {form for form, _ in hand}
     coder = TitleCoder([entry for entry in index if entry.source != "common" or entry.normal_form not in forms])
     rows = [row for _, row in hand]
-    table("by hand", rows, coder)
+    table(file, "by hand", rows, coder)
     for (title, codes), match in zip(rows, coder.match_titles([title for title, _ in rows]), strict=True):
         if match is None or match.code not in codes:
             answer = "nothing" if match is None else f"{match.code} by {match.matched_title!r} ({match.score:.2f})"
             print(f"    wrong: {title}: {answer}, expected {' '.join(sorted(codes))}")
 
 
-def census(index: Sequence[IndexTitle]) -> None:
-    """Print the table of titles of the Census index."""
+def census(file: RecordFile, index: Sequence[IndexTitle]) -> None:
+    """Record the shares of titles of the Census index."""
     other = {entry.normal_form for entry in index if entry.source != "census"}
     alone = [
         entry
@@ -156,24 +159,27 @@ def census(index: Sequence[IndexTitle]) -> None:
     ]
     titles = [each for place, each in enumerate(alone) if place % NUM_FOLDS == 0]
     coder = TitleCoder(without(index, {title.normal_form for title in titles}))
-    table("Census, one of ten", [(title.title, title.codes) for title in titles], coder)
+    table(file, "Census, one of ten", [(title.title, title.codes) for title in titles], coder)
 
 
 def main() -> None:
-    """Print all tables and the speed."""
+    """Record all shares and the speed."""
+    file = RecordFile.begin("title-coder", "Title coder: coded and right by threshold, speed")
     index = read_index()
-    onet(index)
-    common(index)
-    by_hand(index)
-    census(index)
+    onet(file, index)
+    common(file, index)
+    by_hand(file, index)
+    census(file, index)
     started = time.process_time()
     coder = TitleCoder(index)
-    print(f"\nbuilt in {time.process_time() - started:.1f} s of one core")
+    built = time.process_time() - started
     titles = [f"{each.title} {ending}" for ending in ("helper x", "y specialist") for each in index[::4]][:NUM_FAST]
     started = time.process_time()
     coder.match_titles(titles)
     rate = len(set(titles)) / (time.process_time() - started)
-    print(f"{len(set(titles)):,} distinct titles: {rate:,.0f} a second of one core")
+    numbers = {"build_seconds": built, "distinct_titles": len(set(titles)), "titles_per_second": rate}
+    file.add(Record("speed", "one core", numbers=numbers))
+    file.end()
 
 
 if __name__ == "__main__":

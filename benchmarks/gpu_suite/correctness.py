@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from records import PROJECT, Record
 from torch import Tensor
 
-from gpu_suite.machine import PROJECT
-from gpu_suite.record import Record
 from gpu_suite.workload import SHAPES, new_model, rows_of_careers, settings_for
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.models.dims import ModelShape

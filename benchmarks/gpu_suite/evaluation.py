@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Iterator
 
 import numpy as np
+from records import Record
+from utilization import OBSERVATIONS, Machine, dollars_per_million, find_machine
 
-from gpu_suite.machine import synchronize
-from gpu_suite.record import Record
-from gpu_suite.workload import BF16, OBSERVATIONS, SHORTEST, new_model, rows_of_careers, settings_for, workload_of
+from gpu_suite.workload import BF16, SHORTEST, new_model, rows_of_careers, settings_for, synchronize, workload_of
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.distributed.context import init_distributed
 from laborllm_dist.evaluation.all_titles import Prompts, score_titles
@@ -30,8 +31,17 @@ def evaluate(shape: ModelShape) -> Iterator[Record]:
     with init_distributed(settings.ranks) as ranks:
         model = new_model(settings, shape, ranks.device)
         scored = wrap_for_inference(model.hugging_face, settings.compute)
-        yield observed_titles(scored, shape)
-        yield all_titles(scored, shape, settings.evaluation.max_tree_tokens)
+        machine = find_machine(ranks)
+        yield priced(observed_titles(scored, shape), machine)
+        yield priced(all_titles(scored, shape, settings.evaluation.max_tree_tokens), machine)
+
+
+def priced(record: Record, machine: Machine | None) -> Record:
+    """Return a record with its price, where that of the machine is known."""
+    if machine is None:
+        return record
+    dollars = dollars_per_million(record.numbers["observations_per_second"], machine)
+    return dataclasses.replace(record, numbers={**record.numbers, "dollars_per_million_observations": dollars})
 
 
 def observed_titles(model: InferenceModel, shape: ModelShape) -> Record:
@@ -45,9 +55,9 @@ def observed_titles(model: InferenceModel, shape: ModelShape) -> Record:
         model.scores(batch)
         synchronize()
         seconds.append(time.perf_counter() - started)
-    work, taken = workload_of(units[WARM_UP:]), sum(seconds[WARM_UP:])
+    work, taken = workload_of(units[WARM_UP:], ROW_LENGTH), sum(seconds[WARM_UP:])
     numbers = {
-        "observations_per_second": OBSERVATIONS * work.num_careers / taken,
+        "observations_per_second": OBSERVATIONS * len(work.lengths) / taken,
         "tokens_per_second": work.tokens / taken,
     }
     return Record("evaluate", "observed titles", "measured", numbers)

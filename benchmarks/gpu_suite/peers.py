@@ -14,10 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
+from records import Record
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gpu_suite.record import Record
 from gpu_suite.training import WARM_UP, timed_steps
 from gpu_suite.workload import BF16, SHAPES, Row, new_model, rows_of_careers, settings_for, workload_of
 from laborllm_dist.batching.batch import TokenIds
@@ -64,47 +63,34 @@ def _ours(shape: ModelShape, rows: list[Row]) -> float:
     with init_distributed(settings.ranks) as ranks:
         engine = make_engine(new_model(settings, shape, ranks.device), settings.zero, settings.optimizer, ranks)
         seconds = timed_steps(engine, steps, ROW_LENGTH).seconds
-    return workload_of(steps[WARM_UP:]).tokens_per_step / seconds
+    work = workload_of(steps[WARM_UP:], ROW_LENGTH)
+    return work.tokens / work.num_steps / seconds
 
 
 def _trainer(shape: ModelShape, rows: list[Row]) -> float:
+    from peer_training import pad
     from transformers import Trainer, TrainingArguments
 
     careers = [career for row in rows for career in row]
     num_steps = len(careers) // PADDED
-    data = [{"input_ids": torch.from_numpy(career).long()} for career in careers[: num_steps * PADDED]]
+    data = [{"input_ids": career.tolist()} for career in careers[: num_steps * PADDED]]
     with TemporaryDirectory() as folder:
         settings = TrainingArguments(
             **_arguments(Path(folder), num_steps), per_device_train_batch_size=PADDED, remove_unused_columns=False
         )
-        trainer = Trainer(model=_llama(shape), args=settings, train_dataset=data, data_collator=_padded)
+        trainer = Trainer(model=_llama(shape), args=settings, train_dataset=data, data_collator=pad)
         trainer.train()
         seconds = _seconds_of_training(trainer)
     return sum(len(each["input_ids"]) for each in data) / seconds
 
 
-def _padded(careers: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Return a batch in which every career is as long as the longest."""
-    lengths = torch.tensor([len(career["input_ids"]) for career in careers])
-    longest = int(lengths.max())
-    ids = torch.stack([pad(career["input_ids"], (0, longest - len(career["input_ids"]))) for career in careers])
-    is_real = torch.arange(longest) < lengths[:, None]
-    return {"input_ids": ids, "attention_mask": is_real.long(), "labels": ids.masked_fill(~is_real, -100)}
-
-
 def _sft(shape: ModelShape, rows: list[Row]) -> float:
     from datasets import Dataset
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
+    from peer_training import count_tokens, word_tokenizer
     from trl import SFTConfig, SFTTrainer
 
-    # SFTTrainer wants a tokenizer, although the careers are tokenized.
-    vocabulary = {str(each): each for each in range(shape.num_ids)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="1", pad_token="2")
     careers: list[TokenIds] = [career for row in rows for career in row]
     data = Dataset.from_dict({"input_ids": [career.tolist() for career in careers]})
-    num_tokens: list[int] = []
     with TemporaryDirectory() as folder:
         settings = SFTConfig(
             **_arguments(Path(folder), NUM_STEPS),
@@ -113,14 +99,10 @@ def _sft(shape: ModelShape, rows: list[Row]) -> float:
             max_length=ROW_LENGTH,
             gradient_checkpointing=False,
         )
-        trainer = SFTTrainer(model=_llama(shape), args=settings, train_dataset=data, processing_class=tokenizer)
-        collate = trainer.data_collator
-
-        def counted(batch: Any) -> Any:
-            num_tokens.append(sum(len(each["input_ids"]) for each in batch))
-            return collate(batch)
-
-        trainer.data_collator = counted
+        trainer = SFTTrainer(
+            model=_llama(shape), args=settings, train_dataset=data, processing_class=word_tokenizer(shape.num_ids)
+        )
+        num_tokens = count_tokens(trainer)
         trainer.train()
         num_tokens.clear()
         seconds = _seconds_of_training(trainer)

@@ -11,7 +11,7 @@
     offload    7B, all weights, optimizer in the host's memory (130 GiB of it)
 
 Training is measured in rows of 2,048 and of 4,096 tokens. Weights are random and made on the device; careers have the
-lengths of the NLSY97. Findings go to FOLDER/YYYY-MM-DD-gpu-suite.jsonl as they come, and into a table at the end. What
+lengths of the NLSY97. Records go to FOLDER/YYYY-MM-DD-gpu-suite.json as they come, and into tables at the end. What
 cannot be measured says why. The exit code is 1 where something failed. `--shape tiny` tries the suite, on a CPU too.
 """
 
@@ -21,18 +21,17 @@ import argparse
 import contextlib
 import functools
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from gpu_suite import correctness, evaluation, machine, peers, training
-from gpu_suite.record import Record, RecordFile, Start, print_table
+from records import RESULTS, Record, RecordFile
+
+from gpu_suite import correctness, evaluation, peers, training
 from gpu_suite.workload import SHAPES
 from laborllm_dist.models.dims import ModelShape
 
@@ -94,14 +93,14 @@ def run_jobs(jobs: Sequence[Job], file: RecordFile, *, seconds: float) -> None:
         if left < min(LEAST_SECONDS, job.limit_seconds):
             file.add(Record(job.part, job.subject, "skipped", note="not measured: no time left"))
             continue
-        num_before, started = len(file.last()[1]), time.monotonic()
+        num_before, started = len(file.read()[2]), time.monotonic()
         code = run_as_group(job.command, seconds=left)
         taken = time.monotonic() - started
         if code is None:
             file.add(Record(job.part, job.subject, "failed", note=f"ended after {taken:.0f} s, its limit"))
         elif code:
             file.add(Record(job.part, job.subject, "failed", note=f"ended by itself after {taken:.0f} s: code {code}"))
-        elif len(file.last()[1]) == num_before:
+        elif len(file.read()[2]) == num_before:
             file.add(Record(job.part, job.subject, "failed", note="left no record"))
 
 
@@ -125,7 +124,7 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(parts), help="the rest is skipped")
     parser.add_argument("--seconds", type=float, default=540, help="for all of it")
     parser.add_argument("--shape", choices=list(SHAPES), default="7b")
-    parser.add_argument("--out", type=Path, default=SUITE.parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -138,16 +137,12 @@ def main() -> int:
     if unknown := sorted(set(chosen) - set(parts)):
         parser.error(f"no part is called {', '.join(unknown)}; there are {', '.join(parts)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running part is ended too
-    now = datetime.now().astimezone()
-    return run_suite(
-        RecordFile(arguments.out / f"{now:%Y-%m-%d}-gpu-suite.jsonl"), now, chosen, arguments.shape, arguments.seconds
-    )
+    file = RecordFile.begin("gpu-suite", "What a GPU makes of this software", arguments.out)
+    return run_suite(file, chosen, arguments.shape, arguments.seconds)
 
 
-def run_suite(file: RecordFile, now: datetime, parts: Sequence[str], shape: str, seconds: float) -> int:
+def run_suite(file: RecordFile, parts: Sequence[str], shape: str, seconds: float) -> int:
     """Run parts of the suite on a shape, print the table, return the exit code."""
-    command = shlex.join(["python", *sys.argv])
-    file.begin(Start(f"{now:%Y-%m-%d %H:%M %z}", command, machine.commit(), machine.hardware(), machine.versions()))
     own = (sys.executable, str(SUITE), "--file", str(file.path), "--shape", shape)
     jobs = [
         Job(case.part, case.subject, case.limit_seconds, (*own, "--case", case.name))
@@ -156,9 +151,7 @@ def run_suite(file: RecordFile, now: datetime, parts: Sequence[str], shape: str,
     ]
     run_jobs(jobs, file, seconds=seconds)
     skipped = [Record(each.part, each.subject, "skipped", note="not asked for") for each in cases()]
-    for record in (*peers.ratios(file.last()[1]), *(each for each in skipped if each.part not in parts)):
+    for record in (*peers.ratios(file.read()[2]), *(each for each in skipped if each.part not in parts)):
         file.add(record)
-    start, records = file.last()
-    print_table(start, records)
-    print(f"records: {file.path}")
-    return int(any(record.outcome == "failed" for record in records))
+    file.end()
+    return int(any(record.outcome == "failed" for record in file.read()[2]))

@@ -1,7 +1,6 @@
 """How fast is training at a shape, what share of the GPU's arithmetic is the model's, and does memory fit its plan?
 
-Utilization counts what the model needs: six operations a weight and token, four where it is frozen, attention by the
-lengths of careers, no recomputation.
+benchmarks/utilization.py says what utilization counts.
 """
 
 from __future__ import annotations
@@ -13,18 +12,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from records import Record, host_memory, num_cpus
+from utilization import find_machine, training_numbers
 
-from gpu_suite.machine import host_memory, num_cpus, peak_tflops, synchronize
-from gpu_suite.record import Record
-from gpu_suite.workload import BF16, Row, new_model, rows_of_careers, settings_for, workload_of
-from laborllm_dist.batching.batch import pack_batch
+from gpu_suite.workload import BF16, Row, new_model, rows_of_careers, settings_for, synchronize, workload_of
+from laborllm_dist.batching.batch import PackedBatch, pack_batch
 from laborllm_dist.config.run import RunSettings
 from laborllm_dist.distributed.context import DistributedContext, init_distributed
 from laborllm_dist.distributed.zero_engine import ZeroEngine, make_engine
 from laborllm_dist.models.dims import ModelShape
 from laborllm_dist.models.loading import num_parameters
 from laborllm_dist.planning.memory import GIB, Memory, MicroBatchShape, plan_memory
-from laborllm_dist.planning.throughput import flops_per_token
 
 SETTINGS = {
     "lora": (*BF16, "adapter=lora"),
@@ -89,18 +87,13 @@ def measured(
     rows, max_seq_length = settings.batch.micro_batch_size, settings.batch.max_seq_length
     steps = [rows_of_careers(rows, max_seq_length, shape.num_ids, seed) for seed in range(WARM_UP + TIMED)]
     timed = timed_steps(engine, steps, max_seq_length)
-    work = workload_of(steps[WARM_UP:])
-    tokens_per_second = work.tokens_per_step / timed.seconds
-    tflops = flops_per_token(shape, settings.adapter, attended=work.attended) * tokens_per_second / 1e12
+    work, machine = workload_of(steps[WARM_UP:], max_seq_length), find_machine(ranks)
     numbers = {
         "micro_batch_size": rows, "parameters": num_all, "learned": num_trainable, "seconds_per_step": timed.seconds,
-        "tokens_per_second": tokens_per_second, "tflop_per_second": tflops,
+        **training_numbers(shape, settings, work, timed.seconds * work.num_steps, machine),
     }  # fmt: skip
     notes = []
-    peak = peak_tflops()
-    if peak is not None:
-        numbers["model_flops_utilization"] = tflops / peak
-    else:
+    if machine is None:
         notes.append("utilization not measured: the peak of this device is not known")
     if torch.cuda.is_available():
         numbers |= against_plan(planned)
@@ -128,12 +121,18 @@ def timed_steps(engine: ZeroEngine, steps: Sequence[Sequence[Row]], max_seq_leng
     seconds: list[float] = []
     losses: list[torch.Tensor] = []
     for batch in [pack_batch(step, max_seq_length) for step in steps]:
+        (weight,) = engine.ranks.sum(len(batch.scored_N))
         synchronize()
         started = time.perf_counter()
-        sums = engine.forward(batch, is_last_pass=True)
-        engine.backward(sums, loss_weight=len(batch.scored_N))
-        engine.update(learning_rate=1e-5)
+        losses.append(take_step(engine, batch, weight) / len(batch.scored_N))
         synchronize()
         seconds.append(time.perf_counter() - started)
-        losses.append(-sums.tokens.detach() / len(batch.scored_N))
     return Timed(statistics.median(seconds[WARM_UP:]), float(losses[0]), float(losses[-1]))
+
+
+def take_step(engine: ZeroEngine, batch: PackedBatch, weight: float) -> torch.Tensor:
+    """Train a step of one pass with `weight` targets on all ranks; return this rank's loss, a sum. Collective."""
+    sums = engine.forward(batch, is_last_pass=True)
+    engine.backward(sums, loss_weight=weight)
+    engine.update(learning_rate=1e-5)
+    return -sums.tokens.detach()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from utilization import Work
 
 from laborllm_dist.batching.batch import TokenIds
 from laborllm_dist.batching.packing import pack_careers
@@ -24,7 +24,6 @@ SHAPES = {
     "tiny": ModelShape(64, 192, 2, 4, 4, 512, tied_embeddings=False),
 }
 MEAN_TOKENS, SPREAD_TOKENS, SHORTEST = 431, 102, 60  # of an NLSY97 career with the Llama-2 tokenizer
-OBSERVATIONS = 22  # of such a career
 BF16 = ("zero=stage1", "zero.precision=bf16")
 
 
@@ -49,6 +48,12 @@ def settings_for(shape: ModelShape, *more: str) -> RunSettings:
     return compose_settings(RunSettings, "run", [*of_model, *more])
 
 
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def new_model(settings: RunSettings, shape: ModelShape, device: torch.device) -> CareerLanguageModel:
     """Return a model with random weights, made on the device in the precision of `zero`."""
     assert settings.model.llama is not None
@@ -62,18 +67,7 @@ def new_model(settings: RunSettings, shape: ModelShape, device: torch.device) ->
     return CareerLanguageModel(learned, settings.compute)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Careers and real tokens of some steps; attention reaches `attended` tokens of a token's career, on average."""
-
-    num_careers: int
-    tokens: float
-    tokens_per_step: float
-    attended: float
-
-
-def workload_of(steps: Sequence[Sequence[Row]]) -> Work:
-    """Return the work of steps: their careers' tokens, without padding."""
-    lengths = np.array([len(career) for step in steps for row in step for career in row], dtype=np.float64)
-    tokens = float(lengths.sum())
-    return Work(len(lengths), tokens, tokens / len(steps), attended=float((lengths**2).sum()) / tokens / 2)
+def workload_of(steps: Sequence[Sequence[Row]], row_length: int) -> Work:
+    """Return the work of steps with rows of a length."""
+    slots = sum(map(len, steps)) * row_length
+    return Work(len(steps), slots, row_length, [len(career) for step in steps for row in step for career in row])

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import sys
-from types import ModuleType
 
-import pytest
-from helpers.processes import PROJECT
+import cluster_simulator as simulator
 
 from laborllm_dist.planning.throughput import FITTED
 
 
-@pytest.fixture(scope="module")
-def simulator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cluster_simulator", PROJECT / "benchmarks/cluster_simulator.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_published_figures_that_were_left_out_are_met(simulator: ModuleType) -> None:
+def test_published_figures_that_were_left_out_are_met() -> None:
     rows = [row for row in simulator.published() if row.is_left_out and row.gpu == "h100"]
     assert {row.model for row in rows} >= {"mpt-13b", "mpt-30b", "mpt-70b", "llama-3-8b"}
     errors = [
@@ -34,7 +19,7 @@ def test_published_figures_that_were_left_out_are_met(simulator: ModuleType) -> 
     assert statistics.median(errors) < 0.05
 
 
-def test_the_fit_sees_no_figure_that_is_left_out(simulator: ModuleType) -> None:
+def test_the_fit_sees_no_figure_that_is_left_out() -> None:
     rows = simulator.published()
     assert not any(row.is_fitted and row.is_left_out for row in rows)
     assert max(row.num_gpus for row in rows if row.is_fitted) == 64

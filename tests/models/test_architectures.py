@@ -13,11 +13,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers.processes import ON_CPU, PROJECT
-from helpers.runs import COMPUTE
-
-sys.path.insert(0, str(PROJECT / "benchmarks"))
-
 from architectures import (
     ARCHITECTURES,
     MOST_LOGIT,
@@ -29,6 +24,8 @@ from architectures import (
     table,
     tiny_model,
 )
+from helpers.processes import ON_CPU, PROJECT
+from helpers.runs import COMPUTE
 
 from laborllm_dist.batching.batch import pack_batch
 from laborllm_dist.checkpoint.export import export_checkpoint, rope_of_transformers_4
@@ -67,6 +64,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     """Measure all architectures, one after the other, in a process of its own."""
     file = tmp_path_factory.mktemp("architectures") / "found.json"
     command = [sys.executable, str(PROJECT / "benchmarks/architectures.py"), "--json", str(file)]
+    command += ["--out", str(file.parent)]
     done = subprocess.run(command, env={**os.environ, **ON_CPU}, capture_output=True, text=True, timeout=590)
     assert file.is_file(), done.stderr[-2000:]
     measured: dict[str, dict[str, Any]] = json.loads(file.read_text())

