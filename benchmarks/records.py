@@ -231,9 +231,10 @@ def filled(page: str, folder: Path = RESULTS) -> str:
     def block(matched: re.Match[str]) -> str:
         name, part = matched[1].split("/", 1)
         begin, file = BEGIN.format(name=matched[1]), newest(name, folder)
-        if file is None:
+        records = [] if file is None else file.read()[2]
+        if file is None or part not in parts_of(records):  # or it was skipped, or the benchmark ended before
             return f"{begin}\n\n{part[:1].upper()}{part[1:]}: not measured.\n\n{END}"
-        _, environment, records = file.read()
+        environment = file.read()[1]
         source = (
             f"`{environment.command}`: {environment.started}, commit {environment.commit}, {environment.hardware} "
             f"(`benchmarks/results/{file.path.name}`)."
