@@ -161,9 +161,8 @@ class RecordFile:
         return content["title"], Environment(**content["environment"]), records
 
     def end(self) -> None:
-        """Write the Markdown beside the JSON, and print a table of everything."""
+        """Print a table of everything."""
         title, environment, records = self.read()
-        write_text(self.path.with_suffix(".md"), self.markdown())
         print_table(title, environment, summaries(records))
         print(f"records: {self.path}, {self.path.with_suffix('.md').name}")
 
@@ -182,6 +181,7 @@ class RecordFile:
             "records": [dataclasses.asdict(record) for record in records],
         }
         write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.path.with_suffix(".md"), self.markdown())
 
 
 LEGEND = "Repeats: median (minimum to maximum). Load: processes that ran or waited for a CPU, these included."
